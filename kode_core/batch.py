@@ -1,0 +1,354 @@
+"""The values that pass between the core and a storage engine.
+
+What must hold when a write happens travels in the :class:`Batch` as preconditions, and the engine checks them in the
+same atomic step as the write.
+
+- An agent has two *lists*, messages and tool calls, whose rows stand at positions 0, 1, 2, …; *documents*, each
+  under a kind and a key; an *event log*; an *info*; and a *lease*.
+- Every list has a *version*, which grows by one with every write to the list and never returns to an earlier value,
+  not even after the agent was deleted and made again. The core relies on it to write only what changed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec.structs import replace
+
+from kode_core.codec import Body
+from kode_core.errors import StorageError
+
+__all__ = [
+    "Applied",
+    "Batch",
+    "Child",
+    "Doc",
+    "DocKind",
+    "DocWrite",
+    "FORKED_DOCS",
+    "EngineIssue",
+    "EventRange",
+    "EventRow",
+    "EventWrite",
+    "Fence",
+    "FoundRow",
+    "Head",
+    "Info",
+    "ListHead",
+    "ListKind",
+    "ListRows",
+    "ListWrite",
+    "MessageIndex",
+    "Outcome",
+    "Outline",
+    "Refused",
+    "Row",
+    "SessionRow",
+    "ToolCallIndex",
+    "Totals",
+    "first_version",
+    "with_bodies",
+]
+
+
+class ListKind(StrEnum):
+    """The two lists of an agent."""
+
+    MESSAGES = "messages"
+    TOOL_CALLS = "tool_calls"
+
+
+class DocKind(StrEnum):
+    """The kinds of documents. A document's key is empty where an agent has only one of the kind."""
+
+    TODOS = "todos"
+    WINDOWS = "windows"
+    COMPRESSIONS = "compressions"
+    RECOVERED = "recovered"
+    MEDIA = "media"
+    SNAPSHOTS = "snapshots"
+    LAYER = "layer"
+    """Belongs to a layer, never to a caller: reads, counts and forks leave it out."""
+
+
+FORKED_DOCS = (DocKind.TODOS, DocKind.MEDIA, DocKind.SNAPSHOTS)
+"""What a fork takes along, besides info, messages and tool calls (FORK-1)."""
+
+
+class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    pass
+
+
+# --- Rows and what they are found by ----------------------------------------------------------------------------------
+
+
+class MessageIndex(_Value, frozen=True, tag="message"):
+    """By what a message is found. All texts are in the form of ``ids.index_text``."""
+
+    role: str
+    content_types: tuple[str, ...]
+
+
+class ToolCallIndex(_Value, frozen=True, tag="tool_call"):
+    """By what a tool call is found; ``call_id`` is not unique."""
+
+    call_id: str
+    tool_name: str
+    state: str
+    is_error: bool
+    has_approval: bool
+
+
+Index: TypeAlias = MessageIndex | ToolCallIndex
+
+
+class Row(_Value, frozen=True):
+    """One element of a list."""
+
+    body: Body
+    created_at: int
+    index: Index
+
+
+class ListRows(_Value, frozen=True):
+    """A list as it was at one instant; ``rows`` in order of position."""
+
+    version: int
+    rows: Sequence[tuple[Body, int]]
+    """(body, created_at)"""
+
+
+class Outline(_Value, frozen=True):
+    """A list without its bodies, as it was at one instant.
+
+    Attributes:
+        rows: (position, digest, created_at, key) in order of position; the key is a tool call's ``call_id``.
+    """
+
+    version: int
+    count: int
+    rows: Sequence[tuple[int, bytes, int, str | None]]
+
+
+class FoundRow(_Value, frozen=True):
+    """A row that a query found."""
+
+    agent_id: str
+    position: int
+    created_at: int
+    body: Body
+
+
+# --- Other contents ---------------------------------------------------------------------------------------------------
+
+
+class Info(_Value, frozen=True):
+    """An agent's info and what sessions are found by; ``metadata`` as ``query.metadata_index`` makes it."""
+
+    body: Body
+    template_id: str
+    created_at: int
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+class Doc(_Value, frozen=True):
+    """A document; ``time`` orders those of one kind, in milliseconds."""
+
+    key: str
+    time: int
+    body: Body
+
+
+class EventRow(_Value, frozen=True):
+    """An event of the log."""
+
+    offset: int
+    seq: int
+    body: Body
+
+
+class EventRange(_Value, frozen=True, kw_only=True):
+    """Which events to read, and in which order.
+
+    Attributes:
+        order: ``seq`` for (seq, offset), ``offset`` for the order of commit.
+        after: the (seq, offset) to go on after, exclusive; with ``offset`` order only the offset counts.
+        since_seq: only events with a greater seq, whatever the order.
+    """
+
+    order: Literal["seq", "offset"] = "seq"
+    after: tuple[int, int] | None = None
+    since_seq: int | None = None
+    channel: str | None = None
+    limit: int = 500
+
+
+class ListHead(_Value, frozen=True):
+    """A list's version and length; both 0 where there is no list."""
+
+    version: int = 0
+    count: int = 0
+
+
+class Head(_Value, frozen=True, kw_only=True):
+    """What is known of an agent without reading its lists; ``info`` is None until it was saved.
+
+    Attributes:
+        updated_at: when messages, tool calls or info last changed, in milliseconds (INFO-2).
+    """
+
+    agent_id: str
+    info: Info | None
+    updated_at: int
+    messages: ListHead = ListHead()
+    tool_calls: ListHead = ListHead()
+
+
+class SessionRow(_Value, frozen=True):
+    """A session that a query found."""
+
+    agent_id: str
+    info: Body
+    created_at: int
+    updated_at: int
+    message_count: int
+
+
+class Totals(_Value, frozen=True, kw_only=True):
+    """What the whole store holds; ``size_bytes`` is None where the engine cannot tell."""
+
+    agents: int = 0
+    messages: int = 0
+    tool_calls: int = 0
+    size_bytes: int | None = None
+
+
+class EngineIssue(_Value, frozen=True):
+    """A problem that only the engine can see; ``code`` as in ``ConsistencyIssue``."""
+
+    code: str
+    agent_id: str
+    message: str
+
+
+# --- Writes -----------------------------------------------------------------------------------------------------------
+
+
+class Fence(_Value, frozen=True):
+    """The lease under which a write is made: it must still be held, by this owner, with this token (LOCK-5)."""
+
+    owner: str
+    token: int
+
+
+class ListWrite(_Value, frozen=True, kw_only=True):
+    """A change of one list, in this order: cut to ``length``, put rows at their positions, append.
+
+    Attributes:
+        expect: the version the list must have; None accepts any.
+        length: rows at this position and beyond are removed; None removes none. At most the list's length.
+        put: (position, row), ascending, without gaps: a position is below the length or follows another one.
+        append: rows added at the end.
+    """
+
+    expect: int | None = None
+    length: int | None = None
+    put: tuple[tuple[int, Row], ...] = ()
+    append: tuple[Row, ...] = ()
+
+
+class DocWrite(_Value, frozen=True):
+    """A document to insert or replace; without a document, the one to remove."""
+
+    kind: DocKind
+    key: str
+    doc: Doc | None
+
+
+class EventWrite(_Value, frozen=True):
+    """An event to append. The same (seq, digest) again is not stored twice (EVT-4)."""
+
+    seq: int
+    channel: str
+    body: Body
+
+
+class Batch(_Value, frozen=True, kw_only=True):
+    """All that one call writes for one agent: everything of it happens, or nothing.
+
+    Attributes:
+        op_id: unique to the call. A batch whose op_id is the last one applied to the agent's lists or info is not
+            applied again: its outcome is what it was (OPS-10). Documents and events need no such care: to write
+            them again changes nothing.
+        now: milliseconds since the epoch; becomes ``updated_at`` unless that is later already.
+        fence: precondition: this lease is held.
+        expect_updated_at: precondition: the agent's info, messages and tool calls did not change since.
+        delete: remove all there is of the agent, the lease excepted, before the rest of the batch is applied.
+    """
+
+    agent_id: str
+    op_id: str
+    now: int
+    fence: Fence | None = None
+    expect_updated_at: int | None = None
+    delete: bool = False
+    info: Info | None = None
+    messages: ListWrite | None = None
+    tool_calls: ListWrite | None = None
+    docs: tuple[DocWrite, ...] = ()
+    events: tuple[EventWrite, ...] = ()
+
+
+def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
+    """*batch* with every body replaced by what *change* makes of it; bodies come in a fixed order."""
+
+    def rows(write: ListWrite | None) -> ListWrite | None:
+        if write is None:
+            return None
+        put = tuple((position, replace(row, body=change(row.body))) for position, row in write.put)
+        return replace(write, put=put, append=tuple(replace(row, body=change(row.body)) for row in write.append))
+
+    def doc(write: DocWrite) -> DocWrite:
+        return write if write.doc is None else replace(write, doc=replace(write.doc, body=change(write.doc.body)))
+
+    return replace(
+        batch,
+        info=None if batch.info is None else replace(batch.info, body=change(batch.info.body)),
+        messages=rows(batch.messages),
+        tool_calls=rows(batch.tool_calls),
+        docs=tuple(map(doc, batch.docs)),
+        events=tuple(replace(event, body=change(event.body)) for event in batch.events),
+    )
+
+
+class Applied(_Value, frozen=True):
+    """The batch is durable. ``offsets`` are those of its events, in order, old ones for repeated events."""
+
+    messages: ListHead = ListHead()
+    tool_calls: ListHead = ListHead()
+    offsets: tuple[int, ...] = ()
+
+
+class Refused(_Value, frozen=True):
+    """A precondition did not hold and nothing was written; ``by`` says which."""
+
+    by: Literal["fence", "messages", "tool_calls", "updated_at"]
+
+
+Outcome: TypeAlias = Applied | Refused | StorageError
+
+
+class Child(_Value, frozen=True):
+    """A fork to make."""
+
+    agent_id: str
+    info: Info
+
+
+def first_version() -> int:
+    """The version before the first of a new list: never one that a deleted list of that agent had."""
+    return secrets.randbits(52)

@@ -1,0 +1,143 @@
+"""The interface between the core and a storage engine.
+
+An :class:`Engine` moves bytes: about twenty primitives, values in, values out. It does not validate, parse bodies,
+measure, retry or read the clock; the core does that once for all engines. The values are in :mod:`kode_core.batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from kode_core.batch import (
+    Batch,
+    Child,
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    Fence,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outcome,
+    Outline,
+    SessionRow,
+    Totals,
+)
+from kode_core.codec import Body
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+
+__all__ = ["Engine", "Medium"]
+
+Medium: TypeAlias = Literal["database", "file_system"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What a backend implements to get a complete ``ExtendedStore`` from the core.
+
+    Every method may raise the subclasses of ``StorageError``, and no other exception of its driver's. Reads see
+    every write that was acknowledged before they began, by any process, and each sees one instant. Reads of what is
+    not there return None or nothing and leave no trace. Arguments are checked already: ids are legal, filters are
+    known, bodies are JSON text. Engines are not asked to survive use after ``close``.
+    """
+
+    name: str
+    """The backend's name, as in ``sqlite``."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        """Apply each batch atomically, in order, and return an outcome for each once all are durable.
+
+        Batches stand for themselves: one that is refused or fails takes no other with it.
+        """
+        ...
+
+    async def head(self, agent_id: str) -> Head | None:
+        """The agent's head, None when nothing but events or documents was ever saved for it."""
+        ...
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        """A whole list."""
+        ...
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
+        """A list's outline; with *keys*, only the last row of each of these call ids."""
+        ...
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        """The agent's documents of a kind, in any order, or the one with *key*."""
+        ...
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        """At most ``span.limit`` events."""
+        ...
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        """The event that is last by (seq, offset)."""
+        ...
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        """Ids of agents with info that begin with *prefix*, in code point order, those behind *after*."""
+        ...
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        """Agents with info that match, in the query's order."""
+        ...
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        """List rows that match, in the query's order."""
+        ...
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        """Counts for one agent; names and states in the form of the index."""
+        ...
+
+    async def totals(self) -> Totals:
+        """Counts over all agents."""
+        ...
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        """Copy one instant of the agent's lists and ``FORKED_DOCS`` to each child, and give it its info.
+
+        Returns False, with nothing written, when the agent's info is no longer *expect*.
+        """
+        ...
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        """Take the lease unless it is held, and return its token, greater than any before; None when held."""
+        ...
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        """Prolong a lease that is still held; False when it ended."""
+        ...
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        """End a lease; does nothing when it ended already, whoever holds it now (LOCK-4)."""
+        ...
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        """Calls that prove, with the least possible work, that each medium can be read and written, or raise."""
+        ...
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        """Problems in the engine's own structures, of one agent or, for None, of what belongs to no agent.
+
+        Leftovers of a half-done delete, repeated offsets, counts that disagree.
+        """
+        ...
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        """Copy one instant of everything to *target*, which must not exist, and return what was made.
+
+        Raises:
+            UnsupportedError: this engine cannot.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish what was accepted and give back what the engine opened."""
+        ...

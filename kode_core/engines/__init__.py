@@ -1,0 +1,1 @@
+"""The two engines that come with the core: memory, and JSON files."""

@@ -1,0 +1,210 @@
+"""An engine that keeps everything in this process: for tests, and for agents that may be forgotten."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from kode_core.batch import (
+    FORKED_DOCS,
+    Applied,
+    Batch,
+    Child,
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    Fence,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outcome,
+    Outline,
+    Refused,
+    SessionRow,
+    Totals,
+    first_version,
+)
+from kode_core.codec import Body
+from kode_core.engine import Medium
+from kode_core.engines import scan
+from kode_core.engines.state import AgentState
+from kode_core.errors import UnsupportedError
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+
+__all__ = ["MemoryEngine", "MemorySpace"]
+
+
+class MemorySpace:
+    """What one or more memory engines hold together."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, AgentState] = {}
+        self.leases: dict[str, tuple[Fence, float]] = {}
+        self.counter = 0
+        """Above every token given out, and every offset of a deleted agent."""
+
+    def state(self, agent_id: str) -> AgentState:
+        """The agent's state, an empty one that is not kept where there is none."""
+        return self.states.get(agent_id) or AgentState(agent_id, self.counter + 1)
+
+    def holds(self, agent_id: str, fence: Fence) -> bool:
+        lease = self.leases.get(agent_id)
+        return lease is not None and lease[0] == fence and lease[1] > time.monotonic()
+
+
+class MemoryEngine:
+    """See :class:`kode_core.engine.Engine`. Engines of one space see each other's writes."""
+
+    name = "memory"
+
+    def __init__(self, space: MemorySpace | None = None) -> None:
+        self._space = space or MemorySpace()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return [self._commit(batch) for batch in batches]
+
+    def _commit(self, batch: Batch) -> Applied | Refused:
+        space, agent_id = self._space, batch.agent_id
+        state = space.state(agent_id)
+        if batch.op_id == state.last_op:
+            return state.last_outcome
+        if batch.fence is not None and not space.holds(agent_id, batch.fence):
+            return Refused("fence")
+        refusal = state.refusal(batch)
+        if refusal is not None:
+            return refusal
+        if batch.delete:
+            space.counter = max(space.counter, state.log.next_offset)
+            space.states.pop(agent_id, None)
+            state = space.state(agent_id)
+        outcome = state.outcome(batch)
+        state.apply(batch, outcome)
+        if not state.is_empty:
+            space.states[agent_id] = state
+        return outcome
+
+    async def head(self, agent_id: str) -> Head | None:
+        return self._space.state(agent_id).head()
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        return self._space.state(agent_id).rows(kind)
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
+        return self._space.state(agent_id).outline(kind, keys)
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        return self._space.state(agent_id).docs_of(kind, key)
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        return self._space.state(agent_id).log.read(span)
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        return self._space.state(agent_id).log.last()
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        return scan.agent_ids(self._space.states.values(), prefix, after, limit)
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        return scan.find_sessions(self._space.states.values(), query)
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        return scan.find_rows(self._space.states.values(), query)
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        return self._space.state(agent_id).stats()
+
+    async def totals(self) -> Totals:
+        states = [state for state in self._space.states.values() if state.info is not None]
+        everyone = self._space.states.values()
+        return Totals(
+            agents=len(states),
+            messages=sum(len(s.lists[ListKind.MESSAGES].rows) for s in everyone),
+            tool_calls=sum(len(s.lists[ListKind.TOOL_CALLS].rows) for s in everyone),
+        )
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        parent = self._space.state(agent_id)
+        if parent.info is None or parent.info.body != expect:
+            return False
+        for child in children:
+            self._space.states[child.agent_id] = forked(parent, child, now, self._space.counter + 1)
+        return True
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        space, now = self._space, time.monotonic()
+        held = space.leases.get(agent_id)
+        if held is not None and held[1] > now:
+            return None
+        space.counter += 1
+        space.leases[agent_id] = (Fence(owner, space.counter), now + ttl_ms / 1000)
+        return space.counter
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        if not self._space.holds(agent_id, fence):
+            return False
+        self._space.leases[agent_id] = (fence, time.monotonic() + ttl_ms / 1000)
+        return True
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        held = self._space.leases.get(agent_id)
+        if held is not None and held[0] == fence:
+            del self._space.leases[agent_id]
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return []
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        return []
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        raise UnsupportedError("a memory store has no backup; use a JSON or SQLite store for what must be kept")
+
+    async def close(self) -> None:
+        return
+
+
+def forked(parent: AgentState, child: Child, now: int, next_offset: int) -> AgentState:
+    """A new state with what a fork takes along (FORK-1)."""
+    state = AgentState(child.agent_id, next_offset)
+    state.info = child.info
+    state.updated_at = now
+    for kind, rows in parent.lists.items():
+        if rows.version:
+            state.lists[kind].rows = list(rows.rows)
+            state.lists[kind].version = first_version()
+    state.docs = {key: doc for key, doc in parent.docs.items() if key[0] in FORKED_DOCS}
+    return state
+
+
+class MemoryOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the memory backend.
+
+    Attributes:
+        name: stores of one name share their contents within the process; without a name a store is alone.
+    """
+
+    name: str | None = None
+
+
+_spaces: dict[str, MemorySpace] = {}
+
+
+async def open_memory(options: MemoryOptions) -> MemoryEngine:
+    """An engine over the space that *options* name."""
+    if options.name is None:
+        return MemoryEngine()
+    return MemoryEngine(_spaces.setdefault(options.name, MemorySpace()))
+
+
+def forget_memory(name: str) -> None:
+    """Drop the space of that name; stores that are open keep it until they are closed."""
+    _spaces.pop(name, None)

@@ -1,0 +1,282 @@
+"""One agent's contents in memory, as the built-in engines keep them.
+
+A state never looks at the text of a body. The memory engine keeps the text there; the JSON files engine keeps the
+place in the file where the text is.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from kode_core.batch import (
+    Applied,
+    Batch,
+    Doc,
+    DocKind,
+    EventRange,
+    EventRow,
+    EventWrite,
+    Head,
+    Info,
+    ListHead,
+    ListKind,
+    ListRows,
+    ListWrite,
+    Outline,
+    Refused,
+    Row,
+    ToolCallIndex,
+    first_version,
+)
+from kode_core.codec import Body
+from kode_core.model import CHANNELS
+from kode_core.query import AgentStats
+
+__all__ = ["AgentState", "EventLog", "ListState"]
+
+
+class ListState:
+    """A list of rows and its version, 0 as long as nothing was written."""
+
+    __slots__ = ("rows", "version")
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.rows: list[Row] = []
+
+    @property
+    def head(self) -> ListHead:
+        return ListHead(self.version, len(self.rows))
+
+    def after(self, write: ListWrite | None) -> ListHead:
+        """The head that *write* leads to."""
+        if write is None:
+            return self.head
+        count = len(self.rows) if write.length is None else min(write.length, len(self.rows))
+        if write.put:
+            count = max(count, write.put[-1][0] + 1)
+        return ListHead((self.version or first_version()) + 1, count + len(write.append))
+
+    def apply(self, write: ListWrite, head: ListHead) -> None:
+        if write.length is not None:
+            del self.rows[write.length :]
+        for position, row in write.put:
+            if position < len(self.rows):
+                self.rows[position] = row
+            else:
+                self.rows.append(row)
+        self.rows.extend(write.append)
+        self.version = head.version
+
+
+class EventLog:
+    """An agent's events: by offset in arrays, and their order by (seq, offset) only where it is another one."""
+
+    __slots__ = ("_channels", "_digests", "_offsets", "_order", "_seqs", "bodies", "next_offset")
+
+    def __init__(self, next_offset: int = 1, bodies: Any = None) -> None:
+        self.next_offset = next_offset
+        self.bodies: Any = [] if bodies is None else bodies
+        self._offsets = array("q")
+        self._seqs = array("q")
+        self._channels = bytearray()
+        self._digests = bytearray()
+        self._order: array[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def _at(self, rank: int) -> int:
+        return rank if self._order is None else self._order[rank]
+
+    def _seq_at(self, rank: int) -> int:
+        return self._seqs[self._at(rank)]
+
+    def _digest(self, i: int) -> bytes:
+        return bytes(self._digests[i * 16 : i * 16 + 16])
+
+    def find(self, seq: int, digest: bytes) -> int | None:
+        """The offset of the event with this seq and digest."""
+        ranks = range(len(self))
+        for rank in range(bisect_left(ranks, seq, key=self._seq_at), len(self)):
+            i = self._at(rank)
+            if self._seqs[i] != seq:
+                return None
+            if self._digest(i) == digest:
+                return self._offsets[i]
+        return None
+
+    def offsets_for(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
+        """The offset each event will have, or has already (EVT-4)."""
+        fresh: dict[tuple[int, bytes], int] = {}
+        for event in events:
+            key = (event.seq, event.body.digest)
+            if key not in fresh:
+                known = self.find(*key)
+                fresh[key] = self.next_offset + len(fresh) if known is None else known
+        return tuple(fresh[event.seq, event.body.digest] for event in events)
+
+    def apply(self, events: Sequence[EventWrite], offsets: Sequence[int]) -> None:
+        for event, offset in zip(events, offsets, strict=True):
+            if not self._offsets or offset > self._offsets[-1]:
+                self._add(event, offset)
+
+    def _add(self, event: EventWrite, offset: int) -> None:
+        i = len(self)
+        if self._order is None and i and event.seq < self._seqs[-1]:
+            self._order = array("q", range(i))
+        if self._order is not None:
+            self._order.insert(bisect_right(range(i), event.seq, key=self._seq_at), i)
+        self._offsets.append(offset)
+        self._seqs.append(event.seq)
+        self._channels.append(CHANNELS.index(event.channel))
+        self._digests += event.body.digest
+        self.bodies.append(event.body.text)
+        self.next_offset = max(self.next_offset, offset + 1)
+
+    def row(self, i: int) -> EventRow:
+        return EventRow(self._offsets[i], self._seqs[i], Body(self.bodies[i], self._digest(i)))
+
+    def write_of(self, i: int) -> EventWrite:
+        """The write that made event *i*."""
+        row = self.row(i)
+        return EventWrite(row.seq, CHANNELS[self._channels[i]], row.body)
+
+    def read(self, span: EventRange) -> list[EventRow]:
+        channel = None if span.channel is None else CHANNELS.index(span.channel)
+        rows: list[EventRow] = []
+        for i in self._ordered(span):
+            if len(rows) == span.limit:
+                break
+            if channel is None or self._channels[i] == channel:
+                rows.append(self.row(i))
+        return rows
+
+    def _ordered(self, span: EventRange) -> Iterator[int]:
+        everything = range(len(self))
+        if span.order == "offset":
+            start = 0 if span.after is None else bisect_right(self._offsets, span.after[1])
+            return (i for i in everything[start:] if span.since_seq is None or self._seqs[i] > span.since_seq)
+        start = 0
+        if span.since_seq is not None:
+            start = bisect_right(everything, span.since_seq, key=self._seq_at)
+        if span.after is not None:
+            place = bisect_right(everything, span.after, key=lambda r: (self._seq_at(r), self._offsets[self._at(r)]))
+            start = max(start, place)
+        return map(self._at, everything[start:])
+
+    def last(self) -> EventRow | None:
+        return self.row(self._at(len(self) - 1)) if len(self) else None
+
+    def repeated_offset(self) -> int | None:
+        """An offset that two events have or that does not grow; None when all is well."""
+        return next((b for a, b in zip(self._offsets, self._offsets[1:], strict=False) if b <= a), None)
+
+
+class AgentState:
+    """Everything of one agent."""
+
+    __slots__ = ("agent_id", "docs", "info", "last_op", "last_outcome", "lists", "log", "updated_at")
+
+    def __init__(self, agent_id: str, next_offset: int = 1, bodies: Any = None) -> None:
+        self.agent_id = agent_id
+        self.info: Info | None = None
+        self.updated_at = 0
+        self.lists = {kind: ListState() for kind in ListKind}
+        self.docs: dict[tuple[DocKind, str], Doc] = {}
+        self.log = EventLog(next_offset, bodies)
+        self.last_op = ""
+        self.last_outcome = Applied()
+
+    @property
+    def is_empty(self) -> bool:
+        lists = any(rows.version for rows in self.lists.values())
+        return not (self.info or self.docs or self.log or lists)
+
+    # --- writes
+
+    def refusal(self, batch: Batch) -> Refused | None:
+        """Why *batch* must not be applied, the fence excepted."""
+        if batch.expect_updated_at is not None and batch.expect_updated_at != self.updated_at:
+            return Refused("updated_at")
+        for kind, write in _list_writes(batch):
+            if write.expect is not None and write.expect != self.lists[kind].version:
+                return Refused(cast(Any, kind.value))
+        return None
+
+    def outcome(self, batch: Batch) -> Applied:
+        """What applying *batch* will lead to; changes nothing."""
+        return Applied(
+            self.lists[ListKind.MESSAGES].after(batch.messages),
+            self.lists[ListKind.TOOL_CALLS].after(batch.tool_calls),
+            self.log.offsets_for(batch.events),
+        )
+
+    def apply(self, batch: Batch, outcome: Applied) -> None:
+        """Do what *batch* says, except its ``delete``."""
+        if batch.info is not None:
+            self.info = batch.info
+        for kind, write in _list_writes(batch):
+            self.lists[kind].apply(write, getattr(outcome, kind.value))
+        for change in batch.docs:
+            if change.doc is None:
+                self.docs.pop((change.kind, change.key), None)
+            else:
+                self.docs[change.kind, change.key] = change.doc
+        self.log.apply(batch.events, outcome.offsets)
+        if batch.info is not None or batch.messages is not None or batch.tool_calls is not None:
+            self.updated_at = max(self.updated_at, batch.now)
+        self.last_op, self.last_outcome = batch.op_id, outcome
+
+    # --- reads
+
+    def head(self) -> Head | None:
+        if self.info is None and not any(x.version for x in self.lists.values()):
+            return None
+        return Head(
+            agent_id=self.agent_id,
+            info=self.info,
+            updated_at=self.updated_at,
+            messages=self.lists[ListKind.MESSAGES].head,
+            tool_calls=self.lists[ListKind.TOOL_CALLS].head,
+        )
+
+    def rows(self, kind: ListKind) -> ListRows:
+        state = self.lists[kind]
+        return ListRows(state.version, [(row.body, row.created_at) for row in state.rows])
+
+    def outline(self, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+        state = self.lists[kind]
+        rows = [
+            (i, row.body.digest, row.created_at, row.index.call_id if isinstance(row.index, ToolCallIndex) else None)
+            for i, row in enumerate(state.rows)
+        ]
+        if keys is not None:
+            last = {row[3]: row for row in rows}
+            rows = sorted(last[key] for key in set(keys) if key in last)
+        return Outline(state.version, len(state.rows), rows)
+
+    def docs_of(self, kind: DocKind, key: str | None) -> list[Doc]:
+        if key is not None:
+            doc = self.docs.get((kind, key))
+            return [] if doc is None else [doc]
+        return [doc for (k, _), doc in self.docs.items() if k == kind]
+
+    def stats(self) -> AgentStats:
+        calls = [cast(ToolCallIndex, row.index) for row in self.lists[ListKind.TOOL_CALLS].rows]
+        return AgentStats(
+            total_messages=len(self.lists[ListKind.MESSAGES].rows),
+            total_tool_calls=len(calls),
+            total_snapshots=sum(kind == DocKind.SNAPSHOTS for kind, _ in self.docs),
+            tool_calls_by_name=dict(Counter(call.tool_name for call in calls)),
+            tool_calls_by_state=dict(Counter(call.state for call in calls)),
+        )
+
+
+def _list_writes(batch: Batch) -> list[tuple[ListKind, ListWrite]]:
+    writes = ((ListKind.MESSAGES, batch.messages), (ListKind.TOOL_CALLS, batch.tool_calls))
+    return [(kind, write) for kind, write in writes if write is not None]

@@ -1,0 +1,224 @@
+"""Every error that kode_core raises on purpose.
+
+::
+
+    KodeError
+    ├── ConfigurationError (ValueError)      an option, URL, variable or kode.toml is wrong
+    │   └── PluginError
+    │       ├── UnknownBackendError          no such backend, or its package is not installed
+    │       ├── AmbiguousBackendError        two distributions provide one name
+    │       ├── BackendImportError (ImportError)
+    │       ├── IncompatibleBackendError     it does not fit this kode-core
+    │       └── DisabledBackendError         blocked by KODE_DISABLE_PLUGINS
+    ├── InvalidArgumentError (ValueError)    an id, filter, limit, record type … of a call
+    │   ├── InvalidValueError                a value that JSON cannot carry exactly
+    │   └── PayloadTooLargeError             larger than the backend can hold
+    ├── AgentNotFoundError (LookupError)
+    ├── StoreClosedError (RuntimeError)
+    ├── UnsupportedError (NotImplementedError)   this backend cannot do that
+    ├── LockError
+    │   ├── LockUnavailableError             somebody else holds the lease
+    │   └── LockLostError                    the lease ended; nothing was written
+    └── StorageError
+        ├── StoreUnavailableError (ConnectionError)
+        ├── StoreBusyError                   other writers kept it locked for too long
+        ├── StoreTimeoutError (TimeoutError) the deadline passed; nothing was written
+        ├── StoreFullError (OSError)         no room left; nothing was written
+        ├── StoreReadOnlyError (OSError)
+        ├── OutcomeUnknownError              it may have been written, or not
+        ├── CorruptRecordError               stored bytes are not what was written
+        └── SchemaVersionError               written by a newer version
+
+Each carries what a program needs to react: ``retry`` says whether the same call may be tried again.
+No message contains a secret; stored payloads are never quoted, only the path to them.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+__all__ = [
+    "AgentNotFoundError",
+    "AmbiguousBackendError",
+    "BackendImportError",
+    "ConfigurationError",
+    "CorruptRecordError",
+    "DisabledBackendError",
+    "IncompatibleBackendError",
+    "InvalidArgumentError",
+    "InvalidValueError",
+    "KodeError",
+    "LockError",
+    "LockLostError",
+    "LockUnavailableError",
+    "OutcomeUnknownError",
+    "PayloadTooLargeError",
+    "PluginError",
+    "Retry",
+    "SchemaVersionError",
+    "StorageError",
+    "StoreBusyError",
+    "StoreClosedError",
+    "StoreFullError",
+    "StoreReadOnlyError",
+    "StoreTimeoutError",
+    "StoreUnavailableError",
+    "UnknownBackendError",
+    "UnsupportedError",
+]
+
+
+class Retry(Enum):
+    """Whether the call that failed may be made again."""
+
+    NEVER = "never"
+    """The same call will fail again: change the arguments or the environment first."""
+    LATER = "later"
+    """Nothing was written; the same call may succeed later."""
+    CHECK = "check"
+    """It may have been written: read before you repeat."""
+
+
+class KodeError(Exception):
+    """Base of all errors of this library."""
+
+    retry: ClassVar[Retry] = Retry.NEVER
+
+
+class ConfigurationError(KodeError, ValueError):
+    """The configuration names something that does not exist or has the wrong type."""
+
+
+class PluginError(ConfigurationError):
+    """A backend could not be found or used."""
+
+
+class UnknownBackendError(PluginError):
+    """No installed distribution provides a backend of that name."""
+
+
+class AmbiguousBackendError(PluginError):
+    """More than one installed distribution provides a backend of that name."""
+
+
+class BackendImportError(PluginError, ImportError):
+    """The backend is installed, but importing it failed; the cause is attached."""
+
+
+class IncompatibleBackendError(PluginError):
+    """The plugin does not follow the interface of this version of kode-core."""
+
+
+class DisabledBackendError(PluginError):
+    """The backend is switched off by ``KODE_DISABLE_PLUGINS``."""
+
+
+class InvalidArgumentError(KodeError, ValueError):
+    """An argument has the wrong type or value; nothing was read or written."""
+
+
+class InvalidValueError(InvalidArgumentError):
+    """A value inside a record cannot be stored exactly (VAL-2); nothing was written.
+
+    Attributes:
+        record: the record, as in ``message 3`` or ``tool call 'call_7'``.
+        path: where in it, as a JSON path such as ``$.result.rows[2].price``.
+    """
+
+    def __init__(self, record: str, path: str, problem: str) -> None:
+        super().__init__(f"{record}: {path}: {problem}")
+        self.record = record
+        self.path = path
+
+
+class PayloadTooLargeError(InvalidArgumentError):
+    """A record is larger than the backend can hold; nothing was written."""
+
+
+class AgentNotFoundError(KodeError, LookupError):
+    """The call needs an agent whose info was saved, and there is none of that id."""
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(f"no agent {agent_id!r} in this store: save_info was never called for it, or it was deleted")
+        self.agent_id = agent_id
+
+
+class StoreClosedError(KodeError, RuntimeError):
+    """The store was closed; open a new one."""
+
+
+class UnsupportedError(KodeError, NotImplementedError):
+    """The backend of this store has no such operation; nothing was done."""
+
+
+class LockError(KodeError):
+    """Base of the two errors about leases."""
+
+    def __init__(self, agent_id: str, problem: str) -> None:
+        super().__init__(f"agent {agent_id!r}: {problem}")
+        self.agent_id = agent_id
+
+
+class LockUnavailableError(LockError):
+    """Another holder has the lease (LOCK-2)."""
+
+    retry = Retry.LATER
+
+
+class LockLostError(LockError):
+    """The lease of this write ended before the write; nothing was written (LOCK-5)."""
+
+
+class StorageError(KodeError):
+    """The storage engine could not do what was asked."""
+
+
+class StoreUnavailableError(StorageError, ConnectionError):
+    """The database or folder cannot be reached or opened; nothing was written."""
+
+    retry = Retry.LATER
+
+
+class StoreBusyError(StorageError):
+    """Other writers kept the database locked for longer than this store waits; nothing was written."""
+
+    retry = Retry.LATER
+
+
+class StoreTimeoutError(StorageError, TimeoutError):
+    """The deadline passed before the call was done; nothing was written."""
+
+    retry = Retry.LATER
+
+
+class StoreFullError(StorageError, OSError):
+    """There is no room left on the device or in the quota; nothing was written."""
+
+    retry = Retry.LATER
+
+
+class StoreReadOnlyError(StorageError, OSError):
+    """The database or folder cannot be written by this process; nothing was written."""
+
+
+class OutcomeUnknownError(StorageError):
+    """The connection or deadline ended while a write was being committed: it is there whole, or not at all."""
+
+    retry = Retry.CHECK
+
+
+class CorruptRecordError(StorageError):
+    """Stored bytes are not what was written (OPS-4). Other records stay readable; nothing is overwritten.
+
+    Attributes:
+        record: which one, as in ``message 3 of agent 'a'``.
+    """
+
+    def __init__(self, record: str, problem: str) -> None:
+        super().__init__(f"{record}: {problem}")
+        self.record = record
+
+
+class SchemaVersionError(StorageError):
+    """The database was written by a newer version of its backend; upgrade the package."""

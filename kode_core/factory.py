@@ -1,0 +1,123 @@
+"""Opening stores: ``create_store`` and ``create_extended_store``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from kode_core.config import Configured, configure
+from kode_core.engine import Engine
+from kode_core.engines.json_files import JsonOptions, open_json
+from kode_core.errors import IncompatibleBackendError
+from kode_core.layers.hybrid import HybridEngine
+from kode_core.plugins import Backend, opened_store, registry
+from kode_core.protocols import ExtendedStore, Store
+from kode_core.store.facade import EngineStore
+
+__all__ = ["BackendStore", "StoreOpening", "create_extended_store", "create_store"]
+
+S = TypeVar("S", bound=Store)
+
+
+class StoreOpening(Generic[S]):
+    """A store about to be opened: ``await`` it, or use ``async with``, which closes it at the end."""
+
+    def __init__(self, open_store: Callable[[], Awaitable[S]]) -> None:
+        self._open = open_store
+        self._store: S | None = None
+
+    def __await__(self) -> Generator[Any, None, S]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> S:
+        self._store = await self._open()
+        return self._store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        close = getattr(self._store, "close", None)
+        if close is not None:
+            await close()
+
+
+def create_store(target: str | Mapping[str, Any] | None = None, /, **options: Any) -> StoreOpening[Store]:
+    """A store of any backend, as :func:`create_extended_store`, also of one that only implements ``Store``."""
+    return StoreOpening(lambda: _open(target, options))
+
+
+def create_extended_store(
+    target: str | Mapping[str, Any] | None = None, /, **options: Any
+) -> StoreOpening[ExtendedStore]:
+    """The store that *target* and the surroundings say.
+
+    *target* is a URL (``sqlite:///agents.db``), the name of a store in ``kode.toml``, or a mapping with a ``type``.
+    Without it, :mod:`kode_core.config` looks at ``KODE_STORE_URL``, ``KODE_STORE_TYPE``, ``kode.toml``, and in the end
+    takes SQLite at ``./data/agents.db``. Options given by name come on top; ``type=`` works here too::
+
+        async with create_extended_store("sqlite:///agents.db", durability="fast") as store: ...
+        store = await create_extended_store(type="sqlite", db_path="agents.db")
+
+    Raises:
+        ConfigurationError: what was asked for cannot be, with what to do about it.
+        StorageError: the store cannot be opened.
+    """
+
+    async def open_extended() -> ExtendedStore:
+        store = await _open(target, options)
+        if not isinstance(store, ExtendedStore):
+            raise IncompatibleBackendError(
+                f"{type(store).__name__} has only the methods of Store; open it with create_store"
+            )
+        return store
+
+    return StoreOpening(open_extended)
+
+
+async def _open(target: str | Mapping[str, Any] | None, options: Mapping[str, Any]) -> Store:
+    configured = configure(target, options, registry.backend, os.environ)
+    if configured.backend.gives == "store":
+        return opened_store(configured.backend, await configured.backend.open(configured.options))
+    return await EngineStore(lambda: open_engine(configured), **_settings(configured)).open()
+
+
+def _settings(configured: Configured) -> dict[str, Any]:
+    """The settings of the store over the engine."""
+    registry.load_all()
+    common = configured.store
+    return {
+        "timeout_ms": common.timeout_ms,
+        "follow_poll_ms": common.follow_poll_ms,
+        "observers": registry.observers(),
+    }
+
+
+async def open_engine(configured: Configured) -> Engine:
+    """Open the engine with all that belongs around it."""
+    engine: Engine = await configured.backend.open(configured.options)
+    folder = configured.store.file_store_base_dir
+    if folder is not None:
+        durability: Any = getattr(configured.options, "durability", "full")
+        try:
+            files = await open_json(JsonOptions(base_dir=folder, durability=durability))
+        except BaseException:
+            await engine.close()
+            raise
+        engine = HybridEngine(engine, files)
+    for layer in registry.layers(configured.options):
+        engine = layer(engine)
+    return engine
+
+
+class BackendStore(EngineStore):
+    """Base of the stores for direct use, such as ``SqliteStore``: one backend, its options as arguments.
+
+    Opens at the first use, or with ``async with`` or :meth:`open`.
+    """
+
+    def __init__(self, backend: Backend, **options: Any) -> None:
+        given = {name: value for name, value in options.items() if value is not None}
+        configured = configure({"type": backend.name, **given}, {}, lambda _: backend, {})
+        super().__init__(lambda: open_engine(configured), **_settings(configured))

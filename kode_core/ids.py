@@ -1,0 +1,89 @@
+"""Names: which ids are legal (ID-1, ID-4), ids for new agents, and the form in which strings are indexed."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from hashlib import blake2b
+from typing import Final
+
+from kode_core.errors import InvalidArgumentError
+from kode_core.model import now_ms
+
+__all__ = [
+    "MAX_AGENT_ID_BYTES",
+    "MAX_KEY_BYTES",
+    "check_agent_id",
+    "check_key",
+    "index_text",
+    "new_agent_id",
+    "plain_text",
+]
+
+MAX_AGENT_ID_BYTES: Final = 256
+MAX_KEY_BYTES: Final = 4096
+
+_CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+_UNSAFE_IN_INDEX: Final = re.compile("[\0\n\\\\\ud800-\udfff]")
+_MAX_INDEXED_BYTES: Final = 1024
+_last_id: tuple[int, int] = (0, 0)
+_last_id_lock = threading.Lock()
+
+
+def check_agent_id(agent_id: str) -> str:
+    """Return *agent_id* if it may name an agent (ID-1), else raise InvalidArgumentError."""
+    return _check(agent_id, "agent_id", MAX_AGENT_ID_BYTES)
+
+
+def check_key(key: str, what: str) -> str:
+    """Return *key*, which is *what* (``snapshot id``), if it may name a record (ID-4), else raise."""
+    return _check(key, what, MAX_KEY_BYTES)
+
+
+def _check(name: str, what: str, limit: int) -> str:
+    if type(name) is not str:
+        raise InvalidArgumentError(f"{what} must be a str, got {type(name).__name__}")
+    if not name:
+        raise InvalidArgumentError(f"{what} must not be empty")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"{what} must not contain lone surrogates: {ascii(name):.80}") from None
+    if size > limit:
+        raise InvalidArgumentError(f"{what} must be at most {limit} bytes in UTF-8, got {size}: {name[:40]!r}…")
+    if "\0" in name:
+        raise InvalidArgumentError(f"{what} must not contain U+0000: {name!r:.80}")
+    return name
+
+
+def new_agent_id() -> str:
+    """An id that nobody has: ``agt-`` and a ULID, so that ids sort by the time they were made."""
+    global _last_id
+    now = now_ms()
+    with _last_id_lock:
+        if now > _last_id[0]:
+            _last_id = (now, secrets.randbits(79))  # one bit of room to count up within the millisecond
+        else:
+            _last_id = (_last_id[0], _last_id[1] + 1)
+        number = _last_id[0] << 80 | _last_id[1]
+    return "agt-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def index_text(text: str) -> str:
+    """*text* in a form that every engine can compare and index: without U+0000, newlines and surrogates, and of at
+    most 1 KB.
+
+    Different texts stay different; a text that is short and ordinary is unchanged.
+    """
+    safe = _UNSAFE_IN_INDEX.sub(lambda m: f"\\{ord(m.group()):04x}", text)
+    if len(safe) * 4 > _MAX_INDEXED_BYTES and len(raw := safe.encode()) > _MAX_INDEXED_BYTES:
+        return f"{safe[:200]}\\#{blake2b(raw, digest_size=16).hexdigest()}"
+    return safe
+
+
+def plain_text(indexed: str) -> str:
+    """The text that :func:`index_text` was given; a text of more than 1 KB stays in its shortened form."""
+    if "\\" not in indexed or "\\#" in indexed:
+        return indexed
+    return re.sub(r"\\([0-9a-f]{4})", lambda m: chr(int(m.group(1), 16)), indexed)

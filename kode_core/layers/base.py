@@ -1,0 +1,113 @@
+"""The base of all layers: every verb of an engine, forwarded once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from kode_core.batch import (
+    Batch,
+    Child,
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    Fence,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outcome,
+    Outline,
+    SessionRow,
+    Totals,
+)
+from kode_core.codec import Body
+from kode_core.engine import Engine, Medium
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+
+__all__ = ["Layer"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Layer:
+    """An engine that forwards every verb to ``inner``.
+
+    A policy overrides :meth:`around`, through which all verbs go, and never has to name them; a layer that changes
+    what a verb does overrides that verb.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        self.inner = inner
+        self.name = inner.name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} over {self.inner!r}"
+
+    async def around(self, verb: str, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """What happens around the call of *verb*."""
+        return await call(*args, **kwargs)
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return await self.around("commit", self.inner.commit, batches)
+
+    async def head(self, agent_id: str) -> Head | None:
+        return await self.around("head", self.inner.head, agent_id)
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        return await self.around("rows", self.inner.rows, agent_id, kind)
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
+        return await self.around("outline", self.inner.outline, agent_id, kind, keys)
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        return await self.around("docs", self.inner.docs, agent_id, kind, key)
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        return await self.around("events", self.inner.events, agent_id, span)
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        return await self.around("last_event", self.inner.last_event, agent_id)
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        return await self.around("agent_ids", self.inner.agent_ids, prefix, after, limit)
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        return await self.around("find_sessions", self.inner.find_sessions, query)
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        return await self.around("find_rows", self.inner.find_rows, query)
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        return await self.around("stats", self.inner.stats, agent_id)
+
+    async def totals(self) -> Totals:
+        return await self.around("totals", self.inner.totals)
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        return await self.around("fork", self.inner.fork, agent_id, children, expect, now)
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        return await self.around("acquire_lease", self.inner.acquire_lease, agent_id, owner, ttl_ms)
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        return await self.around("renew_lease", self.inner.renew_lease, agent_id, fence, ttl_ms)
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await self.around("release_lease", self.inner.release_lease, agent_id, fence)
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return self.inner.probes()
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        return await self.around("inspect", self.inner.inspect, agent_id)
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        return await self.around("backup", self.inner.backup, target)
+
+    async def close(self) -> None:
+        await self.around("close", self.inner.close)

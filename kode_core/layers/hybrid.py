@@ -1,0 +1,169 @@
+"""The hybrid layout: what is queried in a database, what is appended in files (``file_store_base_dir``).
+
+Events, todos, history and the media cache go to a folder of JSON files; info, messages, tool calls and snapshots to
+the database. A write that touches both is one write still (TURN-1): the files note it down first, the database
+commits its part together with the write's id, and then the files apply theirs. After a crash in between, whoever
+comes next asks the database whether that id was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from kode_core.batch import (
+    Applied,
+    Batch,
+    Child,
+    Doc,
+    DocKind,
+    DocWrite,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    Outcome,
+)
+from kode_core.codec import Body, digest
+from kode_core.engine import Engine, Medium
+from kode_core.engines.json_files import JsonFilesEngine
+from kode_core.errors import OutcomeUnknownError, StorageError
+from kode_core.layers.base import Layer
+
+__all__ = ["HybridEngine"]
+
+_IN_FILES: Final = frozenset({DocKind.TODOS, DocKind.WINDOWS, DocKind.COMPRESSIONS, DocKind.RECOVERED, DocKind.MEDIA})
+_MARK: Final = "hybrid"
+
+
+class HybridEngine(Layer):
+    """A database engine with a folder of files beside it."""
+
+    def __init__(self, database: Engine, files: JsonFilesEngine) -> None:
+        super().__init__(database)
+        self.files = files
+        files.resolver = self._was_committed
+
+    def __repr__(self) -> str:
+        return f"{self.inner!r} with {self.files!r}"
+
+    # --- writes
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        in_database, in_files, in_both = [], [], []
+        for i, batch in enumerate(batches):
+            has_files = bool(batch.events) or any(write.kind in _IN_FILES for write in batch.docs)
+            if not has_files and not batch.delete:
+                in_database.append(i)
+            elif not batch.fence and _is_only_files(batch):
+                in_files.append(i)
+            else:
+                in_both.append(i)
+        outcomes: dict[int, Outcome] = {}
+
+        async def commit_group(engine: Engine | JsonFilesEngine, places: list[int]) -> None:
+            if places:
+                results = await engine.commit([batches[i] for i in places])
+                outcomes.update(zip(places, results, strict=True))
+
+        async def commit_both(i: int) -> None:
+            outcomes[i] = await self.files.finish(self._commit_both(batches[i]))
+
+        await asyncio.gather(
+            commit_group(self.inner, in_database), commit_group(self.files, in_files), *map(commit_both, in_both)
+        )
+        return [outcomes[i] for i in range(len(batches))]
+
+    async def _commit_both(self, batch: Batch) -> Outcome:
+        try:
+            prepared = await self.files.prepare(_files_part(batch))
+        except StorageError as exc:
+            return exc
+        try:
+            (outcome,) = await self.inner.commit([_database_part(batch)])
+        except BaseException:
+            await prepared.leave()
+            raise
+        if isinstance(outcome, OutcomeUnknownError):
+            await prepared.leave()
+            return outcome
+        if not isinstance(outcome, Applied):
+            await prepared.abort()
+            return outcome
+        try:
+            applied = await prepared.commit()
+        except StorageError as exc:
+            return OutcomeUnknownError(f"the database has this write, and the files will follow: {exc}")
+        if batch.delete:
+            unmark = Batch(agent_id=batch.agent_id, op_id=f"{batch.op_id}-end", now=0, docs=(_UNMARK,))
+            await self.inner.commit([unmark])
+        return replace(outcome, offsets=applied.offsets)
+
+    async def _was_committed(self, batch: Batch) -> bool:
+        docs = await self.inner.docs(batch.agent_id, DocKind.LAYER, _MARK)
+        return any(doc.body.text == batch.op_id for doc in docs)
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        async def commit() -> bool:
+            return await self.inner.fork(agent_id, children, expect, now)
+
+        ids = [child.agent_id for child in children]
+        return await self.files.finish(self.files.fork_beside(agent_id, ids, commit))
+
+    # --- reads
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        engine = self.files if kind in _IN_FILES else self.inner
+        return await engine.docs(agent_id, kind, key)
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        return await self.files.events(agent_id, span)
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        return await self.files.last_event(agent_id)
+
+    # --- operations
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return [*self.inner.probes(), *self.files.probes()]
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        return [*await self.inner.inspect(agent_id), *await self.files.inspect(agent_id)]
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        """The database at *target*, the files beside it, in a folder of the same name with ``.files``.
+
+        The files come last: they may have events that are newer than the database, never the other way round.
+        """
+        made = await self.inner.backup(target)
+        return [*made, *await self.files.backup(target.with_name(f"{target.name}.files"))]
+
+    async def close(self) -> None:
+        try:
+            await self.files.close()
+        finally:
+            await self.inner.close()
+
+
+_UNMARK: Final = DocWrite(DocKind.LAYER, _MARK, None)
+
+
+def _is_only_files(batch: Batch) -> bool:
+    database = batch.delete or batch.info or batch.messages or batch.tool_calls or batch.expect_updated_at is not None
+    return not database and all(write.kind in _IN_FILES for write in batch.docs)
+
+
+def _files_part(batch: Batch) -> Batch:
+    docs = tuple(write for write in batch.docs if write.kind in _IN_FILES)
+    return Batch(
+        agent_id=batch.agent_id, op_id=batch.op_id, now=batch.now, delete=batch.delete, docs=docs, events=batch.events
+    )
+
+
+def _database_part(batch: Batch) -> Batch:
+    mark = Body(batch.op_id, digest(batch.op_id.encode()))
+    docs = tuple(write for write in batch.docs if write.kind not in _IN_FILES)
+    return replace(batch, events=(), docs=(*docs, DocWrite(DocKind.LAYER, _MARK, Doc(_MARK, 0, mark))))

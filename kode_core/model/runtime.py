@@ -1,0 +1,167 @@
+"""What an agent works with: messages, tool calls, events, todos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, TypeAlias, get_args
+
+import msgspec
+from msgspec import field
+from msgspec.structs import force_setattr
+
+from kode_core.model.base import Json, Record, Spread, empty, freeze, now_ms
+from kode_core.model.content import ContentBlock, TextBlock
+
+AgentChannel: TypeAlias = Literal["progress", "control", "monitor"]
+"""``progress`` is what a user interface shows, ``control`` asks for decisions, ``monitor`` is for operators."""
+CHANNELS: Final[tuple[AgentChannel, ...]] = get_args(AgentChannel)
+"""The three channels."""
+
+
+class Message(Record, frozen=True):
+    """One message of a conversation.
+
+    Attributes:
+        role: ``user``, ``assistant`` or ``system``; other roles are kept as given.
+        content: the blocks, in order. A string given here becomes one :class:`TextBlock`.
+    """
+
+    role: str
+    content: Sequence[ContentBlock]
+    metadata: dict[str, Json] | None = None
+
+    def __post_init__(self) -> None:
+        content: object = self.content
+        if type(content) is str:
+            force_setattr(self, "content", (TextBlock(content),))
+        else:
+            freeze(self, "content")
+
+    @classmethod
+    def user(cls, text: str) -> Message:
+        """A user's message of one text block."""
+        return cls("user", (TextBlock(text),))
+
+    @classmethod
+    def assistant(cls, text: str, *blocks: ContentBlock) -> Message:
+        """A model's answer: a text block, then *blocks* such as tool uses."""
+        return cls("assistant", (TextBlock(text), *blocks))
+
+    @classmethod
+    def system(cls, text: str) -> Message:
+        """Instructions, as one text block."""
+        return cls("system", (TextBlock(text),))
+
+    @property
+    def text(self) -> str:
+        """The text blocks, joined by newlines; empty when there is none."""
+        return "\n".join(block.text for block in self.content if isinstance(block, TextBlock))
+
+
+class ToolCallApproval(Record, frozen=True, kw_only=True):
+    """Whether a call needed a decision, and what was decided.
+
+    Attributes:
+        required: True when the call went through the approval gate, decided or not.
+        decision: ``allow`` or ``deny``; None while it is open.
+        decided_at: milliseconds since the epoch.
+    """
+
+    required: bool = False
+    decision: str | None = None
+    decided_by: str | None = None
+    decided_at: int | None = None
+    note: str | None = None
+    meta: dict[str, Json] | None = None
+
+
+class ToolCallAuditEntry(Record, frozen=True):
+    """One step in the life of a tool call; ``timestamp`` is in milliseconds since the epoch."""
+
+    state: str
+    timestamp: int
+    note: str | None = None
+
+
+class ToolCallRecord(Record, frozen=True, kw_only=True):
+    """One call of a tool, from the model's request to its result.
+
+    Attributes:
+        id: the provider's call id. It need not be unique (TC-2).
+        state: PENDING, APPROVAL_REQUIRED, APPROVED, EXECUTING, COMPLETED, FAILED, DENIED or SEALED, as stored.
+        duration_ms: how long the tool ran, in milliseconds; may be fractional.
+        created_at: milliseconds since the epoch; queries filter and sort by it.
+    """
+
+    id: str
+    name: str
+    input: Json = None
+    state: str = "PENDING"
+    approval: ToolCallApproval = ToolCallApproval()
+    result: Json = None
+    error: str | None = None
+    is_error: bool | None = None
+    started_at: int | None = None
+    completed_at: int | None = None
+    duration_ms: int | float | None = None
+    created_at: int = field(default_factory=now_ms)
+    updated_at: int = field(default_factory=now_ms)
+    audit_trail: Sequence[ToolCallAuditEntry] = field(default_factory=empty)
+
+    def __post_init__(self) -> None:
+        freeze(self, "audit_trail")
+
+
+class Bookmark(Record, frozen=True):
+    """A place in an agent's event stream: the producer's ``seq`` and the time in milliseconds since the epoch."""
+
+    seq: int
+    timestamp: int
+
+
+class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that happened: its channel, its type, and the type's own fields in ``data``.
+
+    On the wire the fields of ``data`` stand beside ``channel`` and ``type``. Types are open: a store keeps every
+    type, known or not (VAL-6).
+    """
+
+    channel: AgentChannel
+    type: str
+    data: Spread = field(default_factory=dict, name="__data__")
+
+
+class Timeline(Record, frozen=True):
+    """One entry of the event stream.
+
+    Attributes:
+        cursor: the producer's position in its own stream.
+        bookmark: where it stands; ``bookmark.seq`` may repeat after a producer restarts (EVT-3).
+    """
+
+    cursor: int
+    bookmark: Bookmark
+    event: AgentEvent
+
+
+class TodoItem(Record, frozen=True, kw_only=True):
+    """One thing to do; ``status`` is ``pending``, ``in_progress`` or ``completed``, times are in milliseconds."""
+
+    id: str
+    title: str
+    status: str = "pending"
+    assignee: str | None = None
+    notes: str | None = None
+    created_at: int = field(default_factory=now_ms)
+    updated_at: int = field(default_factory=now_ms)
+
+
+class TodoSnapshot(Record, frozen=True, kw_only=True):
+    """The agent's whole todo list at one time; ``version`` counts its changes, kept as given."""
+
+    todos: Sequence[TodoItem] = field(default_factory=empty)
+    version: int = 1
+    updated_at: int = field(default_factory=now_ms)
+
+    def __post_init__(self) -> None:
+        freeze(self, "todos")

@@ -1,0 +1,62 @@
+"""Records that come with the place they are stored at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kode_core.model.base import Record
+from kode_core.model.runtime import Message, Timeline, ToolCallRecord
+
+
+def _same_record(stored: Record, other: object, base: type[Record], place: Iterable[str]) -> bool:
+    if not isinstance(other, base):
+        return False
+    names = base.__struct_fields__
+    if isinstance(other, type(stored)):
+        names = (*names, *place)
+    return all(bool(getattr(stored, name) == getattr(other, name)) for name in names)
+
+
+class StoredMessage(Message, frozen=True, kw_only=True, eq=False):
+    """A message found by a query: equal to the :class:`Message` that was saved, and knows where it is.
+
+    Attributes:
+        agent_id: whose it is.
+        position: its index in ``load_messages``.
+        created_at: when the store first saw it, in milliseconds since the epoch (MSG-4).
+    """
+
+    agent_id: str
+    position: int
+    created_at: int
+
+    def __eq__(self, other: object) -> bool:
+        return _same_record(self, other, Message, ("agent_id", "position", "created_at"))
+
+
+class StoredToolCall(ToolCallRecord, frozen=True, kw_only=True, eq=False):
+    """A tool call found by a query: equal to the :class:`ToolCallRecord` that was saved, and knows where it is.
+
+    Attributes:
+        agent_id: whose it is.
+        position: its index in ``load_tool_call_records``.
+    """
+
+    agent_id: str
+    position: int
+
+    def __eq__(self, other: object) -> bool:
+        return _same_record(self, other, ToolCallRecord, ("agent_id", "position"))
+
+
+class StoredEvent(Timeline, frozen=True, kw_only=True, eq=False):
+    """An event read from a store: equal to the :class:`Timeline` that was appended, and knows its offset.
+
+    Attributes:
+        offset: grows in the order of commit and never repeats (EVT-2); resume a reader with ``after_offset``.
+    """
+
+    offset: int
+
+    def __eq__(self, other: object) -> bool:
+        return _same_record(self, other, Timeline, ("offset",))

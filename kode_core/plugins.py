@@ -1,0 +1,271 @@
+"""Finding and loading backends.
+
+A backend is a module or object that a distribution names in its entry points::
+
+    [project.entry-points."kode.stores"]
+    acme = "kode_acme.plugin"
+
+and that implements :meth:`Hooks.kode_store_backend`. Backends are looked up by that name: the one that is wanted is
+loaded, the others are not even imported. The entry module must not import its driver; ``Backend.open`` does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, TypeAlias
+from urllib.parse import SplitResult
+
+import msgspec
+import pluggy
+
+from kode_core.engine import Engine
+from kode_core.errors import (
+    AmbiguousBackendError,
+    BackendImportError,
+    DisabledBackendError,
+    IncompatibleBackendError,
+    UnknownBackendError,
+)
+from kode_core.protocols import Store
+from kode_core.store.book import Observer, Operation
+
+__all__ = ["API", "GROUP", "Backend", "EngineLayer", "Hooks", "InstalledBackend", "Plugins", "hookimpl", "hookspec", "registry"]
+
+GROUP: Final = "kode.stores"
+"""The entry point group of backends."""
+PLUGIN_GROUP: Final = "kode.plugins"
+"""The entry point group of plugins that add layers or observers to every store."""
+API: Final = 1
+"""The generation of this interface; ``Backend.api`` must be the same."""
+
+FIRST_PARTY: Final = {name: f"kode-{name}" for name in ("sqlite", "postgres", "mongo", "dynamodb")}
+
+hookspec = pluggy.HookspecMarker("kode")
+hookimpl = pluggy.HookimplMarker("kode")
+
+EngineLayer: TypeAlias = Callable[[Engine], Engine]
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plugin contributes.
+
+    Attributes:
+        name: the same as the entry point's.
+        api: :data:`API` of the kode-core it was written for.
+        options: a frozen msgspec Struct that refuses unknown fields. Fields marked with ``extra={"path": True}`` are
+            paths; those marked with ``extra={"secret": True}`` are never shown.
+        open: opens an engine, or a store that implements the protocols itself, from the options.
+        from_url: the options that a URL of this backend stands for, its query parameters excepted.
+        variables: environment variables that give an option besides ``KODE_<BACKEND>_<OPTION>``.
+        summary: one line for lists.
+        gives: ``engine`` when ``open`` returns an Engine, ``store`` when it returns a store.
+    """
+
+    name: str
+    api: int = API
+    options: type[msgspec.Struct]
+    open: Callable[[Any], Awaitable[Any]]
+    from_url: Callable[[SplitResult], Mapping[str, Any]] | None = None
+    variables: Mapping[str, str] = {}
+    summary: str = ""
+    gives: str = "engine"
+
+
+class Hooks:
+    """What a plugin may implement, each with ``@hookimpl``."""
+
+    @hookspec
+    def kode_store_backend(self) -> Backend:
+        """Return the backend. Called on the one plugin that was asked for; must not import its driver."""
+        raise NotImplementedError
+
+    @hookspec
+    def kode_engine_layers(self, options: msgspec.Struct) -> EngineLayer | None:
+        """Return what to wrap around an engine that is opened with *options*, or None.
+
+        Layers are put on in ascending order of the plugin's ``kode_layer_order`` (0 when it has none).
+        """
+
+    @hookspec
+    def kode_operation(self, operation: Operation) -> None:
+        """Called after every operation of every store. A plain function; what it raises is logged and dropped."""
+
+
+class InstalledBackend(msgspec.Struct, frozen=True):
+    """A backend as its distribution's metadata tells of it, before anything is imported."""
+
+    name: str
+    distribution: str
+    version: str
+    value: str
+
+
+class Plugins:
+    """The backends of this process. Built with the names that must not be used."""
+
+    def __init__(self, disabled: Iterable[str] | None = None) -> None:
+        self._manager = pluggy.PluginManager("kode")
+        self._manager.add_hookspecs(Hooks)
+        self._backends: dict[str, Backend] = {}
+        self._loaded = False
+        if disabled is None:
+            disabled = os.environ.get("KODE_DISABLE_PLUGINS", "").split(",")
+        for name in filter(None, map(str.strip, disabled)):
+            self._manager.set_blocked(name)
+        if os.environ.get("KODE_TRACE_PLUGINS"):
+            self._manager.enable_tracing()
+            self._manager.trace.root.setwriter(_write_trace)
+
+    # --- backends
+
+    def installed(self) -> Sequence[InstalledBackend]:
+        """All backends there are, from metadata alone: nothing is imported."""
+        found = [InstalledBackend(ep.name, *_distribution(ep), ep.value) for ep in entry_points(group=GROUP)]
+        return sorted(found, key=lambda backend: (backend.name, backend.distribution))
+
+    def is_disabled(self, name: str) -> bool:
+        """Whether ``KODE_DISABLE_PLUGINS`` or the constructor blocks the backend."""
+        return bool(self._manager.is_blocked(name))
+
+    def backend(self, name: str) -> Backend:
+        """The backend of that name; imports its plugin on first use.
+
+        Raises:
+            PluginError: one of its subclasses says what is wrong and what to do.
+        """
+        if name not in self._backends:
+            self._backends[name] = self._load(name)
+        return self._backends[name]
+
+    def _load(self, name: str) -> Backend:
+        if self.is_disabled(name):
+            raise DisabledBackendError(f"backend {name!r} is disabled by KODE_DISABLE_PLUGINS")
+        everything = entry_points(group=GROUP)
+        found = [ep for ep in everything if ep.name == name]
+        if not found:
+            raise UnknownBackendError(_unknown(name, sorted({ep.name for ep in everything})))
+        if len(found) > 1:
+            who = ", ".join(sorted(map(_described, found)))
+            raise AmbiguousBackendError(
+                f"backend {name!r} comes from more than one distribution ({who}); uninstall all but one"
+            )
+        return self._register(name, found[0])
+
+    def _register(self, name: str, ep: EntryPoint) -> Backend:
+        try:
+            plugin = ep.load()
+        except Exception as exc:
+            raise BackendImportError(
+                f"backend {name!r} ({_described(ep)}) is installed but {ep.value!r} does not import: {exc}"
+            ) from exc
+        try:
+            self.add(plugin, name)
+            backend = plugin.kode_store_backend()
+            _check_backend(backend, name)
+        except Exception as exc:
+            self._manager.unregister(name=name)  # pluggy < 1.7 leaves a plugin that it refused half registered
+            raise IncompatibleBackendError(
+                f"backend {name!r} ({_described(ep)}) does not fit this kode-core: {exc}"
+            ) from exc
+        assert isinstance(backend, Backend)
+        return backend
+
+    # --- hooks for all
+
+    def load_all(self) -> None:
+        """Load the plugins that are not backends: those with layers and observers."""
+        if self._loaded:
+            return
+        self._loaded = True
+        for ep in entry_points(group=PLUGIN_GROUP):
+            if self.is_disabled(ep.name) or self._manager.has_plugin(ep.name):
+                continue
+            try:
+                self.add(ep.load(), ep.name)
+            except Exception as exc:
+                raise BackendImportError(
+                    f"plugin {ep.name!r} ({_described(ep)}) is installed but cannot be used: {exc}; "
+                    f"uninstall it, or set KODE_DISABLE_PLUGINS={ep.name}"
+                ) from exc
+
+    def add(self, plugin: object, name: str | None = None) -> None:
+        """Register a plugin that is already there, such as a module with layers or an observer of your own."""
+        observer = getattr(plugin, "kode_operation", None)
+        if observer is not None and inspect.iscoroutinefunction(observer):
+            raise TypeError("kode_operation is called from the write path and must be a plain function, not async")
+        self._manager.register(plugin, name)
+        self._manager.check_pending()
+
+    def layers(self, options: msgspec.Struct) -> list[EngineLayer]:
+        """The layers that plugins put around an engine with these options, innermost first."""
+        found = []
+        for implementation in self._manager.hook.kode_engine_layers.get_hookimpls():
+            layer = _call(implementation, options=options)
+            if layer is not None:
+                order = getattr(implementation.plugin, "kode_layer_order", 0)
+                found.append((order, implementation.plugin_name, layer))
+        return [layer for _, _, layer in sorted(found, key=lambda item: item[:2])]
+
+    def observers(self) -> list[Observer]:
+        """The functions that want to hear of operations."""
+        hooks = self._manager.hook.kode_operation.get_hookimpls()
+        return [functools.partial(_observe, implementation) for implementation in hooks]
+
+
+def _call(implementation: pluggy.HookImpl, **arguments: Any) -> Any:
+    """Call a hook implementation with those of the arguments that it takes."""
+    return implementation.function(*(arguments[name] for name in implementation.argnames))
+
+
+def _observe(implementation: pluggy.HookImpl, operation: Operation) -> None:
+    _call(implementation, operation=operation)
+
+
+def _check_backend(backend: object, name: str) -> None:
+    if not isinstance(backend, Backend):
+        raise TypeError(f"kode_store_backend returned {type(backend).__name__}, not a Backend")
+    if (backend.name, backend.api) != (name, API):
+        raise ValueError(f"it is {backend.name!r} for API {backend.api}, wanted {name!r} for API {API}")
+    if backend.gives not in ("engine", "store"):
+        raise ValueError(f"Backend.gives is {backend.gives!r}, not 'engine' or 'store'")
+
+
+def _distribution(ep: EntryPoint) -> tuple[str, str]:
+    return (ep.dist.name, ep.dist.version) if ep.dist else ("unknown distribution", "")
+
+
+def _described(ep: EntryPoint) -> str:
+    return " ".join(filter(None, _distribution(ep)))
+
+
+def _unknown(name: str, installed: list[str]) -> str:
+    have = ", ".join(installed) or "none"
+    if name in FIRST_PARTY:
+        return f"backend {name!r} is not installed; run: pip install {FIRST_PARTY[name]} (installed: {have})"
+    near = difflib.get_close_matches(name, [*installed, *FIRST_PARTY], 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"no backend is named {name!r}{hint} (installed: {have})"
+
+
+def _write_trace(text: str) -> None:
+    import sys
+
+    sys.stderr.write(text)
+
+
+def opened_store(backend: Backend, opened: object) -> Store:
+    """What a backend of stores opened, checked against the protocol."""
+    if not isinstance(opened, Store):
+        missing = sorted(name for name in dir(Store) if not name.startswith("_") and not hasattr(opened, name))
+        what = f"backend {backend.name!r} opened a {type(opened).__name__}"
+        raise IncompatibleBackendError(f"{what}, which is no Store: it lacks {', '.join(missing)}")
+    return opened
+
+
+registry: Final = Plugins()
+"""The plugins of this process; ``registry.add(module)`` registers layers and observers of your own."""

@@ -1,0 +1,399 @@
+"""What can be asked of many agents at once: filters, order, pages and cursors (QRY clauses).
+
+A query is given as keyword arguments; :class:`SessionFilter`, :class:`MessageFilter` and :class:`ToolCallFilter` list
+them. They are checked here, once for every backend: a filter that is not known or has the wrong type raises
+InvalidArgumentError and is never ignored (QRY-1).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
+
+import msgspec
+
+from kode_core.errors import InvalidArgumentError
+from kode_core.ids import check_agent_id, index_text
+from kode_core.jsonvalue import decode_json, encode_json
+from kode_core.model import Bookmark, Json
+
+__all__ = [
+    "DEFAULT_LIMIT",
+    "MAX_LIMIT",
+    "AgentStats",
+    "MessageFilter",
+    "Page",
+    "SessionFilter",
+    "SessionInfo",
+    "Time",
+    "ToolCallFilter",
+]
+
+DEFAULT_LIMIT: Final = 100
+MAX_LIMIT: Final = 10_000
+
+Time = int | datetime
+"""Milliseconds since the epoch, or an aware datetime (VAL-5)."""
+Order = Literal["desc", "asc"]
+SortBy = Literal["created_at", "updated_at", "message_count"]
+
+T = TypeVar("T")
+
+
+class _Paging(TypedDict, total=False):
+    limit: int
+    offset: int
+    cursor: str | None
+    order: Order
+
+
+class _Created(TypedDict, total=False):
+    created_after: Time
+    created_before: Time
+
+
+class SessionFilter(_Paging, _Created, total=False):
+    """Filters of ``query_sessions``. *After* is inclusive, *before* is exclusive; all must hold.
+
+    ``user_id`` is ``metadata["userId"]``. ``metadata`` compares top-level keys for equality of JSON values: numbers
+    by value (``1`` is ``1.0``), the order of keys does not matter.
+    """
+
+    agent_id: str
+    template_id: str
+    user_id: str
+    metadata: Mapping[str, Json]
+    updated_after: Time
+    updated_before: Time
+    sort_by: SortBy
+
+
+class MessageFilter(_Paging, _Created, total=False):
+    """Filters of ``query_messages``; ``content_type`` finds messages with at least one block of that type."""
+
+    agent_id: str
+    role: str
+    content_type: str
+
+
+class ToolCallFilter(_Paging, _Created, total=False):
+    """Filters of ``query_tool_calls``; ``has_approval`` is ``approval.required``, pending or decided."""
+
+    agent_id: str
+    tool_name: str
+    state: str
+    is_error: bool
+    has_approval: bool
+
+
+class Page(list[T], Generic[T]):
+    """A list of results that knows how to go on.
+
+    Attributes:
+        next_cursor: give it as ``cursor=`` with the same filters to get the next page; None on the last page.
+    """
+
+    __slots__ = ("next_cursor",)
+
+    def __init__(self, items: Iterable[T] = (), next_cursor: str | None = None) -> None:
+        super().__init__(items)
+        self.next_cursor = next_cursor
+
+
+class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent as ``query_sessions`` shows it; times are in milliseconds since the epoch.
+
+    Attributes:
+        updated_at: when messages, tool calls or info were last saved (INFO-2).
+        message_count: how many messages are stored (MSG-6).
+    """
+
+    agent_id: str
+    template_id: str
+    created_at: int
+    updated_at: int
+    message_count: int
+    lineage: tuple[str, ...] = ()
+    last_sfp_index: int = -1
+    last_bookmark: Bookmark | None = None
+    breakpoint: str | None = None
+    metadata: dict[str, Json] = {}
+
+
+class AgentStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``aggregate_stats`` counts; states as stored, so ``COMPLETED`` and not ``completed`` (QRY-7)."""
+
+    total_messages: int = 0
+    total_tool_calls: int = 0
+    total_snapshots: int = 0
+    tool_calls_by_name: dict[str, int] = {}
+    tool_calls_by_state: dict[str, int] = {}
+
+
+# --- Checked queries, as engines get them -----------------------------------------------------------------------------
+
+
+class Range(msgspec.Struct, frozen=True):
+    """A span of time in milliseconds: from ``start``, inclusive, to ``end``, exclusive; None is open."""
+
+    start: int | None = None
+    end: int | None = None
+
+    def __contains__(self, time: int) -> bool:
+        return (self.start is None or time >= self.start) and (self.end is None or time < self.end)
+
+
+class SessionQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Sessions to find. The order is total: (sort value, agent_id), both descending or both ascending.
+
+    Attributes:
+        metadata: (key, value) as :func:`metadata_index` makes them; all must be among the session's.
+        after: (sort value, agent_id) of the last session of the page before.
+        limit: how many at most; one more than the caller asked for, to see whether there is a next page.
+    """
+
+    agent_id: str | None = None
+    template_id: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    created: Range = Range()
+    updated: Range = Range()
+    sort_by: SortBy = "created_at"
+    descending: bool = True
+    limit: int = DEFAULT_LIMIT
+    offset: int = 0
+    after: tuple[int, str] | None = None
+
+
+class RowQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """List rows to find over all agents or one. The order is (created_at, agent_id, position), as for sessions.
+
+    Attributes:
+        kind: ``messages`` or ``tool_calls``.
+        where: (column, value) that must be equal; columns are the fields of ``MessageIndex`` and ``ToolCallIndex``,
+            and ``content_type`` for a value among ``content_types``.
+        after: (created_at, agent_id, position) of the last row of the page before.
+    """
+
+    kind: Literal["messages", "tool_calls"]
+    agent_id: str | None = None
+    where: tuple[tuple[str, str | bool], ...] = ()
+    created: Range = Range()
+    descending: bool = True
+    limit: int = DEFAULT_LIMIT
+    offset: int = 0
+    after: tuple[int, str, int] | None = None
+
+
+def session_query(filters: SessionFilter) -> SessionQuery:
+    """The checked form of *filters*; raises InvalidArgumentError."""
+    given = _Given("sessions", filters, SessionFilter)
+    metadata = dict(given.take("metadata", _metadata) or {})
+    user_id = given.take("user_id", _text)
+    pairs = metadata_index(metadata, "the filter metadata")
+    if user_id is not None:
+        pairs += metadata_index({"userId": user_id}, "the filter user_id")
+    query = SessionQuery(
+        agent_id=given.take("agent_id", _agent_id),
+        template_id=given.take("template_id", _indexed),
+        metadata=pairs,
+        created=given.range("created"),
+        updated=given.range("updated"),
+        sort_by=given.take("sort_by", _one_of("created_at", "updated_at", "message_count")) or "created_at",
+        descending=given.descending(),
+    )
+    return given.paged(query)
+
+
+def message_query(filters: MessageFilter) -> RowQuery:
+    """The checked form of *filters*; raises InvalidArgumentError."""
+    given = _Given("messages", filters, MessageFilter)
+    where = given.where(("role", "role", _indexed), ("content_type", "content_type", _indexed))
+    return _row_query(given, where)
+
+
+def tool_call_query(filters: ToolCallFilter) -> RowQuery:
+    """The checked form of *filters*; raises InvalidArgumentError."""
+    given = _Given("tool_calls", filters, ToolCallFilter)
+    where = given.where(
+        ("tool_name", "tool_name", _indexed),
+        ("state", "state", _indexed),
+        ("is_error", "is_error", _bool),
+        ("has_approval", "has_approval", _bool),
+    )
+    return _row_query(given, where)
+
+
+def _row_query(given: _Given, where: tuple[tuple[str, str | bool], ...]) -> RowQuery:
+    query = RowQuery(
+        kind=given.kind,
+        agent_id=given.take("agent_id", _agent_id),
+        where=where,
+        created=given.range("created"),
+        descending=given.descending(),
+    )
+    return given.paged(query)
+
+
+Q = TypeVar("Q", SessionQuery, RowQuery)
+
+
+class _Given:
+    """The keyword arguments of one query, taken out and checked one by one."""
+
+    def __init__(self, kind: Any, filters: Mapping[str, Any], shape: type) -> None:
+        self.kind = kind
+        self.filters = filters
+        known = shape.__annotations__.keys() | _Paging.__annotations__.keys() | _Created.__annotations__.keys()
+        for name in filters:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+                raise InvalidArgumentError(f"unknown filter {name!r} for {kind}{hint}")
+
+    def take(self, name: str, check: Callable[[str, Any], Any]) -> Any:
+        if name not in self.filters:
+            return None
+        value = self.filters[name]
+        if value is None:
+            raise InvalidArgumentError(f"the filter {name} is None; leave it out to not filter by it")
+        return check(name, value)
+
+    def where(self, *columns: tuple[str, str, Callable[[str, Any], Any]]) -> tuple[tuple[str, str | bool], ...]:
+        found = ((column, self.take(name, check)) for name, column, check in columns)
+        return tuple((column, value) for column, value in found if value is not None)
+
+    def range(self, name: str) -> Range:
+        return Range(self.take(f"{name}_after", time_ms), self.take(f"{name}_before", time_ms))
+
+    def descending(self) -> bool:
+        return (self.take("order", _one_of("desc", "asc")) or "desc") == "desc"
+
+    def paged(self, query: Q) -> Q:
+        """*query* with its limit, offset and place; the fingerprint of a cursor is the query without them."""
+        limit = self.take("limit", _count)
+        limit = DEFAULT_LIMIT if limit is None else limit
+        if limit > MAX_LIMIT:
+            raise InvalidArgumentError(f"limit is at most {MAX_LIMIT}, got {limit}; follow next_cursor for more")
+        offset = self.take("offset", _count) or 0
+        cursor = self.take("cursor", _text) if self.filters.get("cursor") is not None else None
+        if cursor is not None and offset:
+            raise InvalidArgumentError("give cursor or offset, not both: a cursor already says where to go on")
+        after = None if cursor is None else _parse_cursor(cursor, _fingerprint(query), len(_KEY_TYPES[type(query)]))
+        return msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
+
+
+# --- Values of filters ------------------------------------------------------------------------------------------------
+
+
+def _wrong(name: str, expected: str, value: Any) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{name} must be {expected}, got {type(value).__name__}")
+
+
+def _text(name: str, value: Any) -> str:
+    if type(value) is not str:
+        raise _wrong(name, "a str", value)
+    return value
+
+
+def _indexed(name: str, value: Any) -> str:
+    return index_text(_text(name, value))
+
+
+def _agent_id(_: str, value: Any) -> str:
+    return check_agent_id(value)
+
+
+def _bool(name: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise _wrong(name, "a bool", value)
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int:
+        raise _wrong(name, "an int", value)
+    if not 0 <= value < 2**63:
+        raise InvalidArgumentError(f"{name} must not be negative or beyond 64 bits, got {value}")
+    return value
+
+
+def _metadata(name: str, value: Any) -> Mapping[str, Json]:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, "a mapping", value)
+    return value
+
+
+def _one_of(*options: str) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if type(value) is not str or value not in options:
+            raise InvalidArgumentError(f"{name} must be one of {', '.join(options)}, got {value!r:.60}")
+        return value
+
+    return check
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def time_ms(name: str, value: Any) -> int:
+    """*value* in milliseconds since the epoch; a datetime between two milliseconds counts as the later one."""
+    if type(value) is int:
+        return max(-(2**63), min(value, 2**63 - 1))
+    if not isinstance(value, datetime):
+        raise _wrong(name, "milliseconds as int or an aware datetime", value)
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidArgumentError(f"{name} is a naive datetime; give its time zone, as in datetime.now(timezone.utc)")
+    return -(-((value - _EPOCH) // timedelta(microseconds=1)) // 1000)
+
+
+def metadata_index(metadata: Mapping[str, Json], label: str = "metadata") -> tuple[tuple[str, str], ...]:
+    """The (key, value) pairs under which *metadata* is found: equal JSON values give equal texts."""
+    plain = dict(metadata)
+    encode_json(plain, label)
+    return tuple((index_text(key), index_text(encode_json(_canonical(value), label))) for key, value in plain.items())
+
+
+def _canonical(value: Json) -> Json:
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is list:
+        return [_canonical(item) for item in value]
+    if type(value) is dict:
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    return value
+
+
+# --- Cursors ----------------------------------------------------------------------------------------------------------
+
+_CURSOR_VERSION: Final = 1
+_KEY_TYPES: Final[dict[type, tuple[type, ...]]] = {SessionQuery: (int, str), RowQuery: (int, str, int)}
+
+
+def _fingerprint(query: SessionQuery | RowQuery) -> str:
+    same = msgspec.structs.replace(query, limit=0, offset=0, after=None)
+    return blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
+
+
+def make_cursor(query: SessionQuery | RowQuery, key: tuple[Any, ...]) -> str:
+    """The cursor of the page that follows the record at *key*."""
+    raw = encode_json([_CURSOR_VERSION, _fingerprint(query), *key], "cursor").encode()
+    return base64.urlsafe_b64encode(blake2b(raw, digest_size=4).digest() + raw).rstrip(b"=").decode()
+
+
+def _parse_cursor(cursor: str, fingerprint: str, length: int) -> Any:
+    try:
+        data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        sound = blake2b(data[4:], digest_size=4).digest() == data[:4]
+        fields = decode_json(data[4:].decode()) if sound else None
+    except (ValueError, binascii.Error):
+        fields = None
+    if not isinstance(fields, list) or len(fields) != length + 2 or fields[0] != _CURSOR_VERSION:
+        raise InvalidArgumentError("this is no cursor that a store gave: pass next_cursor of a page, unchanged")
+    if fields[1] != fingerprint:
+        raise InvalidArgumentError("this cursor belongs to a query with other filters or another order")
+    return tuple(fields[2:])

@@ -1,0 +1,102 @@
+"""What a store says about itself: metrics, health, consistency."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = [
+    "ConsistencyCheckResult",
+    "ConsistencyIssue",
+    "MediumHealth",
+    "OperationCounts",
+    "Performance",
+    "StorageSize",
+    "StoreHealthStatus",
+    "StoreMetrics",
+]
+
+
+class OperationCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many calls succeeded, and how many ended with an error."""
+
+    saves: int = 0
+    loads: int = 0
+    queries: int = 0
+    deletes: int = 0
+    errors: int = 0
+
+
+class Performance(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies of successful calls in milliseconds; the percentiles are of the last 2,048."""
+
+    avg_latency_ms: float = 0.0
+    min_latency_ms: float = 0.0
+    max_latency_ms: float = 0.0
+    p50_latency_ms: float = 0.0
+    p99_latency_ms: float = 0.0
+
+
+class StorageSize(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store holds; ``db_size_bytes`` is None where the backend cannot tell."""
+
+    total_agents: int = 0
+    total_messages: int = 0
+    total_tool_calls: int = 0
+    db_size_bytes: int | None = None
+
+
+class StoreMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``get_metrics`` returns; ``collected_at`` is in milliseconds since the epoch."""
+
+    operations: OperationCounts
+    performance: Performance
+    storage: StorageSize
+    collected_at: int
+
+
+class MediumHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether one medium answers, how fast in milliseconds, and what is wrong when it does not."""
+
+    ok: bool
+    latency_ms: float | None = None
+    problem: str | None = None
+
+
+class StoreHealthStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``health_check`` found.
+
+    Attributes:
+        database: None when the store has no database.
+        file_system: None when the store keeps no files of its own.
+        problem: why the store as a whole cannot be used, as when it is closed or does not open.
+        checked_at: milliseconds since the epoch.
+    """
+
+    healthy: bool
+    database: MediumHealth | None = None
+    file_system: MediumHealth | None = None
+    problem: str | None = None
+    checked_at: int
+
+
+class ConsistencyIssue(msgspec.Struct, frozen=True):
+    """One thing that is wrong.
+
+    Attributes:
+        code: ``corrupt_record``, ``count_disagrees``, ``half_done_delete``, ``orphaned_records``, ``repeated_offset``,
+            ``result_without_use``, ``unknown_agent`` or ``use_without_result``.
+        message: a sentence for a person.
+    """
+
+    code: str
+    agent_id: str
+    message: str
+
+
+class ConsistencyCheckResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``check_consistency`` found; ``checked_at`` is in milliseconds since the epoch."""
+
+    consistent: bool
+    issues: tuple[ConsistencyIssue, ...]
+    agents_checked: int
+    checked_at: int

@@ -1,0 +1,112 @@
+"""The book of what a store did: counters and latencies (OPS-3), and the observers that plugins register."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from kode_core.batch import Totals
+from kode_core.report import OperationCounts, Performance, StorageSize, StoreMetrics
+
+__all__ = ["Book", "Observer", "Op", "Operation"]
+
+log = logging.getLogger("kode_core")
+
+Group = Literal["saves", "loads", "queries", "deletes", "other"]
+
+_WINDOW = 2048
+
+
+class Op(NamedTuple):
+    """A kind of call; ``extra_seconds`` is how long it may wait beyond the deadline."""
+
+    name: str
+    group: Group
+    extra_seconds: float = 0.0
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One call that ended, as observers see it.
+
+    Attributes:
+        name: the method, as in ``save_messages``.
+        duration_ms: from the call to its end.
+        error: the class name of the exception it ended with; None when it succeeded.
+    """
+
+    name: str
+    duration_ms: float
+    error: str | None = None
+
+
+Observer = Callable[[Operation], object]
+
+
+class Book:
+    """Counts calls. An observer that fails is reported once and does not fail the call."""
+
+    def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
+        self._observers = observers
+        self._reported = False
+        self._counts = dict.fromkeys(("saves", "loads", "queries", "deletes", "other", "errors"), 0)
+        self._total = 0.0
+        self._min = float("inf")
+        self._max = 0.0
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
+
+    def enter(self, op: Op, seconds: float, error: BaseException | None = None) -> None:
+        """Note the end of a call."""
+        if error is None:
+            self.succeeded(op, seconds)
+        else:
+            self._counts["errors"] += 1
+        if self._observers:
+            self._tell(Operation(op.name, seconds * 1000, None if error is None else type(error).__name__))
+
+    def succeeded(self, op: Op, seconds: float) -> None:
+        self._counts[op.group] += 1
+        self._total += seconds
+        if seconds < self._min:
+            self._min = seconds
+        if seconds > self._max:
+            self._max = seconds
+        self._recent.append(seconds)
+
+    def _tell(self, operation: Operation) -> None:
+        for observer in self._observers:
+            try:
+                observer(operation)
+            except Exception:  # noqa: BLE001 - an observer must not fail a write
+                if not self._reported:
+                    self._reported = True
+                    log.exception("a kode_operation hook failed; further failures of hooks are not reported")
+
+    def metrics(self, totals: Totals, now: int) -> StoreMetrics:
+        """The book so far."""
+        counts = self._counts
+        calls = sum(counts.values()) - counts["errors"]
+        recent = sorted(self._recent)
+        performance = Performance()
+        if calls:
+            performance = Performance(
+                avg_latency_ms=self._total / calls * 1000,
+                min_latency_ms=self._min * 1000,
+                max_latency_ms=self._max * 1000,
+                p50_latency_ms=recent[len(recent) // 2] * 1000,
+                p99_latency_ms=recent[len(recent) * 99 // 100] * 1000,
+            )
+        return StoreMetrics(
+            operations=OperationCounts(**{name: n for name, n in counts.items() if name != "other"}),
+            performance=performance,
+            storage=StorageSize(
+                total_agents=totals.agents,
+                total_messages=totals.messages,
+                total_tool_calls=totals.tool_calls,
+                db_size_bytes=totals.size_bytes,
+            ),
+            collected_at=now,
+        )

@@ -1,0 +1,366 @@
+"""The public store over an engine. What each method promises is said in :mod:`kode_core.protocols`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, Unpack
+
+from kode_core.batch import DocKind, ListKind
+from kode_core.errors import InvalidArgumentError
+from kode_core.ids import check_agent_id, check_key
+from kode_core.model import (
+    AgentChannel,
+    AgentInfo,
+    Bookmark,
+    CompressionRecord,
+    HistoryWindow,
+    MediaCacheRecord,
+    Message,
+    RecoveredFile,
+    Snapshot,
+    StoredEvent,
+    StoredMessage,
+    StoredToolCall,
+    Timeline,
+    TodoSnapshot,
+    ToolCallRecord,
+    now_ms,
+)
+from kode_core.protocols import ExtendedStore, Lease
+from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.report import ConsistencyCheckResult, StoreHealthStatus, StoreMetrics
+from kode_core.store import health, rows
+from kode_core.store.book import Book, Observer
+from kode_core.store.context import Context, Opener
+from kode_core.store.events import EventAppender, EventReader
+from kode_core.store.forks import Forks
+from kode_core.store.lists import Append, ListMemory, Replace, Upsert
+from kode_core.store.locks import LeaseContext, Locks
+from kode_core.store.ops import OPS
+from kode_core.store.reader import Reader, Search, every
+from kode_core.store.writer import ListEdit, Turn, Writer
+
+__all__ = ["EngineStore"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_Ids = list[str]  # the method ``list`` hides the builtin inside the class
+_Paths = list[Path]
+
+
+class EngineStore(ExtendedStore):
+    """An ExtendedStore over any engine.
+
+    Args:
+        opener: opens the engine; called once, at the first use or by :meth:`open`.
+        timeout_ms: the deadline of every call (OPS-9).
+        follow_poll_ms: how often ``follow_events`` looks for events of other processes.
+        clock: gives milliseconds since the epoch.
+        observers: called with every :class:`~kode_core.store.book.Operation`.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        *,
+        timeout_ms: int = 30_000,
+        follow_poll_ms: int = 100,
+        clock: Callable[[], int] = now_ms,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, book=Book(tuple(observers)))
+        memory = ListMemory()
+        self._appender = EventAppender(context)
+        self._events = EventReader(context, self._appender, follow_poll_ms)
+        self._locks = Locks(context)
+        self._writer = Writer(context, memory, self._appender)
+        self._reader = Reader(context, memory)
+        self._search = Search(context)
+        self._forks = Forks(context, self._appender)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._context!r}>"
+
+    def __del__(self) -> None:
+        context = getattr(self, "_context", None)
+        if context is not None:
+            context.warn_if_open()
+
+    async def _run(self, name: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._context.run(OPS[name], call, *args, **kwargs)
+
+    async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], Turn]) -> None:
+        async def write() -> None:
+            check_agent_id(agent_id)
+            await self._writer.write(agent_id, build, self._locks.fence(agent_id, fence))
+
+        await self._run(name, write)
+
+    async def _load(self, name: str, agent_id: str, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        async def load() -> T:
+            return await call(check_agent_id(agent_id), *args)
+
+        return await self._run(name, load)
+
+    # --- opening and closing
+
+    async def open(self) -> Self:
+        """Open now and not at the first use."""
+        await self._context.open()
+        return self
+
+    async def close(self) -> None:
+        await self._context.close(self._appender.drain)
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --- messages and tool calls
+
+    async def save_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
+        await self._save("save_messages", agent_id, fence, lambda: _turn(messages=messages))
+
+    async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
+        await self._save("append_messages", agent_id, fence, lambda: _turn(append=messages))
+
+    async def load_messages(self, agent_id: str) -> list[Message]:
+        return await self._load("load_messages", agent_id, self._reader.load_list, ListKind.MESSAGES)
+
+    async def save_tool_call_records(
+        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
+    ) -> None:
+        await self._save("save_tool_call_records", agent_id, fence, lambda: _turn(tool_calls=records))
+
+    async def upsert_tool_call_records(
+        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
+    ) -> None:
+        await self._save("upsert_tool_call_records", agent_id, fence, lambda: _turn(upsert_tool_calls=records))
+
+    async def load_tool_call_records(self, agent_id: str) -> list[ToolCallRecord]:
+        return await self._load("load_tool_call_records", agent_id, self._reader.load_list, ListKind.TOOL_CALLS)
+
+    async def save_turn(
+        self,
+        agent_id: str,
+        *,
+        append: Sequence[Message] = (),
+        messages: Sequence[Message] | None = None,
+        tool_calls: Sequence[ToolCallRecord] | None = None,
+        upsert_tool_calls: Sequence[ToolCallRecord] = (),
+        todos: TodoSnapshot | None = None,
+        info: AgentInfo | None = None,
+        events: Sequence[Timeline] = (),
+        fence: Lease | None = None,
+    ) -> None:
+        def build() -> Turn:
+            turn = _turn(append, messages, tool_calls, upsert_tool_calls)
+            return turn._replace(
+                docs=() if todos is None else (rows.todos_doc(todos),),
+                info=None if info is None else rows.info_of(agent_id, info),
+                events=rows.event_writes(events),
+            )
+
+        await self._save("save_turn", agent_id, fence, build)
+
+    # --- todos, history, media, snapshots
+
+    async def save_todos(self, agent_id: str, snapshot: TodoSnapshot, *, fence: Lease | None = None) -> None:
+        await self._save("save_todos", agent_id, fence, lambda: Turn(docs=(rows.todos_doc(snapshot),)))
+
+    async def load_todos(self, agent_id: str) -> TodoSnapshot | None:
+        return await self._load("load_todos", agent_id, self._reader.load_doc, DocKind.TODOS, "", TodoSnapshot)
+
+    async def save_history_window(self, agent_id: str, window: HistoryWindow, *, fence: Lease | None = None) -> None:
+        await self._save("save_history_window", agent_id, fence, lambda: Turn(docs=(rows.window_doc(window),)))
+
+    async def load_history_windows(self, agent_id: str) -> list[HistoryWindow]:
+        load = self._reader.load_docs
+        return await self._load("load_history_windows", agent_id, load, DocKind.WINDOWS, HistoryWindow)
+
+    async def save_compression_record(
+        self, agent_id: str, record: CompressionRecord, *, fence: Lease | None = None
+    ) -> None:
+        await self._save("save_compression_record", agent_id, fence, lambda: Turn(docs=(rows.compression_doc(record),)))
+
+    async def load_compression_records(self, agent_id: str) -> list[CompressionRecord]:
+        load = self._reader.load_docs
+        return await self._load("load_compression_records", agent_id, load, DocKind.COMPRESSIONS, CompressionRecord)
+
+    async def save_recovered_file(self, agent_id: str, file: RecoveredFile, *, fence: Lease | None = None) -> None:
+        await self._save("save_recovered_file", agent_id, fence, lambda: Turn(docs=(rows.recovered_doc(file),)))
+
+    async def load_recovered_files(self, agent_id: str) -> list[RecoveredFile]:
+        load = self._reader.load_docs
+        files = await self._load("load_recovered_files", agent_id, load, DocKind.RECOVERED, RecoveredFile)
+        return sorted(files, key=lambda file: (file.timestamp, file.path))
+
+    async def save_media_cache(
+        self, agent_id: str, records: Sequence[MediaCacheRecord], *, fence: Lease | None = None
+    ) -> None:
+        await self._save("save_media_cache", agent_id, fence, lambda: Turn(docs=(rows.media_doc(records),)))
+
+    async def load_media_cache(self, agent_id: str) -> list[MediaCacheRecord]:
+        return await self._load("load_media_cache", agent_id, self._reader.load_media)
+
+    async def save_snapshot(self, agent_id: str, snapshot: Snapshot, *, fence: Lease | None = None) -> None:
+        await self._save("save_snapshot", agent_id, fence, lambda: Turn(docs=(rows.snapshot_doc(snapshot),)))
+
+    async def load_snapshot(self, agent_id: str, snapshot_id: str) -> Snapshot | None:
+        key = check_key(snapshot_id, "snapshot id")
+        return await self._load("load_snapshot", agent_id, self._reader.load_doc, DocKind.SNAPSHOTS, key, Snapshot)
+
+    async def list_snapshots(self, agent_id: str) -> list[Snapshot]:
+        load = self._reader.load_docs
+        snapshots = await self._load("list_snapshots", agent_id, load, DocKind.SNAPSHOTS, Snapshot)
+        return sorted(snapshots, key=lambda snapshot: -snapshot.created_at)  # stable: ids stay ascending
+
+    # --- events
+
+    async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Lease | None = None) -> int:
+        event = rows.event_write(timeline)
+        held = self._locks.fence(check_agent_id(agent_id), fence)
+        return (await self._appender.append(OPS["append_event"], agent_id, (event,), held))[0]
+
+    async def append_events(
+        self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None
+    ) -> Sequence[int]:
+        events = rows.event_writes(timelines)
+        held = self._locks.fence(check_agent_id(agent_id), fence)
+        return await self._appender.append(OPS["append_events"], agent_id, events, held)
+
+    def read_events(
+        self,
+        agent_id: str,
+        *,
+        since: Bookmark | None = None,
+        after_offset: int | None = None,
+        channel: AgentChannel | None = None,
+    ) -> AsyncIterator[StoredEvent]:
+        return self._events.read(agent_id, since, after_offset, channel)
+
+    async def last_bookmark(self, agent_id: str) -> Bookmark | None:
+        return await self._load("last_bookmark", agent_id, self._reader.last_bookmark)
+
+    def follow_events(
+        self,
+        agent_id: str,
+        *,
+        since: Bookmark | None = None,
+        after_offset: int = 0,
+        channel: AgentChannel | None = None,
+    ) -> AsyncIterator[StoredEvent]:
+        return self._events.follow(agent_id, since, after_offset, channel)
+
+    # --- info and lifecycle
+
+    async def save_info(self, agent_id: str, info: AgentInfo, *, fence: Lease | None = None) -> None:
+        await self._save("save_info", agent_id, fence, lambda: Turn(info=rows.info_of(agent_id, info)))
+
+    async def load_info(self, agent_id: str) -> AgentInfo | None:
+        return await self._load("load_info", agent_id, self._reader.load_info)
+
+    async def exists(self, agent_id: str) -> bool:
+        return await self._load("exists", agent_id, self._reader.exists)
+
+    async def delete(self, agent_id: str, *, fence: Lease | None = None) -> None:
+        async def delete(agent_id: str) -> None:
+            await self._forks.delete(agent_id, self._locks.fence(agent_id, fence))
+
+        await self._load("delete", agent_id, delete)
+
+    async def list(self, prefix: str = "") -> _Ids:
+        return await self._run("list", self._reader.list_ids, prefix)
+
+    # --- queries
+
+    async def query_sessions(self, **filters: Unpack[SessionFilter]) -> Page[SessionInfo]:
+        return await self._run("query_sessions", self._search.sessions, filters)
+
+    async def query_messages(self, **filters: Unpack[MessageFilter]) -> Page[StoredMessage]:
+        return await self._run("query_messages", self._search.messages, filters)
+
+    async def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
+        return await self._run("query_tool_calls", self._search.tool_calls, filters)
+
+    def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:
+        return every(self.query_sessions, filters)
+
+    def iter_messages(self, **filters: Unpack[MessageFilter]) -> AsyncIterator[StoredMessage]:
+        return every(self.query_messages, filters)
+
+    def iter_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> AsyncIterator[StoredToolCall]:
+        return every(self.query_tool_calls, filters)
+
+    async def aggregate_stats(self, agent_id: str) -> AgentStats:
+        return await self._load("aggregate_stats", agent_id, self._search.stats)
+
+    async def delete_many(self, **filters: Unpack[SessionFilter]) -> int:
+        return await self._forks.delete_many(self.query_sessions, filters)
+
+    # --- operations
+
+    async def health_check(self) -> StoreHealthStatus:
+        return await health.health(self._context)
+
+    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
+        if agent_id is not None:
+            check_agent_id(agent_id)
+        return await self._run("check_consistency", health.check, self._context, agent_id)
+
+    async def get_metrics(self) -> StoreMetrics:
+        async def totals() -> StoreMetrics:
+            return self._context.book.metrics(await self._context.engine.totals(), self._context.now())
+
+        return await self._run("get_metrics", totals)
+
+    async def backup(self, target: str | Path) -> _Paths:
+        """Copy one instant of the store to *target*, a new file or folder, while the store is used.
+
+        Returns:
+            What was made: with ``file_store_base_dir`` a folder beside the database's copy, too.
+
+        Raises:
+            UnsupportedError: the backend cannot, as the memory backend.
+        """
+
+        async def backup() -> Sequence[Path]:
+            return await self._context.engine.backup(Path(target))
+
+        await self._appender.drain()
+        return [*await self._run("backup", backup)]
+
+    def acquire_agent_lock(self, agent_id: str, ttl_ms: int = 30_000, wait_ms: int = 0) -> LeaseContext:
+        return self._locks.lock(check_agent_id(agent_id), ttl_ms, wait_ms)
+
+    async def batch_fork(self, agent_id: str, count: int) -> _Ids:
+        return await self._load("batch_fork", agent_id, self._forks.fork, count)
+
+
+def _turn(
+    append: Sequence[Message] = (),
+    messages: Sequence[Message] | None = None,
+    tool_calls: Sequence[ToolCallRecord] | None = None,
+    upsert_tool_calls: Sequence[ToolCallRecord] = (),
+) -> Turn:
+    if messages is not None and append:
+        raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
+    if tool_calls is not None and upsert_tool_calls:
+        raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
+    edits: dict[ListKind, ListEdit] = {}
+    if messages is not None:
+        edits[ListKind.MESSAGES] = ListEdit(Replace, rows.records_of(Message, messages, "messages"))
+    elif append:
+        edits[ListKind.MESSAGES] = ListEdit(Append, rows.records_of(Message, append, "messages"))
+    if tool_calls is not None:
+        edits[ListKind.TOOL_CALLS] = ListEdit(Replace, rows.records_of(ToolCallRecord, tool_calls, "records"))
+    elif upsert_tool_calls:
+        edits[ListKind.TOOL_CALLS] = ListEdit(Upsert, rows.records_of(ToolCallRecord, upsert_tool_calls, "records"))
+    return Turn(edits)

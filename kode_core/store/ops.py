@@ -1,0 +1,28 @@
+"""The calls of a store by name, for its book."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kode_core.store.book import Group, Op
+
+__all__ = ["OPS"]
+
+_GROUPS: Final[dict[Group, str]] = {
+    "saves": """
+        save_messages append_messages save_tool_call_records upsert_tool_call_records save_turn save_todos
+        append_event append_events save_history_window save_compression_record save_recovered_file
+        save_media_cache save_snapshot save_info batch_fork
+    """,
+    "loads": """
+        load_messages load_tool_call_records load_todos read_events follow_events last_bookmark
+        load_history_windows load_compression_records load_recovered_files load_media_cache load_snapshot
+        list_snapshots load_info exists
+    """,
+    "queries": "query_sessions query_messages query_tool_calls aggregate_stats list",
+    "deletes": "delete delete_many",
+    "other": "backup check_consistency get_metrics acquire_agent_lock renew_agent_lock release_agent_lock",
+}
+
+OPS: Final = {name: Op(name, group) for group, names in _GROUPS.items() for name in names.split()}
+"""Every call that is counted."""

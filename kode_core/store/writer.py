@@ -1,0 +1,99 @@
+"""Writing: every save of a store is one batch, built here and committed once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final, NamedTuple, TypeAlias
+from weakref import WeakValueDictionary
+
+from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListKind
+from kode_core.ids import index_text
+from kode_core.store.context import Context
+from kode_core.store.events import EventAppender
+from kode_core.store.lists import Append, ListMemory, Remembered, Replace, Upsert
+from kode_core.store.rows import LISTS
+
+__all__ = ["ListEdit", "Turn", "Writer"]
+
+_CONFLICTS_BEFORE_WHOLE: Final = 4
+
+Change: TypeAlias = Replace | Append | Upsert
+
+
+class ListEdit(NamedTuple):
+    """What a call does to one list."""
+
+    how: type[Replace] | type[Append] | type[Upsert]
+    records: Sequence[Any]
+
+
+class Turn(NamedTuple):
+    """What one call writes."""
+
+    lists: dict[ListKind, ListEdit] = {}  # noqa: RUF012 - never changed
+    info: Info | None = None
+    docs: tuple[DocWrite, ...] = ()
+    events: tuple[EventWrite, ...] = ()
+
+
+class Writer:
+    """Commits turns. Calls that change lists of one agent run one after the other, in the order they were made."""
+
+    def __init__(self, context: Context, memory: ListMemory, appender: EventAppender) -> None:
+        self._context = context
+        self._memory = memory
+        self._appender = appender
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def write(self, agent_id: str, build: Callable[[], Turn], fence: Fence | None) -> None:
+        """Commit what *build* makes of the arguments of a call."""
+        turn = build()
+        async with AsyncExitStack() as stack:
+            if turn.lists:
+                lock = self._locks.setdefault(agent_id, asyncio.Lock())
+                await stack.enter_async_context(lock)
+            conflicts = 0
+            while not await self._attempt(agent_id, turn, fence, whole=conflicts >= _CONFLICTS_BEFORE_WHOLE):
+                conflicts += 1
+                await asyncio.sleep(random.uniform(0, min(conflicts, 20)) / 1000)  # noqa: S311
+        if turn.events:
+            self._appender.wake(agent_id)
+
+    async def _attempt(self, agent_id: str, turn: Turn, fence: Fence | None, *, whole: bool) -> bool:
+        """Try once; False when another writer changed a list since it was remembered."""
+        changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
+        batch = self._context.batch(
+            agent_id,
+            fence=fence,
+            info=turn.info,
+            docs=turn.docs,
+            events=turn.events,
+            **{kind.value: change.write for kind, change in changes.items()},
+        )
+        outcome = None
+        try:
+            outcome = await self._context.commit(batch)
+        finally:
+            for kind, change in changes.items():
+                remembered = None
+                if isinstance(outcome, Applied):
+                    remembered = change.remember(getattr(outcome, kind.value))
+                self._memory.put(agent_id, kind, remembered)
+        return isinstance(outcome, Applied)
+
+    async def _change(self, agent_id: str, kind: ListKind, edit: ListEdit, *, whole: bool) -> Change:
+        engine, now = self._context.engine, self._context.now()
+        codec, known = LISTS[kind], self._memory.get(agent_id, kind)
+        if edit.how is Append:
+            return Append(codec, known, edit.records, now)
+        if edit.how is Upsert:
+            if known is not None:
+                return Upsert(codec, known, edit.records, now)
+            keys = [index_text(record.id) for record in edit.records]
+            return Upsert(codec, await engine.outline(agent_id, kind, keys), edit.records, now)
+        if known is None:
+            known = Remembered.of_outline(await engine.outline(agent_id, kind))
+        return Replace(codec, known, edit.records, now, whole=whole)

@@ -1,0 +1,157 @@
+"""Connections: each an aiosqlite connection whose thread runs whole functions."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import aiosqlite
+
+from kode_core.errors import StoreBusyError, StoreUnavailableError
+from kode_sqlite.errors import translated
+from kode_sqlite.options import SqliteOptions
+
+__all__ = ["Connection", "WriteGuard", "needs_guard", "open_connection"]
+
+T = TypeVar("T")
+
+MEMORY: Final = ":memory:"
+
+
+class Connection(aiosqlite.Connection):
+    """An aiosqlite connection that runs a function with the sqlite3 connection in its thread.
+
+    One transaction is one function and one hop to the thread; a caller that is cancelled leaves no transaction open,
+    because a function that was begun runs to its end. The thread does not keep the process alive.
+    """
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection], path: str) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        self._thread.daemon = True
+        self._path = path
+
+    async def run(self, call: Callable[..., T], *args: Any) -> T:
+        """Call with the sqlite3 connection as the first argument; SQLite's errors are translated."""
+        with translated(self._path):
+            result: T = await self._execute(call, self._conn, *args)  # type: ignore[no-untyped-call]
+            return result
+
+
+async def open_connection(options: SqliteOptions, *, read_only: bool = False) -> Connection:
+    """Open a connection with the settings that the engine relies on."""
+    path = options.db_path
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, isolation_level=None, cached_statements=256, check_same_thread=False)
+
+    def configure(db: sqlite3.Connection) -> None:
+        db.execute(f"PRAGMA busy_timeout = {options.busy_timeout_ms:d}")
+        db.execute("PRAGMA cache_size = -16000")
+        db.execute("PRAGMA temp_store = MEMORY")
+        if read_only:
+            db.execute("PRAGMA query_only = ON")
+            return
+        if path != MEMORY:
+            _use_wal(db, options)
+        db.execute(f"PRAGMA synchronous = {'FULL' if options.durability == 'full' else 'NORMAL'}")
+        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+
+    with translated(path):
+        connection = Connection(connect, path)
+        await connection
+    try:
+        await connection.run(configure)
+    except BaseException:
+        await asyncio.shield(connection.close())
+        raise
+    return connection
+
+
+def _use_wal(db: sqlite3.Connection, options: SqliteOptions) -> None:
+    """Switch to the write-ahead log. SQLite does not wait for others here, so that twenty first starts need this."""
+    deadline = time.monotonic() + options.busy_timeout_ms / 1000
+    while True:
+        try:
+            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+            continue
+        if mode != "wal":
+            raise StoreUnavailableError(
+                f"{options.db_path}: SQLite cannot keep a write-ahead log here (mode {mode}); "
+                "put the database on a local disk"
+            )
+        return
+
+
+# --- The write guard --------------------------------------------------------------------------------------------------
+
+
+def needs_guard(version: tuple[int, int, int]) -> bool:
+    """Whether this SQLite can lose a commit when two connections write and reset the log at once.
+
+    Fixed in 3.51.3 and, for older lines, in 3.50.7 and 3.44.6 (https://sqlite.org/wal.html, the WAL-reset bug).
+    """
+    if version >= (3, 51, 3) or version < (3, 7, 0):
+        return False
+    return not ((3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0))
+
+
+class WriteGuard:
+    """Lets one process at a time write, checkpoint and close, with a lock file beside the database.
+
+    Only where the SQLite of this Python needs it, and only against processes that hold it too.
+    """
+
+    def __init__(self, options: SqliteOptions) -> None:
+        self._path = Path(f"{options.db_path}-kode-lock")
+        self._wait_s = options.busy_timeout_ms / 1000
+        self._fd: int | None = None
+        wanted = options.db_path != MEMORY and needs_guard(sqlite3.sqlite_version_info)
+        self.is_active = wanted and sys.platform != "win32"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock; raises StoreBusyError when another process does not give it up."""
+        if not self.is_active or sys.platform == "win32":
+            yield
+            return
+        import fcntl
+        import os
+
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        deadline = time.monotonic() + self._wait_s
+        pause = 0.0002
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreBusyError(
+                        f"{self._path}: another process has been writing all the time; raise busy_timeout_ms"
+                    ) from None
+                time.sleep(pause)
+                pause = min(pause * 2, 0.01)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give back the descriptor."""
+        if self._fd is not None:
+            import os
+
+            os.close(self._fd)
+            self._fd = None

@@ -1,0 +1,283 @@
+"""The SQLite engine: one writer with group commit, readers beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from kode_core.batch import (
+    Batch,
+    Child,
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    Fence,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outcome,
+    Outline,
+    SessionRow,
+    Totals,
+)
+from kode_core.codec import Body
+from kode_core.engine import Medium
+from kode_core.errors import StorageError, StoreReadOnlyError, StoreUnavailableError
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_sqlite import reads
+from kode_sqlite.driver import MEMORY, Connection, WriteGuard, open_connection
+from kode_sqlite.errors import to_kode_error
+from kode_sqlite.options import SqliteOptions
+from kode_sqlite.schema import migrate
+from kode_sqlite.writes import Transaction
+
+__all__ = ["SqliteEngine"]
+
+T = TypeVar("T")
+
+_JOBS_AT_ONCE = 1000
+
+
+class _Job(NamedTuple):
+    """Something to do in the next transaction."""
+
+    call: Callable[[Transaction], Any]
+    done: asyncio.Future[Any]
+
+
+class SqliteEngine:
+    """See :class:`kode_core.engine.Engine`.
+
+    Writes gather while a transaction is under way, and all that gathered go into the next one: acknowledged means
+    committed, and a sync of the device serves many.
+    """
+
+    name = "sqlite"
+
+    def __init__(self, options: SqliteOptions, writer: Connection) -> None:
+        self._options = options
+        self._writer = writer
+        self._guard = WriteGuard(options)
+        self._jobs: list[_Job] = []
+        self._working: asyncio.Task[None] | None = None
+        self._idle_readers: list[Connection] = []
+        self._readers = asyncio.Semaphore(options.readers)
+
+    def __repr__(self) -> str:
+        return f"{self.name} at {self._options.db_path}"
+
+    @classmethod
+    async def open(cls, options: SqliteOptions) -> SqliteEngine:
+        """Open the database, make what is missing, and bring its tables to this version."""
+        _make_folder(options.db_path)
+        writer = await open_connection(options)
+        engine = cls(options, writer)
+        try:
+            await writer.run(engine._migrate)
+        except BaseException:
+            await asyncio.shield(writer.close())
+            raise
+        return engine
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        with self._guard.held():
+            migrate(db, self._options.db_path)
+
+    # --- writing
+
+    async def _write(self, call: Callable[[Transaction], T]) -> T:
+        """Do *call* in a transaction; it is done to the end once it was begun, whatever becomes of the caller."""
+        loop = asyncio.get_running_loop()
+        job = _Job(call, loop.create_future())
+        self._jobs.append(job)
+        if self._working is None:
+            self._working = loop.create_task(self._work())
+        result: T = await job.done
+        return result
+
+    async def _work(self) -> None:
+        try:
+            while self._jobs:
+                jobs, self._jobs = self._jobs[:_JOBS_AT_ONCE], self._jobs[_JOBS_AT_ONCE:]
+                jobs = [job for job in jobs if not job.done.done()]  # cancelled before they were begun
+                if jobs:
+                    await self._settle(jobs)
+        finally:
+            self._working = None
+
+    async def _settle(self, jobs: list[_Job]) -> None:
+        results: list[Any] = [StorageError("the event loop was shut down while this was written")] * len(jobs)
+        try:
+            results = await self._writer.run(self._transact, jobs)
+        except Exception as exc:
+            results = [exc] * len(jobs)
+        finally:
+            for job, result in zip(jobs, results, strict=True):
+                if job.done.done():
+                    continue
+                if isinstance(result, Exception):
+                    job.done.set_exception(result)
+                else:
+                    job.done.set_result(result)
+
+    def _transact(self, db: sqlite3.Connection, jobs: list[_Job]) -> list[Any]:
+        """One transaction for all jobs. A job that fails takes nothing else with it."""
+        with self._guard.held():
+            db.execute("BEGIN IMMEDIATE")  # a deferred one fails without waiting when it turns into a write
+            try:
+                transaction = Transaction(db, self._options.db_path)
+                results = self._do_all(db, transaction, jobs)
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+            return results
+
+    def _do_all(self, db: sqlite3.Connection, transaction: Transaction, jobs: list[_Job]) -> list[Any]:
+        if len(jobs) == 1:
+            return [jobs[0].call(transaction)]
+        results: list[Any] = []
+        for job in jobs:
+            try:
+                results.append(transaction.part(job.call))
+            except Exception as exc:
+                if not db.in_transaction:  # SQLite gave the whole transaction up, as it does when the disk is full
+                    raise
+                error = to_kode_error(exc, self._options.db_path) if isinstance(exc, sqlite3.Error) else exc
+                results.append(error)
+        return results
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        try:
+            return await self._write(lambda transaction: transaction.commit(batches))
+        except StorageError as exc:
+            return [exc] * len(batches)
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        return await self._write(lambda transaction: transaction.fork(agent_id, children, expect, now))
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        return await self._write(lambda transaction: transaction.acquire_lease(agent_id, owner, ttl_ms))
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        return await self._write(lambda transaction: transaction.renew_lease(agent_id, fence, ttl_ms))
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await self._write(lambda transaction: transaction.release_lease(agent_id, fence))
+
+    # --- reading
+
+    async def _read(self, call: Callable[..., T], *args: Any) -> T:
+        if self._options.db_path == MEMORY:
+            return await self._writer.run(call, *args)
+        async with self._readers:
+            reader = self._idle_readers.pop() if self._idle_readers else await self._new_reader()
+            try:
+                return await reader.run(call, *args)
+            finally:
+                self._idle_readers.append(reader)  # a call that goes on after a cancellation is first in its queue
+
+    async def _new_reader(self) -> Connection:
+        return await open_connection(self._options, read_only=True)
+
+    async def head(self, agent_id: str) -> Head | None:
+        return await self._read(reads.head, agent_id)
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        return await self._read(reads.rows, agent_id, kind)
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
+        return await self._read(reads.outline, agent_id, kind, keys)
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        return await self._read(reads.docs, agent_id, kind, key)
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        return await self._read(reads.events, agent_id, span)
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        return await self._read(reads.last_event, agent_id)
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        return await self._read(reads.agent_ids, prefix, after, limit)
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        return await self._read(reads.find_sessions, query)
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        return await self._read(reads.find_rows, query)
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        return await self._read(reads.stats, agent_id)
+
+    async def totals(self) -> Totals:
+        return await self._read(reads.totals)
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        return await self._read(reads.inspect, agent_id)
+
+    # --- operations
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return [("database", self._ping)]
+
+    async def _ping(self) -> None:
+        """A write that changes nothing, and a read."""
+        await self._write(lambda transaction: None)
+        await self._read(lambda db: db.execute("SELECT value FROM kode_meta").fetchone())
+
+    async def backup(self, target: Path) -> list[Path]:
+        """Copy the database to a new file while it is used; the copy is of one instant."""
+        if target.exists():
+            raise StoreUnavailableError(f"{target} exists already; a backup does not overwrite")
+        _make_folder(str(target))
+
+        part = target.with_name(f"{target.name}.part")
+
+        def copy(db: sqlite3.Connection) -> None:
+            with closing(sqlite3.connect(part)) as copied:
+                db.backup(copied)
+            part.replace(target)
+
+        try:
+            await self._read(copy)
+        finally:
+            part.unlink(missing_ok=True)
+        return [target]
+
+    async def close(self) -> None:
+        if self._working is not None:
+            await asyncio.shield(self._working)
+        for reader in self._idle_readers:
+            await reader.close()
+        self._idle_readers.clear()
+        await self._writer.run(self._close_last)
+        await self._writer.close()
+        self._guard.close()
+
+    def _close_last(self, db: sqlite3.Connection) -> None:
+        """The last connection folds the log into the database when it closes, which is a write."""
+        with self._guard.held():
+            db.close()
+
+
+def _make_folder(db_path: str) -> None:
+    if db_path == MEMORY:
+        return
+    path = Path(db_path)
+    if path.is_dir():
+        raise StoreUnavailableError(f"{db_path} is a folder; db_path must name a file, as in {db_path}/agents.db")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except PermissionError as exc:
+        raise StoreReadOnlyError(f"{path.parent} cannot be made: {exc.strerror}") from exc
+    except OSError as exc:
+        raise StoreUnavailableError(f"{path.parent} cannot be made: {exc.strerror}") from exc

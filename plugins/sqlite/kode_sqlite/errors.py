@@ -1,0 +1,56 @@
+"""SQLite's errors as this library's."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from kode_core.errors import (
+    CorruptRecordError,
+    KodeError,
+    PayloadTooLargeError,
+    StorageError,
+    StoreBusyError,
+    StoreFullError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+)
+
+__all__ = ["to_kode_error", "translated"]
+
+# By primary result code, which is the low byte of the extended one (https://sqlite.org/rescode.html).
+_BY_CODE: Final[dict[int, tuple[type[KodeError], str]]] = {
+    sqlite3.SQLITE_BUSY: (StoreBusyError, "another process kept the database locked; raise busy_timeout_ms"),
+    sqlite3.SQLITE_LOCKED: (StoreBusyError, "another connection kept a table locked"),
+    sqlite3.SQLITE_FULL: (StoreFullError, "the disk or its quota is full; make room and try again"),
+    sqlite3.SQLITE_READONLY: (StoreReadOnlyError, "the database cannot be written; check the file's and folder's mode"),
+    sqlite3.SQLITE_PERM: (StoreReadOnlyError, "access is denied; check the file's and folder's mode"),
+    sqlite3.SQLITE_CANTOPEN: (StoreUnavailableError, "the database cannot be opened; check the path and its mode"),
+    sqlite3.SQLITE_IOERR: (StoreUnavailableError, "the system could not read or write the file"),
+    sqlite3.SQLITE_NOMEM: (StoreUnavailableError, "out of memory"),
+    sqlite3.SQLITE_TOOBIG: (PayloadTooLargeError, "a record is larger than the 1 GB that SQLite holds"),
+}
+_CORRUPT: Final = {
+    sqlite3.SQLITE_CORRUPT: "the database file is damaged; put back a backup, or try 'sqlite3 FILE .recover'",
+    sqlite3.SQLITE_NOTADB: "this file is no SQLite database; give another db_path",
+}
+
+
+def to_kode_error(exc: sqlite3.Error, path: str) -> KodeError:
+    """The error of this library for *exc*, whose text is kept behind the remedy."""
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    if code in _CORRUPT:
+        return CorruptRecordError(f"database {path}", f"{_CORRUPT[code]} ({exc})")
+    kind, remedy = _BY_CODE.get(code, (StorageError, "SQLite failed"))
+    return kind(f"{path}: {remedy} ({exc})")
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turn SQLite's errors inside into this library's."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise to_kode_error(exc, path) from exc

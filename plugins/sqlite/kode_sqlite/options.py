@@ -1,0 +1,26 @@
+"""The options of the SQLite backend."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = ["SqliteOptions"]
+
+
+class SqliteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the SQLite backend.
+
+    Attributes:
+        db_path: the database file, made with its folders when it is not there; ``:memory:`` keeps it in this process.
+        durability: ``full`` syncs every commit to the device (DUR-2). ``fast`` syncs at checkpoints only: a crash of
+            the process loses nothing, a loss of power may lose the last commits and never damages the file.
+        busy_timeout_ms: how long a write waits for other processes that write.
+        readers: how many connections read beside the writer, at most.
+    """
+
+    db_path: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] = "./data/agents.db"
+    durability: Literal["full", "fast"] = "full"
+    busy_timeout_ms: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    readers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4

@@ -1,0 +1,329 @@
+"""Queries. Each function runs in the thread of a reading connection and sees one instant."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, LiteralString
+
+from kode_core.batch import (
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    FoundRow,
+    Head,
+    Info,
+    ListHead,
+    ListKind,
+    ListRows,
+    Outline,
+    SessionRow,
+    Totals,
+)
+from kode_core.codec import Body
+from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
+
+__all__ = [
+    "agent_ids",
+    "docs",
+    "events",
+    "find_rows",
+    "find_sessions",
+    "head",
+    "inspect",
+    "last_event",
+    "outline",
+    "rows",
+    "rows_statement",
+    "sessions_statement",
+    "stats",
+    "totals",
+]
+
+DB = sqlite3.Connection
+
+_TABLE: Final[dict[str, LiteralString]] = {"messages": "kode_messages", "tool_calls": "kode_tool_calls"}
+_LIST_HEAD: Final[dict[str, LiteralString]] = {
+    "messages": "SELECT message_version, message_count FROM kode_agents WHERE agent_id = ?",
+    "tool_calls": "SELECT tool_call_version, tool_call_count FROM kode_agents WHERE agent_id = ?",
+}
+_NEAR_THE_END: Final = 20_000
+
+
+def head(db: DB, agent_id: str) -> Head | None:
+    row = db.execute(
+        "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at, template_id,"
+        " created_at, body, digest FROM kode_agents LEFT JOIN kode_infos USING (agent_id) WHERE agent_id = ?",
+        (agent_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    info = None if row[6] is None else Info(Body(row[7], row[8]), row[5], row[6])
+    lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
+    return Head(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+def _in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralString, args: Sequence[Any]) -> Any:
+    db.execute("BEGIN")
+    try:
+        version = db.execute(head, (agent_id,)).fetchone() or (0, 0)
+        return version, db.execute(rows, args).fetchall()
+    finally:
+        db.execute("COMMIT")
+
+
+def rows(db: DB, agent_id: str, kind: ListKind) -> ListRows:
+    statement = f"SELECT body, digest, created_at FROM {_TABLE[kind]} WHERE agent_id = ? ORDER BY position"
+    (version, _), found = _in_one_instant(db, _LIST_HEAD[kind], agent_id, statement, (agent_id,))
+    return ListRows(version, [(Body(body, digest), created_at) for body, digest, created_at in found])
+
+
+def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+    key: LiteralString = "call_id" if kind == ListKind.TOOL_CALLS else "NULL"
+    statement: LiteralString = f"SELECT position, digest, created_at, {key} FROM {_TABLE[kind]} WHERE agent_id = ?"
+    if keys is None:
+        (version, count), found = _in_one_instant(
+            db, _LIST_HEAD[kind], agent_id, f"{statement} ORDER BY position", (agent_id,)
+        )
+        return Outline(version, count, found)
+    marks: LiteralString = ", ".join(["?"] * len(keys))
+    last: LiteralString = (  # beside max(position), SQLite takes the other columns from the row that has it
+        "SELECT max(position), digest, created_at, call_id FROM kode_tool_calls"
+        f" WHERE agent_id = ? AND call_id IN ({marks}) GROUP BY call_id"
+    )
+    (version, count), found = _in_one_instant(db, _LIST_HEAD[kind], agent_id, last, (agent_id, *keys))
+    return Outline(version, count, found)
+
+
+def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
+    statement: LiteralString = "SELECT key, time, body, digest FROM kode_docs WHERE agent_id = ? AND kind = ?"
+    if key is None:
+        found = db.execute(statement, (agent_id, kind.value))
+    else:
+        found = db.execute(statement + " AND key = ?", (agent_id, kind.value, key))
+    return [Doc(key, time, Body(body, digest)) for key, time, body, digest in found]
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def events(db: DB, agent_id: str, span: EventRange) -> list[EventRow]:
+    where: list[LiteralString] = ["agent_id = ?"]
+    args: list[Any] = [agent_id]
+    if span.since_seq is not None:
+        where.append("seq > ?")
+        args.append(span.since_seq)
+    if span.channel is not None:
+        where.append("channel = ?")
+        args.append(span.channel)
+    find = _by_offset if span.order == "offset" else _by_seq
+    found = find(db, span, where, args)
+    return [EventRow(offset, seq, Body(body, digest)) for offset, seq, body, digest in found]
+
+
+_EVENT: Final = 'SELECT "offset", seq, body, digest FROM kode_events'
+
+
+def _by_seq(db: DB, span: EventRange, where: list[LiteralString], args: list[Any]) -> Any:
+    if span.after is not None:
+        where.append('seq >= ? AND (seq > ? OR "offset" > ?)')
+        args += [span.after[0], *span.after]
+    conditions: LiteralString = " AND ".join(where)
+    statement: LiteralString = f'{_EVENT} WHERE {conditions} ORDER BY seq, "offset" LIMIT ?'
+    return db.execute(statement, (*args, span.limit)).fetchall()
+
+
+def _by_offset(db: DB, span: EventRange, where: list[LiteralString], args: list[Any]) -> Any:
+    """By offset there is no index for one agent: near the end the table itself is read, else the agent's index."""
+    after = 0 if span.after is None else span.after[1]
+    last = db.execute('SELECT max("offset") FROM kode_events').fetchone()[0] or 0
+    if last <= after:
+        return []
+    conditions: LiteralString = " AND ".join(where)
+    if last - after < _NEAR_THE_END:
+        statement: LiteralString = f'{_EVENT} NOT INDEXED WHERE "offset" > ? AND {conditions} ORDER BY "offset" LIMIT ?'
+        return db.execute(statement, (after, *args, span.limit)).fetchall()
+    inner: LiteralString = (
+        f'SELECT "offset" FROM kode_events INDEXED BY kode_events_seq WHERE {conditions} AND "offset" > ?'
+        ' ORDER BY "offset" LIMIT ?'
+    )
+    outer: LiteralString = f'{_EVENT} WHERE "offset" IN ({inner}) ORDER BY "offset"'
+    return db.execute(outer, (*args, after, span.limit)).fetchall()
+
+
+def last_event(db: DB, agent_id: str) -> EventRow | None:
+    statement: LiteralString = f'{_EVENT} WHERE agent_id = ? ORDER BY seq DESC, "offset" DESC LIMIT 1'
+    row = db.execute(statement, (agent_id,)).fetchone()
+    return None if row is None else EventRow(row[0], row[1], Body(row[2], row[3]))
+
+
+# --- queries over all agents ------------------------------------------------------------------------------------------
+
+
+def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> list[str]:
+    where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id >= ?"]
+    args: list[Any] = [prefix]
+    beyond = _beyond(prefix)
+    if beyond is not None:
+        where.append("agent_id < ?")
+        args.append(beyond)
+    if after is not None:
+        where.append("agent_id > ?")
+        args.append(after)
+    conditions: LiteralString = " AND ".join(where)
+    statement: LiteralString = f"SELECT agent_id FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ?"
+    return [agent_id for (agent_id,) in db.execute(statement, (*args, limit))]
+
+
+def _beyond(prefix: str) -> str | None:
+    """The least string above all that begin with *prefix*; None when there is none."""
+    stem = prefix.rstrip(chr(sys.maxunicode))
+    if not stem:
+        return None
+    code = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
+
+
+def _span(column: LiteralString, span: Range, where: list[LiteralString], args: list[Any]) -> None:
+    if span.start is not None:
+        where.append(f"{column} >= ?")
+        args.append(span.start)
+    if span.end is not None:
+        where.append(f"{column} < ?")
+        args.append(span.end)
+
+
+def sessions_statement(query: SessionQuery) -> tuple[LiteralString, list[Any]]:
+    """The statement of a session query and its arguments."""
+    where: list[LiteralString] = ["a.created_at IS NOT NULL"]
+    args: list[Any] = []
+    if query.agent_id is not None:
+        where.append("a.agent_id = ?")
+        args.append(query.agent_id)
+    if query.template_id is not None:
+        where.append("a.template_id = ?")
+        args.append(query.template_id)
+    for pair in query.metadata:
+        where.append("a.agent_id IN (SELECT agent_id FROM kode_metadata WHERE key = ? AND value = ?)")
+        args += pair
+    _span("a.created_at", query.created, where, args)
+    _span("a.updated_at", query.updated, where, args)
+    columns: dict[str, LiteralString] = {
+        "created_at": "a.created_at",
+        "updated_at": "a.updated_at",
+        "message_count": "a.message_count",
+    }
+    column = columns[query.sort_by]
+    if query.after is not None:
+        where.append(f"({column}, a.agent_id) {'<' if query.descending else '>'} (?, ?)")
+        args += query.after
+    direction: LiteralString = "DESC" if query.descending else "ASC"
+    conditions: LiteralString = " AND ".join(where)
+    statement: LiteralString = (
+        "SELECT a.agent_id, i.body, i.digest, a.created_at, a.updated_at, a.message_count"
+        f" FROM kode_agents a JOIN kode_infos i ON i.agent_id = a.agent_id WHERE {conditions}"
+        f" ORDER BY {column} {direction}, a.agent_id {direction} LIMIT ? OFFSET ?"
+    )
+    return statement, [*args, query.limit, query.offset]
+
+
+def find_sessions(db: DB, query: SessionQuery) -> list[SessionRow]:
+    return [SessionRow(row[0], Body(row[1], row[2]), *row[3:]) for row in db.execute(*sessions_statement(query))]
+
+
+_CONDITIONS: Final[dict[str, LiteralString]] = {
+    "role": "role = ?",
+    "content_type": "instr(content_types, char(10) || ? || char(10)) > 0",
+    "tool_name": "tool_name = ?",
+    "state": "state = ?",
+}
+_FLAGS: Final[dict[tuple[str, str | bool], LiteralString]] = {
+    ("is_error", True): "is_error",
+    ("is_error", False): "NOT is_error",
+    ("has_approval", True): "has_approval",
+    ("has_approval", False): "NOT has_approval",
+}
+
+
+def rows_statement(query: RowQuery) -> tuple[LiteralString, list[Any]]:
+    """The statement of a query over list rows and its arguments."""
+    where: list[LiteralString] = []
+    args: list[Any] = []
+    if query.agent_id is not None:
+        where.append("agent_id = ?")
+        args.append(query.agent_id)
+    for name, value in query.where:
+        if (name, value) in _FLAGS:
+            where.append(_FLAGS[name, value])
+        else:
+            where.append(_CONDITIONS[name])
+            args.append(value)
+    _span("created_at", query.created, where, args)
+    if query.after is not None:
+        where.append(f"(created_at, agent_id, position) {'<' if query.descending else '>'} (?, ?, ?)")
+        args += query.after
+    direction: LiteralString = "DESC" if query.descending else "ASC"
+    conditions: LiteralString = " AND ".join(where) if where else "TRUE"
+    statement: LiteralString = (
+        f"SELECT agent_id, position, created_at, body, digest FROM {_TABLE[query.kind]} WHERE {conditions}"
+        f" ORDER BY created_at {direction}, agent_id {direction}, position {direction} LIMIT ? OFFSET ?"
+    )
+    return statement, [*args, query.limit, query.offset]
+
+
+def find_rows(db: DB, query: RowQuery) -> list[FoundRow]:
+    return [FoundRow(a, p, c, Body(b, d)) for a, p, c, b, d in db.execute(*rows_statement(query))]
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+STATS: Final = "SELECT tool_name, state, count(*) FROM kode_tool_calls WHERE agent_id = ? GROUP BY tool_name, state"
+
+
+def stats(db: DB, agent_id: str) -> AgentStats:
+    by_name: dict[str, int] = {}
+    by_state: dict[str, int] = {}
+    for name, state, count in db.execute(STATS, (agent_id,)):
+        by_name[name] = by_name.get(name, 0) + count
+        by_state[state] = by_state.get(state, 0) + count
+    messages = db.execute("SELECT message_count FROM kode_agents WHERE agent_id = ?", (agent_id,)).fetchone()
+    snapshots = db.execute(
+        "SELECT count(*) FROM kode_docs WHERE agent_id = ? AND kind = ?", (agent_id, DocKind.SNAPSHOTS.value)
+    ).fetchone()
+    return AgentStats(
+        total_messages=0 if messages is None else messages[0],
+        total_tool_calls=sum(by_name.values()),
+        total_snapshots=snapshots[0],
+        tool_calls_by_name=by_name,
+        tool_calls_by_state=by_state,
+    )
+
+
+def totals(db: DB) -> Totals:
+    agents, messages, calls = db.execute(
+        "SELECT count(created_at), coalesce(sum(message_count), 0), coalesce(sum(tool_call_count), 0) FROM kode_agents"
+    ).fetchone()
+    (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
+    return Totals(agents=agents, messages=messages, tool_calls=calls, size_bytes=pages * size)
+
+
+def inspect(db: DB, agent_id: str | None) -> list[EngineIssue]:
+    if agent_id is None:
+        problems = [text for (text,) in db.execute("PRAGMA quick_check(20)") if text != "ok"]
+        return [EngineIssue("corrupt_record", "", f"SQLite's own check: {text}") for text in problems]
+    issues = []
+    for kind in ListKind:
+        counted = (db.execute(_LIST_HEAD[kind], (agent_id,)).fetchone() or (0, 0))[1]
+        statement: LiteralString = f"SELECT count(*), max(position) FROM {_TABLE[kind]} WHERE agent_id = ?"
+        stored, last = db.execute(statement, (agent_id,)).fetchone()
+        if stored != counted or (stored and last != stored - 1):
+            text = f"{counted} {kind.value} are counted, {stored} are stored, the last at position {last}"
+            issues.append(EngineIssue("count_disagrees", agent_id, text))
+    return issues

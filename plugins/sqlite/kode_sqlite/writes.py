@@ -1,0 +1,381 @@
+"""What is done inside a write transaction. All of it runs in the writer's thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, Final, LiteralString, NamedTuple
+
+from kode_core.batch import (
+    FORKED_DOCS,
+    Applied,
+    Batch,
+    Child,
+    DocWrite,
+    EventWrite,
+    Fence,
+    Info,
+    ListHead,
+    ListKind,
+    ListWrite,
+    MessageIndex,
+    Outcome,
+    Refused,
+    Row,
+    ToolCallIndex,
+    first_version,
+)
+from kode_core.clock import host_clock
+from kode_core.codec import Body
+from kode_core.errors import StorageError
+from kode_sqlite.errors import to_kode_error
+
+__all__ = ["Transaction"]
+
+
+class _Head(NamedTuple):
+    """The lists, the age and the last operation of an agent."""
+
+    messages: ListHead = ListHead()
+    tool_calls: ListHead = ListHead()
+    updated_at: int = 0
+    last_op: str = ""
+
+
+# --- Statements -------------------------------------------------------------------------------------------------------
+
+_ROW_COLUMNS: Final[dict[ListKind, tuple[LiteralString, ...]]] = {
+    ListKind.MESSAGES: ("role", "content_types"),
+    ListKind.TOOL_CALLS: ("call_id", "tool_name", "state", "is_error", "has_approval"),
+}
+
+
+def _list_statements(table: LiteralString, own: tuple[LiteralString, ...]) -> tuple[LiteralString, ...]:
+    """(cut, append, put, copy) of a list's table."""
+    columns: LiteralString = ", ".join(("agent_id", "position", "created_at", *own, "body", "digest"))
+    marks: LiteralString = ", ".join(["?"] * (len(own) + 5))
+    updates: LiteralString = ", ".join([f"{c} = excluded.{c}" for c in ("created_at", *own, "body", "digest")])
+    rest: LiteralString = ", ".join(("position", "created_at", *own, "body", "digest"))
+    append: LiteralString = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
+    return (
+        f"DELETE FROM {table} WHERE agent_id = ? AND position >= ?",
+        append,
+        f"{append} ON CONFLICT (agent_id, position) DO UPDATE SET {updates}",
+        f"INSERT INTO {table} ({columns}) SELECT ?, {rest} FROM {table} WHERE agent_id = ?",
+    )
+
+
+_LISTS: Final = {
+    ListKind.MESSAGES: _list_statements("kode_messages", _ROW_COLUMNS[ListKind.MESSAGES]),
+    ListKind.TOOL_CALLS: _list_statements("kode_tool_calls", _ROW_COLUMNS[ListKind.TOOL_CALLS]),
+}
+_TABLES_OF_AN_AGENT: Final = (
+    "kode_agents",
+    "kode_infos",
+    "kode_metadata",
+    "kode_messages",
+    "kode_tool_calls",
+    "kode_docs",
+    "kode_events",
+)
+
+
+def _row_values(agent_id: str, position: int, row: Row) -> tuple[Any, ...]:
+    index = row.index
+    if isinstance(index, MessageIndex):
+        types = "\n".join(("", *index.content_types, ""))
+        return (agent_id, position, row.created_at, index.role, types, *row.body)
+    assert isinstance(index, ToolCallIndex)
+    own = (index.call_id, index.tool_name, index.state, index.is_error, index.has_approval)
+    return (agent_id, position, row.created_at, *own, *row.body)
+
+
+# --- The transaction --------------------------------------------------------------------------------------------------
+
+
+class Transaction:
+    """A transaction that has begun; parts of it may fail without the others."""
+
+    def __init__(self, db: sqlite3.Connection, path: str) -> None:
+        self._db = db
+        self._path = path
+        self._next_offset: int | None = None
+
+    def part(self, call: Callable[[Transaction], Any]) -> Any:
+        """Call with this transaction; whatever it raises, nothing of it is kept."""
+        self._db.execute("SAVEPOINT part")
+        try:
+            result = call(self)
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK TO part")
+                self._db.execute("RELEASE part")
+            raise
+        self._db.execute("RELEASE part")
+        return result
+
+    # --- batches
+
+    def commit(self, batches: Sequence[Batch]) -> list[Outcome]:
+        """Apply batches, each whole or not at all."""
+        if len(batches) == 1 and not _is_events_only(batches[0]):
+            return [self._apply(batches[0])]
+        outcomes: list[Outcome] = []
+        i = 0
+        while i < len(batches):
+            end = i
+            while end < len(batches) and _is_events_only(batches[end]):
+                end += 1
+            if end > i:
+                outcomes.extend(self._append_all(batches[i:end]))
+            else:
+                end = i + 1
+                outcomes.append(self._apply_apart(batches[i]))
+            i = end
+        return outcomes
+
+    def _apply_apart(self, batch: Batch) -> Outcome:
+        try:
+            outcome: Outcome = self.part(lambda _: self._apply(batch))
+        except sqlite3.Error as exc:
+            error = to_kode_error(exc, self._path)
+            if not self._db.in_transaction or not isinstance(error, StorageError):
+                raise
+            return error
+        return outcome
+
+    def _apply(self, batch: Batch) -> Applied | Refused:
+        head = self._head(batch.agent_id)
+        if head.last_op == batch.op_id:
+            return Applied(head.messages, head.tool_calls, self._append(batch.agent_id, batch.events))
+        refusal = self._refusal(batch, head)
+        if refusal is not None:
+            return refusal
+        if batch.delete:
+            self._delete(batch.agent_id)
+            head = _Head()
+        after = head._replace(
+            messages=self._write_list(batch.agent_id, ListKind.MESSAGES, batch.messages, head.messages),
+            tool_calls=self._write_list(batch.agent_id, ListKind.TOOL_CALLS, batch.tool_calls, head.tool_calls),
+            updated_at=max(head.updated_at, batch.now),
+            last_op=batch.op_id,
+        )
+        if batch.info is not None or batch.messages is not None or batch.tool_calls is not None:
+            self._write_head(batch.agent_id, after)
+        if batch.info is not None:
+            self._write_info(batch.agent_id, batch.info)
+        for doc in batch.docs:
+            self._write_doc(batch.agent_id, doc)
+        offsets = self._append(batch.agent_id, batch.events)
+        return Applied(after.messages, after.tool_calls, offsets)
+
+    def _refusal(self, batch: Batch, head: _Head) -> Refused | None:
+        if batch.fence is not None and not self._holds(batch.agent_id, batch.fence):
+            return Refused("fence")
+        if batch.expect_updated_at is not None and batch.expect_updated_at != head.updated_at:
+            return Refused("updated_at")
+        if batch.messages is not None and batch.messages.expect not in (None, head.messages.version):
+            return Refused("messages")
+        if batch.tool_calls is not None and batch.tool_calls.expect not in (None, head.tool_calls.version):
+            return Refused("tool_calls")
+        return None
+
+    def _delete(self, agent_id: str) -> None:
+        for table in _TABLES_OF_AN_AGENT:
+            self._db.execute(f"DELETE FROM {table} WHERE agent_id = ?", (agent_id,))  # noqa: S608 - own names
+
+    # --- head and info
+
+    def _head(self, agent_id: str) -> _Head:
+        row = self._db.execute(
+            "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at, last_op"
+            " FROM kode_agents WHERE agent_id = ?",
+            (agent_id,),
+        ).fetchone()
+        return _Head() if row is None else _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], row[5])
+
+    def _write_head(self, agent_id: str, head: _Head) -> None:
+        self._db.execute(
+            "INSERT INTO kode_agents (agent_id, message_version, message_count, tool_call_version, tool_call_count,"
+            " updated_at, last_op) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (agent_id) DO UPDATE SET"
+            " message_version = excluded.message_version, message_count = excluded.message_count,"
+            " tool_call_version = excluded.tool_call_version, tool_call_count = excluded.tool_call_count,"
+            " updated_at = excluded.updated_at, last_op = excluded.last_op",
+            (
+                agent_id,
+                head.messages.version,
+                head.messages.count,
+                head.tool_calls.version,
+                head.tool_calls.count,
+                head.updated_at,
+                head.last_op,
+            ),
+        )
+
+    def _write_info(self, agent_id: str, info: Info) -> None:
+        self._db.execute(
+            "UPDATE kode_agents SET template_id = ?, created_at = ? WHERE agent_id = ?"
+            " AND (template_id IS NOT ? OR created_at IS NOT ?)",
+            (info.template_id, info.created_at, agent_id, info.template_id, info.created_at),
+        )
+        self._db.execute(
+            "INSERT INTO kode_infos (agent_id, body, digest) VALUES (?, ?, ?)"
+            " ON CONFLICT (agent_id) DO UPDATE SET body = excluded.body, digest = excluded.digest",
+            (agent_id, *info.body),
+        )
+        old = dict(self._db.execute("SELECT key, value FROM kode_metadata WHERE agent_id = ?", (agent_id,)))
+        new = dict(info.metadata)
+        if old == new:
+            return
+        for key in old.keys() - new.keys():
+            self._db.execute("DELETE FROM kode_metadata WHERE agent_id = ? AND key = ?", (agent_id, key))
+        for key, value in new.items():
+            if old.get(key) != value:
+                self._db.execute(
+                    "INSERT INTO kode_metadata (agent_id, key, value) VALUES (?, ?, ?)"
+                    " ON CONFLICT (agent_id, key) DO UPDATE SET value = excluded.value",
+                    (agent_id, key, value),
+                )
+
+    # --- lists and documents
+
+    def _write_list(self, agent_id: str, kind: ListKind, write: ListWrite | None, head: ListHead) -> ListHead:
+        if write is None:
+            return head
+        cut, append, put, _ = _LISTS[kind]
+        count = head.count
+        if write.length is not None and write.length < count:
+            self._db.execute(cut, (agent_id, write.length))
+            count = write.length
+        if write.put:
+            self._db.executemany(put, [_row_values(agent_id, position, row) for position, row in write.put])
+            count = max(count, write.put[-1][0] + 1)
+        if write.append:
+            rows = [_row_values(agent_id, position, row) for position, row in enumerate(write.append, count)]
+            self._db.executemany(append, rows)
+        return ListHead((head.version or first_version()) + 1, count + len(write.append))
+
+    def _write_doc(self, agent_id: str, write: DocWrite) -> None:
+        key = (agent_id, write.kind.value, write.key)
+        if write.doc is None:
+            self._db.execute("DELETE FROM kode_docs WHERE agent_id = ? AND kind = ? AND key = ?", key)
+            return
+        self._db.execute(
+            "INSERT INTO kode_docs (agent_id, kind, key, time, body, digest) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (agent_id, kind, key) DO UPDATE SET"
+            " time = excluded.time, body = excluded.body, digest = excluded.digest",
+            (*key, write.doc.time, *write.doc.body),
+        )
+
+    # --- events
+
+    def _append(self, agent_id: str, events: Sequence[EventWrite]) -> tuple[int, ...]:
+        return self._insert([(agent_id, event) for event in events]) if events else ()
+
+    def _append_all(self, batches: Sequence[Batch]) -> list[Outcome]:
+        offsets = self._insert([(batch.agent_id, event) for batch in batches for event in batch.events])
+        outcomes: list[Outcome] = []
+        place = 0
+        for batch in batches:
+            outcomes.append(Applied(offsets=offsets[place : place + len(batch.events)]))
+            place += len(batch.events)
+        return outcomes
+
+    def _insert(self, events: Sequence[tuple[str, EventWrite]]) -> tuple[int, ...]:
+        """Insert events, those excepted that are there already, and return all their offsets."""
+        if self._next_offset is None:
+            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'kode_events'").fetchone()
+            self._next_offset = 1 if row is None else row[0] + 1
+        first = self._next_offset
+        self._next_offset += len(events)
+        inserted = self._db.executemany(
+            'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest)'
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [(offset, a, e.seq, e.channel, *e.body) for offset, (a, e) in enumerate(events, first)],
+        ).rowcount
+        if inserted == len(events):
+            return tuple(range(first, self._next_offset))
+        return tuple(self._offset_of(agent_id, event) for agent_id, event in events)
+
+    def _offset_of(self, agent_id: str, event: EventWrite) -> int:
+        row = self._db.execute(
+            'SELECT "offset" FROM kode_events WHERE agent_id = ? AND seq = ? AND digest = ?',
+            (agent_id, event.seq, event.body.digest),
+        ).fetchone()
+        return int(row[0])
+
+    # --- forks
+
+    def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        """Copy the agent to each child, all or none."""
+        row = self._db.execute("SELECT digest FROM kode_infos WHERE agent_id = ?", (agent_id,)).fetchone()
+        if row is None or row[0] != expect.digest:
+            return False
+        head = self._head(agent_id)
+        for child in children:
+            lists = [ListHead(h.version and first_version(), h.count) for h in (head.messages, head.tool_calls)]
+            self._write_head(child.agent_id, _Head(lists[0], lists[1], now, ""))
+            self._write_info(child.agent_id, child.info)
+            for _, _, _, copy in _LISTS.values():
+                self._db.execute(copy, (child.agent_id, agent_id))
+            for kind in FORKED_DOCS:
+                self._db.execute(
+                    "INSERT INTO kode_docs (agent_id, kind, key, time, body, digest)"
+                    " SELECT ?, kind, key, time, body, digest FROM kode_docs WHERE agent_id = ? AND kind = ?",
+                    (child.agent_id, agent_id, kind.value),
+                )
+        return True
+
+    # --- leases
+
+    def _holds(self, agent_id: str, fence: Fence) -> bool:
+        boot, now = host_clock()
+        found = self._db.execute(
+            "SELECT 1 FROM kode_leases WHERE agent_id = ? AND owner = ? AND token = ? AND boot = ? AND expires > ?",
+            (agent_id, fence.owner, fence.token, boot, now),
+        ).fetchone()
+        return found is not None
+
+    def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        """The new token, or None when the lease is held."""
+        boot, now = host_clock()
+        held = "SELECT 1 FROM kode_leases WHERE agent_id = ? AND boot = ? AND expires > ?"
+        if self._db.execute(held, (agent_id, boot, now)).fetchone():
+            return None
+        # One number for all agents, so that a token never comes again although leases that ended are removed.
+        (token,) = self._db.execute(
+            "INSERT INTO kode_meta VALUES ('last_token', 1)"
+            " ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value"
+        ).fetchone()
+        self._db.execute(
+            "INSERT OR REPLACE INTO kode_leases (agent_id, owner, token, boot, expires) VALUES (?, ?, ?, ?, ?)",
+            (agent_id, owner, token, boot, now + ttl_ms),
+        )
+        return int(token)
+
+    def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        """False when the lease ended."""
+        if not self._holds(agent_id, fence):
+            return False
+        _, now = host_clock()
+        self._db.execute("UPDATE kode_leases SET expires = ? WHERE agent_id = ?", (now + ttl_ms, agent_id))
+        return True
+
+    def release_lease(self, agent_id: str, fence: Fence) -> None:
+        """End the lease if it is still this one."""
+        self._db.execute(
+            "DELETE FROM kode_leases WHERE agent_id = ? AND owner = ? AND token = ?",
+            (agent_id, fence.owner, fence.token),
+        )
+
+
+def _is_events_only(batch: Batch) -> bool:
+    return bool(batch.events) and not (
+        batch.fence
+        or batch.delete
+        or batch.info
+        or batch.messages
+        or batch.tool_calls
+        or batch.docs
+        or batch.expect_updated_at is not None
+    )
