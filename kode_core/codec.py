@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 import msgspec
 
 from kode_core.errors import CorruptRecordError, InvalidValueError
-from kode_core.jsonvalue import Problem, check_json, decode_json, dump, type_name
+from kode_core.jsonvalue import SCALARS, Problem, check_json, decode_json, dump, type_name
 from kode_core.model import Json, Message, Record, Timeline, UnknownBlock
 
-__all__ = ["Body", "decode", "decode_list", "digest", "encode", "encode_list", "from_wire", "to_wire"]
+__all__ = ["Body", "decode", "decode_list", "digest", "encode", "encode_list", "from_dict", "to_dict"]
 
 R = TypeVar("R", bound=Record)
 
@@ -32,13 +32,20 @@ class Body(NamedTuple):
     digest: bytes
 
 
+class _Shape(NamedTuple):
+    """How the values of an annotation are written and read. Values of ``plain`` types are both as they are."""
+
+    plain: frozenset[type]
+    write: Callable[[Any], Json]
+    read: Callable[[Any], Any]
+    optional: bool = False
+
+
 class _Field(NamedTuple):
     attr: str
     wire: str
     required: bool
-    optional: bool
-    write: Callable[[Any], Json] | None
-    read: Callable[[Any], Any]
+    shape: _Shape
 
 
 class _Plan(NamedTuple):
@@ -58,43 +65,50 @@ def _plan(cls: type) -> _Plan:
     for f in msgspec.structs.fields(cls):
         if f.encode_name.startswith("__"):  # spread over the record
             spread = f.name
-            continue
-        optional, write, read = _codec_of(hints[f.name])
-        fields.append(_Field(f.name, f.encode_name, f.required, optional, write, read))
+        else:
+            fields.append(_Field(f.name, f.encode_name, f.required, _shape(hints[f.name])))
     tag = config.tag
     names = {f.wire for f in fields} | ({config.tag_field} if tag else set())
     return _Plan(cls, tag, tuple(fields), spread, frozenset(names))
 
 
-_Codec = tuple[bool, Callable[[Any], Json] | None, Callable[[Any], Any]]
+_NOTHING_PLAIN: Final[frozenset[type]] = frozenset()
 
 
-def _codec_of(hint: Any) -> _Codec:
-    """(is None allowed, writer or None for values written as they are, reader) of an annotation."""
+def _shape(hint: Any) -> _Shape:
     if hint is Any:
-        return True, _write_json, _same
+        return _Shape(SCALARS, _write_json, _same, optional=True)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        some = tuple(a for a in args if a is not types.NoneType)
-        optional = len(some) < len(args)
-        if set(some) == {int, float}:
-            return optional, _write_number, functools.partial(_expect, (int, float), "a number")
-        if len(some) > 1:
-            return optional, _write_block, _read_block
-        _, write, read = _codec_of(some[0])
-        return optional, write, (functools.partial(_read_optional, read) if optional else read)
+        return _union_shape(tuple(a for a in args if a is not types.NoneType), types.NoneType in args)
     if origin is typing.Literal:
-        return False, functools.partial(_one_of, args), functools.partial(_one_of, args)
+        check = functools.partial(_one_of, args)
+        return _Shape(_NOTHING_PLAIN, check, check)
     if origin is dict:
-        return False, _write_dict, functools.partial(_expect, (dict,), "an object")
-    if origin in (Sequence, tuple, list):
-        _, write, read = _codec_of(args[0])
-        return False, functools.partial(_write_list, write), functools.partial(_read_list, read)
+        return _Shape(_NOTHING_PLAIN, _write_dict, functools.partial(_expect, (dict,), "an object"))
+    if origin is Sequence:
+        item = _shape(args[0])
+        return _Shape(_NOTHING_PLAIN, functools.partial(_write_list, item), functools.partial(_read_list, item))
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        return False, functools.partial(_write_struct, hint), functools.partial(_read_struct, hint)
-    noun = {str: "a string", int: "an integer", bool: "true or false"}[hint]
-    check = functools.partial(_expect, (hint,), noun)
-    return False, check, check
+        read = functools.partial(_read_struct, hint)
+        return _Shape(_NOTHING_PLAIN, functools.partial(_write_struct, hint), read)
+    kind: type = hint
+    noun = {str: "a string", int: "an integer", bool: "true or false"}[kind]
+    refuse = functools.partial(_expect, (kind,), noun)
+    plain: frozenset[type] = frozenset((kind,))
+    return _Shape(plain, refuse, refuse)
+
+
+def _union_shape(kinds: tuple[Any, ...], optional: bool) -> _Shape:
+    if set(kinds) == {int, float}:
+        expect = functools.partial(_expect, (int, float), "a number")
+        return _Shape(frozenset({int}), _write_number, expect, optional)
+    if len(kinds) > 1:
+        return _Shape(_NOTHING_PLAIN, _write_block, _read_block, optional)
+    shape = _shape(kinds[0])
+    if not optional:
+        return shape
+    return shape._replace(read=functools.partial(_read_optional, shape.read), optional=True)
 
 
 def _expect(kinds: tuple[type, ...], noun: str, value: Any) -> Any:
@@ -130,15 +144,13 @@ def _write_number(value: Any) -> Json:
     return value
 
 
-def _write_list(write: Callable[[Any], Json] | None, value: Any) -> Json:
+def _write_list(shape: _Shape, value: Any) -> Json:
     if type(value) is not tuple and type(value) is not list:
         raise Problem(f"expected a list or tuple, got {type_name(type(value))}")
-    if write is None:
-        return list(value)
     out = []
     for i, item in enumerate(value):
         try:
-            out.append(write(item))
+            out.append(item if type(item) in shape.plain else shape.write(item))
         except Problem as problem:
             raise problem.under(i) from None
     return out
@@ -166,12 +178,15 @@ def _to_wire(plan: _Plan, record: Any) -> dict[str, Json]:
     wire: dict[str, Json] = {}
     if plan.tag is not None:
         wire["type"] = plan.tag
-    for attr, name, required, optional, write, _ in plan.fields:
+    for attr, name, required, shape in plan.fields:
         value = getattr(record, attr)
-        if value is None and optional and not required:
+        if value is None and shape.optional and not required:
+            continue
+        if type(value) in shape.plain:
+            wire[name] = value
             continue
         try:
-            wire[name] = write(value) if write is not None else value
+            wire[name] = shape.write(value)
         except Problem as problem:
             raise problem.under(name) from None
     if plan.spread is not None:
@@ -195,12 +210,12 @@ def _read_optional(read: Callable[[Any], Any], value: Any) -> Any:
     return None if value is None else read(value)
 
 
-def _read_list(read: Callable[[Any], Any], value: Any) -> Any:
+def _read_list(shape: _Shape, value: Any) -> Any:
     _expect((list,), "a list", value)
     out = []
     for i, item in enumerate(value):
         try:
-            out.append(read(item))
+            out.append(shape.read(item))
         except Problem as problem:
             raise problem.under(i) from None
     return tuple(out)
@@ -216,10 +231,14 @@ def _read_struct(cls: type, value: Any) -> Any:
     plan = _plan(cls)
     _expect((dict,), "an object", value)
     known: dict[str, Any] = {}
-    for attr, name, required, _, _, read in plan.fields:
+    for attr, name, required, shape in plan.fields:
         if name in value:
+            item = value[name]
+            if type(item) in shape.plain:
+                known[attr] = item
+                continue
             try:
-                known[attr] = read(value[name])
+                known[attr] = shape.read(item)
             except Problem as problem:
                 raise problem.under(name) from None
         elif required:
@@ -259,7 +278,7 @@ def encode(cls: type[Record], record: Record, label: str) -> Body:
 def encode_list(cls: type[Record], records: Sequence[Record], label: str) -> Body:
     """The stored form of a list of records that is kept as one."""
     try:
-        raw = dump(_write_list(functools.partial(_write_struct, cls), records))
+        raw = dump(_write_list(_shape(cls), records))
     except Problem as problem:
         raise InvalidValueError(label, f"${problem.path}", problem.what) from None
     return Body(raw.decode(), digest(raw))
@@ -281,8 +300,7 @@ def decode(cls: type[R], body: Body, label: str) -> R:
 
 def decode_list(cls: type[R], body: Body, label: str) -> list[R]:
     """The records that :func:`encode_list` stored; raises as :func:`decode` does."""
-    read = functools.partial(_read_list, functools.partial(_read_struct, cls))
-    return list(_decode(list[cls], read, body, label))  # type: ignore[valid-type]
+    return list(_decode(list[cls], functools.partial(_read_list, _shape(cls)), body, label))  # type: ignore[valid-type]
 
 
 def _decode(shape: type, read: Callable[[Any], Any], body: Body, label: str) -> Any:
@@ -305,7 +323,7 @@ def _read(read: Callable[[Any], Any], text: str, label: str) -> Any:
         raise CorruptRecordError(label, f"not JSON: {exc}") from None
 
 
-def from_wire(cls: type[R], wire: Json, label: str) -> R:
+def from_dict(cls: type[R], wire: Json, label: str) -> R:
     """A record from a dict in the KODE SDK's JSON shape; InvalidValueError when it does not fit *cls*."""
     try:
         check_json(wire)
@@ -314,7 +332,7 @@ def from_wire(cls: type[R], wire: Json, label: str) -> R:
         raise InvalidValueError(label, f"${problem.path}", problem.what) from None
 
 
-def to_wire(record: Record) -> dict[str, Json]:
+def to_dict(record: Record) -> dict[str, Json]:
     """*record* as a dict in the KODE SDK's JSON shape; raises as :func:`encode` does."""
     cls = type(record)
     try:

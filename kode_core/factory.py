@@ -9,9 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
-from kode_core.engines.json_files import JsonOptions, open_json
 from kode_core.errors import IncompatibleBackendError
-from kode_core.layers.hybrid import HybridEngine
 from kode_core.plugins import Backend, opened_store, registry
 from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.facade import EngineStore
@@ -99,6 +97,9 @@ async def open_engine(configured: Configured) -> Engine:
     engine: Engine = await configured.backend.open(configured.options)
     folder = configured.store.file_store_base_dir
     if folder is not None:
+        from kode_core.engines.json_files import JsonOptions, open_json
+        from kode_core.layers.hybrid import HybridEngine
+
         durability: Any = getattr(configured.options, "durability", "full")
         try:
             files = await open_json(JsonOptions(base_dir=folder, durability=durability))

@@ -28,8 +28,13 @@ MAX_INT_DIGITS: Final = 4300
 
 _MAX_INT: Final = 10**MAX_INT_DIGITS
 _SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_FEW: Final = 8
+_SMALL: Final = 2**63
+_RECORD_DEPTH: Final = 16  # how deep records nest around a free-form value
 _MARSHAL: Final = 2  # the last format without references: equal values of equal types have equal bytes
-_SCALARS: Final = frozenset({str, bool, type(None)})
+SCALARS: Final[frozenset[type]] = frozenset({str, bool, type(None)})
+"""Types whose values need no look: strings are checked when they are turned into text."""
+
 
 
 class Problem(Exception):
@@ -58,7 +63,9 @@ _NOT_ENCODABLE = (ValueError, TypeError, OverflowError, RecursionError, NotImple
 
 def check_json(value: Json) -> None:
     """Raise Problem unless *value* is JSON that comes back exactly."""
-    if type(value) in _SCALARS:
+    if type(value) in SCALARS:
+        return
+    if type(value) is dict and len(value) <= _FEW and _is_flat(value):
         return
     try:
         text = _to_json(value)
@@ -70,14 +77,23 @@ def check_json(value: Json) -> None:
     _walk(value)
 
 
-def _walk(root: Json) -> None:
+def _is_flat(value: dict[Json, Json]) -> bool:
+    """The common case: a few strings, booleans and small numbers."""
+    for key, item in value.items():
+        kind = type(item)
+        if type(key) is not str or not (kind in SCALARS or kind is int and -_SMALL < item < _SMALL):
+            return False
+    return True
+
+
+def _walk(root: Json, max_depth: int = MAX_DEPTH) -> None:
     """The slow check, which knows where the problem is."""
     stack: list[tuple[Json, tuple[object, ...]]] = [(root, ())]
     while stack:
         value, path = stack.pop()
         problem = _problem_of(value)
         if problem is None and type(value) in (dict, list):
-            if len(path) >= MAX_DEPTH:
+            if len(path) >= max_depth:
                 problem = f"nested deeper than {MAX_DEPTH} levels"
             elif type(value) is dict:
                 for key, item in value.items():
@@ -118,8 +134,8 @@ def dump(wire: Json) -> bytes:
     """JSON text of checked data."""
     try:
         return _to_json(wire)
-    except UnicodeEncodeError:
-        _walk(wire)  # the typed strings of a record were not looked at before
+    except _NOT_ENCODABLE:
+        _walk(wire, MAX_DEPTH + _RECORD_DEPTH)  # strings and integers of typed fields were not looked at before
         return json.dumps(wire, ensure_ascii=True, separators=(",", ":"), check_circular=False).encode()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,7 +21,7 @@ from kode_core.store.rows import INT64
 __all__ = ["EventAppender", "EventReader"]
 
 _PAGE = 500
-_MAX_GROUP = 10_000
+_MAX_GROUP = 1000  # small enough that one group is encoded while another is committed
 
 
 class _Append:
@@ -45,9 +45,8 @@ class EventAppender:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._waiting: list[_Append] = []
-        self._pending: Counter[str] = Counter()
+        self._writing: list[_Append] = []
         self._writer: asyncio.Task[None] | None = None
-        self._drained = asyncio.Condition()
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     async def append(self, op: Op, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
@@ -58,7 +57,6 @@ class EventAppender:
         loop = asyncio.get_running_loop()
         item = _Append(agent_id, events, fence, loop.create_future())
         self._waiting.append(item)
-        self._pending[agent_id] += 1
         if self._writer is None:
             self._writer = loop.create_task(self._write())
         error: BaseException | None = None
@@ -74,9 +72,11 @@ class EventAppender:
         try:
             while self._waiting:
                 group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
+                self._writing = group
                 await self._write_group(group)
         finally:
             self._writer = None
+            self._writing = []
             if self._waiting:  # only after a cancellation: nobody is left waiting for nothing
                 self._fail(self._waiting, OutcomeUnknownError("the event loop is shutting down"))
                 self._waiting = []
@@ -102,12 +102,6 @@ class EventAppender:
         else:
             for batch, items, outcome in zip(batches, together.values(), outcomes, strict=True):
                 self._settle(batch, items, outcome)
-        finally:
-            for item in group:
-                self._pending[item.agent_id] -= 1
-            self._pending = +self._pending
-            async with self._drained:
-                self._drained.notify_all()
 
     def _settle(self, batch: Batch, items: list[_Append], outcome: Outcome) -> None:
         try:
@@ -131,8 +125,9 @@ class EventAppender:
 
     async def drain(self, agent_id: str | None = None) -> None:
         """Wait until no append is under way, for one agent or for all."""
-        async with self._drained:
-            await self._drained.wait_for(lambda: not (self._pending if agent_id is None else self._pending[agent_id]))
+        under_way = [item.done for item in (*self._writing, *self._waiting) if agent_id in (None, item.agent_id)]
+        if under_way:
+            await asyncio.wait(under_way)
 
     # --- followers
 

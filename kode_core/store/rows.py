@@ -43,7 +43,7 @@ def records_of(cls: type[Record], records: Any, what: str) -> tuple[Any, ...]:
         raise InvalidArgumentError(f"{what} must be a list of {cls.__name__}, got {type(records).__name__}")
     for i, record in enumerate(records):
         if not isinstance(record, cls):
-            hint = f"; {cls.__name__}.from_wire makes one of a dict" if isinstance(record, dict) else ""
+            hint = f"; from_dict({cls.__name__}, …) makes one of it" if isinstance(record, dict) else ""
             raise InvalidArgumentError(f"{what}[{i}] must be a {cls.__name__}, got {type(record).__name__}{hint}")
     return tuple(records)
 

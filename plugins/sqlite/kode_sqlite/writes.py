@@ -44,24 +44,56 @@ class _Head(NamedTuple):
 
 # --- Statements -------------------------------------------------------------------------------------------------------
 
+class Insert:
+    """An INSERT of many rows with few calls of SQLite.
+
+    Between two calls the thread gives up the interpreter's lock, and may wait milliseconds to get it back while the
+    event loop computes: ``executemany``, which makes a call for each row, is then a hundred times slower.
+    """
+
+    def __init__(self, start: LiteralString, columns: int, end: LiteralString = "") -> None:
+        self._start = start
+        self._end = end
+        self._columns = columns
+        marks: LiteralString = ", ".join(["?"] * columns)
+        self._row: LiteralString = f"({marks})"
+        self._most = 3000 // columns
+
+    def run(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Insert the rows and return how many were inserted or changed."""
+        changed = 0
+        for i in range(0, len(rows), self._most):
+            some = rows[i : i + self._most]
+            marks: LiteralString = ", ".join([self._row] * len(some))
+            statement: LiteralString = f"{self._start} {marks} {self._end}"
+            changed += db.execute(statement, [value for row in some for value in row]).rowcount
+        return changed
+
+
 _ROW_COLUMNS: Final[dict[ListKind, tuple[LiteralString, ...]]] = {
     ListKind.MESSAGES: ("role", "content_types"),
     ListKind.TOOL_CALLS: ("call_id", "tool_name", "state", "is_error", "has_approval"),
 }
 
 
-def _list_statements(table: LiteralString, own: tuple[LiteralString, ...]) -> tuple[LiteralString, ...]:
-    """(cut, append, put, copy) of a list's table."""
-    columns: LiteralString = ", ".join(("agent_id", "position", "created_at", *own, "body", "digest"))
-    marks: LiteralString = ", ".join(["?"] * (len(own) + 5))
-    updates: LiteralString = ", ".join([f"{c} = excluded.{c}" for c in ("created_at", *own, "body", "digest")])
-    rest: LiteralString = ", ".join(("position", "created_at", *own, "body", "digest"))
-    append: LiteralString = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
-    return (
+class _ListStatements(NamedTuple):
+    cut: LiteralString
+    put: Insert
+    copy: LiteralString
+
+
+def _list_statements(table: LiteralString, own: tuple[LiteralString, ...]) -> _ListStatements:
+    rest = ("position", "created_at", *own, "body", "digest")
+    updates: LiteralString = ", ".join([f"{column} = excluded.{column}" for column in rest[1:]])
+    columns: LiteralString = ", ".join(rest)
+    return _ListStatements(
         f"DELETE FROM {table} WHERE agent_id = ? AND position >= ?",
-        append,
-        f"{append} ON CONFLICT (agent_id, position) DO UPDATE SET {updates}",
-        f"INSERT INTO {table} ({columns}) SELECT ?, {rest} FROM {table} WHERE agent_id = ?",
+        Insert(
+            f"INSERT INTO {table} (agent_id, {columns}) VALUES",
+            len(rest) + 1,
+            f"ON CONFLICT (agent_id, position) DO UPDATE SET {updates}",
+        ),
+        f"INSERT INTO {table} (agent_id, {columns}) SELECT ?, {columns} FROM {table} WHERE agent_id = ?",
     )
 
 
@@ -69,6 +101,9 @@ _LISTS: Final = {
     ListKind.MESSAGES: _list_statements("kode_messages", _ROW_COLUMNS[ListKind.MESSAGES]),
     ListKind.TOOL_CALLS: _list_statements("kode_tool_calls", _ROW_COLUMNS[ListKind.TOOL_CALLS]),
 }
+_EVENTS: Final = Insert(
+    'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest) VALUES', columns=6
+)
 _TABLES_OF_AN_AGENT: Final = (
     "kode_agents",
     "kode_infos",
@@ -242,17 +277,15 @@ class Transaction:
     def _write_list(self, agent_id: str, kind: ListKind, write: ListWrite | None, head: ListHead) -> ListHead:
         if write is None:
             return head
-        cut, append, put, _ = _LISTS[kind]
+        statements = _LISTS[kind]
         count = head.count
         if write.length is not None and write.length < count:
-            self._db.execute(cut, (agent_id, write.length))
+            self._db.execute(statements.cut, (agent_id, write.length))
             count = write.length
         if write.put:
-            self._db.executemany(put, [_row_values(agent_id, position, row) for position, row in write.put])
             count = max(count, write.put[-1][0] + 1)
-        if write.append:
-            rows = [_row_values(agent_id, position, row) for position, row in enumerate(write.append, count)]
-            self._db.executemany(append, rows)
+        rows = (*write.put, *enumerate(write.append, count))
+        statements.put.run(self._db, [_row_values(agent_id, position, row) for position, row in rows])
         return ListHead((head.version or first_version()) + 1, count + len(write.append))
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
@@ -288,11 +321,8 @@ class Transaction:
             self._next_offset = 1 if row is None else row[0] + 1
         first = self._next_offset
         self._next_offset += len(events)
-        inserted = self._db.executemany(
-            'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest)'
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            [(offset, a, e.seq, e.channel, *e.body) for offset, (a, e) in enumerate(events, first)],
-        ).rowcount
+        rows = [(offset, a, e.seq, e.channel, *e.body) for offset, (a, e) in enumerate(events, first)]
+        inserted = _EVENTS.run(self._db, rows)
         if inserted == len(events):
             return tuple(range(first, self._next_offset))
         return tuple(self._offset_of(agent_id, event) for agent_id, event in events)
@@ -316,8 +346,8 @@ class Transaction:
             lists = [ListHead(h.version and first_version(), h.count) for h in (head.messages, head.tool_calls)]
             self._write_head(child.agent_id, _Head(lists[0], lists[1], now, ""))
             self._write_info(child.agent_id, child.info)
-            for _, _, _, copy in _LISTS.values():
-                self._db.execute(copy, (child.agent_id, agent_id))
+            for statements in _LISTS.values():
+                self._db.execute(statements.copy, (child.agent_id, agent_id))
             for kind in FORKED_DOCS:
                 self._db.execute(
                     "INSERT INTO kode_docs (agent_id, kind, key, time, body, digest)"
