@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ class MemoryEngine:
         return self.name
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        await asyncio.sleep(0)  # others get their turn, as with every other engine
         return [self._commit(batch) for batch in batches]
 
     def _commit(self, batch: Batch) -> Applied | Refused:

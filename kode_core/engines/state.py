@@ -251,14 +251,18 @@ class AgentState:
 
     def outline(self, kind: ListKind, keys: Sequence[str] | None) -> Outline:
         state = self.lists[kind]
-        rows = [
-            (i, row.body.digest, row.created_at, row.index.call_id if isinstance(row.index, ToolCallIndex) else None)
-            for i, row in enumerate(state.rows)
-        ]
-        if keys is not None:
-            last = {row[3]: row for row in rows}
-            rows = sorted(last[key] for key in set(keys) if key in last)
+        places = range(len(state.rows)) if keys is None else sorted(self._last_places(state, set(keys)))
+        rows = [(i, row.body.digest, row.created_at, _key(row)) for i, row in ((i, state.rows[i]) for i in places)]
         return Outline(state.version, len(state.rows), rows)
+
+    def _last_places(self, state: ListState, keys: set[str]) -> Iterator[int]:
+        for i in range(len(state.rows) - 1, -1, -1):
+            key = _key(state.rows[i])
+            if key in keys:
+                keys.discard(key)
+                yield i
+            if not keys:
+                return
 
     def docs_of(self, kind: DocKind, key: str | None) -> list[Doc]:
         if key is not None:
@@ -275,6 +279,10 @@ class AgentState:
             tool_calls_by_name=dict(Counter(call.tool_name for call in calls)),
             tool_calls_by_state=dict(Counter(call.state for call in calls)),
         )
+
+
+def _key(row: Row) -> str | None:
+    return row.index.call_id if isinstance(row.index, ToolCallIndex) else None
 
 
 def _list_writes(batch: Batch) -> list[tuple[ListKind, ListWrite]]:

@@ -40,7 +40,7 @@ from kode_core.store.lists import Append, ListMemory, Replace, Upsert
 from kode_core.store.locks import LeaseContext, Locks
 from kode_core.store.ops import OPS
 from kode_core.store.reader import Reader, Search, every
-from kode_core.store.writer import ListEdit, Turn, Writer
+from kode_core.store.writer import ListEdit, ListHow, Turn, Writer
 
 __all__ = ["EngineStore"]
 
@@ -126,10 +126,10 @@ class EngineStore(ExtendedStore):
     # --- messages and tool calls
 
     async def save_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
-        await self._save("save_messages", agent_id, fence, lambda: _turn(messages=messages))
+        await self._save("save_messages", agent_id, fence, lambda: Turn(_messages(Replace, messages)))
 
     async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
-        await self._save("append_messages", agent_id, fence, lambda: _turn(append=messages))
+        await self._save("append_messages", agent_id, fence, lambda: Turn(_messages(Append, messages)))
 
     async def load_messages(self, agent_id: str) -> list[Message]:
         return await self._load("load_messages", agent_id, self._reader.load_list, ListKind.MESSAGES)
@@ -137,12 +137,12 @@ class EngineStore(ExtendedStore):
     async def save_tool_call_records(
         self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
     ) -> None:
-        await self._save("save_tool_call_records", agent_id, fence, lambda: _turn(tool_calls=records))
+        await self._save("save_tool_call_records", agent_id, fence, lambda: Turn(_calls(Replace, records)))
 
     async def upsert_tool_call_records(
         self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
     ) -> None:
-        await self._save("upsert_tool_call_records", agent_id, fence, lambda: _turn(upsert_tool_calls=records))
+        await self._save("upsert_tool_call_records", agent_id, fence, lambda: Turn(_calls(Upsert, records)))
 
     async def load_tool_call_records(self, agent_id: str) -> list[ToolCallRecord]:
         return await self._load("load_tool_call_records", agent_id, self._reader.load_list, ListKind.TOOL_CALLS)
@@ -161,8 +161,17 @@ class EngineStore(ExtendedStore):
         fence: Lease | None = None,
     ) -> None:
         def build() -> Turn:
-            turn = _turn(append, messages, tool_calls, upsert_tool_calls)
-            return turn._replace(
+            if messages is not None and append:
+                raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
+            if tool_calls is not None and upsert_tool_calls:
+                raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
+            return Turn(
+                lists={
+                    **({} if messages is None else _messages(Replace, messages)),
+                    **(_messages(Append, append) if append else {}),
+                    **({} if tool_calls is None else _calls(Replace, tool_calls)),
+                    **(_calls(Upsert, upsert_tool_calls) if upsert_tool_calls else {}),
+                },
                 docs=() if todos is None else (rows.todos_doc(todos),),
                 info=None if info is None else rows.info_of(agent_id, info),
                 events=rows.event_writes(events),
@@ -344,23 +353,9 @@ class EngineStore(ExtendedStore):
         return await self._load("batch_fork", agent_id, self._forks.fork, count)
 
 
-def _turn(
-    append: Sequence[Message] = (),
-    messages: Sequence[Message] | None = None,
-    tool_calls: Sequence[ToolCallRecord] | None = None,
-    upsert_tool_calls: Sequence[ToolCallRecord] = (),
-) -> Turn:
-    if messages is not None and append:
-        raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
-    if tool_calls is not None and upsert_tool_calls:
-        raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
-    edits: dict[ListKind, ListEdit] = {}
-    if messages is not None:
-        edits[ListKind.MESSAGES] = ListEdit(Replace, rows.records_of(Message, messages, "messages"))
-    elif append:
-        edits[ListKind.MESSAGES] = ListEdit(Append, rows.records_of(Message, append, "messages"))
-    if tool_calls is not None:
-        edits[ListKind.TOOL_CALLS] = ListEdit(Replace, rows.records_of(ToolCallRecord, tool_calls, "records"))
-    elif upsert_tool_calls:
-        edits[ListKind.TOOL_CALLS] = ListEdit(Upsert, rows.records_of(ToolCallRecord, upsert_tool_calls, "records"))
-    return Turn(edits)
+def _messages(how: ListHow, messages: Sequence[Message]) -> dict[ListKind, ListEdit]:
+    return {ListKind.MESSAGES: ListEdit(how, rows.records_of(Message, messages, "messages"))}
+
+
+def _calls(how: ListHow, records: Sequence[ToolCallRecord]) -> dict[ListKind, ListEdit]:
+    return {ListKind.TOOL_CALLS: ListEdit(how, rows.records_of(ToolCallRecord, records, "records"))}

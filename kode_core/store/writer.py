@@ -16,17 +16,20 @@ from kode_core.store.events import EventAppender
 from kode_core.store.lists import Append, ListMemory, Remembered, Replace, Upsert
 from kode_core.store.rows import LISTS
 
-__all__ = ["ListEdit", "Turn", "Writer"]
+__all__ = ["ListEdit", "ListHow", "Turn", "Writer"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
 
 Change: TypeAlias = Replace | Append | Upsert
 
 
+ListHow: TypeAlias = type[Replace] | type[Append] | type[Upsert]
+
+
 class ListEdit(NamedTuple):
     """What a call does to one list."""
 
-    how: type[Replace] | type[Append] | type[Upsert]
+    how: ListHow
     records: Sequence[Any]
 
 

@@ -1,0 +1,38 @@
+"""Harnesses of the stores that come with the core."""
+
+from __future__ import annotations
+
+from kode_conformance.harness import Handle, Space, StoreHarness
+from kode_core.engines.memory import forget_memory
+from kode_core.factory import create_extended_store
+from kode_core.protocols import Store
+
+__all__ = ["JsonHarness", "MemoryHarness"]
+
+
+class MemoryHarness(StoreHarness):
+    """The memory store: shared by the stores of one name within a process."""
+
+    name = "memory"
+    lacks = frozenset({"CROSS_PROCESS", "PERSISTENT"})
+
+    async def provision(self, space: Space) -> Handle:
+        return {"name": space.name}
+
+    async def open(self, handle: Handle) -> Store:
+        return await create_extended_store(type="memory", name=handle["name"])
+
+    async def destroy(self, handle: Handle) -> None:
+        forget_memory(handle["name"])
+
+
+class JsonHarness(StoreHarness):
+    """The JSON files store."""
+
+    name = "json"
+
+    async def provision(self, space: Space) -> Handle:
+        return {"base_dir": str(space.folder / "store")}
+
+    async def open(self, handle: Handle) -> Store:
+        return await create_extended_store(type="json", base_dir=handle["base_dir"])

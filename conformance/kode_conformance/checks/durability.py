@@ -1,0 +1,39 @@
+"""DUR: what a crash leaves behind."""
+
+from __future__ import annotations
+
+from kode_conformance import samples
+from kode_conformance.context import Context
+from kode_conformance.crash import kill_mixed, kill_turns
+from kode_conformance.registry import Capability, check
+
+_CRASH = Capability.PERSISTENT | Capability.CROSS_PROCESS
+
+
+@check("DUR-1", "DUR-3", "TURN-1", needs=_CRASH)
+async def turns_survive_a_kill_whole(ctx: Context) -> None:
+    """After kill -9 at any moment every acknowledged turn is there, and every turn is whole or absent."""
+    turns = await kill_turns(ctx, rounds=4, seed=1)
+    ctx.true(turns > 4, "the writer must have written")
+
+
+@check("DUR-1", "DUR-3", needs=_CRASH)
+async def single_saves_survive_a_kill(ctx: Context) -> None:
+    """After kill -9 at any moment every acknowledged save of every kind is there, in order, none torn."""
+    rounds = await kill_mixed(ctx, rounds=4, seed=2)
+    ctx.true(rounds > 4, "the writer must have written")
+
+
+@check("DUR-1", "EVT-1", needs=_CRASH)
+async def acknowledged_events_survive_a_kill(ctx: Context) -> None:
+    """After kill -9 with many appends in flight every acknowledged event is there, once, under its offset."""
+    process = await ctx.process("append_events", "a", 0, 100_000, 50)
+    told = [await process.line() for _ in range(120)]
+    process.kill()
+    told += await process.gone()
+    store = await ctx.another()
+    stored = {event.bookmark.seq: event.offset async for event in store.read_events("a")}
+    missing = [line for line in told if stored.get(line["seq"]) != line["offset"]]
+    ctx.equal(missing, [], f"of {len(told)} acknowledged events, those that are missing")
+    later = await store.append_event("a", samples.event(200_000))
+    ctx.true(later > max(stored.values()), "an offset after the crash must be new")

@@ -1,0 +1,113 @@
+"""FORK: copies of an agent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kode_conformance import samples
+from kode_conformance.checks.lifecycle import fill
+from kode_conformance.checks.messages import dump
+from kode_conformance.context import Context
+from kode_conformance.registry import Capability, check
+from kode_core.errors import AgentNotFoundError, InvalidArgumentError
+
+_E = Capability.EXTENDED
+
+
+@check("FORK-1", needs=_E)
+async def forks_have_what_the_parent_has(ctx: Context) -> None:
+    """A fork has info of its own, and the parent's messages, tool calls, todos, media and snapshots, ids unchanged."""
+    await fill(ctx.store, "p")
+    await ctx.store.save_info("p", samples.info("p", lineage=["g"]))
+    before = await dump(ctx, "p")
+    ids = await ctx.store.batch_fork("p", 3)
+    ctx.equal(len(set(ids)), 3, "how many ids there are")
+    ctx.true(all(fork.startswith("agt-") for fork in ids), f"the ids must begin with agt-: {ids}")
+    ctx.equal(ids, sorted(ids), "the ids in the order of time")
+    ctx.equal(await ctx.store.list(), sorted([*ids, "p"]), "the agents")
+    for fork in ids:
+        found = await dump(ctx, fork)
+        for kind in ("messages", "tool calls", "todos", "media", "snapshot"):
+            ctx.equal(found[kind], before[kind], f"the fork's {kind}")
+        ctx.equal(found["event"], [], "the fork's events")
+        info = await ctx.store.load_info(fork)
+        assert info is not None
+        ctx.equal((info.agent_id, info.lineage, info.message_count), (fork, ("g", "p"), 3), "the fork's info")
+        ctx.true(info.created_at > samples.T0, "the fork's created_at must be new")
+        ctx.equal((info.template_id, info.metadata), ("assistant", samples.info("p").metadata), "what it inherits")
+    ctx.equal(await dump(ctx, "p"), before, "the parent")
+
+
+@check("FORK-2", needs=_E)
+async def forks_are_independent(ctx: Context) -> None:
+    """Parent and forks do not share: changes and deletes of one leave the others; forks can be forked."""
+    await fill(ctx.store, "p")
+    first, second = await ctx.store.batch_fork("p", 2)
+    (third,) = await ctx.store.batch_fork(first, 1)
+    (again,) = await ctx.store.batch_fork("p", 1)
+    info = await ctx.store.load_info(third)
+    ctx.equal(info and info.lineage, ("p", first), "the lineage of a fork's fork")
+    await ctx.store.append_messages(first, samples.messages(2))
+    await ctx.store.save_todos(first, samples.todos("mine"))
+    await ctx.store.save_snapshot("p", samples.snapshot("late"))
+    await ctx.store.append_event(first, samples.event(0))
+    for agent in ("p", second, third, again):
+        ctx.equal(await ctx.store.load_messages(agent), samples.messages(3), f"the messages of {agent}")
+        ctx.equal(await ctx.store.load_todos(agent), samples.todos("x"), f"the todos of {agent}")
+    ctx.equal([s.id for s in await ctx.store.list_snapshots(first)], ["sfp-1"], "the fork's snapshots")
+    await ctx.store.delete("p")
+    await ctx.store.delete(first)
+    for agent in (second, third, again):
+        ctx.equal(await ctx.store.load_messages(agent), samples.messages(3), f"{agent} after the others were deleted")
+        ctx.equal(await ctx.store.load_media_cache(agent), [samples.media()], f"the media of {agent}")
+
+
+@check("FORK-1", needs=_E)
+async def bad_forks_are_refused(ctx: Context) -> None:
+    """Forking nobody, or a number that makes no sense, is refused and makes nothing; forking zero times is fine."""
+    await ctx.raises(AgentNotFoundError, ctx.store.batch_fork("nobody", 1), "forking nobody")
+    await ctx.store.save_messages("p", samples.messages(1))
+    await ctx.raises(AgentNotFoundError, ctx.store.batch_fork("p", 1), "forking an agent without info")
+    await ctx.store.save_info("p", samples.info("p"))
+    for bad in (-1, "2", 1.0, None, True):
+        await ctx.raises(InvalidArgumentError, ctx.store.batch_fork("p", bad), f"forking {bad!r} times")  # type: ignore[arg-type]
+    ctx.equal(await ctx.store.batch_fork("p", 0), [], "forking zero times")
+    ctx.equal(await ctx.store.list(), ["p"], "the agents")
+
+
+@check("FORK-1", needs=_E)
+async def a_fork_is_of_one_instant(ctx: Context) -> None:
+    """A fork taken while the parent is written holds one state of it: all kinds of one turn."""
+    await ctx.store.save_turn("p", info=samples.info("p"), todos=samples.todos("0"))
+    stop = False
+
+    async def write() -> int:
+        n = 0
+        while not stop:
+            n += 1
+            await ctx.store.save_turn("p", append=samples.messages(1), upsert_tool_calls=[samples.tool_call(n)], todos=samples.todos(str(n)))
+        return n
+
+    writer = asyncio.ensure_future(write())
+    forks = []
+    for _ in range(10):
+        forks += await ctx.store.batch_fork("p", 1)
+        await asyncio.sleep(0.003)
+    stop = True
+    await writer
+    for fork in forks:
+        messages, calls = await ctx.store.load_messages(fork), await ctx.store.load_tool_call_records(fork)
+        todos = await ctx.store.load_todos(fork)
+        turn = int(todos.todos[0].title) if todos else -1
+        ctx.equal((len(messages), len(calls)), (turn, turn), f"messages and tool calls of a fork of turn {turn}")
+
+
+@check("FORK-1", needs=_E)
+async def many_forks_of_a_long_agent(ctx: Context) -> None:
+    """Fifty forks of an agent with hundreds of messages are all whole."""
+    long = samples.messages(300)
+    await ctx.store.save_turn("p", messages=long, info=samples.info("p"))
+    ids = await ctx.store.batch_fork("p", 50)
+    ctx.equal(len(set(ids)), 50, "how many forks there are")
+    for fork in ids[::10]:
+        ctx.equal(await ctx.store.load_messages(fork), long, "the messages of a fork")

@@ -1,0 +1,153 @@
+"""LIFE: existing, listing, deleting."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kode_conformance import samples
+from kode_conformance.checks.messages import dump
+from kode_conformance.context import Context
+from kode_conformance.registry import Capability, check
+from kode_core.errors import InvalidArgumentError
+from kode_core.protocols import ExtendedStore
+
+
+async def fill(store: ExtendedStore, agent: str) -> None:
+    """Save something of every kind."""
+    await store.save_info(agent, samples.info(agent))
+    await store.save_messages(agent, samples.messages(3))
+    await store.save_tool_call_records(agent, [samples.tool_call()])
+    await store.save_todos(agent, samples.todos("x"))
+    await store.append_events(agent, samples.events(3))
+    await store.save_history_window(agent, samples.window())
+    await store.save_compression_record(agent, samples.compression())
+    await store.save_recovered_file(agent, samples.recovered())
+    await store.save_media_cache(agent, [samples.media()])
+    await store.save_snapshot(agent, samples.snapshot())
+
+
+@check("LIFE-1")
+async def exists_follows_the_info(ctx: Context) -> None:
+    """exists is true exactly when info was saved and not deleted."""
+    await ctx.store.save_messages("a", samples.messages(1))
+    ctx.equal(await ctx.store.exists("a"), False, "with messages only")
+    await ctx.store.save_info("a", samples.info("a"))
+    ctx.equal(await ctx.store.exists("a"), True, "with info")
+    await ctx.store.delete("a")
+    ctx.equal(await ctx.store.exists("a"), False, "after delete")
+
+
+@check("LIFE-2")
+async def the_prefix_is_literal(ctx: Context) -> None:
+    """list gives ids with info by code point; every character of the prefix stands for itself, in its case."""
+    ids = ["ab_1", "abX1", "AB_2", "ab%", "ab", "a*b", "a[b]", "a\\b", "é", "z", "😀", "\uffff", "ab_", "a"]
+    for agent in ids:
+        await ctx.store.save_info(agent, samples.info(agent))
+    await ctx.store.save_messages("ab_no_info", samples.messages(1))
+    prefixes = ("", "a", "ab", "ab_", "ab%", "AB", "a*", "a[", "a\\", "é", "e", "😀", "\uffff", "zz", "\U0010ffff")
+    for prefix in prefixes:
+        wanted = sorted(agent for agent in ids if agent.startswith(prefix))
+        ctx.equal(await ctx.store.list(prefix), wanted, f"list({prefix!r})")
+    await ctx.raises(InvalidArgumentError, ctx.store.list(5), "a prefix that is no string")  # type: ignore[arg-type]
+
+
+@check("LIFE-2")
+async def thousands_are_listed(ctx: Context) -> None:
+    """A list of more than a thousand agents is whole."""
+    ids = [f"agt-{i:05d}" for i in range(1200)]
+    for i in range(0, 1200, 100):
+        await asyncio.gather(*(ctx.store.save_info(agent, samples.info(agent)) for agent in ids[i : i + 100]))
+    ctx.equal(await ctx.store.list(), ids, "1,200 agents")
+    ctx.equal(await ctx.store.list("agt-011"), ids[1100:1200], "a hundred of them")
+
+
+@check("LIFE-3")
+async def delete_removes_everything(ctx: Context) -> None:
+    """Delete removes every kind, of this agent only; deleting again does nothing."""
+    for agent in ("a", "ab", "A", "a_", "a%"):
+        await fill(ctx.store, agent)
+    others = {agent: await dump(ctx, agent) for agent in ("ab", "A", "a_", "a%")}
+    for _ in range(2):
+        await ctx.store.delete("a")
+        found = await dump(ctx)
+        ctx.true(not any(found.values()), f"still there after delete: {[k for k, v in found.items() if v]}")
+    await ctx.store.delete("never-there")
+    ctx.equal(await ctx.store.list(), ["A", "a%", "a_", "ab"], "the agents that are left")
+    for agent, before in others.items():
+        ctx.equal(await dump(ctx, agent), before, f"agent {agent!r} after 'a' was deleted")
+
+
+@check("LIFE-3", needs=Capability.PERSISTENT)
+async def deleted_stays_deleted(ctx: Context) -> None:
+    """Nothing that was buffered brings a deleted agent back, not after appends in flight, nor after a restart."""
+    await fill(ctx.store, "a")
+    appends = [asyncio.ensure_future(ctx.store.append_event("a", samples.event(100 + i))) for i in range(50)]
+    await asyncio.sleep(0)
+    await ctx.store.delete("a")
+    await asyncio.gather(*appends)
+    await ctx.store.delete("a")
+    await asyncio.sleep(0.2)
+    found = await dump(ctx)
+    ctx.true(not any(found.values()), f"back after delete: {[k for k, v in found.items() if v]}")
+    await ctx.reopen()
+    found = await dump(ctx)
+    ctx.true(not any(found.values()), f"back after a restart: {[k for k, v in found.items() if v]}")
+
+
+@check("LIFE-3")
+async def delete_takes_accepted_appends_along(ctx: Context) -> None:
+    """Appends that were called before delete, and not awaited, do not bring the agent back."""
+    appends = [asyncio.ensure_future(ctx.store.append_event("a", samples.event(i))) for i in range(50)]
+    await asyncio.sleep(0)
+    await ctx.store.delete("a")
+    await asyncio.gather(*appends)
+    ctx.equal([e async for e in ctx.store.read_events("a")], [], "the events after delete")
+
+
+@check("LIFE-4")
+async def a_deleted_id_starts_empty(ctx: Context) -> None:
+    """A deleted id used again starts empty, in every instance, also in one that knew the old agent."""
+    other = await ctx.another()
+    await fill(ctx.store, "a")
+    await other.save_messages("a", samples.messages(3))
+    await ctx.store.delete("a")
+    await other.save_messages("a", samples.messages(4))
+    ctx.equal(await ctx.store.load_messages("a"), samples.messages(4), "the messages of the new agent")
+    ctx.equal(await ctx.store.exists("a"), False, "whether the new agent exists")
+    await ctx.store.delete("a")
+    await ctx.store.append_messages("a", samples.messages(1, 9))
+    ctx.equal(await other.load_messages("a"), samples.messages(1, 9), "the messages of the third agent")
+    ctx.equal([e async for e in ctx.store.read_events("a")], [], "its events")
+
+
+@check("LIFE-3")
+async def delete_against_save(ctx: Context) -> None:
+    """A save that runs at the same time as a delete is there whole, or not at all."""
+    for i in range(10):
+        agent = f"a{i}"
+        await ctx.store.save_messages(agent, samples.messages(3))
+        turn = ctx.store.save_turn(agent, messages=samples.messages(5), info=samples.info(agent))
+        await asyncio.gather(turn, ctx.store.delete(agent))
+        count = len(await ctx.store.load_messages(agent))
+        ctx.equal((count, await ctx.store.exists(agent)) in ((0, False), (5, True)), True, f"{agent} has {count} messages")
+
+
+@check("LIFE-5", needs=Capability.QUERYABLE)
+async def delete_many_deletes_what_matches(ctx: Context) -> None:
+    """delete_many deletes every session that matches, however many, and nothing else."""
+    for i in range(250):
+        agent = f"a{i:03d}"
+        template = "old" if i < 240 else "new"
+        await ctx.store.save_turn(agent, info=samples.info(agent, template_id=template, created_at=i), append=samples.messages(1))
+    ctx.equal(await ctx.store.delete_many(template_id="old", created_after=5), 235, "how many were deleted")
+    ctx.equal(await ctx.store.list(), [f"a{i:03d}" for i in (*range(5), *range(240, 250))], "who is left")
+    ctx.equal(await ctx.store.load_messages("a100"), [], "the messages of one that was deleted")
+
+
+@check("LIFE-5", needs=Capability.QUERYABLE)
+async def delete_many_refuses_to_delete_all(ctx: Context) -> None:
+    """delete_many refuses an empty filter, an unknown one and one that is None, and deletes nothing."""
+    await fill(ctx.store, "a")
+    for bad in ({}, {"templateId": "x"}, {"template_id": None}, {"limit": 5}, {"created_before": "2020"}):
+        await ctx.raises(InvalidArgumentError, ctx.store.delete_many(**bad), f"delete_many({bad})")  # type: ignore[arg-type]
+    ctx.equal(await ctx.store.list(), ["a"], "the agents")

@@ -1,0 +1,240 @@
+"""LOCK: leases and fences."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+from kode_conformance import samples
+from kode_conformance.context import Context
+from kode_conformance.registry import Capability, check
+from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError
+
+_E = Capability.EXTENDED
+
+
+@check("LOCK-1", "LOCK-2", needs=_E)
+async def one_holder_at_a_time(ctx: Context) -> None:
+    """While a lock is held, nobody else gets it: no task, no instance; when it is free, somebody does."""
+    other = await ctx.another()
+    async with ctx.store.acquire_agent_lock("a"):
+        for store in (ctx.store, other):
+            await ctx.raises(LockUnavailableError, _take(store.acquire_agent_lock("a")), "a lock that is held")
+        lease = await other.acquire_agent_lock("b")
+        await lease.release()
+    lease = await other.acquire_agent_lock("a")
+    await lease.release()
+    inside = peak = 0
+
+    async def work(i: int) -> None:
+        nonlocal inside, peak
+        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=20_000):
+            inside += 1
+            peak = max(peak, inside)
+            await asyncio.sleep(0.002)
+            inside -= 1
+
+    await asyncio.gather(*map(work, range(12)))
+    ctx.equal(peak, 1, "how many were inside at once")
+
+
+async def _take(lock: Awaitable[object]) -> object:
+    return await lock
+
+
+@check("LOCK-1", needs=_E | Capability.CROSS_PROCESS)
+async def one_holder_over_processes(ctx: Context) -> None:
+    """Processes that count up under the lock lose no count."""
+    await ctx.store.save_info("a", samples.info("a", metadata={"n": 0}))
+    processes = [await ctx.process("count_up", "a", 15) for _ in range(3)]
+    told = [line for process in processes for line in await process.lines()]
+    info = await ctx.store.load_info("a")
+    ctx.equal(info and info.metadata, {"n": 45}, "the counter")
+    told.sort(key=lambda line: line["n"])
+    tokens = [line["token"] for line in told]
+    ctx.equal(tokens, sorted(set(tokens)), "the tokens in the order of the counts")
+
+
+@check("LOCK-2", needs=_E)
+async def waiting_for_a_lock(ctx: Context) -> None:
+    """wait_ms waits for the holder and then gets the lock, or gives up when the time is over."""
+    lease = await ctx.store.acquire_agent_lock("a")
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a", wait_ms=150)), "after 150 ms")
+    ctx.true(loop.time() - start >= 0.14, "the wait must take its time")
+    waiter = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=20_000)))
+    await asyncio.sleep(0.05)
+    await lease.release()
+    second = await waiter
+    await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "while the waiter holds it")
+    await second.release()  # type: ignore[attr-defined]
+
+
+@check("LOCK-2", "OPS-9", needs=_E)
+async def a_cancelled_waiter_leaves_nothing(ctx: Context) -> None:
+    """A waiter that is cancelled leaves no lock behind."""
+    for steps in range(8):
+        task = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=5000)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        (result,) = await asyncio.gather(task, return_exceptions=True)
+        if not isinstance(result, BaseException):
+            await result.release()  # type: ignore[attr-defined]
+        lease = await ctx.store.acquire_agent_lock("a", wait_ms=5000)
+        await lease.release()
+
+
+@check("LOCK-3", needs=_E)
+async def a_lease_ends_by_itself(ctx: Context) -> None:
+    """A lease that is not renewed ends after its time; one that is renewed does not; async with renews it."""
+    other = await ctx.another()
+    await ctx.store.acquire_agent_lock("a", ttl_ms=100)
+    lease = await other.acquire_agent_lock("a", ttl_ms=150, wait_ms=5000)
+    for _ in range(4):
+        await asyncio.sleep(0.06)
+        await lease.renew()
+    await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "a lease that was renewed")
+    await lease.release()
+    async with ctx.store.acquire_agent_lock("b", ttl_ms=120):
+        await asyncio.sleep(0.5)
+        await ctx.raises(LockUnavailableError, _take(other.acquire_agent_lock("b")), "a lease inside async with")
+    await (await other.acquire_agent_lock("b")).release()
+
+
+@check("LOCK-3", needs=_E | Capability.CROSS_PROCESS)
+async def a_killed_holder_is_followed(ctx: Context) -> None:
+    """The lock of a process that was killed is free when its time is over, and not before."""
+    process = await ctx.process("hold_lock", "a", 1500)
+    told = await process.line()
+    process.kill()
+    await process.gone()
+    await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "right after the kill")
+    lease = await ctx.store.acquire_agent_lock("a", wait_ms=10_000)
+    ctx.true(lease.token > told["token"], f"token {lease.token} must be above {told['token']}")
+    await lease.release()
+
+
+@check("LOCK-4", needs=_E)
+async def a_late_release_frees_nobody_else(ctx: Context) -> None:
+    """A release that comes late, or twice, does not free the lock of the next holder, and does not raise."""
+    other = await ctx.another()
+    first = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
+    second = await other.acquire_agent_lock("a", wait_ms=5000)
+    await first.release()
+    await first.release()
+    await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "after a late release")
+    await ctx.raises(LockLostError, first.renew(), "renewing a lease that was taken over")
+    await second.release()
+    await second.release()
+
+
+@check("LOCK-5", needs=_E)
+async def tokens_only_grow(ctx: Context) -> None:
+    """Each lease of an agent has a greater token than the one before, also after a delete and a restart."""
+    tokens = []
+    for i in range(6):
+        if i == 2:
+            await ctx.store.delete("a")
+        if i == 4 and "PERSISTENT" not in ctx.harness.lacks:
+            await ctx.reopen()
+        lease = await ctx.store.acquire_agent_lock("a")
+        tokens.append(lease.token)
+        await ctx.store.save_messages("a", samples.messages(1))
+        await lease.release()
+    ctx.equal(tokens, sorted(set(tokens)), "the tokens")
+
+
+@check("LOCK-5", needs=_E)
+async def writes_under_a_lost_lease_are_refused(ctx: Context) -> None:
+    """Every write of a holder that was superseded is refused and changes nothing; the new holder's are not."""
+    other = await ctx.another()
+    old = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
+    await ctx.store.save_messages("a", samples.messages(1), fence=old)
+    new = await other.acquire_agent_lock("a", wait_ms=5000)
+    store = ctx.store
+    writes = {
+        "save_messages": store.save_messages("a", [], fence=old),
+        "append_messages": store.append_messages("a", samples.messages(1), fence=old),
+        "save_tool_call_records": store.save_tool_call_records("a", [samples.tool_call()], fence=old),
+        "upsert_tool_call_records": store.upsert_tool_call_records("a", [samples.tool_call()], fence=old),
+        "save_turn": store.save_turn("a", append=samples.messages(1), events=samples.events(1), fence=old),
+        "save_todos": store.save_todos("a", samples.todos("x"), fence=old),
+        "append_event": store.append_event("a", samples.event(1), fence=old),
+        "append_events": store.append_events("a", samples.events(2), fence=old),
+        "save_history_window": store.save_history_window("a", samples.window(), fence=old),
+        "save_compression_record": store.save_compression_record("a", samples.compression(), fence=old),
+        "save_recovered_file": store.save_recovered_file("a", samples.recovered(), fence=old),
+        "save_media_cache": store.save_media_cache("a", [samples.media()], fence=old),
+        "save_snapshot": store.save_snapshot("a", samples.snapshot(), fence=old),
+        "save_info": store.save_info("a", samples.info("a"), fence=old),
+        "delete": store.delete("a", fence=old),
+    }
+    for name, write in writes.items():
+        await ctx.raises(LockLostError, write, f"{name} under a lost lease")
+    ctx.equal(await store.load_messages("a"), samples.messages(1), "the messages")
+    ctx.equal(await store.load_todos("a"), None, "the todos")
+    ctx.equal([e async for e in store.read_events("a")], [], "the events")
+    ctx.equal((await store.exists("a"), await store.list_snapshots("a")), (False, []), "info and snapshots")
+    await other.append_messages("a", samples.messages(1), fence=new)
+    await other.append_event("a", samples.event(0), fence=new)
+    await new.release()
+    await ctx.raises(LockLostError, other.save_todos("a", samples.todos(), fence=new), "a write after the release")
+    await store.save_todos("a", samples.todos("y"))
+    ctx.equal(await store.load_todos("a"), samples.todos("y"), "the todos of a write without a fence")
+
+
+@check("LOCK-5", needs=_E)
+async def writes_inside_async_with_are_fenced(ctx: Context) -> None:
+    """Inside async with, writes of the task and its children are fenced by themselves; others are not stopped."""
+    other = await ctx.another()
+    outside = asyncio.Event()
+
+    async def bystander() -> None:
+        await outside.wait()
+        await ctx.store.save_todos("a", samples.todos("by the way"))
+
+    watcher = asyncio.ensure_future(bystander())
+    async with ctx.store.acquire_agent_lock("a", ttl_ms=5000) as lease:
+        await ctx.store.save_messages("a", samples.messages(1))
+        await lease.release()
+        taken = await other.acquire_agent_lock("a")
+        await ctx.raises(LockLostError, ctx.store.save_messages("a", []), "a save inside, after the lease was lost")
+        child = asyncio.ensure_future(ctx.store.append_event("a", samples.event(1)))
+        await ctx.raises(LockLostError, _take(child), "an append by a child task")
+        await ctx.store.save_messages("b", samples.messages(1))
+        outside.set()
+        await watcher
+    ctx.equal(await ctx.store.load_messages("a"), samples.messages(1), "the messages")
+    ctx.equal(await ctx.store.load_todos("a"), samples.todos("by the way"), "the todos of a task without the lock")
+    await taken.release()
+    await ctx.store.save_messages("a", [])
+
+
+@check("LOCK-5", "QRY-1", needs=_E)
+async def bad_arguments_of_locks_are_refused(ctx: Context) -> None:
+    """A time to live or a wait that makes no sense, and a fence that is none or for another agent, are refused."""
+    for bad in ({"ttl_ms": 0}, {"ttl_ms": -5}, {"ttl_ms": "30"}, {"ttl_ms": 1.5}, {"wait_ms": -1}, {"wait_ms": None}):
+
+        async def lock(bad: dict[str, object] = bad) -> None:
+            await ctx.store.acquire_agent_lock("a", **bad)  # type: ignore[arg-type]
+
+        await ctx.raises(InvalidArgumentError, lock(), f"acquire_agent_lock({bad})")
+    lease = await ctx.store.acquire_agent_lock("a")
+    await ctx.raises(InvalidArgumentError, ctx.store.save_messages("b", [], fence=lease), "the lease of another agent")
+    fake = ctx.store.save_messages("a", [], fence=5)  # type: ignore[arg-type]
+    await ctx.raises(InvalidArgumentError, fake, "a fence that is no lease")
+    await lease.release()
+
+
+@check("LOCK-6", needs=_E)
+async def a_thousand_locks_cost_nothing(ctx: Context) -> None:
+    """A thousand locks are held at once while the store works on."""
+    leases = []
+    for i in range(0, 1000, 100):
+        locks = (ctx.store.acquire_agent_lock(f"a{j}", ttl_ms=600_000) for j in range(i, i + 100))
+        leases += await asyncio.gather(*map(_take, locks))
+    await ctx.store.save_messages("b", samples.messages(1))
+    ctx.equal(len(await ctx.store.load_messages("b")), 1, "a save and a load beside a thousand locks")
+    ctx.equal(len({id(lease) for lease in leases}), 1000, "how many leases there are")

@@ -1,0 +1,245 @@
+"""OPS: health, consistency, metrics, close, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+from kode_conformance import samples
+from kode_conformance.context import Context, Violation
+from kode_conformance.registry import Capability, check
+from kode_core.errors import StoreClosedError
+from kode_core.model import Message, ToolResultBlock, ToolUseBlock
+from kode_core.protocols import ExtendedStore, QueryableStore, Store
+
+_E = Capability.EXTENDED
+
+
+@check("OPS-1", needs=_E)
+async def health_tells_and_never_raises(ctx: Context) -> None:
+    """A store that works is healthy; one that is closed is not, and says why; asking never raises."""
+    status = await ctx.store.health_check()
+    ctx.equal(status.healthy, True, f"healthy, of {status}")
+    for medium in (status.database, status.file_system):
+        if medium is not None:
+            ctx.true(medium.ok and medium.latency_ms is not None and medium.latency_ms >= 0, f"{medium} must be well")
+    await ctx.store.close()
+    status = await ctx.store.health_check()
+    ctx.equal(status.healthy, False, "healthy, of a closed store")
+    ctx.true(status.problem, "a store that is not healthy must say why")
+
+
+@check("OPS-2", needs=_E)
+async def a_sound_agent_is_consistent(ctx: Context) -> None:
+    """An agent with everything, well used, is consistent; checking changes nothing."""
+    await ctx.store.save_turn("a", messages=samples.rich_messages(), tool_calls=[samples.tool_call()], info=samples.info("a"))
+    await ctx.store.append_events("a", samples.events(600))
+    await ctx.store.save_snapshot("a", samples.snapshot())
+    await ctx.store.save_media_cache("a", [samples.media()])
+    for agent in ("a", None):
+        result = await ctx.store.check_consistency(agent)
+        ctx.equal((result.consistent, result.issues, result.agents_checked), (True, (), 1), "the result of the check")
+    ctx.equal(len([e async for e in ctx.store.read_events("a")]), 600, "the events after the check")
+
+
+@check("OPS-2", needs=_E)
+async def dangling_tool_uses_are_found(ctx: Context) -> None:
+    """A tool use without its result, and a result without its use, are found, also where ids repeat."""
+    use, result = ToolUseBlock("c", "x", {}), ToolResultBlock("c", "r")
+    cases: list[tuple[list[Message], list[str]]] = [
+        ([Message("assistant", [use])], ["use_without_result"]),
+        ([Message("user", [result])], ["result_without_use"]),
+        ([Message("user", [result]), Message("assistant", [use])], ["result_without_use", "use_without_result"]),
+        ([Message("assistant", [use]), Message("user", [result])] * 2, []),
+        ([Message("assistant", [use, use]), Message("user", [result])], ["use_without_result"]),
+    ]
+    for i, (messages, codes) in enumerate(cases):
+        await ctx.store.save_messages(f"a{i}", messages)
+        found = await ctx.store.check_consistency(f"a{i}")
+        ctx.equal(sorted(issue.code for issue in found.issues), sorted(codes), f"the issues of case {i}")
+        ctx.true(all(issue.agent_id == f"a{i}" and issue.message for issue in found.issues), "issues name agent and problem")
+    nobody = await ctx.store.check_consistency("nobody")
+    ctx.equal([issue.code for issue in nobody.issues], ["unknown_agent"], "the issues of nobody")
+
+
+@check("OPS-3", needs=_E)
+async def metrics_count_what_happened(ctx: Context) -> None:
+    """Each operation moves its counter by one, failures count as errors only, and sizes are what is stored."""
+    before = await ctx.store.get_metrics()
+    await ctx.store.save_messages("a", samples.messages(3))
+    await ctx.store.save_info("a", samples.info("a"))
+    await asyncio.gather(*(ctx.store.append_event("a", samples.event(i)) for i in range(10)))
+    await ctx.store.save_tool_call_records("a", [samples.tool_call()])
+    await ctx.store.load_messages("a")
+    await ctx.store.load_todos("a")
+    await ctx.store.query_sessions()
+    await ctx.store.delete("b")
+    for call in (ctx.store.load_messages(""), ctx.store.save_todos("", samples.todos())):
+        try:
+            await call
+        except ValueError:
+            continue
+        raise Violation("an empty id must be refused")
+    after = await ctx.store.get_metrics()
+    moved = {name: getattr(after.operations, name) - getattr(before.operations, name) for name in ("saves", "loads", "queries", "deletes", "errors")}
+    ctx.equal(moved, {"saves": 13, "loads": 2, "queries": 1, "deletes": 1, "errors": 2}, "how far the counters moved")
+    p = after.performance
+    ctx.true(0 < p.min_latency_ms <= p.avg_latency_ms <= p.max_latency_ms, f"latencies must be in order: {p}")
+    ctx.true(p.min_latency_ms <= p.p50_latency_ms <= p.p99_latency_ms <= p.max_latency_ms, f"percentiles must be in order: {p}")
+    s = after.storage
+    ctx.equal((s.total_agents, s.total_messages, s.total_tool_calls), (1, 3, 1), "the size of the store")
+
+
+def _calls(store: ExtendedStore) -> dict[str, Any]:
+    """A call of every method with harmless arguments, by introspection of the protocols."""
+    arguments: dict[str, Any] = {
+        "agent_id": "a",
+        "messages": [],
+        "records": [],
+        "snapshot": samples.snapshot(),
+        "timeline": samples.event(0),
+        "timelines": [],
+        "window": samples.window(),
+        "record": samples.compression(),
+        "file": samples.recovered(),
+        "snapshot_id": "s",
+        "info": samples.info("a"),
+        "count": 1,
+    }
+    special = {"save_todos": {"snapshot": samples.todos()}, "save_media_cache": {"records": []}, "delete_many": {"template_id": "x"}}
+    calls = {}
+    for name in dir(ExtendedStore):
+        if name.startswith("_") or name in ("close", "health_check"):
+            continue
+        method = getattr(store, name)
+        given = {p: v for p, v in {**arguments, **special.get(name, {})}.items() if p in inspect.signature(method).parameters}
+        if name == "delete_many":
+            given = {"template_id": "x"}
+        calls[name] = (method, given)
+    return calls
+
+
+async def _drive(method: Any, given: dict[str, Any]) -> None:
+    result = method(**given)
+    if hasattr(result, "__aiter__"):
+        async for _ in result:
+            return
+    else:
+        await result
+
+
+@check("OPS-5", needs=_E)
+async def every_call_after_close_raises(ctx: Context) -> None:
+    """After close, every method of the protocols raises StoreClosedError; closing again does nothing."""
+    store = await ctx.another()
+    await store.save_messages("a", samples.messages(1))
+    await store.close()
+    await store.close()
+    calls = _calls(store)
+    ctx.true(len(calls) >= len(set(dir(Store)) - set(dir(object))) - 3, "all methods must be tried")
+    for name, (method, given) in calls.items():
+        await ctx.raises(StoreClosedError, _drive(method, given), f"{name} after close")
+
+
+@check("OPS-5", needs=_E)
+async def close_waits_for_what_was_accepted(ctx: Context) -> None:
+    """Writes that were called before close are done, or refused, and never dropped after they were acknowledged."""
+    store = await ctx.another()
+    calls = [asyncio.ensure_future(store.append_event("a", samples.event(i))) for i in range(100)]
+    calls += [asyncio.ensure_future(store.save_messages(f"m{i}", samples.messages(2))) for i in range(10)]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await asyncio.gather(store.close(), store.close())
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        ctx.true(not isinstance(result, Exception) or isinstance(result, StoreClosedError), f"got {result!r}")
+    acknowledged = sum(not isinstance(result, Exception) for result in results[:100])
+    stored = len([e async for e in ctx.store.read_events("a")])
+    ctx.true(stored >= acknowledged, f"{acknowledged} events were acknowledged, {stored} are stored")
+
+
+@check("OPS-5", needs=_E)
+async def async_with_closes(ctx: Context) -> None:
+    """async with closes the store, also when the block fails."""
+    store = await ctx.another()
+    try:
+        async with store:
+            await store.save_messages("a", samples.messages(1))
+            raise KeyError("from the block")
+    except KeyError:
+        pass
+    await ctx.raises(StoreClosedError, store.load_messages("a"), "a load after the block")
+
+
+@check("OPS-7", needs=Capability.CROSS_PROCESS)
+async def many_first_starts_at_once(ctx: Context) -> None:
+    """Many stores that open an empty place at once, in this process and in others, all succeed."""
+    processes = [await ctx.process("open_only", f"p{i}") for i in range(4)]
+    stores = await asyncio.gather(*(ctx.another() for _ in range(8)))
+    await asyncio.gather(*(store.save_messages(f"s{i}", samples.messages(1)) for i, store in enumerate(stores)))
+    await asyncio.gather(*(process.lines() for process in processes))
+    for agent in [f"p{i}" for i in range(4)] + [f"s{i}" for i in range(8)]:
+        ctx.equal(len(await ctx.store.load_messages(agent)), 1, f"the messages of {agent}")
+
+
+@check("OPS-9")
+async def a_cancelled_save_is_whole_or_absent(ctx: Context) -> None:
+    """A save that is cancelled at any point happened whole or not at all, and the store works on."""
+    for steps in range(12):
+        agent = f"a{steps}"
+        await ctx.store.save_messages(agent, samples.messages(3))
+        wanted = samples.messages(5, 10)
+        task = asyncio.ensure_future(ctx.store.save_turn(agent, messages=wanted, info=samples.info(agent)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.01)
+        found = await ctx.store.load_messages(agent)
+        ctx.true(found in (samples.messages(3), wanted), f"cancelled after {steps} steps: {len(found)} messages")
+        ctx.equal(await ctx.store.exists(agent), found == wanted, f"whether the info is there after {steps} steps")
+        await ctx.store.save_messages(agent, [*found, samples.message(99)])
+        ctx.equal(await ctx.store.load_messages(agent), [*found, samples.message(99)], "a save after the cancellation")
+
+
+@check("OPS-9", "EVT-1")
+async def cancelled_appends_do_no_harm(ctx: Context) -> None:
+    """Appends that are cancelled leave others alone: what was acknowledged is there, once."""
+    tasks = [asyncio.ensure_future(ctx.store.append_event("a", samples.event(i))) for i in range(60)]
+    await asyncio.sleep(0)
+    for task in tasks[::3]:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    acknowledged = {i for i, result in enumerate(results) if not isinstance(result, BaseException)}
+    await asyncio.sleep(0.02)
+    stored = [event.bookmark.seq async for event in ctx.store.read_events("a")]
+    ctx.true(acknowledged <= set(stored) and len(stored) == len(set(stored)), "acknowledged events must be there, once")
+    ctx.true(set(range(60)) - set(range(0, 60, 3)) <= set(stored), "events that were not cancelled must be there")
+
+
+@check("OPS-11", needs=Capability.PERSISTENT)
+async def a_process_may_end_without_close(ctx: Context) -> None:
+    """A process that never closes its store ends by itself, soon, and what was written is there."""
+    process = await ctx.process("leave_open", "a")
+    await process.lines(seconds=20)
+    ctx.equal(len(await ctx.store.load_messages("a")), 1, "the messages")
+    ctx.equal(len([e async for e in ctx.store.read_events("a")]), 1, "the events")
+
+
+@check("OPS-9", needs=Capability.NONE)
+async def many_calls_at_once(ctx: Context) -> None:
+    """Hundreds of calls of all kinds at once all end well."""
+    agents = [f"a{i}" for i in range(20)]
+    writes = [ctx.store.save_messages(a, samples.messages(3)) for a in agents]
+    writes += [ctx.store.save_info(a, samples.info(a)) for a in agents]
+    writes += [ctx.store.append_event(a, samples.event(i)) for a in agents for i in range(5)]  # type: ignore[misc]
+    reads = [ctx.store.load_messages(a) for a in agents] + [ctx.store.exists(a) for a in agents]  # type: ignore[operator]
+    await asyncio.gather(*writes, *reads)
+    ctx.equal(await ctx.store.list(), sorted(agents), "the agents")
+
+
+@check("OPS-5", needs=Capability.QUERYABLE)
+async def the_protocols_are_what_they_say(ctx: Context) -> None:
+    """A store that is queryable or extended has every method of its protocol."""
+    for kind, has in ((QueryableStore, True), (ExtendedStore, "EXTENDED" not in ctx.harness.lacks)):
+        ctx.equal(isinstance(ctx.store, kind), has, f"isinstance of {kind.__name__}")

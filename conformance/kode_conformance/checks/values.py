@@ -1,0 +1,309 @@
+"""VAL: values come back exactly, or are refused before anything is written."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from kode_conformance import samples
+from kode_conformance.context import Context, Violation, difference
+from kode_conformance.payloads import PAYLOADS, Payload
+from kode_conformance.registry import Capability, check
+from kode_core.errors import InvalidValueError
+from kode_core.model import (
+    AgentEvent,
+    Bookmark,
+    Message,
+    TextBlock,
+    Timeline,
+    ToolCallApproval,
+    ToolResultBlock,
+    ToolUseBlock,
+    UnknownBlock,
+)
+from kode_core.protocols import ExtendedStore
+
+_SMALL = [payload for payload in PAYLOADS if "huge" not in payload.name and "100k" not in payload.name]
+_LARGE = [payload for payload in PAYLOADS if payload not in _SMALL]
+
+
+class _Place:
+    """A free-form field of a record: how to write a value into it and read it back."""
+
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[ExtendedStore, str, Any], Awaitable[object]],
+        read: Callable[[ExtendedStore, str], Awaitable[Any]],
+        *,
+        only_dicts: bool = False,
+    ) -> None:
+        self.name = name
+        self.write = write
+        self.read = read
+        self.only_dicts = only_dicts
+
+
+async def _first_event(store: ExtendedStore, agent: str) -> Any:
+    return [event async for event in store.read_events(agent)][-1].event.data["value"]
+
+
+PLACES = (
+    _Place(
+        "tool_use.input",
+        lambda s, a, v: s.save_messages(a, [Message("assistant", [ToolUseBlock("c", "t", v)])]),
+        lambda s, a: _block(s, a, "input"),
+    ),
+    _Place(
+        "tool_result.content",
+        lambda s, a, v: s.save_messages(a, [Message("user", [ToolResultBlock("c", v)])]),
+        lambda s, a: _block(s, a, "content"),
+    ),
+    _Place(
+        "message.metadata",
+        lambda s, a, v: s.save_messages(a, [Message("user", [TextBlock("x")], metadata=v)]),
+        lambda s, a: _attribute(s.load_messages(a), "metadata"),
+        only_dicts=True,
+    ),
+    _Place(
+        "tool_call.input",
+        lambda s, a, v: s.save_tool_call_records(a, [samples.tool_call(input=v)]),
+        lambda s, a: _attribute(s.load_tool_call_records(a), "input"),
+    ),
+    _Place(
+        "tool_call.result",
+        lambda s, a, v: s.save_tool_call_records(a, [samples.tool_call(result=v)]),
+        lambda s, a: _attribute(s.load_tool_call_records(a), "result"),
+    ),
+    _Place(
+        "approval.meta",
+        lambda s, a, v: s.save_tool_call_records(a, [samples.tool_call(approval=ToolCallApproval(meta=v))]),
+        lambda s, a: _meta(s, a),
+        only_dicts=True,
+    ),
+    _Place(
+        "event.data",
+        lambda s, a, v: s.append_event(a, Timeline(1, Bookmark(1, 1), AgentEvent("monitor", "custom", {"value": v}))),
+        _first_event,
+    ),
+    _Place(
+        "info.metadata",
+        lambda s, a, v: s.save_info(a, samples.info(a, metadata=v)),
+        lambda s, a: _info(s, a),
+        only_dicts=True,
+    ),
+    _Place(
+        "snapshot.metadata",
+        lambda s, a, v: s.save_snapshot(a, samples.snapshot().replace(metadata=v)),
+        lambda s, a: _attribute(s.list_snapshots(a), "metadata"),
+        only_dicts=True,
+    ),
+)
+
+
+async def _attribute(load: Awaitable[list[Any]], name: str) -> Any:
+    return getattr((await load)[0], name)
+
+
+async def _block(store: ExtendedStore, agent: str, name: str) -> Any:
+    return getattr((await store.load_messages(agent))[0].content[0], name)
+
+
+async def _meta(store: ExtendedStore, agent: str) -> Any:
+    return (await store.load_tool_call_records(agent))[0].approval.meta
+
+
+async def _info(store: ExtendedStore, agent: str) -> Any:
+    info = await store.load_info(agent)
+    return None if info is None else info.metadata
+
+
+async def _round_trip(ctx: Context, place: _Place, payload: Payload, agent: str) -> None:
+    if place.only_dicts and type(payload.value) is not dict:
+        return
+    await place.write(ctx.store, agent, payload.value)
+    found = difference(await place.read(ctx.store, agent), payload.value)
+    if found is not None:
+        raise Violation(f"{payload.name} in {place.name}: {found}")
+
+
+async def _refusal(ctx: Context, place: _Place, payload: Payload, agent: str) -> None:
+    old = {"old": [1, 2.0, None]}
+    await place.write(ctx.store, agent, old)
+    what = f"{payload.name} in {place.name} must be refused"
+    error = await ctx.raises(InvalidValueError, place.write(ctx.store, agent, payload.value), what)
+    ctx.true(error.path.startswith("$"), f"{what} with the path to it, got {error.path!r}")
+    ctx.true(len(str(error)) < 2000, f"{what} in a readable sentence, got {len(str(error))} characters")
+    ctx.equal(await place.read(ctx.store, agent), old, f"after {payload.name} was refused in {place.name}, the old value")
+
+
+@check("VAL-1")
+async def any_json_value_comes_back_exactly(ctx: Context) -> None:
+    """Any JSON value comes back exactly as given, types and key order included, from every free-form field."""
+    for place in PLACES:
+        for i, payload in enumerate(p for p in _SMALL if p.is_json):
+            await _round_trip(ctx, place, payload, f"{place.name}-{i}")
+
+
+@check("VAL-1", needs=Capability.PERSISTENT)
+async def exact_values_survive_a_restart(ctx: Context) -> None:
+    """Exact values come back exactly after the store was closed and opened again."""
+    place = next(p for p in PLACES if p.name == "tool_call.result")
+    payloads = [p for p in _SMALL if p.is_json]
+    for payload in payloads:
+        await place.write(ctx.store, payload.name, payload.value)
+    await ctx.reopen()
+    for payload in payloads:
+        ctx.equal(await place.read(ctx.store, payload.name), payload.value, payload.name)
+
+
+@check("VAL-1")
+async def hostile_text_in_typed_fields(ctx: Context) -> None:
+    """Strings of typed fields carry U+0000, astral characters, lone surrogates and separators, too."""
+    for i, text in enumerate(("a\0b", "\ud83d", "x\udc00", "😀𝒳", "\u2028\u2029\r\n\x1b[1m", "", "\ufeff", "'; DROP TABLE x")):
+        message = Message("user", [TextBlock(text)])
+        await ctx.store.save_messages(f"m{i}", [message])
+        ctx.equal(await ctx.store.load_messages(f"m{i}"), [message], f"the text {text!a}")
+        call = samples.tool_call(name=text or "empty", error=text, state=text or "NEW")
+        await ctx.store.save_tool_call_records(f"t{i}", [call])
+        ctx.equal(await ctx.store.load_tool_call_records(f"t{i}"), [call], f"the tool call with {text!a}")
+        file = samples.recovered(content=text)
+        await ctx.store.save_recovered_file(f"r{i}", file)
+        ctx.equal(await ctx.store.load_recovered_files(f"r{i}"), [file], f"the file with {text!a}")
+
+
+@check("VAL-2")
+async def what_json_cannot_carry_is_refused(ctx: Context) -> None:
+    """What cannot be stored exactly is refused with the record and the path, and the old value stays."""
+    for place in PLACES:
+        if place.name == "event.data":
+            continue
+        for i, payload in enumerate(p for p in _SMALL if not p.is_json):
+            await _refusal(ctx, place, payload, f"{place.name}-{i}")
+
+
+@check("VAL-2")
+async def a_refused_event_leaves_no_trace(ctx: Context) -> None:
+    """An event that cannot be stored exactly is refused, alone or among others, and none of them is appended."""
+    for payload in (p for p in _SMALL if not p.is_json):
+        bad = Timeline(1, Bookmark(1, 1), AgentEvent("progress", "x", {"value": payload.value}))
+        await ctx.raises(InvalidValueError, ctx.store.append_event("a", bad), payload.name)
+        await ctx.raises(InvalidValueError, ctx.store.append_events("a", [samples.event(0), bad]), payload.name)
+    ctx.equal([e async for e in ctx.store.read_events("a")], [], "the event log")
+
+
+@check("VAL-2")
+async def one_bad_message_among_many(ctx: Context) -> None:
+    """One message in a hundred that cannot be stored leaves the whole old list as it was, and is named."""
+    old = samples.messages(3)
+    await ctx.store.save_messages("a", old)
+    bad = samples.messages(100)
+    bad[57] = Message("assistant", [ToolUseBlock("c", "t", {"rows": [1, {"x": float("nan")}]})])
+    error = await ctx.raises(InvalidValueError, ctx.store.save_messages("a", bad), "a NaN in message 57")
+    ctx.true("57" in str(error) and "rows[1].x" in str(error), f"the error names message and path, got: {error}")
+    ctx.equal(await ctx.store.load_messages("a"), old, "the old list")
+
+
+@check("VAL-2", "MSG-1")
+async def a_change_inside_a_saved_message_is_seen(ctx: Context) -> None:
+    """A value changed in place inside a message that was saved before is saved, or refused, as any other."""
+    content: dict[str, Any] = {"n": None}
+    messages = [samples.message(0), Message("assistant", [ToolUseBlock("c", "t", content)]), samples.message(2)]
+    await ctx.store.save_messages("a", messages)
+    content["n"] = [1]
+    await ctx.store.save_messages("a", messages)
+    loaded = await ctx.store.load_messages("a")
+    ctx.equal(loaded[1], Message("assistant", [ToolUseBlock("c", "t", {"n": [1]})]), "after a change in place")
+    for bad in (float("nan"), {1, 2}, b"x"):
+        content["n"] = bad
+        await ctx.raises(InvalidValueError, ctx.store.save_messages("a", messages), f"{bad!r} put in place")
+    ctx.equal(await ctx.store.load_messages("a"), loaded, "after refusals")
+
+
+@check("VAL-3")
+async def falsy_is_not_absent(ctx: Context) -> None:
+    """0, False, "" and empty containers are values; only None is absent."""
+    for i, value in enumerate((0, 0.0, -0.0, False, "", [], {})):
+        call = samples.tool_call(result=value, input=value, error="", started_at=0, completed_at=0, duration_ms=0)
+        await ctx.store.save_tool_call_records(f"a{i}", [call])
+        ctx.equal(await ctx.store.load_tool_call_records(f"a{i}"), [call], f"a call with {value!r}")
+    call = samples.tool_call(result=None, error=None, is_error=None, started_at=None, duration_ms=None)
+    await ctx.store.save_tool_call_records("none", [call])
+    ctx.equal(await ctx.store.load_tool_call_records("none"), [call], "a call with None")
+
+
+@check("VAL-4")
+async def a_megabyte_in_any_field(ctx: Context) -> None:
+    """A string of one megabyte is stored in every free-form field."""
+    for place in PLACES:
+        value = {"s": "x" * 1_000_000} if place.only_dicts else "y" * 1_000_000
+        await _round_trip(ctx, place, Payload("one megabyte", value), place.name)
+    file = samples.recovered(content="z" * 1_000_000)
+    await ctx.store.save_recovered_file("a", file)
+    ctx.equal(await ctx.store.load_recovered_files("a"), [file], "a recovered file of one megabyte")
+
+
+@check("VAL-4")
+async def large_values_come_back(ctx: Context) -> None:
+    """Values of twenty megabytes and of a hundred thousand elements are stored."""
+    place = next(p for p in PLACES if p.name == "tool_call.result")
+    for payload in _LARGE:
+        await _round_trip(ctx, place, payload, payload.name)
+
+
+@check("VAL-4")
+async def a_list_of_twenty_megabytes(ctx: Context) -> None:
+    """A message list of twenty megabytes is saved and loaded."""
+    big = [samples.message(text=f"{i} " + "x" * 200_000) for i in range(100)]
+    await ctx.store.save_messages("a", big)
+    ctx.equal(await ctx.store.load_messages("a"), big, "twenty megabytes of messages")
+
+
+@check("VAL-5")
+async def times_are_exact_milliseconds(ctx: Context) -> None:
+    """Times are kept to the millisecond, whatever the time zone of the process."""
+    before = os.environ.get("TZ")
+    try:
+        for zone in ("America/New_York", "Asia/Kolkata", "UTC"):
+            os.environ["TZ"] = zone
+            time.tzset()
+            agent = f"a-{zone.lower().replace('/', '-')}"
+            await ctx.store.save_info(agent, samples.info(agent, created_at=samples.T0 + 1))
+            info = await ctx.store.load_info(agent)
+            ctx.equal(info and info.created_at, samples.T0 + 1, f"created_at in {zone}")
+    finally:
+        os.environ.pop("TZ", None)
+        if before is not None:
+            os.environ["TZ"] = before
+        time.tzset()
+
+
+@check("VAL-6")
+async def unknown_fields_and_types_survive(ctx: Context) -> None:
+    """Fields, content blocks and event types of a newer version survive a load and a save."""
+    messages = [
+        Message("user", [TextBlock("hi", extra={"cache_control": {"ttl": 0}})], extra={"priority": [1, None]}),
+        Message("assistant", [UnknownBlock({"payload": {"z": 1}, "type": "hologram", "a": None})]),
+        Message("tool", "a role of tomorrow"),
+    ]
+    await ctx.store.save_messages("a", messages)
+    loaded = await ctx.store.load_messages("a")
+    ctx.equal(loaded, messages, "messages of a newer version")
+    await ctx.store.save_messages("b", loaded)
+    ctx.equal(await ctx.store.load_messages("b"), messages, "the same, saved again")
+    event = Timeline(0, Bookmark(0, 1), AgentEvent("monitor", "quantum_leap", {"bookmark": {"seq": 0}, "": []}))
+    await ctx.store.append_event("a", event)
+    ctx.equal([e async for e in ctx.store.read_events("a")], [event], "an event of a newer version")
+    info = samples.info("a", extra={"quota": {"tokens": 5}})
+    await ctx.store.save_info("a", info)
+    ctx.equal((await ctx.store.load_info("a")), info.replace(message_count=3), "info of a newer version")
+
+
+@check("VAL-6")
+async def every_block_type_comes_back(ctx: Context) -> None:
+    """A block of every type of the SDK comes back as it was."""
+    messages = samples.rich_messages()
+    await ctx.store.save_messages("a", messages)
+    ctx.equal(await ctx.store.load_messages("a"), messages, "messages with every block type")

@@ -1,0 +1,143 @@
+"""What other processes of a check do: ``python -m kode_conformance.child CALL`` runs one of the scripts here.
+
+A script tells what it has to tell as JSON lines, each written after what it speaks of was acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any, Final, cast
+
+from kode_conformance import samples
+from kode_conformance.harness import Handle, load_harness
+from kode_core.errors import LockError
+from kode_core.model import AgentInfo
+from kode_core.protocols import ExtendedStore
+
+
+def tell(**facts: Any) -> None:
+    """One line, whole or not at all even when the process is killed."""
+    os.write(1, json.dumps(facts).encode() + b"\n")
+
+
+async def append_messages(store: ExtendedStore, agent_id: str, tag: str, count: int) -> None:
+    """Append pairs of messages, one call at a time."""
+    for i in range(count):
+        pair = [samples.message(text=f"{tag} {i} {half}") for half in ("first", "second")]
+        await store.append_messages(agent_id, pair)
+        tell(tag=tag, n=i)
+
+
+async def append_events(store: ExtendedStore, agent_id: str, start: int, count: int, at_once: int) -> None:
+    """Append events, *at_once* at a time, and tell each offset."""
+
+    async def one(seq: int) -> None:
+        tell(seq=seq, offset=await store.append_event(agent_id, samples.event(seq)))
+
+    for i in range(start, start + count, at_once):
+        await asyncio.gather(*(one(seq) for seq in range(i, i + at_once)))
+
+
+async def replace_messages(store: ExtendedStore, agent_id: str, tag: str, count: int, length: int) -> None:
+    """Replace the whole list again and again, each time with messages that all say which time it is."""
+    for i in range(count):
+        await store.save_messages(agent_id, [samples.message(text=f"{tag} {i}") for _ in range(length)])
+    tell(done=tag)
+
+
+async def write_turns(store: ExtendedStore, agent_id: str, start: int, count: int) -> None:
+    """Write whole turns, each telling its number."""
+    for n in range(start, start + count):
+        await store.save_turn(
+            agent_id,
+            append=[samples.message(text=f"turn {n} question"), samples.message(text=f"turn {n} answer")],
+            upsert_tool_calls=[samples.tool_call(n)],
+            todos=samples.todos(f"turn {n}"),
+            info=samples.info(agent_id, metadata={"turn": n}),
+            events=[samples.event(2 * n), samples.event(2 * n + 1)],
+        )
+        tell(turn=n)
+
+
+async def mixed_writes(store: ExtendedStore, agent_id: str, count: int) -> None:
+    """Single saves of each kind, in a round, each telling its number; messages as a growing whole list."""
+    history = [samples.message(text=f"message {i}") for i in range(count)]
+    for n in range(count):
+        await store.save_messages(agent_id, history[: n + 1])
+        await store.append_event(agent_id, samples.event(n))
+        await store.save_info(agent_id, samples.info(agent_id, metadata={"n": n}))
+        await store.save_snapshot(agent_id, samples.snapshot(f"sfp-{n % 5}", created_at=samples.T0 + n))
+        tell(n=n)
+
+
+async def hold_lock(store: ExtendedStore, agent_id: str, ttl_ms: int) -> None:
+    """Take the lock, tell its token, and hold it until the end of days."""
+    async with store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms) as lease:
+        tell(token=lease.token)
+        await asyncio.sleep(3600)
+
+
+async def count_up(store: ExtendedStore, agent_id: str, rounds: int) -> None:
+    """Add one to a counter under the lock, *rounds* times: read, think, write."""
+    done = 0
+    while done < rounds:
+        try:
+            async with store.acquire_agent_lock(agent_id, ttl_ms=5000, wait_ms=60_000) as lease:
+                info = cast(AgentInfo, await store.load_info(agent_id))
+                n = info.metadata["n"]
+                await asyncio.sleep(0.001)
+                await store.save_info(agent_id, info.replace(metadata={"n": n + 1}))
+                done += 1
+                tell(n=n + 1, token=lease.token)
+        except LockError:
+            continue
+
+
+async def open_only(store: ExtendedStore, agent_id: str) -> None:
+    """Nothing: that the store could be opened is enough."""
+    await store.save_messages(agent_id, samples.messages(1))
+    tell(opened=agent_id)
+
+
+async def leave_open(store: ExtendedStore, agent_id: str) -> None:
+    """Write, and end the process without closing the store (OPS-11)."""
+    await store.save_messages(agent_id, samples.messages(1))
+    await store.append_event(agent_id, samples.event(1))
+    tell(written=agent_id)
+
+
+SCRIPTS: Final = {
+    function.__name__: function
+    for function in (
+        append_messages,
+        append_events,
+        replace_messages,
+        write_turns,
+        mixed_writes,
+        hold_lock,
+        count_up,
+        open_only,
+        leave_open,
+    )
+}
+
+
+async def run(spec: str, handle: Handle, script: str, args: list[Any]) -> None:
+    """Open the store and run the script."""
+    store = cast(ExtendedStore, await load_harness(spec).open(handle))
+    await SCRIPTS[script](store, *args)
+    if script != "leave_open":
+        await store.close()
+
+
+def main() -> None:
+    """Do what the one argument says."""
+    call = json.loads(sys.argv[1])
+    asyncio.run(run(call["harness"], call["handle"], call["script"], call["args"]))
+
+
+if __name__ == "__main__":
+    main()

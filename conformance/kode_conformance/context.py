@@ -1,0 +1,203 @@
+"""What a check works with: the store, more instances of it, and strict comparisons."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from kode_conformance.harness import Handle, Space, StoreHarness
+from kode_core.protocols import ExtendedStore
+
+__all__ = ["Context", "Violation", "difference", "prepared"]
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+
+
+class Violation(AssertionError):
+    """The store does not do what a clause says."""
+
+
+class Context:
+    """One check's view of one store, provisioned for it alone.
+
+    ``store`` is typed as an ExtendedStore; a check that needs more than ``Store`` says so when it is registered.
+    """
+
+    def __init__(self, harness: StoreHarness, handle: Handle, folder: Path) -> None:
+        self.harness = harness
+        self.handle = handle
+        self.folder = folder
+        self._open: list[ExtendedStore] = []
+
+    async def start(self) -> None:
+        self.store = await self.another()
+
+    async def another(self) -> ExtendedStore:
+        """One more instance of the same store; closed at the end of the check."""
+        store = cast(ExtendedStore, await self.harness.open(self.handle))
+        self._open.append(store)
+        return store
+
+    async def reopen(self) -> ExtendedStore:
+        """Close the store and open it again."""
+        await self.close(self.store)
+        self.store = await self.another()
+        return self.store
+
+    async def close(self, store: ExtendedStore) -> None:
+        """Close an instance before the end of the check."""
+        close = getattr(store, "close", None)
+        if close is not None:
+            await close()
+        self._open = [other for other in self._open if other is not store]
+
+    async def finish(self) -> None:
+        for store in reversed(list(self._open)):
+            await self.close(store)
+
+    # --- other processes
+
+    async def process(self, script: str, *args: Any) -> Process:
+        """Start a process that opens the same store and runs *script*, a function of ``kode_conformance.child``."""
+        call = json.dumps({"harness": self.harness.spec, "handle": self.handle, "script": script, "args": args})
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "kode_conformance.child",
+            call,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        return Process(child)
+
+    # --- judging
+
+    def equal(self, got: object, want: object, what: str) -> None:
+        """*got* must be *want*: the same values of the same types, in the same order."""
+        found = difference(got, want)
+        if found is not None:
+            raise Violation(f"{what}: {found}")
+
+    def true(self, condition: object, what: str) -> None:
+        """*what* must hold."""
+        if not condition:
+            raise Violation(what)
+
+    async def raises(self, kind: type[E], call: Awaitable[object], what: str, *, match: str = "") -> E:
+        """*call* must raise exactly *kind* or a subclass, with *match* in its message; returns the error."""
+        try:
+            result = await call
+        except kind as exc:
+            if match not in str(exc):
+                raise Violation(f"{what}: the message does not say {match!r}: {exc}") from exc
+            return exc
+        except Exception as exc:
+            raise Violation(f"{what}: expected {kind.__name__}, got {type(exc).__name__}: {exc}") from exc
+        raise Violation(f"{what}: expected {kind.__name__}, but it returned {result!r:.200}")
+
+    async def eventually(self, holds: Callable[[], Awaitable[object]], what: str, seconds: float = 10.0) -> None:
+        """*holds* must become true in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not await holds():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise Violation(f"{what}: still not after {seconds:g} s") from None
+
+
+class Process:
+    """A process of a check. What it prints, line by line as JSON, is what it has to tell."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self._child = child
+
+    async def line(self, seconds: float = 30.0) -> Any:
+        """The next thing the process tells; None when it ended."""
+        assert self._child.stdout is not None
+        async with asyncio.timeout(seconds):
+            raw = await self._child.stdout.readline()
+        return json.loads(raw) if raw else None
+
+    async def lines(self, seconds: float = 60.0) -> list[Any]:
+        """All the process tells until it ends well."""
+        async with asyncio.timeout(seconds):
+            out, err = await self._child.communicate()
+        if self._child.returncode != 0:
+            raise Violation(f"a process that used the store failed: {err.decode()[-2000:]}")
+        return [json.loads(raw) for raw in out.splitlines()]
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        with suppress(ProcessLookupError):
+            self._child.kill()
+
+    async def gone(self) -> list[Any]:
+        """What it told and was not read yet, once it is gone; a last line that is cut short does not count."""
+        assert self._child.stdout is not None
+        raw = await self._child.stdout.read()
+        await self._child.wait()
+        return [json.loads(line) for line in raw.split(b"\n")[:-1]]
+
+
+@asynccontextmanager
+async def prepared(harness: StoreHarness) -> AsyncIterator[Context]:
+    """A context on a store of its own, taken down at the end whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="kode-conf-", ignore_cleanup_errors=True) as folder:
+        space = Space(f"conf_{uuid.uuid4().hex[:16]}", Path(folder))
+        handle = await harness.provision(space)
+        context = Context(harness, handle, space.folder)
+        try:
+            await context.start()
+            try:
+                yield context
+            finally:
+                await context.finish()
+        finally:
+            await harness.destroy(handle)
+
+
+# --- Strict comparison ------------------------------------------------------------------------------------------------
+
+
+def difference(got: object, want: object, path: str = "") -> str | None:
+    """Where two values differ in value, type or order; None when they do not."""
+    if isinstance(want, msgspec.Struct) and isinstance(got, msgspec.Struct):
+        if not isinstance(got, type(want)):
+            return f"{path or 'it'} is a {type(got).__name__}, expected a {type(want).__name__}"
+        fields = type(want).__struct_fields__
+        return _first(difference(getattr(got, f), getattr(want, f), f"{path}.{f}") for f in fields)
+    if isinstance(want, (list, tuple)) and isinstance(got, (list, tuple)):
+        if len(got) != len(want):
+            return f"{path or 'it'} has {len(got)} items, expected {len(want)}"
+        pairs = enumerate(zip(got, want, strict=True))
+        return _first(difference(g, w, f"{path}[{i}]") for i, (g, w) in pairs)
+    if type(got) is not type(want):
+        return f"{path or 'it'} is {_shown(got)}, expected {_shown(want)}"
+    if isinstance(want, dict) and isinstance(got, dict):
+        if list(got) != list(want):
+            return f"{path or 'it'} has the keys {_shown(list(got))}, expected {_shown(list(want))} in this order"
+        return _first(difference(got[k], want[k], f"{path}[{k!r}]") for k in want)
+    if isinstance(want, float) and repr(got) != repr(want):  # tells -0.0 from 0.0
+        return f"{path or 'it'} is {got!r}, expected {want!r}"
+    return None if got == want else f"{path or 'it'} is {_shown(got)}, expected {_shown(want)}"
+
+
+def _first(found: Any) -> str | None:
+    return next((problem for problem in found if problem is not None), None)
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return f"{text if len(text) < 120 else text[:117] + '...'} ({type(value).__name__})"

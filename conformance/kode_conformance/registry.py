@@ -1,0 +1,84 @@
+"""The checks: plain async functions on a context, each naming the clauses of the contract that it checks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from enum import Flag, auto
+from typing import Final, NamedTuple, TypeVar
+
+from kode_conformance.context import Context
+
+__all__ = ["REGISTRY", "Capability", "Check", "check", "load_checks"]
+
+_CLAUSE: Final = re.compile(r"[A-Z]+-\d+")
+
+
+class Capability(Flag):
+    """What a store offers beyond ``Store`` in one process. A check runs when the store declares all it needs."""
+
+    NONE = 0
+    PERSISTENT = auto()
+    """What was written is there after the store was closed and opened again."""
+    CROSS_PROCESS = auto()
+    """Several processes may use one store at a time."""
+    QUERYABLE = auto()
+    """It is a ``QueryableStore``."""
+    EXTENDED = auto()
+    """It is an ``ExtendedStore``."""
+    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED
+
+
+CheckFunction = Callable[[Context], Awaitable[None]]
+F = TypeVar("F", bound=CheckFunction)
+
+
+class Check(NamedTuple):
+    """A check and what it is about."""
+
+    name: str
+    clauses: tuple[str, ...]
+    needs: Capability
+    run: CheckFunction
+    claim: str
+    """What must hold, in one sentence."""
+
+    @property
+    def id(self) -> str:
+        """As in ``MSG-1.replaces_the_whole_list``."""
+        return f"{self.clauses[0]}.{self.name}"
+
+    @property
+    def method_name(self) -> str:
+        """The name of the generated test method."""
+        return f"test_{self.clauses[0].replace('-', '_')}_{self.name}"
+
+
+REGISTRY: Final[dict[str, Check]] = {}
+
+
+def check(*clauses: str, needs: Capability = Capability.NONE) -> Callable[[F], F]:
+    """Register an async function as a check of *clauses*, the first being the one it is listed under."""
+    if not clauses or not all(_CLAUSE.fullmatch(clause) for clause in clauses):
+        raise ValueError(f"a check names the clauses it checks, such as MSG-1; got {clauses}")
+
+    def register(function: F) -> F:
+        name = function.__name__
+        claim = " ".join((function.__doc__ or "").split())
+        if not claim:
+            raise ValueError(f"the check {name} needs a docstring that says what must hold")
+        found = Check(name, clauses, needs, function, claim)
+        if found.id in REGISTRY:
+            raise ValueError(f"there are two checks {found.id}")
+        REGISTRY[found.id] = found
+        return function
+
+    return register
+
+
+def load_checks() -> Iterable[Check]:
+    """All checks, in the order of their modules."""
+    from kode_conformance import checks
+
+    checks.load()
+    return REGISTRY.values()

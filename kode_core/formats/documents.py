@@ -1,0 +1,108 @@
+"""JSON documents out of a file, one at a time: a JSON list, JSON Lines, or a single value, plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from io import BufferedIOBase, BufferedReader
+from itertools import chain, islice
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from kode_core.errors import InvalidArgumentError
+from kode_core.jsonvalue import decode_json
+from kode_core.model import Json
+
+__all__ = ["Document", "read_documents"]
+
+_GZIP: Final = b"\x1f\x8b"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+class Document(NamedTuple):
+    """One document of a file, not parsed yet, so that one that is broken does not spoil the others.
+
+    Attributes:
+        number: its place in the file, from 1.
+        total: how many the file has, None when that is only known at its end.
+    """
+
+    number: int
+    text: bytes
+    total: int | None
+
+    def value(self) -> Json:
+        """The parsed document; InvalidArgumentError when it is not JSON."""
+        try:
+            return decode_json(self.text.decode())
+        except (ValueError, RecursionError) as exc:
+            raise InvalidArgumentError(f"this is not JSON: {exc}") from None
+
+
+def read_documents(path: Path, is_part: Callable[[Json], bool]) -> Iterator[Document]:
+    """The documents of a file, as they are wanted: JSON Lines are never in memory as a whole.
+
+    *is_part* is asked about the first item of a list, whether the list is one document of which that is a part.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read or unpacked, or is neither JSON nor JSON Lines.
+    """
+    lines = _lines(path)
+    head = list(islice(lines, 2))
+    if len(head) == 2 and _is_json(head[0]):
+        texts: Iterator[bytes] = chain(head, lines)
+        total = None
+    else:
+        found = _split(path, [*head, *lines], is_part)
+        texts, total = iter(found), len(found)
+    for number, text in enumerate(texts, 1):
+        yield Document(number, bytes(text), total)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines that are not blank."""
+    try:
+        with path.open("rb") as packed, _unpacked(packed) as file:
+            for number, line in enumerate(file):
+                text = line.removeprefix(_BYTE_ORDER_MARK) if number == 0 else line
+                if text.strip():
+                    yield text
+    except (OSError, EOFError, zlib.error) as exc:
+        raise InvalidArgumentError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def _unpacked(file: BufferedReader) -> BufferedIOBase:
+    return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP else file
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        decode_json(text.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _split(path: Path, lines: Sequence[bytes], is_part: Callable[[Json], bool]) -> Sequence[bytes]:
+    """The documents of a file whose first line is not one."""
+    text = b"".join(lines)
+    if len(lines) > 1 and _is_json(lines[1]) and not _is_json(text):
+        return lines  # JSON Lines, of which the first is broken
+    if not text.lstrip().startswith(b"["):
+        return [text] if text else []
+    try:
+        items = _items(text)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidArgumentError(f"{path} is neither JSON nor JSON Lines: {exc}") from None
+    return [text] if items and is_part(Document(1, bytes(items[0]), None).value()) else items
+
+
+def _items(text: bytes) -> Sequence[bytes]:
+    try:
+        return msgspec.json.decode(text, type=list[msgspec.Raw])
+    except msgspec.DecodeError:  # an escaped lone surrogate, or no JSON at all
+        return [json.dumps(item).encode() for item in json.loads(text)]

@@ -1,0 +1,23 @@
+"""Harnesses of the SQLite store: all in the database, and the hybrid layout."""
+
+from __future__ import annotations
+
+from kode_conformance import Handle, Space, StoreHarness
+from kode_core import Store, create_extended_store
+
+
+class SqliteHarness(StoreHarness):
+    name = "sqlite"
+
+    async def provision(self, space: Space) -> Handle:
+        return {"db_path": str(space.folder / "agents.db")}
+
+    async def open(self, handle: Handle) -> Store:
+        return await create_extended_store(type="sqlite", **handle)
+
+
+class HybridHarness(SqliteHarness):
+    name = "sqlite with files"
+
+    async def provision(self, space: Space) -> Handle:
+        return {"db_path": str(space.folder / "agents.db"), "file_store_base_dir": str(space.folder / "files")}
