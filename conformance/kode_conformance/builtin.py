@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from kode_conformance.harness import Handle, Space, StoreHarness
 from kode_core.engines.memory import forget_memory
 from kode_core.factory import create_extended_store
@@ -36,3 +38,7 @@ class JsonHarness(StoreHarness):
 
     async def open(self, handle: Handle) -> Store:
         return await create_extended_store(type="json", base_dir=handle["base_dir"])
+
+    async def corrupt(self, handle: Handle, agent_id: str) -> None:
+        path = Path(handle["base_dir"]) / f"{agent_id}.jsonl"
+        path.write_bytes(path.read_bytes().replace(b'"text":"message 0"', b'"text":"message !"', 1))

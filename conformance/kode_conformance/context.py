@@ -18,7 +18,7 @@ import msgspec
 from kode_conformance.harness import Handle, Space, StoreHarness
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["Context", "Violation", "difference", "prepared"]
+__all__ = ["Context", "Unverified", "Violation", "difference", "prepared"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -26,6 +26,10 @@ E = TypeVar("E", bound=BaseException)
 
 class Violation(AssertionError):
     """The store does not do what a clause says."""
+
+
+class Unverified(Exception):
+    """What a check needs to judge is not there: a hook of the harness, or a counter of the system."""
 
 
 class Context:

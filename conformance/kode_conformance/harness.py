@@ -55,6 +55,18 @@ class StoreHarness(ABC):
     async def destroy(self, handle: Handle) -> None:
         """Remove what ``provision`` made outside the space's folder; works after a crash, and twice."""
 
+    async def corrupt(self, handle: Handle, agent_id: str) -> None:
+        """Damage the agent's first stored message behind the store's back, so that its JSON is another text.
+
+        Optional: without it, what the contract says about corrupt records is not checked.
+        """
+        raise NotImplementedError
+
+    @property
+    def can_corrupt(self) -> bool:
+        """Whether :meth:`corrupt` was written."""
+        return type(self).corrupt is not StoreHarness.corrupt
+
     @property
     def spec(self) -> str:
         """How another process finds this class: ``module:Class`` or ``/path/to/file.py:Class``."""

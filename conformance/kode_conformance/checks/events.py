@@ -190,10 +190,18 @@ async def long_logs_stream(ctx: Context) -> None:
 @check("EVT-5", "QRY-1")
 async def bad_arguments_of_reading_are_refused(ctx: Context) -> None:
     """An unknown channel or a bookmark that is none is refused at once."""
-    for bad in ({"channel": "progres"}, {"channel": 5}, {"since": 5}, {"after_offset": "1"}, {"since": "x"}):
+    wrong: list[dict[str, Any]] = [
+        {"channel": "progres"},
+        {"channel": 5},
+        {"since": 5},
+        {"after_offset": "1"},
+        {"after_offset": 2**80},
+        {"since": "x"},
+    ]
+    for bad in wrong:
         for method in (ctx.store.read_events, ctx.store.follow_events):
             try:
-                method("a", **bad)  # type: ignore[arg-type]
+                method("a", **bad)
             except InvalidArgumentError:
                 continue
             ctx.true(False, f"{method.__name__}({bad}) must be refused")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kode_conformance import samples
@@ -80,18 +81,18 @@ async def every_legal_id_is_an_agent_of_its_own(ctx: Context) -> None:
 async def illegal_ids_are_refused(ctx: Context) -> None:
     """An id that is empty, too long, has U+0000 or a lone surrogate, or is no string is refused by every method."""
     for bad in ILLEGAL:
-        calls = {
-            "save_messages": lambda bad=bad: ctx.store.save_messages(bad, []),
-            "load_messages": lambda bad=bad: ctx.store.load_messages(bad),
-            "append_event": lambda bad=bad: ctx.store.append_event(bad, samples.event(0)),
-            "save_todos": lambda bad=bad: ctx.store.save_todos(bad, samples.todos()),
-            "load_info": lambda bad=bad: ctx.store.load_info(bad),
-            "exists": lambda bad=bad: ctx.store.exists(bad),
-            "delete": lambda bad=bad: ctx.store.delete(bad),
-            "save_turn": lambda bad=bad: ctx.store.save_turn(bad, append=samples.messages(1)),
+        calls: dict[str, Callable[[Any], Awaitable[object]]] = {
+            "save_messages": lambda bad: ctx.store.save_messages(bad, []),
+            "load_messages": lambda bad: ctx.store.load_messages(bad),
+            "append_event": lambda bad: ctx.store.append_event(bad, samples.event(0)),
+            "save_todos": lambda bad: ctx.store.save_todos(bad, samples.todos()),
+            "load_info": lambda bad: ctx.store.load_info(bad),
+            "exists": lambda bad: ctx.store.exists(bad),
+            "delete": lambda bad: ctx.store.delete(bad),
+            "save_turn": lambda bad: ctx.store.save_turn(bad, append=samples.messages(1)),
         }
         for name, call in calls.items():
-            await ctx.raises(InvalidArgumentError, call(), f"{name}({bad!a:.40})")
+            await ctx.raises(InvalidArgumentError, call(bad), f"{name}({bad!a:.40})")
         try:
             ctx.store.read_events(bad)
         except InvalidArgumentError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.checks.messages import dump
@@ -129,7 +130,9 @@ async def delete_against_save(ctx: Context) -> None:
         turn = ctx.store.save_turn(agent, messages=samples.messages(5), info=samples.info(agent))
         await asyncio.gather(turn, ctx.store.delete(agent))
         count = len(await ctx.store.load_messages(agent))
-        ctx.equal((count, await ctx.store.exists(agent)) in ((0, False), (5, True)), True, f"{agent} has {count} messages")
+        ctx.equal(
+            (count, await ctx.store.exists(agent)) in ((0, False), (5, True)), True, f"{agent} has {count} messages"
+        )
 
 
 @check("LIFE-5", needs=Capability.QUERYABLE)
@@ -138,7 +141,9 @@ async def delete_many_deletes_what_matches(ctx: Context) -> None:
     for i in range(250):
         agent = f"a{i:03d}"
         template = "old" if i < 240 else "new"
-        await ctx.store.save_turn(agent, info=samples.info(agent, template_id=template, created_at=i), append=samples.messages(1))
+        await ctx.store.save_turn(
+            agent, info=samples.info(agent, template_id=template, created_at=i), append=samples.messages(1)
+        )
     ctx.equal(await ctx.store.delete_many(template_id="old", created_after=5), 235, "how many were deleted")
     ctx.equal(await ctx.store.list(), [f"a{i:03d}" for i in (*range(5), *range(240, 250))], "who is left")
     ctx.equal(await ctx.store.load_messages("a100"), [], "the messages of one that was deleted")
@@ -148,6 +153,13 @@ async def delete_many_deletes_what_matches(ctx: Context) -> None:
 async def delete_many_refuses_to_delete_all(ctx: Context) -> None:
     """delete_many refuses an empty filter, an unknown one and one that is None, and deletes nothing."""
     await fill(ctx.store, "a")
-    for bad in ({}, {"templateId": "x"}, {"template_id": None}, {"limit": 5}, {"created_before": "2020"}):
-        await ctx.raises(InvalidArgumentError, ctx.store.delete_many(**bad), f"delete_many({bad})")  # type: ignore[arg-type]
+    wrong: list[dict[str, Any]] = [
+        {},
+        {"templateId": "x"},
+        {"template_id": None},
+        {"limit": 5},
+        {"created_before": "2020"},
+    ]
+    for bad in wrong:
+        await ctx.raises(InvalidArgumentError, ctx.store.delete_many(**bad), f"delete_many({bad})")
     ctx.equal(await ctx.store.list(), ["a"], "the agents")

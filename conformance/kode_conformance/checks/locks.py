@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.context import Context
@@ -154,25 +155,25 @@ async def writes_under_a_lost_lease_are_refused(ctx: Context) -> None:
     await ctx.store.save_messages("a", samples.messages(1), fence=old)
     new = await other.acquire_agent_lock("a", wait_ms=5000)
     store = ctx.store
-    writes = {
-        "save_messages": store.save_messages("a", [], fence=old),
-        "append_messages": store.append_messages("a", samples.messages(1), fence=old),
-        "save_tool_call_records": store.save_tool_call_records("a", [samples.tool_call()], fence=old),
-        "upsert_tool_call_records": store.upsert_tool_call_records("a", [samples.tool_call()], fence=old),
-        "save_turn": store.save_turn("a", append=samples.messages(1), events=samples.events(1), fence=old),
-        "save_todos": store.save_todos("a", samples.todos("x"), fence=old),
-        "append_event": store.append_event("a", samples.event(1), fence=old),
-        "append_events": store.append_events("a", samples.events(2), fence=old),
-        "save_history_window": store.save_history_window("a", samples.window(), fence=old),
-        "save_compression_record": store.save_compression_record("a", samples.compression(), fence=old),
-        "save_recovered_file": store.save_recovered_file("a", samples.recovered(), fence=old),
-        "save_media_cache": store.save_media_cache("a", [samples.media()], fence=old),
-        "save_snapshot": store.save_snapshot("a", samples.snapshot(), fence=old),
-        "save_info": store.save_info("a", samples.info("a"), fence=old),
-        "delete": store.delete("a", fence=old),
+    writes: dict[str, Callable[[], Awaitable[object]]] = {
+        "save_messages": lambda: store.save_messages("a", [], fence=old),
+        "append_messages": lambda: store.append_messages("a", samples.messages(1), fence=old),
+        "save_tool_call_records": lambda: store.save_tool_call_records("a", [samples.tool_call()], fence=old),
+        "upsert_tool_call_records": lambda: store.upsert_tool_call_records("a", [samples.tool_call()], fence=old),
+        "save_turn": lambda: store.save_turn("a", append=samples.messages(1), events=samples.events(1), fence=old),
+        "save_todos": lambda: store.save_todos("a", samples.todos("x"), fence=old),
+        "append_event": lambda: store.append_event("a", samples.event(1), fence=old),
+        "append_events": lambda: store.append_events("a", samples.events(2), fence=old),
+        "save_history_window": lambda: store.save_history_window("a", samples.window(), fence=old),
+        "save_compression_record": lambda: store.save_compression_record("a", samples.compression(), fence=old),
+        "save_recovered_file": lambda: store.save_recovered_file("a", samples.recovered(), fence=old),
+        "save_media_cache": lambda: store.save_media_cache("a", [samples.media()], fence=old),
+        "save_snapshot": lambda: store.save_snapshot("a", samples.snapshot(), fence=old),
+        "save_info": lambda: store.save_info("a", samples.info("a"), fence=old),
+        "delete": lambda: store.delete("a", fence=old),
     }
     for name, write in writes.items():
-        await ctx.raises(LockLostError, write, f"{name} under a lost lease")
+        await ctx.raises(LockLostError, write(), f"{name} under a lost lease")
     ctx.equal(await store.load_messages("a"), samples.messages(1), "the messages")
     ctx.equal(await store.load_todos("a"), None, "the todos")
     ctx.equal([e async for e in store.read_events("a")], [], "the events")
@@ -215,12 +216,20 @@ async def writes_inside_async_with_are_fenced(ctx: Context) -> None:
 @check("LOCK-5", "QRY-1", needs=_E)
 async def bad_arguments_of_locks_are_refused(ctx: Context) -> None:
     """A time to live or a wait that makes no sense, and a fence that is none or for another agent, are refused."""
-    for bad in ({"ttl_ms": 0}, {"ttl_ms": -5}, {"ttl_ms": "30"}, {"ttl_ms": 1.5}, {"wait_ms": -1}, {"wait_ms": None}):
+    bad_times: list[dict[str, Any]] = [
+        {"ttl_ms": 0},
+        {"ttl_ms": -5},
+        {"ttl_ms": "30"},
+        {"ttl_ms": 1.5},
+        {"wait_ms": -1},
+        {"wait_ms": None},
+    ]
 
-        async def lock(bad: dict[str, object] = bad) -> None:
-            await ctx.store.acquire_agent_lock("a", **bad)  # type: ignore[arg-type]
+    async def lock(times: dict[str, Any]) -> None:
+        await ctx.store.acquire_agent_lock("a", **times)
 
-        await ctx.raises(InvalidArgumentError, lock(), f"acquire_agent_lock({bad})")
+    for bad in bad_times:
+        await ctx.raises(InvalidArgumentError, lock(bad), f"acquire_agent_lock({bad})")
     lease = await ctx.store.acquire_agent_lock("a")
     await ctx.raises(InvalidArgumentError, ctx.store.save_messages("b", [], fence=lease), "the lease of another agent")
     fake = ctx.store.save_messages("a", [], fence=5)  # type: ignore[arg-type]

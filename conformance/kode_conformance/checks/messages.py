@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from kode_conformance import samples
-from kode_conformance.context import Context
+from kode_conformance.context import Context, Unverified
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Message, TextBlock, ToolCallRecord, ToolUseBlock
@@ -105,6 +107,9 @@ async def saves_and_appends_follow_each_other(ctx: Context) -> None:
     ctx.equal(await other.load_messages("a"), [m[0], m[7]], "after a cut by the other")
     await ctx.store.append_messages("a", [])
     ctx.equal(await ctx.store.load_messages("a"), [m[0], m[7]], "after appending nothing")
+    for store, wanted in ((ctx.store, m[:2]), (other, m[4:7]), (ctx.store, m[:3]), (other, m[4:8]), (ctx.store, m[:4])):
+        await store.save_messages("a", wanted)
+        ctx.equal(await other.load_messages("a"), wanted, "after two instances took turns to save lists that grow")
 
 
 @check("MSG-4", needs=Capability.QUERYABLE)
@@ -131,6 +136,35 @@ async def messages_keep_their_first_time(ctx: Context) -> None:
 
 async def _times(ctx: Context) -> dict[str, int]:
     return {m.text: m.created_at for m in await ctx.store.query_messages(agent_id="a", order="asc")}
+
+
+@check("MSG-5", "TC-1", needs=Capability.PERSISTENT)
+async def saving_costs_what_changed(ctx: Context) -> None:
+    """What a save of a list with one more record writes does not grow with the list; nor does an append."""
+    if not Path("/proc/self/io").exists():
+        raise Unverified("this system does not count what a process writes")
+    calls = [samples.tool_call(i) for i in range(2000)]
+    talk = samples.messages(2000)
+    written = {}
+    for length in (50, 1990):
+        for save in (
+            ctx.store.save_messages("a", talk[:length]),
+            ctx.store.save_tool_call_records("a", calls[:length]),
+        ):
+            await save
+        before = _bytes_written()
+        for n in range(length, length + 8):
+            await ctx.store.save_messages("a", talk[: n + 1])
+            await ctx.store.save_tool_call_records("a", calls[: n + 1])
+        await ctx.store.append_messages("a", [samples.message(n)])
+        written[length] = _bytes_written() - before
+    ctx.true(written[1990] < 4 * written[50], f"bytes written for nine saves by length of the list: {written}")
+
+
+def _bytes_written() -> int:
+    """What this process has written, to files of any kind."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
 
 @check("MSG-6", "MSG-8")
@@ -185,7 +219,7 @@ async def any_order_of_saves_works(ctx: Context) -> None:
 @check("MSG-8", "INFO-1")
 async def no_save_changes_another_kind(ctx: Context) -> None:
     """Saving one kind, twice and in any order, leaves every other kind as it was."""
-    saves = {
+    saves: dict[str, Callable[[int], Awaitable[object]]] = {
         "messages": lambda i: ctx.store.save_messages("a", samples.messages(2 + i)),
         "tool calls": lambda i: ctx.store.save_tool_call_records("a", [samples.tool_call(i)]),
         "todos": lambda i: ctx.store.save_todos("a", samples.todos(f"todo {i}")),

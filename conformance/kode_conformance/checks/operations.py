@@ -7,9 +7,9 @@ import inspect
 from typing import Any
 
 from kode_conformance import samples
-from kode_conformance.context import Context, Violation
+from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.registry import Capability, check
-from kode_core.errors import StoreClosedError
+from kode_core.errors import CorruptRecordError, StoreClosedError
 from kode_core.model import Message, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import ExtendedStore, QueryableStore, Store
 
@@ -33,7 +33,9 @@ async def health_tells_and_never_raises(ctx: Context) -> None:
 @check("OPS-2", needs=_E)
 async def a_sound_agent_is_consistent(ctx: Context) -> None:
     """An agent with everything, well used, is consistent; checking changes nothing."""
-    await ctx.store.save_turn("a", messages=samples.rich_messages(), tool_calls=[samples.tool_call()], info=samples.info("a"))
+    await ctx.store.save_turn(
+        "a", messages=samples.rich_messages(), tool_calls=[samples.tool_call()], info=samples.info("a")
+    )
     await ctx.store.append_events("a", samples.events(600))
     await ctx.store.save_snapshot("a", samples.snapshot())
     await ctx.store.save_media_cache("a", [samples.media()])
@@ -58,7 +60,9 @@ async def dangling_tool_uses_are_found(ctx: Context) -> None:
         await ctx.store.save_messages(f"a{i}", messages)
         found = await ctx.store.check_consistency(f"a{i}")
         ctx.equal(sorted(issue.code for issue in found.issues), sorted(codes), f"the issues of case {i}")
-        ctx.true(all(issue.agent_id == f"a{i}" and issue.message for issue in found.issues), "issues name agent and problem")
+        ctx.true(
+            all(issue.agent_id == f"a{i}" and issue.message for issue in found.issues), "issues name agent and problem"
+        )
     nobody = await ctx.store.check_consistency("nobody")
     ctx.equal([issue.code for issue in nobody.issues], ["unknown_agent"], "the issues of nobody")
 
@@ -82,11 +86,17 @@ async def metrics_count_what_happened(ctx: Context) -> None:
             continue
         raise Violation("an empty id must be refused")
     after = await ctx.store.get_metrics()
-    moved = {name: getattr(after.operations, name) - getattr(before.operations, name) for name in ("saves", "loads", "queries", "deletes", "errors")}
+    moved = {
+        name: getattr(after.operations, name) - getattr(before.operations, name)
+        for name in ("saves", "loads", "queries", "deletes", "errors")
+    }
     ctx.equal(moved, {"saves": 13, "loads": 2, "queries": 1, "deletes": 1, "errors": 2}, "how far the counters moved")
     p = after.performance
     ctx.true(0 < p.min_latency_ms <= p.avg_latency_ms <= p.max_latency_ms, f"latencies must be in order: {p}")
-    ctx.true(p.min_latency_ms <= p.p50_latency_ms <= p.p99_latency_ms <= p.max_latency_ms, f"percentiles must be in order: {p}")
+    ctx.true(
+        p.min_latency_ms <= p.p50_latency_ms <= p.p99_latency_ms <= p.max_latency_ms,
+        f"percentiles must be in order: {p}",
+    )
     s = after.storage
     ctx.equal((s.total_agents, s.total_messages, s.total_tool_calls), (1, 3, 1), "the size of the store")
 
@@ -107,13 +117,17 @@ def _calls(store: ExtendedStore) -> dict[str, Any]:
         "info": samples.info("a"),
         "count": 1,
     }
-    special = {"save_todos": {"snapshot": samples.todos()}, "save_media_cache": {"records": []}, "delete_many": {"template_id": "x"}}
+    special: dict[str, dict[str, Any]] = {
+        "save_todos": {"snapshot": samples.todos()},
+        "save_media_cache": {"records": []},
+    }
     calls = {}
     for name in dir(ExtendedStore):
         if name.startswith("_") or name in ("close", "health_check"):
             continue
         method = getattr(store, name)
-        given = {p: v for p, v in {**arguments, **special.get(name, {})}.items() if p in inspect.signature(method).parameters}
+        takes = inspect.signature(method).parameters
+        given = {p: v for p, v in {**arguments, **special.get(name, {})}.items() if p in takes}
         if name == "delete_many":
             given = {"template_id": "x"}
         calls[name] = (method, given)
@@ -127,6 +141,36 @@ async def _drive(method: Any, given: dict[str, Any]) -> None:
             return
     else:
         await result
+
+
+@check("OPS-4", "OPS-2", needs=_E)
+async def corrupt_records_are_named(ctx: Context) -> None:
+    """A corrupt record raises CorruptRecordError that names it, is found by the check, and all others stay readable."""
+    if not ctx.harness.can_corrupt:
+        raise Unverified("the harness has no hook corrupt")
+    for agent in ("a", "b"):
+        await ctx.store.save_turn(
+            agent, messages=samples.messages(3), info=samples.info(agent), tool_calls=[samples.tool_call()]
+        )
+        await ctx.store.append_events(agent, samples.events(2))
+    await ctx.harness.corrupt(ctx.handle, "a")
+    fresh = await ctx.another()
+    for store in (ctx.store, fresh):
+        error = await ctx.raises(CorruptRecordError, store.load_messages("a"), "loading a corrupt message")
+        ctx.true(
+            "message 0" in error.record and "'a'" in error.record, f"the error must name the record, got {error.record}"
+        )
+    ctx.true("message 0 " not in str(error).replace(error.record, ""), "the error must not quote what is stored")
+    ctx.equal(await fresh.load_tool_call_records("a"), [samples.tool_call()], "the tool calls beside it")
+    ctx.equal(await fresh.load_messages("b"), samples.messages(3), "the messages of another agent")
+    ctx.equal(await fresh.list(), ["a", "b"], "the agents")
+    ctx.equal([e async for e in fresh.read_events("a")], samples.events(2), "the events beside it")
+    found = await fresh.check_consistency()
+    ctx.equal([(i.code, i.agent_id) for i in found.issues], [("corrupt_record", "a")], "the issues that were found")
+    await fresh.append_messages("a", samples.messages(1))
+    await ctx.raises(CorruptRecordError, fresh.load_messages("a"), "loading after an append")
+    await fresh.delete("a")
+    ctx.equal(await fresh.load_messages("a"), [], "the messages after the agent was deleted")
 
 
 @check("OPS-5", needs=_E)
@@ -232,9 +276,9 @@ async def many_calls_at_once(ctx: Context) -> None:
     agents = [f"a{i}" for i in range(20)]
     writes = [ctx.store.save_messages(a, samples.messages(3)) for a in agents]
     writes += [ctx.store.save_info(a, samples.info(a)) for a in agents]
-    writes += [ctx.store.append_event(a, samples.event(i)) for a in agents for i in range(5)]  # type: ignore[misc]
-    reads = [ctx.store.load_messages(a) for a in agents] + [ctx.store.exists(a) for a in agents]  # type: ignore[operator]
-    await asyncio.gather(*writes, *reads)
+    appends = [ctx.store.append_event(a, samples.event(i)) for a in agents for i in range(5)]
+    reads = [ctx.store.load_messages(a) for a in agents]
+    await asyncio.gather(*writes, *appends, *reads, *map(ctx.store.exists, agents))
     ctx.equal(await ctx.store.list(), sorted(agents), "the agents")
 
 

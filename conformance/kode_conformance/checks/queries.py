@@ -23,7 +23,7 @@ async def _sessions(ctx: Context) -> list[dict[str, Any]]:
     facts = []
     for i in range(12):
         agent = f"agt-{i % 5}-{i:02d}"
-        fact = {
+        fact: dict[str, Any] = {
             "agent_id": agent,
             "template_id": ("chat", "chat_", "c%")[i % 3],
             "created_at": samples.T0 + i // 2,
@@ -47,7 +47,10 @@ async def session_filters_select(ctx: Context) -> None:
         ({"template_id": "c%"}, lambda f: f["template_id"] == "c%"),
         ({"user_id": "u1"}, lambda f: f["metadata"]["userId"] == "u1"),
         ({"metadata": {"n": 2}}, lambda f: f["metadata"]["n"] == 2),
-        ({"metadata": {"n": 2.0, "userId": "u0"}}, lambda f: f["metadata"]["n"] == 2 and f["metadata"]["userId"] == "u0"),
+        (
+            {"metadata": {"n": 2.0, "userId": "u0"}},
+            lambda f: f["metadata"]["n"] == 2 and f["metadata"]["userId"] == "u0",
+        ),
         ({"metadata": {"deep": {"a": [1, None]}}}, lambda f: f["metadata"]["deep"]["a"][0] == 1),
         ({"metadata": {"n": True}}, lambda f: False),
         ({"metadata": {"n": "2"}}, lambda f: False),
@@ -152,7 +155,7 @@ async def message_filters_select(ctx: Context) -> None:
         Message("assistant", [TextBlock("t"), ToolUseBlock("c", "x", {})]),
         Message("user", [ToolResultBlock("c", "r")]),
         Message("assistant", [ToolUseBlock("d", "x", {})]),
-        Message("User", "other case"),
+        Message("User", [TextBlock("other case")]),
     ]
     await ctx.store.save_messages("a", talk)
     await ctx.store.save_messages("b", talk[:3])
@@ -210,7 +213,9 @@ async def tool_call_filters_select(ctx: Context) -> None:
         wanted = sorted(c.id for c in calls if holds(c) and also(c))
         found = await ctx.store.query_tool_calls(**{**one, **two})
         ctx.equal(sorted(c.id for c in found), wanted, f"calls for {one} and {two}")
-        ctx.true(all(c == calls[int(c.id[5:])] for c in found), "a call that is found must equal the one that was saved")
+        ctx.true(
+            all(c == calls[int(c.id[5:])] for c in found), "a call that is found must equal the one that was saved"
+        )
 
 
 @check("QRY-2", "VAL-5", needs=_Q)
@@ -363,10 +368,14 @@ async def stats_count_what_is_there(ctx: Context) -> None:
     totals = (stats.total_messages, stats.total_tool_calls, stats.total_snapshots)
     ctx.equal(totals, (4, 21, 2), "the totals")
     ctx.equal(stats.tool_calls_by_name == dict.fromkeys(names, 3), True, f"by name: {stats.tool_calls_by_name!a}")
-    ctx.equal(stats.tool_calls_by_state == {"COMPLETED": 14, "FAILED": 7}, True, f"by state: {stats.tool_calls_by_state}")
+    ctx.equal(
+        stats.tool_calls_by_state == {"COMPLETED": 14, "FAILED": 7}, True, f"by state: {stats.tool_calls_by_state}"
+    )
     await ctx.store.save_tool_call_records("a", calls[:1])
     await ctx.store.delete("b")
-    ctx.equal((await ctx.store.aggregate_stats("a")).tool_calls_by_name == {"bash": 1}, True, "by name after a shorter save")
+    ctx.equal(
+        (await ctx.store.aggregate_stats("a")).tool_calls_by_name == {"bash": 1}, True, "by name after a shorter save"
+    )
     await ctx.store.delete("a")
     ctx.equal(await ctx.store.aggregate_stats("a"), AgentStats(), "the statistics after delete")
 
@@ -376,7 +385,9 @@ async def every_instance_is_current(ctx: Context) -> None:
     """What one instance wrote is loaded, listed and found by another at once."""
     other = await ctx.another()
     for i in range(5):
-        await ctx.store.save_turn("a", messages=samples.messages(i), info=samples.info("a", metadata={"userId": f"u{i}"}))
+        await ctx.store.save_turn(
+            "a", messages=samples.messages(i), info=samples.info("a", metadata={"userId": f"u{i}"})
+        )
         ctx.equal(len(await other.load_messages("a")), i, "the messages another instance loads")
         ctx.equal(len(await other.query_sessions(user_id=f"u{i}")), 1, "the sessions another instance finds")
         ctx.equal(len(await other.query_messages(agent_id="a")), i, "the messages another instance finds")

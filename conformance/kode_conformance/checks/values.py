@@ -136,7 +136,9 @@ async def _refusal(ctx: Context, place: _Place, payload: Payload, agent: str) ->
     error = await ctx.raises(InvalidValueError, place.write(ctx.store, agent, payload.value), what)
     ctx.true(error.path.startswith("$"), f"{what} with the path to it, got {error.path!r}")
     ctx.true(len(str(error)) < 2000, f"{what} in a readable sentence, got {len(str(error))} characters")
-    ctx.equal(await place.read(ctx.store, agent), old, f"after {payload.name} was refused in {place.name}, the old value")
+    ctx.equal(
+        await place.read(ctx.store, agent), old, f"after {payload.name} was refused in {place.name}, the old value"
+    )
 
 
 @check("VAL-1")
@@ -162,7 +164,9 @@ async def exact_values_survive_a_restart(ctx: Context) -> None:
 @check("VAL-1")
 async def hostile_text_in_typed_fields(ctx: Context) -> None:
     """Strings of typed fields carry U+0000, astral characters, lone surrogates and separators, too."""
-    for i, text in enumerate(("a\0b", "\ud83d", "x\udc00", "😀𝒳", "\u2028\u2029\r\n\x1b[1m", "", "\ufeff", "'; DROP TABLE x")):
+    for i, text in enumerate(
+        ("a\0b", "\ud83d", "x\udc00", "😀𝒳", "\u2028\u2029\r\n\x1b[1m", "", "\ufeff", "'; DROP TABLE x")
+    ):
         message = Message("user", [TextBlock(text)])
         await ctx.store.save_messages(f"m{i}", [message])
         ctx.equal(await ctx.store.load_messages(f"m{i}"), [message], f"the text {text!a}")
@@ -286,7 +290,7 @@ async def unknown_fields_and_types_survive(ctx: Context) -> None:
     messages = [
         Message("user", [TextBlock("hi", extra={"cache_control": {"ttl": 0}})], extra={"priority": [1, None]}),
         Message("assistant", [UnknownBlock({"payload": {"z": 1}, "type": "hologram", "a": None})]),
-        Message("tool", "a role of tomorrow"),
+        Message("tool", [TextBlock("a role of tomorrow")]),
     ]
     await ctx.store.save_messages("a", messages)
     loaded = await ctx.store.load_messages("a")
