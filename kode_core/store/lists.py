@@ -2,7 +2,7 @@
 
 The store remembers, for the agents it wrote last, which record objects stand in a list and under which version. A
 record that is still the same object cannot have changed, except inside the dicts and lists it holds; those are
-compared with a fingerprint of them all. Every other record is encoded and compared by digest. The write carries the
+compared, all at once, with what they were. Every other record is encoded and compared by digest. The write carries the
 version as a precondition: when another writer was there, the engine refuses, and the list's outline is read anew.
 """
 
@@ -12,7 +12,6 @@ import marshal
 import operator
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -43,7 +42,7 @@ def mutable_parts(value: Any) -> Iterator[Any]:
 
 
 class Tail:
-    """Records and their rows, with the fingerprint of what can change inside them, taken when they were encoded."""
+    """Records and their rows, with what can change inside them as it was when they were encoded."""
 
     def __init__(self, records: Sequence[Any], rows: Sequence[Row]) -> None:
         self.records = records
@@ -60,16 +59,16 @@ class Remembered:
         self.records = list(records)
         self.digests = digests
         self.created = created
-        self._keys: list[str | None] | None = None
+        self._places: dict[str | None, int] | None = None
         self._parts: list[Any] | None = None
-        self._proof = blake2b(digest_size=16)
+        self._proof = bytearray()
 
     @classmethod
     def of_outline(cls, outline: Outline) -> Remembered:
         """A list of which only the outline is known: every record will be encoded and compared."""
         digests, created = [row[1] for row in outline.rows], [row[2] for row in outline.rows]
         remembered = cls(outline.version, [_UNKNOWN] * outline.count, digests, created)
-        remembered._keys = [row[3] for row in outline.rows]
+        remembered._places = {row[3]: row[0] for row in outline.rows}
         return remembered
 
     @classmethod
@@ -97,39 +96,38 @@ class Remembered:
         if self._parts is None:
             return False
         try:
-            digest: bytes = blake2b(_items(self._parts), digest_size=16).digest()
+            return _items(self._parts) == self._proof
         except ValueError:  # something that is not JSON was put in
             return False
-        return digest == self._proof.digest()
 
     def extend(self, version: int, tail: Tail) -> None:
         """Note that *tail* was appended."""
+        if self._places is not None:
+            self._places.update((key_of(row), place) for place, row in enumerate(tail.rows, len(self)))
+        if self._parts is not None:
+            self._parts.extend(tail.parts)
+            self._proof += tail.items
         self.version = version
         self.records.extend(tail.records)
         self.digests.extend(row.body.digest for row in tail.rows)
         self.created.extend(row.created_at for row in tail.rows)
-        if self._keys is not None:
-            self._keys.extend(map(key_of, tail.rows))
-        if self._parts is not None:
-            self._parts.extend(tail.parts)
-            self._proof.update(tail.items)
 
     def changed(self, records: Sequence[Any], put: Iterable[tuple[int, Row]], length: int) -> Remembered:
         """This list cut to *length*, with *put* in it, holding *records* now."""
         new = Remembered(self.version, records, self.digests[:length], self.created[:length])
         for i, row in put:
             new.digests[i], new.created[i] = row.body.digest, row.created_at
-        if self._keys is not None and _UNKNOWN in new.records:
-            new._keys = self._keys[:length]
+        if _UNKNOWN in new.records:  # only an upsert leaves records unknown, and it moves none
+            new._places = self._places
         new._parts = [part for record in new.records for part in mutable_parts(record)]
-        new._proof.update(_items(new._parts))
+        new._proof += _items(new._parts)
         return new
 
     def last_with_key(self, key: str) -> int | None:
         """The last position of the tool call of this id."""
-        if self._keys is None:
-            self._keys = [index_text(record.id) for record in self.records]
-        return next((i for i in range(len(self._keys) - 1, -1, -1) if self._keys[i] == key), None)
+        if self._places is None:
+            self._places = {index_text(record.id): place for place, record in enumerate(self.records)}
+        return self._places.get(key)
 
 
 def _items(parts: list[Any]) -> bytes:

@@ -44,6 +44,7 @@ class _Head(NamedTuple):
 
 # --- Statements -------------------------------------------------------------------------------------------------------
 
+
 class Insert:
     """An INSERT of many rows with few calls of SQLite.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 from kode_conformance import Handle, Space, StoreHarness
 from kode_core import Store, create_extended_store
 
@@ -14,6 +17,12 @@ class SqliteHarness(StoreHarness):
 
     async def open(self, handle: Handle) -> Store:
         return await create_extended_store(type="sqlite", **handle)
+
+    async def corrupt(self, handle: Handle, agent_id: str) -> None:
+        with closing(sqlite3.connect(handle["db_path"])) as db:
+            damaged = "UPDATE kode_messages SET body = replace(body, 'message 0', 'message !') WHERE agent_id = ?"
+            assert db.execute(f"{damaged} AND position = 0", (agent_id,)).rowcount == 1
+            db.commit()
 
 
 class HybridHarness(SqliteHarness):

@@ -1,0 +1,57 @@
+# Everything happens in this folder: the environment in .venv, temporary files in .tmp.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+
+export TMPDIR := $(CURDIR)/.tmp
+export PIP_NO_CACHE_DIR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml conformance/pyproject.toml
+PACKAGES := -p kode_core -p kode_sqlite -p kode_conformance
+
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
+	@echo "make test    run all tests"
+	@echo "make lint    ruff, mypy --strict, import-linter"
+	@echo "make format  ruff's formatter and safe fixes"
+	@echo "make bench   measure, with ratios to bare aiosqlite (results in bench/)"
+	@echo "make clean   remove what the targets made"
+
+demo: .venv/.run
+	@$(BIN)/python docs/examples/demo.py
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/lint-imports --no-cache
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.dev
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .tmp data bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; run: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	@mkdir -p .tmp
+	$(PYTHON) -m venv .venv
+
+.venv/.run: .venv/bin/python $(PROJECTS) constraints.txt
+	@mkdir -p .tmp
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cli]' -e plugins/sqlite
+	@touch $@
+
+.venv/.dev: .venv/.run requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
+	@touch $@

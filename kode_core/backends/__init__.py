@@ -1,0 +1,1 @@
+"""The plugins of the two backends that come with the core."""

@@ -1,0 +1,106 @@
+"""The commands together, and what happens to their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+
+import kode_core
+from kode_core.cli import backup, delete, doctor, events, importing, messages, plugins, sessions, stats, tool_calls
+from kode_core.cli.opening import StoreOption, default_store
+from kode_core.cli.output import close_stdout, fail, prepare_streams
+from kode_core.errors import KodeError
+
+__all__ = ["app", "run"]
+
+
+class _Command(NamedTuple):
+    name: str
+    call: Callable[..., Any]
+    examples: tuple[str, ...] = ()
+
+
+def _version(wanted: bool = True) -> None:
+    if wanted:
+        sys.stdout.write(f"kode-core {kode_core.__version__}\n")
+        raise typer.Exit
+
+
+def version() -> None:
+    """Print the version of kode-core."""
+    _version()
+
+
+COMMANDS: Final = (
+    _Command("sessions", sessions.sessions, sessions.EXAMPLES),
+    _Command("messages", messages.messages, messages.EXAMPLES),
+    _Command("tool-calls", tool_calls.tool_calls, tool_calls.EXAMPLES),
+    _Command("stats", stats.stats, stats.EXAMPLES),
+    _Command("events", events.events, events.EXAMPLES),
+    _Command("import", importing.import_file, importing.EXAMPLES),
+    _Command("delete", delete.delete, delete.EXAMPLES),
+    _Command("backup", backup.backup, backup.EXAMPLES),
+    _Command("doctor", doctor.doctor, doctor.EXAMPLES),
+    _Command("plugins", plugins.plugins, plugins.EXAMPLES),
+    _Command("version", version),
+)
+
+app: Final = typer.Typer(
+    name="kode",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _paragraphs(docstring: str | None) -> str:
+    """A docstring for typer, which does not fill the lines of a paragraph by itself."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
+
+
+def _add(command: _Command) -> None:
+    examples = "\n\n".join(("[bold]Examples[/]", *command.examples)) if command.examples else None
+    app.command(command.name, help=_paragraphs(command.call.__doc__), epilog=examples)(command.call)
+
+
+def _kode(
+    store: StoreOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Look into a store of agents, import into it, back it up and clean it up.
+
+    Without [bold]--store[/] the store is the one that KODE_STORE_URL, KODE_STORE_TYPE or kode.toml name, and
+    otherwise SQLite at ./data/agents.db.
+    """
+    default_store.set(store)
+
+
+app.callback(help=_paragraphs(_kode.__doc__))(_kode)
+for _command in COMMANDS:
+    _add(_command)
+
+
+def run() -> int:
+    """Run the command and return the exit code; an error of the library is one line on stderr."""
+    prepare_streams()
+    try:
+        app()
+    except KodeError as exc:
+        if os.environ.get("KODE_DEBUG"):
+            raise
+        fail(str(exc))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        close_stdout()
+        return 1
+    return 0

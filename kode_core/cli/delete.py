@@ -1,0 +1,116 @@
+"""``kode delete``: agents that are not wanted any more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+from rich.text import Text
+
+from kode_core.cli.opening import StoreOption, open_store
+from kode_core.cli.options import MetadataOption, TemplateOption, UserOption, given, metadata_filter, time_option
+from kode_core.cli.output import count, note, show, visible
+from kode_core.cli.queries import run
+from kode_core.cli.sessions import session_table
+from kode_core.errors import AgentNotFoundError, InvalidArgumentError
+from kode_core.protocols import ExtendedStore
+from kode_core.query import AgentStats, SessionInfo
+
+__all__ = ["EXAMPLES", "delete"]
+
+EXAMPLES: Final = (
+    "kode delete tau-000-0 tau-000-1",
+    "kode delete --older-than 90d --template tau-airline --dry-run",
+    "kode delete --older-than 90d --yes",
+)
+
+_SHOWN: Final = 20
+
+
+def delete(
+    agents: Annotated[list[str] | None, typer.Argument(metavar="AGENT", help="Ids of agents.")] = None,
+    older_than: Annotated[
+        int | None,
+        time_option(
+            "--older-than",
+            "Only agents whose messages, tool calls and info were last changed (updated_at) before that, as in 90d.",
+        ),
+    ] = None,
+    template: TemplateOption = None,
+    user: UserOption = None,
+    metadata: MetadataOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and delete nothing.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Delete agents and all that belongs to them.
+
+    Takes those that are named, or those that match every filter. Shows them and asks first. What is shown is all
+    that goes: an agent that is changed in the meantime so that the filter no longer matches it stays.
+    """
+    filters = given(updated_before=older_than, template_id=template, user_id=user, metadata=metadata_filter(metadata))
+    if bool(agents) == bool(filters):
+        raise InvalidArgumentError(
+            "name the agents to delete, or give filters such as --older-than 90d; one of the two"
+        )
+    found = run(_find(store, agents or [], filters))
+    _show(found)
+    if not found or dry_run:
+        note(f"{count(len(found), 'agent')} would be deleted" if dry_run else "nothing to delete")
+        return
+    if not yes:
+        _ask(len(found))
+    deleted = run(_delete(store, [session.agent_id for session in found], filters))
+    note(f"{count(deleted, 'agent')} deleted")
+
+
+class _Doomed(NamedTuple):
+    """An agent to delete; it may have records and no info."""
+
+    agent_id: str
+    session: SessionInfo | None
+
+
+async def _find(target: str | None, agents: Sequence[str], filters: dict[str, Any]) -> list[_Doomed]:
+    async with open_store(target) as store:
+        if filters:
+            return [_Doomed(session.agent_id, session) async for session in store.iter_sessions(**filters)]
+        return [await _named(store, agent_id) for agent_id in dict.fromkeys(agents)]
+
+
+async def _named(store: ExtendedStore, agent_id: str) -> _Doomed:
+    sessions = await store.query_sessions(agent_id=agent_id)
+    if sessions:
+        return _Doomed(agent_id, sessions[0])
+    if await store.aggregate_stats(agent_id) == AgentStats() and await store.last_bookmark(agent_id) is None:
+        raise AgentNotFoundError(agent_id)
+    return _Doomed(agent_id, None)
+
+
+def _show(found: Sequence[_Doomed]) -> None:
+    shown = found[:_SHOWN]
+    sessions = [doomed.session for doomed in shown if doomed.session is not None]
+    if sessions:
+        show(session_table(sessions))
+    for doomed in shown:
+        if doomed.session is None:
+            show(Text(f"{visible(doomed.agent_id)} (has records, but no info)"))
+    if len(found) > len(shown):
+        show(Text(f"… and {count(len(found) - len(shown), 'agent')} more"))
+
+
+def _ask(number: int) -> None:
+    if not sys.stdin.isatty():
+        raise InvalidArgumentError("there is nobody to ask: give --yes to delete, or --dry-run to only look")
+    typer.confirm(f"Delete {count(number, 'agent')} with everything that belongs to them?", abort=True, err=True)
+
+
+async def _delete(target: str | None, agent_ids: Sequence[str], filters: dict[str, Any]) -> int:
+    async with open_store(target) as store:
+        if filters:
+            return sum([await store.delete_many(agent_id=agent_id, **filters) for agent_id in agent_ids])
+        for agent_id in agent_ids:
+            await store.delete(agent_id)
+        return len(agent_ids)

@@ -1,0 +1,134 @@
+"""``kode doctor``: whether a store works, and whether what it holds fits together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from kode_core.cli.opening import JsonOption, StoreOption, configured_store, open_store, places
+from kode_core.cli.output import count, print_json, show, visible
+from kode_core.cli.queries import run
+from kode_core.cli.tables import table
+from kode_core.config import Configured
+from kode_core.protocols import ExtendedStore
+from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, MediumHealth, StorageSize, StoreHealthStatus
+
+__all__ = ["EXAMPLES", "doctor"]
+
+EXAMPLES: Final = (
+    "kode doctor",
+    "kode doctor --store sqlite:///data/agents.db --agent tau-000-0",
+    "kode doctor --json",
+)
+
+
+class _Findings(NamedTuple):
+    """What was found; a store that is not healthy is not asked for the rest."""
+
+    health: StoreHealthStatus
+    consistency: ConsistencyCheckResult | None = None
+    size: StorageSize | None = None
+
+    @property
+    def sound(self) -> bool:
+        return self.health.healthy and self.consistency is not None and self.consistency.consistent
+
+
+def doctor(
+    agent: Annotated[str | None, typer.Option("--agent", metavar="ID", help="Check only this agent.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that the store works and that all in it fits together.
+
+    Changes nothing. Reads all there is, so that a large store takes its time. The exit code is 0 when all is well,
+    1 when there are problems, and 2 when the store cannot be opened.
+    """
+    configured = configured_store(store)
+    findings = run(_examine(store, agent))
+    if as_json:
+        print_json(_as_json(configured, findings))
+    else:
+        _print(configured, findings)
+    raise typer.Exit(0 if findings.sound else 1)
+
+
+async def _examine(target: str | None, agent_id: str | None) -> _Findings:
+    async with open_store(target) as store:
+        health = await store.health_check()
+        if not health.healthy:
+            return _Findings(health)
+        return _Findings(health, await store.check_consistency(agent_id), await _size(store))
+
+
+async def _size(store: ExtendedStore) -> StorageSize:
+    return (await store.get_metrics()).storage
+
+
+def _as_json(configured: Configured, findings: _Findings) -> dict[str, Any]:
+    where = {"backend": configured.backend.name, "source": configured.source, "places": places(configured)}
+    return {"store": where, **findings._asdict()}
+
+
+def _print(configured: Configured, findings: _Findings) -> None:
+    show(*_summary(configured, findings))
+    issues = findings.consistency.issues if findings.consistency else ()
+    if issues:
+        show(_issue_table(issues))
+
+
+def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
+    health = findings.health
+    where = ", ".join((configured.backend.name, *places(configured)))
+    yield _entry("store", Text(visible(f"{where} (from {configured.source})")))
+    if health.problem is not None:
+        yield _entry("health", _bad(health.problem))
+    for name, medium in (("database", health.database), ("files", health.file_system)):
+        if medium is not None:
+            yield _entry(name, _medium(medium))
+    if findings.size is not None:
+        yield _entry("holds", Text(_held(findings.size)))
+    if findings.consistency is not None:
+        yield _entry("consistency", _verdict(findings.consistency))
+
+
+def _entry(name: str, value: Text) -> Text:
+    return Text.assemble((f"{name:<13}", "bold"), value)
+
+
+def _medium(medium: MediumHealth) -> Text:
+    if not medium.ok:
+        return _bad(medium.problem or "does not answer")
+    latency = "" if medium.latency_ms is None else f", {medium.latency_ms:.1f} ms"
+    return Text.assemble(("ok", "green"), latency)
+
+
+def _bad(problem: str) -> Text:
+    return Text(visible(problem), "red")
+
+
+def _held(size: StorageSize) -> str:
+    held = [
+        count(size.total_agents, "agent"),
+        count(size.total_messages, "message"),
+        count(size.total_tool_calls, "tool call"),
+    ]
+    if size.db_size_bytes is not None:
+        held.append(f"{size.db_size_bytes / 1e6:,.1f} MB")
+    return ", ".join(held)
+
+
+def _verdict(result: ConsistencyCheckResult) -> Text:
+    checked = f"{count(result.agents_checked, 'agent')} checked"
+    if result.consistent:
+        return Text.assemble(("ok", "green"), f", {checked}")
+    return Text.assemble((count(len(result.issues), "problem"), "red"), f", {checked}")
+
+
+def _issue_table(issues: Sequence[ConsistencyIssue]) -> Table:
+    rows = ((issue.agent_id, issue.code, issue.message) for issue in issues)
+    return table(("AGENT", "CODE", "PROBLEM"), rows, optional=("CODE",), wrap=True)

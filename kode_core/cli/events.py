@@ -1,0 +1,85 @@
+"""``kode events``: the event log of an agent, and what is being added to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+from rich.text import Text
+
+from kode_core.cli.conversation import arguments
+from kode_core.cli.messages import require_agent
+from kode_core.cli.opening import JsonOption, StoreOption, open_store
+from kode_core.cli.options import AgentArgument, given
+from kode_core.cli.output import count, note, one_line, print_json_line, print_json_rows, show_line, utc, visible
+from kode_core.cli.queries import run
+from kode_core.model import Bookmark, StoredEvent
+
+__all__ = ["EXAMPLES", "events"]
+
+EXAMPLES: Final = (
+    "kode events tau-000-0 --channel monitor",
+    "kode events tau-000-0 --follow",
+    "kode events tau-000-0 --follow --after-offset 48 --json",
+)
+
+_CHANNEL_STYLES: Final = {"progress": "green", "control": "yellow", "monitor": "cyan"}
+
+
+def events(
+    agent: AgentArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what any process appends, until Ctrl-C.")
+    ] = False,
+    since: Annotated[int | None, typer.Option(metavar="SEQ", help="Only events with a greater seq.")] = None,
+    after_offset: Annotated[int | None, typer.Option(metavar="N", help="Only events with a greater offset.")] = None,
+    channel: Annotated[str | None, typer.Option(metavar="CHANNEL", help="progress, control or monitor.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the events of AGENT, and with --follow those that come.
+
+    They come in the order of their seq; with --follow or --after-offset in the order in which they were stored. The
+    columns are offset, seq, time in UTC, channel, type and data. With --follow, --json prints JSON Lines.
+    """
+    wanted: dict[str, Any] = given(
+        since=None if since is None else Bookmark(since, 0), after_offset=after_offset, channel=channel
+    )
+    if follow:
+        run(_follow(store, agent, wanted, as_json))
+    else:
+        run(_read(store, agent, wanted, as_json))
+
+
+async def _read(target: str | None, agent_id: str, wanted: dict[str, Any], as_json: bool) -> None:
+    async with open_store(target) as store:
+        found = store.read_events(agent_id, **wanted)
+        if await store.last_bookmark(agent_id) is None:
+            await require_agent(store, agent_id)
+        if as_json:
+            await print_json_rows({"agentId": agent_id}, "events", found)
+            return
+        shown = 0
+        async for event in found:
+            show_line(_line(event))
+            shown += 1
+        note(count(shown, "event"))
+
+
+async def _follow(target: str | None, agent_id: str, wanted: dict[str, Any], as_json: bool) -> None:
+    async with open_store(target) as store:
+        async for event in store.follow_events(agent_id, **wanted):
+            if as_json:
+                print_json_line(event)
+            else:
+                show_line(_line(event))
+
+
+def _line(event: StoredEvent) -> Text:
+    what = event.event
+    data = {name: value for name, value in what.data.items() if name != "bookmark"}
+    return Text.assemble(
+        f"{event.offset:>6} {event.bookmark.seq:>6}  {utc(event.bookmark.timestamp)}  ",
+        (f"{visible(what.channel):<8}  ", _CHANNEL_STYLES.get(what.channel, "")),
+        f"{visible(what.type):<15}  {one_line(arguments(data))}",
+    )

@@ -1,0 +1,117 @@
+"""``kode import``: conversations that were recorded elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from kode_core.cli.opening import StoreOption, open_store
+from kode_core.cli.output import console, count, show, visible
+from kode_core.cli.queries import run
+from kode_core.errors import InvalidArgumentError
+from kode_core.formats.openai_chat import (
+    ChatConverter,
+    ImportedConversation,
+    RawConversation,
+    import_conversation,
+    read_conversations,
+)
+from kode_core.protocols import Store
+
+__all__ = ["EXAMPLES", "import_file"]
+
+EXAMPLES: Final = (
+    "kode import conversations.jsonl.gz",
+    "kode import gpt-4o-airline.json.gz --template tau-airline --prefix tau --store sqlite:///demo.db",
+)
+
+_FORMATS: Final = ("openai-chat",)
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self.agents = self.messages = self.tool_calls = self.failed = self.events = self.refused = 0
+
+    def add(self, conversation: ImportedConversation) -> None:
+        self.agents += 1
+        self.messages += len(conversation.messages)
+        self.tool_calls += len(conversation.tool_calls)
+        self.failed += conversation.failed
+        self.events += len(conversation.events)
+
+    def __str__(self) -> str:
+        calls = f"{count(self.tool_calls, 'tool call')} ({self.failed:,} failed)"
+        held = (count(self.agents, "agent"), count(self.messages, "message"), calls, count(self.events, "event"))
+        return f"imported {', '.join(held)}"
+
+
+def import_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON or JSON Lines, gzipped or not.")],
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="openai-chat is the only one.")] = _FORMATS[0],
+    template: Annotated[str, typer.Option(metavar="ID", help="Template of the agents.")] = "openai-chat",
+    prefix: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Start of ids for conversations that have none; else the file's name."),
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Store the conversations of FILE, each as an agent.
+
+    Importing the same file again changes nothing. A conversation that cannot be understood is reported and left out,
+    the others are imported, and the exit code is 1.
+    """
+    if form not in _FORMATS:
+        raise InvalidArgumentError(f"format {form!r} is not known; known are {', '.join(_FORMATS)}")
+    conversations = _opened(file)  # before the store is made for nothing
+    counts = run(_import(store, conversations, ChatConverter(template, prefix)))
+    show(Text(str(counts)))
+    if counts.refused:
+        show(Text(f"left out {count(counts.refused, 'conversation')}, see above", "red"))
+        raise typer.Exit(1)
+
+
+def _opened(file: Path) -> Iterator[RawConversation]:
+    """The conversations of the file, of which there is at least one."""
+    conversations = read_conversations(file)
+    first = next(conversations, None)
+    if first is None:
+        raise InvalidArgumentError(f"there is no conversation in {file}")
+    return chain((first,), conversations)
+
+
+async def _import(target: str | None, conversations: Iterable[RawConversation], converter: ChatConverter) -> _Counts:
+    counts = _Counts()
+    async with open_store(target, create=True) as store:
+        with _progress() as progress:
+            for raw in _tracked(progress, conversations):
+                try:
+                    counts.add(await _import_one(store, converter, raw))
+                except InvalidArgumentError as exc:
+                    counts.refused += 1
+                    progress.console.print(Text(f"error: {visible(str(exc))}"), soft_wrap=True)
+    return counts
+
+
+async def _import_one(store: Store, converter: ChatConverter, raw: RawConversation) -> ImportedConversation:
+    conversation = converter.convert(raw)
+    await import_conversation(store, conversation)
+    return conversation
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console(sys.stderr), transient=True, disable=not sys.stderr.isatty())
+
+
+def _tracked(progress: Progress, conversations: Iterable[RawConversation]) -> Iterable[RawConversation]:
+    task = progress.add_task("importing", total=None)
+    for raw in conversations:
+        yield raw
+        progress.update(task, advance=1, total=raw.document.total)

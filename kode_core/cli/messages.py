@@ -1,0 +1,110 @@
+"""``kode messages``: a conversation to read, or messages of many agents."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from kode_core.cli.conversation import brief, conversation_text
+from kode_core.cli.opening import JsonOption, StoreOption, open_store
+from kode_core.cli.options import (
+    AllOption,
+    CreatedAfter,
+    CreatedBefore,
+    CursorOption,
+    LimitOption,
+    OffsetOption,
+    OrderOption,
+    filter_option,
+    given,
+)
+from kode_core.cli.output import print_json, show, utc
+from kode_core.cli.queries import fetch, report, run
+from kode_core.cli.tables import table
+from kode_core.errors import AgentNotFoundError
+from kode_core.model import Message, StoredMessage
+from kode_core.protocols import Store
+from kode_core.query import Page
+
+__all__ = ["EXAMPLES", "messages"]
+
+EXAMPLES: Final = (
+    "kode messages tau-000-0",
+    "kode messages tau-000-0 --full",
+    "kode messages --role assistant --content-type tool_use --limit 20",
+)
+
+
+def messages(
+    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
+    role: Annotated[str | None, filter_option(metavar="ROLE", help="user, assistant or system.")] = None,
+    content_type: Annotated[
+        str | None, filter_option(metavar="TYPE", help="With a block of that type: text, tool_use, tool_result, …")
+    ] = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    order: OrderOption = None,
+    limit: LimitOption = None,
+    offset: OffsetOption = None,
+    cursor: CursorOption = None,
+    everything: AllOption = False,
+    full: Annotated[bool, typer.Option("--full", help="Show a conversation without shortening it.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the conversation of AGENT.
+
+    With a filter, or without AGENT, list the messages that match instead, newest first.
+    """
+    filters = given(
+        role=role,
+        content_type=content_type,
+        created_after=created_after,
+        created_before=created_before,
+        order=order,
+        limit=limit,
+        offset=offset,
+        cursor=cursor,
+    )
+    if agent is not None and not filters and not everything:
+        _show_conversation(agent, run(_load(store, agent)), full, as_json)
+        return
+    page = run(_fetch(store, {**given(agent_id=agent), **filters}, everything))
+    report(page, "message", "messages", as_json, _table)
+
+
+def _show_conversation(agent_id: str, found: list[Message], full: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"agentId": agent_id, "messages": found})
+    else:
+        show(conversation_text(found, full=full))
+
+
+async def _load(target: str | None, agent_id: str) -> list[Message]:
+    async with open_store(target) as store:
+        found = await store.load_messages(agent_id)
+        if not found:
+            await require_agent(store, agent_id)
+        return found
+
+
+async def require_agent(store: Store, agent_id: str) -> None:
+    """Raise AgentNotFoundError unless the agent has info."""
+    if not await store.exists(agent_id):
+        raise AgentNotFoundError(agent_id)
+
+
+async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredMessage]:
+    async with open_store(target) as store:
+        return await fetch(store.query_messages, store.iter_messages, filters, everything)
+
+
+def _table(page: Page[StoredMessage]) -> Table:
+    rows = (
+        (message.agent_id, str(message.position), utc(message.created_at), message.role, Text(brief(message)))
+        for message in page
+    )
+    return table(("AGENT", "#", "STORED (UTC)", "ROLE", "CONTENT"), rows, right=("#",), optional=("STORED (UTC)",))

@@ -1,0 +1,123 @@
+"""Options that more than one command has, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import typer
+
+from kode_core.errors import InvalidArgumentError
+from kode_core.jsonvalue import decode_json
+from kode_core.model import Json, now_ms
+
+__all__ = [
+    "AgentArgument",
+    "AgentOption",
+    "AllOption",
+    "CreatedAfter",
+    "CreatedBefore",
+    "CursorOption",
+    "LimitOption",
+    "MetadataOption",
+    "OffsetOption",
+    "OrderOption",
+    "TemplateOption",
+    "UserOption",
+    "filter_option",
+    "given",
+    "metadata_filter",
+    "paging_option",
+    "read_time",
+    "time_option",
+]
+
+_UNITS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_TIME_HELP: Final = "2025-01-31, 2025-01-31T12:00Z, 7d for seven days ago (s, m, h, d, w), or milliseconds"
+
+
+def read_time(text: str) -> int:
+    """A time in milliseconds since the epoch: an age, a date in UTC, a date and time, or the number itself."""
+    age = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    if age:
+        return now_ms() - int(age[1]) * _UNITS[age[2]]
+    if re.fullmatch(r"-?\d{9,}", text):
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time; write {_TIME_HELP}") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def time_option(name: str, what: str) -> Any:
+    """An option that takes a time; *what* says what the time is of."""
+    return typer.Option(name, parser=read_time, metavar="TIME", help=what, rich_help_panel="Filters")
+
+
+def filter_option(*names: str, metavar: str | None = None, **more: Any) -> Any:
+    """An option of the group Filters; named after its parameter unless *names* are given."""
+    return typer.Option(*names, metavar=metavar, rich_help_panel="Filters", **more)
+
+
+def paging_option(*names: str, metavar: str | None = None, **more: Any) -> Any:
+    """An option of the group Order and pages."""
+    return typer.Option(*names, metavar=metavar, rich_help_panel="Order and pages", **more)
+
+
+AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The id of the agent.")]
+AgentOption = Annotated[str | None, filter_option("--agent", metavar="ID", help="Only this agent.")]
+TemplateOption = Annotated[str | None, filter_option("--template", metavar="ID", help="Only agents of this template.")]
+UserOption = Annotated[
+    str | None, filter_option("--user", metavar="ID", help="Only agents whose metadata has this userId.")
+]
+MetadataOption = Annotated[
+    list[str] | None,
+    filter_option(
+        "--metadata",
+        metavar="KEY=VALUE",
+        help="Only agents with this metadata; VALUE is JSON, or else text. May be repeated.",
+    ),
+]
+CreatedAfter = Annotated[
+    int | None, time_option("--created-after", f"Created then or later. A TIME is {_TIME_HELP}; dates are UTC.")
+]
+CreatedBefore = Annotated[int | None, time_option("--created-before", "Created earlier than that.")]
+OrderOption = Annotated[
+    str | None, paging_option("--order", metavar="asc|desc", help="Newest first is desc, the default.")
+]
+LimitOption = Annotated[
+    int | None, paging_option("--limit", "-n", metavar="N", help="At most so many; 100 if not given.")
+]
+OffsetOption = Annotated[int | None, paging_option("--offset", metavar="N", help="Leave out the first N.")]
+CursorOption = Annotated[
+    str | None, paging_option("--cursor", metavar="TEXT", help="Go on behind the page whose JSON gave this nextCursor.")
+]
+AllOption = Annotated[bool, paging_option("--all", help="Everything that matches, however much.")]
+
+
+def given(**filters: Any) -> dict[str, Any]:
+    """The filters that were given."""
+    return {name: value for name, value in filters.items() if value is not None}
+
+
+def metadata_filter(pairs: Sequence[str] | None) -> dict[str, Json] | None:
+    """The metadata that ``--metadata key=value`` options name."""
+    if not pairs:
+        return None
+    found: dict[str, Json] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator:
+            raise InvalidArgumentError(f"--metadata {pair!r} has no '='; write it as --metadata reward=1.0")
+        found[key] = _json_or_text(text)
+    return found
+
+
+def _json_or_text(text: str) -> Json:
+    try:
+        return decode_json(text)
+    except ValueError:
+        return text

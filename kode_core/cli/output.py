@@ -1,0 +1,188 @@
+"""What the commands print: text that is safe to show, tables, and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TextIO
+
+import msgspec
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from kode_core.codec import to_dict
+from kode_core.model import Json, Record
+
+__all__ = [
+    "close_stdout",
+    "console",
+    "count",
+    "fail",
+    "note",
+    "one_line",
+    "prepare_streams",
+    "print_json",
+    "print_json_line",
+    "print_json_rows",
+    "printed",
+    "show",
+    "show_line",
+    "state_text",
+    "utc",
+    "visible",
+    "wire",
+]
+
+_PIPED_WIDTH: Final = 1_000_000
+_HIDDEN: Final = re.compile(
+    "[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff]"
+)
+_STATE_STYLES: Final = {"COMPLETED": "green", "FAILED": "red", "DENIED": "red"}
+
+
+# --- Streams ----------------------------------------------------------------------------------------------------------
+
+
+def prepare_streams() -> None:
+    """Let no character stop the output, whatever the encoding of the terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_stdout() -> None:
+    """Send the rest nowhere: the reader of the pipe is gone, and the interpreter still flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def console(stream: TextIO) -> Console:
+    """A console on *stream* that takes text as it is: no markup, no emoji names, no highlighting."""
+    width = None if stream.isatty() else _PIPED_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def show(*parts: RenderableType) -> None:
+    """Print *parts* below each other: as wide as the terminal, and as wide as need be into a pipe."""
+    out = console(sys.stdout)
+    if sys.stdout.isatty():
+        out.print(*parts, sep="\n")
+        return
+    with out.capture() as captured:
+        out.print(*parts, sep="\n")
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def show_line(line: Text) -> None:
+    """Print one line to stdout at once, cut at the edge of a terminal."""
+    console(sys.stdout).print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Print something to know that is not part of the result, to stderr."""
+    console(sys.stderr).print(Text(visible(text), style="dim"))
+
+
+def fail(problem: str) -> None:
+    """Print an error as one line to stderr."""
+    sys.stderr.write(f"error: {visible(problem)}\n")
+
+
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """*text* with every character escaped that a terminal would obey or not show; *lines* keeps newlines and tabs."""
+    if lines:
+        text = text.replace("\r\n", "\n")
+    return _HIDDEN.sub(lambda m: m[0] if lines and m[0] in "\n\t" else repr(m[0])[1:-1], text)
+
+
+def one_line(text: str, length: int = 200) -> str:
+    """The beginning of *text* in one line: runs of white space are one space."""
+    flat = " ".join(text[: length * 4].split())
+    return visible(flat if len(flat) <= length else f"{flat[: length - 1]}…")
+
+
+def printed(value: Json) -> str:
+    """A JSON value as text; a string is itself."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun, as in ``1 agent`` and ``5,308 messages``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def utc(time_ms: int | None) -> str:
+    """A time to the second, in UTC; the number itself where it is in no calendar."""
+    if time_ms is None:
+        return ""
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time_ms)
+    except OverflowError:
+        return str(time_ms)
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def state_text(state: str) -> Text:
+    """The state of a tool call, in its colour."""
+    return Text(visible(state), style=_STATE_STYLES.get(state, "yellow"))
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def wire(value: object) -> Json:
+    """*value* as plain JSON with the names of the wire: records as they are stored, other structs in camelCase."""
+    if isinstance(value, Record):
+        return to_dict(value)
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.asdict(value)
+        return {_camel(name): wire(item) for name, item in fields.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [wire(item) for item in value]
+    return value
+
+
+def _camel(name: str) -> str:
+    return re.sub(r"_([a-z0-9])", lambda m: m[1].upper(), name)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON document to stdout, in UTF-8."""
+    _write(_json_bytes({name: wire(item) for name, item in value.items()}, indent=2) + b"\n")
+
+
+def print_json_line(value: object) -> None:
+    """Print one line of JSON Lines to stdout, at once."""
+    _write(_json_bytes(wire(value)) + b"\n")
+
+
+async def print_json_rows(fields: Mapping[str, Any], name: str, rows: AsyncIterator[object]) -> None:
+    """Print one JSON document that has *rows* under *name* after *fields*, while they come."""
+    _write(_json_bytes(dict(fields))[:-1] + b"," + _json_bytes(name) + b":[")
+    separator = b"\n"
+    async for row in rows:
+        _write(separator + _json_bytes(wire(row)))
+        separator = b",\n"
+    _write(b"\n]}\n")
+
+
+def _write(raw: bytes) -> None:
+    sys.stdout.buffer.write(raw)
+    sys.stdout.buffer.flush()
+
+
+def _json_bytes(plain: Json, indent: int | None = None) -> bytes:
+    try:
+        raw = msgspec.json.encode(plain)
+        return msgspec.json.format(raw, indent=indent) if indent else raw
+    except (ValueError, OverflowError, msgspec.MsgspecError):  # lone surrogates, integers of more than 64 bits
+        return json.dumps(plain, indent=indent).encode()

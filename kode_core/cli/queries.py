@@ -1,0 +1,44 @@
+"""Running a query of a store for a command, and printing what it found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from rich.table import Table
+
+from kode_core.cli.output import count, note, print_json, show
+from kode_core.query import Page
+
+__all__ = ["fetch", "report", "run"]
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* to its end, on an event loop of its own."""
+    return asyncio.run(work)
+
+
+async def fetch(
+    query: Callable[..., Awaitable[Page[T]]],
+    iterate: Callable[..., AsyncIterator[T]],
+    filters: Mapping[str, Any],
+    everything: bool,
+) -> Page[T]:
+    """One page of results, or all there are."""
+    if everything:
+        return Page([record async for record in iterate(**filters)])
+    return await query(**filters)
+
+
+def report(page: Page[T], noun: str, key: str, as_json: bool, draw: Callable[[Page[T]], Table]) -> None:
+    """Print a page: as JSON under *key*, or drawn as a table with a note of how many there are."""
+    if as_json:
+        print_json({key: page, "nextCursor": page.next_cursor})
+        return
+    if page:
+        show(draw(page))
+    more = "; there are more: --all, --limit or --offset" if page.next_cursor else ""
+    note(f"{count(len(page), noun)}{more}")

@@ -1,0 +1,90 @@
+"""Tables that fit the terminal without cutting an id short."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from rich.table import Table
+from rich.text import Text
+
+from kode_core.cli.output import visible
+
+__all__ = ["table"]
+
+_GAP: Final = 2
+_LEAST_FIRST: Final = 12
+_USUAL_ID: Final = 36
+_LEAST_LAST: Final = 16
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    right: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    wrap: bool = False,
+) -> Table:
+    """A table; strings in *rows* are shown as they are, safely.
+
+    In a terminal that is too narrow the columns of *optional* are left out, in that order. Then the first column, which
+    has the ids, is folded into several lines. The last one takes the room that is left: cut short, or with *wrap* in
+    several lines. Into a pipe goes everything.
+    """
+    names, cells = list(columns), [[_text(cell) for cell in row] for row in rows]
+    widths = [max([len(name), *(row[i].cell_len for row in cells)]) for i, name in enumerate(names)]
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns
+        widths[0] = min(widths[0], max(_USUAL_ID, room // 2))
+        for name in optional:
+            if _least(widths) <= room:
+                break
+            _drop(names.index(name), names, widths, cells)
+        _squeeze(widths, room)
+    return _drawn(names, widths, cells, right, wrap)
+
+
+def _text(cell: str | Text) -> Text:
+    return cell.copy() if isinstance(cell, Text) else Text(visible(cell))
+
+
+def _least(widths: Sequence[int]) -> int:
+    """The least width in which no column but the last one is cut."""
+    return sum(widths[:-1]) + min(widths[-1], _LEAST_LAST) + _GAP * (len(widths) - 1)
+
+
+def _drop(index: int, names: list[str], widths: list[int], cells: list[list[Text]]) -> None:
+    del names[index], widths[index]
+    for row in cells:
+        del row[index]
+
+
+def _squeeze(widths: list[int], room: int) -> None:
+    """Make the first and the last column smaller, so that all fit into *room* if they can."""
+    missing = _least(widths) - room
+    if missing > 0:
+        widths[0] = max(min(widths[0], _LEAST_FIRST), widths[0] - missing)
+    left = room - sum(widths[:-1]) - _GAP * (len(widths) - 1)
+    widths[-1] = max(min(widths[-1], _LEAST_LAST), min(widths[-1], left))
+
+
+def _drawn(
+    names: Sequence[str], widths: Sequence[int], cells: Iterable[Sequence[Text]], right: Sequence[str], wrap: bool
+) -> Table:
+    drawn = Table(box=None, show_edge=False, pad_edge=False, padding=(0, _GAP, 0, 0))
+    last = len(names) - 1
+    for i, (name, width) in enumerate(zip(names, widths, strict=True)):
+        several_lines = i == 0 or (wrap and i == last)
+        drawn.add_column(
+            name,
+            justify="right" if name in right else "left",
+            width=width,
+            no_wrap=not several_lines,
+            overflow="fold" if several_lines else "ellipsis",
+        )
+    for row in cells:
+        drawn.add_row(*row)
+    return drawn

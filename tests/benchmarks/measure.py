@@ -1,0 +1,94 @@
+"""Timing, and the table and file that results go to."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sqlite3
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+__all__ = ["Report", "Row", "bytes_written", "interleaved"]
+
+
+def bytes_written() -> int | None:
+    """What this process wrote so far, to files of any kind; None where the system does not count it."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
+
+
+async def interleaved(rounds: int, **contestants: Callable[[int], Awaitable[object]]) -> dict[str, float]:
+    """The median seconds of each, called in turns so that a noisy machine is noisy for all."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for i in range(rounds):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            await run(i)
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(sorted(values)) for name, values in times.items()}
+
+
+@dataclass
+class Row:
+    """One measurement.
+
+    Attributes:
+        ratio: to what the target speaks of, as named in ``of``.
+        target: the most (or, with ``at_least``, the least) that the ratio or value should be.
+    """
+
+    name: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    of: str = ""
+    target: float | None = None
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target was met; None without one."""
+        if self.target is None:
+            return None
+        measured = self.value if self.ratio is None else self.ratio
+        return measured >= self.target if self.at_least else measured <= self.target
+
+
+@dataclass
+class Report:
+    """All measurements of a run."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Keep a row and print it."""
+        self.rows.append(row)
+        ratio = "" if row.ratio is None else f"{row.ratio:6.2f} x {row.of}"
+        verdict = {None: "", True: "ok", False: "MISSED"}[row.met]
+        sign = ">=" if row.at_least else "<="
+        target = "" if row.target is None else f"{sign} {row.target:g}"
+        print(f"{row.name:58} {row.value:12,.2f} {row.unit:5} {ratio:34} {target:10} {verdict}", flush=True)
+
+    def title(self, text: str) -> None:
+        """A line between parts."""
+        print(f"\n{text}")
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON."""
+        path.parent.mkdir(exist_ok=True)
+        machine = {
+            "python": sys.version.split()[0],
+            "sqlite": sqlite3.sqlite_version,
+            "platform": platform.platform(),
+            "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        rows = [{**asdict(row), "met": row.met} for row in self.rows]
+        path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        print(f"\nresults: {path}")

@@ -1,0 +1,56 @@
+"""Queries over ten thousand agents, and statistics of an agent with a hundred thousand calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from kode_core import AgentInfo, ToolCallRecord, create_extended_store
+from tests.benchmarks.measure import Report, Row, interleaved
+
+AGENTS = 10_000
+CALLS = 100_000
+
+
+async def run(report: Report, folder: Path) -> None:
+    """Measure pages and statistics."""
+    report.title(f"Queries over {AGENTS:,} agents")
+    async with create_extended_store(type="sqlite", db_path=str(folder / "queries.db")) as store:
+        for start in range(0, AGENTS, 500):
+            infos = (
+                AgentInfo(
+                    agent_id=f"agt-{i:06d}",
+                    template_id=f"t{i % 10}",
+                    created_at=i // 3,
+                    metadata={"userId": f"u{i % 100}"},
+                )
+                for i in range(start, start + 500)
+            )
+            await asyncio.gather(*(store.save_info(info.agent_id, info) for info in infos))
+        for start in range(0, CALLS, 10_000):
+            calls = [
+                ToolCallRecord(
+                    id=f"c{i}",
+                    name=f"tool_{i % 20}",
+                    state="COMPLETED" if i % 7 else "FAILED",
+                    created_at=i,
+                    updated_at=i,
+                )
+                for i in range(start, start + 10_000)
+            ]
+            await store.upsert_tool_call_records("agt-000000", calls)
+        cursor = (await store.query_sessions(limit=5000)).next_cursor
+        queries: dict[str, Callable[[int], Awaitable[object]]] = {
+            "query_sessions, newest 100": lambda _: store.query_sessions(),
+            "query_sessions, by updated_at": lambda _: store.query_sessions(sort_by="updated_at"),
+            "query_sessions, one template": lambda _: store.query_sessions(template_id="t3"),
+            "query_sessions, one user of a hundred": lambda _: store.query_sessions(user_id="u42"),
+            "query_sessions, page 51 by cursor": lambda _: store.query_sessions(limit=5000, cursor=cursor),
+            "query_tool_calls, one tool, 100 of 5,000": lambda _: store.query_tool_calls(tool_name="tool_3"),
+            "query_tool_calls, errors": lambda _: store.query_tool_calls(is_error=True),
+            "aggregate_stats, 100,000 calls": lambda _: store.aggregate_stats("agt-000000"),
+        }
+        for name, query in queries.items():
+            times = await interleaved(7, query=query)
+            report.add(Row(name, times["query"] * 1000, "ms"))
