@@ -95,9 +95,9 @@ def _from_url(url: str, find: BackendFinder) -> _Wanted:
     if not name:
         raise ConfigurationError(f"{_masked(split)!r} is no URL of a store; write sqlite:///agents.db, for example")
     backend = find(name)
-    if backend.from_url is None:
-        raise ConfigurationError(f"backend {name!r} is not configured by URL; give its options by name")
-    given = dict(backend.from_url(split))
+    if backend.from_url is None and (split.netloc or split.path):
+        raise ConfigurationError(f"a URL of backend {name!r} has only options, as in {name}:?option=value")
+    given = {} if backend.from_url is None else dict(backend.from_url(split))
     query = dict(parse_qsl(split.query, keep_blank_values=True))
     return _Wanted(name, {**given, **query}, f"the URL {_masked(split)}", frozenset({*given, *query}))
 

@@ -64,8 +64,8 @@ def import_file(
 ) -> None:
     """Store the conversations of FILE, each as an agent.
 
-    Importing the same file again changes nothing. A conversation that cannot be understood is reported and left out,
-    the others are imported, and the exit code is 1.
+    Importing the same file again stores nothing twice. A conversation that cannot be understood is reported and left
+    out, the others are imported, and the exit code is 1.
     """
     if form not in _FORMATS:
         raise InvalidArgumentError(f"format {form!r} is not known; known are {', '.join(_FORMATS)}")

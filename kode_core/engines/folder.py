@@ -34,6 +34,7 @@ from kode_core.engines.files import (
     os_error,
     read_at,
     replace_file,
+    sync_file,
     sync_folder,
     translated,
     write_all,
@@ -83,17 +84,20 @@ _lease_from = msgspec.json.Decoder(_Lease).decode
 class Stripe:
     """A stripe whose lock is held."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, durable: bool) -> None:
         self._fd = fd
+        self._durable = durable
 
     @property
     def number(self) -> int:
         return int(read_at(self._fd, 20, 0) or b"0")
 
-    @number.setter
-    def number(self, value: int) -> None:
-        if value > self.number:
-            write_all(self._fd, b"%020d" % value, 0)
+    def raise_to(self, number: int) -> None:
+        """Let the number be at least *number*."""
+        if number > self.number:
+            write_all(self._fd, b"%020d" % number, 0)
+            if self._durable:
+                sync_file(self._fd)
 
 
 class Folder:
@@ -126,7 +130,7 @@ class Folder:
         """Hold the lock of the agent's stripe, against other processes."""
         path = self._own / "locks" / f"{stripe_of(agent_id):02d}"
         with translated(path), locked(path, self._wait_ms) as fd:
-            yield Stripe(fd)
+            yield Stripe(fd, durable=self.durable)
 
     def journal(self, agent_id: str) -> Journal:
         """The agent's journal, not refreshed."""
@@ -212,7 +216,7 @@ class Folder:
     def tidy(self, stripe: Stripe, journal: Journal) -> None:
         """Remove the file of an agent that has nothing left; compact one that is mostly history."""
         if journal.state.is_empty and journal.prepared is None:
-            stripe.number = journal.state.log.next_offset
+            stripe.raise_to(journal.state.log.next_offset)
             with suppress(FileNotFoundError):
                 journal.path.unlink()
             if self.durable:
@@ -292,7 +296,8 @@ class Folder:
         with self.stripe(agent_id) as stripe:
             if self._lease(agent_id) is not None:
                 return None
-            token = stripe.number = stripe.number + 1
+            token = stripe.number + 1
+            stripe.raise_to(token)
             self._write_lease(agent_id, Fence(owner, token), ttl_ms)
             return token
 

@@ -70,8 +70,8 @@ def at(place: str) -> Iterator[None]:
 def read_message(raw: Json, index: int) -> ChatMessage:
     """The message at *index* of its conversation."""
     fields = _object(raw)
-    role = fields.get("role")
-    read = _ROLES.get(role) if type(role) is str else None
+    role = _text(fields, "role")
+    read = _ROLES.get(role)
     if read is None:
         raise InvalidArgumentError(f"role {role!r:.60} is none of {', '.join(sorted(_ROLES))}")
     return read(fields, index)
@@ -168,8 +168,8 @@ def _content(value: Json) -> tuple[ContentBlock, ...]:
 def _part(raw: Json, index: int) -> ContentBlock:
     with at(f"part {index} of the content"):
         fields = _object(raw)
-        kind = fields.get("type")
-        read = _PARTS.get(kind) if type(kind) is str else None
+        kind = _text(fields, "type")
+        read = _PARTS.get(kind)
         if read is None:
             raise InvalidArgumentError(f"type {kind!r:.60} is none of {', '.join(sorted(_PARTS))}")
         return read(fields)

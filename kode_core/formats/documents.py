@@ -98,7 +98,14 @@ def _split(path: Path, lines: Sequence[bytes], is_part: Callable[[Json], bool]) 
         items = _items(text)
     except (ValueError, RecursionError) as exc:
         raise InvalidArgumentError(f"{path} is neither JSON nor JSON Lines: {exc}") from None
-    return [text] if items and is_part(Document(1, bytes(items[0]), None).value()) else items
+    return [text] if items and _first_is_part(bytes(items[0]), is_part) else items
+
+
+def _first_is_part(text: bytes, is_part: Callable[[Json], bool]) -> bool:
+    try:
+        return is_part(decode_json(text.decode()))
+    except ValueError:  # what is wrong with it is said when it is its turn
+        return False
 
 
 def _items(text: bytes) -> Sequence[bytes]:

@@ -1,0 +1,207 @@
+"""Which store is meant: arguments, URL, environment, kode.toml, default; and what is said when something is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kode_core import ConfigurationError
+from kode_core.config import Configured, StoreOptions, configure
+from kode_core.plugins import registry
+
+
+def resolve(target: Any = None, environ: Mapping[str, str] | None = None, **options: Any) -> Configured:
+    return configure(target, options, registry.backend, environ or {})
+
+
+def options_of(configured: Configured) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(configured.options), **msgspec.structs.asdict(configured.store)}
+
+
+def test_the_default_is_sqlite() -> None:
+    """With no configuration at all the store is SQLite at ./data/agents.db."""
+    found = resolve()
+    assert (found.backend.name, options_of(found)["db_path"], found.source) == (
+        "sqlite",
+        "./data/agents.db",
+        "the default",
+    )
+    assert found.store == StoreOptions()
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///agents.db", "agents.db"),
+        ("sqlite:///data/agents.db", "data/agents.db"),
+        ("sqlite:////var/lib/agents.db", "/var/lib/agents.db"),
+        ("sqlite:./agents.db", "./agents.db"),
+        ("sqlite:///a%20b.db", "a b.db"),
+        ("sqlite:///:memory:", ":memory:"),
+        ("sqlite://", "./data/agents.db"),
+    ],
+)
+def test_urls_of_files(url: str, path: str) -> None:
+    """A URL names a relative path with three slashes, an absolute one with four."""
+    assert options_of(resolve(url))["db_path"] == path
+
+
+def test_urls_carry_options() -> None:
+    """Options of the backend and of the store stand in the query of a URL, as text of their type."""
+    found = options_of(
+        resolve("sqlite:///a.db?durability=fast&busy_timeout_ms=250&file_store_base_dir=./f&timeout_ms=9")
+    )
+    assert (found["durability"], found["busy_timeout_ms"], found["file_store_base_dir"], found["timeout_ms"]) == (
+        "fast",
+        250,
+        "./f",
+        9,
+    )
+    assert options_of(resolve("memory://shared"))["name"] == "shared"
+    assert options_of(resolve("json:///here"))["base_dir"] == "here"
+
+
+def test_a_mapping_or_keywords() -> None:
+    """A mapping, or keyword options with type or url, say everything; keywords come on top."""
+    for found in (
+        resolve({"type": "sqlite", "db_path": "x.db"}),
+        resolve(type="sqlite", db_path="x.db"),
+        resolve({"url": "sqlite:///y.db"}, db_path="x.db"),
+        resolve("sqlite:///y.db", db_path="x.db"),
+        resolve(url="sqlite:///x.db"),
+    ):
+        assert (found.backend.name, options_of(found)["db_path"]) == ("sqlite", "x.db")
+    assert options_of(resolve(db_path="z.db"))["db_path"] == "z.db"
+
+
+def test_the_sdks_variables() -> None:
+    """The variables of the KODE SDK's guide select and configure the store."""
+    env = {"KODE_STORE_TYPE": "sqlite", "KODE_SQLITE_PATH": "./d/agents.db", "KODE_STORE_PATH": "./d/store"}
+    found = options_of(resolve(environ=env))
+    assert (found["db_path"], found["file_store_base_dir"]) == ("./d/agents.db", "./d/store")
+    found_json = resolve(environ={"KODE_STORE_TYPE": "json", "KODE_STORE_PATH": "./d/store"})
+    assert (found_json.backend.name, options_of(found_json)["base_dir"]) == ("json", "./d/store")
+
+
+def test_every_option_has_a_variable() -> None:
+    """KODE_<BACKEND>_<OPTION> sets any option; a variable for no option is refused, with the nearest."""
+    env = {"KODE_SQLITE_DURABILITY": "fast", "KODE_SQLITE_READERS": "2", "KODE_SQLITE_TIMEOUT_MS": "5"}
+    found = options_of(resolve(environ=env))
+    assert (found["durability"], found["readers"], found["timeout_ms"]) == ("fast", 2, 5)
+    with pytest.raises(
+        ConfigurationError, match="KODE_SQLITE_DURABILTY is for no option.*did you mean 'KODE_SQLITE_DURABILITY'"
+    ):
+        resolve(environ={"KODE_SQLITE_DURABILTY": "fast"})
+    with pytest.raises(ConfigurationError, match="option readers of backend 'sqlite': Expected int, got str"):
+        resolve(environ={"KODE_SQLITE_READERS": "many"})
+
+
+def test_the_url_variable_goes_before_the_type() -> None:
+    """KODE_STORE_URL goes before KODE_STORE_TYPE, and arguments before both."""
+    env = {"KODE_STORE_URL": "sqlite:///url.db", "KODE_STORE_TYPE": "json"}
+    assert options_of(resolve(environ=env))["db_path"] == "url.db"
+    assert options_of(resolve("sqlite:///argument.db", environ=env))["db_path"] == "argument.db"
+    assert options_of(resolve(environ=env, durability="fast"))["durability"] == "fast"
+
+
+def test_the_environment_leaves_named_stores_alone() -> None:
+    """A store that the program names itself is not changed by the environment."""
+    env = {"KODE_STORE_PATH": "./files", "KODE_SQLITE_DURABILITY": "fast"}
+    found = options_of(resolve("sqlite:///x.db", environ=env))
+    assert (found["file_store_base_dir"], found["durability"]) == (None, "full")
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_stores_of_kode_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kode.toml names stores; default is used when nothing else is said; paths are relative to the file."""
+    write(
+        tmp_path / "kode.toml",
+        '[stores.default]\ntype = "sqlite"\ndb_path = "here/agents.db"\n'
+        '[stores.archive]\nurl = "sqlite:///old.db?durability=fast"\ntimeout_ms = 7\n'
+        '[stores.abs]\ntype = "json"\nbase_dir = "/var/kode"\n',
+    )
+    (tmp_path / "sub" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sub" / "deeper")
+    assert options_of(resolve())["db_path"] == str(tmp_path / "here" / "agents.db")
+    archive = options_of(resolve("archive"))
+    assert (archive["db_path"], archive["durability"], archive["timeout_ms"]) == (str(tmp_path / "old.db"), "fast", 7)
+    assert options_of(resolve("abs"))["base_dir"] == "/var/kode"
+    assert options_of(resolve(environ={"KODE_STORE_TYPE": "sqlite"}))["db_path"] == "./data/agents.db"
+    with pytest.raises(ConfigurationError, match=r"'archiv' is neither a URL nor a store.*abs, archive, default"):
+        resolve("archiv")
+
+
+def test_stores_of_pyproject(tmp_path: Path) -> None:
+    """[tool.kode] of pyproject.toml does the same; KODE_CONFIG names another file."""
+    write(tmp_path / "pyproject.toml", '[tool.kode.stores.default]\ntype = "memory"\n')
+    assert resolve().backend.name == "memory"
+    other = write(tmp_path / "elsewhere.toml", '[stores.default]\ntype = "json"\nbase_dir = "x"\n')
+    assert resolve(environ={"KODE_CONFIG": str(other)}).backend.name == "json"
+    with pytest.raises(ConfigurationError, match="KODE_CONFIG names nothing.toml, which is no file"):
+        resolve(environ={"KODE_CONFIG": "nothing.toml"})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[stores.default]\ndb_path = 'x'\n", "there is no type; write type = 'sqlite'"),
+        ("[stores.default\n", "is not TOML"),
+        ("[store.default]\ntype = 'sqlite'\n", r"unknown key 'store'; stores are written as \[stores.NAME\]"),
+        ("[stores.default]\ntype = 'sqlite'\ndbpath = 'x'\n", "has no option 'dbpath'; did you mean 'db_path'"),
+        (
+            "[stores.default]\ntype = 'sqlite'\nreaders = '4'\n",
+            "option readers of backend 'sqlite': Expected int, got str",
+        ),
+        ("[stores.default]\ntype = 'sqlite'\nurl = 'json:///x'\n", "type is 'sqlite' and url is for 'json'"),
+    ],
+)
+def test_mistakes_in_kode_toml(tmp_path: Path, text: str, says: str) -> None:
+    """A mistake in the file is told with the file and what to write."""
+    write(tmp_path / "kode.toml", text)
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        resolve()
+    assert "kode.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "says"),
+    [
+        (
+            "sqlite:///x.db",
+            {"durabilty": "fast"},
+            "the URL sqlite:///x.db: backend 'sqlite' has no option 'durabilty'; did you mean 'durability'",
+        ),
+        ("sqlite:///x.db?durability=slow", {}, "option durability of backend 'sqlite': Invalid enum value 'slow'"),
+        ("sqlite:///x.db", {"readers": 0}, "option readers of backend 'sqlite': Expected int >= 1"),
+        ("sqlite://localhost/x.db", {}, "names a host, and sqlite has none: write sqlite:///relative/path"),
+        ({"db_path": "x"}, {}, "the arguments: there is no type"),
+        ({"type": 5}, {}, "type must be a str, got int"),
+        (5, {}, "a store is given as a URL, a name or a mapping, not as int"),
+        ("nowhere", {}, "'nowhere' is neither a URL nor a store of kode.toml"),
+        ("sqlite:///x.db", {"db_path": ""}, "option db_path of backend 'sqlite': Expected str of length >= 1"),
+    ],
+)
+def test_mistakes_in_arguments(target: Any, options: dict[str, Any], says: str) -> None:
+    """A mistake is told with where it is and what is nearest or right."""
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(target, **options)
+    assert says in str(caught.value)
+
+
+def test_no_secret_in_errors() -> None:
+    """The user and password of a URL never show in an error."""
+    with pytest.raises(ConfigurationError) as caught:
+        resolve("sqlite://me:hunter2@/x.db")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigurationError) as caught:
+        resolve("json:////x?password=hunter2")
+    assert "hunter2" not in str(caught.value)

@@ -1,0 +1,291 @@
+"""Backends by entry point: found by name, loaded alone, and refused with words that help."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kode_core import (
+    AmbiguousBackendError,
+    BackendImportError,
+    ConfigurationError,
+    DisabledBackendError,
+    IncompatibleBackendError,
+    Message,
+    UnknownBackendError,
+    create_extended_store,
+    create_store,
+)
+from kode_core.engine import Engine
+from kode_core.layers import Layer
+from kode_core.plugins import Plugins, hookimpl, registry
+from kode_core.store.book import Operation
+
+Install = Callable[..., None]
+
+PLUGIN = """
+from kode_core.backends import memory
+from kode_core.engines.memory import MemoryOptions, open_memory
+from kode_core.plugins import Backend, hookimpl
+
+@hookimpl
+def kode_store_backend():
+    return Backend(name={name!r}, api={api}, options=MemoryOptions, open=open_memory)
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a distribution on the path, as pip would have: its metadata and its module."""
+
+    def put(distribution: str, name: str, module: str, code: str, *, group: str = "kode.stores") -> None:
+        site = tmp_path / f"site-{distribution}"
+        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
+        (site / f"{module}.py").write_text(textwrap.dedent(code))
+        monkeypatch.syspath_prepend(str(site))
+
+    return put
+
+
+def test_installed_backends_are_listed_without_importing(install: Install) -> None:
+    """Listing shows every backend with its distribution, and imports none."""
+    install("kode-acme", "acme", "acme_one", "raise RuntimeError('must not be imported')")
+    found = {backend.name: backend for backend in Plugins(()).installed()}
+    assert {"memory", "json", "sqlite", "acme"} <= set(found)
+    assert (found["acme"].distribution, found["acme"].version, found["acme"].value) == ("kode-acme", "1.0", "acme_one")
+
+
+async def test_a_backend_is_found_by_name(install: Install) -> None:
+    """A backend of another distribution works like a built-in one."""
+    install("kode-acme", "acme", "acme_two", PLUGIN.format(name="acme", api=1))
+    async with create_extended_store("acme:?name=here") as store:
+        await store.save_messages("a", [Message.user("hi")])
+        assert len(await store.load_messages("a")) == 1
+
+
+def test_a_first_party_backend_that_is_missing() -> None:
+    """A backend of ours that is not installed is answered with the command that installs it."""
+    with pytest.raises(
+        UnknownBackendError, match=r"'dynamodb' is not installed; run: pip install kode-dynamodb \(installed: "
+    ):
+        Plugins(()).backend("dynamodb")
+
+
+def test_a_misspelt_backend() -> None:
+    """A name that nobody provides is answered with the nearest one."""
+    with pytest.raises(
+        UnknownBackendError, match=r"no backend is named 'sqllite'; did you mean 'sqlite'\? \(installed: json, memory"
+    ):
+        Plugins(()).backend("sqllite")
+
+
+def test_a_backend_that_does_not_import(install: Install) -> None:
+    """A backend whose module fails is told with the reason, which stays attached; it is an ImportError, too."""
+    install("kode-broken", "broken", "broken_one", "import motorx")
+    with pytest.raises(
+        BackendImportError, match=r"'broken' \(kode-broken 1.0\) is installed but .*: No module named 'motorx'"
+    ) as caught:
+        Plugins(()).backend("broken")
+    assert isinstance(caught.value, ImportError)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_two_backends_of_one_name(install: Install) -> None:
+    """Two distributions with one name are refused, both named, and neither imported."""
+    install("kode-dup-a", "dup", "dup_a", "raise RuntimeError('must not be imported')")
+    install("kode-dup-b", "dup", "dup_b", "raise RuntimeError('must not be imported')")
+    with pytest.raises(AmbiguousBackendError, match=r"\(kode-dup-a 1.0, kode-dup-b 1.0\); uninstall all but one"):
+        Plugins(()).backend("dup")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("x = 1", "has no attribute 'kode_store_backend'"),
+        (PLUGIN.format(name="other", api=1), "it is 'other' for API 1, wanted 'odd' for API 1"),
+        (PLUGIN.format(name="odd", api=2), "it is 'odd' for API 2, wanted 'odd' for API 1"),
+        ("from kode_core.plugins import hookimpl\n@hookimpl\ndef kode_store_backend(wrong): ...", "wrong"),
+        ("from kode_core.plugins import hookimpl\n@hookimpl\ndef kode_store_bakend(): ...", "kode_store_bakend"),
+        (
+            "from kode_core.plugins import hookimpl\n@hookimpl\ndef kode_store_backend(): return 5",
+            "returned int, not a Backend",
+        ),
+    ],
+)
+def test_a_backend_that_does_not_fit(install: Install, code: str, says: str) -> None:
+    """A plugin with the wrong hook, name or generation is refused with the difference, again and again."""
+    module = f"odd_{abs(hash(code)) % 10**8}"
+    install("kode-odd", "odd", module, code)
+    plugins = Plugins(())
+    for _ in range(2):
+        with pytest.raises(IncompatibleBackendError, match=says):
+            plugins.backend("odd")
+
+
+def test_a_disabled_backend(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KODE_DISABLE_PLUGINS blocks by name, before anything is imported."""
+    install("kode-off", "off", "off_one", "raise RuntimeError('must not be imported')")
+    monkeypatch.setenv("KODE_DISABLE_PLUGINS", "other, off")
+    with pytest.raises(DisabledBackendError, match="'off' is disabled by KODE_DISABLE_PLUGINS"):
+        Plugins().backend("off")
+
+
+async def test_a_backend_of_plain_stores(install: Install) -> None:
+    """A backend may open a store that implements Store itself; as an extended store it is refused with a reason."""
+    methods = "\n".join(f"    async def {name}(self, *args, **kwargs): ..." for name in STORE_METHODS)
+    code = f"""
+import msgspec
+from kode_core.plugins import Backend, hookimpl
+
+class Options(msgspec.Struct, frozen=True): pass
+class Plain:
+{methods}
+async def open_plain(options): return Plain()
+@hookimpl
+def kode_store_backend():
+    return Backend(name="plain", options=Options, open=open_plain, gives="store")
+"""
+    install("kode-plain", "plain", "plain_one", code)
+    store = await create_store(type="plain")
+    assert type(store).__name__ == "Plain"
+    with pytest.raises(IncompatibleBackendError, match="has only the methods of Store; open it with create_store"):
+        await create_extended_store(type="plain")
+    with pytest.raises(ConfigurationError, match="no option 'file_store_base_dir'"):
+        await create_store(type="plain", file_store_base_dir="x")
+
+
+STORE_METHODS = (
+    "save_messages append_messages load_messages save_tool_call_records upsert_tool_call_records"
+    " load_tool_call_records save_turn save_todos load_todos append_event append_events read_events last_bookmark"
+    " follow_events save_history_window load_history_windows save_compression_record load_compression_records"
+    " save_recovered_file load_recovered_files save_media_cache load_media_cache save_snapshot load_snapshot"
+    " list_snapshots save_info load_info exists delete list"
+).split()
+
+
+class _Tag(Layer):
+    def __init__(self, inner: Engine, tag: str) -> None:
+        super().__init__(inner)
+        self.tag = tag
+
+    def __repr__(self) -> str:
+        return f"{self.tag}({self.inner!r})"
+
+
+class _Adds:
+    """A plugin that wraps every engine and hears of every operation."""
+
+    def __init__(self, tag: str, order: int, heard: list[Any]) -> None:
+        self.tag = tag
+        self.kode_layer_order = order
+        self.heard = heard
+
+    @hookimpl
+    def kode_engine_layers(self, options: Any) -> Any:
+        return lambda engine: _Tag(engine, self.tag)
+
+    @hookimpl
+    def kode_operation(self, operation: Operation) -> None:
+        self.heard.append((self.tag, operation.name, operation.error))
+        if operation.name == "load_todos":
+            raise RuntimeError("an observer that fails")
+
+
+async def test_layers_and_observers(caplog: pytest.LogCaptureFixture) -> None:
+    """Layers are put on in their order; observers hear every call, and one that fails fails no call."""
+    heard: list[Any] = []
+    plugins = [_Adds("outer", 5, heard), _Adds("inner", -5, heard)]
+    for plugin in plugins:
+        registry.add(plugin, f"test-{plugin.tag}")
+    try:
+        async with create_extended_store("memory:") as store:
+            assert repr(store) == "<EngineStore outer(inner(memory))>"
+            await store.save_messages("a", [])
+            await store.load_todos("a")
+            with pytest.raises(ValueError, match="must not be empty"):
+                await store.load_messages("")
+    finally:
+        for plugin in plugins:
+            registry._manager.unregister(plugin)
+    inner = [(name, error) for tag, name, error in heard if tag == "inner"]
+    assert inner == [("save_messages", None), ("load_todos", None), ("load_messages", "InvalidArgumentError")]
+    assert len([r for r in caplog.records if "kode_operation" in r.getMessage()]) == 1
+
+
+def test_an_async_observer_is_refused() -> None:
+    """An observer that would never run is refused when it is registered."""
+
+    class Late:
+        @hookimpl
+        async def kode_operation(self, operation: Operation) -> None: ...
+
+    with pytest.raises(TypeError, match="must be a plain function, not async"):
+        Plugins(()).add(Late())
+
+
+def test_a_broken_general_plugin_says_how_to_go_on(install: Install) -> None:
+    """A plugin for all stores that does not load is an error that says how to do without it."""
+    install("kode-audit", "audit", "audit_one", "import nothing_there", group="kode.plugins")
+    with pytest.raises(BackendImportError, match="KODE_DISABLE_PLUGINS=audit"):
+        Plugins(()).load_all()
+    Plugins(("audit",)).load_all()
+
+
+@pytest.mark.slow
+def test_a_real_distribution_in_a_real_environment(tmp_path: Path) -> None:
+    """A backend that pip installed into another folder is found, used, and gone when its folder is."""
+    project = tmp_path / "project"
+    (project / "kode_throwaway").mkdir(parents=True)
+    (project / "kode_throwaway" / "__init__.py").write_text(PLUGIN.format(name="throwaway", api=1))
+    (project / "pyproject.toml").write_text(
+        textwrap.dedent("""
+            [build-system]
+            requires = ["hatchling"]
+            build-backend = "hatchling.build"
+            [project]
+            name = "kode-throwaway"
+            version = "0.3"
+            [project.entry-points."kode.stores"]
+            throwaway = "kode_throwaway"
+        """)
+    )
+    target = tmp_path / "target"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(target),
+    ]
+    subprocess.run([*pip, str(project)], check=True, timeout=300, capture_output=True)
+    script = """
+        import asyncio, sys
+        from kode_core import create_extended_store, Message
+        from kode_core.plugins import registry
+        async def main():
+            async with create_extended_store("throwaway:") as store:
+                await store.save_messages("a", [Message.user("hi")])
+                print(len(await store.load_messages("a")))
+        print([b.version for b in registry.installed() if b.name == "throwaway"])
+        asyncio.run(main())
+    """
+    env = {**os.environ, "PYTHONPATH": str(target)}
+    run = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["['0.3']", "1"]
+    without = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
+    assert "UnknownBackendError: no backend is named 'throwaway'" in without.stderr

@@ -1,0 +1,330 @@
+"""What a save sends to the engine: what changed, with the versions it relies on, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from kode_conformance import samples
+
+from kode_core import (
+    AgentInfo,
+    InvalidValueError,
+    KodeError,
+    LockLostError,
+    Message,
+    OutcomeUnknownError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from kode_core.batch import Batch, ListRows, Outcome, Refused
+from kode_core.engine import Engine
+from kode_core.engines.memory import MemoryEngine, MemorySpace
+from kode_core.layers import Layer
+from kode_core.store import EngineStore
+
+
+class Spy(Layer):
+    """Keeps what was committed."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.batches: list[Batch] = []
+        self.calls: list[str] = []
+
+    async def around(self, verb: str, call: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(verb)
+        if verb == "commit":
+            self.batches.extend(args[0])
+        return await super().around(verb, call, *args, **kwargs)
+
+    @property
+    def last(self) -> Batch:
+        return self.batches[-1]
+
+
+@asynccontextmanager
+async def spied(space: MemorySpace | None = None, **settings: Any) -> AsyncIterator[tuple[EngineStore, Spy]]:
+    spy = Spy(MemoryEngine(space))
+
+    async def opener() -> Engine:
+        return spy
+
+    async with EngineStore(opener, **settings) as store:
+        yield store, spy
+
+
+def written(batch: Batch) -> tuple[list[int], int]:
+    """The positions that were put and the number of messages appended."""
+    assert batch.messages is not None
+    return [position for position, _ in batch.messages.put], len(batch.messages.append)
+
+
+async def test_only_what_changed_is_written() -> None:
+    """A save of a list writes the records that are new or changed, whether objects are the same or only equal."""
+    m = samples.messages(50)
+    async with spied() as (store, spy):
+        await store.save_messages("a", m)
+        assert written(spy.last) == ([], 50)
+        await store.save_messages("a", [*m, samples.message(50)])
+        assert written(spy.last) == ([], 1)
+        await store.save_messages("a", samples.messages(52))
+        assert written(spy.last) == ([], 1)
+        changed = samples.messages(52)
+        changed[7] = samples.message(99)
+        await store.save_messages("a", changed)
+        assert written(spy.last) == ([7], 0)
+        await store.save_messages("a", changed[:10])
+        assert (written(spy.last), spy.last.messages.length) == (([], 0), 10)  # type: ignore[union-attr]
+        await store.save_messages("a", changed[:10])
+        assert (written(spy.last), spy.last.messages.length) == (([], 0), None)  # type: ignore[union-attr]
+
+
+async def test_one_read_before_the_first_save_and_none_after() -> None:
+    """A list is looked at once, before the first save; later saves only write."""
+    async with spied() as (store, spy):
+        for i in range(1, 5):
+            await store.save_messages("a", samples.messages(i))
+        assert spy.calls == ["outline", *["commit"] * 4]
+
+
+async def test_a_save_on_top_of_a_load_writes_what_is_new() -> None:
+    """What was loaded need not be looked at again, and is not written again, with dicts inside or without."""
+    space = MemorySpace()
+    talk = [*samples.rich_messages(), *samples.messages(20)]
+    async with spied(space) as (store, _):
+        await store.save_messages("a", talk)
+    async with spied(space) as (store, spy):
+        loaded = await store.load_messages("a")
+        await store.save_messages("a", [*loaded, samples.message(1)])
+        assert (written(spy.last), spy.calls) == (([], 1), ["rows", "commit"])
+
+
+async def test_changes_inside_are_found() -> None:
+    """A dict changed in place, inside records that are the same objects, is found, at any time and in any of them."""
+    inputs: list[dict[str, Any]] = [{"n": i, "deep": {"x": [1]}} for i in range(4)]
+    talk = [Message("assistant", [ToolUseBlock(f"c{i}", "t", value)]) for i, value in enumerate(inputs)]
+    async with spied() as (store, spy):
+        await store.save_messages("a", talk)
+        inputs[2]["deep"]["x"].append(2)
+        await store.save_messages("a", talk)
+        assert written(spy.last) == ([2], 0)
+        inputs[1]["n"] = True
+        await store.save_messages("a", [*talk, samples.message(0)])
+        assert written(spy.last) == ([1], 1)
+        inputs[1]["n"] = 1
+        await store.save_messages("a", [*talk, samples.message(0)])
+        assert written(spy.last) == ([1], 0)
+        assert await store.load_messages("a") == [*talk, samples.message(0)]
+        loaded = await store.load_messages("a")
+        loaded[3].content[0].input["n"] = 1.0  # type: ignore[union-attr]
+        await store.save_messages("a", loaded)
+        assert written(spy.last) == ([3], 0)
+
+
+async def test_a_change_while_a_save_is_under_way_is_found_later() -> None:
+    """A dict changed while its save is being committed is written by the next save."""
+    value: dict[str, Any] = {"n": 0}
+    talk = [Message("assistant", [ToolUseBlock("c", "t", value)])]
+    async with spied() as (store, spy):
+        save = asyncio.ensure_future(store.save_messages("a", talk))
+        while not spy.batches:
+            await asyncio.sleep(0)
+        value["n"] = 1
+        await save
+        assert await store.load_messages("a") == [Message("assistant", [ToolUseBlock("c", "t", {"n": 0})])]
+        await store.save_messages("a", talk)
+        assert await store.load_messages("a") == talk
+
+
+async def test_a_refused_value_does_not_confuse_the_next_save() -> None:
+    """After a save that was refused, the next one writes what is right."""
+    value: dict[str, Any] = {"n": 0}
+    talk = [samples.message(0), Message("user", [ToolResultBlock("c", value)])]
+    async with spied() as (store, _):
+        await store.save_messages("a", talk)
+        value["n"] = {1}
+        with pytest.raises(InvalidValueError, match=r"message 1: \$\.content\[0\]\.content\.n: set is not"):
+            await store.save_messages("a", talk)
+        value["n"] = [2]
+        await store.save_messages("a", [*talk, samples.message(1)])
+        assert await store.load_messages("a") == [*talk, samples.message(1)]
+
+
+async def test_a_turn_is_one_commit() -> None:
+    """save_turn is one batch, whatever it is given; an append needs no look at the list."""
+    async with spied() as (store, spy):
+        await store.save_turn(
+            "a",
+            append=samples.messages(4),
+            tool_calls=[samples.tool_call()],
+            todos=samples.todos("x"),
+            info=samples.info("a"),
+            events=samples.events(60),
+        )
+        await store.append_messages("b", samples.messages(1))
+        assert [verb for verb in spy.calls if verb == "commit"] == ["commit"] * 2
+        assert len(spy.batches[0].events) == 60
+
+
+async def test_another_writers_change_is_seen_by_the_version() -> None:
+    """A save that relies on an outdated version is refused by the engine, looked at again, and right in the end."""
+    space = MemorySpace()
+    async with spied(space) as (one, spy), spied(space) as (two, _):
+        await one.save_messages("a", samples.messages(3))
+        await two.save_messages("a", samples.messages(5, 10))
+        await one.save_messages("a", samples.messages(4))
+        assert await two.load_messages("a") == samples.messages(4)
+        assert spy.calls.count("outline") == 2
+
+
+class AlwaysChanged(Layer):
+    """Another writer that is always faster."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        if any(b.messages is not None and b.messages.expect is not None for b in batches):
+            return [Refused("messages")]
+        return await super().commit(batches)
+
+
+async def test_a_save_gets_through_whatever_others_do() -> None:
+    """A save that loses against others again and again is written whole in the end, as replacing is."""
+
+    async def opener() -> Engine:
+        return AlwaysChanged(MemoryEngine())
+
+    async with EngineStore(opener) as store:
+        await store.save_messages("a", samples.messages(3))
+        assert await store.load_messages("a") == samples.messages(3)
+
+
+class Slow(Layer):
+    """Never answers a verb."""
+
+    def __init__(self, inner: Engine, verb: str) -> None:
+        super().__init__(inner)
+        self.verb = verb
+
+    async def around(self, verb: str, call: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if verb == self.verb:
+            await asyncio.sleep(3600)
+        return await super().around(verb, call, *args, **kwargs)
+
+
+async def test_deadlines() -> None:
+    """A call ends at its deadline: a read plainly, a write that was under way with an unknown outcome."""
+    for verb, error in (("rows", StoreTimeoutError), ("outline", StoreTimeoutError), ("commit", OutcomeUnknownError)):
+
+        async def opener(verb: str = verb) -> Engine:
+            return Slow(MemoryEngine(), verb)
+
+        async with EngineStore(opener, timeout_ms=50) as store:
+            call = store.load_messages("a") if verb == "rows" else store.save_messages("a", samples.messages(1))
+            with pytest.raises(error, match="was not done after 0.05 s"):
+                await call
+            if verb == "commit":
+                with pytest.raises(OutcomeUnknownError):
+                    await store.append_event("a", samples.event(0))
+            assert (await store.health_check()).healthy
+
+
+class Fails(Layer):
+    """Fails every commit as long as it is told to."""
+
+    error: Exception | None = None
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        if self.error is not None:
+            raise self.error
+        return await super().commit(batches)
+
+
+async def test_a_failed_write_leaves_the_store_usable() -> None:
+    """After a write that failed, saves and appends work again and build on what is stored."""
+    engine = Fails(MemoryEngine())
+
+    async def opener() -> Engine:
+        return engine
+
+    async with EngineStore(opener) as store:
+        await store.save_messages("a", samples.messages(2))
+        engine.error = StoreUnavailableError("the server went away")
+        for call in (store.save_messages("a", samples.messages(3)), store.append_event("a", samples.event(0))):
+            with pytest.raises(StoreUnavailableError, match="went away"):
+                await call
+        engine.error = None
+        await store.save_messages("a", samples.messages(4))
+        assert await store.append_event("a", samples.event(0)) == 1
+        assert await store.load_messages("a") == samples.messages(4)
+        metrics = await store.get_metrics()
+        assert (metrics.operations.saves, metrics.operations.errors) == (3, 2)
+
+
+async def test_opening_is_tried_again_after_a_failure() -> None:
+    """A store whose engine could not be opened tries again at the next call."""
+    attempts = 0
+
+    async def opener() -> Engine:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 3:
+            raise StoreUnavailableError("not yet")
+        return MemoryEngine()
+
+    store = EngineStore(opener)
+    assert (await store.health_check()).problem == "StoreUnavailableError: not yet"
+    with pytest.raises(StoreUnavailableError, match="not yet"):
+        await store.list()
+    await asyncio.gather(store.list(), store.list(), store.list())
+    assert attempts == 3
+    await store.close()
+
+
+async def test_a_retry_of_an_operation_is_not_applied_twice() -> None:
+    """An engine that gets the same operation again tells the same outcome and changes nothing (OPS-10)."""
+    engine = MemoryEngine()
+    async with spied() as (store, spy):
+        await store.append_messages("a", samples.messages(2))
+        await store.save_info("a", AgentInfo(agent_id="a", template_id="t"))
+    first = await engine.commit([spy.batches[0]])
+    assert await engine.commit([spy.batches[0]]) == first
+    assert isinstance((rows := await engine.rows("a", "messages")), ListRows)  # type: ignore[arg-type]
+    assert len(rows.rows) == 2
+
+
+async def test_a_lost_lease_is_no_conflict() -> None:
+    """A write under a lost lease is refused at once and not tried again."""
+    async with spied() as (store, spy):
+        lease = await store.acquire_agent_lock("a", ttl_ms=20)
+        await asyncio.sleep(0.05)
+        with pytest.raises(LockLostError):
+            await store.save_messages("a", samples.messages(1), fence=lease)
+        assert len(spy.batches) == 1
+
+
+async def test_metrics_of_nothing_are_zero() -> None:
+    """A store that did nothing has finite numbers."""
+    async with spied() as (store, _):
+        metrics = await store.get_metrics()
+        assert metrics.performance.avg_latency_ms == metrics.performance.max_latency_ms == 0.0
+
+
+async def test_closed_stores_say_so() -> None:
+    """After close a call says that the store is closed; closing before the first use is fine."""
+    async with spied() as (store, _):
+        pass
+    with pytest.raises(KodeError, match="this store is closed; open a new one"):
+        await store.load_messages("a")
+    never = EngineStore(_never)
+    await never.close()
+    await never.close()
+    assert repr(never) == "<EngineStore closed>"
+
+
+async def _never() -> Engine:
+    raise AssertionError("must not be opened")
