@@ -23,13 +23,13 @@ from kode_core.codec import Body
 from kode_core.errors import StorageError
 
 __all__ = [
+    "FORKED_DOCS",
     "Applied",
     "Batch",
     "Child",
     "Doc",
     "DocKind",
     "DocWrite",
-    "FORKED_DOCS",
     "EngineIssue",
     "EventRange",
     "EventRow",

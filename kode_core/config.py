@@ -119,8 +119,7 @@ def path_from_url(option: str) -> Callable[[SplitResult], Mapping[str, Any]]:
                 f"write {name}:///relative/path or {name}:////absolute/path"
             )
         path = unquote(split.path)
-        if path.startswith("/"):
-            path = path[1:]
+        path = path.removeprefix("/")
         return {option: path} if path else {}
 
     return options

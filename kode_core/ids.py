@@ -49,7 +49,7 @@ def _check(name: str, what: str, limit: int) -> str:
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise InvalidArgumentError(f"{what} must not contain lone surrogates: {ascii(name):.80}") from None
+        raise InvalidArgumentError(f"{what} must not contain lone surrogates: {name!a:.80}") from None
     if size > limit:
         raise InvalidArgumentError(f"{what} must be at most {limit} bytes in UTF-8, got {size}: {name[:40]!r}…")
     if "\0" in name:
@@ -62,10 +62,8 @@ def new_agent_id() -> str:
     global _last_id
     now = now_ms()
     with _last_id_lock:
-        if now > _last_id[0]:
-            _last_id = (now, secrets.randbits(79))  # one bit of room to count up within the millisecond
-        else:
-            _last_id = (_last_id[0], _last_id[1] + 1)
+        fresh = (now, secrets.randbits(79))  # of 80 bits: one is room to count up within the millisecond
+        _last_id = fresh if now > _last_id[0] else (_last_id[0], _last_id[1] + 1)
         number = _last_id[0] << 80 | _last_id[1]
     return "agt-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 

@@ -1,8 +1,8 @@
-"""Free-form JSON values to text and back, exactly or not at all (VAL-1, VAL-2).
+r"""Free-form JSON values to text and back, exactly or not at all (VAL-1, VAL-2).
 
 A value is proved exact before anything is written: what comes back from its text must be the same value of the same
 builtin types. The text is UTF-8 unless a string holds a lone surrogate, which UTF-8 cannot carry; then the same JSON
-is written with ``\\u`` escapes.
+is written with ``\u`` escapes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ _RECORD_DEPTH: Final = 16  # how deep records nest around a free-form value
 _MARSHAL: Final = 2  # the last format without references: equal values of equal types have equal bytes
 SCALARS: Final[frozenset[type]] = frozenset({str, bool, type(None)})
 """Types whose values need no look: strings are checked when they are turned into text."""
-
 
 
 class Problem(Exception):
@@ -81,7 +80,7 @@ def _is_flat(value: dict[Json, Json]) -> bool:
     """The common case: a few strings, booleans and small numbers."""
     for key, item in value.items():
         kind = type(item)
-        if type(key) is not str or not (kind in SCALARS or kind is int and -_SMALL < item < _SMALL):
+        if type(key) is not str or not (kind in SCALARS or (kind is int and -_SMALL < item < _SMALL)):
             return False
     return True
 

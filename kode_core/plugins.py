@@ -34,7 +34,18 @@ from kode_core.errors import (
 from kode_core.protocols import Store
 from kode_core.store.book import Observer, Operation
 
-__all__ = ["API", "GROUP", "Backend", "EngineLayer", "Hooks", "InstalledBackend", "Plugins", "hookimpl", "hookspec", "registry"]
+__all__ = [
+    "API",
+    "GROUP",
+    "Backend",
+    "EngineLayer",
+    "Hooks",
+    "InstalledBackend",
+    "Plugins",
+    "hookimpl",
+    "hookspec",
+    "registry",
+]
 
 GROUP: Final = "kode.stores"
 """The entry point group of backends."""

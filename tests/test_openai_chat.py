@@ -137,8 +137,9 @@ def test_lone_surrogate_is_kept() -> None:
         (b'["\xff"]', "file.json: conversation 1: this is not JSON: "),
         (b"once upon a time", "file.json: conversation 1: this is not JSON: "),
         (b"[" * 100_000, "file.json is neither JSON nor JSON Lines: "),
+        (b"[" * 100_000 + b"]" * 100_000, "file.json is neither JSON nor JSON Lines: "),
     ],
-    ids=["missing", "cut", "bad gzip", "not UTF-8", "prose", "deep"],
+    ids=["missing", "cut", "bad gzip", "not UTF-8", "prose", "open and deep", "deep"],
 )
 def test_unreadable_file_is_named(content: bytes | None, problem: str) -> None:
     """The error names the file and what is wrong with it."""

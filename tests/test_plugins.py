@@ -164,13 +164,38 @@ def kode_store_backend():
         await create_store(type="plain", file_store_base_dir="x")
 
 
-STORE_METHODS = (
-    "save_messages append_messages load_messages save_tool_call_records upsert_tool_call_records"
-    " load_tool_call_records save_turn save_todos load_todos append_event append_events read_events last_bookmark"
-    " follow_events save_history_window load_history_windows save_compression_record load_compression_records"
-    " save_recovered_file load_recovered_files save_media_cache load_media_cache save_snapshot load_snapshot"
-    " list_snapshots save_info load_info exists delete list"
-).split()
+STORE_METHODS = [
+    "save_messages",
+    "append_messages",
+    "load_messages",
+    "save_tool_call_records",
+    "upsert_tool_call_records",
+    "load_tool_call_records",
+    "save_turn",
+    "save_todos",
+    "load_todos",
+    "append_event",
+    "append_events",
+    "read_events",
+    "last_bookmark",
+    "follow_events",
+    "save_history_window",
+    "load_history_windows",
+    "save_compression_record",
+    "load_compression_records",
+    "save_recovered_file",
+    "load_recovered_files",
+    "save_media_cache",
+    "load_media_cache",
+    "save_snapshot",
+    "load_snapshot",
+    "list_snapshots",
+    "save_info",
+    "load_info",
+    "exists",
+    "delete",
+    "list",
+]
 
 
 class _Tag(Layer):

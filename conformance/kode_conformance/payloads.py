@@ -28,7 +28,7 @@ class _Number(int):
     pass
 
 
-class _Colour(str, enum.Enum):
+class _Colour(enum.StrEnum):
     RED = "red"
 
 
@@ -123,7 +123,7 @@ _REFUSED: Final = {
     "nested_5000": {"v": nested(5000)},
     "nested_dicts_1000": {"v": nested(1000, dict)},
     "datetime_aware": {"d": datetime.datetime(2025, 1, 2, 3, 4, 5, 123456, tzinfo=_ZONE)},
-    "datetime_naive": {"d": datetime.datetime(2025, 1, 2, 3, 4, 5, 123456)},  # noqa: DTZ001
+    "datetime_naive": {"d": datetime.datetime(2025, 1, 2, 3, 4, 5, 123456)},
     "date": {"d": datetime.date(2025, 1, 2)},
     "decimal": {"d": decimal.Decimal("1.10")},
     "bytes": {"b": b"\x00\xff"},

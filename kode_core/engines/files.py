@@ -25,7 +25,17 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["file_name", "locked", "os_error", "read_at", "replace_file", "sync_file", "sync_folder", "translated", "write_all"]
+__all__ = [
+    "file_name",
+    "locked",
+    "os_error",
+    "read_at",
+    "replace_file",
+    "sync_file",
+    "sync_folder",
+    "translated",
+    "write_all",
+]
 
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
 _RESERVED: Final = frozenset({"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))})

@@ -70,7 +70,9 @@ class JsonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 async def open_json(options: JsonOptions) -> JsonFilesEngine:
     """An engine over the folder that *options* name."""
     folder = Folder(
-        Path(options.base_dir).expanduser(), durable=options.durability == "full", wait_ms=options.lock_wait_ms
+        Path(options.base_dir).expanduser().absolute(),
+        durable=options.durability == "full",
+        wait_ms=options.lock_wait_ms,
     )
     engine = JsonFilesEngine(folder)
     await engine.run(folder.open)

@@ -80,7 +80,7 @@ class Book:
         for observer in self._observers:
             try:
                 observer(operation)
-            except Exception:  # noqa: BLE001 - an observer must not fail a write
+            except Exception:
                 if not self._reported:
                     self._reported = True
                     log.exception("a kode_operation hook failed; further failures of hooks are not reported")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
 from kode_core.codec import Body, decode
-from kode_core.errors import InvalidArgumentError, OutcomeUnknownError
+from kode_core.errors import InvalidArgumentError, KodeError, OutcomeUnknownError
 from kode_core.ids import check_agent_id
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
 from kode_core.store.book import Op
@@ -106,10 +106,10 @@ class EventAppender:
     def _settle(self, batch: Batch, items: list[_Append], outcome: Outcome) -> None:
         try:
             applied = settled(batch, outcome)
-            assert isinstance(applied, Applied)
-        except Exception as exc:
+        except KodeError as exc:
             self._fail(items, exc)
             return
+        assert isinstance(applied, Applied)
         offsets = applied.offsets
         place = 0
         for item in items:

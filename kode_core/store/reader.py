@@ -105,7 +105,7 @@ class Reader:
         if type(prefix) is not str:
             raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
         ids: list[str] = []
-        if "\0" in prefix or not prefix.isprintable() and any("\ud800" <= c <= "\udfff" for c in prefix):
+        if "\0" in prefix or any("\ud800" <= c <= "\udfff" for c in prefix):
             return ids  # no agent can have such an id
         while True:
             page = await self._context.engine.agent_ids(prefix, ids[-1] if ids else None, 1000)

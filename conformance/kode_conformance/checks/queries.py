@@ -108,7 +108,7 @@ async def sessions_in_a_total_order(ctx: Context) -> None:
 @check("QRY-1", needs=_Q)
 async def wrong_filters_are_refused(ctx: Context) -> None:
     """An unknown filter or sort key, a wrong type, a naive time or None is refused: a filter is never ignored."""
-    naive = datetime(2025, 1, 1)  # noqa: DTZ001
+    naive = datetime(2025, 1, 1)
     both: list[dict[str, Any]] = [
         {"agentId": "a"},
         {"agent_id": 5},

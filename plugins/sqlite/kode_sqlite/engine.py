@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from kode_core.batch import (
     Batch,
     Child,
@@ -76,7 +78,9 @@ class SqliteEngine:
     @classmethod
     async def open(cls, options: SqliteOptions) -> SqliteEngine:
         """Open the database, make what is missing, and bring its tables to this version."""
-        _make_folder(options.db_path)
+        if options.db_path != MEMORY:  # readers are opened later, perhaps from another working directory
+            options = replace(options, db_path=str(Path(options.db_path).expanduser().absolute()))
+            _make_folder(options.db_path)
         writer = await open_connection(options)
         engine = cls(options, writer)
         try:
@@ -116,7 +120,7 @@ class SqliteEngine:
         results: list[Any] = [StorageError("the event loop was shut down while this was written")] * len(jobs)
         try:
             results = await self._writer.run(self._transact, jobs)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
             results = [exc] * len(jobs)
         finally:
             for job, result in zip(jobs, results, strict=True):
@@ -270,8 +274,6 @@ class SqliteEngine:
 
 
 def _make_folder(db_path: str) -> None:
-    if db_path == MEMORY:
-        return
     path = Path(db_path)
     if path.is_dir():
         raise StoreUnavailableError(f"{db_path} is a folder; db_path must name a file, as in {db_path}/agents.db")

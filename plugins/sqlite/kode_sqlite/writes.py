@@ -218,7 +218,7 @@ class Transaction:
 
     def _delete(self, agent_id: str) -> None:
         for table in _TABLES_OF_AN_AGENT:
-            self._db.execute(f"DELETE FROM {table} WHERE agent_id = ?", (agent_id,))  # noqa: S608 - own names
+            self._db.execute(f"DELETE FROM {table} WHERE agent_id = ?", (agent_id,))
 
     # --- head and info
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from kode_conformance.testclass import StoreConformance
-
-sys.path.insert(0, str(Path(__file__).parent))
-from harness import HybridHarness, SqliteHarness  # noqa: E402
+from sqlite_harness import HybridHarness, SqliteHarness
 
 
 class TestSqlite(StoreConformance):

@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 from kode_conformance import Handle, Space, StoreHarness
+
 from kode_core import Store, create_extended_store
 
 

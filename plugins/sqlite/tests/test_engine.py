@@ -1,0 +1,509 @@
+"""What only the SQLite engine can get wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kode_conformance import samples
+from kode_sqlite import SqliteStore, driver, errors, reads, schema
+from kode_sqlite.engine import SqliteEngine
+from kode_sqlite.options import SqliteOptions
+
+from kode_core import (
+    CorruptRecordError,
+    KodeError,
+    PayloadTooLargeError,
+    SchemaVersionError,
+    StorageError,
+    StoreBusyError,
+    StoreFullError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+    create_extended_store,
+)
+from kode_core.batch import EventRange
+from kode_core.query import message_query, session_query, tool_call_query
+
+
+def engine_of(store: SqliteStore) -> SqliteEngine:
+    engine = store._context.engine
+    assert isinstance(engine, SqliteEngine)
+    return engine
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("fast", 1)])
+async def test_the_log_and_the_sync(durability: str, synchronous: int) -> None:
+    """The database keeps a write-ahead log and, by default, syncs every commit."""
+    async with SqliteStore("a.db", durability=durability) as store:
+        pragma = await engine_of(store)._writer.run(
+            lambda db: [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+        )
+        assert pragma == ["wal", synchronous]
+        (query_only,) = await engine_of(store)._read(lambda db: db.execute("PRAGMA query_only").fetchone())
+        assert query_only == 1
+
+
+async def test_a_database_in_memory() -> None:
+    """:memory: is a store like any other, for as long as it is open."""
+    async with create_extended_store("sqlite:///:memory:") as store:
+        await store.save_turn("a", messages=samples.messages(3), info=samples.info("a"), events=samples.events(3))
+        assert await store.load_messages("a") == samples.messages(3)
+        assert len(await store.query_messages(limit=2)) == 2
+    assert list(Path().iterdir()) == []
+
+
+async def test_closing_leaves_one_file() -> None:
+    """After the last store is closed the log is folded in: the database can be copied as one file."""
+    async with SqliteStore("deep/er/a.db") as store:
+        await store.save_messages("a", samples.messages(3))
+    assert {path.name for path in Path("deep/er").iterdir()} <= {"a.db", "a.db-kode-lock"}
+
+
+async def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path is of the directory in which the store was opened, for connections made later, too."""
+    async with SqliteStore("a.db") as store:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        await store.save_messages("a", samples.messages(3))
+        assert len(await store.load_messages("a")) == 3
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+async def test_a_database_with_other_tables() -> None:
+    """The tables stand beside those of others in one database and leave them alone."""
+    with closing(sqlite3.connect("a.db")) as db:
+        db.execute("CREATE TABLE messages (x)")
+        db.execute("INSERT INTO messages VALUES (1)")
+        db.execute("PRAGMA user_version = 77")
+        db.commit()
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("a", samples.messages(3))
+    with closing(sqlite3.connect("a.db")) as db:
+        assert db.execute("SELECT x FROM messages").fetchall() == [(1,)]
+        assert db.execute("PRAGMA user_version").fetchone() == (77,)
+        names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert {name for name in names if not name.startswith(("kode_", "sqlite_"))} == {"messages"}
+        body = db.execute("SELECT json_extract(body, '$.content[0].text') FROM kode_messages WHERE position = 1")
+        assert body.fetchone() == ("message 1",)
+
+
+# --- group commit -----------------------------------------------------------------------------------------------------
+
+
+async def test_writes_share_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of writes at once take a few transactions; acknowledged is committed."""
+    sizes: list[int] = []
+    transact = SqliteEngine._transact
+
+    def counted(self: SqliteEngine, db: sqlite3.Connection, jobs: Any) -> Any:
+        sizes.append(len(jobs))
+        return transact(self, db, jobs)
+
+    monkeypatch.setattr(SqliteEngine, "_transact", counted)
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("warm", [])
+        sizes.clear()
+        await asyncio.gather(*(store.append_messages(f"a{i}", samples.messages(1)) for i in range(300)))
+        await asyncio.gather(*(store.append_event(f"a{i}", samples.event(i)) for i in range(300)))
+        assert sum(sizes) <= 310
+        assert len(sizes) <= 12
+        with closing(sqlite3.connect("a.db")) as other:
+            assert other.execute("SELECT count(*) FROM kode_messages").fetchone() == (300,)
+            assert other.execute("SELECT count(*) FROM kode_events").fetchone() == (300,)
+
+
+async def test_one_write_that_fails_takes_no_other_with_it() -> None:
+    """Of writes in one transaction, one that SQLite refuses fails alone."""
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("warm", [])
+        await engine_of(store)._writer.run(lambda db: db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000))
+        saves = [
+            store.save_messages(f"a{i}", [samples.message(text="x" * (60_000 if i == 7 else 10))]) for i in range(20)
+        ]
+        results = await asyncio.gather(*saves, return_exceptions=True)
+        assert [i for i, result in enumerate(results) if result is not None] == [7]
+        assert isinstance(results[7], PayloadTooLargeError)
+        assert await store.load_messages("a7") == []
+        assert len(await store.load_messages("a8")) == 1
+
+
+async def test_cancellations_leave_no_transaction_open() -> None:
+    """After hundreds of cancelled writes none is open, what was acknowledged is there, and others can write."""
+    rng = random.Random(3)
+    async with SqliteStore("a.db") as store:
+        acknowledged: set[int] = set()
+
+        async def save(i: int) -> None:
+            await store.save_turn(f"a{i}", messages=samples.messages(3), events=samples.events(2))
+            acknowledged.add(i)
+
+        for start in range(0, 300, 10):
+            tasks = [asyncio.ensure_future(save(i)) for i in range(start, start + 10)]
+            await asyncio.sleep(rng.uniform(0, 0.004))
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert not await engine_of(store)._writer.run(lambda db: db.in_transaction)
+        with closing(sqlite3.connect("a.db", timeout=1)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.rollback()
+        for i in range(300):
+            count = len(await store.load_messages(f"a{i}"))
+            events = len([e async for e in store.read_events(f"a{i}")])
+            assert (count, events) in ({(3, 2)} if i in acknowledged else {(3, 2), (0, 0)})
+        assert 0 < len(acknowledged) < 300
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+async def plan(store: SqliteStore, statement: str, args: Any) -> str:
+    rows = await engine_of(store)._read(lambda db: db.execute(f"EXPLAIN QUERY PLAN {statement}", args).fetchall())
+    return "; ".join(row[3] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({}, "kode_agents_created"),
+        ({"order": "asc"}, "kode_agents_created"),
+        ({"sort_by": "updated_at"}, "kode_agents_updated"),
+        ({"created_after": 5, "created_before": 9}, "kode_agents_created"),
+        ({"template_id": "t"}, "kode_agents_template"),
+        ({"user_id": "u"}, "kode_metadata_value"),
+        ({"metadata": {"plan": "gold"}}, "kode_metadata_value"),
+        ({"agent_id": "a"}, "PRIMARY KEY"),
+    ],
+)
+async def test_sessions_are_found_by_index(filters: Any, index: str) -> None:
+    """A page of sessions is found by an index, without looking at every agent."""
+    async with SqliteStore("a.db") as store:
+        found = await plan(store, *reads.sessions_statement(session_query(filters)))
+        assert index in found
+        assert "SCAN i" not in found
+        if not filters.keys() & {"user_id", "metadata", "agent_id"}:
+            assert "TEMP B-TREE" not in found, f"sorted, not read in order: {found}"
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (message_query({}), "kode_messages_created"),
+        (message_query({"agent_id": "a"}), "kode_messages_agent_created"),
+        (message_query({"agent_id": "a", "role": "user", "content_type": "text"}), "kode_messages_agent_created"),
+        (tool_call_query({}), "kode_tool_calls_created"),
+        (tool_call_query({"tool_name": "bash"}), "kode_tool_calls_name"),
+        (tool_call_query({"is_error": True}), "kode_tool_calls_errors"),
+        (tool_call_query({"agent_id": "a", "state": "FAILED"}), "kode_tool_calls_agent_created"),
+    ],
+)
+async def test_rows_are_found_by_index(query: Any, index: str) -> None:
+    """A page of messages or tool calls is read from an index in its order, also after a cursor."""
+    async with SqliteStore("a.db") as store:
+        for after in (None, (5, "a", 3)):
+            statement, args = reads.rows_statement(query.__class__(**{**_fields(query), "after": after}))
+            found = await plan(store, statement, args)
+            assert f"INDEX {index}" in found
+            assert "TEMP B-TREE" not in found, f"sorted, not read in order: {found}"
+
+
+def _fields(query: Any) -> dict[str, Any]:
+    return {name: getattr(query, name) for name in query.__struct_fields__}
+
+
+async def test_statistics_are_counted_from_an_index() -> None:
+    """Statistics of an agent are counted from an index alone."""
+    async with SqliteStore("a.db") as store:
+        found = await plan(store, reads.STATS, ("a",))
+        assert "COVERING INDEX kode_tool_calls_stats (agent_id=?)" in found
+
+
+async def test_events_are_found_by_index() -> None:
+    """Events of an agent are found by its index, by seq and, far from the end, by offset."""
+    async with SqliteStore("a.db") as store:
+        statement = f'{reads._EVENT} WHERE agent_id = ? AND seq > ? ORDER BY seq, "offset" LIMIT ?'
+        assert "INDEX kode_events_seq (agent_id=? AND seq>?)" in await plan(store, statement, ("a", 5, 10))
+
+
+async def test_events_by_offset_among_many() -> None:
+    """Events by offset are right wherever they lie: near the end of the log, and far before it."""
+    async with SqliteStore("a.db", durability="fast") as store:
+        first = await store.append_events("a", samples.events(700))
+        for i in range(4):
+            await store.append_events(f"other{i}", samples.events(8000))
+        last = await store.append_events("a", samples.events(700, start=1000))
+        seen = [event.offset async for event in store.read_events("a", after_offset=0)]
+        assert seen == [*first, *last]
+        rows = await engine_of(store).events("a", EventRange(order="offset", after=(0, last[5]), limit=3))
+        assert [row.offset for row in rows] == list(last[6:9])
+
+
+# --- schema -----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_older_schema_is_migrated_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of an older version become the present one when opened; records stay; opening again changes nothing."""
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("a", samples.messages(3))
+    step = ("ALTER TABLE kode_agents ADD COLUMN colour TEXT", "UPDATE kode_agents SET colour = 'red'")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, step))
+    for _ in range(2):
+        async with SqliteStore("a.db") as store:
+            assert await store.load_messages("a") == samples.messages(3)
+            colours = await engine_of(store)._read(lambda db: db.execute("SELECT colour FROM kode_agents").fetchall())
+            assert colours == [("red",)]
+
+
+async def test_a_migration_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration is all or nothing: after one that failed the older version still works."""
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("a", samples.messages(3))
+    broken = ("ALTER TABLE kode_agents ADD COLUMN colour TEXT", "UPDATE nonsense SET x = 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+        with pytest.raises(StorageError, match="nonsense"):
+            await SqliteStore("a.db").open()
+    async with SqliteStore("a.db") as store:
+        assert await store.load_messages("a") == samples.messages(3)
+
+
+async def test_a_newer_schema_is_refused() -> None:
+    """Tables of a newer version are refused, with what to upgrade, and stay as they are."""
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("a", samples.messages(3))
+    with closing(sqlite3.connect("a.db")) as db:
+        db.execute("UPDATE kode_meta SET value = 99 WHERE key = 'schema_version'")
+        db.commit()
+    with pytest.raises(
+        SchemaVersionError, match="has schema 99, and this kode-sqlite knows up to 1: .*pip install --upgrade"
+    ):
+        await SqliteStore("a.db").open()
+    with closing(sqlite3.connect("a.db")) as db:
+        assert db.execute("SELECT count(*) FROM kode_messages").fetchone() == (3,)
+
+
+def test_the_schema_can_be_printed() -> None:
+    """The statements that make the tables are there for those who may not let a program run them."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        for statement in schema.sql():
+            db.execute(statement)
+        assert schema.version_of(db) == schema.SCHEMA_VERSION
+        assert schema.sql(schema.SCHEMA_VERSION) == []
+
+
+# --- the system says no -----------------------------------------------------------------------------------------------
+
+
+async def test_a_path_that_is_a_folder() -> None:
+    """A database path that is a folder is refused with what to write."""
+    Path("data").mkdir()
+    with pytest.raises(
+        StoreUnavailableError, match=r"data is a folder; db_path must name a file, as in .*data/agents\.db"
+    ):
+        await SqliteStore("data").open()
+
+
+async def test_a_path_below_a_file() -> None:
+    """A database path below a file is refused with the path."""
+    Path("data").write_text("x")
+    with pytest.raises(StoreUnavailableError, match="data cannot be made"):
+        await SqliteStore("data/agents.db").open()
+
+
+async def test_a_file_that_is_no_database() -> None:
+    """A file that is no database is refused and left as it is."""
+    Path("a.db").write_bytes(b"this is a letter to my grandmother, not a database " * 100)
+    before = Path("a.db").read_bytes()
+    with pytest.raises(
+        CorruptRecordError, match=r"database .*a\.db: this file is no SQLite database; give another db_path"
+    ):
+        await SqliteStore("a.db").open()
+    assert Path("a.db").read_bytes() == before
+
+
+async def test_a_damaged_database() -> None:
+    """A database with damaged pages is reported by loads and by the check, and health is still asked for in peace."""
+    async with SqliteStore("a.db") as store:
+        await store.save_turn(
+            "a", messages=[samples.message(text="x" * 3000) for _ in range(200)], info=samples.info("a")
+        )
+    raw = bytearray(Path("a.db").read_bytes())
+    for page in range(40, len(raw) // 4096, 7):
+        raw[page * 4096 : page * 4096 + 200] = bytes([255]) * 200
+    Path("a.db").write_bytes(raw)
+    async with SqliteStore("a.db") as store:
+        with pytest.raises(CorruptRecordError, match="the database file is damaged; put back a backup"):
+            await store.load_messages("a")
+        assert await store.load_info("a") is not None
+        result = await store.check_consistency()
+        assert not result.consistent
+        assert {issue.code for issue in result.issues} == {"corrupt_record"}
+        await store.health_check()
+
+
+async def test_a_database_that_may_not_be_written(unprivileged: Path) -> None:
+    """A database without the right to write is told as such, and stays as it is."""
+    path = str(unprivileged / "a.db")
+    async with SqliteStore(path) as store:
+        await store.save_messages("a", samples.messages(1))
+    Path(path).chmod(0o444)
+    async with SqliteStore(path) as store:
+        assert len(await store.load_messages("a")) == 1
+        with pytest.raises(StoreReadOnlyError, match=r"a\.db: the database cannot be written; check the file's and"):
+            await store.save_messages("a", samples.messages(2))
+    Path(path).chmod(0o000)
+    with pytest.raises(
+        StoreUnavailableError, match=r"a\.db: the database cannot be opened; check the path and its mode"
+    ):
+        await SqliteStore(path).open()
+    with pytest.raises(StoreReadOnlyError, match="/nowhere cannot be made: Permission denied"):
+        await SqliteStore("/nowhere/a.db").open()
+
+
+async def test_a_full_database() -> None:
+    """When the database cannot grow the write is refused, what was stored stays, and reads go on."""
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("a", samples.messages(3))
+        await engine_of(store)._writer.run(lambda db: db.execute("PRAGMA max_page_count = 80").fetchone())
+        saves = [store.append_messages(f"b{i}", [samples.message(text="x" * 300_000)]) for i in range(3)]
+        for result in await asyncio.gather(*saves, return_exceptions=True):
+            assert isinstance(result, StoreFullError)
+            assert "a.db: the disk or its quota is full; make room and try again" in str(result)
+        assert await store.load_messages("a") == samples.messages(3)
+        assert await store.load_messages("b0") == []
+        await engine_of(store)._writer.run(lambda db: db.execute("PRAGMA max_page_count = 10000").fetchone())
+        await store.append_messages("b0", [samples.message(text="x" * 300_000)])
+        await store.save_messages("a", samples.messages(4))
+        assert await store.load_messages("a") == samples.messages(4)
+
+
+FULL = """
+import asyncio, sys
+from kode_conformance import samples
+from kode_core import StoreFullError, create_extended_store
+async def main():
+    async with create_extended_store(type="sqlite", db_path=sys.argv[1] + "/a.db") as store:
+        await store.save_messages("a", samples.messages(3))
+        saved = 0
+        try:
+            while True:
+                await store.append_messages("b", [samples.message(text="x" * 100_000)])
+                saved += 1
+        except StoreFullError as exc:
+            print(exc)
+        assert await store.load_messages("a") == samples.messages(3)
+        assert len(await store.load_messages("b")) == saved > 0
+asyncio.run(main())
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """On a real device without room the write is refused and what was acknowledged stays."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small device needs root; the same fault by SQLite's own limit is tested above")
+    try:
+        run = [sys.executable, "-c", FULL, str(disk)]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "the disk or its quota is full" in done.stdout
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+async def test_a_database_that_others_keep_locked() -> None:
+    """A write waits busy_timeout_ms for others and then says so; reads do not wait; later writes work."""
+    async with SqliteStore("a.db", busy_timeout_ms=100) as store:
+        await store.save_messages("a", samples.messages(1))
+        with closing(sqlite3.connect("a.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(
+                StoreBusyError, match=r"a\.db: another process kept the database locked; raise busy_timeout_ms"
+            ):
+                await store.save_messages("a", samples.messages(2))
+            assert await store.load_messages("a") == samples.messages(1)
+            other.execute("ROLLBACK")
+        await store.save_messages("a", samples.messages(2))
+        assert await store.load_messages("a") == samples.messages(2)
+
+
+def test_every_error_of_the_driver_has_a_translation() -> None:
+    """Every class and every code of sqlite3 becomes an error of this library, with the path and the driver's words."""
+    classes = [c for c in vars(sqlite3).values() if isinstance(c, type) and issubclass(c, sqlite3.Error)]
+    codes = [v for k, v in vars(sqlite3).items() if k.startswith("SQLITE_") and isinstance(v, int) and v < 0xFFFF]
+    for kind in classes:
+        for code in (None, *codes):
+            exc = kind("what the driver says")
+            if code is not None:
+                exc.sqlite_errorcode = code
+            error = errors.to_kode_error(exc, "x.db")
+            assert isinstance(error, KodeError)
+            assert "x.db" in str(error)
+            assert "what the driver says" in str(error)
+
+
+# --- the write guard --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "needed"),
+    [
+        ((3, 6, 23), False),
+        ((3, 40, 1), True),
+        ((3, 44, 5), True),
+        ((3, 44, 6), False),
+        ((3, 45, 0), True),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 0), True),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 54, 1), False),
+    ],
+)
+def test_which_versions_need_the_guard(version: tuple[int, int, int], needed: bool) -> None:
+    """The guard is for the versions of SQLite that have the WAL-reset bug."""
+    assert driver.needs_guard(version) is needed
+
+
+def test_the_guard_lets_one_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one holds the guard, another waits as long as it may and then says so."""
+    monkeypatch.setattr(driver, "needs_guard", lambda version: True)
+    one, two = (driver.WriteGuard(SqliteOptions(db_path="a.db", busy_timeout_ms=50)) for _ in range(2))
+    with (
+        one.held(),
+        pytest.raises(StoreBusyError, match="a.db-kode-lock: another process has been writing"),
+        two.held(),
+    ):
+        pass
+    with two.held():
+        pass
+    for guard in (one, two):
+        guard.close()
+
+
+async def test_writes_with_and_without_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stores write one database, whether this SQLite needs the guard or not."""
+    for needed in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "needs_guard", lambda version, needed=needed: needed)
+            async with SqliteStore(f"{needed}.db") as one, SqliteStore(f"{needed}.db") as two:
+                await asyncio.gather(*(store.append_messages("a", samples.messages(1)) for store in (one, two) * 20))
+                assert len(await one.load_messages("a")) == 40
+            with suppress(FileNotFoundError):
+                Path(f"{needed}.db-kode-lock").unlink()
+                assert needed
