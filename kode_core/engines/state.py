@@ -227,7 +227,8 @@ class AgentState:
                 self.docs.pop((change.kind, change.key), None)
             else:
                 self.docs[change.kind, change.key] = change.doc
-        self.log.apply(batch.events, outcome.offsets)
+        if batch.events:  # a rewritten file says the last outcome again, without its events
+            self.log.apply(batch.events, outcome.offsets)
         if batch.info is not None or batch.messages is not None or batch.tool_calls is not None:
             self.updated_at = max(self.updated_at, batch.now)
         self.last_op, self.last_outcome = batch.op_id, outcome
