@@ -20,7 +20,7 @@ import msgspec
 from kode_core.errors import ConfigurationError
 from kode_core.plugins import Backend
 
-__all__ = ["Configured", "StoreOptions", "configure", "named_stores", "path_from_url"]
+__all__ = ["Configured", "StoreOptions", "configure", "named_stores", "path_from_url", "path_options"]
 
 DEFAULT_BACKEND: Final = "sqlite"
 
@@ -232,7 +232,7 @@ def _from_toml(name: str, find: BackendFinder, environ: Mapping[str, str]) -> _W
     store, path = stores[name]
     wanted = _from_mapping(store, find, f"store {name!r} of {path}")
     backend = find(wanted.backend)
-    paths = _path_options(backend.options) | _path_options(StoreOptions)
+    paths = path_options(backend.options) | path_options(StoreOptions)
     resolved = {option: _beside(path, value) if option in paths else value for option, value in wanted.options.items()}
     return wanted._replace(options=resolved)
 
@@ -247,7 +247,8 @@ def _beside(path: Path, value: Any) -> Any:
 # --- Checking ---------------------------------------------------------------------------------------------------------
 
 
-def _path_options(options: type[msgspec.Struct]) -> set[str]:
+def path_options(options: type[msgspec.Struct]) -> set[str]:
+    """The names of the options that are paths: those with ``extra={"path": True}``."""
     found = set()
     for field in msgspec.inspect.type_info(options).fields:  # type: ignore[attr-defined]
         kinds = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)

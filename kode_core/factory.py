@@ -97,7 +97,7 @@ async def open_engine(configured: Configured) -> Engine:
     engine: Engine = await configured.backend.open(configured.options)
     folder = configured.store.file_store_base_dir
     if folder is not None:
-        from kode_core.engines.json_files import JsonOptions, open_json
+        from kode_core.backends.json_files import JsonOptions, open_json
         from kode_core.layers.hybrid import HybridEngine
 
         durability: Any = getattr(configured.options, "durability", "full")

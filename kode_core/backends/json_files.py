@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
 from kode_core.config import path_from_url
-from kode_core.engines.json_files import JsonOptions, open_json
+from kode_core.engines.folder import Folder
+from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.plugins import Backend, hookimpl
+
+__all__ = ["JsonOptions", "open_json"]
+
+
+class JsonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the JSON files backend.
+
+    Attributes:
+        base_dir: the folder; made when it is not there.
+        durability: ``full`` syncs every write to the device (DUR-2); ``fast`` leaves that to the system, so that a
+            crash of the process loses nothing but a loss of power may.
+        lock_wait_ms: how long a write waits for another process that writes the same agent.
+    """
+
+    base_dir: Annotated[str, msgspec.Meta(extra={"path": True})] = "./data/store"
+    durability: Literal["full", "fast"] = "full"
+    lock_wait_ms: int = 10_000
+
+
+async def open_json(options: JsonOptions) -> JsonFilesEngine:
+    """An engine over the folder that *options* name."""
+    folder = Folder(
+        Path(options.base_dir).expanduser().absolute(),
+        durable=options.durability == "full",
+        wait_ms=options.lock_wait_ms,
+    )
+    engine = JsonFilesEngine(folder)
+    await engine.run(folder.open)
+    return engine
 
 
 @hookimpl

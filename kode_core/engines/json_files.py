@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import msgspec
 from msgspec.structs import replace
 
 from kode_core.batch import (
@@ -44,39 +43,12 @@ from kode_core.engines.state import AgentState
 from kode_core.errors import OutcomeUnknownError, StorageError, StoreBusyError, StoreUnavailableError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
-__all__ = ["JsonFilesEngine", "JsonOptions", "PreparedWrite", "open_json"]
+__all__ = ["JsonFilesEngine", "PreparedWrite"]
 
 T = TypeVar("T")
 
 Resolver = Callable[[Batch], Awaitable[bool]]
 """Tells whether the other store committed its part of a prepared batch."""
-
-
-class JsonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of the JSON files backend.
-
-    Attributes:
-        base_dir: the folder; made when it is not there.
-        durability: ``full`` syncs every write to the device (DUR-2); ``fast`` leaves that to the system, so that a
-            crash of the process loses nothing but a loss of power may.
-        lock_wait_ms: how long a write waits for another process that writes the same agent.
-    """
-
-    base_dir: Annotated[str, msgspec.Meta(extra={"path": True})] = "./data/store"
-    durability: Literal["full", "fast"] = "full"
-    lock_wait_ms: int = 10_000
-
-
-async def open_json(options: JsonOptions) -> JsonFilesEngine:
-    """An engine over the folder that *options* name."""
-    folder = Folder(
-        Path(options.base_dir).expanduser().absolute(),
-        durable=options.durability == "full",
-        wait_ms=options.lock_wait_ms,
-    )
-    engine = JsonFilesEngine(folder)
-    await engine.run(folder.open)
-    return engine
 
 
 class JsonFilesEngine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any, Final, LiteralString, NamedTuple
+from typing import Any, NamedTuple
 
 from kode_core.batch import (
     FORKED_DOCS,
@@ -18,17 +18,15 @@ from kode_core.batch import (
     ListHead,
     ListKind,
     ListWrite,
-    MessageIndex,
     Outcome,
     Refused,
-    Row,
-    ToolCallIndex,
     first_version,
 )
 from kode_core.clock import host_clock
 from kode_core.codec import Body
 from kode_core.errors import StorageError
 from kode_sqlite.errors import to_kode_error
+from kode_sqlite.statements import EVENTS, LISTS, TABLES_OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
 
@@ -40,93 +38,6 @@ class _Head(NamedTuple):
     tool_calls: ListHead = ListHead()
     updated_at: int = 0
     last_op: str = ""
-
-
-# --- Statements -------------------------------------------------------------------------------------------------------
-
-
-class Insert:
-    """An INSERT of many rows with few calls of SQLite.
-
-    Between two calls the thread gives up the interpreter's lock, and may wait milliseconds to get it back while the
-    event loop computes: ``executemany``, which makes a call for each row, is then a hundred times slower.
-    """
-
-    def __init__(self, start: LiteralString, columns: int, end: LiteralString = "") -> None:
-        self._start = start
-        self._end = end
-        self._columns = columns
-        marks: LiteralString = ", ".join(["?"] * columns)
-        self._row: LiteralString = f"({marks})"
-        self._most = 3000 // columns
-
-    def run(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
-        """Insert the rows and return how many were inserted or changed."""
-        changed = 0
-        for i in range(0, len(rows), self._most):
-            some = rows[i : i + self._most]
-            marks: LiteralString = ", ".join([self._row] * len(some))
-            statement: LiteralString = f"{self._start} {marks} {self._end}"
-            changed += db.execute(statement, [value for row in some for value in row]).rowcount
-        return changed
-
-
-_ROW_COLUMNS: Final[dict[ListKind, tuple[LiteralString, ...]]] = {
-    ListKind.MESSAGES: ("role", "content_types"),
-    ListKind.TOOL_CALLS: ("call_id", "tool_name", "state", "is_error", "has_approval"),
-}
-
-
-class _ListStatements(NamedTuple):
-    cut: LiteralString
-    put: Insert
-    copy: LiteralString
-
-
-def _list_statements(table: LiteralString, own: tuple[LiteralString, ...]) -> _ListStatements:
-    rest = ("position", "created_at", *own, "body", "digest")
-    updates: LiteralString = ", ".join([f"{column} = excluded.{column}" for column in rest[1:]])
-    columns: LiteralString = ", ".join(rest)
-    return _ListStatements(
-        f"DELETE FROM {table} WHERE agent_id = ? AND position >= ?",
-        Insert(
-            f"INSERT INTO {table} (agent_id, {columns}) VALUES",
-            len(rest) + 1,
-            f"ON CONFLICT (agent_id, position) DO UPDATE SET {updates}",
-        ),
-        f"INSERT INTO {table} (agent_id, {columns}) SELECT ?, {columns} FROM {table} WHERE agent_id = ?",
-    )
-
-
-_LISTS: Final = {
-    ListKind.MESSAGES: _list_statements("kode_messages", _ROW_COLUMNS[ListKind.MESSAGES]),
-    ListKind.TOOL_CALLS: _list_statements("kode_tool_calls", _ROW_COLUMNS[ListKind.TOOL_CALLS]),
-}
-_EVENTS: Final = Insert(
-    'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest) VALUES', columns=6
-)
-_TABLES_OF_AN_AGENT: Final = (
-    "kode_agents",
-    "kode_infos",
-    "kode_metadata",
-    "kode_messages",
-    "kode_tool_calls",
-    "kode_docs",
-    "kode_events",
-)
-
-
-def _row_values(agent_id: str, position: int, row: Row) -> tuple[Any, ...]:
-    index = row.index
-    if isinstance(index, MessageIndex):
-        types = "\n".join(("", *index.content_types, ""))
-        return (agent_id, position, row.created_at, index.role, types, *row.body)
-    assert isinstance(index, ToolCallIndex)
-    own = (index.call_id, index.tool_name, index.state, index.is_error, index.has_approval)
-    return (agent_id, position, row.created_at, *own, *row.body)
-
-
-# --- The transaction --------------------------------------------------------------------------------------------------
 
 
 class Transaction:
@@ -217,7 +128,7 @@ class Transaction:
         return None
 
     def _delete(self, agent_id: str) -> None:
-        for table in _TABLES_OF_AN_AGENT:
+        for table in TABLES_OF_AN_AGENT:
             self._db.execute(f"DELETE FROM {table} WHERE agent_id = ?", (agent_id,))
 
     # --- head and info
@@ -278,7 +189,7 @@ class Transaction:
     def _write_list(self, agent_id: str, kind: ListKind, write: ListWrite | None, head: ListHead) -> ListHead:
         if write is None:
             return head
-        statements = _LISTS[kind]
+        statements = LISTS[kind]
         count = head.count
         if write.length is not None and write.length < count:
             self._db.execute(statements.cut, (agent_id, write.length))
@@ -286,7 +197,7 @@ class Transaction:
         if write.put:
             count = max(count, write.put[-1][0] + 1)
         rows = (*write.put, *enumerate(write.append, count))
-        statements.put.run(self._db, [_row_values(agent_id, position, row) for position, row in rows])
+        statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in rows])
         return ListHead((head.version or first_version()) + 1, count + len(write.append))
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
@@ -323,7 +234,7 @@ class Transaction:
         first = self._next_offset
         self._next_offset += len(events)
         rows = [(offset, a, e.seq, e.channel, *e.body) for offset, (a, e) in enumerate(events, first)]
-        inserted = _EVENTS.run(self._db, rows)
+        inserted = EVENTS.run(self._db, rows)
         if inserted == len(events):
             return tuple(range(first, self._next_offset))
         return tuple(self._offset_of(agent_id, event) for agent_id, event in events)
@@ -347,7 +258,7 @@ class Transaction:
             lists = [ListHead(h.version and first_version(), h.count) for h in (head.messages, head.tool_calls)]
             self._write_head(child.agent_id, _Head(lists[0], lists[1], now, ""))
             self._write_info(child.agent_id, child.info)
-            for statements in _LISTS.values():
+            for statements in LISTS.values():
                 self._db.execute(statements.copy, (child.agent_id, agent_id))
             for kind in FORKED_DOCS:
                 self._db.execute(

@@ -1,0 +1,92 @@
+"""The statements that write many rows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, LiteralString, NamedTuple
+
+from kode_core.batch import ListKind, MessageIndex, Row, ToolCallIndex
+
+__all__ = ["EVENTS", "LISTS", "TABLES_OF_AN_AGENT", "Insert", "row_values"]
+
+
+class Insert:
+    """An INSERT of many rows with few calls of SQLite.
+
+    Between two calls the thread gives up the interpreter's lock, and may wait milliseconds to get it back while the
+    event loop computes: ``executemany``, which makes a call for each row, is then a hundred times slower.
+    """
+
+    def __init__(self, start: LiteralString, columns: int, end: LiteralString = "") -> None:
+        self._start = start
+        self._end = end
+        self._columns = columns
+        marks: LiteralString = ", ".join(["?"] * columns)
+        self._row: LiteralString = f"({marks})"
+        self._most = 3000 // columns
+
+    def run(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Insert the rows and return how many were inserted or changed."""
+        changed = 0
+        for i in range(0, len(rows), self._most):
+            some = rows[i : i + self._most]
+            marks: LiteralString = ", ".join([self._row] * len(some))
+            statement: LiteralString = f"{self._start} {marks} {self._end}"
+            changed += db.execute(statement, [value for row in some for value in row]).rowcount
+        return changed
+
+
+_ROW_COLUMNS: Final[dict[ListKind, tuple[LiteralString, ...]]] = {
+    ListKind.MESSAGES: ("role", "content_types"),
+    ListKind.TOOL_CALLS: ("call_id", "tool_name", "state", "is_error", "has_approval"),
+}
+
+
+class _ListStatements(NamedTuple):
+    cut: LiteralString
+    put: Insert
+    copy: LiteralString
+
+
+def _list_statements(table: LiteralString, own: tuple[LiteralString, ...]) -> _ListStatements:
+    rest = ("position", "created_at", *own, "body", "digest")
+    updates: LiteralString = ", ".join([f"{column} = excluded.{column}" for column in rest[1:]])
+    columns: LiteralString = ", ".join(rest)
+    return _ListStatements(
+        f"DELETE FROM {table} WHERE agent_id = ? AND position >= ?",
+        Insert(
+            f"INSERT INTO {table} (agent_id, {columns}) VALUES",
+            len(rest) + 1,
+            f"ON CONFLICT (agent_id, position) DO UPDATE SET {updates}",
+        ),
+        f"INSERT INTO {table} (agent_id, {columns}) SELECT ?, {columns} FROM {table} WHERE agent_id = ?",
+    )
+
+
+LISTS: Final = {
+    ListKind.MESSAGES: _list_statements("kode_messages", _ROW_COLUMNS[ListKind.MESSAGES]),
+    ListKind.TOOL_CALLS: _list_statements("kode_tool_calls", _ROW_COLUMNS[ListKind.TOOL_CALLS]),
+}
+EVENTS: Final = Insert(
+    'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest) VALUES', columns=6
+)
+TABLES_OF_AN_AGENT: Final = (
+    "kode_agents",
+    "kode_infos",
+    "kode_metadata",
+    "kode_messages",
+    "kode_tool_calls",
+    "kode_docs",
+    "kode_events",
+)
+
+
+def row_values(agent_id: str, position: int, row: Row) -> tuple[Any, ...]:
+    index = row.index
+    if isinstance(index, MessageIndex):
+        types = "\n".join(("", *index.content_types, ""))
+        return (agent_id, position, row.created_at, index.role, types, *row.body)
+    assert isinstance(index, ToolCallIndex)
+    own = (index.call_id, index.tool_name, index.state, index.is_error, index.has_approval)
+    return (agent_id, position, row.created_at, *own, *row.body)
