@@ -45,6 +45,7 @@ class Context:
         self._open: list[ExtendedStore] = []
 
     async def start(self) -> None:
+        """Open the check's store."""
         self.store = await self.another()
 
     async def another(self) -> ExtendedStore:
@@ -67,6 +68,7 @@ class Context:
         self._open = [other for other in self._open if other is not store]
 
     async def finish(self) -> None:
+        """Close the stores that are still open."""
         for store in reversed(list(self._open)):
             await self.close(store)
 
@@ -128,11 +130,15 @@ class Process:
         self._child = child
 
     async def line(self, seconds: float = 30.0) -> Any:
-        """The next thing the process tells; None when it ended."""
+        """The next thing the process tells."""
         assert self._child.stdout is not None
+        assert self._child.stderr is not None
         async with asyncio.timeout(seconds):
             raw = await self._child.stdout.readline()
-        return json.loads(raw) if raw else None
+            if not raw:
+                err = await self._child.stderr.read()
+                raise Violation(f"a process that used the store ended too soon: {err.decode()[-2000:]}")
+        return json.loads(raw)
 
     async def lines(self, seconds: float = 60.0) -> list[Any]:
         """All the process tells until it ends well."""
