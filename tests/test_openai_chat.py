@@ -466,6 +466,7 @@ MALFORMED = {
     "call type": ([asks({"id": "1", "type": "custom"})], "message 0: tool call 0: type 'custom' is not known"),
     "tool without id": ([{"role": "tool", "content": "x"}], "message 0: tool_call_id is missing"),
     "result without call": ([HELLO, answers("q", "x")], "message 1: a result for id 'q', and no call before it"),
+    "two results": ([asks(call("q")), answers("q", "x"), answers("q", "y")], "message 2: a result for id 'q', and no"),
     "result before call": ([answers("q", "x"), asks(call("q"))], "message 0: a result for id 'q', and no call before"),
     "id": ({"id": "", "messages": [HELLO]}, "id: agent_id must not be empty"),
     "id type": ({"id": {}, "messages": [HELLO]}, "id: agent_id must be a str, got dict"),

@@ -12,7 +12,7 @@ import typer
 import kode_core
 from kode_core.cli import backup, delete, doctor, events, importing, messages, plugins, sessions, stats, tool_calls
 from kode_core.cli.opening import StoreOption, default_store
-from kode_core.cli.output import close_stdout, fail, prepare_streams
+from kode_core.cli.output import fail, prepare_streams
 from kode_core.errors import KodeError
 
 __all__ = ["app", "run"]
@@ -98,9 +98,4 @@ def run() -> int:
             raise
         fail(str(exc))
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        close_stdout()
-        return 1
     return 0

@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from kode_core.cli.opening import JsonOption, StoreOption, configured_store, open_store, places
-from kode_core.cli.output import count, print_json, show, visible
+from kode_core.cli.output import count, holdings, print_json, show, visible
 from kode_core.cli.queries import run
 from kode_core.cli.tables import table
 from kode_core.config import Configured
-from kode_core.protocols import ExtendedStore
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, MediumHealth, StorageSize, StoreHealthStatus
 
 __all__ = ["EXAMPLES", "doctor"]
@@ -62,11 +61,8 @@ async def _examine(target: str | None, agent_id: str | None) -> _Findings:
         health = await store.health_check()
         if not health.healthy:
             return _Findings(health)
-        return _Findings(health, await store.check_consistency(agent_id), await _size(store))
-
-
-async def _size(store: ExtendedStore) -> StorageSize:
-    return (await store.get_metrics()).storage
+        consistency = await store.check_consistency(agent_id)
+        return _Findings(health, consistency, (await store.get_metrics()).storage)
 
 
 def _as_json(configured: Configured, findings: _Findings) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
         if medium is not None:
             yield _entry(name, _medium(medium))
     if findings.size is not None:
-        yield _entry("holds", Text(_held(findings.size)))
+        yield _entry("holds", Text(holdings(findings.size)))
     if findings.consistency is not None:
         yield _entry("consistency", _verdict(findings.consistency))
 
@@ -109,17 +105,6 @@ def _medium(medium: MediumHealth) -> Text:
 
 def _bad(problem: str) -> Text:
     return Text(visible(problem), "red")
-
-
-def _held(size: StorageSize) -> str:
-    held = [
-        count(size.total_agents, "agent"),
-        count(size.total_messages, "message"),
-        count(size.total_tool_calls, "tool call"),
-    ]
-    if size.db_size_bytes is not None:
-        held.append(f"{size.db_size_bytes / 1e6:,.1f} MB")
-    return ", ".join(held)
 
 
 def _verdict(result: ConsistencyCheckResult) -> Text:

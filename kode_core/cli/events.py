@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import typer
@@ -11,9 +12,19 @@ from kode_core.cli.conversation import arguments
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import AgentArgument, given
-from kode_core.cli.output import count, note, one_line, print_json_line, print_json_rows, show_line, utc, visible
+from kode_core.cli.output import (
+    count,
+    note,
+    one_line,
+    print_json_line,
+    print_json_rows,
+    printed,
+    show_line,
+    utc,
+    visible,
+)
 from kode_core.cli.queries import run
-from kode_core.model import Bookmark, StoredEvent
+from kode_core.model import Bookmark, Json, StoredEvent
 
 __all__ = ["EXAMPLES", "events"]
 
@@ -77,9 +88,18 @@ async def _follow(target: str | None, agent_id: str, wanted: dict[str, Any], as_
 
 def _line(event: StoredEvent) -> Text:
     what = event.event
-    data = {name: value for name, value in what.data.items() if name != "bookmark"}
     return Text.assemble(
         f"{event.offset:>6} {event.bookmark.seq:>6}  {utc(event.bookmark.timestamp)}  ",
         (f"{visible(what.channel):<8}  ", _CHANNEL_STYLES.get(what.channel, "")),
-        f"{visible(what.type):<15}  {one_line(arguments(data))}",
+        f"{visible(what.type):<15}  {one_line(_told(what.data))}",
     )
+
+
+def _told(data: Mapping[str, Json]) -> str:
+    """The fields of an event without its bookmark, which is shown already; of a tool call only the name."""
+    rest = {name: value for name, value in data.items() if name != "bookmark"}
+    call = rest.get("call")
+    if isinstance(call, dict) and "name" in call:
+        del rest["call"]
+        return f"{printed(call['name'])} {arguments(rest)}"
+    return arguments(rest)

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from kode_core import create_extended_store
-from kode_core.config import Configured, _path_options, configure
+from kode_core.config import Configured, configure, path_options
 from kode_core.errors import ConfigurationError
 from kode_core.factory import StoreOpening
 from kode_core.plugins import registry
@@ -50,7 +50,7 @@ def configured_store(target: str | None) -> Configured:
 
 def places(configured: Configured) -> list[str]:
     """The files and folders that the backend's options name."""
-    names = sorted(_path_options(configured.backend.options))
+    names = sorted(path_options(configured.backend.options))
     values = [getattr(configured.options, name) for name in names]
     return [value for value in values if isinstance(value, str) and not value.startswith(":")]
 

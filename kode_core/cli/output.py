@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -17,12 +16,13 @@ from rich.text import Text
 
 from kode_core.codec import to_dict
 from kode_core.model import Json, Record
+from kode_core.report import StorageSize
 
 __all__ = [
-    "close_stdout",
     "console",
     "count",
     "fail",
+    "holdings",
     "note",
     "one_line",
     "prepare_streams",
@@ -56,11 +56,6 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def close_stdout() -> None:
-    """Send the rest nowhere: the reader of the pipe is gone, and the interpreter still flushes at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def console(stream: TextIO) -> Console:
     """A console on *stream* that takes text as it is: no markup, no emoji names, no highlighting."""
     width = None if stream.isatty() else _PIPED_WIDTH
@@ -69,18 +64,26 @@ def console(stream: TextIO) -> Console:
 
 def show(*parts: RenderableType) -> None:
     """Print *parts* below each other: as wide as the terminal, and as wide as need be into a pipe."""
-    out = console(sys.stdout)
     if sys.stdout.isatty():
-        out.print(*parts, sep="\n")
+        console(sys.stdout).print(*parts, sep="\n")
         return
+    for part in parts:
+        sys.stdout.write(f"{part.plain}\n" if isinstance(part, Text) else _without_padding(part))
+
+
+def _without_padding(part: RenderableType) -> str:
+    out = console(sys.stdout)
     with out.capture() as captured:
-        out.print(*parts, sep="\n")
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        out.print(part)
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def show_line(line: Text) -> None:
     """Print one line to stdout at once, cut at the edge of a terminal."""
-    console(sys.stdout).print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    if sys.stdout.isatty():
+        console(sys.stdout).print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    else:
+        sys.stdout.write(f"{line.plain}\n")
     sys.stdout.flush()
 
 
@@ -118,6 +121,18 @@ def printed(value: Json) -> str:
 def count(number: int, noun: str) -> str:
     """A number with its noun, as in ``1 agent`` and ``5,308 messages``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def holdings(size: StorageSize) -> str:
+    """What a store holds, in a line."""
+    held = [
+        count(size.total_agents, "agent"),
+        count(size.total_messages, "message"),
+        count(size.total_tool_calls, "tool call"),
+    ]
+    if size.db_size_bytes is not None:
+        held.append(f"{size.db_size_bytes / 1e6:,.1f} MB")
+    return ", ".join(held)
 
 
 def utc(time_ms: int | None) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+import typer
 from rich.table import Table
 
 from kode_core.cli.output import count, note, print_json, show
@@ -17,8 +18,17 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work* to its end, on an event loop of its own."""
-    return asyncio.run(work)
+    """Run *work* to its end, on an event loop of its own; Ctrl-C ends the command without a word."""
+    results: list[T] = []
+
+    async def keep() -> None:
+        results.append(await work)
+
+    try:
+        asyncio.run(keep())  # takes the repr of what its coroutine returns: seconds, for a large store
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    return results[0]
 
 
 async def fetch(

@@ -1,28 +1,40 @@
-"""``kode stats``: counts for one agent."""
+"""``kode stats``: counts for one agent, or for the store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Annotated, Final
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
-from kode_core.cli.options import AgentArgument
-from kode_core.cli.output import count, print_json, show, state_text, visible, wire
+from kode_core.cli.output import count, holdings, print_json, show, state_text, visible, wire
 from kode_core.cli.queries import run
 from kode_core.cli.tables import table
 from kode_core.query import AgentStats
+from kode_core.report import StorageSize
 
 __all__ = ["EXAMPLES", "stats"]
 
-EXAMPLES: Final = ("kode stats tau-000-0", "kode stats tau-000-0 --json | jq .toolCallsByState")
+EXAMPLES: Final = ("kode stats", "kode stats tau-000-0", "kode stats tau-000-0 --json | jq .toolCallsByState")
 
 
-def stats(agent: AgentArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Count the messages, snapshots and tool calls of AGENT."""
+def stats(
+    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count the messages, snapshots and tool calls of AGENT; without AGENT, what the whole store holds."""
+    if agent is None:
+        size = run(_size(store))
+        if as_json:
+            print_json(wire(size))
+        else:
+            show(Text(holdings(size)))
+        return
     found = run(_stats(store, agent))
     if as_json:
         print_json({"agentId": agent, **wire(found)})
@@ -44,6 +56,11 @@ async def _stats(target: str | None, agent_id: str) -> AgentStats:
         if found == AgentStats():
             await require_agent(store, agent_id)
         return found
+
+
+async def _size(target: str | None) -> StorageSize:
+    async with open_store(target) as store:
+        return (await store.get_metrics()).storage
 
 
 def _counts(title: str, counts: Mapping[str, int], label: Callable[[str], Text]) -> Table:

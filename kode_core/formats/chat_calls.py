@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,8 +28,9 @@ def match_calls(messages: Sequence[ChatMessage]) -> list[ChatCall]:
     behind it that no other took. That also finds the request that never got an answer among several of one id.
 
     Raises:
-        InvalidArgumentError: an answer is left over.
+        InvalidArgumentError: there is an answer to no call.
     """
+    _refuse_surplus(messages)
     free: defaultdict[Key, list[int]] = defaultdict(list)
     calls: list[ChatCall] = []
     for i in range(len(messages) - 1, -1, -1):
@@ -39,13 +40,20 @@ def match_calls(messages: Sequence[ChatMessage]) -> list[ChatCall]:
         for request in reversed(messages[i].requests):
             answers = free[request.key]
             calls.append(ChatCall(request, i, answers.pop(0) if answers else None))
-    left = min(((answers[-1], key) for key, answers in free.items() if answers), default=None)
-    if left is not None:
-        index, (kind, name) = left
-        raise InvalidArgumentError(
-            f"message {index}: a result for {kind} {name!r:.80}, and no call before it waits for one"
-        )
     return calls[::-1]
+
+
+def _refuse_surplus(messages: Sequence[ChatMessage]) -> None:
+    waiting: Counter[Key] = Counter()
+    for i, message in enumerate(messages):
+        if message.result is not None:
+            kind, name = message.result.key
+            if not waiting[message.result.key]:
+                raise InvalidArgumentError(
+                    f"message {i}: a result for {kind} {name!r:.80}, and no call before it waits for one"
+                )
+            waiting[message.result.key] -= 1
+        waiting.update(request.key for request in message.requests)
 
 
 def is_failure(content: Json) -> bool:

@@ -104,7 +104,7 @@ def _split(path: Path, lines: Sequence[bytes], is_part: Callable[[Json], bool]) 
 def _first_is_part(text: bytes, is_part: Callable[[Json], bool]) -> bool:
     try:
         return is_part(decode_json(text.decode()))
-    except ValueError:  # what is wrong with it is said when it is its turn
+    except (ValueError, RecursionError):  # what is wrong with it is said when it is its turn
         return False
 
 

@@ -50,11 +50,18 @@ from kode_core.model import (
 )
 from kode_core.protocols import Store
 
-__all__ = ["ChatConverter", "ImportedConversation", "RawConversation", "import_conversation", "read_conversations"]
+__all__ = [
+    "BASE_MS",
+    "ChatConverter",
+    "ImportedConversation",
+    "RawConversation",
+    "import_conversation",
+    "read_conversations",
+]
 
 BASE_MS: Final = 1_735_689_600_000
 """When conversations begin that do not say it: 2025-01-01T00:00:00Z."""
-STEP_MS: Final = 1_000
+_STEP_MS: Final = 1_000
 
 _MESSAGES: Final = ("messages", "traj")
 _IDS: Final = ("id", "conversation_id", "session_id")
@@ -253,7 +260,7 @@ _FIRST_MS: Final = 100_000_000_000  # as milliseconds that is 1973, as seconds i
 
 
 def _imported(place: str, info: AgentInfo, chat: Sequence[ChatMessage]) -> ImportedConversation:
-    times = [info.created_at + i * STEP_MS for i in range(len(chat))]
+    times = [info.created_at + i * _STEP_MS for i in range(len(chat))]
     calls = match_calls(chat)
     records = [call_record(call, chat, times) for call in calls]
     answered = {call.answered: call for call in calls}

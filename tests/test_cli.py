@@ -1,0 +1,761 @@
+"""The ``kode`` command as its users run it: in a process of its own, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kode_conformance.payloads import PAYLOADS
+from rich.cells import cell_len
+
+from kode_core import (
+    AgentEvent,
+    AgentInfo,
+    Bookmark,
+    Message,
+    Snapshot,
+    Timeline,
+    ToolCallApproval,
+    ToolCallRecord,
+    ToolResultBlock,
+    ToolUseBlock,
+    create_extended_store,
+)
+from kode_core.cli import main
+
+KODE = (sys.executable, "-m", "kode_core.cli")
+HOSTILE = (
+    "[bold]b[/bold]",
+    "new\nline",
+    "\x1b[31mred\x1b[0m",
+    "rtl \u202e abc",
+    ":smile: 🙂",
+    "x" * 200,
+    "a/../b",
+    "-n",
+)
+DAY_MS = 86_400_000
+
+
+def kode(*arguments: str, code: int = 0, env: dict[str, str] | None = None, stdin: str = "") -> tuple[str, str]:
+    """Run the command, and return what it wrote to stdout and stderr."""
+    done = subprocess.run(
+        (*KODE, *arguments),
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, **(env or {})},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+def kode_json(*arguments: str) -> Any:
+    out, err = kode(*arguments, "--json")
+    assert err == ""
+    return json.loads(out)
+
+
+def found_by(*arguments: str) -> Any:
+    """The same without a process of its own, ten times as fast: for the many filters."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), pytest.raises(SystemExit) as info:
+        patch.setattr(sys, "argv", ["kode", *arguments, "--json"])
+        main()
+    assert info.value.code == 0
+    assert isinstance(out.buffer, io.BytesIO)
+    return json.loads(out.buffer.getvalue())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a database with four agents and one hostile one of every kind. Tests only read it."""
+    folder = tmp_path_factory.mktemp("cli")
+    url = f"sqlite:///{folder}/agents.db"
+    asyncio.run(fill(url))
+    yield url
+
+
+async def fill(url: str) -> None:
+    async with create_extended_store(url) as store:
+        for i in range(4):
+            agent_id = f"agt-{i}"
+            await store.save_turn(
+                agent_id,
+                messages=conversation(i),
+                tool_calls=tool_calls(i),
+                info=AgentInfo(
+                    agent_id=agent_id,
+                    template_id="even" if i % 2 == 0 else "odd",
+                    created_at=1_700_000_000_000 + i * DAY_MS,
+                    metadata={"userId": f"user-{i}", "trial": i, "label": "yes"},
+                ),
+                events=[event(seq) for seq in range(3)],
+            )
+        await store.save_snapshot("agt-0", Snapshot(id="s", messages=conversation(0)))
+
+
+def conversation(i: int) -> list[Message]:
+    answered = ToolResultBlock("c1", "sunny", None)
+    return [
+        Message.system("Be kind. " * 300),
+        Message.user(f"How is the weather? ({i})"),
+        Message.assistant("Let me look.", ToolUseBlock("c1", "weather", {"city": "Rome", "days": 3})),
+        Message("user", (answered,)),
+        Message.assistant("It is sunny."),
+    ]
+
+
+def tool_calls(i: int) -> list[ToolCallRecord]:
+    done = ToolCallRecord(id="c1", name="weather", input={"city": "Rome"}, state="COMPLETED", result="sunny")
+    gate = ToolCallApproval(required=True)
+    failed = ToolCallRecord(id="c2", name="book", state="FAILED", error="Error: full", is_error=True, approval=gate)
+    time_ms = 1_700_000_000_000 + i
+    return [record.replace(created_at=time_ms, updated_at=time_ms) for record in (done, failed)]
+
+
+def event(seq: int, text: str = "hello") -> Timeline:
+    if seq == 1:
+        what = AgentEvent("monitor", "step_complete", {"text": text})
+    else:
+        what = AgentEvent("progress", "text_chunk_end", {"text": text})
+    return Timeline(seq, Bookmark(seq, 1_700_000_000_000 + seq), what)
+
+
+def copy(store: str) -> str:
+    """The URL of a copy in the test's own folder, to change."""
+    kode("backup", "copy.db", "--store", store)
+    return "sqlite:///copy.db"
+
+
+# --- What is around the commands --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [("version",), ("--version",)])
+def test_version_is_that_of_the_distribution(arguments: tuple[str, ...]) -> None:
+    """As a command and as an option."""
+    from importlib.metadata import version
+
+    assert kode(*arguments)[0] == f"kode-core {version('kode-core')}\n"
+
+
+COMMANDS = ("sessions", "messages", "tool-calls", "stats", "events", "import", "delete", "backup", "doctor", "plugins")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command: str) -> None:
+    """Each command says what it does and shows how to call it."""
+    out, _ = kode(command, "--help", env={"COLUMNS": "200"})
+
+    assert f"Usage: kode {command}" in out.replace("python -m kode_core.cli", "kode").replace("__main__.py", "kode")
+    assert "Examples" in out
+    assert f"kode {command}" in out.split("Examples")[1]
+
+
+def test_installed_script_is_the_command() -> None:
+    """``kode`` is what the distribution puts on the path."""
+    script = Path(sys.executable).with_name("kode")
+
+    done = subprocess.run([script, "version"], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.startswith("kode-core ")
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+    """One line, and exit code 2."""
+    code = f"import sys; sys.modules[{missing!r}] = None; from kode_core.cli import main; main()"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "the kode command needs: pip install 'kode-core[cli]'\n"
+
+
+def test_library_errors_are_one_line(store: str) -> None:
+    """Exit code 2, and the traceback only for those who ask for it."""
+    out, err = kode("messages", "no\nbody", "--store", store, code=2)
+    assert out == ""
+    assert err == "error: no agent 'no\\nbody' in this store: save_info was never called for it, or it was deleted\n"
+
+    debug = subprocess.run(
+        (*KODE, "messages", "nobody", "--store", store),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "KODE_DEBUG": "1"},
+    )
+    assert debug.returncode != 0
+    assert "AgentNotFoundError" in debug.stderr and "Traceback" in debug.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("sessions", "--store", "production"), "error: 'production' is neither a URL nor a store of kode.toml"),
+        (("sessions", "--store", "sqllite:///a.db"), "error: no backend is named 'sqllite'; did you mean 'sqlite'?"),
+        (("sessions", "--metadata", "trial"), "error: --metadata 'trial' has no '='"),
+        (("sessions", "--limit", "-1"), "error: limit must not be negative"),
+        (("sessions", "--all", "--limit", "5"), "error: an iterator gives everything that matches"),
+        (("sessions", "--order", "up"), "error: order must be one of desc, asc"),
+        (("sessions", "--sort-by", "name"), "error: sort_by must be one of created_at, updated_at, message_count"),
+        (("messages", "\ud800"), "error: agent_id must not contain lone surrogates"),
+        (("stats", "nobody"), "error: no agent 'nobody' in this store"),
+        (("events", "nobody"), "error: no agent 'nobody' in this store"),
+        (("events", "agt-0", "--channel", "x"), "error: channel must be one of progress, control, monitor"),
+        (("import", "missing.json"), "error: missing.json cannot be read: No such file or directory"),
+        (("import", "x.json", "--format", "csv"), "error: format 'csv' is not known; known are openai-chat"),
+        (("delete", "nobody", "--yes"), "error: no agent 'nobody' in this store"),
+        (("delete", "--yes"), "error: name the agents to delete, or give filters"),
+        (("delete", "agt-0", "--template", "x", "--yes"), "error: name the agents to delete, or give filters"),
+        (("backup", "x.db", "--store", "memory:"), "error: "),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(store: str, arguments: tuple[str, ...], problem: str) -> None:
+    """Nothing on stdout, one line on stderr, exit code 2."""
+    named = () if "--store" in arguments else ("--store", store)
+    raw = [os.fsencode(argument) if argument.isprintable() else b"\xed\xa0\x80" for argument in arguments]
+    done = subprocess.run([*KODE, *raw, *named], capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
+
+    err = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (2, b""), err
+    assert err.startswith(problem), err
+    assert err.count("\n") == 1
+
+
+def test_time_that_cannot_be_read_is_a_usage_error(store: str) -> None:
+    """It says how a time is written."""
+    _, err = kode("sessions", "--created-after", "yesterday", "--store", store, code=2)
+
+    assert "'yesterday' is no time" in err and "7d" in err
+
+
+def test_looking_makes_no_store() -> None:
+    """A reading command in the wrong folder leaves nothing behind."""
+    for command in (("sessions",), ("doctor",), ("delete", "a", "--yes")):
+        _, err = kode(*command, code=2)
+        assert err.startswith("error: there is no sqlite store at ./data/agents.db (from the default); name another")
+
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["before", "after", "variable", "kode.toml"])
+def test_store_is_named_in_four_ways(store: str, where: str) -> None:
+    """Before the command, behind it, in the environment, or in kode.toml."""
+    Path("kode.toml").write_text(f'[stores.mine]\nurl = "{store}"\n')
+    arguments: tuple[str, ...] = ("stats", "agt-0", "--json")
+    env = {}
+    if where == "before":
+        arguments = ("--store", store, *arguments)
+    elif where == "after":
+        arguments = (*arguments, "--store", store)
+    elif where == "variable":
+        env["KODE_STORE_URL"] = store
+    else:
+        arguments = (*arguments, "--store", "mine")
+
+    assert json.loads(kode(*arguments, env=env)[0])["totalMessages"] == 5
+
+
+# --- plugins and doctor -----------------------------------------------------------------------------------------------
+
+
+def test_plugins_lists_backends_and_imports_no_driver() -> None:
+    """What is installed with its protocols, and what could be."""
+    command = [sys.executable, "-X", "importtime", "-m", "kode_core.cli", "plugins", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+    assert "aiosqlite" not in done.stderr and "sqlite3" not in done.stderr
+    found = json.loads(done.stdout)
+    backends = {backend["name"]: backend for backend in found["backends"]}
+    assert {"json", "memory", "sqlite"} <= backends.keys()
+    assert backends["sqlite"]["distribution"] == "kode-sqlite"
+    assert backends["sqlite"]["entryPoint"] == "kode_sqlite.plugin"
+    assert backends["sqlite"]["protocols"] == ["Store", "QueryableStore", "ExtendedStore"]
+    for missing in found["available"]:
+        assert missing["name"] not in backends
+        assert missing["install"] == f"pip install kode-{missing['name']}"
+
+
+def test_plugins_tells_what_is_disabled_or_does_not_load() -> None:
+    """The reason stands in the list, and the others are still shown."""
+    metadata = Path("site/broken-1.0.dist-info")
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[kode.stores]\nacme = no_such_module\n")
+    out, _ = kode("plugins", env={"PYTHONPATH": "site", "KODE_DISABLE_PLUGINS": "json"})
+
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert "does not import: No module named 'no_such_module'" in lines["acme"]
+    assert "disabled by KODE_DISABLE_PLUGINS" in lines["json"]
+    assert "Store, QueryableStore, ExtendedStore" in lines["sqlite"]
+
+
+def test_doctor_finds_a_sound_store(store: str) -> None:
+    """Exit code 0, and where the configuration came from."""
+    report = kode_json("doctor", "--store", store)
+
+    assert report["health"]["healthy"] and report["consistency"]["consistent"]
+    assert report["store"]["backend"] == "sqlite"
+    assert report["store"]["source"] == f"the URL {store}"
+    assert report["size"]["totalAgents"] == 4
+    out, _ = kode("doctor", "--store", store)
+    assert "ok, 4 agents checked" in out
+
+
+def test_doctor_finds_what_does_not_fit(store: str) -> None:
+    """Exit code 1 and a line for each problem; one agent can be asked for."""
+    url = copy(store)
+
+    async def spoil() -> None:
+        async with create_extended_store(url) as opened:
+            await opened.append_messages("agt-1", [Message("user", (ToolResultBlock("zzz", "?"),))])
+
+    asyncio.run(spoil())
+    out, _ = kode("doctor", "--store", url, code=1)
+    assert "1 problem, 4 agents checked" in out
+    assert "result_without_use" in out and "agt-1" in out
+    assert "1 agent checked" in kode("doctor", "--store", url, "--agent", "agt-0")[0]
+    issues = json.loads(kode("doctor", "--store", url, "--json", code=1)[0])["consistency"]["issues"]
+    assert [issue["agentId"] for issue in issues] == ["agt-1"]
+
+
+def test_doctor_cannot_open_what_is_no_database() -> None:
+    """Exit code 2."""
+    Path("text.db").write_text("this is no database, although it is long enough to be taken for one" * 20)
+
+    _, err = kode("doctor", "--store", "sqlite:///text.db", code=2)
+
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ((), ["agt-3", "agt-2", "agt-1", "agt-0"]),
+        (("--order", "asc"), ["agt-0", "agt-1", "agt-2", "agt-3"]),
+        (("--agent", "agt-2"), ["agt-2"]),
+        (("--template", "odd"), ["agt-3", "agt-1"]),
+        (("--user", "user-2"), ["agt-2"]),
+        (("--metadata", "trial=2"), ["agt-2"]),
+        (("--metadata", "trial=2", "--metadata", "label=yes"), ["agt-2"]),
+        (("--metadata", 'trial="2"'), []),
+        (("--metadata", "userId=user-1"), ["agt-1"]),
+        (("--created-after", "2023-11-16T00:00Z"), ["agt-3", "agt-2"]),
+        (("--created-after", "2023-11-16", "--created-before", "2023-11-17"), ["agt-2"]),
+        (("--created-before", "1700086400000"), ["agt-0"]),
+        (("--created-after", "1d"), []),
+        (("--updated-after", "1h", "--limit", "1"), ["agt-3"]),
+        (("--updated-before", "1h"), []),
+        (("--limit", "2", "--offset", "1"), ["agt-2", "agt-1"]),
+        (("--sort-by", "message_count", "--order", "asc", "-n", "1"), ["agt-0"]),
+        (("--all",), ["agt-3", "agt-2", "agt-1", "agt-0"]),
+    ],
+)
+def test_sessions_filters(store: str, options: tuple[str, ...], found: list[str]) -> None:
+    """Every filter of the query is an option."""
+    sessions = found_by("sessions", "--store", store, *options)["sessions"]
+
+    assert [session["agentId"] for session in sessions] == found
+
+
+def test_sessions_shows_a_line_for_each(store: str) -> None:
+    """Into a pipe nothing is cut short; notes go to stderr."""
+    out, err = kode("sessions", "--store", store, "--limit", "3")
+
+    header, *lines = out.splitlines()
+    assert header.split()[:3] == ["AGENT", "TEMPLATE", "MESSAGES"]
+    assert lines[0].split()[:4] == ["agt-3", "odd", "5", "2023-11-17"]
+    assert "userId=user-3, trial=3, label=yes" in lines[0]
+    assert len(lines) == 3
+    assert err == "3 sessions; there are more: --all, --limit or --offset\n"
+
+
+def test_cursor_goes_on_where_the_page_ended(store: str) -> None:
+    """``nextCursor`` of the JSON is what ``--cursor`` takes."""
+    first = kode_json("sessions", "--store", store, "--limit", "3")
+    rest = kode_json("sessions", "--store", store, "--limit", "3", "--cursor", first["nextCursor"])
+
+    assert [session["agentId"] for session in rest["sessions"]] == ["agt-0"]
+    assert rest["nextCursor"] is None
+
+
+def test_messages_shows_a_conversation(store: str) -> None:
+    """In order, with calls and results; long texts are cut unless --full is given."""
+    out, _ = kode("messages", "agt-0", "--store", store)
+
+    places = [out.index(text) for text in ("#0 system", "#1 user", "#2 assistant", "#3 user", "#4 assistant")]
+    assert places == sorted(places)
+    assert '-> weather(city="Rome", days=3)' in out
+    assert "<- sunny" in out
+    assert "more characters (--full)" in out
+    full, _ = kode("messages", "agt-0", "--full", "--store", store)
+    assert full.count("Be kind.") == 300
+
+
+def test_messages_are_queried_with_filters(store: str) -> None:
+    """Over all agents, or in one."""
+    shown = kode_json("messages", "agt-1", "--store", store)
+    assert shown["agentId"] == "agt-1"
+    assert [message["role"] for message in shown["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+
+    def query(*options: str) -> list[tuple[str, int]]:
+        found = found_by("messages", *options, "--store", store)["messages"]
+        return [(message["agentId"], message["position"]) for message in found]
+
+    assert query("agt-1", "--role", "user") == [("agt-1", 3), ("agt-1", 1)]
+    assert len(query("--content-type", "tool_use")) == 4
+    assert len(query("--role", "assistant", "--created-after", "1h", "--all")) == 8
+    assert query("--created-before", "1h") == []
+    assert len(query("--limit", "7")) == 7
+    out, _ = kode("messages", "agt-1", "--role", "user", "--store", store)
+    assert "<- sunny" in out and "How is the weather? (1)" in out
+
+
+def test_tool_calls_are_queried(store: str) -> None:
+    """Every filter of the query is an option."""
+
+    def query(*options: str) -> list[tuple[str, str]]:
+        found = found_by("tool-calls", *options, "--store", store)["toolCalls"]
+        return [(call["agentId"], call["name"]) for call in found]
+
+    assert query("agt-1") == [("agt-1", "book"), ("agt-1", "weather")]
+    assert query("--tool", "book", "--limit", "1") == [("agt-3", "book")]
+    assert len(query("--state", "COMPLETED")) == 4
+    assert {name for _, name in query("--errors")} == {"book"}
+    assert {name for _, name in query("--no-errors")} == {"weather"}
+    assert {name for _, name in query("--approval")} == {"book"}
+    assert {name for _, name in query("--no-approval", "--all")} == {"weather"}
+    assert query("--created-before", "2020-01-01") == []
+    out, _ = kode("tool-calls", "--errors", "--store", store)
+    assert out.count("Error: full") == 4
+
+
+def test_stats_counts_one_agent(store: str) -> None:
+    """By tool and by state, states as stored."""
+    assert kode_json("stats", "agt-0", "--store", store) == {
+        "agentId": "agt-0",
+        "totalMessages": 5,
+        "totalToolCalls": 2,
+        "totalSnapshots": 1,
+        "toolCallsByName": {"book": 1, "weather": 1},
+        "toolCallsByState": {"COMPLETED": 1, "FAILED": 1},
+    }
+    out, _ = kode("stats", "agt-0", "--store", store)
+    assert out.startswith("agt-0: 5 messages, 2 tool calls, 1 snapshot\n")
+
+
+def test_stats_without_an_agent_count_the_store(store: str) -> None:
+    """All agents together, and the size of the database."""
+    size = kode_json("stats", "--store", store)
+    assert size.pop("dbSizeBytes") > 4096
+    assert size == {"totalAgents": 4, "totalMessages": 20, "totalToolCalls": 8}
+    out, _ = kode("stats", "--store", store)
+    assert out.startswith("4 agents, 20 messages, 8 tool calls, 0.")
+
+
+# --- Events -----------------------------------------------------------------------------------------------------------
+
+
+def test_events_are_filtered(store: str) -> None:
+    """By seq, by offset and by channel."""
+
+    def seqs(*options: str) -> list[int]:
+        found = found_by("events", "agt-0", *options, "--store", store)
+        assert found["agentId"] == "agt-0"
+        return [entry["bookmark"]["seq"] for entry in found["events"]]
+
+    assert seqs() == [0, 1, 2]
+    assert seqs("--since", "0") == [1, 2]
+    assert seqs("--channel", "monitor") == [1]
+    offsets = [entry["offset"] for entry in kode_json("events", "agt-0", "--store", store)["events"]]
+    assert seqs("--after-offset", str(offsets[1])) == [2]
+    assert seqs("--since", "99") == []
+    out, err = kode("events", "agt-0", "--store", store)
+    assert len(out.splitlines()) == 3
+    assert 'text="hello"' in out
+    assert err == "3 events\n"
+
+
+def test_follow_gets_what_another_process_appends(store: str) -> None:
+    """As JSON Lines, at once; Ctrl-C ends it without a word."""
+    url = copy(store)
+    follower = subprocess.Popen(
+        (*KODE, "events", "agt-0", "--follow", "--json", "--store", url, "--since", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert follower.stdout is not None
+        assert json.loads(follower.stdout.readline())["bookmark"]["seq"] == 2
+
+        async def append() -> None:
+            async with create_extended_store(url) as opened:
+                await opened.append_event("agt-0", event(7, "from elsewhere"))
+
+        asyncio.run(append())
+        received = json.loads(follower.stdout.readline())
+        assert received["event"]["text"] == "from elsewhere"
+        follower.send_signal(signal.SIGINT)
+        out, err = follower.communicate(timeout=30)
+    finally:
+        follower.kill()
+        follower.wait()
+    assert (follower.returncode, out, err) == (130, b"", b"")
+
+
+# --- Output that stays safe -------------------------------------------------------------------------------------------
+
+
+async def fill_hostile(url: str) -> None:
+    """Every id and every value that the conformance suite knows to be nasty, except for the large ones."""
+    async with create_extended_store(url) as store:
+        for agent_id in HOSTILE:
+            await store.save_turn(
+                agent_id,
+                messages=[Message("ro\x1ble", (*Message.user(f"\x1b[2J[red]{agent_id}").content,))],
+                tool_calls=[ToolCallRecord(id="c\x07", name="t\r\n[x]", state="\x1b[1m", error="[/]\ud800")],
+                info=AgentInfo(agent_id=agent_id, template_id="\x1b]0;title\x07[i]", metadata={"k\n": "[/red]\ud83d"}),
+                events=[Timeline(0, Bookmark(0, 10**18), AgentEvent("progress", "ty\npe[u]", {"x": "\ud800"}))],
+            )
+        for payload in PAYLOADS:
+            value = payload.value
+            if payload.is_json and len(json.dumps(value)) < 100_000:
+                await store.append_messages("payloads", [Message.assistant("", ToolUseBlock("c", "t", value))])
+                record = ToolCallRecord(
+                    id=payload.name, name="t", input=value, result=value, created_at=1, updated_at=1
+                )
+                await store.upsert_tool_call_records("payloads", [record])
+        await store.save_info("payloads", AgentInfo(agent_id="payloads", template_id="t"))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = f"sqlite:///{tmp_path_factory.mktemp('hostile')}/agents.db"
+    asyncio.run(fill_hostile(url))
+    return url
+
+
+READING = (
+    ("sessions",),
+    ("messages", "--all"),
+    ("messages", "payloads", "--full"),
+    ("messages", "new\nline"),
+    ("tool-calls", "--all"),
+    ("stats", "new\nline"),
+    ("events", "new\nline"),
+    ("doctor",),
+)
+
+
+@pytest.mark.parametrize("arguments", READING, ids=lambda arguments: arguments[0])
+def test_hostile_values_are_shown_escaped(hostile: str, arguments: tuple[str, ...]) -> None:
+    """No control character, no markup, no crash; into a pipe every id is whole, on a line of its own."""
+    code = 1 if arguments == ("doctor",) else 0
+    out, _ = kode(*arguments, "--store", hostile, code=code)
+
+    assert not [
+        c for c in out if c not in "\n\t" and (ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0x202A <= ord(c) <= 0x202E)
+    ]
+    if arguments in {("sessions",), ("tool-calls", "--all")}:
+        for shown in ("[bold]b[/bold]", "new\\nline", "\\x1b[31mred\\x1b[0m", "rtl \\u202e abc", "x" * 200):
+            assert sum(line.startswith(shown) for line in out.splitlines()) == 1
+
+
+def test_terminal_without_unicode_shows_escapes(hostile: str) -> None:
+    """What it cannot show is escaped."""
+    out, _ = kode("sessions", "--store", hostile, env={"PYTHONIOENCODING": "ascii"})
+
+    assert out.isascii()
+    assert ":smile: \\U0001f642" in out
+
+
+@pytest.mark.parametrize("arguments", READING, ids=lambda arguments: arguments[0])
+def test_hostile_values_are_exact_in_json(hostile: str, arguments: tuple[str, ...]) -> None:
+    """JSON says what is stored."""
+    code = 1 if arguments == ("doctor",) else 0
+    out, _ = kode(*arguments, "--json", "--store", hostile, code=code)
+
+    found = json.loads(out)
+    if arguments == ("sessions",):
+        assert {session["agentId"] for session in found["sessions"]} == {*HOSTILE, "payloads"}
+        assert {session["metadata"].get("k\n") for session in found["sessions"]} == {"[/red]\ud83d", None}
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140])
+def test_terminal_of_any_width_shows_whole_ids(hostile: str, columns: int) -> None:
+    """A narrow one folds them; nothing else gets longer than the terminal."""
+    out = in_terminal(("sessions", "--store", hostile), columns, "").replace("\r\n", "\n")
+
+    assert all(cell_len(line) <= columns for line in out.splitlines())
+    parts = [line.split("  ")[0].strip() for line in out.splitlines()]
+    assert sum(len(part) for part in parts if set(part) == {"x"}) == 200
+    assert "\\x1b[31mred\\x1b[0m" in "".join(parts)
+
+
+def in_terminal(arguments: tuple[str, ...], columns: int, typed: str, code: int = 0) -> str:
+    """What the command writes to a terminal of that width, without colours, when a person types *typed*."""
+    controller, terminal = pty.openpty()
+    env = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
+    process = subprocess.Popen((*KODE, *arguments), stdin=terminal, stdout=terminal, stderr=terminal, env=env)
+    os.close(terminal)
+    os.write(controller, typed.encode())
+    written = b""
+    while True:
+        try:
+            chunk = os.read(controller, 65536)
+        except OSError:  # Linux says EIO when the other side is closed
+            break
+        if not chunk:
+            break
+        written += chunk
+    os.close(controller)
+    assert process.wait(timeout=30) == code, written
+    return written.decode()
+
+
+def test_closed_pipe_is_no_error(store: str) -> None:
+    """As with ``| head -1``: whoever reads may stop."""
+    url = copy(store)
+
+    async def add() -> None:
+        async with create_extended_store(url) as opened:
+            await opened.append_events("agt-0", [event(seq, "x" * 500) for seq in range(10, 1000)])
+
+    asyncio.run(add())
+    for arguments in (("events", "agt-0"), ("events", "agt-0", "--json"), ("messages", "agt-0", "--full")):
+        process = subprocess.Popen(
+            (*KODE, *arguments, "--store", url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+        process.stderr.close()
+        process.wait(timeout=30)
+        assert "Traceback" not in err and "BrokenPipe" not in err, err
+
+
+# --- Changing ---------------------------------------------------------------------------------------------------------
+
+CHATS = """{"id": "one", "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
+{"id": "two", "messages": [{"role": "robot", "content": "Hello"}]}
+{"id": "three", "reward": 1.0, "messages": [{"role": "user", "content": "Bye"}]}
+"""
+
+
+def test_import_goes_on_behind_a_bad_conversation() -> None:
+    """It is reported, the others are stored, and the exit code is 1; a second time nothing is added."""
+    Path("chats.jsonl").write_text(CHATS)
+    for _ in range(2):
+        out, err = kode("import", "chats.jsonl", "--template", "support", "--store", "sqlite:///new/chats.db", code=1)
+
+        assert out.splitlines() == [
+            "imported 2 agents, 3 messages, 0 tool calls (0 failed), 4 events",
+            "left out 1 conversation, see above",
+        ]
+        assert err.startswith("error: chats.jsonl: conversation 2: message 0: role 'robot' is none of")
+        assert err.count("\n") == 1
+    sessions = kode_json("sessions", "--store", "sqlite:///new/chats.db")["sessions"]
+    assert {(session["agentId"], session["templateId"]) for session in sessions} == {
+        ("one", "support"),
+        ("three", "support"),
+    }
+    assert len(kode_json("events", "one", "--store", "sqlite:///new/chats.db")["events"]) == 3
+
+
+def test_import_of_the_recorded_runs() -> None:
+    """What the command says is what the file holds."""
+    runs = Path(__file__).parent.parent / "docs" / "examples" / "tau-airline" / "gpt-4o-airline.json.gz"
+
+    out, err = kode("import", str(runs), "--prefix", "tau", "--store", "sqlite:///runs.db", "--format", "openai-chat")
+
+    assert out == "imported 200 agents, 5,308 messages, 1,164 tool calls (73 failed), 6,362 events\n"
+    assert err == ""
+    assert len(kode_json("tool-calls", "--errors", "--store", "sqlite:///runs.db")["toolCalls"]) == 73
+
+
+def test_import_of_what_cannot_be_read_makes_no_store() -> None:
+    """The file is looked at first."""
+    Path("empty.json").write_text("[]")
+    _, err = kode("import", "empty.json", "--store", "sqlite:///new.db", code=2)
+
+    assert err == "error: there is no conversation in empty.json\n"
+    assert not Path("new.db").exists()
+
+
+def agents(url: str) -> set[str]:
+    return {session["agentId"] for session in kode_json("sessions", "--store", url)["sessions"]}
+
+
+def test_delete_shows_and_deletes(store: str) -> None:
+    """Named agents, or those that match; --dry-run deletes nothing."""
+    url = copy(store)
+    out, err = kode("delete", "agt-0", "--dry-run", "--store", url)
+    assert "agt-0" in out and err == "1 agent would be deleted\n"
+    assert len(agents(url)) == 4
+
+    assert kode("delete", "agt-0", "agt-1", "--yes", "--store", url)[1] == "2 agents deleted\n"
+    assert agents(url) == {"agt-2", "agt-3"}
+    assert kode("delete", "--older-than", "90d", "--yes", "--store", url)[1] == "nothing to delete\n"
+    time.sleep(1.1)  # so that they are older than a second
+    out, err = kode("delete", "--older-than", "1s", "--template", "odd", "--yes", "--store", url)
+    assert "agt-3" in out and err == "1 agent deleted\n"
+    assert agents(url) == {"agt-2"}
+    kode("delete", "--metadata", "trial=2", "--user", "user-2", "-y", "--store", url)
+    assert agents(url) == set()
+
+
+def test_delete_asks_a_person(store: str) -> None:
+    """And takes nothing but yes for an answer."""
+    url = copy(store)
+    _, err = kode("delete", "agt-0", "--store", url, code=2, stdin="y\n")
+    assert err == "error: there is nobody to ask: give --yes to delete, or --dry-run to only look\n"
+
+    assert "Aborted" in in_terminal(("delete", "agt-0", "--store", url), 80, "n\n", code=1)
+    assert len(agents(url)) == 4
+    asked = in_terminal(("delete", "agt-0", "--store", url), 80, "y\n")
+    assert "Delete 1 agent with everything that belongs to them?" in asked
+    assert agents(url) == {"agt-1", "agt-2", "agt-3"}
+
+
+def test_delete_takes_records_without_info() -> None:
+    """An agent whose info was never saved can go, too."""
+
+    async def save() -> None:
+        async with create_extended_store("sqlite:///half.db") as opened:
+            await opened.save_messages("half", [Message.user("x")])
+
+    asyncio.run(save())
+    out, _ = kode("delete", "half", "--yes", "--store", "sqlite:///half.db")
+
+    assert out == "half (has records, but no info)\n"
+    assert "no agent 'half'" in kode("delete", "half", "--yes", "--store", "sqlite:///half.db", code=2)[1]
+
+
+def test_backup_is_a_store(store: str) -> None:
+    """It names what it made; a target that is there is refused."""
+    out, _ = kode("backup", "saved.db", "--store", store)
+
+    assert [Path(line).name for line in out.splitlines()] == ["saved.db"]
+    assert agents("sqlite:///saved.db") == {"agt-0", "agt-1", "agt-2", "agt-3"}
+    assert kode("backup", "saved.db", "--store", store, code=2)[1].startswith("error: ")
