@@ -1,0 +1,326 @@
+"""A store written on the protocol itself, over plain dictionaries.
+
+It keeps the contract of ``Store`` without the core's help, to show what that takes; an ``Engine`` is less work and
+gives queries, locks and metrics as well. Bodies are kept as JSON, so that what a caller changes later is not stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from kode_conformance import Handle, Space, StoreHarness
+
+from kode_core import (
+    CHANNELS,
+    AgentInfo,
+    Bookmark,
+    CompressionRecord,
+    HistoryWindow,
+    InvalidArgumentError,
+    MediaCacheRecord,
+    Message,
+    Record,
+    RecoveredFile,
+    Snapshot,
+    Store,
+    StoredEvent,
+    Timeline,
+    TodoSnapshot,
+    ToolCallRecord,
+)
+from kode_core.codec import Body, decode, encode
+from kode_core.ids import check_agent_id, check_key
+
+
+class Place:
+    """What several stores share, as a database would be."""
+
+    def __init__(self) -> None:
+        self.agents: dict[str, dict[str, Any]] = {}
+        self.events: defaultdict[str, list[tuple[int, int, str, Body]]] = defaultdict(list)
+        self.offsets = itertools.count(1)
+        self.changed = asyncio.Condition()
+
+
+class DictStore(Store):
+    """Implements ``Store``; ``fence`` is accepted and ignored, because without locks there are no leases."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def _agent(self, agent_id: str) -> dict[str, Any]:
+        return self._place.agents.get(check_agent_id(agent_id), {})
+
+    def _write(self, agent_id: str, **changes: Any) -> None:
+        """One atomic change: everything was checked before, and nothing is awaited."""
+        self._place.agents.setdefault(check_agent_id(agent_id), {}).update(changes)
+
+    # --- messages and tool calls
+
+    async def save_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Any = None) -> None:
+        self._write(agent_id, messages=_bodies(Message, messages))
+
+    async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Any = None) -> None:
+        old = self._agent(agent_id).get("messages", [])
+        self._write(agent_id, messages=[*old, *_bodies(Message, messages, len(old))])
+
+    async def load_messages(self, agent_id: str) -> list[Message]:
+        return _records(Message, self._agent(agent_id).get("messages", []))
+
+    async def save_tool_call_records(
+        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Any = None
+    ) -> None:
+        self._write(agent_id, calls=_calls(records))
+
+    async def upsert_tool_call_records(
+        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Any = None
+    ) -> None:
+        self._write(agent_id, calls=_upserted(self._agent(agent_id).get("calls", []), _calls(records)))
+
+    async def load_tool_call_records(self, agent_id: str) -> list[ToolCallRecord]:
+        return _records(ToolCallRecord, [body for _, body in self._agent(agent_id).get("calls", [])])
+
+    async def save_turn(
+        self,
+        agent_id: str,
+        *,
+        append: Sequence[Message] = (),
+        messages: Sequence[Message] | None = None,
+        tool_calls: Sequence[ToolCallRecord] | None = None,
+        upsert_tool_calls: Sequence[ToolCallRecord] = (),
+        todos: TodoSnapshot | None = None,
+        info: AgentInfo | None = None,
+        events: Sequence[Timeline] = (),
+        fence: Any = None,
+    ) -> None:
+        if (messages is not None and append) or (tool_calls is not None and upsert_tool_calls):
+            raise InvalidArgumentError("replace a list or add to it, not both")
+        agent = self._agent(agent_id)
+        changes: dict[str, Any] = {}
+        if messages is not None:
+            changes["messages"] = _bodies(Message, messages)
+        elif append:
+            old = agent.get("messages", [])
+            changes["messages"] = [*old, *_bodies(Message, append, len(old))]
+        if tool_calls is not None:
+            changes["calls"] = _calls(tool_calls)
+        elif upsert_tool_calls:
+            changes["calls"] = _upserted(agent.get("calls", []), _calls(upsert_tool_calls))
+        if todos is not None:
+            changes["todos"] = encode(TodoSnapshot, todos, "todos")
+        if info is not None:
+            changes["info"] = _info(agent_id, info)
+        encoded = [_event(event) for event in events]
+        if changes:
+            self._write(agent_id, **changes)
+        if encoded:
+            self._append(agent_id, encoded)
+
+    # --- documents
+
+    async def _keep(self, agent_id: str, kind: str, key: Any, body: Body) -> None:
+        self._write(agent_id, **{kind: {**self._agent(agent_id).get(kind, {}), key: body}})
+
+    def _kept(self, agent_id: str, kind: str, cls: type[Any]) -> list[Any]:
+        return _records(cls, self._agent(agent_id).get(kind, {}).values())
+
+    async def save_todos(self, agent_id: str, snapshot: TodoSnapshot, *, fence: Any = None) -> None:
+        self._write(agent_id, todos=encode(TodoSnapshot, snapshot, "todos"))
+
+    async def load_todos(self, agent_id: str) -> TodoSnapshot | None:
+        body = self._agent(agent_id).get("todos")
+        return None if body is None else decode(TodoSnapshot, body, "todos")
+
+    async def save_history_window(self, agent_id: str, window: HistoryWindow, *, fence: Any = None) -> None:
+        body = encode(HistoryWindow, window, "history window")
+        await self._keep(agent_id, "windows", check_key(window.id, "history window id"), body)
+
+    async def load_history_windows(self, agent_id: str) -> list[HistoryWindow]:
+        return sorted(self._kept(agent_id, "windows", HistoryWindow), key=lambda w: (w.timestamp, w.id))
+
+    async def save_compression_record(self, agent_id: str, record: CompressionRecord, *, fence: Any = None) -> None:
+        body = encode(CompressionRecord, record, "compression record")
+        await self._keep(agent_id, "compressions", check_key(record.id, "compression record id"), body)
+
+    async def load_compression_records(self, agent_id: str) -> list[CompressionRecord]:
+        return sorted(self._kept(agent_id, "compressions", CompressionRecord), key=lambda r: (r.timestamp, r.id))
+
+    async def save_recovered_file(self, agent_id: str, file: RecoveredFile, *, fence: Any = None) -> None:
+        body = encode(RecoveredFile, file, "recovered file")
+        key = (check_key(file.path, "recovered file path"), file.timestamp)
+        await self._keep(agent_id, "recovered", key, body)
+
+    async def load_recovered_files(self, agent_id: str) -> list[RecoveredFile]:
+        return sorted(self._kept(agent_id, "recovered", RecoveredFile), key=lambda f: (f.timestamp, f.path))
+
+    async def save_media_cache(self, agent_id: str, records: Sequence[MediaCacheRecord], *, fence: Any = None) -> None:
+        bodies = _bodies(MediaCacheRecord, records)
+        for record in records:
+            check_key(record.key, "media key")
+        self._write(agent_id, media=bodies)
+
+    async def load_media_cache(self, agent_id: str) -> list[MediaCacheRecord]:
+        return _records(MediaCacheRecord, self._agent(agent_id).get("media", []))
+
+    async def save_snapshot(self, agent_id: str, snapshot: Snapshot, *, fence: Any = None) -> None:
+        body = encode(Snapshot, snapshot, "snapshot")
+        await self._keep(agent_id, "snapshots", check_key(snapshot.id, "snapshot id"), body)
+
+    async def load_snapshot(self, agent_id: str, snapshot_id: str) -> Snapshot | None:
+        body = self._agent(agent_id).get("snapshots", {}).get(check_key(snapshot_id, "snapshot id"))
+        return None if body is None else decode(Snapshot, body, "snapshot")
+
+    async def list_snapshots(self, agent_id: str) -> list[Snapshot]:
+        return sorted(self._kept(agent_id, "snapshots", Snapshot), key=lambda s: (-s.created_at, s.id))
+
+    # --- events
+
+    def _append(self, agent_id: str, events: Sequence[tuple[int, str, Body]]) -> list[int]:
+        log = self._place.events[check_agent_id(agent_id)]
+        known = {(seq, body.digest): offset for offset, seq, _, body in log}
+        offsets = []
+        for seq, channel, body in events:
+            offset = known.get((seq, body.digest))
+            if offset is None:
+                offset = known[seq, body.digest] = next(self._place.offsets)
+                log.append((offset, seq, channel, body))
+            offsets.append(offset)
+        return offsets
+
+    async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Any = None) -> int:
+        return (await self.append_events(agent_id, [timeline]))[0]
+
+    async def append_events(self, agent_id: str, timelines: Sequence[Timeline], *, fence: Any = None) -> Sequence[int]:
+        offsets = self._append(agent_id, [_event(timeline) for timeline in timelines])
+        async with self._place.changed:
+            self._place.changed.notify_all()
+        return offsets
+
+    def read_events(
+        self, agent_id: str, *, since: Any = None, after_offset: Any = None, channel: Any = None
+    ) -> AsyncIterator[StoredEvent]:
+        _check_reading(agent_id, since, after_offset, channel)
+        return self._read(agent_id, since, after_offset, channel)
+
+    async def _read(self, agent_id: str, since: Any, after_offset: Any, channel: Any) -> AsyncIterator[StoredEvent]:
+        log = [
+            entry
+            for entry in self._place.events.get(agent_id, [])
+            if (since is None or entry[1] > since.seq)
+            and (after_offset is None or entry[0] > after_offset)
+            and (channel is None or entry[2] == channel)
+        ]
+        log.sort(key=lambda entry: entry[0] if after_offset is not None else (entry[1], entry[0]))
+        for offset, _, _, body in log:
+            event = decode(Timeline, body, f"event {offset}")
+            yield StoredEvent(event.cursor, event.bookmark, event.event, extra=event.extra, offset=offset)
+
+    async def last_bookmark(self, agent_id: str) -> Bookmark | None:
+        last = None
+        async for event in self.read_events(agent_id):
+            last = event.bookmark
+        return last
+
+    def follow_events(
+        self, agent_id: str, *, since: Any = None, after_offset: int = 0, channel: Any = None
+    ) -> AsyncIterator[StoredEvent]:
+        _check_reading(agent_id, since, after_offset, channel)
+        return self._follow(agent_id, since, after_offset, channel)
+
+    async def _follow(self, agent_id: str, since: Any, after_offset: int, channel: Any) -> AsyncIterator[StoredEvent]:
+        while True:
+            async for event in self._read(agent_id, since, after_offset, channel):
+                after_offset = event.offset
+                yield event
+            async with self._place.changed:
+                if not any(offset > after_offset for offset, _, _, _ in self._place.events.get(agent_id, [])):
+                    await self._place.changed.wait()
+
+    # --- info and lifecycle
+
+    async def save_info(self, agent_id: str, info: AgentInfo, *, fence: Any = None) -> None:
+        self._write(agent_id, info=_info(agent_id, info))
+
+    async def load_info(self, agent_id: str) -> AgentInfo | None:
+        agent = self._agent(agent_id)
+        if "info" not in agent:
+            return None
+        return decode(AgentInfo, agent["info"], "info").replace(message_count=len(agent.get("messages", [])))
+
+    async def exists(self, agent_id: str) -> bool:
+        return "info" in self._agent(agent_id)
+
+    async def delete(self, agent_id: str, *, fence: Any = None) -> None:
+        self._place.agents.pop(check_agent_id(agent_id), None)
+        self._place.events.pop(agent_id, None)
+
+    async def list(self, prefix: str = "") -> Any:
+        if not isinstance(prefix, str):
+            raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
+        return sorted(a for a, agent in self._place.agents.items() if a.startswith(prefix) and "info" in agent)
+
+
+def _bodies(cls: type[Record], records: Any, start: int = 0) -> list[Body]:
+    if not isinstance(records, (list, tuple)):
+        raise InvalidArgumentError(f"expected a list of {cls.__name__}, got {type(records).__name__}")
+    return [encode(cls, record, f"{cls.__name__.lower()} {i}") for i, record in enumerate(records, start)]
+
+
+def _records(cls: type[Any], bodies: Any) -> list[Any]:
+    return [decode(cls, body, f"{cls.__name__.lower()} {i}") for i, body in enumerate(bodies)]
+
+
+def _calls(records: Any) -> list[tuple[str, Body]]:
+    bodies = _bodies(ToolCallRecord, records)
+    return [(check_key(record.id, "tool call id"), body) for record, body in zip(records, bodies, strict=True)]
+
+
+def _upserted(old: list[tuple[str, Body]], new: list[tuple[str, Body]]) -> list[tuple[str, Body]]:
+    calls = list(old)
+    for call in new:
+        places = [i for i, (call_id, _) in enumerate(calls) if call_id == call[0]]
+        place = places[-1] if places else len(calls)
+        calls[place : place + 1] = [call]
+    return calls
+
+
+def _info(agent_id: str, info: AgentInfo) -> Body:
+    body = encode(AgentInfo, info, "info")
+    if info.agent_id != check_agent_id(agent_id):
+        raise InvalidArgumentError(f"info.agent_id is {info.agent_id!r} but it is saved as {agent_id!r}")
+    return body
+
+
+def _event(timeline: Timeline) -> tuple[int, str, Body]:
+    body = encode(Timeline, timeline, "event")
+    return timeline.bookmark.seq, timeline.event.channel, body
+
+
+def _check_reading(agent_id: str, since: Any, after_offset: Any, channel: Any) -> None:
+    check_agent_id(agent_id)
+    right = isinstance(since, Bookmark) or since is None
+    right = right and (after_offset is None or (type(after_offset) is int and after_offset < 2**63))
+    if not right or (channel is not None and channel not in CHANNELS):
+        raise InvalidArgumentError("since is a Bookmark, after_offset an offset, channel one of the three")
+
+
+class DictHarness(StoreHarness):
+    """For the conformance suite: stores of one name share a place."""
+
+    name = "dictionaries"
+    lacks = frozenset({"PERSISTENT", "CROSS_PROCESS", "QUERYABLE", "EXTENDED"})
+    _places: dict[str, Place] = {}  # noqa: RUF012 - shared on purpose
+
+    async def provision(self, space: Space) -> Handle:
+        self._places[space.name] = Place()
+        return {"name": space.name}
+
+    async def open(self, handle: Handle) -> Store:
+        return DictStore(self._places[handle["name"]])
+
+    async def destroy(self, handle: Handle) -> None:
+        self._places.pop(handle["name"], None)

@@ -1,0 +1,193 @@
+"""The documentation is true: its code runs, its links lead somewhere, and it names all there is to name."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+import kode_core
+from kode_core import errors
+from kode_core.config import StoreOptions
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "plugins").glob("*/README.md")),
+    ROOT / "conformance" / "README.md",
+]
+LANGUAGES = {"python", "console", "sh", "toml", "powershell", "bat", "json", ""}
+
+
+class Block(NamedTuple):
+    line: int
+    language: str
+    skip: str
+    text: str
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page."""
+    opened: tuple[int, str] | None = None
+    lines: list[str] = []
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.startswith("```"):
+            if opened is None:
+                opened, lines = (number, line[3:].strip()), []
+            else:
+                language, _, skip = opened[1].partition(" skip:")
+                yield Block(opened[0], language.strip(), skip.strip(), "\n".join(lines) + "\n")
+                opened = None
+        elif opened is not None:
+            lines.append(line)
+    assert opened is None, f"{page}: a block is not closed"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_say_what_they_are(page: Path) -> None:
+    """Every block has a language, and one that does not run says why."""
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{page}:{block.line}: {block.language!r}"
+        if "skip" in block.text.split("\n")[0]:
+            assert block.skip
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=name_of)
+def test_python_runs(page: Path) -> None:
+    """The Python of a page runs from top to bottom, and prints what the page says it prints."""
+    printed: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    previous = ""
+    with asyncio.Runner() as runner:
+        for block in blocks(page):
+            if block.language == "python" and not block.skip:
+                previous = run(runner, block, page, namespace)
+            elif block.language == "" and printed is not None and says_prints(page, block):
+                assert previous == block.text, f"{page}:{block.line}"
+
+
+def says_prints(page: Path, block: Block) -> bool:
+    """Whether the line before a block promises that it is what was printed."""
+    lines = page.read_text().splitlines()[: block.line - 1]
+    return bool(lines) and "prints" in " ".join(lines[-2:])
+
+
+def run(runner: asyncio.Runner, block: Block, page: Path, namespace: dict[str, Any]) -> str:
+    source = "\n" * block.line + block.text
+    code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    out = StringIO()
+    with redirect_stdout(out):
+        if code.co_flags & inspect.CO_COROUTINE:
+            function = eval(code, namespace)
+            runner.run(function)
+        else:
+            exec(code, namespace)
+    return out.getvalue()
+
+
+COMMANDS = [(page, block) for page in PAGES for block in blocks(page) if block.language == "console" and not block.skip]
+
+
+@pytest.mark.parametrize(("page", "block"), COMMANDS, ids=[f"{name_of(p)}:{b.line}" for p, b in COMMANDS])
+def test_commands_run(page: Path, block: Block, tmp_path: Path) -> None:
+    """The kode commands of a page succeed on a store with something in it; pip and make lines name what exists."""
+    asyncio.run(fill())
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
+    for line in block.text.splitlines():
+        if not line.startswith("$ "):
+            continue
+        command = line[2:].split(" #")[0].strip()
+        words = shlex.split(command)
+        if words[0] == "kode":
+            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False, input="y\n")
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        elif words[0] == "make":
+            targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+            assert words[1] in targets, line
+        elif words[0] == "pip":
+            for package in words[2:]:
+                assert re.sub(r"\[.*", "", package) in ("kode-core", "kode-sqlite", "kode-conformance"), line
+        else:
+            assert words[0] in ("git", "cd", "python", "pytest"), line
+
+
+async def fill() -> None:
+    """The store that the commands of the documentation speak of."""
+    path = "data/agents.db"
+    async with kode_core.create_extended_store(f"sqlite:///{path}") as store:
+        await store.save_turn(
+            "agt-1",
+            append=[kode_core.Message.user("hi")],
+            info=kode_core.AgentInfo(agent_id="agt-1", template_id="assistant"),
+            upsert_tool_calls=[kode_core.ToolCallRecord(id="c", name="bash", state="FAILED", is_error=True)],
+        )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Links to files and headings of the repository lead to what is there."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page}: {target}"
+        if heading:
+            assert heading in headings(file), f"{page}: {target}; there are {sorted(headings(file))}"
+
+
+def headings(page: Path) -> set[str]:
+    found = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_every_option_is_documented() -> None:
+    """Every option of the store and of the backends is in the guides."""
+    from kode_sqlite import SqliteOptions
+
+    from kode_core.backends.json_files import JsonOptions
+
+    guides = "".join(page.read_text() for page in (ROOT / "docs" / "guides").glob("*.md"))
+    for options in (StoreOptions, SqliteOptions, JsonOptions):
+        for field in msgspec.structs.fields(options):
+            assert f"`{field.name}`" in guides, f"{options.__name__}.{field.name}"
+
+
+def test_every_error_is_in_the_tree() -> None:
+    """The tree at the top of the errors module names every error."""
+    assert errors.__doc__ is not None
+    for name in errors.__all__:
+        if name != "Retry":
+            assert name in errors.__doc__, name
+
+
+def test_every_clause_that_a_check_names_is_in_the_contract() -> None:
+    """Checks cite clauses that exist, and every clause marked (!) that one machine can show has a check."""
+    from kode_conformance import load_checks
+
+    text = (ROOT / "docs" / "contract.md").read_text()
+    clauses = dict(re.findall(r"^- \*\*([A-Z]+-\d+)\*\* (.*?)(?=^- |\Z|^#)", text, flags=re.MULTILINE | re.DOTALL))
+    cited = {clause for check in load_checks() for clause in check.clauses}
+    assert cited <= clauses.keys()
+    marked = {clause for clause, body in clauses.items() if body.rstrip().endswith("(!)")}
+    assert marked - cited == {"OPS-6"}, "a server that goes away is shown by the backends that have one"
+    assert len(clauses.keys() - cited - {"OPS-6", "OPS-8", "OPS-10", "OPS-12", "FORK-3", "DUR-2"}) == 0
