@@ -21,7 +21,8 @@ async def main():
     async with create_extended_store("sqlite:///PATH") as store:
         return time.perf_counter()
 opened = asyncio.run(main())
-drivers = [m for m in ("aiosqlite", "asyncpg", "motor", "pymongo", "aioboto3", "boto3", "typer", "rich", "pytest") if m in sys.modules]
+others = ("aiosqlite", "asyncpg", "motor", "pymongo", "aioboto3", "boto3", "typer", "rich", "pytest")
+drivers = [name for name in others if name in sys.modules]
 import json; print(json.dumps({"imported": imported - base, "opened": opened - imported, "drivers": drivers}))
 """
 _FLOOR = """

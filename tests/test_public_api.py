@@ -1,0 +1,129 @@
+"""What may be relied on: names, docstrings, and what an import costs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import kode_conformance
+import kode_sqlite
+import pytest
+
+import kode_core
+from kode_core.engine import Engine
+
+ROOT = Path(__file__).parents[1]
+PUBLIC = [
+    "kode_core",
+    "kode_core.batch",
+    "kode_core.config",
+    "kode_core.engine",
+    "kode_core.errors",
+    "kode_core.formats.openai_chat",
+    "kode_core.layers",
+    "kode_core.layers.hybrid",
+    "kode_core.model",
+    "kode_core.plugins",
+    "kode_core.protocols",
+    "kode_core.query",
+    "kode_core.report",
+    "kode_conformance",
+    "kode_conformance.testclass",
+    "kode_sqlite",
+]
+
+
+def modules_of(package: ModuleType) -> Iterator[str]:
+    yield package.__name__
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            yield module.name
+
+
+MODULES = [name for package in (kode_core, kode_sqlite, kode_conformance) for name in modules_of(package)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_names_what_is_there(name: str) -> None:
+    """Every module has a docstring, and whatever __all__ names is in it, once."""
+    module = importlib.import_module(name)
+    assert module.__doc__, name
+    exported = getattr(module, "__all__", [])
+    assert len(set(exported)) == len(exported)
+    assert [missing for missing in exported if not hasattr(module, missing)] == []
+
+
+def documented(name: str, thing: Any, home: str) -> Iterator[str]:
+    """Names of what has no docstring of its own, below *thing* too."""
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        return
+    if not thing.__doc__ or not thing.__doc__.strip():
+        yield name
+    if inspect.isclass(thing) and thing.__module__.startswith(home):
+        for member, value in vars(thing).items():
+            routine = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+            if isinstance(value, property):
+                routine = value.fget
+            if member.startswith("_") or not inspect.isfunction(routine):
+                continue
+            if hasattr(Engine, member) and thing is not Engine:  # said there
+                continue
+            if not inspect.getdoc(getattr(thing, member)) and not routine.__doc__:
+                yield f"{name}.{member}"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_have_docstrings(name: str) -> None:
+    """Every public class, method and function says what its signature cannot."""
+    module = importlib.import_module(name)
+    exported = getattr(module, "__all__", None)
+    assert exported, f"{name} has no __all__"
+    found = [missing for n in exported for missing in documented(n, getattr(module, n), name.partition(".")[0])]
+    assert found == []
+
+
+def test_the_namespace_holds_nothing_else() -> None:
+    """``from kode_core import`` offers submodules and what __all__ names, nothing by accident."""
+    names = {
+        name for name, value in vars(kode_core).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert names - set(kode_core.__all__) == {"annotations"}
+
+
+def test_the_three_layers_are_one_store() -> None:
+    """The store of the core has every method of the protocols, with the same parameters and defaults."""
+    from kode_core.store.facade import EngineStore
+
+    for name, method in inspect.getmembers(kode_core.ExtendedStore, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        ours, promised = (inspect.signature(f).parameters for f in (getattr(EngineStore, name), method))
+        assert list(ours) == list(promised), name
+        assert [p.default for p in ours.values()] == [p.default for p in promised.values()], name
+
+
+def test_modules_are_short() -> None:
+    """A module has at most about 400 lines."""
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for folder in ("kode_core", "plugins/sqlite/kode_sqlite", "conformance/kode_conformance")
+        for path in (ROOT / folder).rglob("*.py")
+        if (lines := path.read_text().count("\n")) > 420
+    }
+    assert long == {}
+
+
+def test_an_import_loads_no_driver() -> None:
+    """``import kode_core`` loads no backend, no driver and no tool of the command line."""
+    code = "import sys, kode_core; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = {"sqlite3", "aiosqlite", "asyncpg", "motor", "pymongo", "aioboto3", "kode_sqlite", "typer", "rich"}
+    assert unwanted & set(loaded) == set()
+    assert {"kode_core", "msgspec"} <= set(loaded)
