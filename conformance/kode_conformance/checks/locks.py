@@ -91,17 +91,23 @@ async def a_cancelled_waiter_leaves_nothing(ctx: Context) -> None:
 async def a_lease_ends_by_itself(ctx: Context) -> None:
     """A lease that is not renewed ends after its time; one that is renewed does not; async with renews it."""
     other = await ctx.another()
-    await ctx.store.acquire_agent_lock("a", ttl_ms=100)
-    lease = await other.acquire_agent_lock("a", ttl_ms=150, wait_ms=5000)
-    for _ in range(4):
-        await asyncio.sleep(0.06)
-        await lease.renew()
-    await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "a lease that was renewed")
-    await lease.release()
-    async with ctx.store.acquire_agent_lock("b", ttl_ms=120):
-        await asyncio.sleep(0.5)
-        await ctx.raises(LockUnavailableError, _take(other.acquire_agent_lock("b")), "a lease inside async with")
-    await (await other.acquire_agent_lock("b")).release()
+
+    async def renewed_by_hand() -> None:
+        await ctx.store.acquire_agent_lock("a", ttl_ms=100)
+        lease = await other.acquire_agent_lock("a", ttl_ms=1000, wait_ms=5000)
+        for _ in range(5):
+            await asyncio.sleep(0.3)
+            await lease.renew()
+        await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "a lease that was renewed")
+        await lease.release()
+
+    async def renewed_by_the_block() -> None:
+        async with ctx.store.acquire_agent_lock("b", ttl_ms=1000):
+            await asyncio.sleep(1.6)
+            await ctx.raises(LockUnavailableError, _take(other.acquire_agent_lock("b")), "a lease inside async with")
+        await (await other.acquire_agent_lock("b")).release()
+
+    await asyncio.gather(renewed_by_hand(), renewed_by_the_block())
 
 
 @check("LOCK-3", needs=_E | Capability.CROSS_PROCESS)
