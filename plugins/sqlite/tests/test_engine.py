@@ -151,7 +151,7 @@ async def test_cancellations_leave_no_transaction_open() -> None:
 
         for start in range(0, 300, 10):
             tasks = [asyncio.ensure_future(save(i)) for i in range(start, start + 10)]
-            await asyncio.sleep(rng.uniform(0, 0.004))
+            await asyncio.wait(tasks, timeout=rng.choice([0, 0.001, 0.004, None]), return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
