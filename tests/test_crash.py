@@ -22,7 +22,7 @@ STORES = [JsonHarness(), SqliteHarness(), HybridHarness()]
 async def test_turns_survive_kills(harness: StoreHarness) -> None:
     """A writer of whole turns is killed 50 times: no acknowledged turn is lost, and none is there in part."""
     async with prepared(harness) as context:
-        assert await kill_turns(context, ROUNDS, seed=101) > ROUNDS
+        assert await kill_turns(context, ROUNDS, seed=101) >= ROUNDS
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ async def test_turns_survive_kills(harness: StoreHarness) -> None:
 async def test_single_saves_survive_kills(harness: StoreHarness) -> None:
     """A writer of single saves of many kinds is killed 50 times: nothing acknowledged is lost, nothing torn."""
     async with prepared(harness) as context:
-        assert await kill_mixed(context, ROUNDS, seed=202) > ROUNDS
+        assert await kill_mixed(context, ROUNDS, seed=202) >= ROUNDS
 
 
 @pytest.mark.slow

@@ -42,6 +42,10 @@ class Connection(aiosqlite.Connection):
             result: T = await self._execute(call, self._conn, *args)  # type: ignore[no-untyped-call]
             return result
 
+    def join(self) -> None:
+        """Wait for the thread, which ends by itself after a connect that failed: with a word to the event loop."""
+        self._thread.join()
+
 
 async def open_connection(options: SqliteOptions, *, read_only: bool = False) -> Connection:
     """Open a connection with the settings that the engine relies on."""
@@ -65,7 +69,11 @@ async def open_connection(options: SqliteOptions, *, read_only: bool = False) ->
 
     with translated(path):
         connection = Connection(connect, path)
-        await connection
+        try:
+            await connection
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(connection.join))
+            raise
     try:
         await connection.run(configure)
     except BaseException:

@@ -8,6 +8,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,19 @@ async def test_a_database_that_may_not_be_written(unprivileged: Path) -> None:
         await SqliteStore(path).open()
     with pytest.raises(StoreReadOnlyError, match="/nowhere cannot be made: Permission denied"):
         await SqliteStore("/nowhere/a.db").open()
+
+
+def test_an_open_that_fails_leaves_nothing_running() -> None:
+    """An event loop may end right after an open that failed; no thread speaks to it any more."""
+    Path("a.db").symlink_to("nowhere/a.db")
+
+    async def fail() -> None:
+        with pytest.raises(StoreUnavailableError, match=r"a\.db: the database cannot be opened"):
+            await SqliteStore("a.db").open()
+        assert not [thread for thread in threading.enumerate() if "_connection_worker" in thread.name]
+
+    for _ in range(20):
+        asyncio.run(fail())
 
 
 async def test_a_full_database() -> None:
