@@ -41,11 +41,14 @@ def records_of(cls: type[Record], records: Any, what: str) -> tuple[Any, ...]:
     """The records of a call as a tuple, so that the caller's list may change meanwhile."""
     if not isinstance(records, (list, tuple)):
         raise InvalidArgumentError(f"{what} must be a list of {cls.__name__}, got {type(records).__name__}")
-    for i, record in enumerate(records):
+    taken = tuple(records)
+    if set(map(type, taken)) <= {cls}:
+        return taken
+    for i, record in enumerate(taken):
         if not isinstance(record, cls):
             hint = f"; from_dict({cls.__name__}, …) makes one of it" if isinstance(record, dict) else ""
             raise InvalidArgumentError(f"{what}[{i}] must be a {cls.__name__}, got {type(record).__name__}{hint}")
-    return tuple(records)
+    return taken
 
 
 # --- Lists ------------------------------------------------------------------------------------------------------------
