@@ -42,3 +42,17 @@ class JsonHarness(StoreHarness):
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
         path = Path(handle["base_dir"]) / f"{agent_id}.jsonl"
         path.write_bytes(path.read_bytes().replace(b'"text":"message 0"', b'"text":"message !"', 1))
+
+    async def raw_dump(self, handle: Handle) -> str:
+        files = sorted(Path(handle["base_dir"]).rglob("*"))
+        return "\n".join(f"{path}\n{path.read_text()}" for path in files if path.is_file())
+
+    async def break_backend(self, handle: Handle) -> None:
+        base = Path(handle["base_dir"])
+        base.rename(f"{base}.away")
+        base.write_text("a file where the folder was")
+
+    async def heal_backend(self, handle: Handle) -> None:
+        base = Path(handle["base_dir"])
+        base.unlink()
+        Path(f"{base}.away").rename(base)

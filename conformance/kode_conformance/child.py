@@ -109,6 +109,11 @@ async def leave_open(store: ExtendedStore, agent_id: str) -> None:
     tell(written=agent_id)
 
 
+async def tell_events(store: ExtendedStore, agent_id: str) -> None:
+    """How many events there are."""
+    tell(events=len([event async for event in store.read_events(agent_id)]))
+
+
 SCRIPTS: Final = {
     function.__name__: function
     for function in (
@@ -121,6 +126,7 @@ SCRIPTS: Final = {
         count_up,
         open_only,
         leave_open,
+        tell_events,
     )
 }
 
@@ -129,8 +135,9 @@ async def run(spec: str, handle: Handle, script: str, args: list[Any]) -> None:
     """Open the store and run the script."""
     store = cast(ExtendedStore, await load_harness(spec).open(handle))
     await SCRIPTS[script](store, *args)
-    if script != "leave_open":
-        await store.close()
+    close = getattr(store, "close", None)
+    if close is not None and script != "leave_open":
+        await close()
 
 
 def main() -> None:

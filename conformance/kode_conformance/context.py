@@ -16,12 +16,15 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from kode_conformance.harness import Handle, Space, StoreHarness
+from kode_conformance.settings import Settings
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["Context", "Unverified", "Violation", "difference", "prepared"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
+
+_DEFAULT = Settings()
 
 
 class Violation(AssertionError):
@@ -36,12 +39,21 @@ class Context:
     """One check's view of one store, provisioned for it alone.
 
     ``store`` is typed as an ExtendedStore; a check that needs more than ``Store`` says so when it is registered.
+
+    Attributes:
+        effort: how often to repeat what is random.
+        rng: where everything random comes from, so that a run can be repeated.
     """
 
-    def __init__(self, harness: StoreHarness, handle: Handle, folder: Path) -> None:
+    def __init__(
+        self, harness: StoreHarness, handle: Handle, folder: Path, settings: Settings = _DEFAULT, check_id: str = ""
+    ) -> None:
         self.harness = harness
         self.handle = handle
         self.folder = folder
+        self.settings = settings
+        self.effort = settings.effort
+        self.rng = settings.rng(check_id)
         self._open: list[ExtendedStore] = []
 
     async def start(self) -> None:
@@ -162,12 +174,12 @@ class Process:
 
 
 @asynccontextmanager
-async def prepared(harness: StoreHarness) -> AsyncIterator[Context]:
+async def prepared(harness: StoreHarness, settings: Settings = _DEFAULT, check_id: str = "") -> AsyncIterator[Context]:
     """A context on a store of its own, taken down at the end whatever happens."""
     with tempfile.TemporaryDirectory(prefix="kode-conf-", ignore_cleanup_errors=True) as folder:
         space = Space(f"conf_{uuid.uuid4().hex[:16]}", Path(folder))
         handle = await harness.provision(space)
-        context = Context(harness, handle, space.folder)
+        context = Context(harness, handle, space.folder, settings, check_id)
         try:
             await context.start()
             try:

@@ -8,6 +8,7 @@ from enum import Flag, auto
 from typing import Final, NamedTuple, TypeVar
 
 from kode_conformance.context import Context
+from kode_conformance.settings import Tier
 
 __all__ = ["REGISTRY", "Capability", "Check", "check", "load_checks"]
 
@@ -42,6 +43,12 @@ class Check(NamedTuple):
     run: CheckFunction
     claim: str
     """What must hold, in one sentence."""
+    tier: Tier = Tier.QUICK
+    """The first tier that runs it."""
+    stochastic: bool = False
+    """It looks for what happens only sometimes: that it passed once proves little."""
+    absence_ok: bool = False
+    """A store that keeps nothing passes it, rightly."""
 
     @property
     def id(self) -> str:
@@ -57,7 +64,13 @@ class Check(NamedTuple):
 REGISTRY: Final[dict[str, Check]] = {}
 
 
-def check(*clauses: str, needs: Capability = Capability.NONE) -> Callable[[F], F]:
+def check(
+    *clauses: str,
+    needs: Capability = Capability.NONE,
+    tier: Tier = Tier.QUICK,
+    stochastic: bool = False,
+    absence_ok: bool = False,
+) -> Callable[[F], F]:
     """Register an async function as a check of *clauses*, the first being the one it is listed under."""
     if not clauses or not all(_CLAUSE.fullmatch(clause) for clause in clauses):
         raise ValueError(f"a check names the clauses it checks, such as MSG-1; got {clauses}")
@@ -67,7 +80,7 @@ def check(*clauses: str, needs: Capability = Capability.NONE) -> Callable[[F], F
         claim = " ".join((function.__doc__ or "").split())
         if not claim:
             raise ValueError(f"the check {name} needs a docstring that says what must hold")
-        found = Check(name, clauses, needs, function, claim)
+        found = Check(name, clauses, needs, function, claim, tier, stochastic, absence_ok)
         if found.id in REGISTRY:
             raise ValueError(f"there are two checks {found.id}")
         REGISTRY[found.id] = found

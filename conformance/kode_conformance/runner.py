@@ -1,42 +1,209 @@
-"""Running a check."""
+"""Running checks: one at a time on a store of its own, or all of them into a report."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from typing import Final
 
-from kode_conformance.context import Violation, prepared
+from kode_conformance.clauses import CONTRACT
+from kode_conformance.context import Unverified, Violation, prepared
 from kode_conformance.harness import StoreHarness
-from kode_conformance.loop import LoopThread
-from kode_conformance.registry import Capability, Check
+from kode_conformance.loop import Hung, LoopThread
+from kode_conformance.probes import HarnessError, absence_problem, probe
+from kode_conformance.registry import Capability, Check, load_checks
+from kode_conformance.results import Report, Result, Status
+from kode_conformance.settings import Settings, Tier
 
-__all__ = ["capabilities_of", "run_check"]
+__all__ = ["capabilities_of", "judge", "run_check", "run_suite", "selected"]
 
-SECONDS: Final = 60.0 * float(os.environ.get("KODE_CONFORMANCE_TIMEOUT_SCALE", "1"))
+SCALE: Final = float(os.environ.get("KODE_CONFORMANCE_TIMEOUT_SCALE", "1"))
+_SECONDS: Final = {Tier.QUICK: 60.0, Tier.STANDARD: 180.0, Tier.THOROUGH: 900.0}
 """How long one check may take."""
 
 
 def capabilities_of(harness: StoreHarness) -> Capability:
-    """All capabilities but those that the harness says its store lacks."""
+    """All capabilities but those that the harness says its store lacks.
+
+    Raises:
+        ValueError: ``lacks`` or ``deviations`` name something that does not exist.
+    """
     found = Capability.ALL
     for name in harness.lacks:
+        if name not in Capability.__members__:
+            known = ", ".join(one.name or "" for one in Capability.ALL)
+            raise ValueError(f"{harness.name} lacks {name!r}, which is no capability; there are {known}")
         found &= ~Capability[name]
+    known_ids = {check.id for check in load_checks()}
+    unknown = sorted(set(harness.deviations) - known_ids)
+    if unknown:
+        raise ValueError(f"{harness.name} declares deviations from checks that do not exist: {', '.join(unknown)}")
     return found
 
 
-def run_check(check: Check, harness: StoreHarness) -> None:
+def selected(tier: Tier, patterns: Sequence[str] = ()) -> tuple[list[Check], list[Check]]:
+    """The checks of a tier that match any of *patterns*, as clauses or parts of ids, and the ones left out."""
+    mine = [check for check in load_checks() if check.tier <= tier]
+    chosen = [check for check in mine if not patterns or any(_matches(check, pattern) for pattern in patterns)]
+    return chosen, [check for check in mine if check not in chosen]
+
+
+def _matches(check: Check, pattern: str) -> bool:
+    return pattern in check.clauses or (pattern in check.id and pattern not in check.id.partition(".")[0])
+
+
+def run_check(check: Check, harness: StoreHarness, settings: Settings | None = None) -> None:
     """Run a check on a store of its own.
 
     Raises:
         Violation: a clause does not hold; the message names it.
     """
+    asked = settings or Settings()
 
     async def run() -> None:
-        async with prepared(harness) as context:
+        async with prepared(harness, asked, check.id) as context:
             await check.run(context)
 
     with LoopThread() as loop:
         try:
-            loop(run(), SECONDS)
-        except Violation as exc:
+            loop(run(), _SECONDS[asked.tier] * SCALE)
+        except (Violation, Hung) as exc:
             raise Violation(f"{', '.join(check.clauses)} VIOLATED by {harness.name}: {check.claim}\n{exc}") from exc
+
+
+def judge(check: Check, harness: StoreHarness, settings: Settings) -> Result:
+    """Run a check and say what became of it; an error that is no finding of the check is one of the store."""
+    started = time.perf_counter()
+    status, message = _outcome(check, harness, settings)
+    deviation = harness.deviations.get(check.id)
+    if deviation is not None and status is Status.FAIL:
+        status, message = Status.DEVIATION, f"{deviation.reason}\n{message}"
+    elif deviation is not None and status is Status.PASS and not check.stochastic:
+        status, message = Status.STALE_DEVIATION, f"it passes now: remove the deviation ({deviation.reason})"
+    needs_replay = status in (Status.FAIL, Status.DEVIATION, Status.HARNESS_ERROR)
+    return Result(
+        check=check.id,
+        clauses=check.clauses,
+        claim=check.claim,
+        status=status,
+        seconds=round(time.perf_counter() - started, 3),
+        message=message,
+        replay=f"{check.id}@seed={settings.seed}" if needs_replay else "",
+        stochastic=check.stochastic,
+    )
+
+
+def _outcome(check: Check, harness: StoreHarness, settings: Settings) -> tuple[Status, str]:
+    missing = check.needs & ~capabilities_of(harness)
+    if missing:
+        return Status.NOT_APPLICABLE, f"the store lacks {missing.name}"
+    try:
+        run_check(check, harness, settings)
+    except Unverified as exc:
+        return Status.UNVERIFIED, str(exc)
+    except HarnessError as exc:
+        return Status.HARNESS_ERROR, str(exc)
+    except Violation as exc:
+        return Status.FAIL, str(exc.__cause__ or exc)
+    except Exception as exc:  # noqa: BLE001 - whatever the store raises where it should not
+        return Status.FAIL, _told(exc)
+    return Status.PASS, ""
+
+
+def _told(exc: Exception) -> str:
+    """An error of the store, with the last places it went through."""
+    frames = traceback.extract_tb(exc.__traceback__)[-3:]
+    places = "".join(f"\n  at {frame.filename}:{frame.lineno} {frame.line}" for frame in frames)
+    return f"{type(exc).__name__}: {exc}{places}"
+
+
+def run_suite(
+    harness: StoreHarness,
+    settings: Settings,
+    patterns: Sequence[str] = (),
+    progress: Callable[[Result], None] = lambda result: None,
+) -> Report:
+    """Run all checks of the tier that match, after a look at the harness itself; *progress* hears of each."""
+    started_at, started = int(time.time() * 1000), time.perf_counter()
+    capabilities = capabilities_of(harness)
+    chosen, left_out = selected(settings.tier, patterns)
+    results: list[Result] = []
+
+    def note(result: Result) -> None:
+        results.append(result)
+        progress(result)
+
+    problem = _harness_problem(harness)
+    for check in chosen:
+        if problem:
+            note(_unrun(check, Status.HARNESS_ERROR, problem))
+        else:
+            note(judge(check, harness, settings))
+    if not problem and not patterns:
+        for name, problem in _absence(harness, capabilities):
+            note(_absent(name, problem))
+    for check in left_out:
+        note(_unrun(check, Status.NOT_RUN, "left out"))
+    return Report(
+        store=harness.name,
+        contract=CONTRACT,
+        tier=settings.tier.name.lower(),
+        seed=settings.seed,
+        versions={**_versions(), **harness.versions},
+        capabilities={one.name or "": one in capabilities for one in Capability.ALL},
+        manifest=manifest(load_checks()),
+        started_at=started_at,
+        seconds=round(time.perf_counter() - started, 1),
+        results=tuple(results),
+    )
+
+
+def _harness_problem(harness: StoreHarness) -> str:
+    with LoopThread() as loop:
+        try:
+            loop(probe(harness), 60.0 * SCALE)
+        except (HarnessError, Hung) as exc:
+            return str(exc)
+        except Exception as exc:  # noqa: BLE001 - the harness is another's code
+            return _told(exc)
+    return ""
+
+
+def _absence(harness: StoreHarness, capabilities: Capability) -> Iterable[tuple[str, str]]:
+    for lacked in Capability.ALL & ~capabilities:
+        with LoopThread() as loop:
+            yield lacked.name or "", loop(absence_problem(harness, lacked), 60.0 * SCALE)
+
+
+def _absent(name: str, problem: str) -> Result:
+    return Result(
+        check=f"HARNESS.{name.lower()}_is_lacking",
+        clauses=(),
+        claim=f"What the harness says about {name} is true.",
+        status=Status.FAIL if problem else Status.PASS,
+        message=problem,
+    )
+
+
+def _unrun(check: Check, status: Status, message: str) -> Result:
+    return Result(check=check.id, clauses=check.clauses, claim=check.claim, status=status, message=message)
+
+
+def manifest(checks: Iterable[Check]) -> str:
+    """A digest of which checks there are and what they claim."""
+    lines = sorted(f"{check.id} {','.join(check.clauses)} {check.tier} {check.claim}" for check in checks)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "kode-core": version("kode-core"),
+        "kode-conformance": version("kode-conformance"),
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+    }

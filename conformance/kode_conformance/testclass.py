@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Final
 
 import pytest
 
-from kode_conformance.context import Unverified
 from kode_conformance.harness import StoreHarness
+from kode_conformance.pytest_front import conclude
 from kode_conformance.registry import Check, load_checks
-from kode_conformance.runner import capabilities_of, run_check
 
 __all__ = ["StoreConformance"]
 
@@ -23,7 +22,7 @@ class StoreConformance:
         class TestDuck(StoreConformance):
             harness = DuckHarness()
 
-    Checks cannot be overridden: a store that differs says so in its harness.
+    Checks cannot be overridden: a store that differs says so in ``harness.deviations``.
     """
 
     harness: ClassVar[StoreHarness]
@@ -32,18 +31,15 @@ class StoreConformance:
         super().__init_subclass__(**kwargs)
         replaced = sorted(name for name in vars(cls) if name in _METHODS)
         if replaced:
-            raise TypeError(f"{cls.__name__} replaces {', '.join(replaced)}: checks of the contract stand as they are")
+            raise TypeError(
+                f"{cls.__name__} replaces {', '.join(replaced)}: checks of the contract stand as they are; "
+                "declare what your store does otherwise in its harness's deviations"
+            )
 
 
-def _method(check: Check) -> Callable[[StoreConformance], None]:
-    def test(self: StoreConformance) -> None:
-        missing = check.needs & ~capabilities_of(self.harness)
-        if missing:
-            pytest.skip(f"{self.harness.name} lacks {missing.name}")
-        try:
-            run_check(check, self.harness)
-        except Unverified as exc:
-            pytest.skip(f"not verified: {exc}")
+def _method(check: Check) -> Callable[[StoreConformance, pytest.FixtureRequest], None]:
+    def test(self: StoreConformance, request: pytest.FixtureRequest) -> None:
+        conclude(check, self.harness, request)
 
     test.__name__ = check.method_name
     test.__doc__ = f"{', '.join(check.clauses)}: {check.claim}"

@@ -298,7 +298,7 @@ def test_checks_cannot_be_overridden() -> None:
 
 def test_a_hanging_store_is_told_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that blocks the event loop is reported with the line that blocks."""
-    monkeypatch.setattr("kode_conformance.runner.SECONDS", 0.5)
+    monkeypatch.setattr("kode_conformance.runner.SCALE", 0.5 / 60)
 
     class Blocks(Layer):
         async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
@@ -306,5 +306,5 @@ def test_a_hanging_store_is_told_with_its_line(monkeypatch: pytest.MonkeyPatch) 
             return await super().rows(agent_id, kind)
 
     check = next(check for check in load_checks() if check.id == "MSG-1.save_replaces_the_whole_list")
-    with pytest.raises(AssertionError, match=r"time\.sleep\(1\.5\)"):
+    with pytest.raises(Violation, match=r"time\.sleep\(1\.5\)"):
         run_check(check, FaultyHarness("blocks", Blocks))

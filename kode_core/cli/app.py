@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
 import kode_core
 from kode_core.cli import backup, delete, doctor, events, importing, messages, plugins, sessions, stats, tool_calls
@@ -15,7 +17,10 @@ from kode_core.cli.opening import StoreOption, default_store
 from kode_core.cli.output import fail, prepare_streams
 from kode_core.errors import KodeError
 
-__all__ = ["app", "run"]
+__all__ = ["GROUP", "app", "run"]
+
+GROUP: Final = "kode.commands"
+"""The entry point group of more commands: functions as typer takes them, with the examples of each in ``EXAMPLES``."""
 
 
 class _Command(NamedTuple):
@@ -49,8 +54,34 @@ COMMANDS: Final = (
     _Command("version", version),
 )
 
+
+class _Group(TyperGroup):
+    """The commands above, and those of other distributions, each imported when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Own commands in their order, then the others by name."""
+        own = super().list_commands(ctx)
+        return own + sorted(entry.name for entry in entry_points(group=GROUP) if entry.name not in own)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by its name; one that cannot be imported is reported and left out."""
+        found = super().get_command(ctx, cmd_name)
+        entries = tuple(entry_points(group=GROUP, name=cmd_name))
+        if found is not None or not entries:
+            return found
+        try:
+            call = entries[0].load()
+        except Exception as exc:  # noqa: BLE001 - another distribution's code
+            fail(f"the command {cmd_name} ({entries[0].value}) cannot be imported: {type(exc).__name__}: {exc}")
+            return None
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+        _add(_Command(cmd_name, call, getattr(sys.modules[call.__module__], "EXAMPLES", {}).get(cmd_name, ())), alone)
+        return typer.main.get_command(alone)
+
+
 app: Final = typer.Typer(
     name="kode",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -64,9 +95,9 @@ def _paragraphs(docstring: str | None) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
 
 
-def _add(command: _Command) -> None:
+def _add(command: _Command, to: typer.Typer) -> None:
     examples = "\n\n".join(("[bold]Examples[/]", *command.examples)) if command.examples else None
-    app.command(command.name, help=_paragraphs(command.call.__doc__), epilog=examples)(command.call)
+    to.command(command.name, help=_paragraphs(command.call.__doc__), epilog=examples)(command.call)
 
 
 def _kode(
@@ -85,7 +116,7 @@ def _kode(
 
 app.callback(help=_paragraphs(_kode.__doc__))(_kode)
 for _command in COMMANDS:
-    _add(_command)
+    _add(_command, app)
 
 
 def run() -> int:

@@ -146,7 +146,7 @@ async def _drive(method: Any, given: dict[str, Any]) -> None:
 @check("OPS-4", "OPS-2", needs=_E)
 async def corrupt_records_are_named(ctx: Context) -> None:
     """A corrupt record raises CorruptRecordError that names it, is found by the check, and all others stay readable."""
-    if not ctx.harness.can_corrupt:
+    if not ctx.harness.has("corrupt"):
         raise Unverified("the harness has no hook corrupt")
     for agent in ("a", "b"):
         await ctx.store.save_turn(

@@ -1,17 +1,28 @@
-"""Harnesses of the SQLite store: all in the database, and the hybrid layout."""
+"""Harnesses of the SQLite store for kode-conformance: all in the database, and the hybrid layout."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
+from importlib.metadata import version
 
 from kode_conformance import Handle, Space, StoreHarness
 
 from kode_core import Store, create_extended_store
 
+__all__ = ["HybridHarness", "SqliteHarness"]
+
 
 class SqliteHarness(StoreHarness):
+    """Everything in the database."""
+
     name = "sqlite"
+    versions: Mapping[str, str] = {
+        "sqlite": sqlite3.sqlite_version,
+        "aiosqlite": version("aiosqlite"),
+        "kode-sqlite": version("kode-sqlite"),
+    }
 
     async def provision(self, space: Space) -> Handle:
         return {"db_path": str(space.folder / "agents.db")}
@@ -25,9 +36,15 @@ class SqliteHarness(StoreHarness):
             assert db.execute(f"{damaged} AND position = 0", (agent_id,)).rowcount == 1
             db.commit()
 
+    async def raw_dump(self, handle: Handle) -> str:
+        with closing(sqlite3.connect(handle["db_path"])) as db:
+            return "\n".join(db.iterdump())
+
 
 class HybridHarness(SqliteHarness):
-    name = "sqlite with files"
+    """Events, todos, history and media in files beside the database."""
+
+    name = "sqlite-hybrid"
 
     async def provision(self, space: Space) -> Handle:
         return {"db_path": str(space.folder / "agents.db"), "file_store_base_dir": str(space.folder / "files")}

@@ -1,0 +1,36 @@
+"""What the two front ends for pytest share."""
+
+from __future__ import annotations
+
+import pytest
+
+from kode_conformance.explain import finding_lines
+from kode_conformance.harness import StoreHarness
+from kode_conformance.registry import Check
+from kode_conformance.results import Status
+from kode_conformance.runner import judge
+from kode_conformance.settings import Settings, Tier
+
+__all__ = ["conclude", "settings_of"]
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """What ``--kode-tier`` and ``--kode-seed`` ask for; a run is the same every time unless a seed is given."""
+    return Settings(Tier[config.getoption("kode_tier", "standard").upper()], config.getoption("kode_seed", 0))
+
+
+def conclude(check: Check, harness: StoreHarness, request: pytest.FixtureRequest) -> None:
+    """Run a check and turn what became of it into what pytest calls it."""
+    settings = settings_of(request.config)
+    if check.tier > settings.tier:
+        pytest.skip(f"runs at --kode-tier {check.tier.name.lower()}")
+    result = judge(check, harness, settings)
+    request.node.user_properties += [("kode.check", check.id), ("kode.status", result.status.value)]
+    if result.status in (Status.NOT_APPLICABLE, Status.UNVERIFIED):
+        pytest.skip(f"{result.status}: {result.message}")
+    if result.status is Status.DEVIATION:
+        pytest.xfail(result.message)
+    if result.status is not Status.PASS:
+        lines = finding_lines(result, f"kode conformance '{harness.spec}'")
+        title = f"{', '.join(check.clauses)} VIOLATED by {harness.name}"
+        pytest.fail("\n".join([title, *(f"{label}: {text}" for label, text in lines)]), pytrace=False)

@@ -1,0 +1,130 @@
+"""What a run found out: a result for each check, a status for each clause, and one verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+__all__ = ["FORMAT", "Report", "Result", "Status", "Verdict", "read_report"]
+
+FORMAT: Final = 1
+"""The version of the report's JSON; a reader refuses a newer one."""
+
+
+class Status(StrEnum):
+    """What became of a check."""
+
+    PASS = "pass"  # noqa: S105
+    FAIL = "fail"
+    DEVIATION = "deviation"
+    """It fails, as the harness says."""
+    STALE_DEVIATION = "stale deviation"
+    """The harness says that it fails, and it passes: fails the run, so that the harness is put right."""
+    NOT_APPLICABLE = "not applicable"
+    """The store lacks what the check is about, and the suite saw that it does."""
+    UNVERIFIED = "unverified"
+    """A hook of the harness, or a counter of the system, is not there."""
+    HARNESS_ERROR = "harness error"
+    """The harness itself failed, or does not do what it promises."""
+    NOT_RUN = "not run"
+    """It was left out by whoever started the run."""
+
+
+class Verdict(StrEnum):
+    """What may be said of the store."""
+
+    CONFORMANT = "CONFORMANT"
+    WITH_DEVIATIONS = "CONFORMANT WITH DEVIATIONS"
+    NOT_CONFORMANT = "NOT CONFORMANT"
+    INCOMPLETE = "INCOMPLETE"
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A check and what became of it.
+
+    Attributes:
+        check: its id, as in ``MSG-1.save_replaces_the_whole_list``.
+        clauses: the clauses it checks.
+        claim: what must hold.
+        seconds: how long it took.
+        message: what was found instead, or why there is no finding.
+        replay: what to add to the command to run just this again.
+    """
+
+    check: str
+    clauses: tuple[str, ...]
+    claim: str
+    status: Status
+    seconds: float = 0.0
+    message: str = ""
+    replay: str = ""
+    stochastic: bool = False
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A whole run.
+
+    Attributes:
+        store: the harness's name.
+        versions: of the store's parts, of the suite, of Python.
+        capabilities: what the store offers, by name, as the suite saw it.
+        manifest: a digest of the checks there are, so that two reports can be told to be of one suite.
+    """
+
+    format: int = FORMAT
+    store: str
+    contract: str
+    tier: str
+    seed: int
+    versions: Mapping[str, str]
+    capabilities: Mapping[str, bool]
+    manifest: str
+    started_at: int
+    seconds: float
+    results: tuple[Result, ...]
+
+    def counts(self) -> Counter[Status]:
+        """How many checks ended how."""
+        return Counter(result.status for result in self.results)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The one word."""
+        found = set(self.counts())
+        if found & {Status.FAIL, Status.STALE_DEVIATION}:
+            return Verdict.NOT_CONFORMANT
+        if found & {Status.HARNESS_ERROR, Status.NOT_RUN} or Status.PASS not in found:
+            return Verdict.INCOMPLETE
+        return Verdict.WITH_DEVIATIONS if Status.DEVIATION in found else Verdict.CONFORMANT
+
+    def by_clause(self) -> dict[str, list[Result]]:
+        """The results under each clause that a check names, in the order of the checks."""
+        found: dict[str, list[Result]] = {}
+        for result in self.results:
+            for clause in result.clauses:
+                found.setdefault(clause, []).append(result)
+        return found
+
+    def failures(self) -> Sequence[Result]:
+        """What someone must look at."""
+        bad = {Status.FAIL, Status.STALE_DEVIATION, Status.HARNESS_ERROR}
+        return [result for result in self.results if result.status in bad]
+
+
+def read_report(raw: bytes | str) -> Report:
+    """A report from its JSON.
+
+    Raises:
+        ValueError: it is not a report, or one of a newer suite.
+    """
+    try:
+        report = msgspec.json.decode(raw, type=Report)
+    except msgspec.MsgspecError as exc:
+        raise ValueError(f"this is no report of kode-conformance: {exc}") from exc
+    if report.format > FORMAT:
+        raise ValueError(f"the report has format {report.format}, and this suite reads up to {FORMAT}: upgrade it")
+    return report
