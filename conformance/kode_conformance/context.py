@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -63,6 +63,8 @@ class Context:
     async def another(self) -> ExtendedStore:
         """One more instance of the same store; closed at the end of the check."""
         store = cast(ExtendedStore, await self.harness.open(self.handle))
+        if self.harness.has("settle"):
+            _settle_first(store, lambda: self.harness.settle(self.handle))
         self._open.append(store)
         return store
 
@@ -133,6 +135,42 @@ class Context:
                     await asyncio.sleep(0.01)
         except TimeoutError:
             raise Violation(f"{what}: still not after {seconds:g} s") from None
+
+
+_LAGGING: Final = (
+    "query_sessions",
+    "query_messages",
+    "query_tool_calls",
+    "aggregate_stats",
+    "list",
+    "get_metrics",
+    "delete_many",
+)
+_LAGGING_ITERATORS: Final = ("iter_sessions", "iter_messages", "iter_tool_calls")
+
+
+def _settle_first(store: Any, settle: Callable[[], Awaitable[None]]) -> None:
+    """Let the reads that may lag behind (QRY-8) wait on this instance until they do not."""
+
+    def awaited(read: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def settled(*args: Any, **filters: Any) -> Any:
+            await settle()
+            return await read(*args, **filters)
+
+        return settled
+
+    def iterated(read: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+        async def settled(*args: Any, **filters: Any) -> AsyncIterator[Any]:
+            await settle()
+            async for record in read(*args, **filters):
+                yield record
+
+        return settled
+
+    for names, wrap in ((_LAGGING, awaited), (_LAGGING_ITERATORS, iterated)):
+        for name in names:
+            if hasattr(store, name):
+                setattr(store, name, wrap(getattr(store, name)))
 
 
 class Process:

@@ -109,10 +109,6 @@ class StoreHarness(ABC):
         """Kill the server as a loss of power does, and start it again; return once it can be reached."""
         raise NotImplementedError
 
-    async def advance_clock(self, handle: Handle, ms: int) -> None:
-        """Let *ms* milliseconds pass for leases; without it the suite sleeps."""
-        raise NotImplementedError
-
     async def settle(self, handle: Handle) -> None:
         """Wait until queries see everything that was written; only for a backend that declares a lag (QRY-8)."""
 

@@ -157,7 +157,7 @@ async def tokens_only_grow(ctx: Context) -> None:
 async def writes_under_a_lost_lease_are_refused(ctx: Context) -> None:
     """Every write of a holder that was superseded is refused and changes nothing; the new holder's are not."""
     other = await ctx.another()
-    old = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
+    old = await ctx.store.acquire_agent_lock("a", ttl_ms=500)
     await ctx.store.save_messages("a", samples.messages(1), fence=old)
     new = await other.acquire_agent_lock("a", wait_ms=5000)
     store = ctx.store
