@@ -323,13 +323,17 @@ def _read(read: Callable[[Any], Any], text: str, label: str) -> Any:
         raise CorruptRecordError(label, f"not JSON: {exc}") from None
 
 
-def from_dict(cls: type[R], wire: Json, label: str) -> R:
-    """A record from a dict in the KODE SDK's JSON shape; InvalidValueError when it does not fit *cls*."""
+def from_dict(cls: type[R], wire: Json, label: str = "") -> R:
+    """A record from a dict in the KODE SDK's JSON shape; *label* is what errors call it, the class unless given.
+
+    Raises:
+        InvalidValueError: it does not fit *cls*.
+    """
     try:
         check_json(wire)
         return cast(R, _read_struct(cls, wire))
     except Problem as problem:
-        raise InvalidValueError(label, f"${problem.path}", problem.what) from None
+        raise InvalidValueError(label or cls.__name__, f"${problem.path}", problem.what) from None
 
 
 def to_dict(record: Record) -> dict[str, Json]:

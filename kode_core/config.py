@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, get_args, get_origin
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -58,6 +58,7 @@ class _Wanted(NamedTuple):
     options: dict[str, Any]
     source: str
     texts: frozenset[str] = frozenset()
+    sources: Mapping[str, str] = {}
 
 
 def configure(
@@ -91,6 +92,8 @@ def configure(
 
 def _from_url(url: str, find: BackendFinder) -> _Wanted:
     split = urlsplit(url)
+    if split.fragment:
+        raise ConfigurationError(f"the URL {_masked(split)} has a '#', which begins no part of it; write %23 in a path")
     name = split.scheme.split("+")[0]
     if not name:
         raise ConfigurationError(f"{_masked(split)!r} is no URL of a store; write sqlite:///agents.db, for example")
@@ -98,7 +101,11 @@ def _from_url(url: str, find: BackendFinder) -> _Wanted:
     if backend.from_url is None and (split.netloc or split.path):
         raise ConfigurationError(f"a URL of backend {name!r} has only options, as in {name}:?option=value")
     given = {} if backend.from_url is None else dict(backend.from_url(split))
-    query = dict(parse_qsl(split.query, keep_blank_values=True))
+    pairs = parse_qsl(split.query, keep_blank_values=True)
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        repeated = next(name for name in query if [key for key, _ in pairs].count(name) > 1)
+        raise ConfigurationError(f"the URL {_masked(split)} gives the option {repeated!r} more than once")
     return _Wanted(name, {**given, **query}, f"the URL {_masked(split)}", frozenset({*given, *query}))
 
 
@@ -170,7 +177,8 @@ def _from_variables(kind: str, find: BackendFinder, environ: Mapping[str, str], 
             raise ConfigurationError(
                 f"the variable {variable} is for no option of backend {kind!r}{_near(variable, variables)}"
             )
-    return _Wanted(kind, given, source, frozenset(given))
+    sources = {option: variable for variable, option in variables.items() if environ.get(variable)}
+    return _Wanted(kind, given, source, frozenset(given), sources)
 
 
 # --- kode.toml --------------------------------------------------------------------------------------------------------
@@ -265,6 +273,7 @@ def _checked(wanted: _Wanted, backend: Backend) -> Configured:
     values: dict[str, Any] = {}
     for name, value in wanted.options.items():
         field = own.get(name) or common.get(name)
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         if field is None:
             known = {*own, *common}
             raise ConfigurationError(
@@ -274,7 +283,11 @@ def _checked(wanted: _Wanted, backend: Backend) -> Configured:
             values[name] = msgspec.convert(value, field.type, strict=name not in wanted.texts)
         except msgspec.ValidationError as exc:
             problem = str(exc).replace("`", "")
-            raise ConfigurationError(f"{wanted.source}: option {name} of backend {backend.name!r}: {problem}") from None
+            choices = ", ".join(map(str, get_args(field.type))) if get_origin(field.type) is Literal else ""
+            raise ConfigurationError(
+                f"{wanted.sources.get(name, wanted.source)}: option {name} of backend {backend.name!r}: {problem}"
+                f"{choices and f'; it is one of {choices}'}"
+            ) from None
     missing = [name for name, field in own.items() if field.required and name not in values]
     if missing:
         raise ConfigurationError(f"{wanted.source}: backend {backend.name!r} needs the option {missing[0]!r}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
 from kode_core.errors import IncompatibleBackendError
+from kode_core.layers.companion import refuse_without_files
 from kode_core.plugins import Backend, opened_store, registry
 from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.facade import EngineStore
@@ -39,6 +41,15 @@ class StoreOpening(Generic[S]):
         close = getattr(self._store, "close", None)
         if close is not None:
             await close()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what is missing to whoever uses the store before it is open."""
+            raise AttributeError(
+                f"the store is not open, so it has no {name!r}: write 'async with create_extended_store(...) as store' "
+                "or 'store = await create_extended_store(...)'"
+            )
 
 
 def create_store(target: str | Mapping[str, Any] | None = None, /, **options: Any) -> StoreOpening[Store]:
@@ -92,6 +103,16 @@ def _settings(configured: Configured) -> dict[str, Any]:
     }
 
 
+@asynccontextmanager
+async def _closed_on_error(engine: Engine) -> AsyncIterator[None]:
+    """Close the engine when what follows its opening fails."""
+    try:
+        yield
+    except BaseException:
+        await engine.close()
+        raise
+
+
 async def open_engine(configured: Configured) -> Engine:
     """Open the engine with all that belongs around it."""
     engine: Engine = await configured.backend.open(configured.options)
@@ -101,12 +122,13 @@ async def open_engine(configured: Configured) -> Engine:
         from kode_core.layers.hybrid import HybridEngine
 
         durability: Any = getattr(configured.options, "durability", "full")
-        try:
-            files = await open_json(JsonOptions(base_dir=folder, durability=durability))
-        except BaseException:
-            await engine.close()
-            raise
-        engine = HybridEngine(engine, files)
+        async with _closed_on_error(engine):
+            engine = HybridEngine(engine, await open_json(JsonOptions(base_dir=folder, durability=durability)))
+        async with _closed_on_error(engine):
+            await engine.bind()
+    else:
+        async with _closed_on_error(engine):
+            await refuse_without_files(engine)
     for layer in registry.layers(configured.options):
         engine = layer(engine)
     return engine

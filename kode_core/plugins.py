@@ -75,6 +75,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         variables: environment variables that give an option besides ``KODE_<BACKEND>_<OPTION>``.
         summary: one line for lists.
         gives: ``engine`` when ``open`` returns an Engine, ``store`` when it returns a store.
+        is_there: whether a store is where the options say, without making or changing anything; None when that
+            cannot be told. For commands that only look.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     variables: Mapping[str, str] = {}
     summary: str = ""
     gives: str = "engine"
+    is_there: Callable[[Any], bool] | None = None
 
 
 class Hooks:
@@ -209,13 +212,19 @@ class Plugins:
         observer = getattr(plugin, "kode_operation", None)
         if observer is not None and inspect.iscoroutinefunction(observer):
             raise TypeError("kode_operation is called from the write path and must be a plain function, not async")
-        self._manager.register(plugin, name)
-        self._manager.check_pending()
+        try:
+            self._manager.register(plugin, name)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as exc:
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            raise IncompatibleBackendError(f"plugin {name or plugin!r} does not fit this kode-core: {exc}") from exc
 
     def layers(self, options: msgspec.Struct) -> list[EngineLayer]:
         """The layers that plugins put around an engine with these options, innermost first."""
         found = []
         for implementation in self._manager.hook.kode_engine_layers.get_hookimpls():
+            self._trace(implementation)
             layer = _call(implementation, options=options)
             if layer is not None:
                 order = getattr(implementation.plugin, "kode_layer_order", 0)
@@ -225,16 +234,19 @@ class Plugins:
     def observers(self) -> list[Observer]:
         """The functions that want to hear of operations."""
         hooks = self._manager.hook.kode_operation.get_hookimpls()
-        return [functools.partial(_observe, implementation) for implementation in hooks]
+        return [functools.partial(self._observe, implementation) for implementation in hooks]
+
+    def _observe(self, implementation: pluggy.HookImpl, operation: Operation) -> None:
+        self._trace(implementation)
+        _call(implementation, operation=operation)
+
+    def _trace(self, implementation: pluggy.HookImpl) -> None:
+        self._manager.trace(f"{implementation.function.__name__} of {implementation.plugin_name}")
 
 
 def _call(implementation: pluggy.HookImpl, **arguments: Any) -> Any:
     """Call a hook implementation with those of the arguments that it takes."""
     return implementation.function(*(arguments[name] for name in implementation.argnames))
-
-
-def _observe(implementation: pluggy.HookImpl, operation: Operation) -> None:
-    _call(implementation, operation=operation)
 
 
 def _check_backend(backend: object, name: str) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, Unpack, runtime_checkable
 
@@ -44,6 +45,7 @@ from kode_core.report import ConsistencyCheckResult, StoreHealthStatus, StoreMet
 __all__ = ["AgentLock", "ExtendedStore", "Lease", "QueryableStore", "Store"]
 
 _Ids: TypeAlias = list[str]  # the method ``list`` hides the builtin inside the classes
+_Paths: TypeAlias = list[Path]
 
 
 class Lease(Protocol):
@@ -343,6 +345,18 @@ class ExtendedStore(QueryableStore, Protocol):
 
         Raises:
             AgentNotFoundError: the agent has no info.
+        """
+        ...
+
+    async def backup(self, target: str | Path) -> _Paths:
+        """Copy one instant of the store to *target*, a new file or folder, while the store is used.
+
+        Returns:
+            What was made: with ``file_store_base_dir`` a folder beside the database's copy, too.
+
+        Raises:
+            UnsupportedError: the backend cannot, as the memory backend.
+            InvalidArgumentError: there is something at *target* already.
         """
         ...
 

@@ -84,7 +84,7 @@ class ConsistencyIssue(msgspec.Struct, frozen=True):
 
     Attributes:
         code: ``corrupt_record``, ``count_disagrees``, ``half_done_delete``, ``orphaned_records``, ``repeated_offset``,
-            ``result_without_use``, ``unknown_agent`` or ``use_without_result``.
+            ``stray_file``, ``result_without_use``, ``unknown_agent`` or ``use_without_result``.
         message: a sentence for a person.
     """
 

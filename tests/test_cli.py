@@ -9,10 +9,12 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -664,15 +666,15 @@ CHATS = """{"id": "one", "messages": [{"role": "user", "content": "Hello"}, {"ro
 
 
 def test_import_goes_on_behind_a_bad_conversation() -> None:
-    """It is reported, the others are stored, and the exit code is 1; a second time nothing is added."""
+    """It is reported, the others are stored, and the exit code is 1; a second time nothing is written."""
     Path("chats.jsonl").write_text(CHATS)
-    for _ in range(2):
+    for told in (
+        "imported 2 agents, 3 messages, 0 tool calls (0 failed), 4 events",
+        "imported 0 agents, 0 messages, 0 tool calls (0 failed), 0 events; 2 agents were there already",
+    ):
         out, err = kode("import", "chats.jsonl", "--template", "support", "--store", "sqlite:///new/chats.db", code=1)
 
-        assert out.splitlines() == [
-            "imported 2 agents, 3 messages, 0 tool calls (0 failed), 4 events",
-            "left out 1 conversation, see above",
-        ]
+        assert out.splitlines() == [told, "left out 1 conversation, see above"]
         assert err.startswith("error: chats.jsonl: conversation 2: message 0: role 'robot' is none of")
         assert err.count("\n") == 1
     sessions = kode_json("sessions", "--store", "sqlite:///new/chats.db")["sessions"]
@@ -681,6 +683,38 @@ def test_import_goes_on_behind_a_bad_conversation() -> None:
         ("three", "support"),
     }
     assert len(kode_json("events", "one", "--store", "sqlite:///new/chats.db")["events"]) == 3
+
+
+def test_import_does_not_overwrite_what_changed() -> None:
+    """An agent that is there and differs is left alone, unless it is to be replaced."""
+    Path("chat.jsonl").write_text('{"id": "one", "messages": [{"role": "user", "content": "Hello"}]}')
+    kode("import", "chat.jsonl", "--store", "sqlite:///a.db")
+
+    async def go_on() -> None:
+        async with create_extended_store("sqlite:///a.db") as store:
+            await store.append_messages("one", [Message.user("and then")])
+
+    asyncio.run(go_on())
+    _, err = kode("import", "chat.jsonl", "--store", "sqlite:///a.db", code=1)
+    assert "agent 'one' is there already and differs; overwrite it with replace" in err
+    assert len(kode_json("messages", "one", "--store", "sqlite:///a.db")["messages"]) == 2
+    kode("import", "chat.jsonl", "--store", "sqlite:///a.db", "--replace")
+    assert len(kode_json("messages", "one", "--store", "sqlite:///a.db")["messages"]) == 1
+
+
+def test_looking_at_what_is_no_store_changes_nothing() -> None:
+    """A database of somebody else's, an empty file and a folder stay as they are."""
+    with closing(sqlite3.connect("theirs.db")) as db:
+        db.execute("CREATE TABLE t (x)")
+    Path("empty.db").touch()
+    Path("folder").mkdir()
+    before = Path("theirs.db").read_bytes()
+    for url in ("sqlite:///theirs.db", "sqlite:///empty.db", "json:///folder"):
+        _, err = kode("sessions", "--store", url, code=2)
+        assert "store of kode: a look makes none of it" in err
+    assert Path("theirs.db").read_bytes() == before
+    assert Path("empty.db").stat().st_size == 0
+    assert list(Path("folder").iterdir()) == []
 
 
 def test_import_of_the_recorded_runs() -> None:

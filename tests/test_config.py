@@ -205,3 +205,23 @@ def test_no_secret_in_errors() -> None:
     with pytest.raises(ConfigurationError) as caught:
         resolve("json:////x?password=hunter2")
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_wrong_is_named() -> None:
+    """The variable that is wrong is named, and what an option may be."""
+    environ = {"KODE_STORE_TYPE": "sqlite", "KODE_SQLITE_READERS": "many"}
+    with pytest.raises(ConfigurationError, match="^KODE_SQLITE_READERS: option readers"):
+        configure(None, {}, registry.backend, environ)
+    with pytest.raises(ConfigurationError, match="it is one of full, fast"):
+        configure("sqlite:///a.db?durability=slow", {}, registry.backend, {})
+    with pytest.raises(ConfigurationError, match="write %23 in a path"):
+        configure("sqlite:///a#1.db", {}, registry.backend, {})
+    with pytest.raises(ConfigurationError, match="gives the option 'readers' more than once"):
+        configure("sqlite:///a.db?readers=1&readers=2", {}, registry.backend, {})
+
+
+def test_paths_may_be_paths() -> None:
+    """Options that are paths take pathlib's."""
+    assert (
+        configure({"type": "sqlite", "db_path": Path("x/a.db")}, {}, registry.backend, {}).options.db_path == "x/a.db"
+    )

@@ -117,3 +117,9 @@ async def test_backups_are_stores(tmp_path: Path) -> None:
     async with create_extended_store("memory:") as memory:
         with pytest.raises(NotImplementedError, match="a memory store has no backup"):
             await memory.backup("x")  # type: ignore[attr-defined]
+
+
+def test_a_store_that_was_not_opened_says_how() -> None:
+    """Whoever forgets await is told so."""
+    with pytest.raises(AttributeError, match="the store is not open, so it has no 'save_messages': write 'async with"):
+        create_extended_store("memory:").save_messages  # type: ignore[attr-defined]  # noqa: B018

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -115,6 +116,19 @@ async def test_leftovers_of_nothing(tmp_path: Path) -> None:
             pass
     assert [p.name for p in (tmp_path / "store").iterdir()] == [".kode"]
     assert list((tmp_path / "store" / ".kode" / "leases").iterdir()) == []
+
+
+async def test_a_copy_of_a_file_is_no_second_agent(tmp_path: Path) -> None:
+    """A file whose name is not its agent's is left out of lists and queries, and is reported."""
+    async with opened() as store:
+        await store.save_info("a", samples.info("a"))
+        shutil.copy(tmp_path / "store" / "a.jsonl", tmp_path / "store" / "a copy.jsonl")
+        assert [session.agent_id for session in await store.query_sessions()] == ["a"]
+        assert await store.list() == ["a"]
+        assert (await store.get_metrics()).storage.total_agents == 1
+        issues = (await store.check_consistency()).issues
+        assert [(issue.code, issue.agent_id) for issue in issues] == [("stray_file", "a")]
+        assert "a copy.jsonl is not the file of agent 'a'" in issues[0].message
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

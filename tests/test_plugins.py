@@ -314,3 +314,31 @@ def test_a_real_distribution_in_a_real_environment(tmp_path: Path) -> None:
     assert done.stdout.split() == ["['0.3']", "1"]
     without = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
     assert "UnknownBackendError: no backend is named 'throwaway'" in without.stderr
+
+
+def test_a_plugin_with_a_wrong_hook_is_not_kept() -> None:
+    """It is told what is wrong, and others go on working."""
+
+    class Typo:
+        @hookimpl
+        def kode_operations(self, operation: object) -> None: ...
+
+    plugins = Plugins(())
+    with pytest.raises(IncompatibleBackendError, match="kode_operations"):
+        plugins.add(Typo(), "typo")
+    assert plugins.backend("json").name == "json"
+
+
+def test_hook_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With KODE_TRACE_PLUGINS each call of a hook is told on stderr."""
+
+    class Listener:
+        @hookimpl
+        def kode_operation(self, operation: object) -> None: ...
+
+    monkeypatch.setenv("KODE_TRACE_PLUGINS", "1")
+    plugins = Plugins(())
+    plugins.add(Listener(), "listener")
+    for observer in plugins.observers():
+        observer(None)  # type: ignore[arg-type]
+    assert "kode_operation of listener" in capsys.readouterr().err

@@ -42,6 +42,10 @@ async def open_json(options: JsonOptions) -> JsonFilesEngine:
     return engine
 
 
+def _is_there(options: JsonOptions) -> bool:
+    return (Path(options.base_dir).expanduser() / ".kode" / "format").exists()
+
+
 @hookimpl
 def kode_store_backend() -> Backend:
     return Backend(
@@ -50,5 +54,6 @@ def kode_store_backend() -> Backend:
         open=open_json,
         from_url=path_from_url("base_dir"),
         variables={"KODE_STORE_PATH": "base_dir"},
+        is_there=_is_there,
         summary="a folder of JSON files; nothing to install",
     )

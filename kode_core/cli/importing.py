@@ -23,7 +23,6 @@ from kode_core.formats.openai_chat import (
     import_conversation,
     read_conversations,
 )
-from kode_core.protocols import Store
 
 __all__ = ["EXAMPLES", "import_file"]
 
@@ -37,7 +36,7 @@ _FORMATS: Final = ("openai-chat",)
 
 class _Counts:
     def __init__(self) -> None:
-        self.agents = self.messages = self.tool_calls = self.failed = self.events = self.refused = 0
+        self.agents = self.messages = self.tool_calls = self.failed = self.events = self.refused = self.known = 0
 
     def add(self, conversation: ImportedConversation) -> None:
         self.agents += 1
@@ -49,7 +48,10 @@ class _Counts:
     def __str__(self) -> str:
         calls = f"{count(self.tool_calls, 'tool call')} ({self.failed:,} failed)"
         held = (count(self.agents, "agent"), count(self.messages, "message"), calls, count(self.events, "event"))
-        return f"imported {', '.join(held)}"
+        known = (
+            f"; {count(self.known, 'agent')} {'was' if self.known == 1 else 'were'} there already" if self.known else ""
+        )
+        return f"imported {', '.join(held)}{known}"
 
 
 def import_file(
@@ -60,17 +62,22 @@ def import_file(
         str | None,
         typer.Option(metavar="TEXT", help="Start of ids for conversations that have none; else the file's name."),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace agents that are there already and differ.")
+    ] = False,
     store: StoreOption = None,
 ) -> None:
     """Store the conversations of FILE, each as an agent.
 
-    Importing the same file again stores nothing twice. A conversation that cannot be understood is reported and left
-    out, the others are imported, and the exit code is 1.
+    Importing the same file again writes nothing. A conversation that cannot be understood, or whose agent is there
+    already and differs, is reported and left out; the others are imported, and the exit code is 1.
+
+    The format has no times: a conversation that does not say when it was created gets 2025-01-01, the same each time.
     """
     if form not in _FORMATS:
         raise InvalidArgumentError(f"format {form!r} is not known; known are {', '.join(_FORMATS)}")
     conversations = _opened(file)  # before the store is made for nothing
-    counts = run(_import(store, conversations, ChatConverter(template, prefix)))
+    counts = run(_import(store, conversations, ChatConverter(template, prefix), replace))
     show(Text(str(counts)))
     if counts.refused:
         show(Text(f"left out {count(counts.refused, 'conversation')}, see above", "red"))
@@ -86,23 +93,23 @@ def _opened(file: Path) -> Iterator[RawConversation]:
     return chain((first,), conversations)
 
 
-async def _import(target: str | None, conversations: Iterable[RawConversation], converter: ChatConverter) -> _Counts:
+async def _import(
+    target: str | None, conversations: Iterable[RawConversation], converter: ChatConverter, replace: bool
+) -> _Counts:
     counts = _Counts()
     async with open_store(target, create=True) as store:
         with _progress() as progress:
             for raw in _tracked(progress, conversations):
                 try:
-                    counts.add(await _import_one(store, converter, raw))
+                    conversation = converter.convert(raw)
+                    if await import_conversation(store, conversation, replace=replace):
+                        counts.add(conversation)
+                    else:
+                        counts.known += 1
                 except InvalidArgumentError as exc:
                     counts.refused += 1
                     progress.console.print(Text(f"error: {visible(str(exc))}"), soft_wrap=True)
     return counts
-
-
-async def _import_one(store: Store, converter: ChatConverter, raw: RawConversation) -> ImportedConversation:
-    conversation = converter.convert(raw)
-    await import_conversation(store, conversation)
-    return conversation
 
 
 def _progress() -> Progress:

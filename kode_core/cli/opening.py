@@ -62,3 +62,9 @@ def _refuse_missing(configured: Configured) -> None:
                 f"there is no {configured.backend.name} store at {place} (from {configured.source}); "
                 "name another with --store, or make one with kode import"
             )
+    is_there = configured.backend.is_there
+    if is_there is not None and not is_there(configured.options):
+        raise ConfigurationError(
+            f"what is at {', '.join(places(configured))} (from {configured.source}) is no {configured.backend.name} "
+            "store of kode: a look makes none of it"
+        )

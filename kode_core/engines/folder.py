@@ -4,6 +4,7 @@
 
     <base>/agt-….jsonl       one journal an agent
     <base>/.kode/format      the version of this layout
+    <base>/.kode/id          which folder this is, where a database beside it must know
     <base>/.kode/locks/NN    one lock file for each stripe of agents, with a number that only grows
     <base>/.kode/leases/…    one file for each lease that is held
 
@@ -14,6 +15,7 @@ offset of a deleted agent of the stripe, so that neither ever comes again.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import threading
 from collections import OrderedDict
@@ -125,6 +127,20 @@ class Folder:
                     f"{self.base} has layout {version}, and this kode-core knows {FORMAT}: upgrade kode-core"
                 )
 
+    def identity(self) -> str:
+        """A word that tells this folder from all others, made when it is asked for first."""
+        path = self._own / "id"
+        with translated(path):
+            if not path.exists():
+                draft = self._own / f"id.{secrets.token_hex(8)}"
+                replace_file(draft, iter([secrets.token_hex(16).encode()]), durable=self.durable)
+                with suppress(FileExistsError):
+                    path.hardlink_to(draft)
+                draft.unlink()
+                if self.durable:
+                    sync_folder(self._own)
+            return path.read_text()
+
     @contextmanager
     def stripe(self, agent_id: str) -> Iterator[Stripe]:
         """Hold the lock of the agent's stripe, against other processes."""
@@ -174,6 +190,11 @@ class Folder:
         with translated(self.base):
             names = [entry.name for entry in os.scandir(self.base) if entry.name.endswith(".jsonl")]
         return [self._journal(name) for name in names]
+
+    def is_stray(self, journal: Journal) -> bool:
+        """Whether the file, once it was read, is of an agent that has its file elsewhere, as a copy is."""
+        agent_id = journal.state.agent_id
+        return bool(agent_id) and journal.path.name != f"{file_name(agent_id)}.jsonl"
 
     # --- writes
 
@@ -263,7 +284,9 @@ class Folder:
         """Copy every journal, each as it was at one instant, to a new folder that can be opened as a store."""
         with translated(target):
             (target / ".kode").mkdir(parents=True)
-            shutil.copy(self._own / "format", target / ".kode" / "format")
+            for name in ("format", "id"):
+                if (self._own / name).exists():
+                    shutil.copy(self._own / name, target / ".kode" / name)
         for journal in self.journals():
             with self.scanning(journal):
                 if journal.end:
@@ -363,6 +386,10 @@ class Folder:
             with self.scanning(journal):
                 if journal.damage is not None and not journal.state.agent_id:
                     issues.append(EngineIssue("corrupt_record", journal.path.name, str(journal.damage)))
+                if self.is_stray(journal):
+                    agent_id = journal.state.agent_id
+                    text = f"{journal.path} is not the file of agent {agent_id!r}, whose records it has; move it away"
+                    issues.append(EngineIssue("stray_file", agent_id, text))
                 issues.extend(self._left_of_delete(journal))
         return issues
 

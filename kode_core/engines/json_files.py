@@ -40,7 +40,7 @@ from kode_core.engines import scan
 from kode_core.engines.folder import STRIPES, Folder, Stripe, UnresolvedError, stripe_of
 from kode_core.engines.journal import Frame, Journal, Reader
 from kode_core.engines.state import AgentState
-from kode_core.errors import OutcomeUnknownError, StorageError, StoreBusyError, StoreUnavailableError
+from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
 __all__ = ["JsonFilesEngine", "PreparedWrite"]
@@ -286,7 +286,8 @@ class JsonFilesEngine:
         states = []
         for journal in self.folder.journals():
             with self.folder.scanning(journal):
-                states.append(journal.state)
+                if not self.folder.is_stray(journal):
+                    states.append(journal.state)
         return states
 
     def _sound_states(self, agent_id: str | None) -> list[AgentState]:
@@ -297,7 +298,8 @@ class JsonFilesEngine:
             with self.folder.scanning(journal):
                 if journal.damage is not None:
                     raise journal.damage
-                states.append(journal.state)
+                if not self.folder.is_stray(journal):
+                    states.append(journal.state)
         return states
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
@@ -361,7 +363,7 @@ class JsonFilesEngine:
 
     async def backup(self, target: Path) -> Sequence[Path]:
         if target.exists():
-            raise StoreUnavailableError(f"{target} exists already; a backup does not overwrite")
+            raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
         await self._scan(lambda: self.folder.backup(target))
         return [target]
 

@@ -19,7 +19,7 @@ or an object that has the list under ``messages`` or ``traj``. Each becomes one 
 - The format has no times. The first message has that of the object's ``created`` or ``created_at``, or else
   2025-01-01T00:00:00Z, and each that follows is one second later; durations are the differences.
 
-So the same file gives the same records each time, and importing it twice stores nothing twice.
+So the same file gives the same records each time, and importing it again writes nothing.
 """
 
 from __future__ import annotations
@@ -118,16 +118,26 @@ def _is_message(value: Json) -> bool:
     return type(value) is dict and "role" in value and not any(name in value for name in _MESSAGES)
 
 
-async def import_conversation(store: Store, conversation: ImportedConversation) -> None:
+async def import_conversation(store: Store, conversation: ImportedConversation, *, replace: bool = False) -> bool:
     """Write a conversation: its messages, tool calls, events and info in one commit, then its snapshot.
 
-    What the agent had before is replaced, except for events: a log only grows, and those that are there already are
-    not written again (EVT-4). Delete the agent first when its conversation became a different one.
+    One that is there already, unchanged, is left as it is. With *replace* what the agent had before is replaced,
+    except for events: a log only grows, and those that are there are not written again (EVT-4).
+
+    Returns:
+        Whether anything was written.
 
     Raises:
-        InvalidArgumentError: a value cannot be stored; nothing was written.
+        InvalidArgumentError: the agent exists and is another one, or a value cannot be stored; nothing was written.
     """
     with at(conversation.place):
+        if await _is_there(store, conversation):
+            return False
+        if not replace and await _is_taken(store, conversation.agent_id):
+            raise InvalidArgumentError(
+                f"agent {conversation.agent_id!r:.80} is there already and differs; overwrite it with replace, "
+                "or give another prefix"
+            )
         await store.save_turn(
             conversation.agent_id,
             messages=conversation.messages,
@@ -136,6 +146,21 @@ async def import_conversation(store: Store, conversation: ImportedConversation) 
             events=conversation.events,
         )
         await store.save_snapshot(conversation.agent_id, conversation.snapshot)
+    return True
+
+
+async def _is_there(store: Store, conversation: ImportedConversation) -> bool:
+    agent_id = conversation.agent_id
+    return (
+        await store.load_info(agent_id) == conversation.info
+        and await store.load_messages(agent_id) == list(conversation.messages)
+        and await store.load_tool_call_records(agent_id) == list(conversation.tool_calls)
+        and await store.load_snapshot(agent_id, conversation.snapshot.id) == conversation.snapshot
+    )
+
+
+async def _is_taken(store: Store, agent_id: str) -> bool:
+    return await store.exists(agent_id) or bool(await store.load_messages(agent_id))
 
 
 class ChatConverter:

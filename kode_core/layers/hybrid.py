@@ -30,8 +30,9 @@ from kode_core.batch import (
 from kode_core.codec import Body, digest
 from kode_core.engine import Engine, Medium
 from kode_core.engines.json_files import JsonFilesEngine
-from kode_core.errors import OutcomeUnknownError, StorageError
+from kode_core.errors import ConfigurationError, OutcomeUnknownError, StorageError
 from kode_core.layers.base import Layer
+from kode_core.layers.companion import companion, note_companion
 
 __all__ = ["HybridEngine"]
 
@@ -49,6 +50,35 @@ class HybridEngine(Layer):
 
     def __repr__(self) -> str:
         return f"{self.inner!r} with {self.files!r}"
+
+    async def bind(self) -> None:
+        """See that database and folder belong together; note it in both when they are new.
+
+        Raises:
+            ConfigurationError: one of them is another store's, or was used without the other.
+        """
+        folder = self.files.folder
+        identity = await self.files.run(folder.identity)
+        if await companion(self.inner) is None:
+            problem = await self._used_apart()
+            if await companion(self.inner) is None:  # otherwise another process was faster
+                if problem:
+                    raise ConfigurationError(problem)
+                await note_companion(self.inner, identity, str(folder.base))
+        known = await companion(self.inner)
+        if known is None or known[0] != identity:
+            raise ConfigurationError(
+                f"file_store_base_dir {folder.base} is not the folder of {self.inner!r}"
+                f"{f', which was at {known[1]}' if known else ''}"
+            )
+
+    async def _used_apart(self) -> str:
+        """What speaks against making one store of a database and a folder that do not know of each other."""
+        if await self.inner.agent_ids("", None, 1):
+            return f"{self.inner!r} has agents with all they have in it: open it without file_store_base_dir"
+        if await self.files.run(self.files.folder.journals):
+            return f"file_store_base_dir {self.files.folder.base} has agents of another store: give a new folder"
+        return ""
 
     # --- writes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import field
@@ -29,6 +29,12 @@ class Message(Record, frozen=True):
     role: str
     content: Sequence[ContentBlock]
     metadata: dict[str, Json] | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, role: str, content: str | Sequence[ContentBlock], metadata: dict[str, Json] | None = None
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         content: object = self.content

@@ -331,15 +331,6 @@ class EngineStore(ExtendedStore):
         return await self._run("get_metrics", totals)
 
     async def backup(self, target: str | Path) -> _Paths:
-        """Copy one instant of the store to *target*, a new file or folder, while the store is used.
-
-        Returns:
-            What was made: with ``file_store_base_dir`` a folder beside the database's copy, too.
-
-        Raises:
-            UnsupportedError: the backend cannot, as the memory backend.
-        """
-
         async def backup() -> Sequence[Path]:
             return await self._context.engine.backup(Path(target))
 

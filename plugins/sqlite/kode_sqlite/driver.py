@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import aiosqlite
 
@@ -17,7 +19,7 @@ from kode_core.errors import StoreBusyError, StoreUnavailableError
 from kode_sqlite.errors import translated
 from kode_sqlite.options import SqliteOptions
 
-__all__ = ["Connection", "WriteGuard", "needs_guard", "open_connection"]
+__all__ = ["Connection", "WriteGuard", "file_identity", "needs_guard", "open_connection", "readably"]
 
 T = TypeVar("T")
 
@@ -47,12 +49,38 @@ class Connection(aiosqlite.Connection):
         self._thread.join()
 
 
+def readably(db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
+    """Read; a text that is damaged so that it is no UTF-8 comes as another text, which its digest betrays (OPS-4)."""
+    try:
+        return call(db, *args)
+    except sqlite3.OperationalError as exc:
+        if not str(exc).startswith("Could not decode to UTF-8"):
+            raise
+    db.text_factory = lambda raw: raw.decode(errors="replace")
+    try:
+        return call(db, *args)
+    finally:
+        db.text_factory = str
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Which file *path* leads to; None for a database in memory and for a file that is not there."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return None if path == MEMORY else (found.st_dev, found.st_ino)
+
+
 async def open_connection(options: SqliteOptions, *, read_only: bool = False) -> Connection:
     """Open a connection with the settings that the engine relies on."""
     path = options.db_path
 
     def connect() -> sqlite3.Connection:
-        return sqlite3.connect(path, isolation_level=None, cached_statements=256, check_same_thread=False)
+        name = f"file:{quote(path)}?mode=rw" if read_only else path  # a reader makes no file where one was removed
+        return sqlite3.connect(
+            name, uri=read_only, isolation_level=None, cached_statements=256, check_same_thread=False
+        )
 
     def configure(db: sqlite3.Connection) -> None:
         db.execute(f"PRAGMA busy_timeout = {options.busy_timeout_ms:d}")
@@ -134,7 +162,6 @@ class WriteGuard:
             yield
             return
         import fcntl
-        import os
 
         if self._fd is None:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -159,7 +186,5 @@ class WriteGuard:
     def close(self) -> None:
         """Give back the descriptor."""
         if self._fd is not None:
-            import os
-
             os.close(self._fd)
             self._fd = None

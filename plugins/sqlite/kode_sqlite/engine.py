@@ -31,10 +31,10 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium
-from kode_core.errors import StorageError, StoreReadOnlyError, StoreUnavailableError
+from kode_core.errors import InvalidArgumentError, StorageError, StoreReadOnlyError, StoreUnavailableError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_sqlite import reads
-from kode_sqlite.driver import MEMORY, Connection, WriteGuard, open_connection
+from kode_sqlite.driver import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import to_kode_error
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.schema import migrate
@@ -71,6 +71,7 @@ class SqliteEngine:
         self._working: asyncio.Task[None] | None = None
         self._idle_readers: list[Connection] = []
         self._readers = asyncio.Semaphore(options.readers)
+        self._file = file_identity(options.db_path)
 
     def __repr__(self) -> str:
         return f"{self.name} at {self._options.db_path}"
@@ -134,6 +135,7 @@ class SqliteEngine:
     def _transact(self, db: sqlite3.Connection, jobs: list[_Job]) -> list[Any]:
         """One transaction for all jobs. A job that fails takes nothing else with it."""
         with self._guard.held():
+            self._see_file()
             db.execute("BEGIN IMMEDIATE")  # a deferred one fails without waiting when it turns into a write
             try:
                 transaction = Transaction(db, self._options.db_path)
@@ -144,6 +146,13 @@ class SqliteEngine:
                     db.execute("ROLLBACK")
                 raise
             return results
+
+    def _see_file(self) -> None:
+        """A file that was removed or replaced still takes writes, which nobody would ever read, and gives old rows."""
+        if self._file is not None and file_identity(self._options.db_path) != self._file:
+            raise StoreUnavailableError(
+                f"{self._options.db_path} was removed or replaced while it was open; close the store and open it again"
+            )
 
     def _do_all(self, db: sqlite3.Connection, transaction: Transaction, jobs: list[_Job]) -> list[Any]:
         if len(jobs) == 1:
@@ -181,13 +190,17 @@ class SqliteEngine:
 
     async def _read(self, call: Callable[..., T], *args: Any) -> T:
         if self._options.db_path == MEMORY:
-            return await self._writer.run(call, *args)
+            return await self._writer.run(self._look, call, *args)
         async with self._readers:
             reader = self._idle_readers.pop() if self._idle_readers else await self._new_reader()
             try:
-                return await reader.run(call, *args)
+                return await reader.run(self._look, call, *args)
             finally:
                 self._idle_readers.append(reader)  # a call that goes on after a cancellation is first in its queue
+
+    def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
+        self._see_file()
+        return readably(db, call, *args)
 
     async def _new_reader(self) -> Connection:
         return await open_connection(self._options, read_only=True)
@@ -241,7 +254,7 @@ class SqliteEngine:
     async def backup(self, target: Path) -> list[Path]:
         """Copy the database to a new file while it is used; the copy is of one instant."""
         if target.exists():
-            raise StoreUnavailableError(f"{target} exists already; a backup does not overwrite")
+            raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
         _make_folder(str(target))
 
         part = target.with_name(f"{target.name}.part")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kode_core.config import path_from_url
@@ -18,6 +19,20 @@ async def _open(options: SqliteOptions) -> SqliteEngine:
     return await SqliteEngine.open(options)
 
 
+def _is_there(options: SqliteOptions) -> bool:
+    """A file that cannot be read as a database is left to ``open``, which says what is wrong with it."""
+    import sqlite3
+    from contextlib import closing
+    from urllib.parse import quote
+
+    path = Path(options.db_path).expanduser().absolute()
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
+    except sqlite3.Error:
+        return True
+
+
 @hookimpl
 def kode_store_backend() -> Backend:
     return Backend(
@@ -26,5 +41,6 @@ def kode_store_backend() -> Backend:
         open=_open,
         from_url=path_from_url("db_path"),
         variables={"KODE_SQLITE_PATH": "db_path"},
+        is_there=_is_there,
         summary="one file, no server",
     )

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from importlib.metadata import version
+from pathlib import Path
 
 from kode_conformance import Handle, Space, StoreHarness
 
@@ -40,6 +41,11 @@ class SqliteHarness(StoreHarness):
         with closing(sqlite3.connect(handle["db_path"])) as db:
             return "\n".join(db.iterdump())
 
+    async def raise_version(self, handle: Handle) -> None:
+        with closing(sqlite3.connect(handle["db_path"])) as db:
+            db.execute("UPDATE kode_meta SET value = 99 WHERE key = 'schema_version'")
+            db.commit()
+
 
 class HybridHarness(SqliteHarness):
     """Events, todos, history and media in files beside the database."""
@@ -48,3 +54,8 @@ class HybridHarness(SqliteHarness):
 
     async def provision(self, space: Space) -> Handle:
         return {"db_path": str(space.folder / "agents.db"), "file_store_base_dir": str(space.folder / "files")}
+
+    async def raw_dump(self, handle: Handle) -> str:
+        files = sorted(Path(handle["file_store_base_dir"]).rglob("*"))
+        texts = [path.read_text() for path in files if path.is_file()]
+        return "\n".join([await super().raw_dump(handle), *texts])

@@ -380,8 +380,9 @@ def test_an_open_that_fails_leaves_nothing_running() -> None:
     async def fail() -> None:
         with pytest.raises(StoreUnavailableError, match=r"a\.db: the database cannot be opened"):
             await SqliteStore("a.db").open()
-        assert not [thread for thread in threading.enumerate() if "_connection_worker" in thread.name]
+        assert {thread for thread in threading.enumerate() if "_connection_worker" in thread.name} <= others
 
+    others = set(threading.enumerate())
     for _ in range(20):
         asyncio.run(fail())
 
@@ -521,3 +522,33 @@ async def test_writes_with_and_without_the_guard(monkeypatch: pytest.MonkeyPatch
             with suppress(FileNotFoundError):
                 Path(f"{needed}.db-kode-lock").unlink()
                 assert needed
+
+
+async def test_a_text_that_is_no_text_any_more() -> None:
+    """A body whose bytes are no UTF-8 is a corrupt record with a name and without a quote; all else stays readable."""
+    async with SqliteStore("a.db") as store:
+        for agent in ("a", "b"):
+            await store.save_turn(agent, messages=samples.messages(3), info=samples.info(agent))
+        with closing(sqlite3.connect("a.db")) as other:
+            other.execute("UPDATE kode_messages SET body = CAST(x'7b22ff534543524554227d' AS TEXT) WHERE rowid = 2")
+            other.commit()
+        with pytest.raises(CorruptRecordError, match="message 1") as caught:
+            await store.load_messages("a")
+        assert "SECRET" not in str(caught.value)
+        assert await store.load_messages("b") == samples.messages(3)
+        issues = (await store.check_consistency()).issues
+        assert [(issue.code, issue.agent_id) for issue in issues] == [("corrupt_record", "a")]
+        assert [session.agent_id for session in await store.query_sessions(order="asc")] == ["a", "b"]
+
+
+async def test_a_database_that_is_removed_under_the_store() -> None:
+    """No write is acknowledged into a file that nobody can open, and no empty file takes its place."""
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("a", samples.messages(1))
+        for path in Path().glob("a.db*"):
+            path.unlink()
+        with pytest.raises(StoreUnavailableError, match=r"a\.db was removed or replaced while it was open; close the"):
+            await store.append_messages("a", samples.messages(1))
+        with pytest.raises(StoreUnavailableError):
+            await store.load_messages("a")
+        assert not Path("a.db").exists()

@@ -1,0 +1,49 @@
+"""Whether a database keeps a part of its agents in files: noted in the database, so that no open forgets the files."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite
+from kode_core.codec import Body, digest
+from kode_core.engine import Engine
+from kode_core.errors import ConfigurationError, StorageError
+
+__all__ = ["companion", "note_companion", "refuse_without_files"]
+
+_NOTES: Final = "kode." * 60
+"""Longer than any legal agent id (ID-1): what is kept under it is the layers' own."""
+_KEY: Final = "files"
+
+
+async def companion(engine: Engine) -> tuple[str, str] | None:
+    """The identity of the folder that belongs to the database, and where it was when it was noted."""
+    for doc in await engine.docs(_NOTES, DocKind.LAYER, _KEY):
+        identity, _, path = doc.body.text.partition(" ")
+        return identity, path
+    return None
+
+
+async def note_companion(engine: Engine, identity: str, path: str) -> None:
+    """Note that a folder belongs to the database."""
+    text = f"{identity} {path}"
+    doc = Doc(_KEY, 0, Body(text, digest(text.encode())))
+    write = DocWrite(DocKind.LAYER, _KEY, doc)
+    (outcome,) = await engine.commit([Batch(agent_id=_NOTES, op_id=f"files-{identity}", now=0, docs=(write,))])
+    if isinstance(outcome, StorageError):
+        raise outcome
+    assert isinstance(outcome, Applied)
+
+
+async def refuse_without_files(engine: Engine) -> None:
+    """See that a database that is opened alone does not have a part of its agents in files.
+
+    Raises:
+        ConfigurationError: it has.
+    """
+    known = await companion(engine)
+    if known is not None:
+        raise ConfigurationError(
+            f"{engine!r} keeps events, todos, history and media in files, which were at {known[1]}: "
+            "give their folder as file_store_base_dir"
+        )
