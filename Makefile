@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+STORES ?= memory json sqlite sqlite-hybrid
+TIER ?= standard
 
 export TMPDIR := $(CURDIR)/.tmp
 export PIP_NO_CACHE_DIR := 1
@@ -10,13 +12,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_conformance
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format conformance bench clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
 	@echo "make test    run all tests"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and safe fixes"
+	@echo "make conformance  judge all stores (TIER=quick, standard or thorough; reports in conformance-reports/)"
 	@echo "make bench   measure, with ratios to bare aiosqlite (results in bench/)"
 	@echo "make clean   remove what the targets made"
 
@@ -36,11 +39,15 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+conformance: .venv/.dev
+	@set -e; for store in $(STORES); do $(BIN)/kode conformance $$store --tier $(TIER) --seed 1 --report conformance-reports; done
+	@$(BIN)/kode compare --matrix conformance-reports/*.json
+
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .tmp data bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .tmp data bench conformance-reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; run: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'

@@ -33,7 +33,12 @@ class Message(Record, frozen=True):
     if TYPE_CHECKING:
 
         def __init__(
-            self, role: str, content: str | Sequence[ContentBlock], metadata: dict[str, Json] | None = None
+            self,
+            role: str,
+            content: str | Sequence[ContentBlock],
+            metadata: dict[str, Json] | None = None,
+            *,
+            extra: Spread | None = ...,
         ) -> None: ...
 
     def __post_init__(self) -> None:
