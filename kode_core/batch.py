@@ -219,12 +219,19 @@ class SessionRow(_Value, frozen=True):
 
 
 class Totals(_Value, frozen=True, kw_only=True):
-    """What the whole store holds; ``size_bytes`` is None where the engine cannot tell."""
+    """What the whole store holds.
+
+    Attributes:
+        size_bytes: None where the engine cannot tell.
+        is_used: whether anything at all is stored, be it an event of an agent without info; what layers keep for
+            themselves does not count.
+    """
 
     agents: int = 0
     messages: int = 0
     tool_calls: int = 0
     size_bytes: int | None = None
+    is_used: bool = False
 
 
 class EngineIssue(_Value, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
@@ -89,7 +90,12 @@ async def _open(target: str | Mapping[str, Any] | None, options: Mapping[str, An
     configured = configure(target, options, registry.backend, os.environ)
     if configured.backend.gives == "store":
         return opened_store(configured.backend, await configured.backend.open(configured.options))
-    return await EngineStore(lambda: open_engine(configured), **_settings(configured)).open()
+    store = EngineStore(lambda: open_engine(configured), **_settings(configured))
+    try:
+        return await store.open()
+    except BaseException:  # a cancelled open goes on without its caller, and nobody would ever close what it opens
+        await asyncio.shield(store.close())
+        raise
 
 
 def _settings(configured: Configured) -> dict[str, Any]:

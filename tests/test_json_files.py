@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,17 @@ async def test_a_copy_of_a_file_is_no_second_agent(tmp_path: Path) -> None:
         issues = (await store.check_consistency()).issues
         assert [(issue.code, issue.agent_id) for issue in issues] == [("stray_file", "a")]
         assert "a copy.jsonl is not the file of agent 'a'" in issues[0].message
+
+
+async def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    """A half-written file that nobody has touched for an hour goes when the store is opened; a new one stays."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for name, age in (("a.jsonl.1.2.tmp", 7200), ("b.jsonl.3.4.tmp", 0)):
+        (store / name).write_bytes(b"x")
+        os.utime(store / name, (time.time() - age, time.time() - age))
+    async with opened():
+        assert [path.name for path in store.glob("*.tmp")] == ["b.jsonl.3.4.tmp"]
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

@@ -14,10 +14,12 @@ offset of a deleted agent of the stripe, so that neither ever comes again.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,9 +50,12 @@ from kode_core.errors import SchemaVersionError, StorageError, StoreUnavailableE
 
 __all__ = ["STRIPES", "Folder", "Stripe", "UnresolvedError", "stripe_of"]
 
+_log = logging.getLogger("kode_core.json")
+
 FORMAT: Final = 1
 STRIPES: Final = 32
 _MAX_JOURNALS: Final = 20_000
+_ABANDONED_S: Final = 3600
 
 
 class UnresolvedError(StorageError):
@@ -126,6 +131,14 @@ class Folder:
                 raise SchemaVersionError(
                     f"{self.base} has layout {version}, and this kode-core knows {FORMAT}: upgrade kode-core"
                 )
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what processes left that were killed while they rewrote a file."""
+        for entry in os.scandir(self.base):
+            if entry.name.endswith(".tmp") and time.time() - entry.stat().st_mtime > _ABANDONED_S:
+                with suppress(OSError):
+                    Path(entry).unlink()
 
     def identity(self) -> str:
         """A word that tells this folder from all others, made when it is asked for first."""
@@ -230,12 +243,22 @@ class Folder:
         base = AgentState(batch.agent_id, journal.state.log.next_offset) if batch.delete else journal.state
         outcome = base.outcome(batch)
         if _changes(batch):
-            journal.append(Frame("apply", batch, outcome), durable=self.durable)
+            journal.append(Frame("apply", base.stamped(batch), outcome), durable=self.durable)
             self.tidy(stripe, journal)
         return outcome
 
     def tidy(self, stripe: Stripe, journal: Journal) -> None:
-        """Remove the file of an agent that has nothing left; compact one that is mostly history."""
+        """Remove the file of an agent that has nothing left; compact one that is mostly history.
+
+        The write that led here is done: what fails is logged and tried again later.
+        """
+        try:
+            self._tidy(stripe, journal)
+        except (OSError, StorageError) as exc:
+            _log.warning("%s could not be tidied: %s", journal.path, exc)
+            journal.compact_at = 2 * journal.end
+
+    def _tidy(self, stripe: Stripe, journal: Journal) -> None:
         if journal.state.is_empty and journal.prepared is None:
             stripe.raise_to(journal.state.log.next_offset)
             with suppress(FileNotFoundError):
@@ -354,6 +377,7 @@ class Folder:
         with translated(self.base):
             size = sum(entry.stat().st_size for entry in os.scandir(self.base) if entry.is_file())
         return Totals(
+            is_used=any(not state.is_empty for state in states),
             agents=sum(state.info is not None for state in states),
             messages=sum(len(state.lists[ListKind.MESSAGES].rows) for state in states),
             tool_calls=sum(len(state.lists[ListKind.TOOL_CALLS].rows) for state in states),

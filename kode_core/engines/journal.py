@@ -30,7 +30,7 @@ from kode_core.batch import Applied, Batch, DocWrite, EventWrite, ListKind, List
 from kode_core.codec import Body
 from kode_core.engines.files import read_at, replace_file, sync_file, sync_folder, write_all
 from kode_core.engines.state import AgentState
-from kode_core.errors import CorruptRecordError, SchemaVersionError
+from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError
 
 __all__ = ["Frame", "Journal", "Reader", "write_state"]
 
@@ -137,6 +137,7 @@ class Journal:
             self._forget()
             yield Reader(-1)
             return
+        self.damage = None
         try:
             try:
                 self._catch_up(fd, os.fstat(fd).st_size)
@@ -248,8 +249,11 @@ class Journal:
         self.end = 0
 
     def append(self, frame: Frame, *, durable: bool) -> None:
-        """Add a frame and apply it. After an error the file is as it was."""
-        created = self.end == 0
+        """Add a frame and apply it. After an error the file is as it was.
+
+        Raises:
+            OutcomeUnknownError: it was written and could not be synced; others may have read it, so it stays.
+        """
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -259,8 +263,6 @@ class Journal:
         except BaseException:
             self._forget()
             raise
-        if created and durable:
-            sync_folder(self.path.parent)
 
     def _append(self, fd: int, frame: Frame, *, durable: bool) -> None:
         first = b"" if self.end else self._first_line()
@@ -269,11 +271,18 @@ class Journal:
             os.ftruncate(fd, self.end)
         try:
             write_all(fd, first + data, self.end)
-            if durable:
-                sync_file(fd)
         except BaseException:
             os.ftruncate(fd, self.end)
             raise
+        try:
+            if durable:
+                sync_file(fd)
+                if self.end == 0:
+                    sync_folder(self.path.parent)
+        except OSError as exc:
+            raise OutcomeUnknownError(
+                f"{self.path} was written and could not be synced ({exc.strerror}): read first"
+            ) from exc
         self.end += len(first) + len(data)
         self._apply(frame.phase, placed, frame.outcome)
 

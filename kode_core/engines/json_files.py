@@ -7,7 +7,7 @@ thousands of agents, not for millions.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
@@ -37,6 +37,7 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engine import Medium
 from kode_core.engines import scan
+from kode_core.engines.files import translated
 from kode_core.engines.folder import STRIPES, Folder, Stripe, UnresolvedError, stripe_of
 from kode_core.engines.journal import Frame, Journal, Reader
 from kode_core.engines.state import AgentState
@@ -60,6 +61,7 @@ class JsonFilesEngine:
         self.folder = folder
         self.resolver: Resolver | None = None
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="kode-json")
+        self._finishers = ThreadPoolExecutor(2, thread_name_prefix="kode-json-end")
         self._locks = [asyncio.Lock() for _ in range(STRIPES)]
         self._jobs: set[asyncio.Task[Any]] = set()
 
@@ -71,6 +73,10 @@ class JsonFilesEngine:
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Call in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+
+    async def end(self, call: Callable[..., T], *args: Any) -> T:
+        """Call in a thread of those that never wait for a lock: what frees others must not stand behind them."""
+        return await asyncio.get_running_loop().run_in_executor(self._finishers, call, *args)
 
     async def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await to the end even when the caller is cancelled: a thread cannot be stopped half-way."""
@@ -156,15 +162,16 @@ class JsonFilesEngine:
     def _enter(self, held: ExitStack, batch: Batch) -> Stripe:
         stripe = held.enter_context(self.folder.stripe(batch.agent_id))
         journal = self.folder.journal(batch.agent_id)
-        journal.begin(batch.agent_id, stripe.number + 1)
-        if journal.prepared is not None:
-            raise UnresolvedError(journal.prepared)
-        journal.append(Frame("prepare", batch), durable=self.folder.durable)
+        with translated(journal.path):
+            journal.begin(batch.agent_id, stripe.number + 1)
+            if journal.prepared is not None:
+                raise UnresolvedError(journal.prepared)
+            journal.append(Frame("prepare", batch), durable=self.folder.durable)
         return stripe
 
     async def _release(self, held: ExitStack, lock: asyncio.Lock) -> None:
         try:
-            await self.run(held.close)
+            await self.end(held.close)
         finally:
             lock.release()
 
@@ -184,7 +191,7 @@ class JsonFilesEngine:
                 await self.run(journal.refresh)
                 if journal.prepared is not None:
                     committed = await resolver(journal.prepared)
-                    await self.run(self._note, stripe, journal, committed)
+                    await self.end(self._note, stripe, journal, committed)
             finally:
                 await self._release(held, lock)
 
@@ -197,7 +204,8 @@ class JsonFilesEngine:
         if batch.delete:
             base = AgentState(batch.agent_id, base.log.next_offset)
         outcome = base.outcome(batch) if committed else None
-        journal.append(Frame("commit" if committed else "abort", None, outcome), durable=False)
+        with translated(journal.path):
+            journal.append(Frame("commit" if committed else "abort", None, outcome), durable=False)
         self.folder.tidy(stripe, journal)
         return outcome or Applied()
 
@@ -211,12 +219,12 @@ class JsonFilesEngine:
                 held = ExitStack()
                 try:
                     await self.run(held.enter_context, self.folder.stripe(agent_id))
-                    made = await self.run(self.folder.copy_docs, agent_id, child_ids)
+                    made = await self.end(self.folder.copy_docs, agent_id, child_ids)
                     return await self._committed(commit, made)
                 except UnresolvedError as exc:
                     problem = exc
                 finally:
-                    await self.run(held.close)
+                    await self.end(held.close)
             await self.resolve(problem)
 
     async def _committed(self, commit: Callable[[], Awaitable[bool]], made: list[Path]) -> bool:
@@ -290,33 +298,35 @@ class JsonFilesEngine:
                     states.append(journal.state)
         return states
 
-    def _sound_states(self, agent_id: str | None) -> list[AgentState]:
-        """All states, or the one that is asked for; a damaged one is an error."""
+    def _sound_journals(self, agent_id: str | None) -> dict[str, Journal]:
+        """All journals by agent, or the one that is asked for; a damaged one is an error."""
         journals = self.folder.journals() if agent_id is None else [self.folder.journal(agent_id)]
-        states = []
+        sound = {}
         for journal in journals:
             with self.folder.scanning(journal):
                 if journal.damage is not None:
                     raise journal.damage
                 if not self.folder.is_stray(journal):
-                    states.append(journal.state)
-        return states
+                    sound[journal.state.agent_id] = journal
+        return sound
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         return await self._scan(lambda: scan.agent_ids(self._states(), prefix, after, limit))
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         def call() -> list[SessionRow]:
-            rows = scan.find_sessions(self._sound_states(query.agent_id), query)
-            texts = self._texts([(row.agent_id, row.info) for row in rows])
+            journals = self._sound_journals(query.agent_id)
+            rows = scan.find_sessions([journal.state for journal in journals.values()], query)
+            texts = self._texts(journals, [(row.agent_id, row.info) for row in rows])
             return [replace(row, info=body) for row, body in zip(rows, texts, strict=True)]
 
         return await self._retried(call)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
         def call() -> list[FoundRow]:
-            rows = scan.find_rows(self._sound_states(query.agent_id), query)
-            texts = self._texts([(row.agent_id, row.body) for row in rows])
+            journals = self._sound_journals(query.agent_id)
+            rows = scan.find_rows([journal.state for journal in journals.values()], query)
+            texts = self._texts(journals, [(row.agent_id, row.body) for row in rows])
             return [replace(row, body=body) for row, body in zip(rows, texts, strict=True)]
 
         return await self._retried(call)
@@ -329,14 +339,14 @@ class JsonFilesEngine:
                 continue
         raise StoreBusyError(f"{self.folder.base}: the files kept changing while they were searched; try again")
 
-    def _texts(self, wanted: Sequence[tuple[str, Body]]) -> list[Body]:
+    def _texts(self, journals: Mapping[str, Journal], wanted: Sequence[tuple[str, Body]]) -> list[Body]:
         """The bodies with their texts, in order; the files are opened once each."""
         found: dict[int, Body] = {}
         by_agent: dict[str, list[int]] = {}
         for i, (agent_id, _) in enumerate(wanted):
             by_agent.setdefault(agent_id, []).append(i)
         for agent_id, places in by_agent.items():
-            journal = self.folder.journal(agent_id)
+            journal = journals[agent_id]
             generation = journal.generation
             with self.folder.scanning(journal) as reader:
                 if journal.generation != generation:  # another process rewrote the file in between
@@ -371,6 +381,7 @@ class JsonFilesEngine:
         while self._jobs:
             await asyncio.gather(*self._jobs, return_exceptions=True)
         await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._finishers.shutdown)
 
 
 class _MovedError(Exception):
@@ -389,9 +400,9 @@ class PreparedWrite:
         self._stripe = stripe
         self._lock = lock
 
-    async def commit(self) -> Applied:
-        """Apply it."""
-        return await self._finish(True)
+    async def commit(self, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
+        """Apply it, and do what must be done *then* before anybody else writes."""
+        return await self._finish(True, then)
 
     async def abort(self) -> None:
         """Forget it."""
@@ -401,8 +412,11 @@ class PreparedWrite:
         """Neither: whoever comes next asks the resolver."""
         await self._engine._release(self._held, self._lock)
 
-    async def _finish(self, committed: bool) -> Applied:
+    async def _finish(self, committed: bool, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
         try:
-            return await self._engine.run(self._engine._note, self._stripe, self._journal, committed)
+            applied = await self._engine.end(self._engine._note, self._stripe, self._journal, committed)
+            if then is not None:
+                await then()
+            return applied
         finally:
             await self.leave()

@@ -89,7 +89,7 @@ class MemoryEngine:
             space.states.pop(agent_id, None)
             state = space.state(agent_id)
         outcome = state.outcome(batch)
-        state.apply(batch, outcome)
+        state.apply(state.stamped(batch), outcome)
         if not state.is_empty:
             space.states[agent_id] = state
         return outcome
@@ -131,6 +131,7 @@ class MemoryEngine:
             agents=len(states),
             messages=sum(len(s.lists[ListKind.MESSAGES].rows) for s in everyone),
             tool_calls=sum(len(s.lists[ListKind.TOOL_CALLS].rows) for s in everyone),
+            is_used=bool(everyone),
         )
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from kode_core.batch import (
     Applied,
     Batch,
@@ -177,6 +179,10 @@ class EventLog:
         return next((b for a, b in zip(self._offsets, self._offsets[1:], strict=False) if b <= a), None)
 
 
+def _moves(batch: Batch) -> bool:
+    return batch.info is not None or batch.messages is not None or batch.tool_calls is not None
+
+
 class AgentState:
     """Everything of one agent."""
 
@@ -216,6 +222,12 @@ class AgentState:
             self.log.offsets_for(batch.events),
         )
 
+    def stamped(self, batch: Batch) -> Batch:
+        """*batch* at a time after the last change, whatever the clock says (INFO-2)."""
+        if batch.now > self.updated_at or not _moves(batch):
+            return batch
+        return replace(batch, now=self.updated_at + 1)
+
     def apply(self, batch: Batch, outcome: Applied) -> None:
         """Do what *batch* says, except its ``delete``."""
         if batch.info is not None:
@@ -229,7 +241,7 @@ class AgentState:
                 self.docs[change.kind, change.key] = change.doc
         if batch.events:  # a rewritten file says the last outcome again, without its events
             self.log.apply(batch.events, outcome.offsets)
-        if batch.info is not None or batch.messages is not None or batch.tool_calls is not None:
+        if _moves(batch):
             self.updated_at = max(self.updated_at, batch.now)
         self.last_op, self.last_outcome = batch.op_id, outcome
 

@@ -25,6 +25,7 @@ from kode_core.batch import (
     EngineIssue,
     EventRange,
     EventRow,
+    ListWrite,
     Outcome,
 )
 from kode_core.codec import Body, digest
@@ -74,7 +75,7 @@ class HybridEngine(Layer):
 
     async def _used_apart(self) -> str:
         """What speaks against making one store of a database and a folder that do not know of each other."""
-        if await self.inner.agent_ids("", None, 1):
+        if (await self.inner.totals()).is_used:
             return f"{self.inner!r} has agents with all they have in it: open it without file_store_base_dir"
         if await self.files.run(self.files.folder.journals):
             return f"file_store_base_dir {self.files.folder.base} has agents of another store: give a new folder"
@@ -123,16 +124,30 @@ class HybridEngine(Layer):
         if not isinstance(outcome, Applied):
             await prepared.abort()
             return outcome
+
+        async def unmark() -> None:
+            await self.inner.commit(
+                [Batch(agent_id=batch.agent_id, op_id=f"{batch.op_id}-end", now=0, docs=(_UNMARK,))]
+            )
+
         try:
-            applied = await prepared.commit()
+            applied = await prepared.commit(unmark if batch.delete else None)
         except StorageError as exc:
             return OutcomeUnknownError(f"the database has this write, and the files will follow: {exc}")
-        if batch.delete:
-            unmark = Batch(agent_id=batch.agent_id, op_id=f"{batch.op_id}-end", now=0, docs=(_UNMARK,))
-            await self.inner.commit([unmark])
         return replace(outcome, offsets=applied.offsets)
 
     async def _was_committed(self, batch: Batch) -> bool:
+        """Whether the database has its part. If not, it never will: a write of that id counts as done from here on."""
+        if await self._is_marked(batch):
+            return True
+        (outcome,) = await self.inner.commit(
+            [Batch(agent_id=batch.agent_id, op_id=batch.op_id, now=batch.now, messages=ListWrite())]
+        )
+        if isinstance(outcome, StorageError):
+            raise outcome
+        return await self._is_marked(batch)
+
+    async def _is_marked(self, batch: Batch) -> bool:
         docs = await self.inner.docs(batch.agent_id, DocKind.LAYER, _MARK)
         return any(doc.body.text == batch.op_id for doc in docs)
 

@@ -44,7 +44,7 @@ class Context:
         self._engine: Engine | None = None
         self._opening: asyncio.Task[Engine] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._active = 0
         self._idle = asyncio.Event()
         self._op_ids = itertools.count()
@@ -89,23 +89,22 @@ class Context:
 
     async def close(self, before: Callable[[], Awaitable[None]]) -> None:
         """Wait for what was accepted, call *before*, close the engine. A second call waits for the first."""
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
-            return
-        self.check_open()
-        self._closing = asyncio.get_running_loop().create_future()
-        try:
-            while self._active:
-                self._idle.clear()
-                await self._idle.wait()
-            await before()
-            if self._opening is not None:
-                with suppress(Exception):
-                    self._engine = await self._opening
-            if self._engine is not None:
-                await self._engine.close()
-        finally:
-            self._closing.set_result(None)
+        if self._closing is None:
+            self.check_open()
+            self._closing = asyncio.get_running_loop().create_task(self._close(before))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, before: Callable[[], Awaitable[None]]) -> None:
+        """A task of its own: a caller that is cancelled does not stop half-way."""
+        while self._active:
+            self._idle.clear()
+            await self._idle.wait()
+        await before()
+        if self._opening is not None:
+            with suppress(Exception):
+                self._engine = await self._opening
+        if self._engine is not None:
+            await self._engine.close()
 
     @property
     def is_closed(self) -> bool:
@@ -161,9 +160,13 @@ class Context:
         return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), fence=fence, **contents)
 
     async def commit_all(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        """The engine's commit; a cancellation in the middle leaves the outcome in doubt."""
+        """The engine's commit."""
+        return await self.in_doubt(self.engine.commit(batches))
+
+    async def in_doubt(self, write: Awaitable[T]) -> T:
+        """Await a write; a cancellation in the middle leaves its outcome in doubt."""
         try:
-            return await self.engine.commit(batches)
+            return await write
         except asyncio.CancelledError as exc:
             setattr(exc, _IN_DOUBT, True)
             raise

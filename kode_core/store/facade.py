@@ -79,7 +79,7 @@ class EngineStore(ExtendedStore):
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
         self._search = Search(context)
-        self._forks = Forks(context, self._appender)
+        self._forks = Forks(context, self._appender, self._locks)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._context!r}>"
@@ -113,7 +113,11 @@ class EngineStore(ExtendedStore):
         return self
 
     async def close(self) -> None:
-        await self._context.close(self._appender.drain)
+        async def settle() -> None:
+            await self._appender.drain()
+            await self._locks.settle()
+
+        await self._context.close(settle)
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -15,6 +15,7 @@ from kode_core.model import AgentInfo
 from kode_core.query import Page, SessionInfo
 from kode_core.store.context import Context, settled
 from kode_core.store.events import EventAppender
+from kode_core.store.locks import Locks
 from kode_core.store.ops import OPS
 from kode_core.store.rows import info_of
 
@@ -28,9 +29,10 @@ _DELETED_AT_ONCE: Final = 200
 class Forks:
     """Forks and deletes agents."""
 
-    def __init__(self, context: Context, appender: EventAppender) -> None:
+    def __init__(self, context: Context, appender: EventAppender, locks: Locks) -> None:
         self._context = context
         self._appender = appender
+        self._locks = locks
 
     async def fork(self, agent_id: str, count: int) -> list[str]:
         """Copy the agent *count* times."""
@@ -38,14 +40,15 @@ class Forks:
             raise InvalidArgumentError(f"count must be an int, got {type(count).__name__}")
         if not 0 <= count <= _MAX_FORKS:
             raise InvalidArgumentError(f"count must be from 0 to {_MAX_FORKS}, got {count}")
+        engine = self._context.engine
         for _ in range(_ATTEMPTS):
-            head = await self._context.engine.head(agent_id)
+            head = await engine.head(agent_id)
             if head is None or head.info is None:
                 raise AgentNotFoundError(agent_id)
             now = self._context.now()
             parent = decode(AgentInfo, head.info.body, f"the info of agent {agent_id!r}")
             children = [_child(agent_id, parent, now) for _ in range(count)]
-            if not children or await self._context.engine.fork(agent_id, children, head.info.body, now):
+            if not children or await self._context.in_doubt(engine.fork(agent_id, children, head.info.body, now)):
                 return [child.agent_id for child in children]
         raise StoreBusyError(f"agent {agent_id!r}: its info kept changing while it was forked; nothing was written")
 
@@ -70,7 +73,12 @@ class Forks:
         for session in sessions:
             await self._appender.drain(session.agent_id)
         batches = [
-            self._context.batch(session.agent_id, delete=True, expect_updated_at=session.updated_at)
+            self._context.batch(
+                session.agent_id,
+                fence=self._locks.fence(session.agent_id, None),
+                delete=True,
+                expect_updated_at=session.updated_at,
+            )
             for session in sessions
         ]
         outcomes = await self._context.commit_all(batches)

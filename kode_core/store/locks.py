@@ -110,7 +110,8 @@ class Locks:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._giving_back: set[asyncio.Future[None]] = set()
+        self._pending: set[asyncio.Future[Any]] = set()
+        """Leases that were asked for by callers that are gone, and those that are given back."""
 
     def key(self, agent_id: str) -> tuple[int, str]:
         """Under which the lease of this store for that agent stands in the task's context."""
@@ -164,20 +165,28 @@ class Locks:
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
+            self._pending.add(asked)
             asked.add_done_callback(lambda done: self._give_back(agent_id, owner, done))
             raise
 
     def _give_back(self, agent_id: str, owner: str, asked: asyncio.Future[int | None]) -> None:
+        self._pending.discard(asked)
         token = None if asked.cancelled() or asked.exception() else asked.result()
-        if token is not None and not self._context.is_closed:
+        if token is not None:
             task = asyncio.ensure_future(self._context.engine.release_lease(agent_id, Fence(owner, token)))
-            self._giving_back.add(task)
+            self._pending.add(task)
             task.add_done_callback(self._given_back)
 
     def _given_back(self, task: asyncio.Future[None]) -> None:
-        self._giving_back.discard(task)
+        self._pending.discard(task)
         if not task.cancelled():
             task.exception()
+
+    async def settle(self) -> None:
+        """Wait until no lease is left that nobody knows of; the engine is closed after that."""
+        while self._pending:
+            await asyncio.wait(self._pending)
+            await asyncio.sleep(0)
 
     async def renew(self, lease: HeldLease) -> bool:
         engine = self._context.engine

@@ -40,6 +40,8 @@ from kode_core.store.rows import LISTS
 
 __all__ = ["Reader", "Search"]
 
+_IDS_AT_ONCE: Final = 10_000
+
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
@@ -108,9 +110,9 @@ class Reader:
         if "\0" in prefix or any("\ud800" <= c <= "\udfff" for c in prefix):
             return ids  # no agent can have such an id
         while True:
-            page = await self._context.engine.agent_ids(prefix, ids[-1] if ids else None, 1000)
+            page = await self._context.engine.agent_ids(prefix, ids[-1] if ids else None, _IDS_AT_ONCE)
             ids.extend(page)
-            if len(page) < 1000:
+            if len(page) < _IDS_AT_ONCE:
                 return ids
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -92,12 +93,11 @@ def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -
             db, _LIST_HEAD[kind], agent_id, f"{statement} ORDER BY position", (agent_id,)
         )
         return Outline(version, count, found)
-    marks: LiteralString = ", ".join(["?"] * len(keys))
     last: LiteralString = (  # beside max(position), SQLite takes the other columns from the row that has it
         "SELECT max(position), digest, created_at, call_id FROM kode_tool_calls"
-        f" WHERE agent_id = ? AND call_id IN ({marks}) GROUP BY call_id"
+        " WHERE agent_id = ? AND call_id IN (SELECT value FROM json_each(?)) GROUP BY call_id"
     )
-    (version, count), found = _in_one_instant(db, _LIST_HEAD[kind], agent_id, last, (agent_id, *keys))
+    (version, count), found = _in_one_instant(db, _LIST_HEAD[kind], agent_id, last, (agent_id, json.dumps(list(keys))))
     return Outline(version, count, found)
 
 
@@ -310,8 +310,13 @@ def totals(db: DB) -> Totals:
     agents, messages, calls = db.execute(
         "SELECT count(created_at), coalesce(sum(message_count), 0), coalesce(sum(tool_call_count), 0) FROM kode_agents"
     ).fetchone()
+    (is_used,) = db.execute(
+        "SELECT EXISTS (SELECT 1 FROM kode_agents) OR EXISTS (SELECT 1 FROM kode_events)"
+        " OR EXISTS (SELECT 1 FROM kode_docs WHERE kind <> ?)",
+        (DocKind.LAYER.value,),
+    ).fetchone()
     (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
-    return Totals(agents=agents, messages=messages, tool_calls=calls, size_bytes=pages * size)
+    return Totals(agents=agents, messages=messages, tool_calls=calls, size_bytes=pages * size, is_used=bool(is_used))
 
 
 def inspect(db: DB, agent_id: str | None) -> list[EngineIssue]:

@@ -104,7 +104,7 @@ class Transaction:
         after = head._replace(
             messages=self._write_list(batch.agent_id, ListKind.MESSAGES, batch.messages, head.messages),
             tool_calls=self._write_list(batch.agent_id, ListKind.TOOL_CALLS, batch.tool_calls, head.tool_calls),
-            updated_at=max(head.updated_at, batch.now),
+            updated_at=max(head.updated_at + 1, batch.now),
             last_op=batch.op_id,
         )
         if batch.info is not None or batch.messages is not None or batch.tool_calls is not None:
