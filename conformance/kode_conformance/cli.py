@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import re
+import shlex
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
-from kode_conformance.harness import StoreHarness, find_harness
-from kode_conformance.results import Status, Verdict
+from kode_conformance import documents, listing, terminal
+from kode_conformance.clauses import clauses
+from kode_conformance.explain import find_clauses
+from kode_conformance.harness import StoreHarness
+from kode_conformance.lookup import harness_named
+from kode_conformance.registry import load_checks
+from kode_conformance.replay import read_replay
+from kode_conformance.results import BAD, Report, Status, Verdict
 from kode_conformance.runner import run_suite, selected
 from kode_conformance.settings import Settings, Tier, fresh_seed
+from kode_core.cli.opening import JsonOption
+from kode_core.cli.output import note, print_json
+from kode_core.errors import ConfigurationError, InvalidArgumentError
 
 __all__ = ["EXAMPLES", "conformance"]
 
@@ -20,91 +32,171 @@ EXAMPLES: Final = {
         "kode conformance sqlite",
         "kode conformance my_store/testing.py:MyHarness --tier quick",
         "kode conformance sqlite --tier thorough --report out --badge conformance.svg",
+        "kode conformance sqlite --only MSG --only DUR-1",
         "kode conformance --explain MSG-4",
     ),
 }
 
-_REPLAY: Final = re.compile(r"(?P<check>[A-Z]+-\d+\.\w+)(@seed=(?P<seed>\d+))?")
 _EXIT: Final = {Verdict.CONFORMANT: 0, Verdict.WITH_DEVIATIONS: 0, Verdict.NOT_CONFORMANT: 1, Verdict.INCOMPLETE: 3}
+_INTERRUPTED: Final = 130
+
+
+class _Files(NamedTuple):
+    """Where the report goes."""
+
+    folder: Path | None
+    badge: Path | None
 
 
 def conformance(
     store: Annotated[
         str | None, typer.Argument(metavar="STORE", help="A harness: its name, module:Class, or file.py:Class.")
     ] = None,
-    tier: Annotated[str, typer.Option(metavar="TIER", help="quick, standard or thorough.")] = "standard",
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="TEXT", help="Clauses, or parts of the names of checks.")
+    tier: Annotated[
+        str | None, typer.Option(metavar="TIER", help="quick, standard or thorough.", show_default="standard")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Where random values come from.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="TEXT", help="Run only an area, a clause, or checks with this in their name."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Where random values come from.", show_default="another each time"),
+    ] = None,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the report as JSON and Markdown.")] = None,
     badge: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a badge (SVG).")] = None,
     replay: Annotated[
-        str | None, typer.Option(metavar="CHECK@seed=N", help="Run one check again, as a report names it.")
+        str | None, typer.Option(metavar="CHECK", help="Run one check again, as a report names it.")
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the clauses and their checks.")] = False,
     explain: Annotated[
-        str | None, typer.Option(metavar="CLAUSE", help="Print a clause, its checks and where to look.")
+        str | None, typer.Option(metavar="CLAUSE", help="Print a clause or an area, its checks and where to look.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Judge a store by what the contract says.
 
-    Ends with 0 for a store that is right, 1 for one that is not, 2 when the question was wrong, 3 when checks were
-    left out or could not run.
+    The exit code is 0 for a store that is right, 1 for one that is not, 2 when the question was wrong, and 3 when too
+    little could be run to say. When only a part was asked for, 0 says that all of the part passed.
     """
-    from kode_conformance import terminal
+    if list_all or explain is not None:
+        _tell(explain, as_json)
+        return
+    harness = harness_named(store)
+    settings, patterns = _asked(tier, seed, only or [], replay)
+    command = f"kode conformance {shlex.quote(store or '')}"
+    _judge(harness, settings, patterns, _Files(report, badge), command, as_json)
 
-    if explain is not None:
-        terminal.print_clause(_checked(explain))
-        return
-    if list_all:
-        terminal.print_clauses()
-        return
-    harness = _harness(store)
-    settings = Settings(_tier(tier), fresh_seed() if seed is None else seed)
-    if replay is not None:
-        match = _REPLAY.fullmatch(replay)
-        if match is None:
-            raise typer.BadParameter(f"{replay!r} is not as in MSG-1.save_replaces_the_whole_list@seed=7")
-        only = [match["check"]]
-        settings = settings._replace(
-            seed=int(match["seed"] or 0), tier=Tier.THOROUGH if tier == "standard" else settings.tier
-        )
-    chosen, _ = selected(settings.tier, only or ())
-    if not chosen:
-        raise typer.BadParameter(f"no check matches {', '.join(only or ())}; kode conformance --list shows them all")
-    screen = terminal.Screen(harness, settings, len(chosen), store or "")
-    found = run_suite(harness, settings, only or (), screen.note)
-    screen.finish(found)
-    if report is not None or badge is not None:
-        from kode_conformance import documents
 
-        documents.write(found, report, badge)
-    ran = {result.status for result in found.results if result.status is not Status.NOT_RUN}
-    if only and not ran & {Status.FAIL, Status.STALE_DEVIATION, Status.HARNESS_ERROR}:
-        return
-    raise typer.Exit(_EXIT[found.verdict])
+def _tell(explain: str | None, as_json: bool) -> None:
+    """The clauses themselves."""
+    try:
+        ids = list(clauses()) if explain is None else find_clauses(explain)
+    except ValueError as exc:
+        raise InvalidArgumentError(str(exc)) from None
+    if as_json:
+        print_json(listing.as_json(ids))
+    elif explain is None:
+        listing.print_list()
+    else:
+        listing.print_clauses(ids)
+
+
+# --- What was asked ---------------------------------------------------------------------------------------------------
+
+
+def _asked(tier: str | None, seed: int | None, only: Sequence[str], replay: str | None) -> tuple[Settings, list[str]]:
+    """How to run, and which checks; none for all of them."""
+    if seed is not None and seed < 0:
+        raise InvalidArgumentError(f"a seed is 0 or more, not {seed}")
+    if replay is None:
+        settings = Settings(_tier(tier or "standard"), fresh_seed() if seed is None else seed)
+        for pattern in only:
+            _refuse_unmatched(settings.tier, pattern)
+        return settings, list(only)
+    if only:
+        raise InvalidArgumentError("--replay names one check, so that --only has nothing to add")
+    return _again(replay, tier, seed)
+
+
+def _again(text: str, tier: str | None, seed: int | None) -> tuple[Settings, list[str]]:
+    """What a replay says, unless another tier or seed was given with it."""
+    try:
+        wanted = read_replay(text)
+    except ValueError as exc:
+        raise InvalidArgumentError(f"--replay: {exc}") from None
+    known = {check.id: check for check in load_checks()}
+    if wanted.check not in known:
+        raise InvalidArgumentError(f"--replay: there is no check {wanted.check}; {_near(wanted.check)}")
+    usual = max(Tier.STANDARD, known[wanted.check].tier)
+    asked = _tier(tier) if tier else usual if wanted.tier is None else wanted.tier
+    _refuse_unmatched(asked, wanted.check)
+    first = fresh_seed() if wanted.seed is None else wanted.seed
+    return Settings(asked, first if seed is None else seed), [wanted.check]
 
 
 def _tier(name: str) -> Tier:
     if name.upper() not in Tier.__members__:
-        raise typer.BadParameter(f"there is no tier {name!r}: quick, standard, thorough")
+        raise InvalidArgumentError(f"there is no tier {name!r}; there are quick, standard and thorough")
     return Tier[name.upper()]
 
 
-def _harness(store: str | None) -> StoreHarness:
-    if store is None:
-        raise typer.BadParameter("which store? Give the name of a harness, module:Class, or file.py:Class")
+def _refuse_unmatched(tier: Tier, pattern: str) -> None:
+    if pattern and selected(tier, [pattern])[0]:
+        return
+    later = selected(Tier.THOROUGH, [pattern])[0] if pattern else []
+    if later:
+        first = min(check.tier for check in later).name.lower()
+        raise InvalidArgumentError(f"{pattern} is checked with --tier {first}, not with --tier {tier.name.lower()}")
+    raise InvalidArgumentError(f"no check matches {pattern!r}; {_near(pattern)}")
+
+
+def _near(wanted: str) -> str:
+    """A hint that names checks and clauses like *wanted*."""
+    names = {name: name for check in load_checks() for name in (check.id, check.name, *check.clauses)}
+    near = get_close_matches(wanted, names, n=2, cutoff=0.7)
+    return f"did you mean {' or '.join(near)}?" if near else "kode conformance --list shows them all"
+
+
+# --- The run ----------------------------------------------------------------------------------------------------------
+
+
+def _judge(
+    harness: StoreHarness, settings: Settings, patterns: list[str], files: _Files, command: str, as_json: bool
+) -> None:
     try:
-        return find_harness(store)
-    except (LookupError, ImportError, AttributeError, TypeError, OSError) as exc:
-        raise typer.BadParameter(f"{store}: {exc}") from exc
+        documents.prepare(*files)
+    except OSError as exc:
+        raise ConfigurationError(f"the report cannot be written: {exc}") from exc
+    if not as_json:
+        terminal.print_header(harness, settings)
+    found = _run(harness, settings, patterns)
+    if as_json:
+        sys.stdout.buffer.write(documents.as_json(found))
+    else:
+        terminal.print_report(found, command)
+    for path in documents.write(found, *files, command):
+        note(f"written: {path}")
+    raise typer.Exit(_exit_code(found))
 
 
-def _checked(clause: str) -> str:
-    from kode_conformance.explain import find_clause
+def _run(harness: StoreHarness, settings: Settings, patterns: Sequence[str]) -> Report:
+    checks, _ = selected(settings.tier, patterns)
+    with terminal.Progress(checks) as progress:
+        try:
+            return run_suite(harness, settings, patterns, progress.note)
+        except KeyboardInterrupt:
+            pass
+    failures = [result.check for result in progress.results if result.status in BAD]
+    note(f"interrupted after {len(progress.results)} of {len(checks)} checks")
+    if failures:
+        note(f"failed so far: {', '.join(failures)}")
+    raise typer.Exit(_INTERRUPTED)
 
-    try:
-        return find_clause(clause)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc)) from exc
+
+def _exit_code(report: Report) -> int:
+    """That checks were left out is no failure of who left them out, if any ran and all of those passed."""
+    found = report.counts()
+    if report.partial and not BAD & set(found) and found[Status.PASS] + found[Status.DEVIATION]:
+        return 0
+    return _EXIT[report.verdict]

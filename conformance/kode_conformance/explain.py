@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Final
 
 from kode_conformance.clauses import clauses
 from kode_conformance.registry import Check, load_checks
-from kode_conformance.results import Result
+from kode_conformance.results import Report, Result, Status
+from kode_conformance.settings import Settings, Tier
+from kode_core.cli.output import count
 
-__all__ = ["find_clause", "finding_lines", "look_at", "sentence"]
+__all__ = [
+    "beginning",
+    "checks_of",
+    "find_clauses",
+    "finding_lines",
+    "grouped",
+    "higher_tiers",
+    "look_at",
+    "search_line",
+    "sentence",
+    "why_not_run",
+]
+
+_FIRST_WORDS: Final = 68
 
 
-def find_clause(name: str) -> str:
-    """The id of the clause that *name* means, in any case.
+def find_clauses(name: str) -> list[str]:
+    """The ids of the clauses that *name* means: one of them, that of a check, or an area; in any case.
 
     Raises:
         ValueError: there is none.
     """
-    wanted = name.upper()
-    if wanted not in clauses():
-        areas = ", ".join(dict.fromkeys(clause.area for clause in clauses().values()))
-        raise ValueError(f"the contract has no clause {name}; a clause is named as in MSG-4, the areas are {areas}")
-    return wanted
+    wanted = name.strip().upper().partition(".")[0]
+    areas = dict.fromkeys(clause.area for clause in clauses().values())
+    found = [clause.id for clause in clauses().values() if wanted in (clause.id, clause.area)]
+    if found:
+        return found
+    near = get_close_matches(wanted, [*clauses(), *areas], n=3, cutoff=0.7)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the areas are {', '.join(areas)}"
+    raise ValueError(f"the contract has no clause {name}; {hint}")
 
 
 def sentence(clause_id: str) -> str:
@@ -29,24 +50,72 @@ def sentence(clause_id: str) -> str:
     return f"{clause_id}: {clauses()[clause_id].text}"
 
 
+def beginning(text: str) -> str:
+    """The first words of a clause; what is code in it stays that."""
+    if len(text) <= _FIRST_WORDS:
+        return text
+    words = text[:_FIRST_WORDS].rsplit(" ", 1)[0].rstrip(",;:")
+    return f"{words}{'`' if words.count('`') % 2 else ''} …"
+
+
 def look_at(clause_ids: Iterable[str]) -> str:
     """Where the fault usually is; empty when nothing is known."""
     return next((text for clause_id in clause_ids if (text := clauses()[clause_id].look_at)), "")
 
 
-def finding_lines(result: Result, replay: str) -> list[tuple[str, str]]:
-    """(label, text) of what to print of a finding; *replay* is the command that the result's replay is added to."""
-    lines = [("checked", result.claim)]
-    lines += [("contract", sentence(clause_id)) for clause_id in result.clauses[:1]]
-    lines.append(("found", result.message))
+def finding_lines(result: Result, command: str) -> list[tuple[str, str]]:
+    """(label, text) of what to print of a finding; *command* is what the result's replay is added to."""
+    lines = [("contract", sentence(clause_id)) for clause_id in result.clauses[:1]]
+    lines += [("checked", result.claim), ("found", result.message)]
     hint = look_at(result.clauses)
     if hint:
         lines.append(("look first at", hint))
     if result.replay:
-        lines.append(("run it again", f"{replay} --replay '{result.replay}'"))
+        lines.append(("run it again", f"{command} --replay {result.replay}"))
     return lines
 
 
 def checks_of(clause_id: str) -> list[Check]:
     """The checks of a clause."""
     return [check for check in load_checks() if clause_id in check.clauses]
+
+
+def grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """Results that tell the same, together, in the order of the contract: one fault is often found by many checks."""
+    order = {clause: index for index, clause in enumerate(clauses())}
+    found: dict[tuple[str, ...], list[Result]] = {}
+    for result in sorted(results, key=lambda result: order.get(result.check.partition(".")[0], len(order))):
+        lines = result.message.splitlines() or [""]
+        ends = (lines[0], lines[-1]) if lines[-1].startswith("  at ") else (result.message,)  # however it came there
+        found.setdefault((result.status, *ends), []).append(result)
+    return list(found.values())
+
+
+def search_line(report: Report) -> str:
+    """What the checks that search at random did, said so that nobody takes it for a proof; empty without them."""
+    passed = sum(result.stochastic and result.status is Status.PASS for result in report.results)
+    if not passed or report.tier.upper() not in Tier.__members__:
+        return ""
+    effort = Settings(Tier[report.tier.upper()]).effort
+    return (
+        f"passed by search at random: {count(passed, 'check')}, no violation in up to {effort.examples} examples of "
+        f"{effort.steps} steps, {effort.schedules} schedules and {effort.kills} kills each, at seed {report.seed}"
+    )
+
+
+def higher_tiers(report: Report) -> str:
+    """How many checks need another tier; empty when this one runs all."""
+    if report.tier.upper() not in Tier.__members__:
+        return ""
+    tier = Tier[report.tier.upper()]
+    later = Counter(check.tier for check in load_checks() if check.tier > tier)
+    told = [f"{number} with --tier {one.name.lower()}" for one, number in sorted(later.items())]
+    return f"not in this tier: {', '.join(told)}" if told else ""
+
+
+def why_not_run(clause_id: str) -> tuple[str, str]:
+    """(status, reason) of a clause that a run has no result for."""
+    tiers = [check.tier for check in checks_of(clause_id)]
+    if tiers:
+        return Status.NOT_RUN.value, f"with --tier {min(tiers).name.lower()}"
+    return "not checked", clauses()[clause_id].untested

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["FORMAT", "Report", "Result", "Status", "Verdict", "read_report"]
+__all__ = ["BAD", "FORMAT", "Report", "Result", "Status", "Verdict", "read_report"]
 
 FORMAT: Final = 1
 """The version of the report's JSON; a reader refuses a newer one."""
@@ -32,6 +32,21 @@ class Status(StrEnum):
     """The harness itself failed, or does not do what it promises."""
     NOT_RUN = "not run"
     """It was left out by whoever started the run."""
+
+
+BAD: Final = frozenset({Status.FAIL, Status.STALE_DEVIATION, Status.HARNESS_ERROR})
+"""What someone must look at."""
+
+_WORST_FIRST: Final = (
+    Status.FAIL,
+    Status.STALE_DEVIATION,
+    Status.HARNESS_ERROR,
+    Status.DEVIATION,
+    Status.NOT_RUN,
+    Status.UNVERIFIED,
+    Status.PASS,
+    Status.NOT_APPLICABLE,
+)
 
 
 class Verdict(StrEnum):
@@ -109,22 +124,39 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
                 found.setdefault(clause, []).append(result)
         return found
 
+    def clause_statuses(self) -> dict[str, Status]:
+        """The worst that became of any check of a clause; a part that was not verified weighs more than a pass."""
+        return {
+            clause: min((result.status for result in results), key=_WORST_FIRST.index)
+            for clause, results in self.by_clause().items()
+        }
+
     def failures(self) -> Sequence[Result]:
         """What someone must look at."""
-        bad = {Status.FAIL, Status.STALE_DEVIATION, Status.HARNESS_ERROR}
-        return [result for result in self.results if result.status in bad]
+        return [result for result in self.results if result.status in BAD]
+
+    @property
+    def partial(self) -> bool:
+        """Whether whoever started the run left checks of the tier out."""
+        return Status.NOT_RUN in self.counts()
+
+
+class _Head(msgspec.Struct):
+    """The one field that every version of a report has."""
+
+    format: int
 
 
 def read_report(raw: bytes | str) -> Report:
-    """A report from its JSON.
+    """A report from its JSON. What can be computed from it, as the verdict, is computed anew.
 
     Raises:
         ValueError: it is not a report, or one of a newer suite.
     """
     try:
-        report = msgspec.json.decode(raw, type=Report)
-    except msgspec.MsgspecError as exc:
+        found = msgspec.json.decode(raw, type=_Head).format
+        if found > FORMAT:
+            raise ValueError(f"the report has format {found}, and this suite reads up to {FORMAT}: upgrade it")
+        return msgspec.json.decode(raw, type=Report)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ValueError(f"this is no report of kode-conformance: {exc}") from exc
-    if report.format > FORMAT:
-        raise ValueError(f"the report has format {report.format}, and this suite reads up to {FORMAT}: upgrade it")
-    return report

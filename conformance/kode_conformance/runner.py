@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
-from kode_conformance.clauses import CONTRACT
+from kode_conformance import loop as loops
+from kode_conformance.clauses import CONTRACT, clauses
 from kode_conformance.context import Unverified, Violation, prepared
 from kode_conformance.harness import StoreHarness
 from kode_conformance.loop import Hung, LoopThread
 from kode_conformance.probes import HarnessError, absence_problem, probe
 from kode_conformance.registry import Capability, Check, load_checks
+from kode_conformance.replay import replay_of
 from kode_conformance.results import Report, Result, Status
 from kode_conformance.settings import Settings, Tier
 
-__all__ = ["capabilities_of", "judge", "run_check", "run_suite", "selected"]
+__all__ = ["capabilities_of", "judge", "run_check", "run_suite", "selected", "versions_of"]
 
 SCALE: Final = float(os.environ.get("KODE_CONFORMANCE_TIMEOUT_SCALE", "1"))
 _SECONDS: Final = {Tier.QUICK: 60.0, Tier.STANDARD: 180.0, Tier.THOROUGH: 900.0}
@@ -47,14 +51,22 @@ def capabilities_of(harness: StoreHarness) -> Capability:
 
 
 def selected(tier: Tier, patterns: Sequence[str] = ()) -> tuple[list[Check], list[Check]]:
-    """The checks of a tier that match any of *patterns*, as clauses or parts of ids, and the ones left out."""
-    mine = [check for check in load_checks() if check.tier <= tier]
+    """The checks of a tier that match any of *patterns*, and the ones left out.
+
+    A pattern is an area, a clause, the id of a check, or a part of the name of one. What is quick comes first.
+    """
+    mine = sorted((check for check in load_checks() if check.tier <= tier), key=lambda check: check.tier)
     chosen = [check for check in mine if not patterns or any(_matches(check, pattern) for pattern in patterns)]
     return chosen, [check for check in mine if check not in chosen]
 
 
 def _matches(check: Check, pattern: str) -> bool:
-    return pattern in check.clauses or (pattern in check.id and pattern not in check.id.partition(".")[0])
+    if "." in pattern:
+        return check.id == pattern
+    named = pattern.upper()
+    if named in clauses() or any(clause.area == named for clause in clauses().values()):
+        return any(named in (clause, clause.partition("-")[0]) for clause in check.clauses)
+    return pattern.lower() in check.name
 
 
 def run_check(check: Check, harness: StoreHarness, settings: Settings | None = None) -> None:
@@ -93,7 +105,7 @@ def judge(check: Check, harness: StoreHarness, settings: Settings) -> Result:
         status=status,
         seconds=round(time.perf_counter() - started, 3),
         message=message,
-        replay=f"{check.id}@seed={settings.seed}" if needs_replay else "",
+        replay=replay_of(check.id, settings) if needs_replay else "",
         stochastic=check.stochastic,
     )
 
@@ -116,10 +128,16 @@ def _outcome(check: Check, harness: StoreHarness, settings: Settings) -> tuple[S
 
 
 def _told(exc: Exception) -> str:
-    """An error of the store, with the last places it went through."""
-    frames = traceback.extract_tb(exc.__traceback__)[-3:]
-    places = "".join(f"\n  at {frame.filename}:{frame.lineno} {frame.line}" for frame in frames)
-    return f"{type(exc).__name__}: {exc}{places}"
+    """An error of the store, with the last places it went through, other than here and in the standard library."""
+    own, library = (__file__, loops.__file__), sysconfig.get_path("stdlib")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(exc.__traceback__)
+        if frame.filename not in own and ("site-packages" in frame.filename or not frame.filename.startswith(library))
+    ]
+    here = f"{Path.cwd()}{os.sep}"
+    places = (f"\n  at {one.filename.removeprefix(here)}:{one.lineno} {one.line}" for one in frames[-3:])
+    return f"{type(exc).__name__}: {exc}{''.join(places)}"
 
 
 def run_suite(
@@ -144,9 +162,9 @@ def run_suite(
             note(_unrun(check, Status.HARNESS_ERROR, problem))
         else:
             note(judge(check, harness, settings))
-    if not problem and not patterns:
-        for name, problem in _absence(harness, capabilities):
-            note(_absent(name, problem))
+    if not problem and not left_out:
+        for lacked in Capability.ALL & ~capabilities:
+            note(_absence(harness, lacked))
     for check in left_out:
         note(_unrun(check, Status.NOT_RUN, "left out"))
     return Report(
@@ -154,7 +172,7 @@ def run_suite(
         contract=CONTRACT,
         tier=settings.tier.name.lower(),
         seed=settings.seed,
-        versions={**_versions(), **harness.versions},
+        versions=versions_of(harness),
         capabilities={one.name or "": one in capabilities for one in Capability.ALL},
         manifest=manifest(load_checks()),
         started_at=started_at,
@@ -174,18 +192,19 @@ def _harness_problem(harness: StoreHarness) -> str:
     return ""
 
 
-def _absence(harness: StoreHarness, capabilities: Capability) -> Iterable[tuple[str, str]]:
-    for lacked in Capability.ALL & ~capabilities:
-        with LoopThread() as loop:
-            yield lacked.name or "", loop(absence_problem(harness, lacked), 60.0 * SCALE)
-
-
-def _absent(name: str, problem: str) -> Result:
+def _absence(harness: StoreHarness, lacked: Capability) -> Result:
+    """Whether what the harness says about a capability is true."""
+    with LoopThread() as loop:
+        try:
+            problem = loop(absence_problem(harness, lacked), 60.0 * SCALE)
+            status = Status.FAIL if problem else Status.PASS
+        except Exception as exc:  # noqa: BLE001 - whatever the store raises where it should not
+            status, problem = Status.HARNESS_ERROR, _told(exc)
     return Result(
-        check=f"HARNESS.{name.lower()}_is_lacking",
+        check=f"HARNESS.{(lacked.name or '').lower()}_is_lacking",
         clauses=(),
-        claim=f"What the harness says about {name} is true.",
-        status=Status.FAIL if problem else Status.PASS,
+        claim=f"The store lacks {lacked.name}, as the harness says.",
+        status=status,
         message=problem,
     )
 
@@ -200,8 +219,10 @@ def manifest(checks: Iterable[Check]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _versions() -> dict[str, str]:
+def versions_of(harness: StoreHarness) -> dict[str, str]:
+    """What is judged, and by what."""
     return {
+        **harness.versions,
         "kode-core": version("kode-core"),
         "kode-conformance": version("kode-conformance"),
         "python": platform.python_version(),

@@ -1,74 +1,211 @@
-"""What ``kode conformance`` prints."""
+"""What ``kode conformance`` prints of a run."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final, Self
 
-from rich.console import Console
-from rich.table import Table
+from rich import progress
+from rich.table import Column, Table
 from rich.text import Text
 
-from kode_conformance.clauses import clauses
-from kode_conformance.explain import checks_of, finding_lines, look_at
+from kode_conformance.clauses import CONTRACT
+from kode_conformance.explain import finding_lines, grouped, higher_tiers, search_line
 from kode_conformance.harness import StoreHarness
-from kode_conformance.results import Report, Result, Status, Verdict
+from kode_conformance.registry import Check
+from kode_conformance.results import BAD, Report, Result, Status, Verdict
+from kode_conformance.runner import versions_of
 from kode_conformance.settings import Settings
+from kode_conformance.tally import AREAS, Tally, by_area, told
+from kode_core.cli.output import console, count, show, visible
 
-__all__ = ["Screen", "print_clause", "print_clauses"]
+__all__ = ["Progress", "print_header", "print_report"]
+
+_STYLES: Final = {"━": "green", "#": "green", "x": "bold red", "~": "yellow"}
+_VERDICT_STYLES: Final = {
+    Verdict.CONFORMANT: "bold green",
+    Verdict.WITH_DEVIATIONS: "bold yellow",
+    Verdict.NOT_CONFORMANT: "bold red",
+    Verdict.INCOMPLETE: "bold yellow",
+}
+_MOST_NAMES: Final = 10
+_LABEL_WIDTH: Final = len("  look first at")
 
 
-class Screen:
-    """Tells how the run goes, and what it found."""
+class Progress:
+    """On a terminal: how far a run is, what is running, and how much failed so far. Elsewhere nothing.
 
-    def __init__(self, harness: StoreHarness, settings: Settings, total: int, target: str) -> None:
-        self._console = Console(highlight=False, markup=False, emoji=False)
-        self._command = f"kode conformance {target}"
-        self._results: list[Result] = []
-        self._total = total
-        self._console.print(f"{harness.name}   tier {settings.tier.name.lower()}   seed {settings.seed}")
+    Attributes:
+        results: what has ended.
+    """
+
+    def __init__(self, checks: Sequence[Check]) -> None:
+        self.results: list[Result] = []
+        self._names = [check.id for check in checks]
+        self._display = progress.Progress(
+            progress.MofNCompleteColumn(),
+            progress.BarColumn(20, complete_style="green"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.fields[failures]}", style="bold red"),
+            progress.TextColumn("{task.description}", style="dim", table_column=Column(no_wrap=True)),
+            console=console(sys.stderr),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._display.add_task("a look at the harness", total=len(checks), failures="")
+
+    def __enter__(self) -> Self:
+        self._display.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._display.stop()
 
     def note(self, result: Result) -> None:
         """A check has ended."""
-        self._results.append(result)
-        if self._console.is_terminal:
-            self._console.print(f"{len(self._results)}/{self._total} {result.check}", end="\r", overflow="crop")
-
-    def finish(self, report: Report) -> None:
-        """Everything, at the end."""
-        by_area: defaultdict[str, list[Result]] = defaultdict(list)
-        for result in report.results:
-            by_area[result.check.partition("-")[0]].append(result)
-        for area, results in by_area.items():
-            passed = sum(result.status is Status.PASS for result in results)
-            self._console.print(f"  {area:8} {passed}/{len(results)}")
-        for result in report.failures():
-            self._console.print(Text(f"{result.status.upper()} {result.check}", style="bold red"))
-            for label, text in finding_lines(result, self._command):
-                self._console.print(f"    {label}: {text}")
-        counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))
-        good = report.verdict in (Verdict.CONFORMANT, Verdict.WITH_DEVIATIONS)
-        self._console.print(Text(f"{report.verdict}: {counts}", style="green" if good else "red"))
+        self.results.append(result)
+        done = len(self.results)
+        failures = sum(one.status in BAD for one in self.results)
+        self._display.update(
+            self._task,
+            completed=min(done, len(self._names)),
+            description=self._names[done] if done < len(self._names) else "",
+            failures=count(failures, "failure") if failures else "",
+        )
 
 
-def print_clause(clause_id: str) -> None:
-    """One clause, its checks, and where to look."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    clause = clauses()[clause_id]
-    console.print(f"{clause.id}  {clause.text}")
-    hint = look_at([clause_id])
-    if hint:
-        console.print(f"look first at: {hint}")
-    for check in checks_of(clause_id):
-        console.print(f"  {check.id}: {check.claim}")
-    if clause.untested:
-        console.print(f"not checked: {clause.untested}")
+def print_header(harness: StoreHarness, settings: Settings) -> None:
+    """What is about to be judged, and how."""
+    name, tier = visible(harness.name), settings.tier.name.lower()
+    versions = [(part, number) for part, number in versions_of(harness).items() if part != "platform"]
+    show(
+        Text(f"{name}   contract {CONTRACT}   tier {tier}   seed {settings.seed}", "bold"),
+        Text(visible(", ".join(f"{part} {number}" for part, number in versions)), "dim"),
+        Text(),
+    )
 
 
-def print_clauses() -> None:
-    """All clauses with their checks."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    grid = Table.grid(padding=(0, 2))
-    for clause in clauses().values():
-        names = [check.name for check in checks_of(clause.id)]
-        grid.add_row(clause.id, ", ".join(names) or f"not checked: {clause.untested}")
-    console.print(grid)
+def print_report(report: Report, command: str) -> None:
+    """All that a run found; *command* is what runs it again."""
+    if set(report.counts()) != {Status.HARNESS_ERROR}:
+        show(_areas(report), Text())
+    for group in grouped(report.failures()):
+        _print_failure(group, command)
+    for result in report.results:
+        if result.status is Status.DEVIATION:
+            reason, _, found = result.message.partition("\n")
+            _print_finding(Text("DEVIATION", "bold yellow"), result, [("because", reason), ("found", found)])
+    notes = list(_notes(report))
+    if notes:
+        show(*notes, Text())
+    show(_verdict(report))
+
+
+# --- Areas ------------------------------------------------------------------------------------------------------------
+
+
+def _areas(report: Report) -> Table:
+    counts = Column(justify="right", no_wrap=True)
+    grid = _grid(*(Column(no_wrap=True) for _ in range(3)), counts, Column(style="dim"))
+    for area, numbers in by_area(report).items():
+        if not numbers.eligible and not numbers.apart(ran=True):
+            continue
+        passed = f"{numbers.passed}/{numbers.eligible}" if numbers.eligible else "-"
+        grid.add_row(f"  {area}", AREAS.get(area, ""), _bar(numbers, _bar_width()), passed, numbers.apart(ran=True))
+    return grid
+
+
+def _bar_width() -> int:
+    return 30 if sys.stdout.isatty() and shutil.get_terminal_size().columns >= 100 else 12
+
+
+def _bar(numbers: Tally, width: int) -> Text:
+    """A cell for each share of the checks; whatever failed has at least one."""
+    if not numbers.eligible:
+        return Text()
+    share = width / numbers.eligible
+    deviations = numbers.counts[Status.DEVIATION]
+    failed = max(1, round(numbers.bad * share)) if numbers.bad else 0
+    deviated = max(1, round(deviations * share)) if deviations else 0
+    full = "━" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
+    parts = {full: width - failed - deviated, "~": deviated, "x": failed}
+    return Text.assemble(*((cell * number, _STYLES[cell]) for cell, number in parts.items() if number > 0))
+
+
+# --- Findings ---------------------------------------------------------------------------------------------------------
+
+
+def _print_failure(group: Sequence[Result], command: str) -> None:
+    first = group[0]
+    lines = finding_lines(first, command)
+    if first.status is Status.HARNESS_ERROR:
+        lines = [line for line in lines if line[0] in ("found", "run it again")]
+    if len(group) > 1:
+        lines.insert(-1, ("the same in", _names(group[1:])))
+    _print_finding(Text(first.status.upper(), "bold red"), first, lines)
+
+
+def _print_finding(title: Text, result: Result, lines: Sequence[tuple[str, str]]) -> None:
+    seconds = f"   {result.seconds:.1f} s" if result.seconds >= 1 else ""
+    show(Text.assemble(title, "  ", (visible(result.check), "bold"), (seconds, "dim")))
+    for label, text in lines:
+        first, *rest = visible(text, lines=True).split("\n")
+        if first and label != "run it again":
+            grid = _grid(Column(style="dim", no_wrap=True, min_width=_LABEL_WIDTH), Column())
+            grid.add_row(f"  {label}", Text(first))
+            show(grid)
+        for line in rest:
+            _print_whole(Text(f"    {line}"))
+    replay = dict(lines).get("run it again")
+    if replay:
+        _print_whole(Text.assemble((f"{'  run it again':<{_LABEL_WIDTH + 2}}", "dim"), visible(replay)))
+    show(Text())
+
+
+def _grid(*columns: Column) -> Table:
+    grid = Table.grid(*columns, padding=(0, 2, 0, 0))
+    grid.pad_edge = False
+    return grid
+
+
+def _names(results: Sequence[Result]) -> str:
+    names = [result.check for result in results[:_MOST_NAMES]]
+    more = [f"{len(results) - _MOST_NAMES} more"] if len(results) > _MOST_NAMES else []
+    return visible(", ".join(names + more))
+
+
+def _print_whole(line: Text) -> None:
+    """A line to be copied: the terminal may break it, but no break is written."""
+    if sys.stdout.isatty():
+        console(sys.stdout).print(line, soft_wrap=True)
+    else:
+        show(line)
+
+
+# --- The end ----------------------------------------------------------------------------------------------------------
+
+
+def _notes(report: Report) -> Iterator[Table | Text]:
+    grid = _grid(Column(no_wrap=True), Column(justify="right", no_wrap=True), Column())
+    for status in (Status.NOT_APPLICABLE, Status.UNVERIFIED):
+        for group in grouped(result for result in report.results if result.status is status):
+            names = f": {_names(group)}" if status is Status.UNVERIFIED else ""
+            grid.add_row(status.value, str(len(group)), visible(group[0].message) + names)
+    if grid.row_count:
+        yield grid
+    for line in (search_line(report), higher_tiers(report)):
+        if line and not report.partial:
+            yield Text(line)
+
+
+def _verdict(report: Report) -> Text:
+    ran = report.counts()
+    left_out = ran.pop(Status.NOT_RUN, 0)
+    numbers = told(ran)
+    if left_out:
+        numbers += f"   (a part: {left_out} more {'check was' if left_out == 1 else 'checks were'} left out)"
+    return Text.assemble(
+        (report.verdict.value, _VERDICT_STYLES[report.verdict]), f"   {numbers}   {report.seconds:.1f} s"
+    )

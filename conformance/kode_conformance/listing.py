@@ -1,0 +1,104 @@
+"""The clauses and their checks, to read and for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from kode_conformance.clauses import CONTRACT, Clause, clauses
+from kode_conformance.explain import beginning, checks_of
+from kode_conformance.registry import Capability, Check, load_checks
+from kode_conformance.runner import manifest
+from kode_conformance.settings import Tier
+from kode_conformance.tally import AREAS
+from kode_core.cli.output import count, show
+
+__all__ = ["as_json", "print_clauses", "print_list"]
+
+
+def print_list() -> None:
+    """All clauses, each with its checks below it."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    area = ""
+    for clause in clauses().values():
+        if clause.area != area:
+            area = clause.area
+            grid.add_row(Text(area, "bold"), Text(AREAS.get(area, ""), "bold"))
+        for index, line in enumerate(_lines(clause)):
+            grid.add_row("" if index else f"  {clause.id}", line)
+    checks = list(load_checks())
+    show(grid, Text())
+    tiers = ", ".join(f"{sum(check.tier <= tier for check in checks)} with --tier {tier.name.lower()}" for tier in Tier)
+    show(Text(f"{count(len(clauses()), 'clause')} of contract {CONTRACT}, {count(len(checks), 'check')}: {tiers}"))
+
+
+def _lines(clause: Clause) -> Iterator[Text]:
+    yield Text(beginning(clause.text), "italic")
+    for check in checks_of(clause.id):
+        yield Text.assemble(check.name, (_conditions(check), "dim"))
+    if not checks_of(clause.id):
+        yield Text(f"not checked: {clause.untested}", "dim")
+
+
+def _conditions(check: Check) -> str:
+    """What a check asks for, in brackets; empty when every run has it."""
+    said = [] if check.tier is Tier.QUICK else [f"--tier {check.tier.name.lower()}"]
+    said += [f"needs {' and '.join(_needs(check))}"] if check.needs else []
+    return f"  ({', '.join(said)})" if said else ""
+
+
+def _needs(check: Check) -> list[str]:
+    return [one.name or "" for one in Capability.ALL if one in check.needs]
+
+
+def print_clauses(ids: Iterable[str]) -> None:
+    """Clauses in full: what they say, where to look first, and what is checked."""
+    for clause_id in ids:
+        clause = clauses()[clause_id]
+        show(Text.assemble((clause.id, "bold"), f"  {clause.text}"))
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column()
+        if clause.look_at:
+            grid.add_row("  look first at", clause.look_at)
+        for check in checks_of(clause_id):
+            grid.add_row("  check", Text.assemble((check.id, "bold"), (_conditions(check), "dim")))
+            grid.add_row("", check.claim)
+        if clause.untested:
+            grid.add_row("  not checked", clause.untested)
+        show(grid, Text())
+
+
+def as_json(ids: Iterable[str]) -> dict[str, Any]:
+    """The same for scripts."""
+    return {
+        "contract": CONTRACT,
+        "manifest": manifest(load_checks()),
+        "clauses": [_clause(clauses()[clause_id]) for clause_id in ids],
+    }
+
+
+def _clause(clause: Clause) -> dict[str, Any]:
+    return {
+        "id": clause.id,
+        "area": clause.area,
+        "text": clause.text,
+        "lookAt": clause.look_at,
+        "untested": clause.untested,
+        "checks": [_check(check) for check in checks_of(clause.id)],
+    }
+
+
+def _check(check: Check) -> dict[str, Any]:
+    return {
+        "id": check.id,
+        "claim": check.claim,
+        "tier": check.tier.name.lower(),
+        "needs": _needs(check),
+        "stochastic": check.stochastic,
+    }

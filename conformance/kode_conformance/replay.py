@@ -1,0 +1,44 @@
+"""Naming one check of one run, so that it can be run again just so."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from kode_conformance.settings import Settings, Tier
+
+__all__ = ["Replay", "read_replay", "replay_of"]
+
+_REPLAY: Final = re.compile(
+    rf"(?P<check>[A-Z]+-\d+\.\w+)(?:@seed=(?P<seed>\d+)(?:,tier=(?P<tier>{'|'.join(t.name.lower() for t in Tier)}))?)?"
+)
+
+
+class Replay(NamedTuple):
+    """A check, and what it is to be run with; None where that was not said.
+
+    The tier belongs to it: how many random values a check draws is said by the tier.
+    """
+
+    check: str
+    seed: int | None = None
+    tier: Tier | None = None
+
+
+def replay_of(check_id: str, settings: Settings) -> str:
+    """As in ``MSG-1.save_replaces_the_whole_list@seed=7,tier=quick``."""
+    return f"{check_id}@seed={settings.seed},tier={settings.tier.name.lower()}"
+
+
+def read_replay(text: str) -> Replay:
+    """What ``replay_of`` wrote; the seed and the tier may be left out.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    match = _REPLAY.fullmatch(text.strip())
+    if match is None:
+        example = replay_of("MSG-1.save_replaces_the_whole_list", Settings(Tier.QUICK, 7))
+        raise ValueError(f"{text!r} names no check to run again; a report names one as in {example}")
+    seed, tier = match["seed"], match["tier"]
+    return Replay(match["check"], int(seed) if seed else None, Tier[tier.upper()] if tier else None)
