@@ -56,3 +56,6 @@ class JsonHarness(StoreHarness):
         base = Path(handle["base_dir"])
         base.unlink()
         Path(f"{base}.away").rename(base)
+
+    async def raise_version(self, handle: Handle) -> None:
+        (Path(handle["base_dir"]) / ".kode" / "format").write_text("99\n")

@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
+import signal
 import sys
+from pathlib import Path
 from typing import Any, Final, cast
 
 from kode_conformance import samples
 from kode_conformance.harness import Handle, load_harness
-from kode_core.errors import LockError
+from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
+from kode_core.errors import LockError, LockLostError
 from kode_core.model import AgentInfo
-from kode_core.protocols import ExtendedStore
+from kode_core.protocols import ExtendedStore, Lease
 
 
 def tell(**facts: Any) -> None:
@@ -80,6 +84,29 @@ async def hold_lock(store: ExtendedStore, agent_id: str, ttl_ms: int) -> None:
         await asyncio.sleep(3600)
 
 
+async def stopped_holder(store: ExtendedStore, agent_id: str, ttl_ms: int, in_block: bool) -> None:
+    """Take the lock, stop this whole process, and, continued by somebody, write under the lease and without it."""
+    lock = store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms)
+    if in_block:
+        async with lock as lease:
+            await _stop_and_write(store, lease, None)
+    else:
+        lease = await lock
+        await _stop_and_write(store, lease, lease)
+    await store.save_media_cache(agent_id, [samples.media("without a fence")])
+    tell(unfenced="stored")
+
+
+async def _stop_and_write(store: ExtendedStore, lease: Lease, fence: Lease | None) -> None:
+    tell(token=lease.token, pid=os.getpid())
+    os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        await store.save_todos(lease.agent_id, samples.todos("of the old holder"), fence=fence)
+        tell(fenced="stored")
+    except LockLostError:
+        tell(fenced="refused")
+
+
 async def count_up(store: ExtendedStore, agent_id: str, rounds: int) -> None:
     """Add one to a counter under the lock, *rounds* times: read, think, write."""
     done = 0
@@ -114,6 +141,19 @@ async def tell_events(store: ExtendedStore, agent_id: str) -> None:
     tell(events=len([event async for event in store.read_events(agent_id)]))
 
 
+async def race(store: ExtendedStore, gate: str, number: int, seed: int, calls: int) -> None:
+    """Wait for the gate, then be a client of every register and log, on an agent for each, and tell the calls."""
+    tell(ready=number)
+    while not Path(gate).exists():
+        await asyncio.sleep(0.001)
+    rng = random.Random(seed)  # noqa: S311
+    for name, register in REGISTERS.items():
+        tell(name=name, calls=await write_and_read(store, name, register, number, rng, calls, cancel=False))
+    for name, log in LOGS.items():
+        done, told = await append_and_read(store, name, log, number, rng, calls // 2, cancel=False)
+        tell(name=name, calls=done, offsets=told)
+
+
 SCRIPTS: Final = {
     function.__name__: function
     for function in (
@@ -123,10 +163,12 @@ SCRIPTS: Final = {
         write_turns,
         mixed_writes,
         hold_lock,
+        stopped_holder,
         count_up,
         open_only,
         leave_open,
         tell_events,
+        race,
     )
 }
 

@@ -55,6 +55,7 @@ class Context:
         self.effort = settings.effort
         self.rng = settings.rng(check_id)
         self._open: list[ExtendedStore] = []
+        self._processes: list[Process] = []
 
     async def start(self) -> None:
         """Open the check's store."""
@@ -82,7 +83,9 @@ class Context:
         self._open = [other for other in self._open if other is not store]
 
     async def finish(self) -> None:
-        """Close the stores that are still open."""
+        """End the processes that still run, and close the stores that are still open."""
+        for process in self._processes:
+            await process.end()
         for store in reversed(list(self._open)):
             await self.close(store)
 
@@ -100,7 +103,9 @@ class Context:
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        return Process(child)
+        process = Process(child)
+        self._processes.append(process)
+        return process
 
     # --- judging
 
@@ -202,6 +207,13 @@ class Process:
         """SIGKILL."""
         with suppress(ProcessLookupError):
             self._child.kill()
+
+    async def end(self) -> None:
+        """Kill it if it still runs, and let go of what it wrote and nobody read."""
+        self.kill()
+        with suppress(RuntimeError):  # a task that the check left behind reads from it
+            await self._child.communicate()
+        await self._child.wait()
 
     async def gone(self) -> list[Any]:
         """What it told and was not read yet, once it is gone; a last line that is cut short does not count."""

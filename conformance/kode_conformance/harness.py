@@ -7,17 +7,23 @@ import importlib.util
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from kode_conformance.storecode import code_of
 from kode_core.protocols import Store
 
 __all__ = ["Deviation", "Handle", "Limits", "Space", "StoreHarness", "find_harness", "load_harness"]
 
 GROUP: Final = "kode.conformance"
 """The entry point group of harnesses, by the name of their store."""
+
+_FROM_FILE: Final = "_kode_harness_"
+"""How the names of modules begin that were loaded from a file and that no import finds."""
 
 Handle: TypeAlias = dict[str, Any]
 """Where a store's data is, as plain JSON: another process opens the same store from it."""
@@ -68,6 +74,7 @@ class StoreHarness(ABC):
         limits: what the backend cannot take.
         deviations: checks, by id, that the store is known to fail. One that passes after all fails the run.
         versions: what was tested, for the report: ``{"duckdb": "1.4"}``.
+        secrets: passwords and keys that ``open`` uses; none of them may be told by the store (OPS-12).
     """
 
     name: str = "store"
@@ -75,6 +82,7 @@ class StoreHarness(ABC):
     limits: Limits = Limits()
     deviations: Mapping[str, Deviation] = {}
     versions: Mapping[str, str] = {}
+    secrets: Sequence[str] = ()
 
     @abstractmethod
     async def provision(self, space: Space) -> Handle:
@@ -109,8 +117,16 @@ class StoreHarness(ABC):
         """Kill the server as a loss of power does, and start it again; return once it can be reached."""
         raise NotImplementedError
 
+    async def raise_version(self, handle: Handle) -> None:
+        """Make what is stored, closed by everybody, look as if a newer version of the store had written it (OPS-8)."""
+        raise NotImplementedError
+
     async def settle(self, handle: Handle) -> None:
         """Wait until queries see everything that was written; only for a backend that declares a lag (QRY-8)."""
+
+    def code_of(self, store: Store) -> Sequence[str]:
+        """Files, and folders that end with a separator, whose calls are the points at which writers are killed."""
+        return code_of(store)
 
     def has(self, hook: str) -> bool:
         """Whether a hook was written."""
@@ -121,7 +137,7 @@ class StoreHarness(ABC):
         """How another process finds this class: ``module:Class`` or ``/path/to/file.py:Class``."""
         cls = type(self)
         module = sys.modules.get(cls.__module__)
-        spec = getattr(module, "__spec__", None)
+        spec = None if cls.__module__.startswith(_FROM_FILE) else getattr(module, "__spec__", None)
         if spec is not None and importlib.util.find_spec(cls.__module__.split(".")[0]) is not None:
             return f"{cls.__module__}:{cls.__qualname__}"
         return f"{Path(inspect.getfile(cls)).resolve()}:{cls.__qualname__}"
@@ -131,41 +147,65 @@ def find_harness(wanted: str) -> StoreHarness:
     """The harness of an installed store by its name, or by a ``spec``.
 
     Raises:
-        LookupError: no installed distribution names such a harness.
-        ImportError: it cannot be imported.
+        LookupError: no installed distribution names such a harness, or its module does not have it.
+        ImportError, FileNotFoundError: it cannot be imported.
         TypeError: it is no harness.
     """
     if ":" in wanted:
         return load_harness(wanted)
     known = {entry.name: entry for entry in entry_points(group=GROUP)}
     if wanted not in known:
-        raise LookupError(
-            f"no installed distribution has a harness {wanted!r} (entry points {GROUP!r}); "
-            f"there are {', '.join(sorted(known))}, and module:Class and file.py:Class also name one"
-        )
-    harness = known[wanted].load()()
-    if not isinstance(harness, StoreHarness):
-        raise TypeError(f"{known[wanted].value} is no StoreHarness")
-    return harness
+        raise LookupError(_unknown(wanted, sorted(known)))
+    return load_harness(known[wanted].value)
+
+
+def _unknown(wanted: str, known: Sequence[str]) -> str:
+    if wanted.endswith(".py"):
+        return f"say which class of the file is the harness, as in {wanted}:MyHarness"
+    near = get_close_matches(wanted, known, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+    return f"no installed store has this name; {hint} (module:Class and file.py:Class also name one)"
 
 
 def load_harness(spec: str) -> StoreHarness:
-    """The harness that a ``spec`` names."""
+    """The harness that a ``spec`` names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the module cannot be found.
+        LookupError: the module has no such class.
+        TypeError: it is no harness, or one without all its methods.
+    """
     place, _, name = spec.rpartition(":")
-    if place.endswith(".py"):
-        module_name = f"_kode_harness_{abs(hash(place))}"
-        found = importlib.util.spec_from_file_location(module_name, place)
-        if found is None or found.loader is None:
-            raise ImportError(f"{place} cannot be imported")
-        module = importlib.util.module_from_spec(found)
-        sys.modules[module_name] = module
-        found.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
+    module = _module(place)
     cls: Any = module
     for part in name.split("."):
-        cls = getattr(cls, part)
-    harness = cls()
-    if not isinstance(harness, StoreHarness):
-        raise TypeError(f"{spec} is no StoreHarness")
-    return harness
+        cls = getattr(cls, part, None)
+    if cls is None:
+        raise LookupError(f"{place} has no {name}; {_offered(module)}")
+    if not (inspect.isclass(cls) and issubclass(cls, StoreHarness)):
+        raise TypeError(f"{name} is no StoreHarness: subclass kode_conformance.StoreHarness")
+    if inspect.isabstract(cls):
+        raise TypeError(f"{name} has to define {', '.join(sorted(cls.__abstractmethods__))}")
+    return cls()
+
+
+def _module(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    if not Path(place).is_file():
+        raise FileNotFoundError(f"there is no file {place}")
+    module_name = f"{_FROM_FILE}{abs(hash(place))}"
+    found = importlib.util.spec_from_file_location(module_name, place)
+    if found is None or found.loader is None:
+        raise ImportError(f"{place} cannot be imported")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[module_name] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def _offered(module: ModuleType) -> str:
+    classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
+    own = [name for name, value in classes.items() if issubclass(value, StoreHarness) and value is not StoreHarness]
+    return f"it has {', '.join(own)}" if own else "and no other StoreHarness"

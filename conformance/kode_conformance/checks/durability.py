@@ -10,25 +10,25 @@ from kode_conformance.registry import Capability, check
 _CRASH = Capability.PERSISTENT | Capability.CROSS_PROCESS
 
 
-@check("DUR-1", "DUR-3", "TURN-1", needs=_CRASH)
+@check("DUR-1", "DUR-3", "TURN-1", needs=_CRASH, stochastic=True)
 async def turns_survive_a_kill_whole(ctx: Context) -> None:
     """After kill -9 at any moment every acknowledged turn is there, and every turn is whole or absent."""
-    turns = await kill_turns(ctx, rounds=4, seed=1)
+    turns = await kill_turns(ctx, ctx.effort.kills, ctx.rng.getrandbits(32))
     ctx.true(turns > 4, "the writer must have written")
 
 
-@check("DUR-1", "DUR-3", needs=_CRASH)
+@check("DUR-1", "DUR-3", needs=_CRASH, stochastic=True)
 async def single_saves_survive_a_kill(ctx: Context) -> None:
     """After kill -9 at any moment every acknowledged save of every kind is there, in order, none torn."""
-    rounds = await kill_mixed(ctx, rounds=4, seed=2)
+    rounds = await kill_mixed(ctx, ctx.effort.kills, ctx.rng.getrandbits(32))
     ctx.true(rounds > 4, "the writer must have written")
 
 
-@check("DUR-1", "EVT-1", needs=_CRASH)
+@check("DUR-1", "EVT-1", needs=_CRASH, stochastic=True)
 async def acknowledged_events_survive_a_kill(ctx: Context) -> None:
     """After kill -9 with many appends in flight every acknowledged event is there, once, under its offset."""
     process = await ctx.process("append_events", "a", 0, 100_000, 50)
-    told = [await process.line() for _ in range(120)]
+    told = [await process.line() for _ in range(ctx.rng.randint(60, 240))]
     process.kill()
     told += await process.gone()
     store = await ctx.another()

@@ -85,6 +85,7 @@ async def a_fork_is_of_one_instant(ctx: Context) -> None:
         n = 0
         while not stop:
             n += 1
+            await asyncio.sleep(0)
             await ctx.store.save_turn(
                 "p", append=samples.messages(1), upsert_tool_calls=[samples.tool_call(n)], todos=samples.todos(str(n))
             )

@@ -8,7 +8,7 @@ from typing import Any
 from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.registry import Capability, check
-from kode_core.errors import InvalidArgumentError
+from kode_core.errors import InvalidArgumentError, LockUnavailableError
 
 LEGAL = (
     "a",
@@ -77,7 +77,7 @@ async def every_legal_id_is_an_agent_of_its_own(ctx: Context) -> None:
         ctx.equal(len(await ctx.store.list()), len(LEGAL) - gone, f"the number of agents after {agent!r} was deleted")
 
 
-@check("ID-1")
+@check("ID-1", absence_ok=True)
 async def illegal_ids_are_refused(ctx: Context) -> None:
     """An id that is empty, too long, has U+0000 or a lone surrogate, or is no string is refused by every method."""
     for bad in ILLEGAL:
@@ -105,11 +105,16 @@ async def illegal_ids_are_refused(ctx: Context) -> None:
 async def locks_of_different_ids_never_collide(ctx: Context) -> None:
     """The locks of different ids do not stand in each other's way."""
     leases = [await ctx.store.acquire_agent_lock(agent) for agent in LEGAL]
-    for lease in leases:
+    for agent, lease in zip(LEGAL, leases, strict=True):
+        await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock(agent)), f"the lock of {agent!r}")
         await lease.release()
 
 
-@check("ID-3")
+async def _take(lock: Awaitable[object]) -> object:
+    return await lock
+
+
+@check("ID-3", absence_ok=True)
 async def the_argument_is_the_key(ctx: Context) -> None:
     """Saving an info under another id than its own is refused, and nothing is written."""
     await ctx.raises(InvalidArgumentError, ctx.store.save_info("a", samples.info("b")), "an info of another agent")
@@ -137,7 +142,7 @@ async def other_ids_are_free_up_to_4096_bytes(ctx: Context) -> None:
     ctx.equal([c.id for c in await ctx.store.load_tool_call_records("a")], list(names), "the call ids")
 
 
-@check("ID-4")
+@check("ID-4", absence_ok=True)
 async def illegal_keys_are_refused(ctx: Context) -> None:
     """An id of a record that is empty, too long, or has U+0000 or a lone surrogate is refused."""
     for bad in ("", "a\0", "\ud83d", "x" * 4097):

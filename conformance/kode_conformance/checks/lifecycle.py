@@ -82,6 +82,7 @@ async def delete_removes_everything(ctx: Context) -> None:
 async def deleted_stays_deleted(ctx: Context) -> None:
     """Nothing that was buffered brings a deleted agent back, not after appends in flight, nor after a restart."""
     await fill(ctx.store, "a")
+    ctx.true(all((await dump(ctx)).values()), "before the delete, everything must be there")
     appends = [asyncio.ensure_future(ctx.store.append_event("a", samples.event(100 + i))) for i in range(50)]
     await asyncio.sleep(0)
     await ctx.store.delete("a")
@@ -103,6 +104,8 @@ async def delete_takes_accepted_appends_along(ctx: Context) -> None:
     await ctx.store.delete("a")
     await asyncio.gather(*appends)
     ctx.equal([e async for e in ctx.store.read_events("a")], [], "the events after delete")
+    await ctx.store.append_event("a", samples.event(99))
+    ctx.equal([e async for e in ctx.store.read_events("a")], [samples.event(99)], "the events of the next agent")
 
 
 @check("LIFE-4")
@@ -127,8 +130,10 @@ async def delete_against_save(ctx: Context) -> None:
     for i in range(10):
         agent = f"a{i}"
         await ctx.store.save_messages(agent, samples.messages(3))
+        ctx.equal(await ctx.store.load_messages(agent), samples.messages(3), "the messages before")
         turn = ctx.store.save_turn(agent, messages=samples.messages(5), info=samples.info(agent))
-        await asyncio.gather(turn, ctx.store.delete(agent))
+        both = (turn, ctx.store.delete(agent))
+        await asyncio.gather(*(both if i % 2 else reversed(both)))
         count = len(await ctx.store.load_messages(agent))
         ctx.equal(
             (count, await ctx.store.exists(agent)) in ((0, False), (5, True)), True, f"{agent} has {count} messages"

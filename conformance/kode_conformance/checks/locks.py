@@ -45,7 +45,14 @@ async def _take(lock: Awaitable[object]) -> object:
 
 @check("LOCK-1", needs=_E | Capability.CROSS_PROCESS)
 async def one_holder_over_processes(ctx: Context) -> None:
-    """Processes that count up under the lock lose no count."""
+    """What one process holds no other gets, and processes that count up under the lock lose no count."""
+    holder = await ctx.process("hold_lock", "b", 60_000)
+    await holder.line()
+    await ctx.raises(
+        LockUnavailableError, _take(ctx.store.acquire_agent_lock("b")), "a lock that another process holds"
+    )
+    holder.kill()
+    await holder.gone()
     await ctx.store.save_info("a", samples.info("a", metadata={"n": 0}))
     processes = [await ctx.process("count_up", "a", 15) for _ in range(3)]
     told = [line for process in processes for line in await process.lines()]
@@ -84,6 +91,7 @@ async def a_cancelled_waiter_leaves_nothing(ctx: Context) -> None:
         if not isinstance(result, BaseException):
             await result.release()  # type: ignore[attr-defined]
         lease = await ctx.store.acquire_agent_lock("a", wait_ms=5000)
+        await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "while the next one holds it")
         await lease.release()
 
 
@@ -219,7 +227,7 @@ async def writes_inside_async_with_are_fenced(ctx: Context) -> None:
     await ctx.store.save_messages("a", [])
 
 
-@check("LOCK-5", "QRY-1", needs=_E)
+@check("LOCK-5", "QRY-1", needs=_E, absence_ok=True)
 async def bad_arguments_of_locks_are_refused(ctx: Context) -> None:
     """A time to live or a wait that makes no sense, and a fence that is none or for another agent, are refused."""
     bad_times: list[dict[str, Any]] = [

@@ -1,0 +1,102 @@
+"""DUR, LOCK-5: a writer that is killed at every call it makes, one after the other; a holder that is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterable
+
+from kode_conformance import samples
+from kode_conformance.context import Context, Unverified
+from kode_conformance.killpoints import kill_at_points, kill_first_opens, kill_forks, kill_recoveries, killer
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.writes import WRITES, write_named
+
+_CRASH = Capability.PERSISTENT | Capability.CROSS_PROCESS
+
+
+@check("DUR-3", "DUR-1", "TURN-1", needs=_CRASH)
+async def a_turn_killed_at_its_calls(ctx: Context) -> None:
+    """A turn whose writer is killed at a call inside the store is there whole or not at all, and is not forgotten."""
+    async with killer(ctx) as kills:
+        await kill_at_points(ctx, kills, write_named("save_turn"), others=ctx.effort.kills)
+
+
+_OF_THE_AGENT = ("save_messages", "append_messages", "save_tool_call_records", "upsert_tool_call_records", "save_info")
+
+
+async def _kill(ctx: Context, writes: Iterable[str]) -> None:
+    async with killer(ctx) as kills:
+        for name in writes:
+            await kill_at_points(ctx, kills, write_named(name), others=ctx.effort.kills // 2)
+
+
+@check("DUR-3", "DUR-1", "MSG-1", "LIFE-3", needs=_CRASH, tier=Tier.STANDARD)
+async def lists_and_info_killed_at_their_calls(ctx: Context) -> None:
+    """Writes of messages, tool calls and info, and delete, killed at each call that can matter: whole or absent, kept
+    once acknowledged, and the agent is consistent and can be written afterwards.
+    """
+    await _kill(ctx, (*_OF_THE_AGENT, "delete"))
+
+
+@check("DUR-3", "DUR-1", "EVT-1", "EVT-2", needs=_CRASH, tier=Tier.STANDARD)
+async def events_and_documents_killed_at_their_calls(ctx: Context) -> None:
+    """Writes of all other kinds, killed at each call that can matter: whole or absent, kept once acknowledged; offsets
+    never come again.
+    """
+    others = {write.name for write in WRITES} - {*_OF_THE_AGENT, "delete", "save_turn"}
+    await _kill(ctx, sorted(others))
+
+
+@check("OPS-7", "DUR-3", needs=_CRASH, tier=Tier.STANDARD)
+async def a_first_open_killed_at_its_calls(ctx: Context) -> None:
+    """A process that is killed while it opens an empty place leaves a place that the next one opens and uses."""
+    async with killer(ctx) as kills:
+        await kill_first_opens(ctx, kills, write_named("append_messages"), others=ctx.effort.kills)
+
+
+@check("FORK-3", needs=_CRASH | Capability.EXTENDED, tier=Tier.STANDARD)
+async def a_fork_killed_at_its_calls(ctx: Context) -> None:
+    """Forks whose maker is killed at a call inside the store are each whole or absent, and there once acknowledged."""
+    async with killer(ctx) as kills:
+        await kill_forks(ctx, kills, others=ctx.effort.kills)
+
+
+@check("DUR-3", "DUR-1", needs=_CRASH, tier=Tier.STANDARD, stochastic=True)
+async def recovery_killed_too(ctx: Context) -> None:
+    """When what opens the store after a kill is killed as well, the next one still finds all or nothing."""
+    async with killer(ctx) as kills:
+        for name in ("save_turn", "save_messages", "delete"):
+            await kill_recoveries(ctx, kills, write_named(name), pairs=ctx.effort.kills)
+
+
+@check("LOCK-5", "LOCK-3", needs=Capability.EXTENDED | Capability.CROSS_PROCESS)
+async def a_stopped_holder_is_fenced_off(ctx: Context) -> None:
+    """A holder that is stopped until its lease has ended, and then goes on, is refused what it writes under the lease,
+    and only that: a write without a fence is not stopped.
+    """
+    if not hasattr(signal, "SIGSTOP"):
+        raise Unverified("this system cannot stop a process")
+    both = (_stop_holder(ctx, "given", in_block=False), _stop_holder(ctx, "block", in_block=True))
+    for problem in await asyncio.gather(*both, return_exceptions=True):
+        if problem is not None:
+            raise problem
+
+
+async def _stop_holder(ctx: Context, agent_id: str, *, in_block: bool) -> None:
+    process = await ctx.process("stopped_holder", agent_id, 500, in_block)
+    try:
+        holder = await process.line()
+        async with ctx.store.acquire_agent_lock(agent_id, wait_ms=15_000) as lease:
+            ctx.true(lease.token > holder["token"], f"token {lease.token} must be above {holder['token']}")
+            await ctx.store.save_todos(agent_id, samples.todos("of the new holder"))
+            os.kill(holder["pid"], signal.SIGCONT)
+            told = await process.lines()
+    finally:
+        process.kill()
+        await process.gone()
+    ctx.true(told == [{"fenced": "refused"}, {"unfenced": "stored"}], f"what the old holder could write: {told}")
+    ctx.equal(await ctx.store.load_todos(agent_id), samples.todos("of the new holder"), "the todos")
+    ctx.equal(len(await ctx.store.load_media_cache(agent_id)), 1, "the media saved without a fence")

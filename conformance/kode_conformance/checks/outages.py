@@ -1,0 +1,289 @@
+"""OPS, DUR, VAL-4, LIFE-3: what only a hook of the harness shows: outages, server crashes, limits, raw contents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from kode_conformance import samples
+from kode_conformance.context import Context, Unverified, Violation
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_core.codec import encode
+from kode_core.errors import PayloadTooLargeError, Retry, SchemaVersionError, StorageError
+from kode_core.model import Message, RecoveredFile
+from kode_core.protocols import ExtendedStore
+
+_E = Capability.EXTENDED
+_SECONDS: Final = 40.0
+"""A call's own deadline is 30 s unless configured (OPS-9)."""
+_LARGEST: Final = 64 * 2**20
+"""A larger limit is not tried out."""
+
+
+def _need(ctx: Context, *hooks: str) -> None:
+    for hook in hooks:
+        if not ctx.harness.has(hook):
+            raise Unverified(f"the harness has no hook {hook}")
+
+
+async def _in_time(call: Awaitable[object], what: str, seconds: float = _SECONDS) -> object:
+    """The result of *call*, which may raise, and must do so in time."""
+    try:
+        async with asyncio.timeout(seconds) as deadline:
+            return await call
+    except TimeoutError as exc:
+        if deadline.expired():
+            raise Violation(f"{what} did not end within {seconds:g} s") from exc
+        raise
+
+
+# --- Outages ----------------------------------------------------------------------------------------------------------
+
+
+@check("OPS-1", "OPS-6", needs=_E)
+async def an_outage_is_told_and_ends(ctx: Context) -> None:
+    """While the backend cannot be used the store says so within 5 s, and afterwards it is well again by itself."""
+    _need(ctx, "break_backend", "heal_backend")
+    await ctx.store.save_turn("a", messages=samples.messages(3), info=samples.info("a"))
+    await ctx.harness.break_backend(ctx.handle)
+    try:
+        status = await _in_time(ctx.store.health_check(), "health_check during an outage", 6.0)
+        ctx.equal(getattr(status, "healthy", None), False, f"healthy during an outage, of {status}")
+        await _see_refusals(ctx)
+    finally:
+        await ctx.harness.heal_backend(ctx.handle)
+
+    async def is_well() -> bool:
+        return (await ctx.store.health_check()).healthy
+
+    await ctx.eventually(is_well, "healthy after the outage", 30.0)
+    ctx.equal(await ctx.store.load_messages("a"), samples.messages(3), "the messages after the outage")
+    await ctx.store.append_messages("a", samples.messages(1, 3))
+    ctx.equal(await ctx.store.load_messages("a"), samples.messages(4), "a write after the outage")
+
+
+async def _see_refusals(ctx: Context) -> None:
+    """Writes, and opening, raise errors of this library; reads do too, or tell what was stored."""
+    store = ctx.store
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "append_messages": lambda: store.append_messages("a", samples.messages(1)),
+        "append_event": lambda: store.append_event("a", samples.event(1)),
+        "save_info": lambda: store.save_info("a", samples.info("a", template_id="other")),
+        "delete": lambda: store.delete("a"),
+        "batch_fork": lambda: store.batch_fork("a", 1),
+        "acquire_agent_lock": lambda: _locked(store),
+        "opening another": lambda: _opened(ctx),
+    }
+    for name, call in calls.items():
+        error = await ctx.raises(StorageError, _in_time(call(), name), f"{name} during an outage")
+        ctx.true(error.retry is not Retry.NEVER, f"{name} during an outage may be tried again; it raised {error!r}")
+    try:
+        found = await _in_time(store.load_messages("a"), "load_messages during an outage")
+    except StorageError:
+        return
+    ctx.equal(found, samples.messages(3), "what was loaded during an outage, without an error")
+
+
+async def _locked(store: ExtendedStore) -> None:
+    await store.acquire_agent_lock("a")
+
+
+async def _opened(ctx: Context) -> None:
+    store = await ctx.another()
+    await store.load_messages("a")
+
+
+class _Count(NamedTuple):
+    """What became of calls that each write a text of their own."""
+
+    done: set[str]
+    in_doubt: set[str]
+    refused: set[str]
+
+
+async def _write_while(
+    ctx: Context, agent_id: str, disturb: Callable[[], Awaitable[None]], write: Callable[[str], Awaitable[object]]
+) -> _Count:
+    """Write, a call at a time in each of four tasks, before, while and after *disturb* is at work."""
+    found = _Count(set(), set(), set())
+    stop = False
+
+    async def work(task: int) -> None:
+        n = 0
+        while not stop:
+            text = f"{agent_id} {task} {n}"
+            n += 1
+            try:
+                await _in_time(write(text), "a write")
+                found.done.add(text)
+            except StorageError as exc:
+                (found.in_doubt if exc.retry is Retry.CHECK else found.refused).add(text)
+                await asyncio.sleep(0.002)
+            await asyncio.sleep(0)
+
+    workers = [asyncio.ensure_future(work(task)) for task in range(4)]
+    try:
+        await asyncio.sleep(ctx.rng.uniform(0.005, 0.03))
+        await disturb()
+        await ctx.eventually(lambda: _grows(found, len(found.done)), "writes that succeed afterwards", 60.0)
+    finally:
+        stop = True
+        await asyncio.gather(*workers)
+    return found
+
+
+async def _grows(found: _Count, than: int) -> bool:
+    await asyncio.sleep(0.05)
+    return len(found.done) > than
+
+
+def _judge_count(ctx: Context, found: _Count, stored: list[str], what: str) -> None:
+    """Each text that was acknowledged is there once, each that was refused is not, and none is there twice."""
+    counts = Counter(stored)
+    for texts, problem in (
+        (found.done - set(counts), "were acknowledged and are lost"),
+        (found.refused & set(counts), "are there, though the error says that nothing was written"),
+        ({text for text, count in counts.items() if count > 1}, "are there twice"),
+    ):
+        ctx.true(not texts, f"{len(texts)} {what} {problem}, such as {min(texts, default='')!r}")
+
+
+async def _see_nothing_lost(ctx: Context, disturb: Callable[[], Awaitable[None]]) -> None:
+    """Messages and events that are written while *disturb* is at work."""
+    for round_number in range(max(2, ctx.effort.kills // 5)):
+        agent_id = f"a{round_number}"
+
+        async def append(text: str, agent_id: str = agent_id) -> None:
+            await ctx.store.append_messages(agent_id, [samples.message(text=text)])
+
+        found = await _write_while(ctx, agent_id, disturb, append)
+        store = await ctx.another()
+        messages = [message.text for message in await store.load_messages(agent_id)]
+        _judge_count(ctx, found, messages, "messages")
+
+        async def emit(text: str, agent_id: str = agent_id) -> None:
+            await ctx.store.append_event(agent_id, samples.event(0, text=text))
+
+        found = await _write_while(ctx, agent_id, disturb, emit)
+        events = [str(event.event.data["text"]) async for event in store.read_events(agent_id)]
+        _judge_count(ctx, found, events, "events")
+        await ctx.close(store)
+
+
+@check("OPS-10", "OPS-6", "DUR-1", tier=Tier.STANDARD, stochastic=True)
+async def nothing_is_lost_or_doubled_in_outages(ctx: Context) -> None:
+    """Of writes before, in and after an outage the acknowledged ones are there once, the refused ones are not, and of
+    those in doubt none is there twice.
+    """
+    _need(ctx, "break_backend", "heal_backend")
+
+    async def outage() -> None:
+        await ctx.harness.break_backend(ctx.handle)
+        await asyncio.sleep(ctx.rng.uniform(0.01, 0.1))
+        await ctx.harness.heal_backend(ctx.handle)
+
+    await _see_nothing_lost(ctx, outage)
+
+
+@check("DUR-1", "OPS-6", "OPS-10", tier=Tier.STANDARD, stochastic=True)
+async def acknowledged_writes_survive_a_crash_of_the_server(ctx: Context) -> None:
+    """When the server is killed under load and comes back, what was acknowledged is there, once, and the store that
+    was open goes on.
+    """
+    _need(ctx, "crash_backend")
+
+    async def crash() -> None:
+        await ctx.harness.crash_backend(ctx.handle)
+
+    await _see_nothing_lost(ctx, crash)
+
+
+# --- Limits, versions, raw contents -----------------------------------------------------------------------------------
+
+
+@check("VAL-4", tier=Tier.STANDARD)
+async def a_stated_limit_is_where_it_is_said_to_be(ctx: Context) -> None:
+    """A record of the largest size that the backend states is kept; one of a byte more is refused, and what was there
+    before stays.
+    """
+    limit = ctx.harness.limits.max_payload_bytes
+    if limit is None:
+        raise Unverified("the harness states no limits.max_payload_bytes, so that there is none to find")
+    if limit > _LARGEST:
+        raise Unverified(f"limits.max_payload_bytes is {limit}, which is too large to be tried out")
+    largest, larger = _message_of(limit), _message_of(limit + 1)
+    await ctx.store.save_messages("a", [largest])
+    ctx.equal(await ctx.store.load_messages("a"), [largest], f"a message of {limit} bytes")
+    await ctx.raises(PayloadTooLargeError, ctx.store.save_messages("a", [larger]), f"a message of {limit + 1} bytes")
+    await ctx.raises(PayloadTooLargeError, ctx.store.append_messages("a", [larger]), "appending it")
+    ctx.equal(await ctx.store.load_messages("a"), [largest], "the messages after one was refused")
+    await ctx.store.save_recovered_file("a", _file_of(limit))
+    await ctx.raises(PayloadTooLargeError, ctx.store.save_recovered_file("a", _file_of(limit + 1)), "a larger file")
+    ctx.equal(await ctx.store.load_recovered_files("a"), [_file_of(limit)], "the files after one was refused")
+
+
+def _message_of(size: int) -> Message:
+    rest = len(encode(Message, samples.message(text=""), "a message").text.encode())
+    return samples.message(text="x" * (size - rest))
+
+
+def _file_of(size: int) -> RecoveredFile:
+    rest = len(encode(RecoveredFile, samples.recovered(content=""), "a file").text.encode())
+    return samples.recovered(content="x" * (size - rest))
+
+
+@check("OPS-8", needs=Capability.PERSISTENT)
+async def a_newer_version_is_refused(ctx: Context) -> None:
+    """A store that a newer version has written is not opened: the error says so, and nothing in it is changed."""
+    _need(ctx, "raise_version")
+    await ctx.store.save_messages("a", samples.messages(2))
+    await ctx.close(ctx.store)
+    await ctx.harness.raise_version(ctx.handle)
+    before = await ctx.harness.raw_dump(ctx.handle) if ctx.harness.has("raw_dump") else ""
+    error = await ctx.raises(SchemaVersionError, _opened(ctx), "opening what a newer version wrote")
+    ctx.true("upgrade" in str(error), f"the error must say what to upgrade: {error}")
+    after = await ctx.harness.raw_dump(ctx.handle) if ctx.harness.has("raw_dump") else ""
+    ctx.equal(after, before, "what is stored, after it was refused")
+
+
+@check("LIFE-3", absence_ok=True)
+async def nothing_of_a_deleted_agent_is_stored(ctx: Context) -> None:
+    """After delete nothing that the agent said is left anywhere in the storage, of whatever kind."""
+    _need(ctx, "raw_dump")
+    marks = {kind: f"mark{number}x{ctx.rng.getrandbits(40):010x}" for number, kind in enumerate(_KINDS)}
+    await _fill_with(ctx.store, "gone", marks)
+    await _fill_with(ctx.store, "kept", {kind: f"stays{number}" for number, kind in enumerate(_KINDS)})
+    raw = await ctx.harness.raw_dump(ctx.handle)
+    unseen = [kind for kind, mark in marks.items() if mark not in raw]
+    await ctx.store.delete("gone")
+    raw = await ctx.harness.raw_dump(ctx.handle)
+    await ctx.close(ctx.store)
+    raw += await ctx.harness.raw_dump(ctx.handle)
+    left = [kind for kind, mark in marks.items() if mark in raw]
+    ctx.true(not left, f"after delete, the storage still holds: {', '.join(left)}")
+    if unseen:
+        raise Unverified(f"raw_dump does not show the texts that were saved, in {', '.join(unseen)}")
+
+
+_KINDS: Final = ("message", "tool call", "todo", "info", "event", "window", "compression", "file", "media", "snapshot")
+
+
+async def _fill_with(store: ExtendedStore, agent_id: str, marks: dict[str, str]) -> None:
+    """Save every kind, each with its mark in it."""
+    await store.save_turn(
+        agent_id,
+        messages=[samples.message(text=marks["message"])],
+        tool_calls=[samples.tool_call(input={"q": marks["tool call"]})],
+        todos=samples.todos(marks["todo"]),
+        info=samples.info(agent_id, metadata={"userId": marks["info"]}),
+        events=[samples.event(0, text=marks["event"])],
+    )
+    window = samples.window().replace(messages=[samples.message(text=marks["window"])])
+    await store.save_history_window(agent_id, window)
+    await store.save_compression_record(agent_id, samples.compression().replace(summary=marks["compression"]))
+    await store.save_recovered_file(agent_id, samples.recovered(content=marks["file"]))
+    await store.save_media_cache(agent_id, [samples.media(marks["media"])])
+    await store.save_snapshot(agent_id, samples.snapshot().replace(messages=[samples.message(text=marks["snapshot"])]))

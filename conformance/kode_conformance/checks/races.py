@@ -1,0 +1,125 @@
+"""Concurrent histories: clients of one instance, of two, and in other processes, and one order that explains them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from kode_conformance.context import Context
+from kode_conformance.linearize import Call, log_problem, offsets_problem, register_problem
+from kode_conformance.pace import in_time
+from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
+from kode_conformance.registry import Capability, check
+from kode_conformance.schedules import Schedule, interleaved
+from kode_conformance.settings import Tier
+from kode_core.protocols import ExtendedStore
+
+_CLIENTS = 4
+_CALLS = 8
+_PROCESSES = 3
+_SCHEDULES = (Schedule.SHUFFLED, Schedule.STAGGERED, Schedule.SHUFFLED, Schedule.TOGETHER)
+
+
+class _Race(NamedTuple):
+    """One round: what the clients do, on which agent, each through which store, and how they are interleaved."""
+
+    agent: str
+    name: str
+    schedule: Schedule
+    stores: Sequence[ExtendedStore]
+
+    def __str__(self) -> str:
+        instances = "two instances" if len(set(map(id, self.stores))) > 1 else "one instance"
+        return f"{self.name}, {_CLIENTS} clients of {instances}, {self.schedule}"
+
+
+async def _races(ctx: Context, names: Sequence[str]) -> Iterator[_Race]:
+    """Every name in every schedule on one instance and on two, again and again."""
+    one, two = [ctx.store] * _CLIENTS, [ctx.store, await ctx.another()] * (_CLIENTS // 2)
+    combinations = itertools.cycle(itertools.product(_SCHEDULES, (two, one), names))
+    chosen = itertools.islice(combinations, ctx.effort.schedules * 4)
+    races = (_Race(f"a{i}", name, schedule, stores) for i, (schedule, stores, name) in enumerate(chosen))
+    return in_time(ctx, races)
+
+
+Client = Callable[[int, random.Random], Awaitable[None]]
+
+
+async def _run(ctx: Context, race: _Race, client: Client) -> None:
+    rngs = [random.Random(ctx.rng.random()) for _ in range(_CLIENTS)]  # noqa: S311
+    await interleaved(race.schedule, ctx.rng, [partial(client, number, rng) for number, rng in enumerate(rngs)])
+
+
+@check("MSG-1", "TC-1", "TODO-1", "MED-1", "SNAP-1", "INFO-1", "LIFE-3", "LIFE-4", "OPS-9", "QRY-8", stochastic=True)
+async def concurrent_saves_have_one_order(ctx: Context) -> None:
+    """Whatever clients save, load, delete and cancel at once, one order of the calls explains what they saw."""
+    for race in await _races(ctx, tuple(REGISTERS)):
+        calls: list[Call] = []
+
+        async def client(number: int, rng: random.Random, race: _Race = race, calls: list[Call] = calls) -> None:
+            register = REGISTERS[race.name]
+            calls += await write_and_read(race.stores[number], race.agent, register, number, rng, _CALLS, cancel=True)
+
+        await _run(ctx, race, client)
+        problem = register_problem(calls)
+        ctx.true(not problem, f"{race}: {problem}")
+
+
+@check("EVT-1", "EVT-2", "EVT-4", "MSG-3", "OPS-9", "QRY-8", stochastic=True)
+async def concurrent_appends_make_one_log(ctx: Context) -> None:
+    """Whatever clients append, read and cancel at once, nothing is lost, doubled or torn, and readers see it grow."""
+    for race in await _races(ctx, tuple(LOGS)):
+        log = _Log(race.name)
+
+        async def client(number: int, rng: random.Random, race: _Race = race, log: _Log = log) -> None:
+            store, kind = race.stores[number], LOGS[race.name]
+            log.add(*await append_and_read(store, race.agent, kind, number, rng, _CALLS, cancel=True))
+
+        await _run(ctx, race, client)
+        await log.judge(ctx, race.agent, f"{race}")
+
+
+class _Log:
+    """What all clients of a log did and were told."""
+
+    def __init__(self, name: str) -> None:
+        self._kind = LOGS[name]
+        self._calls: list[Call] = []
+        self._told: list[tuple[int, int]] = []
+
+    def add(self, calls: Sequence[Call], told: Sequence[tuple[int, int]]) -> None:
+        """One client."""
+        self._calls += calls
+        self._told += told
+
+    async def judge(self, ctx: Context, agent: str, what: str) -> None:
+        """Compare with the log as it is now."""
+        final, offsets = await self._kind.read(ctx.store, agent)
+        problem = log_problem(self._calls, final, contiguous=self._kind.contiguous)
+        problem = problem or offsets_problem(self._told, list(zip(final, offsets, strict=True)))
+        ctx.true(not problem, f"{what}: {problem}")
+
+
+@check("MSG-1", "MSG-3", "EVT-1", "EVT-2", "QRY-8", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, stochastic=True)
+async def processes_agree_on_one_order(ctx: Context) -> None:
+    """Whatever processes save, load, delete and append at once, one order of the calls explains what they saw."""
+    calls = min(10 * ctx.effort.schedules, 400)
+    gate = ctx.folder / "gate"
+    seeds = [ctx.rng.getrandbits(32) for _ in range(_PROCESSES)]
+    processes = [await ctx.process("race", str(gate), i, seed, calls) for i, seed in enumerate(seeds)]
+    for process in processes:
+        await process.line()
+    gate.touch()
+    told = [line for process in processes for line in await process.lines()]
+    for name in REGISTERS:
+        problem = register_problem([Call(*call) for line in told if line["name"] == name for call in line["calls"]])
+        ctx.true(not problem, f"{name}, {_PROCESSES} processes: {problem}")
+    for name in LOGS:
+        log = _Log(name)
+        for line in told:
+            if line["name"] == name:
+                log.add([Call(*call) for call in line["calls"]], [(entry, offset) for entry, offset in line["offsets"]])
+        await log.judge(ctx, name, f"{name}, {_PROCESSES} processes")

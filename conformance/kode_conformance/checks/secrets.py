@@ -1,0 +1,88 @@
+"""OPS-12: what must not be told."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from kode_conformance import samples
+from kode_conformance.context import Context, Unverified
+from kode_conformance.harness import Handle
+from kode_conformance.registry import Capability, check
+
+
+@check("OPS-12", needs=Capability.EXTENDED, absence_ok=True)
+async def no_secret_is_told(ctx: Context) -> None:
+    """No password or key of the configuration is in a repr, a health report, a metric, a log, a warning or an error,
+    nor in what that error was caused by.
+    """
+    if not ctx.harness.secrets:
+        raise Unverified("the harness declares no secrets: name the passwords and keys that open uses")
+    with _overheard() as told:
+        store = await ctx.another()
+        await store.save_turn("a", messages=samples.messages(1), info=samples.info("a"))
+        told += [repr(store), str(store), str(await store.health_check()), str(await store.get_metrics())]
+        told += [str(await store.check_consistency("a")), repr(store.acquire_agent_lock("a"))]
+        if ctx.harness.has("break_backend") and ctx.harness.has("heal_backend"):
+            told += await _in_an_outage(ctx)
+        told += await _wrongly_opened(ctx)
+        await store.close()
+        told += [repr(store), str(await store.health_check()), await _error_of(lambda: store.load_messages("a"))]
+    for secret in ctx.harness.secrets:
+        found = [text.replace(secret, "<THE SECRET>") for text in told if secret in text]
+        ctx.true(not found, f"{len(found)} texts tell a secret, as in: {found[:1]}")
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """Every log record, at every level, and every warning."""
+    told: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(self.format(record))
+
+    root, listener = logging.getLogger(), Listener(logging.NOTSET)
+    level = root.level
+    root.addHandler(listener)
+    root.setLevel(logging.DEBUG)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield told
+            told += [str(warning.message) for warning in caught]
+    finally:
+        root.removeHandler(listener)
+        root.setLevel(level)
+
+
+async def _in_an_outage(ctx: Context) -> list[str]:
+    await ctx.harness.break_backend(ctx.handle)
+    try:
+        told = [await _error_of(lambda: ctx.store.append_messages("a", samples.messages(1)))]
+        told += [await _error_of(ctx.another), str(await ctx.store.health_check())]
+    finally:
+        await ctx.harness.heal_backend(ctx.handle)
+    return told
+
+
+async def _wrongly_opened(ctx: Context) -> list[str]:
+    """Errors of opening the store where one text of its handle is wrong: a host, a port, a name."""
+    told = []
+    for name, value in ctx.handle.items():
+        if isinstance(value, str) and not any(secret in value for secret in ctx.harness.secrets):
+            wrong: Handle = {**ctx.handle, name: f"{value}\0wrong"}
+            told.append(await _error_of(lambda wrong=wrong: ctx.harness.open(wrong)))  # type: ignore[misc]
+    return told
+
+
+async def _error_of(call: Callable[[], Awaitable[object]]) -> str:
+    """The traceback that a program would log, with all causes."""
+    try:
+        await call()
+    except Exception:  # noqa: BLE001 - whatever it is, it is looked at
+        return traceback.format_exc()
+    return ""

@@ -1,0 +1,193 @@
+"""Judging what concurrent clients saw: there must be one order of their calls that explains it all.
+
+A register is judged by a search in the manner of Wing and Gong, with a memory of the states that led nowhere; a log is
+judged by its own order.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+__all__ = ["Call", "log_problem", "offsets_problem", "register_problem", "timeline"]
+
+_MAX_STATES: Final = 200_000
+_SHOWN: Final = 12
+_COLUMNS: Final = 48
+
+
+class Call(NamedTuple):
+    """One call of one client.
+
+    Attributes:
+        op: ``write``, ``read`` or ``append``.
+        value: what was written, read or appended; None is "nothing there".
+        start: when it was called, on a clock that all clients share.
+        end: when it returned; None when it was cancelled, and happened or not.
+    """
+
+    client: int
+    op: str
+    value: Any
+    start: int
+    end: int | None
+
+
+# --- Registers --------------------------------------------------------------------------------------------------------
+
+
+def register_problem(calls: Sequence[Call]) -> str:
+    """Why no order of the calls explains what was read, as a timeline; empty when one does.
+
+    An order explains a history when it keeps every call between its start and its end, and every read gives what the
+    write before it wrote. At first the register holds None.
+    """
+    if _has_order(calls):
+        return ""
+    ends = sorted(call.end for call in calls if call.end is not None)
+    fatal = bisect.bisect_left(ends, True, key=lambda end: not _has_order(_until(calls, end)))
+    shown = _until(calls, ends[fatal])
+    lines = timeline(sorted(shown, key=lambda call: call.start)[-_SHOWN:])
+    return f"no order of the calls explains what the last of them saw:\n{lines}"
+
+
+def _until(calls: Sequence[Call], now: int) -> list[Call]:
+    """The history as it was known at a time."""
+    known = (call for call in calls if call.start <= now)
+    cut = (call if call.end is not None and call.end <= now else call._replace(end=None) for call in known)
+    return [call for call in cut if call.end is not None or call.op == "write"]
+
+
+def _has_order(calls: Sequence[Call]) -> bool:
+    """Whether there is such an order; True as well when the search would take too long."""
+    calls = sorted((c for c in calls if c.end is not None or c.op == "write"), key=lambda call: call.start)
+    must = sum(1 << i for i, call in enumerate(calls) if call.end is not None)
+    stack: list[tuple[int, Any]] = [(0, None)]
+    known = set(stack)
+    while stack and len(known) < _MAX_STATES:
+        done, value = stack.pop()
+        if done & must == must:
+            return True
+        for following in _next(calls, done, value):
+            if following not in known:
+                known.add(following)
+                stack.append(following)
+    return bool(stack)
+
+
+def _next(calls: Sequence[Call], done: int, value: Any) -> list[tuple[int, Any]]:
+    """What may come after the calls that are *done*, when the register holds *value*."""
+    left = [(i, call) for i, call in enumerate(calls) if not done >> i & 1]
+    latest = min((call.end for _, call in left if call.end is not None), default=0)
+    ready = [(i, call) for i, call in left if call.start <= latest]
+    for i, call in ready:
+        if call.op == "read" and call.value == value:  # a read that fits now changes nothing: no need to wait
+            return [(done | 1 << i, value)]
+    return [(done | 1 << i, call.value) for i, call in ready if call.op == "write"]
+
+
+# --- Logs -------------------------------------------------------------------------------------------------------------
+
+
+def log_problem(calls: Sequence[Call], final: Sequence[int], *, contiguous: bool) -> str:
+    """What is wrong with a log that clients appended to and read; empty when nothing is.
+
+    Args:
+        calls: what the clients did; values of appends and reads are sequences of entries.
+        final: the log as it is when all of them are done.
+        contiguous: whether the entries of one append stand side by side.
+    """
+    places = {entry: i for i, entry in enumerate(final)}
+    appends = _attempts_as_one([call for call in calls if call.op == "append"])
+    return (
+        _entries_problem(appends, final, places)
+        or _order_problem([call for call in appends if call.value and call.value[0] in places], places, contiguous)
+        or _reads_problem(appends, [call for call in calls if call.op == "read"], final)
+    )
+
+
+def offsets_problem(told: Iterable[tuple[int, int]], final: Sequence[tuple[int, int]]) -> str:
+    """What is wrong with the (entry, offset) that clients were told, beside those of the log at the end."""
+    offsets = [offset for _, offset in final]
+    if offsets != sorted(set(offsets)):
+        return f"offsets do not grow in the order of commit: {offsets}"
+    known: dict[int, int] = {}
+    for entry, offset in (*final, *told):
+        if known.setdefault(entry, offset) != offset:
+            return f"the entry {entry} was told to be at {offset}, and is at {known[entry]}"
+    return ""
+
+
+def _attempts_as_one(appends: Sequence[Call]) -> list[Call]:
+    """Attempts at the same append count as one call, which returned when the first of them did."""
+    merged: dict[Any, Call] = {}
+    for call in sorted(appends, key=lambda call: call.start):
+        first = merged.setdefault(tuple(call.value), call)
+        if first.end is None:
+            merged[tuple(call.value)] = first._replace(end=call.end)
+    return list(merged.values())
+
+
+def _entries_problem(appends: Sequence[Call], final: Sequence[int], places: Mapping[int, int]) -> str:
+    if len(places) != len(final):
+        return f"entries are there more than once: {sorted({e for e in final if list(final).count(e) > 1})}"
+    unknown = set(final) - {entry for call in appends for entry in call.value}
+    if unknown:
+        return f"entries are there that nobody appended: {sorted(unknown)}"
+    for call in appends:
+        there = [entry for entry in call.value if entry in places]
+        if len(there) < len(call.value) and (there or call.end is not None):
+            lost = sorted(set(call.value) - set(there))
+            return f"lost: {lost} of the append of {call.value}, which {'was' if call.end else 'was not'} acknowledged"
+    return ""
+
+
+def _order_problem(appends: Sequence[Call], places: Mapping[int, int], contiguous: bool) -> str:
+    for call in appends:
+        at = [places[entry] for entry in call.value]
+        if at != sorted(at) or (contiguous and at[-1] - at[0] != len(at) - 1):
+            return f"the append of {call.value} is not in one piece: its entries are at {at}"
+    for one in appends:
+        for other in appends:
+            first = one.end is not None and one.end < other.start
+            if first and places[one.value[-1]] > places[other.value[0]]:
+                bars = timeline([one, other])
+                return f"{other.value} was appended after {one.value}, and stands before it:\n{bars}"
+    return ""
+
+
+def _reads_problem(appends: Sequence[Call], reads: Sequence[Call], final: Sequence[int]) -> str:
+    for read in reads:
+        seen = list(read.value)
+        if seen != list(final[: len(seen)]):
+            return f"a read gave {seen}, which is no beginning of the log {list(final)}"
+        for call in appends:
+            missed = call.end is not None and call.end < read.start and not set(call.value) <= set(seen)
+            if missed or set(call.value) & set(seen) not in (set(), set(call.value)):
+                what = "did not see" if missed else "saw a part of"
+                return f"a read {what} the append of {call.value}:\n{timeline([call, read])}"
+        for earlier in reads:
+            if earlier.end is not None and earlier.end < read.start and len(earlier.value) > len(seen):
+                return f"a read saw less than one before it:\n{timeline([earlier, read])}"
+    return ""
+
+
+# --- For a person -----------------------------------------------------------------------------------------------------
+
+
+def timeline(calls: Sequence[Call]) -> str:
+    """The calls as bars over time, which is stretched so that each start and end can be told apart."""
+    moments = sorted({moment for call in calls for moment in (call.start, call.end) if moment is not None})
+    scale = _COLUMNS / (len(moments) + 1)
+
+    def column(moment: int | None) -> int:
+        return _COLUMNS if moment is None else int((moments.index(moment) + 1) * scale)
+
+    lines = []
+    for call in sorted(calls, key=lambda call: call.start):
+        start, end = column(call.start), column(call.end)
+        bar = " " * start + "[" + "=" * max(0, end - start - 1) + ("?" if call.end is None else "]")
+        text = "nothing" if call.value is None else f"{call.value}"
+        lines.append(f"  client {call.client} {bar:<{_COLUMNS + 2}} {call.op} {text:.60}")
+    return "\n".join(lines)
