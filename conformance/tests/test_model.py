@@ -6,6 +6,9 @@ import asyncio
 import itertools
 import random
 import re
+import sys
+import threading
+import time
 from collections import Counter
 
 import pytest
@@ -325,6 +328,34 @@ async def test_shuffled_tasks_use_threads_and_timers() -> None:
         assert len(order) == 100
         for number in range(5):
             assert [n for n in order if n // 100 == number] == list(range(number * 100, number * 100 + 20))
+
+
+async def test_threads_may_call_in_all_the_while() -> None:
+    """Drivers that work in threads put callbacks into the loop while it takes steps out, and none is lost."""
+    loop, stop, sent, heard = asyncio.get_running_loop(), threading.Event(), list[int](), list[int]()
+
+    def call_in() -> None:
+        while not stop.is_set():
+            time.sleep(0.00005)
+            sent.append(1)
+            loop.call_soon_threadsafe(heard.append, 1)
+
+    async def client() -> None:
+        for _ in range(100):
+            await asyncio.to_thread(pow, 2, 3)
+
+    thread, interval = threading.Thread(target=call_in), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for seed in range(3):
+            await interleaved(Schedule.SHUFFLED, random.Random(seed), [client] * 6)
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    await asyncio.sleep(0.01)
+    assert len(heard) == len(sent) > 0
 
 
 async def test_an_unknown_loop_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,6 @@ from typing import Final
 import msgspec
 
 from kode_core.batch import FORKED_DOCS, Applied, Batch, Child, EngineIssue, Fence, ListKind, Outcome, Refused, Totals
-from kode_core.clock import host_clock
 from kode_core.codec import Body
 from kode_core.engines.files import (
     file_name,
@@ -44,6 +43,7 @@ from kode_core.engines.files import (
     write_all,
 )
 from kode_core.engines.journal import COMPACT_FROM, Frame, Journal, Reader, write_state
+from kode_core.engines.leases import LeaseFiles
 from kode_core.engines.memory import forked
 from kode_core.engines.state import AgentState
 from kode_core.errors import SchemaVersionError, StorageError, StoreUnavailableError
@@ -74,20 +74,6 @@ def stripe_of(agent_id: str) -> int:
     return blake2b(agent_id.encode(), digest_size=1).digest()[0] % STRIPES
 
 
-class _Lease(msgspec.Struct, frozen=True):
-    owner: str
-    token: int
-    expires: int
-    boot: str
-
-    def held(self) -> bool:
-        boot, now = host_clock()
-        return self.boot == boot and self.expires > now
-
-
-_lease_from = msgspec.json.Decoder(_Lease).decode
-
-
 class Stripe:
     """A stripe whose lock is held."""
 
@@ -114,6 +100,7 @@ class Folder:
         self.base = base
         self.durable = durable
         self._own = base / ".kode"
+        self._leases = LeaseFiles(self._own / "leases")
         self._wait_ms = wait_ms
         self._journals: OrderedDict[str, Journal] = OrderedDict()
         self._guard = threading.Lock()
@@ -230,7 +217,7 @@ class Folder:
                 raise UnresolvedError(journal.prepared)
             if batch.op_id == journal.state.last_op:
                 return journal.state.last_outcome
-            if batch.fence is not None and not self._holds(batch.agent_id, batch.fence):
+            if batch.fence is not None and not self._leases.holds(batch.agent_id, batch.fence):
                 return Refused("fence")
             refusal = journal.state.refusal(batch)
             if refusal is not None:
@@ -318,48 +305,29 @@ class Folder:
 
     # --- leases
 
-    def _lease_path(self, agent_id: str) -> Path:
-        return self._own / "leases" / f"{file_name(agent_id)}.json"
-
-    def _lease(self, agent_id: str) -> _Lease | None:
-        try:
-            lease = _lease_from(self._lease_path(agent_id).read_bytes())
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
-        return lease if lease.held() else None
-
-    def _holds(self, agent_id: str, fence: Fence) -> bool:
-        lease = self._lease(agent_id)
-        return lease is not None and (lease.owner, lease.token) == (fence.owner, fence.token)
-
-    def _write_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> None:
-        boot, now = host_clock()
-        lease = _Lease(fence.owner, fence.token, now + ttl_ms, boot)
-        replace_file(self._lease_path(agent_id), iter([msgspec.json.encode(lease)]), durable=False)
-
     def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         """The new token, or None when the lease is held."""
         with self.stripe(agent_id) as stripe:
-            if self._lease(agent_id) is not None:
+            if self._leases.current(agent_id) is not None:
                 return None
             token = stripe.number + 1
             stripe.raise_to(token)
-            self._write_lease(agent_id, Fence(owner, token), ttl_ms)
+            self._leases.write(agent_id, Fence(owner, token), ttl_ms)
             return token
 
     def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
         """False when the lease ended."""
         with self.stripe(agent_id):
-            if not self._holds(agent_id, fence):
+            if not self._leases.holds(agent_id, fence):
                 return False
-            self._write_lease(agent_id, fence, ttl_ms)
+            self._leases.write(agent_id, fence, ttl_ms)
             return True
 
     def release_lease(self, agent_id: str, fence: Fence) -> None:
         """End the lease if it is still this one."""
         with self.stripe(agent_id):
-            if self._holds(agent_id, fence):
-                self._lease_path(agent_id).unlink(missing_ok=True)
+            if self._leases.holds(agent_id, fence):
+                self._leases.remove(agent_id)
 
     # --- health
 

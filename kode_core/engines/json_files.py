@@ -40,6 +40,7 @@ from kode_core.engines import scan
 from kode_core.engines.files import translated
 from kode_core.engines.folder import STRIPES, Folder, Stripe, UnresolvedError, stripe_of
 from kode_core.engines.journal import Frame, Journal, Reader
+from kode_core.engines.prepared import PreparedWrite
 from kode_core.engines.state import AgentState
 from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
@@ -153,10 +154,10 @@ class JsonFilesEngine:
                 stripe = await self.run(self._enter, held, batch)
                 return PreparedWrite(self, batch, held, stripe, lock)
             except UnresolvedError as exc:
-                await self._release(held, lock)
+                await self.release(held, lock)
                 await self.resolve(exc)
             except BaseException:
-                await self._release(held, lock)
+                await self.release(held, lock)
                 raise
 
     def _enter(self, held: ExitStack, batch: Batch) -> Stripe:
@@ -169,7 +170,8 @@ class JsonFilesEngine:
             journal.append(Frame("prepare", batch), durable=self.folder.durable)
         return stripe
 
-    async def _release(self, held: ExitStack, lock: asyncio.Lock) -> None:
+    async def release(self, held: ExitStack, lock: asyncio.Lock) -> None:
+        """Let others write the agents of the stripe again."""
         try:
             await self.end(held.close)
         finally:
@@ -191,13 +193,14 @@ class JsonFilesEngine:
                 await self.run(journal.refresh)
                 if journal.prepared is not None:
                     committed = await resolver(journal.prepared)
-                    await self.end(self._note, stripe, journal, committed)
+                    await self.end(self.note, stripe, journal, committed)
             finally:
-                await self._release(held, lock)
+                await self.release(held, lock)
 
         await self.finish(job())
 
-    def _note(self, stripe: Stripe, journal: Journal, committed: bool) -> Applied:
+    def note(self, stripe: Stripe, journal: Journal, committed: bool) -> Applied:
+        """Write down what became of the prepared write, and apply it if it was committed."""
         batch = journal.prepared
         assert batch is not None
         base = journal.state
@@ -386,37 +389,3 @@ class JsonFilesEngine:
 
 class _MovedError(Exception):
     """A file was rewritten between two looks at it."""
-
-
-class PreparedWrite:
-    """A write that is durable and not applied. Say what became of it, once."""
-
-    def __init__(
-        self, engine: JsonFilesEngine, batch: Batch, held: ExitStack, stripe: Stripe, lock: asyncio.Lock
-    ) -> None:
-        self._engine = engine
-        self._journal = engine.folder.journal(batch.agent_id)
-        self._held = held
-        self._stripe = stripe
-        self._lock = lock
-
-    async def commit(self, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
-        """Apply it, and do what must be done *then* before anybody else writes."""
-        return await self._finish(True, then)
-
-    async def abort(self) -> None:
-        """Forget it."""
-        await self._finish(False)
-
-    async def leave(self) -> None:
-        """Neither: whoever comes next asks the resolver."""
-        await self._engine._release(self._held, self._lock)
-
-    async def _finish(self, committed: bool, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
-        try:
-            applied = await self._engine.end(self._engine._note, self._stripe, self._journal, committed)
-            if then is not None:
-                await then()
-            return applied
-        finally:
-            await self.leave()

@@ -1,0 +1,60 @@
+"""The leases of the JSON files engine: one file for each that is held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from kode_core.batch import Fence
+from kode_core.clock import host_clock
+from kode_core.engines.files import file_name, replace_file
+
+__all__ = ["LeaseFiles"]
+
+
+class _Lease(msgspec.Struct, frozen=True):
+    owner: str
+    token: int
+    expires: int
+    boot: str
+
+    def held(self) -> bool:
+        boot, now = host_clock()
+        return self.boot == boot and self.expires > now
+
+
+_lease_from = msgspec.json.Decoder(_Lease).decode
+
+
+class LeaseFiles:
+    """Reads and writes leases. Whoever writes one holds the lock of the agent's stripe."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _path(self, agent_id: str) -> Path:
+        return self._folder / f"{file_name(agent_id)}.json"
+
+    def current(self, agent_id: str) -> _Lease | None:
+        """The lease that is held now."""
+        try:
+            lease = _lease_from(self._path(agent_id).read_bytes())
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+        return lease if lease.held() else None
+
+    def holds(self, agent_id: str, fence: Fence) -> bool:
+        """Whether the lease is held, by that owner, with that token."""
+        lease = self.current(agent_id)
+        return lease is not None and (lease.owner, lease.token) == (fence.owner, fence.token)
+
+    def write(self, agent_id: str, fence: Fence, ttl_ms: int) -> None:
+        """Let the lease be held for *ttl_ms* from now."""
+        boot, now = host_clock()
+        lease = _Lease(fence.owner, fence.token, now + ttl_ms, boot)
+        replace_file(self._path(agent_id), iter([msgspec.json.encode(lease)]), durable=False)
+
+    def remove(self, agent_id: str) -> None:
+        """End the lease."""
+        self._path(agent_id).unlink(missing_ok=True)
