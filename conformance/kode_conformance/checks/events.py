@@ -188,6 +188,18 @@ async def long_logs_stream(ctx: Context) -> None:
     ctx.equal((len(offsets), offsets == sorted(offsets)), (2503, True), "the log by offset")
 
 
+@check("EVT-5")
+async def long_logs_are_in_order(ctx: Context) -> None:
+    """A log of several pages, appended in another order than that of seq, is read by seq, and by offset, to the end."""
+    shuffled = [(i * 701) % 1500 for i in range(1500)]
+    offsets = await ctx.store.append_events("a", [samples.event(seq) for seq in shuffled])
+    by_offset = list(zip(offsets, shuffled, strict=True))
+    by_seq = [(event.offset, event.bookmark.seq) async for event in ctx.store.read_events("a")]
+    ctx.equal(by_seq, sorted(by_offset, key=lambda pair: pair[1]), "the log by seq")
+    found = [(event.offset, event.bookmark.seq) async for event in ctx.store.read_events("a", after_offset=offsets[9])]
+    ctx.equal(found, by_offset[10:], "the log by offset")
+
+
 @check("EVT-5", "QRY-1", absence_ok=True)
 async def bad_arguments_of_reading_are_refused(ctx: Context) -> None:
     """An unknown channel or a bookmark that is none is refused at once."""
