@@ -1,0 +1,213 @@
+"""The suite is held to the zoo: what is faulty it finds, what is only odd it lets pass, and no check sees nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from kode_conformance import Capability, StoreHarness, Violation, load_checks, run_check
+from kode_conformance.context import Unverified, prepared
+from kode_conformance.registry import Check
+from kode_conformance.runner import capabilities_of
+from kode_conformance.settings import Tier
+
+from conformance.tests.zoo.angels import ANGELS
+from conformance.tests.zoo.base import Mutant, PlainJson, PlainMemory, PlainSqlite, Witness, ZooHarness, load_mutants
+from conformance.tests.zoo.blank import ERRORS, ForgetfulHarness, NullHarness, raising
+
+CHECKS = {check.id: check for check in load_checks()}
+MUTANTS = load_mutants()
+
+IDLE = {"DUR-1.acknowledged_writes_survive_a_crash_of_the_server"}
+"""Checks that no mutant can fail here: this one needs a server that can be killed."""
+
+HEAVY = {"VAL-4.large_values_come_back", "VAL-4.a_list_of_twenty_megabytes", "VAL-1.hostile_values_in_every_field"}
+"""Checks that angels are spared: they take seconds, and are about sizes and values that no angel touches."""
+
+
+def areas(checks: Iterable[Check]) -> dict[str, list[Check]]:
+    """The checks by the area of their first clause."""
+    by_area = itertools.groupby(
+        sorted(checks, key=lambda c: c.clauses[0]), key=lambda c: c.clauses[0].partition("-")[0]
+    )
+    return {area: list(found) for area, found in by_area}
+
+
+def in_this_process(tier: Tier = Tier.QUICK) -> list[Check]:
+    """Checks that start no other process."""
+    return [
+        check
+        for check in CHECKS.values()
+        if check.tier <= tier and not check.needs & Capability.CROSS_PROCESS and check.clauses[0] != "OPS-11"
+    ]
+
+
+# A check that fails leaves calls behind that nobody awaits any more.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_nothing_behind() -> Iterator[None]:
+    """What failing checks left is collected here, and not while other tests run."""
+    yield
+    gc.collect()
+
+
+# --- mutants ----------------------------------------------------------------------------------------------------------
+
+
+def observed(harness: StoreHarness, witness: Witness) -> str:
+    """What the witness sees, as text."""
+
+    async def run() -> str:
+        async with prepared(harness) as context:
+            return ascii(await witness(context))
+
+    return asyncio.run(run())
+
+
+def marked(mutants: Iterable[Mutant]) -> list[Any]:
+    marks = [pytest.mark.slow]
+    return [pytest.param(m, id=m.name, marks=marks if m.slow else []) for m in mutants]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_the_fault_can_be_seen(mutant: Mutant) -> None:
+    """A witness sees the same on a sound store every time, and something else on the mutant."""
+    sound = observed(mutant.plain(), mutant.witness)
+    assert observed(mutant.plain(), mutant.witness) == sound
+    assert observed(mutant.harness(), mutant.witness) != sound
+
+
+@pytest.mark.parametrize("mutant", marked(MUTANTS))
+def test_the_mutant_is_killed(mutant: Mutant) -> None:
+    """The named check finds the fault, and names the clause; or the store's own error, where the fault is one."""
+    check = CHECKS[mutant.killed_by]
+    assert mutant.clause in check.clauses
+    with pytest.raises(Exception) as caught:
+        run_check(check, mutant.harness())
+    if mutant.raises:
+        assert mutant.raises in f"{caught.typename}: {caught.value}"
+    else:
+        assert caught.type is Violation
+        assert mutant.clause in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mutant", "check_id"),
+    [pytest.param(m, check_id, id=f"{m.name}-{check_id}") for m in MUTANTS for check_id in m.also],
+)
+def test_the_mutant_is_killed_elsewhere(mutant: Mutant, check_id: str) -> None:
+    """Further checks that a mutant names find it, too."""
+    with pytest.raises(Exception):  # noqa: B017
+        run_check(CHECKS[check_id], mutant.harness())
+
+
+def test_there_are_enough() -> None:
+    """The zoo has more than eighty mutants and more than twelve angels, and the faults of the KODE SDK are in it."""
+    assert len(MUTANTS) >= 80
+    assert sum(mutant.is_of_the_sdk for mutant in MUTANTS) >= 50
+    assert len(ANGELS) >= 12
+
+
+def test_every_check_kills_a_mutant() -> None:
+    """Each check is the one that must find some mutant: none is there for nothing."""
+    useful = {check_id for mutant in MUTANTS for check_id in (mutant.killed_by, *mutant.also)}
+    assert set(CHECKS) - useful == IDLE
+    assert useful <= set(CHECKS)
+
+
+# --- stores that do nothing -------------------------------------------------------------------------------------------
+
+
+def passes(check: Check, harness: StoreHarness) -> bool:
+    """Whether the store passes; a check that has no end passes nothing, nor one that cannot tell."""
+    with suppress(Exception):
+        run_check(check, harness)
+        return True
+    return False
+
+
+def passed(checks: Sequence[Check], harness: StoreHarness, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The checks that pass, in their own time, which is cut short: who does nothing needs none."""
+    monkeypatch.setattr("kode_conformance.runner.SCALE", 8 / 60)
+    return {check.id for check in checks if passes(check, harness)}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_store_that_raises_passes_nothing(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No check is content with errors, whatever they are."""
+    assert passed(in_this_process(Tier.STANDARD), raising(error), monkeypatch) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("area", areas(set(CHECKS.values()) - set(in_this_process(Tier.STANDARD))))
+def test_a_store_that_raises_in_other_processes_passes_nothing(area: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are the checks that start processes, of the first tier."""
+    checks = [check for check in areas(set(CHECKS.values()) - set(in_this_process()))[area] if check.tier is Tier.QUICK]
+    assert passed(checks, raising("RuntimeError"), monkeypatch) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("area", areas(in_this_process(Tier.STANDARD)))
+@pytest.mark.parametrize("harness", [NullHarness(), ForgetfulHarness()], ids=lambda harness: harness.name)
+def test_a_store_that_keeps_nothing_passes_nothing(
+    harness: StoreHarness, area: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that keeps nothing passes only what is tagged ``absence_ok``, with and without checking its arguments."""
+    checks = areas(in_this_process(Tier.STANDARD))[area]
+    assert passed(checks, harness, monkeypatch) <= {check.id for check in checks if check.absence_ok}
+
+
+def test_absence_is_ok_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that is tagged ``absence_ok`` is passed by a store that keeps nothing, or cannot be verified."""
+    for check in in_this_process():
+        if check.absence_ok:
+            with suppress(Unverified):
+                run_check(check, ForgetfulHarness())
+
+
+# --- what does nothing wrong ------------------------------------------------------------------------------------------
+
+
+def checks_for(harness: type[Any]) -> list[Check]:
+    """What an angel must pass: the first tier without other processes and without the heaviest."""
+    capabilities = capabilities_of(harness())
+    return [
+        check
+        for check in in_this_process()
+        if not check.needs & ~capabilities
+        and check.id not in HEAVY
+        and not any(part in check.id for part in getattr(harness, "without", ()))
+    ]
+
+
+def verified(check: Check, harness: StoreHarness) -> None:
+    with suppress(Unverified):
+        run_check(check, harness)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("angel", "area"), [(name, area) for name, angel in ANGELS.items() for area in areas(checks_for(angel))]
+)
+def test_the_angel_passes(angel: str, area: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is only odd passes the checks of the first tier."""
+    harness: Any = ANGELS[angel]
+    for target, value in harness.patches.items():
+        monkeypatch.setattr(target, value)
+    for check in areas(checks_for(harness))[area]:
+        verified(check, harness())
+
+
+@pytest.mark.parametrize("plain", [PlainMemory, PlainJson, PlainSqlite])
+def test_what_mutants_are_made_of_is_sound(plain: type[ZooHarness]) -> None:
+    """The bases of the zoo pass checks of every area."""
+    for checks in areas(checks_for(plain)).values():
+        verified(checks[0], plain())

@@ -1,0 +1,227 @@
+"""What mutants and angels are made of: three sound bases with a part replaced, and the register of mutants."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
+
+from kode_conformance import Handle, Space, StoreHarness
+from kode_conformance.builtin import JsonHarness
+from kode_conformance.context import Context
+from kode_sqlite.engine import SqliteEngine
+from kode_sqlite.options import SqliteOptions
+from kode_sqlite.testing import SqliteHarness
+
+from kode_core import Store
+from kode_core.engine import Engine
+from kode_core.engines.folder import Folder
+from kode_core.engines.json_files import JsonFilesEngine
+from kode_core.engines.memory import MemoryEngine, MemorySpace
+from kode_core.layers import Layer
+from kode_core.store import EngineStore
+
+Witness = Callable[[Context], Awaitable[object]]
+"""Uses a store and tells what it saw; on a mutant it sees something else than on a sound store."""
+
+T = TypeVar("T", bound=type)
+
+_spaces: dict[str, MemorySpace] = {}
+
+
+class Wrapper:
+    """A store around a store: what it does not do itself it leaves to ``inner``."""
+
+    __slots__ = ("inner",)
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.inner.close()
+
+
+class ZooHarness(StoreHarness):
+    """A sound store with ``part`` in it: a Layer around its engine, an EngineStore over it, a Wrapper around the store,
+    or one of the engine's own classes."""
+
+    part: ClassVar[type] = Layer
+
+    def code_of(self, store: Store) -> Sequence[str]:
+        """Of this tree only the zoo is the store's, not the suite."""
+        here = Path(__file__).parent
+        return [*(place for place in super().code_of(store) if not here.is_relative_to(place)), f"{here}{os.sep}"]
+
+    async def sound(self, handle: Handle) -> Engine:
+        """The engine of the base."""
+        raise NotImplementedError
+
+    async def _engine(self, handle: Handle) -> Engine:
+        engine = await self.sound(handle)
+        return cast(Engine, self.part(engine)) if issubclass(self.part, Layer) else engine
+
+    async def open(self, handle: Handle) -> Store:
+        kind = self.part if issubclass(self.part, EngineStore) else EngineStore
+        store = await kind(functools.partial(self._engine, handle)).open()
+        return cast(Store, self.part(store)) if issubclass(self.part, Wrapper) else store
+
+
+class OnMemory(ZooHarness):
+    """Over the memory engine. What was written is there after a reopening, for as long as the process lives."""
+
+    lacks = frozenset({"CROSS_PROCESS", "PERSISTENT"})
+
+    async def provision(self, space: Space) -> Handle:
+        _spaces[space.name] = MemorySpace()
+        return {"name": space.name}
+
+    async def sound(self, handle: Handle) -> Engine:
+        return MemoryEngine(_spaces.setdefault(handle["name"], MemorySpace()))
+
+    async def destroy(self, handle: Handle) -> None:
+        _spaces.pop(handle["name"], None)
+
+
+class OnJson(ZooHarness, JsonHarness):
+    """Over the JSON files engine."""
+
+    async def sound(self, handle: Handle) -> Engine:
+        kind = self.part if issubclass(self.part, Folder) else Folder
+        folder = kind(Path(handle["base_dir"]), durable=False, wait_ms=10_000)
+        engine = JsonFilesEngine(folder)
+        await engine.run(folder.open)
+        return engine
+
+
+class OnSqlite(ZooHarness, SqliteHarness):
+    """Over the SQLite engine."""
+
+    async def sound(self, handle: Handle) -> Engine:
+        kind = self.part if issubclass(self.part, SqliteEngine) else SqliteEngine
+        return await kind.open(SqliteOptions(db_path=handle["db_path"], durability="fast"))
+
+
+class PlainMemory(OnMemory):
+    """The memory base with nothing wrong."""
+
+    name = "plain memory"
+
+
+class PlainJson(OnJson):
+    """The JSON base with nothing wrong."""
+
+    name = "plain json"
+
+
+class PlainSqlite(OnSqlite):
+    """The SQLite base with nothing wrong."""
+
+    name = "plain sqlite"
+
+
+PLAIN: Final[Mapping[type[ZooHarness], type[ZooHarness]]] = {
+    OnMemory: PlainMemory,
+    OnJson: PlainJson,
+    OnSqlite: PlainSqlite,
+}
+
+
+class MemoryLayer(Layer):
+    """A layer that reaches into the memory engine."""
+
+    @property
+    def space(self) -> MemorySpace:
+        return cast(MemoryEngine, self.inner)._space
+
+
+# --- the register -----------------------------------------------------------------------------------------------------
+
+
+class Mutant(NamedTuple):
+    """A faulty store.
+
+    Attributes:
+        clause: the clause it breaks.
+        killed_by: the check that must find it.
+        wrong: what it does, in a sentence.
+        source: the real store that does so; empty for a fault that was thought out for the zoo.
+        raises: the fault is an error where there must be none; this is in its message.
+        also: further checks that are known to find it.
+        slow: its check takes more than five seconds on it.
+    """
+
+    name: str
+    clause: str
+    killed_by: str
+    wrong: str
+    source: str
+    harness: type[ZooHarness]
+    base: type[ZooHarness]
+    witness: Witness
+    raises: str = ""
+    also: tuple[str, ...] = ()
+    slow: bool = False
+
+    @property
+    def plain(self) -> type[ZooHarness]:
+        """The same without the fault."""
+        return next(plain for base, plain in PLAIN.items() if issubclass(self.base, base))
+
+    @property
+    def is_of_the_sdk(self) -> bool:
+        """Whether a store of the KODE SDK has this fault."""
+        return self.source.startswith("KODE SDK")
+
+
+_MUTANTS: Final[dict[str, Mutant]] = {}
+
+
+def mutant(
+    clause: str,
+    *,
+    killed_by: str,
+    witness: Witness,
+    source: str = "",
+    on: type[ZooHarness] = OnMemory,
+    raises: str = "",
+    also: tuple[str, ...] = (),
+    slow: bool = False,
+) -> Callable[[T], T]:
+    """Register a class as the faulty part of a store; its docstring says what is wrong.
+
+    ``killed_by`` is the name of a check of the clause, or a whole id when the check is listed under another clause.
+    The harness is made as ``Class.Harness``, so that other processes find it by its spec.
+    """
+
+    def register(part: T) -> T:
+        name = part.__name__
+        names = {"__module__": part.__module__, "__qualname__": f"{name}.Harness", "part": part, "name": name}
+        harness = type("Harness", (on,), names)
+        part.Harness = harness  # type: ignore[attr-defined]
+        check_id = killed_by if "." in killed_by else f"{clause}.{killed_by}"
+        wrong = " ".join((part.__doc__ or "").split())
+        if name in _MUTANTS or not wrong:
+            raise ValueError(f"{name} needs a name of its own and a docstring that says what is wrong")
+        _MUTANTS[name] = Mutant(name, clause, check_id, wrong, source, harness, on, witness, raises, also, slow)
+        return part
+
+    return register
+
+
+def load_mutants() -> list[Mutant]:
+    """All mutants, in the order of their modules."""
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "matrix":
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    return list(_MUTANTS.values())

@@ -1,0 +1,173 @@
+"""The kill matrix: ``python -m conformance.tests.zoo.matrix --json kill-matrix.json --markdown docs/kill-matrix.md``.
+
+Runs each mutant against every check of its area, or with ``--all`` against every check of the first tier that starts no
+other process, and writes down which ones find it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kode_conformance import Capability, load_checks, runner
+from kode_conformance.registry import Check
+from kode_conformance.results import Status
+from kode_conformance.runner import capabilities_of, judge
+from kode_conformance.settings import Settings, Tier
+
+from conformance.tests.zoo.base import Mutant, load_mutants
+
+_SECONDS = 10.0
+"""How long one check may take on one mutant, unless it is the named one."""
+
+
+class Row(NamedTuple):
+    """What became of a mutant.
+
+    Attributes:
+        killed: whether the check that it names finds it.
+        others: the other checks that find it.
+        tried: how many checks were run.
+    """
+
+    mutant: str
+    wrong: str
+    source: str
+    base: str
+    clause: str
+    killed_by: str
+    killed: bool
+    others: tuple[str, ...]
+    tried: int
+    seconds: float
+
+
+def area(clause: str) -> str:
+    """As in ``MSG``."""
+    return clause.partition("-")[0]
+
+
+def rivals(mutant: Mutant, *, everything: bool) -> list[Check]:
+    """The checks that might find it besides the named one."""
+    capabilities = capabilities_of(mutant.harness()) & ~Capability.CROSS_PROCESS
+    areas = {area(mutant.clause), area(mutant.killed_by)}
+    return [
+        check
+        for check in load_checks()
+        if check.tier is Tier.QUICK
+        and not check.needs & ~capabilities
+        and check.clauses[0] != "OPS-11"
+        and check.id != mutant.killed_by
+        and (everything or areas & set(map(area, check.clauses)))
+    ]
+
+
+def finds(check: Check, mutant: Mutant, seconds: float) -> bool:
+    """Whether the check fails on the mutant."""
+    runner.SCALE = seconds / 60  # type: ignore[misc]
+    with redirect_stderr(StringIO()):
+        return judge(check, mutant.harness(), Settings()).status is Status.FAIL
+
+
+def examine(name: str, everything: bool) -> Row:
+    """One row."""
+    warnings.simplefilter("ignore")
+    logging.disable()
+    start = time.perf_counter()
+    mutant = next(mutant for mutant in load_mutants() if mutant.name == name)
+    named = next(check for check in load_checks() if check.id == mutant.killed_by)
+    checks = rivals(mutant, everything=everything)
+    killed = finds(named, mutant, 60.0)
+    others = tuple(check.id for check in checks if finds(check, mutant, _SECONDS))
+    base = mutant.plain.name.removeprefix("plain ")
+    seconds = round(time.perf_counter() - start, 1)
+    return Row(
+        name, mutant.wrong, mutant.source, base, mutant.clause, named.id, killed, others, len(checks) + 1, seconds
+    )
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """The numbers that are asked for first."""
+    kills = Counter(check for row in rows for check in (*([row.killed_by] if row.killed else []), *row.others))
+    return {
+        "mutants": len(rows),
+        "killed": sum(row.killed for row in rows),
+        "of the KODE SDK": sum(row.source.startswith("KODE SDK") for row in rows),
+        "survivors": [row.mutant for row in rows if not row.killed],
+        "kills by check": dict(sorted(kills.items())),
+    }
+
+
+def as_markdown(rows: Sequence[Row], *, everything: bool) -> str:
+    """The matrix as a page of the documentation."""
+    numbers = summary(rows)
+    others = "of the first tier" if everything else "of its area"
+    lines = [
+        "# Kill matrix",
+        "",
+        "The conformance suite tests itself with faulty stores, each with one fault. This page says which check finds",
+        "which fault. It is made by `python -m conformance.tests.zoo.matrix`; `conformance/tests/test_zoo.py` holds",
+        "the suite to it.",
+        "",
+        f"{numbers['mutants']} faulty stores, {numbers['killed']} of them killed by the check that is there for them;",
+        f"{numbers['of the KODE SDK']} have a fault of the stores of the KODE SDK 2.7. *Others* is how many of the",
+        f"other checks {others} find it, too, in one process.",
+        "",
+        "| faulty store | what is wrong | seen in | clause | killed by | others |",
+        "|---|---|---|---|---|---:|",
+        *map(_line, rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    killer = row.killed_by if row.killed else f"**not** by {row.killed_by}"
+    cells = (row.mutant, row.wrong, row.source or "–", row.clause, f"`{killer}`", str(len(row.others)))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def matrix(names: Iterable[str], *, everything: bool, workers: int) -> list[Row]:
+    """All rows, in the order of *names*."""
+    rows = []
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(examine, name, everything) for name in names]:
+            row = done.result()
+            rows.append(row)
+            sys.stderr.write(f"{row.mutant}: {'killed' if row.killed else 'SURVIVES'}, {len(row.others)} others\n")
+    return rows
+
+
+def main() -> int:
+    """Make the matrix; ends with 1 when a mutant survives."""
+    parser = argparse.ArgumentParser(prog="python -m conformance.tests.zoo.matrix", description=__doc__)
+    parser.add_argument("--json", type=Path, default=Path("kill-matrix.json"), help="where to write the whole of it")
+    parser.add_argument("--markdown", type=Path, help="where to write the table")
+    parser.add_argument("--all", action="store_true", help="all checks of the first tier, not those of the area")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("mutants", nargs="*", help="all when left out")
+    asked = parser.parse_args()
+    names = asked.mutants or [mutant.name for mutant in load_mutants()]
+    rows = matrix(names, everything=asked.all, workers=asked.workers)
+    asked.json.write_text(json.dumps({**summary(rows), "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+    if asked.markdown is not None:
+        asked.markdown.write_text(as_markdown(rows, everything=asked.all))
+    survivors = summary(rows)["survivors"]
+    sys.stderr.write(f"{len(rows) - len(survivors)} of {len(rows)} killed\n")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
