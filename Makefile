@@ -12,13 +12,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_conformance
 
-.PHONY: help demo test lint format conformance bench clean
+.PHONY: help demo test selftest lint format conformance bench clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
 	@echo "make test    run all tests"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and safe fixes"
+	@echo "make selftest  hold the conformance suite to stores that are faulty on purpose: minutes"
 	@echo "make conformance  judge all stores (TIER=quick, standard or thorough; reports in conformance-reports/)"
 	@echo "make bench   measure, with ratios to bare aiosqlite (results in bench/)"
 	@echo "make clean   remove what the targets made"
@@ -38,6 +39,9 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+selftest: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m selftest conformance/tests $(ARGS)
 
 conformance: .venv/.dev
 	@set -e; for store in $(STORES); do $(BIN)/kode conformance $$store --tier $(TIER) --seed 1 --report conformance-reports; done

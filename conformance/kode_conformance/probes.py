@@ -78,9 +78,10 @@ async def _not_offered(context: Context, protocol: type, lacked: Capability) -> 
 
 
 async def _not_shared(context: Context, lacked: Capability) -> str:
-    """Nothing that is lacking: another process sees what this one wrote."""
+    """Nothing that is lacking: another process sees what this one wrote, also while it has the store open."""
     await context.store.append_event(AGENT, samples.event(0))
-    await context.close(context.store)
+    if lacked is Capability.PERSISTENT:
+        await context.close(context.store)
     try:
         process = await context.process("tell_events", AGENT)
         (told,) = await process.lines()

@@ -32,6 +32,9 @@ _spaces: dict[str, MemorySpace] = {}
 _broken: set[str] = set()
 
 
+pytestmark = pytest.mark.selftest
+
+
 class Sound(Layer):
     """A layer over a memory engine, which can be cut off from it, and is right."""
 

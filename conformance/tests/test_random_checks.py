@@ -24,6 +24,8 @@ from kode_core.codec import Body, digest
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 
+pytestmark = pytest.mark.selftest
+
 SEEDS = 10
 ENOUGH = 9
 

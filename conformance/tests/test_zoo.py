@@ -48,7 +48,10 @@ def in_this_process(tier: Tier = Tier.QUICK) -> list[Check]:
 
 
 # A check that fails leaves calls behind that nobody awaits any more.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
+pytestmark = [
+    pytest.mark.selftest,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -165,9 +165,11 @@ async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
     async def wait(i: int) -> None:
         async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=8000):
             inside.append(i)
-            ctx.equal(len(inside), 1, "how many are inside")
-            await asyncio.sleep(0)
-            inside.remove(i)
+            try:
+                ctx.equal(len(inside), 1, "how many are inside")
+                await asyncio.sleep(0)
+            finally:
+                inside.remove(i)
 
     for _ in range(ctx.effort.schedules):
         held: Lease = await other.acquire_agent_lock("a", wait_ms=8000)

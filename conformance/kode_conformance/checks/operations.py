@@ -274,8 +274,10 @@ async def cancelled_appends_do_no_harm(ctx: Context) -> None:
 @check("OPS-11", needs=Capability.PERSISTENT)
 async def a_process_may_end_without_close(ctx: Context) -> None:
     """A process that never closes its store ends by itself, soon, and what was written is there."""
+    await ctx.close(ctx.store)
     process = await ctx.process("leave_open", "a")
     await process.lines(seconds=20)
+    ctx.store = await ctx.another()
     ctx.equal(len(await ctx.store.load_messages("a")), 1, "the messages")
     ctx.equal(len([e async for e in ctx.store.read_events("a")]), 1, "the events")
 

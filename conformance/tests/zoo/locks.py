@@ -152,7 +152,6 @@ async def _cancelled_waiters(ctx: Context) -> object:
     witness=_cancelled_waiters,
     raises="LockUnavailableError",
     slow=True,
-    also=("LOCK-2.cancelled_waiters_are_no_ghosts",),
 )
 class GhostsHoldLocks(EngineStore):
     """Leaves the lock taken when the one who takes it is cancelled."""
@@ -165,6 +164,39 @@ class GhostsHoldLocks(EngineStore):
         token = await self._context.engine.acquire_lease(agent_id, owner, ttl_ms)
         await asyncio.sleep(0.005)
         return token
+
+
+async def _cancelled_while_it_waits(ctx: Context) -> object:
+    lease = await ctx.store.acquire_agent_lock("a")
+    waiter = asyncio.ensure_future(_take(ctx.store, wait_ms=2000))
+    await asyncio.sleep(0.05)
+    waiter.cancel()
+    await asyncio.gather(waiter, return_exceptions=True)
+    await lease.release()
+    await asyncio.sleep(0.3)
+    return await _take(ctx.store)
+
+
+@mutant(
+    "LOCK-2",
+    killed_by="cancelled_waiters_are_no_ghosts",
+    source="asyncio.shield around an acquire that nobody gives back",
+    witness=_cancelled_while_it_waits,
+    slow=True,
+)
+class WaitersGoOn(EngineStore):
+    """Goes on waiting for a lock when the one who waits is cancelled, and takes it in the end."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._acquire, self._locks.acquire = self._locks.acquire, self._shielded  # type: ignore[method-assign]
+
+    async def _shielded(self, *args: Any) -> Any:
+        acquired = asyncio.ensure_future(self._acquire(*args))
+        self._waiting.add(acquired)
+        acquired.add_done_callback(lambda done: self._waiting.discard(done) or done.cancelled() or done.exception())
+        return await asyncio.shield(acquired)
 
 
 async def _renewed(ctx: Context) -> object:
