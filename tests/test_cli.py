@@ -505,6 +505,7 @@ def test_follow_gets_what_another_process_appends(store: str) -> None:
         (*KODE, "events", "agt-0", "--follow", "--json", "--store", url, "--since", "1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     try:
         assert follower.stdout is not None
