@@ -10,7 +10,7 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml conformance/pyproject.toml
-PACKAGES := -p kode_core -p kode_sqlite -p kode_conformance
+PACKAGES := -p kode_core -p kode_sqlite -p kode_conformance -p kode_duckdb
 
 .PHONY: help demo test selftest lint format conformance bench clean
 
@@ -63,6 +63,6 @@ clean:
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cli]' -e plugins/sqlite
 	@touch $@
 
-.venv/.dev: .venv/.run requirements-dev.txt
+.venv/.dev: .venv/.run requirements-dev.txt docs/examples/duckdb-store/pyproject.toml
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
 	@touch $@

@@ -68,7 +68,7 @@ def finding_lines(result: Result, command: str) -> list[tuple[str, str]]:
     lines = [("contract", sentence(clause_id)) for clause_id in result.clauses[:1]]
     lines += [("checked", result.claim), ("found", result.message)]
     hint = look_at(result.clauses)
-    if hint:
+    if hint and "NotImplementedError" not in result.message:
         lines.append(("look first at", hint))
     if result.replay:
         lines.append(("run it again", f"{command} --replay {result.replay}"))

@@ -232,8 +232,11 @@ def _prepare(harness: StoreHarness, request: dict[str, Any]) -> None:
         with suppress(Exception):
             importlib.import_module(name)
     if not request["modules"]:
-        code = asyncio.run(_rehearse(harness, request["handle"], request["agent"]))
-        tell(code=list(code), modules=sorted(sys.modules), is_alone=threading.active_count() == 1)
+        try:
+            code = asyncio.run(_rehearse(harness, request["handle"], request["agent"]))
+            tell(code=list(code), modules=sorted(sys.modules), is_alone=threading.active_count() == 1)
+        except Exception:  # noqa: BLE001 - whatever it is, the parent tells it
+            tell(error=traceback.format_exc()[-2000:])
     tell(ended=0)
 
 

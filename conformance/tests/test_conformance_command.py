@@ -280,7 +280,7 @@ def test_the_list_has_every_clause_and_check() -> None:
     assert done.code == 0
     assert re.findall(r"^  ([A-Z]+-\d+) ", done.out, re.MULTILINE) == list(clauses())
     assert {check.name for check in load_checks()} <= set(re.findall(r"^ +(\w+)", done.out, re.MULTILINE))
-    assert "turns_survive_a_kill_whole  (needs PERSISTENT and CROSS_PROCESS)" in done.out
+    assert "a_stopped_holder_is_fenced_off  (needs CROSS_PROCESS and EXTENDED)" in done.out
     assert "not checked: a loss of power cannot be caused from a process" in done.out
 
 

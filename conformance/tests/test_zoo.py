@@ -10,14 +10,23 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from kode_conformance import Capability, StoreHarness, Violation, load_checks, run_check
+from kode_conformance import StoreHarness, Violation, load_checks, run_check
 from kode_conformance.context import Unverified, prepared
 from kode_conformance.registry import Check
 from kode_conformance.runner import capabilities_of
 from kode_conformance.settings import Tier
 
 from conformance.tests.zoo.angels import ANGELS
-from conformance.tests.zoo.base import Mutant, PlainJson, PlainMemory, PlainSqlite, Witness, ZooHarness, load_mutants
+from conformance.tests.zoo.base import (
+    Mutant,
+    PlainJson,
+    PlainMemory,
+    PlainSqlite,
+    Witness,
+    ZooHarness,
+    load_mutants,
+    needs_processes,
+)
 from conformance.tests.zoo.blank import ERRORS, ForgetfulHarness, NullHarness, raising
 
 CHECKS = {check.id: check for check in load_checks()}
@@ -40,11 +49,7 @@ def areas(checks: Iterable[Check]) -> dict[str, list[Check]]:
 
 def in_this_process(tier: Tier = Tier.QUICK) -> list[Check]:
     """Checks that start no other process."""
-    return [
-        check
-        for check in CHECKS.values()
-        if check.tier <= tier and not check.needs & Capability.CROSS_PROCESS and check.clauses[0] != "OPS-11"
-    ]
+    return [check for check in CHECKS.values() if check.tier <= tier and not needs_processes(check)]
 
 
 # A check that fails leaves calls behind that nobody awaits any more.

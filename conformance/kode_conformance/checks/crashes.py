@@ -14,10 +14,8 @@ from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import WRITES, write_named
 
-_CRASH = Capability.PERSISTENT | Capability.CROSS_PROCESS
 
-
-@check("DUR-3", "DUR-1", "TURN-1", needs=_CRASH)
+@check("DUR-3", "DUR-1", "TURN-1", needs=Capability.PERSISTENT)
 async def a_turn_killed_at_its_calls(ctx: Context) -> None:
     """A turn whose writer is killed at a call inside the store is there whole or not at all, and is not forgotten."""
     async with killer(ctx) as kills:
@@ -33,7 +31,7 @@ async def _kill(ctx: Context, writes: Iterable[str]) -> None:
             await kill_at_points(ctx, kills, write_named(name), others=ctx.effort.kills // 2)
 
 
-@check("DUR-3", "DUR-1", "MSG-1", "LIFE-3", needs=_CRASH, tier=Tier.STANDARD)
+@check("DUR-3", "DUR-1", "MSG-1", "LIFE-3", needs=Capability.PERSISTENT, tier=Tier.STANDARD)
 async def lists_and_info_killed_at_their_calls(ctx: Context) -> None:
     """Writes of messages, tool calls and info, and delete, killed at each call that can matter: whole or absent, kept
     once acknowledged, and the agent is consistent and can be written afterwards.
@@ -41,7 +39,7 @@ async def lists_and_info_killed_at_their_calls(ctx: Context) -> None:
     await _kill(ctx, (*_OF_THE_AGENT, "delete"))
 
 
-@check("DUR-3", "DUR-1", "EVT-1", "EVT-2", needs=_CRASH, tier=Tier.STANDARD)
+@check("DUR-3", "DUR-1", "EVT-1", "EVT-2", needs=Capability.PERSISTENT, tier=Tier.STANDARD)
 async def events_and_documents_killed_at_their_calls(ctx: Context) -> None:
     """Writes of all other kinds, killed at each call that can matter: whole or absent, kept once acknowledged; offsets
     never come again.
@@ -50,21 +48,21 @@ async def events_and_documents_killed_at_their_calls(ctx: Context) -> None:
     await _kill(ctx, sorted(others))
 
 
-@check("OPS-7", "DUR-3", needs=_CRASH, tier=Tier.STANDARD)
+@check("OPS-7", "DUR-3", needs=Capability.PERSISTENT, tier=Tier.STANDARD)
 async def a_first_open_killed_at_its_calls(ctx: Context) -> None:
     """A process that is killed while it opens an empty place leaves a place that the next one opens and uses."""
     async with killer(ctx) as kills:
         await kill_first_opens(ctx, kills, write_named("append_messages"), others=ctx.effort.kills)
 
 
-@check("FORK-3", needs=_CRASH | Capability.EXTENDED, tier=Tier.STANDARD)
+@check("FORK-3", needs=Capability.PERSISTENT | Capability.EXTENDED, tier=Tier.STANDARD)
 async def a_fork_killed_at_its_calls(ctx: Context) -> None:
     """Forks whose maker is killed at a call inside the store are each whole or absent, and there once acknowledged."""
     async with killer(ctx) as kills:
         await kill_forks(ctx, kills, others=ctx.effort.kills)
 
 
-@check("DUR-3", "DUR-1", needs=_CRASH, tier=Tier.STANDARD, stochastic=True)
+@check("DUR-3", "DUR-1", needs=Capability.PERSISTENT, tier=Tier.STANDARD, stochastic=True)
 async def recovery_killed_too(ctx: Context) -> None:
     """When what opens the store after a kill is killed as well, the next one still finds all or nothing."""
     async with killer(ctx) as kills:

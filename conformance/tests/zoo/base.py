@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
 from kode_conformance import Handle, Space, StoreHarness
 from kode_conformance.builtin import JsonHarness
 from kode_conformance.context import Context
+from kode_conformance.registry import Capability, Check
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.testing import SqliteHarness
@@ -31,6 +32,13 @@ Witness = Callable[[Context], Awaitable[object]]
 T = TypeVar("T", bound=type)
 
 _spaces: dict[str, MemorySpace] = {}
+
+
+def needs_processes(check: Check) -> bool:
+    """Whether the check starts processes: such checks are slow, and a part of a store does not travel to them."""
+    if check.needs & Capability.CROSS_PROCESS or check.clauses[0] == "OPS-11":
+        return True
+    return check.run.__module__.rpartition(".")[2] in {"crashes", "durability"}
 
 
 class Wrapper:

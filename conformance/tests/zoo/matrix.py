@@ -21,13 +21,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kode_conformance import Capability, load_checks, runner
+from kode_conformance import load_checks, runner
 from kode_conformance.context import Unverified
 from kode_conformance.registry import Check
 from kode_conformance.runner import capabilities_of, run_check
 from kode_conformance.settings import Tier
 
-from conformance.tests.zoo.base import Mutant, load_mutants
+from conformance.tests.zoo.base import Mutant, load_mutants, needs_processes
 
 _SECONDS = 10.0
 """How long one check may take on one mutant, unless it is the named one."""
@@ -61,14 +61,14 @@ def area(clause: str) -> str:
 
 def rivals(mutant: Mutant, *, everything: bool) -> list[Check]:
     """The checks that might find it besides the named one."""
-    capabilities = capabilities_of(mutant.harness()) & ~Capability.CROSS_PROCESS
+    capabilities = capabilities_of(mutant.harness())
     areas = {area(mutant.clause), area(mutant.killed_by)}
     return [
         check
         for check in load_checks()
         if check.tier is Tier.QUICK
         and not check.needs & ~capabilities
-        and check.clauses[0] != "OPS-11"
+        and not needs_processes(check)
         and check.id != mutant.killed_by
         and (everything or areas & set(map(area, check.clauses)))
     ]

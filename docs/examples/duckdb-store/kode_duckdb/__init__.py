@@ -1,0 +1,7 @@
+"""The DuckDB backend of kode-core: an example of a backend of one's own."""
+
+from __future__ import annotations
+
+from kode_duckdb.options import DuckdbOptions
+
+__all__ = ["DuckdbOptions"]

@@ -1,0 +1,262 @@
+"""The DuckDB engine: the verbs of the core, each a function inside one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+from uuid import uuid4
+
+import duckdb
+
+from kode_core.batch import (
+    Batch,
+    Child,
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    Fence,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outcome,
+    Outline,
+    SessionRow,
+    Totals,
+)
+from kode_core.codec import Body
+from kode_core.engine import Medium
+from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreUnavailableError
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_duckdb import reads, writes
+from kode_duckdb.options import DuckdbOptions
+from kode_duckdb.schema import Connection, prepare
+
+__all__ = ["DuckdbEngine"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_writers: Final[dict[str, threading.Lock]] = {}
+"""By path, who may write. DuckDB lets one process at a time open a file, so that a lock of this process is enough."""
+
+
+class DuckdbEngine:
+    """See :class:`kode_core.engine.Engine`.
+
+    Everything runs in one thread, a call at a time. A call that was begun is done to the end, whatever becomes of the
+    caller; so a caller that is cancelled leaves no transaction open (OPS-9).
+    """
+
+    name = "duckdb"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "kode-duckdb")
+        self._writer = _writers.setdefault(str(path), threading.Lock())
+        self._db: Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.name} at {self._path}"
+
+    @classmethod
+    async def open(cls, options: DuckdbOptions) -> DuckdbEngine:
+        """Open the database, and make what is missing."""
+        engine = cls(Path(options.db_path).expanduser().absolute())
+        try:
+            await engine._run(engine._connect)
+            await engine._write(prepare, str(engine._path))
+        except BaseException:
+            await asyncio.shield(engine.close())
+            raise
+        return engine
+
+    def _connect(self) -> None:
+        with _translated(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = duckdb.connect(self._path)
+
+    def _connection(self) -> Connection:
+        assert self._db is not None, "opened by open()"
+        return self._db
+
+    # --- transactions
+
+    async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: call(*args, **kwargs))
+
+    async def _read(self, call: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def read() -> T:
+            with self._transaction() as db:
+                return call(db, *args, **kwargs)
+
+        return await self._run(read)
+
+    async def _write(self, call: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def write() -> T:
+            with self._writer, self._transaction() as db:
+                return call(db, *args, **kwargs)
+
+        return await self._run(write)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """What happens inside is of one instant, and happens whole or not at all."""
+        with _translated(self._path):
+            db = self._connection()
+            db.begin()
+            try:
+                yield db
+                _commit(db, self._path)
+            except BaseException:
+                with suppress(duckdb.Error):  # a commit that failed has ended the transaction already
+                    db.rollback()
+                raise
+
+    # --- writes
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return await self._run(self._commit, batches)
+
+    def _commit(self, batches: Sequence[Batch]) -> list[Outcome]:
+        """All in one transaction, which is one sync of the device; where one fails, each in its own."""
+        try:
+            with self._writer, self._transaction() as db:
+                return [writes.apply(db, batch) for batch in batches]
+        except StorageError as exc:
+            if len(batches) == 1 or isinstance(exc, OutcomeUnknownError):
+                return [exc] * len(batches)
+        return [outcome for batch in batches for outcome in self._commit([batch])]
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        return await self._write(writes.fork, agent_id, children, expect, now)
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        return await self._write(writes.acquire_lease, agent_id, owner, ttl_ms)
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        return await self._write(writes.renew_lease, agent_id, fence, ttl_ms)
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await self._write(writes.release_lease, agent_id, fence)
+
+    # --- reads
+
+    async def head(self, agent_id: str) -> Head | None:
+        return await self._read(reads.head, agent_id)
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        return await self._read(reads.rows, agent_id, kind)
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
+        return await self._read(reads.outline, agent_id, kind, keys)
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        return await self._read(reads.docs, agent_id, kind, key)
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        return await self._read(reads.events, agent_id, span)
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        return await self._read(reads.last_event, agent_id)
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        return await self._read(reads.agent_ids, prefix, after, limit)
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        return await self._read(reads.find_sessions, query)
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        return await self._read(reads.find_rows, query)
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        return await self._read(reads.stats, agent_id)
+
+    async def totals(self) -> Totals:
+        return await self._read(lambda db: reads.totals(db, self._size()))
+
+    def _size(self) -> int:
+        files = (self._path, Path(f"{self._path}.wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        return await self._read(reads.inspect, agent_id)
+
+    # --- operations
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return [("database", self._ping)]
+
+    async def _ping(self) -> None:
+        await self._write(lambda db: db.execute("UPDATE kode_meta SET value = value WHERE key = 'last_number'"))
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        if target.exists():
+            raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
+        await self._run(self._copy_to, target)
+        return [target]
+
+    def _copy_to(self, target: Path) -> None:
+        """Copy one instant of the database to a file that has its name only once it is whole."""
+        part = target.with_name(f"{target.name}.part")
+        copy, file = f"copy_{uuid4().hex}", str(part).replace("'", "''")
+        with _translated(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.unlink(missing_ok=True)
+            db = self._connection()
+            (own,) = db.execute("SELECT current_database()").fetchone() or ("",)
+            db.execute(f"ATTACH '{file}' AS {copy}")
+            try:
+                db.execute(f"COPY FROM DATABASE {_quoted(own)} TO {copy}")
+            finally:
+                db.execute(f"DETACH {copy}")
+            part.replace(target)
+
+    async def close(self) -> None:
+        await self._run(self._disconnect)
+        self._thread.shutdown(wait=False)
+
+    def _disconnect(self) -> None:
+        if self._db is not None:
+            with _translated(self._path):
+                self._db.close()
+
+
+_UNAVAILABLE: Final = (
+    duckdb.ConnectionException,
+    duckdb.FatalException,
+    duckdb.IOException,
+    duckdb.OutOfMemoryException,
+    OSError,
+)
+
+
+def _commit(db: Connection, path: Path) -> None:
+    try:
+        db.commit()
+    except duckdb.FatalException as exc:  # of all that can go wrong, this alone leaves it open what was written
+        raise OutcomeUnknownError(f"{path}: DuckDB gave up while it wrote ({exc})") from exc
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn the driver's errors into those of the core, by their classes: their texts change with the version."""
+    try:
+        yield
+    except _UNAVAILABLE as exc:
+        raise StoreUnavailableError(
+            f"{path}: DuckDB cannot read or write the file, or another process has it ({exc})"
+        ) from exc
+    except duckdb.Error as exc:
+        raise StorageError(f"{path}: DuckDB failed ({exc})") from exc
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,10 @@
+"""The store does what the contract says."""
+
+from __future__ import annotations
+
+from kode_conformance.testclass import StoreConformance
+from kode_duckdb.testing import DuckdbHarness
+
+
+class TestDuckdb(StoreConformance):
+    harness = DuckdbHarness()
