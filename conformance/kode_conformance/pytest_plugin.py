@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
+
+    from kode_conformance.harness import StoreHarness
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,21 +26,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kode-seed", type=int, default=0, metavar="N", help="where random values come from")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A suite that is asked for by name is not begun without a store."""
+    if any("kode_conformance.suite" in arg.replace(os.sep, ".") for arg in config.args):
+        _harness(config)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each check, against the harness of ``--kode-store``."""
     if "kode_check" not in metafunc.fixturenames:
         return
     import pytest
 
-    from kode_conformance.harness import find_harness
     from kode_conformance.registry import load_checks
 
-    wanted = metafunc.config.getoption("kode_store")
+    harness = _harness(metafunc.config)
+    metafunc.parametrize("kode_check", [pytest.param(check, id=check.id) for check in load_checks()])
+    metafunc.parametrize("kode_harness", [pytest.param(harness, id=harness.name)])
+
+
+def _harness(config: pytest.Config) -> StoreHarness:
+    import pytest
+
+    from kode_conformance.harness import find_harness
+
+    wanted = config.getoption("kode_store")
     if not wanted:
         raise pytest.UsageError("the conformance suite needs --kode-store: a name, module:Harness or file.py:Harness")
     try:
-        harness = find_harness(wanted)
+        return find_harness(wanted)
     except (LookupError, ImportError, TypeError) as exc:
         raise pytest.UsageError(f"--kode-store {wanted}: {exc}") from exc
-    metafunc.parametrize("kode_check", [pytest.param(check, id=check.id) for check in load_checks()])
-    metafunc.parametrize("kode_harness", [pytest.param(harness, id=harness.name)])
