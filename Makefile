@@ -41,6 +41,7 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 selftest: .venv/.dev
+	KODE_KILL_MATRIX=conformance-reports/kill-matrix.json \
 	$(BIN)/python -m pytest -n $(WORKERS) -m selftest conformance/tests $(ARGS)
 
 conformance: .venv/.dev

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 import kode_core
+from conformance.tests.zoo.base import load_mutants
 from kode_core import errors
 from kode_core.config import StoreOptions
 
@@ -191,3 +192,14 @@ def test_every_error_is_in_the_tree() -> None:
     for name in errors.__all__:
         if name != "Retry":
             assert name in errors.__doc__, name
+
+
+def test_the_kill_matrix_is_of_today() -> None:
+    """It has every faulty store, and the check that is there for it."""
+    page = (ROOT / "docs" / "kill-matrix.md").read_text()
+    mutants = load_mutants()
+    for mutant in mutants:
+        assert re.search(
+            rf"^\| {mutant.name} \| .* \| {mutant.clause} \| `{re.escape(mutant.killed_by)}` \|", page, re.MULTILINE
+        )
+    assert f"{len(mutants)} faulty stores, {len(mutants)} of them killed" in page

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -93,9 +93,11 @@ def test_the_fault_can_be_seen(mutant: Mutant) -> None:
 
 
 @pytest.mark.parametrize("mutant", marked(MUTANTS))
-def test_the_mutant_is_killed(mutant: Mutant) -> None:
+def test_the_mutant_is_killed(mutant: Mutant, record_property: Callable[[str, object], None]) -> None:
     """The named check finds the fault, and names the clause; or the store's own error, where the fault is one."""
     check = CHECKS[mutant.killed_by]
+    fault = {"wrong": mutant.wrong, "source": mutant.source, "clause": mutant.clause, "killed_by": mutant.killed_by}
+    record_property("mutant", {"mutant": mutant.name, **fault})
     assert mutant.clause in check.clauses
     with pytest.raises(Exception) as caught:
         run_check(check, mutant.harness())
