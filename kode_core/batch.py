@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from kode_core.codec import Body
-from kode_core.errors import StorageError
+from kode_core.errors import KodeError
 
 __all__ = [
     "FORKED_DOCS",
@@ -346,7 +346,7 @@ class Refused(_Value, frozen=True):
     by: Literal["fence", "messages", "tool_calls", "updated_at"]
 
 
-Outcome: TypeAlias = Applied | Refused | StorageError
+Outcome: TypeAlias = Applied | Refused | KodeError
 
 
 class Child(_Value, frozen=True):

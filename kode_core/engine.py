@@ -40,10 +40,11 @@ Medium: TypeAlias = Literal["database", "file_system"]
 class Engine(Protocol):
     """What a backend implements to get a complete ``ExtendedStore`` from the core.
 
-    Every method may raise the subclasses of ``StorageError``, and no other exception of its driver's. Reads see
-    every write that was acknowledged before they began, by any process, and each sees one instant. Reads of what is
-    not there return None or nothing and leave no trace. Arguments are checked already: ids are legal, filters are
-    known, bodies are JSON text. Engines are not asked to survive use after ``close``.
+    Every method may raise the subclasses of ``StorageError``, and PayloadTooLargeError for what the backend cannot
+    hold; no other exception of its driver's. Reads see every write that was acknowledged before they began, by any
+    process, and each sees one instant. Reads of what is not there return None or nothing and leave no trace.
+    Arguments are checked already: ids are legal, filters are known, bodies are JSON text. Engines are not asked to
+    survive use after ``close``.
     """
 
     name: str
@@ -52,7 +53,8 @@ class Engine(Protocol):
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """Apply each batch atomically, in order, and return an outcome for each once all are durable.
 
-        Batches stand for themselves: one that is refused or fails takes no other with it.
+        Batches stand for themselves: one that is refused or fails takes no other with it. The outcome of one that
+        fails is its error.
         """
         ...
 

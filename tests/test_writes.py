@@ -17,6 +17,7 @@ from kode_core import (
     LockLostError,
     Message,
     OutcomeUnknownError,
+    PayloadTooLargeError,
     StoreTimeoutError,
     StoreUnavailableError,
     ToolResultBlock,
@@ -263,6 +264,26 @@ async def test_a_failed_write_leaves_the_store_usable() -> None:
         assert await store.load_messages("a") == samples.messages(4)
         metrics = await store.get_metrics()
         assert (metrics.operations.saves, metrics.operations.errors) == (3, 2)
+
+
+class TooSmall(Layer):
+    """Holds nothing, and says so of each batch."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return [PayloadTooLargeError("larger than this engine can hold") for _ in batches]
+
+
+async def test_any_error_can_be_an_outcome() -> None:
+    """What an engine says of a batch is raised at once, and not taken for a conflict that passes."""
+    async with EngineStore(lambda: opened(TooSmall(MemoryEngine()))) as store:
+        with pytest.raises(PayloadTooLargeError):
+            await asyncio.wait_for(store.append_messages("a", [Message.user("hi")]), 10)
+        with pytest.raises(PayloadTooLargeError):
+            await asyncio.wait_for(store.append_event("a", samples.event(1)), 10)
+
+
+async def opened(engine: Engine) -> Engine:
+    return engine
 
 
 async def test_opening_is_tried_again_after_a_failure() -> None:

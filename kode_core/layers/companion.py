@@ -7,7 +7,7 @@ from typing import Final
 from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite
 from kode_core.codec import Body, digest
 from kode_core.engine import Engine
-from kode_core.errors import ConfigurationError, StorageError
+from kode_core.errors import ConfigurationError, KodeError
 
 __all__ = ["companion", "note_companion", "refuse_without_files"]
 
@@ -30,7 +30,7 @@ async def note_companion(engine: Engine, identity: str, path: str) -> None:
     doc = Doc(_KEY, 0, Body(text, digest(text.encode())))
     write = DocWrite(DocKind.LAYER, _KEY, doc)
     (outcome,) = await engine.commit([Batch(agent_id=_NOTES, op_id=f"files-{identity}", now=0, docs=(write,))])
-    if isinstance(outcome, StorageError):
+    if isinstance(outcome, KodeError):
         raise outcome
     assert isinstance(outcome, Applied)
 

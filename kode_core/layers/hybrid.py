@@ -31,7 +31,7 @@ from kode_core.batch import (
 from kode_core.codec import Body, digest
 from kode_core.engine import Engine, Medium
 from kode_core.engines.json_files import JsonFilesEngine
-from kode_core.errors import ConfigurationError, OutcomeUnknownError, StorageError
+from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.layers.base import Layer
 from kode_core.layers.companion import companion, note_companion
 
@@ -111,7 +111,7 @@ class HybridEngine(Layer):
     async def _commit_both(self, batch: Batch) -> Outcome:
         try:
             prepared = await self.files.prepare(_files_part(batch))
-        except StorageError as exc:
+        except KodeError as exc:
             return exc
         try:
             (outcome,) = await self.inner.commit([_database_part(batch)])
@@ -143,7 +143,7 @@ class HybridEngine(Layer):
         (outcome,) = await self.inner.commit(
             [Batch(agent_id=batch.agent_id, op_id=batch.op_id, now=batch.now, messages=ListWrite())]
         )
-        if isinstance(outcome, StorageError):
+        if isinstance(outcome, KodeError):
             raise outcome
         return await self._is_marked(batch)
 

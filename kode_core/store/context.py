@@ -179,7 +179,7 @@ class Context:
 
 def settled(batch: Batch, outcome: Outcome) -> Applied | Refused:
     """The outcome, unless it is one that the caller of the store must hear of."""
-    if isinstance(outcome, StorageError):
+    if isinstance(outcome, KodeError):
         raise outcome
     if isinstance(outcome, Refused) and outcome.by == "fence":
         raise LockLostError(batch.agent_id, "the lease of this write has ended; nothing was written")
