@@ -40,7 +40,7 @@ __all__ = [
     "Backend",
     "EngineLayer",
     "Hooks",
-    "InstalledBackend",
+    "InstalledPlugin",
     "Plugins",
     "hookimpl",
     "hookspec",
@@ -110,8 +110,8 @@ class Hooks:
         """Called after every operation of every store. A plain function; what it raises is logged and dropped."""
 
 
-class InstalledBackend(msgspec.Struct, frozen=True):
-    """A backend as its distribution's metadata tells of it, before anything is imported."""
+class InstalledPlugin(msgspec.Struct, frozen=True):
+    """A plugin as the metadata of its distribution tells of it, before anything is imported."""
 
     name: str
     distribution: str
@@ -137,10 +137,9 @@ class Plugins:
 
     # --- backends
 
-    def installed(self) -> Sequence[InstalledBackend]:
+    def installed(self) -> Sequence[InstalledPlugin]:
         """All backends there are, from metadata alone: nothing is imported."""
-        found = [InstalledBackend(ep.name, *_distribution(ep), ep.value) for ep in entry_points(group=GROUP)]
-        return sorted(found, key=lambda backend: (backend.name, backend.distribution))
+        return _in_metadata(GROUP)
 
     def is_disabled(self, name: str) -> bool:
         """Whether ``KODE_DISABLE_PLUGINS`` or the constructor blocks the backend."""
@@ -190,6 +189,10 @@ class Plugins:
         return backend
 
     # --- hooks for all
+
+    def extensions(self) -> Sequence[InstalledPlugin]:
+        """All plugins with layers and observers that are installed, from metadata alone."""
+        return _in_metadata(PLUGIN_GROUP)
 
     def load_all(self) -> None:
         """Load the plugins that are not backends: those with layers and observers."""
@@ -256,6 +259,11 @@ def _check_backend(backend: object, name: str) -> None:
         raise ValueError(f"it is {backend.name!r} for API {backend.api}, wanted {name!r} for API {API}")
     if backend.gives not in ("engine", "store"):
         raise ValueError(f"Backend.gives is {backend.gives!r}, not 'engine' or 'store'")
+
+
+def _in_metadata(group: str) -> Sequence[InstalledPlugin]:
+    found = [InstalledPlugin(ep.name, *_distribution(ep), ep.value) for ep in entry_points(group=group)]
+    return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
 
 
 def _distribution(ep: EntryPoint) -> tuple[str, str]:

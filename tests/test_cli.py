@@ -300,13 +300,16 @@ def test_plugins_tells_what_is_disabled_or_does_not_load() -> None:
     metadata = Path("site/broken-1.0.dist-info")
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[kode.stores]\nacme = no_such_module\n")
-    out, _ = kode("plugins", env={"PYTHONPATH": "site", "KODE_DISABLE_PLUGINS": "json"})
+    entry_points = "[kode.stores]\nacme = no_such_module\n[kode.plugins]\naudit = broken.audit\ncache = broken.cache\n"
+    (metadata / "entry_points.txt").write_text(entry_points)
+    out, _ = kode("plugins", env={"PYTHONPATH": "site", "KODE_DISABLE_PLUGINS": "json,cache"})
 
     lines = {line.split()[0]: line for line in out.splitlines() if line}
     assert "does not import: No module named 'no_such_module'" in lines["acme"]
     assert "disabled by KODE_DISABLE_PLUGINS" in lines["json"]
     assert "Store, QueryableStore, ExtendedStore" in lines["sqlite"]
+    assert lines["audit"].split() == ["audit", "broken", "1.0", "broken.audit"]
+    assert "disabled by KODE_DISABLE_PLUGINS" in lines["cache"]
 
 
 def test_doctor_finds_a_sound_store(store: str) -> None:

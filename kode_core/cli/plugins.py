@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 from rich.table import Table
@@ -13,40 +13,52 @@ from kode_core.cli.opening import JsonOption
 from kode_core.cli.output import one_line, print_json, show, visible
 from kode_core.cli.tables import table
 from kode_core.errors import PluginError
-from kode_core.plugins import FIRST_PARTY, InstalledBackend, registry
+from kode_core.plugins import FIRST_PARTY, InstalledPlugin, registry
 
 __all__ = ["EXAMPLES", "plugins"]
 
 EXAMPLES: Final = ("kode plugins", "kode plugins --json", "KODE_DISABLE_PLUGINS=json kode plugins")
 
+P = TypeVar("P", bound="_Plugin")
+
+_DISABLED: Final = Text("disabled by KODE_DISABLE_PLUGINS", "yellow")
 _ALL_PROTOCOLS: Final = ("Store", "QueryableStore", "ExtendedStore")
 
 
-class _Backend(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend and what became of loading its plugin; its driver is not imported."""
+class _Plugin(msgspec.Struct, frozen=True, kw_only=True):
+    """A plugin that is installed."""
 
     name: str
     distribution: str
     version: str
     entry_point: str
     disabled: bool
+
+
+class _Backend(_Plugin, frozen=True, kw_only=True):
+    """A backend and what became of loading its plugin; its driver is not imported."""
+
     protocols: tuple[str, ...] = ()
     summary: str = ""
     problem: str | None = None
 
 
 def plugins(as_json: JsonOption = False) -> None:
-    """List the backends, installed and not.
+    """List the backends, installed and not, and the layers and observers that all stores get.
 
     A backend made from an engine gives all three protocols. One that brings a store of its own gives at least Store.
     """
     found = [_loaded(installed) for installed in registry.installed()]
     missing = {name: f"pip install {package}" for name, package in FIRST_PARTY.items() if name not in _names(found)}
+    extensions = [_described(installed) for installed in registry.extensions()]
     if as_json:
         available = [{"name": name, "install": command} for name, command in missing.items()]
-        print_json({"backends": found, "available": available})
+        print_json({"backends": found, "extensions": extensions, "available": available})
         return
     show(_table(found))
+    if extensions:
+        heads = ("LAYERS AND OBSERVERS", "DISTRIBUTION", "ENTRY POINT", "")
+        show(Text(), _rows(heads, extensions, lambda plugin: _DISABLED if plugin.disabled else Text()))
     if missing:
         show(Text(), Text("Not installed:"), *(Text(f"  {name:<10} {missing[name]}") for name in missing))
 
@@ -55,14 +67,18 @@ def _names(found: Sequence[_Backend]) -> set[str]:
     return {backend.name for backend in found}
 
 
-def _loaded(installed: InstalledBackend) -> _Backend:
-    entry = _Backend(
+def _described(installed: InstalledPlugin) -> _Plugin:
+    return _Plugin(
         name=installed.name,
         distribution=installed.distribution,
         version=installed.version,
         entry_point=installed.value,
         disabled=registry.is_disabled(installed.name),
     )
+
+
+def _loaded(installed: InstalledPlugin) -> _Backend:
+    entry = _Backend(**msgspec.structs.asdict(_described(installed)))
     if entry.disabled:
         return entry
     try:
@@ -74,21 +90,17 @@ def _loaded(installed: InstalledBackend) -> _Backend:
 
 
 def _table(found: Sequence[_Backend]) -> Table:
-    rows = (
-        (
-            backend.name,
-            f"{backend.distribution} {backend.version}",
-            backend.entry_point,
-            _gives(backend),
-        )
-        for backend in found
-    )
-    return table(("BACKEND", "DISTRIBUTION", "ENTRY POINT", "GIVES"), rows, optional=("ENTRY POINT",), wrap=True)
+    return _rows(("BACKEND", "DISTRIBUTION", "ENTRY POINT", "GIVES"), found, _gives)
+
+
+def _rows(heads: Sequence[str], plugins: Sequence[P], last: Callable[[P], Text]) -> Table:
+    rows = ((p.name, f"{p.distribution} {p.version}", p.entry_point, last(p)) for p in plugins)
+    return table(heads, rows, optional=("ENTRY POINT",), wrap=True)
 
 
 def _gives(backend: _Backend) -> Text:
     if backend.disabled:
-        return Text("disabled by KODE_DISABLE_PLUGINS", "yellow")
+        return _DISABLED
     if backend.problem is not None:
         return Text(one_line(backend.problem, 500), "red")
     return Text(visible(", ".join(backend.protocols)))
