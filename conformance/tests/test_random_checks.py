@@ -24,7 +24,11 @@ from kode_core.codec import Body, digest
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 
-pytestmark = pytest.mark.selftest
+# A check that fails leaves calls and stores behind that nobody waits for or closes any more.
+pytestmark = [
+    pytest.mark.selftest,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+]
 
 SEEDS = 10
 ENOUGH = 9
