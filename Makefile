@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_conformance -p kode_duckdb
 
-.PHONY: help demo test selftest lint format conformance bench clean
+.PHONY: help demo test selftest lint format conformance matrix bench clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
@@ -21,6 +21,7 @@ help:
 	@echo "make format  ruff's formatter and safe fixes"
 	@echo "make selftest  hold the conformance suite to stores that are faulty on purpose: minutes"
 	@echo "make conformance  judge all stores (TIER=quick, standard or thorough; reports in conformance-reports/)"
+	@echo "make matrix  put what 'make conformance' found into the README"
 	@echo "make bench   measure, with ratios to bare aiosqlite (results in bench/)"
 	@echo "make clean   remove what the targets made"
 
@@ -46,7 +47,10 @@ selftest: .venv/.dev
 
 conformance: .venv/.dev
 	@set -e; for store in $(STORES); do $(BIN)/kode conformance $$store --tier $(TIER) --seed 1 --report conformance-reports; done
-	@$(BIN)/kode compare --matrix conformance-reports/*.json
+	@$(BIN)/kode compare --matrix $(STORES:%=conformance-reports/%.json)
+
+matrix:
+	@$(BIN)/kode compare --into README.md $(STORES:%=conformance-reports/%.json)
 
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -21,6 +21,7 @@ EXAMPLES: Final = {
     "compare": (
         "kode compare before/sqlite.json after/sqlite.json",
         "kode compare --matrix out/memory.json out/json.json out/sqlite.json",
+        "kode compare --into README.md out/memory.json out/json.json out/sqlite.json",
     ),
 }
 
@@ -69,12 +70,19 @@ def compare(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Print a Markdown table: a row for each area, a column for each report.")
     ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the table into a file, between the lines that mark its place."),
+    ] = None,
 ) -> None:
     """Tell what changed between two reports of the conformance suite.
 
     The exit code is 0 when nothing got worse, 1 when something did, and 2 when a file is no report.
     """
     found = [_read(path) for path in reports]
+    if into is not None:
+        _write_into(into, list(matrix_lines(found)))
+        return
     if matrix:
         show(*(Text(line) for line in matrix_lines(found)))
         return
@@ -83,6 +91,22 @@ def compare(
     comparison = compared(*found)
     _print(comparison)
     raise typer.Exit(1 if comparison.worse else 0)
+
+
+_BEGIN: Final = "<!-- kode matrix -->"
+_END: Final = "<!-- end of kode matrix -->"
+
+
+def _write_into(path: Path, lines: Sequence[str]) -> None:
+    """Put the table between the marks, in place of what was there."""
+    try:
+        before, begin, rest = path.read_text("utf-8").partition(_BEGIN)
+        _, end, after = rest.partition(_END)
+        if not (begin and end):
+            raise InvalidArgumentError(f"{path}: mark the table's place with a line {_BEGIN} and a line {_END}")
+        path.write_text("\n".join([f"{before}{_BEGIN}", *lines, f"{_END}{after}"]), "utf-8")
+    except OSError as exc:
+        raise InvalidArgumentError(f"{path}: {exc.strerror}") from None
 
 
 def _read(path: Path) -> Report:

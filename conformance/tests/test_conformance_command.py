@@ -387,6 +387,23 @@ def test_what_got_worse_is_told(reports: tuple[str, str]) -> None:
     assert kode("compare", good, good).out.endswith("\nthe same\n")
 
 
+def test_a_matrix_in_a_readme(reports: tuple[str, str], tmp_path: Path) -> None:
+    """The table takes the place that is marked for it, again and again; where there is no mark nothing is changed."""
+    readme = tmp_path / "README.md"
+    readme.write_text("# Mine\n<!-- kode matrix -->\nold\n<!-- end of kode matrix -->\nMore\n")
+    for _ in range(2):
+        assert kode("compare", "--into", str(readme), *reports).code == 0
+    text = readme.read_text()
+    assert "old" not in text
+    assert text.count("**verdict**") == 1
+    assert text.startswith("# Mine\n<!-- kode matrix -->\n|")
+    assert text.endswith("\n<!-- end of kode matrix -->\nMore\n")
+    readme.write_text("# Mine\n")
+    done = kode("compare", "--into", str(readme), *reports)
+    assert (done.code, readme.read_text()) == (2, "# Mine\n")
+    assert "mark the table's place" in done.err
+
+
 def test_a_matrix_for_a_readme(reports: tuple[str, str]) -> None:
     """A table of Markdown with a column for each store."""
     done = kode("compare", "--matrix", *reports)
