@@ -270,8 +270,8 @@ def _runnable(programs: Path, account: Account) -> Path:
         for folder in (install, install.parent.with_name(f"{install.parent.name}.libs")):
             if folder.exists():
                 shutil.copytree(folder, target / folder.relative_to(install.parents[1]), symlinks=True)
-        target.chmod(0o711)
-        _copies[programs] = target / install.relative_to(install.parents[1]) / "bin"
+        account.own(target)
+        _copies[programs] = target / programs.relative_to(install.parents[1])
     return _copies[programs]
 
 
@@ -311,7 +311,14 @@ def _initdb(programs: Path, account: Account) -> Path:
     secret.write_text(_password())
     account.own(home)
     command = [str(programs / "initdb"), "-D", str(home / "data"), "-U", "postgres", f"--pwfile={secret}"]
-    options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+    options = [
+        "--auth=scram-sha-256",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--wal-segsize=4",
+        "--no-sync",
+        "--no-instructions",
+    ]
     try:
         done = account.run([*command, *options], _environment())
     except OSError as exc:
