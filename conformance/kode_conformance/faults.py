@@ -100,6 +100,15 @@ class _Link:
             writer.transport.abort()
 
 
+@dataclass
+class _Wanted:
+    """The piece that is to be cut."""
+
+    part: bytes
+    is_request: bool
+    skip: int
+
+
 class FaultProxy:
     """Listens on 127.0.0.1 and passes on to a server; used with ``with``, or with ``start`` and ``close``.
 
@@ -116,7 +125,7 @@ class FaultProxy:
         self._server_address = (host, port)
         self._rng = random.Random(seed)  # noqa: S311
         self._mode = Mode.FORWARD
-        self._cut_at: tuple[bytes | None, bytes | None] = (None, None)
+        self._wanted: _Wanted | None = None
         self._links: set[_Link] = set()
         self._listener: asyncio.Server | None = None
         self._flows = asyncio.Event()
@@ -144,9 +153,14 @@ class FaultProxy:
         """Reset every connection that is open; new ones are taken."""
         self._run(self._reset(torn_only=False))
 
-    def cut_at(self, *, request: bytes | None = None, reply: bytes | None = None) -> None:
-        """Once: reset the connection whose next *request* or *reply* holds these bytes, which are not passed on."""
-        self._cut_at = (request, reply)
+    def cut_at(self, *, request: bytes | None = None, reply: bytes | None = None, skip: int = 0) -> None:
+        """Once: reset the connection whose next *request* or *reply* holds these bytes, which are not passed on.
+
+        Every piece holds ``b""``; the first *skip* ones that are wanted are let through. With no bytes at all, what was
+        asked for before is forgotten.
+        """
+        wanted = request if request is not None else reply
+        self._wanted = None if wanted is None else _Wanted(wanted, request is not None, skip)
 
     def close(self) -> None:
         """End it with all its connections; it does not start again."""
@@ -247,11 +261,13 @@ class FaultProxy:
         writer.close()
 
     def _is_cut(self, piece: bytes, is_request: bool) -> bool:
-        wanted = self._cut_at[0 if is_request else 1]
-        if wanted is not None and wanted in piece:
-            self._cut_at = (None, None)
-            self.counts.cut_at += 1
-            return True
+        wanted = self._wanted
+        if wanted is not None and wanted.is_request is is_request and wanted.part in piece:
+            wanted.skip -= 1
+            if wanted.skip < 0:
+                self._wanted = None
+                self.counts.cut_at += 1
+                return True
         return self._hits("cut_request" if is_request else "cut_reply")
 
     async def _deliver(self, piece: bytes, writer: asyncio.StreamWriter) -> None:

@@ -108,8 +108,12 @@ async def test_a_chosen_request_or_reply_is_cut_once(echo: tuple[Echo, int], pro
         assert await ask(connection, b"commit\n") == b"commit\n"
         proxy.cut_at(request=b"insert")
         assert await ask(connection, b"insert\n") == b""
-    assert echo[0].heard == [b"begin\n", b"commit\n", b"commit\n"]
-    assert proxy.counts.cut_at == 2
+    async with connected(proxy) as connection:
+        proxy.cut_at(request=b"", skip=1)
+        assert await ask(connection, b"first\n") == b"first\n"
+        assert await ask(connection, b"second\n") == b""
+    assert echo[0].heard == [b"begin\n", b"commit\n", b"commit\n", b"first\n"]
+    assert proxy.counts.cut_at == 3
 
 
 async def test_a_black_hole_swallows_and_resets_afterwards(echo: tuple[Echo, int], proxy: FaultProxy) -> None:

@@ -1,0 +1,345 @@
+"""Networks and servers fail: nothing acknowledged is lost, nothing is written twice, and every call ends in time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from kode_conformance import samples
+from kode_conformance.faults import FaultProxy, Faults, Mode
+from kode_postgres.servers import LocalServer, Server
+
+from kode_core import ExtendedStore, create_extended_store
+from kode_core.errors import OutcomeUnknownError, StorageError, StoreUnavailableError
+from plugins.postgres.tests.load import AppendLog
+
+Opener = Callable[..., Awaitable[ExtendedStore]]
+Proxied = Callable[..., FaultProxy]
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[Opener]:
+    """Opens stores, which are closed after the test."""
+    stores: list[ExtendedStore] = []
+
+    async def open_store(server: Server | str, **options: Any) -> ExtendedStore:
+        dsn = server if isinstance(server, str) else server.dsn
+        store = await create_extended_store(type="postgres", dsn=dsn, **{"max": 4, **options})
+        stores.append(store)
+        return store
+
+    yield open_store
+    for store in stores:
+        await store.close()
+
+
+def through(server: LocalServer, proxy: FaultProxy) -> str:
+    return server.dsn.replace(str(server.port), str(proxy.port))
+
+
+# --- The server goes away ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["in order", "at once"])
+async def test_nobody_sees_that_the_server_was_restarted(
+    own_server: LocalServer, opened: Opener, at_once: bool
+) -> None:
+    """Reads and writes under load succeed as if nothing had happened (F21)."""
+    log = AppendLog(await opened(own_server))
+    async with log.load():
+        for _ in range(2):
+            await asyncio.to_thread(own_server.restart, at_once=at_once)
+            await log.more(20)
+    assert log.errors == []
+    assert await log.problems(log.store) == []
+
+
+async def test_nobody_sees_that_connections_were_ended(own_server: LocalServer, opened: Opener) -> None:
+    """The administrator ends every connection, again and again."""
+    ended = 0
+    log = AppendLog(await opened(own_server))
+    async with log.load():
+        for _ in range(10):
+            rows = await own_server.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'kode'"
+            )
+            ended += len(rows)
+            await log.more(5)
+    assert ended >= 10
+    assert log.errors == []
+    assert await log.problems(log.store) == []
+
+
+async def test_what_was_acknowledged_survives_kills_of_the_server(
+    own_server: LocalServer, opened: Opener, request: pytest.FixtureRequest
+) -> None:
+    """SIGKILL to all its processes under load, again and again; a store that is open goes on."""
+    rounds = {"quick": 3, "standard": 10, "thorough": 25}[request.config.getoption("kode_tier")]
+    rng = random.Random(1)
+    log = AppendLog(await opened(own_server))
+    async with log.load():
+        for _ in range(rounds):
+            await asyncio.sleep(rng.uniform(0, 0.05))
+            await asyncio.to_thread(own_server.kill)
+            await asyncio.to_thread(own_server.start)
+            await log.more(20)
+    assert own_server.log.count("not properly shut down") == rounds
+    assert await log.problems(log.store) == []
+
+
+async def test_a_store_does_with_fewer_connections_than_it_may_have(opened: Opener) -> None:
+    """Where the server has none left, calls wait for one of the store's own (53300)."""
+    with LocalServer(settings={"max_connections": 6, "superuser_reserved_connections": 0}) as server:
+        log = AppendLog(await opened(server, max=20))
+        other = AppendLog(await opened(server, max=20), "other")
+        await asyncio.gather(*(log.write(n, 10) for n in range(10)), *(other.write(n, 10) for n in range(10)))
+        await asyncio.gather(*(log.read() for _ in range(30)), *(other.read() for _ in range(30)))
+        for one in (log, other):
+            assert one.errors == []
+            assert await one.problems(one.store) == []
+
+
+# --- The network fails ------------------------------------------------------------------------------------------------
+
+
+async def test_of_400_appends_over_a_bad_network_each_is_there_once(
+    own_server: LocalServer, proxied: Proxied, opened: Opener
+) -> None:
+    """One in twenty requests and replies is cut: what is in doubt says so (F29, OPS-10)."""
+    proxy = proxied(own_server, seed=5)
+    log = AppendLog(await opened(through(own_server, proxy)))
+    proxy.faults = Faults(cut_request=0.05, cut_reply=0.05, cut_within_reply=0.02)
+    readers = [asyncio.ensure_future(log.read()) for _ in range(3)]
+    await asyncio.gather(*readers, *(log.write(n, 100) for n in range(4)))
+    proxy.faults = Faults()
+    assert proxy.counts.cuts > 20
+    assert len(log.done) + len(log.in_doubt) + len(log.refused) == 400
+    assert len(log.done) > 300
+    assert await log.problems(await opened(own_server)) == []
+
+
+async def test_a_network_that_is_slow_and_crumbles_changes_nothing(
+    own_server: LocalServer, proxied: Proxied, opened: Opener
+) -> None:
+    """Replies that come late and in small parts are replies."""
+    proxy = proxied(own_server, seed=6)
+    log = AppendLog(await opened(through(own_server, proxy)))
+    proxy.faults = Faults(delay=0.2, trickle=0.2, delay_seconds=(0, 0.02))
+    await asyncio.gather(*(log.write(n, 20) for n in range(4)), *(log.read() for _ in range(4)))
+    assert proxy.counts.trickle > 10
+    assert log.errors == []
+    assert await log.problems(log.store) == []
+
+
+async def _forks(store: ExtendedStore, agent_id: str) -> int:
+    return len([i async for i in store.iter_sessions() if agent_id in i.info.lineage])
+
+
+async def _lock(store: ExtendedStore, agent_id: str) -> None:
+    lease = await store.acquire_agent_lock(agent_id)
+    await store.append_messages(agent_id, [samples.message(text="new")], fence=lease)
+    await lease.release()
+
+
+async def _messages(store: ExtendedStore, agent_id: str) -> list[str]:
+    return [message.text for message in await store.load_messages(agent_id)]
+
+
+async def _turn(store: ExtendedStore, agent_id: str) -> list[object]:
+    calls = [call.id for call in await store.load_tool_call_records(agent_id)]
+    return [await _messages(store, agent_id), calls, await _events(store, agent_id)]
+
+
+async def _events(store: ExtendedStore, agent_id: str) -> list[int]:
+    return [event.offset async for event in store.read_events(agent_id)]
+
+
+NEW = samples.message(text="new")
+WRITES: dict[str, tuple[Callable[[ExtendedStore, str], Awaitable[Any]], Callable[..., Awaitable[Any]], Any]] = {
+    "append_messages": (lambda s, a: s.append_messages(a, [NEW]), _messages, ["old", "new"]),
+    "save_messages": (lambda s, a: s.save_messages(a, [NEW]), _messages, ["new"]),
+    "append_event": (lambda s, a: s.append_event(a, samples.event(7)), _events, [0, 1]),
+    "save_turn": (
+        lambda s, a: s.save_turn(a, append=[NEW], tool_calls=[samples.tool_call(1)], events=[samples.event(7)]),
+        _turn,
+        [["old", "new"], [samples.tool_call(1).id], [0, 1]],
+    ),
+    "save_todos": (lambda s, a: s.save_todos(a, samples.todos("new")), lambda s, a: s.load_todos(a), None),
+    "save_snapshot": (
+        lambda s, a: s.save_snapshot(a, samples.snapshot("s")),
+        lambda s, a: s.load_snapshot(a, "s"),
+        None,
+    ),
+    "batch_fork": (lambda s, a: s.batch_fork(a, 3), _forks, 3),
+    "delete": (lambda s, a: s.delete(a), lambda s, a: s.exists(a), False),
+    "lock": (_lock, _messages, ["old", "new"]),
+}
+EXPECTED = {"save_todos": samples.todos("new"), "save_snapshot": samples.snapshot("s")}
+
+
+@pytest.mark.parametrize("part", ["request", "reply"])
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_write_is_done_once_whichever_piece_of_it_is_cut(
+    own_server: LocalServer, proxied: Proxied, opened: Opener, name: str, part: str
+) -> None:
+    """Of every write, each request and each reply in turn is lost with its connection: it succeeds all the same."""
+    write, look, expected = WRITES[name]
+    proxy = proxied(own_server)
+    store, direct = await opened(through(own_server, proxy), max=2), await opened(own_server)
+    for skip in range(40):
+        agent_id = f"agent-{skip}"
+        await direct.save_turn(
+            agent_id, messages=[samples.message(text="old")], info=samples.info(agent_id), events=[samples.event(1)]
+        )
+        proxy.cut_at(**{part: b""}, skip=skip)
+        await write(store, agent_id)
+        proxy.cut_at()
+        assert await look(direct, agent_id) == EXPECTED.get(name, expected), f"{part} {skip} of {name} was cut"
+        if proxy.counts.cut_at == skip:
+            break
+    assert 0 < proxy.counts.cut_at < 40
+
+
+async def _calls(store: ExtendedStore, opened: Opener, address: str) -> dict[str, Awaitable[Any]]:
+    async def opening() -> None:
+        await (await opened(address, **IMPATIENT)).exists("a")
+
+    async def taken(lock: Awaitable[Any]) -> None:
+        await lock
+
+    async def all_of(found: Any) -> None:
+        async for _ in found:
+            pass
+
+    return {
+        "append_messages": store.append_messages("a", [NEW]),
+        "save_messages": store.save_messages("a", [NEW]),
+        "load_messages": store.load_messages("a"),
+        "save_turn": store.save_turn("b", append=[NEW], events=[samples.event(3)]),
+        "append_event": store.append_event("a", samples.event(2)),
+        "read_events": all_of(store.read_events("a")),
+        "save_info": store.save_info("a", samples.info("a")),
+        "load_info": store.load_info("a"),
+        "list": all_of(store.iter_sessions()),
+        "query_messages": store.query_messages(agent_id="a"),
+        "delete": store.delete("c"),
+        "batch_fork": store.batch_fork("a", 2),
+        "acquire_agent_lock": taken(store.acquire_agent_lock("a")),
+        "aggregate_stats": store.aggregate_stats("a"),
+        "check_consistency": store.check_consistency(),
+        "opening another": opening(),
+    }
+
+
+IMPATIENT = {"timeout_ms": 1500, "command_timeout_millis": 400, "connection_timeout_millis": 400}
+PATIENCE = 1.5 + 4.0
+"""The deadline, and what a busy machine may add."""
+
+
+@pytest.mark.parametrize("mode", [Mode.BLACK_HOLE, Mode.STALL, Mode.REFUSE], ids=lambda mode: mode.value)
+async def test_every_call_ends_by_its_deadline(
+    own_server: LocalServer, proxied: Proxied, opened: Opener, mode: Mode
+) -> None:
+    """Nobody answers, on connections that were open and on new ones (F23): each call raises an error of this library,
+    and the store is well again when the network is.
+    """
+    proxy = proxied(own_server)
+    store = await opened(through(own_server, proxy), **IMPATIENT)
+    await store.save_turn("a", messages=[NEW], info=samples.info("a"), events=[samples.event(1)])
+    await asyncio.gather(*(store.load_messages("a") for _ in range(8)))
+    calls = await _calls(store, opened, through(own_server, proxy))
+    proxy.mode = mode
+
+    async def outcome(name: str, call: Awaitable[Any]) -> tuple[str, float, Any]:
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(60):
+                return name, time.monotonic() - start, await call
+        except Exception as exc:
+            return name, time.monotonic() - start, exc
+
+    ends = await asyncio.gather(*(outcome(name, call) for name, call in calls.items()))
+    status = await asyncio.wait_for(store.health_check(), PATIENCE)
+    proxy.mode = Mode.FORWARD
+
+    assert {name: repr(end) for name, _, end in ends if not isinstance(end, StorageError)} == {}
+    assert {name: seconds for name, seconds, _ in ends if seconds > PATIENCE} == {}
+    assert not status.healthy
+    await asyncio.sleep(0.2)
+    assert (await store.health_check()).healthy
+    await store.append_messages("a", [samples.message(text="afterwards")])
+    assert (await _messages(store, "a"))[-1] == "afterwards"
+
+
+async def test_a_request_that_arrives_late_was_not_called_refused(
+    own_server: LocalServer, proxied: Proxied, opened: Opener
+) -> None:
+    """A write that was given up while the network stood still reaches the server afterwards: nobody could know."""
+    proxy = proxied(own_server)
+    log = AppendLog(await opened(through(own_server, proxy), **IMPATIENT))
+    await log.write(0, 5)
+    for number in range(1, 4):
+        proxy.mode = Mode.STALL
+        await asyncio.gather(*(log.append(f"{number}{writer}:0") for writer in range(3)))
+        proxy.mode = Mode.FORWARD
+        await asyncio.sleep(0.3)
+        await log.write(number * 100, 2)
+    assert len(log.errors) == 9
+    assert {type(error) for error in log.errors} <= {OutcomeUnknownError, StoreUnavailableError}
+    assert await log.problems(await opened(own_server)) == []
+
+
+async def test_a_store_closes_though_nobody_answers(own_server: LocalServer, proxied: Proxied, opened: Opener) -> None:
+    """Closing does not wait for ever for a farewell, nor for a write under way."""
+    proxy = proxied(own_server)
+    store = await opened(through(own_server, proxy), **IMPATIENT)
+    await asyncio.gather(*(store.append_messages(f"a{n}", [NEW]) for n in range(8)))
+    proxy.mode = Mode.BLACK_HOLE
+    writes = [asyncio.ensure_future(store.append_messages(f"a{n}", [NEW])) for n in range(3)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(20):
+        await store.close()
+    ends = await asyncio.gather(*writes, return_exceptions=True)
+    assert all(isinstance(end, StorageError) for end in ends), ends
+
+
+# --- Cancelled calls --------------------------------------------------------------------------------------------------
+
+
+async def test_cancelled_calls_leave_nothing_on_the_server(own_server: LocalServer, opened: Opener) -> None:
+    """300 calls that are given up at random: no open transaction, no connection too many, none stuck (F20)."""
+    rng = random.Random(4)
+    store = await opened(own_server)
+    await store.save_turn("a", messages=[NEW], info=samples.info("a"))
+
+    async def one(number: int) -> None:
+        call = rng.choice(
+            [
+                lambda: store.append_messages(f"a{number % 7}", [NEW]),
+                lambda: store.save_messages(f"a{number % 7}", [NEW]),
+                lambda: store.load_messages("a"),
+                lambda: store.append_event("a", samples.event(number)),
+                lambda: store.delete(f"a{number % 7}"),
+                lambda: store.batch_fork("a", 2),
+            ]
+        )()
+        task = asyncio.ensure_future(call)
+        await asyncio.sleep(rng.uniform(0, 0.01))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    for start in range(0, 300, 10):
+        await asyncio.gather(*(one(number) for number in range(start, start + 10)))
+    await asyncio.gather(*(store.load_messages("a") for _ in range(20)))
+    for _ in range(100):  # what was accepted is written to its end
+        rows = await own_server.execute("SELECT state FROM pg_stat_activity WHERE application_name = 'kode'")
+        if {row[0] for row in rows} == {"idle"}:
+            break
+        await asyncio.sleep(0.05)
+    assert [row[0] for row in rows] == ["idle"] * len(rows)
+    assert 0 < len(rows) <= 4
+    assert await own_server.execute("SELECT * FROM pg_locks WHERE locktype = 'advisory'") == []
