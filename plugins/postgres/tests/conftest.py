@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import pytest
 from kode_conformance.faults import FaultProxy
@@ -90,8 +91,9 @@ def proxied() -> Iterator[Callable[..., FaultProxy]]:
     """Makes proxies that fail on purpose, in front of a server; each is ended after the test."""
     proxies: list[FaultProxy] = []
 
-    def make(server: LocalServer | Bouncer, seed: int = 0) -> FaultProxy:
-        proxies.append(FaultProxy("127.0.0.1", server.port, seed=seed).start())
+    def make(server: Server, seed: int = 0) -> FaultProxy:
+        parts = urlsplit(server.dsn)
+        proxies.append(FaultProxy(parts.hostname or "127.0.0.1", parts.port or 5432, seed=seed).start())
         return proxies[-1]
 
     yield make

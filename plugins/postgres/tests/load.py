@@ -6,14 +6,21 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from kode_conformance import samples
 
-from kode_core import ExtendedStore
 from kode_core.errors import Retry, StorageError
+from kode_core.model import Message
+
+
+class Appends(Protocol):
+    """What is loaded: a store, or the control that takes its place."""
+
+    async def append_messages(self, agent_id: str, messages: Sequence[Message]) -> None: ...
+    async def load_messages(self, agent_id: str) -> list[Message]: ...
 
 
 class Append(NamedTuple):
@@ -32,7 +39,7 @@ class Read(NamedTuple):
 class AppendLog:
     """Writers that each append texts of their own to one agent, readers that load all, and what came of each call."""
 
-    def __init__(self, store: ExtendedStore, agent_id: str = "log") -> None:
+    def __init__(self, store: Appends, agent_id: str = "log") -> None:
         self.store, self.agent_id = store, agent_id
         self.done: list[Append] = []
         self.in_doubt: list[Append] = []
@@ -100,7 +107,7 @@ class AppendLog:
             while len(self.done) < goal:
                 await asyncio.sleep(0.005)
 
-    async def problems(self, store: ExtendedStore) -> list[str]:
+    async def problems(self, store: Appends) -> list[str]:
         """What is wrong with what *store* finds in the end; nothing, if all went well."""
         stored = [message.text for message in await store.load_messages(self.agent_id)]
         counts, places = Counter(stored), {text: place for place, text in enumerate(stored)}

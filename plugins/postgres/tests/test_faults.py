@@ -7,7 +7,9 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from kode_conformance import samples
 from kode_conformance.faults import FaultProxy, Faults, Mode
@@ -15,6 +17,7 @@ from kode_postgres.servers import LocalServer, Server
 
 from kode_core import ExtendedStore, create_extended_store
 from kode_core.errors import OutcomeUnknownError, StorageError, StoreUnavailableError
+from kode_core.model import Message
 from plugins.postgres.tests.load import AppendLog
 
 Opener = Callable[..., Awaitable[ExtendedStore]]
@@ -37,8 +40,10 @@ async def opened() -> AsyncIterator[Opener]:
         await store.close()
 
 
-def through(server: LocalServer, proxy: FaultProxy) -> str:
-    return server.dsn.replace(str(server.port), str(proxy.port))
+def through(server: Server, proxy: FaultProxy) -> str:
+    """The address of the server by way of the proxy."""
+    parts = urlsplit(server.dsn)
+    return parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}").geturl()
 
 
 # --- The server goes away ---------------------------------------------------------------------------------------------
@@ -74,21 +79,39 @@ async def test_nobody_sees_that_connections_were_ended(own_server: LocalServer, 
     assert await log.problems(log.store) == []
 
 
+CARELESS = {"synchronous_commit": "off", "wal_writer_delay": "10s"}
+"""Settings of a server with which commits are lost that a store does not insist on."""
+
+
 async def test_what_was_acknowledged_survives_kills_of_the_server(
-    own_server: LocalServer, opened: Opener, request: pytest.FixtureRequest
+    opened: Opener, request: pytest.FixtureRequest
 ) -> None:
-    """SIGKILL to all its processes under load, again and again; a store that is open goes on."""
+    """SIGKILL to all its processes under load, again and again, of a server that is careless by default."""
     rounds = {"quick": 3, "standard": 10, "thorough": 25}[request.config.getoption("kode_tier")]
     rng = random.Random(1)
-    log = AppendLog(await opened(own_server))
-    async with log.load():
-        for _ in range(rounds):
-            await asyncio.sleep(rng.uniform(0, 0.05))
-            await asyncio.to_thread(own_server.kill)
-            await asyncio.to_thread(own_server.start)
-            await log.more(20)
-    assert own_server.log.count("not properly shut down") == rounds
-    assert await log.problems(log.store) == []
+    with LocalServer(settings=CARELESS) as server:
+        log = AppendLog(await opened(server))
+        async with log.load():
+            for _ in range(rounds):
+                await asyncio.sleep(rng.uniform(0, 0.05))
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
+                await log.more(20)
+        assert server.log.count("not properly shut down") == rounds
+        assert await log.problems(log.store) == []
+
+
+async def test_a_kill_takes_what_a_fast_store_acknowledged(opened: Opener) -> None:
+    """The control: with ``durability="fast"`` the same kills lose writes, and the log says so."""
+    with LocalServer(settings=CARELESS) as server:
+        await (await opened(server)).append_messages("log", [NEW])
+        log = AppendLog(await opened(server, durability="fast"), "fast")
+        async with log.load(readers=0):
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        found = await log.problems(log.store)
+        assert len(found) > 10
+        assert {problem.partition(":")[0] for problem in found} == {"acknowledged and lost"}
 
 
 async def test_a_store_does_with_fewer_connections_than_it_may_have(opened: Opener) -> None:
@@ -107,27 +130,68 @@ async def test_a_store_does_with_fewer_connections_than_it_may_have(opened: Open
 
 
 async def test_of_400_appends_over_a_bad_network_each_is_there_once(
-    own_server: LocalServer, proxied: Proxied, opened: Opener
+    server: Server, proxied: Proxied, opened: Opener, schema: str
 ) -> None:
     """One in twenty requests and replies is cut: what is in doubt says so (F29, OPS-10)."""
-    proxy = proxied(own_server, seed=5)
-    log = AppendLog(await opened(through(own_server, proxy)))
-    proxy.faults = Faults(cut_request=0.05, cut_reply=0.05, cut_within_reply=0.02)
-    readers = [asyncio.ensure_future(log.read()) for _ in range(3)]
-    await asyncio.gather(*readers, *(log.write(n, 100) for n in range(4)))
+    proxy = proxied(server, seed=5)
+    store = await opened(through(server, proxy), schema=schema)
+    logs = [AppendLog(store, "one"), AppendLog(store, "two")]
+    proxy.faults = Faults(cut_request=0.05, cut_reply=0.05)
+    work = [log.write(writer, 100) for log in logs for writer in range(2)]
+    await asyncio.gather(*work, *(log.read() for log in logs for _ in range(3)))
     proxy.faults = Faults()
-    assert proxy.counts.cuts > 20
-    assert len(log.done) + len(log.in_doubt) + len(log.refused) == 400
-    assert len(log.done) > 300
-    assert await log.problems(await opened(own_server)) == []
+    direct = await opened(server, schema=schema)
+    assert proxy.counts.cut_request > 10
+    assert proxy.counts.cut_reply > 10
+    assert sum(len(log.done) for log in logs) > 300
+    for log in logs:
+        assert len(log.done) + len(log.in_doubt) + len(log.refused) == 200
+        assert await log.problems(direct) == []
+
+
+class Naive:
+    """Appends with a statement that it repeats until it is answered."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def _asked(self, statement: str, *args: object) -> Any:
+        while True:
+            try:
+                connection = await asyncpg.connect(self._address, timeout=5)
+                try:
+                    return await connection.fetch(statement, *args)
+                finally:
+                    connection.terminate()
+            except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError):
+                continue
+
+    async def append_messages(self, agent_id: str, messages: list[Message]) -> None:
+        await self._asked("INSERT INTO naive (agent_id, text) VALUES ($1, $2)", agent_id, messages[0].text)
+
+    async def load_messages(self, agent_id: str) -> list[Message]:
+        rows = await self._asked("SELECT text FROM naive WHERE agent_id = $1 ORDER BY n", agent_id)
+        return [samples.message(text=row[0]) for row in rows]
+
+
+async def test_a_bad_network_makes_a_naive_writer_write_twice(server: Server, proxied: Proxied, database: str) -> None:
+    """The control: the same network, a writer that just tries again, and the log says so."""
+    await Server(database).execute("CREATE TABLE naive (n bigserial, agent_id text, text text)")
+    proxy = proxied(server, seed=5)
+    log = AppendLog(Naive(through(Server(database), proxy)))
+    proxy.faults = Faults(cut_request=0.05, cut_reply=0.05)
+    await asyncio.gather(*(log.write(writer, 25) for writer in range(4)))
+    found = await log.problems(Naive(database))
+    assert any(problem.startswith("there 2 times") for problem in found)
+    assert not any("lost" in problem for problem in found)
 
 
 async def test_a_network_that_is_slow_and_crumbles_changes_nothing(
-    own_server: LocalServer, proxied: Proxied, opened: Opener
+    server: Server, proxied: Proxied, opened: Opener, schema: str
 ) -> None:
     """Replies that come late and in small parts are replies."""
-    proxy = proxied(own_server, seed=6)
-    log = AppendLog(await opened(through(own_server, proxy)))
+    proxy = proxied(server, seed=6)
+    log = AppendLog(await opened(through(server, proxy), schema=schema))
     proxy.faults = Faults(delay=0.2, trickle=0.2, delay_seconds=(0, 0.02))
     await asyncio.gather(*(log.write(n, 20) for n in range(4)), *(log.read() for _ in range(4)))
     assert proxy.counts.trickle > 10
@@ -136,7 +200,7 @@ async def test_a_network_that_is_slow_and_crumbles_changes_nothing(
 
 
 async def _forks(store: ExtendedStore, agent_id: str) -> int:
-    return len([i async for i in store.iter_sessions() if agent_id in i.info.lineage])
+    return len([session async for session in store.iter_sessions() if agent_id in session.lineage])
 
 
 async def _lock(store: ExtendedStore, agent_id: str) -> None:
@@ -162,11 +226,11 @@ NEW = samples.message(text="new")
 WRITES: dict[str, tuple[Callable[[ExtendedStore, str], Awaitable[Any]], Callable[..., Awaitable[Any]], Any]] = {
     "append_messages": (lambda s, a: s.append_messages(a, [NEW]), _messages, ["old", "new"]),
     "save_messages": (lambda s, a: s.save_messages(a, [NEW]), _messages, ["new"]),
-    "append_event": (lambda s, a: s.append_event(a, samples.event(7)), _events, [0, 1]),
+    "append_event": (lambda s, a: s.append_event(a, samples.event(7)), _events, [1, 2]),
     "save_turn": (
         lambda s, a: s.save_turn(a, append=[NEW], tool_calls=[samples.tool_call(1)], events=[samples.event(7)]),
         _turn,
-        [["old", "new"], [samples.tool_call(1).id], [0, 1]],
+        [["old", "new"], [samples.tool_call(1).id], [1, 2]],
     ),
     "save_todos": (lambda s, a: s.save_todos(a, samples.todos("new")), lambda s, a: s.load_todos(a), None),
     "save_snapshot": (
@@ -184,12 +248,12 @@ EXPECTED = {"save_todos": samples.todos("new"), "save_snapshot": samples.snapsho
 @pytest.mark.parametrize("part", ["request", "reply"])
 @pytest.mark.parametrize("name", WRITES)
 async def test_a_write_is_done_once_whichever_piece_of_it_is_cut(
-    own_server: LocalServer, proxied: Proxied, opened: Opener, name: str, part: str
+    server: Server, proxied: Proxied, opened: Opener, schema: str, name: str, part: str
 ) -> None:
     """Of every write, each request and each reply in turn is lost with its connection: it succeeds all the same."""
     write, look, expected = WRITES[name]
-    proxy = proxied(own_server)
-    store, direct = await opened(through(own_server, proxy), max=2), await opened(own_server)
+    proxy = proxied(server)
+    store, direct = await opened(through(server, proxy), schema=schema, max=2), await opened(server, schema=schema)
     for skip in range(40):
         agent_id = f"agent-{skip}"
         await direct.save_turn(
@@ -204,9 +268,9 @@ async def test_a_write_is_done_once_whichever_piece_of_it_is_cut(
     assert 0 < proxy.counts.cut_at < 40
 
 
-async def _calls(store: ExtendedStore, opened: Opener, address: str) -> dict[str, Awaitable[Any]]:
+def _calls(store: ExtendedStore, another: Callable[[], Awaitable[ExtendedStore]]) -> dict[str, Awaitable[Any]]:
     async def opening() -> None:
-        await (await opened(address, **IMPATIENT)).exists("a")
+        await (await another()).exists("a")
 
     async def taken(lock: Awaitable[Any]) -> None:
         await lock
@@ -242,16 +306,16 @@ PATIENCE = 1.5 + 4.0
 
 @pytest.mark.parametrize("mode", [Mode.BLACK_HOLE, Mode.STALL, Mode.REFUSE], ids=lambda mode: mode.value)
 async def test_every_call_ends_by_its_deadline(
-    own_server: LocalServer, proxied: Proxied, opened: Opener, mode: Mode
+    server: Server, proxied: Proxied, opened: Opener, schema: str, mode: Mode
 ) -> None:
     """Nobody answers, on connections that were open and on new ones (F23): each call raises an error of this library,
     and the store is well again when the network is.
     """
-    proxy = proxied(own_server)
-    store = await opened(through(own_server, proxy), **IMPATIENT)
+    proxy = proxied(server)
+    store = await opened(through(server, proxy), schema=schema, **IMPATIENT)
     await store.save_turn("a", messages=[NEW], info=samples.info("a"), events=[samples.event(1)])
     await asyncio.gather(*(store.load_messages("a") for _ in range(8)))
-    calls = await _calls(store, opened, through(own_server, proxy))
+    calls = _calls(store, lambda: opened(through(server, proxy), schema=schema, **IMPATIENT))
     proxy.mode = mode
 
     async def outcome(name: str, call: Awaitable[Any]) -> tuple[str, float, Any]:
@@ -276,27 +340,29 @@ async def test_every_call_ends_by_its_deadline(
 
 
 async def test_a_request_that_arrives_late_was_not_called_refused(
-    own_server: LocalServer, proxied: Proxied, opened: Opener
+    server: Server, proxied: Proxied, opened: Opener, schema: str
 ) -> None:
     """A write that was given up while the network stood still reaches the server afterwards: nobody could know."""
-    proxy = proxied(own_server)
-    log = AppendLog(await opened(through(own_server, proxy), **IMPATIENT))
+    proxy = proxied(server)
+    log = AppendLog(await opened(through(server, proxy), schema=schema, **IMPATIENT))
     await log.write(0, 5)
-    for number in range(1, 4):
+    for number in range(1, 3):
         proxy.mode = Mode.STALL
         await asyncio.gather(*(log.append(f"{number}{writer}:0") for writer in range(3)))
         proxy.mode = Mode.FORWARD
         await asyncio.sleep(0.3)
         await log.write(number * 100, 2)
-    assert len(log.errors) == 9
+    assert len(log.errors) == 6
     assert {type(error) for error in log.errors} <= {OutcomeUnknownError, StoreUnavailableError}
-    assert await log.problems(await opened(own_server)) == []
+    assert await log.problems(await opened(server, schema=schema)) == []
 
 
-async def test_a_store_closes_though_nobody_answers(own_server: LocalServer, proxied: Proxied, opened: Opener) -> None:
+async def test_a_store_closes_though_nobody_answers(
+    server: Server, proxied: Proxied, opened: Opener, schema: str
+) -> None:
     """Closing does not wait for ever for a farewell, nor for a write under way."""
-    proxy = proxied(own_server)
-    store = await opened(through(own_server, proxy), **IMPATIENT)
+    proxy = proxied(server)
+    store = await opened(through(server, proxy), schema=schema, **IMPATIENT)
     await asyncio.gather(*(store.append_messages(f"a{n}", [NEW]) for n in range(8)))
     proxy.mode = Mode.BLACK_HOLE
     writes = [asyncio.ensure_future(store.append_messages(f"a{n}", [NEW])) for n in range(3)]
