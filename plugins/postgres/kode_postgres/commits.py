@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
 
-from kode_core.batch import Applied, Batch, Fence, ListHead, ListWrite, Outcome, Refused
+from kode_core.batch import Applied, Batch, Fence, ListWrite, Outcome
 from kode_core.errors import KodeError, OutcomeUnknownError, StorageError, StoreBusyError
 from kode_postgres.connection import Connections, Session
 from kode_postgres.writes import Head, Statements, applied, is_touching, needs_lock, offsets_of, op_number
@@ -156,7 +156,8 @@ class Committer:
         missing = [i for i in range(len(batches)) if i not in outcomes]
         if missing:
             some = [batches[i] for i in missing]
-            found = await self._explained(session, some, self._statements.heads, self._statements.leases)
+            heads = await self._heads(session, some, self._statements.heads)
+            found = await self._explained(session, some, heads, self._statements.leases)
             outcomes |= {missing[i]: outcome for i, outcome in found.items()}
         return outcomes
 
@@ -181,11 +182,14 @@ class Committer:
         )
         return {(row[0], row[1], row[2]): row[3] for row in rows}
 
+    async def _heads(self, session: Session, batches: Sequence[Batch], statement: str) -> dict[str, Head]:
+        rows = await session.fetch(statement, [batch.agent_id for batch in batches])
+        return {row[0]: Head(row) for row in rows}
+
     async def _explained(
-        self, session: Session, batches: Sequence[Batch], heads: str, leases: str
+        self, session: Session, batches: Sequence[Batch], heads: Mapping[str, Head], leases: str
     ) -> dict[int, Outcome]:
         """What became of batches: those that were applied before, and those with a precondition that does not hold."""
-        found = {row[0]: Head(row) for row in await session.fetch(heads, [batch.agent_id for batch in batches])}
         fences = [(batch.agent_id, batch.fence) for batch in batches if batch.fence is not None]
         held: set[tuple[str, Fence]] = set()
         if fences:
@@ -193,7 +197,7 @@ class Committer:
             held = {(row[0], Fence(row[1], row[2])) for row in await session.fetch(leases, *columns)}
         outcomes: dict[int, Outcome] = {}
         for i, batch in enumerate(batches):
-            head = found.get(batch.agent_id) or Head(None)
+            head = heads.get(batch.agent_id) or Head(None)
             is_held = batch.fence is None or (batch.agent_id, batch.fence) in held
             outcome = await self._known(session, batch, head) or head.refusal(batch, is_held=is_held)
             if outcome is not None:
@@ -218,9 +222,11 @@ class Committer:
         statements = self._statements
         async with session.transaction():
             await session.fetch(statements.begin)
-            outcomes = await self._explained(session, batches, statements.lock_heads, statements.lock_leases)
+            heads = await self._heads(session, batches, statements.lock_heads)
+            outcomes = await self._explained(session, batches, heads, statements.lock_leases)
             todo = {i: batch for i, batch in enumerate(batches) if i not in outcomes}
-            deletes = [batch for batch in todo.values() if batch.delete]
+            # What has no head has nothing else, and nothing that would keep others from making it meanwhile.
+            deletes = [batch for batch in todo.values() if batch.delete and batch.agent_id in heads]
             if deletes:
                 await self._delete(session, deletes)
             outcomes |= {i: Applied() for i, batch in todo.items() if _is_empty(batch)}
@@ -269,6 +275,3 @@ def _unconditional(batch: Batch) -> Batch:
         tool_calls=free(batch.tool_calls),
     )
 
-
-_NO_LISTS: Final = (ListHead(), ListHead())
-_Any = Refused

@@ -73,6 +73,7 @@ class Session:
 
 
 Call: TypeAlias = Callable[[Session], Awaitable[T]]
+Connect: TypeAlias = Callable[[], Awaitable[Any]]
 
 
 class Connections:
@@ -80,16 +81,23 @@ class Connections:
 
     A call whose connection breaks is made again on another one: reads can be, and writes know themselves again.
     What is still in doubt in the end raises OutcomeUnknownError.
+
+    Attributes:
+        pooled: whether another pooler is in between, which gives each transaction another session.
+        connect: opens a connection beside the pool; None where that is of no use.
     """
 
-    def __init__(self, pool: Any, options: PostgresOptions, *, pooled: bool) -> None:
+    def __init__(self, pool: Any, options: PostgresOptions, *, pooled: bool, connect: Connect | None = None) -> None:
         self.pool = pool
+        self.connect = connect
         self.pooled = pooled
         self.place = options.place
         self.max: int = pool.get_max_size()
         self._owned = options.pool is None
         self._answer_s = options.command_timeout_millis / 1000
         self._connect_s = options.connection_timeout_millis / 1000
+        self._wait_s = max(self._answer_s, self._connect_s)
+        self._opening: set[asyncio.Future[Any]] = set()
 
     async def read(self, call: Call[T]) -> T:
         """Make a call that changes nothing."""
@@ -130,8 +138,9 @@ class Connections:
         except BaseException as exc:
             # A connection in the middle of something is dropped: to end that in order can take for ever (a server that
             # does not answer does not answer a cancellation either).
-            if not isinstance(exc, (asyncpg.PostgresError, KodeError)) or con.is_in_transaction() or is_lost(exc):
-                con.terminate()
+            if not isinstance(exc, (asyncpg.PostgresError, KodeError)) or is_lost(exc) or _is_dirty(con):
+                with suppress(asyncpg.InterfaceError):  # the pool has dropped it already
+                    con.terminate()
             if isinstance(exc, Exception) and is_lost(exc):
                 raise _LostError from exc
             raise
@@ -141,13 +150,32 @@ class Connections:
 
     async def _acquire(self) -> Any:
         try:
-            return await self.pool.acquire(timeout=max(self._answer_s, self._connect_s))
+            if self.pool.get_idle_size():
+                return await self.pool.acquire(timeout=self._wait_s)
+            return await self._acquired_new()
         except TimeoutError as exc:
             if self.pool.get_size() == self.max and not self.pool.get_idle_size():
                 raise StoreBusyError(
-                    f"{self.place}: all {self.max} connections were in use for {self._answer_s:g} s; raise max"
+                    f"{self.place}: all {self.max} connections were in use for {self._wait_s:g} s; raise max"
                 ) from exc
             raise
+
+    async def _acquired_new(self) -> Any:
+        """A connection that may have to be opened first, which goes on without a caller that is cancelled."""
+        asked = asyncio.ensure_future(self.pool.acquire(timeout=self._wait_s))
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            self._opening.add(asked)
+            asked.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, asked: asyncio.Future[Any]) -> None:
+        self._opening.discard(asked)
+        if not asked.cancelled() and not asked.exception():
+            released = asyncio.ensure_future(self._release(asked.result()))
+            self._opening.add(released)
+            released.add_done_callback(self._opening.discard)
 
     async def _release(self, con: Any) -> None:
         with suppress(Exception):  # it was terminated
@@ -159,6 +187,8 @@ class Connections:
 
     async def close(self) -> None:
         """Close the pool, unless it is the caller's."""
+        while self._opening:
+            await asyncio.wait(self._opening)
         if not self._owned:
             return
         try:
@@ -166,6 +196,14 @@ class Connections:
                 await self.pool.close()
         except TimeoutError:
             self.pool.terminate()
+
+
+def _is_dirty(con: Any) -> bool:
+    """Whether a transaction is open on the connection."""
+    try:
+        return bool(con.is_in_transaction())
+    except asyncpg.InterfaceError:  # the pool has dropped it already
+        return False
 
 
 class _LostError(Exception):
@@ -243,7 +281,9 @@ async def _open(options: PostgresOptions, tables: Tables) -> Connections:
         max_size=options.max,
         max_inactive_connection_lifetime=options.idle_timeout_millis / 1000,
     )
-    return Connections(pool, options, pooled=pooled and not cached)
+    if pooled:
+        return Connections(pool, options, pooled=not cached)
+    return Connections(pool, options, pooled=False, connect=lambda: asyncpg.connect(**arguments))
 
 
 async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> bool:

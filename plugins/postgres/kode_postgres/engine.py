@@ -26,12 +26,13 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium
+from kode_core.engine import Medium, Watch
 from kode_core.errors import UnsupportedError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections, Session, open_connections
 from kode_postgres.forks import Forks, Leases
+from kode_postgres.listen import Listener
 from kode_postgres.options import PostgresOptions, resolved
 from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables
@@ -56,6 +57,7 @@ class PostgresEngine:
         self._committer = Committer(connections, Statements(tables, durable=durable))
         self._forks = Forks(tables, durable=durable)
         self._leases = Leases(tables)
+        self._listener = None if connections.connect is None else Listener(connections.connect, tables)
         self._jobs: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
@@ -141,6 +143,10 @@ class PostgresEngine:
 
     # --- operations
 
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        """None behind a pooler in transaction mode, which passes no notifications on, and with a caller's pool."""
+        return None if self._listener is None else self._listener.watch(agent_id, wake)
+
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return [("database", self._ping)]
 
@@ -160,6 +166,8 @@ class PostgresEngine:
         )
 
     async def close(self) -> None:
+        if self._listener is not None:
+            await self._listener.close()
         await self._committer.close()
         while self._jobs:
             await asyncio.wait(self._jobs)

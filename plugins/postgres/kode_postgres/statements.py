@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from kode_core.batch import ListKind
+from kode_postgres.listen import channel_of
 from kode_postgres.schema import KEPT_OPS, Tables
 
 __all__ = ["LISTS", "LOCK_WAIT", "PUTS", "Column", "Part", "WriteStatement", "sync"]
@@ -300,13 +301,25 @@ class WriteStatement:
         return [
             f'events AS (INSERT INTO {self._tables.events} (agent_id, "offset", seq, channel, digest, body)'
             " SELECT h.agent_id, h.last_offset - h.events + r.k, r.seq, r.channel, r.digest, r.body::json"
-            f" FROM {rows} JOIN head h ON h.n = r.n ON CONFLICT (agent_id, seq, digest) DO NOTHING RETURNING 1)"
+            f" FROM {rows} JOIN head h ON h.n = r.n ORDER BY r.n, r.k"  # of two that are the same the first one counts
+            " ON CONFLICT (agent_id, seq, digest) DO NOTHING RETURNING 1)"
         ]
 
     def _answer(self) -> str:
         """A row for each batch that was applied; the last columns are the same in all of them."""
         inserted = "(SELECT count(*) FROM events)" if Part.EVENTS in self else "0"
-        return f"SELECT h.n, {self._returned('h')}, {inserted} AS inserted, {sync(self._durable)} FROM head h"
+        answer = [f"h.n, {self._returned('h')}, {inserted} AS inserted", sync(self._durable)]
+        if Part.EVENTS in self:
+            answer.append(self._notified())
+        return f"SELECT {', '.join(answer)} FROM head h"
+
+    def _notified(self) -> str:
+        """Wakes those who follow the agents."""
+        payload = "encode(sha256(convert_to(h.agent_id, 'UTF8')), 'hex')"
+        return (
+            f"(SELECT count(pg_notify('{channel_of(self._tables)}', {payload})) FROM head h JOIN"
+            f" {self._tables.followers} f USING (agent_id) WHERE h.events > 0 AND f.expires > clock_timestamp())"
+        )
 
 
 def sync(durable: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from kode_conformance import Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
 
 from kode_core import Store, create_extended_store
+from kode_postgres import connection
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, table_names
 from kode_postgres.servers import DSN_VARIABLE, LocalServer, shared_server
@@ -41,7 +43,7 @@ class PostgresHarness(StoreHarness):
     async def provision(self, space: Space) -> Handle:
         server = shared_server()
         await server.execute(f'DROP SCHEMA IF EXISTS "{space.name}" CASCADE', f'CREATE SCHEMA "{space.name}"')
-        return {"dsn": server.dsn, "schema": space.name}
+        return {"dsn": server.dsn, "schema": space.name, "connection_timeout_millis": 2000}
 
     async def open(self, handle: Handle) -> Store:
         return await create_extended_store(type="postgres", **handle)
@@ -70,6 +72,11 @@ class PostgresHarness(StoreHarness):
     async def raise_version(self, handle: Handle) -> None:
         async with _connection(handle) as con:
             await con.execute(f"UPDATE {_tables(handle).meta} SET value = 99 WHERE key = 'schema_version'")
+
+    def code_of(self, store: Store) -> Sequence[str]:
+        """The code that speaks to the server: between two calls of any other nothing changes there."""
+        others = (place for place in super().code_of(store) if not place.endswith(f"kode_postgres{os.sep}"))
+        return [*others, connection.__file__]
 
     async def break_backend(self, handle: Handle) -> None:
         await _alone(_local_server().stop, at_once=True)

@@ -263,8 +263,7 @@ class Head:
 
 def applied(batch: Batch, row: Sequence[Any], offsets: dict[Any, int] | None) -> Applied:
     """The outcome of a batch with its row of the answer; *offsets* are those of events that were there before."""
-    _, _, *versions, last, _, _ = row
-    lists = ListHead(versions[0], versions[1]), ListHead(versions[2], versions[3])
+    lists, last = (ListHead(row[2], row[3]), ListHead(row[4], row[5])), row[6]
     if offsets is None:
         return Applied(*lists, tuple(range(last - len(batch.events) + 1, last + 1)))
     return Applied(*lists, offsets_of(batch, offsets))
