@@ -156,7 +156,8 @@ def test_version_is_that_of_the_distribution(arguments: tuple[str, ...]) -> None
     assert kode(*arguments)[0] == f"kode-core {version('kode-core')}\n"
 
 
-COMMANDS = ("sessions", "messages", "tool-calls", "stats", "events", "import", "delete", "backup", "doctor", "plugins", "schema")
+COMMANDS = ("sessions", "messages", "tool-calls", "stats", "events", "import", "delete", "backup", "doctor", "plugins")
+COMMANDS += ("schema",)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

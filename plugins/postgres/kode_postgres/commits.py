@@ -274,4 +274,3 @@ def _unconditional(batch: Batch) -> Batch:
         messages=free(batch.messages),
         tool_calls=free(batch.tool_calls),
     )
-

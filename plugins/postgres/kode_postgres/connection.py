@@ -29,7 +29,7 @@ _CACHED_STATEMENTS: Final = 256
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
-class _Connection(asyncpg.Connection):
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """A connection whose session is never changed, so that there is nothing to undo when it is given back."""
 
     def get_reset_query(self) -> str:

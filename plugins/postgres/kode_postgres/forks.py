@@ -9,7 +9,7 @@ from kode_core.batch import FORKED_DOCS, Child, Fence, first_version
 from kode_core.codec import Body
 from kode_postgres.connection import Session
 from kode_postgres.schema import Tables
-from kode_postgres.statements import Part, ROWS, sync
+from kode_postgres.statements import ROWS, Part, sync
 
 __all__ = ["Forks", "Leases"]
 
@@ -21,9 +21,7 @@ class Forks:
         self._tables = tables
         self._statement = self._text(sync(durable))
 
-    async def fork(
-        self, session: Session, agent_id: str, children: Sequence[Child], expect: Body, now: int
-    ) -> bool:
+    async def fork(self, session: Session, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
         """Copy one instant of the agent to each child, all or none; False when its info is no longer *expect*."""
         if session.is_retry:
             made = f"SELECT count(*) FROM {self._tables.agents} WHERE agent_id = ANY ($1::text[])"

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import asyncpg
 
-from kode_core.errors import KodeError
 from kode_postgres.schema import Tables
 
 __all__ = ["Listener", "channel_of"]
@@ -104,9 +103,8 @@ class Listener:
             while self._watches:
                 con = None
                 with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-                    with suppress(KodeError):
-                        con = await self._connect()
-                        await self._listen(con)
+                    con = await self._connect()
+                    await self._listen(con)
                 self.noted = frozenset()
                 if con is not None:
                     con.terminate()

@@ -90,9 +90,7 @@ class Reads:
         version = found[0][0] if found else 0
         return ListRows(version, [(Body(row[2], row[3]), row[4]) for row in found if row[4] is not None])
 
-    async def outline(
-        self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None
-    ) -> Outline:
+    async def outline(self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
         key = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
         columns = f"r.position, r.digest, r.created_at, {key}"
         if keys is None:
@@ -108,9 +106,7 @@ class Reads:
         return Outline(version, count, [tuple(row)[2:] for row in found if row[2] is not None])
 
     async def docs(self, session: Session, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
-        statement = (
-            f"SELECT key, time, body::text, digest FROM {self._tables.docs} WHERE agent_id = $1 AND kind = $2"
-        )
+        statement = f"SELECT key, time, body::text, digest FROM {self._tables.docs} WHERE agent_id = $1 AND kind = $2"
         args: list[Any] = [agent_id, kind.value]
         if key is not None:
             statement += " AND key_hash = $3"
@@ -263,8 +259,9 @@ class Reads:
     async def totals(self, session: Session) -> Totals:
         t = self._tables
         row = await session.fetchrow(
-            "SELECT count(created_at), coalesce(sum(message_count), 0)::bigint, coalesce(sum(tool_call_count), 0)::bigint,"
-            f" coalesce(bool_or(message_version <> 0 OR tool_call_version <> 0 OR created_at IS NOT NULL), false)"
+            "SELECT count(created_at), coalesce(sum(message_count), 0)::bigint,"
+            " coalesce(sum(tool_call_count), 0)::bigint,"
+            " coalesce(bool_or(message_version <> 0 OR tool_call_version <> 0 OR created_at IS NOT NULL), false)"
             f" OR EXISTS (SELECT FROM {t.events}) OR EXISTS (SELECT FROM {t.docs} WHERE kind <> $1),"
             " (SELECT sum(pg_total_relation_size(coalesce(p.relid, c.name::regclass)))::bigint"
             " FROM unnest($2::text[]) c (name) LEFT JOIN LATERAL pg_partition_tree(c.name::regclass) p ON p.isleaf)"
@@ -286,7 +283,9 @@ class Reads:
                 f"SELECT DISTINCT agent_id FROM {table} r WHERE NOT EXISTS"
                 f" (SELECT FROM {self._tables.agents} a WHERE a.agent_id = r.agent_id) LIMIT 100"
             )
-            issues += [EngineIssue("leftovers", row[0], f"{name} are stored of an agent that has no head") for row in found]
+            issues += [
+                EngineIssue("leftovers", row[0], f"{name} are stored of an agent that has no head") for row in found
+            ]
         return issues
 
     async def _miscounts(self, session: Session, agent_id: str) -> list[EngineIssue]:

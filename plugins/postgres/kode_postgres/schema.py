@@ -8,13 +8,10 @@ compared by code point, and no indexed value is longer than an index can hold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from kode_core.errors import SchemaVersionError, StoreUnavailableError
 from kode_postgres.options import PostgresOptions, resolved
-
-if TYPE_CHECKING:
-    from asyncpg import Connection
 
 __all__ = ["KEPT_OPS", "SCHEMA_VERSION", "Tables", "migrate", "script", "statements"]
 
@@ -147,7 +144,9 @@ def _first(tables: Tables, partitions: int) -> list[str]:
     made = []
     for name, columns in _COLUMNS.items():
         by = " PARTITION BY HASH (agent_id)" if partitions else ""
-        made.append(f"CREATE TABLE {tables.qualified(name)} ({columns},\n        PRIMARY KEY ({_KEYS[name]})\n    ){by}")
+        made.append(
+            f"CREATE TABLE {tables.qualified(name)} ({columns},\n        PRIMARY KEY ({_KEYS[name]})\n    ){by}"
+        )
         for part in range(partitions):
             made.append(
                 f"CREATE TABLE {tables.qualified(f'{name}_{part}')} PARTITION OF {tables.qualified(name)}"
@@ -187,7 +186,7 @@ def script(options: PostgresOptions) -> str:
     return f"BEGIN;\n{lines}COMMIT;\n"
 
 
-async def version_of(con: Connection[Any], tables: Tables) -> int:
+async def version_of(con: Any, tables: Tables) -> int:
     """The version of the tables, 0 when there are none."""
     # A statement with a table in it: without one, a session may not know yet of tables that another has just made.
     if await con.fetchval("SELECT to_regclass($1)::text FROM pg_catalog.pg_class LIMIT 1", tables.meta) is None:
@@ -195,7 +194,7 @@ async def version_of(con: Connection[Any], tables: Tables) -> int:
     return int(await con.fetchval(f"SELECT value FROM {tables.meta} WHERE key = 'schema_version'") or 0)
 
 
-async def migrate(con: Connection[Any], tables: Tables, place: str, *, create: bool) -> None:
+async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None:
     """Bring the tables to this version, in one transaction; many may try at once (OPS-7, OPS-8).
 
     Raises:

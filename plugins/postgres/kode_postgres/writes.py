@@ -114,12 +114,11 @@ class Statements:
         )
         self.lock_leases = f"{self.leases} ORDER BY l.agent_id FOR SHARE OF l"
         self.offsets = (
-            f'SELECT e.agent_id, e.seq, e.digest, e."offset" FROM {tables.events} e JOIN unnest($1::text[], $2::bigint[],'
-            " $3::bytea[]) i (agent_id, seq, digest) ON (e.agent_id, e.seq, e.digest) = (i.agent_id, i.seq, i.digest)"
+            f'SELECT e.agent_id, e.seq, e.digest, e."offset" FROM {tables.events} e'
+            " JOIN unnest($1::text[], $2::bigint[], $3::bytea[]) i (agent_id, seq, digest)"
+            " ON (e.agent_id, e.seq, e.digest) = (i.agent_id, i.seq, i.digest)"
         )
-        self.empty = [
-            f"DELETE FROM {getattr(tables, name)} WHERE agent_id = ANY ($1::text[])" for name in OF_AN_AGENT
-        ]
+        self.empty = [f"DELETE FROM {getattr(tables, name)} WHERE agent_id = ANY ($1::text[])" for name in OF_AN_AGENT]
         self.bury = (
             f"UPDATE {tables.agents} a SET message_version = 0, message_count = 0, tool_call_version = 0,"
             " tool_call_count = 0, updated_at = 0, template_id = NULL, created_at = NULL,"
