@@ -59,7 +59,7 @@ def own_server() -> Iterator[LocalServer]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def older_programs() -> Path:
     """The folder of the programs of the version that Debian has, which was built with TLS."""
     found = max(Path("/usr/lib/postgresql").glob("*/bin/postgres"), default=None)
