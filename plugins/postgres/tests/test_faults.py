@@ -16,7 +16,7 @@ from kode_conformance.faults import FaultProxy, Faults, Mode
 from kode_postgres.servers import LocalServer, Server
 
 from kode_core import ExtendedStore, create_extended_store
-from kode_core.errors import OutcomeUnknownError, StorageError, StoreUnavailableError
+from kode_core.errors import KodeError, OutcomeUnknownError, StorageError, StoreUnavailableError
 from kode_core.model import Message
 from plugins.postgres.tests.load import AppendLog
 
@@ -112,6 +112,57 @@ async def test_a_kill_takes_what_a_fast_store_acknowledged(opened: Opener) -> No
         found = await log.problems(log.store)
         assert len(found) > 10
         assert {problem.partition(":")[0] for problem in found} == {"acknowledged and lost"}
+
+
+async def test_followers_miss_nothing_while_servers_come_and_go(own_server: LocalServer, opened: Opener) -> None:
+    """Those in the store that appends and in another one get every event once and in order."""
+    store, other = await opened(own_server), await opened(own_server)
+    heard: dict[str, list[int]] = {"here": [], "there": []}
+
+    async def follow(name: str, where: ExtendedStore) -> None:
+        async for event in where.follow_events("a"):
+            heard[name].append(event.event.data["n"])
+            if event.event.data["n"] == 80:
+                return
+
+    followers = [asyncio.ensure_future(follow("here", store)), asyncio.ensure_future(follow("there", other))]
+    for number in range(81):
+        await store.append_event("a", samples.event(number, n=number))
+        if number in (20, 50):
+            await asyncio.to_thread(own_server.restart, at_once=number == 50)
+        if number == 65:
+            await own_server.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'kode'"
+            )
+    async with asyncio.timeout(60):
+        await asyncio.gather(*followers)
+    assert heard == {"here": list(range(81)), "there": list(range(81))}
+
+
+async def test_a_closed_store_leaves_no_connection(own_server: LocalServer, opened: Opener) -> None:
+    """Though somebody was following when it was closed, and calls were under way."""
+    store = await opened(own_server)
+    await store.append_event("a", samples.event(1))
+    begun = asyncio.Event()
+
+    async def follow() -> None:
+        async for _ in store.follow_events("a"):
+            begun.set()
+
+    follower = asyncio.ensure_future(follow())
+    await begun.wait()
+    await asyncio.sleep(0.3)
+    calls = [asyncio.ensure_future(store.append_messages(f"a{n}", [NEW])) for n in range(20)]
+    await asyncio.sleep(0)
+    await store.close()
+    ends = await asyncio.gather(follower, *calls, return_exceptions=True)
+    assert all(end is None or isinstance(end, KodeError) for end in ends), ends
+    for _ in range(100):
+        rows = await own_server.execute("SELECT state, query FROM pg_stat_activity WHERE application_name = 'kode'")
+        if not rows:
+            break
+        await asyncio.sleep(0.05)
+    assert rows == []
 
 
 async def test_a_store_does_with_fewer_connections_than_it_may_have(opened: Opener) -> None:
