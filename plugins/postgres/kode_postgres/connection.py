@@ -26,6 +26,8 @@ _APPLICATION: Final = "kode"
 _OLDEST: Final = 130000
 _CONFLICTS: Final = 20
 _CACHED_STATEMENTS: Final = 256
+_MISTAKES: Final = (AttributeError, NameError, TypeError, LookupError, AssertionError)
+"""What no driver raises: mistakes of this package, which must not look like trouble with the server."""
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -121,6 +123,8 @@ class Connections:
             age_ms = int((time.monotonic() - start) * 1000)
             try:
                 return await self._attempt(call, seconds or self._answer_s, age_ms, is_retry=trouble.in_doubt)
+            except _MISTAKES:
+                raise
             except Exception as exc:
                 pause = trouble.note(exc)
                 if pause is None:

@@ -92,7 +92,8 @@ def to_kode_error(exc: BaseException, place: str) -> KodeError:
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return ConfigurationError(f"{place}: the connection's options do not fit together: {exc}")
     if isinstance(exc, (OSError, EOFError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
-        words = (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+        said = exc.strerror if isinstance(exc, OSError) else None
+        words = said or (str(exc.args[0]) if exc.args else type(exc).__name__)
         return StoreUnavailableError(f"{place}: cannot be reached; is it running, and is the address right? ({words})")
     return StorageError(f"{place}: the driver failed: {type(exc).__name__}")
 
