@@ -20,7 +20,6 @@ from plugins.postgres.tests.load import AppendLog
 
 CHECKS = [
     "EVT-1.appends_of_several_processes",
-    "EVT-1.concurrent_appends_make_one_log",
     "EVT-4.the_identical_entry_again_is_stored_once",
     "EVT-7.following_another_process",
     "FORK-1.a_fork_is_of_one_instant",
@@ -30,7 +29,6 @@ CHECKS = [
     "LOCK-1.one_holder_over_processes",
     "LOCK-3.a_killed_holder_is_followed",
     "LOCK-5.writes_inside_async_with_are_fenced",
-    "MSG-3.appends_of_several_processes_are_kept",
     "MSG-3.saves_and_appends_follow_each_other",
     "OPS-7.many_first_starts_at_once",
     "OPS-9.cancelled_appends_do_no_harm",
@@ -164,9 +162,9 @@ async def test_nobody_sees_that_the_bouncer_was_restarted(pooled: Bouncer, store
     assert await log.problems(store) == []
 
 
-async def test_a_thousand_leases_are_held_over_four_sessions(pooled: Bouncer, store: ExtendedStore) -> None:
+async def test_leases_are_held_over_four_sessions(pooled: Bouncer, store: ExtendedStore) -> None:
     """And every one is its holder's alone."""
-    leases = await asyncio.gather(*(store.acquire_agent_lock(f"a{n}", ttl_ms=60_000) for n in range(1000)))
+    leases = await asyncio.gather(*(store.acquire_agent_lock(f"a{n}", ttl_ms=60_000) for n in range(200)))
     await asyncio.gather(
         *(store.append_messages(lease.agent_id, [samples.message()], fence=lease) for lease in leases[::20])
     )

@@ -73,7 +73,8 @@ async def test_a_certificate_for_another_name_is_refused(encrypted: Server, auth
 
 async def test_a_server_without_tls_is_refused_where_it_is_required(own_server: LocalServer) -> None:
     """The store never goes on in the clear."""
+    options = {"type": "postgres", "dsn": own_server.dsn, "ssl": "require", "connection_timeout_millis": 1000}
     with pytest.raises((StoreUnavailableError, ConfigurationError), match="(?i)ssl|tls") as caught:
-        async with await create_extended_store(type="postgres", dsn=own_server.dsn, ssl="require") as store:
+        async with await create_extended_store(**options) as store:
             await store.exists("a")
     assert own_server.password not in str(caught.value)
