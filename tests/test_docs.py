@@ -124,7 +124,12 @@ def test_commands_run(page: Path, block: Block, tmp_path: Path) -> None:
             assert words[1] in targets, line
         elif words[0] == "pip":
             for package in words[2:]:
-                assert re.sub(r"\[.*", "", package) in ("kode-core", "kode-sqlite", "kode-conformance"), line
+                assert re.sub(r"\[.*", "", package) in (
+                    "kode-core",
+                    "kode-sqlite",
+                    "kode-postgres",
+                    "kode-conformance",
+                ), line
         else:
             assert words[0] in ("git", "cd", "python", "pytest"), line
 
