@@ -15,10 +15,10 @@ import asyncpg
 
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StoreBusyError, StoreUnavailableError
 from kode_postgres.errors import is_conflict, is_lost, is_starting, to_kode_error
-from kode_postgres.options import PostgresOptions
-from kode_postgres.schema import Tables, migrate
+from kode_postgres.options import PostgresOptions, resolved
+from kode_postgres.schema import Tables, migrate, version_of
 
-__all__ = ["Connections", "Session", "open_connections"]
+__all__ = ["Connections", "Session", "has_tables", "open_connections"]
 
 T = TypeVar("T")
 
@@ -307,6 +307,20 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> bool:
             )
         await migrate(con, tables, options.place, create=options.create)
     return bool(process != con.get_server_pid())
+
+
+async def has_tables(options: PostgresOptions) -> bool:
+    """Whether there are tables of kode, or nobody who could say."""
+    options = resolved(options)
+    try:
+        con = await asyncpg.connect(**_arguments(options), statement_cache_size=0)
+        try:
+            async with con.transaction(), asyncio.timeout(options.command_timeout_millis / 1000):
+                return await version_of(con, Tables(options)) > 0
+        finally:
+            con.terminate()
+    except Exception:  # noqa: BLE001 - an open will say it better
+        return True
 
 
 def _arguments(options: PostgresOptions) -> dict[str, Any]:

@@ -30,6 +30,17 @@ async def _open(options: PostgresOptions) -> PostgresEngine:
     return await PostgresEngine.open(options)
 
 
+def _is_there(options: PostgresOptions) -> bool:
+    """A server that cannot be asked is left to ``open``, which says what is wrong with it."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    from kode_postgres.connection import has_tables
+
+    with ThreadPoolExecutor(1) as pool:  # the caller may be in an event loop
+        return pool.submit(asyncio.run, has_tables(options)).result()
+
+
 def _schema(options: PostgresOptions) -> str:
     from kode_postgres.schema import script
 
@@ -59,5 +70,6 @@ def kode_store_backend() -> Backend:
             "POSTGRES_PASSWORD": "password",
         },
         schema=_schema,
+        is_there=_is_there,
         summary="a server, for several machines",
     )

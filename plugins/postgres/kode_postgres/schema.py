@@ -13,7 +13,7 @@ from typing import Any, Final
 from kode_core.errors import SchemaVersionError, StoreUnavailableError
 from kode_postgres.options import PostgresOptions, resolved
 
-__all__ = ["KEPT_OPS", "SCHEMA_VERSION", "Tables", "migrate", "script", "statements"]
+__all__ = ["KEPT_OPS", "SCHEMA_VERSION", "Tables", "migrate", "script", "statements", "version_of"]
 
 KEPT_OPS: Final = 16
 """How many of the last writes' ids a head keeps, to know a write again that is repeated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import kode_postgres
 import pytest
+from kode_postgres import PostgresStore
 from kode_postgres.options import PostgresOptions, resolved
 from kode_postgres.plugin import kode_store_backend
+from kode_postgres.servers import Server
 
 from kode_core.config import configure
 from kode_core.errors import ConfigurationError
@@ -92,6 +95,23 @@ def test_names_that_are_no_identifiers(name: str) -> None:
     for option in ("schema", "table_prefix"):
         with pytest.raises(ConfigurationError, match=f"option {option} of backend 'postgres'"):
             options_of({"type": "postgres", option: name})
+
+
+def test_a_look_makes_no_tables(server: Server, schema: str) -> None:
+    """A command that only looks refuses a database without tables, and leaves it without."""
+    kode = str(Path(sys.executable).with_name("kode"))
+    look = [kode, "--store", f"{server.dsn}?schema={schema}", "sessions"]
+    done = subprocess.run(look, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "is no postgres store of kode: a look makes none of it" in done.stderr
+    assert server.password not in done.stderr
+
+    async def make() -> None:
+        await (await PostgresStore(server.dsn, schema=schema).open()).close()
+
+    asyncio.run(make())
+    done = subprocess.run(look, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_schema_can_be_printed() -> None:
