@@ -60,6 +60,7 @@ class Committer:
         self._waiting: deque[_Item] = deque()
         self._busy: set[str] = set()
         self._lanes: set[asyncio.Task[None]] = set()
+        self._left_alone: set[_Item] = set()
         self._most = max(1, min(_LANES, connections.max - 1))
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
@@ -69,12 +70,23 @@ class Committer:
         self._waiting.extend(items)
         self._start()
         outcomes: list[Outcome] = []
-        for item in items:
-            outcome = await asyncio.shield(item.done)
-            if isinstance(outcome, Exception) and not isinstance(outcome, StorageError):
-                raise outcome
-            outcomes.append(outcome)
+        try:
+            for item in items:
+                outcome = await asyncio.shield(item.done)
+                if isinstance(outcome, Exception) and not isinstance(outcome, StorageError):
+                    raise outcome
+                outcomes.append(outcome)
+        except asyncio.CancelledError:
+            self._left_alone.update(item for item in items if not item.done.done())
+            raise
         return outcomes
+
+    async def settled(self, agent_id: str | None) -> None:
+        """Wait for writes of the agent, or of any, whose callers were cancelled; a read after that sees how they ended."""
+        self._left_alone = {item for item in self._left_alone if not item.done.done()}
+        under_way = [item.done for item in self._left_alone if agent_id in (None, item.batch.agent_id)]
+        if under_way:
+            await asyncio.wait(under_way)
 
     async def close(self) -> None:
         """Wait for what was accepted."""

@@ -278,7 +278,7 @@ async def _open(options: PostgresOptions, tables: Tables) -> Connections:
     pool = await asyncpg.create_pool(
         **arguments,
         statement_cache_size=(0 if pooled else _CACHED_STATEMENTS) if cached is None else cached,
-        max_cached_statement_lifetime=0,
+        max_cached_statement_lifetime=60,  # a plan that was right for empty tables is soon made anew
         max_cacheable_statement_size=0,
         connection_class=_Connection,
         min_size=0,

@@ -102,44 +102,46 @@ class PostgresEngine:
 
     # --- reading
 
-    async def _read(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def _read(self, agent_id: str | None, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Read what is of the agent, or of all."""
+        await self._committer.settled(agent_id)
         return await self.connections.read(lambda session: call(session, *args))
 
     async def head(self, agent_id: str) -> Head | None:
-        return await self._read(self.reads.head, agent_id)
+        return await self._read(agent_id, self.reads.head, agent_id)
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
-        return await self._read(self.reads.rows, agent_id, kind)
+        return await self._read(agent_id, self.reads.rows, agent_id, kind)
 
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
-        return await self._read(self.reads.outline, agent_id, kind, keys)
+        return await self._read(agent_id, self.reads.outline, agent_id, kind, keys)
 
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
-        return await self._read(self.reads.docs, agent_id, kind, key)
+        return await self._read(agent_id, self.reads.docs, agent_id, kind, key)
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        return await self._read(self.reads.events, agent_id, span)
+        return await self._read(agent_id, self.reads.events, agent_id, span)
 
     async def last_event(self, agent_id: str) -> EventRow | None:
-        return await self._read(self.reads.last_event, agent_id)
+        return await self._read(agent_id, self.reads.last_event, agent_id)
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        return await self._read(self.reads.agent_ids, prefix, after, limit)
+        return await self._read(None, self.reads.agent_ids, prefix, after, limit)
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        return await self._read(self.reads.find_sessions, query)
+        return await self._read(query.agent_id, self.reads.find_sessions, query)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        return await self._read(self.reads.find_rows, query)
+        return await self._read(query.agent_id, self.reads.find_rows, query)
 
     async def stats(self, agent_id: str) -> AgentStats:
-        return await self._read(self.reads.stats, agent_id)
+        return await self._read(agent_id, self.reads.stats, agent_id)
 
     async def totals(self) -> Totals:
-        return await self._read(self.reads.totals)
+        return await self._read(None, self.reads.totals)
 
     async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        return await self._read(self.reads.inspect, agent_id)
+        return await self._read(agent_id, self.reads.inspect, agent_id)
 
     # --- operations
 
