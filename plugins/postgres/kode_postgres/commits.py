@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -10,8 +11,9 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from kode_core.batch import Applied, Batch, Fence, ListWrite, Outcome
-from kode_core.errors import KodeError, OutcomeUnknownError, StorageError, StoreBusyError
+from kode_core.errors import KodeError, OutcomeUnknownError, Retry, StorageError, StoreBusyError
 from kode_postgres.connection import Connections, Session
+from kode_postgres.errors import is_locked_out
 from kode_postgres.writes import Head, Statements, applied, is_touching, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
@@ -26,14 +28,16 @@ _ATTEMPTS: Final = 50
 class _Item:
     """A batch that waits, and who waits for it. What became of it is an outcome or an error to raise."""
 
-    __slots__ = ("batch", "done", "size")
+    __slots__ = ("batch", "done", "is_settled", "size")
 
     def __init__(self, batch: Batch, done: asyncio.Future[Outcome | Exception]) -> None:
         self.batch = batch
         self.done = done
         self.size = _size(batch)
+        self.is_settled = False
 
     def settle(self, outcome: Outcome | Exception) -> None:
+        self.is_settled = True
         if not self.done.done():
             self.done.set_result(outcome)
 
@@ -82,7 +86,7 @@ class Committer:
         return outcomes
 
     async def settled(self, agent_id: str | None) -> None:
-        """Wait for writes of the agent, or of any, whose callers were cancelled; a read after that sees how they ended."""
+        """Wait for writes of the agent, or of any, whose callers were cancelled: a read then sees how they ended."""
         self._left_alone = {item for item in self._left_alone if not item.done.done()}
         under_way = [item.done for item in self._left_alone if agent_id in (None, item.batch.agent_id)]
         if under_way:
@@ -128,9 +132,8 @@ class Committer:
             try:
                 await self._write(group)
             finally:
-                for item in group:
-                    item.settle(OutcomeUnknownError("the event loop was shut down while this was written"))
-                self._busy.difference_update(item.batch.agent_id for item in group)
+                lost = OutcomeUnknownError("the event loop was shut down while this was written")
+                self._settle([item for item in group if not item.is_settled], lost)
             group = self._take()
 
     async def _write(self, group: list[_Item]) -> None:
@@ -141,11 +144,16 @@ class Committer:
             if len(group) == 1 or _concerns_all(exc):
                 outcomes = [exc] * len(group)
             else:
-                for item in group:
-                    await self._write([item])
+                await asyncio.gather(*(self._write([item]) for item in group))
                 return
         for item, outcome in zip(group, outcomes, strict=True):
+            self._settle([item], outcome)
+        self._start()  # others may have waited for these agents
+
+    def _settle(self, items: Sequence[_Item], outcome: Outcome | Exception) -> None:
+        for item in items:
             item.settle(outcome)
+            self._busy.discard(item.batch.agent_id)
 
     # --- groups
 
@@ -157,8 +165,8 @@ class Committer:
             if not places:
                 break
             some = [batches[i] for i in places]
-            call = self._with_locks if locking else self._at_once
-            found = await self._connections.write(lambda session, call=call, some=some: call(session, some))  # type: ignore[misc]
+            call = functools.partial(self._with_locks if locking else self._at_once, batches=some)
+            found = await self._connections.write(call)
             outcomes.update((places[i], outcome) for i, outcome in found.items())
         busy = StoreBusyError("other writers kept changing the agent; nothing was written")
         return [outcomes.get(i, busy) for i in range(len(batches))]
@@ -264,7 +272,9 @@ class _AgainError(StoreBusyError):
 
 def _concerns_all(exc: Exception) -> bool:
     """Whether the batches of a group fail together, not each for itself."""
-    return isinstance(exc, OutcomeUnknownError) or (isinstance(exc, KodeError) and exc.retry.value == "later")
+    if is_locked_out(exc.__cause__):
+        return False
+    return isinstance(exc, OutcomeUnknownError) or (isinstance(exc, KodeError) and exc.retry is Retry.LATER)
 
 
 def _is_empty(batch: Batch) -> bool:

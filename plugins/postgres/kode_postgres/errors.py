@@ -19,7 +19,7 @@ from kode_core.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["is_conflict", "is_lost", "is_starting", "to_kode_error"]
+__all__ = ["is_conflict", "is_locked_out", "is_lost", "is_starting", "to_kode_error"]
 
 _Kind = tuple[type[KodeError], str]
 
@@ -50,7 +50,7 @@ _BY_CODE: Final[dict[str, _Kind]] = {
 }
 _STARTING: Final = ("57P03", "53300")
 _ENDED: Final = ("57P01", "57P02", "57P05", "08")
-_CONFLICT: Final = ("40001", "40P01", "55P03")
+_CONFLICT: Final = ("40001", "40P01")
 
 
 def _code(exc: BaseException) -> str:
@@ -76,6 +76,11 @@ def is_starting(exc: BaseException) -> bool:
 def is_conflict(exc: BaseException) -> bool:
     """Whether other sessions were in the way: nothing was written, and the same may work at once."""
     return isinstance(exc, asyncpg.PostgresError) and _code(exc) in _CONFLICT
+
+
+def is_locked_out(exc: BaseException | None) -> bool:
+    """Whether another session kept a row locked for longer than the statement would wait."""
+    return isinstance(exc, asyncpg.LockNotAvailableError)
 
 
 def to_kode_error(exc: BaseException, place: str) -> KodeError:

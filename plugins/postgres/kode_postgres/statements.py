@@ -19,6 +19,7 @@ from kode_postgres.schema import KEPT_OPS, Tables
 __all__ = ["LISTS", "LOCK_WAIT", "PUTS", "Column", "Part", "WriteStatement", "sync"]
 
 LOCK_WAIT: Final = "8s"
+_LOCK_WAIT_OF_SEVERAL: Final = "1s"  # they hold up each other; alone, each can wait
 
 
 class Part(Flag):
@@ -131,7 +132,8 @@ class WriteStatement:
         self._arguments = 0
         unnested = self._unnest("i", self.input, "n")
         tables = {part: self._unnest("r", columns) for part, columns in self.rows.items()}
-        limit = f"(SELECT set_config('lock_timeout', '{LOCK_WAIT}', true) AS limited OFFSET 0) s"
+        wait = _LOCK_WAIT_OF_SEVERAL if Part.SEVERAL in self else LOCK_WAIT
+        limit = f"(SELECT set_config('lock_timeout', '{wait}', true) AS limited OFFSET 0) s"
         ctes = [f"input AS MATERIALIZED (SELECT i.* FROM {limit}, {unnested} WHERE s.limited IS NOT NULL)"]
         if Part.FENCE in self:
             ctes.append(f"fence AS ({self._fence()})")

@@ -146,6 +146,28 @@ async def test_many_stores_write_the_same_agents(server: Server, schema: str) ->
     await asyncio.gather(*(store.close() for store in stores))
 
 
+async def test_an_agent_that_somebody_keeps_locked(server: Server, store: PostgresStore) -> None:
+    """Who holds an agent's row in a session of their own holds up that agent alone, and only for a while."""
+    for agent in "abcdef":
+        await store.append_event(agent, samples.event(0))
+    engine = engine_of(store)
+    con = await asyncpg.connect(server.dsn)
+    try:
+        await con.execute("BEGIN")
+        await con.execute(f"SELECT 1 FROM {engine.tables.agents} WHERE agent_id = 'c' FOR UPDATE")
+        started = time.monotonic()
+        held = asyncio.ensure_future(engine.commit([append(agent, "op", "text") for agent in "abcdef"]))
+        await asyncio.sleep(1.8)
+        counts = [len((await engine.rows(agent, ListKind.MESSAGES)).rows) for agent in "abcdef"]
+        await engine.commit([append(agent, "next", "text") for agent in "abdef"])
+        took = time.monotonic() - started
+    finally:
+        await con.close()
+    assert counts == [1, 1, 0, 1, 1, 1]
+    assert took < 4
+    assert [type(outcome) for outcome in await held] == [Applied] * 6
+
+
 async def test_a_thousand_leases_over_four_connections(server: Server, schema: str) -> None:
     """Leases cost no connections (LOCK-6)."""
     async with PostgresStore(server.dsn, schema=schema, max=4) as store:
