@@ -287,7 +287,10 @@ async def _open(options: PostgresOptions, tables: Tables) -> Connections:
     )
     if pooled:
         return Connections(pool, options, pooled=not cached)
-    return Connections(pool, options, pooled=False, connect=lambda: asyncpg.connect(**arguments))
+    answer_s = options.command_timeout_millis / 1000
+    return Connections(
+        pool, options, pooled=False, connect=lambda: asyncpg.connect(**arguments, command_timeout=answer_s)
+    )
 
 
 async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> bool:

@@ -18,7 +18,7 @@ import asyncpg
 
 from kode_postgres.schema import Tables
 
-__all__ = ["Listener", "channel_of"]
+__all__ = ["Listener", "channel_of", "payload_of"]
 
 _NOTED_S: Final = 60
 _NOTED_AGAIN_S: Final = 20.0
@@ -101,19 +101,21 @@ class Listener:
     async def _run(self) -> None:
         try:
             while self._watches:
-                con = None
                 with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-                    con = await self._connect()
-                    await self._listen(con)
-                self.noted = frozenset()
-                if con is not None:
-                    con.terminate()
+                    await self._connected()
                 self._wake(self._watches)
                 if self._watches:
                     await asyncio.sleep(random.uniform(0.2, 1.0) * _NO_CONNECTION_S)  # noqa: S311
         finally:
-            self.noted = frozenset()
             self._task = None
+
+    async def _connected(self) -> None:
+        con = await self._connect()
+        try:
+            await self._listen(con)
+        finally:
+            self.noted = frozenset()
+            con.terminate()
 
     async def _listen(self, con: Any) -> None:
         """Until the connection breaks, or nobody has watched for a while."""

@@ -14,6 +14,7 @@ from kode_conformance import samples
 from kode_postgres import PostgresStore, commits
 from kode_postgres.engine import PostgresEngine
 from kode_postgres.errors import to_kode_error
+from kode_postgres.listen import channel_of, payload_of
 from kode_postgres.servers import Server
 
 from kode_core import KodeError, StorageError, UnsupportedError
@@ -278,17 +279,26 @@ async def test_followers_of_another_store_are_woken(server: Server, schema: str)
         assert statistics.median(delays[:40]) < 0.05
 
 
-async def test_nobody_is_told_where_nobody_follows(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without followers no commit notifies: the server's queue stays as it is."""
-    con = await asyncpg.connect(engine_of(store)._listener._connect.__closure__[0].cell_contents["dsn"])  # type: ignore[union-attr,index]
+async def test_nobody_is_told_where_nobody_follows(server: Server, store: PostgresStore) -> None:
+    """Without followers no commit notifies; with one, each commit of events for that agent does."""
+    con = await asyncpg.connect(server.dsn)
     heard: list[object] = []
-    from kode_postgres.listen import channel_of
-
-    await con.add_listener(channel_of(engine_of(store).tables), lambda *args: heard.append(args))
-    await store.append_events("a", samples.events(3))
-    await con.execute("SELECT 1")
-    assert heard == []
-    await con.close()
+    try:
+        await con.add_listener(channel_of(engine_of(store).tables), lambda *args: heard.append(args[3]))
+        await store.append_events("a", samples.events(3))
+        await con.execute("SELECT 1")
+        assert heard == []
+        following = store.follow_events("a")
+        assert [(await anext(following)).offset for _ in range(3)] == [1, 2, 3]
+        more = asyncio.ensure_future(anext(following))
+        await asyncio.sleep(0.5)
+        await store.append_events("b", samples.events(3))
+        await store.append_events("a", samples.events(1, start=10))
+        await more
+        await con.execute("SELECT 1")
+        assert heard == [payload_of("a")]
+    finally:
+        await con.close()
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
