@@ -2,15 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
-STORES ?= memory json sqlite sqlite-hybrid
+STORES ?= memory json sqlite sqlite-hybrid postgres postgres-hybrid
 TIER ?= standard
 
 export TMPDIR := $(CURDIR)/.tmp
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml conformance/pyproject.toml
-PACKAGES := -p kode_core -p kode_sqlite -p kode_conformance -p kode_duckdb
+PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproject.toml conformance/pyproject.toml
+PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_conformance -p kode_duckdb
 
 .PHONY: help demo test selftest lint format conformance matrix bench clean
 

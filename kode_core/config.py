@@ -102,11 +102,12 @@ def _from_url(url: str, find: BackendFinder) -> _Wanted:
         raise ConfigurationError(f"a URL of backend {name!r} has only options, as in {name}:?option=value")
     given = {} if backend.from_url is None else dict(backend.from_url(split))
     pairs = parse_qsl(split.query, keep_blank_values=True)
+    pairs = [pair for pair in pairs if pair[0] not in backend.url_parameters]
     query = dict(pairs)
     if len(query) < len(pairs):
         repeated = next(name for name in query if [key for key, _ in pairs].count(name) > 1)
         raise ConfigurationError(f"the URL {_masked(split)} gives the option {repeated!r} more than once")
-    return _Wanted(name, {**given, **query}, f"the URL {_masked(split)}", frozenset({*given, *query}))
+    return _Wanted(backend.name, {**given, **query}, f"the URL {_masked(split)}", frozenset({*given, *query}))
 
 
 def _masked(split: SplitResult) -> str:

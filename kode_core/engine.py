@@ -31,7 +31,7 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
-__all__ = ["Engine", "Medium"]
+__all__ = ["Engine", "Medium", "Notifies", "Watch", "watch"]
 
 Medium: TypeAlias = Literal["database", "file_system"]
 
@@ -143,3 +143,33 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Finish what was accepted and give back what the engine opened."""
         ...
+
+
+class Watch(Protocol):
+    """Somebody who waits for events of an agent, as the engine knows of it."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether appends are told of at present; if not, whoever waits has to look often."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+@runtime_checkable
+class Notifies(Protocol):
+    """What an engine may have besides: it tells of events that any process appends, so that followers need not poll."""
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        """Call *wake* after events of the agent were committed, sometimes also without any; None when it cannot now.
+
+        It wakes in vain rather than not at all, and still may miss one: followers look now and then by themselves.
+        """
+        ...
+
+
+def watch(engine: Engine, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+    """A watch of *engine*, if it has such a thing."""
+    return engine.watch(agent_id, wake) if isinstance(engine, Notifies) else None

@@ -56,6 +56,9 @@ API: Final = 1
 
 FIRST_PARTY: Final = {name: f"kode-{name}" for name in ("sqlite", "postgres", "mongo", "dynamodb")}
 
+ALIASES: Final = {"postgresql": "postgres", "mongodb": "mongo"}
+"""Other names that URLs have for a backend."""
+
 hookspec = pluggy.HookspecMarker("kode")
 hookimpl = pluggy.HookimplMarker("kode")
 
@@ -77,6 +80,9 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         gives: ``engine`` when ``open`` returns an Engine, ``store`` when it returns a store.
         is_there: whether a store is where the options say, without making or changing anything; None when that
             cannot be told. For commands that only look.
+        url_parameters: query parameters of a URL that are no options: ``from_url`` reads them itself.
+        schema: what has to be run on the server before a store can be opened without the right to make tables, as
+            text for ``kode schema``; None when there is nothing to run. Must not connect.
     """
 
     name: str
@@ -88,6 +94,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     summary: str = ""
     gives: str = "engine"
     is_there: Callable[[Any], bool] | None = None
+    url_parameters: frozenset[str] = frozenset()
+    schema: Callable[[Any], str] | None = None
 
 
 class Hooks:
@@ -151,6 +159,7 @@ class Plugins:
         Raises:
             PluginError: one of its subclasses says what is wrong and what to do.
         """
+        name = ALIASES.get(name, name)
         if name not in self._backends:
             self._backends[name] = self._load(name)
         return self._backends[name]

@@ -17,7 +17,8 @@ NOBODY = 65534
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has a folder of its own and no settings of the person who runs it."""
     for name in list(os.environ):
-        if name.startswith(("KODE_", "POSTGRES_")) and name != "KODE_CONFORMANCE_TIMEOUT_SCALE":
+        mine = name.startswith(("KODE_TEST_", "KODE_CONFORMANCE_TIMEOUT_SCALE"))
+        if name.startswith(("KODE_", "POSTGRES_", "PG")) and not mine:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

@@ -157,6 +157,7 @@ def test_version_is_that_of_the_distribution(arguments: tuple[str, ...]) -> None
 
 
 COMMANDS = ("sessions", "messages", "tool-calls", "stats", "events", "import", "delete", "backup", "doctor", "plugins")
+COMMANDS += ("schema",)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

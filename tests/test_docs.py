@@ -136,7 +136,7 @@ def test_commands_run(page: Path, block: Block, tmp_path: Path) -> None:
         elif words[0] == "pip":
             for package in (re.sub(r"\[.*", "", word) for word in words[2:] if word != "-e"):
                 assert (
-                    package in ("kode-core", "kode-sqlite", "kode-conformance")
+                    package in ("kode-core", "kode-sqlite", "kode-postgres", "kode-conformance")
                     or (ROOT / package / "pyproject.toml").is_file()
                 ), line
         else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from kode_postgres.engine import PostgresEngine
 from kode_sqlite.engine import SqliteEngine
 
-from kode_core.engine import Engine
+from kode_core.engine import Engine, Notifies
 from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.engines.memory import MemoryEngine
 from kode_core.layers import HybridEngine, Layer
@@ -19,13 +20,14 @@ def verbs(cls: type) -> set[str]:
 
 def test_a_layer_forwards_every_verb() -> None:
     """The base of layers has every verb of an engine, with the same parameters: none falls through."""
-    assert verbs(Layer) - {"around"} == verbs(Engine)
-    for verb in verbs(Engine):
-        ours, theirs = inspect.signature(getattr(Layer, verb)), inspect.signature(getattr(Engine, verb))
-        assert list(ours.parameters) == list(theirs.parameters), verb
+    assert verbs(Layer) - {"around"} == verbs(Engine) | verbs(Notifies)
+    for protocol in (Engine, Notifies):
+        for verb in verbs(protocol):
+            ours, theirs = inspect.signature(getattr(Layer, verb)), inspect.signature(getattr(protocol, verb))
+            assert list(ours.parameters) == list(theirs.parameters), verb
 
 
-@pytest.mark.parametrize("cls", [MemoryEngine, JsonFilesEngine, SqliteEngine, HybridEngine])
+@pytest.mark.parametrize("cls", [MemoryEngine, JsonFilesEngine, SqliteEngine, PostgresEngine, HybridEngine])
 def test_engines_have_every_verb(cls: type) -> None:
     """Every engine has all verbs with the parameters of the protocol."""
     for verb in verbs(Engine):

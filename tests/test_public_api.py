@@ -13,11 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import kode_conformance
+import kode_postgres
 import kode_sqlite
 import pytest
 
 import kode_core
-from kode_core.engine import Engine
+from kode_core.engine import Engine, Notifies
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = [
@@ -36,6 +37,7 @@ PUBLIC = [
     "kode_core.report",
     "kode_conformance",
     "kode_conformance.testclass",
+    "kode_postgres",
     "kode_sqlite",
 ]
 
@@ -47,7 +49,9 @@ def modules_of(package: ModuleType) -> Iterator[str]:
             yield module.name
 
 
-MODULES = [name for package in (kode_core, kode_sqlite, kode_conformance) for name in modules_of(package)]
+MODULES = [
+    name for package in (kode_core, kode_postgres, kode_sqlite, kode_conformance) for name in modules_of(package)
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -73,7 +77,10 @@ def documented(name: str, thing: Any, home: str) -> Iterator[str]:
                 routine = value.fget
             if member.startswith("_") or not inspect.isfunction(routine):
                 continue
-            if hasattr(Engine, member) and thing is not Engine:  # said there
+            if any(hasattr(said, member) for said in (Engine, Notifies)) and thing not in (
+                Engine,
+                Notifies,
+            ):  # said there
                 continue
             if not inspect.getdoc(getattr(thing, member)) and not routine.__doc__:
                 yield f"{name}.{member}"

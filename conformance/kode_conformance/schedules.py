@@ -8,6 +8,7 @@ queue, as uvloop has none, gets staggered starts in its stead.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import sys
 from collections import deque
@@ -68,9 +69,10 @@ def shuffling_works() -> bool:
 class _Queue(deque[Any]):
     """The handles that are ready. While it has an ``rng``, the steps of tasks come in a random order.
 
-    What is no step of a task, such as the callbacks of transports, keeps its order. The queue stays with its loop: one
-    that went away could take along what another thread was just putting into it. For the same reason it looks into the
-    queue that it came in place of.
+    What is no step of a task, such as the callbacks of transports, keeps its order; and no step overtakes what the loop
+    itself has to do for a socket before the task goes on that waited for it. The queue stays with its loop: one that
+    went away could take along what another thread was just putting into it. For the same reason it looks into the queue
+    that it came in place of.
     """
 
     def __init__(self, before: deque[Any]) -> None:
@@ -87,7 +89,8 @@ class _Queue(deque[Any]):
         if self.rng is None or not _is_step(self[0]):
             return super().popleft()
         count = super().__len__()  # by index: other threads may add at the end meanwhile
-        place = self.rng.choice([i for i in range(count) if _is_step(self[i])])
+        end = next((i for i in range(count) if _is_of_a_socket(self[i])), count)
+        place = self.rng.choice([i for i in range(end) if _is_step(self[i])])
         handle = self[place]
         del self[place]
         return handle
@@ -95,6 +98,13 @@ class _Queue(deque[Any]):
 
 def _is_step(handle: Any) -> bool:
     return isinstance(getattr(getattr(handle, "_callback", None), "__self__", None), asyncio.Task)
+
+
+def _is_of_a_socket(handle: Any) -> bool:
+    callback = getattr(handle, "_callback", None)
+    return isinstance(callback, functools.partial) and isinstance(
+        getattr(callback.func, "__self__", None), asyncio.AbstractEventLoop
+    )
 
 
 @contextmanager

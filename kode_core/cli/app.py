@@ -12,7 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 import kode_core
-from kode_core.cli import backup, delete, doctor, events, importing, messages, plugins, sessions, stats, tool_calls
+from kode_core.cli import (
+    backup,
+    delete,
+    doctor,
+    events,
+    importing,
+    messages,
+    plugins,
+    schema,
+    sessions,
+    stats,
+    tool_calls,
+)
 from kode_core.cli.opening import StoreOption, default_store
 from kode_core.cli.output import fail, prepare_streams
 from kode_core.errors import KodeError
@@ -51,6 +63,7 @@ COMMANDS: Final = (
     _Command("backup", backup.backup, backup.EXAMPLES),
     _Command("doctor", doctor.doctor, doctor.EXAMPLES),
     _Command("plugins", plugins.plugins, plugins.EXAMPLES),
+    _Command("schema", schema.schema, schema.EXAMPLES),
     _Command("version", version),
 )
 

@@ -64,7 +64,8 @@ def _refuse_missing(configured: Configured) -> None:
             )
     is_there = configured.backend.is_there
     if is_there is not None and not is_there(configured.options):
+        where = ", ".join(places(configured)) or "the address"
         raise ConfigurationError(
-            f"what is at {', '.join(places(configured))} (from {configured.source}) is no {configured.backend.name} "
-            "store of kode: a look makes none of it"
+            f"what is at {where} (from {configured.source}) is no {configured.backend.name} store of kode: "
+            "a look makes none of it"
         )

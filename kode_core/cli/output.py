@@ -36,6 +36,7 @@ __all__ = [
     "utc",
     "visible",
     "wire",
+    "write_text",
 ]
 
 _PIPED_WIDTH: Final = 1_000_000
@@ -188,6 +189,11 @@ async def print_json_rows(fields: Mapping[str, Any], name: str, rows: AsyncItera
         _write(separator + _json_bytes(wire(row)))
         separator = b",\n"
     _write(b"\n]}\n")
+
+
+def write_text(text: str) -> None:
+    """Print text as it is: for another program, such as psql."""
+    _write(text.encode())
 
 
 def _write(raw: bytes) -> None:

@@ -25,7 +25,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Engine, Medium
+from kode_core.engine import Engine, Medium, Watch, watch
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
 __all__ = ["Layer"]
@@ -99,6 +99,9 @@ class Layer:
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
         await self.around("release_lease", self.inner.release_lease, agent_id, fence)
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        return watch(self.inner, agent_id, wake)
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return self.inner.probes()

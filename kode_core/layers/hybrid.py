@@ -29,7 +29,7 @@ from kode_core.batch import (
     Outcome,
 )
 from kode_core.codec import Body, digest
-from kode_core.engine import Engine, Medium
+from kode_core.engine import Engine, Medium, Watch, watch
 from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.layers.base import Layer
@@ -166,6 +166,9 @@ class HybridEngine(Layer):
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         return await self.files.events(agent_id, span)
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        return watch(self.files, agent_id, wake)
 
     async def last_event(self, agent_id: str) -> EventRow | None:
         return await self.files.last_event(agent_id)

@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
 from kode_core.codec import Body, decode
+from kode_core.engine import Watch, watch
 from kode_core.errors import InvalidArgumentError, KodeError, OutcomeUnknownError
 from kode_core.ids import check_agent_id
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
@@ -21,6 +22,7 @@ from kode_core.store.rows import INT64
 __all__ = ["EventAppender", "EventReader"]
 
 _PAGE = 500
+_LOOK_ANYWAY_S = 2.0  # where the engine tells of appends
 _MAX_GROUP = 1000  # small enough that one group is encoded while another is committed
 
 
@@ -191,7 +193,8 @@ class EventReader:
     async def _follow(
         self, agent_id: str, since_seq: int | None, after_offset: int, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
-        with self._appender.watching(agent_id) as appended:
+        with self._appender.watching(agent_id) as appended, ExitStack() as stack:
+            told: Watch | None = None
             while True:
                 appended.clear()
                 span = EventRange(
@@ -201,13 +204,18 @@ class EventReader:
                 for row in rows:
                     after_offset = row.offset
                     yield stored_event(agent_id, row)
+                if told is None and len(rows) < _PAGE:
+                    told = watch(self._context.engine, agent_id, appended.set)
+                    if told is not None:
+                        stack.callback(told.close)
                 if len(rows) < _PAGE:
-                    await self._wait(appended)
+                    await self._wait(appended, told)
 
-    async def _wait(self, appended: asyncio.Event) -> None:
+    async def _wait(self, appended: asyncio.Event, told: Watch | None) -> None:
         """Until this store appends, or another may have."""
+        seconds = max(self._poll, _LOOK_ANYWAY_S) if told is not None and told.is_live else self._poll
         try:
-            async with asyncio.timeout(self._poll):
+            async with asyncio.timeout(seconds):
                 await appended.wait()
         except TimeoutError:
             pass

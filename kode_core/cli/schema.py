@@ -1,0 +1,42 @@
+"""``kode schema``: what has to be run on a server by somebody who may make tables."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Final
+
+import typer
+
+from kode_core.cli.output import write_text
+from kode_core.config import configure
+from kode_core.errors import InvalidArgumentError, UnsupportedError
+from kode_core.plugins import registry
+
+__all__ = ["EXAMPLES", "schema"]
+
+EXAMPLES: Final = (
+    "kode schema postgres --print",
+    "kode schema postgres --schema agents --print | psql kode_agents",
+    "kode schema 'postgres:?table_prefix=bot_' --print",
+)
+
+
+def schema(
+    backend: Annotated[str, typer.Argument(metavar="BACKEND|URL", help="A backend's name, or a URL with its options.")],
+    print_: Annotated[bool, typer.Option("--print", help="Print it; nothing is connected to or changed.")] = False,
+    name: Annotated[
+        str | None, typer.Option("--schema", metavar="NAME", help="The schema to make the tables in.")
+    ] = None,
+) -> None:
+    """Print what a store needs on its server before it is opened without the right to make it.
+
+    For PostgreSQL that is SQL. A store that is opened with that right makes it by itself.
+    """
+    if not print_:
+        raise InvalidArgumentError("kode schema changes nothing by itself; say --print, and run what it prints")
+    options: dict[str, Any] = {} if name is None else {"schema": name}
+    target: Any = backend if ":" in backend else {"type": backend}
+    configured = configure(target, options, registry.backend, os.environ)
+    if configured.backend.schema is None:
+        raise UnsupportedError(f"backend {configured.backend.name!r} needs nothing that could be printed")
+    write_text(configured.backend.schema(configured.options))

@@ -1,0 +1,176 @@
+"""The PostgreSQL engine: group commit over a few connections, reads in one statement each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kode_core.batch import (
+    Batch,
+    Child,
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    Fence,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outcome,
+    Outline,
+    SessionRow,
+    Totals,
+)
+from kode_core.codec import Body
+from kode_core.engine import Medium, Watch
+from kode_core.errors import UnsupportedError
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_postgres.commits import Committer
+from kode_postgres.connection import Connections, Session, open_connections
+from kode_postgres.forks import Forks, Leases
+from kode_postgres.listen import Listener
+from kode_postgres.options import PostgresOptions, resolved
+from kode_postgres.reads import Reads
+from kode_postgres.schema import Tables
+from kode_postgres.writes import Statements
+
+__all__ = ["PostgresEngine"]
+
+T = TypeVar("T")
+
+_FORK_SECONDS = 60.0
+
+
+class PostgresEngine:
+    """See :class:`kode_core.engine.Engine`."""
+
+    name = "postgres"
+
+    def __init__(self, connections: Connections, tables: Tables, *, durable: bool) -> None:
+        self.tables = tables
+        self.connections = connections
+        self.reads = Reads(tables)
+        self._committer = Committer(connections, Statements(tables, durable=durable))
+        self._forks = Forks(tables, durable=durable)
+        self._leases = Leases(tables)
+        self._listener = None if connections.connect is None else Listener(connections.connect, tables)
+        self._jobs: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return self.connections.place
+
+    @classmethod
+    async def open(cls, options: PostgresOptions) -> PostgresEngine:
+        """Connect, make what is missing, and bring the tables to this version."""
+        options = resolved(options)
+        tables = Tables(options)
+        connections = await open_connections(options, tables)
+        return cls(connections, tables, durable=options.durability == "full")
+
+    # --- writing
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return await self._committer.commit(batches)
+
+    async def _write(self, call: Callable[[Session], Awaitable[T]], seconds: float | None = None) -> T:
+        """Write to the end even when the caller is cancelled."""
+        task = asyncio.ensure_future(self.connections.write(call, seconds))
+        self._jobs.add(task)
+        task.add_done_callback(self._job_done)
+        return await asyncio.shield(task)
+
+    def _job_done(self, task: asyncio.Task[Any]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        return await self._write(lambda s: self._forks.fork(s, agent_id, children, expect, now), _FORK_SECONDS)
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        return await self._write(lambda s: self._leases.acquire(s, agent_id, owner, ttl_ms))
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        return await self._write(lambda s: self._leases.renew(s, agent_id, fence, ttl_ms))
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await self._write(lambda s: self._leases.release(s, agent_id, fence))
+
+    # --- reading
+
+    async def _read(self, agent_id: str | None, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Read what is of the agent, or of all."""
+        await self._committer.settled(agent_id)
+        return await self.connections.read(lambda session: call(session, *args))
+
+    async def head(self, agent_id: str) -> Head | None:
+        return await self._read(agent_id, self.reads.head, agent_id)
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        return await self._read(agent_id, self.reads.rows, agent_id, kind)
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
+        return await self._read(agent_id, self.reads.outline, agent_id, kind, keys)
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        return await self._read(agent_id, self.reads.docs, agent_id, kind, key)
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        return await self._read(agent_id, self.reads.events, agent_id, span)
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        return await self._read(agent_id, self.reads.last_event, agent_id)
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        return await self._read(None, self.reads.agent_ids, prefix, after, limit)
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        return await self._read(query.agent_id, self.reads.find_sessions, query)
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        return await self._read(query.agent_id, self.reads.find_rows, query)
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        return await self._read(agent_id, self.reads.stats, agent_id)
+
+    async def totals(self) -> Totals:
+        return await self._read(None, self.reads.totals)
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        return await self._read(agent_id, self.reads.inspect, agent_id)
+
+    # --- operations
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        """None behind a pooler in transaction mode, which passes no notifications on, and with a caller's pool."""
+        return None if self._listener is None else self._listener.watch(agent_id, wake)
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return [("database", self._ping)]
+
+    async def _ping(self) -> None:
+        """See that the tables are there and that this server takes writes."""
+
+        async def ask(session: Session) -> None:
+            await session.fetch(
+                f"UPDATE {self.tables.meta} SET value = value WHERE key = 'a key that is not there' RETURNING value"
+            )
+
+        await self.connections.probe(ask)
+
+    async def backup(self, target: Path) -> list[Path]:
+        raise UnsupportedError(
+            f"a PostgreSQL database is not copied by this store; run: pg_dump --format=custom --file={target} DATABASE"
+        )
+
+    async def close(self) -> None:
+        if self._listener is not None:
+            await self._listener.close()
+        await self._committer.close()
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+        await self.connections.close()

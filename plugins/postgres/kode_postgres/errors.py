@@ -1,0 +1,108 @@
+"""PostgreSQL's errors as this library's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+
+from kode_core.errors import (
+    ConfigurationError,
+    CorruptRecordError,
+    KodeError,
+    PayloadTooLargeError,
+    StorageError,
+    StoreBusyError,
+    StoreFullError,
+    StoreReadOnlyError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
+
+__all__ = ["is_conflict", "is_locked_out", "is_lost", "is_starting", "to_kode_error"]
+
+_Kind = tuple[type[KodeError], str]
+
+# By SQLSTATE, or its first two characters (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+_BY_CODE: Final[dict[str, _Kind]] = {
+    "08": (StoreUnavailableError, "the connection failed"),
+    "0A000": (StorageError, "the server cannot do this; kode-postgres needs PostgreSQL 13 or later"),
+    "22": (StorageError, "the server refused a value"),
+    "25006": (StoreReadOnlyError, "the server is read-only, perhaps a standby; connect to the primary"),
+    "28": (StoreUnavailableError, "the server refused the user or the password; check both, and pg_hba.conf"),
+    "3D000": (StoreUnavailableError, "there is no such database; make it with createdb"),
+    "3F000": (StoreUnavailableError, "there is no such schema; make it, or leave create on"),
+    "40": (StoreBusyError, "other writers were in the way again and again"),
+    "42501": (StoreReadOnlyError, "the user lacks a right; see GRANT, or 'kode schema postgres --print'"),
+    "42P01": (StoreUnavailableError, "tables of kode are missing; run what 'kode schema postgres --print' prints"),
+    "42": (StorageError, "the tables are not those of this version; see 'kode schema postgres --print'"),
+    "53100": (StoreFullError, "the server's disk is full; make room and try again"),
+    "53200": (StoreUnavailableError, "the server is out of memory"),
+    "53300": (StoreUnavailableError, "the server has too many connections; lower max, or raise its max_connections"),
+    "53": (StoreUnavailableError, "the server is short of something"),
+    "54": (PayloadTooLargeError, "a record is larger than PostgreSQL can take"),
+    "55P03": (StoreBusyError, "another session kept the agent locked"),
+    "57014": (StoreTimeoutError, "the server gave up the statement; see its statement_timeout"),
+    "57": (StoreUnavailableError, "the server is starting up or shutting down"),
+    "58": (StoreUnavailableError, "the server's system failed"),
+    "XX001": (CorruptRecordError, "a table is damaged; put back a backup"),
+    "XX002": (CorruptRecordError, "an index is damaged; run REINDEX"),
+}
+_STARTING: Final = ("57P03", "53300")
+_ENDED: Final = ("57P01", "57P02", "57P05", "08")
+_CONFLICT: Final = ("40001", "40P01")
+
+
+def _code(exc: BaseException) -> str:
+    return getattr(exc, "sqlstate", None) or ""
+
+
+def is_lost(exc: BaseException) -> bool:
+    """Whether the connection is gone or silent, so that nobody knows what became of a statement."""
+    if isinstance(exc, asyncpg.PostgresError):
+        return _code(exc).startswith(_ENDED)
+    if isinstance(exc, asyncpg.DataError):
+        return False
+    return isinstance(exc, (OSError, TimeoutError, EOFError, asyncpg.InterfaceError, asyncpg.InternalClientError))
+
+
+def is_starting(exc: BaseException) -> bool:
+    """Whether the server does not take connections now and may soon."""
+    if isinstance(exc, asyncpg.PostgresError):
+        return _code(exc).startswith((*_STARTING, *_ENDED))
+    return isinstance(exc, (ConnectionError, FileNotFoundError, EOFError))
+
+
+def is_conflict(exc: BaseException) -> bool:
+    """Whether other sessions were in the way: nothing was written, and the same may work at once."""
+    return isinstance(exc, asyncpg.PostgresError) and _code(exc) in _CONFLICT
+
+
+def is_locked_out(exc: BaseException | None) -> bool:
+    """Whether another session kept a row locked for longer than the statement would wait."""
+    return isinstance(exc, asyncpg.LockNotAvailableError)
+
+
+def to_kode_error(exc: BaseException, place: str) -> KodeError:
+    """The error of this library for *exc*; the server's words stay, what it quotes of the data does not."""
+    if isinstance(exc, KodeError):
+        return exc
+    if isinstance(exc, asyncpg.PostgresError):
+        code = _code(exc)
+        kind, remedy = _BY_CODE.get(code) or _BY_CODE.get(code[:2]) or (StorageError, "PostgreSQL failed")
+        text = f"{remedy} ({code or 'no code'}: {_words(exc)})"
+        return CorruptRecordError(place, text) if kind is CorruptRecordError else kind(f"{place}: {text}")
+    if isinstance(exc, TimeoutError):
+        return StoreUnavailableError(f"{place}: no answer in time; check the address, the network and the load")
+    if isinstance(exc, asyncpg.ClientConfigurationError):
+        return ConfigurationError(f"{place}: the connection's options do not fit together: {exc}")
+    if isinstance(exc, (OSError, EOFError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        said = exc.strerror if isinstance(exc, OSError) else None
+        words = said or (str(exc.args[0]) if exc.args else type(exc).__name__)
+        return StoreUnavailableError(f"{place}: cannot be reached; is it running, and is the address right? ({words})")
+    return StorageError(f"{place}: the driver failed: {type(exc).__name__}")
+
+
+def _words(exc: asyncpg.PostgresError) -> str:
+    """The message alone: details quote values."""
+    return str(getattr(exc, "message", None) or type(exc).__name__).splitlines()[0][:300]

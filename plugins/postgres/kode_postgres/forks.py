@@ -1,0 +1,112 @@
+"""Forks and leases: one statement each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from kode_core.batch import FORKED_DOCS, Child, Fence, first_version
+from kode_core.codec import Body
+from kode_postgres.connection import Session
+from kode_postgres.schema import Tables
+from kode_postgres.statements import ROWS, Part, sync
+
+__all__ = ["Forks", "Leases"]
+
+
+class Forks:
+    """Copies agents on the server."""
+
+    def __init__(self, tables: Tables, *, durable: bool) -> None:
+        self._tables = tables
+        self._statement = self._text(sync(durable))
+
+    async def fork(self, session: Session, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        """Copy one instant of the agent to each child, all or none; False when its info is no longer *expect*."""
+        if session.is_retry:
+            made = f"SELECT count(*) FROM {self._tables.agents} WHERE agent_id = ANY ($1::text[])"
+            if (await session.fetch(made, [child.agent_id for child in children]))[0][0]:
+                return True
+        infos = [child.info for child in children]
+        rows = await session.fetch(
+            self._statement,
+            agent_id,
+            expect.digest,
+            now,
+            [kind.value for kind in FORKED_DOCS],
+            [child.agent_id for child in children],
+            [info.template_id for info in infos],
+            [info.created_at for info in infos],
+            [json.dumps(dict(info.metadata)) for info in infos],
+            [info.body.digest for info in infos],
+            [info.body.text for info in infos],
+            [first_version() for _ in infos],
+            [first_version() for _ in infos],
+        )
+        return bool(rows[0][0])
+
+    def _text(self, sync: str) -> str:
+        t = self._tables
+        child = (
+            "SELECT * FROM unnest($5::text[], $6::text[], $7::bigint[], $8::text[], $9::bytea[], $10::text[],"
+            " $11::bigint[], $12::bigint[]) c (agent_id, template_id, created_at, metadata, digest, body, messages,"
+            " tool_calls)"
+        )
+        parent = (
+            f"SELECT a.* FROM {t.agents} a JOIN {t.infos} i ON i.agent_id = a.agent_id"
+            " WHERE a.agent_id = $1 AND a.created_at IS NOT NULL AND i.digest = $2"
+        )
+        versions = (
+            "CASE p.message_version WHEN 0 THEN 0 ELSE c.messages END, p.message_count,"
+            " CASE p.tool_call_version WHEN 0 THEN 0 ELSE c.tool_calls END, p.tool_call_count"
+        )
+        return (
+            f"WITH child AS MATERIALIZED ({child}), parent AS MATERIALIZED ({parent}),"
+            f" heads AS (INSERT INTO {t.agents} (agent_id, message_version, message_count, tool_call_version,"
+            " tool_call_count, updated_at, last_offset, ops, op_times, template_id, created_at)"
+            f" SELECT c.agent_id, {versions}, $3::bigint, 0, '{{}}', '{{}}', c.template_id, c.created_at"
+            " FROM child c, parent p RETURNING 1),"
+            f" infos AS (INSERT INTO {t.infos} (agent_id, metadata, digest, body)"
+            " SELECT c.agent_id, c.metadata::jsonb, c.digest, c.body::json FROM child c, parent p),"
+            f" messages AS ({self._copy(t.messages, [c.name for c in ROWS[Part.MESSAGES][1:]])}),"
+            f" tool_calls AS ({self._copy(t.tool_calls, [c.name for c in ROWS[Part.TOOL_CALLS][1:]])}),"
+            f" docs AS ({self._copy(t.docs, [c.name for c in ROWS[Part.DOCS][1:]])} WHERE r.kind = ANY ($4::text[]))"
+            f" SELECT (SELECT count(*) FROM heads), {sync}"
+        )
+
+    def _copy(self, table: str, columns: Sequence[str]) -> str:
+        return (
+            f"INSERT INTO {table} (agent_id, {', '.join(columns)}) SELECT c.agent_id,"
+            f" {', '.join(f'r.{c}' for c in columns)} FROM child c, parent p JOIN {table} r ON r.agent_id = p.agent_id"
+        )
+
+
+class Leases:
+    """Leases by the server's clock. A row stays when its lease has ended, so that no token comes again."""
+
+    def __init__(self, tables: Tables) -> None:
+        t, until = tables.leases, "clock_timestamp() + $3::bigint * interval '1 millisecond'"
+        self._acquire = (
+            f"INSERT INTO {t} AS l (agent_id, owner, token, expires) VALUES ($1, $2, 1, {until})"
+            " ON CONFLICT (agent_id) DO UPDATE SET owner = excluded.owner,"
+            " token = CASE l.owner WHEN excluded.owner THEN l.token ELSE l.token + 1 END,"
+            f" expires = {until} WHERE l.expires <= clock_timestamp() OR l.owner = excluded.owner RETURNING token"
+        )
+        mine = "agent_id = $1 AND owner = $2"
+        self._renew = (
+            f"UPDATE {t} SET expires = {until} WHERE {mine} AND token = $4 AND expires > clock_timestamp() RETURNING 1"
+        )
+        self._release = f"UPDATE {t} SET expires = '-infinity', owner = '' WHERE {mine} AND token = $3"
+
+    async def acquire(self, session: Session, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        """The new token, or None when the lease is held; an owner that asks again gets its own."""
+        row = await session.fetchrow(self._acquire, agent_id, owner, ttl_ms)
+        return None if row is None else int(row[0])
+
+    async def renew(self, session: Session, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        """False when the lease ended."""
+        return bool(await session.fetch(self._renew, agent_id, fence.owner, ttl_ms, fence.token))
+
+    async def release(self, session: Session, agent_id: str, fence: Fence) -> None:
+        """End the lease if it is still this one."""
+        await session.fetch(self._release, agent_id, fence.owner, fence.token)

@@ -1,0 +1,341 @@
+"""The statement that writes a group of batches: one round trip, one commit, whatever is in them.
+
+It takes the heads' locks, checks what must hold, changes the heads, and writes rows for those agents only whose head
+it changed. Its answer has a row for each of these; a batch that is not among them was not applied. The parts of the
+statement depend on what the group has in it, so that an append of events does not pay for lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Flag, auto
+from functools import cached_property
+from typing import Final, NamedTuple
+
+from kode_core.batch import ListKind
+from kode_postgres.listen import channel_of
+from kode_postgres.schema import KEPT_OPS, Tables
+
+__all__ = ["LISTS", "LOCK_WAIT", "PUTS", "Column", "Part", "WriteStatement", "sync"]
+
+LOCK_WAIT: Final = "8s"
+_LOCK_WAIT_OF_SEVERAL: Final = "1s"  # they hold up each other; alone, each can wait
+
+
+class Part(Flag):
+    """What a group has in it."""
+
+    SEVERAL = auto()
+    FENCE = auto()
+    AGE = auto()
+    REPEATED = auto()
+    TOUCH = auto()
+    MESSAGES = auto()
+    MESSAGES_PUT = auto()
+    TOOL_CALLS = auto()
+    TOOL_CALLS_PUT = auto()
+    INFO = auto()
+    DOCS = auto()
+    EVENTS = auto()
+
+
+class Column(NamedTuple):
+    """A column of the arrays that go in."""
+
+    name: str
+    type: str
+
+
+def _list_columns(one: str) -> tuple[Column, ...]:
+    """Of a list in a batch: the version before the first, NULL where the list is not written; what must hold; its end.
+
+    ``least`` is how long it is at least after rows were put.
+    """
+    return (
+        Column(f"{one}_first", "bigint"),
+        Column(f"{one}_expect", "bigint"),
+        Column(f"{one}_length", "bigint"),
+        Column(f"{one}_least", "bigint"),
+        Column(f"{one}_append", "bigint"),
+    )
+
+
+INPUT: Final[dict[Part | None, tuple[Column, ...]]] = {
+    None: (Column("agent_id", "text"),),
+    Part.FENCE: (Column("fence_owner", "text"), Column("fence_token", "bigint")),
+    Part.AGE: (Column("expect_updated_at", "bigint"),),
+    Part.TOUCH: (Column("op", "bigint"), Column("now", "bigint")),
+    Part.MESSAGES: _list_columns("message"),
+    Part.TOOL_CALLS: _list_columns("tool_call"),
+    Part.INFO: (Column("has_info", "boolean"), Column("template_id", "text"), Column("created_at", "bigint")),
+    Part.EVENTS: (Column("events", "bigint"),),
+}
+"""What is known of each batch, by the part that needs it."""
+
+_ROW: Final = (Column("n", "bigint"), Column("position", "bigint"), Column("created_at", "bigint"))
+_BODY: Final = (Column("digest", "bytea"), Column("body", "text"))
+ROWS: Final[dict[Part, tuple[Column, ...]]] = {
+    Part.MESSAGES: (*_ROW, Column("role", "text"), Column("content_types", "text"), *_BODY),
+    Part.TOOL_CALLS: (
+        *_ROW,
+        Column("call_id", "text"),
+        Column("tool_name", "text"),
+        Column("state", "text"),
+        Column("is_error", "boolean"),
+        Column("has_approval", "boolean"),
+        *_BODY,
+    ),
+    Part.INFO: (Column("n", "bigint"), Column("metadata", "text"), *_BODY),
+    Part.DOCS: (
+        Column("n", "bigint"),
+        Column("kind", "text"),
+        Column("key_hash", "bytea"),
+        Column("key", "text"),
+        Column("time", "bigint"),
+        *_BODY,
+    ),
+    Part.EVENTS: (
+        Column("n", "bigint"),
+        Column("k", "bigint"),
+        Column("seq", "bigint"),
+        Column("channel", "text"),
+        *_BODY,
+    ),
+}
+"""The rows that go into each table; ``n`` is the number of the batch, from 1. A position below 0 is one of those that
+are appended: -1 is the first of them."""
+
+LISTS: Final = {ListKind.MESSAGES: Part.MESSAGES, ListKind.TOOL_CALLS: Part.TOOL_CALLS}
+PUTS: Final = {Part.MESSAGES: Part.MESSAGES_PUT, Part.TOOL_CALLS: Part.TOOL_CALLS_PUT}
+_ONE: Final = {Part.MESSAGES: "message", Part.TOOL_CALLS: "tool_call"}
+
+_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
+
+class WriteStatement:
+    """The statement for groups with these parts in them."""
+
+    def __init__(self, tables: Tables, parts: Part, *, durable: bool) -> None:
+        self._tables = tables
+        self._parts = parts
+        self._durable = durable
+        self._arguments = 0
+        self.input = tuple(c for part, columns in INPUT.items() if part is None or part in parts for c in columns)
+        self.rows = {part: columns for part, columns in ROWS.items() if part in parts}
+
+    def __contains__(self, part: Part) -> bool:
+        return part in self._parts
+
+    @cached_property
+    def text(self) -> str:
+        """The statement. Its arguments are the columns of ``input``, then those of ``rows``, then the age in ms."""
+        self._arguments = 0
+        unnested = self._unnest("i", self.input, "n")
+        tables = {part: self._unnest("r", columns) for part, columns in self.rows.items()}
+        wait = _LOCK_WAIT_OF_SEVERAL if Part.SEVERAL in self else LOCK_WAIT
+        limit = f"(SELECT set_config('lock_timeout', '{wait}', true) AS limited OFFSET 0) s"
+        ctes = [f"input AS MATERIALIZED (SELECT i.* FROM {limit}, {unnested} WHERE s.limited IS NOT NULL)"]
+        if Part.FENCE in self:
+            ctes.append(f"fence AS ({self._fence()})")
+        if Part.SEVERAL in self:
+            order = f"SELECT a.agent_id FROM {self._tables.agents} a JOIN input i USING (agent_id)"
+            ctes.append(f"locked AS MATERIALIZED ({order} ORDER BY a.agent_id FOR UPDATE OF a)")
+        ctes += [f"old AS ({self._update()})", f"fresh AS ({self._insert()})", f"head AS ({self._head()})"]
+        for part, rows in tables.items():
+            ctes += self._writes(part, rows)
+        return f"WITH {', '.join(ctes)} {self._answer()}"
+
+    def _unnest(self, name: str, columns: Sequence[Column], ordinal: str | None = None) -> str:
+        marks = []
+        for column in columns:
+            self._arguments += 1
+            marks.append(f"${self._arguments}::{column.type}[]")
+        names = ", ".join([c.name for c in columns] + ([ordinal] if ordinal else []))
+        return f"unnest({', '.join(marks)}){' WITH ORDINALITY' if ordinal else ''} AS {name} ({names})"
+
+    # --- heads
+
+    def _fence(self) -> str:
+        """The batches whose lease is held; it cannot be taken over before this is committed."""
+        return (
+            f"SELECT l.agent_id FROM {self._tables.leases} l JOIN input i USING (agent_id)"
+            " WHERE l.owner = i.fence_owner AND l.token = i.fence_token AND l.expires > clock_timestamp()"
+            " ORDER BY l.agent_id FOR SHARE OF l"
+        )
+
+    def _lists(self) -> list[tuple[Part, str]]:
+        return [(part, _ONE[part]) for part in LISTS.values() if part in self]
+
+    def _update(self) -> str:
+        """Heads that are there."""
+        sets = ["last_offset = a.last_offset + " + ("i.events" if Part.EVENTS in self else "0")]
+        holds = ["a.agent_id = i.agent_id"]
+        for _, one in self._lists():
+            version = f"CASE a.{one}_version WHEN 0 THEN i.{one}_first ELSE a.{one}_version END + 1"
+            count = f"greatest(least(a.{one}_count, i.{one}_length), i.{one}_least) + i.{one}_append"
+            sets.append(f"{one}_version = CASE WHEN i.{one}_first IS NULL THEN a.{one}_version ELSE {version} END")
+            sets.append(f"{one}_count = CASE WHEN i.{one}_first IS NULL THEN a.{one}_count ELSE {count} END")
+            holds.append(f"(i.{one}_expect IS NULL OR i.{one}_expect = a.{one}_version)")
+        if Part.TOUCH in self:
+            sets += self._touched()
+            holds.append("(i.op IS NULL OR i.op <> ALL (a.ops))")
+        if Part.INFO in self:
+            sets.append("template_id = CASE WHEN i.has_info THEN i.template_id ELSE a.template_id END")
+            sets.append("created_at = CASE WHEN i.has_info THEN i.created_at ELSE a.created_at END")
+        if Part.AGE in self:
+            holds.append("(i.expect_updated_at IS NULL OR i.expect_updated_at = a.updated_at)")
+        if Part.REPEATED in self:
+            old = f"a.op_times[{KEPT_OPS}]"
+            holds.append(f"({old} IS NULL OR {old} < {_NOW} - ${self._arguments + 1}::bigint)")
+        source = "input i" + (" JOIN locked k USING (agent_id)" if Part.SEVERAL in self else "")
+        return (
+            f"UPDATE {self._tables.agents} a SET {', '.join(sets)} FROM {source}"
+            f" WHERE {' AND '.join([*holds, *self._fenced()])} RETURNING i.n, {self._returned('a')}"
+        )
+
+    def _touched(self) -> list[str]:
+        def unless_untouched(column: str, value: str) -> str:
+            return f"{column} = CASE WHEN i.op IS NULL THEN a.{column} ELSE {value} END"
+
+        return [
+            unless_untouched("updated_at", "greatest(a.updated_at + 1, i.now)"),
+            unless_untouched("ops", f"(array_prepend(i.op, a.ops))[1:{KEPT_OPS}]"),
+            unless_untouched("op_times", f"(array_prepend({_NOW}, a.op_times))[1:{KEPT_OPS}]"),
+        ]
+
+    def _insert(self) -> str:
+        """Heads that are not there yet; where another session makes one first, the batch is left out."""
+        values = {
+            "agent_id": "i.agent_id",
+            **{f"{one}_{what}": "0" for one in _ONE.values() for what in ("version", "count")},
+            "updated_at": "0",
+            "last_offset": "i.events" if Part.EVENTS in self else "0",
+            "ops": "'{}'",
+            "op_times": "'{}'",
+        }
+        holds = [f"NOT EXISTS (SELECT FROM {self._tables.agents} a WHERE a.agent_id = i.agent_id)"]
+        for _, one in self._lists():
+            values[f"{one}_version"] = f"coalesce(i.{one}_first + 1, 0)"
+            values[f"{one}_count"] = f"coalesce(i.{one}_least + i.{one}_append, 0)"
+            holds.append(f"coalesce(i.{one}_expect, 0) = 0")
+        if Part.TOUCH in self:
+            values["updated_at"] = "CASE WHEN i.op IS NULL THEN 0 ELSE greatest(i.now, 1) END"
+            values["ops"] = "CASE WHEN i.op IS NULL THEN '{}' ELSE ARRAY[i.op] END"
+            values["op_times"] = f"CASE WHEN i.op IS NULL THEN '{{}}' ELSE ARRAY[{_NOW}] END"
+        if Part.INFO in self:
+            values |= {"template_id": "i.template_id", "created_at": "i.created_at"}
+        if Part.AGE in self:
+            holds.append("coalesce(i.expect_updated_at, 0) = 0")
+        return (
+            f"INSERT INTO {self._tables.agents} AS a ({', '.join(values)}) SELECT {', '.join(values.values())}"
+            f" FROM input i WHERE {' AND '.join([*holds, *self._fenced()])} ORDER BY i.agent_id"
+            f" ON CONFLICT (agent_id) DO NOTHING RETURNING {self._returned('a')}"
+        )
+
+    def _fenced(self) -> list[str]:
+        if Part.FENCE not in self:
+            return []
+        return ["(i.fence_owner IS NULL OR EXISTS (SELECT FROM fence f WHERE f.agent_id = i.agent_id))"]
+
+    def _returned(self, table: str) -> str:
+        names = ("agent_id", "message_version", "message_count", "tool_call_version", "tool_call_count", "last_offset")
+        return ", ".join(f"{table}.{name}" for name in names)
+
+    def _head(self) -> str:
+        """What was changed, with what is needed to write the rows."""
+        more = [f"i.{one}_{what}" for _, one in self._lists() for what in ("length", "append")]
+        more += ["i.events"] if Part.EVENTS in self else []
+        columns = ", ".join([f"i.n, {self._returned('h')}", *more])
+        return (
+            f"SELECT {columns} FROM (SELECT o.* FROM old o UNION ALL SELECT i.n, f.* FROM fresh f"
+            " JOIN input i USING (agent_id)) h JOIN input i ON i.n = h.n"
+        )
+
+    # --- rows
+
+    def _writes(self, part: Part, rows: str) -> list[str]:
+        if part in PUTS:
+            return self._list_writes(part, rows)
+        return {Part.INFO: self._info, Part.DOCS: self._docs, Part.EVENTS: self._events}[part](rows)
+
+    def _list_writes(self, part: Part, rows: str) -> list[str]:
+        one, columns = _ONE[part], [c.name for c in ROWS[part][1:]]
+        table = getattr(self._tables, f"{one}s")
+        place = f"CASE WHEN r.position < 0 THEN h.{one}_count - h.{one}_append - 1 - r.position ELSE r.position END"
+        values = ", ".join(["h.agent_id", place, *(_value(c) for c in columns[1:])])
+        insert = (
+            f"INSERT INTO {table} (agent_id, {', '.join(columns)}) SELECT {values} FROM {rows} JOIN head h ON h.n = r.n"
+        )
+        if PUTS[part] not in self:
+            return [f"{one}s AS ({insert})"]
+        updates = ", ".join(f"{c} = excluded.{c}" for c in columns[1:])
+        cut = (
+            f"DELETE FROM {table} t USING head h WHERE t.agent_id = h.agent_id AND h.{one}_length IS NOT NULL"
+            f" AND t.position >= h.{one}_count"
+        )
+        return [
+            f"{one}s_cut AS ({cut})",
+            f"{one}s AS ({insert} ON CONFLICT (agent_id, position) DO UPDATE SET {updates})",
+        ]
+
+    def _info(self, rows: str) -> list[str]:
+        return [
+            f"infos AS (INSERT INTO {self._tables.infos} (agent_id, metadata, digest, body)"
+            f" SELECT h.agent_id, r.metadata::jsonb, r.digest, r.body::json FROM {rows} JOIN head h ON h.n = r.n"
+            " ON CONFLICT (agent_id) DO UPDATE SET"
+            " metadata = excluded.metadata, digest = excluded.digest, body = excluded.body)"
+        ]
+
+    def _docs(self, rows: str) -> list[str]:
+        """A row without a body removes the document."""
+        table = self._tables.docs
+        return [
+            f"given AS MATERIALIZED (SELECT h.agent_id, r.* FROM {rows} JOIN head h ON h.n = r.n)",
+            f"docs_gone AS (DELETE FROM {table} t USING given r WHERE r.body IS NULL"
+            " AND (t.agent_id, t.kind, t.key_hash) = (r.agent_id, r.kind, r.key_hash))",
+            f"docs AS (INSERT INTO {table} (agent_id, kind, key_hash, key, time, digest, body)"
+            " SELECT r.agent_id, r.kind, r.key_hash, r.key, r.time, r.digest, r.body::json FROM given r"
+            " WHERE r.body IS NOT NULL ON CONFLICT (agent_id, kind, key_hash) DO UPDATE SET"
+            " time = excluded.time, digest = excluded.digest, body = excluded.body)",
+        ]
+
+    def _events(self, rows: str) -> list[str]:
+        return [
+            f'events AS (INSERT INTO {self._tables.events} (agent_id, "offset", seq, channel, digest, body)'
+            " SELECT h.agent_id, h.last_offset - h.events + r.k, r.seq, r.channel, r.digest, r.body::json"
+            f" FROM {rows} JOIN head h ON h.n = r.n ORDER BY r.n, r.k"  # of two that are the same the first one counts
+            " ON CONFLICT (agent_id, seq, digest) DO NOTHING RETURNING 1)"
+        ]
+
+    def _answer(self) -> str:
+        """A row for each batch that was applied; the last columns are the same in all of them."""
+        inserted = "(SELECT count(*) FROM events)" if Part.EVENTS in self else "0"
+        answer = [f"h.n, {self._returned('h')}, {inserted} AS inserted", sync(self._durable)]
+        if Part.EVENTS in self:
+            answer.append(self._notified())
+        return f"SELECT {', '.join(answer)} FROM head h"
+
+    def _notified(self) -> str:
+        """Wakes those who follow the agents."""
+        payload = "encode(sha256(convert_to(h.agent_id, 'UTF8')), 'hex')"
+        return (
+            f"(SELECT count(pg_notify('{channel_of(self._tables)}', {payload})) FROM head h JOIN"
+            f" {self._tables.followers} f USING (agent_id) WHERE h.events > 0 AND f.expires > clock_timestamp())"
+        )
+
+
+def sync(durable: bool) -> str:
+    """See to it that a commit waits for the disk, or does not, whatever the server's and the user's settings.
+
+    The session keeps no trace of it, which the next user of a pooled connection would find.
+    """
+    if not durable:
+        return "(SELECT set_config('synchronous_commit', 'off', true))"
+    return (
+        "(SELECT CASE WHEN current_setting('synchronous_commit') IN ('off', 'local')"
+        " THEN set_config('synchronous_commit', 'on', true) END)"
+    )
+
+
+def _value(column: str) -> str:
+    return "r.body::json" if column == "body" else f"r.{column}"

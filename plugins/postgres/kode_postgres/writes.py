@@ -1,0 +1,273 @@
+"""Batches as the arguments of a write statement, and its answer as outcomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+from kode_core.batch import (
+    Applied,
+    Batch,
+    DocKind,
+    ListHead,
+    ListKind,
+    ListWrite,
+    MessageIndex,
+    Refused,
+    Row,
+    first_version,
+)
+from kode_postgres.schema import KEPT_OPS, OF_AN_AGENT, Tables
+from kode_postgres.statements import LISTS, LOCK_WAIT, PUTS, Part, WriteStatement, sync
+
+__all__ = [
+    "Head",
+    "Statements",
+    "applied",
+    "doc_text",
+    "is_touching",
+    "key_hash",
+    "needs_lock",
+    "offsets_of",
+    "op_number",
+]
+
+_NO_PARTS: Final = Part(0)
+
+
+def op_number(op_id: str) -> int:
+    """An operation's id as the 64 bits that a head keeps."""
+    return int.from_bytes(blake2b(op_id.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def key_hash(key: str) -> bytes:
+    """What stands for a document's key in the index, which holds no long values."""
+    return blake2b(key.encode(), digest_size=16).digest()
+
+
+def doc_text(kind: DocKind, text: str) -> str:
+    """A document's body as JSON; what layers keep is plain text."""
+    return json.dumps(text) if kind == DocKind.LAYER else text
+
+
+def is_touching(batch: Batch) -> bool:
+    """Whether the batch changes lists or info, so that it must not be applied twice."""
+    return batch.messages is not None or batch.tool_calls is not None or batch.info is not None
+
+
+def needs_lock(batch: Batch) -> bool:
+    """Whether rows have to be removed that a statement may not see that was begun before it got the lock."""
+    return batch.delete or any(
+        write is not None and write.expect is None and write.length is not None
+        for write in (batch.messages, batch.tool_calls)
+    )
+
+
+def parts_of(batches: Sequence[Batch], *, is_retry: bool) -> Part:
+    """What the batches have in them."""
+    parts = Part.SEVERAL if len(batches) > 1 else _NO_PARTS
+    for batch in batches:
+        for part, has in (
+            (Part.FENCE, batch.fence is not None),
+            (Part.AGE, batch.expect_updated_at is not None),
+            (Part.TOUCH, is_touching(batch)),
+            (Part.INFO, batch.info is not None),
+            (Part.DOCS, bool(batch.docs)),
+            (Part.EVENTS, bool(batch.events)),
+            (Part.REPEATED, is_retry and is_touching(batch)),
+        ):
+            if has:
+                parts |= part
+        for kind, part in LISTS.items():
+            write = _write_of(batch, kind)
+            if write is not None:
+                parts |= part
+                if write.put or write.length is not None:
+                    parts |= PUTS[part]
+    return parts
+
+
+def _write_of(batch: Batch, kind: ListKind) -> ListWrite | None:
+    return batch.messages if kind == ListKind.MESSAGES else batch.tool_calls
+
+
+class Statements:
+    """The write statements of one store's tables, made when they are first needed."""
+
+    def __init__(self, tables: Tables, *, durable: bool) -> None:
+        self._tables = tables
+        self._durable = durable
+        self._made: dict[Part, WriteStatement] = {}
+        now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+        lists = "message_version, message_count, tool_call_version, tool_call_count"
+        self.heads = (
+            f"SELECT agent_id, {lists}, updated_at, ops, op_times[cardinality(op_times)], {now}"
+            f" FROM {tables.agents} WHERE agent_id = ANY ($1::text[])"
+        )
+        self.lock_heads = f"{self.heads} ORDER BY agent_id FOR UPDATE"
+        held = "l.owner = i.owner AND l.token = i.token AND l.expires > clock_timestamp()"
+        self.leases = (
+            "SELECT i.agent_id, i.owner, i.token FROM unnest($1::text[], $2::text[], $3::bigint[]) i (agent_id, owner,"
+            f" token) JOIN {tables.leases} l ON l.agent_id = i.agent_id AND {held}"
+        )
+        self.lock_leases = f"{self.leases} ORDER BY l.agent_id FOR SHARE OF l"
+        self.offsets = (
+            f'SELECT e.agent_id, e.seq, e.digest, e."offset" FROM {tables.events} e'
+            " JOIN unnest($1::text[], $2::bigint[], $3::bytea[]) i (agent_id, seq, digest)"
+            " ON (e.agent_id, e.seq, e.digest) = (i.agent_id, i.seq, i.digest)"
+        )
+        self.empty = [f"DELETE FROM {getattr(tables, name)} WHERE agent_id = ANY ($1::text[])" for name in OF_AN_AGENT]
+        self.bury = (
+            f"UPDATE {tables.agents} a SET message_version = 0, message_count = 0, tool_call_version = 0,"
+            " tool_call_count = 0, updated_at = 0, template_id = NULL, created_at = NULL,"
+            f" ops = CASE WHEN i.op IS NULL THEN a.ops ELSE (array_prepend(i.op, a.ops))[1:{KEPT_OPS}] END,"
+            " op_times = CASE WHEN i.op IS NULL THEN a.op_times"
+            f" ELSE (array_prepend({now}, a.op_times))[1:{KEPT_OPS}] END"
+            " FROM unnest($1::text[], $2::bigint[]) i (agent_id, op) WHERE a.agent_id = i.agent_id"
+        )
+        self.begin = f"SELECT {sync(durable)}, set_config('lock_timeout', '{LOCK_WAIT}', true)"
+
+    def write(self, batches: Sequence[Batch], *, is_retry: bool = False, age_ms: int = 0) -> tuple[str, list[Any]]:
+        """The statement that applies the batches, of which no two are for one agent, and its arguments."""
+        parts = parts_of(batches, is_retry=is_retry)
+        statement = self._made.get(parts)
+        if statement is None:
+            statement = self._made[parts] = WriteStatement(self._tables, parts, durable=self._durable)
+        inputs = zip(*(_input(batch, parts) for batch in batches), strict=True)
+        arguments: list[Any] = [list(column) for column in inputs]
+        for part, columns in statement.rows.items():
+            rows = [row for n, batch in enumerate(batches, 1) for row in _ROWS[part](n, batch)]
+            arguments += map(list, zip(*rows, strict=True)) if rows else [[] for _ in columns]
+        if Part.REPEATED in parts:
+            arguments.append(age_ms)
+        return statement.text, arguments
+
+
+def _input(batch: Batch, parts: Part) -> tuple[Any, ...]:
+    """The batch's values of the columns of ``statements.INPUT``."""
+    values: list[Any] = [batch.agent_id]
+    if Part.FENCE in parts:
+        values += (None, None) if batch.fence is None else (batch.fence.owner, batch.fence.token)
+    if Part.AGE in parts:
+        values.append(batch.expect_updated_at)
+    if Part.TOUCH in parts:
+        values += (op_number(batch.op_id) if is_touching(batch) else None, batch.now)
+    for kind, part in LISTS.items():
+        if part in parts:
+            values += _list_input(_write_of(batch, kind))
+    if Part.INFO in parts:
+        info = batch.info
+        values += (False, None, None) if info is None else (True, info.template_id, info.created_at)
+    if Part.EVENTS in parts:
+        values.append(len(batch.events))
+    return tuple(values)
+
+
+def _list_input(write: ListWrite | None) -> tuple[Any, ...]:
+    if write is None:
+        return (None, None, None, None, None)
+    least = write.put[-1][0] + 1 if write.put else 0
+    return (first_version(), write.expect, write.length, least, len(write.append))
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+
+
+def _list_rows(kind: ListKind, n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    write = _write_of(batch, kind)
+    if write is None:
+        return
+    for position, row in write.put:
+        yield (n, position, *_row_values(row))
+    for i, row in enumerate(write.append):
+        yield (n, -1 - i, *_row_values(row))
+
+
+def _row_values(row: Row) -> tuple[Any, ...]:
+    index, body = row.index, row.body
+    if isinstance(index, MessageIndex):
+        types = "\n".join(("", *index.content_types, ""))
+        return (row.created_at, index.role, types, body.digest, body.text)
+    own = (index.call_id, index.tool_name, index.state, index.is_error, index.has_approval)
+    return (row.created_at, *own, body.digest, body.text)
+
+
+def _info_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    if batch.info is not None:
+        yield (n, json.dumps(dict(batch.info.metadata)), batch.info.body.digest, batch.info.body.text)
+
+
+def _doc_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    last = {(write.kind, write.key): write.doc for write in batch.docs}
+    for (kind, key), doc in last.items():
+        name = (n, kind.value, key_hash(key), key)
+        if doc is None:
+            yield (*name, 0, b"", None)
+        else:
+            yield (*name, doc.time, doc.body.digest, doc_text(kind, doc.body.text))
+
+
+def _event_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    for k, event in enumerate(batch.events, 1):
+        yield (n, k, event.seq, event.channel, event.body.digest, event.body.text)
+
+
+_ROWS: Final[dict[Part, Any]] = {
+    Part.MESSAGES: lambda n, batch: _list_rows(ListKind.MESSAGES, n, batch),
+    Part.TOOL_CALLS: lambda n, batch: _list_rows(ListKind.TOOL_CALLS, n, batch),
+    Part.INFO: _info_rows,
+    Part.DOCS: _doc_rows,
+    Part.EVENTS: _event_rows,
+}
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+class Head:
+    """A head as it was found when a batch was not applied."""
+
+    def __init__(self, row: Sequence[Any] | None) -> None:
+        self.is_there = row is not None
+        found = row or ("", 0, 0, 0, 0, 0, (), None, 0)
+        self.messages = ListHead(found[1], found[2])
+        self.tool_calls = ListHead(found[3], found[4])
+        self.updated_at: int = found[5]
+        self.ops: Sequence[int] = found[6]
+        self._oldest: int | None = found[7]
+        self._now: int = found[8]
+
+    def knows(self, op: int) -> bool:
+        """Whether the operation is among the last that were applied."""
+        return op in self.ops
+
+    def may_have_forgotten(self, age_ms: int) -> bool:
+        """Whether an operation of that age may have been applied and pushed out by later ones."""
+        return len(self.ops) >= KEPT_OPS and self._oldest is not None and self._oldest >= self._now - age_ms
+
+    def refusal(self, batch: Batch, *, is_held: bool) -> Refused | None:
+        """Which precondition does not hold."""
+        if batch.fence is not None and not is_held:
+            return Refused("fence")
+        if batch.expect_updated_at is not None and batch.expect_updated_at != self.updated_at:
+            return Refused("updated_at")
+        if batch.messages is not None and batch.messages.expect not in (None, self.messages.version):
+            return Refused("messages")
+        if batch.tool_calls is not None and batch.tool_calls.expect not in (None, self.tool_calls.version):
+            return Refused("tool_calls")
+        return None
+
+
+def applied(batch: Batch, row: Sequence[Any], offsets: dict[Any, int] | None) -> Applied:
+    """The outcome of a batch with its row of the answer; *offsets* are those of events that were there before."""
+    lists, last = (ListHead(row[2], row[3]), ListHead(row[4], row[5])), row[6]
+    if offsets is None:
+        return Applied(*lists, tuple(range(last - len(batch.events) + 1, last + 1)))
+    return Applied(*lists, offsets_of(batch, offsets))
+
+
+def offsets_of(batch: Batch, offsets: dict[Any, int]) -> tuple[int, ...]:
+    """The offsets of the batch's events."""
+    return tuple(offsets[batch.agent_id, event.seq, event.body.digest] for event in batch.events)

@@ -1,0 +1,101 @@
+"""The fixtures of the project's tests, and servers to run them on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import pytest
+from kode_conformance.faults import FaultProxy
+from kode_postgres.servers import LocalServer, NoServerError, Server, shared_server
+
+from plugins.postgres.tests.bouncer import Bouncer
+from tests.conftest import alone, unprivileged
+
+__all__ = ["alone", "unprivileged"]
+
+
+def unavailable(error: NoServerError) -> NoReturn:
+    """Skips the test with what would make it run; where everything has to be there, it fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(str(error))
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def server() -> Server:
+    """The server that the tests of this process share; it stays up."""
+    try:
+        return shared_server()
+    except NoServerError as exc:
+        unavailable(exc)
+
+
+@pytest.fixture
+async def schema(server: Server) -> AsyncIterator[str]:
+    """The name of an empty schema of the shared server."""
+    async with server.schema() as name:
+        yield name
+
+
+@pytest.fixture
+async def database(server: Server) -> AsyncIterator[str]:
+    """The address of an empty database of the shared server."""
+    async with server.database() as name:
+        yield server.url(name)
+
+
+@pytest.fixture
+def own_server() -> Iterator[LocalServer]:
+    """A running server that the test may kill, hold and restart."""
+    try:
+        server = LocalServer()
+    except NoServerError as exc:
+        unavailable(exc)
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def older_programs() -> Path:
+    """The folder of the programs of the version that Debian has, which was built with TLS."""
+    found = max(Path("/usr/lib/postgresql").glob("*/bin/postgres"), default=None)
+    if found is None:
+        pytest.skip("there is no other PostgreSQL in /usr/lib/postgresql; run apt-get install postgresql")
+    return found.parent
+
+
+@pytest.fixture
+def older_server(older_programs: Path) -> Iterator[LocalServer]:
+    """A running server of that version."""
+    with LocalServer(older_programs) as server:
+        yield server
+
+
+@pytest.fixture
+def bouncer(own_server: LocalServer) -> Iterator[Bouncer]:
+    """PgBouncer in transaction mode, with 4 connections to each database of a server of the test's own."""
+    try:
+        pooler = Bouncer(own_server)
+    except NoServerError as exc:
+        pytest.skip(str(exc))
+    with pooler:
+        yield pooler
+
+
+@pytest.fixture
+def proxied() -> Iterator[Callable[..., FaultProxy]]:
+    """Makes proxies that fail on purpose, in front of a server; each is ended after the test."""
+    proxies: list[FaultProxy] = []
+
+    def make(server: Server, seed: int = 0) -> FaultProxy:
+        parts = urlsplit(server.dsn)
+        proxies.append(FaultProxy(parts.hostname or "127.0.0.1", parts.port or 5432, seed=seed).start())
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()

@@ -1,0 +1,131 @@
+"""The plugin is light, and the package has what the guide promises."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kode_postgres
+import pytest
+from kode_postgres import PostgresStore
+from kode_postgres.options import PostgresOptions, resolved
+from kode_postgres.plugin import kode_store_backend
+from kode_postgres.servers import Server
+
+from kode_core.config import configure
+from kode_core.errors import ConfigurationError
+from kode_core.plugins import API, registry
+
+SECRET = "s3cret-pa55"
+
+
+def options_of(target: Any, environ: dict[str, str] | None = None, **options: Any) -> PostgresOptions:
+    found = configure(target, options, registry.backend, environ or {}).options
+    assert isinstance(found, PostgresOptions)
+    return resolved(found)
+
+
+def test_the_plugin_imports_no_driver() -> None:
+    """Loading the plugin, importing the package and printing the schema do not import asyncpg."""
+    script = (
+        "import sys, kode_postgres, kode_postgres.plugin as p; p.kode_store_backend().schema(p.PostgresOptions());"
+        "print('asyncpg' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_backend_says_what_it_is() -> None:
+    """The backend has the name of its entry point and the API of this core."""
+    backend = kode_store_backend()
+    assert (backend.name, backend.api, backend.gives) == ("postgres", API, "engine")
+
+
+def test_the_public_names() -> None:
+    """The package has a store for direct use and its options."""
+    assert kode_postgres.__all__ == ["PostgresOptions", "PostgresStore"]
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_a_url_is_a_dsn_and_options(scheme: str) -> None:
+    """Of a URL, libpq's parameters go to the driver, and the others are options."""
+    url = f"{scheme}://me:{SECRET}@db.example:5433/agents?sslmode=require&schema=bots&max=3&channel_binding=require"
+    options = options_of(url)
+    assert options.dsn == f"postgresql://me:{SECRET}@db.example:5433/agents?sslmode=require"
+    assert (options.schema, options.max) == ("bots", 3)
+    assert options.place == "postgres at db.example:5433/agents"
+    assert SECRET not in repr(options)
+
+
+def test_the_variables_of_the_sdk() -> None:
+    """The SDK's variables give the connection, those of the backend everything."""
+    environ = {
+        "KODE_STORE_TYPE": "postgres",
+        "POSTGRES_HOST": "h",
+        "POSTGRES_PORT": "1234",
+        "POSTGRES_DB": "d",
+        "POSTGRES_USER": "u",
+        "POSTGRES_PASSWORD": SECRET,
+        "KODE_POSTGRES_TABLE_PREFIX": "bot_",
+    }
+    options = options_of(None, environ)
+    assert (options.host, options.port, options.database, options.user) == ("h", 1234, "d", "u")
+    assert (options.password, options.table_prefix) == (SECRET, "bot_")
+    assert SECRET not in repr(options)
+
+
+def test_the_connection_of_the_guide() -> None:
+    """The guide's nested connection works; what is given beside it wins; mistakes in it are told."""
+    connection = {"host": "h", "max": 20, "idle_timeout_millis": 30_000, "connection_timeout_millis": 2000}
+    options = options_of({"type": "postgres", "connection": connection, "max": 5})
+    assert (options.host, options.max, options.connection_timeout_millis) == ("h", 5, 2000)
+    assert options_of({"type": "postgres", "connection": "postgres://h/d"}).dsn == "postgres://h/d"
+    with pytest.raises(ConfigurationError, match="connection has no option 'hots'; did you mean 'host'"):
+        options_of({"type": "postgres", "connection": {"hots": "h"}})
+    with pytest.raises(ConfigurationError, match="connection: option port: Expected `?int"):
+        options_of({"type": "postgres", "connection": {"port": "x"}})
+
+
+@pytest.mark.parametrize("name", ["a b", 'a"b', "1a", "", "a\n", "é"])
+def test_names_that_are_no_identifiers(name: str) -> None:
+    """Schema and prefix are plain identifiers."""
+    for option in ("schema", "table_prefix"):
+        with pytest.raises(ConfigurationError, match=f"option {option} of backend 'postgres'"):
+            options_of({"type": "postgres", option: name})
+
+
+def test_a_look_makes_no_tables(server: Server, schema: str) -> None:
+    """A command that only looks refuses a database without tables, and leaves it without."""
+    kode = str(Path(sys.executable).with_name("kode"))
+    look = [kode, "--store", f"{server.dsn}?schema={schema}", "sessions"]
+    done = subprocess.run(look, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "is no postgres store of kode: a look makes none of it" in done.stderr
+    assert server.password not in done.stderr
+
+    async def make() -> None:
+        await (await PostgresStore(server.dsn, schema=schema).open()).close()
+
+    asyncio.run(make())
+    done = subprocess.run(look, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_schema_can_be_printed() -> None:
+    """``kode schema`` prints SQL, without a connection; a backend that needs nothing says so."""
+    kode = [str(Path(sys.executable).with_name("kode")), "schema"]
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run([*kode, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, _ = run("postgres", "--schema", "bots", "--print")
+    assert code == 0
+    assert out.startswith('BEGIN;\nCREATE SCHEMA IF NOT EXISTS "bots";\n')
+    assert 'CREATE TABLE "bots"."kode_messages"' in out
+    assert 'CREATE TABLE "bot_messages"' in run("postgres:?table_prefix=bot_", "--print")[1]
+    assert run("sqlite", "--print")[0::2] == (2, "error: backend 'sqlite' needs nothing that could be printed\n")
+    assert "say --print" in run("postgres")[2]

@@ -1,0 +1,178 @@
+"""The tables: made once, upgraded in place, refused when newer, and good for partitions and other schemas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+import asyncpg
+import pytest
+from kode_conformance import samples
+from kode_postgres import PostgresStore, schema
+from kode_postgres.options import PostgresOptions
+from kode_postgres.schema import Tables, script, statements
+from kode_postgres.servers import Server
+
+from kode_core import SchemaVersionError, StorageError, StoreReadOnlyError, StoreUnavailableError
+
+
+@contextlib.asynccontextmanager
+async def connected(address: str):
+    con = await asyncpg.connect(address)
+    try:
+        yield con
+    finally:
+        await con.close()
+
+
+async def test_twenty_first_starts_at_once(database: str) -> None:
+    """Twenty stores that open an empty database at once all succeed (OPS-7)."""
+    stores = [PostgresStore(database, schema="fresh", max=1) for _ in range(20)]
+    await asyncio.gather(*(store.open() for store in stores))
+    await asyncio.gather(*(store.append_messages("a", samples.messages(1)) for store in stores))
+    assert len(await stores[0].load_messages("a")) == 20
+    await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_an_older_schema_is_migrated_in_place(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of an older version become the present one when opened; records stay; opening again changes nothing."""
+    async with PostgresStore(database) as store:
+        await store.save_messages("a", samples.messages(3))
+
+    def step(tables: Tables, partitions: int) -> list[str]:
+        return [f"ALTER TABLE {tables.agents} ADD COLUMN colour text", f"UPDATE {tables.agents} SET colour = 'red'"]
+
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, step))
+    for _ in range(2):
+        async with PostgresStore(database) as store:
+            assert await store.load_messages("a") == samples.messages(3)
+    async with connected(database) as con:
+        assert await con.fetchval("SELECT colour FROM kode_agents") == "red"
+
+
+async def test_a_migration_that_fails_changes_nothing(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration is all or nothing: after one that failed the older version still works."""
+    async with PostgresStore(database) as store:
+        await store.save_messages("a", samples.messages(3))
+
+    def broken(tables: Tables, partitions: int) -> list[str]:
+        return [f"ALTER TABLE {tables.agents} ADD COLUMN colour text", "UPDATE nonsense SET x = 1"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+        with pytest.raises(StorageError, match="nonsense"):
+            await PostgresStore(database).open()
+    async with PostgresStore(database) as store:
+        assert await store.load_messages("a") == samples.messages(3)
+
+
+async def test_a_newer_schema_is_refused(database: str) -> None:
+    """Tables of a newer version are refused, with what to upgrade."""
+    async with PostgresStore(database) as store:
+        await store.save_messages("a", samples.messages(1))
+    async with connected(database) as con:
+        await con.execute("UPDATE kode_meta SET value = 99")
+    with pytest.raises(SchemaVersionError, match="has schema 99, and this kode-postgres knows up to 1: .*--upgrade"):
+        await PostgresStore(database).open()
+
+
+async def test_the_printed_schema_is_the_one_that_is_made(database: str) -> None:
+    """What ``kode schema`` prints makes the tables; a store that may not make any opens them, and else says so."""
+    with pytest.raises(StoreUnavailableError, match="no tables of kode and create is off; run what 'kode schema post"):
+        await PostgresStore(database, create=False, schema="bots").open()
+    async with connected(database) as con:
+        await con.execute(script(PostgresOptions(schema="bots")))
+    async with PostgresStore(database, create=False, schema="bots") as store:
+        await store.save_turn("a", messages=samples.messages(3), info=samples.info("a"), events=samples.events(3))
+        assert await store.load_messages("a") == samples.messages(3)
+    async with PostgresStore(database, create=False, schema="bots") as store:
+        assert await store.list() == ["a"]
+
+
+async def test_a_user_who_may_not_make_tables(server: Server, database: str) -> None:
+    """A user without the right to make tables is told which right, and works with those that are there."""
+    async with connected(database) as con:
+        name = f"limited_{database.rpartition('_')[2]}"
+        await con.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'pw'")
+    limited = database.replace(server.dsn.split("//")[1].split("@")[0], f"{name}:pw")
+    with pytest.raises(
+        StoreReadOnlyError, match="the user lacks a right; see GRANT, or 'kode schema postgres --print'"
+    ):
+        await PostgresStore(limited).open()
+    async with PostgresStore(database) as store:
+        await store.save_messages("a", samples.messages(1))
+    async with connected(database) as con:
+        await con.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}")
+    async with PostgresStore(limited) as store:
+        await store.append_messages("a", samples.messages(1, 1))
+        assert await store.load_messages("a") == samples.messages(2)
+    async with connected(database) as con:
+        await con.execute(f"DROP OWNED BY {name}")
+        await con.execute(f"DROP ROLE {name}")
+
+
+async def test_stores_beside_each_other(database: str) -> None:
+    """Schemas and prefixes keep stores apart in one database, and leave the tables of others alone."""
+    async with connected(database) as con:
+        await con.execute("CREATE TABLE messages (x int); INSERT INTO messages VALUES (1)")
+    kinds = [{}, {"schema": "s"}, {"table_prefix": "bot_"}, {"schema": "s", "table_prefix": "Bot_"}]
+    stores = [PostgresStore(database, **how) for how in kinds]
+    for i, store in enumerate(stores):
+        await store.save_messages("a", samples.messages(i + 1))
+    assert [len(await store.load_messages("a")) for store in stores] == [1, 2, 3, 4]
+    for store in stores:
+        await store.close()
+    async with connected(database) as con:
+        assert await con.fetchval("SELECT sum(x) FROM messages") == 1
+
+
+async def test_tables_in_partitions(database: str) -> None:
+    """Every key begins with the agent, so that the tables can be partitioned by it, and all works as before."""
+    tables = Tables(PostgresOptions())
+    async with connected(database) as con:
+        for statement in statements(tables, partitions=4):
+            await con.execute(statement)
+    async with PostgresStore(database) as store:
+        for agent in ("a", "b", "c", "d"):
+            await store.save_turn(
+                agent,
+                messages=samples.messages(3),
+                tool_calls=[samples.tool_call(1)],
+                todos=samples.todos("t"),
+                info=samples.info(agent, metadata={"userId": agent}),
+                events=samples.events(4),
+            )
+            await store.append_messages(agent, samples.messages(1, 3))
+            await store.save_messages(agent, samples.messages(2))
+        forks = await store.batch_fork("a", 3)
+        assert [s.agent_id for s in await store.query_sessions(user_id="b")] == ["b"]
+        assert len(await store.query_messages(limit=100)) == 2 * (4 + len(forks))
+        async with store.acquire_agent_lock("a"):
+            await store.delete("a")
+        assert (await store.check_consistency()).consistent
+        metrics = await store.get_metrics()
+        assert metrics.storage.db_size_bytes
+        assert metrics.storage.db_size_bytes > 100_000
+    async with connected(database) as con:
+        used = [await con.fetchval(f"SELECT count(*) FROM kode_agents_{part}") for part in range(4)]
+        assert sum(1 for count in used if count) > 1
+
+
+async def test_values_that_no_index_can_hold(database: str) -> None:
+    """Keys of any legal length and form are found again: no index refuses them."""
+    rng = random.Random(1)
+    agent = "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(85))
+    key = "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(1365))
+    name = "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(340))
+    async with PostgresStore(database) as store:
+        await store.save_snapshot(agent, samples.snapshot(key))
+        call = samples.tool_call(1).replace(id=key, name=name * 4, state="FAILED")
+        await store.save_turn(
+            agent, tool_calls=[call], info=samples.info(agent, template_id=key * 3, metadata={key: key * 20})
+        )
+        await store.save_recovered_file(agent, samples.recovered(path=key))
+        assert (await store.load_snapshot(agent, key)) == samples.snapshot(key)
+        await store.upsert_tool_call_records(agent, [call.replace(result="done")])
+        assert len(await store.query_tool_calls(tool_name=name * 4)) == 1
+        assert len(await store.query_sessions(template_id=key * 3, metadata={key: key * 20})) == 1
