@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -15,14 +16,17 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from kode_postgres.servers import NoServerError, shared_server
 
 import kode_core
 from conformance.tests.zoo.base import load_mutants
 from kode_core import errors
 from kode_core.config import StoreOptions
+from plugins.postgres.tests.conftest import unavailable
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -31,7 +35,7 @@ PAGES = [
     *sorted((ROOT / "plugins").glob("*/README.md")),
     ROOT / "conformance" / "README.md",
 ]
-LANGUAGES = {"python", "console", "sh", "toml", "powershell", "bat", "json", ""}
+LANGUAGES = {"python", "console", "sh", "sql", "toml", "powershell", "bat", "json", ""}
 
 
 class Block(NamedTuple):
@@ -58,6 +62,33 @@ def blocks(page: Path) -> Iterator[Block]:
         elif opened is not None:
             lines.append(line)
     assert opened is None, f"{page}: a block is not closed"
+
+
+@pytest.fixture(autouse=True)
+def settings(request: pytest.FixtureRequest, alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What readers of a page have set before: those of the PostgreSQL guide have a server, and say so once."""
+    page = getattr(getattr(request.node, "callspec", None), "params", {}).get("page")
+    if page is None or page.name != "postgres.md":
+        yield
+        return
+    try:
+        server = shared_server()
+    except NoServerError as exc:
+        unavailable(exc)
+    name = f"kode_{secrets.token_hex(6)}"
+    asyncio.run(server.execute(f"CREATE DATABASE {name}"))
+    address = urlsplit(server.url(name))
+    for variable, value in {
+        "KODE_STORE_TYPE": "postgres",
+        "POSTGRES_HOST": address.hostname,
+        "POSTGRES_PORT": address.port,
+        "POSTGRES_DB": name,
+        "POSTGRES_USER": address.username,
+        "POSTGRES_PASSWORD": address.password,
+    }.items():
+        monkeypatch.setenv(variable, str(value))
+    yield
+    asyncio.run(server.execute(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 def name_of(page: Path) -> str:

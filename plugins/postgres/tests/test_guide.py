@@ -1,0 +1,79 @@
+"""What the guide for PostgreSQL tells to do outside of Python: backups by ``pg_dump``, queries that watch a server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from kode_conformance import samples
+from kode_postgres.servers import LocalServer
+
+from kode_core import ExtendedStore, create_extended_store
+
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "postgres.md"
+
+
+async def filled(store: ExtendedStore) -> None:
+    await store.save_turn(
+        "a",
+        messages=samples.messages(20),
+        info=samples.info("a"),
+        events=samples.events(30),
+        todos=samples.todos("one"),
+    )
+    await store.save_tool_call_records("a", [samples.tool_call(i) for i in range(5)])
+
+
+async def portrait(store: ExtendedStore) -> list[object]:
+    return [
+        await store.load_messages("a"),
+        await store.load_tool_call_records("a"),
+        await store.load_info("a"),
+        await store.load_todos("a"),
+        [event async for event in store.read_events("a")],
+        list(await store.query_messages(agent_id="a")),
+    ]
+
+
+def run(server: LocalServer, program: str, *arguments: str) -> None:
+    address = {"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGUSER": "postgres", "PGPASSWORD": server.password}
+    done = subprocess.run(
+        [server.programs / program, *arguments], env={**os.environ, **address}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+async def test_a_dump_is_a_backup(own_server: LocalServer, tmp_path: Path) -> None:
+    """What ``pg_dump`` copies while a store is used is all there after ``pg_restore``; offsets and tokens go on."""
+    file = str(tmp_path / "kode.dump")
+    await own_server.execute("CREATE DATABASE kode_agents", "CREATE DATABASE kode_restored")
+    async with create_extended_store(own_server.url("kode_agents")) as store:
+        await filled(store)
+        lease = await store.acquire_agent_lock("a")
+        await lease.release()
+        run(own_server, "pg_dump", "--format=custom", f"--file={file}", "kode_agents")
+        was = await portrait(store)
+    run(own_server, "pg_restore", "--dbname=kode_restored", file)
+    async with create_extended_store(own_server.url("kode_restored"), create=False) as copy:
+        assert await portrait(copy) == was
+        assert (await copy.check_consistency()).consistent
+        assert await copy.append_event("a", samples.event(100)) > max(e.offset for e in was[4])  # type: ignore[attr-defined]
+        assert (await copy.acquire_agent_lock("a")).token > lease.token
+
+
+async def test_the_queries_of_the_guide(own_server: LocalServer) -> None:
+    """They run as they stand, and show what they are there for."""
+    await own_server.execute("CREATE DATABASE kode_agents")
+    url = own_server.url("kode_agents")
+    async with create_extended_store(url) as store:
+        await filled(store)
+        async with store.acquire_agent_lock("a"):
+            size, active, locked = re.findall(r"^```sql\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+            tables = {row["relname"] for row in await own_server.execute(size, database="kode_agents")}
+            connections = await own_server.execute(active, database="kode_agents")
+            leases = await own_server.execute(locked, database="kode_agents")
+    assert {"kode_agents", "kode_messages", "kode_events"} <= tables
+    assert connections
+    assert [row["agent_id"] for row in leases] == ["a"]
