@@ -213,6 +213,24 @@ class LocalServer(Server):
         """End a pause."""
         self._process.resume()
 
+    def standby(self) -> LocalServer:
+        """A server, not started, that follows this one and takes no writes until ``SELECT pg_promote()``.
+
+        Commits wait for it where this server's ``synchronous_standby_names`` is ``*``.
+        """
+        source = f"host=127.0.0.1 port={self._port} user=postgres password={self.password}"
+        settings = {**self.settings, "primary_conninfo": source, "synchronous_standby_names": ""}
+        other = LocalServer(self.programs, settings=settings)
+        account = self._process.account
+        account.own(other.folder.parent)
+        command = [str(self.programs / "pg_basebackup"), "-D", str(other.folder), "-d", self.dsn, "-c", "fast"]
+        done = account.run(command, _environment())
+        if done.returncode:
+            raise ServerFailedError(f"no copy could be made: {done.stderr.strip()}")
+        (other.folder / "standby.signal").touch()
+        account.own(other.folder)
+        return other
+
     def close(self) -> None:
         """Stop it at once, and remove its data."""
         self.stop(at_once=True)
