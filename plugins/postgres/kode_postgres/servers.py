@@ -185,11 +185,15 @@ class LocalServer(Server):
         settings = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
         return [str(self.programs / "postgres"), "-D", str(self.folder), "-p", str(self._port), *settings]
 
-    def _is_ready(self) -> bool:
+    def _status(self) -> list[str]:
+        """What the server tells of itself in its folder."""
         try:
-            lines = (self.folder / "postmaster.pid").read_text().splitlines()
+            return (self.folder / "postmaster.pid").read_text().splitlines()
         except OSError:
-            return False
+            return []
+
+    def _is_ready(self) -> bool:
+        lines = self._status()
         return len(lines) > 7 and lines[0] == str(self._process.pid) and lines[7].strip() == "ready"
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -197,8 +201,12 @@ class LocalServer(Server):
         self._process.stop(signal.SIGQUIT if at_once else signal.SIGINT)
 
     def kill(self) -> None:
-        """SIGKILL to all its processes."""
+        """SIGKILL to all its processes; their shared memory goes with them, as in a loss of power."""
         self._process.kill()
+        remover = shutil.which("ipcrm")
+        lines = self._status()
+        if remover and len(lines) > 6 and lines[6].split():
+            self._process.account.run([remover, "-m", lines[6].split()[-1]])
 
     def restart(self, *, at_once: bool = False) -> None:
         """Stop it, if it runs, and start it again at the same address."""
