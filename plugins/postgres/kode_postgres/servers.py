@@ -125,8 +125,9 @@ class LocalServer(Server):
         files: Mapping[str, bytes] | None = None,
     ) -> None:  # fmt: skip
         """*files* are put into the folder of its data, where only it can read them: keys, certificates."""
+        wanted = Path(programs) if programs else find_programs()
         account = Account(root_is_refused=True)
-        self.programs = _runnable(Path(programs) if programs else find_programs(), account)
+        self.programs = _runnable(wanted, account)
         home = scratch_folder("postgres")
         self.folder = home / "data"
         self.settings: dict[str, str | int] = {**_SETTINGS, **(settings or {})}
