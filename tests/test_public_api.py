@@ -36,8 +36,11 @@ PUBLIC = [
     "kode_core.query",
     "kode_core.report",
     "kode_conformance",
+    "kode_conformance.faults",
+    "kode_conformance.servers",
     "kode_conformance.testclass",
     "kode_postgres",
+    "kode_postgres.servers",
     "kode_sqlite",
 ]
 

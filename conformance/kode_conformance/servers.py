@@ -171,6 +171,8 @@ class ServerProcess:
     @property
     def is_running(self) -> bool:
         """Whether it has been started and has not ended."""
+        if self._process is not None and os.getpid() != self._home.owner:  # a fork may look, and cannot wait
+            return guardian.is_alive(self._process.pid)
         return self._process is not None and self._process.poll() is None
 
     @property

@@ -125,8 +125,9 @@ class LocalServer(Server):
         files: Mapping[str, bytes] | None = None,
     ) -> None:  # fmt: skip
         """*files* are put into the folder of its data, where only it can read them: keys, certificates."""
+        wanted = Path(programs) if programs else find_programs()
         account = Account(root_is_refused=True)
-        self.programs = _runnable(Path(programs) if programs else find_programs(), account)
+        self.programs = _runnable(wanted, account)
         home = scratch_folder("postgres")
         self.folder = home / "data"
         self.settings: dict[str, str | int] = {**_SETTINGS, **(settings or {})}
@@ -185,11 +186,15 @@ class LocalServer(Server):
         settings = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
         return [str(self.programs / "postgres"), "-D", str(self.folder), "-p", str(self._port), *settings]
 
-    def _is_ready(self) -> bool:
+    def _status(self) -> list[str]:
+        """What the server tells of itself in its folder."""
         try:
-            lines = (self.folder / "postmaster.pid").read_text().splitlines()
+            return (self.folder / "postmaster.pid").read_text().splitlines()
         except OSError:
-            return False
+            return []
+
+    def _is_ready(self) -> bool:
+        lines = self._status()
         return len(lines) > 7 and lines[0] == str(self._process.pid) and lines[7].strip() == "ready"
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -197,8 +202,12 @@ class LocalServer(Server):
         self._process.stop(signal.SIGQUIT if at_once else signal.SIGINT)
 
     def kill(self) -> None:
-        """SIGKILL to all its processes."""
+        """SIGKILL to all its processes; their shared memory goes with them, as in a loss of power."""
         self._process.kill()
+        remover = shutil.which("ipcrm")
+        lines = self._status()
+        if remover and len(lines) > 6 and lines[6].split():
+            self._process.account.run([remover, "-m", lines[6].split()[-1]])
 
     def restart(self, *, at_once: bool = False) -> None:
         """Stop it, if it runs, and start it again at the same address."""
@@ -212,6 +221,24 @@ class LocalServer(Server):
     def resume(self) -> None:
         """End a pause."""
         self._process.resume()
+
+    def standby(self) -> LocalServer:
+        """A server, not started, that follows this one and takes no writes until ``SELECT pg_promote()``.
+
+        Commits wait for it where this server's ``synchronous_standby_names`` is ``*``.
+        """
+        source = f"host=127.0.0.1 port={self._port} user=postgres password={self.password}"
+        settings = {**self.settings, "primary_conninfo": source, "synchronous_standby_names": ""}
+        other = LocalServer(self.programs, settings=settings)
+        account = self._process.account
+        account.own(other.folder.parent)
+        command = [str(self.programs / "pg_basebackup"), "-D", str(other.folder), "-d", self.dsn, "-c", "fast"]
+        done = account.run(command, _environment())
+        if done.returncode:
+            raise ServerFailedError(f"no copy could be made: {done.stderr.strip()}")
+        (other.folder / "standby.signal").touch()
+        account.own(other.folder)
+        return other
 
     def close(self) -> None:
         """Stop it at once, and remove its data."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -15,6 +14,8 @@ from kode_conformance import Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
 
 from kode_core import Store, create_extended_store
+from kode_core.engines import files
+from kode_core.layers import hybrid
 from kode_postgres import connection
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, table_names
@@ -75,8 +76,7 @@ class PostgresHarness(StoreHarness):
 
     def code_of(self, store: Store) -> Sequence[str]:
         """The code that speaks to the server: between two calls of any other nothing changes there."""
-        others = (place for place in super().code_of(store) if not place.endswith(f"kode_postgres{os.sep}"))
-        return [*others, connection.__file__]
+        return [connection.__file__]
 
     async def break_backend(self, handle: Handle) -> None:
         await _alone(_local_server().stop, at_once=True)
@@ -99,12 +99,20 @@ class PostgresHybridHarness(PostgresHarness):
 
     name = "postgres-hybrid"
 
+    # When the server alone is away, what is kept in files goes on: no outage of the store.
+    break_backend = StoreHarness.break_backend
+    heal_backend = StoreHarness.heal_backend
+
+    def code_of(self, store: Store) -> Sequence[str]:
+        """The code that speaks to the server, the code that changes files, and what goes from one to the other."""
+        return [connection.__file__, files.__file__, hybrid.__file__]
+
     async def provision(self, space: Space) -> Handle:
         return {**await super().provision(space), "file_store_base_dir": str(space.folder / "files")}
 
     async def raw_dump(self, handle: Handle) -> str:
-        files = sorted(Path(handle["file_store_base_dir"]).rglob("*"))
-        texts = [path.read_text() for path in files if path.is_file()]
+        paths = sorted(Path(handle["file_store_base_dir"]).rglob("*"))
+        texts = [path.read_text() for path in paths if path.is_file()]
         return "\n".join([await super().raw_dump(handle), *texts])
 
 

@@ -165,6 +165,17 @@ async def test_a_closed_store_leaves_no_connection(own_server: LocalServer, open
     assert rows == []
 
 
+async def test_a_server_that_ends_idle_sessions_is_no_trouble(opened: Opener) -> None:
+    """Connections of the pool that the server has ended meanwhile are not noticed by callers."""
+    with LocalServer(settings={"idle_session_timeout": "100ms"}) as server:
+        store = await opened(server)
+        for number in range(3):
+            await asyncio.gather(*(store.append_messages(f"a{n}", [NEW]) for n in range(4)))
+            assert len(await store.load_messages("a0")) == number + 1
+            await asyncio.sleep(0.3)
+        assert "idle-session timeout" in server.log
+
+
 async def test_a_store_does_with_fewer_connections_than_it_may_have(opened: Opener) -> None:
     """Where the server has none left, calls wait for one of the store's own (53300)."""
     with LocalServer(settings={"max_connections": 6, "superuser_reserved_connections": 0}) as server:
