@@ -5,6 +5,8 @@ same atomic step as the write.
 
 - An agent has two *lists*, messages and tool calls, whose rows stand at positions 0, 1, 2, …; *documents*, each
   under a kind and a key; an *event log*; an *info*; and a *lease*.
+- Agent ids have at most 300 bytes (those of callers 256), keys of documents 4,096, texts of an index 1,024. Times,
+  seqs, offsets, versions and tokens fit 64 bits, with a sign.
 - Every list has a *version*, which grows by one with every write to the list and never returns to an earlier value,
   not even after the agent was deleted and made again. The core relies on it to write only what changed.
 """
@@ -291,7 +293,8 @@ class Batch(_Value, frozen=True, kw_only=True):
         op_id: unique to the call. A batch whose op_id is the last one applied to the agent's lists or info is not
             applied again: its outcome is what it was (OPS-10). Documents and events need no such care: to write
             them again changes nothing.
-        now: milliseconds since the epoch; becomes ``updated_at`` unless that is later already.
+        now: milliseconds since the epoch; becomes ``updated_at`` when lists or info are written, unless that is as
+            late already: then it is ``updated_at + 1``. It always grows (INFO-2).
         fence: precondition: this lease is held.
         expect_updated_at: precondition: the agent's info, messages and tool calls did not change since.
         delete: remove all there is of the agent, the lease excepted, before the rest of the batch is applied.

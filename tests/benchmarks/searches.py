@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from kode_core import AgentInfo, ToolCallRecord, create_extended_store
+from kode_core import AgentInfo, ToolCallRecord
+from tests.benchmarks.beds import Bed
 from tests.benchmarks.measure import Report, Row, interleaved
 
 AGENTS = 10_000
 CALLS = 100_000
 
 
-async def run(report: Report, folder: Path) -> None:
+async def run(report: Report, folder: Path, bed: Bed) -> None:
     """Measure pages and statistics."""
     report.title(f"Queries over {AGENTS:,} agents")
-    async with create_extended_store(type="sqlite", db_path=str(folder / "queries.db")) as store:
+    async with bed.store(folder, "queries") as store:
         for start in range(0, AGENTS, 500):
             infos = (
                 AgentInfo(

@@ -6,8 +6,8 @@ import asyncio
 import time
 from pathlib import Path
 
-from kode_core import ExtendedStore, Timeline, create_extended_store
-from tests.benchmarks.floor import Floor
+from kode_core import ExtendedStore, Timeline
+from tests.benchmarks.beds import Bed
 from tests.benchmarks.measure import Report, Row
 from tests.benchmarks.turns import an_event
 
@@ -48,9 +48,9 @@ async def _one_at_a_time(store: ExtendedStore) -> float:
     return 500 / (time.perf_counter() - start)
 
 
-async def _floor(folder: Path) -> float:
-    """Bare aiosqlite, a thousand rows in a transaction, bodies made beforehand."""
-    floor = await Floor.open(folder / "floor-events.db")
+async def _floor(folder: Path, bed: Bed) -> float:
+    """The bare driver, a thousand rows in a transaction, bodies made beforehand."""
+    floor = await bed.new_floor(folder, "floor-events")
     bodies = ["{}" * 80] * 1000
     start = time.perf_counter()
     for _ in range(20):
@@ -60,16 +60,16 @@ async def _floor(folder: Path) -> float:
     return rate
 
 
-async def run(report: Report, folder: Path) -> None:
+async def run(report: Report, folder: Path, bed: Bed) -> None:
     """Measure event rates at the default durability."""
     report.title(f"Events of {AGENTS} concurrent agents, acknowledged and durable")
-    async with create_extended_store(type="sqlite", db_path=str(folder / "events.db")) as store:
+    async with bed.store(folder, "events") as store:
         await _rate(store, 40, "warm")
         alone = await _one_at_a_time(store)
         report.add(Row("append_event, one agent, one at a time", alone, "ev/s"))
         for at_once in (1, 10, 40):
             rate = max([await _rate(store, at_once, f"a{at_once}-{i}") for i in range(3)])
-            target = 40_000 if at_once == 40 else None
+            target = bed.events_least if at_once == 40 else None
             report.add(
                 Row(f"append_event, {at_once} in flight an agent", rate, "ev/s", None, "", target, at_least=True)
             )
@@ -77,4 +77,4 @@ async def run(report: Report, folder: Path) -> None:
             Row("  the same beside one at a time", rate, "ev/s", rate / alone, "one at a time", 10, at_least=True)
         )
         report.add(Row("append_events, groups of 40", await _groups(store), "ev/s"))
-        report.add(Row("bare aiosqlite, 1,000 rows a commit", await _floor(folder), "ev/s"))
+        report.add(Row(f"bare {bed.driver}, 1,000 rows a commit", await _floor(folder, bed), "ev/s"))

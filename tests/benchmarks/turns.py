@@ -16,10 +16,9 @@ from kode_core import (
     ToolCallRecord,
     ToolResultBlock,
     ToolUseBlock,
-    create_extended_store,
 )
 from kode_core.codec import encode
-from tests.benchmarks.floor import Floor
+from tests.benchmarks.beds import Bed, Floor
 from tests.benchmarks.measure import Report, Row, bytes_written, interleaved
 
 AGENT = "agt-01m839mes254xqwxjk2jqr1b35"
@@ -127,8 +126,9 @@ class Agent:
 class FloorAgent:
     """The same turns on the floor; what it writes is encoded beforehand."""
 
-    def __init__(self, floor: Floor, length: int) -> None:
+    def __init__(self, floor: Floor, length: int, agent_id: str = AGENT) -> None:
         self.floor = floor
+        self.id = agent_id
         self.n = length
         self.bodies = [encode(Message, message, "").text for message in four_messages(0)]
         self.call = encode(ToolCallRecord, a_call(0), "").text
@@ -136,32 +136,31 @@ class FloorAgent:
         self.event = encode(Timeline, an_event(0), "").text
 
     async def start(self) -> None:
-        await self.floor.messages(AGENT, self.bodies * (self.n // 4))
+        await self.floor.messages(self.id, self.bodies * (self.n // 4))
 
     async def as_the_sdk(self, _: int) -> None:
         self.n += 1
         for i, body in enumerate(self.bodies):
-            await self.floor.messages(AGENT, [body])
-            await self.floor.info(AGENT, self.info, [("updatedAt", str(self.n * 10 + i))])
+            await self.floor.messages(self.id, [body])
+            await self.floor.info(self.id, self.info, [("updatedAt", str(self.n * 10 + i))])
             for _ in range(5):
-                await self.floor.events(AGENT, [self.event])
-        await self.floor.call(AGENT, self.n, self.call)
-        await self.floor.events(AGENT, [self.event] * 40)
-        await self.floor.info(AGENT, self.info, [("updatedAt", str(self.n * 10 + 9))])
+                await self.floor.events(self.id, [self.event])
+        await self.floor.call(self.id, self.n, self.call)
+        await self.floor.events(self.id, [self.event] * 40)
+        await self.floor.info(self.id, self.info, [("updatedAt", str(self.n * 10 + 9))])
 
     async def in_one_write(self, _: int) -> None:
         self.n += 1
-        await self.floor.turn(AGENT, self.bodies, (self.n, self.call), self.info, [self.event] * 60)
+        await self.floor.turn(self.id, self.bodies, (self.n, self.call), self.info, [self.event] * 60)
 
 
-async def run(report: Report, folder: Path) -> None:
+async def run(report: Report, folder: Path, bed: Bed) -> None:
     """Measure turns at each length, each beside the floor."""
     report.title("A turn: 4 messages, 1 tool call, 5 infos, 60 events (20 one by one, 40 at once)")
     first: dict[str, float] = {}
     for length in LENGTHS:
-        path = folder / f"turns-{length}.db"
-        floor = await Floor.open(folder / f"floor-{length}.db")
-        async with create_extended_store(type="sqlite", db_path=str(path)) as store:
+        floor = await bed.new_floor(folder, f"floor-{length}")
+        async with bed.store(folder, f"turns-{length}") as store:
             agent, other, third = (Agent(store, f"{AGENT}-{i}", length) for i in range(3))
             floor_agent = FloorAgent(floor, length)
             for one in (agent, other, third, floor_agent):
@@ -170,14 +169,14 @@ async def run(report: Report, folder: Path) -> None:
                 ROUNDS, sdk=agent.as_the_sdk, floor=floor_agent.as_the_sdk, appends=other.with_appends
             )
             times |= await interleaved(ROUNDS, once=third.in_one_write, floor_once=floor_agent.in_one_write)
-            before = bytes_written()
+            before = bytes_written() if bed.writes_files else None
             await agent.as_the_sdk(0)
-            after = bytes_written()
+            after = bytes_written() if bed.writes_files else None
         await floor.close()
         for name, label, most in (
             ("sdk", "as the SDK saves it", 3.0),
-            ("appends", "with append_messages", 1.2),
-            ("once", "in one save_turn", 1.2),
+            ("appends", "with append_messages", bed.appends_most),
+            ("once", "in one save_turn", bed.appends_most),
         ):
             base = first.setdefault(name, times[name])
             value = times[name] * 1000

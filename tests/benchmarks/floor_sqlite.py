@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +10,7 @@ from typing import Any, Self
 import aiosqlite
 from kode_sqlite.schema import sql
 
-__all__ = ["Floor"]
+__all__ = ["SqliteFloor"]
 
 MESSAGE = "INSERT INTO kode_messages VALUES (?, ?, ?, ?, ?, ?, ?)"
 CALL = "INSERT INTO kode_tool_calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -22,11 +23,12 @@ INFO = "INSERT INTO kode_infos VALUES (?, ?, ?) ON CONFLICT (agent_id) DO UPDATE
 METADATA = "INSERT INTO kode_metadata VALUES (?, ?, ?) ON CONFLICT (agent_id, key) DO UPDATE SET value = excluded.value"
 
 
-class Floor:
-    """A database with the tables of kode-sqlite and none of its code, at the same durability."""
+class SqliteFloor:
+    """See :class:`tests.benchmarks.beds.Floor`: a database with the tables of kode-sqlite, at the same durability."""
 
     def __init__(self, db: aiosqlite.Connection) -> None:
         self._db = db
+        self._turn = asyncio.Lock()  # one transaction at a time on one connection
         self._count = 0
         self._seq = 0
 
@@ -44,10 +46,11 @@ class Floor:
 
     async def write(self, *statements: tuple[str, Sequence[Any]]) -> None:
         """One transaction."""
-        await self._db.execute("BEGIN IMMEDIATE")
-        for statement, values in statements:
-            await self._db.execute(statement, values)
-        await self._db.execute("COMMIT")
+        async with self._turn:
+            await self._db.execute("BEGIN IMMEDIATE")
+            for statement, values in statements:
+                await self._db.execute(statement, values)
+            await self._db.execute("COMMIT")
 
     def _head(self, agent: str) -> tuple[str, Sequence[Any]]:
         return HEAD, (agent, 1, self._count, 0, 0, self._seq, f"op-{self._seq}", "assistant", 1)
@@ -79,9 +82,10 @@ class Floor:
         for body in bodies:
             self._seq += 1
             rows.append((agent, self._seq, "progress", body, self._seq.to_bytes(16, "big")))
-        await self._db.execute("BEGIN IMMEDIATE")
-        await self._db.executemany(EVENT, rows)
-        await self._db.execute("COMMIT")
+        async with self._turn:
+            await self._db.execute("BEGIN IMMEDIATE")
+            await self._db.executemany(EVENT, rows)
+            await self._db.execute("COMMIT")
 
     async def turn(
         self, agent: str, messages: Sequence[str], call: tuple[int, str], info: str, events: Sequence[str]
