@@ -12,9 +12,10 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.writes import portrait
 from kode_core.codec import encode
 from kode_core.errors import PayloadTooLargeError, Retry, SchemaVersionError, StorageError
-from kode_core.model import Message, RecoveredFile
+from kode_core.model import Message, RecoveredFile, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
@@ -287,6 +288,35 @@ async def a_newer_version_is_refused(ctx: Context) -> None:
     ctx.true("upgrade" in str(error), f"the error must say what to upgrade: {error}")
     after = await ctx.harness.raw_dump(ctx.handle) if ctx.harness.has("raw_dump") else ""
     ctx.equal(after, before, "what is stored, after it was refused")
+
+
+@check("INFO-1", "OPS-2", needs=_E)
+async def looking_changes_nothing(ctx: Context) -> None:
+    """Loads, queries, checks and metrics of an agent, and of none, leave what is stored as it is, to the letter."""
+    store = ctx.store
+    await fill(store, "a")
+    await store.save_messages("dangling", [Message("assistant", [ToolUseBlock("c", "x", {})])])
+    before = {agent_id: await portrait(store, agent_id) for agent_id in ("a", "dangling", "nobody")}
+    ctx.true(all(before["a"].values()), "there must be something of every kind to look at")
+    raw = await _raw(ctx)
+    await store.check_consistency()
+    await store.get_metrics()
+    for agent_id, what in before.items():
+        await store.check_consistency(agent_id)
+        await store.load_snapshot(agent_id, "none")
+        await store.last_bookmark(agent_id)
+        await store.aggregate_stats(agent_id)
+        ctx.equal(await portrait(store, agent_id), what, f"agent {agent_id!r} after it was looked at")
+    for query in (store.query_sessions, store.query_messages, store.query_tool_calls):
+        await query()
+    was, now = Counter(raw.splitlines()), Counter((await _raw(ctx)).splitlines())
+    changed = sorted(((now - was) + (was - now)).elements())
+    ctx.true(not changed, f"what is stored differs after it was only looked at: {changed[:3]!r:.300}")
+    _need(ctx, "raw_dump")
+
+
+async def _raw(ctx: Context) -> str:
+    return await ctx.harness.raw_dump(ctx.handle) if ctx.harness.has("raw_dump") else ""
 
 
 @check("LIFE-3", absence_ok=True)
