@@ -78,7 +78,7 @@ async def lists_inside_records_keep_their_order(ctx: Context) -> None:
     record = samples.compression().replace(recovered_files=["b", "a", "b"])
     await store.save_compression_record("a", record)
     ctx.equal(await store.load_compression_records("a"), [record], "a compression with a file twice")
-    blocks = [TextBlock("b"), TextBlock("a"), ToolResultBlock("c", [3, 1, 3]), TextBlock("b")]
+    blocks: list[Any] = [TextBlock("b"), TextBlock("a"), ToolResultBlock("c", [3, 1, 3]), TextBlock("b")]
     await store.save_messages("a", [Message("user", blocks)])
     ctx.equal(await store.load_messages("a"), [Message("user", blocks)], "a message with a block twice")
     info = samples.info("a", lineage=["z", "b", "z"])
@@ -96,9 +96,9 @@ async def wrong_records_are_refused(ctx: Context) -> None:
         await ctx.raises(InvalidArgumentError, ctx.store.save_messages("a", bad), f"save_messages({bad!r:.40})")  # type: ignore[arg-type]
     for wrong in (Message(5, "x"), Message("user", [b"x"]), Message("user", [TextBlock(5)])):  # type: ignore[arg-type, list-item]
         await ctx.raises(InvalidArgumentError, ctx.store.save_messages("a", [wrong]), f"{wrong!r:.60}")
-    for bad in ("text", 5, None, {}, {"id": "x"}, samples.message()):
-        for name, save in _saves(ctx.store, bad).items():
-            await ctx.raises(InvalidArgumentError, save(), f"{name} of {bad!r:.40}")
+    for none in ("text", 5, None, {}, {"id": "x"}, samples.message()):
+        for name, save in _saves(ctx.store, none).items():
+            await ctx.raises(InvalidArgumentError, save(), f"{name} of {none!r:.40}")
     ctx.equal(await ctx.store.load_messages("a"), samples.messages(1), "the messages")
     ctx.equal((await ctx.store.list(), await ctx.store.load_todos("b")), ([], None), "agents and todos")
 

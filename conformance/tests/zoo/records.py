@@ -142,7 +142,7 @@ class WindowEventsBySeq(EngineStore):
 @mutant(
     "TC-1",
     killed_by="wrong_records_are_refused",
-    source="KODE SDK: types that nothing looks at when it runs",
+    source="types that nothing looks at when it runs",
     witness=seen(lambda s: s.save_todos("a", {"todos": []})),
 )
 class TakesAnyTodos(EngineStore):

@@ -7,8 +7,9 @@ import contextvars
 import math
 from collections.abc import Awaitable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from kode_conformance import samples
 from kode_conformance.context import Context
@@ -16,10 +17,14 @@ from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, Wrapper, mutant
 from conformance.tests.zoo.witnesses import seen, talk
+from kode_core.batch import ListKind, ListRows
+from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import LockLostError, StorageError
+from kode_core.layers import Layer
 from kode_core.model import AgentInfo, Message, TodoSnapshot, ToolUseBlock
 from kode_core.report import ConsistencyCheckResult, StoreMetrics
 from kode_core.store import EngineStore
+from kode_core.store.locks import HeldLease
 
 T = TypeVar("T")
 
@@ -33,20 +38,20 @@ T = TypeVar("T")
     source="get_or_create",
     witness=lambda ctx: _stored_after_a_load(ctx),
 )
-class LoadsMakeFiles(EngineStore):
-    """Makes the file of an agent when its messages are loaded."""
+class LoadsMakeFiles(Layer):
+    """Makes a file for an agent of which it finds nothing."""
 
-    async def load_messages(self, agent_id: str) -> list[Message]:
-        found = await super().load_messages(agent_id)
-        if not found:
-            await super().save_messages(agent_id, talk("x"))
-            await super().save_messages(agent_id, [])
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        found = await super().rows(agent_id, kind)
+        if not found.rows:
+            engine = cast(JsonFilesEngine, self.inner)
+            Path(engine.folder.base, f"{agent_id}.empty").touch()
         return found
 
 
 async def _stored_after_a_load(ctx: Context) -> object:
     await ctx.store.load_messages("a")
-    return "message" in await ctx.harness.raw_dump(ctx.handle)
+    return ".empty" in await ctx.harness.raw_dump(ctx.handle)
 
 
 _DANGLING = [Message("assistant", [ToolUseBlock("c", "x", {})])]
@@ -99,21 +104,18 @@ async def _messages(store: Any) -> int:
 @mutant(
     "OPS-3",
     killed_by="metrics_of_little",
-    source="totals that are added up, and never counted",
-    witness=seen(lambda s: s.save_messages("a", talk("1")), lambda s: s.delete("a"), _messages),
+    source="totals that are added up, and never counted again",
+    witness=seen(lambda s: s.save_messages("a", talk("1")), _messages, lambda s: s.delete("a"), _messages),
 )
 class CountsTheDeleted(EngineStore):
-    """Counts the messages of agents that were deleted as well."""
+    """Counts messages up, and not down again when their agent is deleted."""
 
     _most = 0
 
     async def get_metrics(self) -> StoreMetrics:
         metrics = await super().get_metrics()
+        self._most = max(self._most, metrics.storage.total_messages)
         return replace(metrics, storage=replace(metrics.storage, total_messages=self._most))
-
-    async def delete(self, agent_id: str, *, fence: Any = None) -> None:
-        self._most += len(await self.load_messages(agent_id))
-        await super().delete(agent_id, fence=fence)
 
 
 # --- outages ----------------------------------------------------------------------------------------------------------
@@ -134,11 +136,11 @@ async def _todos_in_an_outage(ctx: Context) -> object:
     "OPS-1",
     killed_by="an_outage_is_told_and_ends",
     on=OnJson,
-    source="KODE SDK JSONStore: `catch { return undefined }` around todos, info and snapshots",
+    source="KODE SDK JSONStore: every error of reading is an empty result",
     witness=_todos_in_an_outage,
 )
 class NothingInAnOutage(EngineStore):
-    """Loads no todos, no info and no bookmark while its files are gone."""
+    """Loads no todos and no info while its files are gone."""
 
     async def _quiet(self, load: Awaitable[T]) -> T | None:
         try:
@@ -292,7 +294,7 @@ class FencesListsOnly(_Unfenced):
 @mutant(
     "LOCK-5",
     killed_by="every_write_inside_async_with_is_fenced",
-    source="kode-core before 0.1.0: delete_many was not fenced",
+    source="kode-core before its first release",
     witness=_write_after_the_loss,
 )
 class DeletesManyUnfenced(_Unfenced):
@@ -309,16 +311,12 @@ async def _told_of_the_loss(ctx: Context) -> object:
     return lease.is_lost
 
 
-class _NeverLost:
-    """A lease that does not know."""
-
-    is_lost = False
-
-    def __init__(self, lease: Any) -> None:
-        self._lease = lease
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._lease, name)
+class _Forgets(HeldLease):
+    async def renew(self) -> None:
+        try:
+            await super().renew()
+        finally:
+            self.is_lost = False
 
 
 @mutant(
@@ -335,7 +333,9 @@ class NeverSaysLost(EngineStore):
         acquire = lock._acquire
 
         async def acquired() -> Any:
-            return _NeverLost(await acquire())
+            lease = await acquire()
+            lease.__class__ = _Forgets
+            return lease
 
         lock._acquire = acquired
         return lock
