@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,7 +20,18 @@ from kode_conformance.context import Context, Unverified, Violation, difference
 from kode_conformance.harness import Handle, Space
 from kode_conformance.killchild import CAN_FORK
 from kode_conformance.settings import Tier
-from kode_conformance.writes import FORK, Expected, Portrait, Write, expected, forked, portrait, seed, write_on
+from kode_conformance.writes import (
+    FORK,
+    Expected,
+    Portrait,
+    Write,
+    expected,
+    forked,
+    overwrite,
+    portrait,
+    seed,
+    write_on,
+)
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["Attempt", "Killer", "kill_at_points", "kill_first_opens", "kill_forks", "kill_recoveries", "killer"]
@@ -209,7 +220,10 @@ async def _reopened(context: Context, when: str) -> AsyncIterator[ExtendedStore]
         raise Violation(f"{when}: the store raised {type(exc).__name__}: {exc}") from exc
 
 
-async def _judge(context: Context, write: Write, wanted: Expected, attempt: Attempt, agent_id: str, when: str) -> None:
+async def _judge(
+    context: Context, write: Write, wanted: Expected, attempt: Attempt, agent_id: str, when: str
+) -> Portrait:
+    """See that *write* was done whole or not at all; returns what the agent is after every kind was saved anew."""
     async with _reopened(context, when) as store:
         found = await portrait(store, agent_id)
         problem = wanted.problem(found, done=attempt.acknowledged)
@@ -218,6 +232,17 @@ async def _judge(context: Context, write: Write, wanted: Expected, attempt: Atte
         if any(found.values()):
             await _see_consistent(store, agent_id, after_delete=write.name == "delete")
         await write_on(store, agent_id, 1000)
+        await overwrite(store, agent_id)
+        return await portrait(store, agent_id)
+
+
+async def _see_it_stays(context: Context, left: Mapping[str, tuple[str, Portrait]]) -> None:
+    """What was saved after the kills is there when the store is opened once more: recovery comes once, not again."""
+    async with _reopened(context, "opened once more after all kills") as store:
+        for agent_id, (when, wanted) in left.items():
+            problem = difference(await portrait(store, agent_id), wanted)
+            if problem is not None:
+                raise Violation(f"{when}: what was saved later is not there after the next opening: {problem}")
 
 
 async def _see_consistent(store: ExtendedStore, agent_id: str, *, after_delete: bool) -> None:
@@ -238,21 +263,28 @@ async def _see_consistent(store: ExtendedStore, agent_id: str, *, after_delete: 
 # --- Sweeps -----------------------------------------------------------------------------------------------------------
 
 
-async def kill_at_points(context: Context, kills: Killer, write: Write, others: int) -> int:
-    """Kill *write* at its calls, and right after it; returns at how many points."""
-    wanted = await _expectation(context, write)
-    last = await kills.attempt(write, f"{write.name}-0", 0)
+async def kill_at_points(context: Context, kills: Killer, write: Write, others: int, *, with_seed: bool = True) -> int:
+    """Kill *write* at its calls, and right after it; returns at how many points.
+
+    Without the seed it is the first that its agent ever sees.
+    """
+    wanted = await _expectation(context, write, with_seed=with_seed)
+    name = write.name if with_seed else f"first-{write.name}"
+    last = await kills.attempt(write, f"{name}-0", 0, with_seed=with_seed)
     points = _points(context, kills, last, others)
+    left: dict[str, tuple[str, Portrait]] = {}
     for point in (0, *points):
-        agent_id = f"{write.name}-{point}"
-        attempt = await kills.attempt(write, agent_id, point) if point else last
-        await _judge(context, write, wanted, attempt, agent_id, attempt.told(last.calls))
+        agent_id = f"{name}-{point}"
+        attempt = await kills.attempt(write, agent_id, point, with_seed=with_seed) if point else last
+        when = attempt.told(last.calls) + ("" if with_seed else ", as the first write of its agent")
+        left[agent_id] = when, await _judge(context, write, wanted, attempt, agent_id, when)
+    await _see_it_stays(context, left)
     return len(points) + 1
 
 
-async def _expectation(context: Context, write: Write) -> Expected:
+async def _expectation(context: Context, write: Write, *, with_seed: bool = True) -> Expected:
     store = await context.another()
-    wanted = await expected(store, write)
+    wanted = await expected(store, write, with_seed=with_seed)
     await context.close(store)
     return wanted
 
@@ -339,11 +371,13 @@ async def kill_recoveries(context: Context, kills: Killer, write: Write, pairs: 
     whole = await kills.attempt(write, agent_id, 0)
     opening = await kills.attempt(None, agent_id, 0, from_open=True, with_seed=False)
     points = _points(context, kills, whole, context.effort.kills)
+    left: dict[str, tuple[str, Portrait]] = {}
     for number in range(pairs):
         agent_id = f"{write.name}-twice-{number}"
         first = await kills.attempt(write, agent_id, context.rng.choice(points))
         point = context.rng.randint(1, max(1, opening.calls))
         second = await kills.attempt(None, agent_id, point, from_open=True, with_seed=False)
         when = f"{first.told(whole.calls)}; then {second.told(opening.calls)}"
-        await _judge(context, write, wanted, first, agent_id, when)
+        left[agent_id] = when, await _judge(context, write, wanted, first, agent_id, when)
+    await _see_it_stays(context, left)
     return pairs

@@ -1,4 +1,4 @@
-"""Hostile JSON values: 82 of them, each with what a store must do with it (VAL-1, VAL-2)."""
+"""Hostile JSON values: 83 of them, each with what a store must do with it (VAL-1, VAL-2)."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ _TEXTS: Final = {
     "astral": {"s": "😀𝒳", "😀": 1},
     "noncharacters": {"s": "\uffff\ufffe\U0010ffff\ufeff\u2028\u2029\x7f\x1f\x1b"},
     "nfc_and_nfd": {"é": 1, "e\u0301": 2},
+    "line_breaks": {"s": "a\r\nb\rc\n", "\r\n": "\u0085"},
     "empty_string": {"s": ""},
     "long_string": {"s": "x" * 390_000},
     "very_long_string": {"s": "x" * 1_000_000},

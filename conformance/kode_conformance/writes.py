@@ -19,6 +19,7 @@ __all__ = [
     "Write",
     "expected",
     "forked",
+    "overwrite",
     "portrait",
     "seed",
     "write_named",
@@ -50,6 +51,23 @@ async def seed(store: ExtendedStore, agent_id: str) -> None:
         events=samples.events(2),
     )
     await store.save_snapshot(agent_id, samples.snapshot())
+
+
+async def overwrite(store: ExtendedStore, agent_id: str) -> None:
+    """Save every kind anew, so that of what a write left nothing is to be seen."""
+    await store.save_turn(
+        agent_id,
+        messages=samples.messages(2, 70),
+        tool_calls=[samples.tool_call(70)],
+        todos=samples.todos("last"),
+        info=samples.info(agent_id, template_id="last", metadata={"userId": "last"}),
+        events=samples.events(1, 70),
+    )
+    await store.save_snapshot(agent_id, samples.snapshot(count=7))
+    await store.save_history_window(agent_id, samples.window(timestamp=1))
+    await store.save_compression_record(agent_id, samples.compression(timestamp=1))
+    await store.save_recovered_file(agent_id, samples.recovered(content="last"))
+    await store.save_media_cache(agent_id, [samples.media("last")])
 
 
 async def _save_messages(store: ExtendedStore, agent_id: str) -> None:
@@ -121,6 +139,8 @@ def write_named(name: str) -> Write:
 async def portrait(store: ExtendedStore, agent_id: str) -> Portrait:
     """Everything of an agent, read with the methods of Store alone."""
     return {
+        "exists": await store.exists(agent_id),
+        "listed": agent_id in await store.list(agent_id),
         "messages": await store.load_messages(agent_id),
         "tool calls": await store.load_tool_call_records(agent_id),
         "todos": await store.load_todos(agent_id),
@@ -165,10 +185,11 @@ class Expected(NamedTuple):
         return f"it is neither as before nor as after it, in {', '.join(kinds)}: {missed}"
 
 
-async def expected(store: ExtendedStore, write: Write) -> Expected:
-    """See what *write* does when nothing interrupts it."""
+async def expected(store: ExtendedStore, write: Write, *, with_seed: bool = True) -> Expected:
+    """See what *write* does when nothing interrupts it; without the seed it is the first of its agent."""
     agent_id = f"{write.name}-{uuid.uuid4().hex}"
-    await seed(store, agent_id)
+    if with_seed:
+        await seed(store, agent_id)
     before = await portrait(store, agent_id)
     await write.act(store, agent_id)
     after = await portrait(store, agent_id)

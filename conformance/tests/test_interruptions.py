@@ -319,7 +319,7 @@ FAULTS: list[tuple[StoreHarness, str, str]] = [
     (Harness(SlowToTake, KeepsGhosts), "cancelled_waiters_are_no_ghosts", "never got the lock"),
     (Harness(SaysNothingWritten), "nothing_is_lost_or_doubled_in_outages", "are there, though the error says"),
     (Harness(RetriesBlindly), "nothing_is_lost_or_doubled_in_outages", "there twice"),
-    (Harness(ReadsNothing), "an_outage_is_told_and_ends", "loaded during an outage, without an error"),
+    (Harness(ReadsNothing), "an_outage_is_told_and_ends", "load_messages told during an outage, without an error"),
     (Harness(AlwaysWell), "an_outage_is_told_and_ends", "healthy during an outage"),
     (Harness(), "a_stated_limit_is_where_it_is_said_to_be", "expected PayloadTooLargeError, but it returned"),
     (Harness(KeepsTodos), "nothing_of_a_deleted_agent_is_stored", "still holds: message, tool call, todo"),

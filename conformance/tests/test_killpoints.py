@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pickle
 from collections.abc import Sequence
@@ -133,6 +134,52 @@ class ForksOneByOne(OneFile):
         return made
 
 
+class InsertsInSteps(OneFile):
+    """Makes a new agent with its info alone, and completes it."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        for batch in batches:
+            if batch.info is not None and self._space.state(batch.agent_id).info is None:
+                bare = {"op_id": f"{batch.op_id}-new", "messages": None, "tool_calls": None, "docs": (), "events": ()}
+                await super().commit([replace(batch, **bare)])
+        return await super().commit(batches)
+
+
+class IndexApart(OneFile):
+    """Lists agents from an index that is written after them."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        outcomes = await super().commit(batches)
+        ids = sorted(agent_id for agent_id, state in self._space.states.items() if state.info is not None)
+        new = self.path.with_suffix(".index.new")
+        new.write_text(json.dumps(ids))
+        new.replace(self.path.with_suffix(".index"))
+        return outcomes
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        index = self.path.with_suffix(".index")
+        ids = json.loads(index.read_text()) if index.exists() else []
+        return [found for found in ids if found.startswith(prefix) and (after is None or found > after)][:limit]
+
+
+class StaleJournal(OneFile):
+    """Leaves the journal of a commit that was cut short behind, and plays it again at every opening."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        for journal in path.parent.glob("*.journal"):
+            self._space.states.update(pickle.loads(journal.read_bytes()))
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        outcomes = await MemoryEngine.commit(self, batches)
+        new = self.path.with_name(f"{batches[0].op_id}.new")
+        new.write_bytes(pickle.dumps({batch.agent_id: self._space.state(batch.agent_id) for batch in batches}))
+        journal = new.replace(new.with_suffix(".journal"))
+        await self.keep(pickle.dumps(self._space))
+        journal.unlink()
+        return outcomes
+
+
 class FileHarness(StoreHarness):
     """A store in one file; the class says how it is written."""
 
@@ -169,6 +216,18 @@ class ForksOneByOneHarness(FileHarness):
     engine = ForksOneByOne
 
 
+class InsertsInStepsHarness(FileHarness):
+    engine = InsertsInSteps
+
+
+class IndexApartHarness(FileHarness):
+    engine = IndexApart
+
+
+class StaleJournalHarness(FileHarness):
+    engine = StaleJournal
+
+
 class TwoTransactionsHarness(StoreHarness):
     """SQLite below a layer that writes twice."""
 
@@ -182,12 +241,21 @@ class TwoTransactionsHarness(StoreHarness):
         return await EngineStore(engine).open()
 
 
+FIRST = "the first "
+
 FAULTS: list[tuple[StoreHarness, str, str]] = [
     (InPlaceHarness(), "save_messages", r"save_messages, killed at .*InPlace\.keep.*raised EOFError"),
     (InPlaceByPathHarness(), "save_info", r"save_info, killed at (pathlib|_abc|_local|__init__)\.py:.*raised EOFError"),
     (RemovesFirstHarness(), "append_events", r"killed at .*RemovesFirst\.keep.*neither as before nor as after"),
     (BuffersHarness(), "save_todos", r"killed right after it was acknowledged: it was acknowledged, and is not there"),
     (TwoTransactionsHarness(), "save_turn", r"save_turn, killed at .*neither as before nor as after it, in messages"),
+    (IndexApartHarness(), "delete", r"delete, killed at .*neither as before nor as after it, in exists, messages"),
+    (StaleJournalHarness(), "save_info", r"save_info, killed at .*: what was saved later is not there after the next"),
+    (
+        InsertsInStepsHarness(),
+        FIRST + "save_turn",
+        r"as the first write of its agent: .*neither as before nor as after",
+    ),
 ]
 
 
@@ -195,7 +263,8 @@ async def sweep(harness: StoreHarness, write: str, tier: Tier = Tier.STANDARD) -
     async with prepared(harness, Settings(tier=tier)) as context, killer(context) as kills:
         if write == "batch_fork":
             return await kill_forks(context, kills, others=0)
-        return await kill_at_points(context, kills, write_named(write), others=0)
+        name = write.removeprefix(FIRST)
+        return await kill_at_points(context, kills, write_named(name), others=0, with_seed=name == write)
 
 
 @pytest.mark.parametrize(("harness", "write", "message"), FAULTS, ids=[type(fault[0]).__name__ for fault in FAULTS])
@@ -215,7 +284,7 @@ async def test_a_fork_in_part_is_found() -> None:
 @pytest.mark.parametrize(
     "harness", [FileHarness(), SqliteHarness(), JsonHarness(), HybridHarness()], ids=lambda h: h.name
 )
-@pytest.mark.parametrize("write", ["save_turn", "delete", "batch_fork"])
+@pytest.mark.parametrize("write", ["save_turn", FIRST + "save_turn", "delete", "batch_fork"])
 async def test_a_right_store_is_not_blamed(harness: StoreHarness, write: str) -> None:
     """Stores that are right are killed at more than one point, and nothing is found."""
     assert await sweep(harness, write) >= 3

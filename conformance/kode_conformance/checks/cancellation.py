@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
@@ -261,6 +261,33 @@ async def close_with_every_write_in_flight(ctx: Context) -> None:
             found = await portrait(ctx.store, f"{write.name}-{steps}")
             problem = wanted[write].problem(found, done=is_done)
             ctx.true(problem is None, f"{write.name}, {steps} steps before close: {problem}")
+
+
+@check("OPS-5", "OPS-9", needs=_E)
+async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
+    """A close that is cancelled, at whatever step, is called again, and ends: the store is closed then, and what was
+    acknowledged is there.
+    """
+    for steps in range(12):
+        store = cast(ExtendedStore, await ctx.harness.open(ctx.handle))  # one that cannot be closed is nobody else's
+        await store.save_messages(f"a{steps}", samples.messages(2))
+        write = asyncio.ensure_future(store.append_event(f"a{steps}", samples.event(0)))
+        await asyncio.sleep(0)
+        first = asyncio.ensure_future(store.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        first.cancel()
+        again = asyncio.ensure_future(store.close())
+        await asyncio.wait([first, write, again], timeout=20)
+        when = f"a close, after one that was cancelled after {steps} steps,"
+        ctx.true(again.done(), f"{when} did not end within 20 s")
+        ctx.true(not again.cancelled(), f"{when} was cancelled as well")
+        ctx.true(again.exception() is None, f"{when} raised {again.exception()!r}")
+        await ctx.raises(StoreClosedError, store.load_messages(f"a{steps}"), f"a load after {when}")
+        ctx.equal(await ctx.store.load_messages(f"a{steps}"), samples.messages(2), "the messages")
+        is_done = not write.cancelled() and write.exception() is None
+        stored = [event async for event in ctx.store.read_events(f"a{steps}")]
+        ctx.true(stored or not is_done, f"an event was acknowledged, and is not there after {when}")
 
 
 @check("OPS-5", "EVT-7", needs=_E)

@@ -17,18 +17,24 @@ from kode_conformance.writes import WRITES, write_named
 
 @check("DUR-3", "DUR-1", "TURN-1", needs=Capability.PERSISTENT)
 async def a_turn_killed_at_its_calls(ctx: Context) -> None:
-    """A turn whose writer is killed at a call inside the store is there whole or not at all, and is not forgotten."""
+    """A turn whose writer is killed at a call inside the store is there whole or not at all, and is not forgotten; so
+    is the first turn of an agent.
+    """
     async with killer(ctx) as kills:
         await kill_at_points(ctx, kills, write_named("save_turn"), others=ctx.effort.kills)
+        await kill_at_points(ctx, kills, write_named("save_turn"), others=0, with_seed=False)
 
 
 _OF_THE_AGENT = ("save_messages", "append_messages", "save_tool_call_records", "upsert_tool_call_records", "save_info")
 
 
-async def _kill(ctx: Context, writes: Iterable[str]) -> None:
+async def _kill(ctx: Context, writes: Iterable[str], *, first: Iterable[str]) -> None:
+    """Kill *writes* to an agent that has something of every kind, and those in *first* to one that has nothing."""
     async with killer(ctx) as kills:
         for name in writes:
             await kill_at_points(ctx, kills, write_named(name), others=ctx.effort.kills // 2)
+        for name in first:
+            await kill_at_points(ctx, kills, write_named(name), others=0, with_seed=False)
 
 
 @check("DUR-3", "DUR-1", "MSG-1", "LIFE-3", needs=Capability.PERSISTENT, tier=Tier.STANDARD)
@@ -36,7 +42,7 @@ async def lists_and_info_killed_at_their_calls(ctx: Context) -> None:
     """Writes of messages, tool calls and info, and delete, killed at each call that can matter: whole or absent, kept
     once acknowledged, and the agent is consistent and can be written afterwards.
     """
-    await _kill(ctx, (*_OF_THE_AGENT, "delete"))
+    await _kill(ctx, (*_OF_THE_AGENT, "delete"), first=("save_info", "append_messages"))
 
 
 @check("DUR-3", "DUR-1", "EVT-1", "EVT-2", needs=Capability.PERSISTENT, tier=Tier.STANDARD)
@@ -45,7 +51,7 @@ async def events_and_documents_killed_at_their_calls(ctx: Context) -> None:
     never come again.
     """
     others = {write.name for write in WRITES} - {*_OF_THE_AGENT, "delete", "save_turn"}
-    await _kill(ctx, sorted(others))
+    await _kill(ctx, sorted(others), first=("append_event",))
 
 
 @check("OPS-7", "DUR-3", needs=Capability.PERSISTENT, tier=Tier.STANDARD)

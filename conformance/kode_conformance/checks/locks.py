@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kode_conformance import samples
+from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.registry import Capability, check
+from kode_conformance.writes import portrait
 from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError
+from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 
@@ -225,6 +228,65 @@ async def writes_inside_async_with_are_fenced(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_todos("a"), samples.todos("by the way"), "the todos of a task without the lock")
     await taken.release()
     await ctx.store.save_messages("a", [])
+
+
+@check("LOCK-5", needs=_E)
+async def every_write_inside_async_with_is_fenced(ctx: Context) -> None:
+    """Inside async with, once the lease is lost, no write to its agent is done, of whatever kind: none changes
+    anything.
+    """
+    store, other = ctx.store, await ctx.another()
+    await fill(store, "a")
+    before = await portrait(store, "a")
+    ctx.true(all(before.values()), "there must be something of every kind before the lease is lost")
+    async with store.acquire_agent_lock("a", ttl_ms=20_000) as lease:
+        await lease.release()
+        taken = await other.acquire_agent_lock("a")
+        for name, write in _writes(store).items():
+            await ctx.raises(LockLostError, write(), f"{name} inside, after the lease was lost")
+    await taken.release()
+    ctx.equal(await portrait(store, "a"), before, "the agent after writes that were refused")
+
+
+def _writes(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[object]]]:
+    """A call of every method that writes to the agent, each of which changes it."""
+    return {
+        "save_messages": lambda: store.save_messages("a", []),
+        "append_messages": lambda: store.append_messages("a", samples.messages(1)),
+        "save_tool_call_records": lambda: store.save_tool_call_records("a", []),
+        "upsert_tool_call_records": lambda: store.upsert_tool_call_records("a", [samples.tool_call(7)]),
+        "save_turn": lambda: store.save_turn("a", append=samples.messages(1)),
+        "save_todos": lambda: store.save_todos("a", samples.todos("y")),
+        "append_event": lambda: store.append_event("a", samples.event(70)),
+        "append_events": lambda: store.append_events("a", samples.events(2, 80)),
+        "save_history_window": lambda: store.save_history_window("a", samples.window("w-7")),
+        "save_compression_record": lambda: store.save_compression_record("a", samples.compression("c-7")),
+        "save_recovered_file": lambda: store.save_recovered_file("a", samples.recovered("f-7")),
+        "save_media_cache": lambda: store.save_media_cache("a", []),
+        "save_snapshot": lambda: store.save_snapshot("a", samples.snapshot("s-7")),
+        "save_info": lambda: store.save_info("a", samples.info("a", template_id="z")),
+        "delete_many": lambda: store.delete_many(agent_id="a"),
+        "delete": lambda: store.delete("a"),
+    }
+
+
+@check("LOCK-3", "LOCK-4", needs=_E)
+async def a_lost_lease_says_so(ctx: Context) -> None:
+    """A lease that has ended, by its time or by release, is not renewed: that raises, and then it says that it is lost.
+    The lease of whoever came after it is not.
+    """
+    other = await ctx.another()
+    expired = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
+    ctx.equal((expired.agent_id, expired.is_lost), ("a", False), "agent and is_lost of a new lease")
+    held = await other.acquire_agent_lock("a", wait_ms=5000)
+    released = await ctx.store.acquire_agent_lock("b")
+    await released.release()
+    for lease, what in ((expired, "that was superseded"), (released, "that was released")):
+        await ctx.raises(LockLostError, lease.renew(), f"renewing a lease {what}")
+        ctx.equal(lease.is_lost, True, f"is_lost of a lease {what}, after its renewal was refused")
+    await held.renew()
+    ctx.equal(held.is_lost, False, "is_lost of the lease that is held")
+    await held.release()
 
 
 @check("LOCK-5", "QRY-1", needs=_E, absence_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import uuid
 from typing import Any
 
@@ -103,6 +104,31 @@ async def metrics_count_what_happened(ctx: Context) -> None:
     ctx.equal((s.total_agents, s.total_messages, s.total_tool_calls), (1, 3, 1), "the size of the store")
 
 
+@check("OPS-3", needs=_E)
+async def metrics_of_little(ctx: Context) -> None:
+    """Of a store that has done nothing yet the latencies are numbers, and its size is 0; so it is, in every instance,
+    once the last agent was deleted.
+    """
+    await _see_totals(ctx, ctx.store, 0, "a fresh store")
+    await ctx.store.save_turn(
+        "a", info=samples.info("a"), messages=samples.messages(3), tool_calls=[samples.tool_call()] * 2
+    )
+    other = await ctx.another()
+    await _see_totals(ctx, other, 1, "another instance, after a turn")
+    await ctx.store.delete("a")
+    for store, whose in ((ctx.store, "the instance that deleted"), (other, "another instance")):
+        await _see_totals(ctx, store, 0, f"{whose}, after delete")
+
+
+async def _see_totals(ctx: Context, store: ExtendedStore, agents: int, what: str) -> None:
+    metrics = await store.get_metrics()
+    p, s = metrics.performance, metrics.storage
+    for latency in (p.avg_latency_ms, p.min_latency_ms, p.max_latency_ms, p.p50_latency_ms, p.p99_latency_ms):
+        ctx.true(math.isfinite(latency) and latency >= 0, f"latencies of {what} must be finite and not negative: {p}")
+    totals = (s.total_agents, s.total_messages, s.total_tool_calls)
+    ctx.equal(totals, (agents, 3 * agents, 2 * agents), f"agents, messages and tool calls of {what}")
+
+
 def _calls(store: ExtendedStore) -> dict[str, Any]:
     """A call of every method with harmless arguments, by introspection of the protocols."""
     arguments: dict[str, Any] = {
@@ -135,6 +161,17 @@ def _calls(store: ExtendedStore) -> dict[str, Any]:
             given = {"template_id": "x"}
         calls[name] = (method, given)
     return calls
+
+
+def _takes(method: Any, given: dict[str, Any]) -> bool:
+    """Whether the method's parameters have these names, as far as can be told."""
+    try:
+        inspect.signature(method).bind(**given)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
 
 
 async def _drive(method: Any, given: dict[str, Any]) -> None:
@@ -178,12 +215,16 @@ async def corrupt_records_are_named(ctx: Context) -> None:
 
 @check("OPS-5", needs=_E, absence_ok=True)
 async def every_call_after_close_raises(ctx: Context) -> None:
-    """After close, every method of the protocols raises StoreClosedError; closing again does nothing."""
+    """After close, every method of the protocols, which takes its arguments by name, raises StoreClosedError; closing
+    again does nothing.
+    """
     store = await ctx.another()
     await store.save_messages("a", samples.messages(1))
     await store.close()
     await store.close()
     calls = _calls(store)
+    for name, (method, given) in calls.items():
+        ctx.true(_takes(method, given), f"{name} must take its arguments by the protocol's names: {', '.join(given)}")
     ctx.true(len(calls) >= len(set(dir(Store)) - set(dir(object))) - 3, "all methods must be tried")
     for name, (method, given) in calls.items():
         await ctx.raises(StoreClosedError, _drive(method, given), f"{name} after close")
@@ -207,7 +248,7 @@ async def close_waits_for_what_was_accepted(ctx: Context) -> None:
 
 @check("OPS-5", needs=_E, absence_ok=True)
 async def async_with_closes(ctx: Context) -> None:
-    """async with closes the store, also when the block fails."""
+    """async with closes the store, also when the block fails, or is cancelled."""
     store = await ctx.another()
     try:
         async with store:
@@ -216,6 +257,20 @@ async def async_with_closes(ctx: Context) -> None:
     except KeyError:
         pass
     await ctx.raises(StoreClosedError, store.load_messages("a"), "a load after the block")
+    store = await ctx.another()
+    inside = asyncio.Event()
+
+    async def wait() -> None:
+        async with store:
+            inside.set()
+            await asyncio.sleep(60)
+
+    waiting = asyncio.ensure_future(wait())
+    async with asyncio.timeout(10):
+        await inside.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await ctx.raises(StoreClosedError, store.load_messages("a"), "a load after the block was cancelled")
 
 
 @check("OPS-7", needs=Capability.CROSS_PROCESS)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
 from kode_conformance import samples
+from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.writes import portrait
 from kode_core.codec import encode
 from kode_core.errors import PayloadTooLargeError, Retry, SchemaVersionError, StorageError
-from kode_core.model import Message, RecoveredFile
+from kode_core.model import Message, RecoveredFile, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
@@ -47,12 +49,14 @@ async def _in_time(call: Awaitable[object], what: str, seconds: float = _SECONDS
 async def an_outage_is_told_and_ends(ctx: Context) -> None:
     """While the backend cannot be used the store says so within 5 s, and afterwards it is well again by itself."""
     _need(ctx, "break_backend", "heal_backend")
-    await ctx.store.save_turn("a", messages=samples.messages(3), info=samples.info("a"))
+    await fill(ctx.store, "a")
+    reads = _reads(ctx)
+    before = {name: await read() for name, read in reads.items()}
     await ctx.harness.break_backend(ctx.handle)
     try:
         status = await _in_time(ctx.store.health_check(), "health_check during an outage", 6.0)
         ctx.equal(getattr(status, "healthy", None), False, f"healthy during an outage, of {status}")
-        await _see_refusals(ctx)
+        await _see_refusals(ctx, reads, before)
     finally:
         await ctx.harness.heal_backend(ctx.handle)
 
@@ -60,12 +64,46 @@ async def an_outage_is_told_and_ends(ctx: Context) -> None:
         return (await ctx.store.health_check()).healthy
 
     await ctx.eventually(is_well, "healthy after the outage", 30.0)
-    ctx.equal(await ctx.store.load_messages("a"), samples.messages(3), "the messages after the outage")
+    for name, read in reads.items():
+        ctx.equal(await read(), before[name], f"{name} after the outage")
     await ctx.store.append_messages("a", samples.messages(1, 3))
     ctx.equal(await ctx.store.load_messages("a"), samples.messages(4), "a write after the outage")
 
 
-async def _see_refusals(ctx: Context) -> None:
+def _reads(ctx: Context) -> dict[str, Callable[[], Awaitable[object]]]:
+    """A call of every method that reads and has an answer of its own; where queries lag behind, without them."""
+    store = ctx.store
+
+    async def events() -> object:
+        return [(event.offset, event.event) async for event in store.read_events("a")]
+
+    reads: dict[str, Callable[[], Awaitable[object]]] = {
+        "load_messages": lambda: store.load_messages("a"),
+        "load_tool_call_records": lambda: store.load_tool_call_records("a"),
+        "load_todos": lambda: store.load_todos("a"),
+        "load_info": lambda: store.load_info("a"),
+        "exists": lambda: store.exists("a"),
+        "load_history_windows": lambda: store.load_history_windows("a"),
+        "load_compression_records": lambda: store.load_compression_records("a"),
+        "load_recovered_files": lambda: store.load_recovered_files("a"),
+        "load_media_cache": lambda: store.load_media_cache("a"),
+        "load_snapshot": lambda: store.load_snapshot("a", "sfp-1"),
+        "list_snapshots": lambda: store.list_snapshots("a"),
+        "last_bookmark": lambda: store.last_bookmark("a"),
+        "read_events": events,
+    }
+    if not ctx.harness.has("settle"):
+        reads["list"] = lambda: store.list()
+        reads["query_sessions"] = lambda: store.query_sessions()
+        reads["query_messages"] = lambda: store.query_messages()
+        reads["query_tool_calls"] = lambda: store.query_tool_calls()
+        reads["aggregate_stats"] = lambda: store.aggregate_stats("a")
+    return reads
+
+
+async def _see_refusals(
+    ctx: Context, reads: Mapping[str, Callable[[], Awaitable[object]]], before: Mapping[str, object]
+) -> None:
     """Writes, and opening, raise errors of this library; reads do too, or tell what was stored."""
     store = ctx.store
     calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -80,11 +118,14 @@ async def _see_refusals(ctx: Context) -> None:
     for name, call in calls.items():
         error = await ctx.raises(StorageError, _in_time(call(), name), f"{name} during an outage")
         ctx.true(error.retry is not Retry.NEVER, f"{name} during an outage may be tried again; it raised {error!r}")
-    try:
-        found = await _in_time(store.load_messages("a"), "load_messages during an outage")
-    except StorageError:
-        return
-    ctx.equal(found, samples.messages(3), "what was loaded during an outage, without an error")
+    told = (_in_time(read(), f"{name} during an outage") for name, read in reads.items())
+    for name, found in zip(reads, await asyncio.gather(*told, return_exceptions=True), strict=True):
+        if isinstance(found, Violation):
+            raise found
+        if isinstance(found, BaseException):
+            ctx.true(isinstance(found, StorageError), f"{name} during an outage raised {found!r}")
+        else:
+            ctx.equal(found, before[name], f"what {name} told during an outage, without an error")
 
 
 async def _locked(store: ExtendedStore) -> None:
@@ -247,6 +288,37 @@ async def a_newer_version_is_refused(ctx: Context) -> None:
     ctx.true("upgrade" in str(error), f"the error must say what to upgrade: {error}")
     after = await ctx.harness.raw_dump(ctx.handle) if ctx.harness.has("raw_dump") else ""
     ctx.equal(after, before, "what is stored, after it was refused")
+
+
+@check("INFO-1", "OPS-2", needs=_E)
+async def looking_changes_nothing(ctx: Context) -> None:
+    """Loads, queries, checks and metrics of an agent, and of none, leave what is stored as it is, to the letter."""
+    store = ctx.store
+    await fill(store, "a")
+    await store.save_messages("dangling", [Message("assistant", [ToolUseBlock("c", "x", {})])])
+    before = {agent_id: await portrait(store, agent_id) for agent_id in ("a", "dangling")}
+    ctx.true(all(before["a"].values()), "there must be something of every kind to look at")
+    raw = await _raw(ctx)
+    await store.check_consistency()
+    await store.get_metrics()
+    for agent_id in (*before, "nobody"):
+        await store.check_consistency(agent_id)
+        await store.load_snapshot(agent_id, "none")
+        await store.last_bookmark(agent_id)
+        await store.aggregate_stats(agent_id)
+        found = await portrait(store, agent_id)
+        ctx.true(agent_id in before or not any(found.values()), "nothing may be there of nobody")
+        ctx.equal(found, before.get(agent_id, found), f"agent {agent_id!r} after it was looked at")
+    for query in (store.query_sessions, store.query_messages, store.query_tool_calls):
+        await query()
+    was, now = Counter(raw.splitlines()), Counter((await _raw(ctx)).splitlines())
+    changed = sorted(((now - was) + (was - now)).elements())
+    ctx.true(not changed, f"what is stored differs after it was only looked at: {changed[:3]!r:.300}")
+    _need(ctx, "raw_dump")
+
+
+async def _raw(ctx: Context) -> str:
+    return await ctx.harness.raw_dump(ctx.handle) if ctx.harness.has("raw_dump") else ""
 
 
 @check("LIFE-3", absence_ok=True)
