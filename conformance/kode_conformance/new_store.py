@@ -65,11 +65,11 @@ _ENGINE: Final = _Kind(
     create="create_extended_store",
     lacks="",
     steps=(
-        ("docs, and commit as far as documents go", "TODO HIS MED"),
+        ("docs, and commit of documents and of delete", "TODO HIS MED"),
         ("events, last_event, and commit of events", "EVT"),
-        ("head, rows, outline, and commit of lists and info", "MSG TC TURN VAL SNAP"),
+        ("head, rows, outline, and commit of lists and info: its preconditions, op_id", "MSG TC TURN VAL SNAP"),
         ("agent_ids, find_sessions, find_rows, stats, totals", "INFO LIFE QRY"),
-        ("acquire_lease, renew_lease, release_lease, fork", "LOCK FORK ID"),
+        ("acquire_lease, renew_lease, release_lease, fork, and the fence of commit", "LOCK FORK ID"),
         ("probes, inspect, backup", "OPS DUR"),
     ),
 )

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
 from kode_core.codec import Body, decode
 from kode_core.engine import Watch, watch
-from kode_core.errors import InvalidArgumentError, KodeError, OutcomeUnknownError
+from kode_core.errors import InvalidArgumentError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.ids import check_agent_id
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
 from kode_core.store.book import Op
@@ -113,6 +113,10 @@ class EventAppender:
             return
         assert isinstance(applied, Applied)
         offsets = applied.offsets
+        if len(offsets) != len(batch.events):
+            told = f"the engine gave {len(offsets)} offsets for {len(batch.events)} events"
+            self._fail(items, StorageError(f"{told}: Applied.offsets has one for each, repeated ones too"))
+            return
         place = 0
         for item in items:
             if not item.done.done():
