@@ -263,15 +263,18 @@ async def _see_consistent(store: ExtendedStore, agent_id: str, *, after_delete: 
 # --- Sweeps -----------------------------------------------------------------------------------------------------------
 
 
-async def kill_at_points(context: Context, kills: Killer, write: Write, others: int, *, with_seed: bool = True) -> int:
+async def kill_at_points(
+    context: Context, kills: Killer, write: Write, others: int, *, with_seed: bool = True, at_most: int = sys.maxsize
+) -> int:
     """Kill *write* at its calls, and right after it; returns at how many points.
 
-    Without the seed it is the first that its agent ever sees.
+    Without the seed it is the first that its agent ever sees. Of more points than *at_most* some are drawn at random.
     """
     wanted = await _expectation(context, write, with_seed=with_seed)
     name = write.name if with_seed else f"first-{write.name}"
     last = await kills.attempt(write, f"{name}-0", 0, with_seed=with_seed)
     points = _points(context, kills, last, others)
+    points = sorted(context.rng.sample(points, min(at_most, len(points))))
     left: dict[str, tuple[str, Portrait]] = {}
     for point in (0, *points):
         agent_id = f"{name}-{point}"

@@ -22,7 +22,8 @@ async def a_turn_killed_at_its_calls(ctx: Context) -> None:
     """
     async with killer(ctx) as kills:
         await kill_at_points(ctx, kills, write_named("save_turn"), others=ctx.effort.kills)
-        await kill_at_points(ctx, kills, write_named("save_turn"), others=0, with_seed=False)
+        few = 2 * ctx.effort.kills
+        await kill_at_points(ctx, kills, write_named("save_turn"), others=0, with_seed=False, at_most=few)
 
 
 _OF_THE_AGENT = ("save_messages", "append_messages", "save_tool_call_records", "upsert_tool_call_records", "save_info")
