@@ -86,7 +86,7 @@ async def _cancel_at_each_step(ctx: Context, other: ExtendedStore, write: Write)
         await seed(ctx.store, agent_id)
         is_done = not (await _cancelled(write.act(ctx.store, agent_id), steps)).cancelled()
         await tasks.settle()
-        problem = await _problem_that_stays(lambda: _problem(ctx.store, agent_id, wanted, is_done=is_done))
+        problem = await _problem_that_stays(ctx.store, agent_id, wanted, is_done=is_done)
         if problem is not None:
             raise Violation(f"{write.name}, cancelled after {steps} steps: {problem}")
         await write_on((ctx.store, other)[steps % 2], agent_id, 1000)
@@ -94,16 +94,14 @@ async def _cancel_at_each_step(ctx: Context, other: ExtendedStore, write: Write)
             return
 
 
-async def _problem(store: ExtendedStore, agent_id: str, wanted: Expected, *, is_done: bool) -> str | None:
-    return wanted.problem(await portrait(store, agent_id), done=is_done)
-
-
-async def _problem_that_stays(look: Callable[[], Awaitable[str | None]]) -> str | None:
+async def _problem_that_stays(store: ExtendedStore, agent_id: str, wanted: Expected, *, is_done: bool) -> str | None:
     """What is wrong after a while, too: a write that goes on in a thread can come between the reads of one look."""
     until = asyncio.get_running_loop().time() + 2
-    while (problem := await look()) is not None and asyncio.get_running_loop().time() < until:
+    while True:
+        problem = wanted.problem(await portrait(store, agent_id), done=is_done)
+        if problem is None or asyncio.get_running_loop().time() > until:
+            return problem
         await asyncio.sleep(0.05)
-    return problem
 
 
 @check("OPS-9", "FORK-3", needs=_E, tier=Tier.STANDARD)
