@@ -94,6 +94,7 @@ async def cursors_in_every_order(ctx: Context) -> None:
             await asyncio.sleep(0.003)
     for key, order in itertools.product(_KEYS, _ORDERS):
         every = list(await ctx.store.query_sessions(sort_by=key, order=order))
+        ctx.equal(len(every), 11, "how many sessions there are")
         wanted = sorted(every, key=attrgetter(key, "agent_id"), reverse=order == "desc")
         ctx.equal(every, wanted, f"sessions by {key}, {order}")
         found = [session async for session in ctx.store.iter_sessions(sort_by=key, order=order)]
