@@ -21,7 +21,7 @@ help:
 	@echo "make format  ruff's formatter and safe fixes"
 	@echo "make selftest  hold the conformance suite to stores that are faulty on purpose: minutes"
 	@echo "make conformance  judge all stores (TIER=quick, standard or thorough; reports in conformance-reports/)"
-	@echo "make bench   measure, with ratios to bare aiosqlite (results in bench/)"
+	@echo "make bench   measure, with ratios to bare aiosqlite and asyncpg (results in bench/); ARGS=\"postgres turns\""
 	@echo "make clean   remove what the targets made"
 
 demo: .venv/.run
