@@ -22,7 +22,7 @@ help:
 	@echo "make selftest  hold the conformance suite to stores that are faulty on purpose: minutes"
 	@echo "make conformance  judge all stores (TIER=quick, standard or thorough; reports in conformance-reports/)"
 	@echo "make matrix  put what 'make conformance' found into the README"
-	@echo "make bench   measure, with ratios to the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part)"
+	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=peers for others)"
 	@echo "make clean   remove what the targets made"
 
 demo: .venv/.run

@@ -1,39 +1,59 @@
-"""``make bench``: all measurements, or some: names of backends (sqlite, postgres), and of parts, as arguments."""
+"""``make bench``: all measurements on all backends, or those that are named in ``ARGS``.
+
+Backends are sqlite and postgres; parts are startup, turns, workers, streams, follow, searches and forks. peers, other
+projects that keep conversations, are measured only when they are named.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from pathlib import Path
 
-from tests.benchmarks import searches, startup, streams, turns, workers
-from tests.benchmarks.beds import BEDS
+from tests.benchmarks import follow, forks, peers, searches, startup, streams, turns, workers
+from tests.benchmarks.backends import BACKENDS, NoServerError
 from tests.benchmarks.measure import Report
 
-PARTS = {"turns": turns, "streams": streams, "workers": workers, "searches": searches}
+PARTS = {
+    "startup": startup,
+    "turns": turns,
+    "workers": workers,
+    "streams": streams,
+    "follow": follow,
+    "searches": searches,
+    "forks": forks,
+}
+EXTRAS = {"peers": peers}
 
 
-async def main(beds: list[str], parts: list[str]) -> int:
+async def main(names: list[str]) -> int:
+    known = {**PARTS, **EXTRAS}
+    parts = [name for name in names if name in known] or list(PARTS)
+    chosen = [name for name in names if name in BACKENDS]
     report = Report()
-    print("Default durability. Ratios tell; milliseconds are this machine's, today.")
-    with tempfile.TemporaryDirectory(prefix="kode-bench-") as folder:
-        if "startup" in parts:
-            await startup.run(report, Path(folder))
-        for name in beds:
-            report.title(f"=== {BEDS[name].title}")
-            for part in (part for part in parts if part != "startup"):
-                await PARTS[part].run(report, Path(folder), BEDS[name])
+    print("Ratios tell; milliseconds are this machine's, today.")
+    for name in chosen or BACKENDS:
+        try:
+            async with BACKENDS[name].available() as backend:
+                report.backend = name
+                report.versions[name] = backend.version
+                print(f"\n{backend.title}, {backend.version}")
+                for part in parts:
+                    await known[part].run(report, backend)
+        except NoServerError as exc:
+            if chosen:
+                sys.exit(f"{name}: {exc}")
+            print(f"\n{name} is left out: {exc}")
+    if not report.rows:
+        return 1
     report.save(Path("bench/results.json"))
-    missed = [row.name.strip() for row in report.rows if row.met is False]
-    print(f"targets missed: {', '.join(missed) or 'none'}")
+    missed = [f"{row.backend}: {row.name.strip()}" for row in report.rows if row.met is False]
+    print(f"targets missed: {'; '.join(missed) or 'none'}")
     return 0
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:]
-    names = ["startup", *PARTS]
-    unknown = [name for name in chosen if name not in (*BEDS, *names)]
+    unknown = [name for name in sys.argv[1:] if name not in {*PARTS, *EXTRAS, *BACKENDS}]
     if unknown:
-        sys.exit(f"no such backend or part: {unknown[0]}; there are {', '.join((*BEDS, *names))}")
-    sys.exit(asyncio.run(main([n for n in BEDS if n in chosen] or [*BEDS], [n for n in names if n in chosen] or names)))
+        sys.exit(f"no such part: {unknown[0]}; there are {', '.join([*BACKENDS, *PARTS, *EXTRAS])}")
+    sys.exit(asyncio.run(main(sys.argv[1:])))

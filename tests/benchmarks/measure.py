@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sqlite3
 import statistics
 import sys
 import time
@@ -12,27 +11,27 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-__all__ = ["Report", "Row", "bytes_written", "interleaved"]
+__all__ = ["Report", "Row", "interleaved", "seconds"]
 
 
-def bytes_written() -> int | None:
-    """What this process wrote so far, to files of any kind; None where the system does not count it."""
-    try:
-        lines = Path("/proc/self/io").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
+async def seconds(run: Callable[[int], Awaitable[object]], i: int = 0) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    await run(i)
+    return time.perf_counter() - start
 
 
 async def interleaved(rounds: int, **contestants: Callable[[int], Awaitable[object]]) -> dict[str, float]:
-    """The median seconds of each, called in turns so that a noisy machine is noisy for all."""
+    """The median seconds of each, called in turns so that a noisy machine is noisy for all.
+
+    Each round begins with another one, so that nobody always comes after one who leaves the disk busy.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
     for i in range(rounds):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            await run(i)
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(sorted(values)) for name, values in times.items()}
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            times[name].append(await seconds(contestants[name], i))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 @dataclass
@@ -42,6 +41,7 @@ class Row:
     Attributes:
         ratio: to what the target speaks of, as named in ``of``.
         target: the most (or, with ``at_least``, the least) that the ratio or value should be.
+        backend: what it was measured on; the report knows.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Row:
     of: str = ""
     target: float | None = None
     at_least: bool = False
+    backend: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -63,29 +64,37 @@ class Row:
 
 @dataclass
 class Report:
-    """All measurements of a run."""
+    """All measurements of a run.
+
+    Attributes:
+        backend: the one that is being measured.
+        versions: of the backends and of what they are compared with.
+    """
 
     rows: list[Row] = field(default_factory=list)
+    backend: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
         """Keep a row and print it."""
+        row.backend = self.backend
         self.rows.append(row)
         ratio = "" if row.ratio is None else f"{row.ratio:6.2f} x {row.of}"
         verdict = {None: "", True: "ok", False: "MISSED"}[row.met]
         sign = ">=" if row.at_least else "<="
-        target = "" if row.target is None else f"{sign} {row.target:g}"
-        print(f"{row.name:58} {row.value:12,.2f} {row.unit:5} {ratio:34} {target:10} {verdict}", flush=True)
+        target = "" if row.target is None else f"{sign} {row.target:,g}"
+        print(f"{row.name:58} {row.value:12,.2f} {row.unit:7} {ratio:34} {target:10} {verdict}", flush=True)
 
     def title(self, text: str) -> None:
         """A line between parts."""
-        print(f"\n{text}")
+        print(f"\n{self.backend}: {text}", flush=True)
 
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
         path.parent.mkdir(exist_ok=True)
         machine = {
             "python": sys.version.split()[0],
-            "sqlite": sqlite3.sqlite_version,
+            **self.versions,
             "platform": platform.platform(),
             "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

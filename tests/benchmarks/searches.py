@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
-from kode_core import AgentInfo, ToolCallRecord
-from tests.benchmarks.beds import Bed
+from kode_core import AgentInfo, ExtendedStore, ToolCallRecord
+from tests.benchmarks.backends import Backend, opened
 from tests.benchmarks.measure import Report, Row, interleaved
 
 AGENTS = 10_000
 CALLS = 100_000
 
 
-async def run(report: Report, folder: Path, bed: Bed) -> None:
-    """Measure pages and statistics."""
+def _info(i: int) -> AgentInfo:
+    return AgentInfo(
+        agent_id=f"agt-{i:06d}", template_id=f"t{i % 10}", created_at=i // 3, metadata={"userId": f"u{i % 100}"}
+    )
+
+
+def _call(i: int) -> ToolCallRecord:
+    state = "COMPLETED" if i % 7 else "FAILED"
+    return ToolCallRecord(id=f"c{i}", name=f"tool_{i % 20}", state=state, created_at=i, updated_at=i)
+
+
+async def _fill(store: ExtendedStore) -> None:
+    for start in range(0, AGENTS, 500):
+        infos = (_info(i) for i in range(start, start + 500))
+        await asyncio.gather(*(store.save_info(info.agent_id, info) for info in infos))
+    for start in range(0, CALLS, 10_000):
+        calls = [_call(i) for i in range(start, start + 10_000)]
+        await store.upsert_tool_call_records("agt-000000", calls)
+
+
+async def run(report: Report, backend: Backend) -> None:
+    """Measure pages and statistics, in milliseconds, the median of seven."""
     report.title(f"Queries over {AGENTS:,} agents")
-    async with bed.store(folder, "queries") as store:
-        for start in range(0, AGENTS, 500):
-            infos = (
-                AgentInfo(
-                    agent_id=f"agt-{i:06d}",
-                    template_id=f"t{i % 10}",
-                    created_at=i // 3,
-                    metadata={"userId": f"u{i % 100}"},
-                )
-                for i in range(start, start + 500)
-            )
-            await asyncio.gather(*(store.save_info(info.agent_id, info) for info in infos))
-        for start in range(0, CALLS, 10_000):
-            calls = [
-                ToolCallRecord(
-                    id=f"c{i}",
-                    name=f"tool_{i % 20}",
-                    state="COMPLETED" if i % 7 else "FAILED",
-                    created_at=i,
-                    updated_at=i,
-                )
-                for i in range(start, start + 10_000)
-            ]
-            await store.upsert_tool_call_records("agt-000000", calls)
+    async with backend.space() as options, opened(options) as store:
+        await _fill(store)
+        await backend.settle(options)
         cursor = (await store.query_sessions(limit=5000)).next_cursor
         queries: dict[str, Callable[[int], Awaitable[object]]] = {
             "query_sessions, newest 100": lambda _: store.query_sessions(),
