@@ -323,3 +323,19 @@ async def test_a_backup_is_somebody_elses(store: PostgresStore, tmp_path: Any) -
     """A backup names the tool to use."""
     with pytest.raises(UnsupportedError, match="pg_dump --format=custom --file="):
         await store.backup(tmp_path / "copy")
+
+
+async def test_retention_holds_nobody_up(store: PostgresStore) -> None:
+    """While delete_many removes many long agents, others go on writing, one call after the other."""
+    for n in range(200):
+        info = samples.info(f"old-{n:03d}", template_id="old")
+        await store.save_turn(info.agent_id, messages=samples.messages(200), info=info)
+    deleting = asyncio.ensure_future(store.delete_many(template_id="old"))
+    written = 0
+    while not deleting.done():
+        await store.append_messages("new", samples.messages(1, written))
+        written += 1
+    assert await deleting == 200
+    assert written > 3
+    assert await store.load_messages("new") == samples.messages(written)
+    assert list(await store.list()) == []
