@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,16 +23,29 @@ async def seconds(run: Callable[[int], Awaitable[object]], i: int = 0) -> float:
     return time.perf_counter() - start
 
 
+@contextmanager
+def _frozen() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 async def interleaved(rounds: int, **contestants: Callable[[int], Awaitable[object]]) -> dict[str, float]:
     """The median seconds of each, called in turns so that a noisy machine is noisy for all.
 
-    Each round begins with another one, so that nobody always comes after one who leaves the disk busy.
+    Each round begins with another one, so that nobody always comes after one who leaves the disk busy. What was made
+    for the measurement, perhaps by others, is kept from Python's garbage collector, which would go through it again
+    and again in the time of who makes the most objects.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
-    for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            times[name].append(await seconds(contestants[name], i))
+    with _frozen():
+        for i in range(rounds):
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                times[name].append(await seconds(contestants[name], i))
     return {name: statistics.median(values) for name, values in times.items()}
 
 

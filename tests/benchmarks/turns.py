@@ -59,7 +59,7 @@ def _tell(report: Report, backend: Backend, times: dict[str, float], length: int
         ):
             floor = times[f"{name}, {commits} {length}"]
             ratio = times[f"{way} {length}"] / floor
-            report.add(Row(f"  {name}, {commits}", floor * 1000, "ms", ratio, of, 1.5))
+            report.add(Row(f"  {name}, {commits}, at {length:,}", floor * 1000, "ms", ratio, of, 1.5))
 
 
 async def _bytes_of_a_turn(backend: Backend, agent: Agent) -> int | None:
