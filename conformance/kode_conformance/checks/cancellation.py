@@ -181,8 +181,14 @@ async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
             finally:
                 inside.remove(i)
 
+    async def take() -> Lease:
+        try:
+            return await other.acquire_agent_lock("a", wait_ms=8000)
+        except LockError as error:
+            raise Violation(f"nobody is left who wants the lock, and it cannot be had: {error}") from error
+
     for _ in range(ctx.effort.schedules):
-        held: Lease = await other.acquire_agent_lock("a", wait_ms=8000)
+        held = await take()
         waiters = [asyncio.ensure_future(wait(i)) for i in range(4)]
         await asyncio.sleep(ctx.rng.uniform(0, 0.03))
         await held.release()
