@@ -1,0 +1,299 @@
+"""What a database must do to become an engine when it changes only one record at a time atomically.
+
+A document database or a key-value service promises a conditional write of one record, and little beyond. That is
+enough: :class:`kode_core.engines.record_engine.RecordEngine` makes a whole engine of a :class:`RecordStore`.
+
+- An agent is one *head* and many *items* (messages, tool calls, documents, events), in order of their keys.
+- Nothing but the swap of a head commits. The new head says what changes in the items; whoever comes first applies it
+  to them: the writer, or when it died, anybody else. Readers lay what is pending over the items they read.
+- To apply changes twice, late or after newer ones does no harm: every item has the revision of the head that wrote it,
+  and only a greater one replaces it.
+- The items of a deleted agent stay behind at its old *epoch*, where nobody looks, until they are removed.
+- What is too large for one record is kept in *parts*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+from kode_core.batch import (
+    EngineIssue,
+    Fence,
+    Info,
+    ListHead,
+    MessageIndex,
+    SessionRow,
+    ToolCallIndex,
+    Totals,
+)
+from kode_core.codec import Body
+from kode_core.engine import Medium, Watch
+from kode_core.query import RowQuery, SessionQuery
+
+__all__ = [
+    "Change",
+    "Cut",
+    "DocIndex",
+    "EventIndex",
+    "FoundItem",
+    "HeadRecord",
+    "Item",
+    "ItemIndex",
+    "Place",
+    "RecordStore",
+    "Span",
+]
+
+
+class Place(NamedTuple):
+    """Where an agent's items are. The epoch, 16 hexadecimal digits, is another one after every delete."""
+
+    agent_id: str
+    epoch: str
+
+
+class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    pass
+
+
+class EventIndex(_Value, frozen=True, tag="event"):
+    """By what an event is found."""
+
+    seq: int
+    channel: str
+
+
+class DocIndex(_Value, frozen=True, tag="doc"):
+    """What a document is; its key is the caller's, whatever text of up to 4,096 bytes."""
+
+    kind: str
+    key: str
+
+
+ItemIndex: TypeAlias = MessageIndex | ToolCallIndex | EventIndex | DocIndex
+
+
+class Item(_Value, frozen=True, kw_only=True, tag="item"):
+    """A message, tool call, document or event.
+
+    Attributes:
+        key: its place among the agent's items: ASCII, at most 100 characters, in the order of its characters.
+        rev: the revision of the head that wrote it.
+        body: the text is empty when it is in parts, or was not asked for; the digest is always there.
+        time: milliseconds since the epoch; ``created_at`` of messages and tool calls.
+        alt: a second key of the same form, by which some items can be read too.
+        parts: how many parts the text is in; 0 when it is in the body.
+    """
+
+    key: str
+    rev: int
+    body: Body
+    index: ItemIndex
+    time: int = 0
+    alt: str | None = None
+    parts: int = 0
+
+
+class Cut(_Value, frozen=True, kw_only=True, tag="cut"):
+    """Removes the items with keys from ``first`` to ``last``, both inclusive, whose revision is below ``rev``."""
+
+    first: str
+    last: str
+    rev: int
+
+
+Change: TypeAlias = Item | Cut
+
+
+class Span(_Value, frozen=True, kw_only=True):
+    """Which items to read: keys from ``first`` to ``last``, both inclusive, in their order.
+
+    Attributes:
+        by_alt: ``first``, ``last`` and the order are of ``alt``; items without one are left out.
+        limit: how many at most; None for all.
+        bodies: False to leave out the texts.
+        channel: only events of that channel.
+    """
+
+    first: str
+    last: str
+    by_alt: bool = False
+    descending: bool = False
+    limit: int | None = None
+    bodies: bool = True
+    channel: str | None = None
+
+
+class HeadRecord(_Value, frozen=True, kw_only=True):
+    """An agent's head, the lease excepted.
+
+    Attributes:
+        rev: grows by one with every swap, also over deletes.
+        info: None where none was saved, or it was deleted; only agents with info are listed and found.
+        is_used: whether anything is stored, be it an event of an agent without info.
+        is_settled: whether all items are as the head says. Of those that are not there are few, and
+            ``RecordStore.unsettled`` finds them.
+        state: what else the engine has to remember, at most ``RecordStore.inline_bytes`` and 4,096 bytes.
+    """
+
+    agent_id: str
+    epoch: str
+    rev: int
+    info: Info | None
+    updated_at: int
+    messages: ListHead
+    tool_calls: ListHead
+    is_used: bool
+    is_settled: bool
+    state: bytes
+
+    @property
+    def place(self) -> Place:
+        """Where its items are."""
+        return Place(self.agent_id, self.epoch)
+
+
+class FoundItem(NamedTuple):
+    """An item that a query found; whether its head still knows it is for the engine to see."""
+
+    place: Place
+    item: Item
+
+
+class RecordStore(Protocol):
+    """What is written for one database. All reads by agent are current, except where it says otherwise.
+
+    Every method may raise the subclasses of ``StorageError``, and no other exception of its driver's: when it is not
+    known whether a write happened, OutcomeUnknownError; when it is known that it did not and it may soon,
+    StoreUnavailableError. Reads, and all writes but ``swap`` and ``acquire_lease``, may be repeated in the store.
+    """
+
+    name: str
+    """The backend's name, as in ``mongo``."""
+
+    inline_bytes: int
+    """How many bytes of pending changes fit into a head."""
+
+    part_bytes: int
+    """How large a part, and the text of an item's body in UTF-8, may be."""
+
+    together: int
+    """How many items can be written with a head in one atomic write; 0 for none."""
+
+    # --- heads
+
+    async def heads(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
+        """The heads of these agents, those that there are, in any order. A lease alone is no head."""
+        ...
+
+    async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
+        """Write *new* if the head's ``rev`` is still that of *old* (None: there is no head) and the fence's lease held.
+
+        It leaves the lease as it is. *items*, at most ``together``, are put in the same atomic write. Durable when it
+        returns. False when the condition does not hold: nothing was written.
+        """
+        ...
+
+    async def settle(self, head: HeadRecord) -> None:
+        """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that. Need not be durable."""
+        ...
+
+    async def unsettled(self) -> Sequence[str]:
+        """Agents whose heads are not settled."""
+        ...
+
+    # --- items
+
+    async def items(self, place: Place, span: Span) -> Sequence[Item]:
+        """The items of a span."""
+        ...
+
+    async def apply(self, place: Place, changes: Sequence[Change]) -> None:
+        """Put items, each unless there is one of the same or a greater ``rev``, and remove what is cut. Durable.
+
+        In any order: what is cut is of an older revision than what is put.
+        """
+        ...
+
+    async def drop(self, place: Place) -> None:
+        """Remove all items and parts at a place."""
+        ...
+
+    # --- parts
+
+    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+        """Keep parts of at most ``part_bytes`` under a key of the form of an item's and a revision. Durable."""
+        ...
+
+    async def parts(self, place: Place, key: str, rev: int) -> Sequence[bytes]:
+        """The parts in their order; fewer when they are being removed."""
+        ...
+
+    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+        """Remove the parts under keys from *first* to *last*, both inclusive, of revisions below *rev*."""
+        ...
+
+    # --- queries, which may lag behind where the backend declares that
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        """As ``Engine.agent_ids``."""
+        ...
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        """As ``Engine.find_sessions``."""
+        ...
+
+    async def find_items(self, query: RowQuery) -> Sequence[FoundItem]:
+        """Messages or tool calls that match, in the query's order, at most ``limit``; ``offset`` is 0.
+
+        Items of old epochs may be among them.
+        """
+        ...
+
+    async def totals(self) -> Totals:
+        """As ``Engine.totals``, from the heads."""
+        ...
+
+    # --- leases, kept in the record of the head
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        """As ``Engine.acquire_lease``."""
+        ...
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        """As ``Engine.renew_lease``."""
+        ...
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        """As ``Engine.release_lease``."""
+        ...
+
+    async def holds_lease(self, agent_id: str, fence: Fence) -> bool:
+        """Whether the lease is held, by that owner, with that token."""
+        ...
+
+    # --- operations
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        """As ``Notifies.watch``; None where the database tells nobody."""
+        ...
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        """As ``Engine.probes``."""
+        ...
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        """Problems that only the store can see; the engine itself compares items with heads."""
+        ...
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        """As ``Engine.backup``."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what the store opened."""
+        ...
