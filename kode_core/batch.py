@@ -14,7 +14,7 @@ same atomic step as the write.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
@@ -195,6 +195,17 @@ class ListHead(_Value, frozen=True):
     version: int = 0
     count: int = 0
 
+    def kept(self, write: ListWrite) -> int:
+        """How many rows there are before those that *write* appends."""
+        count = self.count if write.length is None else min(write.length, self.count)
+        return max(count, write.put[-1][0] + 1) if write.put else count
+
+    def after(self, write: ListWrite | None) -> ListHead:
+        """The head that *write* leads to."""
+        if write is None:
+            return self
+        return ListHead((self.version or first_version()) + 1, self.kept(write) + len(write.append))
+
 
 class Head(_Value, frozen=True, kw_only=True):
     """What is known of an agent without reading its lists; ``info`` is None until it was saved.
@@ -311,6 +322,32 @@ class Batch(_Value, frozen=True, kw_only=True):
     tool_calls: ListWrite | None = None
     docs: tuple[DocWrite, ...] = ()
     events: tuple[EventWrite, ...] = ()
+
+    @property
+    def lists(self) -> Mapping[ListKind, ListWrite]:
+        """The lists that it writes."""
+        writes = ((ListKind.MESSAGES, self.messages), (ListKind.TOOL_CALLS, self.tool_calls))
+        return {kind: write for kind, write in writes if write is not None}
+
+    @property
+    def is_touching(self) -> bool:
+        """Whether it changes lists or info, so that ``updated_at`` moves and it must not be applied twice."""
+        return self.messages is not None or self.tool_calls is not None or self.info is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it but, perhaps, a delete."""
+        return not (self.is_touching or self.docs or self.events)
+
+    def refusal(self, updated_at: int, messages: ListHead, tool_calls: ListHead) -> Refused | None:
+        """Which precondition does not hold for an agent in this state; of the fence it knows nothing."""
+        if self.expect_updated_at not in (None, updated_at):
+            return Refused("updated_at")
+        if self.messages is not None and self.messages.expect not in (None, messages.version):
+            return Refused("messages")
+        if self.tool_calls is not None and self.tool_calls.expect not in (None, tool_calls.version):
+            return Refused("tool_calls")
+        return None
 
 
 def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:

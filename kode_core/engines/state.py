@@ -32,7 +32,6 @@ from kode_core.batch import (
     Refused,
     Row,
     ToolCallIndex,
-    first_version,
 )
 from kode_core.codec import Body
 from kode_core.model import CHANNELS
@@ -53,15 +52,6 @@ class ListState:
     @property
     def head(self) -> ListHead:
         return ListHead(self.version, len(self.rows))
-
-    def after(self, write: ListWrite | None) -> ListHead:
-        """The head that *write* leads to."""
-        if write is None:
-            return self.head
-        count = len(self.rows) if write.length is None else min(write.length, len(self.rows))
-        if write.put:
-            count = max(count, write.put[-1][0] + 1)
-        return ListHead((self.version or first_version()) + 1, count + len(write.append))
 
     def apply(self, write: ListWrite, head: ListHead) -> None:
         if write.length is not None:
@@ -179,10 +169,6 @@ class EventLog:
         return next((b for a, b in zip(self._offsets, self._offsets[1:], strict=False) if b <= a), None)
 
 
-def _moves(batch: Batch) -> bool:
-    return batch.info is not None or batch.messages is not None or batch.tool_calls is not None
-
-
 class AgentState:
     """Everything of one agent."""
 
@@ -207,24 +193,19 @@ class AgentState:
 
     def refusal(self, batch: Batch) -> Refused | None:
         """Why *batch* must not be applied, the fence excepted."""
-        if batch.expect_updated_at is not None and batch.expect_updated_at != self.updated_at:
-            return Refused("updated_at")
-        for kind, write in _list_writes(batch):
-            if write.expect is not None and write.expect != self.lists[kind].version:
-                return Refused(cast(Any, kind.value))
-        return None
+        return batch.refusal(self.updated_at, *(rows.head for rows in self.lists.values()))
 
     def outcome(self, batch: Batch) -> Applied:
         """What applying *batch* will lead to; changes nothing."""
         return Applied(
-            self.lists[ListKind.MESSAGES].after(batch.messages),
-            self.lists[ListKind.TOOL_CALLS].after(batch.tool_calls),
+            self.lists[ListKind.MESSAGES].head.after(batch.messages),
+            self.lists[ListKind.TOOL_CALLS].head.after(batch.tool_calls),
             self.log.offsets_for(batch.events),
         )
 
     def stamped(self, batch: Batch) -> Batch:
         """*batch* at a time after the last change, whatever the clock says (INFO-2)."""
-        if batch.now > self.updated_at or not _moves(batch):
+        if batch.now > self.updated_at or not batch.is_touching:
             return batch
         return replace(batch, now=self.updated_at + 1)
 
@@ -232,7 +213,7 @@ class AgentState:
         """Do what *batch* says, except its ``delete``."""
         if batch.info is not None:
             self.info = batch.info
-        for kind, write in _list_writes(batch):
+        for kind, write in batch.lists.items():
             self.lists[kind].apply(write, getattr(outcome, kind.value))
         for change in batch.docs:
             if change.doc is None:
@@ -241,7 +222,7 @@ class AgentState:
                 self.docs[change.kind, change.key] = change.doc
         if batch.events:  # a rewritten file says the last outcome again, without its events
             self.log.apply(batch.events, outcome.offsets)
-        if _moves(batch):
+        if batch.is_touching:
             self.updated_at = max(self.updated_at, batch.now)
         self.last_op, self.last_outcome = batch.op_id, outcome
 
@@ -296,8 +277,3 @@ class AgentState:
 
 def _key(row: Row) -> str | None:
     return row.index.call_id if isinstance(row.index, ToolCallIndex) else None
-
-
-def _list_writes(batch: Batch) -> list[tuple[ListKind, ListWrite]]:
-    writes = ((ListKind.MESSAGES, batch.messages), (ListKind.TOOL_CALLS, batch.tool_calls))
-    return [(kind, write) for kind, write in writes if write is not None]

@@ -14,7 +14,7 @@ from kode_core.batch import Applied, Batch, Fence, ListWrite, Outcome
 from kode_core.errors import KodeError, OutcomeUnknownError, Retry, StorageError, StoreBusyError
 from kode_postgres.connection import Connections, Session
 from kode_postgres.errors import is_locked_out
-from kode_postgres.writes import Head, Statements, applied, is_touching, needs_lock, offsets_of, op_number
+from kode_postgres.writes import Head, Statements, applied, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
 
@@ -226,7 +226,7 @@ class Committer:
 
     async def _known(self, session: Session, batch: Batch, head: Head) -> Outcome | None:
         """The outcome of a batch that was applied already."""
-        if not is_touching(batch) and not batch.delete:
+        if not batch.is_touching and not batch.delete:
             return None
         if head.knows(op_number(batch.op_id)):
             offsets = await self._offsets(session, [batch]) if batch.events else {}
@@ -249,8 +249,8 @@ class Committer:
             deletes = [batch for batch in todo.values() if batch.delete and batch.agent_id in heads]
             if deletes:
                 await self._delete(session, deletes)
-            outcomes |= {i: Applied() for i, batch in todo.items() if _is_empty(batch)}
-            rest = {i: _unconditional(batch) for i, batch in todo.items() if not _is_empty(batch)}
+            outcomes |= {i: Applied() for i, batch in todo.items() if batch.is_empty}
+            rest = {i: _unconditional(batch) for i, batch in todo.items() if not (batch.is_empty)}
             if rest:
                 found = await self._apply(session, list(rest.values()))
                 outcomes |= {i: found[k] for k, i in enumerate(rest) if k in found}
@@ -262,7 +262,7 @@ class Committer:
         ids = [batch.agent_id for batch in batches]
         for statement in self._statements.empty:
             await session.fetch(statement, ids)
-        ops = [op_number(batch.op_id) if _is_empty(batch) else None for batch in batches]
+        ops = [op_number(batch.op_id) if batch.is_empty else None for batch in batches]
         await session.fetch(self._statements.bury, ids, ops)
 
 
@@ -275,11 +275,6 @@ def _concerns_all(exc: Exception) -> bool:
     if is_locked_out(exc.__cause__):
         return False
     return isinstance(exc, OutcomeUnknownError) or (isinstance(exc, KodeError) and exc.retry is Retry.LATER)
-
-
-def _is_empty(batch: Batch) -> bool:
-    """Whether there is nothing in it but the delete."""
-    return batch.delete and not (is_touching(batch) or batch.docs or batch.events)
 
 
 def _unconditional(batch: Batch) -> Batch:

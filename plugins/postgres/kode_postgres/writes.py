@@ -27,7 +27,6 @@ __all__ = [
     "Statements",
     "applied",
     "doc_text",
-    "is_touching",
     "key_hash",
     "needs_lock",
     "offsets_of",
@@ -52,17 +51,9 @@ def doc_text(kind: DocKind, text: str) -> str:
     return json.dumps(text) if kind == DocKind.LAYER else text
 
 
-def is_touching(batch: Batch) -> bool:
-    """Whether the batch changes lists or info, so that it must not be applied twice."""
-    return batch.messages is not None or batch.tool_calls is not None or batch.info is not None
-
-
 def needs_lock(batch: Batch) -> bool:
     """Whether rows have to be removed that a statement may not see that was begun before it got the lock."""
-    return batch.delete or any(
-        write is not None and write.expect is None and write.length is not None
-        for write in (batch.messages, batch.tool_calls)
-    )
+    return batch.delete or any(w.expect is None and w.length is not None for w in batch.lists.values())
 
 
 def parts_of(batches: Sequence[Batch], *, is_retry: bool) -> Part:
@@ -72,25 +63,19 @@ def parts_of(batches: Sequence[Batch], *, is_retry: bool) -> Part:
         for part, has in (
             (Part.FENCE, batch.fence is not None),
             (Part.AGE, batch.expect_updated_at is not None),
-            (Part.TOUCH, is_touching(batch)),
+            (Part.TOUCH, batch.is_touching),
             (Part.INFO, batch.info is not None),
             (Part.DOCS, bool(batch.docs)),
             (Part.EVENTS, bool(batch.events)),
-            (Part.REPEATED, is_retry and is_touching(batch)),
+            (Part.REPEATED, is_retry and batch.is_touching),
         ):
             if has:
                 parts |= part
-        for kind, part in LISTS.items():
-            write = _write_of(batch, kind)
-            if write is not None:
-                parts |= part
-                if write.put or write.length is not None:
-                    parts |= PUTS[part]
+        for kind, write in batch.lists.items():
+            parts |= LISTS[kind]
+            if write.put or write.length is not None:
+                parts |= PUTS[LISTS[kind]]
     return parts
-
-
-def _write_of(batch: Batch, kind: ListKind) -> ListWrite | None:
-    return batch.messages if kind == ListKind.MESSAGES else batch.tool_calls
 
 
 class Statements:
@@ -153,10 +138,10 @@ def _input(batch: Batch, parts: Part) -> tuple[Any, ...]:
     if Part.AGE in parts:
         values.append(batch.expect_updated_at)
     if Part.TOUCH in parts:
-        values += (op_number(batch.op_id) if is_touching(batch) else None, batch.now)
+        values += (op_number(batch.op_id) if batch.is_touching else None, batch.now)
     for kind, part in LISTS.items():
         if part in parts:
-            values += _list_input(_write_of(batch, kind))
+            values += _list_input(batch.lists.get(kind))
     if Part.INFO in parts:
         info = batch.info
         values += (False, None, None) if info is None else (True, info.template_id, info.created_at)
@@ -176,7 +161,7 @@ def _list_input(write: ListWrite | None) -> tuple[Any, ...]:
 
 
 def _list_rows(kind: ListKind, n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
-    write = _write_of(batch, kind)
+    write = batch.lists.get(kind)
     if write is None:
         return
     for position, row in write.put:
@@ -251,13 +236,7 @@ class Head:
         """Which precondition does not hold."""
         if batch.fence is not None and not is_held:
             return Refused("fence")
-        if batch.expect_updated_at is not None and batch.expect_updated_at != self.updated_at:
-            return Refused("updated_at")
-        if batch.messages is not None and batch.messages.expect not in (None, self.messages.version):
-            return Refused("messages")
-        if batch.tool_calls is not None and batch.tool_calls.expect not in (None, self.tool_calls.version):
-            return Refused("tool_calls")
-        return None
+        return batch.refusal(self.updated_at, self.messages, self.tool_calls)
 
 
 def applied(batch: Batch, row: Sequence[Any], offsets: dict[Any, int] | None) -> Applied:

@@ -107,7 +107,7 @@ class Transaction:
             updated_at=max(head.updated_at + 1, batch.now),
             last_op=batch.op_id,
         )
-        if batch.info is not None or batch.messages is not None or batch.tool_calls is not None:
+        if batch.is_touching:
             self._write_head(batch.agent_id, after)
         if batch.info is not None:
             self._write_info(batch.agent_id, batch.info)
@@ -119,13 +119,7 @@ class Transaction:
     def _refusal(self, batch: Batch, head: _Head) -> Refused | None:
         if batch.fence is not None and not self._holds(batch.agent_id, batch.fence):
             return Refused("fence")
-        if batch.expect_updated_at is not None and batch.expect_updated_at != head.updated_at:
-            return Refused("updated_at")
-        if batch.messages is not None and batch.messages.expect not in (None, head.messages.version):
-            return Refused("messages")
-        if batch.tool_calls is not None and batch.tool_calls.expect not in (None, head.tool_calls.version):
-            return Refused("tool_calls")
-        return None
+        return batch.refusal(head.updated_at, head.messages, head.tool_calls)
 
     def _delete(self, agent_id: str) -> None:
         for table in TABLES_OF_AN_AGENT:
@@ -190,15 +184,11 @@ class Transaction:
         if write is None:
             return head
         statements = LISTS[kind]
-        count = head.count
-        if write.length is not None and write.length < count:
+        if write.length is not None and write.length < head.count:
             self._db.execute(statements.cut, (agent_id, write.length))
-            count = write.length
-        if write.put:
-            count = max(count, write.put[-1][0] + 1)
-        rows = (*write.put, *enumerate(write.append, count))
+        rows = (*write.put, *enumerate(write.append, head.kept(write)))
         statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in rows])
-        return ListHead((head.version or first_version()) + 1, count + len(write.append))
+        return head.after(write)
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
         key = (agent_id, write.kind.value, write.key)
@@ -312,12 +302,5 @@ class Transaction:
 
 
 def _is_events_only(batch: Batch) -> bool:
-    return bool(batch.events) and not (
-        batch.fence
-        or batch.delete
-        or batch.info
-        or batch.messages
-        or batch.tool_calls
-        or batch.docs
-        or batch.expect_updated_at is not None
-    )
+    conditions = batch.fence is not None or batch.expect_updated_at is not None
+    return bool(batch.events) and not (conditions or batch.delete or batch.is_touching or batch.docs)

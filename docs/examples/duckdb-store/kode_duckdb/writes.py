@@ -35,7 +35,9 @@ def apply(db: Connection, batch: Batch) -> Applied | Refused:
     messages, tool_calls = (agent.list_head(kind) for kind in ListKind)
     if agent.last_op == batch.op_id:  # done already, by a call whose answer was lost (OPS-10)
         return Applied(messages, tool_calls, _append(db, batch.agent_id, batch.events))
-    refused = _refusal(db, batch, agent)
+    if batch.fence is not None and not holds(db, batch.agent_id, batch.fence):
+        return Refused("fence")
+    refused = batch.refusal(agent.updated_at, messages, tool_calls)
     if refused is not None:
         return refused
     if batch.delete:
@@ -44,23 +46,11 @@ def apply(db: Connection, batch: Batch) -> Applied | Refused:
         agent, messages, tool_calls = Agent(batch.agent_id), ListHead(), ListHead()
     messages = _write_list(db, batch.agent_id, ListKind.MESSAGES, batch.messages, messages)
     tool_calls = _write_list(db, batch.agent_id, ListKind.TOOL_CALLS, batch.tool_calls, tool_calls)
-    if batch.info is not None or batch.messages is not None or batch.tool_calls is not None:
+    if batch.is_touching:
         _save(db, _after(agent, batch, messages, tool_calls))
     for doc in batch.docs:
         _write_doc(db, batch.agent_id, doc)
     return Applied(messages, tool_calls, _append(db, batch.agent_id, batch.events))
-
-
-def _refusal(db: Connection, batch: Batch, agent: Agent) -> Refused | None:
-    if batch.fence is not None and not holds(db, batch.agent_id, batch.fence):
-        return Refused("fence")
-    if batch.expect_updated_at is not None and batch.expect_updated_at != agent.updated_at:
-        return Refused("updated_at")
-    if batch.messages is not None and batch.messages.expect not in (None, agent.message_version):
-        return Refused("messages")
-    if batch.tool_calls is not None and batch.tool_calls.expect not in (None, agent.tool_call_version):
-        return Refused("tool_calls")
-    return None
 
 
 # --- head and info ----------------------------------------------------------------------------------------------------
@@ -100,18 +90,15 @@ def _save(db: Connection, agent: Agent) -> None:
 def _write_list(db: Connection, agent_id: str, kind: ListKind, write: ListWrite | None, head: ListHead) -> ListHead:
     if write is None:
         return head
-    count = head.count
     rows = "DELETE FROM kode_rows WHERE agent_id = ? AND kind = ? AND position"
-    if write.length is not None and write.length < count:
+    if write.length is not None and write.length < head.count:
         db.execute(f"{rows} >= ?", [agent_id, kind.value, write.length])
-        count = write.length
     if write.put:
         positions = [position for position, _ in write.put]
         db.execute(f"{rows} IN (SELECT unnest(?::BIGINT[]))", [agent_id, kind.value, positions])
-        count = max(count, positions[-1] + 1)
-    new = (*write.put, *enumerate(write.append, count))
+    new = (*write.put, *enumerate(write.append, head.kept(write)))
     insert(db, "kode_rows", [_row(agent_id, kind, position, row) for position, row in new])
-    return ListHead((head.version or first_version()) + 1, count + len(write.append))
+    return head.after(write)
 
 
 def _row(agent_id: str, kind: ListKind, position: int, row: Row) -> tuple[Any, ...]:
