@@ -133,8 +133,10 @@ class HeadRecord(_Value, frozen=True, kw_only=True):
 
     Attributes:
         rev: grows by one with every swap, also over deletes.
-        info: None where none was saved, or it was deleted; only agents with info are listed and found.
-        is_used: whether anything is stored, be it an event of an agent without info.
+        info: None where none was saved, or it was deleted; only agents with info are listed and found. The text of its
+            body has at most ``RecordStore.inline_bytes``; it is empty when the engine keeps it elsewhere.
+        is_used: whether anything is stored, be it an event of an agent without info. A head that is settled and not
+            used is all that is left of a deleted agent; after a day it may be forgotten.
         is_settled: whether all items are as the head says. Of those that are not there are few, and
             ``RecordStore.unsettled`` finds them.
         state: what else the engine has to remember, at most ``RecordStore.inline_bytes`` and 4,096 bytes.

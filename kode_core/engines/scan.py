@@ -6,11 +6,11 @@ import heapq
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from kode_core.batch import FoundRow, Info, ListKind, MessageIndex, Row, SessionRow
+from kode_core.batch import FoundRow, Info, ListKind, MessageIndex, SessionRow
 from kode_core.engines.state import AgentState
 from kode_core.query import RowQuery, SessionQuery
 
-__all__ = ["agent_ids", "find_rows", "find_sessions"]
+__all__ = ["agent_ids", "find_rows", "find_sessions", "page", "row_matches", "session_matches"]
 
 K = TypeVar("K", bound=tuple[Any, ...])
 V = TypeVar("V")
@@ -22,24 +22,25 @@ def agent_ids(states: Iterable[AgentState], prefix: str, after: str | None, limi
 
 
 def find_sessions(states: Iterable[AgentState], query: SessionQuery) -> list[SessionRow]:
-    return _page(((_session_key(row, query), row) for row in _sessions(states, query)), query)
+    return page(((_session_key(row, query), row) for row in _sessions(states, query)), query)
 
 
 def _sessions(states: Iterable[AgentState], query: SessionQuery) -> Iterator[SessionRow]:
     for state in states:
         info = state.info
-        if info is not None and _session_matches(state, info, query):
+        if info is not None and session_matches(state.agent_id, info, state.updated_at, query):
             count = len(state.lists[ListKind.MESSAGES].rows)
             yield SessionRow(state.agent_id, info.body, info.created_at, state.updated_at, count)
 
 
-def _session_matches(state: AgentState, info: Info, query: SessionQuery) -> bool:
+def session_matches(agent_id: str, info: Info, updated_at: int, query: SessionQuery) -> bool:
+    """Whether the filters of a query hold for an agent."""
     return (
-        (query.agent_id is None or query.agent_id == state.agent_id)
-        and (query.template_id is None or query.template_id == info.template_id)
+        query.agent_id in (None, agent_id)
+        and query.template_id in (None, info.template_id)
         and set(query.metadata) <= set(info.metadata)
         and info.created_at in query.created
-        and state.updated_at in query.updated
+        and updated_at in query.updated
     )
 
 
@@ -53,22 +54,24 @@ def find_rows(states: Iterable[AgentState], query: RowQuery) -> list[FoundRow]:
         for state in states
         if query.agent_id is None or query.agent_id == state.agent_id
         for position, row in enumerate(state.lists[ListKind(query.kind)].rows)
-        if _row_matches(row, query)
+        if row_matches(row.created_at, row.index, query)
     )
-    return _page(found, query)
+    return page(found, query)
 
 
-def _row_matches(row: Row, query: RowQuery) -> bool:
-    return row.created_at in query.created and all(_holds(row, name, value) for name, value in query.where)
+def row_matches(created_at: int, index: object, query: RowQuery) -> bool:
+    """Whether the filters of a query hold for a row."""
+    return created_at in query.created and all(_holds(index, name, value) for name, value in query.where)
 
 
-def _holds(row: Row, name: str, value: str | bool) -> bool:
+def _holds(index: object, name: str, value: str | bool) -> bool:
     if name == "content_type":
-        return isinstance(row.index, MessageIndex) and value in row.index.content_types
-    return bool(getattr(row.index, name) == value)
+        return isinstance(index, MessageIndex) and value in index.content_types
+    return bool(getattr(index, name) == value)
 
 
-def _page(found: Iterable[tuple[K, V]], query: SessionQuery | RowQuery) -> list[V]:
+def page(found: Iterable[tuple[K, V]], query: SessionQuery | RowQuery) -> list[V]:
+    """The page of a query, given what matches, each with its place in the order."""
     after: Any = query.after
     if after is not None:
         found = ((k, v) for k, v in found if (k < after if query.descending else k > after))

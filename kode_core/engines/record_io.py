@@ -1,0 +1,234 @@
+"""Heads, items and parts of a record store, as the record engine reads and writes them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from kode_core.batch import Info
+from kode_core.codec import Body
+from kode_core.engines.record_plan import nonce
+from kode_core.engines.record_state import (
+    AgentHead,
+    Overlay,
+    Stash,
+    info_key,
+    new_epoch,
+    stash_key,
+)
+from kode_core.engines.records import Change, Cut, HeadRecord, Item, Place, RecordStore
+from kode_core.errors import CorruptRecordError, StorageError
+
+__all__ = ["AT_ONCE", "MovedError", "RecordIO", "each"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+AT_ONCE: Final = 16
+"""How many calls to the store one call of the engine makes side by side."""
+_RECOVER_SECONDS: Final = 1.0
+
+_encode_changes = msgspec.msgpack.Encoder().encode
+_decode_changes = msgspec.msgpack.Decoder(tuple[Change, ...]).decode
+
+
+class MovedError(Exception):
+    """What was read is not of one instant: somebody wrote meanwhile."""
+
+
+async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A]) -> list[B]:
+    """Call for each value, some at once; the results in order. When one fails the others end first."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(value: A) -> B:
+        async with gate:
+            return await call(value)
+
+    results = await asyncio.gather(*map(one, values), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
+
+
+class RecordIO:
+    """A record store, with what is too large for a record in parts, and what is pending settled."""
+
+    def __init__(self, store: RecordStore) -> None:
+        self.store = store
+        self._seen: dict[str, int] = {}
+        self._recovered_at: float | None = None
+
+    # --- heads
+
+    async def head(self, agent_id: str) -> AgentHead | None:
+        """The agent's head; None where there is none."""
+        found = await self.store.heads([agent_id])
+        return AgentHead(found[0]) if found else None
+
+    async def info(self, head: AgentHead) -> Info | None:
+        """The info of a head, its body whole."""
+        info = head.record.info
+        if info is None or head.state.info is None:
+            return info
+        name, rev, count = head.state.info
+        text = await self._text(head.record.place, info_key(name), rev, count)
+        return replace(info, body=Body(text, info.body.digest))
+
+    async def overlay(self, head: AgentHead) -> Overlay:
+        """What is pending."""
+        return Overlay(await self.pending(head))
+
+    async def pending(self, head: AgentHead) -> Sequence[Change]:
+        """What is pending, wherever it is kept."""
+        stash = head.state.stash
+        if stash is None:
+            return head.state.pending
+        parts = await self.store.parts(head.record.place, stash.key, head.record.rev)
+        if len(parts) < stash.parts:
+            raise MovedError
+        try:
+            return _decode_changes(b"".join(parts))
+        except msgspec.MsgspecError:
+            raise CorruptRecordError(f"agent {head.record.agent_id!r}", "its pending changes are damaged") from None
+
+    # --- parts
+
+    def is_large(self, text: str) -> bool:
+        """Whether a text does not fit into an item."""
+        most = self.store.part_bytes
+        return len(text) > most or (len(text) > most // 4 and len(text.encode()) > most)
+
+    async def _put_text(self, place: Place, key: str, rev: int, text: bytes) -> int:
+        """Keep a text in parts, and return how many."""
+        size = self.store.part_bytes
+        parts = [text[i : i + size] for i in range(0, len(text), size)]
+        await self.store.put_parts(place, key, rev, parts)
+        return len(parts)
+
+    async def _text(self, place: Place, key: str, rev: int, count: int) -> str:
+        parts = await self.store.parts(place, key, rev)
+        if len(parts) < count:
+            raise MovedError
+        return b"".join(parts).decode(errors="replace")  # what is damaged has another digest
+
+    async def whole(self, place: Place, items: Iterable[Item]) -> list[Item]:
+        """The items with their texts, those that are in parts too."""
+
+        async def one(item: Item) -> Item:
+            if not item.parts:
+                return item
+            text = await self._text(place, item.key, item.rev, item.parts)
+            return replace(item, body=Body(text, item.body.digest), parts=0)
+
+        items = list(items)
+        return await each(one, items) if any(item.parts for item in items) else items
+
+    async def stash(self, place: Place, rev: int, changes: Sequence[Change]) -> Stash:
+        """Keep pending changes beside the head."""
+        key = stash_key(nonce())
+        return Stash(key, await self._put_text(place, key, rev, _encode_changes(changes)))
+
+    async def keep_info(self, place: Place, rev: int, text: str) -> tuple[str, int, int]:
+        """Keep the body of an info beside the head; what a state says of it."""
+        name = nonce()
+        return name, rev, await self._put_text(place, info_key(name), rev, text.encode())
+
+    # --- items
+
+    async def apply(self, place: Place, changes: Sequence[Change], *, has_parts: bool) -> None:
+        """Change items, and forget the parts of those that are no more."""
+
+        async def split(change: Change) -> Change:
+            if isinstance(change, Cut) or not self.is_large(change.body.text):
+                return change
+            count = await self._put_text(place, change.key, change.rev, change.body.text.encode())
+            return replace(change, body=Body("", change.body.digest), parts=count)
+
+        if has_parts:
+            changes = [await split(change) for change in changes]
+        await self.store.apply(place, changes)
+        if has_parts:
+            cuts = [change for change in changes if isinstance(change, Cut)]
+            await each(lambda cut: self.store.drop_parts(place, cut.first, cut.last, cut.rev), cuts)
+
+    # --- settling
+
+    async def settle(self, head: AgentHead) -> AgentHead:
+        """The head with all that was pending done; whoever comes first does it."""
+        record, state = head.record, head.state
+        if state.is_settled:
+            return head
+        if state.reserved:
+            return await self._give_up(head)
+        changes = await self.pending(head)
+        if changes:
+            await self.apply(record.place, changes, has_parts=state.has_parts)
+        return await self.settled(head)
+
+    async def settled(self, head: AgentHead) -> AgentHead:
+        """The head once its changes are applied, with what nobody needs any more removed."""
+        record, state = head.record, head.state
+        await each(lambda epoch: self.store.drop(Place(record.agent_id, epoch)), state.doomed)
+        done = head.with_state(replace(state, pending=(), stash=None, doomed=()))
+        await self.store.settle(done.record)
+        if state.stash is not None:
+            await self.store.drop_parts(record.place, stash_key(""), stash_key("~"), record.rev + 1)
+        return done
+
+    async def _give_up(self, head: AgentHead) -> AgentHead:
+        """End a fork that nobody goes on with; who does after all finds another head, and begins anew."""
+        record, state = head.record, head.state
+        given_up = replace(state, reserved=False, doomed=(record.epoch,))
+        after = AgentHead(replace(record, rev=record.rev + 1, epoch=new_epoch()), given_up).with_state(given_up)
+        if not await self.store.swap(record, after.record, None, ()):
+            raise MovedError
+        return await self.settled(after)
+
+    # --- readers that others are too fast for
+
+    async def freeze(self, head: AgentHead) -> AgentHead:
+        """Ask writers to wait until this head was read: they do so for a moment, and then go on whatever became of it.
+
+        Raises:
+            MovedError: somebody else wrote the head.
+        """
+        head = await self.settle(head)
+        state = replace(head.state, frozen=nonce())
+        frozen = AgentHead(replace(head.record, rev=head.record.rev + 1), state).with_state(state)
+        if not await self.store.swap(head.record, frozen.record, None, ()):
+            raise MovedError
+        return frozen
+
+    async def thaw(self, head: AgentHead) -> None:
+        """Let writers go on."""
+        try:
+            await self.store.settle(head.with_state(replace(head.state, frozen=None)).record)
+        except StorageError:
+            return  # they go on by themselves
+
+    # --- what the dead left
+
+    async def recover(self) -> None:
+        """Settle what somebody left who died; what others are about to settle gets time for it."""
+        now = time.monotonic()
+        is_first = self._recovered_at is None
+        if self._recovered_at is not None and now - self._recovered_at < _RECOVER_SECONDS:
+            return
+        self._recovered_at = now
+        found = await self.store.unsettled()
+        heads = [record for record in await self.store.heads(found) if not record.is_settled] if found else []
+        left = [record for record in heads if is_first or self._seen.get(record.agent_id) == record.rev]
+        self._seen = {record.agent_id: record.rev for record in heads}
+        await each(self._try_to_settle, left)
+
+    async def _try_to_settle(self, record: HeadRecord) -> None:
+        try:
+            await self.settle(AgentHead(record))
+        except (MovedError, StorageError):
+            return  # somebody else goes on with it, or a later call does

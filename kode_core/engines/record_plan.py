@@ -1,0 +1,210 @@
+"""What batches change: a new head, and the items that are put and removed with it."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from kode_core.batch import (
+    Applied,
+    Batch,
+    DocKind,
+    DocWrite,
+    EventWrite,
+    Info,
+    ListHead,
+    ListKind,
+    ListWrite,
+    Refused,
+    Row,
+    ToolCallIndex,
+    first_version,
+)
+from kode_core.codec import Body
+from kode_core.engines.record_state import (
+    KEPT_OPS,
+    AgentHead,
+    Op,
+    State,
+    call_key,
+    count_of,
+    doc_key,
+    event_key,
+    new_epoch,
+    row_key,
+    row_span,
+    seq_key,
+)
+from kode_core.engines.records import Change, Cut, DocIndex, EventIndex, HeadRecord, Item
+
+__all__ = ["Plan", "new_head"]
+
+_NO_LIST: Final = ListHead()
+
+
+def new_head(agent_id: str) -> HeadRecord:
+    """A head before its first swap. Revisions begin at random, so that none comes again when a head was forgotten."""
+    return HeadRecord(
+        agent_id=agent_id,
+        epoch=new_epoch(),
+        rev=first_version(),
+        info=None,
+        updated_at=0,
+        messages=_NO_LIST,
+        tool_calls=_NO_LIST,
+        is_used=False,
+        is_settled=True,
+        state=b"",
+    )
+
+
+class Plan:
+    """One swap of a head.
+
+    Args:
+        old: the head there is, settled; None where there is none.
+        known: offsets of events that are stored, by (seq, digest).
+    """
+
+    def __init__(self, agent_id: str, old: AgentHead | None, known: Mapping[tuple[int, bytes], int]) -> None:
+        head = AgentHead(new_head(agent_id), State()) if old is None else old
+        self.head = head.record
+        self.state = replace(head.state, pending=(), stash=None, frozen=None)
+        self.rev = self.head.rev + 1
+        self.info_body: Body | None = None
+        self._known = dict(known)
+        self._puts: dict[str, Item] = {}
+        self._cuts: list[Cut] = []
+        self._is_changed = False
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is anything to write."""
+        return self._is_changed
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        return (*self._cuts, *self._puts.values())
+
+    def result(self, state: State) -> AgentHead:
+        """The new head, with *state*."""
+        return AgentHead(replace(self.head, rev=self.rev), state).with_state(state)
+
+    # --- batches
+
+    def add(self, batch: Batch) -> Applied | Refused:
+        """Apply a batch, its fence excepted."""
+        known = next((op for op in self.state.ops if op.op_id == batch.op_id), None)
+        if known is not None:
+            return Applied(known.messages, known.tool_calls, self._offsets(batch.events))
+        refusal = batch.refusal(self.head.updated_at, self.head.messages, self.head.tool_calls)
+        if refusal is not None:
+            return refusal
+        if batch.delete:
+            self._delete()
+        for kind, write in batch.lists.items():
+            self._write_list(kind, write)
+        for change in batch.docs:
+            self._write_doc(change)
+        if batch.info is not None:
+            self._write_info(batch.info)
+        offsets = self._append(batch.events)
+        if batch.is_touching or (batch.delete and self._is_changed):
+            self._remember(batch)
+        return Applied(self.head.messages, self.head.tool_calls, offsets)
+
+    def _remember(self, batch: Batch) -> None:
+        if batch.is_touching:
+            self.head = replace(self.head, updated_at=max(self.head.updated_at + 1, batch.now), is_used=True)
+        op = Op(batch.op_id, self.rev, self.head.messages, self.head.tool_calls)
+        self.state = replace(self.state, ops=(op, *self.state.ops[: KEPT_OPS - 1]))
+        self._is_changed = True
+
+    def _delete(self) -> None:
+        was_used = self.head.is_used or bool(self._puts)
+        self._puts, self._cuts, self._known, self.info_body = {}, [], {}, None
+        if not was_used:
+            return
+        doomed = (*self.state.doomed, self.head.epoch)
+        kept = State(next_offset=self.state.next_offset, ops=self.state.ops, doomed=doomed)
+        fresh = new_head(self.head.agent_id)
+        self.head, self.state = replace(fresh, rev=self.head.rev), kept
+        self._is_changed = True
+
+    def _write_list(self, kind: ListKind, write: ListWrite) -> None:
+        old = count_of(self.head, kind)
+        if write.length is not None and write.length < old.count:
+            self._cut(row_key(kind, write.length), row_span(kind).last)
+        if self.state.has_parts:
+            self._free([position for position, _ in write.put if position < old.count], kind)
+        for position, row in (*write.put, *enumerate(write.append, old.kept(write))):
+            self._put(_row_item(kind, position, row, self.rev))
+        self.head = replace(self.head, **{kind.value: old.after(write)})
+
+    def _free(self, positions: Sequence[int], kind: ListKind) -> None:
+        """Cut rows that are put again, for their parts: in runs, ascending."""
+        for _, run in itertools.groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
+            places = [position for _, position in run]
+            self._cuts.append(Cut(first=row_key(kind, places[0]), last=row_key(kind, places[-1]), rev=self.rev))
+
+    def _write_doc(self, write: DocWrite) -> None:
+        key = doc_key(write.kind, write.key)
+        if write.doc is None or self.state.has_parts:
+            self._cut(key, key)
+        if write.doc is None:
+            return
+        index = DocIndex(write.kind.value, write.key)
+        self._put(Item(key=key, rev=self.rev, body=write.doc.body, index=index, time=write.doc.time))
+        if write.kind != DocKind.LAYER:
+            self.head = replace(self.head, is_used=True)
+
+    def _write_info(self, info: Info) -> None:
+        self.info_body = info.body
+        self.head = replace(self.head, info=info)
+        self.state = replace(self.state, info=None)
+
+    def _put(self, item: Item) -> None:
+        self._puts[item.key] = item
+        self._is_changed = True
+
+    def _cut(self, first: str, last: str) -> None:
+        self._puts = {key: item for key, item in self._puts.items() if not first <= key <= last}
+        self._cuts.append(Cut(first=first, last=last, rev=self.rev))
+        self._is_changed = True
+
+    # --- events
+
+    def _append(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
+        for event in events:
+            name = (event.seq, event.body.digest)
+            if name in self._known:
+                continue
+            offset = self._known[name] = self.state.next_offset
+            last = event.seq if self.state.last_seq is None else max(self.state.last_seq, event.seq)
+            self.state = replace(self.state, next_offset=offset + 1, last_seq=last)
+            self.head = replace(self.head, is_used=True)
+            self._put(_event_item(event, offset, self.rev))
+        return self._offsets(events)
+
+    def _offsets(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
+        return tuple(self._known[event.seq, event.body.digest] for event in events)
+
+
+def _row_item(kind: ListKind, position: int, row: Row, rev: int) -> Item:
+    alt = call_key(row.index.call_id, position) if isinstance(row.index, ToolCallIndex) else None
+    key = row_key(kind, position)
+    return Item(key=key, rev=rev, body=row.body, index=row.index, time=row.created_at, alt=alt)
+
+
+def _event_item(event: EventWrite, offset: int, rev: int) -> Item:
+    index = EventIndex(event.seq, event.channel)
+    return Item(key=event_key(offset), rev=rev, body=event.body, index=index, alt=seq_key(event.seq, offset))
+
+
+def nonce() -> str:
+    """A name that no other write has."""
+    return secrets.token_hex(8)

@@ -1,0 +1,251 @@
+"""What the record engine keeps of an agent: the keys of its items, and the state inside its head."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from kode_core.batch import DocKind, ListHead, ListKind
+from kode_core.engines.records import Change, Cut, EventIndex, HeadRecord, Item, Span
+
+__all__ = [
+    "KEPT_OPS",
+    "AgentHead",
+    "Op",
+    "Overlay",
+    "State",
+    "call_key",
+    "call_span",
+    "count_of",
+    "doc_key",
+    "doc_span",
+    "event_key",
+    "event_span",
+    "info_key",
+    "list_of",
+    "new_epoch",
+    "position_of",
+    "row_key",
+    "row_span",
+    "seq_key",
+    "seq_span",
+    "stash_key",
+]
+
+KEPT_OPS: Final = 8
+
+_LIST_PREFIX: Final = {ListKind.MESSAGES: "m/", ListKind.TOOL_CALLS: "t/"}
+_LISTS: Final = {prefix: kind for kind, prefix in _LIST_PREFIX.items()}
+_LAST_POSITION: Final = 10**12 - 1
+_LAST_OFFSET: Final = 2**63 - 1
+_END: Final = "~"
+
+
+def _hash(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def new_epoch() -> str:
+    return secrets.token_hex(8)
+
+
+# --- Keys -------------------------------------------------------------------------------------------------------------
+
+
+def row_key(kind: ListKind, position: int) -> str:
+    return f"{_LIST_PREFIX[kind]}{position:012d}"
+
+
+def row_span(kind: ListKind, first: int = 0, last: int = _LAST_POSITION, *, bodies: bool = True) -> Span:
+    return Span(first=row_key(kind, first), last=row_key(kind, last), bodies=bodies)
+
+
+def list_of(key: str) -> ListKind | None:
+    """The list that a row's key is of."""
+    return _LISTS.get(key[:2])
+
+
+def position_of(key: str) -> int:
+    return int(key[2:])
+
+
+def call_key(call_id: str, position: int) -> str:
+    """The second key of a tool call."""
+    return f"t/{_hash(call_id)}/{position:012d}"
+
+
+def call_span(call_id: str) -> Span:
+    return Span(first=call_key(call_id, 0), last=call_key(call_id, _LAST_POSITION), by_alt=True, bodies=False)
+
+
+def doc_key(kind: DocKind, key: str) -> str:
+    """A document's key: of a hash, because keys of callers are of any length."""
+    return f"d/{kind.value}/{_hash(key)}"
+
+
+def doc_span(kind: DocKind, key: str | None = None, *, bodies: bool = True) -> Span:
+    first, last = f"d/{kind.value}/", f"d/{kind.value}/{_END}"
+    if key is not None:
+        first = last = doc_key(kind, key)
+    return Span(first=first, last=last, bodies=bodies)
+
+
+def event_key(offset: int) -> str:
+    return f"e/{offset:019d}"
+
+
+def event_span(after: int = -1) -> Span:
+    """Events by offset, those behind an offset."""
+    return Span(first=event_key(max(after + 1, 0)), last=event_key(_LAST_OFFSET))
+
+
+def seq_key(seq: int, offset: int) -> str:
+    """The second key of an event."""
+    return f"e/{seq + 2**63:020d}/{offset:019d}"
+
+
+def seq_span(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int = -1, bodies: bool = True) -> Span:
+    """Events by (seq, offset): from seq *first*, and of that one only those behind *after_offset*."""
+    start = seq_key(first, max(after_offset + 1, 0))
+    return Span(first=start, last=seq_key(last, _LAST_OFFSET), by_alt=True, bodies=bodies)
+
+
+def stash_key(nonce: str) -> str:
+    """Under what pending changes are kept that are too large for the head."""
+    return f"p/{nonce}"
+
+
+def info_key(nonce: str) -> str:
+    """Under what an info is kept that is too large for the head."""
+    return f"i/{nonce}"
+
+
+# --- State ------------------------------------------------------------------------------------------------------------
+
+
+class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, array_like=True):
+    pass
+
+
+class Op(_Value, frozen=True):
+    """An operation that was applied: the revision that it made, and the lists after it."""
+
+    op_id: str
+    rev: int
+    messages: ListHead
+    tool_calls: ListHead
+
+
+class Stash(_Value, frozen=True):
+    """Where pending changes are that are too large for the head."""
+
+    key: str
+    parts: int
+
+
+class State(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What stands in ``HeadRecord.state``.
+
+    Attributes:
+        next_offset: of the next event; goes on when the agent is deleted.
+        last_seq: the greatest seq of an event.
+        ops: the last operations, so that none is applied twice.
+        pending: what the items do not show yet.
+        stash: where it is, when it is not in the head.
+        doomed: epochs of which the items are still there, perhaps.
+        reserved: the epoch of a fork that is being made, whose items nobody needs when it never ends.
+        info: the nonce of an info that is not in the head, its revision and its number of parts.
+        has_parts: whether an item may be in parts.
+        frozen: the nonce of a reader that asks writers to wait a moment.
+    """
+
+    next_offset: int = 1
+    last_seq: int | None = None
+    ops: tuple[Op, ...] = ()
+    pending: tuple[Change, ...] = ()
+    stash: Stash | None = None
+    doomed: tuple[str, ...] = ()
+    reserved: bool = False
+    info: tuple[str, int, int] | None = None
+    has_parts: bool = False
+    frozen: str | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return not (self.pending or self.stash or self.doomed or self.reserved)
+
+    def knows(self, op_id: str) -> bool:
+        """Whether the operation is among the last that were applied."""
+        return any(op.op_id == op_id for op in self.ops)
+
+    def may_have_forgotten(self, rev: int) -> bool:
+        """Whether an operation that made this revision may have been pushed out by later ones."""
+        return len(self.ops) >= KEPT_OPS and self.ops[-1].rev > rev
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(State).decode
+
+
+class AgentHead:
+    """A head with its state read."""
+
+    __slots__ = ("record", "state")
+
+    def __init__(self, record: HeadRecord, state: State | None = None) -> None:
+        self.record = record
+        self.state = _decode(record.state) if state is None else state
+
+    def with_state(self, state: State) -> AgentHead:
+        """The same revision with another state."""
+        record = msgspec.structs.replace(self.record, state=_encode(state), is_settled=state.is_settled)
+        return AgentHead(record, state)
+
+
+def count_of(record: HeadRecord, kind: ListKind) -> ListHead:
+    """The head of a list."""
+    return record.messages if kind == ListKind.MESSAGES else record.tool_calls
+
+
+class Overlay:
+    """Pending changes, as they show in what is read."""
+
+    def __init__(self, changes: Iterable[Change] = ()) -> None:
+        self._put: dict[str, Item] = {}
+        self._cuts: list[Cut] = []
+        for change in changes:
+            if isinstance(change, Cut):
+                self._cuts.append(change)
+            else:
+                self._put[change.key] = change
+
+    def over(self, stored: Sequence[Item], span: Span) -> list[Item]:
+        """The items of *span* in its order, given those that are stored."""
+        kept = {item.key: item for item in stored if item.key not in self._put and not self._is_cut(item)}
+        put = [item for item in self._put.values() if is_in(item, span)]
+        if stored and len(stored) == span.limit:  # behind the last one there may be others
+            last = _key(stored[-1], span)
+            put = [item for item in put if (_key(item, span) >= last if span.descending else _key(item, span) <= last)]
+        kept |= {item.key: item for item in put}
+        return sorted(kept.values(), key=lambda item: _key(item, span), reverse=span.descending)[: span.limit]
+
+    def current(self, item: Item) -> Item | None:
+        """What is at the place of a stored item; None when it was removed."""
+        return self._put.get(item.key) or (None if self._is_cut(item) else item)
+
+    def _is_cut(self, item: Item) -> bool:
+        return any(cut.first <= item.key <= cut.last and item.rev < cut.rev for cut in self._cuts)
+
+
+def _key(item: Item, span: Span) -> str:
+    return (item.alt or "") if span.by_alt else item.key
+
+
+def is_in(item: Item, span: Span) -> bool:
+    """Whether an item is one of the span."""
+    of_channel = span.channel is None or (isinstance(item.index, EventIndex) and item.index.channel == span.channel)
+    return of_channel and span.first <= _key(item, span) <= span.last

@@ -1,0 +1,318 @@
+"""Commits of the record engine: the batches of an agent in their order, those of different agents side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from kode_core.batch import Batch, Fence, Outcome, Refused
+from kode_core.codec import Body
+from kode_core.engines.record_io import AT_ONCE, MovedError, RecordIO, each
+from kode_core.engines.record_plan import Plan
+from kode_core.engines.record_state import KEPT_OPS, AgentHead, seq_span
+from kode_core.engines.records import Change, EventIndex, Item
+from kode_core.errors import KodeError, OutcomeUnknownError, Retry, StorageError, StoreBusyError
+
+__all__ = ["RecordWriter"]
+
+_GROUP: Final = 100
+_ATTEMPTS: Final = 200
+_CACHED: Final = 512
+_CACHED_BYTES: Final = 64 * 1024
+_FROZEN_SECONDS: Final = 1.0
+_SINGLE_SEQS: Final = 4
+_IN_DOUBT: Final = "the connection broke, and nobody can say what became of the write: read before you repeat"
+
+
+class _Waiting(NamedTuple):
+    batch: Batch
+    done: asyncio.Future[Outcome | Exception]
+
+
+class RecordWriter:
+    """Commits batches. What was begun is done to the end, whatever becomes of the caller (OPS-9)."""
+
+    def __init__(self, io: RecordIO) -> None:
+        self._io = io
+        self._queues: dict[str, deque[_Waiting]] = {}
+        self._jobs: set[asyncio.Task[Any]] = set()
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._left_alone: dict[asyncio.Future[Any], str] = {}
+        self._heads: OrderedDict[str, AgentHead] = OrderedDict()
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        """The outcomes of the batches."""
+        loop = asyncio.get_running_loop()
+        waiting = [_Waiting(batch, loop.create_future()) for batch in batches]
+        for one in waiting:
+            agent_id = one.batch.agent_id
+            if agent_id in self._queues:
+                self._queues[agent_id].append(one)
+            else:
+                self._queues[agent_id] = deque([one])
+                self.spawn(self._drain(agent_id))
+        outcomes: list[Outcome] = []
+        try:
+            for one in waiting:
+                outcome = await asyncio.shield(one.done)
+                if isinstance(outcome, Exception) and not isinstance(outcome, KodeError):
+                    raise outcome
+                outcomes.append(outcome)
+        except asyncio.CancelledError:
+            for one in waiting:
+                self.leave_alone(one.done, one.batch.agent_id)
+            raise
+        return outcomes
+
+    # --- jobs
+
+    def spawn(self, job: Any) -> asyncio.Task[Any]:
+        """Run something that ``close`` waits for."""
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+        return task
+
+    def leave_alone(self, job: asyncio.Future[Any], agent_id: str) -> None:
+        """Remember a write that goes on although its caller was cancelled."""
+        if not job.done():
+            self._left_alone[job] = agent_id
+            job.add_done_callback(lambda done: self._left_alone.pop(done, None))
+
+    async def ended(self, agent_id: str | None) -> None:
+        """Wait for writes of the agent, or of any, whose callers were cancelled: a read then sees how they ended."""
+        jobs = [job for job, whose in self._left_alone.items() if agent_id in (None, whose)]
+        if jobs:
+            await asyncio.wait(jobs)
+
+    async def close(self) -> None:
+        """Wait for what was accepted."""
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+
+    def forget(self, agent_id: str) -> None:
+        """Somebody else wrote the head."""
+        self._heads.pop(agent_id, None)
+
+    # --- groups
+
+    async def _drain(self, agent_id: str) -> None:
+        queue = self._queues[agent_id]
+        group: list[_Waiting] = []
+        try:
+            while queue:
+                group = _take(queue)
+                async with self._gate:
+                    outcomes = await self._outcomes(agent_id, [one.batch for one in group])
+                for one, outcome in zip(group, outcomes, strict=True):
+                    if not one.done.done():
+                        one.done.set_result(outcome)
+        finally:
+            del self._queues[agent_id]
+            for one in (*group, *queue):
+                if not one.done.done():
+                    one.done.set_result(OutcomeUnknownError("the event loop was shut down while this was written"))
+
+    async def _outcomes(self, agent_id: str, batches: Sequence[Batch]) -> Sequence[Outcome | Exception]:
+        try:
+            return await self._write(agent_id, batches)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
+            if len(batches) == 1 or (isinstance(exc, KodeError) and exc.retry is not Retry.NEVER):
+                return [exc] * len(batches)
+        return [outcome for batch in batches for outcome in await self._outcomes(agent_id, [batch])]
+
+    async def _write(self, agent_id: str, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        """Swap the head for one with the batches in it, until nobody else was faster."""
+        fence = batches[0].fence
+        doubt: int | None = None
+        was_lost = False
+        for attempt in range(_ATTEMPTS):
+            try:
+                old, is_fresh = await self._head(agent_id)
+                plan = Plan(agent_id, old, await self._known_events(old, batches))
+            except MovedError:
+                await _pause(attempt)
+                continue
+            except StorageError as exc:
+                if doubt is None:
+                    raise
+                raise OutcomeUnknownError(_IN_DOUBT) from exc
+            if doubt is not None and old is not None and any(_is_forgotten(old, batch, doubt) for batch in batches):
+                raise OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
+            outcomes: list[Outcome] = [plan.add(batch) for batch in batches]
+            if not is_fresh and (not plan.is_changed or any(isinstance(outcome, Refused) for outcome in outcomes)):
+                self.forget(agent_id)
+                continue
+            if not plan.is_changed:
+                return outcomes if await self._is_held(agent_id, fence) else [Refused("fence")] * len(batches)
+            try:
+                if await self._swap(old, plan, fence):
+                    return outcomes
+            except OutcomeUnknownError:
+                doubt = plan.rev if doubt is None else doubt
+            except StorageError as exc:
+                if doubt is None:
+                    raise
+                raise OutcomeUnknownError(_IN_DOUBT) from exc
+            self.forget(agent_id)
+            if not await self._is_held(agent_id, fence):
+                if doubt is None or was_lost:
+                    return [Refused("fence")] * len(batches)
+                was_lost = True  # what is in doubt may have come before that: look once more
+            await _pause(attempt)
+        raise StoreBusyError(f"agent {agent_id!r}: other writers kept changing it; nothing was written")
+
+    async def _is_held(self, agent_id: str, fence: Fence | None) -> bool:
+        return fence is None or await self._io.store.holds_lease(agent_id, fence)
+
+    async def _head(self, agent_id: str) -> tuple[AgentHead | None, bool]:
+        """The head to build on, settled, and whether it was just read."""
+        known = self._heads.get(agent_id)
+        if known is not None:
+            self._heads.move_to_end(agent_id)
+            return known, False
+        head = await self._io.head(agent_id)
+        until = time.monotonic() + _FROZEN_SECONDS
+        while head is not None and head.state.frozen is not None and time.monotonic() < until:
+            await asyncio.sleep(0.002)
+            head = await self._io.head(agent_id)
+        return (None if head is None else await self._io.settle(head)), True
+
+    async def _known_events(self, old: AgentHead | None, batches: Sequence[Batch]) -> Mapping[tuple[int, bytes], int]:
+        """The offsets of those events that are stored; only those of a seq that was there can be."""
+        events = [event for batch in batches for event in batch.events]
+        if old is None or old.state.last_seq is None:
+            return {}
+        seqs = sorted({event.seq for event in events if event.seq <= old.state.last_seq})
+        if not seqs:
+            return {}
+        spans = [seq_span(seq, seq, bodies=False) for seq in seqs]
+        if len(spans) > _SINGLE_SEQS:
+            spans = [seq_span(seqs[0], seqs[-1], bodies=False)]
+        place = old.record.place
+        found = await each(lambda span: self._io.store.items(place, span), spans)
+        return {_name(item): int(item.key[2:]) for items in found for item in items if item.rev <= old.record.rev}
+
+    # --- one swap
+
+    async def _swap(self, old: AgentHead | None, plan: Plan, fence: Fence | None) -> bool:
+        io, changes = self._io, plan.changes
+        large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
+        state = replace(plan.state, has_parts=plan.state.has_parts or large)
+        head = plan.result(state)
+        if plan.info_body is not None and len(plan.info_body.text) > io.store.inline_bytes // 4:
+            head = await self._with_info_beside(head, plan.info_body)
+        before = None if old is None else old.record
+        together = _together(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
+        if together is not None and not state.doomed:
+            if not await io.store.swap(before, head.record, fence, together):
+                return False
+            self._remember(head)
+        else:
+            pending = await self._with_pending(head, changes)
+            if not await io.store.swap(before, pending.record, fence, ()):
+                await self._unstash(pending)
+                return False
+            await self._finish(pending, changes)
+        if old is not None and old.state.info is not None and plan.info_body is not None:
+            await self._forget_info(old, head)
+        return True
+
+    async def _with_info_beside(self, head: AgentHead, body: Body) -> AgentHead:
+        record, info = head.record, head.record.info
+        assert info is not None
+        kept = await self._io.keep_info(record.place, record.rev, body.text)
+        record = replace(record, info=replace(info, body=Body("", body.digest)))
+        return AgentHead(record, head.state).with_state(replace(head.state, info=kept))
+
+    async def _with_pending(self, head: AgentHead, changes: Sequence[Change]) -> AgentHead:
+        if not changes:
+            return head
+        pending = head.with_state(replace(head.state, pending=tuple(changes)))
+        if len(pending.record.state) <= self._io.store.inline_bytes:
+            return pending
+        stash = await self._io.stash(head.record.place, head.record.rev, changes)
+        return head.with_state(replace(head.state, stash=stash))
+
+    async def _unstash(self, head: AgentHead) -> None:
+        stash, rev = head.state.stash, head.record.rev
+        if stash is not None:
+            await self._io.store.drop_parts(head.record.place, stash.key, stash.key, rev + 1)
+
+    async def _finish(self, head: AgentHead, changes: Sequence[Change]) -> None:
+        """Do what is pending. It is committed already: when this fails it is done later, by whoever comes first."""
+        record, state = head.record, head.state
+        try:
+            if changes:
+                await self._io.apply(record.place, changes, has_parts=state.has_parts)
+            done = head.with_state(replace(state, pending=(), stash=None, doomed=()))
+            if state.doomed or state.stash is not None:
+                await self._io.settled(head)
+            else:
+                self.spawn(self._settle(done))
+            self._remember(done)
+        except (StorageError, MovedError):
+            self.forget(record.agent_id)
+
+    async def _settle(self, head: AgentHead) -> None:
+        try:
+            if self._heads.get(head.record.agent_id, head) is head:  # else the next swap has said it
+                await self._io.store.settle(head.record)
+        except StorageError:
+            return  # it stays to be done again, which changes nothing
+
+    async def _forget_info(self, old: AgentHead, new: AgentHead) -> None:
+        try:
+            await self._io.store.drop_parts(old.record.place, "i/", "i/~", new.record.rev)
+        except StorageError:
+            return
+
+    def _remember(self, head: AgentHead) -> None:
+        agent_id, record = head.record.agent_id, head.record
+        self.forget(agent_id)
+        if len(record.state) + (len(record.info.body.text) if record.info else 0) <= _CACHED_BYTES:
+            self._heads[agent_id] = head
+            if len(self._heads) > _CACHED:
+                self._heads.popitem(last=False)
+
+
+def _take(queue: deque[_Waiting]) -> list[_Waiting]:
+    """The next batches that one swap can write: under one fence, and no more that must be remembered than are kept."""
+    group = [queue.popleft()]
+    kept = int(_is_kept(group[0].batch))
+    while queue and len(group) < _GROUP and queue[0].batch.fence == group[0].batch.fence:
+        kept += _is_kept(queue[0].batch)
+        if kept > KEPT_OPS // 2:
+            break
+        group.append(queue.popleft())
+    return group
+
+
+def _is_kept(batch: Batch) -> bool:
+    return batch.is_touching or batch.delete
+
+
+def _is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:
+    return _is_kept(batch) and not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
+
+
+def _together(changes: Sequence[Change], most: int, size: int) -> list[Item] | None:
+    """The changes, if they are few and small enough to be written with the head."""
+    items = [change for change in changes if isinstance(change, Item)]
+    fits = len(items) == len(changes) <= most and sum(len(item.body.text) for item in items) <= size
+    return items if fits else None
+
+
+def _name(item: Item) -> tuple[int, bytes]:
+    assert isinstance(item.index, EventIndex)
+    return item.index.seq, item.body.digest
+
+
+async def _pause(attempt: int) -> None:
+    await asyncio.sleep(random.uniform(0, min(attempt + 1, 40)) / 1000)  # noqa: S311

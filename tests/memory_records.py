@@ -1,0 +1,254 @@
+"""A record store in memory, with little room, and harnesses of the engine over it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kode_conformance import Handle, Space, StoreHarness
+
+from kode_core import Store
+from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.engine import Medium, Watch
+from kode_core.engines.record_engine import RecordEngine
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.scan import page, row_matches, session_matches
+from kode_core.errors import UnsupportedError
+from kode_core.query import RowQuery, SessionQuery
+from kode_core.store import EngineStore
+
+
+class Contents:
+    """What several stores hold together."""
+
+    def __init__(self) -> None:
+        self.heads: dict[str, HeadRecord] = {}
+        self.leases: dict[str, tuple[Fence, float]] = {}
+        self.items: dict[Place, dict[str, Item]] = defaultdict(dict)
+        self.parts: dict[Place, dict[tuple[str, int], list[bytes]]] = defaultdict(dict)
+        self.tokens = 0
+
+
+class MemoryRecords:
+    """See ``RecordStore``. Each call gives way first, as one that goes over a network does."""
+
+    name = "records"
+
+    def __init__(self, space: Contents, *, together: int = 0, inline_bytes: int = 600, part_bytes: int = 300) -> None:
+        self.space = space
+        self.together = together
+        self.inline_bytes = inline_bytes
+        self.part_bytes = part_bytes
+
+    # --- heads
+
+    async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
+        await asyncio.sleep(0)
+        return [self.space.heads[agent_id] for agent_id in agent_ids if agent_id in self.space.heads]
+
+    async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
+        await asyncio.sleep(0)
+        assert len(items) <= self.together
+        assert len(new.state) <= self.inline_bytes + 4096
+        now = self.space.heads.get(new.agent_id)
+        if (now and now.rev) != (old and old.rev) or not self._is_held(new.agent_id, fence):
+            return False
+        self.space.heads[new.agent_id] = new
+        self._put(new.place, items)
+        await asyncio.sleep(0)
+        return True
+
+    async def settle(self, head: HeadRecord) -> None:
+        await asyncio.sleep(0)
+        if self.space.heads[head.agent_id].rev == head.rev:
+            self.space.heads[head.agent_id] = head
+
+    async def unsettled(self) -> list[str]:
+        await asyncio.sleep(0)
+        return [agent_id for agent_id, head in self.space.heads.items() if not head.is_settled]
+
+    # --- items
+
+    async def items(self, place: Place, span: Span) -> list[Item]:
+        await asyncio.sleep(0)
+
+        def key(item: Item) -> str:
+            return (item.alt or "") if span.by_alt else item.key
+
+        found = [item for item in self.space.items.get(place, {}).values() if span.first <= key(item) <= span.last]
+        if span.channel is not None:
+            found = [item for item in found if getattr(item.index, "channel", None) == span.channel]
+        return sorted(found, key=key, reverse=span.descending)[: span.limit]
+
+    async def apply(self, place: Place, changes: Sequence[Change]) -> None:
+        for change in changes:
+            await asyncio.sleep(0)
+            if isinstance(change, Item):
+                self._put(place, [change])
+            else:
+                items = self.space.items[place]
+                for key in [k for k, v in items.items() if change.first <= k <= change.last and v.rev < change.rev]:
+                    del items[key]
+
+    def _put(self, place: Place, items: Sequence[Item]) -> None:
+        for item in items:
+            assert len(item.body.text.encode()) <= self.part_bytes
+            there = self.space.items[place].get(item.key)
+            if there is None or there.rev < item.rev:
+                self.space.items[place][item.key] = item
+
+    async def drop(self, place: Place) -> None:
+        await asyncio.sleep(0)
+        self.space.items.pop(place, None)
+        self.space.parts.pop(place, None)
+
+    # --- parts
+
+    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+        await asyncio.sleep(0)
+        assert all(len(part) <= self.part_bytes for part in parts)
+        self.space.parts[place][key, rev] = list(parts)
+
+    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+        await asyncio.sleep(0)
+        return self.space.parts.get(place, {}).get((key, rev), [])
+
+    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+        await asyncio.sleep(0)
+        parts = self.space.parts.get(place, {})
+        for key in [k for k in parts if first <= k[0] <= last and k[1] < rev]:
+            del parts[key]
+
+    # --- queries
+
+    def _known(self) -> list[HeadRecord]:
+        return [head for head in self.space.heads.values() if head.info is not None]
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> list[str]:
+        await asyncio.sleep(0)
+        ids = sorted(head.agent_id for head in self._known() if head.agent_id.startswith(prefix))
+        return [agent_id for agent_id in ids if after is None or agent_id > after][:limit]
+
+    async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
+        await asyncio.sleep(0)
+        rows = [
+            SessionRow(h.agent_id, h.info.body, h.info.created_at, h.updated_at, h.messages.count)
+            for h in self._known()
+            if h.info is not None and session_matches(h.agent_id, h.info, h.updated_at, query)
+        ]
+        return page((((getattr(row, query.sort_by), row.agent_id), row) for row in rows), query)
+
+    async def find_items(self, query: RowQuery) -> list[FoundItem]:
+        await asyncio.sleep(0)
+        prefix = "m/" if query.kind == "messages" else "t/"
+        found = [
+            FoundItem(place, item)
+            for place, items in self.space.items.items()
+            if query.agent_id in (None, place.agent_id)
+            for item in items.values()
+            if item.key.startswith(prefix) and row_matches(item.time, item.index, query)
+        ]
+        keyed = (((f.item.time, f.place.agent_id, int(f.item.key[2:])), f) for f in found)
+        return page(keyed, query)
+
+    async def totals(self) -> Totals:
+        await asyncio.sleep(0)
+        heads = self.space.heads.values()
+        return Totals(
+            agents=len(self._known()),
+            messages=sum(head.messages.count for head in heads),
+            tool_calls=sum(head.tool_calls.count for head in heads),
+            is_used=any(head.is_used for head in heads),
+        )
+
+    # --- leases
+
+    def _is_held(self, agent_id: str, fence: Fence | None) -> bool:
+        lease = self.space.leases.get(agent_id)
+        return fence is None or (lease is not None and lease[0] == fence and lease[1] > time.monotonic())
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        await asyncio.sleep(0)
+        lease = self.space.leases.get(agent_id)
+        if lease is not None and lease[1] > time.monotonic():
+            return None
+        self.space.tokens += 1
+        self.space.leases[agent_id] = Fence(owner, self.space.tokens), time.monotonic() + ttl_ms / 1000
+        return self.space.tokens
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        await asyncio.sleep(0)
+        if not self._is_held(agent_id, fence):
+            return False
+        self.space.leases[agent_id] = fence, time.monotonic() + ttl_ms / 1000
+        return True
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await asyncio.sleep(0)
+        if self._is_held(agent_id, fence):
+            del self.space.leases[agent_id]
+
+    async def holds_lease(self, agent_id: str, fence: Fence) -> bool:
+        await asyncio.sleep(0)
+        return self._is_held(agent_id, fence)
+
+    # --- operations
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        return None
+
+    def probes(self) -> list[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return []
+
+    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
+        return []
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        raise UnsupportedError("a store in memory has no backup")
+
+    async def close(self) -> None:
+        return
+
+
+_spaces: dict[str, Contents] = {}
+
+
+class RecordsHarness(StoreHarness):
+    """The engine over a store where nearly everything is too large for a record."""
+
+    name = "records"
+    lacks = frozenset({"PERSISTENT", "CROSS_PROCESS"})
+    options: ClassVar[dict[str, Any]] = {}
+
+    async def provision(self, space: Space) -> Handle:
+        _spaces[space.name] = Contents()
+        return {"name": space.name}
+
+    async def open(self, handle: Handle) -> Store:
+        async def engine() -> RecordEngine:
+            return RecordEngine(MemoryRecords(_spaces[handle["name"]], **self.options))
+
+        return await EngineStore(engine).open()
+
+    async def destroy(self, handle: Handle) -> None:
+        _spaces.pop(handle["name"], None)
+
+    async def raw_dump(self, handle: Handle) -> str:
+        space = _spaces[handle["name"]]
+        return f"{space.heads}\n{dict(space.items)}\n{dict(space.parts)}"
+
+
+class TogetherHarness(RecordsHarness):
+    """The engine over a store that writes a few items with a head, and has room."""
+
+    options: ClassVar[dict[str, Any]] = {"together": 9, "inline_bytes": 100_000, "part_bytes": 350_000}
+
+
+class RoomyHarness(RecordsHarness):
+    """The engine over a store that has room, and writes heads alone."""
+
+    options: ClassVar[dict[str, Any]] = {"inline_bytes": 4_000_000, "part_bytes": 8_000_000}
