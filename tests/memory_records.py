@@ -38,103 +38,109 @@ class MemoryRecords:
 
     name = "records"
 
-    def __init__(self, space: Contents, *, together: int = 0, inline_bytes: int = 600, part_bytes: int = 300) -> None:
-        self.space = space
+    def __init__(
+        self, contents: Contents, *, together: int = 0, inline_bytes: int = 600, part_bytes: int = 300
+    ) -> None:
+        self.contents = contents
         self.together = together
         self.inline_bytes = inline_bytes
         self.part_bytes = part_bytes
 
+    async def step(self) -> None:
+        """What every call begins with, and some have in their middle."""
+        await asyncio.sleep(0)
+
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
-        await asyncio.sleep(0)
-        return [self.space.heads[agent_id] for agent_id in agent_ids if agent_id in self.space.heads]
+        await self.step()
+        return [self.contents.heads[agent_id] for agent_id in agent_ids if agent_id in self.contents.heads]
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
-        await asyncio.sleep(0)
+        await self.step()
         assert len(items) <= self.together
         assert len(new.state) <= self.inline_bytes + 4096
-        now = self.space.heads.get(new.agent_id)
+        now = self.contents.heads.get(new.agent_id)
         if (now and now.rev) != (old and old.rev) or not self._is_held(new.agent_id, fence):
             return False
-        self.space.heads[new.agent_id] = new
+        self.contents.heads[new.agent_id] = new
         self._put(new.place, items)
-        await asyncio.sleep(0)
+        await self.step()
         return True
 
     async def settle(self, head: HeadRecord) -> None:
-        await asyncio.sleep(0)
-        if self.space.heads[head.agent_id].rev == head.rev:
-            self.space.heads[head.agent_id] = head
+        await self.step()
+        if self.contents.heads[head.agent_id].rev == head.rev:
+            self.contents.heads[head.agent_id] = head
 
     async def unsettled(self) -> list[str]:
-        await asyncio.sleep(0)
-        return [agent_id for agent_id, head in self.space.heads.items() if not head.is_settled]
+        await self.step()
+        return [agent_id for agent_id, head in self.contents.heads.items() if not head.is_settled]
 
     # --- items
 
     async def items(self, place: Place, span: Span) -> list[Item]:
-        await asyncio.sleep(0)
+        await self.step()
 
         def key(item: Item) -> str:
             return (item.alt or "") if span.by_alt else item.key
 
-        found = [item for item in self.space.items.get(place, {}).values() if span.first <= key(item) <= span.last]
+        found = [item for item in self.contents.items.get(place, {}).values() if span.first <= key(item) <= span.last]
         if span.channel is not None:
             found = [item for item in found if getattr(item.index, "channel", None) == span.channel]
         return sorted(found, key=key, reverse=span.descending)[: span.limit]
 
     async def apply(self, place: Place, changes: Sequence[Change]) -> None:
         for change in changes:
-            await asyncio.sleep(0)
+            await self.step()
             if isinstance(change, Item):
                 self._put(place, [change])
             else:
-                items = self.space.items[place]
+                items = self.contents.items[place]
                 for key in [k for k, v in items.items() if change.first <= k <= change.last and v.rev < change.rev]:
                     del items[key]
 
     def _put(self, place: Place, items: Sequence[Item]) -> None:
         for item in items:
             assert len(item.body.text.encode()) <= self.part_bytes
-            there = self.space.items[place].get(item.key)
+            there = self.contents.items[place].get(item.key)
             if there is None or there.rev < item.rev:
-                self.space.items[place][item.key] = item
+                self.contents.items[place][item.key] = item
 
     async def drop(self, place: Place) -> None:
-        await asyncio.sleep(0)
-        self.space.items.pop(place, None)
-        self.space.parts.pop(place, None)
+        await self.step()
+        self.contents.items.pop(place, None)
+        self.contents.parts.pop(place, None)
 
     # --- parts
 
     async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
-        await asyncio.sleep(0)
+        await self.step()
         assert all(len(part) <= self.part_bytes for part in parts)
-        self.space.parts[place][key, rev] = list(parts)
+        self.contents.parts[place][key, rev] = list(parts)
 
     async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
-        await asyncio.sleep(0)
-        return self.space.parts.get(place, {}).get((key, rev), [])
+        await self.step()
+        return self.contents.parts.get(place, {}).get((key, rev), [])
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
-        await asyncio.sleep(0)
-        parts = self.space.parts.get(place, {})
+        await self.step()
+        parts = self.contents.parts.get(place, {})
         for key in [k for k in parts if first <= k[0] <= last and k[1] < rev]:
             del parts[key]
 
     # --- queries
 
     def _known(self) -> list[HeadRecord]:
-        return [head for head in self.space.heads.values() if head.info is not None]
+        return [head for head in self.contents.heads.values() if head.info is not None]
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> list[str]:
-        await asyncio.sleep(0)
+        await self.step()
         ids = sorted(head.agent_id for head in self._known() if head.agent_id.startswith(prefix))
         return [agent_id for agent_id in ids if after is None or agent_id > after][:limit]
 
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
-        await asyncio.sleep(0)
+        await self.step()
         rows = [
             SessionRow(h.agent_id, h.info.body, h.info.created_at, h.updated_at, h.messages.count)
             for h in self._known()
@@ -143,11 +149,11 @@ class MemoryRecords:
         return page((((getattr(row, query.sort_by), row.agent_id), row) for row in rows), query)
 
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
-        await asyncio.sleep(0)
+        await self.step()
         prefix = "m/" if query.kind == "messages" else "t/"
         found = [
             FoundItem(place, item)
-            for place, items in self.space.items.items()
+            for place, items in self.contents.items.items()
             if query.agent_id in (None, place.agent_id)
             for item in items.values()
             if item.key.startswith(prefix) and row_matches(item.time, item.index, query)
@@ -156,8 +162,8 @@ class MemoryRecords:
         return page(keyed, query)
 
     async def totals(self) -> Totals:
-        await asyncio.sleep(0)
-        heads = self.space.heads.values()
+        await self.step()
+        heads = self.contents.heads.values()
         return Totals(
             agents=len(self._known()),
             messages=sum(head.messages.count for head in heads),
@@ -168,32 +174,32 @@ class MemoryRecords:
     # --- leases
 
     def _is_held(self, agent_id: str, fence: Fence | None) -> bool:
-        lease = self.space.leases.get(agent_id)
+        lease = self.contents.leases.get(agent_id)
         return fence is None or (lease is not None and lease[0] == fence and lease[1] > time.monotonic())
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        await asyncio.sleep(0)
-        lease = self.space.leases.get(agent_id)
+        await self.step()
+        lease = self.contents.leases.get(agent_id)
         if lease is not None and lease[1] > time.monotonic():
             return None
-        self.space.tokens += 1
-        self.space.leases[agent_id] = Fence(owner, self.space.tokens), time.monotonic() + ttl_ms / 1000
-        return self.space.tokens
+        self.contents.tokens += 1
+        self.contents.leases[agent_id] = Fence(owner, self.contents.tokens), time.monotonic() + ttl_ms / 1000
+        return self.contents.tokens
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        await asyncio.sleep(0)
+        await self.step()
         if not self._is_held(agent_id, fence):
             return False
-        self.space.leases[agent_id] = fence, time.monotonic() + ttl_ms / 1000
+        self.contents.leases[agent_id] = fence, time.monotonic() + ttl_ms / 1000
         return True
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        await asyncio.sleep(0)
+        await self.step()
         if self._is_held(agent_id, fence):
-            del self.space.leases[agent_id]
+            del self.contents.leases[agent_id]
 
     async def holds_lease(self, agent_id: str, fence: Fence) -> bool:
-        await asyncio.sleep(0)
+        await self.step()
         return self._is_held(agent_id, fence)
 
     # --- operations

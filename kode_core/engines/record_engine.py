@@ -45,10 +45,10 @@ class RecordEngine:
     def __init__(self, store: RecordStore) -> None:
         self.store = store
         self.name = store.name
-        io = RecordIO(store)
-        self._reads = RecordReads(io)
-        self._writer = RecordWriter(io)
-        self._forks = RecordForks(io, self._reads)
+        self.io = RecordIO(store)
+        self._reads = RecordReads(self.io)
+        self._writer = RecordWriter(self.io)
+        self._forks = RecordForks(self.io, self._reads)
 
     def __repr__(self) -> str:
         return repr(self.store)

@@ -57,11 +57,14 @@ class RecordForks:
 
     async def _make(self, parent: HeadRecord, items: Sequence[Item], child: Child, now: int) -> None:
         for _ in range(_ATTEMPTS):
-            old = await self._io.head(child.agent_id)
-            if old is not None:
-                old = await self._io.settle(old)
-            if await self._made(old, parent, items, child, now):
-                return
+            try:
+                old = await self._io.head(child.agent_id)
+                if old is not None:
+                    old = await self._io.settle(old)
+                if await self._made(old, parent, items, child, now):
+                    return
+            except MovedError:
+                continue
         raise StoreBusyError(f"fork {child.agent_id!r}: somebody else keeps removing it")
 
     async def _made(
@@ -71,7 +74,7 @@ class RecordForks:
         base = new_head(child.agent_id) if old is None else replace(old.record, epoch=new_epoch())
         state = State(reserved=True) if old is None else State(next_offset=old.state.next_offset, reserved=True)
         reserved = AgentHead(replace(base, rev=base.rev + 1), state).with_state(state)
-        if not await self._io.store.swap(None if old is None else old.record, reserved.record, None, ()):
+        if not await self._io.swap(old, reserved):
             return False
         rev, place = reserved.record.rev + 1, reserved.record.place
         has_parts = any(self._io.is_large(item.body.text) for item in items)
@@ -85,7 +88,7 @@ class RecordForks:
             info = replace(info, body=Body("", info.body.digest))
         lists = {kind.value: _forked(count_of(parent, kind)) for kind in ListKind}
         record = replace(reserved.record, rev=rev, info=info, updated_at=now, is_used=True, **lists)
-        return await self._io.store.swap(reserved.record, AgentHead(record, state).with_state(state).record, None, ())
+        return await self._io.swap(reserved, AgentHead(record, state).with_state(state))
 
 
 def _forked(head: ListHead) -> ListHead:

@@ -22,7 +22,7 @@ from kode_core.engines.record_state import (
     stash_key,
 )
 from kode_core.engines.records import Change, Cut, HeadRecord, Item, Place, RecordStore
-from kode_core.errors import CorruptRecordError, StorageError
+from kode_core.errors import CorruptRecordError, OutcomeUnknownError, StorageError
 
 __all__ = ["AT_ONCE", "MovedError", "RecordIO", "each"]
 
@@ -70,6 +70,14 @@ class RecordIO:
         """The agent's head; None where there is none."""
         found = await self.store.heads([agent_id])
         return AgentHead(found[0]) if found else None
+
+    async def swap(self, old: AgentHead | None, new: AgentHead) -> bool:
+        """Swap a head for one of which it can be seen whether it is there; False when it is not."""
+        try:
+            return await self.store.swap(None if old is None else old.record, new.record, None, ())
+        except OutcomeUnknownError:
+            found = await self.store.heads([new.record.agent_id])
+            return list(found) == [new.record]
 
     async def info(self, head: AgentHead) -> Info | None:
         """The info of a head, its body whole."""
@@ -186,7 +194,7 @@ class RecordIO:
         record, state = head.record, head.state
         given_up = replace(state, reserved=False, doomed=(record.epoch,))
         after = AgentHead(replace(record, rev=record.rev + 1, epoch=new_epoch()), given_up).with_state(given_up)
-        if not await self.store.swap(record, after.record, None, ()):
+        if not await self.swap(head, after):
             raise MovedError
         return await self.settled(after)
 
@@ -201,7 +209,7 @@ class RecordIO:
         head = await self.settle(head)
         state = replace(head.state, frozen=nonce())
         frozen = AgentHead(replace(head.record, rev=head.record.rev + 1), state).with_state(state)
-        if not await self.store.swap(head.record, frozen.record, None, ()):
+        if not await self.swap(head, frozen):
             raise MovedError
         return frozen
 

@@ -155,7 +155,8 @@ class RecordWriter:
                 if await self._swap(old, plan, fence):
                     return outcomes
             except OutcomeUnknownError:
-                doubt = plan.rev if doubt is None else doubt
+                if doubt is None:  # of a first head nobody knows where its revisions begin
+                    doubt = 0 if old is None else plan.rev
             except StorageError as exc:
                 if doubt is None:
                     raise
@@ -166,6 +167,8 @@ class RecordWriter:
                     return [Refused("fence")] * len(batches)
                 was_lost = True  # what is in doubt may have come before that: look once more
             await _pause(attempt)
+        if doubt is not None:
+            raise OutcomeUnknownError(_IN_DOUBT)
         raise StoreBusyError(f"agent {agent_id!r}: other writers kept changing it; nothing was written")
 
     async def _is_held(self, agent_id: str, fence: Fence | None) -> bool:

@@ -1,0 +1,261 @@
+"""The engine over record stores: every check, and what happens when a writer or reader stops between any two calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from kode_conformance import samples
+from kode_conformance.testclass import StoreConformance
+from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
+
+from kode_core import OutcomeUnknownError
+from kode_core.batch import Fence
+from kode_core.engines.record_engine import RecordEngine
+from kode_core.engines.records import HeadRecord, Item
+from kode_core.store import EngineStore
+from tests.memory_records import Contents, MemoryRecords, RecordsHarness, TogetherHarness
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tight": {},
+    "together": dict(TogetherHarness.options),
+    "roomy": {"inline_bytes": 100_000, "part_bytes": 350_000},
+}
+
+
+class TestRecords(StoreConformance):
+    harness = RecordsHarness()
+
+
+class TestTogether(StoreConformance):
+    harness = TogetherHarness()
+
+
+class StopsAt(MemoryRecords):
+    """Stops for ever at the n-th call, as a process does that was killed there."""
+
+    def __init__(self, contents: Contents, n: int, **options: Any) -> None:
+        super().__init__(contents, **options)
+        self.left = n
+        self.stopped = asyncio.Event()
+
+    async def step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            self.stopped.set()
+            await asyncio.Event().wait()
+        await super().step()
+
+
+async def opened(records: MemoryRecords) -> EngineStore:
+    async def engine() -> RecordEngine:
+        return RecordEngine(records)
+
+    return await EngineStore(engine).open()
+
+
+async def interrupted(store: EngineStore, records: StopsAt, write: Write) -> bool:
+    """Let a write run until it stops; whether it ended before."""
+    task = asyncio.ensure_future(write.act(store, "a"))
+    stopped = asyncio.ensure_future(records.stopped.wait())
+    await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    return task.done()
+
+
+async def abandon() -> None:
+    """End all that a killed process would have taken with it."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not closed:ResourceWarning")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("write", [*WRITES, FORK], ids=lambda write: write.name)
+async def test_a_writer_that_stops_between_any_two_calls(write: Write, options: dict[str, Any]) -> None:
+    """What it wrote is there whole or not at all, for those who come after it, and nothing of it stays behind."""
+    async with await opened(MemoryRecords(Contents(), **options)) as store:
+        allowed = await expected(store, write)
+    for n in range(10_000):
+        contents = Contents()
+        async with await opened(MemoryRecords(contents, **options)) as store:
+            await seed(store, "a")
+        records = StopsAt(contents, n, **options)
+        done = await interrupted(await opened(records), records, write)
+        await abandon()
+        async with await opened(MemoryRecords(contents, **options)) as store:
+            assert await store.query_sessions(limit=0) == []
+            problem = allowed.problem(await portrait(store, "a"), done=done)
+            assert problem is None, f"stopped at call {n}: {problem}"
+            for agent_id in [session.agent_id for session in await store.query_sessions()]:
+                messages = await store.query_messages(agent_id=agent_id)
+                assert len(messages) == len(await store.load_messages(agent_id))
+                found = await store.query_tool_calls(agent_id=agent_id)
+                assert sorted(c.id for c in found) == sorted(c.id for c in await store.load_tool_call_records(agent_id))
+                await write_on(store, agent_id, 1000)
+            report = await store.check_consistency()
+            assert report.issues == (), f"stopped at call {n}"
+            assert all(head.is_settled for head in contents.heads.values())
+            places = {head.place for head in contents.heads.values()}
+            assert {place for place, items in contents.items.items() if items} <= places
+        if done:
+            return
+    raise AssertionError("it never ended")
+
+
+class Doubtful(MemoryRecords):
+    """The answer to a swap is lost now and then: sometimes it was done, sometimes it was not."""
+
+    def __init__(self, contents: Contents, lose: Callable[[int], str], **options: Any) -> None:
+        super().__init__(contents, **options)
+        self.lose = lose
+        self.swaps = 0
+
+    async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
+        self.swaps += 1
+        how = self.lose(self.swaps)
+        if how == "before":
+            raise OutcomeUnknownError("the connection broke")
+        swapped = await super().swap(old, new, fence, items)
+        if how == "after":
+            raise OutcomeUnknownError("the connection broke")
+        return swapped
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+async def test_a_swap_in_doubt_is_done_once(how: str, options: dict[str, Any]) -> None:
+    contents = Contents()
+    lossy = Doubtful(contents, lambda n: how if n % 2 else "", **options)
+    async with await opened(lossy) as store, await opened(MemoryRecords(contents, **options)) as other:
+        offsets = []
+        for i in range(10):
+            await store.append_messages("a", [samples.message(i)])
+            offsets.append(await store.append_event("a", samples.event(i)))
+            await other.upsert_tool_call_records("a", [samples.tool_call(i)])
+            await store.upsert_tool_call_records("a", [samples.tool_call(i, state="SEALED")])
+        assert await other.load_messages("a") == samples.messages(10)
+        assert [call.state for call in await other.load_tool_call_records("a")] == ["SEALED"] * 10
+        assert [event.offset async for event in other.read_events("a")] == offsets
+    assert lossy.swaps >= 30
+
+
+async def test_a_doubt_that_nobody_can_end_is_said() -> None:
+    """Others wrote so much meanwhile that the head does not remember."""
+    contents = Contents()
+    others = await opened(MemoryRecords(contents))
+
+    class Overtaken(Doubtful):
+        async def swap(self, *args: Any) -> bool:
+            try:
+                return await super().swap(*args)
+            except OutcomeUnknownError:
+                for i in range(20):
+                    await others.append_messages("a", [samples.message(100 + i)])
+                raise
+
+    async with others, await opened(Overtaken(contents, lambda n: "before")) as store:
+        with pytest.raises(OutcomeUnknownError, match="nobody can tell"):
+            await store.append_messages("a", [samples.message(0)])
+        assert len(await others.load_messages("a")) == 20
+
+
+class Gated(MemoryRecords):
+    """Waits before it reads parts, or before it swaps, until somebody opens."""
+
+    gate: asyncio.Event | None = None
+    waits_at = "parts"
+
+    async def _wait(self, where: str) -> None:
+        if self.gate is not None and where == self.waits_at:
+            await self.gate.wait()
+
+    async def parts(self, *args: Any) -> list[bytes]:
+        await self._wait("parts")
+        return await super().parts(*args)
+
+    async def swap(self, *args: Any) -> bool:
+        await self._wait("swap")
+        return await super().swap(*args)
+
+
+async def test_a_slow_reader_finds_the_parts_of_one_instant() -> None:
+    """The parts that it is about to read are removed by a writer: it reads what came in their place."""
+    contents = Contents()
+    slow = Gated(contents)
+    async with await opened(slow) as reader, await opened(MemoryRecords(contents)) as writer:
+        await writer.save_messages("a", [samples.message(0, "x" * 2000)])
+        slow.gate = asyncio.Event()
+        reading = asyncio.ensure_future(reader.load_messages("a"))
+        await asyncio.sleep(0.01)
+        await writer.save_messages("a", [samples.message(1, "y" * 2000)])
+        slow.gate.set()
+        assert await reading == [samples.message(1, "y" * 2000)]
+
+
+async def test_a_slow_writer_does_not_commit_what_was_removed() -> None:
+    """What it put beside the head is removed, as another writer was faster: its swap fails, and it puts it again."""
+    contents = Contents()
+    slow = Gated(contents)
+    slow.waits_at = "swap"
+    async with await opened(slow) as store, await opened(MemoryRecords(contents)) as other:
+        await other.append_messages("a", samples.messages(3))
+        slow.gate = asyncio.Event()
+        writing = asyncio.ensure_future(store.append_messages("a", [samples.message(7, "x" * 2000)]))
+        await asyncio.sleep(0.01)
+        await other.append_messages("a", [samples.message(3, "y" * 2000)])
+        slow.gate.set()
+        await writing
+        found = await other.load_messages("a")
+        assert found == [*samples.messages(3), samples.message(3, "y" * 2000), samples.message(7, "x" * 2000)]
+    stashes = [key for parts in contents.parts.values() for key, _ in parts if key.startswith("p/")]
+    assert stashes == []
+
+
+async def test_readers_get_their_turn() -> None:
+    """However fast somebody rewrites a list, another one reads it, and what it reads is of one instant."""
+    contents = Contents()
+    async with await opened(MemoryRecords(contents)) as writer, await opened(MemoryRecords(contents)) as reader:
+        await writer.save_messages("a", [samples.message(0, "0")] * 30)
+
+        async def write() -> None:
+            nonlocal written
+            while written < 20:
+                written += 1
+                await writer.save_messages("a", [samples.message(0, str(written))] * 30)
+
+        writing = asyncio.ensure_future(write())
+        written = 0
+        while written < 20:
+            found = await reader.load_messages("a")
+            assert len(found) == 30
+            assert len(set(map(str, found))) == 1
+        await writing
+
+
+async def test_a_reader_that_died_holds_nobody_up_for_long() -> None:
+    contents = Contents()
+    async with await opened(MemoryRecords(contents)) as store:
+        await store.append_messages("a", samples.messages(1))
+    engine = RecordEngine(MemoryRecords(contents))
+    head = await engine.io.head("a")
+    assert head is not None
+    await engine.io.freeze(head)
+    async with await opened(MemoryRecords(contents)) as store, asyncio.timeout(5):
+        assert await store.load_messages("a") == samples.messages(1)
+        await store.append_messages("a", [samples.message(1)])
+        assert await store.load_messages("a") == samples.messages(2)
+
+
+async def test_two_thousand_writers_of_one_agent() -> None:
+    """Batches that wait are written together, each with an outcome of its own."""
+    contents = Contents()
+    records = Doubtful(contents, lambda n: "", **OPTIONS["roomy"])
+    async with await opened(records) as store:
+        offsets = await asyncio.gather(*(store.append_event("a", samples.event(i)) for i in range(2000)))
+        assert sorted(offsets) == list(range(1, 2001))
+        assert records.swaps < 200
