@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,8 +57,9 @@ async def opened(records: MemoryRecords) -> EngineStore:
     return await EngineStore(engine).open()
 
 
-async def interrupted(store: EngineStore, records: StopsAt, write: Write) -> bool:
+async def interrupted(records: StopsAt, write: Write) -> bool:
     """Let a write run until it stops; whether it ended before."""
+    store = await opened(records)
     task = asyncio.ensure_future(write.act(store, "a"))
     stopped = asyncio.ensure_future(records.stopped.wait())
     await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -66,11 +68,12 @@ async def interrupted(store: EngineStore, records: StopsAt, write: Write) -> boo
 
 
 async def abandon() -> None:
-    """End all that a killed process would have taken with it."""
+    """End all that a killed process would have taken with it; the test ignores that stores were not closed."""
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore:.*was not closed:ResourceWarning")
@@ -84,8 +87,7 @@ async def test_a_writer_that_stops_between_any_two_calls(write: Write, options: 
         contents = Contents()
         async with await opened(MemoryRecords(contents, **options)) as store:
             await seed(store, "a")
-        records = StopsAt(contents, n, **options)
-        done = await interrupted(await opened(records), records, write)
+        done = await interrupted(StopsAt(contents, n, **options), write)
         await abandon()
         async with await opened(MemoryRecords(contents, **options)) as store:
             assert await store.query_sessions(limit=0) == []
