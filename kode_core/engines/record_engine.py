@@ -5,41 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kode_core.batch import (
     Batch,
     Child,
-    Doc,
-    DocKind,
-    EngineIssue,
-    EventRange,
-    EventRow,
     Fence,
-    FoundRow,
-    Head,
-    ListKind,
-    ListRows,
     Outcome,
-    Outline,
-    SessionRow,
-    Totals,
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium, Watch
+from kode_core.engines.reading import EngineReads
 from kode_core.engines.record_forks import RecordForks
 from kode_core.engines.record_io import RecordIO
 from kode_core.engines.record_reads import RecordReads
 from kode_core.engines.record_writer import RecordWriter
 from kode_core.engines.records import RecordStore
-from kode_core.query import AgentStats, RowQuery, SessionQuery
 
 __all__ = ["RecordEngine"]
 
 T = TypeVar("T")
 
 
-class RecordEngine:
+class RecordEngine(EngineReads):
     """See :class:`kode_core.engine.Engine`. The store, which is open, is closed with it."""
 
     def __init__(self, store: RecordStore) -> None:
@@ -81,46 +69,9 @@ class RecordEngine:
 
     # --- reading
 
-    async def _read(self, agent_id: str | None, read: Callable[..., Awaitable[T]], *args: object) -> T:
+    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
         await self._writer.ended(agent_id)
-        return await read(*args)
-
-    async def head(self, agent_id: str) -> Head | None:
-        return await self._read(agent_id, self._reads.head, agent_id)
-
-    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
-        return await self._read(agent_id, self._reads.rows, agent_id, kind)
-
-    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
-        return await self._read(agent_id, self._reads.outline, agent_id, kind, keys)
-
-    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
-        return await self._read(agent_id, self._reads.docs, agent_id, kind, key)
-
-    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        return await self._read(agent_id, self._reads.events, agent_id, span)
-
-    async def last_event(self, agent_id: str) -> EventRow | None:
-        return await self._read(agent_id, self._reads.last_event, agent_id)
-
-    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        return await self._read(None, self.store.agent_ids, prefix, after, limit)
-
-    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        return await self._read(query.agent_id, self._reads.sessions, query)
-
-    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        return await self._read(query.agent_id, self._reads.find_rows, query)
-
-    async def stats(self, agent_id: str) -> AgentStats:
-        return await self._read(agent_id, self._reads.stats, agent_id)
-
-    async def totals(self) -> Totals:
-        return await self._read(None, self.store.totals)
-
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        own = [] if agent_id is None else await self._read(agent_id, self._reads.inspect, agent_id)
-        return [*own, *await self.store.inspect(agent_id)]
+        return await getattr(self._reads, verb)(*args)
 
     # --- operations
 

@@ -23,6 +23,7 @@ from kode_core.batch import (
     Outline,
     SessionRow,
     ToolCallIndex,
+    Totals,
 )
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_state import (
@@ -224,7 +225,7 @@ class RecordReads:
 
     # --- many agents
 
-    async def sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         await self._io.recover()
         rows = await self._io.store.find_sessions(query)
         return await each(self._whole_session, rows) if any(not row.info.text for row in rows) else rows
@@ -278,10 +279,20 @@ class RecordReads:
         except MovedError:
             return Overlay()  # it was settled meanwhile
 
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        return await self._io.store.agent_ids(prefix, after, limit)
+
+    async def totals(self) -> Totals:
+        return await self._io.store.totals()
+
     # --- inspection
 
-    async def inspect(self, agent_id: str) -> list[EngineIssue]:
-        """What does not fit together, of one agent."""
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        """What does not fit together, of one agent or of the store."""
+        own = [] if agent_id is None else await self._inspect(agent_id)
+        return [*own, *await self._io.store.inspect(agent_id)]
+
+    async def _inspect(self, agent_id: str) -> list[EngineIssue]:
 
         async def read(instant: Instant) -> list[EngineIssue]:
             record, issues = instant.head.record, list[EngineIssue]()

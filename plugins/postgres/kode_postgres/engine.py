@@ -10,25 +10,13 @@ from typing import Any, TypeVar
 from kode_core.batch import (
     Batch,
     Child,
-    Doc,
-    DocKind,
-    EngineIssue,
-    EventRange,
-    EventRow,
     Fence,
-    FoundRow,
-    Head,
-    ListKind,
-    ListRows,
     Outcome,
-    Outline,
-    SessionRow,
-    Totals,
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium, Watch
+from kode_core.engines.reading import EngineReads
 from kode_core.errors import UnsupportedError
-from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections, Session, open_connections
 from kode_postgres.forks import Forks, Leases
@@ -45,7 +33,7 @@ T = TypeVar("T")
 _FORK_SECONDS = 60.0
 
 
-class PostgresEngine:
+class PostgresEngine(EngineReads):
     """See :class:`kode_core.engine.Engine`."""
 
     name = "postgres"
@@ -102,46 +90,10 @@ class PostgresEngine:
 
     # --- reading
 
-    async def _read(self, agent_id: str | None, call: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Read what is of the agent, or of all."""
+    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
         await self._committer.settled(agent_id)
+        call = getattr(self.reads, verb)
         return await self.connections.read(lambda session: call(session, *args))
-
-    async def head(self, agent_id: str) -> Head | None:
-        return await self._read(agent_id, self.reads.head, agent_id)
-
-    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
-        return await self._read(agent_id, self.reads.rows, agent_id, kind)
-
-    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
-        return await self._read(agent_id, self.reads.outline, agent_id, kind, keys)
-
-    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
-        return await self._read(agent_id, self.reads.docs, agent_id, kind, key)
-
-    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        return await self._read(agent_id, self.reads.events, agent_id, span)
-
-    async def last_event(self, agent_id: str) -> EventRow | None:
-        return await self._read(agent_id, self.reads.last_event, agent_id)
-
-    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        return await self._read(None, self.reads.agent_ids, prefix, after, limit)
-
-    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        return await self._read(query.agent_id, self.reads.find_sessions, query)
-
-    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        return await self._read(query.agent_id, self.reads.find_rows, query)
-
-    async def stats(self, agent_id: str) -> AgentStats:
-        return await self._read(agent_id, self.reads.stats, agent_id)
-
-    async def totals(self) -> Totals:
-        return await self._read(None, self.reads.totals)
-
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        return await self._read(agent_id, self.reads.inspect, agent_id)
 
     # --- operations
 

@@ -14,25 +14,13 @@ from msgspec.structs import replace
 from kode_core.batch import (
     Batch,
     Child,
-    Doc,
-    DocKind,
-    EngineIssue,
-    EventRange,
-    EventRow,
     Fence,
-    FoundRow,
-    Head,
-    ListKind,
-    ListRows,
     Outcome,
-    Outline,
-    SessionRow,
-    Totals,
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium
+from kode_core.engines.reading import EngineReads
 from kode_core.errors import InvalidArgumentError, StorageError, StoreReadOnlyError, StoreUnavailableError
-from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_sqlite import reads
 from kode_sqlite.driver import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import to_kode_error
@@ -54,7 +42,7 @@ class _Job(NamedTuple):
     done: asyncio.Future[Any]
 
 
-class SqliteEngine:
+class SqliteEngine(EngineReads):
     """See :class:`kode_core.engine.Engine`.
 
     Writes gather while a transaction is under way, and all that gathered go into the next one: acknowledged means
@@ -188,6 +176,9 @@ class SqliteEngine:
 
     # --- reading
 
+    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
+        return await self._read(getattr(reads, verb), *args)
+
     async def _read(self, call: Callable[..., T], *args: Any) -> T:
         if self._options.db_path == MEMORY:
             return await self._writer.run(self._look, call, *args)
@@ -204,42 +195,6 @@ class SqliteEngine:
 
     async def _new_reader(self) -> Connection:
         return await open_connection(self._options, read_only=True)
-
-    async def head(self, agent_id: str) -> Head | None:
-        return await self._read(reads.head, agent_id)
-
-    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
-        return await self._read(reads.rows, agent_id, kind)
-
-    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
-        return await self._read(reads.outline, agent_id, kind, keys)
-
-    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
-        return await self._read(reads.docs, agent_id, kind, key)
-
-    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        return await self._read(reads.events, agent_id, span)
-
-    async def last_event(self, agent_id: str) -> EventRow | None:
-        return await self._read(reads.last_event, agent_id)
-
-    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        return await self._read(reads.agent_ids, prefix, after, limit)
-
-    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        return await self._read(reads.find_sessions, query)
-
-    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        return await self._read(reads.find_rows, query)
-
-    async def stats(self, agent_id: str) -> AgentStats:
-        return await self._read(reads.stats, agent_id)
-
-    async def totals(self) -> Totals:
-        return await self._read(reads.totals)
-
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        return await self._read(reads.inspect, agent_id)
 
     # --- operations
 

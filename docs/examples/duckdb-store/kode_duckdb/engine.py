@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from uuid import uuid4
 
 import duckdb
@@ -16,25 +16,14 @@ import duckdb
 from kode_core.batch import (
     Batch,
     Child,
-    Doc,
-    DocKind,
-    EngineIssue,
-    EventRange,
-    EventRow,
     Fence,
-    FoundRow,
-    Head,
-    ListKind,
-    ListRows,
     Outcome,
-    Outline,
-    SessionRow,
     Totals,
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium
+from kode_core.engines.reading import EngineReads
 from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreUnavailableError
-from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_duckdb import reads, writes
 from kode_duckdb.options import DuckdbOptions
 from kode_duckdb.schema import Connection, prepare
@@ -48,7 +37,7 @@ _writers: Final[dict[str, threading.Lock]] = {}
 """By path, who may write. DuckDB lets one process at a time open a file, so that a lock of this process is enough."""
 
 
-class DuckdbEngine:
+class DuckdbEngine(EngineReads):
     """See :class:`kode_core.engine.Engine`.
 
     Everything runs in one thread, a call at a time. A call that was begun is done to the end, whatever becomes of the
@@ -149,45 +138,15 @@ class DuckdbEngine:
 
     # --- reads
 
-    async def head(self, agent_id: str) -> Head | None:
-        return await self._read(reads.head, agent_id)
-
-    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
-        return await self._read(reads.rows, agent_id, kind)
-
-    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
-        return await self._read(reads.outline, agent_id, kind, keys)
-
-    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
-        return await self._read(reads.docs, agent_id, kind, key)
-
-    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        return await self._read(reads.events, agent_id, span)
-
-    async def last_event(self, agent_id: str) -> EventRow | None:
-        return await self._read(reads.last_event, agent_id)
-
-    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        return await self._read(reads.agent_ids, prefix, after, limit)
-
-    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        return await self._read(reads.find_sessions, query)
-
-    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        return await self._read(reads.find_rows, query)
-
-    async def stats(self, agent_id: str) -> AgentStats:
-        return await self._read(reads.stats, agent_id)
+    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
+        return await self._read(getattr(reads, verb), *args)
 
     async def totals(self) -> Totals:
-        return await self._read(lambda db: reads.totals(db, self._size()))
+        return await self._read(reads.totals, self._size())
 
     def _size(self) -> int:
         files = (self._path, Path(f"{self._path}.wal"))
         return sum(file.stat().st_size for file in files if file.exists())
-
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        return await self._read(reads.inspect, agent_id)
 
     # --- operations
 

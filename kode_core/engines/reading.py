@@ -1,0 +1,81 @@
+"""The reads of engines that have one function for each verb."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from kode_core.batch import (
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outline,
+    SessionRow,
+    Totals,
+)
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+
+__all__ = ["EngineReads"]
+
+
+class EngineReads(ABC):
+    """The reads of :class:`kode_core.engine.Engine`, each passed on to :meth:`read` by its name."""
+
+    @abstractmethod
+    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
+        """Do the read called *verb* with these arguments; *agent_id* is whose it is, None for that of many."""
+
+    async def head(self, agent_id: str) -> Head | None:
+        found: Head | None = await self.read("head", agent_id, agent_id)
+        return found
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        found: ListRows = await self.read("rows", agent_id, agent_id, kind)
+        return found
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
+        found: Outline = await self.read("outline", agent_id, agent_id, kind, keys)
+        return found
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        found: Sequence[Doc] = await self.read("docs", agent_id, agent_id, kind, key)
+        return found
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        found: Sequence[EventRow] = await self.read("events", agent_id, agent_id, span)
+        return found
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        found: EventRow | None = await self.read("last_event", agent_id, agent_id)
+        return found
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        found: Sequence[str] = await self.read("agent_ids", None, prefix, after, limit)
+        return found
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        found: Sequence[SessionRow] = await self.read("find_sessions", query.agent_id, query)
+        return found
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        found: Sequence[FoundRow] = await self.read("find_rows", query.agent_id, query)
+        return found
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        found: AgentStats = await self.read("stats", agent_id, agent_id)
+        return found
+
+    async def totals(self) -> Totals:
+        found: Totals = await self.read("totals", None)
+        return found
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        found: Sequence[EngineIssue] = await self.read("inspect", agent_id, agent_id)
+        return found
