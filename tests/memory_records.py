@@ -68,10 +68,12 @@ class MemoryRecords:
         await self.step()
         return True
 
-    async def settle(self, head: HeadRecord) -> None:
+    async def settle(self, head: HeadRecord) -> bool:
         await self.step()
-        if self.contents.heads[head.agent_id].rev == head.rev:
-            self.contents.heads[head.agent_id] = head
+        if self.contents.heads[head.agent_id].rev != head.rev:
+            return False
+        self.contents.heads[head.agent_id] = head
+        return True
 
     async def unsettled(self) -> list[str]:
         await self.step()

@@ -15,7 +15,7 @@ from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, see
 from kode_core import OutcomeUnknownError
 from kode_core.batch import Fence
 from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.records import HeadRecord, Item
+from kode_core.engines.records import Change, HeadRecord, Item, Place
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, RecordsHarness, TogetherHarness
 
@@ -261,3 +261,34 @@ async def test_two_thousand_writers_of_one_agent() -> None:
         offsets = await asyncio.gather(*(store.append_event("a", samples.event(i)) for i in range(2000)))
         assert sorted(offsets) == list(range(1, 2001))
         assert records.swaps < 200
+
+
+class AppliesLate(MemoryRecords):
+    """Is slow between commit and apply."""
+
+    def __init__(self, contents: Contents, **options: Any) -> None:
+        super().__init__(contents, **options)
+        self.reached, self.resumed = asyncio.Event(), asyncio.Event()
+
+    async def apply(self, place: Place, changes: Sequence[Change]) -> None:
+        self.reached.set()
+        await self.resumed.wait()
+        await super().apply(place, changes)
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS["roomy"]], ids=["tight", "roomy"])
+async def test_a_late_writer_leaves_nothing_of_a_deleted_agent(options: dict[str, Any]) -> None:
+    """One that was slow while another store deleted the agent cleans up after itself."""
+    contents = Contents()
+    slow = AppliesLate(contents, **options)
+    late, other = await opened(slow), await opened(MemoryRecords(contents, **options))
+    writing = asyncio.ensure_future(late.append_messages("a", samples.messages(3)))
+    await slow.reached.wait()
+    await other.delete("a")
+    slow.resumed.set()
+    await writing
+    await late.close()
+    assert await other.load_messages("a") == []
+    assert not any(contents.items.values())
+    assert not any(contents.parts.values())
+    await other.close()

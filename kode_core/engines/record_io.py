@@ -184,10 +184,17 @@ class RecordIO:
         record, state = head.record, head.state
         await each(lambda epoch: self.store.drop(Place(record.agent_id, epoch)), state.doomed)
         done = head.with_state(replace(state, pending=(), stash=None, doomed=()))
-        await self.store.settle(done.record)
+        await self.tell(done.record)
         if state.stash is not None:
             await self.store.drop_parts(record.place, stash_key(""), stash_key("~"), record.rev + 1)
         return done
+
+    async def tell(self, record: HeadRecord) -> None:
+        """Write that a head is settled. What was applied to an agent that was deleted meanwhile is removed again."""
+        if not await self.store.settle(record):
+            now = await self.store.heads([record.agent_id])
+            if not any(head.epoch == record.epoch for head in now):
+                await self.store.drop(record.place)
 
     async def _give_up(self, head: AgentHead) -> AgentHead:
         """End a fork that nobody goes on with; who does after all finds another head, and begins anew."""

@@ -266,7 +266,7 @@ class RecordWriter:
     async def _settle(self, head: AgentHead) -> None:
         try:
             if self._heads.get(head.record.agent_id, head) is head:  # else the next swap has said it
-                await self._io.store.settle(head.record)
+                await self._io.tell(head.record)
         except StorageError:
             return  # it stays to be done again, which changes nothing
 

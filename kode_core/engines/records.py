@@ -200,8 +200,11 @@ class RecordStore(Protocol):
         """
         ...
 
-    async def settle(self, head: HeadRecord) -> None:
-        """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that. Need not be durable."""
+    async def settle(self, head: HeadRecord) -> bool:
+        """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that. Need not be durable.
+
+        False when the head has another ``rev`` by now, or is gone.
+        """
         ...
 
     async def unsettled(self) -> Sequence[str]:

@@ -15,7 +15,7 @@ import asyncpg
 
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StoreBusyError, StoreUnavailableError
 from kode_postgres.errors import is_conflict, is_lost, is_starting, to_kode_error
-from kode_postgres.options import PostgresOptions, resolved
+from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, migrate, version_of
 
 __all__ = ["Connections", "Session", "has_tables", "open_connections"]
@@ -314,7 +314,7 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> bool:
 
 async def has_tables(options: PostgresOptions) -> bool:
     """Whether there are tables of kode, or nobody who could say."""
-    options = resolved(options)
+    options = options.resolved()
     try:
         con = await asyncpg.connect(**_arguments(options), statement_cache_size=0)
         try:

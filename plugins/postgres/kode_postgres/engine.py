@@ -21,7 +21,7 @@ from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections, Session, open_connections
 from kode_postgres.forks import Forks, Leases
 from kode_postgres.listen import Listener
-from kode_postgres.options import PostgresOptions, resolved
+from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables
 from kode_postgres.writes import Statements
@@ -54,7 +54,7 @@ class PostgresEngine(EngineReads):
     @classmethod
     async def open(cls, options: PostgresOptions) -> PostgresEngine:
         """Connect, make what is missing, and bring the tables to this version."""
-        options = resolved(options)
+        options = options.resolved()
         tables = Tables(options)
         connections = await open_connections(options, tables)
         return cls(connections, tables, durable=options.durability == "full")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-from kode_core.errors import ConfigurationError
+from kode_core.server_options import Millis, Port, Prefix, Secret, ServerOptions
 
-__all__ = ["PostgresOptions", "resolved"]
+__all__ = ["PostgresOptions"]
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z", max_length=63)]
-_Prefix = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z", max_length=30)]
-_Secret = Annotated[str, msgspec.Meta(extra={"secret": True})]
-_Millis = Annotated[int, msgspec.Meta(gt=0)]
 
 
-class PostgresOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True):
+class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     """Options of the PostgreSQL backend.
 
     What is not given is taken from where libpq takes it: the variables ``PGHOST``, ``PGUSER``, …, a password file, the
@@ -45,31 +41,27 @@ class PostgresOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         pool: an ``asyncpg.Pool`` of your own, which is used and never closed.
     """
 
-    dsn: _Secret | None = None
-    connection: Any = None
+    dsn: Secret | None = None
     host: str | None = None
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    port: Port | None = None
     database: str | None = None
     user: str | None = None
-    password: _Secret | None = None
+    password: Secret | None = None
     ssl: Any = None
     max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
-    idle_timeout_millis: _Millis = 30_000
-    connection_timeout_millis: _Millis = 5_000
-    command_timeout_millis: _Millis = 10_000
+    idle_timeout_millis: Millis = 30_000
+    connection_timeout_millis: Millis = 5_000
+    command_timeout_millis: Millis = 10_000
     durability: Literal["full", "fast"] = "full"
     schema: _Name | None = None
-    table_prefix: _Prefix = "kode_"
+    table_prefix: Prefix = "kode_"
     create: bool = True
     statement_cache_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
     pool: Any = None
 
-    def __repr__(self) -> str:
-        """The options without what is secret."""
-        hidden = {"dsn", "connection", "password", "ssl", "pool"}
-        shown = ((f.name, getattr(self, f.name), f.default) for f in msgspec.structs.fields(self))
-        given = (f"{n}={'***' if n in hidden else repr(v)}" for n, v, default in shown if v != default)
-        return f"PostgresOptions({', '.join(given)})"
+    url_option: ClassVar[str] = "dsn"
+    hidden: ClassVar[frozenset[str]] = frozenset({"dsn", "password", "ssl"})
+    objects: ClassVar[frozenset[str]] = frozenset({"pool"})
 
     @property
     def place(self) -> str:
@@ -90,35 +82,3 @@ def _port_of(dsn: str) -> int | None:
         return urlsplit(dsn).port
     except ValueError:
         return None
-
-
-_FIELDS: Final = {field.name: field for field in msgspec.structs.fields(PostgresOptions)}
-
-
-def resolved(options: PostgresOptions) -> PostgresOptions:
-    """The options with those of ``connection`` in their places; what is given beside it wins.
-
-    Raises:
-        ConfigurationError: ``connection`` is no mapping of options.
-    """
-    given = options.connection
-    if given is None:
-        return options
-    if isinstance(given, str):
-        given = {"dsn": given}
-    if not isinstance(given, dict):
-        raise ConfigurationError(f"connection must be a mapping of options or a URL, got {type(given).__name__}")
-    values = {name: _checked(name, value) for name, value in given.items() if value is not None}
-    beside = {n: getattr(options, n) for n, f in _FIELDS.items() if getattr(options, n) != f.default}
-    return PostgresOptions(**{**values, **beside, "connection": None})
-
-
-def _checked(name: str, value: Any) -> Any:
-    field = _FIELDS.get(name)
-    if field is None or name in ("connection", "pool"):
-        near = difflib.get_close_matches(str(name), _FIELDS, 1)
-        raise ConfigurationError(f"connection has no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-    try:
-        return msgspec.convert(value, field.type)
-    except msgspec.ValidationError as exc:
-        raise ConfigurationError(f"connection: option {name}: {str(exc).replace('`', '')}") from None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from kode_core.errors import SchemaVersionError, StoreUnavailableError
-from kode_postgres.options import PostgresOptions, resolved
+from kode_postgres.options import PostgresOptions
 
 __all__ = ["KEPT_OPS", "SCHEMA_VERSION", "Tables", "migrate", "script", "statements", "version_of"]
 
@@ -182,7 +182,7 @@ def statements(tables: Tables, since: int = 0, partitions: int = 0) -> list[str]
 
 def script(options: PostgresOptions) -> str:
     """The tables of a new database as SQL, for those who may not let a program make them."""
-    lines = "".join(f"{statement};\n" for statement in statements(Tables(resolved(options))))
+    lines = "".join(f"{statement};\n" for statement in statements(Tables(options.resolved())))
     return f"BEGIN;\n{lines}COMMIT;\n"
 
 

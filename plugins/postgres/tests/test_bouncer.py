@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 from kode_conformance import Handle, Space, load_checks, run_check, samples
+from kode_conformance.load import AppendLog
 from kode_conformance.settings import Settings, Tier
 from kode_postgres.servers import LocalServer, NoServerError, Server
 from kode_postgres.testing import PostgresHarness
@@ -16,7 +17,6 @@ from kode_postgres.testing import PostgresHarness
 from kode_core import ExtendedStore, create_extended_store
 from plugins.postgres.tests.bouncer import Bouncer
 from plugins.postgres.tests.conftest import unavailable
-from plugins.postgres.tests.load import AppendLog
 
 CHECKS = [
     "EVT-1.appends_of_several_processes",

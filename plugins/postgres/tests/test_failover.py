@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from kode_conformance import samples
+from kode_conformance.load import AppendLog
 from kode_postgres.servers import LocalServer, NoServerError
 
 from kode_core import create_extended_store
 from kode_core.errors import StoreReadOnlyError
 from plugins.postgres.tests.conftest import unavailable
-from plugins.postgres.tests.load import AppendLog
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import kode_postgres
 import pytest
 from kode_postgres import PostgresStore
-from kode_postgres.options import PostgresOptions, resolved
+from kode_postgres.options import PostgresOptions
 from kode_postgres.plugin import kode_store_backend
 from kode_postgres.servers import Server
 
@@ -25,7 +25,7 @@ SECRET = "s3cret-pa55"
 def options_of(target: Any, environ: dict[str, str] | None = None, **options: Any) -> PostgresOptions:
     found = configure(target, options, registry.backend, environ or {}).options
     assert isinstance(found, PostgresOptions)
-    return resolved(found)
+    return found.resolved()
 
 
 def test_the_plugin_imports_no_driver() -> None:

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
 from kode_conformance import samples
-
 from kode_core.errors import Retry, StorageError
 from kode_core.model import Message
+
+__all__ = ["Append", "AppendLog", "Appends", "Read"]
 
 
 class Appends(Protocol):
@@ -24,13 +25,16 @@ class Appends(Protocol):
 
 
 class Append(NamedTuple):
+    """A call that appended; ``returned`` is infinity where nobody knows whether it was written."""
+
     text: str
     called: float
     returned: float
-    """Infinity where nobody knows whether it was written."""
 
 
 class Read(NamedTuple):
+    """A call that read, and what it found."""
+
     called: float
     returned: float
     texts: list[str]
