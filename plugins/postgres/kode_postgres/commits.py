@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -166,8 +167,9 @@ class Committer:
                 break
             some = [batches[i] for i in places]
             call = functools.partial(self._with_locks if locking else self._at_once, batches=some)
-            found = await self._connections.write(call)
-            outcomes.update((places[i], outcome) for i, outcome in found.items())
+            with suppress(_AgainError):
+                found = await self._connections.write(call)
+                outcomes.update((places[i], outcome) for i, outcome in found.items())
         busy = StoreBusyError("other writers kept changing the agent; nothing was written")
         return [outcomes.get(i, busy) for i in range(len(batches))]
 
@@ -267,7 +269,7 @@ class Committer:
 
 
 class _AgainError(StoreBusyError):
-    """A head was made by another session in the middle; nothing was written."""
+    """A head was made by another session in the middle; nothing was written, and the next attempt finds it."""
 
 
 def _concerns_all(exc: Exception) -> bool:

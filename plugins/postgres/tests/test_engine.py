@@ -147,6 +147,22 @@ async def test_many_stores_write_the_same_agents(server: Server, schema: str) ->
     await asyncio.gather(*(store.close() for store in stores))
 
 
+async def test_sessions_that_make_the_same_head_at_once(server: Server, schema: str) -> None:
+    """Whole lists are replaced of agents that nobody knows yet: who comes second finds the head and goes on."""
+    stores = [PostgresStore(server.dsn, schema=schema, max=3) for _ in range(4)]
+    await asyncio.gather(*(store.open() for store in stores))
+
+    def replaced(agent: str, op: str) -> Batch:
+        return Batch(agent_id=agent, op_id=op, now=1, messages=ListWrite(length=0, append=(row(op),)))
+
+    for n in range(60):
+        calls = (engine_of(store).commit([replaced(f"a{n}", f"{i}-{n}")]) for i, store in enumerate(stores))
+        outcomes = [outcome for [outcome] in await asyncio.gather(*calls)]
+        assert [type(outcome) for outcome in outcomes] == [Applied] * 4, outcomes
+        assert (await engine_of(stores[0]).rows(f"a{n}", ListKind.MESSAGES)).version > 0
+    await asyncio.gather(*(store.close() for store in stores))
+
+
 async def test_an_agent_that_somebody_keeps_locked(server: Server, store: PostgresStore) -> None:
     """Who holds an agent's row in a session of their own holds up that agent alone, and only for a while."""
     for agent in "abcdef":
