@@ -82,13 +82,10 @@ class RecordForks:
         for i in range(0, len(copies), _AT_ONCE):
             await self._io.apply(place, copies[i : i + _AT_ONCE], has_parts=has_parts)
         state = replace(state, reserved=False, has_parts=has_parts)
-        info = child.info
-        if len(info.body.text) > self._io.store.inline_bytes // 4:
-            state = replace(state, info=await self._io.keep_info(place, rev, info.body.text))
-            info = replace(info, body=Body("", info.body.digest))
         lists = {kind.value: _forked(count_of(parent, kind)) for kind in ListKind}
-        record = replace(reserved.record, rev=rev, info=info, updated_at=now, is_used=True, **lists)
-        return await self._io.swap(reserved, AgentHead(record, state).with_state(state))
+        record = replace(reserved.record, rev=rev, info=child.info, updated_at=now, is_used=True, **lists)
+        forked = await self._io.with_info_beside(AgentHead(record, state).with_state(state))
+        return await self._io.swap(reserved, forked)
 
 
 def _forked(head: ListHead) -> ListHead:

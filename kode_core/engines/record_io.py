@@ -142,10 +142,15 @@ class RecordIO:
         key = stash_key(nonce())
         return Stash(key, await self._put_text(place, key, rev, _encode_changes(changes)))
 
-    async def keep_info(self, place: Place, rev: int, text: str) -> tuple[str, int, int]:
-        """Keep the body of an info beside the head; what a state says of it."""
+    async def with_info_beside(self, head: AgentHead) -> AgentHead:
+        """The head, with the body of its info beside it when that is large."""
+        record, info = head.record, head.record.info
+        if info is None or len(info.body.text) <= self.store.inline_bytes // 4:
+            return head
         name = nonce()
-        return name, rev, await self._put_text(place, info_key(name), rev, text.encode())
+        count = await self._put_text(record.place, info_key(name), record.rev, info.body.text.encode())
+        record = replace(record, info=replace(info, body=Body("", info.body.digest)))
+        return AgentHead(record, head.state).with_state(replace(head.state, info=(name, record.rev, count)))
 
     # --- items
 

@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, Outcome, Refused
-from kode_core.codec import Body
 from kode_core.engines.record_io import AT_ONCE, MovedError, RecordIO, each
 from kode_core.engines.record_plan import Plan
 from kode_core.engines.record_state import KEPT_OPS, AgentHead, seq_span
@@ -208,9 +207,7 @@ class RecordWriter:
         io, changes = self._io, plan.changes
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
         state = replace(plan.state, has_parts=plan.state.has_parts or large)
-        head = plan.result(state)
-        if plan.info_body is not None and len(plan.info_body.text) > io.store.inline_bytes // 4:
-            head = await self._with_info_beside(head, plan.info_body)
+        head = await io.with_info_beside(plan.result(state))
         before = None if old is None else old.record
         together = _together(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
         if together is not None and not state.doomed:
@@ -226,13 +223,6 @@ class RecordWriter:
         if old is not None and old.state.info is not None and plan.info_body is not None:
             await self._forget_info(old, head)
         return True
-
-    async def _with_info_beside(self, head: AgentHead, body: Body) -> AgentHead:
-        record, info = head.record, head.record.info
-        assert info is not None
-        kept = await self._io.keep_info(record.place, record.rev, body.text)
-        record = replace(record, info=replace(info, body=Body("", body.digest)))
-        return AgentHead(record, head.state).with_state(replace(head.state, info=kept))
 
     async def _with_pending(self, head: AgentHead, changes: Sequence[Change]) -> AgentHead:
         if not changes:
