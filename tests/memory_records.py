@@ -92,7 +92,7 @@ class MemoryRecords:
             found = [item for item in found if getattr(item.index, "channel", None) == span.channel]
         return sorted(found, key=key, reverse=span.descending)[: span.limit]
 
-    async def apply(self, place: Place, changes: Sequence[Change]) -> None:
+    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
         for change in changes:
             await self.step()
             if isinstance(change, Item):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from kode_conformance import samples
+from kode_conformance.record_tests import Held, OpenRecords, RecordStoreTests
 from kode_conformance.testclass import StoreConformance
 from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
 
@@ -34,6 +35,18 @@ class TestTogether(StoreConformance):
     harness = TogetherHarness()
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+class TestPieces(RecordStoreTests):
+    @pytest.fixture
+    def another(self, options: dict[str, Any]) -> OpenRecords:
+        contents = Contents()
+
+        async def open_records() -> MemoryRecords:
+            return MemoryRecords(contents, **options)
+
+        return open_records
+
+
 class StopsAt(MemoryRecords):
     """Stops for ever at the n-th call, as a process does that was killed there."""
 
@@ -50,7 +63,7 @@ class StopsAt(MemoryRecords):
         await super().step()
 
 
-async def opened(records: MemoryRecords) -> EngineStore:
+async def opened(records: Any) -> EngineStore:
     async def engine() -> RecordEngine:
         return RecordEngine(records)
 
@@ -79,8 +92,11 @@ async def abandon() -> None:
 @pytest.mark.filterwarnings("ignore:.*was not closed:ResourceWarning")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("write", [*WRITES, FORK], ids=lambda write: write.name)
-async def test_a_writer_that_stops_between_any_two_calls(write: Write, options: dict[str, Any]) -> None:
+async def test_a_writer_that_stops_between_any_two_calls(
+    write: Write, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it wrote is there whole or not at all, for those who come after it, and nothing of it stays behind."""
+    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
     async with await opened(MemoryRecords(Contents(), **options)) as store:
         allowed = await expected(store, write)
     for n in range(10_000):
@@ -101,9 +117,9 @@ async def test_a_writer_that_stops_between_any_two_calls(write: Write, options: 
                 await write_on(store, agent_id, 1000)
             report = await store.check_consistency()
             assert report.issues == (), f"stopped at call {n}"
-            assert all(head.is_settled for head in contents.heads.values())
-            places = {head.place for head in contents.heads.values()}
-            assert {place for place, items in contents.items.items() if items} <= places
+        assert all(head.is_settled for head in contents.heads.values())
+        places = {head.place for head in contents.heads.values()}
+        assert {place for place, items in contents.items.items() if items} <= places
         if done:
             return
     raise AssertionError("it never ended")
@@ -166,58 +182,6 @@ async def test_a_doubt_that_nobody_can_end_is_said() -> None:
         assert len(await others.load_messages("a")) == 20
 
 
-class Gated(MemoryRecords):
-    """Waits before it reads parts, or before it swaps, until somebody opens."""
-
-    gate: asyncio.Event | None = None
-    waits_at = "parts"
-
-    async def _wait(self, where: str) -> None:
-        if self.gate is not None and where == self.waits_at:
-            await self.gate.wait()
-
-    async def parts(self, *args: Any) -> list[bytes]:
-        await self._wait("parts")
-        return await super().parts(*args)
-
-    async def swap(self, *args: Any) -> bool:
-        await self._wait("swap")
-        return await super().swap(*args)
-
-
-async def test_a_slow_reader_finds_the_parts_of_one_instant() -> None:
-    """The parts that it is about to read are removed by a writer: it reads what came in their place."""
-    contents = Contents()
-    slow = Gated(contents)
-    async with await opened(slow) as reader, await opened(MemoryRecords(contents)) as writer:
-        await writer.save_messages("a", [samples.message(0, "x" * 2000)])
-        slow.gate = asyncio.Event()
-        reading = asyncio.ensure_future(reader.load_messages("a"))
-        await asyncio.sleep(0.01)
-        await writer.save_messages("a", [samples.message(1, "y" * 2000)])
-        slow.gate.set()
-        assert await reading == [samples.message(1, "y" * 2000)]
-
-
-async def test_a_slow_writer_does_not_commit_what_was_removed() -> None:
-    """What it put beside the head is removed, as another writer was faster: its swap fails, and it puts it again."""
-    contents = Contents()
-    slow = Gated(contents)
-    slow.waits_at = "swap"
-    async with await opened(slow) as store, await opened(MemoryRecords(contents)) as other:
-        await other.append_messages("a", samples.messages(3))
-        slow.gate = asyncio.Event()
-        writing = asyncio.ensure_future(store.append_messages("a", [samples.message(7, "x" * 2000)]))
-        await asyncio.sleep(0.01)
-        await other.append_messages("a", [samples.message(3, "y" * 2000)])
-        slow.gate.set()
-        await writing
-        found = await other.load_messages("a")
-        assert found == [*samples.messages(3), samples.message(3, "y" * 2000), samples.message(7, "x" * 2000)]
-    stashes = [key for parts in contents.parts.values() for key, _ in parts if key.startswith("p/")]
-    assert stashes == []
-
-
 async def test_readers_get_their_turn() -> None:
     """However fast somebody rewrites a list, another one reads it, and what it reads is of one instant."""
     contents = Contents()
@@ -253,6 +217,37 @@ async def test_a_reader_that_died_holds_nobody_up_for_long() -> None:
         assert await store.load_messages("a") == samples.messages(2)
 
 
+class Halfway(MemoryRecords):
+    """Waits in the middle of what it applies."""
+
+    gate: asyncio.Event | None = None
+
+    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+        await super().apply(place, changes[:-1], fresh=fresh)
+        if self.gate is not None:
+            await self.gate.wait()
+        await super().apply(place, changes[-1:], fresh=fresh)
+
+
+async def test_what_is_written_again_is_never_missing() -> None:
+    """A reader that looked at the head before finds the old text or looks again, also where there are parts."""
+    contents = Contents()
+    slow, gated = Halfway(contents), Held(MemoryRecords(contents), "items")
+    async with await opened(slow) as writer, await opened(gated) as reader:
+        await writer.save_media_cache("a", [samples.media()] * 40)
+        await writer.save_media_cache("a", [samples.media()] * 41)
+        reading = asyncio.ensure_future(reader.load_media_cache("a"))
+        await gated.reached.wait()
+        slow.gate = asyncio.Event()
+        writing = asyncio.ensure_future(writer.save_media_cache("a", [samples.media()] * 42))
+        await asyncio.sleep(0.02)
+        gated.let_go.set()
+        await asyncio.wait([reading], timeout=1)
+        slow.gate.set()
+        await writing
+        assert len(await reading) in (41, 42)
+
+
 async def test_two_thousand_writers_of_one_agent() -> None:
     """Batches that wait are written together, each with an outcome of its own."""
     contents = Contents()
@@ -261,34 +256,3 @@ async def test_two_thousand_writers_of_one_agent() -> None:
         offsets = await asyncio.gather(*(store.append_event("a", samples.event(i)) for i in range(2000)))
         assert sorted(offsets) == list(range(1, 2001))
         assert records.swaps < 200
-
-
-class AppliesLate(MemoryRecords):
-    """Is slow between commit and apply."""
-
-    def __init__(self, contents: Contents, **options: Any) -> None:
-        super().__init__(contents, **options)
-        self.reached, self.resumed = asyncio.Event(), asyncio.Event()
-
-    async def apply(self, place: Place, changes: Sequence[Change]) -> None:
-        self.reached.set()
-        await self.resumed.wait()
-        await super().apply(place, changes)
-
-
-@pytest.mark.parametrize("options", [{}, OPTIONS["roomy"]], ids=["tight", "roomy"])
-async def test_a_late_writer_leaves_nothing_of_a_deleted_agent(options: dict[str, Any]) -> None:
-    """One that was slow while another store deleted the agent cleans up after itself."""
-    contents = Contents()
-    slow = AppliesLate(contents, **options)
-    late, other = await opened(slow), await opened(MemoryRecords(contents, **options))
-    writing = asyncio.ensure_future(late.append_messages("a", samples.messages(3)))
-    await slow.reached.wait()
-    await other.delete("a")
-    slow.resumed.set()
-    await writing
-    await late.close()
-    assert await other.load_messages("a") == []
-    assert not any(contents.items.values())
-    assert not any(contents.parts.values())
-    await other.close()

@@ -14,7 +14,7 @@ from kode_core.engines.record_plan import new_head
 from kode_core.engines.record_reads import Instant, RecordReads
 from kode_core.engines.record_state import AgentHead, State, count_of, doc_span, new_epoch
 from kode_core.engines.records import HeadRecord, Item
-from kode_core.errors import StoreBusyError
+from kode_core.errors import OutcomeUnknownError, StoreBusyError
 
 __all__ = ["RecordForks"]
 
@@ -80,7 +80,10 @@ class RecordForks:
         has_parts = any(self._io.is_large(item.body.text) for item in items)
         copies = [replace(item, rev=rev) for item in items]
         for i in range(0, len(copies), _AT_ONCE):
-            await self._io.apply(place, copies[i : i + _AT_ONCE], has_parts=has_parts)
+            try:
+                await self._io.apply(place, copies[i : i + _AT_ONCE], has_parts=has_parts, fresh=True)
+            except OutcomeUnknownError:
+                raise MovedError from None  # what may still arrive there is never looked at
         state = replace(state, reserved=False, has_parts=has_parts)
         lists = {kind.value: _forked(count_of(parent, kind)) for kind in ListKind}
         record = replace(reserved.record, rev=rev, info=child.info, updated_at=now, is_used=True, **lists)

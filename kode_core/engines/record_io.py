@@ -15,8 +15,10 @@ from kode_core.codec import Body
 from kode_core.engines.record_plan import nonce
 from kode_core.engines.record_state import (
     AgentHead,
+    Freed,
     Overlay,
     Stash,
+    Step,
     info_key,
     new_epoch,
     stash_key,
@@ -34,7 +36,7 @@ AT_ONCE: Final = 16
 _RECOVER_SECONDS: Final = 1.0
 
 _encode_changes = msgspec.msgpack.Encoder().encode
-_decode_changes = msgspec.msgpack.Decoder(tuple[Change, ...]).decode
+_decode_changes = msgspec.msgpack.Decoder(tuple[Step, ...]).decode
 
 
 class MovedError(Exception):
@@ -92,7 +94,7 @@ class RecordIO:
         """What is pending."""
         return Overlay(await self.pending(head))
 
-    async def pending(self, head: AgentHead) -> Sequence[Change]:
+    async def pending(self, head: AgentHead) -> Sequence[Step]:
         """What is pending, wherever it is kept."""
         stash = head.state.stash
         if stash is None:
@@ -137,7 +139,7 @@ class RecordIO:
         items = list(items)
         return await each(one, items) if any(item.parts for item in items) else items
 
-    async def stash(self, place: Place, rev: int, changes: Sequence[Change]) -> Stash:
+    async def stash(self, place: Place, rev: int, changes: Sequence[Step]) -> Stash:
         """Keep pending changes beside the head."""
         key = stash_key(nonce())
         return Stash(key, await self._put_text(place, key, rev, _encode_changes(changes)))
@@ -154,8 +156,8 @@ class RecordIO:
 
     # --- items
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, has_parts: bool) -> None:
-        """Change items, and forget the parts of those that are no more."""
+    async def apply(self, place: Place, steps: Sequence[Step], *, has_parts: bool, fresh: bool = False) -> None:
+        """Change items, and forget the parts of those that are no more. See ``RecordStore.apply``."""
 
         async def split(change: Change) -> Change:
             if isinstance(change, Cut) or not self.is_large(change.body.text):
@@ -163,12 +165,13 @@ class RecordIO:
             count = await self._put_text(place, change.key, change.rev, change.body.text.encode())
             return replace(change, body=Body("", change.body.digest), parts=count)
 
+        changes = [step for step in steps if not isinstance(step, Freed)]
         if has_parts:
             changes = [await split(change) for change in changes]
-        await self.store.apply(place, changes)
+        await self.store.apply(place, changes, fresh=fresh)
         if has_parts:
-            cuts = [change for change in changes if isinstance(change, Cut)]
-            await each(lambda cut: self.store.drop_parts(place, cut.first, cut.last, cut.rev), cuts)
+            gone = [step for step in steps if not isinstance(step, Item)]
+            await each(lambda step: self.store.drop_parts(place, step.first, step.last, step.rev), gone)
 
     # --- settling
 

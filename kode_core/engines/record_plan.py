@@ -28,8 +28,10 @@ from kode_core.codec import Body
 from kode_core.engines.record_state import (
     KEPT_OPS,
     AgentHead,
+    Freed,
     Op,
     State,
+    Step,
     call_key,
     count_of,
     doc_key,
@@ -39,7 +41,7 @@ from kode_core.engines.record_state import (
     row_span,
     seq_key,
 )
-from kode_core.engines.records import Change, Cut, DocIndex, EventIndex, HeadRecord, Item
+from kode_core.engines.records import Cut, DocIndex, EventIndex, HeadRecord, Item
 
 __all__ = ["Plan", "new_head"]
 
@@ -79,6 +81,7 @@ class Plan:
         self._known = dict(known)
         self._puts: dict[str, Item] = {}
         self._cuts: list[Cut] = []
+        self._freed: list[Freed] = []
         self._is_changed = False
 
     @property
@@ -87,8 +90,8 @@ class Plan:
         return self._is_changed
 
     @property
-    def changes(self) -> tuple[Change, ...]:
-        return (*self._cuts, *self._puts.values())
+    def changes(self) -> tuple[Step, ...]:
+        return (*self._cuts, *self._freed, *self._puts.values())
 
     def result(self, state: State) -> AgentHead:
         """The new head, with *state*."""
@@ -126,7 +129,7 @@ class Plan:
 
     def _delete(self) -> None:
         was_used = self.head.is_used or bool(self._puts)
-        self._puts, self._cuts, self._known, self.info_body = {}, [], {}, None
+        self._puts, self._cuts, self._freed, self._known, self.info_body = {}, [], [], {}, None
         if not was_used:
             return
         doomed = (*self.state.doomed, self.head.epoch)
@@ -146,17 +149,18 @@ class Plan:
         self.head = replace(self.head, **{kind.value: old.after(write)})
 
     def _free(self, positions: Sequence[int], kind: ListKind) -> None:
-        """Cut rows that are put again, for their parts: in runs, ascending."""
+        """Rows that are put again, in runs, ascending."""
         for _, run in itertools.groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
             places = [position for _, position in run]
-            self._cuts.append(Cut(first=row_key(kind, places[0]), last=row_key(kind, places[-1]), rev=self.rev))
+            self._freed.append(Freed(first=row_key(kind, places[0]), last=row_key(kind, places[-1]), rev=self.rev))
 
     def _write_doc(self, write: DocWrite) -> None:
         key = doc_key(write.kind, write.key)
-        if write.doc is None or self.state.has_parts:
-            self._cut(key, key)
         if write.doc is None:
+            self._cut(key, key)
             return
+        if self.state.has_parts:
+            self._freed.append(Freed(first=key, last=key, rev=self.rev))
         index = DocIndex(write.kind.value, write.key)
         self._put(Item(key=key, rev=self.rev, body=write.doc.body, index=index, time=write.doc.time))
         if write.kind != DocKind.LAYER:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -147,6 +147,20 @@ class Stash(_Value, frozen=True):
     parts: int
 
 
+class Freed(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="freed"):
+    """Items with keys from ``first`` to ``last`` are put again at ``rev``: their older parts are not needed any more.
+
+    They are not cut: a reader that came before would find nothing there until they are put.
+    """
+
+    first: str
+    last: str
+    rev: int
+
+
+Step: TypeAlias = Change | Freed
+
+
 class State(msgspec.Struct, frozen=True, omit_defaults=True):
     """What stands in ``HeadRecord.state``.
 
@@ -166,7 +180,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     next_offset: int = 1
     last_seq: int | None = None
     ops: tuple[Op, ...] = ()
-    pending: tuple[Change, ...] = ()
+    pending: tuple[Step, ...] = ()
     stash: Stash | None = None
     doomed: tuple[str, ...] = ()
     reserved: bool = False
@@ -214,14 +228,14 @@ def count_of(record: HeadRecord, kind: ListKind) -> ListHead:
 class Overlay:
     """Pending changes, as they show in what is read."""
 
-    def __init__(self, changes: Iterable[Change] = ()) -> None:
+    def __init__(self, steps: Iterable[Step] = ()) -> None:
         self._put: dict[str, Item] = {}
         self._cuts: list[Cut] = []
-        for change in changes:
-            if isinstance(change, Cut):
-                self._cuts.append(change)
-            else:
-                self._put[change.key] = change
+        for step in steps:
+            if isinstance(step, Cut):
+                self._cuts.append(step)
+            elif isinstance(step, Item):
+                self._put[step.key] = step
 
     def over(self, stored: Sequence[Item], span: Span) -> list[Item]:
         """The items of *span* in its order, given those that are stored."""

@@ -7,16 +7,17 @@ import random
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from kode_core.batch import Batch, Fence, Outcome, Refused
+from kode_core.batch import Batch, Fence, MessageIndex, Outcome, Refused
 from kode_core.engines.record_io import AT_ONCE, MovedError, RecordIO, each
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import KEPT_OPS, AgentHead, seq_span
-from kode_core.engines.records import Change, EventIndex, Item
-from kode_core.errors import KodeError, OutcomeUnknownError, Retry, StorageError, StoreBusyError
+from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, seq_span
+from kode_core.engines.records import EventIndex, Item
+from kode_core.errors import KodeError, OutcomeUnknownError, PayloadTooLargeError, Retry, StorageError, StoreBusyError
 
 __all__ = ["RecordWriter"]
 
@@ -25,7 +26,9 @@ _ATTEMPTS: Final = 200
 _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
 _FROZEN_SECONDS: Final = 1.0
+_SETTLE_SECONDS: Final = 0.05
 _SINGLE_SEQS: Final = 4
+_INDEX_CHARACTERS: Final = 50_000
 _IN_DOUBT: Final = "the connection broke, and nobody can say what became of the write: read before you repeat"
 
 
@@ -41,6 +44,7 @@ class RecordWriter:
         self._io = io
         self._queues: dict[str, deque[_Waiting]] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
+        self._closing = asyncio.Event()
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._left_alone: dict[asyncio.Future[Any], str] = {}
         self._heads: OrderedDict[str, AgentHead] = OrderedDict()
@@ -92,6 +96,7 @@ class RecordWriter:
 
     async def close(self) -> None:
         """Wait for what was accepted."""
+        self._closing.set()
         while self._jobs:
             await asyncio.wait(self._jobs)
 
@@ -205,6 +210,7 @@ class RecordWriter:
 
     async def _swap(self, old: AgentHead | None, plan: Plan, fence: Fence | None) -> bool:
         io, changes = self._io, plan.changes
+        _check_indexes(changes)
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
         state = replace(plan.state, has_parts=plan.state.has_parts or large)
         head = await io.with_info_beside(plan.result(state))
@@ -224,7 +230,7 @@ class RecordWriter:
             await self._forget_info(old, head)
         return True
 
-    async def _with_pending(self, head: AgentHead, changes: Sequence[Change]) -> AgentHead:
+    async def _with_pending(self, head: AgentHead, changes: Sequence[Step]) -> AgentHead:
         if not changes:
             return head
         pending = head.with_state(replace(head.state, pending=tuple(changes)))
@@ -238,7 +244,7 @@ class RecordWriter:
         if stash is not None:
             await self._io.store.drop_parts(head.record.place, stash.key, stash.key, rev + 1)
 
-    async def _finish(self, head: AgentHead, changes: Sequence[Change]) -> None:
+    async def _finish(self, head: AgentHead, changes: Sequence[Step]) -> None:
         """Do what is pending. It is committed already: when this fails it is done later, by whoever comes first."""
         record, state = head.record, head.state
         try:
@@ -254,6 +260,10 @@ class RecordWriter:
             self.forget(record.agent_id)
 
     async def _settle(self, head: AgentHead) -> None:
+        """Say that all is done, unless more is written soon: the next swap says it, too."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                await self._closing.wait()
         try:
             if self._heads.get(head.record.agent_id, head) is head:  # else the next swap has said it
                 await self._io.tell(head.record)
@@ -295,11 +305,27 @@ def _is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:
     return _is_kept(batch) and not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
 
 
-def _together(changes: Sequence[Change], most: int, size: int) -> list[Item] | None:
+def _together(changes: Sequence[Step], most: int, size: int) -> list[Item] | None:
     """The changes, if they are few and small enough to be written with the head."""
     items = [change for change in changes if isinstance(change, Item)]
     fits = len(items) == len(changes) <= most and sum(len(item.body.text) for item in items) <= size
     return items if fits else None
+
+
+def _check_indexes(changes: Sequence[Step]) -> None:
+    """An item that cannot be written must not be committed to.
+
+    Raises:
+        PayloadTooLargeError: what a message is found by is too much for a record beside its text.
+    """
+    for change in changes:
+        if isinstance(change, Item) and isinstance(change.index, MessageIndex):
+            size = sum(map(len, change.index.content_types))
+            if size > _INDEX_CHARACTERS:
+                raise PayloadTooLargeError(
+                    f"a message has content blocks of so many types that their names take {size:,} characters; "
+                    f"this backend can hold {_INDEX_CHARACTERS:,}"
+                )
 
 
 def _name(item: Item) -> tuple[int, bytes]:

@@ -217,10 +217,12 @@ class RecordStore(Protocol):
         """The items of a span."""
         ...
 
-    async def apply(self, place: Place, changes: Sequence[Change]) -> None:
+    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
         """Put items, each unless there is one of the same or a greater ``rev``, and remove what is cut. Durable.
 
-        In any order: what is cut is of an older revision than what is put.
+        In any order: what is cut is of an older revision than what is put. At a *fresh* place there is nothing yet,
+        nobody else looks or writes there, and the caller leaves it for good when this raises: items may be put
+        whatever is there, as long as no put can arrive after this returned.
         """
         ...
 
