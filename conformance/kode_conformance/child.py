@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -141,16 +142,23 @@ async def tell_events(store: ExtendedStore, agent_id: str) -> None:
     tell(events=len([event async for event in store.read_events(agent_id)]))
 
 
-async def race(store: ExtendedStore, gate: str, number: int, seed: int, calls: int) -> None:
-    """Wait for the gate, then be a client of every register and log, on an agent for each, and tell the calls."""
+async def race(store: ExtendedStore, gate: str, number: int, seed: int, calls: int, seconds: float) -> None:
+    """Wait for the gate, then be a client of every register and log, on an agent for each, and tell the calls.
+
+    All of it takes about so many *seconds* at most.
+    """
     tell(ready=number)
     while not Path(gate).exists():
         await asyncio.sleep(0.001)
     rng = random.Random(seed)  # noqa: S311
+    share = seconds / (len(REGISTERS) + len(LOGS))
     for name, register in REGISTERS.items():
-        tell(name=name, calls=await write_and_read(store, name, register, number, rng, calls, cancel=False))
+        until = time.monotonic() + share
+        done = await write_and_read(store, name, register, number, rng, calls, cancel=False, until=until)
+        tell(name=name, calls=done)
     for name, log in LOGS.items():
-        done, told = await append_and_read(store, name, log, number, rng, calls // 2, cancel=False)
+        until = time.monotonic() + share
+        done, told = await append_and_read(store, name, log, number, rng, calls // 2, cancel=False, until=until)
         tell(name=name, calls=done, offsets=told)
 
 

@@ -10,8 +10,9 @@ import asyncio
 import json
 import os
 import sys
+import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from kode_conformance.context import Context, Unverified, Violation, difference
 from kode_conformance.harness import Handle, Space
 from kode_conformance.killchild import CAN_FORK
+from kode_conformance.pace import in_time
 from kode_conformance.settings import Tier
 from kode_conformance.writes import (
     FORK,
@@ -82,6 +84,11 @@ class Killer:
         self._context = context
         self._child: asyncio.subprocess.Process | None = None
         self._known: dict[str, Any] = {}
+        self._begun = time.monotonic()
+
+    def in_time(self, points: Iterable[int]) -> Iterator[int]:
+        """The points, at least the first, while the check has time; each write of a check gets one."""
+        return in_time(self._context, points, begun=self._begun)
 
     async def rehearse(self) -> None:
         """Let the process get ready, and learn from it which code is the store's own."""
@@ -274,15 +281,15 @@ async def kill_at_points(
     name = write.name if with_seed else f"first-{write.name}"
     last = await kills.attempt(write, f"{name}-0", 0, with_seed=with_seed)
     points = _points(context, kills, last, others)
-    points = sorted(context.rng.sample(points, min(at_most, len(points))))
+    points = context.rng.sample(points, min(at_most, len(points)))
     left: dict[str, tuple[str, Portrait]] = {}
-    for point in (0, *points):
+    for point in kills.in_time((0, *points)):
         agent_id = f"{name}-{point}"
         attempt = await kills.attempt(write, agent_id, point, with_seed=with_seed) if point else last
         when = attempt.told(last.calls) + ("" if with_seed else ", as the first write of its agent")
         left[agent_id] = when, await _judge(context, write, wanted, attempt, agent_id, when)
     await _see_it_stays(context, left)
-    return len(points) + 1
+    return len(left)
 
 
 async def _expectation(context: Context, write: Write, *, with_seed: bool = True) -> Expected:
@@ -301,12 +308,13 @@ async def kill_forks(context: Context, kills: Killer, others: int) -> int:
     known = {*forks}
     await context.close(store)
     last = await kills.attempt(FORK, "parent", 0, with_seed=False)
-    points = _points(context, kills, last, others)
-    for point in (0, *points):
+    points, done = _points(context, kills, last, others), 0
+    for point in kills.in_time((0, *context.rng.sample(points, len(points)))):
         attempt = last if not point else await kills.attempt(FORK, "parent", point, with_seed=False)
         async with _reopened(context, attempt.told(last.calls)) as store:
             known |= await _judge_forks(store, known, attempt, whole)
-    return len(points) + 1
+        done += 1
+    return done
 
 
 async def _judge_forks(store: ExtendedStore, known: set[str], attempt: Attempt, whole: Portrait) -> set[str]:
@@ -334,10 +342,11 @@ async def kill_first_opens(context: Context, kills: Killer, write: Write, others
         return attempt
 
     last = await kill(0, 0)
-    points = _points(context, kills, last, others)
-    for point in points:
+    points, done = _points(context, kills, last, others), 1
+    for point in kills.in_time(context.rng.sample(points, len(points))):
         await kill(point, last.calls)
-    return len(points) + 1
+        done += 1
+    return done
 
 
 @asynccontextmanager
@@ -375,7 +384,7 @@ async def kill_recoveries(context: Context, kills: Killer, write: Write, pairs: 
     opening = await kills.attempt(None, agent_id, 0, from_open=True, with_seed=False)
     points = _points(context, kills, whole, context.effort.kills)
     left: dict[str, tuple[str, Portrait]] = {}
-    for number in range(pairs):
+    for number in kills.in_time(range(pairs)):
         agent_id = f"{write.name}-twice-{number}"
         first = await kills.attempt(write, agent_id, context.rng.choice(points))
         point = context.rng.randint(1, max(1, opening.calls))
@@ -383,4 +392,4 @@ async def kill_recoveries(context: Context, kills: Killer, write: Write, pairs: 
         when = f"{first.told(whole.calls)}; then {second.told(opening.calls)}"
         left[agent_id] = when, await _judge(context, write, wanted, first, agent_id, when)
     await _see_it_stays(context, left)
-    return pairs
+    return len(left)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kode_conformance import samples
 from kode_core.errors import Retry, StorageError
 from kode_core.model import Message
+from kode_core.protocols import ExtendedStore
 
-__all__ = ["Append", "AppendLog", "Appends", "Read"]
+__all__ = ["Append", "AppendLog", "Appends", "Read", "give_up"]
 
 
 class Appends(Protocol):
@@ -133,3 +135,26 @@ class AppendLog:
             missed = {a.text for a in self.done if a.returned < read.called} - set(read.texts)
             found += [f"acknowledged before a read that lacks it: {text}" for text in sorted(missed)]
         return found
+
+
+async def give_up(store: ExtendedStore, rng: random.Random, count: int) -> None:
+    """Make so many calls of all kinds, ten at a time, and cancel each after at most 10 ms. The agent is ``a``."""
+    new = [samples.message(text="new")]
+    await store.save_turn("a", messages=new, info=samples.info("a"))
+
+    async def one(number: int) -> None:
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: store.append_messages(f"a{number % 7}", new),
+            lambda: store.save_messages(f"a{number % 7}", new),
+            lambda: store.load_messages("a"),
+            lambda: store.append_event("a", samples.event(number)),
+            lambda: store.delete(f"a{number % 7}"),
+            lambda: store.batch_fork("a", 2),
+        ]
+        task = asyncio.ensure_future(rng.choice(calls)())
+        await asyncio.sleep(rng.uniform(0, 0.01))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    for start in range(0, count, 10):
+        await asyncio.gather(*(one(number) for number in range(start, start + 10)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -169,11 +170,24 @@ class _Client:
 
 
 async def write_and_read(
-    store: Store, agent_id: str, register: Register, number: int, rng: random.Random, calls: int, *, cancel: bool
+    store: Store,
+    agent_id: str,
+    register: Register,
+    number: int,
+    rng: random.Random,
+    calls: int,
+    *,
+    cancel: bool,
+    until: float = math.inf,
 ) -> list[Call]:
-    """A client of a register: writes, reads, and now and then deletes the agent. Its values are its own."""
+    """A client of a register: writes, reads, and now and then deletes the agent. Its values are its own.
+
+    It ends after so many calls, or when *until* has come, on the monotonic clock.
+    """
     client = _Client(number, rng)
     for i in range(calls):
+        if time.monotonic() > until:
+            break
         await pause(rng)
         kind = rng.random()
         if kind < 0.5:
@@ -188,7 +202,15 @@ async def write_and_read(
 
 
 async def append_and_read(
-    store: Store, agent_id: str, log: Log, number: int, rng: random.Random, calls: int, *, cancel: bool
+    store: Store,
+    agent_id: str,
+    log: Log,
+    number: int,
+    rng: random.Random,
+    calls: int,
+    *,
+    cancel: bool,
+    until: float = math.inf,
 ) -> tuple[list[Call], list[tuple[int, int]]]:
     """A client of a log: appends one or some entries, reads all, and now and then appends the same again.
 
@@ -196,6 +218,8 @@ async def append_and_read(
     """
     client, told = _Client(number, rng), list[tuple[int, int]]()
     for i in range(calls):
+        if time.monotonic() > until:
+            break
         await pause(rng)
         if rng.random() < 0.3:
             seen, offsets = await client.read(log.read(store, agent_id))

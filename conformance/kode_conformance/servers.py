@@ -17,11 +17,19 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NoReturn
 
 from kode_conformance import guardian
 
-__all__ = ["Account", "NoServerError", "ServerFailedError", "ServerProcess", "free_port", "scratch_folder"]
+__all__ = [
+    "Account",
+    "NoServerError",
+    "ServerFailedError",
+    "ServerProcess",
+    "free_port",
+    "scratch_folder",
+    "unavailable",
+]
 
 NOBODY: Final = 65534
 _PORTS: Final = range(15000, 32000)
@@ -39,6 +47,15 @@ class NoServerError(RuntimeError):
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(f"{reason}; {remedy}")
         self.reason, self.remedy = reason, remedy
+
+
+def unavailable(error: NoServerError, *, optional: bool = False) -> NoReturn:
+    """Skip the test with what would make it run; fail it in CI, where everything has to be there but the *optional*."""
+    import pytest
+
+    if os.environ.get("CI") == "true" and not optional:
+        pytest.fail(str(error))
+    pytest.skip(str(error))
 
 
 class ServerFailedError(RuntimeError):

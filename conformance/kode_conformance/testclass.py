@@ -23,9 +23,14 @@ class StoreConformance:
             harness = DuckHarness()
 
     Checks cannot be overridden: a store that differs says so in ``harness.deviations``.
+
+    Attributes:
+        later: a regular expression; checks whose ids it matches run from ``--kode-tier standard`` on. For a server that
+            is slow, or that is judged as a whole under another harness already.
     """
 
     harness: ClassVar[StoreHarness]
+    later: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -39,7 +44,7 @@ class StoreConformance:
 
 def _method(check: Check) -> Callable[[StoreConformance, pytest.FixtureRequest], None]:
     def test(self: StoreConformance, request: pytest.FixtureRequest) -> None:
-        conclude(check, self.harness, request)
+        conclude(check, self.harness, request, later=self.later)
 
     test.__name__ = check.method_name
     test.__doc__ = f"{', '.join(check.clauses)}: {check.claim}"

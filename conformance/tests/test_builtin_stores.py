@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from kode_conformance import load_checks
 from kode_conformance.builtin import JsonHarness, MemoryHarness
+from kode_conformance.pytest_front import conclude
+from kode_conformance.settings import Tier
 from kode_conformance.testclass import StoreConformance
 
 from kode_core.engines.folder import Folder, Stripe
@@ -16,6 +24,21 @@ class TestMemory(StoreConformance):
 
 class TestJson(StoreConformance):
     harness = JsonHarness()
+
+
+@pytest.mark.parametrize("tier", ["quick", "standard"])
+def test_checks_may_wait_for_the_second_tier(tier: str) -> None:
+    """At the first one they are skipped, with the tier at which they run."""
+    check = next(check for check in load_checks() if check.tier is Tier.QUICK)
+    options = {"kode_tier": tier, "kode_seed": 0}
+    config = SimpleNamespace(getoption=lambda name, default=None: options.get(name, default))
+    request: Any = SimpleNamespace(config=config, node=SimpleNamespace(user_properties=[]))
+    waits = (
+        pytest.raises(pytest.skip.Exception, match="runs at --kode-tier standard") if tier == "quick" else nullcontext()
+    )
+    with waits:
+        conclude(check, MemoryHarness(), request, later=re.escape(check.id))
+    conclude(check, MemoryHarness(), request, later="another")
 
 
 class TestJsonCompactedAlways(StoreConformance):

@@ -298,7 +298,7 @@ async def looking_changes_nothing(ctx: Context) -> None:
     await store.save_messages("dangling", [Message("assistant", [ToolUseBlock("c", "x", {})])])
     before = {agent_id: await portrait(store, agent_id) for agent_id in ("a", "dangling")}
     ctx.true(all(before["a"].values()), "there must be something of every kind to look at")
-    raw = await _raw(ctx)
+    raw = await _raw_at_rest(ctx)
     await store.check_consistency()
     await store.get_metrics()
     for agent_id in (*before, "nobody"):
@@ -319,6 +319,17 @@ async def looking_changes_nothing(ctx: Context) -> None:
 
 async def _raw(ctx: Context) -> str:
     return await ctx.harness.raw_dump(ctx.handle) if ctx.harness.has("raw_dump") else ""
+
+
+async def _raw_at_rest(ctx: Context) -> str:
+    """What is stored once the store has tidied up behind its writes."""
+    raw = await _raw(ctx)
+    for _ in range(20):
+        await asyncio.sleep(0.1)
+        was, raw = raw, await _raw(ctx)
+        if raw == was:
+            break
+    return raw
 
 
 @check("LIFE-3", absence_ok=True)
