@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 import pytest
 from kode_conformance.faults import FaultProxy
+from kode_conformance.servers import unavailable
 from kode_postgres.servers import LocalServer, NoServerError, Server, shared_server
 
 from plugins.postgres.tests.bouncer import Bouncer
 from tests.conftest import alone, unprivileged
 
 __all__ = ["alone", "unprivileged"]
-
-
-def unavailable(error: NoServerError) -> NoReturn:
-    """Skips the test with what would make it run; where everything has to be there, it fails."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(str(error))
-    pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ import asyncpg
 import pytest
 from kode_conformance import Handle, Space, load_checks, run_check, samples
 from kode_conformance.load import AppendLog
+from kode_conformance.servers import unavailable
 from kode_conformance.settings import Settings, Tier
 from kode_postgres.servers import LocalServer, NoServerError, Server
 from kode_postgres.testing import PostgresHarness
 
 from kode_core import ExtendedStore, create_extended_store
 from plugins.postgres.tests.bouncer import Bouncer
-from plugins.postgres.tests.conftest import unavailable
 
 CHECKS = [
     "EVT-1.appends_of_several_processes",

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from kode_conformance import samples
 from kode_conformance.load import AppendLog
+from kode_conformance.servers import unavailable
 from kode_postgres.servers import LocalServer, NoServerError
 
 from kode_core import create_extended_store
 from kode_core.errors import StoreReadOnlyError
-from plugins.postgres.tests.conftest import unavailable
 
 
 @pytest.fixture

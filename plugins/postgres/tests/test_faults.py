@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from kode_conformance import samples
 from kode_conformance.faults import FaultProxy, Faults
-from kode_conformance.load import AppendLog
+from kode_conformance.load import AppendLog, give_up
 from kode_conformance.network import NEW, Link, NetworkTests
 from kode_postgres.servers import LocalServer, Server
 
@@ -250,26 +250,7 @@ async def test_cancelled_calls_leave_nothing_on_the_server(own_server: LocalServ
     """300 calls that are given up at random: no open transaction, no connection too many, none stuck (F20)."""
     rng = random.Random(4)
     store = await opened(own_server)
-    await store.save_turn("a", messages=[NEW], info=samples.info("a"))
-
-    async def one(number: int) -> None:
-        call = rng.choice(
-            [
-                lambda: store.append_messages(f"a{number % 7}", [NEW]),
-                lambda: store.save_messages(f"a{number % 7}", [NEW]),
-                lambda: store.load_messages("a"),
-                lambda: store.append_event("a", samples.event(number)),
-                lambda: store.delete(f"a{number % 7}"),
-                lambda: store.batch_fork("a", 2),
-            ]
-        )()
-        task = asyncio.ensure_future(call)
-        await asyncio.sleep(rng.uniform(0, 0.01))
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    for start in range(0, 300, 10):
-        await asyncio.gather(*(one(number) for number in range(start, start + 10)))
+    await give_up(store, rng, 300)
     await asyncio.gather(*(store.load_messages("a") for _ in range(20)))
     for _ in range(100):  # what was accepted is written to its end
         rows = await own_server.execute("SELECT state FROM pg_stat_activity WHERE application_name = 'kode'")

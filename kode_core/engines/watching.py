@@ -1,0 +1,101 @@
+"""Waking those who follow events, for engines whose database tells of what was written."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import ClassVar, Final
+
+__all__ = ["Watcher"]
+
+_NOT_TOLD_S: Final = 3.0
+
+Wake = Callable[[], None]
+
+
+class _Watch:
+    """See :class:`kode_core.engine.Watch`."""
+
+    def __init__(self, watcher: Watcher, agent_id: str, wake: Wake) -> None:
+        self._watcher = watcher
+        self.agent_id = agent_id
+        self.wake = wake
+
+    @property
+    def is_live(self) -> bool:
+        return self.agent_id in self._watcher.told
+
+    def close(self) -> None:
+        self._watcher.leave(self)
+
+
+class Watcher(ABC):
+    """Wakes those who watch agents, as long as somebody does.
+
+    Attributes:
+        lost: the errors that end a connection, after which another one is tried.
+        told: the agents of which the database tells at present.
+        watches: who watches which agents.
+        changed: set when somebody begins or ends to watch.
+    """
+
+    lost: ClassVar[tuple[type[Exception], ...]]
+
+    def __init__(self) -> None:
+        self.told: frozenset[str] = frozenset()
+        self.watches: defaultdict[str, set[_Watch]] = defaultdict(set)
+        self.changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def listen(self) -> None:
+        """Keep ``told`` true and ``wake`` until the connection breaks or is not needed any more.
+
+        Whoever is told of for the first time has to be woken: what was written before has to be looked for.
+        """
+
+    def watch(self, agent_id: str, wake: Wake) -> _Watch:
+        """Have *wake* called after appends for the agent, and now and then without any."""
+        watch = _Watch(self, agent_id, wake)
+        self.watches[agent_id].add(watch)
+        self.changed.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        return watch
+
+    def leave(self, watch: _Watch) -> None:
+        """End a watch."""
+        self.watches[watch.agent_id].discard(watch)
+        if not self.watches[watch.agent_id]:
+            del self.watches[watch.agent_id]
+            self.changed.set()
+
+    def wake(self, agent_ids: Iterable[str]) -> None:
+        """Wake those who watch these agents."""
+        for agent_id in list(agent_ids):
+            for watch in list(self.watches.get(agent_id, ())):
+                watch.wake()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        try:
+            while self.watches:
+                with suppress(*self.lost):
+                    await self.listen()
+                was_told, self.told = self.told, frozenset()
+                self.wake(self.watches)
+                if not was_told and self.watches:
+                    await asyncio.sleep(random.uniform(0.2, 1.0) * _NOT_TOLD_S)  # noqa: S311
+        finally:
+            self.told = frozenset()
+            self._task = None
