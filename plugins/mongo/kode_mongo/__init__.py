@@ -1,0 +1,39 @@
+"""The MongoDB backend of kode-core.
+
+Installed, it is found by name: ``create_extended_store("mongodb://localhost/kode_agents")``. :class:`MongoStore` is for
+direct use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kode_core.factory import BackendStore
+from kode_mongo.options import MongoOptions
+from kode_mongo.plugin import kode_store_backend
+
+__all__ = ["MongoOptions", "MongoStore"]
+
+
+class MongoStore(BackendStore):
+    """An ExtendedStore in a MongoDB database.
+
+    *connection* is a URL or a mapping with ``host``, ``port``, ``database``, ``user``, ``password`` and so on; or give
+    *client*, an ``AsyncIOMotorClient`` or ``AsyncMongoClient`` of your own, which stays open. With
+    *file_store_base_dir*, events, todos, history and media are kept in that folder; without it, all is in the
+    database. Other options are those of :class:`MongoOptions` and :class:`kode_core.config.StoreOptions`.
+    """
+
+    def __init__(
+        self,
+        connection: str | Mapping[str, Any] | None = None,
+        file_store_base_dir: str | None = None,
+        *,
+        client: Any = None,
+        **options: Any,
+    ) -> None:
+        given = dict(connection) if isinstance(connection, Mapping) else connection
+        super().__init__(
+            kode_store_backend(), connection=given, file_store_base_dir=file_store_base_dir, client=client, **options
+        )

@@ -1,0 +1,195 @@
+"""The client: how it is made, and how every call on it is bounded, tried again and told of when it fails.
+
+Motor and PyMongo's own asyncio client have the same collections. What differs, which of their methods have to be
+awaited, is here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+
+import pymongo
+from pymongo.errors import InvalidURI, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from kode_core.errors import ConfigurationError
+from kode_mongo.calls import made
+from kode_mongo.errors import DRIVER_ERRORS, is_lost, to_kode_error
+from kode_mongo.options import MongoOptions
+from kode_mongo.schema import META
+
+__all__ = ["Connection", "Document", "connect", "has_collections"]
+
+T = TypeVar("T")
+Document: TypeAlias = dict[str, Any]
+
+_LASTING: Final = WriteConcern(w="majority", j=True)
+_FLEETING: Final = WriteConcern(w=1)
+_CURRENT: Final = ReadConcern("majority")
+
+
+class Connection:
+    """A client, and the rules of its use.
+
+    Attributes:
+        place: where the database is, for messages.
+    """
+
+    def __init__(self, client: Any, options: MongoOptions) -> None:
+        self.place = options.place
+        self._client = client
+        self._owned = options.client is None
+        self._prefix = options.collection_prefix
+        self._database = client.get_database(
+            options.database_name,
+            read_concern=_CURRENT,
+            write_concern=_LASTING,
+            read_preference=pymongo.ReadPreference.PRIMARY,
+        )
+        self._connect_s = options.connection_timeout_millis / 1000
+        self._seconds = (options.connection_timeout_millis + options.command_timeout_millis) / 1000
+
+    def collection(self, name: str, *, lasting: bool = True) -> Any:
+        """A collection; writes to it are durable when they return, unless they need not be *lasting*."""
+        return self._database.get_collection(self._prefix + name, write_concern=_LASTING if lasting else _FLEETING)
+
+    # --- calls
+
+    async def read(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that changes nothing."""
+        return await self._run(call, again=True, writes=False)
+
+    async def repeat(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that writes and may be made again although it was applied."""
+        return await self._run(call, again=True, writes=True)
+
+    async def write(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that writes, once; the driver knows it again when it repeats it.
+
+        Raises:
+            OutcomeUnknownError: nobody can say whether it was applied.
+        """
+        return await self._run(call, again=False, writes=True)
+
+    async def _run(self, call: Callable[[], Awaitable[T]], *, again: bool, writes: bool) -> T:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await (self._persistent(call) if again else made(call))
+        except DRIVER_ERRORS as exc:
+            raise to_kode_error(exc, self.place, writes=writes) from exc
+
+    async def _persistent(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call again whose connection broke: others that broke meanwhile may have closed the new one, too."""
+        until: float | None = None
+        while True:
+            try:
+                return await made(call)
+            except DRIVER_ERRORS as exc:
+                until = time.monotonic() + self._connect_s if until is None else until
+                if not is_lost(exc) or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(random.uniform(0.005, 0.02))  # noqa: S311
+
+    async def find(self, collection: Any, wanted: Document, **how: Any) -> list[Document]:
+        """The documents of a query, all at once: no cursor outlives the call."""
+        return await self.read(lambda: collection.find(wanted, **how).to_list(None))
+
+    async def aggregate(self, collection: Any, stages: Sequence[Document]) -> list[Document]:
+        """The documents of a pipeline."""
+
+        async def call() -> list[Document]:
+            found: list[Document] = await (await settled(collection.aggregate(stages))).to_list(None)
+            return found
+
+        return await self.read(call)
+
+    async def command(self, *command: Any, **how: Any) -> Document:
+        """The answer to a command that changes nothing."""
+        return await self.read(lambda: self._client.admin.command(*command, **how))
+
+    async def close(self) -> None:
+        """Close the client, unless it is the caller's."""
+        if self._owned:
+            await settled(self._client.close())
+
+
+async def settled(value: Any) -> Any:
+    """What a method returned, awaited where this driver wants that."""
+    return await value if inspect.isawaitable(value) else value
+
+
+# --- Opening ----------------------------------------------------------------------------------------------------------
+
+
+def connect(options: MongoOptions) -> Connection:
+    """A connection, which reaches for the server with its first call.
+
+    Raises:
+        ConfigurationError: the options do not fit together.
+    """
+    options.check()
+    if options.client is not None:
+        return Connection(options.client, options)
+    return Connection(_made(_asyncio_class(options.driver), options), options)
+
+
+def _asyncio_class(driver: str) -> Any:
+    if driver == "pymongo":
+        return pymongo.AsyncMongoClient
+    from motor.motor_asyncio import AsyncIOMotorClient
+
+    return AsyncIOMotorClient
+
+
+def _made(kind: Any, options: MongoOptions) -> Any:
+    try:
+        return kind(options.uri or options.host, options.port, **_arguments(options))
+    except (InvalidURI, PyMongoError, ValueError, TypeError, OSError) as exc:
+        said = str(exc) if isinstance(exc, pymongo.errors.ConfigurationError) and options.uri is None else _plain(exc)
+        raise ConfigurationError(f"{options.place}: the connection's options cannot be used: {said}") from None
+
+
+def _plain(exc: Exception) -> str:
+    """Why a URI was refused, without the words of the driver, which may quote a password."""
+    if isinstance(exc, InvalidURI):
+        return "the URI is malformed; special characters of user and password have to be written as %40 and so on"
+    return f"{type(exc).__name__}, see its parameters"
+
+
+def _arguments(options: MongoOptions) -> Document:
+    given = {
+        "username": options.user,
+        "password": options.password,
+        "authSource": options.auth_source,
+        "replicaSet": options.replica_set,
+        "tls": True if options.tls_ca_file else options.tls,
+        "tlsCAFile": options.tls_ca_file,
+    }
+    return {
+        **{name: value for name, value in given.items() if value is not None},
+        "appname": "kode",
+        "maxPoolSize": options.max,
+        "maxIdleTimeMS": options.idle_timeout_millis,
+        "serverSelectionTimeoutMS": options.connection_timeout_millis,
+        "connectTimeoutMS": options.connection_timeout_millis,
+        "waitQueueTimeoutMS": options.command_timeout_millis,
+        "socketTimeoutMS": options.command_timeout_millis,
+        "retryWrites": True,
+        "tz_aware": False,
+    }
+
+
+def has_collections(options: MongoOptions) -> bool:
+    """Whether there are collections of kode, or nobody who could say. Blocks."""
+    try:
+        options.check()
+        with _made(pymongo.MongoClient, options) as client:
+            return bool(client[options.database_name][options.collection_prefix + META].find_one({}))
+    except Exception:  # noqa: BLE001 - an open will say it better
+        return True

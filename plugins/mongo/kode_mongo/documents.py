@@ -1,0 +1,171 @@
+"""Heads, items and parts as documents.
+
+No text of a caller's is ever a field's name: metadata is an array of ``{k, v}``. Bodies are strings, exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+from bson import Binary
+from bson.int64 import Int64
+
+from kode_core.batch import Info, ListHead, MessageIndex, ToolCallIndex
+from kode_core.codec import Body
+from kode_core.engines.records import DocIndex, EventIndex, HeadRecord, Item, ItemIndex, Place
+from kode_mongo.connection import Document
+
+__all__ = [
+    "NO_BODIES",
+    "after_place",
+    "found_head",
+    "found_info",
+    "found_item",
+    "head_fields",
+    "id_of",
+    "item_document",
+    "metadata_pairs",
+    "part_id",
+    "settled_fields",
+]
+
+NO_BODIES: Final = {"text": 0}
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+def _prefix(place: Place) -> str:
+    """With what the ids begin of all that is at a place: of one length for all agents."""
+    return f"{blake2b(place.agent_id.encode(), digest_size=16).hexdigest()}/{place.epoch}/"
+
+
+def id_of(place: Place, key: str) -> str:
+    """The id of an item; the ids at a place are in the order of the keys."""
+    return _prefix(place) + key
+
+
+def after_place(place: Place) -> str:
+    """The least text that is behind all ids at a place."""
+    return f"{_prefix(place)[:-1]}0"  # which is next to the slash
+
+
+def part_id(place: Place, key: str, rev: int, number: int | None = None) -> str:
+    """The id of a part, or what those of all parts of a key and revision begin with."""
+    return f"{_prefix(place)}{key}/{rev:019d}/" + ("" if number is None else f"{number:06d}")
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def metadata_pairs(pairs: Sequence[tuple[str, str]]) -> list[Document]:
+    """Metadata as an array of ``{k, v}``, so that one index finds every key."""
+    return [{"k": key, "v": value} for key, value in pairs]
+
+
+def head_fields(head: HeadRecord) -> Document:
+    """All of a head but its lease; a field without a value is null."""
+    info = head.info
+    return {
+        "epoch": head.epoch,
+        "rev": Int64(head.rev),
+        "updated_at": Int64(head.updated_at),
+        "messages": _list(head.messages),
+        "tool_calls": _list(head.tool_calls),
+        "used": head.is_used,
+        "listed": info is not None,
+        "info": None if info is None else info.body.text,
+        "digest": None if info is None else Binary(info.body.digest),
+        "template_id": None if info is None else info.template_id,
+        "created_at": None if info is None else Int64(info.created_at),
+        "metadata": [] if info is None else metadata_pairs(info.metadata),
+        **settled_fields(head),
+    }
+
+
+def settled_fields(head: HeadRecord) -> Document:
+    """What of a head changes when it is settled."""
+    return {"pending": not head.is_settled, "state": Binary(head.state)}
+
+
+def _list(head: ListHead) -> Document:
+    return {"version": Int64(head.version), "count": Int64(head.count)}
+
+
+def found_head(found: Mapping[str, Any]) -> HeadRecord:
+    """The head of a document."""
+    return HeadRecord(
+        agent_id=found["_id"],
+        epoch=found["epoch"],
+        rev=int(found["rev"]),
+        info=found_info(found) if found["listed"] else None,
+        updated_at=int(found["updated_at"]),
+        messages=ListHead(int(found["messages"]["version"]), int(found["messages"]["count"])),
+        tool_calls=ListHead(int(found["tool_calls"]["version"]), int(found["tool_calls"]["count"])),
+        is_used=found["used"],
+        is_settled=not found["pending"],
+        state=bytes(found["state"]),
+    )
+
+
+def found_info(found: Mapping[str, Any]) -> Info:
+    """The info of a head's document."""
+    pairs = tuple((pair["k"], pair["v"]) for pair in found["metadata"])
+    return Info(Body(found["info"], bytes(found["digest"])), found["template_id"], int(found["created_at"]), pairs)
+
+
+# --- items ------------------------------------------------------------------------------------------------------------
+
+
+def item_document(place: Place, item: Item) -> Document:
+    """An item."""
+    index = item.index
+    document: Document = {
+        "_id": id_of(place, item.key),
+        "agent_id": place.agent_id,
+        "epoch": place.epoch,
+        "key": item.key,
+        "rev": Int64(item.rev),
+        "time": Int64(item.time),
+        "text": item.body.text,
+        "digest": Binary(item.body.digest),
+        "parts": item.parts,
+        "index": {name: getattr(index, name) for name in index.__struct_fields__},
+    }
+    if item.alt is not None:
+        document["alt"] = id_of(place, item.alt)
+    if isinstance(index, MessageIndex):
+        document["list"] = "messages"
+    elif isinstance(index, ToolCallIndex):
+        document["list"] = "tool_calls"
+    elif isinstance(index, EventIndex):
+        document["index"]["seq"] = Int64(index.seq)
+    return document
+
+
+def _index(key: str, fields: Mapping[str, Any]) -> ItemIndex:
+    match key[0]:
+        case "m":
+            return MessageIndex(fields["role"], tuple(fields["content_types"]))
+        case "t":
+            return ToolCallIndex(**fields)
+        case "e":
+            return EventIndex(int(fields["seq"]), fields["channel"])
+        case _:
+            return DocIndex(**fields)
+
+
+def found_item(found: Mapping[str, Any]) -> Item:
+    """The item of a document."""
+    key, alt = found["key"], found.get("alt")
+    return Item(
+        key=key,
+        rev=int(found["rev"]),
+        body=Body(found.get("text", ""), bytes(found["digest"])),
+        index=_index(key, found["index"]),
+        time=int(found["time"]),
+        alt=None if alt is None else alt[len(found["_id"]) - len(key) :],
+        parts=found["parts"],
+    )

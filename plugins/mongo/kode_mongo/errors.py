@@ -1,0 +1,132 @@
+"""MongoDB's errors as this library's."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from bson.errors import BSONError
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+    WriteConcernError,
+)
+from pymongo.errors import (
+    ConfigurationError as DriverConfigurationError,
+)
+
+from kode_core.errors import (
+    ConfigurationError,
+    KodeError,
+    OutcomeUnknownError,
+    PayloadTooLargeError,
+    StorageError,
+    StoreBusyError,
+    StoreFullError,
+    StoreReadOnlyError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
+
+__all__ = ["DRIVER_ERRORS", "is_duplicate", "is_in_doubt", "is_lost", "to_kode_error"]
+
+DRIVER_ERRORS: Final = (PyMongoError, BSONError, OSError, TimeoutError)
+"""All that the driver raises."""
+
+_DUPLICATE: Final = 11000
+_Kind = tuple[type[KodeError], str]
+# By code (https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml).
+_BY_CODE: Final[dict[int, _Kind]] = {
+    13: (StoreReadOnlyError, "the user lacks a right; give it readWrite on the database"),
+    18: (StoreUnavailableError, "the server refused the user or the password; check both, and auth_source"),
+    26: (StoreUnavailableError, "a collection is missing; run what 'kode schema mongo --print' prints"),
+    50: (StoreTimeoutError, "the server did not end the command in time"),
+    73: (ConfigurationError, "the server refuses the database's or a collection's name"),
+    79: (StorageError, "the server does not know this write concern"),
+    85: (StorageError, "an index is there with other options; see 'kode schema mongo --print'"),
+    86: (StorageError, "an index is there with other options; see 'kode schema mongo --print'"),
+    112: (StoreBusyError, "other writers were in the way again and again"),
+    8000: (StoreUnavailableError, "the server refused the user or the password; check both"),
+    10107: (StoreUnavailableError, "no primary is there; it may be elected soon"),
+    11600: (StoreUnavailableError, "the server is shutting down"),
+    14031: (StoreFullError, "the server's disk is full; make room and try again"),
+    39: (StoreFullError, "the server's disk is full; make room and try again"),
+    10334: (PayloadTooLargeError, "a record is larger than MongoDB can take"),
+    17280: (PayloadTooLargeError, "a record is larger than MongoDB can take"),
+}
+
+
+def _codes(exc: BaseException) -> list[int]:
+    """The code of the error, or those of the writes of a bulk."""
+    if isinstance(exc, BulkWriteError):
+        return [error["code"] for error in exc.details.get("writeErrors", ())]
+    code: Any = getattr(exc, "code", None)
+    return [] if code is None else [code]
+
+
+def is_duplicate(exc: BaseException) -> bool:
+    """Whether all that failed is that documents of these ids are there, and nothing is in doubt."""
+    if isinstance(exc, BulkWriteError):
+        codes = _codes(exc)
+        return bool(codes) and set(codes) == {_DUPLICATE} and not exc.details.get("writeConcernErrors")
+    return isinstance(exc, DuplicateKeyError)
+
+
+def is_lost(exc: BaseException) -> bool:
+    """Whether the connection broke, so that the same may work on another one."""
+    return isinstance(exc, (AutoReconnect, OSError)) and not isinstance(exc, ServerSelectionTimeoutError)
+
+
+def is_in_doubt(exc: BaseException) -> bool:
+    """Whether a write that failed so may have been applied, or may not last."""
+    if isinstance(exc, (ServerSelectionTimeoutError, WaitQueueTimeoutError)):
+        return False
+    if isinstance(exc, BulkWriteError):
+        return bool(exc.details.get("writeConcernErrors"))
+    if isinstance(exc, (WriteConcernError, ConnectionFailure, OSError, TimeoutError)):
+        return True
+    is_late = isinstance(exc, PyMongoError) and exc.timeout
+    return is_late or (isinstance(exc, OperationFailure) and exc.has_error_label("RetryableWriteError"))
+
+
+def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
+    """The error of this library for *exc*, raised by a call that writes or does not."""
+    if isinstance(exc, KodeError):
+        return exc
+    if writes and is_in_doubt(exc):
+        return OutcomeUnknownError(
+            f"{place}: the connection broke or nobody answered in time ({_words(exc)}); "
+            "it may have been written, or not: read first"
+        )
+    codes = _codes(exc)
+    if codes:
+        kind, remedy = _BY_CODE.get(codes[0], (StorageError, "MongoDB failed"))
+        return kind(f"{place}: {remedy} (code {codes[0]}: {_words(exc)})")
+    if isinstance(exc, WaitQueueTimeoutError):
+        return StoreBusyError(f"{place}: all connections were in use; raise max")
+    if isinstance(exc, DocumentTooLarge):
+        return PayloadTooLargeError(f"{place}: a record is larger than MongoDB can take")
+    if isinstance(exc, DriverConfigurationError):
+        return ConfigurationError(f"{place}: the connection's options do not fit together: {_words(exc)}")
+    if isinstance(exc, (ConnectionFailure, OSError, TimeoutError)) or (isinstance(exc, PyMongoError) and exc.timeout):
+        return StoreUnavailableError(
+            f"{place}: cannot be reached; is it running, is the address right, and does the set have a primary? "
+            f"({_words(exc)})"
+        )
+    return StorageError(f"{place}: the driver failed: {type(exc).__name__}")
+
+
+def _words(exc: BaseException) -> str:
+    """What the server or the driver said, without what it quotes of data."""
+    if isinstance(exc, BulkWriteError):
+        return "a bulk of writes"
+    if isinstance(exc, OperationFailure):
+        said = (exc.details or {}).get("codeName") or type(exc).__name__
+        return str(said)
+    return str(exc).split(", Timeout:")[0].split(" (configured timeouts")[0][:200] or type(exc).__name__

@@ -1,0 +1,70 @@
+"""The plugin of the MongoDB backend. Imports no driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlunsplit
+
+from kode_core.plugins import Backend, hookimpl
+from kode_mongo.options import MongoOptions
+
+if TYPE_CHECKING:
+    from kode_core.engines.record_engine import RecordEngine
+
+_NAMES: Final = (
+    *("replicaSet", "directConnection", "loadBalanced", "srvServiceName", "srvMaxHosts", "appName"),
+    *("tls", "tlsCAFile", "tlsCertificateKeyFile", "tlsCertificateKeyFilePassword", "tlsAllowInvalidCertificates"),
+    *("tlsAllowInvalidHostnames", "tlsInsecure", "tlsDisableOCSPEndpointCheck", "tlsCRLFile", "ssl"),
+    *("authSource", "authMechanism", "authMechanismProperties"),
+    *("connectTimeoutMS", "socketTimeoutMS", "serverSelectionTimeoutMS", "timeoutMS", "heartbeatFrequencyMS"),
+    *("maxPoolSize", "minPoolSize", "maxIdleTimeMS", "maxConnecting", "waitQueueTimeoutMS", "localThresholdMS"),
+    *("compressors", "zlibCompressionLevel", "retryReads", "retryWrites", "serverMonitoringMode"),
+    *("w", "wTimeoutMS", "journal", "readConcernLevel", "readPreference", "maxStalenessSeconds"),
+)
+_PARAMETERS: Final = frozenset({*_NAMES, *map(str.lower, _NAMES)})
+"""Parameters of a URL that are MongoDB's and no options of this backend."""
+
+
+async def _open(options: MongoOptions) -> RecordEngine:
+    from kode_core.engines.record_engine import RecordEngine
+    from kode_mongo.records import open_records
+
+    return RecordEngine(await open_records(options.resolved()))
+
+
+def _is_there(options: MongoOptions) -> bool:
+    """A server that cannot be asked is left to ``open``, which says what is wrong with it."""
+    from kode_mongo.connection import has_collections
+
+    return has_collections(options.resolved())
+
+
+def _schema(options: MongoOptions) -> str:
+    from kode_mongo.schema import script
+
+    return script(options.resolved())
+
+
+def _from_url(split: SplitResult) -> Mapping[str, Any]:
+    pairs = parse_qsl(split.query, keep_blank_values=True)
+    kept = urlencode([(name, value) for name, value in pairs if name in _PARAMETERS])
+    if not split.netloc:
+        return {"database": split.path.removeprefix("/")} if split.path else {}
+    scheme = "mongodb+srv" if split.scheme == "mongodb+srv" else "mongodb"
+    return {"uri": urlunsplit((scheme, split.netloc, split.path or ("/" if kept else ""), kept, ""))}
+
+
+@hookimpl
+def kode_store_backend() -> Backend:
+    return Backend(
+        name="mongo",
+        options=MongoOptions,
+        open=_open,
+        from_url=_from_url,
+        url_parameters=_PARAMETERS,
+        variables={"MONGODB_URI": "uri", "MONGODB_DATABASE": "database"},
+        schema=_schema,
+        is_there=_is_there,
+        summary="a document database, for several machines",
+    )

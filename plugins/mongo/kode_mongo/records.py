@@ -1,0 +1,323 @@
+"""MongoDB as a store that changes one record at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bson import Binary
+from bson.int64 import Int64
+from pymongo import DeleteMany, IndexModel, InsertOne, ReplaceOne
+
+from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.codec import Body
+from kode_core.engine import Medium, Watch
+from kode_core.engines.records import Change, Cut, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.errors import UnsupportedError
+from kode_core.query import RowQuery, SessionQuery
+from kode_mongo.connection import Connection, Document, connect
+from kode_mongo.documents import (
+    NO_BODIES,
+    after_place,
+    found_head,
+    found_item,
+    head_fields,
+    id_of,
+    item_document,
+    part_id,
+    settled_fields,
+)
+from kode_mongo.errors import is_duplicate
+from kode_mongo.leases import Leases, held
+from kode_mongo.options import MongoOptions
+from kode_mongo.queries import next_prefix, rows_wanted, sessions_wanted
+from kode_mongo.schema import HEADS, INDEXES, ITEMS, META, PARTS, SCHEMA_VERSION, see_version
+from kode_mongo.watch import HeadWatcher
+
+__all__ = ["MongoRecords", "open_records"]
+
+_INLINE_BYTES: Final = 4_000_000
+_PART_BYTES: Final = 8_000_000
+_PARTS_AT_ONCE: Final = 4
+_NO_LEASE: Final = {"lease": 0}
+
+
+async def open_records(options: MongoOptions) -> MongoRecords:
+    """Connect, and make what is missing; many may do so at once.
+
+    Raises:
+        StorageError: the server cannot be reached or used; says why.
+    """
+    connection = connect(options)
+    try:
+        meta = connection.collection(META)
+        found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
+        if not see_version(found, connection.place, create=options.create):
+            await _make(connection)
+        hello = await connection.command("hello")
+    except BaseException:
+        await connection.close()
+        raise
+    streams = "setName" in hello or hello.get("msg") == "isdbgrid"
+    return MongoRecords(connection, watcher=HeadWatcher(connection.collection(HEADS)) if streams else None)
+
+
+async def _make(connection: Connection) -> None:
+    for name in (HEADS, ITEMS, PARTS):
+        models = [IndexModel(index.keys, **index.options) for index in INDEXES if index.collection == name]
+        collection = connection.collection(name)
+        await connection.repeat(lambda c=collection, m=models: c.create_indexes(m))  # type: ignore[misc]
+    meta = connection.collection(META)
+    version = {"$max": {"version": SCHEMA_VERSION}}
+    await connection.repeat(lambda: meta.update_one({"_id": "schema"}, version, upsert=True))
+
+
+class MongoRecords:
+    """See :class:`kode_core.engines.records.RecordStore`."""
+
+    name = "mongo"
+    inline_bytes = _INLINE_BYTES
+    part_bytes = _PART_BYTES
+    together = 0
+
+    def __init__(self, connection: Connection, *, watcher: HeadWatcher | None) -> None:
+        self.connection = connection
+        self._heads = connection.collection(HEADS)
+        self._settled = connection.collection(HEADS, lasting=False)
+        self._items = connection.collection(ITEMS)
+        self._parts = connection.collection(PARTS)
+        self._meta = connection.collection(META)
+        self._leases = Leases(connection, self._heads)
+        self._watcher = watcher
+
+    def __repr__(self) -> str:
+        return self.connection.place
+
+    # --- heads
+
+    async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
+        wanted = {"_id": {"$in": list(agent_ids)}, "rev": {"$exists": True}}
+        return [found_head(found) for found in await self.connection.find(self._heads, wanted, projection=_NO_LEASE)]
+
+    async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
+        wanted: Document = {"_id": new.agent_id, "rev": {"$exists": False} if old is None else old.rev}
+        if fence is not None:
+            wanted |= held(fence)
+        upsert = old is None and fence is None
+        change = _head_change(new, head_fields(new))
+
+        async def call() -> bool:
+            try:
+                done = await self._heads.update_one(wanted, change, upsert=upsert)
+            except Exception as exc:
+                if is_duplicate(exc):
+                    return False
+                raise
+            return bool(done.matched_count or done.upserted_id is not None)
+
+        return await self.connection.write(call)
+
+    async def settle(self, head: HeadRecord) -> bool:
+        wanted, change = {"_id": head.agent_id, "rev": head.rev}, _head_change(head, settled_fields(head))
+        done = await self.connection.repeat(lambda: self._settled.update_one(wanted, change))
+        return bool(done.matched_count)
+
+    async def unsettled(self) -> list[str]:
+        found = await self.connection.find(self._heads, {"pending": True}, projection={"_id": 1})
+        return [head["_id"] for head in found]
+
+    # --- items
+
+    async def items(self, place: Place, span: Span) -> list[Item]:
+        by = "alt" if span.by_alt else "_id"
+        wanted: Document = {by: {"$gte": id_of(place, span.first), "$lte": id_of(place, span.last)}}
+        wanted["agent_id"] = place.agent_id
+        if span.channel is not None:
+            wanted["index.channel"] = span.channel
+        found = await self.connection.find(
+            self._items,
+            wanted,
+            projection=None if span.bodies else NO_BODIES,
+            sort=[(by, -1 if span.descending else 1)],
+            limit=span.limit or 0,
+            hint=[(by, 1)],
+        )
+        return [found_item(document) for document in found]
+
+    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+        puts = [item_document(place, change) for change in changes if isinstance(change, Item)]
+        cuts = [DeleteMany(_cut(place, change)) for change in changes if isinstance(change, Cut)]
+        there = await self._written(puts, [*map(InsertOne, puts), *cuts])
+        if there:
+            await self._written(there, [ReplaceOne(_guarded(document), document, upsert=True) for document in there])
+
+    async def _written(self, documents: Sequence[Document], writes: Sequence[Any]) -> list[Document]:
+        """Do writes, the first of which put these documents; those in whose place there was one already."""
+
+        async def call() -> list[Document]:
+            try:
+                await self._items.bulk_write(writes, ordered=False)
+            except Exception as exc:
+                if not is_duplicate(exc):
+                    raise
+                failed: Any = exc
+                return [documents[error["index"]] for error in failed.details["writeErrors"]]
+            return []
+
+        return await self.connection.repeat(call) if writes else []
+
+    async def drop(self, place: Place) -> None:
+        wanted = {"_id": {"$gte": id_of(place, ""), "$lt": after_place(place)}, "agent_id": place.agent_id}
+        for collection in (self._items, self._parts):
+            await self.connection.repeat(lambda c=collection: c.delete_many(wanted))  # type: ignore[misc]
+
+    # --- parts
+
+    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+        about = {"agent_id": place.agent_id, "epoch": place.epoch, "key": key, "rev": Int64(rev)}
+        for i in range(0, len(parts), _PARTS_AT_ONCE):
+            writes = []
+            for n, part in enumerate(parts[i : i + _PARTS_AT_ONCE], i):
+                document = {"_id": part_id(place, key, rev, n), **about, "bytes": Binary(part)}
+                writes.append(ReplaceOne({"_id": document["_id"], "agent_id": place.agent_id}, document, upsert=True))
+            await self.connection.repeat(lambda w=writes: self._parts.bulk_write(w, ordered=False))  # type: ignore[misc]
+
+    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+        first = part_id(place, key, rev)
+        wanted = {"_id": {"$gte": first, "$lt": f"{first}~"}, "agent_id": place.agent_id}
+        found = await self.connection.find(self._parts, wanted, sort=[("_id", 1)], hint=[("_id", 1)])
+        return [bytes(part["bytes"]) for part in found]
+
+    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+        wanted = _cut(place, Cut(first=first, last=last, rev=rev))
+        wanted["_id"] = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
+        wanted["key"] = {"$gte": first, "$lte": last}
+        await self.connection.repeat(lambda: self._parts.delete_many(wanted))
+
+    # --- queries
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> list[str]:
+        wanted: Document = {"listed": True}
+        bounds: Document = {}
+        if prefix:
+            bounds = {"$gte": prefix}
+            end = next_prefix(prefix)
+            bounds |= {"$lt": end} if end is not None else {}
+        if after is not None:
+            bounds["$gt"] = after
+        if bounds:
+            wanted["_id"] = bounds
+        found = await self.connection.find(
+            self._heads, wanted, projection={"_id": 1}, sort=[("_id", 1)], limit=limit, hint=[("_id", 1)]
+        )
+        return [head["_id"] for head in found]
+
+    async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
+        wanted, sort = sessions_wanted(query)
+        fields = ("info", "digest", "created_at", "updated_at", "messages.count")
+        found = await self.connection.find(
+            self._heads, wanted, projection=dict.fromkeys(fields, 1), sort=sort, skip=query.offset, limit=query.limit
+        )
+        return [
+            SessionRow(
+                head["_id"],
+                Body(head["info"], bytes(head["digest"])),
+                int(head["created_at"]),
+                int(head["updated_at"]),
+                int(head["messages"]["count"]),
+            )
+            for head in found
+        ]
+
+    async def find_items(self, query: RowQuery) -> list[FoundItem]:
+        wanted, sort = rows_wanted(query)
+        found = await self.connection.find(self._items, wanted, sort=sort, limit=query.limit)
+        return [FoundItem(Place(document["agent_id"], document["epoch"]), found_item(document)) for document in found]
+
+    async def totals(self) -> Totals:
+        counts: Document = {
+            "_id": None,
+            "agents": {"$sum": {"$cond": ["$listed", 1, 0]}},
+            "messages": {"$sum": "$messages.count"},
+            "tool_calls": {"$sum": "$tool_calls.count"},
+            "used": {"$max": "$used"},
+        }
+        found = await self.connection.aggregate(
+            self._heads, [{"$match": {"rev": {"$exists": True}}}, {"$group": counts}]
+        )
+        if not found:
+            return Totals()
+        (sums,) = found
+        return Totals(
+            agents=int(sums["agents"]),
+            messages=int(sums["messages"]),
+            tool_calls=int(sums["tool_calls"]),
+            is_used=bool(sums["used"]),
+        )
+
+    # --- leases
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        return await self._leases.acquire(agent_id, owner, ttl_ms)
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        return await self._leases.renew(agent_id, fence, ttl_ms)
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await self._leases.release(agent_id, fence)
+
+    async def holds_lease(self, agent_id: str, fence: Fence) -> bool:
+        return await self._leases.holds(agent_id, fence)
+
+    # --- operations
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        return None if self._watcher is None else self._watcher.watch(agent_id, wake)
+
+    def probes(self) -> list[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        async def probe() -> None:
+            write = {"$set": {"checked": True}}
+            await self.connection.repeat(lambda: self._meta.update_one({"_id": "health"}, write, upsert=True))
+
+        return [("database", probe)]
+
+    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
+        if agent_id is None:
+            return []
+        heads = await self.heads([agent_id])
+        if any(not head.is_settled for head in heads):
+            return []
+        wanted = {"agent_id": agent_id, "epoch": {"$nin": [head.epoch for head in heads]}}
+        for collection in (self._items, self._parts):
+            if await self.connection.read(lambda c=collection: c.find_one(wanted, {"_id": 1})):  # type: ignore[misc]
+                text = "what was stored before a delete is still there"
+                return [EngineIssue("half_done_delete", agent_id, text)]
+        return []
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        raise UnsupportedError(f"a MongoDB database is backed up with mongodump: mongodump --archive={target}")
+
+    async def close(self) -> None:
+        if self._watcher is not None:
+            await self._watcher.close()
+        await self.connection.close()
+
+
+def _head_change(head: HeadRecord, fields: Document) -> Document:
+    """The update to these fields; one that leaves nothing but a tombstone says when, so that it is removed later."""
+    if head.is_settled and not head.is_used and head.info is None:
+        return {"$set": fields, "$currentDate": {"gone": True}}
+    return {"$set": {**fields, "gone": None}}
+
+
+def _guarded(document: Document) -> Document:
+    return {"_id": document["_id"], "agent_id": document["agent_id"], "rev": {"$lt": document["rev"]}}
+
+
+def _cut(place: Place, cut: Cut) -> Document:
+    return {
+        "_id": {"$gte": id_of(place, cut.first), "$lte": id_of(place, cut.last)},
+        "agent_id": place.agent_id,
+        "rev": {"$lt": Int64(cut.rev)},
+    }

@@ -1,0 +1,129 @@
+"""The plugin is light, and takes what it promises to take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kode_mongo
+import pytest
+from kode_mongo.options import MongoOptions
+from kode_mongo.plugin import kode_store_backend
+from kode_mongo.schema import INDEXES
+from kode_mongo.servers import Server
+
+from kode_core.config import configure
+from kode_core.errors import ConfigurationError
+from kode_core.plugins import API, registry
+
+SECRET = "s3cret-pa55"
+
+
+def options_of(target: Any, environ: dict[str, str] | None = None, **options: Any) -> MongoOptions:
+    found = configure(target, options, registry.backend, environ or {}).options
+    assert isinstance(found, MongoOptions)
+    return found.resolved()
+
+
+def kode(*arguments: str) -> tuple[int, str, str]:
+    command = [str(Path(sys.executable).with_name("kode")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_plugin_imports_no_driver() -> None:
+    """Loading the plugin, importing the package and printing the schema import neither motor nor pymongo."""
+    script = (
+        "import sys, kode_mongo, kode_mongo.plugin as p; p.kode_store_backend().schema(p.MongoOptions());"
+        "print({'motor', 'pymongo', 'bson'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_backend_says_what_it_is() -> None:
+    """The backend has the name of its entry point and the API of this core; the package has its public names."""
+    backend = kode_store_backend()
+    assert (backend.name, backend.api, backend.gives) == ("mongo", API, "engine")
+    assert kode_mongo.__all__ == ["MongoOptions", "MongoStore"]
+
+
+@pytest.mark.parametrize("scheme", ["mongo", "mongodb"])
+def test_a_url_is_a_uri_and_options(scheme: str) -> None:
+    """Of a URL, MongoDB's parameters go to the driver, and the others are options."""
+    url = f"{scheme}://me:{SECRET}@a.example:27018,b.example/agents?replicaSet=rs0&tls=true&max=3&driver=pymongo"
+    options = options_of(url)
+    assert options.uri == f"mongodb://me:{SECRET}@a.example:27018,b.example/agents?replicaSet=rs0&tls=true"
+    assert (options.max, options.driver, options.database_name) == (3, "pymongo", "agents")
+    assert options.place == "mongo at a.example:27018,b.example/agents"
+    assert SECRET not in repr(options)
+
+
+def test_a_url_of_a_cluster_is_kept() -> None:
+    """``mongodb+srv`` stays what it is."""
+    assert options_of("mongodb+srv://db.example/agents").uri == "mongodb+srv://db.example/agents"
+
+
+def test_an_option_that_nobody_knows_is_refused() -> None:
+    """It is neither swallowed nor left to the driver, which would only warn."""
+    with pytest.raises(ConfigurationError, match="colection_prefix.*did you mean 'collection_prefix'"):
+        options_of("mongodb://h/d?colection_prefix=x")
+
+
+def test_variables_and_the_connection_of_the_guide() -> None:
+    """The variables of the backend, and the nested connection of the guide."""
+    environ = {"KODE_STORE_TYPE": "mongo", "MONGODB_URI": f"mongodb://u:{SECRET}@h/d", "KODE_MONGO_MAX": "7"}
+    options = options_of(None, environ)
+    assert (options.uri, options.max) == (f"mongodb://u:{SECRET}@h/d", 7)
+    nested = {"host": "h", "port": 27018, "user": "u", "password": SECRET, "database": "d"}
+    options = options_of({"type": "mongo", "connection": nested, "database": "e"})
+    assert (options.host, options.port, options.database_name) == ("h", 27018, "e")
+    assert SECRET not in repr(options)
+
+
+@pytest.mark.parametrize(
+    "weak", ["w=0", "w=1", "w=2", "journal=false", "readPreference=secondary", "readConcernLevel=local", "J=false"]
+)
+def test_a_uri_that_takes_a_promise_back_is_refused(weak: str) -> None:
+    """The message says why, and quotes no password."""
+    options = MongoOptions(uri=f"mongodb://u:{SECRET}@h/d?{weak}")
+    with pytest.raises(ConfigurationError, match="loses what was acknowledged; leave the parameter out") as caught:
+        options.check()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("strong", ["w=majority", "journal=true", "readPreference=primary", "retryWrites=true"])
+def test_a_uri_that_says_what_is_done_anyway_is_taken(strong: str) -> None:
+    """To say it is no mistake."""
+    MongoOptions(uri=f"mongodb://h/d?{strong}").check()
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "a.b", "", "a$", "a\0"])
+def test_names_that_no_database_can_have(name: str) -> None:
+    """MongoDB's rules for names, told before it is asked."""
+    with pytest.raises(ConfigurationError, match="option database of backend 'mongo'"):
+        options_of({"type": "mongo", "database": name})
+
+
+def test_a_look_makes_no_collections(server: Server, database: str) -> None:
+    """A command that only looks refuses a database without collections, and leaves it without."""
+    code, _, err = kode("--store", server.url(database), "sessions")
+    assert code == 2
+    assert "is no mongo store of kode: a look makes none of it" in err
+    assert server.password not in err
+    with server.client() as client:
+        assert client[database].list_collection_names() == []
+
+
+def test_the_schema_can_be_printed() -> None:
+    """``kode schema`` prints commands of mongosh, one for each index and one for the version."""
+    code, out, _ = kode("schema", "mongo:?collection_prefix=bot_&database=agents", "--print")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == 'db = db.getSiblingDB("agents");'
+    assert len(lines) == len(INDEXES) + 2
+    assert all(line.startswith('db.getCollection("bot_') for line in lines[1:])
+    assert json.loads(lines[1].partition("createIndex(")[2].partition(", {")[0]) == {"created_at": 1, "_id": 1}

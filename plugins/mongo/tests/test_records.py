@@ -1,0 +1,296 @@
+"""What is MongoDB's own in the store: indexes, clients, guards, versions, followers, sizes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from statistics import median
+from typing import Any
+
+import pymongo
+import pytest
+from bson.errors import BSONError
+from kode_conformance import samples
+from kode_conformance.record_tests import OpenRecords, RecordStoreTests
+from kode_mongo import MongoStore
+from kode_mongo.connection import connect
+from kode_mongo.errors import to_kode_error
+from kode_mongo.options import MongoOptions
+from kode_mongo.queries import rows_wanted, sessions_wanted
+from kode_mongo.records import open_records
+from kode_mongo.schema import COLLECTIONS, HEADS, INDEXES, ITEMS, META, script
+from kode_mongo.servers import LocalServer, Server
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import errors
+
+from kode_core.errors import (
+    ConfigurationError,
+    KodeError,
+    OutcomeUnknownError,
+    SchemaVersionError,
+    StoreUnavailableError,
+    UnsupportedError,
+)
+from kode_core.query import RowQuery, SessionQuery
+
+
+@pytest.fixture(params=["motor", "pymongo"])
+def options(request: pytest.FixtureRequest, server: Server, database: str) -> MongoOptions:
+    return MongoOptions(uri=server.uri, database=database, driver=request.param)
+
+
+@pytest.fixture
+async def store(server: Server, database: str) -> AsyncIterator[MongoStore]:
+    async with MongoStore(server.uri, database=database) as opened:
+        yield opened
+
+
+class TestPieces(RecordStoreTests):
+    @pytest.fixture
+    def another(self, options: MongoOptions) -> OpenRecords:
+        return lambda: open_records(options)
+
+
+# --- Clients, servers, versions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [AsyncIOMotorClient, pymongo.AsyncMongoClient])
+async def test_a_client_of_the_callers_stays_the_callers(server: Server, database: str, kind: Any) -> None:
+    """Either driver's; it is used, and open afterwards."""
+    client = kind(server.uri)
+    async with MongoStore(client=client, database=database) as store:
+        await store.append_messages("a", samples.messages(2))
+        assert "given client" in repr(store)
+    assert (await client.admin.command("ping"))["ok"] == 1
+    assert await client[database][f"kode_{HEADS}"].count_documents({}) == 1
+    closing = client.close()
+    if closing is not None:
+        await closing
+
+
+async def test_what_is_written_lasts(options: MongoOptions) -> None:
+    """Whatever the client's own settings, collections are written with a majority and the journal."""
+    weak = pymongo.AsyncMongoClient(options.uri, w=1, journal=False)
+    connection = connect(MongoOptions(client=weak, database="x"))
+    concern = connection.collection(HEADS).write_concern.document
+    assert concern == {"w": "majority", "j": True}
+    assert connection.collection(HEADS).read_concern.level == "majority"
+    await weak.close()
+
+
+async def test_twenty_first_starts_at_once(server: Server, database: str) -> None:
+    """All of them succeed, and make each index once."""
+    stores = await asyncio.gather(*(MongoStore(server.uri, database=database).open() for _ in range(20)))
+    await asyncio.gather(*(store.append_messages(f"a{n}", samples.messages(2)) for n, store in enumerate(stores)))
+    for store in stores:
+        await store.close()
+    with server.client() as client:
+        made = sum(len(client[database][f"kode_{name}"].index_information()) for name in COLLECTIONS)
+    assert made == len(INDEXES) + len(COLLECTIONS)
+
+
+async def test_a_newer_schema_is_refused(server: Server, database: str) -> None:
+    """And says what to install."""
+    with server.client() as client:
+        client[database][f"kode_{META}"].insert_one({"_id": "schema", "version": 99})
+    with pytest.raises(SchemaVersionError, match="pip install --upgrade kode-mongo"):
+        await MongoStore(server.uri, database=database).open()
+
+
+async def test_without_the_right_to_make_indexes(server: Server, database: str) -> None:
+    """With ``create`` off nothing is made, and the error says what to run; afterwards the store opens."""
+    with pytest.raises(StoreUnavailableError, match="kode schema mongo --print"):
+        await MongoStore(server.uri, database=database, create=False).open()
+    with server.client() as client:
+        assert client[database].list_collection_names() == []
+        for line in script(MongoOptions(database=database)).splitlines()[1:]:
+            run_in_mongosh(client[database], line)
+    async with MongoStore(server.uri, database=database, create=False) as store:
+        await store.append_messages("a", samples.messages(2))
+        assert len(await store.load_messages("a")) == 2
+
+
+def run_in_mongosh(database: Any, line: str) -> None:
+    """What mongosh makes of a printed line."""
+    collection, _, call = line.removeprefix('db.getCollection("').partition('").')
+    method, _, arguments = call.removesuffix(");").partition("(")
+    values = json.loads(f"[{arguments}]")
+    if method == "createIndex":
+        database[collection].create_index(list(values[0].items()), **values[1])
+    else:
+        database[collection].update_one(values[0], values[1], **values[2])
+
+
+async def test_what_is_told_when_it_cannot_be_opened(server: Server) -> None:
+    """Nobody listens, the password is wrong, the URI is malformed: each in words, and without the password."""
+    soon = {"connection_timeout_millis": 300}
+    with pytest.raises(StoreUnavailableError, match="cannot be reached; is it running"):
+        await MongoStore("mongodb://127.0.0.1:1/x", **soon).open()
+    wrong = server.uri.replace(server.password, "wr0ng-pa55")
+    with pytest.raises(StoreUnavailableError, match="refused the user or the password") as caught:
+        await MongoStore(wrong).open()
+    assert "wr0ng-pa55" not in str(caught.value)
+    for driver in ("motor", "pymongo"):
+        with pytest.raises(ConfigurationError, match="URI is malformed") as caught_too:
+            await MongoStore("mongodb://u:p@ss%@h/x", driver=driver).open()
+        assert "p@ss" not in str(caught_too.value)
+
+
+async def test_a_server_without_a_replica_set(standalone_server: LocalServer) -> None:
+    """All is kept as elsewhere; followers look by themselves, as nobody tells them."""
+    async with MongoStore(standalone_server.uri) as store:
+        await store.save_turn("a", append=samples.messages(3), events=samples.events(2))
+        heard = [event.offset async for event in first(store.follow_events("a"), 2)]
+        assert heard == [1, 2]
+        await asyncio.to_thread(standalone_server.kill)
+        await asyncio.to_thread(standalone_server.start)
+        assert len(await store.load_messages("a")) == 3
+
+
+async def first(events: Any, count: int) -> AsyncIterator[Any]:
+    async for event in events:
+        yield event
+        count -= 1
+        if not count:
+            return
+
+
+# --- Indexes ----------------------------------------------------------------------------------------------------------
+
+
+async def _explained(server: Server, database: str, collection: str, wanted: Any, sort: Any) -> str:
+    with server.client() as client:
+        plan = client[database][collection].find(wanted).sort(sort).limit(10).explain()
+    return str(plan["queryPlanner"]["winningPlan"])
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (SessionQuery(), "created_at_1__id_1"),
+        (SessionQuery(sort_by="updated_at"), "updated_at_1__id_1"),
+        (SessionQuery(sort_by="message_count", descending=False), "messages.count_1__id_1"),
+        (SessionQuery(template_id="t1"), "template_id_1_created_at_1__id_1"),
+        (SessionQuery(after=(5, "a")), "created_at_1__id_1"),
+    ],
+)
+async def test_sessions_are_found_by_index(
+    server: Server, database: str, store: MongoStore, query: SessionQuery, index: str
+) -> None:
+    """No query sorts, or reads all there is."""
+    for n in range(30):
+        await store.save_info(f"a{n}", samples.info(f"a{n}", template_id=f"t{n % 3}"))
+    plan = await _explained(server, database, f"kode_{HEADS}", *sessions_wanted(query))
+    assert index in plan
+    assert "COLLSCAN" not in plan
+    assert "'SORT'" not in plan
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (RowQuery(kind="messages"), "list_1_time_1_agent_id_1_key_1"),
+        (RowQuery(kind="messages", agent_id="a1"), "agent_id_1_list_1_time_1_key_1"),
+        (RowQuery(kind="tool_calls", where=(("tool_name", "fs_read"),)), "index.tool_name_1_time_1_agent_id_1_key_1"),
+    ],
+)
+async def test_rows_are_found_by_index(
+    server: Server, database: str, store: MongoStore, query: RowQuery, index: str
+) -> None:
+    """No query sorts, or reads all there is."""
+    for n in range(3):
+        calls = [samples.tool_call(i, name="fs_read" if i == 5 else "bash") for i in range(20)]
+        await store.save_turn(f"a{n}", append=samples.messages(20), tool_calls=calls)
+    plan = await _explained(server, database, f"kode_{ITEMS}", *rows_wanted(query))
+    assert index in plan
+    assert "'SORT'" not in plan
+
+
+# --- Operations -------------------------------------------------------------------------------------------------------
+
+
+async def test_followers_of_another_store_are_woken(server: Server, database: str, store: MongoStore) -> None:
+    """By the change stream, long before they would have looked."""
+    async with MongoStore(server.uri, database=database, driver="pymongo", follow_poll_ms=60_000) as other:
+        heard: list[float] = []
+
+        async def follow() -> None:
+            async for _ in first(other.follow_events("a"), 30):
+                heard.append(time.monotonic())
+
+        following = asyncio.ensure_future(follow())
+        await asyncio.sleep(1.5)
+        sent = []
+        for n in range(30):
+            sent.append(time.monotonic())
+            await store.append_event("a", samples.event(n))
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            await following
+    assert median(h - s for h, s in zip(heard, sent, strict=True)) < 1.0
+
+
+async def test_tombstones_are_removed_in_time(server: Server, database: str, store: MongoStore) -> None:
+    """What is left of a deleted agent, or of a lock without an agent, has a time from which it is forgotten."""
+    await store.append_messages("a", samples.messages(2))
+    await store.append_messages("b", samples.messages(2))
+    await store.delete("a")
+    async with store.acquire_agent_lock("c"):
+        pass
+    with server.client() as client:
+        heads = {found["_id"]: found for found in client[database][f"kode_{HEADS}"].find({})}
+        ttl = client[database][f"kode_{HEADS}"].index_information()["gone_1"]["expireAfterSeconds"]
+    assert heads["a"]["gone"] is not None
+    assert heads["b"]["gone"] is None
+    assert heads["c"]["gone"] is not None
+    assert ttl == 86_400
+    await store.append_messages("a", samples.messages(1))
+    with server.client() as client:
+        assert client[database][f"kode_{HEADS}"].find_one({"_id": "a"})["gone"] is None  # type: ignore[index]
+
+
+async def test_a_backup_is_mongodumps(store: MongoStore, tmp_path: Any) -> None:
+    """The error says with what to make it."""
+    with pytest.raises(UnsupportedError, match="mongodump"):
+        await store.backup(tmp_path / "x")
+
+
+def test_every_error_of_the_driver_has_a_translation() -> None:
+    """All classes of the driver's errors, without a word of what they quote."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds.remove(errors.EncryptedCollectionError)  # of client-side encryption, which no store uses
+    assert len(kinds) > 20
+    for kind in (*kinds, BSONError, OSError, TimeoutError):
+        arguments = {"BulkWriteError": ({},), "ClientBulkWriteException": ({}, True)}.get(kind.__name__, ("secret",))
+        exc = kind(*arguments)
+        for writes in (False, True):
+            assert isinstance(to_kode_error(exc, "here", writes=writes), KodeError), kind
+    assert isinstance(to_kode_error(errors.AutoReconnect("x"), "here", writes=True), OutcomeUnknownError)
+    assert isinstance(to_kode_error(errors.AutoReconnect("x"), "here", writes=False), StoreUnavailableError)
+
+
+# --- Sizes ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_list_and_a_message_of_twenty_megabytes(store: MongoStore) -> None:
+    """More than a document holds, in one save each; what was replaced is gone from the server."""
+    large = [samples.message(text=f"{n} " + "ä" * 10_000) for n in range(1000)]
+    await store.save_messages("a", large)
+    assert await store.load_messages("a") == large
+    huge = [samples.message(text="€" * 7_000_000)]
+    await store.save_messages("a", huge)
+    assert await store.load_messages("a") == huge
+    await store.delete("a")
+    assert await store.load_messages("a") == []
+
+
+@pytest.mark.slow
+async def test_a_hundred_thousand_messages(store: MongoStore) -> None:
+    """Saved at once; an append afterwards, and a page, cost what they cost on a short list."""
+    await store.save_messages("a", [samples.message(text=f"message {n}") for n in range(100_000)])
+    await store.append_messages("a", [samples.message(text="last")])
+    found = await store.query_messages(agent_id="a", limit=3)
+    assert found[0].text == "last"
+    assert len(await store.load_messages("a")) == 100_001
