@@ -1,0 +1,15 @@
+"""The one place where the driver is called: between two calls of :func:`made` nothing changes in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+__all__ = ["made"]
+
+T = TypeVar("T")
+
+
+async def made(call: Callable[[], Awaitable[T]]) -> T:
+    """What a call of the driver's returns."""
+    return await call()

@@ -1,0 +1,148 @@
+"""DynamoDB's errors as this library's."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.exceptions import (
+    ConnectionError as DriverConnectionError,
+)
+
+from kode_core.errors import (
+    ConfigurationError,
+    KodeError,
+    OutcomeUnknownError,
+    PayloadTooLargeError,
+    StorageError,
+    StoreBusyError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+)
+
+__all__ = [
+    "DRIVER_ERRORS",
+    "code_of",
+    "is_in_doubt",
+    "is_missing",
+    "is_refused",
+    "is_throttled",
+    "is_transient",
+    "to_kode_error",
+]
+
+DRIVER_ERRORS: Final = (ClientError, BotoCoreError, HTTPClientError, OSError, TimeoutError)
+"""All that the driver raises."""
+
+_NOT_SENT: Final = (EndpointConnectionError, ConnectTimeoutError)
+_THROTTLED: Final = (
+    "ProvisionedThroughputExceededException",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "LimitExceededException",
+    "TransactionInProgressException",
+    "TransactionConflictException",
+    "ReplicatedWriteConflictException",
+)
+_PASSING: Final = frozenset({"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
+"""Reasons for which a transaction is cancelled that may work soon."""
+_FAILED: Final = ("InternalServerError", "InternalFailure", "ServiceUnavailable", "500", "502", "503", "504")
+_Kind = tuple[type[KodeError], str]
+_BY_CODE: Final[dict[str, _Kind]] = {
+    "ResourceNotFoundException": (StoreUnavailableError, "the table is missing; see 'kode schema dynamodb --print'"),
+    "AccessDeniedException": (StoreReadOnlyError, "the role lacks a right; see the guide for those that it needs"),
+    "UnrecognizedClientException": (StoreUnavailableError, "AWS refused the access key"),
+    "InvalidSignatureException": (StoreUnavailableError, "AWS refused the secret key"),
+    "ExpiredTokenException": (StoreUnavailableError, "the session token has expired"),
+    "MissingAuthenticationTokenException": (StoreUnavailableError, "the request had no credentials"),
+    "ItemCollectionSizeLimitExceededException": (PayloadTooLargeError, "one agent's items take more than 10 GB"),
+}
+_TOO_LARGE: Final = ("size has exceeded", "size exceeded", "exceeds the maximum allowed size", "exceeded the maximum")
+
+
+def code_of(exc: BaseException) -> str:
+    """The service's code for the error, empty where it has none."""
+    return str(exc.response["Error"].get("Code", "")) if isinstance(exc, ClientError) else ""
+
+
+def _reasons(exc: BaseException) -> list[str]:
+    """Why each part of a transaction was refused."""
+    response: Any = getattr(exc, "response", {})
+    return [str(reason.get("Code") or "None") for reason in response.get("CancellationReasons", ())]
+
+
+def is_refused(exc: BaseException) -> bool:
+    """Whether a condition did not hold, so that nothing was written."""
+    code = code_of(exc)
+    return code == "ConditionalCheckFailedException" or (
+        code == "TransactionCanceledException" and "ConditionalCheckFailed" in _reasons(exc)
+    )
+
+
+def is_missing(exc: BaseException) -> bool:
+    """Whether there is no such table."""
+    return code_of(exc) == "ResourceNotFoundException"
+
+
+def is_throttled(exc: BaseException) -> bool:
+    """Whether nothing was done because there was too much to do, or somebody else was at it."""
+    if code_of(exc) == "TransactionCanceledException":
+        return set(_reasons(exc)) <= _PASSING
+    return code_of(exc) in _THROTTLED
+
+
+def is_transient(exc: BaseException) -> bool:
+    """Whether the same may work soon, though nobody knows what became of it."""
+    return code_of(exc) in _FAILED or not isinstance(exc, (ClientError, *_CONFIGURATION))
+
+
+def is_in_doubt(exc: BaseException) -> bool:
+    """Whether a write that failed so may have been applied."""
+    return is_transient(exc) and not isinstance(exc, _NOT_SENT)
+
+
+_CONFIGURATION: Final = (NoCredentialsError, NoRegionError, PartialCredentialsError, ProfileNotFound)
+
+
+def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
+    """The error of this library for *exc*, raised by a call that writes or does not."""
+    if isinstance(exc, KodeError):
+        return exc
+    if isinstance(exc, _CONFIGURATION):
+        return ConfigurationError(f"{place}: {str(exc).rstrip('.')}; see the options region, profile and access_key_id")
+    if writes and is_in_doubt(exc):
+        return OutcomeUnknownError(
+            f"{place}: the connection broke or nobody answered in time ({_words(exc)}); "
+            "it may have been written, or not: read first"
+        )
+    if is_throttled(exc):
+        return StoreBusyError(f"{place}: the service kept throttling, or others were in the way ({_words(exc)})")
+    code = code_of(exc)
+    if code in _BY_CODE:
+        kind, remedy = _BY_CODE[code]
+        return kind(f"{place}: {remedy} ({code})")
+    is_invalid = code == "ValidationException" or "ValidationError" in _reasons(exc)
+    if is_invalid and any(words in str(exc).lower() for words in _TOO_LARGE):
+        return PayloadTooLargeError(f"{place}: a record is larger than DynamoDB can take")
+    if code and code not in _FAILED:
+        return StorageError(f"{place}: DynamoDB refused the call ({code})")
+    if is_transient(exc) or isinstance(exc, DriverConnectionError):
+        return StoreUnavailableError(
+            f"{place}: cannot be reached; are the region and the endpoint right? ({_words(exc)})"
+        )
+    return StorageError(f"{place}: the driver failed: {type(exc).__name__}")
+
+
+def _words(exc: BaseException) -> str:
+    """What happened, in a word: messages may quote keys and values."""
+    return code_of(exc) or type(exc).__name__

@@ -1,0 +1,277 @@
+"""Queries over many agents: the partitions of a global index side by side, merged in order, page by page.
+
+A global index lags behind the table. What it finds is looked up in the table, and what is no longer so is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from kode_core.batch import SessionRow, Totals
+from kode_core.engines.records import FoundItem, Place
+from kode_core.engines.scan import page, row_matches, session_matches
+from kode_core.query import Range, RowQuery, SessionQuery
+from kode_dynamodb.connection import Connection, Record
+from kode_dynamodb.values import (
+    INDEX_PREFIX,
+    agent_of,
+    buckets,
+    filed_row,
+    found_head,
+    found_item,
+    found_meta,
+    head_key,
+    hexed,
+    items_pk,
+    moment,
+    place_of,
+    position_key,
+    row_key,
+)
+
+__all__ = ["Queries"]
+
+_PAGE: Final = 100
+_FIRST, _END = "!", "~"
+
+
+class _Bucket:
+    """One partition of an index, read as far as somebody asks."""
+
+    def __init__(self, connection: Connection, arguments: Record, size: int) -> None:
+        self._connection = connection
+        self._arguments = {**arguments, "Limit": size}
+        self._entries: list[Record] = []
+        self._at = 0
+        self._is_done = False
+
+    async def next(self) -> Record | None:
+        """The next entry; None behind the last one."""
+        while self._at == len(self._entries):
+            if self._is_done:
+                return None
+            found = await self._connection.read("query", **self._arguments)
+            self._entries, self._at = found["Items"], 0
+            start = found.get("LastEvaluatedKey")
+            self._is_done = not start
+            self._arguments["ExclusiveStartKey"] = start
+        self._at += 1
+        return self._entries[self._at - 1]
+
+
+class _Ordered:
+    """An entry at its place in a merge."""
+
+    __slots__ = ("bucket", "entry", "is_reversed", "key")
+
+    def __init__(self, key: str, entry: Record, bucket: _Bucket, *, is_reversed: bool) -> None:
+        self.key, self.entry, self.bucket, self.is_reversed = key, entry, bucket, is_reversed
+
+    def __lt__(self, other: _Ordered) -> bool:
+        return self.key > other.key if self.is_reversed else self.key < other.key
+
+
+class Queries:
+    """What can be asked of many agents."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def _entries(
+        self, index: str, pks: Sequence[str], span: tuple[str, str], *, descending: bool = False, size: int = _PAGE
+    ) -> AsyncIterator[Record]:
+        """The entries of an index in their order, from the first key to the last, both inclusive."""
+        pk, sk = _KEYS[index]
+        if span[0] > span[1]:
+            return
+
+        def bucket(name: str) -> _Bucket:
+            arguments: Record = {
+                "IndexName": index,
+                "KeyConditionExpression": "#pk = :pk AND #sk BETWEEN :first AND :last",
+                "ExpressionAttributeNames": {"#pk": pk, "#sk": sk},
+                "ExpressionAttributeValues": {":pk": {"S": name}, ":first": {"S": span[0]}, ":last": {"S": span[1]}},
+                "ScanIndexForward": not descending,
+                "ConsistentRead": pk == "pk",
+            }
+            return _Bucket(self._connection, arguments, min(max(size, 1), 1000))
+
+        async def step(of: _Bucket) -> _Ordered | None:
+            entry = await of.next()
+            return None if entry is None else _Ordered(entry[sk]["S"], entry, of, is_reversed=descending)
+
+        firsts = await asyncio.gather(*(step(bucket(name)) for name in pks))
+        heap = [first for first in firsts if first is not None]
+        heapq.heapify(heap)
+        while heap:
+            least = heap[0]
+            yield least.entry
+            following = await step(least.bucket)
+            if following is None:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, following)
+
+    # --- sessions
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> list[str]:
+        """As ``Engine.agent_ids``."""
+        first = max(hexed(prefix), "" if after is None else f"{hexed(after)}!") or _FIRST
+        found: list[str] = []
+        async for entry in self._entries("agents", buckets("h"), (first, f"{hexed(prefix)}{_END}"), size=limit):
+            found.append(agent_of(entry))
+            if len(found) == limit:
+                break
+        return found
+
+    async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
+        """As ``Engine.find_sessions``."""
+        if query.agent_id is not None:
+            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query)
+            return page(_keyed(rows, query), query)
+        if query.sort_by == "message_count":
+            return page(_keyed(await self._all_sessions(query), query), query)
+        index = "created" if query.sort_by == "created_at" else "updated"
+        span = _span(query.created if index == "created" else query.updated, query.after, descending=query.descending)
+        most, found, some = query.offset + query.limit, list[SessionRow](), list[Record]()
+        entries = self._entries(index, buckets("h"), span, descending=query.descending, size=min(most, _PAGE))
+        async for entry in entries:
+            some.append(entry)
+            if len(some) == min(most - len(found), _PAGE):
+                found += await self._sessions(some, query)
+                some = []
+                if len(found) >= most:
+                    break
+        found += await self._sessions(some, query)
+        return found[query.offset : most]
+
+    async def _all_sessions(self, query: SessionQuery) -> list[SessionRow]:
+        """All that match, for an order that no index has."""
+        every = self._entries("updated", buckets("h"), (_FIRST, _END), size=1000)
+        entries = [entry async for entry in every]
+        return [
+            row for i in range(0, len(entries), _PAGE) for row in await self._sessions(entries[i : i + _PAGE], query)
+        ]
+
+    async def _sessions(self, entries: Sequence[Record], query: SessionQuery) -> list[SessionRow]:
+        """Those of the entries that match, in their order, with their infos from the table."""
+        wanted = [entry for entry in entries if _may_match(entry, query)]
+        heads = await self._connection.get_all([head_key(agent_of(entry)) for entry in wanted]) if wanted else []
+        by_agent = {agent_of(head): head for head in heads}
+        rows = (_session(entry, by_agent.get(agent_of(entry)), query) for entry in wanted)
+        return [row for row in rows if row is not None]
+
+    async def totals(self) -> Totals:
+        """As ``Engine.totals``: of the index, which has every agent."""
+        agents = messages = calls = used = 0
+        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
+            agents += "meta" in entry
+            messages += int(entry["mc"]["N"])
+            calls += int(entry["tc"]["N"])
+            used += 1
+        return Totals(agents=agents, messages=messages, tool_calls=calls, is_used=used > 0)
+
+    # --- rows
+
+    async def find_items(self, query: RowQuery, place: Place | None) -> list[FoundItem]:
+        """As ``RecordStore.find_items``; *place* is where the agent's items are, None for those of all agents."""
+        kind, descending = INDEX_PREFIX[query.kind], query.descending
+        if place is None:
+            span = _span(query.created, query.after, descending=descending)
+            entries = self._entries("rows", buckets(kind), span, descending=descending, size=query.limit)
+        else:
+            after = None if query.after is None else row_key(query.after[0], query.after[2])
+            first, last = _bounds(query.created, after, descending=descending)
+            of_agent = items_pk(place)["S"]
+            span = (f"{kind}/{first}", f"{kind}/{last}")
+            entries = self._entries("by_time", [of_agent], span, descending=descending, size=query.limit)
+        found, chosen = list[FoundItem](), list[Record]()
+        async for entry in entries:
+            time, index, _ = filed_row(entry)
+            if row_matches(time, index, query):
+                chosen.append(entry)
+            if len(found) + len(chosen) == query.limit:
+                found += await self._rows(chosen, query)
+                chosen = []
+                if len(found) == query.limit:
+                    return found
+        return found + await self._rows(chosen, query)
+
+    async def _rows(self, entries: Sequence[Record], query: RowQuery) -> list[FoundItem]:
+        """The rows of entries as the table has them; one that changed meanwhile only if it is still at its place."""
+        if not entries:
+            return []
+        keys = [{"pk": entry["pk"], "sk": entry["sk"]} for entry in entries]
+        by_key = {(item["pk"]["S"], item["sk"]["S"]): item for item in await self._connection.get_all(keys)}
+        found = []
+        for entry in entries:
+            stored = by_key.get((entry["pk"]["S"], entry["sk"]["S"]))
+            if stored is None:
+                continue
+            item = found_item(stored)
+            if item.time == int(entry["t"]["N"]) and row_matches(item.time, item.index, query):
+                found.append(FoundItem(place_of(stored), item))
+        return found
+
+
+_KEYS: Final = {
+    "by_time": ("pk", "ts"),
+    "rows": ("rb", "row"),
+    "agents": ("nb", "hx"),
+    "created": ("nb", "cr"),
+    "updated": ("hb", "up"),
+}
+
+
+def _span(times: Range, after: tuple[Any, ...] | None, *, descending: bool) -> tuple[str, str]:
+    """The first and the last key of an index over all agents."""
+    return _bounds(times, None if after is None else position_key(*after), descending=descending)
+
+
+def _bounds(times: Range, after: str | None, *, descending: bool) -> tuple[str, str]:
+    """The first and the last key within a range of times, and behind *after*."""
+    first = "" if times.start is None else moment(times.start)
+    last = _END if times.end is None else moment(times.end)  # which is before all keys of that moment
+    if after is not None and descending:
+        last = min(last, _before(after))
+    elif after is not None:
+        first = max(first, f"{after}{_END}")
+    return first or _FIRST, last
+
+
+def _before(key: str) -> str:
+    """A text that is before *key*, and behind all keys that are: keys are of ASCII, and end with a digit or ``!``."""
+    return f"{key[:-1]}{chr(ord(key[-1]) - 1)}{_END}"
+
+
+def _keyed(rows: Sequence[SessionRow], query: SessionQuery) -> list[tuple[tuple[int, str], SessionRow]]:
+    return [((getattr(row, query.sort_by), row.agent_id), row) for row in rows]
+
+
+def _may_match(entry: Record, query: SessionQuery) -> bool:
+    """Whether an entry may be of a session that matches, as far as the index knows."""
+    info = found_meta(entry)
+    if info is None:
+        return "hb" not in entry  # the index of updates has agents without info, which are no sessions
+    updated_at = int(entry["u"]["N"]) if "u" in entry else None
+    open_query = query if updated_at is not None else replace(query, updated=Range())
+    return session_matches(agent_of(entry), info, updated_at or 0, open_query)
+
+
+def _session(entry: Record, stored: Record | None, query: SessionQuery) -> SessionRow | None:
+    """The session of an entry: at the place that the index has it, with the rest as it is now."""
+    head = None if stored is None else found_head(stored)
+    if stored is None or head is None or head.info is None:
+        return None
+    if "cr" in entry and entry["cr"] != stored.get("cr"):
+        return None  # it has moved
+    updated_at = int(entry["u"]["N"]) if "u" in entry else head.updated_at
+    count = int(entry["mc"]["N"]) if "mc" in entry else head.messages.count
+    if not session_matches(head.agent_id, head.info, updated_at, query):
+        return None
+    return SessionRow(head.agent_id, head.info.body, head.info.created_at, updated_at, count)

@@ -1,0 +1,318 @@
+"""DynamoDB as a store that changes one record at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.engine import Medium, Watch
+from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.errors import KodeError, UnsupportedError
+from kode_core.query import RowQuery, SessionQuery
+from kode_dynamodb.connection import Connection, Record, connect, together
+from kode_dynamodb.leases import Leases
+from kode_dynamodb.options import DynamoDBOptions
+from kode_dynamodb.queries import Queries
+from kode_dynamodb.table import has_schema, open_table
+from kode_dynamodb.values import (
+    agent_of,
+    found_head,
+    found_item,
+    head_key,
+    head_values,
+    item_key,
+    item_values,
+    items_pk,
+    parts_key,
+    parts_pk,
+    settled_values,
+)
+
+__all__ = ["DynamoRecords", "has_table", "open_records"]
+
+_TOGETHER: Final = 9
+"""With the head ten, which every version of the service and of its emulators takes in one transaction."""
+_INLINE_BYTES: Final = 100_000
+_PART_BYTES: Final = 340_000
+_UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev"
+_KEYS: Final = "pk, sk"
+_NO_BODIES: Final = "sk, rev, t, h, ix, p, alt"
+
+
+async def open_records(options: DynamoDBOptions) -> DynamoRecords:
+    """Connect, and make the table if it is missing; many may do so at once.
+
+    Raises:
+        StorageError: the service cannot be reached or used; says why.
+    """
+    connection = await connect(options)
+    try:
+        await open_table(connection, create=options.create)
+    except BaseException:
+        await connection.close()
+        raise
+    return DynamoRecords(connection, transactions=options.transactions)
+
+
+async def has_table(options: DynamoDBOptions) -> bool:
+    """Whether there is a table of kode, or nobody who could say."""
+    try:
+        connection = await connect(options)
+    except KodeError:
+        return True
+    try:
+        return await has_schema(connection)
+    except KodeError:
+        return True
+    finally:
+        await connection.close()
+
+
+class DynamoRecords:
+    """See :class:`kode_core.engines.records.RecordStore`.
+
+    Attributes:
+        connection: its ``units`` are what was consumed, where the option ``count_units`` is on.
+    """
+
+    name = "dynamodb"
+    inline_bytes = _INLINE_BYTES
+    part_bytes = _PART_BYTES
+
+    def __init__(self, connection: Connection, *, transactions: bool = False) -> None:
+        self.together = _TOGETHER if transactions else 0
+        self.connection = connection
+        self._leases = Leases(connection)
+        self._queries = Queries(connection)
+
+    def __repr__(self) -> str:
+        return self.connection.place
+
+    # --- heads
+
+    async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
+        if len(agent_ids) == 1:
+            one = await self.connection.get(head_key(agent_ids[0]))
+            found = [] if one is None else [one]
+        else:
+            found = await self.connection.get_all([head_key(agent_id) for agent_id in dict.fromkeys(agent_ids)])
+        return [head for head in map(found_head, found) if head is not None]
+
+    async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
+        condition, values = "attribute_not_exists(rev)", dict[str, Any]()
+        if old is not None:
+            condition, values[":old"] = "rev = :old", {"N": str(old.rev)}
+        if fence is not None:
+            held = self._leases.held(new.agent_id, fence)
+            if held is None:
+                return False
+            condition, values = f"{condition} AND {held.text}", {**values, **held.values}
+        change = _update(new.agent_id, head_values(new), condition, values)
+        if not items:
+            return await self.connection.write("update_item", **change)
+        table = {"TableName": self.connection.table}
+        writes = [{"Update": {**table, **change}}, *({"Put": {**table, **_put(new.place, item)}} for item in items)]
+        return await self.connection.write("transact_write_items", TransactItems=writes)
+
+    async def settle(self, head: HeadRecord) -> bool:
+        change = _update(head.agent_id, settled_values(head), "rev = :old", {":old": {"N": str(head.rev)}})
+        return await self.connection.repeat("update_item", **change)
+
+    async def unsettled(self) -> list[str]:
+        found = await self.connection.query(
+            IndexName="pending",
+            KeyConditionExpression="pd = :pd",
+            ExpressionAttributeValues={":pd": {"S": "p"}},
+        )
+        return [agent_of(entry) for entry in found]
+
+    # --- items
+
+    async def items(self, place: Place, span: Span) -> list[Item]:
+        if span.first > span.last:
+            return []
+        wanted = _between(items_pk(place), span.first, span.last, "alt" if span.by_alt else "sk")
+        wanted["ScanIndexForward"] = not span.descending
+        if span.by_alt:
+            wanted["IndexName"] = "by_alt"
+        elif not span.bodies:
+            wanted["ProjectionExpression"] = _NO_BODIES
+        if span.channel is not None:
+            return await self._of_channel(wanted, span)
+        found = [found_item(record) for record in await self.connection.query(**wanted, limit=span.limit)]
+        if span.by_alt and span.bodies and not all(isinstance(item.index, EventIndex) for item in found):
+            return await self._with_bodies(place, found)
+        return found
+
+    async def _of_channel(self, wanted: Record, span: Span) -> list[Item]:
+        """The events of a channel, which is not part of a key."""
+        found: list[Item] = []
+        limit = span.limit
+        while True:
+            records = await self.connection.query(**wanted, limit=None if limit is None else limit * 4)
+            items = [found_item(record) for record in records]
+            found += [i for i in items if isinstance(i.index, EventIndex) and i.index.channel == span.channel]
+            if limit is None or len(found) >= limit or len(records) < limit * 4:
+                return found[:limit]
+            values, last = wanted["ExpressionAttributeValues"], records[-1]["alt" if span.by_alt else "sk"]["S"]
+            if span.descending:
+                values[":last"] = {"S": f"{last[:-1]}{chr(ord(last[-1]) - 1)}~"}
+            else:
+                values[":first"] = {"S": f"{last}~"}
+
+    async def _with_bodies(self, place: Place, items: Sequence[Item]) -> list[Item]:
+        stored = await self.connection.get_all([item_key(place, item.key) for item in items])
+        by_key = {item.key: item for item in map(found_item, stored)}
+        return [by_key[item.key] for item in items if item.key in by_key]
+
+    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+        if fresh:
+            await self.connection.put_all([item_values(place, item) for item in changes if isinstance(item, Item)])
+            return
+        puts = [self._put(place, change) for change in changes if isinstance(change, Item)]
+        cuts = [self._cut(items_pk(place), change) for change in changes if isinstance(change, Cut)]
+        await together([*puts, *cuts])
+
+    async def _put(self, place: Place, item: Item) -> None:
+        await self.connection.repeat("put_item", **_put(place, item))
+
+    async def _cut(self, pk: Record, cut: Cut) -> None:
+        wanted = _between(pk, cut.first, cut.last, "sk")
+        values: Record = {":rev": {"N": str(cut.rev)}}
+        found = await self.connection.query(**wanted, ProjectionExpression="pk, sk, rev")
+        await together(
+            [
+                self.connection.repeat(
+                    "delete_item",
+                    Key={"pk": one["pk"], "sk": one["sk"]},
+                    ConditionExpression="rev < :rev",
+                    ExpressionAttributeValues=values,
+                )
+                for one in found
+                if int(one["rev"]["N"]) < cut.rev
+            ]
+        )
+
+    async def drop(self, place: Place) -> None:
+        for pk in (items_pk(place), parts_pk(place)):
+            wanted: Record = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": pk}}
+            found = await self.connection.query(**wanted, ProjectionExpression=_KEYS, ConsistentRead=True)
+            await self.connection.delete_all(found)
+
+    # --- parts
+
+    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+        about = {"rev": {"N": str(rev)}}
+        gate = asyncio.Semaphore(4)
+
+        async def put(number: int, part: bytes) -> None:
+            async with gate:
+                item = {**parts_key(place, key, rev, number), **about, "b": {"B": part}}
+                await self.connection.repeat("put_item", Item=item)
+
+        await together([put(number, part) for number, part in enumerate(parts)])
+
+    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+        first = parts_key(place, key, rev, 0)["sk"]["S"]
+        wanted = _between(parts_pk(place), first, f"{first[:-6]}~", "sk")
+        return [bytes(part["b"]["B"]) for part in await self.connection.query(**wanted)]
+
+    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+        wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
+        found = await self.connection.query(**wanted, ProjectionExpression="pk, sk, rev")
+        keys = [
+            {"pk": part["pk"], "sk": part["sk"]}
+            for part in found
+            if int(part["rev"]["N"]) < rev and first <= part["sk"]["S"].rsplit("/", 2)[0] <= last
+        ]
+        await self.connection.delete_all(keys)
+
+    # --- queries
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> list[str]:
+        return await self._queries.agent_ids(prefix, after, limit)
+
+    async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
+        return await self._queries.find_sessions(query)
+
+    async def find_items(self, query: RowQuery) -> list[FoundItem]:
+        if query.agent_id is None:
+            return await self._queries.find_items(query, None)
+        heads = await self.heads([query.agent_id])
+        return await self._queries.find_items(query, heads[0].place) if heads else []
+
+    async def totals(self) -> Totals:
+        return await self._queries.totals()
+
+    # --- leases
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        return await self._leases.acquire(agent_id, owner, ttl_ms)
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        return await self._leases.renew(agent_id, fence, ttl_ms)
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await self._leases.release(agent_id, fence)
+
+    async def holds_lease(self, agent_id: str, fence: Fence) -> bool:
+        return await self._leases.holds(agent_id, fence)
+
+    # --- operations
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        return None
+
+    def probes(self) -> list[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        async def probe() -> None:
+            await self.connection.repeat("put_item", Item={"pk": {"S": "meta"}, "sk": {"S": "health"}})
+
+        return [("database", probe)]
+
+    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
+        return []
+
+    async def backup(self, target: Path) -> Sequence[Path]:
+        raise UnsupportedError(
+            "a table of DynamoDB is backed up by AWS: point-in-time recovery, or aws dynamodb create-backup"
+        )
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
+def _update(agent_id: str, values: Mapping[str, Record | None], condition: str, given: Record) -> Record:
+    """The update of a head to these values; it touches nothing else of it."""
+    names = {f"#{n}": name for n, name in enumerate(values)}
+    sets = [f"#{n} = :v{n}" for n, value in enumerate(values.values()) if value is not None]
+    gone = [f"#{n}" for n, value in enumerate(values.values()) if value is None]
+    parts = [f"SET {', '.join(sets)}" if sets else "", f"REMOVE {', '.join(gone)}" if gone else ""]
+    settings = {f":v{n}": value for n, value in enumerate(values.values()) if value is not None}
+    return {
+        "Key": head_key(agent_id),
+        "UpdateExpression": " ".join(filter(None, parts)),
+        "ConditionExpression": condition,
+        "ExpressionAttributeNames": names,
+        "ExpressionAttributeValues": {**settings, **given},
+    }
+
+
+def _put(place: Place, item: Item) -> Record:
+    """The put of an item, unless there is one of the same or a newer revision."""
+    return {
+        "Item": item_values(place, item),
+        "ConditionExpression": _UNLESS_NEWER,
+        "ExpressionAttributeValues": {":rev": {"N": str(item.rev)}},
+    }
+
+
+def _between(pk: Record, first: str, last: str, sk: str) -> Record:
+    """The query of a span of keys, as they are now."""
+    return {
+        "KeyConditionExpression": f"pk = :pk AND {sk} BETWEEN :first AND :last",
+        "ExpressionAttributeValues": {":pk": pk, ":first": {"S": first}, ":last": {"S": last}},
+        "ConsistentRead": True,
+    }

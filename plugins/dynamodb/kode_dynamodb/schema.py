@@ -1,0 +1,93 @@
+"""The table: its keys, its indexes, its version.
+
+======== ============================= ============================ ==================================================
+what     pk                            sk                           also
+======== ============================= ============================ ==================================================
+head     ``a#`` agent id               ``head``                     the lease; ``hb``, ``nb``, ``pd`` for indexes
+item     ``i#`` epoch ``#`` agent id   ``m/…``, ``t/…``, ``d/…``,   ``alt``: calls by id, events by seq; ``ts``: rows
+                                       ``e/…``                      by time; ``rb`` and ``row``: rows of all agents
+part     ``p#`` epoch ``#`` agent id   key ``/`` revision ``/`` n   ``b``
+meta     ``meta``                      ``schema``                   ``version``
+======== ============================= ============================ ==================================================
+
+No text of a caller's is ever an attribute's name. Local indexes are read consistently; global ones lag behind, by well
+under a second as a rule. The global ones are spread over ``BUCKETS`` partitions each, so that none is hot.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NamedTuple
+
+__all__ = ["BUCKETS", "SCHEMA_VERSION", "TTL", "Index", "cloud_formation", "table_definition"]
+
+SCHEMA_VERSION: Final = 1
+BUCKETS: Final = 4
+"""How many partitions a global index is spread over. A constant of the schema: existing items keep theirs."""
+TTL: Final = "ttl"
+
+
+class Index(NamedTuple):
+    """An index: its keys, and which attributes it has besides; one without a partition key of its own is local."""
+
+    name: str
+    pk: str
+    sk: str
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is part of the agent's partition, and so can be read consistently."""
+        return self.pk == "pk"
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """As CreateTable takes it."""
+        projection: dict[str, Any] = {"ProjectionType": "KEYS_ONLY"}
+        if self.attributes:
+            projection = {"ProjectionType": "INCLUDE", "NonKeyAttributes": list(self.attributes)}
+        return {"IndexName": self.name, "KeySchema": _keys(self.pk, self.sk), "Projection": projection}
+
+
+INDEXES: Final = (
+    Index("by_alt", "pk", "alt", ("rev", "t", "h", "ix", "p", "ev")),
+    Index("by_time", "pk", "ts", ("rev", "t", "ix")),
+    Index("rows", "rb", "row", ("rev", "t", "ix")),
+    Index("agents", "nb", "hx"),
+    Index("created", "nb", "cr", ("meta",)),
+    Index("updated", "hb", "up", ("meta", "u", "mc", "tc")),
+    Index("pending", "pd", "hx"),
+)
+
+
+def _keys(pk: str, sk: str) -> list[dict[str, str]]:
+    return [{"AttributeName": pk, "KeyType": "HASH"}, {"AttributeName": sk, "KeyType": "RANGE"}]
+
+
+def table_definition(table: str) -> dict[str, Any]:
+    """The table as CreateTable takes it."""
+    names = {"pk", "sk", *(index.pk for index in INDEXES), *(index.sk for index in INDEXES)}
+    return {
+        "TableName": table,
+        "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in sorted(names)],
+        "KeySchema": _keys("pk", "sk"),
+        "LocalSecondaryIndexes": [index.definition for index in INDEXES if index.is_local],
+        "GlobalSecondaryIndexes": [index.definition for index in INDEXES if not index.is_local],
+    }
+
+
+def cloud_formation(table: str) -> str:
+    """The table as a CloudFormation template, for those who may not let a program make it."""
+    properties = {
+        **table_definition(table),
+        "TimeToLiveSpecification": {"AttributeName": TTL, "Enabled": True},
+        "PointInTimeRecoverySpecification": {"PointInTimeRecoveryEnabled": True},
+    }
+    resource = {"Type": "AWS::DynamoDB::Table", "DeletionPolicy": "Retain", "Properties": properties}
+    template = {
+        "AWSTemplateFormatVersion": "2010-09-09",
+        "Description": "The table of a kode_core store",
+        "Resources": {"KodeTable": resource},
+    }
+    return json.dumps(template, indent=2) + "\n"

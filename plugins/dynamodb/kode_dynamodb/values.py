@@ -1,0 +1,265 @@
+"""Heads, items and parts as items of the table, and the keys by which they are found.
+
+Texts of up to 1 KB are strings; longer ones, and those with U+0000, are compressed, which saves write units. Keys of
+indexes are made of ASCII alone: agent ids stand in them as hexadecimal digits, whose order is that of their bytes.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from kode_core.batch import Info, MessageIndex, ToolCallIndex
+from kode_core.codec import Body
+from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place
+from kode_core.errors import CorruptRecordError, PayloadTooLargeError
+from kode_dynamodb.connection import Record
+from kode_dynamodb.schema import BUCKETS, TTL
+
+__all__ = [
+    "HEAD",
+    "INDEX_PREFIX",
+    "agent_of",
+    "buckets",
+    "filed_row",
+    "found_head",
+    "found_item",
+    "found_meta",
+    "head_key",
+    "head_values",
+    "hexed",
+    "item_key",
+    "item_values",
+    "moment",
+    "parts_key",
+    "place_of",
+    "position_key",
+    "row_key",
+    "settled_values",
+    "text_of",
+]
+
+HEAD: Final = "head"
+INDEX_PREFIX: Final = {"messages": "m", "tool_calls": "t"}
+
+_PLAIN_BYTES: Final = 1024
+_META_BYTES: Final = 100_000
+_DAY_S: Final = 86_400
+_AGENT, _ITEMS, _PARTS = "a#", "i#", "p#"
+
+_Meta = tuple[str, int, tuple[tuple[str, str], ...]]
+_encode = msgspec.json.Encoder().encode
+_index = msgspec.json.Decoder(ItemIndex).decode
+_meta = msgspec.json.Decoder(_Meta).decode
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(HeadRecord).decode
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def _written(text: str) -> Record | None:
+    """A text as an attribute; None for an empty one, which is left out."""
+    if not text:
+        return None
+    raw = text.encode()
+    if len(raw) <= _PLAIN_BYTES and "\0" not in text:
+        return {"S": text}
+    return {"B": zlib.compress(raw, 1)}
+
+
+def text_of(value: Record | None) -> str:
+    """The text of an attribute; of one that is damaged, another text."""
+    if value is None:
+        return ""
+    if "S" in value:
+        return str(value["S"])
+    try:
+        return zlib.decompress(value["B"]).decode(errors="replace")
+    except zlib.error:
+        return ""
+
+
+def _number(value: int) -> Record:
+    return {"N": str(value)}
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def hexed(agent_id: str) -> str:
+    """An agent's id in the order of its bytes, in ASCII."""
+    return agent_id.encode().hex()
+
+
+def moment(milliseconds: int) -> str:
+    """A time in an order of characters."""
+    return f"{milliseconds + 2**63:020d}"
+
+
+def position_key(milliseconds: int, agent_id: str, position: int | None = None) -> str:
+    """The place of a session or a row in an index: ``!`` is before all hexadecimal digits."""
+    place = f"{moment(milliseconds)}/{hexed(agent_id)}!"
+    return place if position is None else f"{place}{position:012d}"
+
+
+def row_key(milliseconds: int, position: int) -> str:
+    """The place of a row among those of one agent."""
+    return f"{moment(milliseconds)}/{position:012d}"
+
+
+def buckets(kind: str) -> list[str]:
+    """The partitions of a global index, for one kind of item."""
+    return [f"{kind}{n}" for n in range(BUCKETS)]
+
+
+def _bucket(kind: str, agent_id: str, salt: str = "") -> Record:
+    digest = blake2b(f"{agent_id}\0{salt}".encode(), digest_size=2).digest()
+    return {"S": f"{kind}{int.from_bytes(digest, 'big') % BUCKETS}"}
+
+
+def head_key(agent_id: str) -> Record:
+    """The key of an agent's head."""
+    return {"pk": {"S": _AGENT + agent_id}, "sk": {"S": HEAD}}
+
+
+def agent_of(found: Record) -> str:
+    """The agent of a head's key."""
+    return str(found["pk"]["S"][len(_AGENT) :])
+
+
+def items_pk(place: Place) -> Record:
+    """The partition of a place's items."""
+    return {"S": f"{_ITEMS}{place.epoch}#{place.agent_id}"}
+
+
+def parts_pk(place: Place) -> Record:
+    """The partition of a place's parts."""
+    return {"S": f"{_PARTS}{place.epoch}#{place.agent_id}"}
+
+
+def place_of(found: Record) -> Place:
+    """The place of an item's key."""
+    epoch, _, agent_id = found["pk"]["S"][len(_ITEMS) :].partition("#")
+    return Place(agent_id, epoch)
+
+
+def item_key(place: Place, key: str) -> Record:
+    """The key of an item."""
+    return {"pk": items_pk(place), "sk": {"S": key}}
+
+
+def parts_key(place: Place, key: str, rev: int, number: int) -> Record:
+    """The key of a part."""
+    return {"pk": parts_pk(place), "sk": {"S": f"{key}/{rev:019d}/{number:06d}"}}
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def head_values(head: HeadRecord) -> dict[str, Record | None]:
+    """All of a head but its lease; None for what it does not have."""
+    info, known = head.info, _bucket("h", head.agent_id)
+    stamp = position_key(head.updated_at, head.agent_id)
+    return {
+        "hx": {"S": hexed(head.agent_id)},
+        "rev": _number(head.rev),
+        "u": _number(head.updated_at),
+        "mc": _number(head.messages.count),
+        "tc": _number(head.tool_calls.count),
+        "hb": known if head.is_used else None,
+        "up": {"S": stamp} if head.is_used else None,
+        "nb": None if info is None else known,
+        "cr": None if info is None else {"S": position_key(info.created_at, head.agent_id)},
+        "meta": None if info is None else {"B": _meta_of(info)},
+        **settled_values(head),
+    }
+
+
+def settled_values(head: HeadRecord) -> dict[str, Record | None]:
+    """What of a head changes when it is settled; what is left of a deleted agent is removed by the service in time.
+
+    The head as a whole is one attribute: moto changes those of an item one after the other, and shows that to readers.
+    """
+    is_tombstone = head.is_settled and not head.is_used and head.info is None
+    return {
+        "hd": {"B": zlib.compress(_pack(head), 1)},
+        "pd": None if head.is_settled else {"S": "p"},
+        TTL: _number(int(time.time()) + _DAY_S) if is_tombstone else None,
+    }
+
+
+def _meta_of(info: Info) -> bytes:
+    """By what a session is found; as one value, because a global index is written again when one of its values is."""
+    packed = zlib.compress(_encode((info.template_id, info.created_at, info.metadata)), 1)
+    if len(packed) > _META_BYTES:
+        raise PayloadTooLargeError("the info's metadata has more keys than fit into an item of DynamoDB")
+    return packed
+
+
+def found_meta(found: Record) -> Info | None:
+    """An info without its body, of a head or an entry of an index; None where there is none."""
+    if "meta" not in found:
+        return None
+    try:
+        template_id, created_at, pairs = _meta(zlib.decompress(found["meta"]["B"]))
+    except (zlib.error, msgspec.MsgspecError):
+        raise CorruptRecordError(f"agent {agent_of(found)!r}", "what its info is found by is damaged") from None
+    return Info(Body("", b""), template_id, created_at, pairs)
+
+
+def found_head(found: Record) -> HeadRecord | None:
+    """The head of an item; None when there is a lease alone."""
+    if "hd" not in found:
+        return None
+    try:
+        return _unpack(zlib.decompress(found["hd"]["B"]))
+    except (zlib.error, msgspec.MsgspecError):
+        raise CorruptRecordError(f"agent {agent_of(found)!r}", "its head is damaged") from None
+
+
+# --- items ------------------------------------------------------------------------------------------------------------
+
+
+def item_values(place: Place, item: Item) -> Record:
+    """An item."""
+    values: dict[str, Record | None] = {
+        **item_key(place, item.key),
+        "rev": _number(item.rev),
+        "t": _number(item.time),
+        "h": {"B": item.body.digest},
+        "ix": _written(_encode(item.index).decode()),
+        "ev" if isinstance(item.index, EventIndex) else "b": _written(item.body.text),
+        "p": _number(item.parts) if item.parts else None,
+        "alt": None if item.alt is None else {"S": item.alt},
+    }
+    if isinstance(item.index, (MessageIndex, ToolCallIndex)):
+        position = int(item.key[2:])
+        values["ts"] = {"S": f"{item.key[0]}/{row_key(item.time, position)}"}
+        values["rb"] = _bucket(item.key[0], place.agent_id)
+        values["row"] = {"S": position_key(item.time, place.agent_id, position)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def filed_row(found: Record) -> tuple[int, ItemIndex, int]:
+    """The time, the index and the revision of a row's entry in an index."""
+    return int(found["t"]["N"]), _index(text_of(found["ix"])), int(found["rev"]["N"])
+
+
+def found_item(found: Record) -> Item:
+    """An item; its text is empty where it was not asked for."""
+    value: Any = found.get("b") or found.get("ev")
+    milliseconds, index, rev = filed_row(found)
+    return Item(
+        key=found["sk"]["S"],
+        rev=rev,
+        body=Body(text_of(value), bytes(found["h"]["B"])),
+        index=index,
+        time=milliseconds,
+        alt=found["alt"]["S"] if "alt" in found else None,
+        parts=int(found["p"]["N"]) if "p" in found else 0,
+    )

@@ -1,0 +1,48 @@
+"""Emulators for the tests of the DynamoDB backend."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kode_conformance.servers import unavailable
+from kode_dynamodb import DynamoDBOptions
+from kode_dynamodb.servers import KEY, SECRET, Emulator, LocalServer, MotoServer, NoServerError, shared_server
+
+
+def emulator(kind: Any) -> Emulator:
+    try:
+        return shared_server(kind)
+    except NoServerError as exc:
+        unavailable(exc, optional=kind is LocalServer)
+
+
+@pytest.fixture(params=[MotoServer, LocalServer], ids=["moto", "local"])
+def options(request: pytest.FixtureRequest) -> DynamoDBOptions:
+    """Of a table of its own on either emulator; the table does not exist yet."""
+    return options_on(emulator(request.param))
+
+
+@pytest.fixture
+def moto() -> DynamoDBOptions:
+    """Of a table of its own on moto."""
+    return options_on(emulator(MotoServer))
+
+
+@pytest.fixture
+def own_moto() -> Iterator[MotoServer]:
+    """A running emulator that nobody else uses."""
+    with MotoServer() as server:
+        yield server
+
+
+def options_on(server: Emulator) -> DynamoDBOptions:
+    return DynamoDBOptions(
+        table=f"kode-{secrets.token_hex(6)}",
+        endpoint_url=server.endpoint_url,
+        region="us-east-1",
+        access_key_id=KEY,
+        secret_access_key=SECRET,
+    )

@@ -1,0 +1,56 @@
+"""Networks fail: nothing acknowledged is lost, nothing is written twice, and every call ends in time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from kode_conformance.faults import FaultProxy
+from kode_conformance.load import give_up
+from kode_conformance.network import NEW, Link, NetworkTests
+from kode_dynamodb.servers import KEY, SECRET, MotoServer
+
+from kode_core import ExtendedStore, create_extended_store
+
+
+def opener(port: int, *, transactions: bool) -> Callable[..., Awaitable[ExtendedStore]]:
+    settings = {"region": "us-east-1", "access_key_id": KEY, "secret_access_key": SECRET, "transactions": transactions}
+    url = f"http://127.0.0.1:{port}"
+    return lambda **how: create_extended_store(
+        type="dynamodb", table="kode", endpoint_url=url, **{"max": 8, **settings, **how}
+    )
+
+
+@pytest.fixture(params=[True, False], ids=["transactions", "one by one"])
+def transactions(request: pytest.FixtureRequest) -> bool:
+    if not request.param and request.config.getoption("kode_tier") == "quick":
+        pytest.skip("runs at --kode-tier standard")
+    return bool(request.param)
+
+
+class TestNetwork(NetworkTests):
+    appends = 80
+
+    @pytest.fixture
+    async def link(self, own_moto: MotoServer, transactions: bool) -> AsyncIterator[Link]:
+        with FaultProxy("127.0.0.1", own_moto.port, seed=5) as proxy:
+            link = Link(
+                proxy,
+                opener(own_moto.port, transactions=transactions),
+                opener(proxy.port, transactions=transactions),
+            )
+            await (await link.directly()).exists("a")  # the table is made before anything fails
+            yield link
+            await link.close()
+
+
+async def test_calls_that_are_given_up_leave_nothing_behind(own_moto: MotoServer) -> None:
+    """Cancelled at random: no connection and no lock is held, and others go on at once."""
+    rng = random.Random(4)
+    async with await opener(own_moto.port, transactions=True)() as store:
+        await give_up(store, rng, 60)
+        async with asyncio.timeout(20):
+            await store.append_messages("a", [NEW])
+            await store.append_messages("new", [NEW])
