@@ -1,7 +1,8 @@
 """``make bench``: all measurements on all backends, or those that are named in ``ARGS``.
 
-Backends are sqlite and postgres; parts are startup, turns, workers, streams, follow, searches and forks. peers, other
-projects that keep conversations, are measured only when they are named.
+Backends are sqlite and postgres; parts are startup, turns, workers, streams, follow, searches and forks, and matrix, a
+table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some of them). peers, other projects
+that keep conversations, are measured only when they are named.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tests.benchmarks import follow, forks, peers, searches, startup, streams, turns, workers
+from tests.benchmarks import follow, forks, matrix, peers, searches, startup, streams, turns, workers
 from tests.benchmarks.backends import BACKENDS, NoServerError
 from tests.benchmarks.measure import Report
 
@@ -32,6 +33,10 @@ async def main(names: list[str]) -> int:
     chosen = [name for name in names if name in BACKENDS]
     report = Report()
     print("Ratios tell; milliseconds are this machine's, today.")
+    if "matrix" in names:
+        await matrix.run(report, [name for name in names if name in matrix.PLACES])
+        report.save(Path("bench/results.json"))
+        return 0
     for name in chosen or BACKENDS:
         try:
             async with BACKENDS[name].available() as backend:
@@ -44,6 +49,8 @@ async def main(names: list[str]) -> int:
             if chosen:
                 sys.exit(f"{name}: {exc}")
             print(f"\n{name} is left out: {exc}")
+    if not names:
+        await matrix.run(report, [])
     if not report.rows:
         return 1
     report.save(Path("bench/results.json"))
@@ -53,7 +60,7 @@ async def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    unknown = [name for name in sys.argv[1:] if name not in {*PARTS, *EXTRAS, *BACKENDS}]
+    unknown = [name for name in sys.argv[1:] if name not in {*PARTS, *EXTRAS, *BACKENDS, *matrix.PLACES, "matrix"}]
     if unknown:
-        sys.exit(f"no such part: {unknown[0]}; there are {', '.join([*BACKENDS, *PARTS, *EXTRAS])}")
+        sys.exit(f"no such part: {unknown[0]}; there are {', '.join([*matrix.PLACES, *PARTS, 'matrix', *EXTRAS])}")
     sys.exit(asyncio.run(main(sys.argv[1:])))
