@@ -2,15 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
-STORES ?= memory json sqlite sqlite-hybrid postgres postgres-hybrid
+STORES ?= memory json sqlite sqlite-hybrid postgres postgres-hybrid mongo mongo-pymongo mongo-standalone \
+	dynamodb dynamodb-local
 TIER ?= standard
 
 export TMPDIR := $(CURDIR)/.tmp
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproject.toml conformance/pyproject.toml
-PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_conformance -p kode_duckdb
+PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproject.toml plugins/mongo/pyproject.toml \
+	plugins/dynamodb/pyproject.toml conformance/pyproject.toml
+PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_mongo -p kode_dynamodb -p kode_conformance -p kode_duckdb
 
 .PHONY: help demo test selftest lint format conformance matrix bench clean
 
@@ -22,7 +24,7 @@ help:
 	@echo "make selftest  hold the conformance suite to stores that are faulty on purpose: minutes"
 	@echo "make conformance  judge all stores (TIER=quick, standard or thorough; reports in conformance-reports/)"
 	@echo "make matrix  put what 'make conformance' found into the README"
-	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=peers for others)"
+	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=matrix for a table of all)"
 	@echo "make clean   remove what the targets made"
 
 demo: .venv/.run

@@ -167,7 +167,8 @@ def test_commands_run(page: Path, block: Block, tmp_path: Path) -> None:
         elif words[0] == "pip":
             for package in (re.sub(r"\[.*", "", word) for word in words[2:] if word != "-e"):
                 assert (
-                    package in ("kode-core", "kode-sqlite", "kode-postgres", "kode-conformance")
+                    package
+                    in {f"kode-{name}" for name in ("core", "sqlite", "postgres", "mongo", "dynamodb", "conformance")}
                     or (ROOT / package / "pyproject.toml").is_file()
                 ), line
         else:
@@ -207,12 +208,15 @@ def headings(page: Path) -> set[str]:
 
 def test_every_option_is_documented() -> None:
     """Every option of the store and of the backends is in the guides."""
+    from kode_dynamodb import DynamoDBOptions
+    from kode_mongo import MongoOptions
+    from kode_postgres import PostgresOptions
     from kode_sqlite import SqliteOptions
 
     from kode_core.backends.json_files import JsonOptions
 
     guides = "".join(page.read_text() for page in (ROOT / "docs" / "guides").glob("*.md"))
-    for options in (StoreOptions, SqliteOptions, JsonOptions):
+    for options in (StoreOptions, SqliteOptions, JsonOptions, PostgresOptions, MongoOptions, DynamoDBOptions):
         for field in msgspec.structs.fields(options):
             assert f"`{field.name}`" in guides, f"{options.__name__}.{field.name}"
 

@@ -157,7 +157,7 @@ def test_what_it_says(tmp_path: Path) -> None:
         (f"{LONGEST}t", "at most 20 characters"),
         ("", "cannot name a backend"),
         ("sqlite", "there is a backend sqlite already, of kode-sqlite"),
-        ("mongo", "the name of another package"),
+        ("mongo", "there is a backend mongo already, of kode-mongo"),
         ("conformance", "the name of another package"),
     ],
 )

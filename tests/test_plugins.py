@@ -25,7 +25,7 @@ from kode_core import (
 )
 from kode_core.engine import Engine
 from kode_core.layers import Layer
-from kode_core.plugins import Plugins, hookimpl, registry
+from kode_core.plugins import FIRST_PARTY, Plugins, hookimpl, registry
 from kode_core.store.book import Operation
 
 Install = Callable[..., None]
@@ -73,12 +73,11 @@ async def test_a_backend_is_found_by_name(install: Install) -> None:
         assert len(await store.load_messages("a")) == 1
 
 
-def test_a_first_party_backend_that_is_missing() -> None:
+def test_a_first_party_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend of ours that is not installed is answered with the command that installs it."""
-    with pytest.raises(
-        UnknownBackendError, match=r"'dynamodb' is not installed; run: pip install kode-dynamodb \(installed: "
-    ):
-        Plugins(()).backend("dynamodb")
+    monkeypatch.setitem(FIRST_PARTY, "acme", "kode-acme")
+    with pytest.raises(UnknownBackendError, match=r"'acme' is not installed; run: pip install kode-acme \(installed: "):
+        Plugins(()).backend("acme")
 
 
 def test_a_misspelt_backend() -> None:
