@@ -11,6 +11,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, get_args, get_origin
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -112,7 +113,11 @@ def _from_url(url: str, find: BackendFinder) -> _Wanted:
 
 def _masked(split: SplitResult) -> str:
     """The URL without what may be secret."""
+    if split.netloc and "@" in split.path:  # a password with a slash that was not quoted
+        return f"{split.scheme}://…"
     where = split.hostname or ""
+    with suppress(ValueError):  # of several hosts the first is told
+        where += f":{split.port}" if split.port else ""
     return f"{split.scheme}://{where}{split.path}" if split.scheme else split.path
 
 

@@ -225,3 +225,16 @@ def test_paths_may_be_paths() -> None:
     assert (
         configure({"type": "sqlite", "db_path": Path("x/a.db")}, {}, registry.backend, {}).options.db_path == "x/a.db"
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgres://u:s3cret@h:5433/d", "the URL postgres://h:5433/d"),
+        ("mongodb://u:s3cret@a:1,b:2/d?replicaSet=r", "the URL mongodb://a/d"),
+        ("postgres://u:s3/cret@h/d", "the URL postgres://…"),
+    ],
+)
+def test_a_source_names_the_server_and_no_password(url: str, shown: str) -> None:
+    """With its port, where there is one; of what is malformed, less."""
+    assert configure(url, {}, registry.backend, {}).source == shown
