@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from kode_postgres.servers import NoServerError, shared_server
+from kode_postgres.servers import shared_server
 
 import kode_core
 from conformance.tests.zoo.base import load_mutants
 from kode_core import errors
 from kode_core.config import StoreOptions
-from plugins.postgres.tests.conftest import unavailable
+from plugins.postgres.tests.conftest import had
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -71,10 +71,7 @@ def settings(request: pytest.FixtureRequest, alone: None, monkeypatch: pytest.Mo
     if page is None or page.name != "postgres.md":
         yield
         return
-    try:
-        server = shared_server()
-    except NoServerError as exc:
-        unavailable(exc)
+    server = had(shared_server)
     name = f"kode_{secrets.token_hex(6)}"
     asyncio.run(server.execute(f"CREATE DATABASE {name}"))
     address = urlsplit(server.url(name))

@@ -25,10 +25,9 @@ import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from enum import Enum
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from kode_conformance.servers import free_port
+from kode_conformance.servers import Startable, free_port
 
 __all__ = ["Counts", "FaultProxy", "Faults", "Mode"]
 
@@ -109,7 +108,7 @@ class _Wanted:
     skip: int
 
 
-class FaultProxy:
+class FaultProxy(Startable):
     """Listens on 127.0.0.1 and passes on to a server; used with ``with``, or with ``start`` and ``close``.
 
     Attributes:
@@ -168,14 +167,6 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
     # --- in the thread
 

@@ -28,11 +28,12 @@ from kode_core.errors import PayloadTooLargeError
 from kode_core.model import UnknownBlock
 from kode_core.store import EngineStore
 
-__all__ = ["Held", "OpenRecords", "RecordStoreTests", "a_head", "a_message"]
+__all__ = ["PLACE", "Held", "OpenRecords", "RecordStoreTests", "a_head", "a_message"]
 
 OpenRecords: TypeAlias = Callable[[], Awaitable[RecordStore]]
 
 PLACE: Final = Place("a", "0" * 16)
+"""Where the items of the tests are."""
 MESSAGES: Final = Span(first="m/", last="m/~")
 
 
@@ -52,10 +53,10 @@ def _item(key: str, rev: int, text: str, **fields: Any) -> Item:
     return Item(key=key, rev=rev, body=Body(text, text.encode()[:16]), time=7, **fields)
 
 
-async def _fence(records: RecordStore, owner: str = "me") -> Fence:
-    token = await records.acquire_lease("a", owner, 60_000)
+async def _fence(records: RecordStore) -> Fence:
+    token = await records.acquire_lease("a", "me", 60_000)
     assert token is not None
-    return Fence(owner, token)
+    return Fence("me", token)
 
 
 class Held:

@@ -15,22 +15,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final, NoReturn
+from types import TracebackType
+from typing import IO, Final, Self, TypeVar
 
 from kode_conformance import guardian
 
 __all__ = [
     "Account",
+    "LocalProcess",
     "NoServerError",
     "ServerFailedError",
     "ServerProcess",
+    "Startable",
     "free_port",
+    "had",
     "scratch_folder",
-    "unavailable",
 ]
 
+T = TypeVar("T")
 NOBODY: Final = 65534
 _PORTS: Final = range(15000, 32000)
 """Below those that systems give to outgoing connections, so that a server finds its port again when it restarts."""
@@ -49,13 +54,19 @@ class NoServerError(RuntimeError):
         self.reason, self.remedy = reason, remedy
 
 
-def unavailable(error: NoServerError, *, optional: bool = False) -> NoReturn:
-    """Skip the test with what would make it run; fail it in CI, where everything has to be there but the *optional*."""
+def had(make: Callable[[], T], *, optional: bool = False) -> T:
+    """The server that *make* gives. Without one the test is skipped, with what would make it run.
+
+    In CI, where everything has to be there that is not *optional*, it fails.
+    """
     import pytest
 
-    if os.environ.get("CI") == "true" and not optional:
-        pytest.fail(str(error))
-    pytest.skip(str(error))
+    try:
+        return make()
+    except NoServerError as exc:
+        if os.environ.get("CI") == "true" and not optional:
+            pytest.fail(str(exc))
+        pytest.skip(str(exc))
 
 
 class ServerFailedError(RuntimeError):
@@ -262,3 +273,42 @@ class ServerProcess:
             self._process.wait()
             self._home.tell(f"- {self.pid}")
             self._process = None
+
+
+class Startable(ABC):
+    """What a test starts: used with ``with``, or with ``start`` and ``close``."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start it, and return when it can be used."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, and remove what it left."""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LocalProcess(Startable):
+    """A server that is a :class:`ServerProcess` of this one."""
+
+    _process: ServerProcess
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process.is_running
+
+    def pause(self) -> None:
+        """Hold all its processes, so that connections stay open and nobody answers."""
+        self._process.pause()
+
+    def resume(self) -> None:
+        """End a pause."""
+        self._process.resume()

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 __all__ = ["Watcher"]
 
-_NOT_TOLD_S: Final = 3.0
+_LOST_S: Final = 3.0
 
 Wake = Callable[[], None]
 
@@ -53,8 +53,9 @@ class Watcher(ABC):
 
     @abstractmethod
     async def listen(self) -> None:
-        """Keep ``told`` true and ``wake`` until the connection breaks or is not needed any more.
+        """Keep ``told`` true and ``wake`` until the connection is not needed any more, or others are watched.
 
+        An error of ``lost`` is raised when it breaks.
         Whoever is told of for the first time has to be woken: what was written before has to be looked for.
         """
 
@@ -90,12 +91,15 @@ class Watcher(ABC):
     async def _run(self) -> None:
         try:
             while self.watches:
-                with suppress(*self.lost):
+                is_lost = False
+                try:
                     await self.listen()
-                was_told, self.told = self.told, frozenset()
+                except self.lost:
+                    is_lost = True
+                self.told = frozenset()
                 self.wake(self.watches)
-                if not was_told and self.watches:
-                    await asyncio.sleep(random.uniform(0.2, 1.0) * _NOT_TOLD_S)  # noqa: S311
+                if is_lost and self.watches:  # all who lost a server at once do not come back at once
+                    await asyncio.sleep(random.uniform(0.2, 1.0) * _LOST_S)  # noqa: S311
         finally:
             self.told = frozenset()
             self._task = None

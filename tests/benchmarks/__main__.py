@@ -1,8 +1,8 @@
 """``make bench``: all measurements on all backends, or those that are named in ``ARGS``.
 
-Backends are sqlite and postgres; parts are startup, turns, workers, streams, follow, searches and forks, and matrix, a
-table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some of them). peers, other projects
-that keep conversations, are measured only when they are named.
+The parts startup, turns, workers, streams, follow, searches and forks measure sqlite and postgres beside bare drivers;
+matrix is a table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some of them; the others
+have nothing else). peers, other projects that keep conversations, are measured only when they are named.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from tests.benchmarks import follow, forks, matrix, peers, searches, startup, streams, turns, workers
 from tests.benchmarks.backends import BACKENDS, NoServerError
@@ -29,14 +30,25 @@ EXTRAS = {"peers": peers}
 
 async def main(names: list[str]) -> int:
     known = {**PARTS, **EXTRAS}
-    parts = [name for name in names if name in known] or list(PARTS)
-    chosen = [name for name in names if name in BACKENDS]
+    parts = [name for name in names if name in known]
+    places = [name for name in names if name in matrix.PLACES]
+    has_matrix = not names or "matrix" in names or any(name not in BACKENDS for name in places)
     report = Report()
     print("Ratios tell; milliseconds are this machine's, today.")
-    if "matrix" in names:
-        await matrix.run(report, [name for name in names if name in matrix.PLACES])
-        report.save(Path("bench/results.json"))
-        return 0
+    if parts or not has_matrix or not names:
+        await _beside_floors(report, [known[part] for part in parts or PARTS], [n for n in places if n in BACKENDS])
+    if has_matrix:
+        await matrix.run(report, places)
+    if not report.rows:
+        return 1
+    report.save(Path("bench/results.json"))
+    missed = [f"{row.backend}: {row.name.strip()}" for row in report.rows if row.met is False]
+    print(f"targets missed: {'; '.join(missed) or 'none'}")
+    return 0
+
+
+async def _beside_floors(report: Report, parts: list[ModuleType], chosen: list[str]) -> None:
+    """The parts on the backends that have a floor."""
     for name in chosen or BACKENDS:
         try:
             async with BACKENDS[name].available() as backend:
@@ -44,19 +56,11 @@ async def main(names: list[str]) -> int:
                 report.versions[name] = backend.version
                 print(f"\n{backend.title}, {backend.version}")
                 for part in parts:
-                    await known[part].run(report, backend)
+                    await part.run(report, backend)
         except NoServerError as exc:
             if chosen:
                 sys.exit(f"{name}: {exc}")
             print(f"\n{name} is left out: {exc}")
-    if not names:
-        await matrix.run(report, [])
-    if not report.rows:
-        return 1
-    report.save(Path("bench/results.json"))
-    missed = [f"{row.backend}: {row.name.strip()}" for row in report.rows if row.met is False]
-    print(f"targets missed: {'; '.join(missed) or 'none'}")
-    return 0
 
 
 if __name__ == "__main__":

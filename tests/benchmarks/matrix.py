@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import kode_dynamodb.servers as emulators
 import kode_mongo.servers as mongo
-import kode_postgres.servers as postgres
 from kode_conformance.servers import NoServerError
 
 from kode_core import ExtendedStore, create_extended_store
-from tests.benchmarks.backends import Options
+from tests.benchmarks.backends import BACKENDS, Options
 from tests.benchmarks.measure import Report, Row, interleaved
 from tests.benchmarks.workload import Agent, an_event, an_info
 
@@ -37,35 +36,35 @@ class Place(NamedTuple):
     """
 
     title: str
-    options: Callable[[], object]
+    options: Callable[[], AbstractAsyncContextManager[Options]]
     scale: float = 1.0
 
 
-@contextmanager
-def _in_memory() -> Iterator[Options]:
+@asynccontextmanager
+async def _in_memory() -> AsyncIterator[Options]:
     yield {"type": "memory"}
 
 
-@contextmanager
-def _in_files(kind: str, option: str) -> Iterator[Options]:
+@asynccontextmanager
+async def _in_files() -> AsyncIterator[Options]:
     with tempfile.TemporaryDirectory(prefix="kode-bench-") as folder:
-        yield {"type": kind, option: f"{folder}/agents"}
+        yield {"type": "json", "base_dir": folder}
 
 
-@contextmanager
-def _on_postgres() -> Iterator[Options]:
-    with postgres.LocalServer() as server:
-        yield {"type": "postgres", "dsn": server.dsn}
+@asynccontextmanager
+async def _of(name: str) -> AsyncIterator[Options]:
+    async with BACKENDS[name].available() as backend, backend.space() as options:
+        yield options
 
 
-@contextmanager
-def _on_mongo() -> Iterator[Options]:
+@asynccontextmanager
+async def _on_mongo() -> AsyncIterator[Options]:
     with mongo.LocalServer() as server:
         yield {"type": "mongo", "uri": server.uri}
 
 
-@contextmanager
-def _on_emulator(kind: type[emulators.MotoServer | emulators.LocalServer]) -> Iterator[Options]:
+@asynccontextmanager
+async def _on_emulator(kind: type[emulators.MotoServer | emulators.LocalServer]) -> AsyncIterator[Options]:
     keys = {"access_key_id": emulators.KEY, "secret_access_key": emulators.SECRET, "region": "us-east-1"}
     with kind() as server:
         patient = {"timeout_ms": 600_000, "command_timeout_millis": 60_000}
@@ -74,9 +73,9 @@ def _on_emulator(kind: type[emulators.MotoServer | emulators.LocalServer]) -> It
 
 PLACES: Mapping[str, Place] = {
     "memory": Place("memory", _in_memory),
-    "json": Place("JSON files", lambda: _in_files("json", "base_dir")),
-    "sqlite": Place("SQLite", lambda: _in_files("sqlite", "db_path")),
-    "postgres": Place("PostgreSQL", _on_postgres),
+    "json": Place("JSON files", _in_files),
+    "sqlite": Place("SQLite", lambda: _of("sqlite")),
+    "postgres": Place("PostgreSQL", lambda: _of("postgres")),
     "mongo": Place("MongoDB", _on_mongo),
     "dynamodb": Place("moto (emulator)", lambda: _on_emulator(emulators.MotoServer), 0.1),
     "dynamodb-local": Place("DynamoDB Local (emulator)", lambda: _on_emulator(emulators.LocalServer), 0.1),
@@ -139,10 +138,8 @@ async def run(report: Report, names: list[str]) -> None:
         report.backend = name
         print(f"{place.title} …", flush=True)
         try:
-            with ExitStack() as stack:
-                options = stack.enter_context(place.options())  # type: ignore[arg-type]
-                async with create_extended_store(options) as store:
-                    found[name] = await _measure(store, place.scale)
+            async with place.options() as options, create_extended_store(options) as store:
+                found[name] = await _measure(store, place.scale)
         except NoServerError as exc:
             print(f"{place.title} is left out: {exc}")
     for name, measured in found.items():

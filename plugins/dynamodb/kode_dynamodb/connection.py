@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import aioboto3
 from aiobotocore.config import AioConfig
 
+from kode_core.engines.calls import made
 from kode_core.errors import ConfigurationError
-from kode_dynamodb.calls import made
 from kode_dynamodb.errors import DRIVER_ERRORS, is_in_doubt, is_refused, is_throttled, is_transient, to_kode_error
 from kode_dynamodb.options import DynamoDBOptions
 
@@ -226,7 +226,9 @@ async def connect(options: DynamoDBOptions) -> Connection:
     loop = asyncio.get_running_loop()
     clients = _clients.setdefault(loop, {})
     key = _key(options)
-    shared = clients.setdefault(key, _Shared(options)) if key not in clients else clients[key]
+    if key not in clients:
+        clients[key] = _Shared(options)
+    shared = clients[key]
     shared.users += 1
 
     async def release() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from kode_core.batch import Fence
 from kode_core.errors import OutcomeUnknownError
 from kode_dynamodb.connection import Connection, Record
-from kode_dynamodb.schema import TTL
+from kode_dynamodb.schema import DAY_S, TTL
 from kode_dynamodb.values import head_key
 
 __all__ = ["Condition", "Leases"]
@@ -21,7 +21,6 @@ __all__ = ["Condition", "Leases"]
 _WANTED: Final = "lo, ln, lr, lt, #rev, #ttl"
 _NAMES: Final = {"#rev": "rev", "#ttl": TTL}
 _KEPT: Final = 10_000
-_DAY_S: Final = 86_400
 _DOUBT_S: Final = 3.0
 
 
@@ -81,7 +80,7 @@ class Leases:
         names: Record = {}
         if "rev" not in found or TTL in found:  # nothing but a lease: it is removed a day after it ended
             change, names = f"{change}, #ttl = :ttl", {"ExpressionAttributeNames": {"#ttl": TTL}}
-            values[":ttl"] = {"N": str(int(time.time() + ttl_ms / 1000) + _DAY_S)}
+            values[":ttl"] = {"N": str(int(time.time() + ttl_ms / 1000) + DAY_S)}
         taken = await self._connection.write(
             "update_item",
             Key=key,
@@ -152,7 +151,7 @@ class Leases:
     def _trim(self) -> None:
         if len(self._until) >= _KEPT:
             now = time.monotonic()
-            self._until = {key: end for key, end in self._until.items() if end > now - _DAY_S}
+            self._until = {key: end for key, end in self._until.items() if end > now - DAY_S}
 
 
 def _of(fence: Fence) -> Condition:

@@ -19,12 +19,14 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-__all__ = ["BUCKETS", "SCHEMA_VERSION", "TTL", "Index", "cloud_formation", "table_definition"]
+__all__ = ["BUCKETS", "DAY_S", "SCHEMA_VERSION", "TTL", "Index", "cloud_formation", "table_definition"]
 
 SCHEMA_VERSION: Final = 1
 BUCKETS: Final = 4
 """How many partitions a global index is spread over. A constant of the schema: existing items keep theirs."""
 TTL: Final = "ttl"
+DAY_S: Final = 86_400
+"""How long what is over is kept before the service may remove it."""
 
 
 class Index(NamedTuple):

@@ -14,10 +14,9 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
-from kode_conformance.servers import Account, NoServerError, ServerProcess, free_port, scratch_folder
+from kode_conformance.servers import Account, LocalProcess, NoServerError, ServerProcess, free_port, scratch_folder
 
 __all__ = [
     "ENDPOINT_VARIABLE",
@@ -52,7 +51,7 @@ class Emulator:
         self.endpoint_url = endpoint_url
 
 
-class _Started(Emulator):
+class _Started(Emulator, LocalProcess):
     """An emulator that is started here; used with ``with``, or with ``start`` and ``close``. All is in its memory."""
 
     def __init__(self, name: str) -> None:
@@ -63,11 +62,6 @@ class _Started(Emulator):
 
     def _command(self) -> list[str]:
         raise NotImplementedError
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
-        return self._process.is_running
 
     def start(self) -> Self:
         """Start it, and return when it takes connections.
@@ -82,26 +76,10 @@ class _Started(Emulator):
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def pause(self) -> None:
-        """Hold it, so that connections stay open and nobody answers."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """End a pause."""
-        self._process.resume()
-
     def close(self) -> None:
         """End it, and all that it knows."""
         self._process.kill()
         shutil.rmtree(self._home, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class MotoServer(_Started):

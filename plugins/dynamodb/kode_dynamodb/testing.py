@@ -13,8 +13,9 @@ from kode_conformance.faults import FaultProxy, Mode
 
 from kode_core import Store, create_extended_store
 from kode_core.batch import ListKind
+from kode_core.engines import calls
 from kode_core.engines.record_state import row_key
-from kode_dynamodb import calls, connection
+from kode_dynamodb import connection
 from kode_dynamodb.connection import Connection, Record
 from kode_dynamodb.options import DynamoDBOptions
 from kode_dynamodb.servers import KEY, SECRET, Emulator, LocalServer, MotoServer, shared_server
@@ -33,6 +34,7 @@ class MotoHarness(StoreHarness):
     name = "dynamodb"
     secrets: Sequence[str] = (SECRET,)
     emulator: ClassVar[Any] = MotoServer
+    patience = 8.0
     transactions: ClassVar[bool] = False  # moto copies the table, once for every item of one
 
     def _server(self) -> Emulator:
@@ -55,7 +57,7 @@ class MotoHarness(StoreHarness):
             "secret_access_key": SECRET,
             "transactions": self.transactions,
             "connection_timeout_millis": 1000,
-            "command_timeout_millis": 4000,
+            "command_timeout_millis": 30_000,
         }
 
     async def open(self, handle: Handle) -> Store:
@@ -142,7 +144,7 @@ class _looked:  # noqa: N801 - reads as a verb
     """A table behind a store's back."""
 
     def __init__(self, handle: Handle) -> None:
-        self._options = DynamoDBOptions(**{**handle, "command_timeout_millis": 30_000})
+        self._options = DynamoDBOptions(**{**handle, "command_timeout_millis": 60_000})
 
     async def __aenter__(self) -> Connection:
         self._connection = await connection.connect(self._options)

@@ -18,7 +18,7 @@ from kode_core.codec import Body
 from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError
 from kode_dynamodb.connection import Record
-from kode_dynamodb.schema import BUCKETS, TTL
+from kode_dynamodb.schema import BUCKETS, DAY_S, TTL
 
 __all__ = [
     "HEAD",
@@ -48,7 +48,6 @@ INDEX_PREFIX: Final = {"messages": "m", "tool_calls": "t"}
 
 _PLAIN_BYTES: Final = 1024
 _META_BYTES: Final = 100_000
-_DAY_S: Final = 86_400
 _AGENT, _ITEMS, _PARTS = "a#", "i#", "p#"
 
 _Meta = tuple[str, int, tuple[tuple[str, str], ...]]
@@ -189,7 +188,7 @@ def settled_values(head: HeadRecord) -> dict[str, Record | None]:
     return {
         "hd": {"B": zlib.compress(_pack(head), 1)},
         "pd": None if head.is_settled else {"S": "p"},
-        TTL: _number(int(time.time()) + _DAY_S) if is_tombstone else None,
+        TTL: _number(int(time.time()) + DAY_S) if is_tombstone else None,
     }
 
 

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kode_conformance.servers import unavailable
+from kode_conformance.servers import had
 from kode_dynamodb import DynamoDBOptions
-from kode_dynamodb.servers import KEY, SECRET, Emulator, LocalServer, MotoServer, NoServerError, shared_server
+from kode_dynamodb.servers import KEY, SECRET, Emulator, LocalServer, MotoServer, shared_server
 
 
 def emulator(kind: Any) -> Emulator:
-    try:
-        return shared_server(kind)
-    except NoServerError as exc:
-        unavailable(exc, optional=kind is LocalServer)
+    return had(lambda: shared_server(kind), optional=kind is LocalServer)
 
 
 @pytest.fixture(params=[MotoServer, LocalServer], ids=["moto", "local"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import kode_dynamodb
@@ -18,18 +17,13 @@ from kode_dynamodb.servers import KEY, SECRET
 from kode_core.config import configure
 from kode_core.errors import ConfigurationError
 from kode_core.plugins import API, registry
+from tests.test_cli import kode
 
 
 def options_of(target: Any, environ: dict[str, str] | None = None, **options: Any) -> DynamoDBOptions:
     found = configure(target, options, registry.backend, environ or {}).options
     assert isinstance(found, DynamoDBOptions)
     return found.resolved()
-
-
-def kode(*arguments: str) -> tuple[int, str, str]:
-    command = [str(Path(sys.executable).with_name("kode")), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_the_plugin_imports_no_driver() -> None:
@@ -88,15 +82,13 @@ def test_a_look_makes_no_table(moto: DynamoDBOptions, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     address = f"dynamodb://us-east-1/{moto.table}?endpoint_url={moto.endpoint_url}"
     for _ in range(2):
-        code, _, err = kode("--store", address, "sessions")
-        assert code == 2
+        _, err = kode("--store", address, "sessions", code=2)
         assert "is no dynamodb store of kode: a look makes none of it" in err
 
 
 def test_the_schema_can_be_printed() -> None:
     """``kode schema`` prints a template of CloudFormation."""
-    code, out, _ = kode("schema", "dynamodb://eu-central-1/agents", "--print")
-    assert code == 0
+    out, _ = kode("schema", "dynamodb://eu-central-1/agents", "--print")
     table = json.loads(out)["Resources"]["KodeTable"]["Properties"]
     assert table["TableName"] == "agents"
     indexes = table["LocalSecondaryIndexes"] + table["GlobalSecondaryIndexes"]

@@ -13,7 +13,7 @@ from aiobotocore.config import AioConfig
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 from kode_conformance import samples
-from kode_conformance.record_tests import OpenRecords, RecordStoreTests, a_message
+from kode_conformance.record_tests import PLACE, OpenRecords, RecordStoreTests, a_message
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 from kode_dynamodb.connection import Connection, connect
 from kode_dynamodb.errors import to_kode_error
@@ -22,7 +22,7 @@ from kode_dynamodb.schema import cloud_formation
 from msgspec.structs import asdict, replace
 
 from kode_core.batch import Fence
-from kode_core.engines.records import Place, Span
+from kode_core.engines.records import Span
 from kode_core.errors import (
     ConfigurationError,
     KodeError,
@@ -35,7 +35,6 @@ from kode_core.errors import (
     UnsupportedError,
 )
 
-PLACE = Place("a", "0" * 16)
 ALL = Span(first="!", last="~")
 
 

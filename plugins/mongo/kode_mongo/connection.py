@@ -18,8 +18,8 @@ from pymongo.errors import InvalidURI, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from kode_core.engines.calls import made
 from kode_core.errors import ConfigurationError
-from kode_mongo.calls import made
 from kode_mongo.errors import DRIVER_ERRORS, is_lost, to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import META

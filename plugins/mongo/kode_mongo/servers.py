@@ -17,13 +17,13 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import pymongo
 from kode_conformance.servers import (
     Account,
+    LocalProcess,
     NoServerError,
     ServerFailedError,
     ServerProcess,
@@ -73,7 +73,7 @@ class Server:
         return pymongo.MongoClient(self.uri, **options)
 
 
-class LocalServer(Server):
+class LocalServer(Server, LocalProcess):
     """A server that is started here; used with ``with``, or with ``start`` and ``close``.
 
     Its address stays the same when it is restarted. It is a replica set of one member, which takes writes when it has
@@ -97,11 +97,6 @@ class LocalServer(Server):
         said = self._process.account.run([str(self._program), "--version"]).stdout
         found = re.search(r"\d[\w.]*", said)
         return found[0] if found else said.strip()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
-        return self._process.is_running
 
     def start(self) -> Self:
         """Start it, and return when it takes writes; after a kill it recovers first.
@@ -168,26 +163,10 @@ class LocalServer(Server):
         self.stop()
         self.start()
 
-    def pause(self) -> None:
-        """Hold it, so that connections stay open and nobody answers."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """End a pause."""
-        self._process.resume()
-
     def close(self) -> None:
         """Stop it at once, and remove its data."""
         self.kill()
         shutil.rmtree(self.folder.parent, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def find_program() -> Path:

@@ -13,9 +13,9 @@ from kode_conformance.context import Unverified
 
 from kode_core import Store, create_extended_store
 from kode_core.batch import ListKind
+from kode_core.engines import calls
 from kode_core.engines.record_state import row_key
 from kode_core.engines.records import Place
-from kode_mongo import calls
 from kode_mongo.documents import id_of
 from kode_mongo.schema import COLLECTIONS, HEADS, ITEMS, META
 from kode_mongo.servers import URI_VARIABLE, LocalServer, Server, shared_server

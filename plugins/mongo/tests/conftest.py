@@ -6,17 +6,14 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from kode_conformance.servers import unavailable
-from kode_mongo.servers import LocalServer, NoServerError, Server, shared_server
+from kode_conformance.servers import had
+from kode_mongo.servers import LocalServer, Server, shared_server
 
 
 @pytest.fixture(scope="session")
 def server() -> Server:
     """The server that the tests of this process share; it stays up."""
-    try:
-        return shared_server()
-    except NoServerError as exc:
-        unavailable(exc)
+    return had(shared_server)
 
 
 @pytest.fixture
@@ -31,20 +28,12 @@ def database(server: Server) -> Iterator[str]:
 @pytest.fixture
 def own_server() -> Iterator[LocalServer]:
     """A running server that the test may kill, hold and restart."""
-    try:
-        server = LocalServer()
-    except NoServerError as exc:
-        unavailable(exc)
-    with server:
+    with had(LocalServer) as server:
         yield server
 
 
 @pytest.fixture
 def standalone_server() -> Iterator[LocalServer]:
     """A running server without a replica set."""
-    try:
-        server = LocalServer(standalone=True)
-    except NoServerError as exc:
-        unavailable(exc)
-    with server:
+    with had(lambda: LocalServer(standalone=True)) as server:
         yield server

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import kode_mongo
@@ -18,6 +17,7 @@ from kode_mongo.servers import Server
 from kode_core.config import configure
 from kode_core.errors import ConfigurationError
 from kode_core.plugins import API, registry
+from tests.test_cli import kode
 
 SECRET = "s3cret-pa55"
 
@@ -26,12 +26,6 @@ def options_of(target: Any, environ: dict[str, str] | None = None, **options: An
     found = configure(target, options, registry.backend, environ or {}).options
     assert isinstance(found, MongoOptions)
     return found.resolved()
-
-
-def kode(*arguments: str) -> tuple[int, str, str]:
-    command = [str(Path(sys.executable).with_name("kode")), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_the_plugin_imports_no_driver() -> None:
@@ -110,8 +104,7 @@ def test_names_that_no_database_can_have(name: str) -> None:
 
 def test_a_look_makes_no_collections(server: Server, database: str) -> None:
     """A command that only looks refuses a database without collections, and leaves it without."""
-    code, _, err = kode("--store", server.url(database), "sessions")
-    assert code == 2
+    _, err = kode("--store", server.url(database), "sessions", code=2)
     assert "is no mongo store of kode: a look makes none of it" in err
     assert server.password not in err
     with server.client() as client:
@@ -120,9 +113,8 @@ def test_a_look_makes_no_collections(server: Server, database: str) -> None:
 
 def test_the_schema_can_be_printed() -> None:
     """``kode schema`` prints commands of mongosh, one for each index and one for the version."""
-    code, out, _ = kode("schema", "mongo:?collection_prefix=bot_&database=agents", "--print")
+    out, _ = kode("schema", "mongo:?collection_prefix=bot_&database=agents", "--print")
     lines = out.splitlines()
-    assert code == 0
     assert lines[0] == 'db = db.getSiblingDB("agents");'
     assert len(lines) == len(INDEXES) + 2
     assert all(line.startswith('db.getCollection("bot_') for line in lines[1:])

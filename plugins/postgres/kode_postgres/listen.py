@@ -81,6 +81,7 @@ class Listener(Watcher):
             except TimeoutError:
                 if not self.watches:
                     return
+        raise ConnectionError("the connection ended")
 
     def _heard(self, con: Any, process: int, channel: str, payload: object) -> None:
         self.wake([agent_id for agent_id in self.watches if payload_of(agent_id) == payload])

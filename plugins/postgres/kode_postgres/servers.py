@@ -16,13 +16,13 @@ import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 from kode_conformance.servers import (
     Account,
+    LocalProcess,
     NoServerError,
     ServerFailedError,
     ServerProcess,
@@ -109,7 +109,7 @@ class Server:
             await self.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE", database=database)
 
 
-class LocalServer(Server):
+class LocalServer(Server, LocalProcess):
     """A server that is started here; used with ``with``, or with ``start`` and ``close``.
 
     Its address stays the same when it is restarted. Connections need the password that is in ``dsn``.
@@ -150,11 +150,6 @@ class LocalServer(Server):
         said = self._process.account.run([str(self.programs / "postgres"), "--version"]).stdout
         found = re.search(r"\d[\w.]*", said)
         return found[0] if found else said.strip()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
-        return self._process.is_running
 
     @property
     def log(self) -> str:
@@ -214,14 +209,6 @@ class LocalServer(Server):
         self.stop(at_once=at_once)
         self.start()
 
-    def pause(self) -> None:
-        """Hold all its processes, so that connections stay open and nobody answers."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """End a pause."""
-        self._process.resume()
-
     def standby(self) -> LocalServer:
         """A server, not started, that follows this one and takes no writes until ``SELECT pg_promote()``.
 
@@ -244,14 +231,6 @@ class LocalServer(Server):
         """Stop it at once, and remove its data."""
         self.stop(at_once=True)
         shutil.rmtree(self.folder.parent, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 # --- The programs -----------------------------------------------------------------------------------------------------

@@ -6,11 +6,10 @@ import shutil
 import signal
 import socket
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from kode_conformance.servers import Account, NoServerError, ServerProcess, free_port, scratch_folder
+from kode_conformance.servers import Account, LocalProcess, NoServerError, ServerProcess, free_port, scratch_folder
 from kode_postgres.servers import Server
 
 REMEDY = "run apt-get install pgbouncer"
@@ -30,7 +29,7 @@ max_client_conn = 200
 """
 
 
-class Bouncer(Server):
+class Bouncer(Server, LocalProcess):
     """A pool of *pool_size* connections for each database of *server*, shared by all clients a transaction at a time.
 
     Its address is in ``dsn``; ``url("pgbouncer")`` is the console.
@@ -76,11 +75,3 @@ class Bouncer(Server):
 
     def close(self) -> None:
         self._process.stop(signal.SIGTERM)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from kode_conformance.faults import FaultProxy
-from kode_conformance.servers import unavailable
-from kode_postgres.servers import LocalServer, NoServerError, Server, shared_server
+from kode_conformance.servers import had
+from kode_postgres.servers import LocalServer, Server, shared_server
 
 from plugins.postgres.tests.bouncer import Bouncer
 from tests.conftest import alone, unprivileged
@@ -20,10 +20,7 @@ __all__ = ["alone", "unprivileged"]
 @pytest.fixture(scope="session")
 def server() -> Server:
     """The server that the tests of this process share; it stays up."""
-    try:
-        return shared_server()
-    except NoServerError as exc:
-        unavailable(exc)
+    return had(shared_server)
 
 
 @pytest.fixture
@@ -43,11 +40,7 @@ async def database(server: Server) -> AsyncIterator[str]:
 @pytest.fixture
 def own_server() -> Iterator[LocalServer]:
     """A running server that the test may kill, hold and restart."""
-    try:
-        server = LocalServer()
-    except NoServerError as exc:
-        unavailable(exc)
-    with server:
+    with had(LocalServer) as server:
         yield server
 
 
@@ -70,11 +63,7 @@ def older_server(older_programs: Path) -> Iterator[LocalServer]:
 @pytest.fixture
 def bouncer(own_server: LocalServer) -> Iterator[Bouncer]:
     """PgBouncer in transaction mode, with 4 connections to each database of a server of the test's own."""
-    try:
-        pooler = Bouncer(own_server)
-    except NoServerError as exc:
-        pytest.skip(str(exc))
-    with pooler:
+    with had(lambda: Bouncer(own_server), optional=True) as pooler:
         yield pooler
 
 

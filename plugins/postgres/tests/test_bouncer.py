@@ -10,9 +10,9 @@ import asyncpg
 import pytest
 from kode_conformance import Handle, Space, load_checks, run_check, samples
 from kode_conformance.load import AppendLog
-from kode_conformance.servers import unavailable
+from kode_conformance.servers import had
 from kode_conformance.settings import Settings, Tier
-from kode_postgres.servers import LocalServer, NoServerError, Server
+from kode_postgres.servers import LocalServer, Server
 from kode_postgres.testing import PostgresHarness
 
 from kode_core import ExtendedStore, create_extended_store
@@ -68,21 +68,13 @@ class BouncedHarness(PostgresHarness):
 @pytest.fixture(scope="module")
 def behind() -> Iterator[LocalServer]:
     """The server that all tests here share; it forgets what it acknowledged unless it is told not to."""
-    try:
-        server = LocalServer(settings={"wal_writer_delay": "10s"})
-    except NoServerError as exc:
-        unavailable(exc)
-    with server:
+    with had(lambda: LocalServer(settings={"wal_writer_delay": "10s"})) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def pooled(behind: LocalServer) -> Iterator[Bouncer]:
-    try:
-        bouncer = Bouncer(behind)
-    except NoServerError as exc:
-        pytest.skip(str(exc))
-    with bouncer:
+    with had(lambda: Bouncer(behind), optional=True) as bouncer:
         yield bouncer
 
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from kode_conformance import samples
 from kode_conformance.load import AppendLog
-from kode_conformance.servers import unavailable
-from kode_postgres.servers import LocalServer, NoServerError
+from kode_conformance.servers import had
+from kode_postgres.servers import LocalServer
 
 from kode_core import create_extended_store
 from kode_core.errors import StoreReadOnlyError
@@ -18,11 +18,8 @@ from kode_core.errors import StoreReadOnlyError
 @pytest.fixture
 def primary() -> Iterator[LocalServer]:
     """Its commits wait for a standby, though only where they ask for it."""
-    try:
-        server = LocalServer(settings={"synchronous_standby_names": "*", "synchronous_commit": "local"})
-    except NoServerError as exc:
-        unavailable(exc)
-    with server:
+    settings = {"synchronous_standby_names": "*", "synchronous_commit": "local"}
+    with had(lambda: LocalServer(settings=settings)) as server:
         yield server
 
 

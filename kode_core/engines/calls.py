@@ -1,4 +1,4 @@
-"""The one place where the driver is called: between two calls of :func:`made` nothing changes at the server."""
+"""The one place where a driver is called: between two calls of :func:`made` nothing changes at the server."""
 
 from __future__ import annotations
 
