@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,10 @@ def conformance(
         int | None,
         typer.Option(metavar="N", help="Where random values come from.", show_default="another each time"),
     ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="How long each random check goes on at most.", show_default="15, 60 or 600"),
+    ] = None,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the report as JSON and Markdown.")] = None,
     badge: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a badge (SVG).")] = None,
     replay: Annotated[
@@ -84,6 +89,8 @@ def conformance(
         return
     harness = harness_named(store)
     settings, patterns = _asked(tier, seed, only or [], replay)
+    if seconds is not None:
+        settings = settings._replace(seconds=_positive(seconds))
     command = f"kode conformance {shlex.quote(store or '')}"
     _judge(harness, settings, patterns, _Files(report, badge), command, as_json)
 
@@ -133,6 +140,12 @@ def _again(text: str, tier: str | None, seed: int | None) -> tuple[Settings, lis
     _refuse_unmatched(asked, wanted.check)
     first = fresh_seed() if wanted.seed is None else wanted.seed
     return Settings(asked, first if seed is None else seed), [wanted.check]
+
+
+def _positive(seconds: float) -> float:
+    if not 0 < seconds < math.inf:
+        raise InvalidArgumentError(f"--seconds is a number above 0, not {seconds}")
+    return seconds
 
 
 def _tier(name: str) -> Tier:

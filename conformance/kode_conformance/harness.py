@@ -75,6 +75,7 @@ class StoreHarness(ABC):
         deviations: checks, by id, that the store is known to fail. One that passes after all fails the run.
         versions: what was tested, for the report: ``{"duckdb": "1.4"}``.
         secrets: passwords and keys that ``open`` uses; none of them may be told by the store (OPS-12).
+        patience: how many times as long as usual a check may take before it counts as hanging, for a slow emulator.
     """
 
     name: str = "store"
@@ -83,6 +84,7 @@ class StoreHarness(ABC):
     deviations: Mapping[str, Deviation] = {}
     versions: Mapping[str, str] = {}
     secrets: Sequence[str] = ()
+    patience: float = 1.0
 
     @abstractmethod
     async def provision(self, space: Space) -> Handle:

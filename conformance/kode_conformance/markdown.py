@@ -10,7 +10,7 @@ from typing import Final
 from kode_conformance.clauses import clauses
 from kode_conformance.explain import beginning, finding_lines, grouped, higher_tiers, search_line, why_not_run
 from kode_conformance.results import BAD, Report, Result, Status
-from kode_conformance.tally import AREAS, by_area, level_of, told
+from kode_conformance.tally import AREAS, by_area, level_of, told, told_tier
 from kode_core.cli.output import count, visible
 
 __all__ = ["cell", "name", "report_page", "table"]
@@ -60,7 +60,7 @@ def _head(report: Report) -> Iterator[str]:
     when = datetime.fromtimestamp(report.started_at / 1000, UTC)
     rows = {
         "contract": f"{report.contract} {level_of(report)}",
-        "tier": report.tier,
+        "tier": told_tier(report.tier, report.pace),
         "seed": str(report.seed),
         "started": f"{when:%Y-%m-%d %H:%M:%S} UTC",
         **report.versions,

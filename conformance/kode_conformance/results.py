@@ -87,6 +87,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         store: the harness's name.
         versions: of the store's parts, of the suite, of Python.
         capabilities: what the store offers, by name, as the suite saw it.
+        pace: for how many seconds random checks went on, where it was not what the tier says.
         manifest: a digest of the checks there are, so that two reports can be told to be of one suite.
     """
 
@@ -95,6 +96,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     contract: str
     tier: str
     seed: int
+    pace: float | None = None
     versions: Mapping[str, str]
     capabilities: Mapping[str, bool]
     manifest: str

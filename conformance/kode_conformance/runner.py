@@ -27,8 +27,6 @@ from kode_conformance.settings import Settings, Tier
 __all__ = ["capabilities_of", "judge", "run_check", "run_suite", "selected", "versions_of"]
 
 SCALE: Final = float(os.environ.get("KODE_CONFORMANCE_TIMEOUT_SCALE", "1"))
-_SECONDS: Final = {Tier.QUICK: 60.0, Tier.STANDARD: 180.0, Tier.THOROUGH: 900.0}
-"""How long one check may take."""
 
 
 def capabilities_of(harness: StoreHarness) -> Capability:
@@ -83,7 +81,7 @@ def run_check(check: Check, harness: StoreHarness, settings: Settings | None = N
 
     with LoopThread() as loop:
         try:
-            loop(run(), _SECONDS[asked.tier] * SCALE)
+            loop(run(), asked.limit * harness.patience * SCALE)
         except (Violation, Hung) as exc:
             raise Violation(f"{', '.join(check.clauses)} VIOLATED by {harness.name}: {check.claim}\n{exc}") from exc
 
@@ -172,6 +170,7 @@ def run_suite(
         contract=CONTRACT,
         tier=settings.tier.name.lower(),
         seed=settings.seed,
+        pace=settings.seconds,
         versions=versions_of(harness),
         capabilities={one.name or "": one in capabilities for one in Capability.ALL},
         manifest=manifest(load_checks()),
@@ -184,7 +183,7 @@ def run_suite(
 def _harness_problem(harness: StoreHarness) -> str:
     with LoopThread() as loop:
         try:
-            loop(probe(harness), 60.0 * SCALE)
+            loop(probe(harness), 60.0 * harness.patience * SCALE)
         except (HarnessError, Hung) as exc:
             return str(exc)
         except Exception as exc:  # noqa: BLE001 - the harness is another's code
@@ -196,7 +195,7 @@ def _absence(harness: StoreHarness, lacked: Capability) -> Result:
     """Whether what the harness says about a capability is true."""
     with LoopThread() as loop:
         try:
-            problem = loop(absence_problem(harness, lacked), 60.0 * SCALE)
+            problem = loop(absence_problem(harness, lacked), 60.0 * harness.patience * SCALE)
             status = Status.FAIL if problem else Status.PASS
         except Exception as exc:  # noqa: BLE001 - whatever the store raises where it should not
             status, problem = Status.HARNESS_ERROR, _told(exc)

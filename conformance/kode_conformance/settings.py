@@ -43,18 +43,37 @@ _EFFORTS: Final = {
     Tier.STANDARD: Effort(examples=100, steps=30, schedules=20, kills=10),
     Tier.THOROUGH: Effort(examples=600, steps=50, schedules=100, kills=50),
 }
+_SECONDS: Final = {Tier.QUICK: 15.0, Tier.STANDARD: 60.0, Tier.THOROUGH: 600.0}
+_LIMITS: Final = {Tier.QUICK: 60.0, Tier.STANDARD: 180.0, Tier.THOROUGH: 900.0}
 
 
 class Settings(NamedTuple):
-    """What a run is asked for."""
+    """What a run is asked for.
+
+    Attributes:
+        tier: how much it looks at.
+        seed: where everything random comes from.
+        seconds: how long a check goes on that could go on for ever, if not for as long as the tier says.
+    """
 
     tier: Tier = Tier.QUICK
     seed: int = 0
+    seconds: float | None = None
 
     @property
     def effort(self) -> Effort:
         """How often to repeat."""
         return _EFFORTS[self.tier]
+
+    @property
+    def pace(self) -> float:
+        """For how many seconds a check begins another round: fewer rounds of a slow store are no failure."""
+        return _SECONDS[self.tier] if self.seconds is None else self.seconds
+
+    @property
+    def limit(self) -> float:
+        """After how many seconds a check of a store of the usual speed hangs."""
+        return max(_LIMITS[self.tier], 1.5 * self.pace)
 
     def rng(self, check_id: str) -> random.Random:
         """The random numbers of one check: the same for the same seed, whichever checks run beside it."""

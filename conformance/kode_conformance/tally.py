@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from kode_conformance.results import BAD, Report, Result, Status
 from kode_core.cli.output import count
 
-__all__ = ["APART", "AREAS", "Tally", "area_of", "by_area", "level_of", "tally", "told"]
+__all__ = ["APART", "AREAS", "Tally", "area_of", "by_area", "level_of", "tally", "told", "told_tier"]
 
 AREAS: Final = {
     "VAL": "values",
@@ -74,6 +74,11 @@ class Tally(NamedTuple):
         """What was not judged, in words; empty when nothing was left. With *ran* not what was left out."""
         told_apart = APART[:2] if ran else APART
         return ", ".join(f"{self.counts[status]} {status}" for status in told_apart if self.counts[status])
+
+
+def told_tier(tier: str, seconds: float | None) -> str:
+    """The tier, and how long random checks went on if somebody said so: ``thorough, random checks up to 90 s``."""
+    return tier if seconds is None else f"{tier}, random checks up to {seconds:g} s"
 
 
 def told(counts: Counter[Status]) -> str:

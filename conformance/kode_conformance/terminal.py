@@ -18,7 +18,7 @@ from kode_conformance.registry import Check
 from kode_conformance.results import BAD, Report, Result, Status, Verdict
 from kode_conformance.runner import versions_of
 from kode_conformance.settings import Settings
-from kode_conformance.tally import AREAS, Tally, by_area, told
+from kode_conformance.tally import AREAS, Tally, by_area, told, told_tier
 from kode_core.cli.output import console, count, show, visible
 
 __all__ = ["Progress", "print_header", "print_report"]
@@ -78,7 +78,7 @@ class Progress:
 
 def print_header(harness: StoreHarness, settings: Settings) -> None:
     """What is about to be judged, and how."""
-    name, tier = visible(harness.name), settings.tier.name.lower()
+    name, tier = visible(harness.name), told_tier(settings.tier.name.lower(), settings.seconds)
     versions = [(part, number) for part, number in versions_of(harness).items() if part != "platform"]
     show(
         Text(f"{name}   contract {CONTRACT}   tier {tier}   seed {settings.seed}", "bold"),

@@ -251,10 +251,13 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 def test_json_and_nothing_else() -> None:
     """--json prints the report for scripts."""
-    done = kode("conformance", "memory", "--only", "SNAP-1", "--tier", "quick", "--json", "--seed", "3")
+    done = kode(
+        "conformance", "memory", "--only", "SNAP-1", "--tier", "quick", "--json", "--seed", "3", "--seconds", "9"
+    )
     assert (done.code, done.err) == (0, "")
     report = json.loads(done.out)
     assert (report["verdict"], report["partial"], report["seed"]) == ("INCOMPLETE", True, 3)
+    assert report["pace"] == 9
     assert report["clauses"]["SNAP-1"] == "pass"
 
 
@@ -327,6 +330,8 @@ def test_an_area_is_explained() -> None:
         (("broken.py:X",), "SyntaxError: "),
         (("memory", "--tier", "fast"), "there is no tier 'fast'; there are quick, standard and thorough"),
         (("memory", "--seed", "-3"), "a seed is 0 or more"),
+        (("memory", "--seconds", "0"), "--seconds is a number above 0"),
+        (("memory", "--seconds", "inf"), "--seconds is a number above 0"),
         (("memory", "--only", "TODO", "--only", "MSG-99"), "no check matches 'MSG-99'"),
         (("memory", "--only", "MSG-1.save_replaces"), "did you mean MSG-1.save_replaces_the_whole_list"),
         (("memory", "--only", ""), "no check matches ''"),

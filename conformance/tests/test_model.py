@@ -12,7 +12,7 @@ import time
 from collections import Counter
 
 import pytest
-from kode_conformance import pace, schedules
+from kode_conformance import schedules
 from kode_conformance.builtin import MemoryHarness
 from kode_conformance.context import prepared
 from kode_conformance.histories import REFUSED, VALUES, Step, history, shortest, told
@@ -22,7 +22,7 @@ from kode_conformance.pace import in_time
 from kode_conformance.payloads import PAYLOADS
 from kode_conformance.places import PLACES
 from kode_conformance.schedules import Schedule, interleaved
-from kode_conformance.settings import Tier
+from kode_conformance.settings import Settings
 from kode_conformance.strategies import hostile_text, hostile_value, is_exact_json, parts, simpler
 
 from kode_core.errors import InvalidValueError
@@ -385,8 +385,7 @@ async def test_the_first_error_ends_all_clients() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(60.0, 5), (0.0, 1)])
-async def test_slow_stores_get_fewer_rounds(seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the time of the tier is used up a check ends, after one round at least."""
-    monkeypatch.setattr(pace, "_SECONDS", dict.fromkeys(Tier, seconds))
-    async with prepared(MemoryHarness()) as ctx:
+async def test_slow_stores_get_fewer_rounds(seconds: float, rounds: int) -> None:
+    """When the time for them is used up a check ends, after one round at least."""
+    async with prepared(MemoryHarness(), Settings(seconds=seconds)) as ctx:
         assert len(list(in_time(ctx, range(5)))) == rounds

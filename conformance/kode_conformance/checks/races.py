@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from kode_conformance.context import Context
 from kode_conformance.linearize import Call, log_problem, offsets_problem, register_problem
-from kode_conformance.pace import in_time, seconds_of
+from kode_conformance.pace import in_time
 from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
 from kode_conformance.registry import Capability, check
 from kode_conformance.schedules import Schedule, interleaved
@@ -109,7 +109,7 @@ async def processes_agree_on_one_order(ctx: Context) -> None:
     calls = min(10 * ctx.effort.schedules, 400)
     gate = ctx.folder / "gate"
     seeds = [ctx.rng.getrandbits(32) for _ in range(_PROCESSES)]
-    seconds = seconds_of(ctx)
+    seconds = ctx.settings.pace
     processes = [await ctx.process("race", str(gate), i, seed, calls, seconds) for i, seed in enumerate(seeds)]
     for process in processes:
         await process.line()
