@@ -194,7 +194,7 @@ class Process:
         """The next thing the process tells."""
         assert self._child.stdout is not None
         assert self._child.stderr is not None
-        async with asyncio.timeout(seconds):
+        async with _patience(seconds, "said nothing"):
             raw = await self._child.stdout.readline()
             if not raw:
                 err = await self._child.stderr.read()
@@ -203,7 +203,7 @@ class Process:
 
     async def lines(self, seconds: float = 60.0) -> list[Any]:
         """All the process tells until it ends well."""
-        async with asyncio.timeout(seconds):
+        async with _patience(seconds, "did not end"):
             out, err = await self._child.communicate()
         if self._child.returncode != 0:
             raise Violation(f"a process that used the store failed: {err.decode()[-2000:]}")
@@ -227,6 +227,15 @@ class Process:
         raw = await self._child.stdout.read()
         await self._child.wait()
         return [json.loads(line) for line in raw.split(b"\n")[:-1]]
+
+
+@asynccontextmanager
+async def _patience(seconds: float, failing: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Violation(f"a process that used the store {failing} for {seconds:g} s") from None
 
 
 @asynccontextmanager

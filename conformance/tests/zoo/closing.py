@@ -209,7 +209,6 @@ async def _threads_left(ctx: Context) -> object:
     on=OnJson,
     source="KODE SDK: a timer of the lock keeps the process alive",
     witness=_threads_left,
-    raises="TimeoutError",
     slow=True,
 )
 class KeepsTheProcessAlive(Layer):
