@@ -26,6 +26,9 @@ MAX_KEY_BYTES: Final = 4096
 
 _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _UNSAFE_IN_INDEX: Final = re.compile("[\0\n\\\\\ud800-\udfff]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_ESCAPES: Final = {char: f"\\{ord(char):04x}" for char in "\\\0\n"}  # the backslash first: it is in the others
+_SURROGATE_ESCAPES: Final = {code: f"\\{code:04x}" for code in range(0xD800, 0xE000)}
 _MAX_INDEXED_BYTES: Final = 1024
 _last_id: tuple[int, int] = (0, 0)
 _last_id_lock = threading.Lock()
@@ -74,10 +77,17 @@ def index_text(text: str) -> str:
 
     Different texts stay different; a text that is short and ordinary is unchanged.
     """
-    safe = _UNSAFE_IN_INDEX.sub(lambda m: f"\\{ord(m.group()):04x}", text)
+    safe = text if _UNSAFE_IN_INDEX.search(text) is None else _escaped(text)
     if len(safe) * 4 > _MAX_INDEXED_BYTES and len(raw := safe.encode()) > _MAX_INDEXED_BYTES:
         return f"{safe[:200]}\\#{blake2b(raw, digest_size=16).hexdigest()}"
     return safe
+
+
+def _escaped(text: str) -> str:
+    """Millions of escapes, as in the JSON text of a long listing, must not hold up the event loop for seconds."""
+    for char, escape in _ESCAPES.items():
+        text = text.replace(char, escape)
+    return text if _SURROGATE.search(text) is None else text.translate(_SURROGATE_ESCAPES)
 
 
 def plain_text(indexed: str) -> str:

@@ -87,6 +87,11 @@ def test_index_text_can_be_read_back(text: str) -> None:
     assert plain_text(indexed) == text
 
 
+def test_index_text_escapes_what_engines_cannot_index() -> None:
+    assert index_text("a\\\n\0\ud800é") == "a\\005c\\000a\\0000\\d800é"
+    assert index_text("\n" * 1000).startswith("\\000a" * 40 + "\\#")
+
+
 def test_long_index_texts_stay_different() -> None:
     """Texts of any length have an index of at most 1 KB, and different texts different ones."""
     one, two = index_text("x" * 100_000), index_text("x" * 100_001)
