@@ -19,6 +19,7 @@ from kode_dynamodb.queries import Queries
 from kode_dynamodb.table import has_schema, open_table
 from kode_dynamodb.values import (
     agent_of,
+    buckets,
     found_head,
     found_item,
     head_key,
@@ -122,12 +123,14 @@ class DynamoRecords:
         return await self.connection.repeat("update_item", **change)
 
     async def unsettled(self) -> list[str]:
-        found = await self.connection.query(
-            IndexName="pending",
-            KeyConditionExpression="pd = :pd",
-            ExpressionAttributeValues={":pd": {"S": "p"}},
+        wanted: Record = {"IndexName": "pending", "KeyConditionExpression": "pd = :pd"}
+        found = await together(
+            [
+                self.connection.query(**wanted, ExpressionAttributeValues={":pd": {"S": bucket}})
+                for bucket in buckets("h")
+            ]
         )
-        return [agent_of(entry) for entry in found]
+        return [agent_of(entry) for entries in found for entry in entries]
 
     # --- items
 

@@ -116,8 +116,8 @@ def buckets(kind: str) -> list[str]:
     return [f"{kind}{n}" for n in range(BUCKETS)]
 
 
-def _bucket(kind: str, agent_id: str, salt: str = "") -> Record:
-    digest = blake2b(f"{agent_id}\0{salt}".encode(), digest_size=2).digest()
+def _bucket(kind: str, agent_id: str) -> Record:
+    digest = blake2b(agent_id.encode(), digest_size=2).digest()
     return {"S": f"{kind}{int.from_bytes(digest, 'big') % BUCKETS}"}
 
 
@@ -187,7 +187,7 @@ def settled_values(head: HeadRecord) -> dict[str, Record | None]:
     is_tombstone = head.is_settled and not head.is_used and head.info is None
     return {
         "hd": {"B": zlib.compress(_pack(head), 1)},
-        "pd": None if head.is_settled else {"S": "p"},
+        "pd": None if head.is_settled else _bucket("h", head.agent_id),
         TTL: _number(int(time.time()) + DAY_S) if is_tombstone else None,
     }
 

@@ -436,7 +436,8 @@ async def test_an_info_that_no_item_can_hold(store: DynamoDBStore) -> None:
 @pytest.mark.slow
 async def test_many_messages(options: DynamoDBOptions, request: pytest.FixtureRequest) -> None:
     """Saved at once; an append afterwards, and a page, cost what they cost on a short list."""
-    store = store_of(options, timeout_ms=1_800_000)
+    patience = {"timeout_ms": 1_800_000, "command_timeout_millis": 300_000}  # moto looks through all for each query
+    store = store_of(options, **patience)
     count = {"quick": 1_000, "standard": 10_000, "thorough": 100_000}[request.config.getoption("kode_tier")]
     async with store:
         await store.save_messages("a", [samples.message(text=f"message {n}") for n in range(count)])
