@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Final, Self
 
@@ -19,7 +20,7 @@ from kode_conformance.results import BAD, Report, Result, Status, Verdict
 from kode_conformance.runner import versions_of
 from kode_conformance.settings import Settings
 from kode_conformance.tally import AREAS, Tally, by_area, told, told_tier
-from kode_core.cli.output import console, count, show, visible
+from kode_core.cli.output import console, count, note, show, visible
 
 __all__ = ["Progress", "print_header", "print_report"]
 
@@ -30,12 +31,13 @@ _VERDICT_STYLES: Final = {
     Verdict.NOT_CONFORMANT: "bold red",
     Verdict.INCOMPLETE: "bold yellow",
 }
+TELLS_EVERY_S: Final = 60.0
 _MOST_NAMES: Final = 10
 _LABEL_WIDTH: Final = len("  look first at")
 
 
 class Progress:
-    """On a terminal: how far a run is, what is running, and how much failed so far. Elsewhere nothing.
+    """On a terminal: how far a run is, what is running, and how much failed so far. Elsewhere a line a minute, at most.
 
     Attributes:
         results: what has ended.
@@ -43,6 +45,8 @@ class Progress:
 
     def __init__(self, checks: Sequence[Check]) -> None:
         self.results: list[Result] = []
+        self._fresh: list[str] = []
+        self._told = time.monotonic()
         self._names = [check.id for check in checks]
         self._display = progress.Progress(
             progress.MofNCompleteColumn(),
@@ -68,6 +72,12 @@ class Progress:
         self.results.append(result)
         done = len(self.results)
         failures = sum(one.status in BAD for one in self.results)
+        self._fresh += [result.check] if result.status in BAD else []
+        is_late = time.monotonic() - self._told > TELLS_EVERY_S
+        if is_late and self._display.disable and done <= len(self._names):
+            found = f"; failed: {', '.join(self._fresh)}" if self._fresh else ""
+            note(f"{done} of {len(self._names)} checks{found}")
+            self._fresh, self._told = [], time.monotonic()
         self._display.update(
             self._task,
             completed=min(done, len(self._names)),

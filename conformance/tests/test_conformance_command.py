@@ -171,6 +171,16 @@ def test_a_part_that_passes() -> None:
     assert re.search(r"^INCOMPLETE   \d+ passed.* \(a part: \d+ more checks were left out\) ", lines[-1])
 
 
+def test_a_long_run_without_a_terminal_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once a minute, with what failed since."""
+    monkeypatch.setattr("kode_conformance.terminal.TELLS_EVERY_S", 0)
+    done = asked(capsys, "conformance", "duck.py:Faulty", *only(TODOS, MEDIA))
+    assert done.code == 1
+    assert done.err.splitlines() == ["1 of 2 checks; failed: TODO-1.todos_are_replaced", "2 of 2 checks"]
+
+
 def test_a_failure_says_what_to_do() -> None:
     """The contract's sentence, what was found and where, and a command that runs just this again."""
     done = kode("conformance", "duck.py:Faulty", *only(TODOS, TIMES, ORDER), "--seed", "5")
