@@ -7,15 +7,17 @@ import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from kode_conformance import samples
 from kode_conformance.record_tests import Held, OpenRecords, RecordStoreTests
 from kode_conformance.testclass import StoreConformance
 from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
 
-from kode_core import OutcomeUnknownError
+from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError
 from kode_core.batch import Fence
 from kode_core.engines.record_engine import RecordEngine
+from kode_core.engines.record_state import AgentHead
 from kode_core.engines.records import Change, HeadRecord, Item, Place
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, RecordsHarness, TogetherHarness
@@ -96,6 +98,7 @@ async def test_a_writer_that_stops_between_any_two_calls(
 ) -> None:
     """What it wrote is there whole or not at all, for those who come after it, and nothing of it stays behind."""
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_io.FORK_DEAD_SECONDS", 0)
     async with await opened(MemoryRecords(Contents(), **options)) as store:
         allowed = await expected(store, write)
     for n in range(10_000):
@@ -204,6 +207,18 @@ async def test_readers_get_their_turn() -> None:
         await writing
 
 
+async def test_a_reader_ends_its_own_freeze_alone() -> None:
+    contents = Contents()
+    async with await opened(MemoryRecords(contents)) as store:
+        await store.append_messages("a", samples.messages(1))
+        engine = RecordEngine(MemoryRecords(contents))
+        head = await engine.io.head("a")
+        assert head is not None
+        frozen = await engine.io.freeze(head)
+        assert await store.load_messages("a") == samples.messages(1)
+        assert contents.heads["a"] == frozen.record
+
+
 async def test_a_reader_that_died_holds_nobody_up_for_long() -> None:
     contents = Contents()
     async with await opened(MemoryRecords(contents)) as store:
@@ -257,3 +272,142 @@ async def test_two_thousand_writers_of_one_agent() -> None:
         offsets = await asyncio.gather(*(store.append_event("a", samples.event(i)) for i in range(2000)))
         assert sorted(offsets) == list(range(1, 2001))
         assert records.swaps < 200
+
+
+async def test_a_doubt_that_lasts_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads can be read, and no swap is ever answered, as when a majority is away: nobody waits behind it for long."""
+    monkeypatch.setattr("kode_core.engines.record_writer._DOUBT_SECONDS", 0.05)
+    lossy = Doubtful(Contents(), lambda n: "before")
+    async with await opened(lossy) as store:
+        with pytest.raises(OutcomeUnknownError):
+            await store.append_messages("a", samples.messages(1))
+    assert 1 < lossy.swaps < 150
+
+
+# --- Forks and what the dead left -------------------------------------------------------------------------------------
+
+
+class Slow(MemoryRecords):
+    """Fills fresh places slowly."""
+
+    fills = 0
+
+    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+        if fresh:
+            self.fills += 1
+            await asyncio.sleep(0.05)
+        await super().apply(place, changes, fresh=fresh)
+
+
+async def test_queries_leave_forks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork may take longer than others need to look twice: as long as it shows that it goes on nobody removes it."""
+    monkeypatch.setattr("kode_core.engines.record_io._RECOVER_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_io.FORK_DEAD_SECONDS", 0.3)
+    monkeypatch.setattr("kode_core.engines.record_forks._SIGN_SECONDS", 0.05)
+    contents = Contents()
+    slow = Slow(contents, **OPTIONS["roomy"])
+    async with await opened(slow) as store, await opened(MemoryRecords(contents)) as other:
+        await store.save_turn("a", messages=samples.messages(3000), info=samples.info("a"))
+        forking = asyncio.ensure_future(store.batch_fork("a", 1))
+        while not forking.done():
+            await other.query_sessions()
+            await asyncio.sleep(0.01)
+        assert await forking
+        assert slow.fills == 6
+        (child,) = await forking
+        assert await other.load_messages(child) == samples.messages(3000)
+        assert await other.query_messages(agent_id=child, limit=5000) != []
+
+
+async def test_a_fork_that_was_removed_leaves_nothing() -> None:
+    """Somebody took it for dead: what was put meanwhile is removed, and it is made again."""
+    contents = Contents()
+    slow = Held(MemoryRecords(contents, **OPTIONS["roomy"]), "apply")
+    async with await opened(MemoryRecords(contents, **OPTIONS["roomy"])) as other, await opened(slow) as store:
+        await other.save_turn("a", messages=samples.messages(5), info=samples.info("a"))
+        forking = asyncio.ensure_future(store.batch_fork("a", 1))
+        await slow.reached.wait()
+        (reserved,) = [head for agent_id, head in contents.heads.items() if agent_id != "a"]
+        await other.append_messages(reserved.agent_id, samples.messages(1))
+        slow.let_go.set()
+        await forking
+        assert not contents.items.get(reserved.place)
+
+
+class TooLarge(MemoryRecords):
+    """Has no room left for an agent's items, and says so when it is too late."""
+
+    is_full = False
+
+    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+        if self.is_full and place.agent_id == "a":
+            raise PayloadTooLargeError("more than 10 GB")
+        await super().apply(place, changes, fresh=fresh)
+
+
+async def test_an_agent_that_takes_nothing_more_can_be_deleted() -> None:
+    """What was committed is not refused; others go on; and a delete needs nothing to be applied before."""
+    records = TooLarge(Contents())
+    async with await opened(records) as store:
+        await store.append_messages("a", samples.messages(1))
+        records.is_full = True
+        await store.append_messages("a", [samples.message(1)])
+        assert await store.load_messages("a") == samples.messages(2)
+        with pytest.raises(PayloadTooLargeError):
+            await store.append_messages("a", [samples.message(2)])
+        await store.save_turn("b", messages=samples.messages(1), info=samples.info("b"))
+        assert [session.agent_id for session in await store.query_sessions()] == ["b"]
+        await store.delete("a")
+        assert await store.load_messages("a") == []
+        assert all(head.is_settled for head in records.contents.heads.values())
+
+
+def unsettle(contents: Contents) -> None:
+    """As writers leave agents that died while they removed what was before a delete."""
+    for agent_id, record in contents.heads.items():
+        head = AgentHead(record)
+        contents.heads[agent_id] = head.with_state(msgspec.structs.replace(head.state, doomed=("0" * 16,))).record
+
+
+async def test_a_query_does_not_wait_for_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kode_core.engines.record_io._RECOVER_PATIENCE", 0.05)
+    contents = Contents()
+    async with await opened(MemoryRecords(contents)) as store:
+        await store.append_messages("a", samples.messages(1))
+    unsettle(contents)
+    stuck = Held(MemoryRecords(contents), "drop")
+    async with await opened(stuck) as other, asyncio.timeout(1):
+        assert await other.query_sessions() == []
+        assert stuck.reached.is_set()
+
+
+async def test_offsets_do_not_come_again_however_long_ago_a_delete_was() -> None:
+    """What is left of an agent may be forgotten after a day, unless events were numbered."""
+    contents = Contents()
+    async with await opened(MemoryRecords(contents)) as store:
+        await store.append_messages("a", samples.messages(1))
+        await store.append_event("b", samples.event(0))
+        await store.delete("a")
+        await store.delete("b")
+    assert contents.heads["a"].may_be_forgotten
+    assert not contents.heads["b"].may_be_forgotten
+
+
+class Damaged(MemoryRecords):
+    """The head of ``a`` cannot be read."""
+
+    async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
+        if "a" in agent_ids:
+            raise CorruptRecordError("agent 'a'", "its head is damaged")
+        return await super().heads(agent_ids)
+
+
+async def test_a_damaged_head_spoils_no_query_of_others() -> None:
+    contents = Contents()
+    async with await opened(MemoryRecords(contents)) as store:
+        await store.append_messages("a", samples.messages(1))
+        await store.save_turn("b", messages=samples.messages(1), info=samples.info("b"))
+    unsettle(contents)
+    async with await opened(Damaged(contents)) as store:
+        assert [session.agent_id for session in await store.query_sessions()] == ["b"]
+    assert contents.heads["b"].is_settled

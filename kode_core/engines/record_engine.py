@@ -86,4 +86,5 @@ class RecordEngine(EngineReads):
 
     async def close(self) -> None:
         await self._writer.close()
+        await self.io.close()
         await self.store.close()

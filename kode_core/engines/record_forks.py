@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,7 +10,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import FORKED_DOCS, Child, ListHead, ListKind, first_version
 from kode_core.codec import Body
-from kode_core.engines.record_io import MovedError, RecordIO, each
+from kode_core.engines.record_io import FORK_DEAD_SECONDS, MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head
 from kode_core.engines.record_reads import Instant, RecordReads
 from kode_core.engines.record_state import AgentHead, State, count_of, doc_span, new_epoch
@@ -20,6 +21,7 @@ __all__ = ["RecordForks"]
 
 _ATTEMPTS: Final = 5
 _AT_ONCE: Final = 500
+_SIGN_SECONDS: Final = FORK_DEAD_SECONDS / 6
 
 
 class RecordForks:
@@ -79,16 +81,32 @@ class RecordForks:
         rev, place = reserved.record.rev + 1, reserved.record.place
         has_parts = any(self._io.is_large(item.body.text) for item in items)
         copies = [replace(item, rev=rev) for item in items]
+        shown_at = time.monotonic()
         for i in range(0, len(copies), _AT_ONCE):
+            if time.monotonic() - shown_at > _SIGN_SECONDS:
+                reserved, shown_at = await self._alive(reserved), time.monotonic()
             try:
                 await self._io.apply(place, copies[i : i + _AT_ONCE], has_parts=has_parts, fresh=True)
             except OutcomeUnknownError:
                 raise MovedError from None  # what may still arrive there is never looked at
         state = replace(state, reserved=False, has_parts=has_parts)
         lists = {kind.value: _forked(count_of(parent, kind)) for kind in ListKind}
+        rev = reserved.record.rev + 1
         record = replace(reserved.record, rev=rev, info=child.info, updated_at=now, is_used=True, **lists)
         forked = await self._io.with_info_beside(AgentHead(record, state).with_state(state))
-        return await self._io.swap(reserved, forked)
+        if await self._io.swap(reserved, forked):
+            return True
+        await self._io.store.drop(place)
+        return False
+
+    async def _alive(self, reserved: AgentHead) -> AgentHead:
+        """Show those who look for what the dead left that this fork goes on."""
+        record = reserved.record
+        after = AgentHead(replace(record, rev=record.rev + 1), reserved.state)
+        if not await self._io.swap(reserved, after):
+            await self._io.store.drop(record.place)
+            raise MovedError
+        return after
 
 
 def _forked(head: ListHead) -> ListHead:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -24,9 +24,9 @@ from kode_core.engines.record_state import (
     stash_key,
 )
 from kode_core.engines.records import Change, Cut, HeadRecord, Item, Place, RecordStore
-from kode_core.errors import CorruptRecordError, OutcomeUnknownError, StorageError
+from kode_core.errors import CorruptRecordError, KodeError, OutcomeUnknownError, StorageError
 
-__all__ = ["AT_ONCE", "MovedError", "RecordIO", "each"]
+__all__ = ["AT_ONCE", "FORK_DEAD_SECONDS", "MovedError", "RecordIO", "each"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -34,6 +34,10 @@ B = TypeVar("B")
 AT_ONCE: Final = 16
 """How many calls to the store one call of the engine makes side by side."""
 _RECOVER_SECONDS: Final = 1.0
+_RECOVER_PATIENCE: Final = 5.0
+"""How long a query waits for what the dead left."""
+FORK_DEAD_SECONDS: Final = 60.0
+"""After how long a fork that shows no sign of life is taken for dead."""
 
 _encode_changes = msgspec.msgpack.Encoder().encode
 _decode_changes = msgspec.msgpack.Decoder(tuple[Step, ...]).decode
@@ -43,9 +47,9 @@ class MovedError(Exception):
     """What was read is not of one instant: somebody wrote meanwhile."""
 
 
-async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A]) -> list[B]:
+async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A], *, at_once: int = AT_ONCE) -> list[B]:
     """Call for each value, some at once; the results in order. When one fails the others end first."""
-    gate = asyncio.Semaphore(AT_ONCE)
+    gate = asyncio.Semaphore(at_once)
 
     async def one(value: A) -> B:
         async with gate:
@@ -58,13 +62,21 @@ async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A]) -> list[B
     return [result for result in results if not isinstance(result, BaseException)]
 
 
+class _Seen(NamedTuple):
+    """A head that was not settled, and since when it is the same."""
+
+    rev: int
+    since: float
+
+
 class RecordIO:
     """A record store, with what is too large for a record in parts, and what is pending settled."""
 
     def __init__(self, store: RecordStore) -> None:
         self.store = store
-        self._seen: dict[str, int] = {}
-        self._recovered_at: float | None = None
+        self._seen: dict[str, _Seen] = {}
+        self._recovery: asyncio.Task[None] | None = None
+        self._recovered_at = 0.0
 
     # --- heads
 
@@ -238,20 +250,55 @@ class RecordIO:
     # --- what the dead left
 
     async def recover(self) -> None:
-        """Settle what somebody left who died; what others are about to settle gets time for it."""
-        now = time.monotonic()
-        is_first = self._recovered_at is None
-        if self._recovered_at is not None and now - self._recovered_at < _RECOVER_SECONDS:
-            return
-        self._recovered_at = now
+        """Settle what somebody left who died, before a query: it is waited for a while, and then goes on by itself."""
+        now, is_first = time.monotonic(), self._recovery is None
+        if self._recovery is None or self._recovery.done():
+            if not is_first and now - self._recovered_at < _RECOVER_SECONDS:
+                return
+            self._recovered_at = now
+            self._recovery = asyncio.get_running_loop().create_task(self._recover(is_first=is_first))
+        await asyncio.wait([self._recovery], timeout=max(0.0, self._recovered_at + _RECOVER_PATIENCE - now))
+        if self._recovery.done() and not self._recovery.cancelled():
+            self._recovery.result()
+
+    async def _recover(self, *, is_first: bool) -> None:
+        """What others are about to settle gets time for it; what was there before this store was opened does not."""
         found = await self.store.unsettled()
-        heads = [record for record in await self.store.heads(found) if not record.is_settled] if found else []
-        left = [record for record in heads if is_first or self._seen.get(record.agent_id) == record.rev]
-        self._seen = {record.agent_id: record.rev for record in heads}
+        heads = [AgentHead(record) for record in await self._sound(found) if not record.is_settled]
+        now, seen = time.monotonic(), self._seen
+        self._seen = {}
+        left = []
+        for head in heads:
+            agent_id, rev = head.record.agent_id, head.record.rev
+            before = seen.get(agent_id)
+            since = before.since if before is not None and before.rev == rev else None
+            self._seen[agent_id] = _Seen(rev, now if since is None else since)
+            if head.state.reserved:
+                is_left = now - self._seen[agent_id].since >= FORK_DEAD_SECONDS
+            else:
+                is_left = is_first or since is not None
+            if is_left:
+                left.append(head)
         await each(self._try_to_settle, left)
 
-    async def _try_to_settle(self, record: HeadRecord) -> None:
+    async def _sound(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
+        """Those heads that can be read: a damaged one is told of where it is asked for."""
+        if not agent_ids:
+            return []
         try:
-            await self.settle(AgentHead(record))
-        except (MovedError, StorageError):
+            return await self.store.heads(agent_ids)
+        except CorruptRecordError:
+            one_by_one = [] if len(agent_ids) == 1 else [[agent_id] for agent_id in agent_ids]
+            return [record for records in await each(self._sound, one_by_one) for record in records]
+
+    async def _try_to_settle(self, head: AgentHead) -> None:
+        try:
+            await self.settle(head)
+        except (MovedError, KodeError):
             return  # somebody else goes on with it, or a later call does
+
+    async def close(self) -> None:
+        """End what goes on by itself; whoever comes next does it again."""
+        if self._recovery is not None and not self._recovery.done():
+            self._recovery.cancel()
+            await asyncio.wait([self._recovery])

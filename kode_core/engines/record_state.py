@@ -216,8 +216,9 @@ class AgentHead:
 
     def with_state(self, state: State) -> AgentHead:
         """The same revision with another state."""
-        record = msgspec.structs.replace(self.record, state=_encode(state), is_settled=state.is_settled)
-        return AgentHead(record, state)
+        is_numbered = state.next_offset > 1
+        changed = {"state": _encode(state), "is_settled": state.is_settled, "is_numbered": is_numbered}
+        return AgentHead(msgspec.structs.replace(self.record, **changed), state)
 
 
 def count_of(record: HeadRecord, kind: ListKind) -> ListHead:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,15 @@ from kode_core.engines.record_io import AT_ONCE, MovedError, RecordIO, each
 from kode_core.engines.record_plan import Plan
 from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, seq_span
 from kode_core.engines.records import EventIndex, Item
-from kode_core.errors import KodeError, OutcomeUnknownError, PayloadTooLargeError, Retry, StorageError, StoreBusyError
+from kode_core.errors import (
+    KodeError,
+    OutcomeUnknownError,
+    PayloadTooLargeError,
+    Retry,
+    StorageError,
+    StoreBusyError,
+    StoreUnavailableError,
+)
 
 __all__ = ["RecordWriter"]
 
@@ -29,6 +37,7 @@ _FROZEN_SECONDS: Final = 1.0
 _SETTLE_SECONDS: Final = 0.05
 _SINGLE_SEQS: Final = 4
 _INDEX_CHARACTERS: Final = 50_000
+_DOUBT_SECONDS: Final = 30.0
 _IN_DOUBT: Final = "the connection broke, and nobody can say what became of the write: read before you repeat"
 
 
@@ -135,18 +144,21 @@ class RecordWriter:
         """Swap the head for one with the batches in it, until nobody else was faster."""
         fence = batches[0].fence
         doubt: int | None = None
+        doubted_at = 0.0
         was_lost = False
         for attempt in range(_ATTEMPTS):
             try:
-                old, is_fresh = await self._head(agent_id)
+                old, is_fresh = await self._head(agent_id, batches)
                 plan = Plan(agent_id, old, await self._known_events(old, batches))
             except MovedError:
                 await _pause(attempt)
                 continue
             except StorageError as exc:
-                if doubt is None:
-                    raise
-                raise OutcomeUnknownError(_IN_DOUBT) from exc
+                if doubt is not None:
+                    raise OutcomeUnknownError(_IN_DOUBT) from exc
+                if isinstance(exc, OutcomeUnknownError):
+                    raise _not_written(exc) from exc
+                raise
             if doubt is not None and old is not None and any(_is_forgotten(old, batch, doubt) for batch in batches):
                 raise OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
             outcomes: list[Outcome] = [plan.add(batch) for batch in batches]
@@ -159,8 +171,11 @@ class RecordWriter:
                 if await self._swap(old, plan, fence):
                     return outcomes
             except OutcomeUnknownError:
+                now = time.monotonic()
                 if doubt is None:  # of a first head nobody knows where its revisions begin
-                    doubt = 0 if old is None else plan.rev
+                    doubt, doubted_at = 0 if old is None else plan.rev, now
+                if now - doubted_at > _DOUBT_SECONDS:
+                    raise
             except StorageError as exc:
                 if doubt is None:
                     raise
@@ -178,8 +193,11 @@ class RecordWriter:
     async def _is_held(self, agent_id: str, fence: Fence | None) -> bool:
         return fence is None or await self._io.store.holds_lease(agent_id, fence)
 
-    async def _head(self, agent_id: str) -> tuple[AgentHead | None, bool]:
-        """The head to build on, settled, and whether it was just read."""
+    async def _head(self, agent_id: str, batches: Sequence[Batch]) -> tuple[AgentHead | None, bool]:
+        """The head to build on, settled, and whether it was just read.
+
+        For a delete alone it need not be settled: all that is pending goes with the epoch, also what cannot be applied.
+        """
         known = self._heads.get(agent_id)
         if known is not None:
             self._heads.move_to_end(agent_id)
@@ -189,7 +207,10 @@ class RecordWriter:
         while head is not None and head.state.frozen is not None and time.monotonic() < until:
             await asyncio.sleep(0.002)
             head = await self._io.head(agent_id)
-        return (None if head is None else await self._io.settle(head)), True
+        is_delete = len(batches) == 1 and batches[0].delete
+        if head is None or (is_delete and head.record.is_used and not head.state.reserved):
+            return head, True
+        return await self._io.settle(head), True
 
     async def _known_events(self, old: AgentHead | None, batches: Sequence[Batch]) -> Mapping[tuple[int, bytes], int]:
         """The offsets of those events that are stored; only those of a seq that was there can be."""
@@ -213,7 +234,7 @@ class RecordWriter:
         _check_indexes(changes)
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
         state = replace(plan.state, has_parts=plan.state.has_parts or large)
-        head = await io.with_info_beside(plan.result(state))
+        head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
         together = _together(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
         if together is not None and not state.doomed:
@@ -221,7 +242,7 @@ class RecordWriter:
                 return False
             self._remember(head)
         else:
-            pending = await self._with_pending(head, changes)
+            pending = await self._before_swap(self._with_pending(head, changes))
             if not await io.store.swap(before, pending.record, fence, ()):
                 await self._unstash(pending)
                 return False
@@ -229,6 +250,13 @@ class RecordWriter:
         if old is not None and old.state.info is not None and plan.info_body is not None:
             await self._forget_info(old, head)
         return True
+
+    async def _before_swap(self, head: Awaitable[AgentHead]) -> AgentHead:
+        """What is kept beside a head commits nothing: when that is in doubt, the write is not."""
+        try:
+            return await head
+        except OutcomeUnknownError as exc:
+            raise _not_written(exc) from exc
 
     async def _with_pending(self, head: AgentHead, changes: Sequence[Step]) -> AgentHead:
         if not changes:
@@ -256,7 +284,7 @@ class RecordWriter:
             else:
                 self.spawn(self._settle(done))
             self._remember(done)
-        except (StorageError, MovedError):
+        except (KodeError, MovedError):
             self.forget(record.agent_id)
 
     async def _settle(self, head: AgentHead) -> None:
@@ -326,6 +354,11 @@ def _check_indexes(changes: Sequence[Step]) -> None:
                     f"a message has content blocks of so many types that their names take {size:,} characters; "
                     f"this backend can hold {_INDEX_CHARACTERS:,}"
                 )
+
+
+def _not_written(exc: OutcomeUnknownError) -> StoreUnavailableError:
+    """The error of what was in doubt before a swap: it is not the write that was asked for."""
+    return StoreUnavailableError(f"nothing was written: what had to be done before failed ({exc})")
 
 
 def _name(item: Item) -> tuple[int, bytes]:

@@ -135,11 +135,11 @@ class HeadRecord(_Value, frozen=True, kw_only=True):
         rev: grows by one with every swap, also over deletes.
         info: None where none was saved, or it was deleted; only agents with info are listed and found. The text of its
             body has at most ``RecordStore.inline_bytes``; it is empty when the engine keeps it elsewhere.
-        is_used: whether anything is stored, be it an event of an agent without info. A head that is settled and not
-            used is all that is left of a deleted agent; after a day it may be forgotten.
+        is_used: whether anything is stored, be it an event of an agent without info.
         is_settled: whether all items are as the head says. Of those that are not there are few, and
             ``RecordStore.unsettled`` finds them.
         state: what else the engine has to remember, at most ``RecordStore.inline_bytes`` and 4,096 bytes.
+        is_numbered: whether events were given offsets, which must never come again (EVT-2).
     """
 
     agent_id: str
@@ -152,11 +152,17 @@ class HeadRecord(_Value, frozen=True, kw_only=True):
     is_used: bool
     is_settled: bool
     state: bytes
+    is_numbered: bool = False
 
     @property
     def place(self) -> Place:
         """Where its items are."""
         return Place(self.agent_id, self.epoch)
+
+    @property
+    def may_be_forgotten(self) -> bool:
+        """Whether it is what is left of a deleted agent, and need not be kept for more than a day."""
+        return self.is_settled and not self.is_used and self.info is None and not self.is_numbered
 
 
 class FoundItem(NamedTuple):
