@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any, Final
 
+from aiohttp import ClientConnectorError
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -44,7 +46,7 @@ __all__ = [
 DRIVER_ERRORS: Final = (ClientError, BotoCoreError, HTTPClientError, OSError, TimeoutError)
 """All that the driver raises."""
 
-_NOT_SENT: Final = (EndpointConnectionError, ConnectTimeoutError)
+_NO_CONNECTION: Final = (ClientConnectorError, socket.gaierror, ConnectionRefusedError)
 _THROTTLED: Final = (
     "ProvisionedThroughputExceededException",
     "ThrottlingException",
@@ -108,7 +110,17 @@ def is_transient(exc: BaseException) -> bool:
 
 def is_in_doubt(exc: BaseException) -> bool:
     """Whether a write that failed so may have been applied."""
-    return is_transient(exc) and not isinstance(exc, _NOT_SENT)
+    return is_transient(exc) and not _is_not_sent(exc)
+
+
+def _is_not_sent(exc: BaseException) -> bool:
+    """Whether there was no connection to send anything by.
+
+    aiobotocore raises EndpointConnectionError for a connection that was reset later, too: only its cause tells.
+    """
+    if isinstance(exc, EndpointConnectionError):
+        return isinstance(getattr(exc, "kwargs", {}).get("error"), _NO_CONNECTION)
+    return isinstance(exc, ConnectTimeoutError)
 
 
 _CONFIGURATION: Final = (NoCredentialsError, NoRegionError, PartialCredentialsError, ProfileNotFound)
