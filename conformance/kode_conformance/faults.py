@@ -21,8 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import struct
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Self, TypeVar
@@ -96,6 +99,7 @@ class _Link:
 
     def reset(self) -> None:
         for writer in self.writers:
+            _have_reset(writer.get_extra_info("socket"))
             writer.transport.abort()
 
 
@@ -106,6 +110,14 @@ class _Wanted:
     part: bytes
     is_request: bool
     skip: int
+
+
+def _have_reset(connection: socket.socket) -> None:
+    """Have a connection be reset when it is closed. Otherwise it would end in order, which drivers take for another
+    error than the reset of a server that died.
+    """
+    with suppress(OSError):  # it is closed already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class FaultProxy(Startable):
