@@ -1,4 +1,4 @@
-"""What is DynamoDB's own in the store: the table, clients, throttling, pages, leases, units, sizes."""
+"""What is DynamoDB's own in the store: the table, clients, throttling, pages, units, sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from kode_dynamodb.records import DynamoRecords, open_records
 from kode_dynamodb.schema import cloud_formation
 from msgspec.structs import asdict, replace
 
-from kode_core.batch import Fence
 from kode_core.engines.records import Span
 from kode_core.errors import (
     ConfigurationError,
@@ -323,39 +322,7 @@ async def test_a_fork_whose_copies_are_in_doubt_is_made_again(moto: DynamoDBOpti
         assert lost > 3
 
 
-# --- Leases, tombstones, units ----------------------------------------------------------------------------------------
-
-
-async def test_no_clock_is_compared_with_another(moto: DynamoDBOptions) -> None:
-    """A lease is taken from a holder that was silent for the whole lease, however late it was first seen."""
-    holder, other = await open_records(moto), await open_records(moto)
-    token = await holder.acquire_lease("a", "me", 400)
-    assert token is not None
-    await asyncio.sleep(0.5)
-    assert await other.acquire_lease("a", "you", 400) is None  # seen for the first time
-    await asyncio.sleep(0.2)
-    assert await other.acquire_lease("a", "you", 400) is None
-    await asyncio.sleep(0.3)
-    taken = await other.acquire_lease("a", "you", 400)
-    assert taken is not None
-    assert taken > token
-    assert not await holder.renew_lease("a", Fence("me", token), 400)
-    assert not await holder.holds_lease("a", Fence("me", token))
-    await holder.close()
-    await other.close()
-
-
-async def test_a_lease_that_is_renewed_is_never_taken(moto: DynamoDBOptions) -> None:
-    """Each renewal begins the others' wait anew."""
-    holder, other = await open_records(moto), await open_records(moto)
-    token = await holder.acquire_lease("a", "me", 400)
-    assert token is not None
-    for _ in range(8):
-        await asyncio.sleep(0.1)
-        assert await holder.renew_lease("a", Fence("me", token), 400)
-        assert await other.acquire_lease("a", "you", 400) is None
-    await holder.close()
-    await other.close()
+# --- Tombstones, units ------------------------------------------------------------------------------------------------
 
 
 async def test_tombstones_have_a_time_to_live(options: DynamoDBOptions) -> None:
