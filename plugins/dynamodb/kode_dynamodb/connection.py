@@ -135,7 +135,8 @@ class Connection:
         return found.get("Item")
 
     async def get_all(self, keys: Sequence[Record], *, consistent: bool = True) -> list[Record]:
-        """Those of these items that there are, in any order."""
+        """Those of these items that there are, once each, in any order."""
+        keys = list({(key["pk"]["S"], key["sk"]["S"]): key for key in keys}.values())  # twice is refused
         pieces = [keys[i : i + _GET_AT_ONCE] for i in range(0, len(keys), _GET_AT_ONCE)]
         found = await asyncio.gather(*(self._get_some(piece, consistent=consistent) for piece in pieces))
         return [item for some in found for item in some]

@@ -132,39 +132,51 @@ class Queries:
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         """As ``Engine.find_sessions``."""
         if query.agent_id is not None:
-            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query)
+            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query, set())
             return page(_keyed(rows, query), query)
         if query.sort_by == "message_count":
             return page(_keyed(await self._all_sessions(query), query), query)
         index = "created" if query.sort_by == "created_at" else "updated"
         span = _span(query.created if index == "created" else query.updated, query.after, descending=query.descending)
-        most, found, some = query.offset + query.limit, list[SessionRow](), list[Record]()
+        most, found, some, seen = query.offset + query.limit, list[SessionRow](), list[Record](), set[str]()
         entries = self._entries(index, buckets("h"), span, descending=query.descending, size=min(most, _PAGE))
         async for entry in entries:
             some.append(entry)
             if len(some) == min(most - len(found), _PAGE):
-                found += await self._sessions(some, query)
+                found += await self._sessions(some, query, seen)
                 some = []
                 if len(found) >= most:
                     break
-        found += await self._sessions(some, query)
+        found += await self._sessions(some, query, seen)
         return found[query.offset : most]
 
     async def _all_sessions(self, query: SessionQuery) -> list[SessionRow]:
         """All that match, for an order that no index has."""
         every = self._entries("updated", buckets("h"), (_FIRST, _END), size=1000)
         entries = [entry async for entry in every]
-        return [
-            row for i in range(0, len(entries), _PAGE) for row in await self._sessions(entries[i : i + _PAGE], query)
-        ]
+        pieces, seen = (entries[i : i + _PAGE] for i in range(0, len(entries), _PAGE)), set[str]()
+        return [row for piece in pieces for row in await self._sessions(piece, query, seen)]
 
-    async def _sessions(self, entries: Sequence[Record], query: SessionQuery) -> list[SessionRow]:
-        """Those of the entries that match, in their order, with their infos from the table."""
+    async def _sessions(self, entries: Sequence[Record], query: SessionQuery, seen: set[str]) -> list[SessionRow]:
+        """Those of the entries that match, in their order, with their infos from the table.
+
+        Of an agent that the index has at two places, which happens while it lags, the one that the table agrees with,
+        or else the first; and none where it is one of *seen*, to which all that are returned are added.
+        """
         wanted = [entry for entry in entries if _may_match(entry, query)]
         heads = await self._connection.get_all([head_key(agent_of(entry)) for entry in wanted]) if wanted else []
         by_agent = {agent_of(head): head for head in heads}
-        rows = (_session(entry, by_agent.get(agent_of(entry)), query) for entry in wanted)
-        return [row for row in rows if row is not None]
+        found, chosen = list[tuple[Record, SessionRow]](), dict[str, Record]()
+        for entry in wanted:
+            stored = by_agent.get(agent_of(entry))
+            row = _session(entry, stored, query)
+            if stored is None or row is None or row.agent_id in seen:
+                continue
+            found.append((entry, row))
+            if row.agent_id not in chosen or entry.items() <= stored.items():
+                chosen[row.agent_id] = entry
+        seen.update(chosen)
+        return [row for entry, row in found if chosen[row.agent_id] is entry]
 
     async def totals(self) -> Totals:
         """As ``Engine.totals``: of the index, which has every agent."""

@@ -261,46 +261,6 @@ async def test_what_a_batch_left_undone_is_asked_for_again(throttled: DynamoReco
     assert calls == ["BatchWriteItem"] * 3 + ["BatchGetItem"] * 2 + ["BatchWriteItem"] * 3
 
 
-class Lagging:
-    """Has the global indexes of a client stand still: they answer as they did the first time."""
-
-    def __init__(self, client: Any) -> None:
-        self._known: dict[str, Any] = {}
-        client.meta.events.register("provide-client-params.dynamodb.Query", self._asked)
-        client.meta.events.register("after-call.dynamodb.Query", self._answered)
-
-    def _asked(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-        if not params.get("ConsistentRead"):
-            context["asked"] = repr(sorted(params.items()))
-
-    def _answered(self, parsed: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-        if "asked" in context:
-            answer = self._known.setdefault(context["asked"], dict(parsed))
-            parsed.clear()
-            parsed.update(answer)
-
-
-async def test_an_index_that_lags_shows_nothing_that_is_gone(moto: DynamoDBOptions) -> None:
-    """What the global indexes still have is looked up: deleted agents, rows and other values are left out."""
-    session = aioboto3.Session(aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
-    async with session.client("dynamodb", endpoint_url=moto.endpoint_url) as client:
-        Lagging(client)
-        async with DynamoDBStore(moto.table, client=client) as store, store_of(moto) as other:
-            for name in ("kept", "gone", "changed", "shorter"):
-                info = samples.info(name, template_id="old")
-                await store.save_turn(name, messages=samples.messages(3), info=info)
-            assert len(await store.query_sessions(template_id="old")) == 4
-            assert len(await store.query_messages()) == 12
-            await other.delete("gone")
-            await other.save_info("changed", samples.info("changed", template_id="new"))
-            await other.save_messages("shorter", samples.messages(1))
-            found = await store.query_sessions(template_id="old")
-            assert {session.agent_id: session.message_count for session in found} == {"kept": 3, "shorter": 1}
-            rows = await store.query_messages()
-            assert sorted(row.agent_id for row in rows) == ["changed"] * 3 + ["kept"] * 3 + ["shorter"]
-            assert len(await other.query_messages()) == 7
-
-
 async def test_a_fork_whose_copies_are_in_doubt_is_made_again(moto: DynamoDBOptions) -> None:
     """Where they may still arrive nobody ever looks."""
     async with aioboto3.Session(aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1").client(
