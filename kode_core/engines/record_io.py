@@ -43,9 +43,9 @@ class MovedError(Exception):
     """What was read is not of one instant: somebody wrote meanwhile."""
 
 
-async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A]) -> list[B]:
+async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A], *, at_once: int = AT_ONCE) -> list[B]:
     """Call for each value, some at once; the results in order. When one fails the others end first."""
-    gate = asyncio.Semaphore(AT_ONCE)
+    gate = asyncio.Semaphore(at_once)
 
     async def one(value: A) -> B:
         async with gate:
