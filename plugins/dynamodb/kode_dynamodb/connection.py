@@ -17,16 +17,19 @@ import aioboto3
 from aiobotocore.config import AioConfig
 
 from kode_core.engines.calls import made
+from kode_core.engines.record_io import each
 from kode_core.errors import ConfigurationError
 from kode_dynamodb.errors import DRIVER_ERRORS, is_in_doubt, is_refused, is_throttled, is_transient, to_kode_error
 from kode_dynamodb.options import DynamoDBOptions
 
-__all__ = ["Connection", "Record", "connect"]
+__all__ = ["AT_ONCE", "Connection", "Record", "connect"]
 
 Record: TypeAlias = dict[str, Any]
 """An item as the service takes it: ``{"pk": {"S": "…"}, …}``."""
 
-_AT_ONCE: Final = 32
+_IN_ALL: Final = 32
+AT_ONCE: Final = 8
+"""How many requests one call makes side by side: others get their turn between them."""
 _GET_AT_ONCE: Final = 100
 _WRITE_AT_ONCE: Final = 25
 
@@ -48,7 +51,7 @@ class Connection:
         self._seconds = (options.connection_timeout_millis + options.command_timeout_millis) / 1000
         self._connect_s = options.connection_timeout_millis / 1000
         self._counted = {"ReturnConsumedCapacity": "TOTAL"} if options.count_units else {}
-        self._gate = asyncio.Semaphore(min(_AT_ONCE, options.max))
+        self._gate = asyncio.Semaphore(min(_IN_ALL, options.max))
 
     # --- calls
 
@@ -138,7 +141,7 @@ class Connection:
         """Those of these items that there are, once each, in any order."""
         keys = list({(key["pk"]["S"], key["sk"]["S"]): key for key in keys}.values())  # twice is refused
         pieces = [keys[i : i + _GET_AT_ONCE] for i in range(0, len(keys), _GET_AT_ONCE)]
-        found = await asyncio.gather(*(self._get_some(piece, consistent=consistent) for piece in pieces))
+        found = await each(lambda piece: self._get_some(piece, consistent=consistent), pieces, at_once=AT_ONCE)
         return [item for some in found for item in some]
 
     async def _get_some(self, keys: Sequence[Record], *, consistent: bool) -> list[Record]:
@@ -166,7 +169,7 @@ class Connection:
 
     async def _write_all(self, requests: Sequence[Record], *, again: bool) -> None:
         pieces = [requests[i : i + _WRITE_AT_ONCE] for i in range(0, len(requests), _WRITE_AT_ONCE)]
-        await together([self._write_some(piece, again=again) for piece in pieces])
+        await each(lambda piece: self._write_some(piece, again=again), pieces, at_once=AT_ONCE)
 
     async def _write_some(self, requests: Sequence[Record], *, again: bool) -> None:
         wanted: Record = {self.table: requests}
@@ -191,15 +194,6 @@ class Connection:
 
 class _RefusedError(Exception):
     """The condition of a write did not hold."""
-
-
-async def together(calls: Sequence[Awaitable[Any]]) -> list[Any]:
-    """The results of calls that are made side by side; all end, also when one fails."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
 
 
 # --- Clients ----------------------------------------------------------------------------------------------------------

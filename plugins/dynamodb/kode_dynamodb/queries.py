@@ -5,7 +5,6 @@ A global index lags behind the table. What it finds is looked up in the table, a
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
@@ -13,6 +12,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from kode_core.batch import SessionRow, Totals
+from kode_core.engines.record_io import each
 from kode_core.engines.records import FoundItem, Place
 from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.query import Range, RowQuery, SessionQuery
@@ -105,7 +105,7 @@ class Queries:
             entry = await of.next()
             return None if entry is None else _Ordered(entry[sk]["S"], entry, of, is_reversed=descending)
 
-        firsts = await asyncio.gather(*(step(bucket(name)) for name in pks))
+        firsts = await each(step, [bucket(name) for name in pks])
         heap = [first for first in firsts if first is not None]
         heapq.heapify(heap)
         while heap:

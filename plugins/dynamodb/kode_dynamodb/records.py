@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
 from kode_core.engine import Medium, Watch
+from kode_core.engines.record_io import each
 from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span
 from kode_core.errors import KodeError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
-from kode_dynamodb.connection import Connection, Record, connect, together
+from kode_dynamodb.connection import AT_ONCE, Connection, Record, connect
 from kode_dynamodb.leases import Leases
 from kode_dynamodb.options import DynamoDBOptions
 from kode_dynamodb.queries import Queries
@@ -38,6 +38,7 @@ _TOGETHER: Final = 9
 """With the head ten, which every version of the service and of its emulators takes in one transaction."""
 _INLINE_BYTES: Final = 100_000
 _PART_BYTES: Final = 340_000
+_PARTS_AT_ONCE: Final = 4
 _UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev"
 _KEYS: Final = "pk, sk"
 _NO_BODIES: Final = "sk, rev, t, h, ix, p, alt"
@@ -124,13 +125,11 @@ class DynamoRecords:
 
     async def unsettled(self) -> list[str]:
         wanted: Record = {"IndexName": "pending", "KeyConditionExpression": "pd = :pd"}
-        found = await together(
-            [
-                self.connection.query(**wanted, ExpressionAttributeValues={":pd": {"S": bucket}})
-                for bucket in buckets("h")
-            ]
-        )
-        return [agent_of(entry) for entries in found for entry in entries]
+
+        async def of(bucket: str) -> list[Record]:
+            return await self.connection.query(**wanted, ExpressionAttributeValues={":pd": {"S": bucket}})
+
+        return [agent_of(entry) for entries in await each(of, buckets("h")) for entry in entries]
 
     # --- items
 
@@ -175,29 +174,24 @@ class DynamoRecords:
         if fresh:
             await self.connection.put_all([item_values(place, item) for item in changes if isinstance(item, Item)])
             return
-        puts = [self._put(place, change) for change in changes if isinstance(change, Item)]
-        cuts = [self._cut(items_pk(place), change) for change in changes if isinstance(change, Cut)]
-        await together([*puts, *cuts])
 
-    async def _put(self, place: Place, item: Item) -> None:
-        await self.connection.repeat("put_item", **_put(place, item))
+        async def put(item: Item) -> None:
+            await self.connection.repeat("put_item", **_put(place, item))
+
+        await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
+        for change in changes:
+            if isinstance(change, Cut):
+                await self._cut(items_pk(place), change)
 
     async def _cut(self, pk: Record, cut: Cut) -> None:
+        rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
+
+        async def delete(one: Record) -> None:
+            await self.connection.repeat("delete_item", Key={"pk": one["pk"], "sk": one["sk"]}, **rev)
+
         wanted = _between(pk, cut.first, cut.last, "sk")
-        values: Record = {":rev": {"N": str(cut.rev)}}
         found = await self.connection.query(**wanted, ProjectionExpression="pk, sk, rev")
-        await together(
-            [
-                self.connection.repeat(
-                    "delete_item",
-                    Key={"pk": one["pk"], "sk": one["sk"]},
-                    ConditionExpression="rev < :rev",
-                    ExpressionAttributeValues=values,
-                )
-                for one in found
-                if int(one["rev"]["N"]) < cut.rev
-            ]
-        )
+        await each(delete, [one for one in found if int(one["rev"]["N"]) < cut.rev], at_once=AT_ONCE)
 
     async def drop(self, place: Place) -> None:
         for pk in (items_pk(place), parts_pk(place)):
@@ -208,15 +202,12 @@ class DynamoRecords:
     # --- parts
 
     async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
-        about = {"rev": {"N": str(rev)}}
-        gate = asyncio.Semaphore(4)
+        async def put(numbered: tuple[int, bytes]) -> None:
+            number, part = numbered
+            item = {**parts_key(place, key, rev, number), "rev": {"N": str(rev)}, "b": {"B": part}}
+            await self.connection.repeat("put_item", Item=item)
 
-        async def put(number: int, part: bytes) -> None:
-            async with gate:
-                item = {**parts_key(place, key, rev, number), **about, "b": {"B": part}}
-                await self.connection.repeat("put_item", Item=item)
-
-        await together([put(number, part) for number, part in enumerate(parts)])
+        await each(put, enumerate(parts), at_once=_PARTS_AT_ONCE)
 
     async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
         first = parts_key(place, key, rev, 0)["sk"]["S"]

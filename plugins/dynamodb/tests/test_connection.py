@@ -6,15 +6,19 @@ import asyncio
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
+from kode_conformance.record_tests import PLACE, a_message
 from kode_dynamodb import DynamoDBOptions
-from kode_dynamodb.connection import connect
+from kode_dynamodb.connection import Connection, connect
+from kode_dynamodb.records import DynamoRecords
 from kode_dynamodb.servers import KEY, SECRET
 
-from kode_core.errors import OutcomeUnknownError, StoreUnavailableError
+from kode_core.errors import OutcomeUnknownError, StorageError, StoreUnavailableError
 
 X = {"pk": {"S": "x"}, "sk": {"S": "x"}}
 
@@ -82,3 +86,61 @@ async def test_a_write_that_nobody_took_was_not_written() -> None:
     with pytest.raises(StoreUnavailableError):
         await connection.write("update_item", Key=X)
     await connection.close()
+
+
+# --- Many items -------------------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A client each of whose calls is answered by a function, some milliseconds later.
+
+    Attributes:
+        running: how many calls are on their way.
+        most: how many there were at once.
+    """
+
+    def __init__(self, answer: Callable[[str, Any], Any]) -> None:
+        self._answer = answer
+        self.running = self.most = 0
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def call(**arguments: Any) -> Any:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            try:
+                await asyncio.sleep(0.002)
+                return self._answer(name, arguments)
+            finally:
+                self.running -= 1
+
+        return call
+
+
+async def connected(client: Scripted, **how: Any) -> Connection:
+    return await connect(DynamoDBOptions(client=client, **how))
+
+
+def failure(code: str, operation: str = "PutItem", **more: Any) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": "x"}, **more}, operation)
+
+
+async def test_what_has_many_items_leaves_room_for_others() -> None:
+    """Of one call's requests few are on their way at once, and none when it has failed."""
+    client = Scripted(lambda *_: {})
+    records = DynamoRecords(await connected(client))
+    await records.apply(PLACE, [a_message(n, 1) for n in range(100)])
+    assert client.most == 8
+
+    def refuse_some(name: str, arguments: Any) -> Any:
+        if "7" in str(arguments):
+            raise failure("AccessDeniedException", name)
+        return {"Responses": {}}
+
+    client = Scripted(refuse_some)
+    connection = await connected(client)
+    keys = [{"pk": {"S": "x"}, "sk": {"S": str(n)}} for n in range(1000)]
+    for call in (connection.get_all, connection.delete_all):
+        with pytest.raises(StorageError):
+            await call(keys)
+        assert client.running == 0
+    assert client.most == 8
