@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,11 +15,12 @@ import pytest
 from botocore.exceptions import ClientError
 from kode_conformance.record_tests import PLACE, a_message
 from kode_dynamodb import DynamoDBOptions
+from kode_dynamodb import connection as connections
 from kode_dynamodb.connection import Connection, connect
 from kode_dynamodb.records import DynamoRecords
 from kode_dynamodb.servers import KEY, SECRET
 
-from kode_core.errors import OutcomeUnknownError, StorageError, StoreUnavailableError
+from kode_core.errors import OutcomeUnknownError, StorageError, StoreBusyError, StoreUnavailableError
 
 X = {"pk": {"S": "x"}, "sk": {"S": "x"}}
 
@@ -86,6 +88,85 @@ async def test_a_write_that_nobody_took_was_not_written() -> None:
     with pytest.raises(StoreUnavailableError):
         await connection.write("update_item", Key=X)
     await connection.close()
+
+
+async def test_who_gives_up_before_there_is_a_client_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed when it is open at last, unless somebody else uses it by then."""
+    ends, go_on = list[str](), asyncio.Event()
+
+    class Context:
+        async def __aexit__(self, *_: object) -> None:
+            ends.append("closed")
+
+    async def slowly(_: DynamoDBOptions) -> tuple[Any, Any]:
+        await go_on.wait()
+        return Context(), Scripted(lambda *_: {})
+
+    monkeypatch.setattr(connections, "_opened", slowly)
+    options = options_at(1)
+    first, second = asyncio.ensure_future(connect(options)), asyncio.ensure_future(connect(options))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    go_on.set()
+    used = await second
+    assert ends == []
+    await used.close()
+    assert ends == ["closed"]
+
+    go_on.clear()
+    alone = asyncio.ensure_future(connect(options))
+    await asyncio.sleep(0)
+    alone.cancel()
+    await asyncio.wait([alone])
+    go_on.set()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert ends == ["closed"] * 2
+
+
+# --- Throttling -------------------------------------------------------------------------------------------------------
+
+IMPATIENT = {"connection_timeout_millis": 50, "command_timeout_millis": 100}
+
+
+async def test_a_write_waits_for_capacity_longer_than_for_a_connection() -> None:
+    """It is made again for as long as both times together; then it is known that nothing was written."""
+    until = time.monotonic() + 0.3
+
+    def throttle(name: str, _: Any) -> Any:
+        if time.monotonic() < until:
+            raise failure("ThrottlingException", name)
+        return {}
+
+    patient = await connected(Scripted(throttle), **{**IMPATIENT, "command_timeout_millis": 10_000})
+    assert await patient.write("update_item", Key=X)
+    until = time.monotonic() + 3600
+    impatient = await connected(Scripted(throttle), **IMPATIENT)
+    for call in (impatient.write, impatient.repeat, impatient.read):
+        with pytest.raises(StoreBusyError, match="kept throttling"):
+            await call("update_item", Key=X)
+
+
+async def test_a_batch_takes_as_long_as_it_goes_on() -> None:
+    """The service takes one item at a time, and in the end none."""
+    taken, most = 0, 40
+
+    def take_one(_: str, arguments: Any) -> Any:
+        nonlocal taken
+        ((table, wanted),) = arguments["RequestItems"].items()
+        if taken == most:
+            return {"UnprocessedItems": {table: wanted}}
+        taken += 1
+        return {"UnprocessedItems": {table: wanted[1:]} if wanted[1:] else {}}
+
+    connection = await connected(Scripted(take_one), **IMPATIENT)
+    keys = [{"pk": {"S": "x"}, "sk": {"S": str(n)}} for n in range(25)]
+    await connection.delete_all(keys)
+    assert taken == 25
+    with pytest.raises(StoreBusyError, match="kept throttling"):
+        await connection.delete_all(keys)
+    assert taken == most
 
 
 # --- Many items -------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ async def connection(moto: DynamoDBOptions) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def throttled(moto: DynamoDBOptions) -> AsyncIterator[DynamoRecords]:
-    opened = await open_records(replace(moto, connection_timeout_millis=1000, max=49))
+    opened = await open_records(replace(moto, connection_timeout_millis=1000, command_timeout_millis=3000, max=49))
     yield opened
     await opened.close()
 
