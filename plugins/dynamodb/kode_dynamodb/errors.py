@@ -59,6 +59,7 @@ _THROTTLED: Final = (
 _PASSING: Final = frozenset({"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
 """Reasons for which a transaction is cancelled that may work soon."""
 _FAILED: Final = ("InternalServerError", "InternalFailure", "ServiceUnavailable", "500", "502", "503", "504")
+_FULL: Final = "one agent's items take more than 10 GB"
 _Kind = tuple[type[KodeError], str]
 _BY_CODE: Final[dict[str, _Kind]] = {
     "ResourceNotFoundException": (StoreUnavailableError, "the table is missing; see 'kode schema dynamodb --print'"),
@@ -67,7 +68,8 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "InvalidSignatureException": (StoreUnavailableError, "AWS refused the secret key"),
     "ExpiredTokenException": (StoreUnavailableError, "the session token has expired"),
     "MissingAuthenticationTokenException": (StoreUnavailableError, "the request had no credentials"),
-    "ItemCollectionSizeLimitExceededException": (PayloadTooLargeError, "one agent's items take more than 10 GB"),
+    "ItemCollectionSizeLimitExceededException": (PayloadTooLargeError, _FULL),
+    "ItemCollectionSizeLimitExceeded": (PayloadTooLargeError, _FULL),  # as a transaction calls it
 }
 _TOO_LARGE: Final = ("size has exceeded", "size exceeded", "exceeds the maximum allowed size", "exceeded the maximum")
 
@@ -139,11 +141,12 @@ def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
         )
     if is_throttled(exc):
         return StoreBusyError(f"{place}: the service kept throttling, or others were in the way ({_words(exc)})")
-    code = code_of(exc)
-    if code in _BY_CODE:
-        kind, remedy = _BY_CODE[code]
-        return kind(f"{place}: {remedy} ({code})")
-    is_invalid = code == "ValidationException" or "ValidationError" in _reasons(exc)
+    code, reasons = code_of(exc), _reasons(exc)
+    for known in (code, *reasons):
+        if known in _BY_CODE:
+            kind, remedy = _BY_CODE[known]
+            return kind(f"{place}: {remedy} ({known})")
+    is_invalid = code == "ValidationException" or "ValidationError" in reasons
     if is_invalid and any(words in str(exc).lower() for words in _TOO_LARGE):
         return PayloadTooLargeError(f"{place}: a record is larger than DynamoDB can take")
     if code and code not in _FAILED:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
 from kode_core.engine import Medium, Watch
 from kode_core.engines.record_io import each
 from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span
-from kode_core.errors import KodeError, UnsupportedError
+from kode_core.errors import KodeError, PayloadTooLargeError, StorageError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_dynamodb.connection import AT_ONCE, Connection, Record, connect
 from kode_dynamodb.leases import Leases
@@ -178,10 +179,11 @@ class DynamoRecords:
         async def put(item: Item) -> None:
             await self.connection.repeat("put_item", **_put(place, item))
 
-        await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
-        for change in changes:
-            if isinstance(change, Cut):
-                await self._cut(items_pk(place), change)
+        with _after_commit(place):
+            await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
+            for change in changes:
+                if isinstance(change, Cut):
+                    await self._cut(items_pk(place), change)
 
     async def _cut(self, pk: Record, cut: Cut) -> None:
         rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
@@ -207,7 +209,8 @@ class DynamoRecords:
             item = {**parts_key(place, key, rev, number), "rev": {"N": str(rev)}, "b": {"B": part}}
             await self.connection.repeat("put_item", Item=item)
 
-        await each(put, enumerate(parts), at_once=_PARTS_AT_ONCE)
+        with _after_commit(place):
+            await each(put, enumerate(parts), at_once=_PARTS_AT_ONCE)
 
     async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
         first = parts_key(place, key, rev, 0)["sk"]["S"]
@@ -276,6 +279,18 @@ class DynamoRecords:
 
     async def close(self) -> None:
         await self.connection.close()
+
+
+@contextmanager
+def _after_commit(place: Place) -> Iterator[None]:
+    """Tell of an agent that is full in other words than those that say that nothing was written."""
+    try:
+        yield
+    except PayloadTooLargeError as exc:
+        raise StorageError(
+            f"agent {place.agent_id!r} takes more than the 10 GB that DynamoDB keeps of one: nothing that was saved is "
+            "lost, but it takes no more; go on with another agent"
+        ) from exc
 
 
 def _update(agent_id: str, values: Mapping[str, Record | None], condition: str, given: Record) -> Record:

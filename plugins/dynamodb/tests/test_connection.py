@@ -20,7 +20,13 @@ from kode_dynamodb.connection import Connection, connect
 from kode_dynamodb.records import DynamoRecords
 from kode_dynamodb.servers import KEY, SECRET
 
-from kode_core.errors import OutcomeUnknownError, StorageError, StoreBusyError, StoreUnavailableError
+from kode_core.errors import (
+    OutcomeUnknownError,
+    PayloadTooLargeError,
+    StorageError,
+    StoreBusyError,
+    StoreUnavailableError,
+)
 
 X = {"pk": {"S": "x"}, "sk": {"S": "x"}}
 
@@ -225,3 +231,34 @@ async def test_what_has_many_items_leaves_room_for_others() -> None:
             await call(keys)
         assert client.running == 0
     assert client.most == 8
+
+
+# --- An agent that is full --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        failure("ItemCollectionSizeLimitExceededException"),
+        failure(
+            "TransactionCanceledException",
+            CancellationReasons=[{"Code": "None"}, {"Code": "ItemCollectionSizeLimitExceeded"}],
+        ),
+    ],
+    ids=["alone", "in a transaction"],
+)
+async def test_a_commit_that_does_not_fit_is_too_large_and_what_follows_a_commit_is_not(exc: ClientError) -> None:
+    """What is applied is committed already: nobody may take it for a write that was refused."""
+
+    def refuse(*_: Any) -> Any:
+        raise exc
+
+    records = DynamoRecords(await connected(Scripted(refuse)))
+    with pytest.raises(PayloadTooLargeError, match="more than 10 GB"):
+        await records.connection.write("update_item", Key=X)
+    with pytest.raises(PayloadTooLargeError):
+        await records.apply(PLACE, [a_message(0, 1)], fresh=True)
+    with pytest.raises(StorageError, match=r"10 GB.*nothing that was saved is lost.*go on with another agent"):
+        await records.apply(PLACE, [a_message(0, 1)])
+    with pytest.raises(StorageError, match="10 GB"):
+        await records.put_parts(PLACE, "m/1", 1, [b"x"])
