@@ -21,6 +21,7 @@ from kode_dynamodb.values import (
     INDEX_PREFIX,
     agent_of,
     buckets,
+    filed_counts,
     filed_row,
     found_head,
     found_item,
@@ -182,9 +183,10 @@ class Queries:
         """As ``Engine.totals``: of the index, which has every agent."""
         agents = messages = calls = used = 0
         async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
+            counts = filed_counts(entry)
             agents += "meta" in entry
-            messages += int(entry["mc"]["N"])
-            calls += int(entry["tc"]["N"])
+            messages += counts.messages if counts else 0
+            calls += counts.tool_calls if counts else 0
             used += 1
         return Totals(agents=agents, messages=messages, tool_calls=calls, is_used=used > 0)
 
@@ -270,9 +272,9 @@ def _may_match(entry: Record, query: SessionQuery) -> bool:
     info = found_meta(entry)
     if info is None:
         return "hb" not in entry  # the index of updates has agents without info, which are no sessions
-    updated_at = int(entry["u"]["N"]) if "u" in entry else None
-    open_query = query if updated_at is not None else replace(query, updated=Range())
-    return session_matches(agent_of(entry), info, updated_at or 0, open_query)
+    counts = filed_counts(entry)
+    open_query = query if counts else replace(query, updated=Range())
+    return session_matches(agent_of(entry), info, counts.updated_at if counts else 0, open_query)
 
 
 def _session(entry: Record, stored: Record | None, query: SessionQuery) -> SessionRow | None:
@@ -282,8 +284,9 @@ def _session(entry: Record, stored: Record | None, query: SessionQuery) -> Sessi
         return None
     if "cr" in entry and entry["cr"] != stored.get("cr"):
         return None  # it has moved
-    updated_at = int(entry["u"]["N"]) if "u" in entry else head.updated_at
-    count = int(entry["mc"]["N"]) if "mc" in entry else head.messages.count
+    counts = filed_counts(entry)
+    updated_at = counts.updated_at if counts else head.updated_at
+    count = counts.messages if counts else head.messages.count
     if not session_matches(head.agent_id, head.info, updated_at, query):
         return None
     return SessionRow(head.agent_id, head.info.body, head.info.created_at, updated_at, count)
