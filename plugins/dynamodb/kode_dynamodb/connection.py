@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -127,18 +127,20 @@ class Connection:
 
     # --- items
 
-    async def query(self, *, limit: int | None = None, **arguments: Any) -> list[Record]:
-        """All items of a query, or the first so many, page by page."""
-        found: list[Record] = []
-        start: Record = {}
-        while limit is None or len(found) < limit:
-            most = {} if limit is None else {"Limit": limit - len(found)}
+    async def pages(self, *, limit: int | None = None, **arguments: Any) -> AsyncIterator[list[Record]]:
+        """All items of a query, or the first so many, in pages of at most a megabyte."""
+        count, start = 0, Record()
+        while limit is None or count < limit:
+            most = {} if limit is None else {"Limit": limit - count}
             page = await self.read("query", **arguments, **start, **most)
-            found += page["Items"]
+            yield page["Items"]
             if not page.get("LastEvaluatedKey"):
                 break
-            start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
-        return found
+            count, start = count + len(page["Items"]), {"ExclusiveStartKey": page["LastEvaluatedKey"]}
+
+    async def query(self, *, limit: int | None = None, **arguments: Any) -> list[Record]:
+        """All items of a query, or the first so many."""
+        return [item async for page in self.pages(limit=limit, **arguments) for item in page]
 
     async def get(self, key: Record, **arguments: Any) -> Record | None:
         """An item as it is now."""

@@ -42,6 +42,7 @@ _PART_BYTES: Final = 340_000
 _PARTS_AT_ONCE: Final = 4
 _UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev"
 _KEYS: Final = "pk, sk"
+_REVS: Final = "pk, sk, rev"
 _NO_BODIES: Final = "sk, rev, t, h, ix, p, alt"
 
 
@@ -141,26 +142,30 @@ class DynamoRecords:
         wanted["ScanIndexForward"] = not span.descending
         if span.by_alt:
             wanted["IndexName"] = "by_alt"
-        elif not span.bodies:
+        if not span.bodies:
             wanted["ProjectionExpression"] = _NO_BODIES
         if span.channel is not None:
             return await self._of_channel(wanted, span)
-        found = [found_item(record) for record in await self.connection.query(**wanted, limit=span.limit)]
+        found = await self._decoded(wanted, span.limit)
         if span.by_alt and span.bodies and not all(isinstance(item.index, EventIndex) for item in found):
             return await self._with_bodies(place, found)
         return found
+
+    async def _decoded(self, wanted: Record, limit: int | None) -> list[Item]:
+        """The items of a query, decoded while others have their turn between the pages."""
+        return [found_item(record) async for page in self.connection.pages(**wanted, limit=limit) for record in page]
 
     async def _of_channel(self, wanted: Record, span: Span) -> list[Item]:
         """The events of a channel, which is not part of a key."""
         found: list[Item] = []
         limit = span.limit
         while True:
-            records = await self.connection.query(**wanted, limit=None if limit is None else limit * 4)
-            items = [found_item(record) for record in records]
+            items = await self._decoded(wanted, None if limit is None else limit * 4)
             found += [i for i in items if isinstance(i.index, EventIndex) and i.index.channel == span.channel]
-            if limit is None or len(found) >= limit or len(records) < limit * 4:
+            if limit is None or len(found) >= limit or len(items) < limit * 4:
                 return found[:limit]
-            values, last = wanted["ExpressionAttributeValues"], records[-1]["alt" if span.by_alt else "sk"]["S"]
+            values, last = wanted["ExpressionAttributeValues"], items[-1].alt if span.by_alt else items[-1].key
+            assert last is not None
             if span.descending:
                 values[":last"] = {"S": f"{last[:-1]}{chr(ord(last[-1]) - 1)}~"}
             else:
@@ -192,14 +197,14 @@ class DynamoRecords:
             await self.connection.repeat("delete_item", Key={"pk": one["pk"], "sk": one["sk"]}, **rev)
 
         wanted = _between(pk, cut.first, cut.last, "sk")
-        found = await self.connection.query(**wanted, ProjectionExpression="pk, sk, rev")
-        await each(delete, [one for one in found if int(one["rev"]["N"]) < cut.rev], at_once=AT_ONCE)
+        async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
+            await each(delete, [one for one in page if int(one["rev"]["N"]) < cut.rev], at_once=AT_ONCE)
 
     async def drop(self, place: Place) -> None:
         for pk in (items_pk(place), parts_pk(place)):
             wanted: Record = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": pk}}
-            found = await self.connection.query(**wanted, ProjectionExpression=_KEYS, ConsistentRead=True)
-            await self.connection.delete_all(found)
+            async for page in self.connection.pages(**wanted, ProjectionExpression=_KEYS, ConsistentRead=True):
+                await self.connection.delete_all(page)
 
     # --- parts
 
@@ -219,13 +224,13 @@ class DynamoRecords:
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
         wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
-        found = await self.connection.query(**wanted, ProjectionExpression="pk, sk, rev")
-        keys = [
-            {"pk": part["pk"], "sk": part["sk"]}
-            for part in found
-            if int(part["rev"]["N"]) < rev and first <= part["sk"]["S"].rsplit("/", 2)[0] <= last
-        ]
-        await self.connection.delete_all(keys)
+        async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
+            keys = [
+                {"pk": part["pk"], "sk": part["sk"]}
+                for part in page
+                if int(part["rev"]["N"]) < rev and first <= part["sk"]["S"].rsplit("/", 2)[0] <= last
+            ]
+            await self.connection.delete_all(keys)
 
     # --- queries
 

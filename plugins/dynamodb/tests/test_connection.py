@@ -233,6 +233,27 @@ async def test_what_has_many_items_leaves_room_for_others() -> None:
     assert client.most == 8
 
 
+async def test_what_is_dropped_page_by_page_stays_dropped() -> None:
+    """Of a place of many pages those that were deleted before a failure need not be deleted again."""
+    deleted: list[str] = []
+
+    def answer(name: str, arguments: Any) -> Any:
+        if name == "query":
+            start = int(arguments.get("ExclusiveStartKey", {"sk": {"S": "0"}})["sk"]["S"])
+            keys = [{"pk": {"S": "p"}, "sk": {"S": str(n)}} for n in range(start, start + 10)]
+            return {"Items": keys, "LastEvaluatedKey": {"pk": {"S": "p"}, "sk": {"S": str(start + 10)}}}
+        if len(deleted) == 30:
+            raise failure("AccessDeniedException", name)
+        ((_, requests),) = arguments["RequestItems"].items()
+        deleted.extend(request["DeleteRequest"]["Key"]["sk"]["S"] for request in requests)
+        return {}
+
+    records = DynamoRecords(await connected(Scripted(answer)))
+    with pytest.raises(StorageError):
+        await records.drop(PLACE)
+    assert deleted == [str(n) for n in range(30)]
+
+
 # --- An agent that is full --------------------------------------------------------------------------------------------
 
 

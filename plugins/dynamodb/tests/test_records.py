@@ -21,7 +21,8 @@ from kode_dynamodb.records import DynamoRecords, open_records
 from kode_dynamodb.schema import cloud_formation
 from msgspec.structs import asdict, replace
 
-from kode_core.engines.records import Span
+from kode_core.codec import Body
+from kode_core.engines.records import EventIndex, Item, Span
 from kode_core.errors import (
     ConfigurationError,
     KodeError,
@@ -165,6 +166,15 @@ async def test_every_page_is_read(records: DynamoRecords) -> None:
     assert await records.items(PLACE, ALL) == items
     await records.drop(PLACE)
     assert await records.items(PLACE, ALL) == []
+
+
+async def test_bodies_that_nobody_asked_for_stay_where_they_are(records: DynamoRecords) -> None:
+    """Those of events, which are read in the order of their seq, too."""
+    event = Item(key="e/1", rev=1, body=Body("text", b"digest"), index=EventIndex(7, "progress"), alt="e/7")
+    await records.apply(PLACE, [event])
+    wanted = Span(first="e/", last="e/~", by_alt=True)
+    assert await records.items(PLACE, wanted) == [event]
+    assert await records.items(PLACE, replace(wanted, bodies=False)) == [replace(event, body=Body("", b"digest"))]
 
 
 class Interfering:
