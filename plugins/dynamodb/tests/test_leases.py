@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from kode_conformance import samples
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 from kode_dynamodb.records import DynamoRecords, open_records
 from kode_dynamodb.values import head_key
-from msgspec.structs import asdict
 
 from kode_core.batch import Fence
 
@@ -50,10 +50,6 @@ async def test_a_lease_that_is_renewed_is_never_taken(moto: DynamoDBOptions) -> 
 # --- The time to live of an item that is nothing but a lease ----------------------------------------------------------
 
 
-def store_of(options: DynamoDBOptions) -> DynamoDBStore:
-    return DynamoDBStore(**{name: value for name, value in asdict(options).items() if value is not None})
-
-
 async def ends_at(records: DynamoRecords, agent_id: str) -> int | None:
     """When the service may remove the head's item; None for never."""
     found = await records.connection.get(head_key(agent_id))
@@ -61,11 +57,13 @@ async def ends_at(records: DynamoRecords, agent_id: str) -> int | None:
     return int(found["ttl"]["N"]) if "ttl" in found else None
 
 
-async def test_a_lock_never_dates_an_agent(moto: DynamoDBOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lock_never_dates_an_agent(
+    moto: DynamoDBOptions, moto_store: Callable[[], DynamoDBStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody saves the first turn between the look and the update of who takes the lock."""
     locker = await open_records(moto)
     get, looks = locker.connection.get, 0
-    async with store_of(moto) as writer:
+    async with moto_store() as writer:
 
         async def and_then_a_turn(key: Any, **arguments: Any) -> Any:
             nonlocal looks
@@ -85,7 +83,7 @@ async def test_a_lock_never_dates_an_agent(moto: DynamoDBOptions, monkeypatch: p
 
 
 async def test_a_lock_without_an_agent_lasts_as_long_as_it_is_renewed(
-    moto: DynamoDBOptions, monkeypatch: pytest.MonkeyPatch
+    moto: DynamoDBOptions, moto_store: Callable[[], DynamoDBStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each renewal moves the time to live, by one call; an agent that is made meanwhile gets none, and may go again."""
     records = await open_records(moto)
@@ -110,7 +108,7 @@ async def test_a_lock_without_an_agent_lasts_as_long_as_it_is_renewed(
     moved = await ends_at(records, "a")
     assert moved is not None
     assert moved > first + 90
-    async with store_of(moto) as store:
+    async with moto_store() as store:
         await store.append_messages("a", samples.messages(1))
         assert [await renewals(), await renewals()] == [2, 1]
         assert await ends_at(records, "a") is None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aioboto3
 import pytest
 from kode_conformance import samples
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
-from msgspec.structs import asdict
 
 
-def store_of(options: DynamoDBOptions, **how: Any) -> DynamoDBStore:
-    return DynamoDBStore(**{**{name: value for name, value in asdict(options).items() if value is not None}, **how})
+@pytest.fixture
+async def client(moto: DynamoDBOptions) -> AsyncIterator[Any]:
+    session = aioboto3.Session(aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    async with session.client("dynamodb", endpoint_url=moto.endpoint_url) as opened:
+        yield opened
 
 
 class Lagging:
@@ -35,32 +37,25 @@ class Lagging:
             parsed.update(answer)
 
 
-async def test_an_index_that_lags_shows_nothing_that_is_gone(moto: DynamoDBOptions) -> None:
+async def test_an_index_that_lags_shows_nothing_that_is_gone(
+    moto: DynamoDBOptions, moto_store: Callable[[], DynamoDBStore], client: Any
+) -> None:
     """What the global indexes still have is looked up: deleted agents, rows and other values are left out."""
-    session = aioboto3.Session(aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
-    async with session.client("dynamodb", endpoint_url=moto.endpoint_url) as client:
-        Lagging(client)
-        async with DynamoDBStore(moto.table, client=client) as store, store_of(moto) as other:
-            for name in ("kept", "gone", "changed", "shorter"):
-                info = samples.info(name, template_id="old")
-                await store.save_turn(name, messages=samples.messages(3), info=info)
-            assert len(await store.query_sessions(template_id="old")) == 4
-            assert len(await store.query_messages()) == 12
-            await other.delete("gone")
-            await other.save_info("changed", samples.info("changed", template_id="new"))
-            await other.save_messages("shorter", samples.messages(1))
-            found = await store.query_sessions(template_id="old")
-            assert {session.agent_id: session.message_count for session in found} == {"kept": 3, "shorter": 1}
-            rows = await store.query_messages()
-            assert sorted(row.agent_id for row in rows) == ["changed"] * 3 + ["kept"] * 3 + ["shorter"]
-            assert len(await other.query_messages()) == 7
-
-
-@pytest.fixture
-async def client(moto: DynamoDBOptions) -> AsyncIterator[Any]:
-    session = aioboto3.Session(aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
-    async with session.client("dynamodb", endpoint_url=moto.endpoint_url) as opened:
-        yield opened
+    Lagging(client)
+    async with DynamoDBStore(moto.table, client=client) as store, moto_store() as other:
+        for name in ("kept", "gone", "changed", "shorter"):
+            info = samples.info(name, template_id="old")
+            await store.save_turn(name, messages=samples.messages(3), info=info)
+        assert len(await store.query_sessions(template_id="old")) == 4
+        assert len(await store.query_messages()) == 12
+        await other.delete("gone")
+        await other.save_info("changed", samples.info("changed", template_id="new"))
+        await other.save_messages("shorter", samples.messages(1))
+        found = await store.query_sessions(template_id="old")
+        assert {session.agent_id: session.message_count for session in found} == {"kept": 3, "shorter": 1}
+        rows = await store.query_messages()
+        assert sorted(row.agent_id for row in rows) == ["changed"] * 3 + ["kept"] * 3 + ["shorter"]
+        assert len(await other.query_messages()) == 7
 
 
 @pytest.mark.parametrize("sort_by", ["updated_at", "message_count"])

@@ -11,7 +11,6 @@ from kode_conformance.record_tests import a_message
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 from kode_dynamodb.connection import connect
 from kode_dynamodb.values import filed_counts, filed_row, found_head, found_item, found_meta, item_values
-from msgspec.structs import asdict
 
 from kode_core.engines.records import Place
 from kode_core.errors import CorruptRecordError
@@ -43,9 +42,10 @@ def test_a_damaged_attribute(read: Callable[[Any], Any], intact: Any, names: lis
             read(damaged)
 
 
-async def test_a_query_that_meets_a_damaged_entry_says_whose_it_is(moto: DynamoDBOptions) -> None:
-    given = {name: value for name, value in asdict(moto).items() if value is not None}
-    async with DynamoDBStore(**given) as store:
+async def test_a_query_that_meets_a_damaged_entry_says_whose_it_is(
+    moto: DynamoDBOptions, moto_store: Callable[[], DynamoDBStore]
+) -> None:
+    async with moto_store() as store:
         for name in ("a", "b"):
             await store.save_turn(name, messages=samples.messages(1), info=samples.info(name))
         connection = await connect(moto)
