@@ -81,7 +81,7 @@ def code_of(exc: BaseException) -> str:
 
 def _reasons(exc: BaseException) -> list[str]:
     """Why each part of a transaction was refused."""
-    response: Any = getattr(exc, "response", {})
+    response: Any = exc.response if isinstance(exc, ClientError) else {}
     return [str(reason.get("Code") or "None") for reason in response.get("CancellationReasons", ())]
 
 

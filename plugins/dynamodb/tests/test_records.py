@@ -335,7 +335,8 @@ def test_every_error_of_the_driver_has_a_translation() -> None:
     made = [kind.__new__(kind) for kind in kinds]
     codes = ["ThrottlingException", "InternalServerError", "AccessDeniedException", "ValidationException", "New", ""]
     answers = [ClientError({"Error": {"Code": code, "Message": "secret"}}, "PutItem") for code in codes]
-    for exc in (*made, *answers, OSError("secret"), TimeoutError()):
+    silence = exceptions.ReadTimeoutError(endpoint_url="secret")
+    for exc in (*made, *answers, silence, OSError("secret"), TimeoutError()):
         for writes in (False, True):
             translated = to_kode_error(exc, "here", writes=writes)
             assert isinstance(translated, KodeError), exc
