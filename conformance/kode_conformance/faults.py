@@ -21,8 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import struct
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Self, TypeVar
@@ -96,6 +99,7 @@ class _Link:
 
     def reset(self) -> None:
         for writer in self.writers:
+            _have_reset(writer.get_extra_info("socket"))
             writer.transport.abort()
 
 
@@ -106,6 +110,15 @@ class _Wanted:
     part: bytes
     is_request: bool
     skip: int
+    then: Mode | None
+
+
+def _have_reset(connection: socket.socket) -> None:
+    """Have a connection be reset when it is closed. Otherwise it would end in order, which drivers take for another
+    error than the reset of a server that died.
+    """
+    with suppress(OSError):  # it is closed already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class FaultProxy(Startable):
@@ -152,14 +165,17 @@ class FaultProxy(Startable):
         """Reset every connection that is open; new ones are taken."""
         self._run(self._reset(torn_only=False))
 
-    def cut_at(self, *, request: bytes | None = None, reply: bytes | None = None, skip: int = 0) -> None:
+    def cut_at(
+        self, *, request: bytes | None = None, reply: bytes | None = None, skip: int = 0, then: Mode | None = None
+    ) -> None:
         """Once: reset the connection whose next *request* or *reply* holds these bytes, which are not passed on.
 
-        Every piece holds ``b""``; the first *skip* ones that are wanted are let through. With no bytes at all, what was
-        asked for before is forgotten.
+        Every piece holds ``b""``; the first *skip* ones that are wanted are let through. *then* is the mode from that
+        moment on: with ``REFUSE`` the server is down before anybody can ask it what became of the request. With no
+        bytes at all, what was asked for before is forgotten.
         """
         wanted = request if request is not None else reply
-        self._wanted = None if wanted is None else _Wanted(wanted, request is not None, skip)
+        self._wanted = None if wanted is None else _Wanted(wanted, request is not None, skip, then)
 
     def close(self) -> None:
         """End it with all its connections; it does not start again."""
@@ -240,7 +256,10 @@ class FaultProxy(Startable):
             if link.is_torn or self._mode is Mode.BLACK_HOLE:
                 link.is_torn = True
                 self.counts.swallowed += len(piece)
-            elif self._is_cut(piece, is_request):
+            elif self._is_wanted(piece, is_request):
+                await self._cut_as_wanted(link)
+                return
+            elif self._hits("cut_request" if is_request else "cut_reply"):
                 link.reset()
                 return
             elif not is_request and self._hits("cut_within_reply"):
@@ -251,15 +270,19 @@ class FaultProxy(Startable):
                 await self._deliver(piece, writer)
         writer.close()
 
-    def _is_cut(self, piece: bytes, is_request: bool) -> bool:
+    def _is_wanted(self, piece: bytes, is_request: bool) -> bool:
         wanted = self._wanted
-        if wanted is not None and wanted.is_request is is_request and wanted.part in piece:
-            wanted.skip -= 1
-            if wanted.skip < 0:
-                self._wanted = None
-                self.counts.cut_at += 1
-                return True
-        return self._hits("cut_request" if is_request else "cut_reply")
+        if wanted is None or wanted.is_request is not is_request or wanted.part not in piece:
+            return False
+        wanted.skip -= 1
+        return wanted.skip < 0
+
+    async def _cut_as_wanted(self, link: _Link) -> None:
+        wanted, self._wanted = self._wanted, None
+        self.counts.cut_at += 1
+        link.reset()
+        if wanted is not None and wanted.then is not None:
+            await self._turn(wanted.then)
 
     async def _deliver(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
         if self._hits("delay"):

@@ -199,7 +199,8 @@ class NetworkTests:
             old = [samples.message(text="old")]
             await direct.save_turn(agent_id, messages=old, info=samples.info(agent_id), events=[samples.event(1)])
             await store.exists(agent_id)
-            proxy.cut_at(**{part: b""}, skip=skip)
+            piece: Any = {part: b""}
+            proxy.cut_at(**piece, skip=skip)
             await write(store, agent_id)
             proxy.cut_at()
             assert await look(direct, agent_id) == expected, f"{part} {skip} of {name} was cut"

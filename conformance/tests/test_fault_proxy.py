@@ -116,6 +116,20 @@ async def test_a_chosen_request_or_reply_is_cut_once(echo: tuple[Echo, int], pro
     assert proxy.counts.cut_at == 3
 
 
+async def test_a_server_that_is_down_as_soon_as_a_reply_is_lost(echo: tuple[Echo, int], proxy: FaultProxy) -> None:
+    """It has the request, and nobody can ask what became of it; all connections are reset, and not ended in order."""
+    async with connected(proxy) as another, connected(proxy) as connection:
+        assert await ask(another, b"begin\n") == b"begin\n"
+        proxy.cut_at(reply=b"commit", then=Mode.REFUSE)
+        connection[1].write(b"commit\n")
+        for reader, _ in (connection, another):
+            with pytest.raises(ConnectionResetError):
+                await reader.readline()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", proxy.port)
+    assert echo[0].heard == [b"begin\n", b"commit\n"]
+
+
 async def test_a_black_hole_swallows_and_resets_afterwards(echo: tuple[Echo, int], proxy: FaultProxy) -> None:
     """Connections are taken, nothing is answered, nothing arrives; one that was not used meanwhile is still good."""
     async with connected(proxy) as used, connected(proxy) as idle:

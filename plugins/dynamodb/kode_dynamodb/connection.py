@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -17,18 +17,23 @@ import aioboto3
 from aiobotocore.config import AioConfig
 
 from kode_core.engines.calls import made
-from kode_core.errors import ConfigurationError
+from kode_core.engines.record_io import each
+from kode_core.errors import ConfigurationError, StoreBusyError
 from kode_dynamodb.errors import DRIVER_ERRORS, is_in_doubt, is_refused, is_throttled, is_transient, to_kode_error
 from kode_dynamodb.options import DynamoDBOptions
 
-__all__ = ["Connection", "Record", "connect"]
+__all__ = ["AT_ONCE", "Connection", "Record", "connect"]
 
 Record: TypeAlias = dict[str, Any]
 """An item as the service takes it: ``{"pk": {"S": "…"}, …}``."""
 
-_AT_ONCE: Final = 32
+_IN_ALL: Final = 32
+AT_ONCE: Final = 8
+"""How many requests one call makes side by side: others get their turn between them."""
 _GET_AT_ONCE: Final = 100
 _WRITE_AT_ONCE: Final = 25
+_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 0.5
 
 
 class Connection:
@@ -48,7 +53,7 @@ class Connection:
         self._seconds = (options.connection_timeout_millis + options.command_timeout_millis) / 1000
         self._connect_s = options.connection_timeout_millis / 1000
         self._counted = {"ReturnConsumedCapacity": "TOTAL"} if options.count_units else {}
-        self._gate = asyncio.Semaphore(min(_AT_ONCE, options.max))
+        self._gate = asyncio.Semaphore(min(_IN_ALL, options.max))
 
     # --- calls
 
@@ -83,8 +88,7 @@ class Connection:
         if not name.startswith(("batch_", "transact_")):
             arguments = {"TableName": self.table, **arguments}
         try:
-            async with self._gate, asyncio.timeout(self._seconds):
-                found = await self._persistent(lambda: getattr(self._client, name)(**arguments), again=again)
+            found = await self._persistent(lambda: getattr(self._client, name)(**arguments), again=again)
         except DRIVER_ERRORS as exc:
             if is_refused(exc):
                 raise _RefusedError from exc
@@ -94,20 +98,27 @@ class Connection:
         return found
 
     async def _persistent(self, call: Callable[[], Awaitable[Record]], *, again: bool) -> Record:
-        """Make a call; make it again while the service throttles, and, if it may be, when the connection broke."""
-        until: float | None = None
-        pause = 0.02
+        """Make a call; make it again while the service throttles, and, if it may be, when the connection broke.
+
+        Each time has its own limit: one for all would end in a pause after some, and nobody could say of what was
+        throttled that it was not written.
+        """
+        patience = _Patience()
         while True:
             try:
-                return await made(call)
+                async with self._gate, asyncio.timeout(self._seconds):
+                    return await made(call)
+            except TimeoutError:
+                raise  # it took as long as all times together may
             except DRIVER_ERRORS as exc:
-                until = time.monotonic() + self._connect_s if until is None else until
-                is_safe = again or not is_in_doubt(exc)
-                is_due = is_throttled(exc) or (is_safe and is_transient(exc))
-                if not is_due or time.monotonic() > until:
+                if is_throttled(exc):
+                    is_due = patience.lasts(self._seconds)
+                else:
+                    is_safe = is_transient(exc) and (again or not is_in_doubt(exc))
+                    is_due = is_safe and patience.lasts(self._connect_s)
+                if not is_due:
                     raise
-            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
-            pause = min(pause * 2, 0.5)
+            await patience.pause()
 
     def _count(self, found: Record, kind: str) -> None:
         consumed: Any = found.get("ConsumedCapacity") or []
@@ -116,18 +127,20 @@ class Connection:
 
     # --- items
 
-    async def query(self, *, limit: int | None = None, **arguments: Any) -> list[Record]:
-        """All items of a query, or the first so many, page by page."""
-        found: list[Record] = []
-        start: Record = {}
-        while limit is None or len(found) < limit:
-            most = {} if limit is None else {"Limit": limit - len(found)}
+    async def pages(self, *, limit: int | None = None, **arguments: Any) -> AsyncIterator[list[Record]]:
+        """All items of a query, or the first so many, in pages of at most a megabyte."""
+        count, start = 0, Record()
+        while limit is None or count < limit:
+            most = {} if limit is None else {"Limit": limit - count}
             page = await self.read("query", **arguments, **start, **most)
-            found += page["Items"]
+            yield page["Items"]
             if not page.get("LastEvaluatedKey"):
                 break
-            start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
-        return found
+            count, start = count + len(page["Items"]), {"ExclusiveStartKey": page["LastEvaluatedKey"]}
+
+    async def query(self, *, limit: int | None = None, **arguments: Any) -> list[Record]:
+        """All items of a query, or the first so many."""
+        return [item async for page in self.pages(limit=limit, **arguments) for item in page]
 
     async def get(self, key: Record, **arguments: Any) -> Record | None:
         """An item as it is now."""
@@ -135,20 +148,24 @@ class Connection:
         return found.get("Item")
 
     async def get_all(self, keys: Sequence[Record], *, consistent: bool = True) -> list[Record]:
-        """Those of these items that there are, in any order."""
+        """Those of these items that there are, once each, in any order."""
+        keys = list({(key["pk"]["S"], key["sk"]["S"]): key for key in keys}.values())  # twice is refused
         pieces = [keys[i : i + _GET_AT_ONCE] for i in range(0, len(keys), _GET_AT_ONCE)]
-        found = await asyncio.gather(*(self._get_some(piece, consistent=consistent) for piece in pieces))
+        found = await each(lambda piece: self._get_some(piece, consistent=consistent), pieces, at_once=AT_ONCE)
         return [item for some in found for item in some]
 
     async def _get_some(self, keys: Sequence[Record], *, consistent: bool) -> list[Record]:
         wanted: Record = {self.table: {"Keys": list(keys), "ConsistentRead": consistent}}
         found: list[Record] = []
-        until, pause = time.monotonic() + self._seconds, 0.01
+        patience = _Patience()
         while wanted:
             page = await self.read("batch_get_item", RequestItems=wanted)
             found += page["Responses"].get(self.table, [])
-            wanted = page.get("UnprocessedKeys") or {}
-            pause = await self._wait_for_more(until, pause) if wanted else pause
+            left = page.get("UnprocessedKeys") or {}
+            if left:
+                went_on = len(left[self.table]["Keys"]) < len(wanted[self.table]["Keys"])
+                await self._wait_for_more(patience, went_on=went_on)
+            wanted = left
         return found
 
     async def delete_all(self, keys: Sequence[Record]) -> None:
@@ -165,40 +182,58 @@ class Connection:
 
     async def _write_all(self, requests: Sequence[Record], *, again: bool) -> None:
         pieces = [requests[i : i + _WRITE_AT_ONCE] for i in range(0, len(requests), _WRITE_AT_ONCE)]
-        await together([self._write_some(piece, again=again) for piece in pieces])
+        await each(lambda piece: self._write_some(piece, again=again), pieces, at_once=AT_ONCE)
 
     async def _write_some(self, requests: Sequence[Record], *, again: bool) -> None:
         wanted: Record = {self.table: requests}
-        until, pause = time.monotonic() + self._seconds, 0.01
+        patience = _Patience()
         while wanted:
             arguments = {"RequestItems": wanted, **self._counted}
             page = await self._run("batch_write_item", arguments, again=again, writes=True)
-            wanted = page.get("UnprocessedItems") or {}
-            pause = await self._wait_for_more(until, pause) if wanted else pause
+            left = page.get("UnprocessedItems") or {}
+            if left:
+                await self._wait_for_more(patience, went_on=len(left[self.table]) < len(wanted[self.table]))
+            wanted = left
 
-    async def _wait_for_more(self, until: float, pause: float) -> float:
-        """Wait before what the service left undone is asked for again; how long to wait the next time."""
-        if time.monotonic() > until:
-            raise to_kode_error(TimeoutError(), self.place, writes=False)
-        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
-        return min(pause * 2, 1.0)
+    async def _wait_for_more(self, patience: _Patience, *, went_on: bool) -> None:
+        """Wait before what the service left undone is asked for again."""
+        if went_on:
+            patience.renew()
+        elif not patience.lasts(self._seconds):
+            raise StoreBusyError(f"{self.place}: the service kept throttling, and left a part of a batch undone")
+        await patience.pause()
 
     async def close(self) -> None:
         """Close the client, unless others use it, or it is the caller's."""
         await self._release()
 
 
+class _Patience:
+    """How long something is made again since it failed, with pauses that grow."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew: something was done."""
+        self._failed_at: float | None = None
+        self._pause = _PAUSE_S
+
+    def lasts(self, seconds: float) -> bool:
+        """Whether it failed less than so long ago for the first time."""
+        now = time.monotonic()
+        if self._failed_at is None:
+            self._failed_at = now
+        return now - self._failed_at < seconds
+
+    async def pause(self) -> None:
+        """Wait for a random part of the pause."""
+        await asyncio.sleep(random.uniform(0, self._pause))  # noqa: S311
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_S)
+
+
 class _RefusedError(Exception):
     """The condition of a write did not hold."""
-
-
-async def together(calls: Sequence[Awaitable[Any]]) -> list[Any]:
-    """The results of calls that are made side by side; all end, also when one fails."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
 
 
 # --- Clients ----------------------------------------------------------------------------------------------------------
@@ -211,8 +246,16 @@ class _Shared:
         self.users = 0
         self.opened = asyncio.ensure_future(_opened(options))
 
+    async def close(self) -> None:
+        """Close it as soon as it is open; nothing where it cannot be opened."""
+        await asyncio.wait([self.opened])
+        if not self.opened.cancelled() and self.opened.exception() is None:
+            context, _ = self.opened.result()
+            await context.__aexit__(None, None, None)
+
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], _Shared]] = WeakKeyDictionary()
+_closing: set[asyncio.Future[None]] = set()
 
 
 async def connect(options: DynamoDBOptions) -> Connection:
@@ -235,8 +278,7 @@ async def connect(options: DynamoDBOptions) -> Connection:
         shared.users -= 1
         if not shared.users:
             clients.pop(key, None)
-            context, _ = await shared.opened
-            await context.__aexit__(None, None, None)
+            await shared.close()
 
     try:
         _, client = await asyncio.shield(shared.opened)
@@ -244,6 +286,9 @@ async def connect(options: DynamoDBOptions) -> Connection:
         shared.users -= 1
         if clients.get(key) is shared and not shared.users:
             clients.pop(key)
+            closing = asyncio.ensure_future(shared.close())  # what was given up may still be opening
+            _closing.add(closing)
+            closing.add_done_callback(_closing.discard)
         if isinstance(exc, (*DRIVER_ERRORS, ValueError)):
             raise _configuration_error(exc, options) from exc
         raise

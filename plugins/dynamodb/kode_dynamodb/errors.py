@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any, Final
 
+from aiohttp import ClientConnectorError
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -44,7 +46,7 @@ __all__ = [
 DRIVER_ERRORS: Final = (ClientError, BotoCoreError, HTTPClientError, OSError, TimeoutError)
 """All that the driver raises."""
 
-_NOT_SENT: Final = (EndpointConnectionError, ConnectTimeoutError)
+_NO_CONNECTION: Final = (ClientConnectorError, socket.gaierror, ConnectionRefusedError)
 _THROTTLED: Final = (
     "ProvisionedThroughputExceededException",
     "ThrottlingException",
@@ -57,6 +59,7 @@ _THROTTLED: Final = (
 _PASSING: Final = frozenset({"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
 """Reasons for which a transaction is cancelled that may work soon."""
 _FAILED: Final = ("InternalServerError", "InternalFailure", "ServiceUnavailable", "500", "502", "503", "504")
+_FULL: Final = "one agent's items take more than 10 GB"
 _Kind = tuple[type[KodeError], str]
 _BY_CODE: Final[dict[str, _Kind]] = {
     "ResourceNotFoundException": (StoreUnavailableError, "the table is missing; see 'kode schema dynamodb --print'"),
@@ -65,7 +68,8 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "InvalidSignatureException": (StoreUnavailableError, "AWS refused the secret key"),
     "ExpiredTokenException": (StoreUnavailableError, "the session token has expired"),
     "MissingAuthenticationTokenException": (StoreUnavailableError, "the request had no credentials"),
-    "ItemCollectionSizeLimitExceededException": (PayloadTooLargeError, "one agent's items take more than 10 GB"),
+    "ItemCollectionSizeLimitExceededException": (PayloadTooLargeError, _FULL),
+    "ItemCollectionSizeLimitExceeded": (PayloadTooLargeError, _FULL),  # as a transaction calls it
 }
 _TOO_LARGE: Final = ("size has exceeded", "size exceeded", "exceeds the maximum allowed size", "exceeded the maximum")
 
@@ -77,7 +81,7 @@ def code_of(exc: BaseException) -> str:
 
 def _reasons(exc: BaseException) -> list[str]:
     """Why each part of a transaction was refused."""
-    response: Any = getattr(exc, "response", {})
+    response: Any = exc.response if isinstance(exc, ClientError) else {}
     return [str(reason.get("Code") or "None") for reason in response.get("CancellationReasons", ())]
 
 
@@ -108,7 +112,17 @@ def is_transient(exc: BaseException) -> bool:
 
 def is_in_doubt(exc: BaseException) -> bool:
     """Whether a write that failed so may have been applied."""
-    return is_transient(exc) and not isinstance(exc, _NOT_SENT)
+    return is_transient(exc) and not _is_not_sent(exc)
+
+
+def _is_not_sent(exc: BaseException) -> bool:
+    """Whether there was no connection to send anything by.
+
+    aiobotocore raises EndpointConnectionError for a connection that was reset later, too: only its cause tells.
+    """
+    if isinstance(exc, EndpointConnectionError):
+        return isinstance(getattr(exc, "kwargs", {}).get("error"), _NO_CONNECTION)
+    return isinstance(exc, ConnectTimeoutError)
 
 
 _CONFIGURATION: Final = (NoCredentialsError, NoRegionError, PartialCredentialsError, ProfileNotFound)
@@ -127,11 +141,12 @@ def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
         )
     if is_throttled(exc):
         return StoreBusyError(f"{place}: the service kept throttling, or others were in the way ({_words(exc)})")
-    code = code_of(exc)
-    if code in _BY_CODE:
-        kind, remedy = _BY_CODE[code]
-        return kind(f"{place}: {remedy} ({code})")
-    is_invalid = code == "ValidationException" or "ValidationError" in _reasons(exc)
+    code, reasons = code_of(exc), _reasons(exc)
+    for known in (code, *reasons):
+        if known in _BY_CODE:
+            kind, remedy = _BY_CODE[known]
+            return kind(f"{place}: {remedy} ({known})")
+    is_invalid = code == "ValidationException" or "ValidationError" in reasons
     if is_invalid and any(words in str(exc).lower() for words in _TOO_LARGE):
         return PayloadTooLargeError(f"{place}: a record is larger than DynamoDB can take")
     if code and code not in _FAILED:

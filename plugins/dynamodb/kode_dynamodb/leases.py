@@ -20,6 +20,7 @@ __all__ = ["Condition", "Leases"]
 
 _WANTED: Final = "lo, ln, lr, lt, #rev, #ttl"
 _NAMES: Final = {"#rev": "rev", "#ttl": TTL}
+_TTL_NAME: Final = {"ExpressionAttributeNames": {"#ttl": TTL}}
 _KEPT: Final = 10_000
 _DOUBT_S: Final = 3.0
 
@@ -38,33 +39,40 @@ class _Seen(NamedTuple):
     since: float
 
 
+class _Held(NamedTuple):
+    """Until when a lease lasts, and whether its item, which is nothing but the lease, has a time to live."""
+
+    until: float
+    is_alone: bool
+
+
 class Leases:
     """The leases of one store; what they are known by lies in the items of the heads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._seen: dict[str, _Seen] = {}
-        self._until: dict[tuple[str, Fence], float] = {}
+        self._held: dict[tuple[str, Fence], _Held] = {}
 
     async def acquire(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         """The new token, or None when the lease is held; an owner that asks again gets its own."""
         begun = time.monotonic()
         while True:
             try:
-                token = await self._acquire(agent_id, owner, ttl_ms)
+                return await self._acquire(agent_id, owner, ttl_ms, begun)
             except OutcomeUnknownError:
                 if time.monotonic() > begun + _DOUBT_S:
                     raise
-                continue  # the next look tells; what arrives late is refused, as the nonce is another one by then
-            if token is not None:
-                self._until.setdefault((agent_id, Fence(owner, token)), begun + ttl_ms / 1000)
-            return token
+                # the next look tells; what arrives late is refused, as the nonce is another one by then
 
-    async def _acquire(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+    async def _acquire(self, agent_id: str, owner: str, ttl_ms: int, begun: float) -> int | None:
         key = head_key(agent_id)
         found = await self._connection.get(key, ProjectionExpression=_WANTED, ExpressionAttributeNames=_NAMES) or {}
         token, holder = int(found.get("ln", {"N": "0"})["N"]), found.get("lo", {}).get("S")
+        is_alone = "rev" not in found or TTL in found
+        held = _Held(begun + ttl_ms / 1000, is_alone)
         if holder == owner:
+            self._held.setdefault((agent_id, Fence(owner, token)), held)
             return token
         if holder is not None and not self._is_over(agent_id, found["lr"]["S"], int(found["lt"]["N"])):
             return None
@@ -78,9 +86,10 @@ class Leases:
             values[":old"] = {"N": str(token)}
         change = "SET lo = :owner, ln = :token, lr = :fresh, lt = :time"
         names: Record = {}
-        if "rev" not in found or TTL in found:  # nothing but a lease: it is removed a day after it ended
-            change, names = f"{change}, #ttl = :ttl", {"ExpressionAttributeNames": {"#ttl": TTL}}
-            values[":ttl"] = {"N": str(int(time.time() + ttl_ms / 1000) + DAY_S)}
+        if is_alone:  # it is removed a day after it ended, unless somebody saves the agent's first turn meanwhile
+            change, names = f"{change}, #ttl = :ttl", _TTL_NAME
+            condition = f"{condition} AND (attribute_not_exists(rev) OR attribute_exists(#ttl))"
+            values[":ttl"] = _ttl(ttl_ms)
         taken = await self._connection.write(
             "update_item",
             Key=key,
@@ -89,10 +98,11 @@ class Leases:
             ExpressionAttributeValues=values,
             **names,
         )
-        if not taken:
-            return None
+        if not taken:  # by another owner, which is seen now, or because there is an agent by now
+            return await self._acquire(agent_id, owner, ttl_ms, begun) if is_alone else None
         self._seen.pop(agent_id, None)
         self._trim()
+        self._held[agent_id, Fence(owner, new)] = held
         return new
 
     def _is_over(self, agent_id: str, nonce: str, ttl_ms: int) -> bool:
@@ -108,24 +118,32 @@ class Leases:
     async def renew(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
         """False when the lease ended."""
         begun = time.monotonic()
-        held = self.held(agent_id, fence)
-        if held is None:
+        if self.held(agent_id, fence) is None:
             return False
-        lease = _lease(fence.owner, fence.token, ttl_ms)
-        done = await self._connection.repeat(
+        known = self._held.get((agent_id, fence))
+        is_alone = known is not None and known.is_alone
+        for guess in (is_alone, not is_alone):  # an agent may have been made, or deleted, since
+            if await self._renew(agent_id, fence, ttl_ms, is_alone=guess):
+                self._held[agent_id, fence] = _Held(begun + ttl_ms / 1000, guess)
+                return True
+        return False
+
+    async def _renew(self, agent_id: str, fence: Fence, ttl_ms: int, *, is_alone: bool) -> bool:
+        """Renew it where its item has a time to live, which moves with it, or where it has none."""
+        held, lease = _of(fence), _lease(fence.owner, fence.token, ttl_ms)
+        values = {**held.values, ":fresh": lease[":fresh"], ":time": lease[":time"]}
+        return await self._connection.repeat(
             "update_item",
             Key=head_key(agent_id),
-            UpdateExpression="SET lr = :fresh, lt = :time",
-            ConditionExpression=held.text,
-            ExpressionAttributeValues={**held.values, ":fresh": lease[":fresh"], ":time": lease[":time"]},
+            UpdateExpression="SET lr = :fresh, lt = :time" + (", #ttl = :ttl" if is_alone else ""),
+            ConditionExpression=f"{held.text} AND attribute_{'' if is_alone else 'not_'}exists(#ttl)",
+            ExpressionAttributeValues={**values, ":ttl": _ttl(ttl_ms)} if is_alone else values,
+            **_TTL_NAME,
         )
-        if done:
-            self._until[agent_id, fence] = begun + ttl_ms / 1000
-        return done
 
     async def release(self, agent_id: str, fence: Fence) -> None:
         """End the lease if it is still this one."""
-        self._until.pop((agent_id, fence), None)
+        self._held.pop((agent_id, fence), None)
         held = _of(fence)
         await self._connection.repeat(
             "update_item",
@@ -145,13 +163,13 @@ class Leases:
 
     def held(self, agent_id: str, fence: Fence) -> Condition | None:
         """The condition that this lease is held; None when it ended, by the clock of the store that took it."""
-        until = self._until.get((agent_id, fence))
-        return None if until is not None and time.monotonic() > until else _of(fence)
+        known = self._held.get((agent_id, fence))
+        return None if known is not None and time.monotonic() > known.until else _of(fence)
 
     def _trim(self) -> None:
-        if len(self._until) >= _KEPT:
+        if len(self._held) >= _KEPT:
             now = time.monotonic()
-            self._until = {key: end for key, end in self._until.items() if end > now - DAY_S}
+            self._held = {key: held for key, held in self._held.items() if held.until > now - DAY_S}
 
 
 def _of(fence: Fence) -> Condition:
@@ -162,3 +180,8 @@ def _of(fence: Fence) -> Condition:
 def _lease(owner: str, token: int, ttl_ms: int) -> Record:
     fresh = {"S": secrets.token_hex(8)}
     return {":owner": {"S": owner}, ":token": {"N": str(token)}, ":fresh": fresh, ":time": {"N": str(ttl_ms)}}
+
+
+def _ttl(ttl_ms: int) -> Record:
+    """When the service may remove the item of a lease that ended."""
+    return {"N": str(int(time.time() + ttl_ms / 1000) + DAY_S)}

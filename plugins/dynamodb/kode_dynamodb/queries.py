@@ -5,7 +5,6 @@ A global index lags behind the table. What it finds is looked up in the table, a
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
@@ -13,6 +12,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from kode_core.batch import SessionRow, Totals
+from kode_core.engines.record_io import each
 from kode_core.engines.records import FoundItem, Place
 from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.query import Range, RowQuery, SessionQuery
@@ -21,6 +21,7 @@ from kode_dynamodb.values import (
     INDEX_PREFIX,
     agent_of,
     buckets,
+    filed_counts,
     filed_row,
     found_head,
     found_item,
@@ -105,7 +106,7 @@ class Queries:
             entry = await of.next()
             return None if entry is None else _Ordered(entry[sk]["S"], entry, of, is_reversed=descending)
 
-        firsts = await asyncio.gather(*(step(bucket(name)) for name in pks))
+        firsts = await each(step, [bucket(name) for name in pks])
         heap = [first for first in firsts if first is not None]
         heapq.heapify(heap)
         while heap:
@@ -132,47 +133,60 @@ class Queries:
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         """As ``Engine.find_sessions``."""
         if query.agent_id is not None:
-            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query)
+            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query, set())
             return page(_keyed(rows, query), query)
         if query.sort_by == "message_count":
             return page(_keyed(await self._all_sessions(query), query), query)
         index = "created" if query.sort_by == "created_at" else "updated"
         span = _span(query.created if index == "created" else query.updated, query.after, descending=query.descending)
-        most, found, some = query.offset + query.limit, list[SessionRow](), list[Record]()
+        most, found, some, seen = query.offset + query.limit, list[SessionRow](), list[Record](), set[str]()
         entries = self._entries(index, buckets("h"), span, descending=query.descending, size=min(most, _PAGE))
         async for entry in entries:
             some.append(entry)
             if len(some) == min(most - len(found), _PAGE):
-                found += await self._sessions(some, query)
+                found += await self._sessions(some, query, seen)
                 some = []
                 if len(found) >= most:
                     break
-        found += await self._sessions(some, query)
+        found += await self._sessions(some, query, seen)
         return found[query.offset : most]
 
     async def _all_sessions(self, query: SessionQuery) -> list[SessionRow]:
         """All that match, for an order that no index has."""
         every = self._entries("updated", buckets("h"), (_FIRST, _END), size=1000)
         entries = [entry async for entry in every]
-        return [
-            row for i in range(0, len(entries), _PAGE) for row in await self._sessions(entries[i : i + _PAGE], query)
-        ]
+        pieces, seen = (entries[i : i + _PAGE] for i in range(0, len(entries), _PAGE)), set[str]()
+        return [row for piece in pieces for row in await self._sessions(piece, query, seen)]
 
-    async def _sessions(self, entries: Sequence[Record], query: SessionQuery) -> list[SessionRow]:
-        """Those of the entries that match, in their order, with their infos from the table."""
+    async def _sessions(self, entries: Sequence[Record], query: SessionQuery, seen: set[str]) -> list[SessionRow]:
+        """Those of the entries that match, in their order, with their infos from the table.
+
+        Of an agent that the index has at two places, which happens while it lags, the one that the table agrees with,
+        or else the first; and none where it is one of *seen*, to which all that are returned are added.
+        """
         wanted = [entry for entry in entries if _may_match(entry, query)]
         heads = await self._connection.get_all([head_key(agent_of(entry)) for entry in wanted]) if wanted else []
         by_agent = {agent_of(head): head for head in heads}
-        rows = (_session(entry, by_agent.get(agent_of(entry)), query) for entry in wanted)
-        return [row for row in rows if row is not None]
+        found, chosen = list[tuple[Record, SessionRow]](), dict[str, Record]()
+        for entry in wanted:
+            stored = by_agent.get(agent_of(entry))
+            row = _session(entry, stored, query)
+            if stored is None or row is None or row.agent_id in seen:
+                continue
+            found.append((entry, row))
+            if row.agent_id not in chosen or entry.items() <= stored.items():
+                chosen[row.agent_id] = entry
+        seen.update(chosen)
+        return [row for entry, row in found if chosen[row.agent_id] is entry]
 
     async def totals(self) -> Totals:
         """As ``Engine.totals``: of the index, which has every agent."""
         agents = messages = calls = used = 0
         async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
+            counts = filed_counts(entry)
             agents += "meta" in entry
-            messages += int(entry["mc"]["N"])
-            calls += int(entry["tc"]["N"])
+            messages += counts.messages if counts else 0
+            calls += counts.tool_calls if counts else 0
             used += 1
         return Totals(agents=agents, messages=messages, tool_calls=calls, is_used=used > 0)
 
@@ -258,9 +272,9 @@ def _may_match(entry: Record, query: SessionQuery) -> bool:
     info = found_meta(entry)
     if info is None:
         return "hb" not in entry  # the index of updates has agents without info, which are no sessions
-    updated_at = int(entry["u"]["N"]) if "u" in entry else None
-    open_query = query if updated_at is not None else replace(query, updated=Range())
-    return session_matches(agent_of(entry), info, updated_at or 0, open_query)
+    counts = filed_counts(entry)
+    open_query = query if counts else replace(query, updated=Range())
+    return session_matches(agent_of(entry), info, counts.updated_at if counts else 0, open_query)
 
 
 def _session(entry: Record, stored: Record | None, query: SessionQuery) -> SessionRow | None:
@@ -270,8 +284,9 @@ def _session(entry: Record, stored: Record | None, query: SessionQuery) -> Sessi
         return None
     if "cr" in entry and entry["cr"] != stored.get("cr"):
         return None  # it has moved
-    updated_at = int(entry["u"]["N"]) if "u" in entry else head.updated_at
-    count = int(entry["mc"]["N"]) if "mc" in entry else head.messages.count
+    counts = filed_counts(entry)
+    updated_at = counts.updated_at if counts else head.updated_at
+    count = counts.messages if counts else head.messages.count
     if not session_matches(head.agent_id, head.info, updated_at, query):
         return None
     return SessionRow(head.agent_id, head.info.body, head.info.created_at, updated_at, count)

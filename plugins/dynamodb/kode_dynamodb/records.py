@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
 from kode_core.engine import Medium, Watch
+from kode_core.engines.record_io import each
 from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span
-from kode_core.errors import KodeError, UnsupportedError
+from kode_core.errors import KodeError, PayloadTooLargeError, StorageError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
-from kode_dynamodb.connection import Connection, Record, connect, together
+from kode_dynamodb.connection import AT_ONCE, Connection, Record, connect
 from kode_dynamodb.leases import Leases
 from kode_dynamodb.options import DynamoDBOptions
 from kode_dynamodb.queries import Queries
@@ -38,8 +39,10 @@ _TOGETHER: Final = 9
 """With the head ten, which every version of the service and of its emulators takes in one transaction."""
 _INLINE_BYTES: Final = 100_000
 _PART_BYTES: Final = 340_000
+_PARTS_AT_ONCE: Final = 4
 _UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev"
 _KEYS: Final = "pk, sk"
+_REVS: Final = "pk, sk, rev"
 _NO_BODIES: Final = "sk, rev, t, h, ix, p, alt"
 
 
@@ -124,13 +127,11 @@ class DynamoRecords:
 
     async def unsettled(self) -> list[str]:
         wanted: Record = {"IndexName": "pending", "KeyConditionExpression": "pd = :pd"}
-        found = await together(
-            [
-                self.connection.query(**wanted, ExpressionAttributeValues={":pd": {"S": bucket}})
-                for bucket in buckets("h")
-            ]
-        )
-        return [agent_of(entry) for entries in found for entry in entries]
+
+        async def of(bucket: str) -> list[Record]:
+            return await self.connection.query(**wanted, ExpressionAttributeValues={":pd": {"S": bucket}})
+
+        return [agent_of(entry) for entries in await each(of, buckets("h")) for entry in entries]
 
     # --- items
 
@@ -141,26 +142,30 @@ class DynamoRecords:
         wanted["ScanIndexForward"] = not span.descending
         if span.by_alt:
             wanted["IndexName"] = "by_alt"
-        elif not span.bodies:
+        if not span.bodies:
             wanted["ProjectionExpression"] = _NO_BODIES
         if span.channel is not None:
             return await self._of_channel(wanted, span)
-        found = [found_item(record) for record in await self.connection.query(**wanted, limit=span.limit)]
+        found = await self._decoded(wanted, span.limit)
         if span.by_alt and span.bodies and not all(isinstance(item.index, EventIndex) for item in found):
             return await self._with_bodies(place, found)
         return found
+
+    async def _decoded(self, wanted: Record, limit: int | None) -> list[Item]:
+        """The items of a query, decoded while others have their turn between the pages."""
+        return [found_item(record) async for page in self.connection.pages(**wanted, limit=limit) for record in page]
 
     async def _of_channel(self, wanted: Record, span: Span) -> list[Item]:
         """The events of a channel, which is not part of a key."""
         found: list[Item] = []
         limit = span.limit
         while True:
-            records = await self.connection.query(**wanted, limit=None if limit is None else limit * 4)
-            items = [found_item(record) for record in records]
+            items = await self._decoded(wanted, None if limit is None else limit * 4)
             found += [i for i in items if isinstance(i.index, EventIndex) and i.index.channel == span.channel]
-            if limit is None or len(found) >= limit or len(records) < limit * 4:
+            if limit is None or len(found) >= limit or len(items) < limit * 4:
                 return found[:limit]
-            values, last = wanted["ExpressionAttributeValues"], records[-1]["alt" if span.by_alt else "sk"]["S"]
+            values, last = wanted["ExpressionAttributeValues"], items[-1].alt if span.by_alt else items[-1].key
+            assert last is not None
             if span.descending:
                 values[":last"] = {"S": f"{last[:-1]}{chr(ord(last[-1]) - 1)}~"}
             else:
@@ -175,48 +180,42 @@ class DynamoRecords:
         if fresh:
             await self.connection.put_all([item_values(place, item) for item in changes if isinstance(item, Item)])
             return
-        puts = [self._put(place, change) for change in changes if isinstance(change, Item)]
-        cuts = [self._cut(items_pk(place), change) for change in changes if isinstance(change, Cut)]
-        await together([*puts, *cuts])
 
-    async def _put(self, place: Place, item: Item) -> None:
-        await self.connection.repeat("put_item", **_put(place, item))
+        async def put(item: Item) -> None:
+            await self.connection.repeat("put_item", **_put(place, item))
+
+        with _after_commit(place):
+            await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
+            for change in changes:
+                if isinstance(change, Cut):
+                    await self._cut(items_pk(place), change)
 
     async def _cut(self, pk: Record, cut: Cut) -> None:
+        rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
+
+        async def delete(one: Record) -> None:
+            await self.connection.repeat("delete_item", Key={"pk": one["pk"], "sk": one["sk"]}, **rev)
+
         wanted = _between(pk, cut.first, cut.last, "sk")
-        values: Record = {":rev": {"N": str(cut.rev)}}
-        found = await self.connection.query(**wanted, ProjectionExpression="pk, sk, rev")
-        await together(
-            [
-                self.connection.repeat(
-                    "delete_item",
-                    Key={"pk": one["pk"], "sk": one["sk"]},
-                    ConditionExpression="rev < :rev",
-                    ExpressionAttributeValues=values,
-                )
-                for one in found
-                if int(one["rev"]["N"]) < cut.rev
-            ]
-        )
+        async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
+            await each(delete, [one for one in page if int(one["rev"]["N"]) < cut.rev], at_once=AT_ONCE)
 
     async def drop(self, place: Place) -> None:
         for pk in (items_pk(place), parts_pk(place)):
             wanted: Record = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": pk}}
-            found = await self.connection.query(**wanted, ProjectionExpression=_KEYS, ConsistentRead=True)
-            await self.connection.delete_all(found)
+            async for page in self.connection.pages(**wanted, ProjectionExpression=_KEYS, ConsistentRead=True):
+                await self.connection.delete_all(page)
 
     # --- parts
 
     async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
-        about = {"rev": {"N": str(rev)}}
-        gate = asyncio.Semaphore(4)
+        async def put(numbered: tuple[int, bytes]) -> None:
+            number, part = numbered
+            item = {**parts_key(place, key, rev, number), "rev": {"N": str(rev)}, "b": {"B": part}}
+            await self.connection.repeat("put_item", Item=item)
 
-        async def put(number: int, part: bytes) -> None:
-            async with gate:
-                item = {**parts_key(place, key, rev, number), **about, "b": {"B": part}}
-                await self.connection.repeat("put_item", Item=item)
-
-        await together([put(number, part) for number, part in enumerate(parts)])
+        with _after_commit(place):
+            await each(put, enumerate(parts), at_once=_PARTS_AT_ONCE)
 
     async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
         first = parts_key(place, key, rev, 0)["sk"]["S"]
@@ -225,13 +224,13 @@ class DynamoRecords:
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
         wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
-        found = await self.connection.query(**wanted, ProjectionExpression="pk, sk, rev")
-        keys = [
-            {"pk": part["pk"], "sk": part["sk"]}
-            for part in found
-            if int(part["rev"]["N"]) < rev and first <= part["sk"]["S"].rsplit("/", 2)[0] <= last
-        ]
-        await self.connection.delete_all(keys)
+        async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
+            keys = [
+                {"pk": part["pk"], "sk": part["sk"]}
+                for part in page
+                if int(part["rev"]["N"]) < rev and first <= part["sk"]["S"].rsplit("/", 2)[0] <= last
+            ]
+            await self.connection.delete_all(keys)
 
     # --- queries
 
@@ -285,6 +284,18 @@ class DynamoRecords:
 
     async def close(self) -> None:
         await self.connection.close()
+
+
+@contextmanager
+def _after_commit(place: Place) -> Iterator[None]:
+    """Tell of an agent that is full in other words than those that say that nothing was written."""
+    try:
+        yield
+    except PayloadTooLargeError as exc:
+        raise StorageError(
+            f"agent {place.agent_id!r} takes more than the 10 GB that DynamoDB keeps of one: nothing that was saved is "
+            "lost, but it takes no more; go on with another agent"
+        ) from exc
 
 
 def _update(agent_id: str, values: Mapping[str, Record | None], condition: str, given: Record) -> Record:

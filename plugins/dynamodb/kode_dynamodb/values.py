@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
+from functools import wraps
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,6 +27,7 @@ __all__ = [
     "INDEX_PREFIX",
     "agent_of",
     "buckets",
+    "filed_counts",
     "filed_row",
     "found_head",
     "found_item",
@@ -50,6 +53,7 @@ _PLAIN_BYTES: Final = 1024
 _META_BYTES: Final = 100_000
 _AGENT, _ITEMS, _PARTS = "a#", "i#", "p#"
 
+_T = TypeVar("_T")
 _Meta = tuple[str, int, tuple[tuple[str, str], ...]]
 _encode = msgspec.json.Encoder().encode
 _index = msgspec.json.Decoder(ItemIndex).decode
@@ -157,6 +161,30 @@ def parts_key(place: Place, key: str, rev: int, number: int) -> Record:
     return {"pk": parts_pk(place), "sk": {"S": f"{key}/{rev:019d}/{number:06d}"}}
 
 
+def _owner_of(found: Record) -> str:
+    """The agent of a key, of whatever kind."""
+    return agent_of(found) if found["pk"]["S"].startswith(_AGENT) else place_of(found).agent_id
+
+
+# --- what is damaged --------------------------------------------------------------------------------------------------
+
+
+def _intact(what: str) -> Callable[[Callable[[Record], _T]], Callable[[Record], _T]]:
+    """Have a function that reads an item tell whose is damaged, whatever about it is."""
+
+    def decorated(read: Callable[[Record], _T]) -> Callable[[Record], _T]:
+        @wraps(read)
+        def reading(found: Record) -> _T:
+            try:
+                return read(found)
+            except (LookupError, TypeError, ValueError, zlib.error, msgspec.MsgspecError):
+                raise CorruptRecordError(f"agent {_owner_of(found)!r}", f"{what} is damaged") from None
+
+        return reading
+
+    return decorated
+
+
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
@@ -200,25 +228,37 @@ def _meta_of(info: Info) -> bytes:
     return packed
 
 
+class FiledCounts(NamedTuple):
+    """What the index of updates has of a session besides."""
+
+    updated_at: int
+    messages: int
+    tool_calls: int
+
+
+@_intact("what its info is found by")
+def filed_counts(found: Record) -> FiledCounts | None:
+    """Of an entry; None where it is one of another index."""
+    if "up" not in found:
+        return None
+    return FiledCounts(int(found["u"]["N"]), int(found["mc"]["N"]), int(found["tc"]["N"]))
+
+
+@_intact("what its info is found by")
 def found_meta(found: Record) -> Info | None:
     """An info without its body, of a head or an entry of an index; None where there is none."""
     if "meta" not in found:
         return None
-    try:
-        template_id, created_at, pairs = _meta(zlib.decompress(found["meta"]["B"]))
-    except (zlib.error, msgspec.MsgspecError):
-        raise CorruptRecordError(f"agent {agent_of(found)!r}", "what its info is found by is damaged") from None
+    template_id, created_at, pairs = _meta(zlib.decompress(found["meta"]["B"]))
     return Info(Body("", b""), template_id, created_at, pairs)
 
 
+@_intact("its head")
 def found_head(found: Record) -> HeadRecord | None:
     """The head of an item; None when there is a lease alone."""
     if "hd" not in found:
         return None
-    try:
-        return _unpack(zlib.decompress(found["hd"]["B"]))
-    except (zlib.error, msgspec.MsgspecError):
-        raise CorruptRecordError(f"agent {agent_of(found)!r}", "its head is damaged") from None
+    return _unpack(zlib.decompress(found["hd"]["B"]))
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -244,15 +284,21 @@ def item_values(place: Place, item: Item) -> Record:
     return {name: value for name, value in values.items() if value is not None}
 
 
+@_intact("what a row is found by")
 def filed_row(found: Record) -> tuple[int, ItemIndex, int]:
     """The time, the index and the revision of a row's entry in an index."""
+    return _filed(found)
+
+
+def _filed(found: Record) -> tuple[int, ItemIndex, int]:
     return int(found["t"]["N"]), _index(text_of(found["ix"])), int(found["rev"]["N"])
 
 
+@_intact("one of its items")
 def found_item(found: Record) -> Item:
     """An item; its text is empty where it was not asked for."""
     value: Any = found.get("b") or found.get("ev")
-    milliseconds, index, rev = filed_row(found)
+    milliseconds, index, rev = _filed(found)
     return Item(
         key=found["sk"]["S"],
         rev=rev,

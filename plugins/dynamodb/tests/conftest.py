@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from kode_conformance.servers import had
-from kode_dynamodb import DynamoDBOptions
+from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 from kode_dynamodb.servers import KEY, SECRET, Emulator, LocalServer, MotoServer, shared_server
+from msgspec.structs import asdict
 
 
 def emulator(kind: Any) -> Emulator:
@@ -26,6 +27,13 @@ def options(request: pytest.FixtureRequest) -> DynamoDBOptions:
 def moto() -> DynamoDBOptions:
     """Of a table of its own on moto."""
     return options_on(emulator(MotoServer))
+
+
+@pytest.fixture
+def moto_store(moto: DynamoDBOptions) -> Callable[..., DynamoDBStore]:
+    """Makes stores on that table."""
+    given = {name: value for name, value in asdict(moto).items() if value is not None}
+    return lambda **how: DynamoDBStore(**{**given, **how})
 
 
 @pytest.fixture

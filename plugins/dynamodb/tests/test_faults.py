@@ -7,12 +7,14 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from kode_conformance.faults import FaultProxy
+from kode_conformance import samples
+from kode_conformance.faults import FaultProxy, Mode
 from kode_conformance.load import give_up
 from kode_conformance.network import NEW, Link, NetworkTests
 from kode_dynamodb.servers import KEY, SECRET, MotoServer
 
 from kode_core import ExtendedStore, create_extended_store
+from kode_core.errors import OutcomeUnknownError, Retry, StorageError
 
 
 def opener(port: int, *, transactions: bool) -> Callable[..., Awaitable[ExtendedStore]]:
@@ -44,6 +46,27 @@ class TestNetwork(NetworkTests):
             await (await link.directly()).exists("a")  # the table is made before anything fails
             yield link
             await link.close()
+
+    async def test_an_answer_that_is_lost_with_the_service_is_no_refusal(self, link: Link) -> None:
+        """Any reply to a write is lost, and nobody can be asked: what says that nothing was written is right (F29)."""
+        store, direct = await link.by_the_proxy(**self.impatient, max=2), await link.directly()
+        errors = []
+        for skip in range(20):
+            agent_id = f"agent-{skip}"
+            await direct.append_messages(agent_id, [samples.message(text="old")])
+            await store.exists(agent_id)
+            link.proxy.cut_at(reply=b"", skip=skip, then=Mode.REFUSE)
+            try:
+                await store.append_messages(agent_id, [NEW])
+            except StorageError as exc:
+                errors.append(type(exc))
+                if exc.retry is Retry.LATER:
+                    assert len(await direct.load_messages(agent_id)) == 1, f"reply {skip} was lost: {exc}"
+            link.proxy.cut_at()
+            link.proxy.mode = Mode.FORWARD
+            if link.proxy.counts.cut_at == skip:
+                break
+        assert OutcomeUnknownError in errors
 
 
 async def test_calls_that_are_given_up_leave_nothing_behind(own_moto: MotoServer) -> None:

@@ -1,4 +1,4 @@
-"""What is DynamoDB's own in the store: the table, clients, throttling, pages, leases, units, sizes."""
+"""What is DynamoDB's own in the store: the table, clients, throttling, pages, units, sizes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from kode_dynamodb.records import DynamoRecords, open_records
 from kode_dynamodb.schema import cloud_formation
 from msgspec.structs import asdict, replace
 
-from kode_core.batch import Fence
-from kode_core.engines.records import Span
+from kode_core.codec import Body
+from kode_core.engines.records import EventIndex, Item, Span
 from kode_core.errors import (
     ConfigurationError,
     KodeError,
@@ -168,6 +168,15 @@ async def test_every_page_is_read(records: DynamoRecords) -> None:
     assert await records.items(PLACE, ALL) == []
 
 
+async def test_bodies_that_nobody_asked_for_stay_where_they_are(records: DynamoRecords) -> None:
+    """Those of events, which are read in the order of their seq, too."""
+    event = Item(key="e/1", rev=1, body=Body("text", b"digest"), index=EventIndex(7, "progress"), alt="e/7")
+    await records.apply(PLACE, [event])
+    wanted = Span(first="e/", last="e/~", by_alt=True)
+    assert await records.items(PLACE, wanted) == [event]
+    assert await records.items(PLACE, replace(wanted, bodies=False)) == [replace(event, body=Body("", b"digest"))]
+
+
 class Interfering:
     """Does something to the calls of a client, between the driver and the service."""
 
@@ -192,7 +201,7 @@ async def connection(moto: DynamoDBOptions) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def throttled(moto: DynamoDBOptions) -> AsyncIterator[DynamoRecords]:
-    opened = await open_records(replace(moto, connection_timeout_millis=1000, max=49))
+    opened = await open_records(replace(moto, connection_timeout_millis=1000, command_timeout_millis=3000, max=49))
     yield opened
     await opened.close()
 
@@ -262,46 +271,6 @@ async def test_what_a_batch_left_undone_is_asked_for_again(throttled: DynamoReco
     assert calls == ["BatchWriteItem"] * 3 + ["BatchGetItem"] * 2 + ["BatchWriteItem"] * 3
 
 
-class Lagging:
-    """Has the global indexes of a client stand still: they answer as they did the first time."""
-
-    def __init__(self, client: Any) -> None:
-        self._known: dict[str, Any] = {}
-        client.meta.events.register("provide-client-params.dynamodb.Query", self._asked)
-        client.meta.events.register("after-call.dynamodb.Query", self._answered)
-
-    def _asked(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-        if not params.get("ConsistentRead"):
-            context["asked"] = repr(sorted(params.items()))
-
-    def _answered(self, parsed: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-        if "asked" in context:
-            answer = self._known.setdefault(context["asked"], dict(parsed))
-            parsed.clear()
-            parsed.update(answer)
-
-
-async def test_an_index_that_lags_shows_nothing_that_is_gone(moto: DynamoDBOptions) -> None:
-    """What the global indexes still have is looked up: deleted agents, rows and other values are left out."""
-    session = aioboto3.Session(aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
-    async with session.client("dynamodb", endpoint_url=moto.endpoint_url) as client:
-        Lagging(client)
-        async with DynamoDBStore(moto.table, client=client) as store, store_of(moto) as other:
-            for name in ("kept", "gone", "changed", "shorter"):
-                info = samples.info(name, template_id="old")
-                await store.save_turn(name, messages=samples.messages(3), info=info)
-            assert len(await store.query_sessions(template_id="old")) == 4
-            assert len(await store.query_messages()) == 12
-            await other.delete("gone")
-            await other.save_info("changed", samples.info("changed", template_id="new"))
-            await other.save_messages("shorter", samples.messages(1))
-            found = await store.query_sessions(template_id="old")
-            assert {session.agent_id: session.message_count for session in found} == {"kept": 3, "shorter": 1}
-            rows = await store.query_messages()
-            assert sorted(row.agent_id for row in rows) == ["changed"] * 3 + ["kept"] * 3 + ["shorter"]
-            assert len(await other.query_messages()) == 7
-
-
 async def test_a_fork_whose_copies_are_in_doubt_is_made_again(moto: DynamoDBOptions) -> None:
     """Where they may still arrive nobody ever looks."""
     async with aioboto3.Session(aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1").client(
@@ -323,39 +292,7 @@ async def test_a_fork_whose_copies_are_in_doubt_is_made_again(moto: DynamoDBOpti
         assert lost > 3
 
 
-# --- Leases, tombstones, units ----------------------------------------------------------------------------------------
-
-
-async def test_no_clock_is_compared_with_another(moto: DynamoDBOptions) -> None:
-    """A lease is taken from a holder that was silent for the whole lease, however late it was first seen."""
-    holder, other = await open_records(moto), await open_records(moto)
-    token = await holder.acquire_lease("a", "me", 400)
-    assert token is not None
-    await asyncio.sleep(0.5)
-    assert await other.acquire_lease("a", "you", 400) is None  # seen for the first time
-    await asyncio.sleep(0.2)
-    assert await other.acquire_lease("a", "you", 400) is None
-    await asyncio.sleep(0.3)
-    taken = await other.acquire_lease("a", "you", 400)
-    assert taken is not None
-    assert taken > token
-    assert not await holder.renew_lease("a", Fence("me", token), 400)
-    assert not await holder.holds_lease("a", Fence("me", token))
-    await holder.close()
-    await other.close()
-
-
-async def test_a_lease_that_is_renewed_is_never_taken(moto: DynamoDBOptions) -> None:
-    """Each renewal begins the others' wait anew."""
-    holder, other = await open_records(moto), await open_records(moto)
-    token = await holder.acquire_lease("a", "me", 400)
-    assert token is not None
-    for _ in range(8):
-        await asyncio.sleep(0.1)
-        assert await holder.renew_lease("a", Fence("me", token), 400)
-        assert await other.acquire_lease("a", "you", 400) is None
-    await holder.close()
-    await other.close()
+# --- Tombstones, units ------------------------------------------------------------------------------------------------
 
 
 async def test_tombstones_have_a_time_to_live(options: DynamoDBOptions) -> None:
@@ -398,7 +335,8 @@ def test_every_error_of_the_driver_has_a_translation() -> None:
     made = [kind.__new__(kind) for kind in kinds]
     codes = ["ThrottlingException", "InternalServerError", "AccessDeniedException", "ValidationException", "New", ""]
     answers = [ClientError({"Error": {"Code": code, "Message": "secret"}}, "PutItem") for code in codes]
-    for exc in (*made, *answers, OSError("secret"), TimeoutError()):
+    silence = exceptions.ReadTimeoutError(endpoint_url="secret")
+    for exc in (*made, *answers, silence, OSError("secret"), TimeoutError()):
         for writes in (False, True):
             translated = to_kode_error(exc, "here", writes=writes)
             assert isinstance(translated, KodeError), exc
