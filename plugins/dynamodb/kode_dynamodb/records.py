@@ -294,7 +294,7 @@ def _after_commit(place: Place) -> Iterator[None]:
     except PayloadTooLargeError as exc:
         raise StorageError(
             f"agent {place.agent_id!r} takes more than the 10 GB that DynamoDB keeps of one: nothing that was saved is "
-            "lost, but it takes no more; go on with another agent"
+            "lost, but it takes no more: delete it, or go on with another agent"
         ) from exc
 
 

@@ -212,11 +212,10 @@ def settled_values(head: HeadRecord) -> dict[str, Record | None]:
 
     The head as a whole is one attribute: moto changes those of an item one after the other, and shows that to readers.
     """
-    is_tombstone = head.is_settled and not head.is_used and head.info is None
     return {
         "hd": {"B": zlib.compress(_pack(head), 1)},
         "pd": None if head.is_settled else _bucket("h", head.agent_id),
-        TTL: _number(int(time.time()) + DAY_S) if is_tombstone else None,
+        TTL: _number(int(time.time()) + DAY_S) if head.may_be_forgotten else None,
     }
 
 

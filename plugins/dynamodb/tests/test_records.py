@@ -296,15 +296,20 @@ async def test_a_fork_whose_copies_are_in_doubt_is_made_again(moto: DynamoDBOpti
 
 
 async def test_tombstones_have_a_time_to_live(options: DynamoDBOptions) -> None:
-    """What is left of a deleted agent, or of a lock without an agent, is forgotten by the table itself."""
+    """What is left of a deleted agent, or of a lock without an agent, is forgotten by the table itself.
+
+    Where events had offsets it is kept: they must not come again.
+    """
     async with store_of(options) as store:
         await store.append_messages("a", samples.messages(2))
         await store.append_messages("b", samples.messages(2))
+        await store.append_event("d", samples.event(0))
         await store.delete("a")
+        await store.delete("d")
         async with store.acquire_agent_lock("c"):
             pass
         connection = await connect(options)
-        heads = {name: await connection.get({"pk": {"S": f"a#{name}"}, "sk": {"S": "head"}}) or {} for name in "abc"}
+        heads = {name: await connection.get({"pk": {"S": f"a#{name}"}, "sk": {"S": "head"}}) or {} for name in "abcd"}
         assert [name for name, head in heads.items() if "ttl" in head] == ["a", "c"]
         await store.append_messages("a", samples.messages(1))
         assert "ttl" not in (await connection.get({"pk": {"S": "a#a"}, "sk": {"S": "head"}}) or {})
