@@ -24,7 +24,7 @@ from kode_mongo.errors import DRIVER_ERRORS, is_lost, to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import META
 
-__all__ = ["Connection", "Document", "connect", "has_collections"]
+__all__ = ["Connection", "Document", "connect", "has_collections", "settled", "weight"]
 
 T = TypeVar("T")
 Document: TypeAlias = dict[str, Any]
@@ -32,6 +32,9 @@ Document: TypeAlias = dict[str, Any]
 _LASTING: Final = WriteConcern(w="majority", j=True)
 _FLEETING: Final = WriteConcern(w=1)
 _CURRENT: Final = ReadConcern("majority")
+_FIRST_PAGE: Final = 200
+_LONG_PAGE: Final = 5_000
+_PAGE_BYTES: Final = 8_000_000
 
 
 class Connection:
@@ -100,6 +103,34 @@ class Connection:
         """The documents of a query, all at once: no cursor outlives the call."""
         return await self.read(lambda: collection.find(wanted, **how).to_list(None))
 
+    async def pages(
+        self,
+        collection: Any,
+        wanted: Document,
+        by: str,
+        bounds: Document,
+        *,
+        descending: bool = False,
+        limit: int | None = None,
+        projection: Document | None = None,
+        first_page: int = _FIRST_PAGE,
+    ) -> list[Document]:
+        """The documents within the bounds of a key that is no two documents', in its order.
+
+        Each page is a call of its own: what is long takes longer, and is not too long for the time of one call.
+        """
+        found: list[Document] = []
+        size, sort = first_page, [(by, -1 if descending else 1)]
+        while True:
+            count = size if limit is None else min(size, limit - len(found))
+            how = {"projection": projection, "sort": sort, "hint": [(by, 1)], "limit": count, "batch_size": count + 1}
+            page = await self.find(collection, {**wanted, by: bounds}, **how)
+            found += page
+            if len(page) < count or len(found) == limit:
+                return found
+            bounds = {**bounds, "$lt" if descending else "$gt": page[-1][by]}
+            size = max(1, min(_LONG_PAGE, _PAGE_BYTES * len(page) // sum(map(weight, page))))
+
     async def aggregate(self, collection: Any, stages: Sequence[Document]) -> list[Document]:
         """The documents of a pipeline."""
 
@@ -117,6 +148,11 @@ class Connection:
         """Close the client, unless it is the caller's."""
         if self._owned:
             await settled(self._client.close())
+
+
+def weight(document: Document) -> int:
+    """About how large a document is."""
+    return 300 + len(document.get("text", "")) + len(document.get("bytes", b""))
 
 
 async def settled(value: Any) -> Any:

@@ -13,7 +13,7 @@ import pymongo
 import pytest
 from bson.errors import BSONError
 from kode_conformance import samples
-from kode_conformance.record_tests import OpenRecords, RecordStoreTests
+from kode_conformance.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_message
 from kode_mongo import MongoStore
 from kode_mongo.connection import connect
 from kode_mongo.errors import to_kode_error
@@ -25,6 +25,7 @@ from kode_mongo.servers import LocalServer, Server
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import errors
 
+from kode_core.engines.records import Cut, Span
 from kode_core.errors import (
     ConfigurationError,
     KodeError,
@@ -51,6 +52,75 @@ class TestPieces(RecordStoreTests):
     @pytest.fixture
     def another(self, options: MongoOptions) -> OpenRecords:
         return lambda: open_records(options)
+
+
+# --- Calls that end in time -------------------------------------------------------------------------------------------
+
+
+class Sent(pymongo.monitoring.CommandListener):
+    """How many documents each command has, and each answer."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[str, int]] = []
+
+    def started(self, event: Any) -> None:
+        for name in ("documents", "updates", "deletes"):
+            if name in event.command:
+                self.sizes.append((event.command_name, len(event.command[name])))
+
+    def succeeded(self, event: Any) -> None:
+        cursor = event.reply.get("cursor", {})
+        for name in ("firstBatch", "nextBatch"):
+            if name in cursor:
+                self.sizes.append(("find", len(cursor[name])))
+
+    def failed(self, event: Any) -> None:
+        pass
+
+    def taken(self) -> list[tuple[str, int]]:
+        """What was sent since the last look."""
+        taken, self.sizes = self.sizes, []
+        return taken
+
+
+async def test_a_long_change_is_made_in_slices(options: MongoOptions) -> None:
+    """The time of one call is never for all of it: not when it is put, nor put again, nor replaced, nor read."""
+    sent = Sent()
+    client = pymongo.AsyncMongoClient(options.uri, event_listeners=[sent])
+    records = await open_records(MongoOptions(client=client, database=options.database))
+    sent.taken()
+    items = [a_message(n, 5) for n in range(2_500)]
+    await records.apply(PLACE, items)
+    assert sent.taken() == [("insert", 1000), ("insert", 1000), ("insert", 500)]
+    await records.apply(PLACE, items)
+    assert sent.taken() == [("insert", 1000), ("find", 1000), ("find", 1000), ("find", 500)]
+    newer = [a_message(n, 6) for n in range(2_500)]
+    await records.apply(PLACE, [Cut(first="m/000000002000", last="m/~", rev=6), *newer])
+    assert await records.items(PLACE, MESSAGES) == newer
+    assert all(count <= 2_300 for _, count in sent.taken())
+    found = await records.items(PLACE, Span(first="m/", last="m/~", descending=True, limit=1_500))
+    assert found == newer[:-1_501:-1]
+    assert sent.taken() == [("find", 200), ("find", 1_300)]
+    await records.put_parts(PLACE, "m/1", 1, [bytes([n]) * 3_000_000 for n in range(6)])
+    assert sent.taken() == [("update", 1)] * 6
+    assert [part[0] for part in await records.parts(PLACE, "m/1", 1)] == list(range(6))
+    assert [count for _, count in sent.taken() if count > 4] == []
+    await client.close()
+
+
+async def test_what_is_removed_between_two_looks_is_put_again(options: MongoOptions) -> None:
+    """Writers with newer items, with older ones and with cuts at once: every newest item is there afterwards."""
+    records = await open_records(options)
+    for rev in range(10, 40, 10):
+        old = [a_message(n, rev - 1) for n in range(40)]
+        new = [a_message(n, rev) for n in range(40)]
+        cuts = [[Cut(first=one.key, last=one.key, rev=rev)] for one in new]
+        await records.apply(PLACE, old)
+        await asyncio.gather(
+            *(records.apply(PLACE, cut) for cut in cuts), *(records.apply(PLACE, some) for some in (new, old, new))
+        )
+        assert await records.items(PLACE, MESSAGES) == new
+    await records.close()
 
 
 # --- Clients, servers, versions ---------------------------------------------------------------------------------------
