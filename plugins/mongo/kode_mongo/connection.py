@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import pymongo
+from bson.codec_options import CodecOptions
 from pymongo.errors import InvalidURI, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -23,6 +24,7 @@ from kode_core.errors import ConfigurationError
 from kode_mongo.errors import DRIVER_ERRORS, is_lost, to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import META
+from kode_mongo.uris import split_uri
 
 __all__ = ["Connection", "Document", "connect", "has_collections", "settled", "weight"]
 
@@ -35,6 +37,7 @@ _CURRENT: Final = ReadConcern("majority")
 _FIRST_PAGE: Final = 200
 _LONG_PAGE: Final = 5_000
 _PAGE_BYTES: Final = 8_000_000
+_CLOSE_S: Final = 2.0
 
 
 class Connection:
@@ -51,6 +54,7 @@ class Connection:
         self._prefix = options.collection_prefix
         self._database = client.get_database(
             options.database_name,
+            codec_options=CodecOptions(),
             read_concern=_CURRENT,
             write_concern=_LASTING,
             read_preference=pymongo.ReadPreference.PRIMARY,
@@ -144,10 +148,35 @@ class Connection:
         """The answer to a command that changes nothing."""
         return await self.read(lambda: self._client.admin.command(*command, **how))
 
+    async def hello(self) -> Document:
+        """What the server says of itself, asked first of all.
+
+        Raises:
+            ConfigurationError: this client cannot be used here, or sees one member of a set alone.
+        """
+        try:
+            hello = await self.command("hello")
+        except RuntimeError as exc:
+            raise ConfigurationError(
+                f"{self.place}: the client belongs to another event loop; make it in the one in which the store is used"
+            ) from exc
+        is_certain = hello.get("isWritablePrimary") and len(hello.get("hosts", ())) <= 1
+        if "setName" in hello and self._client.options.direct_connection and not is_certain:
+            raise ConfigurationError(
+                f"{self.place}: with directConnection=true, one member of the set is read whatever becomes of it, and"
+                f" what it has may be old; write replicaSet={hello['setName']} in its place"
+            )
+        return hello
+
     async def close(self) -> None:
-        """Close the client, unless it is the caller's."""
-        if self._owned:
-            await settled(self._client.close())
+        """Close the client, unless it is the caller's; of a server that does not answer no leave is taken."""
+        if not self._owned:
+            return
+        with pymongo.timeout(_CLOSE_S):
+            if inspect.iscoroutinefunction(self._client.close):
+                await self._client.close()
+            else:  # motor's speaks to the server, and blocks
+                await asyncio.to_thread(self._client.close)
 
 
 def weight(document: Document) -> int:
@@ -170,9 +199,13 @@ def connect(options: MongoOptions) -> Connection:
         ConfigurationError: the options do not fit together.
     """
     options.check()
-    if options.client is not None:
-        return Connection(options.client, options)
-    return Connection(_made(_asyncio_class(options.driver), options), options)
+    client = options.client
+    if client is None:
+        client = _made(_asyncio_class(options.driver), options)
+    try:
+        return Connection(client, options)
+    except (PyMongoError, TypeError, AttributeError) as exc:
+        raise ConfigurationError(f"{options.place}: the client cannot be used: {type(exc).__name__}") from exc
 
 
 def _asyncio_class(driver: str) -> Any:
@@ -207,9 +240,10 @@ def _arguments(options: MongoOptions) -> Document:
         "tls": True if options.tls_ca_file else options.tls,
         "tlsCAFile": options.tls_ca_file,
     }
+    named = options.uri is not None and "appname" in (name.lower() for name, _ in split_uri(options.uri).parameters)
     return {
         **{name: value for name, value in given.items() if value is not None},
-        "appname": "kode",
+        **({} if named else {"appname": "kode"}),
         "maxPoolSize": options.max,
         "maxIdleTimeMS": options.idle_timeout_millis,
         "serverSelectionTimeoutMS": options.connection_timeout_millis,

@@ -39,11 +39,11 @@ async def open_records(options: MongoOptions) -> MongoRecords:
     """
     connection = connect(options)
     try:
+        hello = await connection.hello()
         meta = connection.collection(META)
         found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
         if not see_version(found, connection.place, create=options.create):
             await _make(connection)
-        hello = await connection.command("hello")
     except BaseException:
         await connection.close()
         raise

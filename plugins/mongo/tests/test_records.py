@@ -12,10 +12,11 @@ from typing import Any
 import pymongo
 import pytest
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from kode_conformance import samples
 from kode_conformance.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_message
 from kode_mongo import MongoStore
-from kode_mongo.connection import connect
+from kode_mongo.connection import connect, settled
 from kode_mongo.errors import to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.queries import rows_wanted, sessions_wanted
@@ -148,6 +149,74 @@ async def test_what_is_written_lasts(options: MongoOptions) -> None:
     assert concern == {"w": "majority", "j": True}
     assert connection.collection(HEADS).read_concern.level == "majority"
     await weak.close()
+
+
+async def test_the_clients_codecs_do_not_change_what_is_read(server: Server, database: str) -> None:
+    """A client may read documents in a class of its own; the store does not."""
+    client = pymongo.AsyncMongoClient(server.uri, document_class=RawBSONDocument)
+    async with MongoStore(client=client, database=database) as store:
+        await store.append_messages("a", samples.messages(2))
+        assert await store.load_messages("a") == samples.messages(2)
+    await client.close()
+
+
+@pytest.mark.parametrize("kind", [AsyncIOMotorClient, pymongo.AsyncMongoClient])
+def test_a_client_of_another_event_loop_is_refused(server: Server, kind: Any) -> None:
+    """And the error says where to make it."""
+
+    async def used() -> Any:
+        client = kind(server.uri)
+        await client.admin.command("ping")
+        return client
+
+    async def opened(client: Any) -> None:
+        with pytest.raises(ConfigurationError, match="belongs to another event loop"):
+            await MongoStore(client=client, database="x").open()
+
+    with asyncio.Runner() as one, asyncio.Runner() as other:
+        client = one.run(used())
+        other.run(opened(client))
+        one.run(settled(client.close()))
+
+
+async def test_one_member_of_a_set_alone_is_refused(own_server: LocalServer) -> None:
+    """What it has may be old, and nothing would tell."""
+    direct = f"{own_server.url('d').replace('replicaSet=rs0', '')}directConnection=true"
+    async with MongoStore(direct) as store:  # a set of one has no other
+        await store.append_messages("a", samples.messages(1))
+    with own_server.client(directConnection=True) as client:
+        found = client.admin.command("replSetGetConfig")["config"]
+        found["members"].append({"_id": 1, "host": "127.0.0.1:1"})
+        client.admin.command("replSetReconfig", {**found, "version": found["version"] + 1}, force=True)
+        for _ in range(600):
+            if not client.admin.command("hello")["isWritablePrimary"]:
+                break
+            await asyncio.sleep(0.1)
+    for how in ({"connection": direct}, {"client": pymongo.AsyncMongoClient(direct), "database": "d"}):
+        with pytest.raises(ConfigurationError, match="may be old; write replicaSet=rs0 in its place"):
+            await MongoStore(**how).open()
+    await how["client"].close()
+
+
+async def test_a_server_that_hangs_holds_up_no_close(own_server: LocalServer, options: MongoOptions) -> None:
+    """It ends soon, and the event loop goes on meanwhile."""
+    connection = connect(MongoOptions(uri=own_server.uri, driver=options.driver, command_timeout_millis=60_000))
+    await connection.hello()
+    await asyncio.to_thread(own_server.pause)
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.05)
+            beats += 1
+
+    beating = asyncio.ensure_future(beat())
+    async with asyncio.timeout(30):
+        await connection.close()
+    beating.cancel()
+    await asyncio.to_thread(own_server.resume)
+    assert beats > 5
 
 
 async def test_twenty_first_starts_at_once(server: Server, database: str) -> None:
