@@ -9,13 +9,12 @@ from typing import Final
 from pymongo import IndexModel
 
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
-from kode_core.codec import Body
 from kode_core.engine import Medium, Watch
 from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_mongo.connection import Connection, Document, connect
-from kode_mongo.documents import found_head, found_item, head_fields, settled_fields
+from kode_mongo.documents import found_anywhere, found_head, found_session, head_fields, settled_fields
 from kode_mongo.errors import is_duplicate
 from kode_mongo.items import Items
 from kode_mongo.leases import Leases, held
@@ -160,21 +159,12 @@ class MongoRecords:
         found = await self.connection.find(
             self._heads, wanted, projection=dict.fromkeys(fields, 1), sort=sort, skip=query.offset, limit=query.limit
         )
-        return [
-            SessionRow(
-                head["_id"],
-                Body(head["info"], bytes(head["digest"])),
-                int(head["created_at"]),
-                int(head["updated_at"]),
-                int(head["messages"]["count"]),
-            )
-            for head in found
-        ]
+        return [found_session(head) for head in found]
 
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
         wanted, sort = rows_wanted(query)
         found = await self.connection.find(self._items, wanted, sort=sort, limit=query.limit)
-        return [FoundItem(Place(document["agent_id"], document["epoch"]), found_item(document)) for document in found]
+        return [found_anywhere(document) for document in found]
 
     async def totals(self) -> Totals:
         counts: Document = {

@@ -14,7 +14,7 @@ import pytest
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from kode_conformance import samples
-from kode_conformance.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_message
+from kode_conformance.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_head, a_message
 from kode_mongo import MongoStore
 from kode_mongo.connection import connect, settled
 from kode_mongo.errors import to_kode_error
@@ -26,12 +26,20 @@ from kode_mongo.servers import LocalServer, Server
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import errors
 
+from kode_core.batch import Info
+from kode_core.codec import Body
 from kode_core.engines.records import Cut, Span
 from kode_core.errors import (
     ConfigurationError,
+    CorruptRecordError,
     KodeError,
     OutcomeUnknownError,
+    PayloadTooLargeError,
     SchemaVersionError,
+    StorageError,
+    StoreBusyError,
+    StoreFullError,
+    StoreReadOnlyError,
     StoreUnavailableError,
     UnsupportedError,
 )
@@ -408,6 +416,69 @@ def test_every_error_of_the_driver_has_a_translation() -> None:
             assert isinstance(to_kode_error(exc, "here", writes=writes), KodeError), kind
     assert isinstance(to_kode_error(errors.AutoReconnect("x"), "here", writes=True), OutcomeUnknownError)
     assert isinstance(to_kode_error(errors.AutoReconnect("x"), "here", writes=False), StoreUnavailableError)
+
+
+@pytest.mark.parametrize(
+    ("code", "reading", "writing"),
+    [
+        *((code, StoreUnavailableError, OutcomeUnknownError) for code in (6, 7, 89, 262, 9001)),
+        *((code, StoreUnavailableError, StorageError) for code in (43, 134, 175, 11601)),
+        (13, StorageError, StoreReadOnlyError),
+        (17419, PayloadTooLargeError, PayloadTooLargeError),
+        (14031, StoreFullError, StoreFullError),
+    ],
+)
+def test_errors_by_their_code(code: int, reading: type[KodeError], writing: type[KodeError]) -> None:
+    """Of a read and of a write; of a bulk of writes, what stopped it counts, and not what was there already."""
+    failed = errors.OperationFailure("secret", code, {"codeName": "Name"})
+    assert type(to_kode_error(failed, "here", writes=False)) is reading
+    assert type(to_kode_error(failed, "here", writes=True)) is writing
+    bulk = errors.BulkWriteError({"writeErrors": [{"code": 11000, "index": 0}, {"code": code, "index": 1}]})
+    assert type(to_kode_error(bulk, "here", writes=True)) is writing
+
+
+def test_a_write_that_found_no_free_connection_is_in_doubt() -> None:
+    """It may be the driver's second attempt; a read is sure to have had none."""
+    failed = errors.WaitQueueTimeoutError("x")
+    assert isinstance(to_kode_error(failed, "here", writes=True), OutcomeUnknownError)
+    assert isinstance(to_kode_error(failed, "here", writes=False), StoreBusyError)
+
+
+async def test_what_somebody_damaged_is_said_to_be_damaged(server: Server, database: str) -> None:
+    """A head or an item with a field that is missing, or of another type; nothing of it is quoted."""
+    records = await open_records(MongoOptions(uri=server.uri, database=database))
+    info = Info(Body("{}", b"d"), "t", 3, (("k", "v"),))
+    await records.swap(None, a_head(1, info=info), None, [])
+    await records.apply(PLACE, [a_message(0, 1)])
+    reads = {
+        HEADS: [lambda: records.heads(["a"]), lambda: records.find_sessions(SessionQuery())],
+        ITEMS: [lambda: records.items(PLACE, MESSAGES), lambda: records.find_items(RowQuery(kind="messages"))],
+    }
+    kept = {"_id", "agent_id", "list", "listed", "used", "pending", "gone", "updated_at"}
+    damaged = 0
+    with server.client() as client:
+        for name, calls in reads.items():
+            collection = client[database][f"kode_{name}"]
+            (whole,) = collection.find({"rev": {"$exists": True}})
+            for field in whole.keys() - kept:
+                for change in ({"$unset": {field: 1}}, {"$set": {field: ["s3cret"]}}):
+                    collection.update_one({"_id": whole["_id"]}, change)
+                    for call in calls:
+                        damaged += await is_damaged(call)
+                    collection.replace_one({"_id": whole["_id"]}, whole)
+    assert damaged > 30
+    await records.close()
+
+
+async def is_damaged(read: Any) -> bool:
+    """Whether a read says so; otherwise it needs nothing of what was damaged."""
+    try:
+        await read()
+    except CorruptRecordError as exc:
+        assert "'a'" in str(exc)
+        assert "s3cret" not in str(exc)
+        return True
+    return False
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------
