@@ -23,6 +23,7 @@ from kode_mongo.queries import rows_wanted, sessions_wanted
 from kode_mongo.records import open_records
 from kode_mongo.schema import COLLECTIONS, HEADS, INDEXES, ITEMS, META, script
 from kode_mongo.servers import LocalServer, Server
+from kode_mongo.watch import HeadWatcher
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import errors
 
@@ -377,6 +378,46 @@ async def test_followers_of_another_store_are_woken(server: Server, database: st
         async with asyncio.timeout(20):
             await following
     assert median(h - s for h, s in zip(heard, sent, strict=True)) < 1.0
+
+
+async def test_who_begins_to_follow_is_told_while_others_are_busy(options: MongoOptions, server: Server) -> None:
+    """Another stream tells of the new one, too; who was told of before misses nothing, and is not woken for it."""
+    connection = connect(options)
+    heads = connection.collection(HEADS)
+    watcher = HeadWatcher(heads)
+    woken, is_busy = 0, True
+
+    async def keep_busy() -> None:
+        while is_busy:
+            await heads.update_one({"_id": "busy"}, {"$inc": {"rev": 1}}, upsert=True)
+
+    def wake() -> None:
+        nonlocal woken
+        woken += 1
+
+    watches = [watcher.watch("busy", wake)]
+    async with asyncio.timeout(30):
+        while not watches[0].is_live:
+            await asyncio.sleep(0.01)
+        working = asyncio.ensure_future(keep_busy())
+        for n in range(5):
+            began = asyncio.Event()
+            watches.append(watcher.watch(f"new {n}", began.set))
+            while not watches[-1].is_live:
+                await asyncio.sleep(0.01)
+            assert began.is_set()
+            began.clear()
+            await heads.update_one({"_id": f"new {n}"}, {"$inc": {"rev": 1}}, upsert=True)
+            await began.wait()
+        is_busy = False
+        await working
+        with server.client() as client:
+            swaps = client[options.database or ""][f"kode_{HEADS}"].find_one({"_id": "busy"})["rev"]  # type: ignore[index]
+        while woken < swaps + 1:
+            await asyncio.sleep(0.01)
+    assert woken == swaps + 1
+    await watcher.close()
+    await connection.close()
 
 
 async def test_tombstones_are_removed_in_time(server: Server, database: str, store: MongoStore) -> None:
