@@ -21,7 +21,7 @@ from pymongo.write_concern import WriteConcern
 
 from kode_core.engines.calls import made
 from kode_core.errors import ConfigurationError
-from kode_mongo.errors import DRIVER_ERRORS, is_lost, to_kode_error
+from kode_mongo.errors import DRIVER_ERRORS, is_lost, is_refused, to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import META
 from kode_mongo.uris import split_uri
@@ -87,9 +87,18 @@ class Connection:
     async def _run(self, call: Callable[[], Awaitable[T]], *, again: bool, writes: bool) -> T:
         try:
             async with asyncio.timeout(self._seconds):
-                return await (self._persistent(call) if again else made(call))
+                return await (self._persistent(call) if again else self._once(call))
         except DRIVER_ERRORS as exc:
             raise to_kode_error(exc, self.place, writes=writes) from exc
+
+    async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that is applied once at most; one that was refused for its number was not applied."""
+        try:
+            return await made(call)
+        except DRIVER_ERRORS as exc:
+            if not is_refused(exc):
+                raise
+        return await made(call)
 
     async def _persistent(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call again whose connection broke: others that broke meanwhile may have closed the new one, too."""

@@ -34,12 +34,13 @@ from kode_core.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["DRIVER_ERRORS", "is_duplicate", "is_in_doubt", "is_lost", "to_kode_error"]
+__all__ = ["DRIVER_ERRORS", "is_duplicate", "is_in_doubt", "is_lost", "is_refused", "to_kode_error"]
 
 DRIVER_ERRORS: Final = (PyMongoError, BSONError, OSError, TimeoutError)
 """All that the driver raises."""
 
 _DUPLICATE: Final = 11000
+_NUMBERED: Final = 20
 _Kind = tuple[type[KodeError], str]
 # By code (https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml).
 _BY_CODE: Final[dict[int, _Kind]] = {
@@ -81,9 +82,18 @@ def is_duplicate(exc: BaseException) -> bool:
     return isinstance(exc, DuplicateKeyError)
 
 
+def is_refused(exc: BaseException) -> bool:
+    """Whether a standalone server refused a write because it was numbered, as only members of a set know numbers.
+
+    PyMongo 4.20 numbers a write whose connection broke while it was made, before it knows what server that is.
+    """
+    return isinstance(exc, OperationFailure) and exc.code == _NUMBERED
+
+
 def is_lost(exc: BaseException) -> bool:
     """Whether the connection broke, so that the same may work on another one."""
-    return isinstance(exc, (AutoReconnect, OSError)) and not isinstance(exc, ServerSelectionTimeoutError)
+    is_broken = isinstance(exc, (AutoReconnect, OSError)) and not isinstance(exc, ServerSelectionTimeoutError)
+    return is_broken or is_refused(exc)
 
 
 def is_in_doubt(exc: BaseException) -> bool:

@@ -459,6 +459,21 @@ def test_every_error_of_the_driver_has_a_translation() -> None:
     assert isinstance(to_kode_error(errors.AutoReconnect("x"), "here", writes=False), StoreUnavailableError)
 
 
+async def test_a_write_that_a_standalone_server_refused_for_its_number_is_made_again(options: MongoOptions) -> None:
+    """The driver numbers a write whose connection broke before it knew the server; nothing was applied."""
+    connection = connect(options)
+    for made in (connection.write, connection.repeat):
+        failures = [errors.OperationFailure("Transaction numbers are only allowed", 20)]
+
+        async def call(failures: list[errors.OperationFailure] = failures) -> str:
+            if failures:
+                raise failures.pop()
+            return "done"
+
+        assert await made(call) == "done"
+    await connection.close()
+
+
 @pytest.mark.parametrize(
     ("code", "reading", "writing"),
     [
