@@ -37,6 +37,7 @@ _CURRENT: Final = ReadConcern("majority")
 _FIRST_PAGE: Final = 200
 _LONG_PAGE: Final = 5_000
 _PAGE_BYTES: Final = 8_000_000
+_LEAST: Final = 300
 _CLOSE_S: Final = 2.0
 
 
@@ -190,7 +191,7 @@ class Connection:
 
 def weight(document: Document) -> int:
     """About how large a document is."""
-    return 300 + len(document.get("text", "")) + len(document.get("bytes", b""))
+    return _LEAST + sum(len(document.get(name) or "") for name in ("text", "bytes", "info", "state"))
 
 
 async def settled(value: Any) -> Any:

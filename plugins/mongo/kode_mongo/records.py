@@ -85,8 +85,10 @@ class MongoRecords:
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
-        wanted = {"_id": {"$in": list(agent_ids)}, "rev": {"$exists": True}}
-        return [found_head(found) for found in await self.connection.find(self._heads, wanted, projection=_NO_LEASE)]
+        wanted = {"rev": {"$exists": True}}
+        these = {"$in": list(agent_ids)}
+        found = await self.connection.pages(self._heads, wanted, "_id", these, projection=_NO_LEASE)
+        return [found_head(head) for head in found]
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         wanted: Document = {"_id": new.agent_id, "rev": {"$exists": False} if old is None else old.rev}

@@ -25,6 +25,7 @@ from kode_mongo.schema import COLLECTIONS, HEADS, INDEXES, ITEMS, META, script
 from kode_mongo.servers import LocalServer, Server
 from kode_mongo.watch import HeadWatcher
 from motor.motor_asyncio import AsyncIOMotorClient
+from msgspec.structs import replace
 from pymongo import errors
 
 from kode_core.batch import Info
@@ -115,6 +116,11 @@ async def test_a_long_change_is_made_in_slices(options: MongoOptions) -> None:
     assert sent.taken() == [("update", 1)] * 6
     assert [part[0] for part in await records.parts(PLACE, "m/1", 1)] == list(range(6))
     assert [count for _, count in sent.taken() if count > 4] == []
+    heads = [replace(a_head(1), agent_id=f"a{n:03d}") for n in range(450)]
+    await asyncio.gather(*(records.swap(None, head, None, []) for head in heads))
+    sent.taken()
+    assert await records.heads([head.agent_id for head in reversed(heads)]) == heads
+    assert sent.taken() == [("find", 200), ("find", 250)]
     await client.close()
 
 
