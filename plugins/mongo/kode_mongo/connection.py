@@ -14,17 +14,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import pymongo
+from bson.codec_options import CodecOptions
 from pymongo.errors import InvalidURI, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from kode_core.engines.calls import made
 from kode_core.errors import ConfigurationError
-from kode_mongo.errors import DRIVER_ERRORS, is_lost, to_kode_error
+from kode_mongo.errors import DRIVER_ERRORS, is_lost, is_refused, to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import META
+from kode_mongo.uris import split_uri
 
-__all__ = ["Connection", "Document", "connect", "has_collections"]
+__all__ = ["Connection", "Document", "connect", "has_collections", "settled", "weight"]
 
 T = TypeVar("T")
 Document: TypeAlias = dict[str, Any]
@@ -32,6 +34,11 @@ Document: TypeAlias = dict[str, Any]
 _LASTING: Final = WriteConcern(w="majority", j=True)
 _FLEETING: Final = WriteConcern(w=1)
 _CURRENT: Final = ReadConcern("majority")
+_FIRST_PAGE: Final = 200
+_LONG_PAGE: Final = 5_000
+_PAGE_BYTES: Final = 8_000_000
+_LEAST: Final = 300
+_CLOSE_S: Final = 2.0
 
 
 class Connection:
@@ -48,6 +55,7 @@ class Connection:
         self._prefix = options.collection_prefix
         self._database = client.get_database(
             options.database_name,
+            codec_options=CodecOptions(),
             read_concern=_CURRENT,
             write_concern=_LASTING,
             read_preference=pymongo.ReadPreference.PRIMARY,
@@ -80,9 +88,18 @@ class Connection:
     async def _run(self, call: Callable[[], Awaitable[T]], *, again: bool, writes: bool) -> T:
         try:
             async with asyncio.timeout(self._seconds):
-                return await (self._persistent(call) if again else made(call))
+                return await (self._persistent(call) if again else self._once(call))
         except DRIVER_ERRORS as exc:
             raise to_kode_error(exc, self.place, writes=writes) from exc
+
+    async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that is applied once at most; one that was refused for its number was not applied."""
+        try:
+            return await made(call)
+        except DRIVER_ERRORS as exc:
+            if not is_refused(exc):
+                raise
+        return await made(call)
 
     async def _persistent(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call again whose connection broke: others that broke meanwhile may have closed the new one, too."""
@@ -100,6 +117,34 @@ class Connection:
         """The documents of a query, all at once: no cursor outlives the call."""
         return await self.read(lambda: collection.find(wanted, **how).to_list(None))
 
+    async def pages(
+        self,
+        collection: Any,
+        wanted: Document,
+        by: str,
+        bounds: Document,
+        *,
+        descending: bool = False,
+        limit: int | None = None,
+        projection: Document | None = None,
+        first_page: int = _FIRST_PAGE,
+    ) -> list[Document]:
+        """The documents within the bounds of a key that is no two documents', in its order.
+
+        Each page is a call of its own: what is long takes longer, and is not too long for the time of one call.
+        """
+        found: list[Document] = []
+        size, sort = first_page, [(by, -1 if descending else 1)]
+        while True:
+            count = size if limit is None else min(size, limit - len(found))
+            how = {"projection": projection, "sort": sort, "hint": [(by, 1)], "limit": count, "batch_size": count + 1}
+            page = await self.find(collection, {**wanted, by: bounds}, **how)
+            found += page
+            if len(page) < count or len(found) == limit:
+                return found
+            bounds = {**bounds, "$lt" if descending else "$gt": page[-1][by]}
+            size = max(1, min(_LONG_PAGE, _PAGE_BYTES * len(page) // sum(map(weight, page))))
+
     async def aggregate(self, collection: Any, stages: Sequence[Document]) -> list[Document]:
         """The documents of a pipeline."""
 
@@ -113,10 +158,40 @@ class Connection:
         """The answer to a command that changes nothing."""
         return await self.read(lambda: self._client.admin.command(*command, **how))
 
+    async def hello(self) -> Document:
+        """What the server says of itself, asked first of all.
+
+        Raises:
+            ConfigurationError: this client cannot be used here, or sees one member of a set alone.
+        """
+        try:
+            hello = await self.command("hello")
+        except RuntimeError as exc:
+            raise ConfigurationError(
+                f"{self.place}: the client belongs to another event loop; make it in the one in which the store is used"
+            ) from exc
+        is_certain = hello.get("isWritablePrimary") and len(hello.get("hosts", ())) <= 1
+        if "setName" in hello and self._client.options.direct_connection and not is_certain:
+            raise ConfigurationError(
+                f"{self.place}: with directConnection=true, one member of the set is read whatever becomes of it, and"
+                f" what it has may be old; write replicaSet={hello['setName']} in its place"
+            )
+        return hello
+
     async def close(self) -> None:
-        """Close the client, unless it is the caller's."""
-        if self._owned:
-            await settled(self._client.close())
+        """Close the client, unless it is the caller's; of a server that does not answer no leave is taken."""
+        if not self._owned:
+            return
+        with pymongo.timeout(_CLOSE_S):
+            if inspect.iscoroutinefunction(self._client.close):
+                await self._client.close()
+            else:  # motor's speaks to the server, and blocks
+                await asyncio.to_thread(self._client.close)
+
+
+def weight(document: Document) -> int:
+    """About how large a document is."""
+    return _LEAST + sum(len(document.get(name) or "") for name in ("text", "bytes", "info", "state"))
 
 
 async def settled(value: Any) -> Any:
@@ -134,9 +209,13 @@ def connect(options: MongoOptions) -> Connection:
         ConfigurationError: the options do not fit together.
     """
     options.check()
-    if options.client is not None:
-        return Connection(options.client, options)
-    return Connection(_made(_asyncio_class(options.driver), options), options)
+    client = options.client
+    if client is None:
+        client = _made(_asyncio_class(options.driver), options)
+    try:
+        return Connection(client, options)
+    except (PyMongoError, TypeError, AttributeError) as exc:
+        raise ConfigurationError(f"{options.place}: the client cannot be used: {type(exc).__name__}") from exc
 
 
 def _asyncio_class(driver: str) -> Any:
@@ -171,9 +250,10 @@ def _arguments(options: MongoOptions) -> Document:
         "tls": True if options.tls_ca_file else options.tls,
         "tlsCAFile": options.tls_ca_file,
     }
+    named = options.uri is not None and "appname" in (name.lower() for name, _ in split_uri(options.uri).parameters)
     return {
         **{name: value for name, value in given.items() if value is not None},
-        "appname": "kode",
+        **({} if named else {"appname": "kode"}),
         "maxPoolSize": options.max,
         "maxIdleTimeMS": options.idle_timeout_millis,
         "serverSelectionTimeoutMS": options.connection_timeout_millis,

@@ -5,24 +5,27 @@ No text of a caller's is ever a field's name: metadata is an array of ``{k, v}``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, Final
 
 from bson import Binary
 from bson.int64 import Int64
 
-from kode_core.batch import Info, ListHead, MessageIndex, ToolCallIndex
+from kode_core.batch import Info, ListHead, MessageIndex, SessionRow, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.records import DocIndex, EventIndex, HeadRecord, Item, ItemIndex, Place
+from kode_core.engines.records import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place
+from kode_core.errors import CorruptRecordError
 from kode_mongo.connection import Document
 
 __all__ = [
     "NO_BODIES",
     "after_place",
+    "found_anywhere",
     "found_head",
-    "found_info",
     "found_item",
+    "found_session",
     "head_fields",
     "id_of",
     "item_document",
@@ -95,25 +98,50 @@ def _list(head: ListHead) -> Document:
 
 
 def found_head(found: Mapping[str, Any]) -> HeadRecord:
-    """The head of a document."""
-    return HeadRecord(
-        agent_id=found["_id"],
-        epoch=found["epoch"],
-        rev=int(found["rev"]),
-        info=found_info(found) if found["listed"] else None,
-        updated_at=int(found["updated_at"]),
-        messages=ListHead(int(found["messages"]["version"]), int(found["messages"]["count"])),
-        tool_calls=ListHead(int(found["tool_calls"]["version"]), int(found["tool_calls"]["count"])),
-        is_used=found["used"],
-        is_settled=not found["pending"],
-        state=bytes(found["state"]),
-    )
+    """The head of a document.
+
+    Raises:
+        CorruptRecordError: something of it is missing, or is not what is written there.
+    """
+    with _damaged(f"agent {found['_id']!r}", "its head is damaged"):
+        return HeadRecord(
+            agent_id=found["_id"],
+            epoch=_text(found["epoch"]),
+            rev=int(found["rev"]),
+            info=_info(found) if found["listed"] else None,
+            updated_at=int(found["updated_at"]),
+            messages=_list_head(found["messages"]),
+            tool_calls=_list_head(found["tool_calls"]),
+            is_used=bool(found["used"]),
+            is_settled=not found["pending"],
+            state=_bytes(found["state"]),
+        )
 
 
-def found_info(found: Mapping[str, Any]) -> Info:
-    """The info of a head's document."""
-    pairs = tuple((pair["k"], pair["v"]) for pair in found["metadata"])
-    return Info(Body(found["info"], bytes(found["digest"])), found["template_id"], int(found["created_at"]), pairs)
+def found_session(found: Mapping[str, Any]) -> SessionRow:
+    """The session of a head's document.
+
+    Raises:
+        CorruptRecordError: something of it is missing, or is not what is written there.
+    """
+    with _damaged(f"agent {found['_id']!r}", "its head is damaged"):
+        return SessionRow(
+            found["_id"],
+            Body(_text(found["info"]), _bytes(found["digest"])),
+            int(found["created_at"]),
+            int(found["updated_at"]),
+            int(found["messages"]["count"]),
+        )
+
+
+def _list_head(found: Mapping[str, Any]) -> ListHead:
+    return ListHead(int(found["version"]), int(found["count"]))
+
+
+def _info(found: Mapping[str, Any]) -> Info:
+    pairs = tuple((_text(pair["k"]), _text(pair["v"])) for pair in found["metadata"])
+    body = Body(_text(found["info"]), _bytes(found["digest"]))
+    return Info(body, _text(found["template_id"]), int(found["created_at"]), pairs)
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -148,24 +176,65 @@ def item_document(place: Place, item: Item) -> Document:
 def _index(key: str, fields: Mapping[str, Any]) -> ItemIndex:
     match key[0]:
         case "m":
-            return MessageIndex(fields["role"], tuple(fields["content_types"]))
+            return MessageIndex(_text(fields["role"]), tuple(map(_text, fields["content_types"])))
         case "t":
             return ToolCallIndex(**fields)
         case "e":
-            return EventIndex(int(fields["seq"]), fields["channel"])
+            return EventIndex(int(fields["seq"]), _text(fields["channel"]))
         case _:
             return DocIndex(**fields)
 
 
 def found_item(found: Mapping[str, Any]) -> Item:
-    """The item of a document."""
-    key, alt = found["key"], found.get("alt")
-    return Item(
-        key=key,
-        rev=int(found["rev"]),
-        body=Body(found.get("text", ""), bytes(found["digest"])),
-        index=_index(key, found["index"]),
-        time=int(found["time"]),
-        alt=None if alt is None else alt[len(found["_id"]) - len(key) :],
-        parts=found["parts"],
-    )
+    """The item of a document.
+
+    Raises:
+        CorruptRecordError: something of it is missing, or is not what is written there.
+    """
+    with _damaged(*_named(found)):
+        key, alt = _text(found["key"]), found.get("alt")
+        return Item(
+            key=key,
+            rev=int(found["rev"]),
+            body=Body(_text(found.get("text", "")), _bytes(found["digest"])),
+            index=_index(key, found["index"]),
+            time=int(found["time"]),
+            alt=None if alt is None else alt[len(found["_id"]) - len(key) :],
+            parts=int(found["parts"]),
+        )
+
+
+def found_anywhere(found: Mapping[str, Any]) -> FoundItem:
+    """The item of a document, and where it is; see :func:`found_item`."""
+    with _damaged(*_named(found)):
+        place = Place(_text(found["agent_id"]), _text(found["epoch"]))
+    return FoundItem(place, found_item(found))
+
+
+def _named(found: Mapping[str, Any]) -> tuple[str, str]:
+    key = str(found["_id"]).split("/", 2)[-1]
+    return f"agent {found.get('agent_id')!r}", f"its item {key!r} is damaged"
+
+
+# --- what somebody else changed ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _damaged(record: str, problem: str) -> Iterator[None]:
+    """Say so of a record that cannot be understood; nothing of what is in it is quoted."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError):
+        raise CorruptRecordError(record, problem) from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError
+    return bytes(value)

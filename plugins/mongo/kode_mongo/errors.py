@@ -34,12 +34,13 @@ from kode_core.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["DRIVER_ERRORS", "is_duplicate", "is_in_doubt", "is_lost", "to_kode_error"]
+__all__ = ["DRIVER_ERRORS", "is_duplicate", "is_in_doubt", "is_lost", "is_refused", "to_kode_error"]
 
 DRIVER_ERRORS: Final = (PyMongoError, BSONError, OSError, TimeoutError)
 """All that the driver raises."""
 
 _DUPLICATE: Final = 11000
+_NUMBERED: Final = 20
 _Kind = tuple[type[KodeError], str]
 # By code (https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml).
 _BY_CODE: Final[dict[int, _Kind]] = {
@@ -53,19 +54,22 @@ _BY_CODE: Final[dict[int, _Kind]] = {
     86: (StorageError, "an index is there with other options; see 'kode schema mongo --print'"),
     112: (StoreBusyError, "other writers were in the way again and again"),
     8000: (StoreUnavailableError, "the server refused the user or the password; check both"),
-    10107: (StoreUnavailableError, "no primary is there; it may be elected soon"),
-    11600: (StoreUnavailableError, "the server is shutting down"),
     14031: (StoreFullError, "the server's disk is full; make room and try again"),
     39: (StoreFullError, "the server's disk is full; make room and try again"),
     10334: (PayloadTooLargeError, "a record is larger than MongoDB can take"),
-    17280: (PayloadTooLargeError, "a record is larger than MongoDB can take"),
+    17419: (PayloadTooLargeError, "a record is larger than MongoDB can take"),
 }
+_BROKEN: Final = frozenset({6, 7, 89, 262, 9001})
+"""The network behind the server, or the time: nobody knows how far it came."""
+_PASSING: Final = _BROKEN | {43, 134, 175, 11601}
+"""What ended a read may be over at once: a cursor or a plan is gone, or no majority is known yet."""
 
 
 def _codes(exc: BaseException) -> list[int]:
-    """The code of the error, or those of the writes of a bulk."""
+    """The code of the error, or those of the writes of a bulk, the ones that say most first."""
     if isinstance(exc, BulkWriteError):
-        return [error["code"] for error in exc.details.get("writeErrors", ())]
+        codes = [error["code"] for error in exc.details.get("writeErrors", ())]
+        return sorted(codes, key=lambda code: (code == _DUPLICATE, code not in _BROKEN))
     code: Any = getattr(exc, "code", None)
     return [] if code is None else [code]
 
@@ -78,21 +82,37 @@ def is_duplicate(exc: BaseException) -> bool:
     return isinstance(exc, DuplicateKeyError)
 
 
+def is_refused(exc: BaseException) -> bool:
+    """Whether a standalone server refused a write because it was numbered, as only members of a set know numbers.
+
+    PyMongo 4.20 numbers a write whose connection broke while it was made, before it knows what server that is.
+    """
+    return isinstance(exc, OperationFailure) and exc.code == _NUMBERED
+
+
 def is_lost(exc: BaseException) -> bool:
     """Whether the connection broke, so that the same may work on another one."""
-    return isinstance(exc, (AutoReconnect, OSError)) and not isinstance(exc, ServerSelectionTimeoutError)
+    is_broken = isinstance(exc, (AutoReconnect, OSError)) and not isinstance(exc, ServerSelectionTimeoutError)
+    return is_broken or is_refused(exc)
 
 
 def is_in_doubt(exc: BaseException) -> bool:
-    """Whether a write that failed so may have been applied, or may not last."""
-    if isinstance(exc, (ServerSelectionTimeoutError, WaitQueueTimeoutError)):
+    """Whether a write that failed so may have been applied, or may not last.
+
+    When no connection was free, that may have been the driver's second attempt, and the first one was applied.
+    """
+    if isinstance(exc, ServerSelectionTimeoutError):
         return False
     if isinstance(exc, BulkWriteError):
-        return bool(exc.details.get("writeConcernErrors"))
+        return bool(exc.details.get("writeConcernErrors")) or not _BROKEN.isdisjoint(_codes(exc))
     if isinstance(exc, (WriteConcernError, ConnectionFailure, OSError, TimeoutError)):
         return True
     is_late = isinstance(exc, PyMongoError) and exc.timeout
-    return is_late or (isinstance(exc, OperationFailure) and exc.has_error_label("RetryableWriteError"))
+    return (
+        is_late
+        or not _BROKEN.isdisjoint(_codes(exc))
+        or (isinstance(exc, OperationFailure) and exc.has_error_label("RetryableWriteError"))
+    )
 
 
 def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
@@ -105,8 +125,13 @@ def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
             "it may have been written, or not: read first"
         )
     codes = _codes(exc)
+    if codes and codes[0] in _PASSING and not writes:
+        return StoreUnavailableError(
+            f"{place}: the server could not read for the moment (code {codes[0]}: {_words(exc)})"
+        )
     if codes:
         kind, remedy = _BY_CODE.get(codes[0], (StorageError, "MongoDB failed"))
+        kind = StorageError if kind is StoreReadOnlyError and not writes else kind
         return kind(f"{place}: {remedy} (code {codes[0]}: {_words(exc)})")
     if isinstance(exc, WaitQueueTimeoutError):
         return StoreBusyError(f"{place}: all connections were in use; raise max")

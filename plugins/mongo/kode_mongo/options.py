@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Final, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
 from kode_core.errors import ConfigurationError
 from kode_core.server_options import Millis, Port, Prefix, Secret, ServerOptions
+from kode_mongo.uris import see_parameters, shown_hosts, split_uri
 
 __all__ = ["MongoOptions"]
 
-_Database = Annotated[str, msgspec.Meta(pattern=r'^[^/\\. "$*<>:|?\x00]+\Z', max_length=63)]
+_NAME: Final = r'^[^/\\. "$*<>:|?\x00]+\Z'
+_NAME_BYTES: Final = 63
+_Database = Annotated[str, msgspec.Meta(pattern=_NAME, max_length=_NAME_BYTES)]
 
 _DEFAULT_DATABASE: Final = "kode"
-_KEPT: Final = {
-    "w": ("majority",),
-    "journal": ("true",),
-    "j": ("true",),
-    "readpreference": ("primary",),
-    "readconcernlevel": ("majority", "linearizable"),
-}
-"""Parameters of a URI that this backend's promises rest on, and what they may be."""
-_WEAKENED: Final = (
-    "kode-mongo always writes with w=majority and j=true and reads from the primary what a majority has, because with"
-    " less a crash loses what was acknowledged; leave the parameter out"
-)
 
 
 class MongoOptions(ServerOptions, frozen=True, kw_only=True):
@@ -36,13 +27,13 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
         uri: ``mongodb://user:password@host:port/database`` or ``mongodb+srv://…``, with MongoDB's parameters.
         connection: these options as a mapping, or the ``uri``.
         database: the database's name; that of the URI, or ``kode``, unless given.
-        auth_source: the database that knows the user; ``admin`` unless given.
+        auth_source: the database that knows the user; unless given, the one that the URI names, or else ``admin``.
         replica_set: the name of the set whose primary to look for.
         tls: whether to speak TLS; ``tls_ca_file`` names the certificates to trust, the system's unless given.
         driver: ``motor``, or ``pymongo`` for its ``AsyncMongoClient``.
         max: how many connections at most.
         idle_timeout_millis: after how long an idle connection is closed.
-        connection_timeout_millis: how long to look for a primary that can be reached.
+        connection_timeout_millis: how long to look for a primary; to elect one takes some 10 seconds.
         command_timeout_millis: how long to wait for the answer to one command before the connection counts as broken.
         collection_prefix: how the collections' names begin.
         create: make collections and indexes that are missing; without it, ``kode schema`` prints what somebody else
@@ -63,7 +54,7 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
     driver: Literal["motor", "pymongo"] = "motor"
     max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
     idle_timeout_millis: Millis = 30_000
-    connection_timeout_millis: Millis = 5_000
+    connection_timeout_millis: Millis = 15_000
     command_timeout_millis: Millis = 10_000
     collection_prefix: Prefix = "kode_"
     create: bool = True
@@ -73,11 +64,21 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
     hidden: ClassVar[frozenset[str]] = frozenset({"uri", "password"})
     objects: ClassVar[frozenset[str]] = frozenset({"client"})
 
+    def __post_init__(self) -> None:
+        """Refuse at once what could be shown with a password in it, or lead to a place that nobody meant.
+
+        Raises:
+            ConfigurationError: the URI is malformed, or the host is one; nothing of either is quoted.
+        """
+        if self.host is not None and ("://" in self.host or "@" in self.host):
+            raise ConfigurationError("host must be a name or an address alone; a whole URI is the option uri")
+        if self.uri is not None:
+            split_uri(self.uri)
+
     @property
     def database_name(self) -> str:
         """The database, wherever it was named."""
-        named = None if self.uri is None else urlsplit(self.uri).path.removeprefix("/")
-        return self.database or named or _DEFAULT_DATABASE
+        return self.database or (split_uri(self.uri).database if self.uri else "") or _DEFAULT_DATABASE
 
     @property
     def place(self) -> str:
@@ -85,19 +86,19 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
         if self.client is not None:
             return f"mongo by the given client, database {self.database_name}"
         where = f"{self.host or 'localhost'}{f':{self.port}' if self.port else ''}"
-        if self.uri is not None and self.host is None:
-            where = urlsplit(self.uri).netloc.rpartition("@")[2] or where
-        return f"mongo at {where}/{self.database_name}"
+        return f"mongo at {where if self.uri is None else shown_hosts(self.uri)}/{self.database_name}"
 
     def check(self) -> None:
-        """See that the URI takes nothing back of what the store promises.
+        """See that the URI takes nothing back of what the store promises, and that the database can have its name.
 
         Raises:
-            ConfigurationError: it does; says what and why.
+            ConfigurationError: it does, or cannot; says what and why.
         """
-        if self.uri is None:
-            return
-        for name, value in parse_qsl(urlsplit(self.uri).query, keep_blank_values=True):
-            kept = _KEPT.get(name.lower())
-            if kept is not None and value.lower() not in kept:
-                raise ConfigurationError(f"{self.place}: the URI has {name}={value}; {_WEAKENED}")
+        name = self.database_name
+        if not re.match(_NAME, name) or len(name.encode(errors="replace")) > _NAME_BYTES:
+            raise ConfigurationError(
+                f"{name!r} cannot be a database's name: it may have {_NAME_BYTES} bytes, and no / \\ . \" $ * < > : | ?"
+                " and no space"
+            )
+        if self.uri is not None:
+            see_parameters(split_uri(self.uri), self.place)

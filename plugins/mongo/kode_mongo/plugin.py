@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlunsplit
 
 from kode_core.plugins import Backend, hookimpl
 from kode_mongo.options import MongoOptions
+from kode_mongo.uris import split_uri
 
 if TYPE_CHECKING:
     from kode_core.engines.record_engine import RecordEngine
@@ -52,6 +53,7 @@ def _from_url(split: SplitResult) -> Mapping[str, Any]:
     if not split.netloc:
         return {"database": split.path.removeprefix("/")} if split.path else {}
     scheme = "mongodb+srv" if split.scheme == "mongodb+srv" else "mongodb"
+    split_uri(urlunsplit((scheme, *split[1:])))  # before a part of a password is taken for a path or a parameter
     return {"uri": urlunsplit((scheme, split.netloc, split.path or ("/" if kept else ""), kept, ""))}
 
 

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bson import Binary
-from bson.int64 import Int64
-from pymongo import DeleteMany, IndexModel, InsertOne, ReplaceOne
+from pymongo import IndexModel
 
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
-from kode_core.codec import Body
 from kode_core.engine import Medium, Watch
-from kode_core.engines.records import Change, Cut, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_mongo.connection import Connection, Document, connect
-from kode_mongo.documents import (
-    NO_BODIES,
-    after_place,
-    found_head,
-    found_item,
-    head_fields,
-    id_of,
-    item_document,
-    part_id,
-    settled_fields,
-)
+from kode_mongo.documents import found_anywhere, found_head, found_session, head_fields, settled_fields
 from kode_mongo.errors import is_duplicate
+from kode_mongo.items import Items
 from kode_mongo.leases import Leases, held
 from kode_mongo.options import MongoOptions
 from kode_mongo.queries import next_prefix, rows_wanted, sessions_wanted
@@ -39,7 +27,6 @@ __all__ = ["MongoRecords", "open_records"]
 
 _INLINE_BYTES: Final = 4_000_000
 _PART_BYTES: Final = 8_000_000
-_PARTS_AT_ONCE: Final = 4
 _NO_LEASE: Final = {"lease": 0}
 
 
@@ -51,11 +38,11 @@ async def open_records(options: MongoOptions) -> MongoRecords:
     """
     connection = connect(options)
     try:
+        hello = await connection.hello()
         meta = connection.collection(META)
         found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
         if not see_version(found, connection.place, create=options.create):
             await _make(connection)
-        hello = await connection.command("hello")
     except BaseException:
         await connection.close()
         raise
@@ -88,6 +75,7 @@ class MongoRecords:
         self._items = connection.collection(ITEMS)
         self._parts = connection.collection(PARTS)
         self._meta = connection.collection(META)
+        self._rows = Items(connection)
         self._leases = Leases(connection, self._heads)
         self._watcher = watcher
 
@@ -97,8 +85,10 @@ class MongoRecords:
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
-        wanted = {"_id": {"$in": list(agent_ids)}, "rev": {"$exists": True}}
-        return [found_head(found) for found in await self.connection.find(self._heads, wanted, projection=_NO_LEASE)]
+        wanted = {"rev": {"$exists": True}}
+        these = {"$in": list(agent_ids)}
+        found = await self.connection.pages(self._heads, wanted, "_id", these, projection=_NO_LEASE)
+        return [found_head(head) for head in found]
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         wanted: Document = {"_id": new.agent_id, "rev": {"$exists": False} if old is None else old.rev}
@@ -127,73 +117,25 @@ class MongoRecords:
         found = await self.connection.find(self._heads, {"pending": True}, projection={"_id": 1})
         return [head["_id"] for head in found]
 
-    # --- items
+    # --- items and parts
 
     async def items(self, place: Place, span: Span) -> list[Item]:
-        by = "alt" if span.by_alt else "_id"
-        wanted: Document = {by: {"$gte": id_of(place, span.first), "$lte": id_of(place, span.last)}}
-        wanted["agent_id"] = place.agent_id
-        if span.channel is not None:
-            wanted["index.channel"] = span.channel
-        found = await self.connection.find(
-            self._items,
-            wanted,
-            projection=None if span.bodies else NO_BODIES,
-            sort=[(by, -1 if span.descending else 1)],
-            limit=span.limit or 0,
-            hint=[(by, 1)],
-        )
-        return [found_item(document) for document in found]
+        return await self._rows.read(place, span)
 
     async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
-        puts = [item_document(place, change) for change in changes if isinstance(change, Item)]
-        cuts = [DeleteMany(_cut(place, change)) for change in changes if isinstance(change, Cut)]
-        there = await self._written(puts, [*map(InsertOne, puts), *cuts])
-        if there:
-            await self._written(there, [ReplaceOne(_guarded(document), document, upsert=True) for document in there])
-
-    async def _written(self, documents: Sequence[Document], writes: Sequence[Any]) -> list[Document]:
-        """Do writes, the first of which put these documents; those in whose place there was one already."""
-
-        async def call() -> list[Document]:
-            try:
-                await self._items.bulk_write(writes, ordered=False)
-            except Exception as exc:
-                if not is_duplicate(exc):
-                    raise
-                failed: Any = exc
-                return [documents[error["index"]] for error in failed.details["writeErrors"]]
-            return []
-
-        return await self.connection.repeat(call) if writes else []
+        await self._rows.apply(place, changes)
 
     async def drop(self, place: Place) -> None:
-        wanted = {"_id": {"$gte": id_of(place, ""), "$lt": after_place(place)}, "agent_id": place.agent_id}
-        for collection in (self._items, self._parts):
-            await self.connection.repeat(lambda c=collection: c.delete_many(wanted))  # type: ignore[misc]
-
-    # --- parts
+        await self._rows.drop(place)
 
     async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
-        about = {"agent_id": place.agent_id, "epoch": place.epoch, "key": key, "rev": Int64(rev)}
-        for i in range(0, len(parts), _PARTS_AT_ONCE):
-            writes = []
-            for n, part in enumerate(parts[i : i + _PARTS_AT_ONCE], i):
-                document = {"_id": part_id(place, key, rev, n), **about, "bytes": Binary(part)}
-                writes.append(ReplaceOne({"_id": document["_id"], "agent_id": place.agent_id}, document, upsert=True))
-            await self.connection.repeat(lambda w=writes: self._parts.bulk_write(w, ordered=False))  # type: ignore[misc]
+        await self._rows.put_parts(place, key, rev, parts)
 
     async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
-        first = part_id(place, key, rev)
-        wanted = {"_id": {"$gte": first, "$lt": f"{first}~"}, "agent_id": place.agent_id}
-        found = await self.connection.find(self._parts, wanted, sort=[("_id", 1)], hint=[("_id", 1)])
-        return [bytes(part["bytes"]) for part in found]
+        return await self._rows.parts(place, key, rev)
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
-        wanted = _cut(place, Cut(first=first, last=last, rev=rev))
-        wanted["_id"] = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
-        wanted["key"] = {"$gte": first, "$lte": last}
-        await self.connection.repeat(lambda: self._parts.delete_many(wanted))
+        await self._rows.drop_parts(place, first, last, rev)
 
     # --- queries
 
@@ -219,21 +161,12 @@ class MongoRecords:
         found = await self.connection.find(
             self._heads, wanted, projection=dict.fromkeys(fields, 1), sort=sort, skip=query.offset, limit=query.limit
         )
-        return [
-            SessionRow(
-                head["_id"],
-                Body(head["info"], bytes(head["digest"])),
-                int(head["created_at"]),
-                int(head["updated_at"]),
-                int(head["messages"]["count"]),
-            )
-            for head in found
-        ]
+        return [found_session(head) for head in found]
 
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
         wanted, sort = rows_wanted(query)
         found = await self.connection.find(self._items, wanted, sort=sort, limit=query.limit)
-        return [FoundItem(Place(document["agent_id"], document["epoch"]), found_item(document)) for document in found]
+        return [found_anywhere(document) for document in found]
 
     async def totals(self) -> Totals:
         counts: Document = {
@@ -309,15 +242,3 @@ def _head_change(head: HeadRecord, fields: Document) -> Document:
     if head.is_settled and not head.is_used and head.info is None:
         return {"$set": fields, "$currentDate": {"gone": True}}
     return {"$set": {**fields, "gone": None}}
-
-
-def _guarded(document: Document) -> Document:
-    return {"_id": document["_id"], "agent_id": document["agent_id"], "rev": {"$lt": document["rev"]}}
-
-
-def _cut(place: Place, cut: Cut) -> Document:
-    return {
-        "_id": {"$gte": id_of(place, cut.first), "$lte": id_of(place, cut.last)},
-        "agent_id": place.agent_id,
-        "rev": {"$lt": Int64(cut.rev)},
-    }

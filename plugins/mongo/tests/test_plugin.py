@@ -79,7 +79,11 @@ def test_variables_and_the_connection_of_the_guide() -> None:
 
 
 @pytest.mark.parametrize(
-    "weak", ["w=0", "w=1", "w=2", "journal=false", "readPreference=secondary", "readConcernLevel=local", "J=false"]
+    "weak",
+    [
+        *("w=0", "w=1", "w=2", "journal=false", "readPreference=secondary", "readConcernLevel=local", "J=false"),
+        *("retryWrites=false", "readConcernLevel=linearizable", "appName=x;w=1"),
+    ],
 )
 def test_a_uri_that_takes_a_promise_back_is_refused(weak: str) -> None:
     """The message says why, and quotes no password."""
@@ -93,6 +97,66 @@ def test_a_uri_that_takes_a_promise_back_is_refused(weak: str) -> None:
 def test_a_uri_that_says_what_is_done_anyway_is_taken(strong: str) -> None:
     """To say it is no mistake."""
     MongoOptions(uri=f"mongodb://h/d?{strong}").check()
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("socketTimeoutMS", "command_timeout_millis"),
+        ("serverSelectionTimeoutMS", "connection_timeout_millis"),
+        ("maxPoolSize", "max"),
+        ("timeoutms", "command_timeout_millis"),
+    ],
+)
+def test_a_parameter_with_an_option_of_our_own_is_refused(name: str, option: str) -> None:
+    """It would be given in vain; the message names the option."""
+    with pytest.raises(ConfigurationError, match=f"the URI has {name}; give the store's option {option}"):
+        MongoOptions(uri=f"mongodb://h/d?{name}=60000").check()
+
+
+@pytest.mark.parametrize("character", "/?#@")
+def test_a_uri_with_a_password_that_was_not_quoted_is_refused(character: str) -> None:
+    """Nothing of it is shown, and nothing goes to a database that nobody named."""
+    for uri in (f"mongodb://u:s3c{character}ret@h/d", f"mongodb://u:s3cret@h/d{character}x@y"):
+        with pytest.raises(ConfigurationError, match="written as %2F %3F %23 %40") as caught:
+            MongoOptions(uri=uri)
+        assert "s3c" not in str(caught.value)
+        with pytest.raises(ConfigurationError) as caught:
+            options_of(uri)
+        assert "s3c" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["mongodb://[::1/db", "mongodb://u:s3cret", "mongodb://", "http://h/d", "s3cret", "mongodb://h:s3cret/d"]
+)
+def test_a_malformed_uri_is_refused(uri: str) -> None:
+    """By an error of this library, which quotes nothing."""
+    with pytest.raises(ConfigurationError, match="the URI is malformed") as caught:
+        MongoOptions(uri=uri)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_hosts_of_all_kinds_are_taken() -> None:
+    """Names, addresses, sets and sockets."""
+    for hosts in ("h", "a.example:1,b.example:2", "[::1]:27017", "[fe80::1%25eth0]", "%2Ftmp%2Fmongodb-27017.sock"):
+        options = MongoOptions(uri=f"mongodb://u:{SECRET}@{hosts}/d")
+        options.check()
+        assert options.place == f"mongo at {hosts}/d"
+
+
+@pytest.mark.parametrize("host", [f"mongodb://u:{SECRET}@h/x", f"u:{SECRET}@h", "mongodb://h"])
+def test_a_host_is_no_uri(host: str) -> None:
+    """One that may have a password in it is not shown."""
+    with pytest.raises(ConfigurationError, match="a whole URI is the option uri") as caught:
+        options_of({"type": "mongo", "connection": {"host": host}})
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.b", "a%20b", "a/b", "x" * 64, "é" * 32])
+def test_a_uri_with_a_name_that_no_database_can_have(name: str) -> None:
+    """The same rules as for the option."""
+    with pytest.raises(ConfigurationError, match="cannot be a database's name"):
+        MongoOptions(uri=f"mongodb://h/{name}").check()
 
 
 @pytest.mark.parametrize("name", ["a b", "a/b", "a.b", "", "a$", "a\0"])

@@ -12,24 +12,36 @@ from typing import Any
 import pymongo
 import pytest
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from kode_conformance import samples
-from kode_conformance.record_tests import OpenRecords, RecordStoreTests
+from kode_conformance.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_head, a_message
 from kode_mongo import MongoStore
-from kode_mongo.connection import connect
+from kode_mongo.connection import connect, settled
 from kode_mongo.errors import to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.queries import rows_wanted, sessions_wanted
 from kode_mongo.records import open_records
 from kode_mongo.schema import COLLECTIONS, HEADS, INDEXES, ITEMS, META, script
 from kode_mongo.servers import LocalServer, Server
+from kode_mongo.watch import HeadWatcher
 from motor.motor_asyncio import AsyncIOMotorClient
+from msgspec.structs import replace
 from pymongo import errors
 
+from kode_core.batch import Info
+from kode_core.codec import Body
+from kode_core.engines.records import Cut, Span
 from kode_core.errors import (
     ConfigurationError,
+    CorruptRecordError,
     KodeError,
     OutcomeUnknownError,
+    PayloadTooLargeError,
     SchemaVersionError,
+    StorageError,
+    StoreBusyError,
+    StoreFullError,
+    StoreReadOnlyError,
     StoreUnavailableError,
     UnsupportedError,
 )
@@ -51,6 +63,80 @@ class TestPieces(RecordStoreTests):
     @pytest.fixture
     def another(self, options: MongoOptions) -> OpenRecords:
         return lambda: open_records(options)
+
+
+# --- Calls that end in time -------------------------------------------------------------------------------------------
+
+
+class Sent(pymongo.monitoring.CommandListener):
+    """How many documents each command has, and each answer."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[str, int]] = []
+
+    def started(self, event: Any) -> None:
+        for name in ("documents", "updates", "deletes"):
+            if name in event.command:
+                self.sizes.append((event.command_name, len(event.command[name])))
+
+    def succeeded(self, event: Any) -> None:
+        cursor = event.reply.get("cursor", {})
+        for name in ("firstBatch", "nextBatch"):
+            if name in cursor:
+                self.sizes.append(("find", len(cursor[name])))
+
+    def failed(self, event: Any) -> None:
+        pass
+
+    def taken(self) -> list[tuple[str, int]]:
+        """What was sent since the last look."""
+        taken, self.sizes = self.sizes, []
+        return taken
+
+
+async def test_a_long_change_is_made_in_slices(options: MongoOptions) -> None:
+    """The time of one call is never for all of it: not when it is put, nor put again, nor replaced, nor read."""
+    sent = Sent()
+    client = pymongo.AsyncMongoClient(options.uri, event_listeners=[sent])
+    records = await open_records(MongoOptions(client=client, database=options.database))
+    sent.taken()
+    items = [a_message(n, 5) for n in range(2_500)]
+    await records.apply(PLACE, items)
+    assert sent.taken() == [("insert", 1000), ("insert", 1000), ("insert", 500)]
+    await records.apply(PLACE, items)
+    assert sent.taken() == [("insert", 1000), ("find", 1000), ("find", 1000), ("find", 500)]
+    newer = [a_message(n, 6) for n in range(2_500)]
+    await records.apply(PLACE, [Cut(first="m/000000002000", last="m/~", rev=6), *newer])
+    assert await records.items(PLACE, MESSAGES) == newer
+    assert all(count <= 2_300 for _, count in sent.taken())
+    found = await records.items(PLACE, Span(first="m/", last="m/~", descending=True, limit=1_500))
+    assert found == newer[:-1_501:-1]
+    assert sent.taken() == [("find", 200), ("find", 1_300)]
+    await records.put_parts(PLACE, "m/1", 1, [bytes([n]) * 3_000_000 for n in range(6)])
+    assert sent.taken() == [("update", 1)] * 6
+    assert [part[0] for part in await records.parts(PLACE, "m/1", 1)] == list(range(6))
+    assert [count for _, count in sent.taken() if count > 4] == []
+    heads = [replace(a_head(1), agent_id=f"a{n:03d}") for n in range(450)]
+    await asyncio.gather(*(records.swap(None, head, None, []) for head in heads))
+    sent.taken()
+    assert await records.heads([head.agent_id for head in reversed(heads)]) == heads
+    assert sent.taken() == [("find", 200), ("find", 250)]
+    await client.close()
+
+
+async def test_what_is_removed_between_two_looks_is_put_again(options: MongoOptions) -> None:
+    """Writers with newer items, with older ones and with cuts at once: every newest item is there afterwards."""
+    records = await open_records(options)
+    for rev in range(10, 40, 10):
+        old = [a_message(n, rev - 1) for n in range(40)]
+        new = [a_message(n, rev) for n in range(40)]
+        cuts = [[Cut(first=one.key, last=one.key, rev=rev)] for one in new]
+        await records.apply(PLACE, old)
+        await asyncio.gather(
+            *(records.apply(PLACE, cut) for cut in cuts), *(records.apply(PLACE, some) for some in (new, old, new))
+        )
+        assert await records.items(PLACE, MESSAGES) == new
+    await records.close()
 
 
 # --- Clients, servers, versions ---------------------------------------------------------------------------------------
@@ -78,6 +164,74 @@ async def test_what_is_written_lasts(options: MongoOptions) -> None:
     assert concern == {"w": "majority", "j": True}
     assert connection.collection(HEADS).read_concern.level == "majority"
     await weak.close()
+
+
+async def test_the_clients_codecs_do_not_change_what_is_read(server: Server, database: str) -> None:
+    """A client may read documents in a class of its own; the store does not."""
+    client = pymongo.AsyncMongoClient(server.uri, document_class=RawBSONDocument)
+    async with MongoStore(client=client, database=database) as store:
+        await store.append_messages("a", samples.messages(2))
+        assert await store.load_messages("a") == samples.messages(2)
+    await client.close()
+
+
+@pytest.mark.parametrize("kind", [AsyncIOMotorClient, pymongo.AsyncMongoClient])
+def test_a_client_of_another_event_loop_is_refused(server: Server, kind: Any) -> None:
+    """And the error says where to make it."""
+
+    async def used() -> Any:
+        client = kind(server.uri)
+        await client.admin.command("ping")
+        return client
+
+    async def opened(client: Any) -> None:
+        with pytest.raises(ConfigurationError, match="belongs to another event loop"):
+            await MongoStore(client=client, database="x").open()
+
+    with asyncio.Runner() as one, asyncio.Runner() as other:
+        client = one.run(used())
+        other.run(opened(client))
+        one.run(settled(client.close()))
+
+
+async def test_one_member_of_a_set_alone_is_refused(own_server: LocalServer) -> None:
+    """What it has may be old, and nothing would tell."""
+    direct = f"{own_server.url('d').replace('replicaSet=rs0', '')}directConnection=true"
+    async with MongoStore(direct) as store:  # a set of one has no other
+        await store.append_messages("a", samples.messages(1))
+    with own_server.client(directConnection=True) as client:
+        found = client.admin.command("replSetGetConfig")["config"]
+        found["members"].append({"_id": 1, "host": "127.0.0.1:1"})
+        client.admin.command("replSetReconfig", {**found, "version": found["version"] + 1}, force=True)
+        for _ in range(600):
+            if not client.admin.command("hello")["isWritablePrimary"]:
+                break
+            await asyncio.sleep(0.1)
+    for how in ({"connection": direct}, {"client": pymongo.AsyncMongoClient(direct), "database": "d"}):
+        with pytest.raises(ConfigurationError, match="may be old; write replicaSet=rs0 in its place"):
+            await MongoStore(**how).open()
+    await how["client"].close()
+
+
+async def test_a_server_that_hangs_holds_up_no_close(own_server: LocalServer, options: MongoOptions) -> None:
+    """It ends soon, and the event loop goes on meanwhile."""
+    connection = connect(MongoOptions(uri=own_server.uri, driver=options.driver, command_timeout_millis=60_000))
+    await connection.hello()
+    await asyncio.to_thread(own_server.pause)
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.05)
+            beats += 1
+
+    beating = asyncio.ensure_future(beat())
+    async with asyncio.timeout(30):
+        await connection.close()
+    beating.cancel()
+    await asyncio.to_thread(own_server.resume)
+    assert beats > 5
 
 
 async def test_twenty_first_starts_at_once(server: Server, database: str) -> None:
@@ -232,6 +386,46 @@ async def test_followers_of_another_store_are_woken(server: Server, database: st
     assert median(h - s for h, s in zip(heard, sent, strict=True)) < 1.0
 
 
+async def test_who_begins_to_follow_is_told_while_others_are_busy(options: MongoOptions, server: Server) -> None:
+    """Another stream tells of the new one, too; who was told of before misses nothing, and is not woken for it."""
+    connection = connect(options)
+    heads = connection.collection(HEADS)
+    watcher = HeadWatcher(heads)
+    woken, is_busy = 0, True
+
+    async def keep_busy() -> None:
+        while is_busy:
+            await heads.update_one({"_id": "busy"}, {"$inc": {"rev": 1}}, upsert=True)
+
+    def wake() -> None:
+        nonlocal woken
+        woken += 1
+
+    watches = [watcher.watch("busy", wake)]
+    async with asyncio.timeout(30):
+        while not watches[0].is_live:
+            await asyncio.sleep(0.01)
+        working = asyncio.ensure_future(keep_busy())
+        for n in range(5):
+            began = asyncio.Event()
+            watches.append(watcher.watch(f"new {n}", began.set))
+            while not watches[-1].is_live:
+                await asyncio.sleep(0.01)
+            assert began.is_set()
+            began.clear()
+            await heads.update_one({"_id": f"new {n}"}, {"$inc": {"rev": 1}}, upsert=True)
+            await began.wait()
+        is_busy = False
+        await working
+        with server.client() as client:
+            swaps = client[options.database or ""][f"kode_{HEADS}"].find_one({"_id": "busy"})["rev"]  # type: ignore[index]
+        while woken < swaps + 1:
+            await asyncio.sleep(0.01)
+    assert woken == swaps + 1
+    await watcher.close()
+    await connection.close()
+
+
 async def test_tombstones_are_removed_in_time(server: Server, database: str, store: MongoStore) -> None:
     """What is left of a deleted agent, or of a lock without an agent, has a time from which it is forgotten."""
     await store.append_messages("a", samples.messages(2))
@@ -269,6 +463,84 @@ def test_every_error_of_the_driver_has_a_translation() -> None:
             assert isinstance(to_kode_error(exc, "here", writes=writes), KodeError), kind
     assert isinstance(to_kode_error(errors.AutoReconnect("x"), "here", writes=True), OutcomeUnknownError)
     assert isinstance(to_kode_error(errors.AutoReconnect("x"), "here", writes=False), StoreUnavailableError)
+
+
+async def test_a_write_that_a_standalone_server_refused_for_its_number_is_made_again(options: MongoOptions) -> None:
+    """The driver numbers a write whose connection broke before it knew the server; nothing was applied."""
+    connection = connect(options)
+    for made in (connection.write, connection.repeat):
+        failures = [errors.OperationFailure("Transaction numbers are only allowed", 20)]
+
+        async def call(failures: list[errors.OperationFailure] = failures) -> str:
+            if failures:
+                raise failures.pop()
+            return "done"
+
+        assert await made(call) == "done"
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "reading", "writing"),
+    [
+        *((code, StoreUnavailableError, OutcomeUnknownError) for code in (6, 7, 89, 262, 9001)),
+        *((code, StoreUnavailableError, StorageError) for code in (43, 134, 175, 11601)),
+        (13, StorageError, StoreReadOnlyError),
+        (17419, PayloadTooLargeError, PayloadTooLargeError),
+        (14031, StoreFullError, StoreFullError),
+    ],
+)
+def test_errors_by_their_code(code: int, reading: type[KodeError], writing: type[KodeError]) -> None:
+    """Of a read and of a write; of a bulk of writes, what stopped it counts, and not what was there already."""
+    failed = errors.OperationFailure("secret", code, {"codeName": "Name"})
+    assert type(to_kode_error(failed, "here", writes=False)) is reading
+    assert type(to_kode_error(failed, "here", writes=True)) is writing
+    bulk = errors.BulkWriteError({"writeErrors": [{"code": 11000, "index": 0}, {"code": code, "index": 1}]})
+    assert type(to_kode_error(bulk, "here", writes=True)) is writing
+
+
+def test_a_write_that_found_no_free_connection_is_in_doubt() -> None:
+    """It may be the driver's second attempt; a read is sure to have had none."""
+    failed = errors.WaitQueueTimeoutError("x")
+    assert isinstance(to_kode_error(failed, "here", writes=True), OutcomeUnknownError)
+    assert isinstance(to_kode_error(failed, "here", writes=False), StoreBusyError)
+
+
+async def test_what_somebody_damaged_is_said_to_be_damaged(server: Server, database: str) -> None:
+    """A head or an item with a field that is missing, or of another type; nothing of it is quoted."""
+    records = await open_records(MongoOptions(uri=server.uri, database=database))
+    info = Info(Body("{}", b"d"), "t", 3, (("k", "v"),))
+    await records.swap(None, a_head(1, info=info), None, [])
+    await records.apply(PLACE, [a_message(0, 1)])
+    reads = {
+        HEADS: [lambda: records.heads(["a"]), lambda: records.find_sessions(SessionQuery())],
+        ITEMS: [lambda: records.items(PLACE, MESSAGES), lambda: records.find_items(RowQuery(kind="messages"))],
+    }
+    kept = {"_id", "agent_id", "list", "listed", "used", "pending", "gone", "updated_at"}
+    damaged = 0
+    with server.client() as client:
+        for name, calls in reads.items():
+            collection = client[database][f"kode_{name}"]
+            (whole,) = collection.find({"rev": {"$exists": True}})
+            for field in whole.keys() - kept:
+                for change in ({"$unset": {field: 1}}, {"$set": {field: ["s3cret"]}}):
+                    collection.update_one({"_id": whole["_id"]}, change)
+                    for call in calls:
+                        damaged += await is_damaged(call)
+                    collection.replace_one({"_id": whole["_id"]}, whole)
+    assert damaged > 30
+    await records.close()
+
+
+async def is_damaged(read: Any) -> bool:
+    """Whether a read says so; otherwise it needs nothing of what was damaged."""
+    try:
+        await read()
+    except CorruptRecordError as exc:
+        assert "'a'" in str(exc)
+        assert "s3cret" not in str(exc)
+        return True
+    return False
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------

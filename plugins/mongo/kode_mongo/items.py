@@ -1,0 +1,165 @@
+"""Items and their parts: read by the page and written by the slice, so that no call is longer than its time limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from bson import Binary
+from bson.int64 import Int64
+from pymongo import DeleteMany, InsertOne, ReplaceOne
+
+from kode_core.engines.records import Change, Cut, Item, Place, Span
+from kode_core.errors import StoreBusyError
+from kode_mongo.connection import Connection, Document, weight
+from kode_mongo.documents import NO_BODIES, after_place, found_item, id_of, item_document, part_id
+from kode_mongo.errors import is_duplicate
+from kode_mongo.schema import ITEMS, PARTS
+
+__all__ = ["Items"]
+
+_AT_ONCE: Final = 1_000
+_BYTES_AT_ONCE: Final = 4_000_000
+_ROUNDS: Final = 30
+
+
+class Items:
+    """The items and parts of all places."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._items = connection.collection(ITEMS)
+        self._parts = connection.collection(PARTS)
+
+    # --- items
+
+    async def read(self, place: Place, span: Span) -> list[Item]:
+        """See ``RecordStore.items``."""
+        wanted: Document = {"agent_id": place.agent_id}
+        if span.channel is not None:
+            wanted["index.channel"] = span.channel
+        found = await self._connection.pages(
+            self._items,
+            wanted,
+            "alt" if span.by_alt else "_id",
+            {"$gte": id_of(place, span.first), "$lte": id_of(place, span.last)},
+            descending=span.descending,
+            limit=span.limit,
+            projection=None if span.bodies else NO_BODIES,
+        )
+        return [found_item(document) for document in found]
+
+    async def apply(self, place: Place, changes: Sequence[Change]) -> None:
+        """See ``RecordStore.apply``. What is cut goes first: then fewer items stand in the way of what is put."""
+        cuts = [DeleteMany(_cut(place, change)) for change in changes if isinstance(change, Cut)]
+        for i in range(0, len(cuts), _AT_ONCE):
+            await self._write(self._items, cuts[i : i + _AT_ONCE])
+        puts = [item_document(place, change) for change in changes if isinstance(change, Item)]
+        are_there = False
+        for some in _slices(puts):
+            are_there = await self._put(some, look_first=are_there)
+
+    async def _put(self, documents: Sequence[Document], *, look_first: bool) -> bool:
+        """Put documents, each unless one of the same or a greater revision is there; whether most of them were there.
+
+        Inserting is one call where nothing is there; where much is, the server takes many times as long to refuse it
+        as to say what it has. So what was applied before by somebody who died is looked at instead.
+        """
+        left, were_there = documents, False
+        for round_ in range(_ROUNDS):
+            met = left if look_first and not round_ else await self._insert(left)
+            left = await self._replace(met) if met else []
+            were_there = were_there or 2 * (len(met) - len(left)) > len(documents)
+            if not left:
+                return were_there
+        raise StoreBusyError(
+            f"{self._connection.place}: others were in the way again and again, or an index forbids it"
+        )
+
+    async def _insert(self, documents: Sequence[Document]) -> list[Document]:
+        """Insert documents; those that could not be, as there is one already."""
+
+        async def call() -> list[Document]:
+            try:
+                await self._items.bulk_write([InsertOne(document) for document in documents], ordered=False)
+            except Exception as exc:
+                if not is_duplicate(exc):
+                    raise
+                failed: Any = exc
+                return [documents[error["index"]] for error in failed.details["writeErrors"]]
+            return []
+
+        return await self._connection.repeat(call)
+
+    async def _replace(self, documents: Sequence[Document]) -> list[Document]:
+        """Replace what is older; those documents that are to be inserted, as there is none by now."""
+        wanted = {"_id": {"$in": [document["_id"] for document in documents]}, "agent_id": documents[0]["agent_id"]}
+        found = await self._connection.find(self._items, wanted, projection={"rev": 1}, batch_size=len(documents) + 1)
+        revs = {one["_id"]: one["rev"] for one in found}
+        absent = [document for document in documents if document["_id"] not in revs]
+        older = [document for document in documents if revs.get(document["_id"], document["rev"]) < document["rev"]]
+        if not older:
+            return absent
+        done = await self._write(self._items, [ReplaceOne(_guarded(document), document) for document in older])
+        return absent if done.matched_count == len(older) else [*absent, *older]
+
+    async def drop(self, place: Place) -> None:
+        """See ``RecordStore.drop``. When time is up, what was removed until then stays removed."""
+        wanted = {"_id": {"$gte": id_of(place, ""), "$lt": after_place(place)}, "agent_id": place.agent_id}
+        for collection in (self._items, self._parts):
+            await self._connection.repeat(lambda c=collection: c.delete_many(wanted))  # type: ignore[misc]
+
+    # --- parts
+
+    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+        """See ``RecordStore.put_parts``."""
+        about = {"agent_id": place.agent_id, "epoch": place.epoch, "key": key, "rev": Int64(rev)}
+        documents = [{"_id": part_id(place, key, rev, n), **about, "bytes": Binary(p)} for n, p in enumerate(parts)]
+        for some in _slices(documents):
+            wanted = [{"_id": document["_id"], "agent_id": place.agent_id} for document in some]
+            writes = [ReplaceOne(one, document, upsert=True) for one, document in zip(wanted, some, strict=True)]
+            await self._write(self._parts, writes)
+
+    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+        """See ``RecordStore.parts``."""
+        first = part_id(place, key, rev)
+        bounds = {"$gte": first, "$lt": f"{first}~"}
+        found = await self._connection.pages(self._parts, {"agent_id": place.agent_id}, "_id", bounds, first_page=4)
+        return [bytes(part["bytes"]) for part in found]
+
+    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+        """See ``RecordStore.drop_parts``."""
+        wanted = _cut(place, Cut(first=first, last=last, rev=rev))
+        wanted["_id"] = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
+        wanted["key"] = {"$gte": first, "$lte": last}
+        await self._connection.repeat(lambda: self._parts.delete_many(wanted))
+
+    async def _write(self, collection: Any, writes: Sequence[Any]) -> Any:
+        return await self._connection.repeat(lambda: collection.bulk_write(writes, ordered=False))
+
+
+def _slices(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """The documents, so many in one write that it ends in time also over a slow line."""
+    some: list[Document] = []
+    size = 0
+    for document in documents:
+        more = weight(document)
+        if some and (len(some) == _AT_ONCE or size + more > _BYTES_AT_ONCE):
+            yield some
+            some, size = [], 0
+        some.append(document)
+        size += more
+    if some:
+        yield some
+
+
+def _guarded(document: Document) -> Document:
+    return {"_id": document["_id"], "agent_id": document["agent_id"], "rev": {"$lt": document["rev"]}}
+
+
+def _cut(place: Place, cut: Cut) -> Document:
+    return {
+        "_id": {"$gte": id_of(place, cut.first), "$lte": id_of(place, cut.last)},
+        "agent_id": place.agent_id,
+        "rev": {"$lt": Int64(cut.rev)},
+    }
