@@ -78,6 +78,7 @@ def head_fields(head: HeadRecord) -> Document:
         "messages": _list(head.messages),
         "tool_calls": _list(head.tool_calls),
         "used": head.is_used,
+        "numbered": head.is_numbered,
         "listed": info is not None,
         "info": None if info is None else info.body.text,
         "digest": None if info is None else Binary(info.body.digest),
@@ -113,6 +114,7 @@ def found_head(found: Mapping[str, Any]) -> HeadRecord:
             messages=_list_head(found["messages"]),
             tool_calls=_list_head(found["tool_calls"]),
             is_used=bool(found["used"]),
+            is_numbered=bool(found["numbered"]),
             is_settled=not found["pending"],
             state=_bytes(found["state"]),
         )

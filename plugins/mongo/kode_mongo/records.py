@@ -239,6 +239,6 @@ class MongoRecords:
 
 def _head_change(head: HeadRecord, fields: Document) -> Document:
     """The update to these fields; one that leaves nothing but a tombstone says when, so that it is removed later."""
-    if head.is_settled and not head.is_used and head.info is None:
+    if head.may_be_forgotten:
         return {"$set": fields, "$currentDate": {"gone": True}}
     return {"$set": {**fields, "gone": None}}

@@ -427,10 +427,15 @@ async def test_who_begins_to_follow_is_told_while_others_are_busy(options: Mongo
 
 
 async def test_tombstones_are_removed_in_time(server: Server, database: str, store: MongoStore) -> None:
-    """What is left of a deleted agent, or of a lock without an agent, has a time from which it is forgotten."""
+    """What is left of a deleted agent, or of a lock without an agent, has a time from which it is forgotten.
+
+    Where events had offsets it is kept: they must not come again.
+    """
     await store.append_messages("a", samples.messages(2))
     await store.append_messages("b", samples.messages(2))
+    await store.append_event("d", samples.event(0))
     await store.delete("a")
+    await store.delete("d")
     async with store.acquire_agent_lock("c"):
         pass
     with server.client() as client:
@@ -439,6 +444,7 @@ async def test_tombstones_are_removed_in_time(server: Server, database: str, sto
     assert heads["a"]["gone"] is not None
     assert heads["b"]["gone"] is None
     assert heads["c"]["gone"] is not None
+    assert heads["d"]["gone"] is None
     assert ttl == 86_400
     await store.append_messages("a", samples.messages(1))
     with server.client() as client:
