@@ -92,7 +92,10 @@ def configure(
 
 
 def _from_url(url: str, find: BackendFinder) -> _Wanted:
-    split = urlsplit(url)
+    try:
+        split = urlsplit(url)
+    except ValueError:  # whose message may quote a password
+        raise ConfigurationError("the URL's host cannot be read; an address of IPv6 stands in [ ]") from None
     if split.fragment:
         raise ConfigurationError(f"the URL {_masked(split)} has a '#', which begins no part of it; write %23 in a path")
     name = split.scheme.split("+")[0]
