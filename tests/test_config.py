@@ -180,7 +180,7 @@ def test_mistakes_in_kode_toml(tmp_path: Path, text: str, says: str) -> None:
             {"durabilty": "fast"},
             "the URL sqlite:///x.db: backend 'sqlite' has no option 'durabilty'; did you mean 'durability'",
         ),
-        ("mongodb://u:secret@[::1/db", {}, "^the URL's host cannot be read"),
+        ("mongodb://u:secret@[::1/db", {}, "the URL's host cannot be read"),
         ("sqlite:///x.db?durability=slow", {}, "option durability of backend 'sqlite': Invalid enum value 'slow'"),
         ("sqlite:///x.db", {"readers": 0}, "option readers of backend 'sqlite': Expected int >= 1"),
         ("sqlite://localhost/x.db", {}, "names a host, and sqlite has none: write sqlite:///relative/path"),

@@ -207,14 +207,19 @@ async def test_readers_get_their_turn() -> None:
         await writing
 
 
+async def freeze(contents: Contents) -> AgentHead:
+    """As a reader does that others were too fast for."""
+    io = RecordEngine(MemoryRecords(contents)).io
+    head = await io.head("a")
+    assert head is not None
+    return await io.freeze(head)
+
+
 async def test_a_reader_ends_its_own_freeze_alone() -> None:
     contents = Contents()
     async with await opened(MemoryRecords(contents)) as store:
         await store.append_messages("a", samples.messages(1))
-        engine = RecordEngine(MemoryRecords(contents))
-        head = await engine.io.head("a")
-        assert head is not None
-        frozen = await engine.io.freeze(head)
+        frozen = await freeze(contents)
         assert await store.load_messages("a") == samples.messages(1)
         assert contents.heads["a"] == frozen.record
 
@@ -223,10 +228,7 @@ async def test_a_reader_that_died_holds_nobody_up_for_long() -> None:
     contents = Contents()
     async with await opened(MemoryRecords(contents)) as store:
         await store.append_messages("a", samples.messages(1))
-    engine = RecordEngine(MemoryRecords(contents))
-    head = await engine.io.head("a")
-    assert head is not None
-    await engine.io.freeze(head)
+    await freeze(contents)
     async with await opened(MemoryRecords(contents)) as store, asyncio.timeout(5):
         assert await store.load_messages("a") == samples.messages(1)
         await store.append_messages("a", [samples.message(1)])
