@@ -257,6 +257,7 @@ class RecordIO:
                 return
             self._recovered_at = now
             self._recovery = asyncio.get_running_loop().create_task(self._recover(is_first=is_first))
+            self._recovery.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait([self._recovery], timeout=max(0.0, self._recovered_at + _RECOVER_PATIENCE - now))
         if self._recovery.done() and not self._recovery.cancelled():
             self._recovery.result()
