@@ -14,9 +14,9 @@ same atomic step as the write.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -37,6 +37,7 @@ __all__ = [
     "EventRow",
     "EventWrite",
     "Fence",
+    "Found",
     "FoundRow",
     "Head",
     "Info",
@@ -55,6 +56,9 @@ __all__ = [
     "first_version",
     "with_bodies",
 ]
+
+
+T = TypeVar("T")
 
 
 class ListKind(StrEnum):
@@ -229,6 +233,18 @@ class SessionRow(_Value, frozen=True):
     created_at: int
     updated_at: int
     message_count: int
+
+
+class Found(list[T], Generic[T]):
+    """What an engine found over many agents, where it could not read everything.
+
+    Attributes:
+        left_out: names of what could not be read, as in ``agent 'a'``.
+    """
+
+    def __init__(self, items: Iterable[T] = (), left_out: Iterable[str] = ()) -> None:
+        super().__init__(items)
+        self.left_out = tuple(left_out)
 
 
 class Totals(_Value, frozen=True, kw_only=True):

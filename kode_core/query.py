@@ -96,13 +96,17 @@ class Page(list[T], Generic[T]):
 
     Attributes:
         next_cursor: give it as ``cursor=`` with the same filters to get the next page; None on the last page.
+        left_out: names of damaged records that this page would have shown, as in ``message 3 of agent 'a'`` (QRY-9).
     """
 
-    __slots__ = ("next_cursor",)
+    __slots__ = ("left_out", "next_cursor")
 
-    def __init__(self, items: Iterable[T] = (), next_cursor: str | None = None) -> None:
+    def __init__(
+        self, items: Iterable[T] = (), next_cursor: str | None = None, left_out: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(items)
         self.next_cursor = next_cursor
+        self.left_out = left_out
 
 
 class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import DocKind, FoundRow, ListKind, SessionRow
+from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body, decode, decode_list
-from kode_core.errors import InvalidArgumentError
+from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import plain_text
 from kode_core.model import (
     AgentInfo,
@@ -39,6 +40,8 @@ from kode_core.store.lists import ListMemory
 from kode_core.store.rows import LISTS
 
 __all__ = ["Reader", "Search"]
+
+log = logging.getLogger("kode_core")
 
 _IDS_AT_ONCE: Final = 10_000
 
@@ -111,6 +114,8 @@ class Reader:
             return ids  # no agent can have such an id
         while True:
             page = await self._context.engine.agent_ids(prefix, ids[-1] if ids else None, _IDS_AT_ONCE)
+            for name in left_out_of(page):
+                log.error("%s is damaged and was left out", name)
             ids.extend(page)
             if len(page) < _IDS_AT_ONCE:
                 return ids
@@ -167,7 +172,19 @@ def _page(
 ) -> Page[T]:
     shown = rows[: query.limit]
     cursor = make_cursor(query, key(shown[-1])) if len(rows) > query.limit and shown else None
-    return Page(map(item, shown), cursor)
+    items: list[T] = []
+    left_out = list(left_out_of(rows))
+    for row in shown:
+        try:
+            items.append(item(row))
+        except CorruptRecordError as exc:
+            left_out.append(exc.record)
+    return Page(items, cursor, tuple(left_out))
+
+
+def left_out_of(found: Sequence[Any]) -> Sequence[str]:
+    """The names of what an engine could not read and left out, which the log has too (QRY-9)."""
+    return found.left_out if isinstance(found, Found) else ()
 
 
 async def every(query: Callable[..., Awaitable[Page[T]]], filters: Mapping[str, Any]) -> AsyncIterator[T]:
@@ -178,6 +195,8 @@ async def every(query: Callable[..., Awaitable[Page[T]]], filters: Mapping[str, 
     cursor: str | None = None
     while True:
         page = await query(**filters, limit=_PAGE, cursor=cursor)
+        for name in page.left_out:
+            log.error("%s is damaged and was left out", name)
         for record in page:
             yield record
         cursor = page.next_cursor
