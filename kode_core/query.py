@@ -101,9 +101,7 @@ class Page(list[T], Generic[T]):
 
     __slots__ = ("left_out", "next_cursor")
 
-    def __init__(
-        self, items: Iterable[T] = (), next_cursor: str | None = None, left_out: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, items: Iterable[T] = (), next_cursor: str | None = None, left_out: tuple[str, ...] = ()) -> None:
         super().__init__(items)
         self.next_cursor = next_cursor
         self.left_out = left_out
