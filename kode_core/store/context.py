@@ -125,32 +125,47 @@ class Context:
         """Do what a public method does: open the store, keep the deadline, write the book."""
         self.check_open()
         start = time.perf_counter()
-        self._active += 1
         error: BaseException | None = None
         try:
-            async with asyncio.timeout(self.timeout + op.extra_seconds):
-                if self._engine is None:
-                    await self.open()
+            if op.in_steps:
+                await self.step(op, self.open)
                 return await call(*args, **kwargs)
-        except TimeoutError as exc:
-            error = exc if isinstance(exc, KodeError) else self._overdue(op, exc)
-            raise error from exc.__cause__
+            return await self.step(op, self._run, call, *args, **kwargs)
         except BaseException as exc:
             error = exc
             raise
         finally:
+            self.book.enter(op, time.perf_counter() - start, error)
+
+    async def _run(self, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._engine is None:
+            await self.open()
+        return await call(*args, **kwargs)
+
+    async def step(self, op: Op, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a call, or a step of one, within the deadline; to close the store waits for it."""
+        self.check_open()
+        self._active += 1
+        try:
+            async with asyncio.timeout(self.timeout + op.extra_seconds):
+                return await call(*args, **kwargs)
+        except TimeoutError as exc:
+            error = exc if isinstance(exc, KodeError) else self._overdue(op, exc)
+            raise error from exc.__cause__
+        finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
-            self.book.enter(op, time.perf_counter() - start, error)
 
     def _overdue(self, op: Op, exc: TimeoutError) -> StorageError:
-        after = f"{op.name} was not done after {self.timeout + op.extra_seconds:g} s"
+        after = (
+            f"{'a step of ' if op.in_steps else ''}{op.name} was not done after {self.timeout + op.extra_seconds:g} s"
+        )
         if getattr(exc.__cause__, _IN_DOUBT, False):
             return OutcomeUnknownError(
                 f"{after}, in the middle of a write: it is there whole, or not at all; read first"
             )
-        return StoreTimeoutError(f"{after}; nothing was written")
+        return StoreTimeoutError(after if op.in_steps else f"{after}; nothing was written")
 
     # --- writing
 
