@@ -70,7 +70,7 @@ async def issues(context: Context, agent_id: str | None, progress: Progress) -> 
     walk = _Walk(context, agent_id, progress)
     error: BaseException | None = None
     try:
-        await walk.steps(context.open)
+        await walk.steps(context.begin, agent_id)
         async for issue in walk.issues():
             yield issue
     except GeneratorExit:

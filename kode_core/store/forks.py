@@ -42,7 +42,10 @@ class Forks:
             now = self._context.now()
             parent = decode(AgentInfo, head.info.body, f"the info of agent {agent_id!r}")
             children = [_child(agent_id, parent, now) for _ in range(count)]
-            if not children or await self._context.in_doubt(engine.fork(agent_id, children, head.info.body, now)):
+            if not children:
+                return []
+            fork = engine.fork(agent_id, children, head.info.body, now)
+            if await self._context.underway.finish((agent_id,), fork):
                 return [child.agent_id for child in children]
         raise StoreBusyError(f"agent {agent_id!r}: its info kept changing while it was forked; nothing was written")
 
