@@ -90,6 +90,7 @@ class Overview:
         return [
             *await self._without_head(session, agent_id),
             *await self._miscounts(session, agent_id),
+            *await self._strange_docs(session, agent_id),
             *await self._ahead(session, agent_id),
         ]
 
@@ -120,6 +121,15 @@ class Overview:
                 text = f"{counted} {kind.value} are counted, {stored} are stored, from position {first} to {last}"
                 issues.append(EngineIssue("count_disagrees", agent_id, text))
         return issues
+
+    async def _strange_docs(self, session: Session, agent_id: str) -> list[EngineIssue]:
+        row = await session.fetchrow(
+            f"SELECT 1 FROM {self._tables.docs} WHERE agent_id = $1 AND kind <> ALL ($2::text[])",
+            agent_id,
+            [kind.value for kind in DocKind],
+        )
+        text = "a document is of a kind that there is not"
+        return [] if row is None else [EngineIssue("orphaned_records", agent_id, text)]
 
     async def _ahead(self, session: Session, agent_id: str) -> list[EngineIssue]:
         row = await session.fetchrow(

@@ -271,23 +271,29 @@ class Reads(Overview):
     async def stats(self, session: Session, agent_id: str) -> AgentStats:
         t = self._tables
         found = await session.fetch(
-            "SELECT NULL, NULL, coalesce((SELECT message_count FROM"
-            f" {t.agents} WHERE agent_id = $1), 0),"
-            f" (SELECT count(*) FROM {t.docs} WHERE agent_id = $1 AND kind = $2)"
-            f" UNION ALL SELECT tool_name, state, count(*), 0 FROM {t.tool_calls} WHERE agent_id = $1"
+            "SELECT NULL, NULL, a.message_count, (SELECT count(*) FROM"
+            f" {t.docs} WHERE agent_id = $1 AND kind = $2), a.tool_call_count,"
+            f" EXISTS (SELECT FROM {t.messages} WHERE agent_id = $1)"
+            f" FROM (SELECT) one LEFT JOIN {t.agents} a ON a.agent_id = $1"
+            f" UNION ALL SELECT tool_name, state, count(*), 0, 0, false FROM {t.tool_calls} WHERE agent_id = $1"
             " GROUP BY tool_name, state",
             agent_id,
             DocKind.SNAPSHOTS.value,
         )
         by_name: dict[str, int] = {}
         by_state: dict[str, int] = {}
-        messages = snapshots = 0
-        for name, state, count, more in found:
+        messages = snapshots = calls = 0
+        for name, state, count, more, counted, has_messages in found:
             if name is None:
-                messages, snapshots = count, more
+                messages, snapshots, calls = count or 0, more, counted or 0
+                if has_messages and not messages:
+                    raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
                 continue
             by_name[name] = by_name.get(name, 0) + count
             by_state[state] = by_state.get(state, 0) + count
+        if calls != sum(by_name.values()):
+            stored = f"{calls} are counted, and {sum(by_name.values())} are stored"
+            raise CorruptRecordError(f"the tool calls of agent {agent_id!r}", stored)
         return AgentStats(
             total_messages=messages,
             total_tool_calls=sum(by_name.values()),
