@@ -20,6 +20,7 @@ from kode_core.batch import (
     SessionRow,
     Totals,
 )
+from kode_core.engine import Progress, unwatched
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
 __all__ = ["EngineReads"]
@@ -38,6 +39,10 @@ class EngineReads(ABC):
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         found: ListRows = await self.read("rows", agent_id, agent_id, kind)
+        return found
+
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        found: ListRows = await self.read("rows_at", agent_id, agent_id, kind, start, limit)
         return found
 
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
@@ -60,6 +65,10 @@ class EngineReads(ABC):
         found: Sequence[str] = await self.read("agent_ids", None, prefix, after, limit)
         return found
 
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        found: Sequence[str] = await self.read("stored_ids", None, after, limit)
+        return found
+
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         found: Sequence[SessionRow] = await self.read("find_sessions", query.agent_id, query)
         return found
@@ -76,6 +85,6 @@ class EngineReads(ABC):
         found: Totals = await self.read("totals", None)
         return found
 
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         found: Sequence[EngineIssue] = await self.read("inspect", agent_id, agent_id)
         return found
