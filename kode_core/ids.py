@@ -19,6 +19,7 @@ __all__ = [
     "index_text",
     "new_agent_id",
     "plain_text",
+    "row_name",
 ]
 
 MAX_AGENT_ID_BYTES: Final = 256
@@ -95,3 +96,8 @@ def plain_text(indexed: str) -> str:
     if "\\" not in indexed or "\\#" in indexed:
         return indexed
     return re.sub(r"\\([0-9a-f]{4})", lambda m: chr(int(m.group(1), 16)), indexed)
+
+
+def row_name(kind: str, position: int, agent_id: str) -> str:
+    """What an error calls a row of the list *kind*, as in ``message 3 of agent 'a'``."""
+    return f"{kind.removesuffix('s').replace('_', ' ')} {position} of agent {agent_id!r}"

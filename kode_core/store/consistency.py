@@ -21,11 +21,11 @@ from kode_core.batch import (
     Info,
     ListHead,
     ListKind,
-    row_name,
 )
 from kode_core.codec import Body, decode, decode_list
 from kode_core.engine import Engine, Progress
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, SchemaVersionError
+from kode_core.ids import row_name
 from kode_core.model import (
     AgentInfo,
     CompressionRecord,
