@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import shutil
@@ -33,7 +32,7 @@ async def backup(context: Context, appender: EventAppender, target: str | Path, 
         return await context.engine.backup(absolute, tell)
 
     await steps(appender.drain)
-    with _reserved(absolute), await asyncio.to_thread(_Folders, absolute.parent):
+    with _reserved(absolute), _Folders(absolute.parent):
         try:
             made = await steps.watched(copy, progress, _remove)
         except StoreTimeoutError as exc:
@@ -55,9 +54,13 @@ def _place(target: object) -> Path:
         raise InvalidArgumentError(f"target {str(target)!r:.200} cannot be the name of a file") from None
     except (RuntimeError, OSError) as exc:
         raise InvalidArgumentError(f"target {str(target)!r:.200} leads nowhere: {exc}") from None
-    if os.path.lexists(place):
-        raise InvalidArgumentError(f"{place} exists already; a backup does not overwrite")
-    return place
+    try:
+        place.lstat()
+    except FileNotFoundError:
+        return place
+    except OSError as exc:
+        raise _refused(place, exc) from exc
+    raise InvalidArgumentError(f"{place} exists already; a backup does not overwrite")
 
 
 def _remove(made: Sequence[Path]) -> None:
