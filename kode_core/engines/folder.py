@@ -35,6 +35,7 @@ from kode_core.engines.cuts import cut_files
 from kode_core.engines.files import (
     agent_of,
     file_name,
+    is_long_name,
     locked,
     os_error,
     replace_file,
@@ -163,7 +164,9 @@ class Folder:
 
     def journal(self, agent_id: str) -> Journal:
         """The agent's journal, not refreshed."""
-        return self.journal_named(file_name(agent_id) + ".jsonl")
+        journal = self.journal_named(file_name(agent_id) + ".jsonl")
+        journal.owner = agent_id
+        return journal
 
     def journal_named(self, name: str) -> Journal:
         """The journal in the file of that name, not refreshed."""
@@ -230,8 +233,11 @@ class Folder:
                         raise journal.damage
                     if agent_id is not None:
                         journal.check_owner(agent_id)
-                    if journal.end and not self.is_stray(journal):
-                        yield journal, reader
+                    if not self.is_stray(journal):
+                        if journal.end:
+                            yield journal, reader
+                    elif is_long_name(name.removesuffix(".jsonl")):  # a copy would have another name
+                        left_out.append(f"file {name!r}")
             except (CorruptRecordError, SchemaVersionError, UnreadableFileError):
                 left_out.append(journal.label)
 

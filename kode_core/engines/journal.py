@@ -73,6 +73,8 @@ class Journal:
         self.path = path
         self.turn = threading.Lock()
         self.compact_at = COMPACT_FROM
+        self.owner = agent_of(path.name.removesuffix(".jsonl"))
+        """Whose file it is by its name; None as long as nobody who knows it has asked for it."""
         self._forget()
 
     def _forget(self) -> None:
@@ -90,15 +92,10 @@ class Journal:
         return "" if self._line is None else self._line.generation
 
     @property
-    def agent_id(self) -> str | None:
-        """Whose file it is by its name, or else by its first line; None when neither tells."""
-        return agent_of(self.path.name.removesuffix(".jsonl")) or self.state.agent_id or None
-
-    @property
     def label(self) -> str:
         """What errors and reports call it."""
-        agent_id = self.agent_id
-        return f"file {self.path.name!r}" if agent_id is None else f"agent {agent_id!r}"
+        agent_id = self.owner or self.state.agent_id
+        return f"file {self.path.name!r}" if not agent_id else f"agent {agent_id!r}"
 
     # --- reading
 
