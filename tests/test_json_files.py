@@ -165,7 +165,7 @@ async def unfinished() -> tuple[Path, bytes, bytes]:
 
 
 async def test_a_write_cut_short_is_dropped() -> None:
-    """Wherever a crash cuts a write short, the store opens with what came before, can be written, and keeps the rest."""
+    """Wherever a crash cuts a write short, the store opens with what came before, is written, and keeps the rest."""
     path, before, added = await unfinished()
     kept = Path("store") / "a.jsonl.cut-1"
     for size in (*range(1, len(added), 37), len(added) - 1):
