@@ -22,7 +22,7 @@ from kode_core import (
 )
 from kode_core.batch import Batch, Doc, DocKind, DocWrite, ListWrite
 from kode_core.codec import encode
-from kode_core.engines import folder
+from kode_core.engines import children
 
 HYBRID = {"type": "sqlite", "db_path": "a.db", "file_store_base_dir": "files"}
 
@@ -158,9 +158,9 @@ async def test_a_fork_that_fails_half_way_leaves_no_files(monkeypatch: pytest.Mo
                 raise OSError(errno.ENOSPC, "No space left on device")
             write_state(*arguments, **options)
 
-        write_state = folder.write_state
+        write_state = children.write_state
         with monkeypatch.context() as patch:
-            patch.setattr(folder, "write_state", full)
+            patch.setattr(children, "write_state", full)
             with pytest.raises(StoreFullError):
                 await store.batch_fork("a", 5)
         assert sorted(Path("files").glob("*.jsonl")) == before

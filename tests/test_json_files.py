@@ -243,7 +243,7 @@ async def test_a_newer_format_is_refused() -> None:
         with pytest.raises(SchemaVersionError, match="has format 9, and this kode-core reads up to 2: upgrade"):
             await store.load_messages("a")
     (Path("store") / ".kode" / "format").write_text("7\n")
-    with pytest.raises(SchemaVersionError, match="has layout 7, and this kode-core knows 1: upgrade"):
+    with pytest.raises(SchemaVersionError, match="has layout 7, and this kode-core knows 2: upgrade"):
         await opened()
 
 

@@ -22,15 +22,14 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from kode_core.batch import FORKED_DOCS, Applied, Batch, Child, Fence, Outcome, Refused
-from kode_core.codec import Body
+from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engines.cuts import cut_files
 from kode_core.engines.files import (
     agent_of,
@@ -44,9 +43,9 @@ from kode_core.engines.files import (
     try_lock,
     unlock,
 )
-from kode_core.engines.journal import COMPACT_FROM, Frame, Journal, Reader, write_state
+from kode_core.engines.first_format import migrate_journal, migrate_stripe
+from kode_core.engines.journal import COMPACT_FROM, Frame, Journal, Reader
 from kode_core.engines.leases import LeaseFiles
-from kode_core.engines.memory import forked
 from kode_core.engines.state import AgentState
 from kode_core.engines.stripes import STRIPES, Stripe, stripe_name, stripe_of
 from kode_core.errors import CorruptRecordError, SchemaVersionError, StorageError, StoreUnavailableError
@@ -55,7 +54,7 @@ __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "Unre
 
 _log = logging.getLogger("kode_core.json")
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _MAX_JOURNALS: Final = 20_000
 _ABANDONED_S: Final = 3600
 _ABANDONED_COPY_S: Final = 24 * 3600
@@ -104,7 +103,9 @@ class Folder:
             version = re.fullmatch(rb"(\d{1,9})\s?", mark.read_bytes())
             if version is None:
                 raise CorruptRecordError(f"folder {str(self.base)!r}", f"{mark} is damaged: it must say {FORMAT}")
-            if int(version[1]) != FORMAT:
+            if int(version[1]) == 1:
+                self._migrate(mark)
+            elif int(version[1]) != FORMAT:
                 raise SchemaVersionError(
                     f"{self.base} has layout {int(version[1])}, and this kode-core knows {FORMAT}: upgrade kode-core"
                 )
@@ -116,6 +117,23 @@ class Folder:
             path = self.lock_path(i)
             with locked(path, self.wait_ms) as fd:
                 Stripe(path, fd, durable=False).begin()
+
+    def _migrate(self, mark: Path) -> None:
+        """Change the folder from the first format to the present one, while nobody writes to it."""
+        with ExitStack() as held:
+            stripes = []
+            for i in range(STRIPES):
+                path = self.lock_path(i)
+                fd = held.enter_context(locked(path, self.wait_ms))
+                stripes.append(Stripe(path, fd, durable=self.durable))
+            if mark.read_bytes().strip() != b"1":  # another process was faster
+                return
+            for name in self.names():
+                if (self.base / name).is_file():
+                    migrate_journal(self.base / name, durable=self.durable)
+            for stripe in stripes:
+                migrate_stripe(stripe)
+            replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True)
 
     def _sweep(self) -> None:
         """Remove what processes left that were killed while they rewrote a file or made a backup."""
@@ -337,40 +355,6 @@ class Folder:
             self.tidy(stripe, journal)
         return outcome or Applied()
 
-    def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        """Copy the agent. Each copy appears whole; when one cannot be made, none stays."""
-        with self.reading(agent_id) as (journal, reader):
-            parent = journal.state
-            if parent.info is None or reader.text(parent.info.body) != expect:
-                return False
-            self._make(((child.agent_id, forked(parent, child, now, 1)) for child in children), reader)
-        return True
-
-    def copy_docs(self, agent_id: str, child_ids: Sequence[str]) -> list[Path]:
-        """Files for the children with the agent's documents that a fork takes along; none where it has none."""
-        with self.reading(agent_id) as (journal, reader):
-            docs = {key: doc for key, doc in journal.state.docs.items() if key[0] in FORKED_DOCS}
-            return self._make(((child_id, _with_docs(child_id, docs)) for child_id in child_ids if docs), reader)
-
-    def _make(self, states: Iterable[tuple[str, AgentState]], reader: Reader) -> list[Path]:
-        made: list[Path] = []
-        try:
-            for agent_id, state in states:
-                path = self.base / f"{file_name(agent_id)}.jsonl"
-                with translated(path):
-                    made.append(path)
-                    write_state(path, state, reader, durable=self.durable)
-        except BaseException:
-            self.remove(made)
-            raise
-        return made
-
-    def remove(self, paths: Iterable[Path]) -> None:
-        """Remove files that were made for nothing."""
-        for path in paths:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
     # --- leases
 
     def acquire_lease(self, stripe: Stripe, agent_id: str, owner: str, ttl_ms: int) -> int | None:
@@ -407,12 +391,6 @@ class Folder:
                 replace_file(probe, iter([b"ok"]), durable=self.durable)
             finally:
                 probe.unlink(missing_ok=True)
-
-
-def _with_docs(agent_id: str, docs: dict[Any, Any]) -> AgentState:
-    state = AgentState(agent_id)
-    state.docs = dict(docs)
-    return state
 
 
 def _remove_abandoned(path: Path, age_s: float) -> None:
