@@ -152,6 +152,8 @@ class Journal:
         except OtherFormatError as exc:
             self.damage = SchemaVersionError(
                 f"{self.path} has format {exc.args[0]}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
+                if exc.args[0] > FORMAT
+                else f"{self.path} of {self.label} is in the first format, and could not be changed; it may be damaged"
             )
             return
         size = os.fstat(fd).st_size  # after the marks were read: they are never ahead of it
