@@ -218,3 +218,24 @@ async def test_damage_of_the_folders_own_files() -> None:
         except (CorruptRecordError, SchemaVersionError) as exc:
             assert own / "format" in victims, exc
             (own / "format").write_bytes(sound[own / "format"])
+
+
+async def test_a_damaged_record_is_neither_copied_nor_lost() -> None:
+    """A compaction leaves a damaged record as it is, byte for byte, and the others readable; a fork is refused."""
+    async with opened() as store:
+        await store.save_turn("a", append=[samples.message(text="first")], info=samples.info("a"))
+        await store.save_todos("a", samples.todos("precious"))
+        path = BASE / "a.jsonl"
+        path.write_bytes(path.read_bytes().replace(b"precious", b"prec\xff\x00us"))
+        found = store._context.engine.folder.journal("a")  # type: ignore[attr-defined]
+        with found.turn:
+            found.compact(durable=True)
+        assert b"prec\xff\x00us" in path.read_bytes()
+        for _ in range(2):
+            assert [message.text for message in await store.load_messages("a")] == ["first"]
+            with pytest.raises(CorruptRecordError, match="agent 'a'"):
+                await store.load_todos("a")
+            with pytest.raises(CorruptRecordError, match="a record of agent 'a'"):
+                await store.batch_fork("a", 2)
+            await store.append_messages("b", samples.messages(1))
+        assert len(list(BASE.glob("*.jsonl"))) == 2

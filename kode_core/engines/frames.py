@@ -223,7 +223,7 @@ def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, byte
     texts: list[bytes] = []
 
     def sized(body: Body) -> Body:
-        texts.append(body.text.encode())
+        texts.append(body.text.encode(errors="surrogateescape"))  # a damaged one stays as it is
         return Body(str(len(texts[-1])), body.digest)
 
     batch = None if frame.batch is None else with_bodies(frame.batch, sized)

@@ -14,15 +14,15 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from msgspec.structs import replace
 
 from kode_core.batch import Batch
-from kode_core.codec import Body, digest
+from kode_core.codec import Body
 from kode_core.engines.cuts import keep
 from kode_core.engines.files import (
     agent_of,
@@ -49,7 +49,7 @@ from kode_core.engines.frames import (
     parsed_line,
     read_line,
 )
-from kode_core.engines.marks import SYNCED, Mark, pair_bytes, slot_at, slot_bytes, this_boot
+from kode_core.engines.marks import BLANK, SYNCED, Mark, pair_bytes, slot_at, slot_bytes, this_boot
 from kode_core.engines.spans import Reader, Spans, batches_of, bodies_of
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError, StorageError
@@ -119,7 +119,7 @@ class Journal:
                 fd = self._open()
                 if fd is not None:
                     self._catch_up(fd)
-            yield Reader(-1 if fd is None else fd)
+            yield Reader(-1 if fd is None else fd, self.label)
         finally:
             if fd is not None:
                 os.close(fd)
@@ -368,15 +368,11 @@ class Journal:
         return sum(cast(Span, body.text).size + 200 for body in bodies_of(self.state))
 
     def compact(self, *, durable: bool) -> None:
-        """Rewrite the file with what still counts.
-
-        Raises:
-            CorruptRecordError: a body in it is damaged; the file stays as it is.
-        """
+        """Rewrite the file with what still counts; bodies that are damaged stay as they are."""
         with self.reading() as reader:
             if self.damage is not None:
                 raise self.damage
-            write_state(self.path, self.state, reader, durable=durable)
+            write_state(self.path, self.state, reader.raw, durable=durable)
         self.refresh()
 
 
@@ -385,22 +381,11 @@ def _worth(mark: Mark | None) -> tuple[bool, int]:
     return (False, -1) if mark is None else (mark.word == SYNCED and mark.number > 0, mark.number)
 
 
-def write_state(path: Path, state: AgentState, reader: Reader, *, durable: bool) -> None:
-    """Put a file at *path* that says no more than *state*, whose texts *reader* has.
-
-    Raises:
-        CorruptRecordError: a text is not what was written.
-    """
+def write_state(path: Path, state: AgentState, text: Callable[[Body], Body], *, durable: bool) -> None:
+    """Put a file at *path* that says no more than *state*, with the texts that *text* gives for its bodies."""
     line = first_line(state.agent_id, state.log.next_offset)
     parsed = parsed_line(line)
     end = len(line)
-
-    def text(body: Body) -> Body:
-        read = reader.text(body)
-        if digest(read.text.encode(errors="surrogatepass")) != read.digest:
-            problem = "a stored text does not match its checksum, so it is not copied; see check_consistency"
-            raise CorruptRecordError(f"agent {state.agent_id!r}", problem)
-        return read
 
     def chunks() -> Iterator[bytes]:
         nonlocal end
@@ -411,7 +396,7 @@ def write_state(path: Path, state: AgentState, reader: Reader, *, durable: bool)
             yield data
 
     def marks() -> tuple[int, bytes]:
-        marks: Any = (Mark(end, SYNCED if durable else this_boot()), parsed.marks[1])
+        marks = (Mark(end, SYNCED if durable else this_boot()), BLANK)
         return parsed.marks_at, pair_bytes(marks, parsed.seed)
 
     replace_file(path, chunks(), durable=durable, ending=marks)
