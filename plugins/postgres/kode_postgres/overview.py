@@ -133,9 +133,10 @@ class Overview:
 
     async def _ahead(self, session: Session, agent_id: str) -> list[EngineIssue]:
         row = await session.fetchrow(
-            f"SELECT 1 FROM {self._tables.agents} a WHERE a.agent_id = $1 AND a.last_offset <"
-            f' (SELECT max("offset") FROM {self._tables.events} WHERE agent_id = $1)',
+            f'SELECT 1 FROM {self._tables.agents} a, (SELECT min("offset") AS first, max("offset") AS last'
+            f" FROM {self._tables.events} WHERE agent_id = $1) e"
+            " WHERE a.agent_id = $1 AND (a.last_offset < e.last OR e.first < 1)",
             agent_id,
         )
-        text = "an event stands where the next one will be put"
+        text = "an event has an offset that was not given yet, and may come again"
         return [] if row is None else [EngineIssue("repeated_offset", agent_id, text)]

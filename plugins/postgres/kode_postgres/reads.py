@@ -25,7 +25,7 @@ from kode_core.batch import (
     SessionRow,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import list_rows
+from kode_core.engines.reading import check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_postgres.connection import Session
@@ -86,6 +86,7 @@ class Reads(Overview):
             info = Info(Body(row[7], row[8]), row[5], row[6])
         elif not (row[0] or row[2]):
             return None  # only events or documents, or what a delete left
+        check_head(row[:5], agent_id)
         lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
         return Head(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
 
@@ -286,6 +287,7 @@ class Reads(Overview):
         for name, state, count, more, counted, has_messages in found:
             if name is None:
                 messages, snapshots, calls = count or 0, more, counted or 0
+                check_head((messages, calls), agent_id)
                 if has_messages and not messages:
                     raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
                 continue

@@ -25,10 +25,10 @@ from kode_core.batch import (
     row_name,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import list_rows
+from kode_core.engines.reading import check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
-from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, see, see_head, text_of
+from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, see, text_of
 
 __all__ = [
     "LIST_HEAD",
@@ -69,7 +69,7 @@ def head(db: DB, agent_id: str) -> Head | None:
         if db.execute("SELECT 1 FROM kode_infos WHERE agent_id = ?", (agent_id,)).fetchone():
             raise CorruptRecordError(f"the head of agent {agent_id!r}", "it is missing")
         return None
-    see_head(row[:5], agent_id)
+    check_head(row[:5], agent_id)
     info = None
     if row[6] is not None or row[7] is not None:
         see(row[5:], (TEXT, INT, TEXT, RAW), f"the info of agent {agent_id!r}")
@@ -86,7 +86,7 @@ def in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralStri
     db.execute("BEGIN")
     try:
         version = db.execute(head, (agent_id,)).fetchone() or (0, 0)
-        see_head(version, agent_id)
+        check_head(version, agent_id)
         return version, db.execute(rows, args).fetchall()
     finally:
         db.execute("COMMIT")

@@ -9,16 +9,13 @@ from typing import Any, Final, LiteralString, TypeVar
 from kode_core.batch import Found
 from kode_core.errors import CorruptRecordError
 
-__all__ = ["INT", "MOST", "RAW", "TEXT", "is_sound", "search", "see", "see_head", "text_of"]
+__all__ = ["INT", "RAW", "TEXT", "is_sound", "search", "see", "text_of"]
 
 T = TypeVar("T")
 
 INT: Final = int
 TEXT: Final = str
 RAW: Final = bytes
-
-MOST: Final = 2**62
-"""More than any version, count, time or offset can be."""
 
 
 def is_sound(values: Sequence[Any], kinds: Sequence[type]) -> bool:
@@ -30,12 +27,6 @@ def see(values: Sequence[Any], kinds: Sequence[type], what: str) -> None:
     """Raise CorruptRecordError unless these values of *what* are of these types."""
     if not is_sound(values, kinds):
         raise CorruptRecordError(what, "its row holds what was never written")
-
-
-def see_head(values: Sequence[Any], agent_id: str) -> None:
-    """Raise CorruptRecordError unless the versions, counts and times of a head are what they can be."""
-    if not all(type(value) is int and 0 <= value < MOST for value in values):
-        raise CorruptRecordError(f"the head of agent {agent_id!r}", "its row holds what was never written")
 
 
 def text_of(raw: Any) -> str | None:

@@ -24,9 +24,10 @@ from kode_core.batch import (
 )
 from kode_core.clock import host_clock
 from kode_core.codec import Body
+from kode_core.engines.reading import MOST, check_head
 from kode_core.errors import CorruptRecordError, KodeError, StorageError
 from kode_sqlite.errors import to_kode_error
-from kode_sqlite.sound import MOST, see_head, text_of
+from kode_sqlite.sound import text_of
 from kode_sqlite.statements import EVENTS, LISTS, TABLES_OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
@@ -137,7 +138,7 @@ class Transaction:
         ).fetchone()
         if row is None:
             return _Head()
-        see_head(row[:5], agent_id)
+        check_head(row[:5], agent_id)
         return _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], text_of(row[5]) or "")
 
     def _head_to_delete(self, batch: Batch) -> _Head:
