@@ -147,6 +147,43 @@ async def test_what_killed_processes_left_is_swept() -> None:
         assert [path.name for path in (own / "copies").iterdir()] == ["new"]
 
 
+async def test_files_without_permission_stop_no_query(unprivileged: Path) -> None:
+    """A file that this process may not read is left out of queries and backups, and is reported."""
+    base = unprivileged / "store"
+    async with opened(base) as store:
+        for agent in ("a", "b"):
+            await store.save_turn(agent, append=samples.messages(1), info=samples.info(agent))
+        (base / "b.jsonl").chmod(0)
+        page = await store.query_sessions()
+        assert ([session.agent_id for session in page], page.left_out) == (["a"], ("agent 'b'",))
+        assert await store.list() == ["a"]
+        assert {(issue.code, issue.agent_id) for issue in (await store.check_consistency()).issues} == {
+            ("corrupt_record", "b")
+        }
+        (made,) = await store.backup(unprivileged / "copy")
+        assert [path.name for path in made.glob("*.jsonl")] == ["a.jsonl"]
+        (base / "b.jsonl").chmod(0o600)
+
+
+async def test_what_is_remembered_of_journals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many agents only those used last are remembered, and all are read and written as ever."""
+    monkeypatch.setattr("kode_core.engines.folder._MEMORY_BYTES", 40_000)
+    async with opened(durability="fast") as store:
+        folder = engine_of(store).folder
+        for i in range(40):
+            await store.append_messages(f"a{i}", samples.messages(3))
+            assert sum(each.weight for each in folder._journals.values()) <= 40_000
+        assert len(await store.query_messages(limit=1000)) == 120
+        assert sum(each.weight for each in folder._journals.values()) <= 40_000
+        for i in range(40):
+            await store.append_messages(f"a{i}", samples.messages(1))
+            assert len(await store.load_messages(f"a{i}")) == 4
+        await store.append_messages("large", samples.messages(500))
+        assert len(await store.load_messages("large")) == 500
+        await store.delete("large")
+        assert sum(each.weight for each in folder._journals.values()) <= 40_000
+
+
 # --- other processes --------------------------------------------------------------------------------------------------
 
 

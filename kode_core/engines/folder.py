@@ -55,7 +55,8 @@ __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "Unre
 _log = logging.getLogger("kode_core.json")
 
 FORMAT: Final = 2
-_MAX_JOURNALS: Final = 20_000
+_MEMORY_BYTES: Final = 32 << 20
+"""What is remembered of journals (OPS-14); of the one that was used last, whatever it takes."""
 _ABANDONED_S: Final = 3600
 _ABANDONED_COPY_S: Final = 24 * 3600
 _NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -73,8 +74,8 @@ class UnresolvedError(StorageError):
         self.batch = batch
 
 
-class UnreadableFileError(StoreUnavailableError):
-    """The system does not let this process read the file of one agent."""
+class UnreadableFileError(CorruptRecordError, StoreUnavailableError):
+    """The system does not let this process read the file of one agent. To the others it is as damage of that one."""
 
 
 class Folder:
@@ -87,6 +88,8 @@ class Folder:
         self.own = base / ".kode"
         self._leases = LeaseFiles(self.own / "leases")
         self._journals: OrderedDict[str, Journal] = OrderedDict()
+        self._weights: dict[str, int] = {}
+        self._memory = 0
         self._guard = threading.Lock()
 
     # --- the folder
@@ -191,9 +194,23 @@ class Folder:
         with self._guard:
             journal = self._journals.pop(name, None) or Journal(self.base / name)
             self._journals[name] = journal
-            if len(self._journals) > _MAX_JOURNALS:
-                self._journals.popitem(last=False)
             return journal
+
+    def _used(self, journal: Journal) -> None:
+        """See how much is remembered by now, and forget what was not used for the longest time."""
+        with self._guard:
+            name = journal.path.name
+            if self._journals.get(name) is not journal:
+                return
+            self._memory += journal.weight - self._weights.get(name, 0)
+            self._weights[name] = journal.weight
+            while self._memory > _MEMORY_BYTES and len(self._journals) > 1:
+                oldest = next(iter(self._journals))
+                if oldest == name:
+                    self._journals.move_to_end(name)
+                    continue
+                del self._journals[oldest]
+                self._memory -= self._weights.pop(oldest, 0)
 
     @contextmanager
     def reading(self, agent_id: str) -> Iterator[tuple[Journal, Reader]]:
@@ -222,11 +239,12 @@ class Folder:
                 if exc.errno in _NOT_OF_THE_FILE:
                     raise os_error(exc, journal.path) from exc
                 problem = f"{journal.path} cannot be read: {exc.strerror}; give this process access to it"
-                raise UnreadableFileError(problem) from exc
+                raise UnreadableFileError(journal.label, problem) from exc
             try:
                 yield reader
             finally:
                 reading.__exit__(None, None, None)
+                self._used(journal)
 
     def names(self) -> list[str]:
         """The names of all files that are to be journals."""
@@ -256,7 +274,7 @@ class Folder:
                             yield journal, reader
                     elif is_long_name(name.removesuffix(".jsonl")):  # a copy would have another name
                         left_out.append(f"file {name!r}")
-            except (CorruptRecordError, SchemaVersionError, UnreadableFileError):
+            except (CorruptRecordError, SchemaVersionError):
                 left_out.append(journal.label)
 
     def is_stray(self, journal: Journal) -> bool:
@@ -271,8 +289,10 @@ class Folder:
         outcomes: list[Outcome] = []
         for batch in batches:
             try:
-                with self.journal(batch.agent_id).turn:
+                journal = self.journal(batch.agent_id)
+                with journal.turn:
                     outcomes.append(self._commit(stripe, batch))
+                    self._used(journal)
             except StorageError as exc:
                 outcomes.append(exc)
         return outcomes
@@ -318,6 +338,7 @@ class Folder:
             stripe.raise_to(journal.state.log.next_offset)
             for path in (*cut_files(journal.path), journal.path):
                 path.unlink(missing_ok=True)
+            journal.forget()
             if self.durable:
                 sync_folder(self.base)
         elif journal.end > journal.compact_at and journal.prepared is None:

@@ -61,6 +61,9 @@ _log = logging.getLogger("kode_core.json")
 COMPACT_FROM: Final = 1 << 20
 """A file smaller than this is not worth compacting."""
 _PIECE: Final = 1 << 20
+_EMPTY_BYTES: Final = 3_000
+_ROW_BYTES: Final = 600
+_EVENT_BYTES: Final = 64
 
 
 class Journal:
@@ -75,9 +78,10 @@ class Journal:
         self.compact_at = COMPACT_FROM
         self.owner = agent_of(path.name.removesuffix(".jsonl"))
         """Whose file it is by its name; None as long as nobody who knows it has asked for it."""
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Remember nothing; the file is read anew when it is needed."""
         self.damage: StorageError | None = None
         self.end = 0
         self.state = AgentState("", 1, Spans())
@@ -90,6 +94,12 @@ class Journal:
     def generation(self) -> str:
         """Which file it is: another one after it was rewritten, empty when there is none."""
         return "" if self._line is None else self._line.generation
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes of memory the state takes."""
+        rows = sum(len(rows.rows) for rows in self.state.lists.values()) + len(self.state.docs)
+        return _EMPTY_BYTES + _ROW_BYTES * rows + _EVENT_BYTES * len(self.state.log)
 
     @property
     def label(self) -> str:
@@ -107,13 +117,13 @@ class Journal:
         """
         fd = self._open()
         if fd is None:
-            self._forget()
+            self.forget()
             yield Reader(-1)
             return
         try:
             self._catch_up(fd)
             if self.damage is not None:  # another process may just have written: only what is seen again is damage
-                self._forget()
+                self.forget()
                 os.close(fd)
                 fd = None
                 fd = self._open()
@@ -158,7 +168,7 @@ class Journal:
             return
         size = os.fstat(fd).st_size  # after the marks were read: they are never ahead of it
         if line.generation != self.generation or size < self.end:
-            self._forget()
+            self.forget()
             self.state = AgentState(line.agent, line.next_offset, Spans())
             self.end = line.size
         self._line = line
@@ -234,11 +244,11 @@ class Journal:
         """Get ready to write. The offset is where the events of a new agent start."""
         self.refresh()
         if self.end and not self._is_as_known():
-            self._forget()
+            self.forget()
             self.refresh()
         self.check_owner(agent_id)
         if not self.end:
-            self._forget()
+            self.forget()
             self.state = AgentState(agent_id, next_offset, Spans())
 
     def check_owner(self, agent_id: str) -> None:
@@ -278,7 +288,7 @@ class Journal:
             else:
                 self._create(frame, durable=durable)
         except BaseException:
-            self._forget()
+            self.forget()
             raise
 
     def _create(self, frame: Frame, *, durable: bool) -> None:
