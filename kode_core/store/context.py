@@ -45,6 +45,7 @@ class Context:
         self._opening: asyncio.Task[Engine] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
+        self.closing = asyncio.Event()
         self._active = 0
         self._idle = asyncio.Event()
         self._op_ids = itertools.count()
@@ -92,6 +93,7 @@ class Context:
         if self._closing is None:
             self.check_open()
             self._closing = asyncio.get_running_loop().create_task(self._close(before))
+            self.closing.set()
         await asyncio.shield(self._closing)
 
     async def _close(self, before: Callable[[], Awaitable[None]]) -> None:
