@@ -288,13 +288,37 @@ class ListWrite(_Value, frozen=True, kw_only=True):
         expect: the version the list must have; None accepts any.
         length: rows at this position and beyond are removed; None removes none. At most the list's length.
         put: (position, row), ascending, without gaps: a position is below the length or follows another one.
-        append: rows added at the end.
+        append: rows added at the end. With ``expect`` the core knew the times of the rows that stay before them, and
+            they come with times of their own, which for a message that only moved may be older. Otherwise, see
+            ``is_blind``, the engine gives appended *messages* at least the greatest ``created_at`` of the stored rows
+            that stay before them, in the same atomic step (MSG-4); never tool calls.
     """
 
     expect: int | None = None
     length: int | None = None
     put: tuple[tuple[int, Row], ...] = ()
     append: tuple[Row, ...] = ()
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether rows are appended to others that the core did not see."""
+        return bool(self.append) and self.expect is None and self.length != 0
+
+    @property
+    def is_editing(self) -> bool:
+        """Whether rows that were there may be gone after it."""
+        return self.length is not None or bool(self.put)
+
+    def times(self) -> list[int]:
+        """The times of all rows that it writes."""
+        return [row.created_at for _, row in self.put] + [row.created_at for row in self.append]
+
+    def not_before(self, time: int) -> ListWrite:
+        """The write with what it appends at *time* or later."""
+        if all(row.created_at >= time for row in self.append):
+            return self
+        rows = (replace(row, created_at=max(row.created_at, time)) for row in self.append)
+        return replace(self, append=tuple(rows))
 
 
 class DocWrite(_Value, frozen=True):
