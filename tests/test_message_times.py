@@ -1,8 +1,9 @@
-"""MSG-4 with clocks that differ, on the engines of the core, of SQLite, and on records."""
+"""MSG-4 with clocks that differ, on the engines of the core, of SQLite and DuckDB, and on records."""
 
 from __future__ import annotations
 
 from kode_conformance.builtin import JsonHarness, MemoryHarness
+from kode_duckdb.testing import DuckdbHarness
 from kode_sqlite.testing import HybridHarness, SqliteHarness
 
 from tests.memory_records import RecordsHarness, RoomyHarness, TogetherHarness
@@ -23,6 +24,10 @@ class TestSqlite(MessageTimes):
 
 class TestHybrid(MessageTimes):
     harness = HybridHarness()
+
+
+class TestDuckdb(MessageTimes):
+    harness = DuckdbHarness()
 
 
 class TestRecords(MessageTimes):
