@@ -248,7 +248,8 @@ class Locks:
         """Ask the engine, unless it is known."""
         if lease.is_released or lease.is_lost:
             return False
-        if await self._context.engine.renew_lease(agent_id=lease.agent_id, fence=lease.fence, ttl_ms=lease.ttl_ms):
+        renewal = self._context.engine.renew_lease(lease.agent_id, lease.fence, lease.ttl_ms)
+        if await self._context.underway.finish((lease.agent_id,), renewal):
             return True
         lease.lose()
         return False
