@@ -6,12 +6,13 @@ import asyncio
 import contextvars
 import gc
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kode_conformance import samples
 
 from kode_core import (
     InvalidArgumentError,
@@ -22,7 +23,7 @@ from kode_core import (
     StoreUnavailableError,
     create_extended_store,
 )
-from kode_core.batch import Fence
+from kode_core.batch import Batch, Fence, Outcome
 from kode_core.engine import Engine
 from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.layers import Layer
@@ -96,7 +97,7 @@ async def test_a_block_that_others_outlive_still_fences(store: ExtendedStore, ta
 
 
 async def turns(store: ExtendedStore) -> AsyncIterator[int]:
-    async with store.acquire_agent_lock("a"):
+    async with store.acquire_agent_lock("a", wait_ms=20_000):
         for i in range(3):
             await write(store)
             yield i
@@ -104,8 +105,12 @@ async def turns(store: ExtendedStore) -> AsyncIterator[int]:
 
 async def test_a_generator_that_is_dropped_leaves_no_fence(store: ExtendedStore, target: str) -> None:
     """Who breaks out of an async generator in its block can write, at once and later, itself and in new tasks."""
-    async for _ in turns(store):
-        break
+    for _ in range(10):
+        async for _ in turns(store):
+            break
+        await write(store)
+        async for _ in turns(store):
+            break
     await write(store)
     gc.collect()
     await asyncio.sleep(0.05)
@@ -406,6 +411,12 @@ class Faulty(Layer):
         self.gate = asyncio.Event()
         self.gate.set()
         self.renewals = 0
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        await self.writable.wait()
+        return await super().commit(batches)
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
         self.renewals += 1
@@ -493,6 +504,38 @@ async def test_a_release_goes_on_when_its_caller_is_cancelled(faulty: tuple[Engi
     layer.gate.set()
     async with store.acquire_agent_lock("a", wait_ms=5000):
         await write(store)
+
+
+async def test_who_leaves_waits_for_writes_that_were_begun(faulty: tuple[EngineStore, Faulty]) -> None:
+    """A write that was begun inside is done before the lock is given back; a later one is not waited for."""
+    store, layer = faulty
+    lock = store.acquire_agent_lock("a")
+    await lock.__aenter__()
+    layer.writable.clear()
+    writes = [in_a_task(lambda: write(store)), in_a_task(lambda: store.append_event("a", samples.event(0)))]
+    await asyncio.sleep(0.01)
+
+    async def leave() -> None:
+        await lock.__aexit__(None, None, None)
+
+    async def write_later() -> None:
+        while not lock_is_left.is_set():
+            await asyncio.sleep(0.005)
+        while True:
+            await write(store)
+
+    lock_is_left = asyncio.Event()
+    late = in_a_task(write_later)
+    leaving = asyncio.ensure_future(leave())
+    await asyncio.sleep(0.01)
+    lock_is_left.set()
+    assert not leaving.done()
+    layer.writable.set()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*writes)
+        await leaving
+        with pytest.raises(LockLostError):
+            await late
 
 
 async def test_a_cancelled_entry_leaves_nothing(store: ExtendedStore, target: str) -> None:

@@ -7,8 +7,8 @@ import contextvars
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -26,6 +26,8 @@ T = TypeVar("T")
 _MIN_TTL_MS: Final = 10
 _MAX_TTL_MS: Final = 24 * 3600 * 1000
 _POLL_S: Final = 0.02
+_STEPS_OF_A_FINALIZER: Final = 4
+"""How many turns the event loop needs to begin to close an async generator that was dropped."""
 
 _entered: ContextVar[tuple[HeldLease, ...]] = ContextVar("kode_leases", default=())
 """The leases whose blocks this context is in, the innermost last. A task that is started inside gets a copy."""
@@ -42,6 +44,8 @@ class HeldLease:
         self.is_released = False
         self.is_left = False
         """Whether its block was left: who still has it in its context was started inside."""
+        self.writes: set[asyncio.Future[None]] = set()
+        """Those that it fences and that are under way; each is done when its write has ended."""
         self._is_lost = False
 
     @property
@@ -77,7 +81,8 @@ class LeaseContext:
 
     No context is ever put back to what it was: a block that ends takes its lease, and no other, out of the context of
     the task that entered it and of the one that leaves it, which for an async generator may be another. Tasks that were
-    started inside keep it, so that what they write too late is refused.
+    started inside keep it, so that what they write too late is refused. What any of them began to write before is
+    waited for: a task that dropped its generator writes on while another one closes it.
     """
 
     def __init__(self, locks: Locks, agent_id: str, ttl_ms: int, wait_ms: int) -> None:
@@ -118,9 +123,8 @@ class LeaseContext:
         if where is not None:
             with suppress(RuntimeError):  # it is this one
                 where.run(_take_out, lease)
-        renewer.cancel()
         try:
-            await asyncio.shield(lease.locks.begin_release(lease))
+            await asyncio.shield(lease.locks.begin_release(lease, renewer))
         except StorageError:
             if exc is None:  # else the error of the block counts; the lease ends by itself
                 raise
@@ -193,7 +197,7 @@ class Locks:
         return next((lease for lease in held if lease.agent_id == agent_id and lease.locks is self), None)
 
     def fence(self, agent_id: str, lease: Lease | None) -> Fence | None:
-        """The fence of a write: the lease that was given, or the one whose block the task is in (LOCK-5)."""
+        """The fence of a write: of the lease that was given, or of the one whose block the task is in (LOCK-5)."""
         if lease is None:
             entered = self._inside(agent_id)
             return None if entered is None else entered.fence
@@ -202,6 +206,22 @@ class Locks:
         if lease.agent_id != agent_id:
             raise InvalidArgumentError(f"the lease is for agent {lease.agent_id!r}, the write for {agent_id!r}")
         return lease.fence
+
+    @contextmanager
+    def fencing(self, agent_id: str, lease: Lease | None) -> Iterator[Fence | None]:
+        """The fence of a write that is made inside; whoever leaves the lease's block meanwhile waits for its end."""
+        fence = self.fence(agent_id, lease)
+        held = self._inside(agent_id) if lease is None else lease
+        if fence is None or not isinstance(held, HeldLease):
+            yield fence
+            return
+        ended = asyncio.get_running_loop().create_future()
+        held.writes.add(ended)
+        try:
+            yield fence
+        finally:
+            held.writes.discard(ended)
+            ended.set_result(None)
 
     def lock(self, agent_id: str, ttl_ms: int, wait_ms: int) -> LeaseContext:
         for name, value, low, high in (
@@ -245,8 +265,10 @@ class Locks:
         self._context.check_open()
 
     async def _is_held(self, lease: HeldLease) -> bool:
-        """Ask the engine, unless it is known."""
-        if lease.is_released or lease.is_lost:
+        """Whether the block of this lease goes on, and so does the lease: ask the engine, unless it is known."""
+        for _ in range(_STEPS_OF_A_FINALIZER):
+            await asyncio.sleep(0)
+        if lease.is_left or lease.is_released or lease.is_lost:
             return False
         renewal = self._context.engine.renew_lease(lease.agent_id, lease.fence, lease.ttl_ms)
         if await self._context.underway.finish((lease.agent_id,), renewal):
@@ -280,9 +302,16 @@ class Locks:
                 underway.leave((agent_id,), underway.begin(give_back()), exc)
             raise
 
-    def begin_release(self, lease: HeldLease) -> asyncio.Task[None]:
-        """Release it to the end, whatever becomes of the caller."""
-        return self._context.underway.begin(lease.release())
+    def begin_release(self, lease: HeldLease, renewer: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Release it once the writes that are under way have ended, whatever becomes of the caller."""
+
+        async def release(writes: Collection[asyncio.Future[None]]) -> None:
+            if writes:
+                await asyncio.wait(writes)
+            renewer.cancel()
+            await lease.release()
+
+        return self._context.underway.begin(release(tuple(lease.writes)))
 
     async def renew(self, lease: HeldLease) -> bool:
         def write() -> Coroutine[Any, Any, bool]:

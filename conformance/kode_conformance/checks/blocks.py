@@ -78,13 +78,15 @@ async def a_block_that_ends_elsewhere_fences_no_more(ctx: Context) -> None:
     store, other = ctx.store, await ctx.another()
 
     async def turns() -> AsyncGenerator[int, None]:
-        async with store.acquire_agent_lock("a"):
+        async with store.acquire_agent_lock("a", wait_ms=20_000):
             for i in range(3):
                 await _write(store)
                 yield i
 
-    async for _ in turns():
-        break
+    for _ in range(5):
+        async for _ in turns():
+            break
+        await _write(store)
     await _soon(asyncio.gather(_is_fenced(store, other)), "a write after a generator was dropped")
     ctx.equal(await _is_fenced(store, other), False, "whether a task is fenced after it dropped the generator")
     turn = turns()
