@@ -14,7 +14,7 @@ same atomic step as the write.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Generic, Literal, TypeAlias, TypeVar
 
@@ -55,6 +55,7 @@ __all__ = [
     "Totals",
     "first_version",
     "row_name",
+    "with_bodies",
 ]
 
 
@@ -309,6 +310,11 @@ class ListWrite(_Value, frozen=True, kw_only=True):
         """Whether rows are appended to others that the core did not see."""
         return bool(self.append) and self.expect is None and self.length != 0
 
+    @property
+    def is_editing(self) -> bool:
+        """Whether rows that were there may be gone after it."""
+        return self.length is not None or bool(self.put)
+
     def times(self) -> list[int]:
         """The times of all rows that it writes."""
         return [row.created_at for _, row in self.put] + [row.created_at for row in self.append]
@@ -389,6 +395,28 @@ class Batch(_Value, frozen=True, kw_only=True):
         if self.tool_calls is not None and self.tool_calls.expect not in (None, tool_calls.version):
             return Refused("tool_calls")
         return None
+
+
+def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
+    """*batch* with every body replaced by what *change* makes of it; bodies come in a fixed order."""
+
+    def rows(write: ListWrite | None) -> ListWrite | None:
+        if write is None:
+            return None
+        put = tuple((position, replace(row, body=change(row.body))) for position, row in write.put)
+        return replace(write, put=put, append=tuple(replace(row, body=change(row.body)) for row in write.append))
+
+    def doc(write: DocWrite) -> DocWrite:
+        return write if write.doc is None else replace(write, doc=replace(write.doc, body=change(write.doc.body)))
+
+    return replace(
+        batch,
+        info=None if batch.info is None else replace(batch.info, body=change(batch.info.body)),
+        messages=rows(batch.messages),
+        tool_calls=rows(batch.tool_calls),
+        docs=tuple(map(doc, batch.docs)),
+        events=tuple(replace(event, body=change(event.body)) for event in batch.events),
+    )
 
 
 class Applied(_Value, frozen=True):

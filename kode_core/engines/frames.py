@@ -23,9 +23,8 @@ from zlib import crc32
 
 import msgspec
 
-from kode_core.batch import Applied, Batch
+from kode_core.batch import Applied, Batch, with_bodies
 from kode_core.codec import Body, digest
-from kode_core.engines.bodies import with_bodies
 from kode_core.engines.files import read_at
 from kode_core.engines.marks import BLANK, PAIR_SIZE, Mark, pair_bytes, pair_from
 

@@ -27,7 +27,6 @@ __all__ = [
     "event_span",
     "info_key",
     "list_of",
-    "may_remove",
     "new_epoch",
     "position_of",
     "row_key",
@@ -206,7 +205,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.latest is None or not (new or write.length is not None):
             return self
         latest = max((self.latest, *new))
-        is_last = latest in new or (self.is_latest and not may_remove(write))
+        is_last = latest in new or (self.is_latest and not write.is_editing)
         return msgspec.structs.replace(self, latest=latest, is_latest=is_last)
 
     def knows(self, op_id: str) -> bool:
@@ -216,11 +215,6 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     def may_have_forgotten(self, rev: int) -> bool:
         """Whether an operation that made this revision may have been pushed out by later ones."""
         return len(self.ops) >= KEPT_OPS and self.ops[-1].rev > rev
-
-
-def may_remove(write: ListWrite) -> bool:
-    """Whether rows that were there may be gone after it."""
-    return write.length is not None or bool(write.put)
 
 
 _encode = msgspec.msgpack.Encoder().encode

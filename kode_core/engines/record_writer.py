@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from kode_core.batch import Batch, Fence, ListKind, MessageIndex, Outcome, Refused
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, may_remove, row_span, seq_span
+from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, row_span, seq_span
 from kode_core.engines.records import EventIndex, Item
 from kode_core.errors import (
     KodeError,
@@ -314,7 +314,7 @@ def _take(queue: deque[_Waiting]) -> list[_Waiting]:
     group = [queue.popleft()]
     while queue and len(group) < _GROUP and queue[0].batch.fence == group[0].batch.fence:
         edited = group[-1].batch.messages
-        if edited is not None and may_remove(edited):  # the time of the newest message has to be looked for after it
+        if edited is not None and edited.is_editing:  # the time of the newest message has to be looked for after it
             break
         group.append(queue.popleft())
     return group

@@ -8,9 +8,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from kode_core.batch import Applied, Batch, DocWrite, EventWrite, ListKind, ListWrite
+from kode_core.batch import Applied, Batch, DocWrite, EventWrite, ListKind, ListWrite, with_bodies
 from kode_core.codec import Body
-from kode_core.engines.bodies import with_bodies
 from kode_core.engines.files import read_at
 from kode_core.engines.frames import Span
 from kode_core.engines.state import AgentState
