@@ -14,15 +14,16 @@ same atomic step as the write.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from kode_core.codec import Body
 from kode_core.errors import KodeError
+from kode_core.found import EngineIssue, Found, SessionRow, Totals
 
 __all__ = [
     "FORKED_DOCS",
@@ -229,52 +230,6 @@ class Head(_Value, frozen=True, kw_only=True):
     updated_at: int
     messages: ListHead = ListHead()
     tool_calls: ListHead = ListHead()
-
-
-class SessionRow(_Value, frozen=True):
-    """A session that a query found."""
-
-    agent_id: str
-    info: Body
-    created_at: int
-    updated_at: int
-    message_count: int
-
-
-class Found(list[T], Generic[T]):
-    """What an engine found over many agents, where it could not read everything.
-
-    Attributes:
-        left_out: names of what could not be read, as in ``agent 'a'``.
-    """
-
-    def __init__(self, items: Iterable[T] = (), left_out: Iterable[str] = ()) -> None:
-        super().__init__(items)
-        self.left_out = tuple(left_out)
-
-
-class Totals(_Value, frozen=True, kw_only=True):
-    """What the whole store holds.
-
-    Attributes:
-        size_bytes: None where the engine cannot tell.
-        is_used: whether anything at all is stored, be it an event of an agent without info; what layers keep for
-            themselves does not count.
-    """
-
-    agents: int = 0
-    messages: int = 0
-    tool_calls: int = 0
-    size_bytes: int | None = None
-    is_used: bool = False
-
-
-class EngineIssue(_Value, frozen=True):
-    """A problem that only the engine can see; ``code`` as in ``ConsistencyIssue``."""
-
-    code: str
-    agent_id: str
-    message: str
 
 
 # --- Writes -----------------------------------------------------------------------------------------------------------
