@@ -98,7 +98,8 @@ class EngineStore(ExtendedStore):
     async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], Turn]) -> None:
         async def write() -> None:
             check_agent_id(agent_id)
-            await self._writer.write(agent_id, build, self._locks.fence(agent_id, fence))
+            with self._locks.fencing(agent_id, fence) as held:
+                await self._writer.write(agent_id, build, held)
 
         await self._context.run(OPS[name], agent_id, write)
 
@@ -255,7 +256,8 @@ class EngineStore(ExtendedStore):
 
     async def _append(self, agent_id: str, events: Sequence[EventWrite], fence: Lease | None) -> Sequence[int]:
         check_agent_id(agent_id)
-        return await self._appender.append(agent_id, events, self._locks.fence(agent_id, fence))
+        with self._locks.fencing(agent_id, fence) as held:
+            return await self._appender.append(agent_id, events, held)
 
     def read_events(
         self,
@@ -293,7 +295,8 @@ class EngineStore(ExtendedStore):
 
     async def delete(self, agent_id: str, *, fence: Lease | None = None) -> None:
         async def delete(agent_id: str) -> None:
-            await self._forks.delete(agent_id, self._locks.fence(agent_id, fence))
+            with self._locks.fencing(agent_id, fence) as held:
+                await self._forks.delete(agent_id, held)
 
         await self._load("delete", agent_id, delete)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import marshal
 import operator
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from kode_core.batch import ListHead, ListKind, ListRows, ListWrite, Outline, Ro
 from kode_core.ids import index_text
 from kode_core.model import Record
 from kode_core.store.rows import ListCodec
+from kode_core.store.times import keep_times
 
 __all__ = ["Append", "ListMemory", "Remembered", "Replace", "Upsert"]
 
@@ -197,8 +198,8 @@ class Replace:
         candidates = ((i, codec.row(i, records[i], now)) for i in suspects)
         put = [(i, row) for i, row in candidates if row.body.digest != old.digests[i]]
         append = [codec.row(i, records[i], now) for i in range(shared, len(records))]
-        if codec.kind == ListKind.MESSAGES and (put or shared < len(old)):
-            put, append = _keep_created(old, put, append, shared)
+        if codec.kind == ListKind.MESSAGES and (put or append or shared < len(old)):
+            put, append = keep_times(old.digests, old.created, put, append, shared)
         self._tail = Tail(records[shared:], append)
         self._base = old.changed(records[:shared], put, shared) if suspects or shared < len(old) else old
         self.write = ListWrite(
@@ -211,7 +212,7 @@ class Replace:
     def _write_whole(self, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> None:
         append = [codec.row(i, record, now) for i, record in enumerate(records)]
         if codec.kind == ListKind.MESSAGES:
-            _, append = _keep_created(old, [], append, 0)
+            _, append = keep_times(old.digests, old.created, [], append, 0)
         self._tail = Tail(records, append)
         self._base = Remembered.of_tail(Tail((), ()))
         self.write = ListWrite(length=0, append=tuple(append))
@@ -221,28 +222,14 @@ class Replace:
         return self._base
 
 
-def _keep_created(
-    old: Remembered, put: list[tuple[int, Row]], append: list[Row], shared: int
-) -> tuple[list[tuple[int, Row]], list[Row]]:
-    """Give messages that only moved the time at which they were first seen (MSG-4)."""
-    gone = [i for i, _ in put] + list(range(shared, len(old)))
-    seen: defaultdict[bytes, deque[int]] = defaultdict(deque)
-    for i in gone:
-        seen[old.digests[i]].append(old.created[i])
-
-    def kept(row: Row) -> Row:
-        times = seen.get(row.body.digest)
-        return msgspec.structs.replace(row, created_at=times.popleft()) if times else row
-
-    return [(i, kept(row)) for i, row in put], [kept(row) for row in append]
-
-
 class Append:
     """Add *records* at the end, whatever is there."""
 
     def __init__(self, codec: ListCodec, old: Remembered | None, records: Sequence[Any], now: int) -> None:
         self._old = old
         start = 0 if old is None else len(old)
+        if old is not None and codec.kind == ListKind.MESSAGES:
+            now = max((now, *old.created))  # of a list that is not known the engine sees to it (MSG-4)
         rows = tuple(codec.row(start + i, record, now) for i, record in enumerate(records))
         self._tail = Tail(records, rows)
         self.write = ListWrite(append=rows)
