@@ -27,7 +27,13 @@ def empty() -> tuple[Any, ...]:
 
 
 class Record(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, rename="camel"
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    rename="camel",
+    weakref=True,
 ):
     """Base of all records.
 

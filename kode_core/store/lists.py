@@ -1,137 +1,146 @@
-"""Writing lists: only what changed (MSG-5), keeping when each record was first seen (MSG-4).
+"""Writing lists: only what changed (MSG-5), keeping when each message was first seen (MSG-4).
 
-The store remembers, for the agents it wrote last, which record objects stand in a list and under which version. A
-record that is still the same object cannot have changed, except inside the dicts and lists it holds; those are
-compared, all at once, with what they were. Every other record is encoded and compared by digest. The write carries the
-version as a precondition: when another writer was there, the engine refuses, and the list's outline is read anew.
+The store remembers, for the agents it wrote or read last, which record objects stand in a list and under which
+version. A record that is still the same object cannot have changed, except inside the dicts and lists it holds; of
+those there is a proof, a digest of what they were. Every other record is encoded and compared by digest. The write
+carries the version as a precondition: when another writer was there, the engine refuses, and the list's outline is
+read anew. Records are held weakly: to remember them keeps none of them in memory.
 """
 
 from __future__ import annotations
 
-import marshal
-import operator
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Final, Self
+from weakref import ref
 
-import msgspec
+from msgspec.structs import replace
 
-from kode_core.batch import ListHead, ListKind, ListRows, ListWrite, Outline, Row, ToolCallIndex
-from kode_core.ids import index_text
-from kode_core.model import Record
-from kode_core.store.rows import ListCodec
+from kode_core.batch import ListHead, ListKind, ListWrite, Outline, Row, ToolCallIndex
+from kode_core.large import is_unchanged
+from kode_core.pace import Pace
+from kode_core.store.rows import Encoded, ListCodec
 
-__all__ = ["Append", "ListMemory", "Remembered", "Replace", "Upsert"]
+__all__ = ["Append", "Remembered", "Replace", "Tail", "Upsert"]
 
-_MAX_ROWS: Final = 200_000
-_MARSHAL: Final = 2  # without references, so that the bytes of a list are those of its items, one after the other
-_LIST_HEADER: Final = 5
-_UNKNOWN: Final = object()
+_AT_ONCE: Final = 256
 
-
-def mutable_parts(value: Any) -> Iterator[Any]:
-    """The dicts and lists inside a record: all of it that can change while the record stays the same object."""
-    if isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            yield from mutable_parts(getattr(value, name))
-    elif type(value) is tuple:
-        for item in value:
-            yield from mutable_parts(item)
-    elif type(value) in (dict, list):
-        yield value
+Held = Callable[[], object]
+"""Gives a record, or something that is none when the record is gone."""
 
 
 class Tail:
-    """Records and their rows, with what can change inside them as it was when they were encoded."""
+    """Records and their rows, with the proofs of what they were when they were encoded."""
 
-    def __init__(self, records: Sequence[Any], rows: Sequence[Row]) -> None:
-        self.records = records
-        self.rows = rows
-        self.parts = [part for record in records for part in mutable_parts(record)]
-        self.items = _items(self.parts)
+    def __init__(self, records: Sequence[Any], encoded: Sequence[Encoded]) -> None:
+        self.held: list[Held] = list(map(ref, records))
+        self.rows = [one.row for one in encoded]
+        self.proofs = [one.proof for one in encoded]
 
 
 class Remembered:
-    """A list as this store last wrote or read it."""
+    """A list as this store last wrote or read it.
 
-    def __init__(self, version: int, records: Sequence[Any], digests: list[bytes], created: list[int]) -> None:
+    Attributes:
+        held: gives the records, each as long as somebody else has it.
+        proofs: see :mod:`kode_core.large`.
+        keys: of a list of tool calls, their ids as the index has them.
+        newest: the greatest of the times in ``created``; None when there are none.
+    """
+
+    def __init__(
+        self,
+        version: int,
+        held: list[Held],
+        digests: list[bytes],
+        created: list[int],
+        proofs: list[bytes | None],
+        keys: list[str | None],
+    ) -> None:
         self.version = version
-        self.records = list(records)
+        self.held = held
         self.digests = digests
         self.created = created
+        self.proofs = proofs
+        self.keys = keys
+        self.newest: int | None = max(created, default=None)
         self._places: dict[str | None, int] | None = None
-        self._parts: list[Any] | None = None
-        self._proof = bytearray()
 
     @classmethod
-    def of_outline(cls, outline: Outline) -> Remembered:
+    def of_nothing(cls) -> Self:
+        """An empty list of a version yet to be known."""
+        return cls(0, [], [], [], [], [])
+
+    @classmethod
+    def of_outline(cls, outline: Outline) -> Self:
         """A list of which only the outline is known: every record will be encoded and compared."""
-        digests, created = [row[1] for row in outline.rows], [row[2] for row in outline.rows]
-        remembered = cls(outline.version, [_UNKNOWN] * outline.count, digests, created)
-        remembered._places = {row[3]: row[0] for row in outline.rows}
-        return remembered
-
-    @classmethod
-    def of_tail(cls, tail: Tail) -> Remembered:
-        """A list that is nothing but *tail*, of a version yet to be known."""
-        remembered = cls(0, (), [], [])
-        remembered._parts = []
-        remembered.extend(0, tail)
-        return remembered
+        if not outline.rows:
+            return cls(outline.version, [], [], [], [], [])
+        _, digests, created, keys = map(list, zip(*outline.rows, strict=True))
+        return cls(outline.version, [object] * len(keys), digests, created, [None] * len(keys), keys)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.held)
 
-    def suspects(self, records: Sequence[Any]) -> Sequence[int]:
+    async def suspects(self, codec: ListCodec, records: Sequence[Any], pace: Pace) -> list[int]:
         """The positions within both lists where *records* may differ from what is stored."""
-        old = self.records
-        shared = range(min(len(old), len(records)))
-        others = [] if all(map(operator.is_, old, records)) else [i for i in shared if old[i] is not records[i]]
-        if self._parts_unchanged():
-            return others
-        doubtful = {i for i in shared if old[i] is records[i] and next(mutable_parts(old[i]), None) is not None}
-        return sorted(doubtful.union(others))
-
-    def _parts_unchanged(self) -> bool:
-        if self._parts is None:
-            return False
-        try:
-            return _items(self._parts) == self._proof
-        except ValueError:  # something that is not JSON was put in
-            return False
+        found: list[int] = []
+        both = zip(self.held, records, self.proofs, strict=False)
+        start = 0
+        while chunk := list(islice(both, _AT_ONCE)):
+            for i, (held, record, proof) in enumerate(chunk, start):
+                if held() is not record:
+                    found.append(i)
+                elif proof is not None and not await is_unchanged(codec.cls, record, proof, pace):
+                    found.append(i)
+            start += _AT_ONCE
+            await pace.rest()
+        return found
 
     def extend(self, version: int, tail: Tail) -> None:
         """Note that *tail* was appended."""
+        keys = list(map(key_of, tail.rows))
         if self._places is not None:
-            self._places.update((key_of(row), place) for place, row in enumerate(tail.rows, len(self)))
-        if self._parts is not None:
-            self._parts.extend(tail.parts)
-            self._proof += tail.items
+            self._places.update(zip(keys, range(len(self), len(self) + len(keys)), strict=True))
         self.version = version
-        self.records.extend(tail.records)
+        self.held.extend(tail.held)
         self.digests.extend(row.body.digest for row in tail.rows)
         self.created.extend(row.created_at for row in tail.rows)
+        self.proofs.extend(tail.proofs)
+        self.keys.extend(keys)
+        self._see(row.created_at for row in tail.rows)
 
-    def changed(self, records: Sequence[Any], put: Iterable[tuple[int, Row]], length: int) -> Remembered:
-        """This list cut to *length*, with *put* in it, holding *records* now."""
-        new = Remembered(self.version, records, self.digests[:length], self.created[:length])
-        for i, row in put:
-            new.digests[i], new.created[i] = row.body.digest, row.created_at
-        if _UNKNOWN in new.records:  # only an upsert leaves records unknown, and it moves none
-            new._places = self._places
-        new._parts = [part for record in new.records for part in mutable_parts(record)]
-        new._proof += _items(new._parts)
-        return new
+    def _see(self, times: Iterable[int]) -> None:
+        known = () if self.newest is None else (self.newest,)
+        self.newest = max((*known, *times), default=None)
 
-    def last_with_key(self, key: str) -> int | None:
-        """The last position of the tool call of this id."""
+    def copy(self, length: int) -> Remembered:
+        """A copy cut to *length*."""
+        return Remembered(
+            self.version,
+            self.held[:length],
+            self.digests[:length],
+            self.created[:length],
+            self.proofs[:length],
+            self.keys[:length],
+        )
+
+    def hold(self, i: int, record: Any, proof: bytes | None) -> None:
+        """Note that *record* is what is stored at a position."""
+        self.held[i], self.proofs[i] = ref(record), proof
+
+    def put(self, i: int, row: Row) -> None:
+        """Note what was written at a position."""
+        self.digests[i], self.created[i], self.keys[i] = row.body.digest, row.created_at, key_of(row)
+        self._see((row.created_at,))
+        self._places = None
+
+    def last_places(self, keys: Iterable[str]) -> dict[str | None, int]:
+        """The last positions of the tool calls of these ids."""
         if self._places is None:
-            self._places = {index_text(record.id): place for place, record in enumerate(self.records)}
-        return self._places.get(key)
-
-
-def _items(parts: list[Any]) -> bytes:
-    return marshal.dumps(parts, _MARSHAL)[_LIST_HEADER:]
+            self._places = dict(zip(self.keys, range(len(self.keys)), strict=True))
+        return {key: self._places[key] for key in keys if key in self._places}
 
 
 def key_of(row: Row) -> str | None:
@@ -139,152 +148,161 @@ def key_of(row: Row) -> str | None:
     return row.index.call_id if isinstance(row.index, ToolCallIndex) else None
 
 
-class ListMemory:
-    """What is remembered of the lists written and read last, up to a number of records."""
-
-    def __init__(self) -> None:
-        self._lists: OrderedDict[tuple[str, ListKind], tuple[Remembered, int]] = OrderedDict()
-        self._size = 0
-
-    def get(self, agent_id: str, kind: ListKind) -> Remembered | None:
-        found = self._lists.get((agent_id, kind))
-        if found is None:
-            return None
-        self._lists.move_to_end((agent_id, kind))
-        return found[0]
-
-    def put(self, agent_id: str, kind: ListKind, remembered: Remembered | None) -> None:
-        self.drop(agent_id, kind)
-        if remembered is None or len(remembered) > _MAX_ROWS:
-            return
-        size = len(remembered) + 10
-        self._lists[agent_id, kind] = (remembered, size)
-        self._size += size
-        while self._size > _MAX_ROWS:
-            _, (_, oldest) = self._lists.popitem(last=False)
-            self._size -= oldest
-
-    def drop(self, agent_id: str, kind: ListKind) -> None:
-        _, size = self._lists.pop((agent_id, kind), (None, 0))
-        self._size -= size
-
-    def loaded(self, agent_id: str, kind: ListKind, records: Sequence[Record], rows: ListRows) -> None:
-        """Note a list that was just read."""
-        known = self.get(agent_id, kind)
-        if rows.version and (known is None or known.version != rows.version):
-            digests = [body.digest for body, _ in rows.rows]
-            created = [created_at for _, created_at in rows.rows]
-            self.put(agent_id, kind, Remembered(rows.version, records, digests, created))
-
-
 # --- The three ways to change a list ----------------------------------------------------------------------------------
 
 
 class Replace:
-    """Make a list what *records* are.
+    """Make a list what the records of a call are."""
 
-    ``whole`` writes all of it whatever is there now: for a list that other writers change all the time.
-    """
+    def __init__(self, base: Remembered, tail: Tail, write: ListWrite) -> None:
+        self._base = base
+        self._tail = tail
+        self.write = write
 
-    def __init__(
-        self, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int, *, whole: bool = False
-    ) -> None:
-        if whole:
-            self._write_whole(codec, old, records, now)
-            return
+    @classmethod
+    async def of(cls, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> Self:
+        """Write what differs from *old*."""
+        pace = Pace()
         shared = min(len(old), len(records))
-        suspects = old.suspects(records)
-        candidates = ((i, codec.row(i, records[i], now)) for i in suspects)
-        put = [(i, row) for i, row in candidates if row.body.digest != old.digests[i]]
-        append = [codec.row(i, records[i], now) for i in range(shared, len(records))]
-        if codec.kind == ListKind.MESSAGES and (put or shared < len(old)):
-            put, append = _keep_created(old, put, append, shared)
-        self._tail = Tail(records[shared:], append)
-        self._base = old.changed(records[:shared], put, shared) if suspects or shared < len(old) else old
-        self.write = ListWrite(
-            expect=old.version,
-            length=shared if shared < len(old) else None,
-            put=tuple(put),
-            append=tuple(append),
-        )
-
-    def _write_whole(self, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> None:
-        append = [codec.row(i, record, now) for i, record in enumerate(records)]
+        is_cut = shared < len(old)
+        suspects = await old.suspects(codec, records, pace)
+        base = old.copy(shared) if suspects or is_cut else old
+        put: list[tuple[int, Row]] = []
+        for i in suspects:
+            row, proof = await codec.row(i, records[i], now, pace)
+            base.hold(i, records[i], proof)
+            if row.body.digest != old.digests[i]:
+                put.append((i, row))
+            await pace.rest()
+        append = [await codec.row(i, records[i], now, pace) for i in range(shared, len(records))]
         if codec.kind == ListKind.MESSAGES:
-            _, append = _keep_created(old, [], append, 0)
-        self._tail = Tail(records, append)
-        self._base = Remembered.of_tail(Tail((), ()))
-        self.write = ListWrite(length=0, append=tuple(append))
+            put, append = _timed(old, put, append, shared)
+        for i, row in put:
+            base.put(i, row)
+        tail = Tail(records[shared:], append)
+        length = shared if is_cut else None
+        return cls(base, tail, ListWrite(expect=old.version, length=length, put=tuple(put), append=tuple(tail.rows)))
+
+    @classmethod
+    async def whole(cls, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> Self:
+        """Write all of it whatever is there now: for a list that other writers change all the time."""
+        pace = Pace()
+        append = [await codec.row(i, record, now, pace) for i, record in enumerate(records)]
+        if codec.kind == ListKind.MESSAGES:
+            _, append = _timed(old, [], append, 0)
+        tail = Tail(records, append)
+        return cls(Remembered.of_nothing(), tail, ListWrite(length=0, append=tuple(tail.rows)))
 
     def remember(self, head: ListHead) -> Remembered:
         self._base.extend(head.version, self._tail)
         return self._base
 
 
-def _keep_created(
-    old: Remembered, put: list[tuple[int, Row]], append: list[Row], shared: int
-) -> tuple[list[tuple[int, Row]], list[Row]]:
-    """Give messages that only moved the time at which they were first seen (MSG-4)."""
-    gone = [i for i, _ in put] + list(range(shared, len(old)))
+def _timed(
+    old: Remembered, put: list[tuple[int, Row]], append: list[Encoded], shared: int
+) -> tuple[list[tuple[int, Row]], list[Encoded]]:
+    """Give messages their times (MSG-4).
+
+    One that only moved keeps its own, one that replaces another that of the position, and one that was appended has
+    the time of now, or the greatest before it where that is later.
+    """
+    if not (put or append):
+        return put, append
     seen: defaultdict[bytes, deque[int]] = defaultdict(deque)
-    for i in gone:
+    for i in (*(i for i, _ in put), *range(shared, len(old))):
         seen[old.digests[i]].append(old.created[i])
 
-    def kept(row: Row) -> Row:
+    def known(i: int, row: Row) -> int | None:
         times = seen.get(row.body.digest)
-        return msgspec.structs.replace(row, created_at=times.popleft()) if times else row
+        if times:
+            return times.popleft()
+        return old.created[i] if i < len(old) else None
 
-    return [(i, kept(row)) for i, row in put], [kept(row) for row in append]
+    times = old.created[:shared]
+    timed_put = []
+    for i, row in put:
+        times[i] = known(i, row) or 0
+        timed_put.append((i, replace(row, created_at=times[i])))
+    newest = max(times, default=None) if put or shared < len(old) else old.newest
+    timed = []
+    for i, (row, proof) in enumerate(append, shared):
+        time = known(i, row)
+        if time is None:
+            time = row.created_at if newest is None else max(row.created_at, newest)
+        newest = time if newest is None else max(newest, time)
+        timed.append(Encoded(row if time == row.created_at else replace(row, created_at=time), proof))
+    return timed_put, timed
 
 
 class Append:
-    """Add *records* at the end, whatever is there."""
+    """Add records at the end, whatever is there."""
 
-    def __init__(self, codec: ListCodec, old: Remembered | None, records: Sequence[Any], now: int) -> None:
+    def __init__(self, old: Remembered | None, tail: Tail) -> None:
         self._old = old
+        self._tail = tail
+        self.write = ListWrite(append=tuple(tail.rows))
+
+    @classmethod
+    async def of(cls, codec: ListCodec, old: Remembered | None, records: Sequence[Any], now: int) -> Self:
+        """What appends *records* to a list that was *old*, if it is known."""
+        pace = Pace()
         start = 0 if old is None else len(old)
-        rows = tuple(codec.row(start + i, record, now) for i, record in enumerate(records))
-        self._tail = Tail(records, rows)
-        self.write = ListWrite(append=rows)
+        append = [await codec.row(i, record, now, pace) for i, record in enumerate(records, start)]
+        if old is not None and codec.kind == ListKind.MESSAGES:
+            _, append = _timed(old, [], append, start)
+        return cls(old, Tail(records, append))
 
     def remember(self, head: ListHead) -> Remembered | None:
         old = self._old
         if head.count == len(self._tail.rows):
-            remembered = Remembered.of_tail(self._tail)
-            remembered.version = head.version
-            return remembered
-        if old is None or head.version != old.version + 1:
+            old = Remembered.of_nothing()
+        elif old is None or head.version != old.version + 1:
             return None
         old.extend(head.version, self._tail)
         return old
 
 
 class Upsert:
-    """Replace the last record of the same id, or append (TC-3); of *records* with one id the last one stays."""
+    """Replace the last record of the same id, or append (TC-3); of records of a call with one id the last one stays."""
 
-    def __init__(self, codec: ListCodec, old: Remembered | Outline, records: Sequence[Any], now: int) -> None:
-        start = len(old) if isinstance(old, Remembered) else old.count
-        places: dict[str | None, int] = {} if isinstance(old, Remembered) else {row[3]: row[0] for row in old.rows}
-        put: dict[int, tuple[Row, Any]] = {}
-        append: list[tuple[Row, Any]] = []
-        for record in records:
-            row = codec.row(start + len(append), record, now)
-            key = key_of(row)
-            if key not in places and isinstance(old, Remembered) and key is not None:
-                known = old.last_with_key(key)
-                places.update({} if known is None else {key: known})
+    def __init__(self, base: Remembered | None, tail: Tail, write: ListWrite) -> None:
+        self._base = base
+        self._tail = tail
+        self.write = write
+
+    @classmethod
+    async def of(
+        cls,
+        codec: ListCodec,
+        old: Remembered | None,
+        records: Sequence[Any],
+        now: int,
+        look: Callable[[Sequence[str]], Awaitable[Outline]],
+    ) -> Self:
+        """What writes *records* into *old*; where that is not known, *look* gives the outline of some call ids."""
+        pace = Pace()
+        rows = [await codec.row(i, record, now, pace) for i, record in enumerate(records)]
+        keys = [str(key_of(one.row)) for one in rows]
+        if old is None:
+            outline = await look(list(dict.fromkeys(keys)))
+            version, start, places = outline.version, outline.count, {row[3]: row[0] for row in outline.rows}
+        else:
+            version, start, places = old.version, len(old), old.last_places(keys)
+        put: dict[int, tuple[Any, Encoded]] = {}
+        append: list[tuple[Any, Encoded]] = []
+        for key, record, one in zip(keys, records, rows, strict=True):
             place = places.setdefault(key, start + len(append))
             if place < start:
-                put[place] = (row, record)
+                put[place] = (record, one)
             else:
-                append[place - start : place - start + 1] = [(row, record)]
-        changes = tuple((i, put[i][0]) for i in sorted(put))
-        self._tail = Tail([record for _, record in append], [row for row, _ in append])
-        self._base = None
-        if isinstance(old, Remembered):
-            after = [put[i][1] if i in put else record for i, record in enumerate(old.records)] if put else ()
-            self._base = old.changed(after, changes, start) if put else old
-        self.write = ListWrite(expect=old.version, put=changes, append=tuple(self._tail.rows))
+                append[place - start : place - start + 1] = [(record, one)]
+        base = old.copy(start) if old is not None and put else old
+        for i, (record, (row, proof)) in put.items() if base is not None else ():
+            base.hold(i, record, proof)
+            base.put(i, row)
+        tail = Tail([record for record, _ in append], [one for _, one in append])
+        changes = tuple((i, put[i][1].row) for i in sorted(put))
+        return cls(base, tail, ListWrite(expect=version, put=changes, append=tuple(tail.rows)))
 
     def remember(self, head: ListHead) -> Remembered | None:
         if self._base is not None:
