@@ -16,6 +16,7 @@ from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, see
 
 from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError
 from kode_core.batch import Fence
+from kode_core.engine import Engine
 from kode_core.engines.record_engine import RecordEngine
 from kode_core.engines.record_state import AgentHead
 from kode_core.engines.records import Change, HeadRecord, Item, Place
@@ -413,3 +414,33 @@ async def test_a_damaged_head_spoils_no_query_of_others() -> None:
     async with await opened(Damaged(contents)) as store:
         assert [session.agent_id for session in await store.query_sessions()] == ["b"]
     assert contents.heads["b"].is_settled
+
+
+class SlowDrops(MemoryRecords):
+    """Removes what a delete left when it is told to."""
+
+    def __init__(self, contents: Contents) -> None:
+        super().__init__(contents, inline_bytes=4_000_000, part_bytes=8_000_000)
+        self.until = asyncio.Event()
+
+    async def drop(self, place: Place) -> None:
+        await self.until.wait()
+        await super().drop(place)
+
+
+async def test_slow_deletes_hold_up_no_other_agent() -> None:
+    """However many deletes are slow, an append to another agent is done."""
+    records = SlowDrops(Contents())
+
+    async def opener() -> Engine:
+        return RecordEngine(records)
+
+    async with EngineStore(opener) as store:
+        for i in range(40):
+            await store.append_messages(f"a{i}", samples.messages(1))
+        deletes = [asyncio.ensure_future(store.delete(f"a{i}")) for i in range(40)]
+        await asyncio.sleep(0.01)
+        await store.append_messages("other", samples.messages(1))
+        assert not any(delete.done() for delete in deletes)
+        records.until.set()
+        await asyncio.gather(*deletes)
