@@ -21,11 +21,7 @@ from kode_core.jsonvalue import Problem, dump, fingerprint, step, walk
 from kode_core.model import Json, Record, Timeline
 from kode_core.pace import Pace
 from kode_core.shapes import (
-    MARK,
-    SPREAD,
-    Later,
     Shape,
-    Sink,
     class_of_block,
     from_wire,
     parts_of,
@@ -34,8 +30,18 @@ from kode_core.shapes import (
     write_list,
     write_struct,
 )
+from kode_core.sink import MARK, SPREAD, Later, Sink
 
-__all__ = ["Written", "decode_in_slices", "decode_list_in_slices", "is_unchanged", "proof_of", "write", "write_list_of"]
+__all__ = [
+    "Written",
+    "decode_in_slices",
+    "decode_list_in_slices",
+    "is_unchanged",
+    "proof_of",
+    "proof_of_read",
+    "write",
+    "write_list_of",
+]
 
 R = TypeVar("R", bound=Record)
 
@@ -68,6 +74,11 @@ def proof_of(record: Record) -> bytes | None:
     parts: list[Any] = []
     parts_of(record, parts)
     return _proof(parts)
+
+
+def proof_of_read(record: Record, body: Body) -> bytes | None:
+    """The proof of a record just read from *body*."""
+    return proof_of(record) if len(body.text) <= LARGE_TEXT else NO_PROOF
 
 
 def _proof(parts: list[Any]) -> bytes | None:
@@ -113,7 +124,7 @@ async def is_unchanged(cls: type[Record], record: Record, proof: bytes, pace: Pa
     """Whether all that can change in a record is what it was when it was written with *proof*."""
     try:
         if len(proof) <= _fresh.digest_size:
-            return proof_of(record) == proof
+            return proof != NO_PROOF and proof_of(record) == proof
         sink = Sink()
         writer = _Writer(pace, is_silent=True)
         await writer.wire(write_struct(cls, record, sink), sink, b"")

@@ -10,19 +10,18 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
 
-from kode_core.errors import InvalidArgumentError, InvalidValueError
-from kode_core.ids import IndexText, check_agent_id, index_text
-from kode_core.jsonslices import JsonWriter
-from kode_core.jsonvalue import NODES, Problem, decode_json, encode_json, weight
+from kode_core.errors import InvalidArgumentError
+from kode_core.ids import check_agent_id, index_text
+from kode_core.jsonvalue import decode_json, encode_json
+from kode_core.metadata import metadata_index
 from kode_core.model import Bookmark, Json
-from kode_core.pace import Pace
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -353,54 +352,6 @@ def time_ms(name: str, value: Any) -> int:
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidArgumentError(f"{name} is a naive datetime; give its time zone, as in datetime.now(timezone.utc)")
     return -(-((value - _EPOCH) // timedelta(microseconds=1)) // 1000)
-
-
-def metadata_index(metadata: Mapping[str, Json], label: str = "metadata") -> tuple[tuple[str, str], ...]:
-    """The (key, value) pairs under which *metadata* is found: equal JSON values give equal texts."""
-    plain = dict(metadata)
-    encode_json(plain, label)
-    return tuple((index_text(key), _index_of(_canonical_text(value, label))) for key, value in plain.items())
-
-
-async def index_of_metadata(metadata: Mapping[str, Json], label: str, pace: Pace) -> tuple[tuple[str, str], ...]:
-    """The same in slices, for metadata that is known to be exact."""
-    index = []
-    for key, value in tuple(metadata.items()):
-        text = IndexText()
-        for piece in _canonical_text(value, label):
-            text.add(piece)
-            await pace.rest()
-        index.append((index_text(key), text.whole()))
-    return tuple(index)
-
-
-def _index_of(pieces: Iterable[str]) -> str:
-    text = IndexText()
-    for piece in pieces:
-        text.add(piece)
-    return text.whole()
-
-
-def _canonical_text(value: Json, label: str) -> Iterator[str]:
-    """Pieces of a text that is equal for equal values."""
-    if weight(value) <= NODES:
-        yield encode_json(_canonical(value), label)
-        return
-    try:
-        for piece in JsonWriter(form=_canonical).write(value):
-            yield piece.decode()
-    except Problem as problem:  # it has changed meanwhile
-        raise InvalidValueError(label, "$.metadata", problem.what) from None
-
-
-def _canonical(value: Json) -> Json:
-    if type(value) is float and value.is_integer():
-        return int(value)
-    if type(value) is list:
-        return [_canonical(item) for item in value]
-    if type(value) is dict:
-        return {key: _canonical(value[key]) for key in sorted(value)}
-    return value
 
 
 # --- Cursors ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import secrets
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,6 @@ import msgspec
 
 from kode_core.jsonvalue import (
     LONG,
-    NODES,
     SCALARS,
     Problem,
     check_json,
@@ -36,14 +34,11 @@ from kode_core.model import (
     ToolCallRecord,
     UnknownBlock,
 )
+from kode_core.sink import MARK, SPREAD, Later, Sink
 
 __all__ = [
-    "MARK",
-    "SPREAD",
-    "Later",
     "Plan",
     "Shape",
-    "Sink",
     "class_of_block",
     "expected",
     "from_wire",
@@ -56,43 +51,6 @@ __all__ = [
     "write_list",
     "write_struct",
 ]
-
-
-class Later:
-    """A large part of a record, whose wire form is yet to be made; ``MARK`` stands in its place.
-
-    Attributes:
-        item: how the items are written when it is a list of records; None for a free-form value.
-        is_spread: it stands in the record without braces of its own.
-    """
-
-    __slots__ = ("is_spread", "item", "value")
-
-    def __init__(self, value: Any, item: Shape | None = None, *, is_spread: bool = False) -> None:
-        self.value = value
-        self.item = item
-        self.is_spread = is_spread
-
-
-class Sink:
-    """What is noted of a record while its wire form is made.
-
-    Attributes:
-        parts: the dicts and lists inside the record, as :func:`parts_of` finds them, except those left for later.
-        left: how much may still be written at once.
-        later: its large parts, in their order.
-    """
-
-    __slots__ = ("later", "left", "parts")
-
-    def __init__(self) -> None:
-        self.left = NODES
-        self.parts: list[Any] = []
-        self.later: list[Later] = []
-
-    def defer(self, later: Later) -> str:
-        self.later.append(later)
-        return MARK
 
 
 class Shape(NamedTuple):
@@ -171,10 +129,6 @@ def _getter(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
 _NOTHING_PLAIN: Final[frozenset[type]] = frozenset()
 MANY: Final = 512
 """A list of more items is large."""
-MARK: Final = f"later-{secrets.token_hex(16)}"
-"""Stands in a wire form for what is left for later. No value is the same: nobody can guess it."""
-SPREAD: Final = f"spread-{secrets.token_hex(16)}"
-"""The key under which a large spread stands in a wire form."""
 
 
 def shape_of(hint: Any) -> Shape:
@@ -208,12 +162,23 @@ def _checking(check: Callable[[Any], Any]) -> Callable[[Any, Sink | None], Json]
     return lambda value, _: check(value)
 
 
+def _union(kinds: tuple[Any, ...]) -> Any:
+    return functools.reduce(operator.or_, kinds)
+
+
 def _union_shape(kinds: tuple[Any, ...], optional: bool) -> Shape:
     if set(kinds) == {int, float}:
         expect = functools.partial(_expect, (int, float), "a number")
         return Shape(frozenset({int}), _write_number, expect, optional)
     if len(kinds) > 1:
-        return Shape(_NOTHING_PLAIN, _write_block, _read_block, optional, is_loose=True, hint=functools.reduce(operator.or_, kinds))
+        return Shape(
+            _NOTHING_PLAIN,
+            _write_block,
+            _read_block,
+            optional,
+            is_loose=True,
+            hint=functools.reduce(operator.or_, kinds),
+        )
     shape = shape_of(kinds[0])
     if not optional:
         return shape

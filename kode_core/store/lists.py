@@ -17,7 +17,7 @@ from weakref import ref
 
 from msgspec.structs import replace
 
-from kode_core.batch import ListHead, ListKind, ListWrite, Outline, Row, ToolCallIndex
+from kode_core.batch import ListHead, ListKind, ListRows, ListWrite, Outline, Row, ToolCallIndex
 from kode_core.large import is_unchanged
 from kode_core.pace import Pace
 from kode_core.store.rows import Encoded, ListCodec
@@ -26,7 +26,7 @@ __all__ = ["Append", "Remembered", "Replace", "Tail", "Upsert"]
 
 _AT_ONCE: Final = 256
 
-Held = Callable[[], object]
+Held = Callable[[], Any]
 """Gives a record, or something that is none when the record is gone."""
 
 
@@ -80,6 +80,14 @@ class Remembered:
         _, digests, created, keys = map(list, zip(*outline.rows, strict=True))
         return cls(outline.version, [object] * len(keys), digests, created, [None] * len(keys), keys)
 
+    @classmethod
+    def of_loaded(cls, codec: ListCodec, rows: ListRows, records: Sequence[Any], proofs: list[bytes | None]) -> Self:
+        """A list that was just read."""
+        digests = [body.digest for body, _ in rows.rows]
+        created = [created_at for _, created_at in rows.rows]
+        keys = [None if codec.key is None else codec.key(record) for record in records]
+        return cls(rows.version, list(map(ref, records)), digests, created, proofs, keys)
+
     def __len__(self) -> int:
         return len(self.held)
 
@@ -90,9 +98,8 @@ class Remembered:
         start = 0
         while chunk := list(islice(both, _AT_ONCE)):
             for i, (held, record, proof) in enumerate(chunk, start):
-                if held() is not record:
-                    found.append(i)
-                elif proof is not None and not await is_unchanged(codec.cls, record, proof, pace):
+                is_same = held() is record
+                if not is_same or (proof is not None and not await is_unchanged(codec.cls, record, proof, pace)):
                     found.append(i)
             start += _AT_ONCE
             await pace.rest()
@@ -297,9 +304,10 @@ class Upsert:
             else:
                 append[place - start : place - start + 1] = [(record, one)]
         base = old.copy(start) if old is not None and put else old
-        for i, (record, (row, proof)) in put.items() if base is not None else ():
-            base.hold(i, record, proof)
-            base.put(i, row)
+        if base is not None:
+            for i, (record, (row, proof)) in put.items():
+                base.hold(i, record, proof)
+                base.put(i, row)
         tail = Tail([record for record, _ in append], [one for _, one in append])
         changes = tuple((i, put[i][1].row) for i in sorted(put))
         return cls(base, tail, ListWrite(expect=version, put=changes, append=tuple(tail.rows)))

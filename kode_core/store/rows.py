@@ -11,6 +11,7 @@ from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.ids import check_key, index_text
 from kode_core.jsonvalue import encode_json, type_name
 from kode_core.large import write, write_list_of
+from kode_core.metadata import index_of_metadata
 from kode_core.model import (
     AgentInfo,
     CompressionRecord,
@@ -26,7 +27,6 @@ from kode_core.model import (
     UnknownBlock,
 )
 from kode_core.pace import Pace
-from kode_core.query import index_of_metadata
 from kode_core.shapes import is_of
 
 __all__ = ["INT64", "LISTS", "Encoded", "ListCodec", "event_write", "event_writes", "info_of", "records_of"]
@@ -77,6 +77,8 @@ class ListCodec(NamedTuple):
     cls: type[Record]
     row: Callable[[int, Any, int, Pace], Awaitable[Encoded]]
     """(position, record, now, pace) -> row"""
+    key: Callable[[Any], str] | None = None
+    """The id of a tool call as the index has it."""
 
 
 async def _message_row(position: int, message: Message, now: int, pace: Pace) -> Encoded:
@@ -99,9 +101,13 @@ async def _tool_call_row(position: int, call: ToolCallRecord, _: int, pace: Pace
     return Encoded(Row(body, _int64(call.created_at, label, "$.createdAt"), index), proof)
 
 
+def _key_of(call: ToolCallRecord) -> str:
+    return index_text(call.id)
+
+
 LISTS: Final = {
     ListKind.MESSAGES: ListCodec(ListKind.MESSAGES, Message, _message_row),
-    ListKind.TOOL_CALLS: ListCodec(ListKind.TOOL_CALLS, ToolCallRecord, _tool_call_row),
+    ListKind.TOOL_CALLS: ListCodec(ListKind.TOOL_CALLS, ToolCallRecord, _tool_call_row, _key_of),
 }
 
 
