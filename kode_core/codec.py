@@ -7,9 +7,9 @@ in slices, by :mod:`kode_core.large`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -23,11 +23,14 @@ __all__ = ["Body", "decode", "decode_list", "digest", "encode", "encode_list", "
 R = TypeVar("R", bound=Record)
 
 
-class Body(NamedTuple):
+class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A record as it is stored: its JSON text and the digest of that text."""
 
     text: str
     digest: bytes
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.text, self.digest))
 
 
 def digest(raw: bytes) -> bytes:

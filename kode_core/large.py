@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -33,13 +33,15 @@ from kode_core.shapes import (
 from kode_core.sink import MARK, SPREAD, Later, Sink
 
 __all__ = [
+    "Proof",
     "Written",
     "decode_in_slices",
     "decode_list_in_slices",
+    "digest_of",
     "is_unchanged",
-    "proof_of",
     "proof_of_read",
     "write",
+    "write_body",
     "write_list_of",
 ]
 
@@ -48,42 +50,51 @@ R = TypeVar("R", bound=Record)
 _LONG_TEXT: Final = 2**20
 _MARK_TEXT: Final = f'"{MARK}"'.encode()
 _SPREAD_TEXT: Final = f'"{SPREAD}":'.encode()
-_OF_LARGE: Final = b"+"
-
-NO_PROOF: Final = b""
-"""The proof of a record that has never been proved: it may be what is stored, or not."""
 
 
-class Written(NamedTuple):
+class Proof(msgspec.Struct, frozen=True, gc=False):
+    """Tells whether the dicts and lists in a record, which can change, are what was written.
+
+    Attributes:
+        digest: of what they were; None when it was never taken, so that they may be anything.
+        parts: the dicts and lists; None for a large record, which is looked at in slices.
+    """
+
+    digest: bytes | None
+    parts: tuple[Any, ...] | None
+
+
+class Written(msgspec.Struct, frozen=True, gc=False):
     """A record as it is stored, and its proof; None when nothing in the record can change."""
 
     body: Body
-    proof: bytes | None
+    proof: Proof | None
 
 
 _hash = functools.partial(blake2b, digest_size=16)
 _fresh = _hash()
 
 
-def proof_of(record: Record) -> bytes | None:
-    """The proof of a record that is not large, as :func:`write` gives it.
-
-    Raises:
-        ValueError: something that is not JSON was put in.
-    """
+def proof_of_read(record: Record, body: Body) -> Proof | None:
+    """The proof of a record just read from *body*."""
+    if len(body.text) > LARGE_TEXT:
+        return Proof(None, None)
     parts: list[Any] = []
     parts_of(record, parts)
     return _proof(parts)
 
 
-def proof_of_read(record: Record, body: Body) -> bytes | None:
-    """The proof of a record just read from *body*."""
-    return proof_of(record) if len(body.text) <= LARGE_TEXT else NO_PROOF
+def _proof(parts: Sequence[Any]) -> Proof | None:
+    taken = tuple(parts)
+    return Proof(digest_of(taken), taken) if taken else None
 
 
-def _proof(parts: list[Any]) -> bytes | None:
-    if not parts:
-        return None
+def digest_of(parts: Sequence[Any]) -> bytes:
+    """16 bytes that stand for dicts and lists.
+
+    Raises:
+        ValueError: something that is not JSON was put in.
+    """
     copy = _fresh.copy()
     copy.update(fingerprint(parts))
     return copy.digest()
@@ -94,43 +105,46 @@ def _proof(parts: list[Any]) -> bytes | None:
 
 async def write(cls: type[Record], record: Record, label: str, pace: Pace) -> Written:
     """The stored form of *record* and its proof; raises as :func:`kode_core.codec.encode` does."""
-    return await _write(lambda sink: write_struct(cls, record, sink), label, pace)
+    body, sink, digest = await _write(functools.partial(write_struct, cls, record), label, pace)
+    if not (digest or sink.later):
+        return Written(body, _proof(sink.parts))
+    return Written(body, None if digest is None else Proof(digest, None))
+
+
+async def write_body(cls: type[Record], record: Record, label: str, pace: Pace) -> Body:
+    """The stored form of *record*."""
+    return (await _write(functools.partial(write_struct, cls, record), label, pace))[0]
 
 
 async def write_list_of(cls: type[Record], records: Sequence[Record], label: str, pace: Pace) -> Body:
     """The stored form of a list of records that is kept as one."""
-    return (await _write(lambda sink: _bare_list(cls, records, sink), label, pace)).body
+    return (await _write(functools.partial(write_list, shape_of(cls), records), label, pace))[0]
 
 
-def _bare_list(cls: type[Record], records: Sequence[Record], sink: Sink | None) -> Json:
-    return write_list(shape_of(cls), records, sink)
-
-
-async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> Written:
+async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> tuple[Body, Sink, bytes | None]:
+    """The stored form, what was noted meanwhile, and a digest if it had to be taken in slices."""
     sink = Sink()
     try:
         wire = make(sink)
         raw = dump(wire)
         if not sink.later and len(raw) <= _LONG_TEXT:
-            return Written(Body(raw.decode(), digest(raw)), _proof(sink.parts))
+            return Body(raw.decode(), digest(raw)), sink, None
         writer = _Writer(pace)
         await writer.wire(wire, sink, raw)
-        return writer.written()
+        return writer.body(), sink, writer.proof()
     except Problem as problem:
         raise InvalidValueError(label, f"${problem.path}", problem.what) from None
 
 
-async def is_unchanged(cls: type[Record], record: Record, proof: bytes, pace: Pace) -> bool:
-    """Whether all that can change in a record is what it was when it was written with *proof*."""
+async def is_unchanged(cls: type[Record], record: Record, digest: bytes, pace: Pace) -> bool:
+    """Whether all that can change in a large record is what it was when *digest* was taken."""
+    sink = Sink()
+    writer = _Writer(pace, is_silent=True)
     try:
-        if len(proof) <= _fresh.digest_size:
-            return proof != NO_PROOF and proof_of(record) == proof
-        sink = Sink()
-        writer = _Writer(pace, is_silent=True)
         await writer.wire(write_struct(cls, record, sink), sink, b"")
-        return writer.proof() == proof
     except (Problem, ValueError):  # something that is not JSON was put in
         return False
+    return writer.proof() == digest
 
 
 class _Writer:
@@ -144,11 +158,12 @@ class _Writer:
         self._has_parts = False
         self._pieces: list[str] = []
 
-    def written(self) -> Written:
-        return Written(Body("".join(self._pieces), self._digest.digest()), self.proof())
+    def body(self) -> Body:
+        return Body("".join(self._pieces), self._digest.digest())
 
     def proof(self) -> bytes | None:
-        return _OF_LARGE + self._proof.digest() if self._has_parts else None
+        """The digest of all that can change; None when nothing can."""
+        return self._proof.digest() if self._has_parts else None
 
     async def wire(self, wire: Json, sink: Sink, raw: bytes) -> None:
         """Write *wire*, of which *raw* is the text, and *sink* tells what was left for later."""

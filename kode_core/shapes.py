@@ -320,18 +320,27 @@ def read_list(shape: Shape, value: Any) -> Any:
     return tuple(out)
 
 
+class _Loose(dict[type, Callable[[Any], tuple[Any, ...]]]):
+    def __missing__(self, cls: type) -> Callable[[Any], tuple[Any, ...]]:
+        self[cls] = loose = plan_of(cast(Any, cls)).loose
+        return loose
+
+
+_LOOSE: Final = _Loose()
+
+
 def parts_of(record: Any, parts: list[Any]) -> None:
     """Add to *parts* the dicts and lists in a record: all of it that can change while it stays the same object."""
-    for value in plan_of(cast(Any, type(record))).loose(record):
-        kind = type(value)
-        if value is None or kind is str:
+    for value in _LOOSE[type(record)](record):
+        if value is None:
             continue
+        kind = type(value)
         if kind is dict or kind is list:
             parts.append(value)
         elif kind is tuple:
             for item in value:
                 parts_of(item, parts)
-        elif isinstance(value, msgspec.Struct):
+        elif kind is not str and isinstance(value, msgspec.Struct):
             parts_of(value, parts)
 
 

@@ -12,17 +12,18 @@ __all__ = ["ListMemory"]
 
 _LIST_BYTES: Final = 1_500
 _RECORD_BYTES: Final = 240
-_PROOF_BYTES: Final = 64
+_PROOF_BYTES: Final = 180
 _KEY_BYTES: Final = 160
 _CHAR_BYTES: Final = 4
 
 
 def size_of(remembered: Remembered) -> int:
     """The bytes that a list takes while it is remembered; the records themselves are not held."""
-    size = _LIST_BYTES + len(remembered) * _RECORD_BYTES
-    size += (len(remembered) - remembered.proofs.count(None)) * _PROOF_BYTES
-    keys = [key for key in remembered.keys if key is not None]
-    return size + len(keys) * _KEY_BYTES + sum(map(len, keys)) * _CHAR_BYTES
+    count = len(remembered)
+    proofs = count - remembered.proofs.count(None)
+    keys = count - remembered.keys.count(None)
+    characters = sum(map(len, filter(None, remembered.keys))) if keys else 0
+    return _LIST_BYTES + count * _RECORD_BYTES + proofs * _PROOF_BYTES + keys * _KEY_BYTES + characters * _CHAR_BYTES
 
 
 class ListMemory:

@@ -9,44 +9,86 @@ read anew. Records are held weakly: to remember them keeps none of them in memor
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from itertools import islice
 from typing import Any, Final, Self
 from weakref import ref
 
 from msgspec.structs import replace
 
 from kode_core.batch import ListHead, ListKind, ListRows, ListWrite, Outline, Row, ToolCallIndex
-from kode_core.large import is_unchanged
+from kode_core.large import Proof, digest_of, is_unchanged
 from kode_core.pace import Pace
 from kode_core.store.rows import Encoded, ListCodec
 
 __all__ = ["Append", "Remembered", "Replace", "Tail", "Upsert"]
 
-_AT_ONCE: Final = 256
+_RUN: Final = 256
 
-Held = Callable[[], Any]
-"""Gives a record, or something that is none when the record is gone."""
+
+class Held(ref[Any]):
+    """A record that somebody else keeps, weakly, and the dicts and lists in it, as long as it is there."""
+
+    __slots__ = ()
+    parts: tuple[Any, ...] | None = None
+
+
+class _HeldWithParts(Held):
+    __slots__ = ("parts",)
+
+
+def _let_go(held: Any) -> None:
+    held.parts = None
+
+
+def _held(record: Any, proof: Proof | None) -> Held:
+    if proof is None or proof.parts is None:
+        return Held(record)
+    held = _HeldWithParts(record, _let_go)
+    held.parts = proof.parts
+    return held
+
+
+_parts = operator.attrgetter("parts")
+
+
+class _Nobody:
+    __slots__ = ("__weakref__",)
+
+
+_NONE: Final = Held(_Nobody())
+_UNPROVED: Final = b""
+
+
+def _holds(parts: Sequence[Any] | None, proof: bytes) -> bool:
+    try:
+        return parts is not None and digest_of(parts) == proof
+    except ValueError:  # something that is not JSON was put in
+        return False
 
 
 class Tail:
     """Records and their rows, with the proofs of what they were when they were encoded."""
 
     def __init__(self, records: Sequence[Any], encoded: Sequence[Encoded]) -> None:
-        self.held: list[Held] = list(map(ref, records))
+        self.held = [_held(record, one.proof) for record, one in zip(records, encoded, strict=True)]
         self.rows = [one.row for one in encoded]
-        self.proofs = [one.proof for one in encoded]
+        self.proofs = [_digest(one.proof) for one in encoded]
+
+
+def _digest(proof: Proof | None) -> bytes | None:
+    return None if proof is None else proof.digest or _UNPROVED
 
 
 class Remembered:
     """A list as this store last wrote or read it.
 
     Attributes:
-        held: gives the records, each as long as somebody else has it.
-        proofs: see :mod:`kode_core.large`.
+        held: the records.
+        proofs: a digest for each of the dicts and lists in it, None where there are none.
         keys: of a list of tool calls, their ids as the index has them.
-        newest: the greatest of the times in ``created``; None when there are none.
+        newest: at least the greatest of the times in ``created``; None when there are none.
     """
 
     def __init__(
@@ -66,6 +108,7 @@ class Remembered:
         self.keys = keys
         self.newest: int | None = max(created, default=None)
         self._places: dict[str | None, int] | None = None
+        self._runs: dict[int, bytes] = {}
 
     @classmethod
     def of_nothing(cls) -> Self:
@@ -78,36 +121,69 @@ class Remembered:
         if not outline.rows:
             return cls(outline.version, [], [], [], [], [])
         _, digests, created, keys = map(list, zip(*outline.rows, strict=True))
-        return cls(outline.version, [object] * len(keys), digests, created, [None] * len(keys), keys)
+        return cls(outline.version, [_NONE] * len(keys), digests, created, [None] * len(keys), keys)
 
     @classmethod
-    def of_loaded(cls, codec: ListCodec, rows: ListRows, records: Sequence[Any], proofs: list[bytes | None]) -> Self:
+    def of_loaded(cls, codec: ListCodec, rows: ListRows, records: Sequence[Any], proofs: list[Proof | None]) -> Self:
         """A list that was just read."""
         digests = [body.digest for body, _ in rows.rows]
         created = [created_at for _, created_at in rows.rows]
         keys = [None if codec.key is None else codec.key(record) for record in records]
-        return cls(rows.version, list(map(ref, records)), digests, created, proofs, keys)
+        held = list(map(_held, records, proofs))
+        return cls(rows.version, held, digests, created, list(map(_digest, proofs)), keys)
 
     def __len__(self) -> int:
         return len(self.held)
 
+    # --- finding what changed
+
     async def suspects(self, codec: ListCodec, records: Sequence[Any], pace: Pace) -> list[int]:
         """The positions within both lists where *records* may differ from what is stored."""
         found: list[int] = []
-        both = zip(self.held, records, self.proofs, strict=False)
-        start = 0
-        while chunk := list(islice(both, _AT_ONCE)):
-            for i, (held, record, proof) in enumerate(chunk, start):
-                is_same = held() is record
-                if not is_same or (proof is not None and not await is_unchanged(codec.cls, record, proof, pace)):
-                    found.append(i)
-            start += _AT_ONCE
+        shared = min(len(self), len(records))
+        for start in range(0, shared, _RUN):
+            new = records[start : min(start + _RUN, shared)]
+            held = self.held[start : start + len(new)]
+            parts = list(map(_parts, held))
+            if not (all(map(operator.is_, map(operator.call, held), new)) and self._is_proved(start, parts)):
+                found += await self._suspects_in_run(codec, start, new, pace)
             await pace.rest()
         return found
+
+    def _is_proved(self, start: int, parts: list[Any]) -> bool:
+        """Whether a run of records was found unchanged before, and is what it was then."""
+        known = self._runs.get(start)
+        try:
+            return known is not None and digest_of(parts) == known
+        except ValueError:  # something that is not JSON was put in
+            return False
+
+    async def _suspects_in_run(self, codec: ListCodec, start: int, records: Sequence[Any], pace: Pace) -> list[int]:
+        found: list[int] = []
+        large: list[int] = []
+        parts = []
+        for i, record in enumerate(records, start):
+            held, proof = self.held[i], self.proofs[i]
+            parts.append(held.parts)
+            if held() is not record:
+                found.append(i)
+            elif proof is not None and held.parts is None:
+                large.append(i)
+            elif proof is not None and not _holds(held.parts, proof):
+                found.append(i)
+        if not (found or large):
+            self._runs[start] = digest_of(parts)
+        for i in large:
+            if not await is_unchanged(codec.cls, records[i - start], self.proofs[i] or _UNPROVED, pace):
+                found.append(i)
+        return sorted(found)
+
+    # --- noting what was written
 
     def extend(self, version: int, tail: Tail) -> None:
         """Note that *tail* was appended."""
         keys = list(map(key_of, tail.rows))
+        self._runs.pop(len(self) // _RUN * _RUN, None)
         if self._places is not None:
             self._places.update(zip(keys, range(len(self), len(self) + len(keys)), strict=True))
         self.version = version
@@ -116,15 +192,12 @@ class Remembered:
         self.created.extend(row.created_at for row in tail.rows)
         self.proofs.extend(tail.proofs)
         self.keys.extend(keys)
-        self._see(row.created_at for row in tail.rows)
+        newest = max((row.created_at for row in tail.rows), default=self.newest)
+        self.newest = newest if self.newest is None or newest is None else max(self.newest, newest)
 
-    def _see(self, times: Iterable[int]) -> None:
-        known = () if self.newest is None else (self.newest,)
-        self.newest = max((*known, *times), default=None)
-
-    def copy(self, length: int) -> Remembered:
-        """A copy cut to *length*."""
-        return Remembered(
+    def copy(self, length: int, *, keys_stay: bool = False) -> Remembered:
+        """A copy cut to *length*; *keys_stay* when it is not cut, and what is put in it has the keys of before."""
+        copy = Remembered(
             self.version,
             self.held[:length],
             self.digests[:length],
@@ -132,16 +205,20 @@ class Remembered:
             self.proofs[:length],
             self.keys[:length],
         )
+        copy._places = self._places if keys_stay else None
+        copy._runs = {start: proof for start, proof in self._runs.items() if start + _RUN <= length}
+        return copy
 
-    def hold(self, i: int, record: Any, proof: bytes | None) -> None:
+    def hold(self, i: int, record: Any, proof: Proof | None) -> None:
         """Note that *record* is what is stored at a position."""
-        self.held[i], self.proofs[i] = ref(record), proof
+        self.held[i], self.proofs[i] = _held(record, proof), _digest(proof)
+        self._runs.pop(i // _RUN * _RUN, None)
 
     def put(self, i: int, row: Row) -> None:
         """Note what was written at a position."""
         self.digests[i], self.created[i], self.keys[i] = row.body.digest, row.created_at, key_of(row)
-        self._see((row.created_at,))
-        self._places = None
+        if self.newest is None or row.created_at > self.newest:
+            self.newest = row.created_at
 
     def last_places(self, keys: Iterable[str]) -> dict[str | None, int]:
         """The last positions of the tool calls of these ids."""
@@ -176,16 +253,17 @@ class Replace:
         base = old.copy(shared) if suspects or is_cut else old
         put: list[tuple[int, Row]] = []
         for i in suspects:
-            row, proof = await codec.row(i, records[i], now, pace)
-            base.hold(i, records[i], proof)
-            if row.body.digest != old.digests[i]:
-                put.append((i, row))
+            one = await codec.row(i, records[i], now, pace)
+            base.hold(i, records[i], one.proof)
+            if one.row.body.digest != old.digests[i]:
+                put.append((i, one.row))
             await pace.rest()
-        append = [await codec.row(i, records[i], now, pace) for i in range(shared, len(records))]
+        append = await _encoded(codec, records[shared:], shared, now, pace)
         if codec.kind == ListKind.MESSAGES:
-            put, append = _timed(old, put, append, shared)
+            put, append = await _timed(old, put, append, shared, pace)
         for i, row in put:
             base.put(i, row)
+            await pace.rest()
         tail = Tail(records[shared:], append)
         length = shared if is_cut else None
         return cls(base, tail, ListWrite(expect=old.version, length=length, put=tuple(put), append=tuple(tail.rows)))
@@ -194,9 +272,9 @@ class Replace:
     async def whole(cls, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> Self:
         """Write all of it whatever is there now: for a list that other writers change all the time."""
         pace = Pace()
-        append = [await codec.row(i, record, now, pace) for i, record in enumerate(records)]
+        append = await _encoded(codec, records, 0, now, pace)
         if codec.kind == ListKind.MESSAGES:
-            _, append = _timed(old, [], append, 0)
+            _, append = await _timed(old, [], append, 0, pace)
         tail = Tail(records, append)
         return cls(Remembered.of_nothing(), tail, ListWrite(length=0, append=tuple(tail.rows)))
 
@@ -205,39 +283,49 @@ class Replace:
         return self._base
 
 
-def _timed(
-    old: Remembered, put: list[tuple[int, Row]], append: list[Encoded], shared: int
+async def _encoded(codec: ListCodec, records: Sequence[Any], start: int, now: int, pace: Pace) -> list[Encoded]:
+    """The rows of records, of which the first will stand at *start*."""
+    encoded = []
+    for i, record in enumerate(records, start):
+        encoded.append(await codec.row(i, record, now, pace))
+        await pace.rest()
+    return encoded
+
+
+async def _timed(
+    old: Remembered, put: list[tuple[int, Row]], append: list[Encoded], shared: int, pace: Pace
 ) -> tuple[list[tuple[int, Row]], list[Encoded]]:
     """Give messages their times (MSG-4).
 
     One that only moved keeps its own, one that replaces another that of the position, and one that was appended has
     the time of now, or the greatest before it where that is later.
     """
-    if not (put or append):
-        return put, append
     seen: defaultdict[bytes, deque[int]] = defaultdict(deque)
     for i in (*(i for i, _ in put), *range(shared, len(old))):
         seen[old.digests[i]].append(old.created[i])
+        await pace.rest()
+    times = old.created[:shared]
 
     def known(i: int, row: Row) -> int | None:
-        times = seen.get(row.body.digest)
-        if times:
-            return times.popleft()
+        moved = seen.get(row.body.digest) if seen else None
+        if moved:
+            return moved.popleft()
         return old.created[i] if i < len(old) else None
 
-    times = old.created[:shared]
     timed_put = []
     for i, row in put:
         times[i] = known(i, row) or 0
         timed_put.append((i, replace(row, created_at=times[i])))
-    newest = max(times, default=None) if put or shared < len(old) else old.newest
+        await pace.rest()
+    newest = max(times, default=None) if seen else old.newest
     timed = []
-    for i, (row, proof) in enumerate(append, shared):
-        time = known(i, row)
+    for i, one in enumerate(append, shared):
+        time = known(i, one.row)
         if time is None:
-            time = row.created_at if newest is None else max(row.created_at, newest)
+            time = one.row.created_at if newest is None else max(one.row.created_at, newest)
         newest = time if newest is None else max(newest, time)
-        timed.append(Encoded(row if time == row.created_at else replace(row, created_at=time), proof))
+        timed.append(one if time == one.row.created_at else Encoded(replace(one.row, created_at=time), one.proof))
+        await pace.rest()
     return timed_put, timed
 
 
@@ -254,9 +342,9 @@ class Append:
         """What appends *records* to a list that was *old*, if it is known."""
         pace = Pace()
         start = 0 if old is None else len(old)
-        append = [await codec.row(i, record, now, pace) for i, record in enumerate(records, start)]
+        append = await _encoded(codec, records, start, now, pace)
         if old is not None and codec.kind == ListKind.MESSAGES:
-            _, append = _timed(old, [], append, start)
+            _, append = await _timed(old, [], append, start, pace)
         return cls(old, Tail(records, append))
 
     def remember(self, head: ListHead) -> Remembered | None:
@@ -288,7 +376,7 @@ class Upsert:
     ) -> Self:
         """What writes *records* into *old*; where that is not known, *look* gives the outline of some call ids."""
         pace = Pace()
-        rows = [await codec.row(i, record, now, pace) for i, record in enumerate(records)]
+        rows = await _encoded(codec, records, 0, now, pace)
         keys = [str(key_of(one.row)) for one in rows]
         if old is None:
             outline = await look(list(dict.fromkeys(keys)))
@@ -303,11 +391,11 @@ class Upsert:
                 put[place] = (record, one)
             else:
                 append[place - start : place - start + 1] = [(record, one)]
-        base = old.copy(start) if old is not None and put else old
+        base = old.copy(start, keys_stay=True) if old is not None and put else old
         if base is not None:
-            for i, (record, (row, proof)) in put.items():
-                base.hold(i, record, proof)
-                base.put(i, row)
+            for i, (record, one) in put.items():
+                base.hold(i, record, one.proof)
+                base.put(i, one.row)
         tail = Tail([record for record, _ in append], [one for _, one in append])
         changes = tuple((i, put[i][1].row) for i in sorted(put))
         return cls(base, tail, ListWrite(expect=version, put=changes, append=tuple(tail.rows)))

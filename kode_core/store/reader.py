@@ -12,7 +12,7 @@ from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import plain_text
-from kode_core.large import decode_in_slices, decode_list_in_slices, proof_of_read
+from kode_core.large import Proof, decode_in_slices, decode_list_in_slices, proof_of_read
 from kode_core.model import (
     AgentInfo,
     Bookmark,
@@ -66,7 +66,7 @@ class Reader:
         is_new = known is None or known.version != rows.version
         codec, what, pace = LISTS[kind], kind.value.rstrip("s").replace("_", " "), Pace()
         records: list[Any] = []
-        proofs: list[bytes | None] = []
+        proofs: list[Proof | None] = []
         for i, (body, _) in enumerate(rows.rows):
             record = await decode_in_slices(codec.cls, body, f"{what} {i} of agent {agent_id!r}", pace)
             records.append(record)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from kode_core.batch import Doc, DocKind, DocWrite, EventWrite, Info, ListKind, MessageIndex, Row, ToolCallIndex
 from kode_core.codec import Body
 from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.ids import check_key, index_text
 from kode_core.jsonvalue import encode_json, type_name
-from kode_core.large import write, write_list_of
+from kode_core.large import Proof, write, write_body, write_list_of
 from kode_core.metadata import index_of_metadata
 from kode_core.model import (
     AgentInfo,
@@ -63,11 +65,11 @@ def _check_class(cls: type[Record], record: Any, what: str) -> None:
 # --- Lists ------------------------------------------------------------------------------------------------------------
 
 
-class Encoded(NamedTuple):
+class Encoded(msgspec.Struct, frozen=True, gc=False):
     """A record as a row, with its proof, see :mod:`kode_core.large`."""
 
     row: Row
-    proof: bytes | None
+    proof: Proof | None
 
 
 class ListCodec(NamedTuple):
@@ -82,14 +84,15 @@ class ListCodec(NamedTuple):
 
 
 async def _message_row(position: int, message: Message, now: int, pace: Pace) -> Encoded:
-    body, proof = await write(Message, message, f"message {position}", pace)
+    written = await write(Message, message, f"message {position}", pace)
     types = {index_text(b.type) if type(b) is UnknownBlock else b.__struct_config__.tag for b in message.content}
-    return Encoded(Row(body, now, MessageIndex(index_text(message.role), tuple(sorted(map(str, types))))), proof)
+    index = MessageIndex(index_text(message.role), tuple(sorted(map(str, types))))
+    return Encoded(Row(written.body, now, index), written.proof)
 
 
 async def _tool_call_row(position: int, call: ToolCallRecord, _: int, pace: Pace) -> Encoded:
     label = f"tool call record {position}"
-    body, proof = await write(ToolCallRecord, call, label, pace)
+    written = await write(ToolCallRecord, call, label, pace)
     check_key(call.id, "tool call id")
     index = ToolCallIndex(
         index_text(call.id),
@@ -98,7 +101,7 @@ async def _tool_call_row(position: int, call: ToolCallRecord, _: int, pace: Pace
         call.is_error is True,
         call.approval.required,
     )
-    return Encoded(Row(body, _int64(call.created_at, label, "$.createdAt"), index), proof)
+    return Encoded(Row(written.body, _int64(call.created_at, label, "$.createdAt"), index), written.proof)
 
 
 def _key_of(call: ToolCallRecord) -> str:
@@ -122,9 +125,8 @@ async def info_of(agent_id: str, info: AgentInfo) -> Info:
             f"info.agent_id is {info.agent_id!r:.80} but it is saved as {agent_id!r:.80}: they must be the same"
         )
     label, pace = f"info of agent {agent_id!r}", Pace()
-    body, _ = await write(AgentInfo, info, label, pace)
     return Info(
-        body,
+        await write_body(AgentInfo, info, label, pace),
         index_text(info.template_id),
         _int64(info.created_at, label, "$.createdAt"),
         await index_of_metadata(info.metadata, label, pace),
@@ -135,7 +137,7 @@ async def event_write(timeline: Timeline, pace: Pace | None = None) -> EventWrit
     """The stored form of an event."""
     label = "event"
     _check_class(Timeline, timeline, label)
-    body, _ = await write(Timeline, timeline, label, pace or Pace())
+    body = await write_body(Timeline, timeline, label, pace or Pace())
     return EventWrite(_int64(timeline.bookmark.seq, label, "$.bookmark.seq"), timeline.event.channel, body)
 
 
@@ -150,7 +152,7 @@ async def event_writes(timelines: Any) -> tuple[EventWrite, ...]:
 
 
 async def _body(cls: type[Record], record: Record, label: str) -> Body:
-    return (await write(cls, record, label, Pace())).body
+    return await write_body(cls, record, label, Pace())
 
 
 def _doc(kind: DocKind, key: str, time: int, body: Body, label: str, path: str) -> DocWrite:
