@@ -135,6 +135,11 @@ class Remembered:
     def __len__(self) -> int:
         return len(self.held)
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether some of the records are gone, so that it is better to remember those that were just read."""
+        return None in map(operator.call, self.held)
+
     # --- finding what changed
 
     async def suspects(self, codec: ListCodec, records: Sequence[Any], pace: Pace) -> list[int]:

@@ -63,7 +63,7 @@ class Reader:
         """A whole list, which is remembered."""
         rows = await self._context.engine.rows(agent_id, kind)
         known = self._memory.get(agent_id, kind)
-        is_new = known is None or known.version != rows.version
+        is_new = known is None or known.version != rows.version or known.is_incomplete
         codec, what, pace = LISTS[kind], kind.value.rstrip("s").replace("_", " "), Pace()
         records: list[Any] = []
         proofs: list[Proof | None] = []
