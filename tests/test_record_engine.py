@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ import pytest
 from kode_conformance import samples
 from kode_conformance.record_tests import Held, OpenRecords, RecordStoreTests
 from kode_conformance.testclass import StoreConformance
-from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
+from kode_conformance.writes import FORK, WRITES, Portrait, Write, expected, overwrite, portrait, seed, write_on
 
 from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError
 from kode_core.batch import Fence
@@ -444,3 +444,43 @@ async def test_slow_deletes_hold_up_no_other_agent() -> None:
         assert not any(delete.done() for delete in deletes)
         records.until.set()
         await asyncio.gather(*deletes)
+
+
+class Overtaken(Doubtful):
+    """Loses the answer to one swap that was done, and lets others write before anything is made again."""
+
+    def __init__(self, contents: Contents, meanwhile: Callable[[], Awaitable[object]], **options: Any) -> None:
+        super().__init__(contents, lambda n: "", **options)
+        self.meanwhile = meanwhile
+        self.is_armed = False
+
+    async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
+        if not self.is_armed:
+            return await super().swap(old, new, fence, items)
+        self.is_armed = False
+        assert await super().swap(old, new, fence, items)
+        await self.meanwhile()
+        raise OutcomeUnknownError("the connection broke")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
+@pytest.mark.parametrize("what", ["replaces", "deletes"])
+async def test_a_write_whose_answer_is_lost_undoes_nothing(what: str, write: Write, options: dict[str, Any]) -> None:
+    """What others wrote or deleted since a write was applied stays so, whatever kind of write it was."""
+    contents = Contents()
+    others = await opened(MemoryRecords(contents, **options))
+
+    seen: list[Portrait] = []
+
+    async def meanwhile() -> None:
+        await (others.delete("a") if what == "deletes" else overwrite(others, "a"))
+        seen.append(await portrait(others, "a"))
+
+    records = Overtaken(contents, meanwhile, **options)
+    async with others, await opened(records) as store:
+        await seed(store, "a")
+        records.is_armed = True
+        await write.act(store, "a")
+        assert [await portrait(others, "a")] == seen
+        assert [await portrait(store, "a")] == seen

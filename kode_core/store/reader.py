@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
+from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow, row_name
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import plain_text
@@ -64,11 +64,11 @@ class Reader:
         rows = await self._context.engine.rows(agent_id, kind)
         known = self._memory.get(agent_id, kind)
         is_new = known is None or known.version != rows.version or known.is_incomplete
-        codec, what, pace = LISTS[kind], kind.value.rstrip("s").replace("_", " "), Pace()
+        codec, pace = LISTS[kind], Pace()
         records: list[Any] = []
         proofs: list[Proof | None] = []
         for i, (body, _) in enumerate(rows.rows):
-            record = await decode_in_slices(codec.cls, body, f"{what} {i} of agent {agent_id!r}", pace)
+            record = await decode_in_slices(codec.cls, body, row_name(kind, i, agent_id), pace)
             records.append(record)
             if is_new:
                 proofs.append(proof_of_read(record, body))
