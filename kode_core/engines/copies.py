@@ -37,6 +37,13 @@ class _Source(NamedTuple):
     size: int
 
 
+def _link_or_copy(path: Path, held: Path) -> None:
+    try:
+        os.link(path.resolve(), held)
+    except OSError:  # a file system without hard links, or a file of somebody else
+        shutil.copyfile(path, held)
+
+
 class FolderCopy:
     """A copy in the making: ``fix`` while all stripes are held, then ``copied`` to its end, ``finish``, ``clear``."""
 
@@ -78,10 +85,11 @@ class FolderCopy:
             _log.error("%s is no regular file; the backup leaves it out", path)
             return
         try:
-            os.link(path.resolve(), held)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, held)
-        fd = open_file(held, os.O_RDONLY)
+            _link_or_copy(path, held)
+            fd = open_file(held, os.O_RDONLY)
+        except PermissionError as exc:
+            _log.error("%s cannot be read (%s); the backup leaves it out", path, exc.strerror)
+            return
         try:
             self._sources.append(_Source(name, held, read_line(fd), os.fstat(fd).st_size))
         finally:

@@ -241,5 +241,5 @@ class BelievesTheDisk(Layer):
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         found = await super().rows(agent_id, kind)
-        believed = [(body._replace(digest=digest(body.text.encode())), at) for body, at in found.rows]
+        believed = [(replace(body, digest=digest(body.text.encode())), at) for body, at in found.rows]
         return replace(found, rows=believed)
