@@ -798,3 +798,46 @@ def test_backup_is_a_store(store: str) -> None:
     assert [Path(line).name for line in out.splitlines()] == ["saved.db"]
     assert agents("sqlite:///saved.db") == {"agt-0", "agt-1", "agt-2", "agt-3"}
     assert kode("backup", "saved.db", "--store", store, code=2)[1].startswith("error: ")
+
+
+# --- what becomes of the output, and of times -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [("sessions",), ("sessions", "--json"), ("doctor",), ("--help",), ("version",)])
+def test_an_output_that_cannot_be_written(store: str, arguments: tuple[str, ...]) -> None:
+    """A full disk and a closed stdout are one line and exit code 2, and no traceback."""
+    where = () if arguments[0] in ("--help", "version") else ("--store", store)
+    command = " ".join((*KODE, *arguments, *where))
+    for redirect, problem in (("> /dev/full", "No space left on device"), (">&-", "stdout is closed")):
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {redirect}"], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"error: the output cannot be written: {problem}\n"
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, bool(done.stdout)) == (0, True)
+
+
+def test_seconds_are_not_taken_for_milliseconds(store: str) -> None:
+    """A number of ten digits, as of a Unix clock, is refused with the one that was meant."""
+    _, err = kode("delete", "--older-than", "1735689600", "--dry-run", "--store", store, code=2)
+    assert "1735689600000" in err
+    kode("delete", "--older-than", "1735689600000", "--dry-run", "--store", store)
+
+
+def test_an_interrupted_backup_leaves_nothing() -> None:
+    """Ctrl-C ends it without a word, and no part of the copy stays."""
+    asyncio.run(fill("sqlite:///large.db"))
+    with closing(sqlite3.connect("large.db")) as db:
+        db.execute("CREATE TABLE ballast AS SELECT randomblob(200000000) AS b")
+        db.commit()
+    before = sorted(os.listdir())
+    command = (*KODE, "backup", "--store", "sqlite:///large.db", "copies/copy.db")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        deadline = time.monotonic() + 30
+        while not list(Path("copies").glob(".*.part")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (130, b"")
+    assert sorted(os.listdir()) == before
