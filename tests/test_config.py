@@ -136,7 +136,7 @@ def test_stores_of_kode_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (archive["db_path"], archive["durability"], archive["timeout_ms"]) == (str(tmp_path / "old.db"), "fast", 7)
     assert options_of(resolve("abs"))["base_dir"] == "/var/kode"
     assert options_of(resolve(environ={"KODE_STORE_TYPE": "sqlite"}))["db_path"] == "./data/agents.db"
-    with pytest.raises(ConfigurationError, match=r"'archiv' is neither a URL nor a store.*abs, archive, default"):
+    with pytest.raises(ConfigurationError, match=r"neither a URL.*did you mean 'archive'.*abs, archive, default"):
         resolve("archiv")
 
 
@@ -146,7 +146,7 @@ def test_stores_of_pyproject(tmp_path: Path) -> None:
     assert resolve().backend.name == "memory"
     other = write(tmp_path / "elsewhere.toml", '[stores.default]\ntype = "json"\nbase_dir = "x"\n')
     assert resolve(environ={"KODE_CONFIG": str(other)}).backend.name == "json"
-    with pytest.raises(ConfigurationError, match="KODE_CONFIG names nothing.toml, which is no file"):
+    with pytest.raises(ConfigurationError, match="KODE_CONFIG has to be the path of a TOML file"):
         resolve(environ={"KODE_CONFIG": "nothing.toml"})
 
 
@@ -155,7 +155,7 @@ def test_stores_of_pyproject(tmp_path: Path) -> None:
     [
         ("[stores.default]\ndb_path = 'x'\n", "there is no type; write type = 'sqlite'"),
         ("[stores.default\n", "is not TOML"),
-        ("[store.default]\ntype = 'sqlite'\n", r"unknown key 'store'; stores are written as \[stores.NAME\]"),
+        ("[store.default]\ntype = 'sqlite'\n", r"there is no key 'store'; stores are written as \[stores.NAME\]"),
         ("[stores.default]\ntype = 'sqlite'\ndbpath = 'x'\n", "has no option 'dbpath'; did you mean 'db_path'"),
         (
             "[stores.default]\ntype = 'sqlite'\nreaders = '4'\n",
@@ -180,14 +180,14 @@ def test_mistakes_in_kode_toml(tmp_path: Path, text: str, says: str) -> None:
             {"durabilty": "fast"},
             "the URL sqlite:///x.db: backend 'sqlite' has no option 'durabilty'; did you mean 'durability'",
         ),
-        ("mongodb://u:secret@[::1/db", {}, "the URL's host cannot be read"),
-        ("sqlite:///x.db?durability=slow", {}, "option durability of backend 'sqlite': Invalid enum value 'slow'"),
+        ("mongodb://u:secret@[::1/db", {}, "the URL has a host or port that cannot be read"),
+        ("sqlite:///x.db?durability=slow", {}, "option durability of backend 'sqlite': it must be one of full, fast"),
         ("sqlite:///x.db", {"readers": 0}, "option readers of backend 'sqlite': Expected int >= 1"),
         ("sqlite://localhost/x.db", {}, "names a host, and sqlite has none: write sqlite:///relative/path"),
         ({"db_path": "x"}, {}, "the arguments: there is no type"),
         ({"type": 5}, {}, "type must be a str, got int"),
-        (5, {}, "a store is given as a URL, a name or a mapping, not as int"),
-        ("nowhere", {}, "'nowhere' is neither a URL nor a store of kode.toml"),
+        (5, {}, "a store is given as a URL, a name, a Path or a mapping, not as int"),
+        ("nowhere", {}, "the text given is neither a URL, which has a colon"),
         ("sqlite:///x.db", {"db_path": ""}, "option db_path of backend 'sqlite': Expected str of length >= 1"),
     ],
 )
@@ -213,7 +213,7 @@ def test_what_is_wrong_is_named() -> None:
     environ = {"KODE_STORE_TYPE": "sqlite", "KODE_SQLITE_READERS": "many"}
     with pytest.raises(ConfigurationError, match="^KODE_SQLITE_READERS: option readers"):
         configure(None, {}, registry.backend, environ)
-    with pytest.raises(ConfigurationError, match="it is one of full, fast"):
+    with pytest.raises(ConfigurationError, match="it must be one of full, fast"):
         configure("sqlite:///a.db?durability=slow", {}, registry.backend, {})
     with pytest.raises(ConfigurationError, match="write %23 in a path"):
         configure("sqlite:///a#1.db", {}, registry.backend, {})
@@ -232,10 +232,9 @@ def test_paths_may_be_paths() -> None:
     ("url", "shown"),
     [
         ("postgres://u:s3cret@h:5433/d", "the URL postgres://h:5433/d"),
-        ("mongodb://u:s3cret@a:1,b:2/d?replicaSet=r", "the URL mongodb://a/d"),
-        ("postgres://u:s3/cret@h/d", "the URL postgres://…"),
+        ("mongodb://u:s3cret@a:1,b:2/d?replicaSet=r", "the URL mongodb://a:1,b:2/d"),
     ],
 )
 def test_a_source_names_the_server_and_no_password(url: str, shown: str) -> None:
-    """With its port, where there is one; of what is malformed, less."""
+    """With its port, where there is one."""
     assert configure(url, {}, registry.backend, {}).source == shown

@@ -52,9 +52,9 @@ def test_the_public_names() -> None:
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
 def test_a_url_is_a_dsn_and_options(scheme: str) -> None:
     """Of a URL, libpq's parameters go to the driver, and the others are options."""
-    url = f"{scheme}://me:{SECRET}@db.example:5433/agents?sslmode=require&schema=bots&max=3&channel_binding=require"
+    url = f"{scheme}://me:{SECRET}@db.example:5433/agents?sslmode=require&schema=bots&max=3&channel_binding=prefer"
     options = options_of(url)
-    assert options.dsn == f"postgresql://me:{SECRET}@db.example:5433/agents?sslmode=require"
+    assert options.dsn == f"postgresql://me:{SECRET}@db.example:5433/agents?sslmode=require&channel_binding=prefer"
     assert (options.schema, options.max) == ("bots", 3)
     assert options.place == "postgres at db.example:5433/agents"
     assert SECRET not in repr(options)

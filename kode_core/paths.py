@@ -1,0 +1,53 @@
+"""Paths that a caller or a configuration gave, checked before the system sees them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from kode_core.errors import ConfigurationError
+
+__all__ = ["local_path", "working_folder"]
+
+
+def local_path(given: Any, what: str) -> Path:
+    """The absolute path that *given* stands for, ``~`` included; *what* names it in errors.
+
+    Raises:
+        ConfigurationError: it is no path, has a NUL, is not UTF-8, names the home of nobody, or is relative to a
+            working directory that was removed.
+    """
+    problem, path = _read(given)
+    if path is None:
+        raise ConfigurationError(f"{what} {problem}")
+    if not path.is_absolute():
+        path = working_folder() / path
+    return path
+
+
+def _read(given: Any) -> tuple[str, Path | None]:
+    text = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(text, str):
+        return f"must be a str or a Path, got {type(text).__name__}", None
+    if "\0" in text:
+        return "has a NUL, which no name of a file can have", None
+    if not text.isascii() and text.encode(errors="replace").decode() != text:
+        return "is not UTF-8", None
+    try:
+        return "", Path(text).expanduser()
+    except RuntimeError:
+        return "begins with ~ and a name, and there is no home folder for it", None
+
+
+def working_folder() -> Path:
+    """The working directory.
+
+    Raises:
+        ConfigurationError: it was removed.
+    """
+    try:
+        return Path.cwd()
+    except OSError:
+        pass
+    raise ConfigurationError("the working directory was removed: change to another one, or give absolute paths")
