@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 import msgspec
 
 from kode_core.errors import CorruptRecordError, InvalidValueError
+from kode_core.ids import quoted
 from kode_core.jsonvalue import SCALARS, Problem, check_json, decode_json, dump, type_name
 from kode_core.model import Json, Message, Record, Timeline, UnknownBlock
 
@@ -124,7 +125,7 @@ def _same(value: Any) -> Any:
 def _one_of(options: tuple[str, ...], value: Any) -> Any:
     if type(value) is str and value in options:
         return value
-    raise Problem(f"expected one of {', '.join(options)}, got {value!r:.60}")
+    raise Problem(f"expected one of {', '.join(options)}, got {quoted(value)}")
 
 
 def _write_json(value: Any) -> Json:

@@ -51,7 +51,7 @@ class Problem(Exception):
 def _step(key: object) -> str:
     if isinstance(key, str) and key.isidentifier():
         return f".{key}"
-    return f"[{key!r}]"
+    return f"[{key!r}]" if isinstance(key, str | int) else f"[{type(key).__name__}]"
 
 
 _encoder = msgspec.json.Encoder()
@@ -97,7 +97,7 @@ def _walk(root: Json, max_depth: int = MAX_DEPTH) -> None:
             elif type(value) is dict:
                 for key, item in value.items():
                     if type(key) is not str:
-                        problem = f"the key {key!r} is of type {type(key).__name__}; JSON keys are str"
+                        problem = f"a key is of type {type(key).__name__}; JSON keys are str"
                         break
                     problem = _problem_of(key)
                     if problem is not None:

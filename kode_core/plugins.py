@@ -203,7 +203,7 @@ class Plugins:
             raise _unknown(name, sorted({ep.name for ep in everything} | self._backends.keys()))
         if len(found) > 1:
             who = ", ".join(sorted(map(_described, found)))
-            first = sorted(_distribution(ep)[0] for ep in found)[0]
+            first = min(_distribution(ep)[0] for ep in found)
             raise AmbiguousBackendError(
                 f"backend {name!r} comes from more than one distribution ({who}); uninstall all but one, or disable "
                 f"the others, as in KODE_DISABLE_PLUGINS={first}"
@@ -312,7 +312,7 @@ class Plugins:
         self._trace(implementation)
         try:
             _call(implementation, operation=operation)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a plugin's code
             if implementation.plugin_name not in self._failed:
                 self._failed.add(implementation.plugin_name)
                 _log.exception(

@@ -83,7 +83,10 @@ def secret_options(options: type[msgspec.Struct]) -> set[str]:
 
 def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
     """What is wrong with an option's value, in words that do not quote it, and the value as its type."""
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    except Exception as exc:  # noqa: BLE001 - of an object of the caller's
+        return f"its value cannot be read as a path ({type(exc).__name__})", None
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
         return "it has a NUL or is not UTF-8", None
     if get_origin(field.type) is Literal and value not in get_args(field.type):

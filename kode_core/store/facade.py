@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 from kode_core.batch import DocKind, ListKind
-from kode_core.errors import InvalidArgumentError
+from kode_core.errors import ConfigurationError, InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
     AgentChannel,
@@ -28,6 +28,7 @@ from kode_core.model import (
     ToolCallRecord,
     now_ms,
 )
+from kode_core.paths import local_path
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, StoreHealthStatus, StoreMetrics
@@ -165,16 +166,17 @@ class EngineStore(ExtendedStore):
         fence: Lease | None = None,
     ) -> None:
         def build() -> Turn:
-            if messages is not None and append:
+            added, upserted = _given(append, "append"), _given(upsert_tool_calls, "upsert_tool_calls")
+            if messages is not None and added:
                 raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
-            if tool_calls is not None and upsert_tool_calls:
+            if tool_calls is not None and upserted:
                 raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
             return Turn(
                 lists={
                     **({} if messages is None else _messages(Replace, messages)),
-                    **(_messages(Append, append) if append else {}),
+                    **(_messages(Append, append) if added else {}),
                     **({} if tool_calls is None else _calls(Replace, tool_calls)),
-                    **(_calls(Upsert, upsert_tool_calls) if upsert_tool_calls else {}),
+                    **(_calls(Upsert, upsert_tool_calls) if upserted else {}),
                 },
                 docs=() if todos is None else (rows.todos_doc(todos),),
                 info=None if info is None else rows.info_of(agent_id, info),
@@ -335,8 +337,10 @@ class EngineStore(ExtendedStore):
         return await self._run("get_metrics", totals)
 
     async def backup(self, target: str | Path) -> _Paths:
+        place = _place(target)
+
         async def backup() -> Sequence[Path]:
-            return await self._context.engine.backup(Path(target))
+            return await self._context.engine.backup(place)
 
         await self._appender.drain()
         return [*await self._run("backup", backup)]
@@ -346,6 +350,22 @@ class EngineStore(ExtendedStore):
 
     async def batch_fork(self, agent_id: str, count: int) -> _Ids:
         return await self._load("batch_fork", agent_id, self._forks.fork, count)
+
+
+def _given(records: object, what: str) -> bool:
+    """Whether there is anything in an optional list."""
+    if not isinstance(records, (list, tuple)):
+        raise InvalidArgumentError(f"{what} must be a list, got {type(records).__name__}")
+    return len(records) > 0
+
+
+def _place(target: object) -> Path:
+    """Where a backup goes; a mistake in it is one in the argument."""
+    try:
+        return local_path(target, "target")
+    except ConfigurationError as exc:
+        problem = str(exc)
+    raise InvalidArgumentError(problem)
 
 
 def _messages(how: ListHow, messages: Sequence[Message]) -> dict[ListKind, ListEdit]:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from kode_core.batch import Applied, Child, Fence
 from kode_core.codec import decode
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError, StoreBusyError
-from kode_core.ids import new_agent_id
+from kode_core.ids import new_agent_id, quoted
 from kode_core.model import AgentInfo
 from kode_core.query import Page, SessionInfo
 from kode_core.store.context import Context, settled
@@ -39,7 +39,7 @@ class Forks:
         if type(count) is not int:
             raise InvalidArgumentError(f"count must be an int, got {type(count).__name__}")
         if not 0 <= count <= _MAX_FORKS:
-            raise InvalidArgumentError(f"count must be from 0 to {_MAX_FORKS}, got {count}")
+            raise InvalidArgumentError(f"count must be from 0 to {_MAX_FORKS}, got {quoted(count)}")
         engine = self._context.engine
         for _ in range(_ATTEMPTS):
             head = await engine.head(agent_id)

@@ -175,4 +175,5 @@ def snapshot_doc(snapshot: Snapshot) -> DocWrite:
 def _id_of(cls: type[Record], record: Any) -> str:
     if not isinstance(record, cls):
         raise InvalidArgumentError(f"expected a {cls.__name__}, got {type(record).__name__}")
-    return str(getattr(record, "id", ""))
+    name = getattr(record, "id", "")
+    return name if type(name) is str else type(name).__name__
