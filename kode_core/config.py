@@ -193,6 +193,8 @@ def _checked(wanted: Wanted, backend: Backend) -> Configured:
     store = StoreOptions(**{name: value for name, value in values.items() if name not in own})
     try:
         options = backend.options(**{name: value for name, value in values.items() if name in own})
+        if isinstance(options, ServerOptions):
+            options.resolved()  # what is wrong with connection is said now
     except ConfigurationError as exc:
         problem = str(exc)
     except (ValueError, TypeError) as exc:  # of a plugin's own check, whose words may quote a value

@@ -34,6 +34,8 @@ Secret: TypeAlias = Annotated[str, msgspec.Meta(extra={"secret": True})]
 Password: TypeAlias = Annotated[Any, msgspec.Meta(extra={"secret": True})]
 """A password, or a function that gives one, async or not: for tokens that change. See :func:`password_of`."""
 
+_HOST: Final = re.compile(r"[\w.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%\w+)?\]?|/[^@?:,]*")
+"""A name, an address or the folder of a socket."""
 _SHOWN: Final = re.compile(r"[\w$~.,:/\[\]%-]{1,255}")
 
 
@@ -99,8 +101,8 @@ def see_host(host: str | None) -> None:
     Raises:
         ConfigurationError: it is something else; it is not quoted.
     """
-    if host is not None and (not host or "://" in host or "@" in host or "?" in host or any(map(str.isspace, host))):
-        raise ConfigurationError("host must be a name or an address alone; a URL is given as a whole")
+    if host is not None and not all(_HOST.fullmatch(one) for one in host.split(",")):
+        raise ConfigurationError("host must be a name or an address alone, without port; a URL is given as a whole")
 
 
 def shown(name: str | None) -> str:

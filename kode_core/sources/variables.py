@@ -102,9 +102,10 @@ class Variables:
             ConfigurationError: one is.
         """
         known = {*CHOOSING, *_OTHERS, *(f"{name}_FILE" for name in CHOOSING - {"KODE_CONFIG"})}
-        prefixes = (*map(_prefix, registry.names()), *_OTHER_PREFIXES)
-        for name in self._given:
-            if not name.startswith("KODE_") or name.startswith(prefixes) or name in known:
+        others = [name for name in self._given if name.startswith("KODE_") and name not in known]
+        prefixes = (*_OTHER_PREFIXES, *(map(_prefix, registry.names()) if others else ()))
+        for name in others:
+            if name.startswith(prefixes):
                 continue
             found = difflib.get_close_matches(name, sorted(known), 1, _CLOSE)
             if found or name.startswith("KODE_STORE_"):
@@ -114,6 +115,8 @@ class Variables:
 
     def of_another(self, chosen: str, find: BackendFinder) -> str | None:
         """A variable for an option of a backend that is not the *chosen* one."""
+        if not any(name.startswith("KODE_") for name in self._given):
+            return None
         for backend in registry.names():
             prefix = _prefix(backend)
             given = [name for name, value in self._given.items() if value and name.startswith(prefix)]

@@ -334,7 +334,7 @@ def _arguments(options: PostgresOptions) -> dict[str, Any]:
     application = dsn.application_name if dsn else None
     given = {
         "dsn": dsn and dsn.for_driver,
-        "host": options.host,
+        "host": options.host and options.host.split(","),
         "port": options.port,
         "database": options.database,
         "user": options.user,

@@ -32,6 +32,16 @@ _HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "client_encoding": ("utf8", "utf-8", "auto"),
 }
 """What the driver does not know, and the values that hold all the same."""
+_TLS_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "ssl_min_protocol_version": _TLS_VERSIONS,
+    "ssl_max_protocol_version": _TLS_VERSIONS,
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "gsslib": ("gssapi", "sspi"),
+}
+"""What these parameters may be: the driver would quote what else they are."""
 PARAMETERS: Final = _PASSED | _OURS | _HELD.keys()
 """Parameters of a URL that are libpq's and no options of this backend."""
 
@@ -92,6 +102,9 @@ def _with_parameters(split: Any, hosts: str) -> Dsn:
                 f"the dsn has {name}, which the driver, asyncpg, does not know: only "
                 f"{' or '.join(values)} holds; leave it out, or give another"
             )
+    for name, values in _CHOICES.items():
+        if name in given and given[name] not in values:
+            raise ConfigurationError(f"the dsn has a {name} that is none of {', '.join(values)}")
     if not re.fullmatch(r"(\d{1,5}(,\d{1,5})*)?", given.get("port", "")):
         raise ConfigurationError(f"{_MALFORMED}port has to be a number")
     kept = urlencode([(name, value) for name, value in pairs if name in _PASSED])

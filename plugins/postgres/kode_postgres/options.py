@@ -33,7 +33,8 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     Attributes:
         dsn: ``postgres://user:password@host:port/database``, with libpq's parameters such as ``sslmode``.
         connection: these options as a mapping, or the ``dsn``.
-        host: a name, an address, or the folder of a socket.
+        host: a name, an address, or the folder of a socket; of several, with commas between them, the first that
+            answers.
         password: a text, or a function that returns one, async or not, and is asked for each new connection.
         ssl: ``True`` or a mode of libpq's such as ``require`` or ``verify-full``; the path of a file with the
             certificates to trust, which means ``verify-full``; or an ``ssl.SSLContext``.

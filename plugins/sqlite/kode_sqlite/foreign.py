@@ -53,11 +53,11 @@ def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]
 
 
 def _tables_of_copy(path: str, log: str) -> set[tuple[str, str]]:
-    with tempfile.TemporaryDirectory() as folder:
-        copy = str(Path(folder) / "copy.db")
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = str(Path(folder) / "copy.db")
             shutil.copyfile(path, copy)
             shutil.copyfile(log, f"{copy}-wal")
-        except OSError:
-            return set()
-        return _tables(copy, "mode=rw")
+            return _tables(copy, "mode=rw")
+    except OSError:  # no room, no descriptor: the open meets the same
+        return set()
