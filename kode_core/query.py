@@ -404,7 +404,7 @@ def _parse_cursor(cursor: str, fingerprint: str, kinds: tuple[type, ...]) -> Any
     return key
 
 
-def _is_of_key(part: int | str) -> bool:
+def _is_of_key(part: Any) -> bool:
     """Whether *part* can be a time, a position or an agent id: cursors travel through clients, who may forge them."""
     if isinstance(part, int):
         return -(2**63) <= part < 2**63

@@ -19,43 +19,19 @@ from kode_core.config import Configured, configure
 from kode_core.plugins import registry
 
 HEAD, TAIL = "Tr0ub4dor", "Xk9zQw7v"
-SPECIAL: Final = (
-    "",
-    "?",
-    "/",
-    "#",
-    "@",
-    ":",
-    "%",
-    "%2",
-    "&",
-    "=",
-    "+",
-    " ",
-    "\n",
-    "\t",
-    "[",
-    "]",
-    "'",
-    '"',
-    "\\",
-    "é",
-    "⁄",
-)
+SPECIAL: Final = ("", *"?/#@:%&=+ []'\"\\é⁄\n\t", "%2")
 SCHEMES: Final = (
     *("postgres", "postgresql", "mongodb", "mongodb+srv", "mongo", "dynamodb", "sqlite", "json", "memory"),
     *("redis", "POSTGRES", "postgresq", ""),
 )
 PLACES: Final = (
-    "127.0.0.1:1/db",
-    "[::1]:1/db",
-    "a:1,b:2/db",
-    "h",
-    "h/",
-    "h:99999999/db",
-    "eu-central-1/table",
-    "[::1/db",
+    *("127.0.0.1:1/db", "[::1]:1/db", "a:1,b:2/db", "h", "h/", "h:99999999/db", "eu-central-1/table", "[::1/db"),
     "h/d?max=3",
+)
+PARAMETERS: Final = ("max=many", "sslmode=x", "x", "max=1&max=2", "no=1", "tls=")
+OPTIONS: Final = ("password", "host", "max", "port", "w", "x", "schema")
+WRAPS: Final = (
+    *("{}", "{}", "{}", '"{}"', "'{}'", "DATABASE_URL={}", "export A={}", " {}", "{}\n", "<{}>", "-{}", "url: {}"),
 )
 OF_SERVERS: Final = frozenset({"postgres", "mongo", "dynamodb"})
 """Elsewhere a URL that is accepted names a path, which may have any name."""
