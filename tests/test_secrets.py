@@ -29,7 +29,7 @@ PLACES: Final = (
     "h/d?max=3",
 )
 PARAMETERS: Final = ("max=many", "sslmode=x", "x", "max=1&max=2", "no=1", "tls=")
-OPTIONS: Final = ("password", "host", "max", "port", "w", "x", "schema")
+OPTIONS: Final = ("password", "max", "port", "w", "x")
 WRAPS: Final = (
     *("{}", "{}", "{}", '"{}"', "'{}'", "DATABASE_URL={}", "export A={}", " {}", "{}\n", "<{}>", "-{}", "url: {}"),
 )

@@ -50,13 +50,13 @@ async def open_json(options: JsonOptions) -> JsonFilesEngine:
         ForeignStoreError: the KODE SDK wrote it.
     """
     base = await asyncio.to_thread(refuse_foreign, options.base_dir)
-    folder = Folder(
-        base,
-        durable=options.durability == "full",
-        wait_ms=options.lock_wait_ms,
-    )
+    folder = Folder(base, durable=options.durability == "full", wait_ms=options.lock_wait_ms)
     engine = JsonFilesEngine(folder)
-    await engine.run(folder.open)
+    try:
+        await engine.run(folder.open)
+    except BaseException:
+        await engine.close()
+        raise
     return engine
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, MessageIndex, Outcome, Refused
-from kode_core.engines.record_io import AT_ONCE, MovedError, RecordIO, each
+from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import Plan
 from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, seq_span
 from kode_core.engines.records import EventIndex, Item
@@ -29,7 +29,7 @@ from kode_core.errors import (
 
 __all__ = ["RecordWriter"]
 
-_GROUP: Final = 100
+_GROUP: Final = KEPT_OPS // 2
 _ATTEMPTS: Final = 200
 _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
@@ -47,15 +47,13 @@ class _Waiting(NamedTuple):
 
 
 class RecordWriter:
-    """Commits batches. What was begun is done to the end, whatever becomes of the caller (OPS-9)."""
+    """Commits batches. Those of one agent go one after the other, and none waits for another agent's (OPS-13)."""
 
     def __init__(self, io: RecordIO) -> None:
         self._io = io
         self._queues: dict[str, deque[_Waiting]] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
-        self._gate = asyncio.Semaphore(AT_ONCE)
-        self._left_alone: dict[asyncio.Future[Any], str] = {}
         self._heads: OrderedDict[str, AgentHead] = OrderedDict()
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
@@ -70,16 +68,11 @@ class RecordWriter:
                 self._queues[agent_id] = deque([one])
                 self.spawn(self._drain(agent_id))
         outcomes: list[Outcome] = []
-        try:
-            for one in waiting:
-                outcome = await asyncio.shield(one.done)
-                if isinstance(outcome, Exception) and not isinstance(outcome, KodeError):
-                    raise outcome
-                outcomes.append(outcome)
-        except asyncio.CancelledError:
-            for one in waiting:
-                self.leave_alone(one.done, one.batch.agent_id)
-            raise
+        for one in waiting:
+            outcome = await asyncio.shield(one.done)
+            if isinstance(outcome, Exception) and not isinstance(outcome, KodeError):
+                raise outcome
+            outcomes.append(outcome)
         return outcomes
 
     # --- jobs
@@ -90,18 +83,6 @@ class RecordWriter:
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
         return task
-
-    def leave_alone(self, job: asyncio.Future[Any], agent_id: str) -> None:
-        """Remember a write that goes on although its caller was cancelled."""
-        if not job.done():
-            self._left_alone[job] = agent_id
-            job.add_done_callback(lambda done: self._left_alone.pop(done, None))
-
-    async def ended(self, agent_id: str | None) -> None:
-        """Wait for writes of the agent, or of any, whose callers were cancelled: a read then sees how they ended."""
-        jobs = [job for job, whose in self._left_alone.items() if agent_id in (None, whose)]
-        if jobs:
-            await asyncio.wait(jobs)
 
     async def close(self) -> None:
         """Wait for what was accepted."""
@@ -121,8 +102,7 @@ class RecordWriter:
         try:
             while queue:
                 group = _take(queue)
-                async with self._gate:
-                    outcomes = await self._outcomes(agent_id, [one.batch for one in group])
+                outcomes = await self._outcomes(agent_id, [one.batch for one in group])
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
                         one.done.set_result(outcome)
@@ -314,23 +294,15 @@ class RecordWriter:
 
 
 def _take(queue: deque[_Waiting]) -> list[_Waiting]:
-    """The next batches that one swap can write: under one fence, and no more that must be remembered than are kept."""
+    """The next batches that one swap can write: under one fence, and no more than are remembered for a while."""
     group = [queue.popleft()]
-    kept = int(_is_kept(group[0].batch))
     while queue and len(group) < _GROUP and queue[0].batch.fence == group[0].batch.fence:
-        kept += _is_kept(queue[0].batch)
-        if kept > KEPT_OPS // 2:
-            break
         group.append(queue.popleft())
     return group
 
 
-def _is_kept(batch: Batch) -> bool:
-    return batch.is_touching or batch.delete
-
-
 def _is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:
-    return _is_kept(batch) and not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
+    return not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
 
 
 def _together(changes: Sequence[Step], most: int, size: int) -> list[Item] | None:

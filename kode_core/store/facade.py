@@ -7,8 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
-from kode_core.batch import DocKind, ListKind
-from kode_core.errors import ConfigurationError, InvalidArgumentError
+from kode_core.batch import DocKind, EventWrite, ListKind
+from kode_core.engine import Progress, unwatched
+from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
     AgentChannel,
@@ -28,13 +29,13 @@ from kode_core.model import (
     ToolCallRecord,
     now_ms,
 )
-from kode_core.paths import local_path
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
-from kode_core.report import ConsistencyCheckResult, StoreHealthStatus, StoreMetrics
-from kode_core.store import health, rows
+from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
+from kode_core.store import backups, consistency, health, rows
 from kode_core.store.book import Book, Observer
 from kode_core.store.context import Context, Opener
+from kode_core.store.deletions import Deletions
 from kode_core.store.events import EventAppender, EventReader
 from kode_core.store.forks import Forks
 from kode_core.store.lists import Append, ListMemory, Replace, Upsert
@@ -80,7 +81,8 @@ class EngineStore(ExtendedStore):
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
         self._search = Search(context)
-        self._forks = Forks(context, self._appender, self._locks)
+        self._forks = Forks(context, self._appender)
+        self._deletions = Deletions(context, self._appender, self._locks)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._context!r}>"
@@ -91,20 +93,23 @@ class EngineStore(ExtendedStore):
             context.warn_if_open()
 
     async def _run(self, name: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._context.run(OPS[name], call, *args, **kwargs)
+        return await self._context.run(OPS[name], None, call, *args, **kwargs)
 
     async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], Turn]) -> None:
         async def write() -> None:
             check_agent_id(agent_id)
             await self._writer.write(agent_id, build, self._locks.fence(agent_id, fence))
 
-        await self._run(name, write)
+        await self._context.run(OPS[name], agent_id, write)
 
     async def _load(self, name: str, agent_id: str, call: Callable[..., Awaitable[T]], *args: Any) -> T:
         async def load() -> T:
             return await call(check_agent_id(agent_id), *args)
 
-        return await self._run(name, load)
+        return await self._context.run(OPS[name], agent_id, load)
+
+    async def _query(self, name: str, search: Callable[[Any], Awaitable[T]], filters: Any) -> T:
+        return await self._context.run(OPS[name], filters.get("agent_id"), search, filters)
 
     # --- opening and closing
 
@@ -114,11 +119,7 @@ class EngineStore(ExtendedStore):
         return self
 
     async def close(self) -> None:
-        async def settle() -> None:
-            await self._appender.drain()
-            await self._locks.settle()
-
-        await self._context.close(settle)
+        await self._context.close(self._appender.drain)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -240,16 +241,22 @@ class EngineStore(ExtendedStore):
     # --- events
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Lease | None = None) -> int:
-        event = rows.event_write(timeline)
-        held = self._locks.fence(check_agent_id(agent_id), fence)
-        return (await self._appender.append(OPS["append_event"], agent_id, (event,), held))[0]
+        async def append() -> Sequence[int]:
+            return await self._append(agent_id, (rows.event_write(timeline),), fence)
+
+        return (await self._context.run(OPS["append_event"], agent_id, append))[0]
 
     async def append_events(
         self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None
     ) -> Sequence[int]:
-        events = rows.event_writes(timelines)
-        held = self._locks.fence(check_agent_id(agent_id), fence)
-        return await self._appender.append(OPS["append_events"], agent_id, events, held)
+        async def append() -> Sequence[int]:
+            return await self._append(agent_id, rows.event_writes(timelines), fence)
+
+        return await self._context.run(OPS["append_events"], agent_id, append)
+
+    async def _append(self, agent_id: str, events: Sequence[EventWrite], fence: Lease | None) -> Sequence[int]:
+        check_agent_id(agent_id)
+        return await self._appender.append(agent_id, events, self._locks.fence(agent_id, fence))
 
     def read_events(
         self,
@@ -297,13 +304,13 @@ class EngineStore(ExtendedStore):
     # --- queries
 
     async def query_sessions(self, **filters: Unpack[SessionFilter]) -> Page[SessionInfo]:
-        return await self._run("query_sessions", self._search.sessions, filters)
+        return await self._query("query_sessions", self._search.sessions, filters)
 
     async def query_messages(self, **filters: Unpack[MessageFilter]) -> Page[StoredMessage]:
-        return await self._run("query_messages", self._search.messages, filters)
+        return await self._query("query_messages", self._search.messages, filters)
 
     async def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
-        return await self._run("query_tool_calls", self._search.tool_calls, filters)
+        return await self._query("query_tool_calls", self._search.tool_calls, filters)
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:
         return every(self.query_sessions, filters)
@@ -317,18 +324,31 @@ class EngineStore(ExtendedStore):
     async def aggregate_stats(self, agent_id: str) -> AgentStats:
         return await self._load("aggregate_stats", agent_id, self._search.stats)
 
-    async def delete_many(self, **filters: Unpack[SessionFilter]) -> int:
-        return await self._forks.delete_many(self.query_sessions, filters)
+    async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
+        delete = self._deletions.delete_many
+        return await self._run("delete_many", delete, self._search.sessions, filters, _told(progress))
 
     # --- operations
 
     async def health_check(self) -> StoreHealthStatus:
         return await health.health(self._context)
 
-    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
+    async def check_consistency(
+        self, agent_id: str | None = None, *, progress: Progress | None = None
+    ) -> ConsistencyCheckResult:
         if agent_id is not None:
             check_agent_id(agent_id)
-        return await self._run("check_consistency", health.check, self._context, agent_id)
+        look = consistency.check
+        return await self._context.run(
+            OPS["check_consistency"], agent_id, look, self._context, agent_id, _told(progress)
+        )
+
+    def iter_consistency(
+        self, agent_id: str | None = None, *, progress: Progress | None = None
+    ) -> AsyncIterator[ConsistencyIssue]:
+        if agent_id is not None:
+            check_agent_id(agent_id)
+        return consistency.issues(self._context, agent_id, _told(progress))
 
     async def get_metrics(self) -> StoreMetrics:
         async def totals() -> StoreMetrics:
@@ -336,13 +356,10 @@ class EngineStore(ExtendedStore):
 
         return await self._run("get_metrics", totals)
 
-    async def backup(self, target: str | Path) -> _Paths:
-        place = _place(target)
-
+    async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
         async def backup() -> Sequence[Path]:
-            return await self._context.engine.backup(place)
+            return await backups.backup(self._context, self._appender, target, _told(progress))
 
-        await self._appender.drain()
         return [*await self._run("backup", backup)]
 
     def acquire_agent_lock(self, agent_id: str, ttl_ms: int = 30_000, wait_ms: int = 0) -> LeaseContext:
@@ -352,20 +369,20 @@ class EngineStore(ExtendedStore):
         return await self._load("batch_fork", agent_id, self._forks.fork, count)
 
 
+def _told(progress: Progress | None) -> Progress:
+    """Whom to tell how far a long call is."""
+    if progress is None:
+        return unwatched
+    if not callable(progress):
+        raise InvalidArgumentError(f"progress must be a function, got {type(progress).__name__}")
+    return progress
+
+
 def _given(records: object, what: str) -> bool:
     """Whether there is anything in an optional list."""
     if not isinstance(records, (list, tuple)):
         raise InvalidArgumentError(f"{what} must be a list, got {type(records).__name__}")
     return len(records) > 0
-
-
-def _place(target: object) -> Path:
-    """Where a backup goes; a mistake in it is one in the argument."""
-    try:
-        return local_path(target, "target")
-    except ConfigurationError as exc:
-        problem = str(exc)
-    raise InvalidArgumentError(problem)
 
 
 def _messages(how: ListHow, messages: Sequence[Message]) -> dict[ListKind, ListEdit]:
