@@ -16,6 +16,7 @@ from kode_core.errors import IncompatibleBackendError, KodeError, StoreUnavailab
 from kode_core.layers.companion import refuse_without_files
 from kode_core.plugins import Backend, opened_store, registry
 from kode_core.protocols import ExtendedStore, Store
+from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
 
 __all__ = ["BackendStore", "StoreOpening", "create_extended_store", "create_store"]
@@ -111,6 +112,7 @@ def _settings(configured: Configured) -> dict[str, Any]:
         "timeout_ms": common.timeout_ms,
         "follow_poll_ms": common.follow_poll_ms,
         "observers": registry.observers(),
+        "clock": clock,
     }
 
 

@@ -238,3 +238,210 @@ def test_paths_may_be_paths() -> None:
 def test_a_source_names_the_server_and_no_password(url: str, shown: str) -> None:
     """With its port, where there is one."""
     assert configure(url, {}, registry.backend, {}).source == shown
+
+
+# --- What newcomers and upgraders meet --------------------------------------------------------------------------------
+
+
+def service(name: str) -> dict[str, str]:
+    """What Kubernetes injects for a service, and Docker for a link."""
+    prefix, address = name.upper().replace("-", "_"), "tcp://10.0.0.7:5432"
+    return {
+        f"{prefix}_SERVICE_HOST": "10.0.0.7",
+        f"{prefix}_SERVICE_PORT": "5432",
+        f"{prefix}_SERVICE_PORT_SQL": "5432",
+        f"{prefix}_PORT": address,
+        f"{prefix}_PORT_5432_TCP": address,
+        f"{prefix}_PORT_5432_TCP_PROTO": "tcp",
+        f"{prefix}_PORT_5432_TCP_PORT": "5432",
+        f"{prefix}_PORT_5432_TCP_ADDR": "10.0.0.7",
+        f"{prefix}_NAME": "/app/db",
+        f"{prefix}_ENV_POSTGRES_PASSWORD": "of the link",
+    }
+
+
+SERVICES = ("postgres", "mongodb", "kode", *(f"kode-{n}" for n in ("store", "sqlite", "postgres", "mongo", "memory")))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "json", "memory", "postgres", "mongo", "dynamodb"])
+@pytest.mark.parametrize("name", SERVICES)
+def test_variables_of_services_are_nobodys(kind: str, name: str) -> None:
+    """Variables that Kubernetes injects for a service are for no store, whatever the service's name."""
+    found = resolve(environ={"KODE_STORE_TYPE": kind, **service(name)})
+    assert options_of(found) == options_of(resolve(environ={"KODE_STORE_TYPE": kind}))
+    assert resolve(environ=service(name)).source == "the default"
+
+
+def test_a_port_of_ones_own_among_those_of_a_service() -> None:
+    """A port that is a number is meant, also where a service of that name is."""
+    environ = {"KODE_STORE_TYPE": "postgres", "KODE_POSTGRES_PORT": "6000", **service("postgres")}
+    assert options_of(resolve(environ=environ))["port"] == 6000
+
+
+@pytest.mark.parametrize(
+    ("variable", "option", "kind"),
+    [
+        ("POSTGRES_PASSWORD", "password", "postgres"),
+        ("KODE_POSTGRES_PASSWORD", "password", "postgres"),
+        ("KODE_POSTGRES_DSN", "dsn", "postgres"),
+        ("MONGODB_URI", "uri", "mongo"),
+        ("KODE_MONGO_PASSWORD", "password", "mongo"),
+        ("KODE_DYNAMODB_SECRET_ACCESS_KEY", "secret_access_key", "dynamodb"),
+        ("KODE_SQLITE_PATH", "db_path", "sqlite"),
+    ],
+)
+def test_variables_as_files(tmp_path: Path, variable: str, option: str, kind: str) -> None:
+    """A variable with _FILE names the file that has the value, as secrets of Docker and Kubernetes do."""
+    value = {"dsn": "postgres://u:p@h/d", "uri": "mongodb://u:p@h/d"}.get(option, "s3cret ")
+    file = write(tmp_path / "secrets" / "one", f"{value}\n")
+    environ = {"KODE_STORE_TYPE": kind, f"{variable}_FILE": str(file)}
+    assert options_of(resolve(environ=environ))[option] == value
+    with pytest.raises(ConfigurationError, match=f"{variable} and {variable}_FILE are both set"):
+        resolve(environ={**environ, variable: "x"})
+    for content in (b"\xff\xfe", b"", b"x" * 100_000):
+        file.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=f"{variable}_FILE"):
+            resolve(environ=environ)
+    for path in ("nowhere", "nul\0", str(tmp_path), "x" * 5000):
+        with pytest.raises(ConfigurationError, match=f"{variable}_FILE has to be the path of a file") as caught:
+            resolve(environ={**environ, f"{variable}_FILE": path})
+        assert path not in str(caught.value)
+
+
+def test_the_url_as_a_file(tmp_path: Path) -> None:
+    """The whole store may be in a file, too."""
+    file = write(tmp_path / "url", "sqlite:///from-a-file.db\n")
+    found = resolve(environ={"KODE_STORE_URL_FILE": str(file)})
+    assert (options_of(found)["db_path"], found.source) == ("from-a-file.db", "KODE_STORE_URL_FILE")
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("KODE_STORE_UR", "KODE_STORE_URL"),
+        ("KODE_STOR_URL", "KODE_STORE_URL"),
+        ("KODE_STORE_TYP", "KODE_STORE_TYPE"),
+        ("KODE_STORE_DIR", "KODE_STORE_URL|known are"),
+        ("KODE_STORE_BACKEND", "known are"),
+        ("KODE_CONFIG_FILE", "KODE_CONFIG"),
+        ("KODE_DISABLE_PLUGIN", "KODE_DISABLE_PLUGINS"),
+    ],
+)
+def test_a_misspelled_variable(variable: str, nearest: str) -> None:
+    """A variable that is nearly one of ours is an error: the store would be another one than was meant."""
+    with pytest.raises(ConfigurationError, match=f"{variable} means nothing here; .*({nearest})"):
+        resolve(environ={variable: "postgres://h/d"})
+    assert resolve("memory:", environ={variable: "postgres://h/d"}).backend.name == "memory"
+
+
+def test_variables_of_others(caplog: pytest.LogCaptureFixture) -> None:
+    """Variables of tests and tools are known, and those of other programs are told in the log."""
+    known = {"KODE_TEST_POSTGRES_DSN": "x", "KODE_TRACE_PLUGINS": "1", "KODE_DISABLE_PLUGINS": "", "KODE_DEBUG": "1"}
+    assert resolve(environ={**known, "KODE_KILL_MATRIX": "1"}).source == "the default"
+    assert caplog.text == ""
+    assert resolve(environ={"KODE_API_KEY": "sk-123"}).source == "the default"
+    assert "KODE_API_KEY means nothing" in caplog.text
+    assert "sk-123" not in caplog.text
+
+
+def test_options_of_a_backend_that_nothing_chooses() -> None:
+    """Variables of a server without the one that chooses it are an error, and not a database on this disk."""
+    with pytest.raises(ConfigurationError, match="KODE_POSTGRES_HOST is set, and nothing chooses its backend"):
+        resolve(environ={"KODE_POSTGRES_HOST": "db"})
+    with pytest.raises(ConfigurationError, match="KODE_MONGO_URI_FILE is set"):
+        resolve(environ={"KODE_MONGO_URI_FILE": "/run/secrets/uri"})
+    assert resolve(environ={"KODE_STORE_TYPE": "sqlite", "KODE_POSTGRES_HOST": "db"}).backend.name == "sqlite"
+
+
+def test_kode_toml_without_a_default(tmp_path: Path) -> None:
+    """Stores that have names and no default are chosen by name, and never left aside for another one."""
+    write(tmp_path / "kode.toml", '[stores.live]\ntype = "memory"\n[stores.old]\ntype = "memory"\n')
+    with pytest.raises(ConfigurationError, match="no store named default.*live, old"):
+        resolve()
+    assert resolve("live").backend.name == "memory"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[tool.kodex\n",
+        "this is no TOML",
+        "[project]\nname = 'kode'\nversion = \n",
+        "tool = 5\n",
+        "[tool]\nx = 1\n# [tool.kode]\n",
+        "\ufeff[[[",
+        "x = " + "[" * 5000,
+    ],
+)
+def test_a_broken_project_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A parent's pyproject.toml that does not speak of kode is no obstacle, however broken."""
+    write(tmp_path / "pyproject.toml", text)
+    write(tmp_path / "below" / "pyproject.toml", "\0\xff")
+    monkeypatch.chdir(tmp_path / "below")
+    assert resolve().source == "the default"
+
+
+@pytest.mark.parametrize(
+    "text", ["[tool.kode\n", "[tool.kode.stores.default]\ntype = sqlite\n", "[ tool . kode ]\nx = \n"]
+)
+def test_a_broken_project_of_ones_own(tmp_path: Path, text: str) -> None:
+    """One that configures stores and is broken is an error with the place."""
+    write(tmp_path / "pyproject.toml", text)
+    with pytest.raises(ConfigurationError, match=r"pyproject.toml is not TOML: see line \d+"):
+        resolve()
+
+
+def test_paths_as_stores(tmp_path: Path) -> None:
+    """A path is a store of files or a database, by what is there or by its name."""
+    write(tmp_path / "odd.data", "")
+    (tmp_path / "folder.db").mkdir()
+    for given, kind, option in (
+        (Path("agents.db"), "sqlite", "db_path"),
+        (Path("sub/agents.SQLITE3"), "sqlite", "db_path"),
+        (Path("odd.data"), "sqlite", "db_path"),
+        (Path("store"), "json", "base_dir"),
+        (Path("folder.db"), "json", "base_dir"),
+        ("agents.db", "sqlite", "db_path"),
+        ("./data/agents.sqlite", "sqlite", "db_path"),
+    ):
+        found = resolve(given)
+        assert (found.backend.name, options_of(found)[option]) == (kind, str(Path(given)))
+    with pytest.raises(ConfigurationError, match="the suffix of the path does not say which store it is"):
+        resolve(Path("agents.txt"))
+    with pytest.raises(ConfigurationError, match="neither a URL"):
+        resolve("data/agents")
+
+
+def test_a_name_goes_before_a_path(tmp_path: Path) -> None:
+    """A store of kode.toml may be named like a file."""
+    write(tmp_path / "kode.toml", '[stores."agents.db"]\ntype = "memory"\n')
+    assert resolve("agents.db").backend.name == "memory"
+
+
+@pytest.mark.parametrize("path", ["C:\\data\\agents.db", "c:/data/agents.db", "D:\\x"])
+def test_paths_of_windows(path: str) -> None:
+    """A drive's letter is no backend: it is said how such a path is written."""
+    for target, environ in ((path, {}), ({"url": path}, {}), (None, {"KODE_STORE_URL": path})):
+        with pytest.raises(ConfigurationError, match="is a path of Windows; give it as pathlib.Path"):
+            resolve(target, environ)
+
+
+@pytest.mark.parametrize(
+    ("url", "option"),
+    [
+        ("sqlite:///x.db", "busy_timeout_ms"),
+        ("sqlite:///x.db", "timeout_ms"),
+        ("sqlite:///x.db", "follow_poll_ms"),
+        ("json:///x", "lock_wait_ms"),
+        ("postgres://h/d", "command_timeout_millis"),
+        ("postgres://h/d", "statement_cache_size"),
+        ("postgres://h/d", "max"),
+        ("mongodb://h/d", "idle_timeout_millis"),
+        ("dynamodb://eu-central-1/table", "connection_timeout_millis"),
+    ],
+)
+def test_numbers_have_limits(url: str, option: str) -> None:
+    """A number that a driver would turn into another one is refused."""
+    for value in (2**31, 2**63, -1, 10**30):
+        with pytest.raises(ConfigurationError, match=f"option {option}"):
+            resolve(url, **{option: value})

@@ -25,6 +25,7 @@ from kode_core.model import (
     UnknownBlock,
 )
 from kode_core.query import metadata_index
+from kode_core.store.dated import message_time
 
 __all__ = ["INT64", "LISTS", "ListCodec", "event_write", "event_writes", "info_of", "records_of"]
 
@@ -66,7 +67,9 @@ class ListCodec(NamedTuple):
 def _message_row(position: int, message: Message, now: int) -> Row:
     body = encode(Message, message, f"message {position}")
     types = {index_text(b.type) if type(b) is UnknownBlock else b.__struct_config__.tag for b in message.content}
-    return Row(body, now, MessageIndex(index_text(message.role), tuple(sorted(map(str, types)))))
+    return Row(
+        body, message_time(position, now), MessageIndex(index_text(message.role), tuple(sorted(map(str, types))))
+    )
 
 
 def _tool_call_row(position: int, call: ToolCallRecord, _: int) -> Row:
