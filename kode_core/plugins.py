@@ -237,7 +237,6 @@ class Plugins:
         if self._loaded:
             return
         self.see_disabled()
-        self._loaded = True
         for ep in entry_points(group=PLUGIN_GROUP):
             if self.is_disabled(ep.name, _distribution(ep)[0]) or self._manager.has_plugin(ep.name):
                 continue
@@ -248,6 +247,7 @@ class Plugins:
                     f"plugin {ep.name!r} ({_described(ep)}) is installed but cannot be used: {exc}; "
                     f"uninstall it, or set KODE_DISABLE_PLUGINS={ep.name}"
                 ) from exc
+        self._loaded = True
 
     def add(self, plugin: object, name: str | None = None) -> None:
         """Register a plugin that is already there: a module or object with a backend, layers or an observer of yours.

@@ -23,9 +23,11 @@ from kode_core import (
     create_extended_store,
     create_store,
 )
+from kode_core.config import configure
 from kode_core.engine import Engine
+from kode_core.engines.memory import MemoryOptions, open_memory
 from kode_core.layers import Layer
-from kode_core.plugins import FIRST_PARTY, Plugins, hookimpl, registry
+from kode_core.plugins import FIRST_PARTY, Backend, Plugins, hookimpl, registry
 from kode_core.store.book import Operation
 
 Install = Callable[..., None]
@@ -342,3 +344,88 @@ def test_hook_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     for observer in plugins.observers():
         observer(None)  # type: ignore[arg-type]
     assert "kode_operation of listener" in capsys.readouterr().err
+
+
+# --- Plugins that are added, and those that are chosen between --------------------------------------------------------
+
+
+class _Acme:
+    """A backend of one application."""
+
+    def __init__(self, name: str = "acme", gives: str = "engine") -> None:
+        self.name = name
+        self.gives = gives
+
+    @hookimpl
+    def kode_store_backend(self) -> Backend:
+        return Backend(name=self.name, options=MemoryOptions, open=open_memory, gives=self.gives)
+
+
+async def test_a_backend_that_is_added_is_found() -> None:
+    """registry.add makes a backend that URLs, mappings and variables find by its own name."""
+    plugins = Plugins(())
+    plugins.add(_Acme(), "an application")
+    assert plugins.backend("acme").name == "acme"
+    assert "acme" in plugins.names()
+    for target, environ in (("acme:", {}), ({"type": "acme"}, {}), (None, {"KODE_STORE_TYPE": "acme"})):
+        assert configure(target, {}, plugins.backend, environ).backend.name == "acme"
+    registry.add(_Acme("acme-added"))
+    async with create_extended_store("acme-added:?name=x") as store:
+        await store.save_messages("a", [Message.user("hi")])
+    async with create_extended_store({"type": "acme-added", "name": "x"}) as store:
+        assert len(await store.load_messages("a")) == 1
+
+
+@pytest.mark.parametrize(
+    ("plugin", "says"),
+    [
+        (_Acme("memory"), "a backend named 'memory' is there already"),
+        (_Acme("sqlite"), "a backend named 'sqlite' is there already"),
+        (_Acme("UPPER CASE"), "its name must be lower case"),
+        (_Acme("odd", "nothing"), "Backend.gives is 'nothing'"),
+        (type("Wrong", (), {"kode_store_backend": lambda self: 5})(), "returned int, not a Backend"),
+        (type("Fails", (), {"kode_store_backend": lambda self: 1 / 0})(), "division by zero"),
+    ],
+)
+def test_an_added_backend_that_does_not_fit(plugin: Any, says: str) -> None:
+    """It is refused with what is wrong, each time, and nothing of it stays."""
+    plugins = Plugins(())
+    for _ in range(2):
+        with pytest.raises(IncompatibleBackendError, match=says):
+            plugins.add(plugin)
+
+
+def test_the_same_backend_twice() -> None:
+    """A second one of that name is refused, and the first goes on."""
+    plugins = Plugins(())
+    plugins.add(_Acme())
+    with pytest.raises(IncompatibleBackendError, match="'acme' is there already"):
+        plugins.add(_Acme())
+    assert plugins.backend("acme").name == "acme"
+
+
+@pytest.mark.parametrize("disabled", ["kode-dup-b", "kode_dup.B", "json, kode-dup-b"])
+def test_a_distribution_is_disabled(install: Install, monkeypatch: pytest.MonkeyPatch, disabled: str) -> None:
+    """KODE_DISABLE_PLUGINS names distributions, too, and so chooses between two backends of one name."""
+    install("kode-dup-a", "duo", f"duo_a_{len(disabled)}", PLUGIN.format(name="duo", api=1))
+    install("kode-dup-b", "duo", f"duo_b_{len(disabled)}", "raise RuntimeError('must not be imported')")
+    with pytest.raises(AmbiguousBackendError, match=r"or disable the others, as in KODE_DISABLE_PLUGINS=kode-dup-a"):
+        Plugins(()).backend("duo")
+    monkeypatch.setenv("KODE_DISABLE_PLUGINS", disabled)
+    assert Plugins().backend("duo").name == "duo"
+    monkeypatch.setenv("KODE_DISABLE_PLUGINS", "kode-dup-a,kode-dup-b")
+    with pytest.raises(DisabledBackendError, match="'duo' is disabled"):
+        Plugins().backend("duo")
+
+
+@pytest.mark.parametrize(
+    ("disabled", "says"),
+    [("postgre", "did you mean 'postgres'"), ("kode-postgre", "did you mean 'kode-postgres'"), ("zzz", "known are ")],
+)
+def test_an_unknown_name_is_not_disabled_in_silence(monkeypatch: pytest.MonkeyPatch, disabled: str, says: str) -> None:
+    """A name in KODE_DISABLE_PLUGINS that is no plugin is an error with the nearest, as soon as plugins are used."""
+    monkeypatch.setenv("KODE_DISABLE_PLUGINS", disabled)
+    plugins = Plugins()
+    for call in (lambda: plugins.backend("memory"), plugins.load_all, plugins.see_disabled):
+        with pytest.raises(UnknownBackendError, match=f"KODE_DISABLE_PLUGINS names '{disabled}', which.*{says}"):
+            call()

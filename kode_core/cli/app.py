@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -136,10 +137,19 @@ def run() -> int:
     """Run the command and return the exit code; an error of the library is one line on stderr."""
     prepare_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KodeError as exc:
         if os.environ.get("KODE_DEBUG"):
             raise
         fail(str(exc))
         return 2
+    except OSError as exc:  # of what is printed: those of a store are KodeErrors
+        with suppress(OSError):
+            fail(f"the output cannot be written: {exc.strerror or type(exc).__name__}")
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - for what is left to be flushed at the end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 1
     return 0

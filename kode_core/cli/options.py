@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _UNITS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_FIRST_MS: Final = 100_000_000_000  # as milliseconds that is 1973, as seconds the year 5138
 _TIME_HELP: Final = "2025-01-31, 2025-01-31T12:00Z, 7d for seven days ago (s, m, h, d, w), or milliseconds"
 
 
@@ -43,7 +44,9 @@ def read_time(text: str) -> int:
     age = re.fullmatch(r"(\d{1,9})([smhdw])", text)
     if age:
         return now_ms() - int(age[1]) * _UNITS[age[2]]
-    if re.fullmatch(r"-?\d{9,}", text):
+    if re.fullmatch(r"-?\d{9,19}", text):
+        if abs(int(text)) < _FIRST_MS:
+            raise typer.BadParameter(f"{text} looks like seconds; write {int(text)}000 for milliseconds, or a date")
         return int(text)
     try:
         moment = datetime.fromisoformat(text)

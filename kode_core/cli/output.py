@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -51,7 +52,10 @@ _STATE_STYLES: Final = {"COMPLETED": "green", "FAILED": "red", "DENIED": "red"}
 
 
 def prepare_streams() -> None:
-    """Let no character stop the output, whatever the encoding of the terminal."""
+    """Let no character stop the output, whatever the encoding of the terminal; a stream that is closed is empty."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kode_core.cli.opening import JsonOption
-from kode_core.cli.output import one_line, print_json, show, visible
+from kode_core.cli.output import fail, one_line, print_json, show, visible
 from kode_core.cli.tables import table
 from kode_core.errors import PluginError
 from kode_core.plugins import FIRST_PARTY, InstalledPlugin, registry
@@ -54,7 +54,7 @@ def plugins(as_json: JsonOption = False) -> None:
     found = [_loaded(installed) for installed in registry.installed()]
     missing = {name: f"pip install {package}" for name, package in FIRST_PARTY.items() if name not in _names(found)}
     extensions = [_described(installed) for installed in registry.extensions()]
-    broken = int(any(backend.problem is not None for backend in found))
+    broken = int(not _extensions_load() or any(backend.problem is not None for backend in found))
     if as_json:
         available = [{"name": name, "install": command} for name, command in missing.items()]
         print_json({"backends": found, "extensions": extensions, "available": available})
@@ -66,6 +66,16 @@ def plugins(as_json: JsonOption = False) -> None:
     if missing:
         show(Text(), Text("Not installed:"), *(Text(f"  {name:<10} {missing[name]}") for name in missing))
     raise typer.Exit(broken)
+
+
+def _extensions_load() -> bool:
+    """Whether all plugins with layers and observers can be used; says of the first that cannot what is wrong."""
+    try:
+        registry.load_all()
+    except PluginError as exc:
+        fail(str(exc))
+        return False
+    return True
 
 
 def _names(found: Sequence[_Backend]) -> set[str]:
