@@ -102,7 +102,7 @@ async def _cancel(call: Any) -> None:
     killed_by="looking_and_saving_again_never_doubles",
     witness=_looked,
     source="a driver with a thread: the statement that was cancelled is run all the same",
-    also=("OPS-9.what_is_read_after_a_cancellation_stays", "OPS-9.a_write_cancelled_at_any_step"),
+    also=("OPS-9.what_is_read_after_a_cancellation_stays",),
 )
 class CancelledWriteAppearsLater(_GoesOn):
     """Goes on with a write whose caller was cancelled, and says meanwhile that it is not there."""
