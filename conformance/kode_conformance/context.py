@@ -106,6 +106,10 @@ class Context:
             await close()
         self._open = [other for other in self._open if other is not store]
 
+    def leave(self, store: ExtendedStore) -> None:
+        """Do not close an instance at the end: the check has, whatever came of it."""
+        self._open = [other for other in self._open if other is not store]
+
     async def finish(self) -> None:
         """End the processes that still run, and close the stores that are still open."""
         for process in self._processes:

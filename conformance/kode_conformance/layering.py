@@ -34,7 +34,6 @@ class _Plugin:
         return _wanted.get()
 
 
-
 @functools.cache
 def _register() -> None:
     registry.add(_Plugin(), "kode-conformance-layers")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context, Violation
@@ -18,8 +18,8 @@ from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 _TIMEOUT_MS: Final = 250
-_SECONDS: Final = 12.0
-"""How long a call with that deadline may take in the end; a health check has 5 s for each medium."""
+_SECONDS: Final = 4.0
+"""How long a call with that deadline may take in the end, on a machine that is busy."""
 
 
 class _Slow(Layer):
@@ -50,7 +50,7 @@ class _Slow(Layer):
         return await asyncio.shield(asyncio.ensure_future(late()))
 
 
-async def _slowed(ctx: Context) -> tuple[ExtendedStore, _Slow]:
+async def slowed(ctx: Context) -> tuple[ExtendedStore, _Slow]:
     layers: list[_Slow] = []
 
     def put(engine: Engine) -> Engine:
@@ -66,7 +66,7 @@ async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
     """Of every kind of write whose deadline passes in the engine, the error says that nothing was written only where
     that is so, and stays so; the first read that is answered afterwards sees how it ended.
     """
-    store, slow = await _slowed(ctx)
+    store, slow = await slowed(ctx)
     late = 1.6 * _TIMEOUT_MS / 1000
     wanted = {write: await expected(ctx.store, write) for write in WRITES}
     for before, after in ((late, 0.0), (0.0, late)):
@@ -110,26 +110,30 @@ async def every_call_ends_though_the_engine_hangs(ctx: Context) -> None:
     """When the engine answers nothing any more every method of the protocols ends with an error of this library, and
     so do the health check, with a verdict, and close.
     """
-    store, slow = await _slowed(ctx)
+    store, slow = await slowed(ctx)
     await seed(store, "a")
     lease = await store.acquire_agent_lock("held")
     slow.is_hanging = True
-    calls = {name: drive(*call) for name, call in calls_of(store, target=str(ctx.folder / "copy")).items()}
-    calls["renew"] = lease.renew()
-    tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
-    health = asyncio.ensure_future(store.health_check())
-    await asyncio.wait([*tasks.values(), health], timeout=_SECONDS)
-    for name, task in tasks.items():
-        ctx.true(task.done(), f"{name} did not end in {_SECONDS:g} s, with a deadline of {_TIMEOUT_MS} ms")
-        error = None if task.cancelled() else task.exception()
-        ctx.true(error is None or isinstance(error, KodeError), f"{name}, while the engine hangs, raised {error!r}")
-    ctx.true(health.done(), f"health_check did not end in {_SECONDS:g} s")
-    closing = asyncio.ensure_future(store.close())
-    await asyncio.wait([closing], timeout=_SECONDS)
-    ended = closing.done()
-    slow.let_go.set()
-    ctx.true(ended, f"close did not end in {_SECONDS:g} s, with a deadline of {_TIMEOUT_MS} ms")
-    await asyncio.wait([closing], timeout=_SECONDS)
-    error = closing.exception()
-    ctx.true(error is None or isinstance(error, KodeError), f"close, while the engine hung, raised {error!r}")
+    try:
+        calls = {name: drive(*call) for name, call in calls_of(store).items() if name != "backup"}  # it may take long
+        calls["renew"] = lease.renew()
+        for name, error in (await _ended(ctx, calls)).items():
+            ctx.true(error is None or isinstance(error, KodeError), f"{name}, while the engine hangs, raised {error!r}")
+        await _ended(ctx, {"health_check": store.health_check()}, seconds=11.0)
+        ctx.leave(store)
+        (error,) = (await _ended(ctx, {"close": store.close()})).values()
+        ctx.true(error is None or isinstance(error, KodeError), f"close, while the engine hung, raised {error!r}")
+    finally:
+        slow.let_go.set()
     ctx.equal(len(await ctx.store.load_messages("a")), 3, "the messages, by another instance")
+
+
+async def _ended(
+    ctx: Context, calls: dict[str, Awaitable[Any]], seconds: float = _SECONDS
+) -> dict[str, BaseException | None]:
+    """What calls raised, which must end in time."""
+    tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
+    await asyncio.wait(tasks.values(), timeout=seconds * ctx.harness.patience)
+    for name, task in tasks.items():
+        ctx.true(task.done(), f"{name} did not end in {seconds:g} s, with a deadline of {_TIMEOUT_MS} ms")
+    return {name: None if task.cancelled() else task.exception() for name, task in tasks.items()}

@@ -16,7 +16,7 @@ from kode_core.errors import InvalidArgumentError, LockLostError, PayloadTooLarg
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
-_SECONDS: Final = 10.0
+_SECONDS: Final = 5.0
 """How long the calls of those who are not concerned may take together."""
 
 
@@ -36,7 +36,7 @@ class _Handles:
         return self.all[-1]
 
 
-async def _troubled(ctx: Context) -> tuple[ExtendedStore, Trouble]:
+async def troubled(ctx: Context) -> tuple[ExtendedStore, Trouble]:
     layers = _Handles()
     store = await ctx.another(layers)
     return store, layers.last
@@ -60,15 +60,23 @@ def _acts(store: ExtendedStore) -> dict[str, Callable[[str], Awaitable[Any]]]:
 
 
 async def _see_the_others(
-    store: ExtendedStore, wanted: dict[str, Expected], rounds: str, acts: dict[str, Callable[[str], Awaitable[Any]]]
+    ctx: Context,
+    store: ExtendedStore,
+    wanted: dict[str, Expected],
+    rounds: str,
+    acts: dict[str, Callable[[str], Awaitable[Any]]],
 ) -> None:
     """Every write to agents that nothing is wrong with, reads and searches: all end, and do what they do."""
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(_SECONDS * ctx.harness.patience):
             for name, act in acts.items():
                 await act(f"sound-{name}-{rounds}")
             await asyncio.gather(
-                store.list(), store.query_sessions(), store.query_messages(), store.query_tool_calls(), store.get_metrics()
+                store.list(),
+                store.query_sessions(),
+                store.query_messages(),
+                store.query_tool_calls(),
+                store.get_metrics(),
             )
             for name, expectation in wanted.items():
                 found = await portrait(store, f"sound-{name}-{rounds}")
@@ -94,7 +102,7 @@ async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
     """While calls of every kind hang in the engine for some agents, every kind of call for others ends; let go, the
     ones that hung end, too.
     """
-    store, trouble = await _troubled(ctx)
+    store, trouble = await troubled(ctx)
     wanted = await _prepare(ctx, store, "hang")
     acts = _acts(store)
     for name, act in acts.items():
@@ -105,12 +113,12 @@ async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
         ctx.true(trouble.under_way > 0, f"{name} must reach the engine")
         others = acts if name in ("append_event", "save_turn", "delete", "batch_fork") else {}
         try:
-            await _see_the_others(store, {n: wanted[n] for n in others if n in wanted}, "hang", others)
-            await _see_that_one_write_ends(store, name)
+            await _see_the_others(ctx, store, {n: wanted[n] for n in others if n in wanted}, "hang", others)
+            await _see_that_one_write_ends(ctx, store, name)
         finally:
             trouble.hanging = set()
             trouble.let_go.set()
-        await asyncio.wait([hung], timeout=_SECONDS)
+        await asyncio.wait([hung], timeout=_SECONDS * ctx.harness.patience)
         ctx.true(hung.done(), f"{name} that hung did not end after it was let go")
         ctx.true(hung.exception() is None, f"{name} that hung raised {hung.exception()!r} after it was let go")
         trouble.let_go.clear()
@@ -119,9 +127,9 @@ async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
             await seed(ctx.store, f"sound-{other}-hang")
 
 
-async def _see_that_one_write_ends(store: ExtendedStore, name: str) -> None:
+async def _see_that_one_write_ends(ctx: Context, store: ExtendedStore, name: str) -> None:
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(_SECONDS * ctx.harness.patience):
             await store.append_event(f"other-{name}", samples.event(1))
             await store.append_messages(f"other-{name}", samples.messages(1))
             await store.load_messages(f"other-{name}")
@@ -136,13 +144,13 @@ async def what_fails_fails_no_other_agent(ctx: Context) -> None:
     """While calls of every kind fail in the engine for some agents, also together with others at once, every kind of
     call for others succeeds, and the ones that failed succeed afterwards.
     """
-    store, trouble = await _troubled(ctx)
+    store, trouble = await troubled(ctx)
     wanted = await _prepare(ctx, store, "fail")
     acts = _acts(store)
     trouble.failing = {f"bad-{name}": StoreUnavailableError("refused by the suite") for name in acts}
     failing = [asyncio.ensure_future(act(f"bad-{name}")) for name, act in acts.items() for _ in range(3)]
     sound = [asyncio.ensure_future(store.append_event(f"many-{i}", samples.event(i))) for i in range(20)]
-    await _see_the_others(store, wanted, "fail", acts)
+    await _see_the_others(ctx, store, wanted, "fail", acts)
     for result in await asyncio.gather(*failing, return_exceptions=True):
         ctx.true(isinstance(result, StoreUnavailableError), f"a call for an agent that fails gave {result!r}")
     for result in await asyncio.gather(*sound, return_exceptions=True):
@@ -159,7 +167,7 @@ async def one_append_too_large_fails_alone(ctx: Context) -> None:
     """Of appends to one agent that are made at once, the one that the engine finds too large is refused, and the
     others are stored, in whatever order they come.
     """
-    store, trouble = await _troubled(ctx)
+    store, trouble = await troubled(ctx)
     trouble.too_large = PayloadTooLargeError("larger than the suite's limit")
     large = samples.event(0, text="x" * (trouble.limit + 1))
     for place in range(4):
@@ -172,7 +180,9 @@ async def one_append_too_large_fails_alone(ctx: Context) -> None:
         results = await asyncio.gather(*calls, first, return_exceptions=True)
         refused = [i for i, result in enumerate(results) if isinstance(result, BaseException)]
         ctx.equal(refused, [place], f"which of four appends and two others failed, of {results}")
-        ctx.true(isinstance(results[place], PayloadTooLargeError), f"the one that is too large raised {results[place]!r}")
+        ctx.true(
+            isinstance(results[place], PayloadTooLargeError), f"the one that is too large raised {results[place]!r}"
+        )
         stored = [event.bookmark.seq async for event in store.read_events(agent_id)]
         ctx.equal(sorted(stored), sorted({1, 2, 3, 4, 99} - {place + 1}), "the events that are stored")
 
@@ -204,7 +214,8 @@ async def what_is_refused_takes_nothing_along(ctx: Context) -> None:
         for call, result in zip(calls, results, strict=True):
             if any(call is one for one in bad):
                 ctx.true(
-                    isinstance(result, (LockLostError, InvalidArgumentError)), f"a call that must be refused gave {result!r}"
+                    isinstance(result, (LockLostError, InvalidArgumentError)),
+                    f"a call that must be refused gave {result!r}",
                 )
             else:
                 ctx.true(not isinstance(result, BaseException), f"a sound call beside refused ones raised {result!r}")
