@@ -23,7 +23,7 @@ _SECONDS: Final = 4.0
 
 
 class _Slow(Layer):
-    """Commits in a task of its own, which goes on when its caller gives up; the engine call comes late, or ends late."""
+    """Commits in a task of its own, which goes on when its caller gives up; it begins late, or ends late."""
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)

@@ -1,4 +1,4 @@
-"""OPS-9, LIFE-3: how a write ended whose caller was cancelled is seen by the next call, and does not change any more."""
+"""OPS-9, LIFE-3: how a write ended whose caller was cancelled is seen by the next call, and stays so."""
 
 from __future__ import annotations
 
