@@ -75,7 +75,7 @@ _JUNK: Final[tuple[Any, ...]] = (
     _Strange(),
     int,
     len,
-    datetime(2026, 1, 1),  # noqa: DTZ001 - naive on purpose
+    datetime(2026, 1, 1),
     samples.todos("x"),
     [samples.todos("x")],
 )

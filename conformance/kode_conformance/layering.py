@@ -61,7 +61,7 @@ def agents_of(verb: str, args: Sequence[Any]) -> frozenset[str]:
     """The agents that a call of the engine is about; none for a search."""
     if verb == "commit":
         return frozenset(batch.agent_id for batch in args[0])
-    if verb in ("agent_ids", "find_sessions", "find_rows", "totals", "backup", "close"):
+    if verb in ("agent_ids", "stored_ids", "find_sessions", "find_rows", "totals", "backup", "close"):
         return frozenset()
     return frozenset(arg for arg in args[:1] if isinstance(arg, str))
 

@@ -57,7 +57,7 @@ async def wrong_arguments_raise_errors_of_this_library(ctx: Context) -> None:
         ]
         for value in junk_for(parameter, str(ctx.folder)):
             arguments = {**given, parameter.name: value}
-            error = await _outcome(parameter.method, lambda arguments=arguments: method(**arguments))  # type: ignore[misc]
+            error = await _outcome(parameter.method, lambda method=method, arguments=arguments: method(**arguments))  # type: ignore[misc]
             _note(wrong, f"{parameter.method}({parameter.name}={value!r:.60})", error)
             if error is None and parameter.method not in _OTHERS:
                 await _forget(ctx.store, agent_id, value)
@@ -165,7 +165,7 @@ async def forged_cursors_raise_errors_of_this_library(ctx: Context) -> None:
     for name, query in queries.items():
         ctx.true(given[name], f"{name} of several records with limit=1 must give a cursor")
         for cursor in forged_cursors(given[name], name):
-            error = await _outcome(name, lambda cursor=cursor: query(limit=1, cursor=cursor))  # type: ignore[misc]
+            error = await _outcome(name, lambda query=query, cursor=cursor: query(limit=1, cursor=cursor))  # type: ignore[misc]
             _note(wrong, f"{name}(cursor={cursor!r})", error)
         for other in given.keys() - {name}:
             await ctx.raises(KodeError, query(limit=1, cursor=given[other]), f"{name} with a cursor of {other}")

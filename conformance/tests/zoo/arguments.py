@@ -80,7 +80,7 @@ class DropsWhatDoesNotFit(EngineStore):
 @mutant(
     "OPS-17",
     killed_by="forged_cursors_raise_errors_of_this_library",
-    witness=seen(lambda s: s.query_sessions(cursor="====")),
+    witness=seen(lambda s: s.query_sessions(cursor="A")),
     source="cursors that are decoded and believed",
 )
 class BelievesCursors(EngineStore):
