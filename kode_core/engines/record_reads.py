@@ -145,6 +145,20 @@ class RecordReads:
 
         return await self.at_once(agent_id, read, ListRows(0, []))
 
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        async def read(instant: Instant) -> ListRows:
+            head = count_of(instant.head.record, kind)
+            end = min(head.count, start + limit)
+            if start >= end:
+                return ListRows(head.version, [])
+            items = await self.items(instant, row_span(kind, start, end - 1))
+            if len(items) != end - start:
+                raise MovedError
+            whole = await self._io.whole(instant.place, items)
+            return ListRows(head.version, [(item.body, item.time) for item in whole])
+
+        return await self.at_once(agent_id, read, ListRows(0, []))
+
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
         async def read(instant: Instant) -> Outline:
             head = count_of(instant.head.record, kind)
@@ -284,6 +298,9 @@ class RecordReads:
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         return await self._io.store.agent_ids(prefix, after, limit)
+
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self._io.store.stored_ids(after, limit)
 
     async def totals(self) -> Totals:
         return await self._io.store.totals()

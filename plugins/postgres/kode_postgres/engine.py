@@ -14,7 +14,7 @@ from kode_core.batch import (
     Outcome,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium, Watch
+from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.reading import EngineReads
 from kode_core.errors import UnsupportedError
 from kode_postgres.commits import Committer
@@ -114,7 +114,7 @@ class PostgresEngine(EngineReads):
 
         await self.connections.probe(ask)
 
-    async def backup(self, target: Path) -> list[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> list[Path]:
         raise UnsupportedError(
             f"a PostgreSQL database is not copied by this store; run: pg_dump --format=custom --file={target} DATABASE"
         )

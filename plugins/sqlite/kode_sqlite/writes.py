@@ -24,8 +24,9 @@ from kode_core.batch import (
 )
 from kode_core.clock import host_clock
 from kode_core.codec import Body
-from kode_core.errors import StorageError
+from kode_core.errors import CorruptRecordError, KodeError, StorageError
 from kode_sqlite.errors import to_kode_error
+from kode_sqlite.sound import INT, TEXT, see
 from kode_sqlite.statements import EVENTS, LISTS, TABLES_OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
@@ -84,15 +85,15 @@ class Transaction:
     def _apply_apart(self, batch: Batch) -> Outcome:
         try:
             outcome: Outcome = self.part(lambda _: self._apply(batch))
-        except sqlite3.Error as exc:
-            error = to_kode_error(exc, self._path)
+        except (sqlite3.Error, KodeError) as exc:
+            error = to_kode_error(exc, self._path) if isinstance(exc, sqlite3.Error) else exc
             if not self._db.in_transaction or not isinstance(error, StorageError):
                 raise
             return error
         return outcome
 
     def _apply(self, batch: Batch) -> Applied | Refused:
-        head = self._head(batch.agent_id)
+        head = self._head_to_delete(batch) if batch.delete else self._head(batch.agent_id)
         if head.last_op == batch.op_id:
             return Applied(head.messages, head.tool_calls, self._append(batch.agent_id, batch.events))
         refusal = self._refusal(batch, head)
@@ -133,7 +134,19 @@ class Transaction:
             " FROM kode_agents WHERE agent_id = ?",
             (agent_id,),
         ).fetchone()
-        return _Head() if row is None else _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], row[5])
+        if row is None:
+            return _Head()
+        see(row, (INT, INT, INT, INT, INT, TEXT), f"the head of agent {agent_id!r}")
+        return _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], row[5])
+
+    def _head_to_delete(self, batch: Batch) -> _Head:
+        """The head; what cannot be read can be deleted, unless the delete depends on what it says."""
+        try:
+            return self._head(batch.agent_id)
+        except CorruptRecordError:
+            if batch.expect_updated_at is not None:
+                raise
+            return _Head()
 
     def _write_head(self, agent_id: str, head: _Head) -> None:
         self._db.execute(
@@ -186,8 +199,15 @@ class Transaction:
         statements = LISTS[kind]
         if write.length is not None and write.length < head.count:
             self._db.execute(statements.cut, (agent_id, write.length))
-        rows = (*write.put, *enumerate(write.append, head.kept(write)))
-        statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in rows])
+        statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in write.put])
+        appended = enumerate(write.append, head.kept(write))
+        try:
+            statements.append.run(self._db, [row_values(agent_id, position, row) for position, row in appended])
+        except sqlite3.IntegrityError as exc:
+            raise CorruptRecordError(
+                f"the {kind.value.replace('_', ' ')} of agent {agent_id!r}",
+                f"the head counts {head.count}, and there are more; nothing was written",
+            ) from exc
         return head.after(write)
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
@@ -219,8 +239,11 @@ class Transaction:
     def _insert(self, events: Sequence[tuple[str, EventWrite]]) -> tuple[int, ...]:
         """Insert events, those excepted that are there already, and return all their offsets."""
         if self._next_offset is None:
-            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'kode_events'").fetchone()
-            self._next_offset = 1 if row is None else row[0] + 1
+            (last,) = self._db.execute(  # the second is there for a database whose sequence was damaged
+                "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'kode_events'), 0),"
+                ' coalesce((SELECT max("offset") FROM kode_events), 0))'
+            ).fetchone()
+            self._next_offset = last + 1
         first = self._next_offset
         self._next_offset += len(events)
         rows = [(offset, a, e.seq, e.channel, *e.body) for offset, (a, e) in enumerate(events, first)]
@@ -234,6 +257,8 @@ class Transaction:
             'SELECT "offset" FROM kode_events WHERE agent_id = ? AND seq = ? AND digest = ?',
             (agent_id, event.seq, event.body.digest),
         ).fetchone()
+        if row is None:
+            raise CorruptRecordError(f"the events of agent {agent_id!r}", "another row stands where one was to be put")
         return int(row[0])
 
     # --- forks
