@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -83,6 +83,13 @@ class Context:
                 raise Unverified("the store is not over an engine that create_store opens: it takes no layer")
         if self.harness.has("settle"):
             _settle_first(store, lambda: self.harness.settle(self.handle))
+        self._open.append(store)
+        return store
+
+    async def restored(self, paths: Sequence[Path]) -> ExtendedStore:
+        """The store that a backup made, opened."""
+        handle = await self.harness.restored(self.handle, paths)
+        store = cast(ExtendedStore, await self.harness.open(handle))
         self._open.append(store)
         return store
 
