@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import secrets
 import time
 import warnings
@@ -52,6 +53,7 @@ class Context:
         self.book = book
         self.underway = Underway()
         self.closing = asyncio.Event()
+        self._process = os.getpid()
         self._opener = opener
         self._engine: Engine | None = None
         self._opening: asyncio.Task[Engine] | None = None
@@ -112,6 +114,8 @@ class Context:
         """Raise unless the store can be used, here and now."""
         if self.is_closed:
             raise StoreClosedError("this store is closed; open a new one")
+        if self._process != os.getpid():
+            raise KodeError("this store was made in another process, from which this one was forked; open one in each")
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
             raise KodeError("this store was opened in another event loop; open one store in each loop")
 
