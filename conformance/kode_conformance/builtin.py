@@ -54,6 +54,9 @@ class JsonHarness(StoreHarness):
         path = Path(handle["base_dir"]) / f"{agent_id}.jsonl"
         path.write_bytes(path.read_bytes().replace(b'"text":"message 0"', b'"text":"message !"', 1))
 
+    async def files_of(self, handle: Handle, agent_id: str) -> Sequence[Path]:
+        return [Path(handle["base_dir"]) / f"{agent_id}.jsonl"]
+
     async def raw_dump(self, handle: Handle) -> str:
         files = sorted(Path(handle["base_dir"]).rglob("*"))
         return "\n".join(f"{path}\n{path.read_text()}" for path in files if path.is_file())

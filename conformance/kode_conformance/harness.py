@@ -111,6 +111,10 @@ class StoreHarness(ABC):
         """Damage the agent's first stored message behind the store's back, so that its JSON is another text."""
         raise NotImplementedError
 
+    async def files_of(self, handle: Handle, agent_id: str) -> Sequence[Path]:
+        """The files that hold this agent and no other, if a damaged byte of them can be told from a sound one."""
+        raise NotImplementedError
+
     async def raw_dump(self, handle: Handle) -> str:
         """All that the store keeps, read without it, as text: what was deleted must not be in it."""
         raise NotImplementedError

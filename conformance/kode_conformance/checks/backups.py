@@ -12,7 +12,7 @@ from kode_conformance.context import Context, Unverified
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import portrait, seed
-from kode_core.errors import InvalidArgumentError, KodeError
+from kode_core.errors import KodeError
 from kode_core.protocols import ExtendedStore
 
 _NEEDS: Final = Capability.EXTENDED | Capability.PERSISTENT
@@ -159,7 +159,6 @@ async def a_backup_goes_on_where_the_store_was(ctx: Context) -> None:
         ctx.true(lease.token > token, f"a lease of {agent_id!r} got the token {lease.token} in the copy, after {token}")
         await lease.release()
     ctx.equal(await portrait(ctx.store, "kept"), before, "the agent after the copy was written to")
-    await ctx.raises(InvalidArgumentError, ctx.store.backup(ctx.folder / "copy"), "a backup to what is there already")
     await ctx.close(copy)
     copy = await ctx.restored(made)
     ctx.equal(len([event async for event in copy.read_events("kept")]), 6, "the events of the copy, opened again")
@@ -217,7 +216,7 @@ async def a_backup_holds_up_no_writer(ctx: Context) -> None:
     _need_restored(ctx)
     other = await ctx.another()
     count, ended = 100, [0, 0]
-    for attempt in range(4):  # until the copy takes longer than a write
+    for attempt in range(3):  # until the copy takes longer than a write
         await _fill(ctx, count)
         backup = asyncio.ensure_future(ctx.store.backup(ctx.folder / f"copy-{attempt}"))
         await asyncio.sleep(0)
@@ -231,10 +230,10 @@ async def a_backup_holds_up_no_writer(ctx: Context) -> None:
         await asyncio.gather(write(0, ctx.store), write(1, other), backup)
         if min(ended) > 0:
             break
-        count *= 3
+        count *= 2
     ctx.true(
         min(ended) > 0,
-        f"while {count // 3} agents were copied {ended[0]} writes of the same store ended, {ended[1]} of another",
+        f"while {count // 2} agents were copied {ended[0]} writes of the same store ended, {ended[1]} of another",
     )
 
 

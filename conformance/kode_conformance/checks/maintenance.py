@@ -17,9 +17,9 @@ from kode_core.model import Message, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
-_TIMEOUT_MS: Final = 300
-_STEP_S: Final = 0.025
-_AGENTS: Final = 12
+_TIMEOUT_MS: Final = 500
+_STEP_S: Final = 0.035
+_AGENTS: Final = 8
 """So many steps together take longer than the deadline, and none by itself does."""
 
 

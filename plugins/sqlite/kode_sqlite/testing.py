@@ -62,6 +62,9 @@ class HybridHarness(SqliteHarness):
     async def provision(self, space: Space) -> Handle:
         return {"db_path": str(space.folder / "agents.db"), "file_store_base_dir": str(space.folder / "files")}
 
+    async def files_of(self, handle: Handle, agent_id: str) -> Sequence[Path]:
+        return [Path(handle["file_store_base_dir"]) / f"{agent_id}.jsonl"]
+
     async def raw_dump(self, handle: Handle) -> str:
         files = sorted(Path(handle["file_store_base_dir"]).rglob("*"))
         texts = [path.read_text() for path in files if path.is_file()]
