@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from conformance.tests.zoo.base import OnJson, OnSqlite, mutant
 from conformance.tests.zoo.witnesses import talk
 from kode_core.engines.folder import Folder
+from kode_core.engines.journal import Journal
 from kode_core.errors import CorruptRecordError, StorageError
 from kode_core.model import MediaCacheRecord
 from kode_core.query import Page
@@ -165,15 +166,15 @@ async def _zeroed(ctx: Context) -> object:
     killed_by="damaged_bytes_are_never_taken_for_right_ones",
     on=OnJson,
     witness=_zeroed,
-    source="recovery that takes zeros for the end of what was written",
+    source="a file that cannot be read is moved away, so that the program starts",
 )
-class TakesZerosForTheEnd(Folder):
-    """Cuts a file off at its first zero when it is opened."""
+class SetsDamagedFilesAside(Folder):
+    """Moves a damaged file out of its way when it is opened, and begins the agent anew."""
 
     def open(self) -> None:
         for path in self.base.glob("*.jsonl"):
-            data = path.read_bytes()
-            sound = data.partition(b"\0")[0]
-            if len(sound) < len(data):
-                path.write_bytes(sound[: sound.rfind(b"\n") + 1])
+            try:
+                Journal(path).refresh()
+            except CorruptRecordError:
+                path.rename(path.with_suffix(".bad"))
         super().open()
