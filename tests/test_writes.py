@@ -339,6 +339,16 @@ async def test_closing_has_a_deadline(caplog: pytest.LogCaptureFixture) -> None:
         await store.load_messages("a")
 
 
+async def test_followers_end_when_the_store_is_closed() -> None:
+    """A follower that waits for events is told at once that the store was closed."""
+    store = await EngineStore(opened_memory, follow_poll_ms=3_600_000).open()
+    follower = asyncio.ensure_future(anext(aiter(store.follow_events("a"))))
+    await asyncio.sleep(0.01)
+    await store.close()
+    with pytest.raises(StoreClosedError):
+        await follower
+
+
 async def test_an_append_that_was_accepted_opens_the_store() -> None:
     """Closing a store that was never open waits for the append that was made before."""
     async with EngineStore(opened_memory) as store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from kode_core.batch import (
     Doc,
@@ -26,7 +26,10 @@ from kode_core.engine import Progress, unwatched
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
-__all__ = ["EngineReads", "list_rows"]
+__all__ = ["MOST", "EngineReads", "check_head", "list_rows"]
+
+MOST: Final = 2**62
+"""More than any version, count or time of a head, and any offset, can be."""
 
 
 class EngineReads(ABC):
@@ -93,6 +96,12 @@ class EngineReads(ABC):
         return found
 
 
+def check_head(values: Sequence[Any], agent_id: str) -> None:
+    """Raise CorruptRecordError unless the versions, counts and times of a head are what they can be (OPS-4)."""
+    if not all(type(value) is int and 0 <= value < MOST for value in values):
+        raise CorruptRecordError(f"the head of agent {agent_id!r}", "its row holds what was never written")
+
+
 def list_rows(
     agent_id: str,
     kind: ListKind,
@@ -109,6 +118,7 @@ def list_rows(
     Raises:
         CorruptRecordError: rows are missing or too many, or hold what was never written (OPS-4).
     """
+    check_head(head, agent_id)
     version, count = head
     expected = max(0, count - start) if limit is None else min(max(0, count - start), limit)
     rows = []

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
-from kode_core.batch import DocKind, EngineIssue, EventRange, Head, ListHead, ListKind, row_name
+from kode_core.batch import (
+    Doc,
+    DocKind,
+    DocWrite,
+    EngineIssue,
+    EventRange,
+    Head,
+    Info,
+    ListHead,
+    ListKind,
+    row_name,
+)
 from kode_core.codec import Body, decode, decode_list
 from kode_core.engine import Engine, Progress
-from kode_core.errors import CorruptRecordError, KodeError, SchemaVersionError
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, SchemaVersionError
 from kode_core.model import (
     AgentInfo,
     CompressionRecord,
@@ -25,13 +37,21 @@ from kode_core.model import (
     Snapshot,
     Timeline,
     TodoSnapshot,
+    ToolCallRecord,
 )
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
 from kode_core.store.ops import OPS
 from kode_core.store.pairing import Pairing, Problem
 from kode_core.store.reader import left_out_of
-from kode_core.store.rows import LISTS
+from kode_core.store.rows import (
+    compression_doc,
+    info_of,
+    recovered_doc,
+    snapshot_doc,
+    todos_doc,
+    window_doc,
+)
 from kode_core.store.steps import Steps
 
 __all__ = ["check", "issues"]
@@ -47,13 +67,14 @@ _READINGS: Final = 3
 _LOOK_AGAIN_S: Final = (0.05, 0.5)
 """After how long the engine is asked again for what it found, which may be half of a write."""
 
-_DOCS: Final[dict[DocKind, type[Record]]] = {
-    DocKind.TODOS: TodoSnapshot,
-    DocKind.WINDOWS: HistoryWindow,
-    DocKind.COMPRESSIONS: CompressionRecord,
-    DocKind.RECOVERED: RecoveredFile,
-    DocKind.SNAPSHOTS: Snapshot,
+_DOCS: Final[dict[DocKind, tuple[type[Record], Callable[[Any], DocWrite]]]] = {
+    DocKind.TODOS: (TodoSnapshot, todos_doc),
+    DocKind.WINDOWS: (HistoryWindow, window_doc),
+    DocKind.COMPRESSIONS: (CompressionRecord, compression_doc),
+    DocKind.RECOVERED: (RecoveredFile, recovered_doc),
+    DocKind.SNAPSHOTS: (Snapshot, snapshot_doc),
 }
+_MISFILED: Final = "what it is found by is not what it says"
 
 
 async def check(context: Context, agent_id: str | None, progress: Progress) -> ConsistencyCheckResult:
@@ -152,8 +173,22 @@ class _Page(NamedTuple):
 
     start: int
     version: int
-    bodies: Sequence[Body]
+    rows: Sequence[tuple[Body, int]]
     error: CorruptRecordError | None = None
+
+
+def _is_kept(doc: Doc, write: Callable[[Any], DocWrite], record: Any) -> bool:
+    """Whether a document stands under the key and the time that it has."""
+    written = write(record)
+    return written.doc is not None and (doc.key, doc.time) == (written.key, written.doc.time)
+
+
+def _has_time(created_at: int, call: ToolCallRecord) -> bool:
+    return call.created_at == created_at
+
+
+def _has_seq(seq: int, event: Timeline) -> bool:
+    return event.bookmark.seq == seq
 
 
 class _PageSize:
@@ -204,14 +239,23 @@ class _Agent:
     def _corrupt(self, exc: KodeError) -> ConsistencyIssue:
         return self._issue("corrupt_record", str(exc))
 
-    def _unsound(self, read: Callable[[type[R], Body, str], Any], cls: type[R], body: Body, what: str) -> str:
-        """What is wrong with a record; empty when it is sound."""
+    def _unsound(
+        self,
+        read: Callable[[type[R], Body, str], Any],
+        cls: type[R],
+        body: Body,
+        what: str,
+        fits: Callable[[Any], bool] = lambda record: True,
+    ) -> str:
+        """What is wrong with a record; empty when it is sound, and is found by what *fits* it."""
         self.is_there = True
         try:
-            read(cls, body, what)
+            record = read(cls, body, what)
+            return "" if fits(record) else f"{what}: {_MISFILED}"
+        except InvalidArgumentError:
+            return f"{what}: {_MISFILED}"
         except CorruptRecordError as exc:
             return str(exc)
-        return ""
 
     # --- info and lists
 
@@ -221,9 +265,14 @@ class _Agent:
             return
         self.is_there = True
         if head.info is not None:
-            problem = self._unsound(decode, AgentInfo, head.info.body, f"the info of agent {self._agent_id!r}")
+            info, what = head.info, f"the info of agent {self._agent_id!r}"
+            problem = self._unsound(decode, AgentInfo, info.body, what, lambda record: self._is_filed(info, record))
             if problem:
                 yield self._issue("corrupt_record", problem)
+
+    def _is_filed(self, info: Info, record: AgentInfo) -> bool:
+        told = info_of(self._agent_id, record)
+        return (told.template_id, told.created_at) == (info.template_id, info.created_at)
 
     async def _messages(self) -> AsyncIterator[ConsistencyIssue]:
         common: dict[str, Problem] | None = None
@@ -235,7 +284,7 @@ class _Agent:
                     yield self._corrupt(page.error)
                     continue
                 versions.add(page.version)
-                for i, body in enumerate(page.bodies, page.start):
+                for i, (body, _) in enumerate(page.rows, page.start):
                     try:
                         pairing.add(i, decode(Message, body, row_name(ListKind.MESSAGES, i, self._agent_id)))
                     except CorruptRecordError as exc:
@@ -261,9 +310,10 @@ class _Agent:
                 yield self._corrupt(page.error)
                 continue
             versions.add(page.version)
-            count += len(page.bodies)
-            for i, body in enumerate(page.bodies, page.start):
-                problem = self._unsound(decode, LISTS[kind].cls, body, row_name(kind, i, self._agent_id))
+            count += len(page.rows)
+            for i, (body, created_at) in enumerate(page.rows, page.start):
+                what = row_name(kind, i, self._agent_id)
+                problem = self._unsound(decode, ToolCallRecord, body, what, partial(_has_time, created_at))
                 if problem:
                     yield self._issue("corrupt_record", problem)
             await asyncio.sleep(0)
@@ -299,7 +349,7 @@ class _Agent:
                 continue
             bodies = [body for body, _ in rows.rows]
             self.is_there = self.is_there or bool(bodies)
-            yield _Page(start, rows.version, bodies)
+            yield _Page(start, rows.version, rows.rows)
             if len(bodies) < limit:
                 return
             start, was_lost = start + limit, False
@@ -318,7 +368,7 @@ class _Agent:
     # --- documents and events
 
     async def _docs(self) -> AsyncIterator[ConsistencyIssue]:
-        for kind, cls in _DOCS.items():
+        for kind, (cls, write) in _DOCS.items():
             try:
                 docs = await self._steps(self._engine.docs, self._agent_id, kind)
             except CorruptRecordError as exc:
@@ -326,7 +376,7 @@ class _Agent:
                 continue
             for doc in docs:
                 what = f"{kind.value} {doc.key!r:.80} of agent {self._agent_id!r}"
-                problem = self._unsound(decode, cls, doc.body, what)
+                problem = self._unsound(decode, cls, doc.body, what, partial(_is_kept, doc, write))
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)
@@ -345,7 +395,7 @@ class _Agent:
             rows = await self._steps(self._engine.events, self._agent_id, span)
             for row in rows:
                 what = f"event {row.offset} of agent {self._agent_id!r}"
-                problem = self._unsound(decode, Timeline, row.body, what)
+                problem = self._unsound(decode, Timeline, row.body, what, partial(_has_seq, row.seq))
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 if row.offset <= after:

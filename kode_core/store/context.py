@@ -44,6 +44,7 @@ class Context:
 
     Attributes:
         closing: set as soon as the store is being closed, for those that wait for something else.
+        on_closing: called at that moment.
         underway: the engine's writes that go on.
     """
 
@@ -53,6 +54,7 @@ class Context:
         self.book = book
         self.underway = Underway()
         self.closing = asyncio.Event()
+        self.on_closing: list[Callable[[], None]] = []
         self._process = os.getpid()
         self._opener = opener
         self._engine: Engine | None = None
@@ -128,6 +130,8 @@ class Context:
         if self._closed is None:
             self.check_open()
             self.closing.set()
+            for call in self.on_closing:
+                call()
             self._closed = asyncio.get_running_loop().create_task(self._close(before))
         await asyncio.shield(self._closed)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from kode_core.batch import Applied, Batch, Outcome, Refused
 from kode_core.engine import Progress
-from kode_core.errors import InvalidArgumentError, KodeError, StoreBusyError
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, StoreBusyError
 from kode_core.query import Page, SessionInfo
 from kode_core.store.context import Context, settled
 from kode_core.store.events import EventAppender
@@ -112,7 +112,7 @@ class _Deletion:
         raise busy
 
     def _so_far(self) -> str:
-        return f"{self.deleted} session{'' if self.deleted == 1 else 's'} were deleted before"
+        return f"{self.deleted} session{' was' if self.deleted == 1 else 's were'} deleted before"
 
     async def _pass(self, query: Callable[[Any], Awaitable[Page[SessionInfo]]], filters: Mapping[str, Any]) -> int:
         """Delete all that are found now; how many had changed meanwhile."""
@@ -132,7 +132,9 @@ class _Deletion:
         outcomes = await self._steps(self._delete, sessions)
         self.deleted += sum(isinstance(outcome, Applied) for outcome in outcomes)
         for outcome in outcomes:
-            if isinstance(outcome, KodeError):
+            if isinstance(outcome, CorruptRecordError):
+                log.error("%s is damaged and was not deleted", outcome.record)
+            elif isinstance(outcome, KodeError):
                 raise outcome
         self._progress(self.deleted, None)
         return sum(isinstance(outcome, Refused) for outcome in outcomes)

@@ -90,6 +90,7 @@ class EventAppender:
         self._ready: dict[str, _Queue] = {}
         self._waves: asyncio.Task[None] | None = None
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        context.on_closing.append(self._wake_all)
 
     async def append(self, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
         """Append, and return the offsets.
@@ -180,6 +181,11 @@ class EventAppender:
         """Tell the followers in this process that there are new events."""
         for event in self._followers.get(agent_id, ()):
             event.set()
+
+    def _wake_all(self) -> None:
+        """Let every follower look, as when the store is closed under it."""
+        for agent_id in self._followers:
+            self.wake(agent_id)
 
     @contextmanager
     def watching(self, agent_id: str) -> Iterator[asyncio.Event]:

@@ -16,7 +16,7 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.reading import EngineReads
-from kode_core.errors import UnsupportedError
+from kode_core.errors import CorruptRecordError, UnsupportedError
 from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections, Session, open_connections
 from kode_postgres.forks import Forks, Leases
@@ -62,7 +62,14 @@ class PostgresEngine(EngineReads):
     # --- writing
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        return await self._committer.commit(batches)
+        outcomes = await self._committer.commit(batches)
+        return [self._named(batch, outcome) for batch, outcome in zip(batches, outcomes, strict=True)]
+
+    def _named(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Damage that the server met while it wrote is the agent's."""
+        if isinstance(outcome, CorruptRecordError) and outcome.record == self.connections.place:
+            return CorruptRecordError(f"agent {batch.agent_id!r}", str(outcome))
+        return outcome
 
     async def _write(self, call: Callable[[Session], Awaitable[T]], seconds: float | None = None) -> T:
         """Write to the end even when the caller is cancelled."""

@@ -90,6 +90,7 @@ class Overview:
         return [
             *await self._without_head(session, agent_id),
             *await self._miscounts(session, agent_id),
+            *await self._strange_docs(session, agent_id),
             *await self._ahead(session, agent_id),
         ]
 
@@ -121,11 +122,21 @@ class Overview:
                 issues.append(EngineIssue("count_disagrees", agent_id, text))
         return issues
 
+    async def _strange_docs(self, session: Session, agent_id: str) -> list[EngineIssue]:
+        row = await session.fetchrow(
+            f"SELECT 1 FROM {self._tables.docs} WHERE agent_id = $1 AND kind <> ALL ($2::text[])",
+            agent_id,
+            [kind.value for kind in DocKind],
+        )
+        text = "a document is of a kind that there is not"
+        return [] if row is None else [EngineIssue("orphaned_records", agent_id, text)]
+
     async def _ahead(self, session: Session, agent_id: str) -> list[EngineIssue]:
         row = await session.fetchrow(
-            f"SELECT 1 FROM {self._tables.agents} a WHERE a.agent_id = $1 AND a.last_offset <"
-            f' (SELECT max("offset") FROM {self._tables.events} WHERE agent_id = $1)',
+            f'SELECT 1 FROM {self._tables.agents} a, (SELECT min("offset") AS first, max("offset") AS last'
+            f" FROM {self._tables.events} WHERE agent_id = $1) e"
+            " WHERE a.agent_id = $1 AND (a.last_offset < e.last OR e.first < 1)",
             agent_id,
         )
-        text = "an event stands where the next one will be put"
+        text = "an event has an offset that was not given yet, and may come again"
         return [] if row is None else [EngineIssue("repeated_offset", agent_id, text)]

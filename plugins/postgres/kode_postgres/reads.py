@@ -25,7 +25,7 @@ from kode_core.batch import (
     SessionRow,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import list_rows
+from kode_core.engines.reading import check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_postgres.connection import Session
@@ -86,6 +86,7 @@ class Reads(Overview):
             info = Info(Body(row[7], row[8]), row[5], row[6])
         elif not (row[0] or row[2]):
             return None  # only events or documents, or what a delete left
+        check_head(row[:5], agent_id)
         lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
         return Head(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
 
@@ -271,23 +272,30 @@ class Reads(Overview):
     async def stats(self, session: Session, agent_id: str) -> AgentStats:
         t = self._tables
         found = await session.fetch(
-            "SELECT NULL, NULL, coalesce((SELECT message_count FROM"
-            f" {t.agents} WHERE agent_id = $1), 0),"
-            f" (SELECT count(*) FROM {t.docs} WHERE agent_id = $1 AND kind = $2)"
-            f" UNION ALL SELECT tool_name, state, count(*), 0 FROM {t.tool_calls} WHERE agent_id = $1"
+            "SELECT NULL, NULL, a.message_count, (SELECT count(*) FROM"
+            f" {t.docs} WHERE agent_id = $1 AND kind = $2), a.tool_call_count,"
+            f" EXISTS (SELECT FROM {t.messages} WHERE agent_id = $1)"
+            f" FROM (SELECT) one LEFT JOIN {t.agents} a ON a.agent_id = $1"
+            f" UNION ALL SELECT tool_name, state, count(*), 0, 0, false FROM {t.tool_calls} WHERE agent_id = $1"
             " GROUP BY tool_name, state",
             agent_id,
             DocKind.SNAPSHOTS.value,
         )
         by_name: dict[str, int] = {}
         by_state: dict[str, int] = {}
-        messages = snapshots = 0
-        for name, state, count, more in found:
+        messages = snapshots = calls = 0
+        for name, state, count, more, counted, has_messages in found:
             if name is None:
-                messages, snapshots = count, more
+                messages, snapshots, calls = count or 0, more, counted or 0
+                check_head((messages, calls), agent_id)
+                if has_messages and not messages:
+                    raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
                 continue
             by_name[name] = by_name.get(name, 0) + count
             by_state[state] = by_state.get(state, 0) + count
+        if calls != sum(by_name.values()):
+            stored = f"{calls} are counted, and {sum(by_name.values())} are stored"
+            raise CorruptRecordError(f"the tool calls of agent {agent_id!r}", stored)
         return AgentStats(
             total_messages=messages,
             total_tool_calls=sum(by_name.values()),

@@ -40,6 +40,8 @@ _CORRUPT: Final = {
 
 def to_kode_error(exc: sqlite3.Error, path: str) -> KodeError:
     """The error of this library for *exc*, whose text is kept behind the remedy."""
+    if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is what was stored
+        return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
     if code in _CORRUPT:
         return CorruptRecordError(f"database {path}", f"{_CORRUPT[code]} ({exc})")

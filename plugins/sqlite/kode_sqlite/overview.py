@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from typing import Any, Final, LiteralString
 
 from kode_core.batch import DocKind, EngineIssue, Found, ListKind, Totals
@@ -67,8 +68,11 @@ def _has_contents(db: DB, agent_id: str) -> bool:
 
 
 def inspect(db: DB, agent_id: str) -> list[EngineIssue]:
-    """Whether as many rows are stored as the head counts, at one instant."""
-    issues = []
+    """What does not fit together, each part at one instant."""
+    return [*_miscounts(db, agent_id), *_strange_docs(db, agent_id), *_strange_offsets(db, agent_id)]
+
+
+def _miscounts(db: DB, agent_id: str) -> Iterator[EngineIssue]:
     for kind in ListKind:
         statement: LiteralString = (
             f"SELECT count(*), min(position), max(position) FROM {TABLE[kind]} WHERE agent_id = ?"
@@ -76,8 +80,25 @@ def inspect(db: DB, agent_id: str) -> list[EngineIssue]:
         (_, counted), ((stored, first, last),) = in_one_instant(db, LIST_HEAD[kind], agent_id, statement, (agent_id,))
         if stored != counted or (stored and (first, last) != (0, stored - 1)):
             text = f"{counted} {kind.value} are counted, {stored} are stored, from position {first} to {last}"
-            issues.append(EngineIssue("count_disagrees", agent_id, text))
-    return issues
+            yield EngineIssue("count_disagrees", agent_id, text)
+
+
+def _strange_docs(db: DB, agent_id: str) -> Iterator[EngineIssue]:
+    found = db.execute("SELECT DISTINCT CAST(kind AS BLOB) FROM kode_docs WHERE agent_id = ?", (agent_id,)).fetchall()
+    if not {text_of(kind) for (kind,) in found} <= set(DocKind):
+        yield EngineIssue("orphaned_records", agent_id, "a document is of a kind that there is not")
+
+
+def _strange_offsets(db: DB, agent_id: str) -> Iterator[EngineIssue]:
+    strange = db.execute(
+        'SELECT 1 FROM kode_events WHERE agent_id = ? AND ("offset" < 1 OR "offset" > coalesce('
+        "(SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'kode_events'), 0)) LIMIT 1",
+        (agent_id,),
+    ).fetchone()
+    if strange is not None:
+        yield EngineIssue(
+            "repeated_offset", agent_id, "an event has an offset that was not given yet, and may come again"
+        )
 
 
 def quick_check(db: DB, tell: Tell) -> list[EngineIssue]:

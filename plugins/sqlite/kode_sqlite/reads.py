@@ -25,7 +25,7 @@ from kode_core.batch import (
     row_name,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import list_rows
+from kode_core.engines.reading import check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, see, text_of
@@ -69,7 +69,7 @@ def head(db: DB, agent_id: str) -> Head | None:
         if db.execute("SELECT 1 FROM kode_infos WHERE agent_id = ?", (agent_id,)).fetchone():
             raise CorruptRecordError(f"the head of agent {agent_id!r}", "it is missing")
         return None
-    see(row[:5], (INT,) * 5, f"the head of agent {agent_id!r}")
+    check_head(row[:5], agent_id)
     info = None
     if row[6] is not None or row[7] is not None:
         see(row[5:], (TEXT, INT, TEXT, RAW), f"the info of agent {agent_id!r}")
@@ -86,7 +86,7 @@ def in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralStri
     db.execute("BEGIN")
     try:
         version = db.execute(head, (agent_id,)).fetchone() or (0, 0)
-        see(version, (INT, INT), f"the head of agent {agent_id!r}")
+        check_head(version, agent_id)
         return version, db.execute(rows, args).fetchall()
     finally:
         db.execute("COMMIT")
@@ -336,22 +336,28 @@ def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
 
 
 STATS: Final = "SELECT tool_name, state, count(*) FROM kode_tool_calls WHERE agent_id = ? GROUP BY tool_name, state"
+_HAS_MESSAGES: Final = "SELECT 1 FROM kode_messages WHERE agent_id = ? LIMIT 1"
 
 
 def stats(db: DB, agent_id: str) -> AgentStats:
     by_name: dict[str, int] = {}
     by_state: dict[str, int] = {}
-    for name, state, count in db.execute(STATS, (agent_id,)):
+    (_, counted), calls = in_one_instant(db, LIST_HEAD["tool_calls"], agent_id, STATS, (agent_id,))
+    for name, state, count in calls:
         see((name, state), (TEXT, TEXT), f"a tool call of agent {agent_id!r}")
         by_name[name] = by_name.get(name, 0) + count
         by_state[state] = by_state.get(state, 0) + count
-    messages = db.execute("SELECT message_count FROM kode_agents WHERE agent_id = ?", (agent_id,)).fetchone()
-    see(messages or (0,), (INT,), f"the head of agent {agent_id!r}")
+    if counted != sum(by_name.values()):
+        stored = f"{counted} are counted, and {sum(by_name.values())} are stored"
+        raise CorruptRecordError(f"the tool calls of agent {agent_id!r}", stored)
+    (_, messages), some = in_one_instant(db, LIST_HEAD["messages"], agent_id, _HAS_MESSAGES, (agent_id,))
+    if some and not messages:
+        raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
     snapshots = db.execute(
         "SELECT count(*) FROM kode_docs WHERE agent_id = ? AND kind = ?", (agent_id, DocKind.SNAPSHOTS.value)
     ).fetchone()
     return AgentStats(
-        total_messages=0 if messages is None else messages[0],
+        total_messages=messages,
         total_tool_calls=sum(by_name.values()),
         total_snapshots=snapshots[0],
         tool_calls_by_name=by_name,

@@ -24,9 +24,10 @@ from kode_core.batch import (
 )
 from kode_core.clock import host_clock
 from kode_core.codec import Body
+from kode_core.engines.reading import MOST, check_head
 from kode_core.errors import CorruptRecordError, KodeError, StorageError
 from kode_sqlite.errors import to_kode_error
-from kode_sqlite.sound import INT, TEXT, see
+from kode_sqlite.sound import text_of
 from kode_sqlite.statements import EVENTS, LISTS, TABLES_OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
@@ -130,14 +131,15 @@ class Transaction:
 
     def _head(self, agent_id: str) -> _Head:
         row = self._db.execute(
-            "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at, last_op"
+            "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at,"
+            " CAST(last_op AS BLOB)"
             " FROM kode_agents WHERE agent_id = ?",
             (agent_id,),
         ).fetchone()
         if row is None:
             return _Head()
-        see(row, (INT, INT, INT, INT, INT, TEXT), f"the head of agent {agent_id!r}")
-        return _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], row[5])
+        check_head(row[:5], agent_id)
+        return _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], text_of(row[5]) or "")
 
     def _head_to_delete(self, batch: Batch) -> _Head:
         """The head; what cannot be read can be deleted, unless the delete depends on what it says."""
@@ -177,8 +179,12 @@ class Transaction:
             " ON CONFLICT (agent_id) DO UPDATE SET body = excluded.body, digest = excluded.digest",
             (agent_id, *info.body),
         )
-        old = dict(self._db.execute("SELECT key, value FROM kode_metadata WHERE agent_id = ?", (agent_id,)))
+        stored = "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM kode_metadata WHERE agent_id = ?"
+        old = {text_of(key): text_of(value) for key, value in self._db.execute(stored, (agent_id,))}
         new = dict(info.metadata)
+        if None in old:  # it is damaged: what the info says is put in its place
+            self._db.execute("DELETE FROM kode_metadata WHERE agent_id = ?", (agent_id,))
+            old = {}
         if old == new:
             return
         for key in old.keys() - new.keys():
@@ -239,11 +245,12 @@ class Transaction:
     def _insert(self, events: Sequence[tuple[str, EventWrite]]) -> tuple[int, ...]:
         """Insert events, those excepted that are there already, and return all their offsets."""
         if self._next_offset is None:
-            (last,) = self._db.execute(  # the second is there for a database whose sequence was damaged
-                "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'kode_events'), 0),"
-                ' coalesce((SELECT max("offset") FROM kode_events), 0))'
-            ).fetchone()
-            self._next_offset = last + 1
+            last = self._db.execute(
+                "SELECT seq FROM sqlite_sequence WHERE name = 'kode_events' UNION ALL"
+                ' SELECT max("offset") FROM kode_events WHERE "offset" < ?',  # for a sequence that was damaged
+                (MOST,),
+            ).fetchall()
+            self._next_offset = 1 + max((n for (n,) in last if type(n) is int and 0 < n < MOST), default=0)
         first = self._next_offset
         self._next_offset += len(events)
         rows = [(offset, a, e.seq, e.channel, *e.body) for offset, (a, e) in enumerate(events, first)]
