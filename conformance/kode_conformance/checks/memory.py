@@ -112,12 +112,12 @@ async def what_was_deleted_is_forgotten(ctx: Context) -> None:
 
 @check("OPS-14", "QRY-6", "EVT-7", needs=_E, tier=Tier.STANDARD)
 async def iterators_hold_a_page(ctx: Context) -> None:
-    """Streaming 20 MB of messages, of events as one follows them, and of a check of everything holds a small part of it
+    """Streaming 10 MB of messages, of events as one follows them, and of a check of everything holds a small part of it
     at a time.
     """
     for agent in range(10):
-        await ctx.store.save_messages(f"a{agent}", [samples.message(text=f"{i:08d}" * 250) for i in range(1000)])
-        await ctx.store.append_events("log", [samples.event(agent * 1000 + i, text="x" * 2000) for i in range(1000)])
+        await ctx.store.save_messages(f"a{agent}", [samples.message(text=f"{i:08d}" * 125) for i in range(1000)])
+        await ctx.store.append_events("log", [samples.event(agent * 1000 + i, text="x" * 1000) for i in range(1000)])
     store = await ctx.another()
     await store.last_bookmark("log")
     streams: dict[str, Callable[[], AsyncIterator[Any]]] = {
@@ -131,7 +131,7 @@ async def iterators_hold_a_page(ctx: Context) -> None:
             count = await _first(stream(), 10_000)
             peak = memory.peak
         ctx.equal(count, 0 if name == "iter_consistency" else 10_000, f"how many records {name} gave")
-        ctx.true(peak < 8 * _MB, f"{name} over 20 MB held {peak / _MB:.1f} MB at a time")
+        ctx.true(peak < 5 * _MB, f"{name} over 10 MB held {peak / _MB:.1f} MB at a time")
 
 
 async def _first(stream: AsyncIterator[Any], count: int) -> int:
