@@ -30,11 +30,18 @@ class _Slow(Layer):
         self.before = self.after = 0.0
         self.is_hanging = False
         self.let_go = asyncio.Event()
+        self.closed = asyncio.Event()
 
     async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if self.is_hanging:
             await self.let_go.wait()
         return await call(*args, **kwargs)
+
+    async def close(self) -> None:
+        try:
+            await super().close()
+        finally:
+            self.closed.set()
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         if not (self.before or self.after):
@@ -125,6 +132,7 @@ async def every_call_ends_though_the_engine_hangs(ctx: Context) -> None:
         ctx.true(error is None or isinstance(error, KodeError), f"close, while the engine hung, raised {error!r}")
     finally:
         slow.let_go.set()
+    await asyncio.wait([asyncio.ensure_future(slow.closed.wait())], timeout=_SECONDS)
     ctx.equal(len(await ctx.store.load_messages("a")), 3, "the messages, by another instance")
 
 

@@ -111,7 +111,7 @@ async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
         for _ in range(10):
             await asyncio.sleep(0.001 if trouble.under_way == 0 else 0)
         ctx.true(trouble.under_way > 0, f"{name} must reach the engine")
-        others = acts if name in ("append_event", "save_turn", "delete", "batch_fork") else {}
+        others = acts if name in ("append_event", "save_turn") else {}
         try:
             await _see_the_others(ctx, store, {n: wanted[n] for n in others if n in wanted}, "hang", others)
             await _see_that_one_write_ends(ctx, store, name)

@@ -158,7 +158,7 @@ async def an_error_says_how_many_were_deleted(ctx: Context) -> None:
         return layers[-1]
 
     store = await ctx.another(put)
-    ids = await _fill(ctx.store, 250)
+    ids = await _fill(ctx.store, 120)
     layers[-1].failing = {ids[7]: StoreUnavailableError("refused by the suite")}
     error = await ctx.raises(
         StoreUnavailableError, store.delete_many(template_id="old"), "delete_many of one that fails"
@@ -166,7 +166,7 @@ async def an_error_says_how_many_were_deleted(ctx: Context) -> None:
     left = await ctx.store.list()
     told = " ".join([str(error), *getattr(error, "__notes__", ())])
     ctx.true(ids[7] in left, "the agent that could not be deleted must be there")
-    ctx.true(str(250 - len(left)) in told, f"{250 - len(left)} agents are gone; the error must say so: {told}")
+    ctx.true(str(120 - len(left)) in told, f"{120 - len(left)} agents are gone; the error must say so: {told}")
     layers[-1].failing = {}
     ctx.equal(await store.delete_many(template_id="old"), len(left), "how many were deleted when it was called again")
     ctx.equal(await ctx.store.list(), [], "who is left")
