@@ -325,7 +325,7 @@ class EngineStore(ExtendedStore):
 
     async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
         delete = self._deletions.delete_many
-        return await self._run("delete_many", delete, self._search.sessions, filters, progress or unwatched)
+        return await self._run("delete_many", delete, self._search.sessions, filters, _heard(progress))
 
     # --- operations
 
@@ -339,7 +339,7 @@ class EngineStore(ExtendedStore):
             check_agent_id(agent_id)
         look = consistency.check
         return await self._context.run(
-            OPS["check_consistency"], agent_id, look, self._context, agent_id, progress or unwatched
+            OPS["check_consistency"], agent_id, look, self._context, agent_id, _heard(progress)
         )
 
     def iter_consistency(
@@ -347,7 +347,7 @@ class EngineStore(ExtendedStore):
     ) -> AsyncIterator[ConsistencyIssue]:
         if agent_id is not None:
             check_agent_id(agent_id)
-        return consistency.issues(self._context, agent_id, progress or unwatched)
+        return consistency.issues(self._context, agent_id, _heard(progress))
 
     async def get_metrics(self) -> StoreMetrics:
         async def totals() -> StoreMetrics:
@@ -357,7 +357,7 @@ class EngineStore(ExtendedStore):
 
     async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
         async def backup() -> Sequence[Path]:
-            return await backups.backup(self._context, self._appender, target, progress or unwatched)
+            return await backups.backup(self._context, self._appender, target, _heard(progress))
 
         return [*await self._run("backup", backup)]
 
@@ -374,3 +374,9 @@ def _messages(how: ListHow, messages: Sequence[Message]) -> dict[ListKind, ListE
 
 def _calls(how: ListHow, records: Sequence[ToolCallRecord]) -> dict[ListKind, ListEdit]:
     return {ListKind.TOOL_CALLS: ListEdit(how, rows.records_of(ToolCallRecord, records, "records"))}
+
+
+def _heard(progress: Progress | None) -> Progress:
+    if progress is not None and not callable(progress):
+        raise InvalidArgumentError(f"progress must be a function, got {type(progress).__name__}")
+    return progress or unwatched
