@@ -60,6 +60,7 @@ class Remembered:
         self.records = list(records)
         self.digests = digests
         self.created = created
+        self._latest: int | None = None
         self._places: dict[str | None, int] | None = None
         self._parts: list[Any] | None = None
         self._proof = bytearray()
@@ -82,6 +83,12 @@ class Remembered:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def latest(self) -> int:
+        """The greatest time of a record; 0 where there is none."""
+        if self._latest is None:
+            self._latest = max(self.created, default=0)
+        return self._latest
 
     def suspects(self, records: Sequence[Any]) -> Sequence[int]:
         """The positions within both lists where *records* may differ from what is stored."""
@@ -112,6 +119,8 @@ class Remembered:
         self.records.extend(tail.records)
         self.digests.extend(row.body.digest for row in tail.rows)
         self.created.extend(row.created_at for row in tail.rows)
+        if self._latest is not None:
+            self._latest = max((self._latest, *(row.created_at for row in tail.rows)))
 
     def changed(self, records: Sequence[Any], put: Iterable[tuple[int, Row]], length: int) -> Remembered:
         """This list cut to *length*, with *put* in it, holding *records* now."""
@@ -229,7 +238,7 @@ class Append:
         self._old = old
         start = 0 if old is None else len(old)
         if old is not None and codec.kind == ListKind.MESSAGES:
-            now = max((now, *old.created))  # of a list that is not known the engine sees to it (MSG-4)
+            now = max(now, old.latest())  # of a list that is not known the engine sees to it (MSG-4)
         rows = tuple(codec.row(start + i, record, now) for i, record in enumerate(records))
         self._tail = Tail(records, rows)
         self.write = ListWrite(append=rows)
