@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from msgspec.structs import replace
 
@@ -83,10 +83,14 @@ class ListState:
         self.version = head.version
 
 
+_CROWD: Final = 16
+"""Events that share a seq are looked through one by one up to this many; more of them get an index."""
+
+
 class EventLog:
     """An agent's events: by offset in arrays, and their order by (seq, offset) only where it is another one."""
 
-    __slots__ = ("_channels", "_digests", "_offsets", "_order", "_seqs", "bodies", "next_offset")
+    __slots__ = ("_channels", "_crowds", "_digests", "_offsets", "_order", "_seqs", "bodies", "next_offset")
 
     def __init__(self, next_offset: int = 1, bodies: Any = None) -> None:
         self.next_offset = next_offset
@@ -96,6 +100,7 @@ class EventLog:
         self._channels = bytearray()
         self._digests = bytearray()
         self._order: array[int] | None = None
+        self._crowds: dict[int, dict[bytes, int]] = {}
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -111,14 +116,21 @@ class EventLog:
 
     def find(self, seq: int, digest: bytes) -> int | None:
         """The offset of the event with this seq and digest."""
+        crowd = self._crowds.get(seq)
+        if crowd is not None:
+            return crowd.get(digest)
         ranks = range(len(self))
-        for rank in range(bisect_left(ranks, seq, key=self._seq_at), len(self)):
-            i = self._at(rank)
-            if self._seqs[i] != seq:
-                return None
+        first = bisect_left(ranks, seq, key=self._seq_at)
+        last = bisect_right(ranks, seq, lo=first, key=self._seq_at)
+        for i in map(self._at, ranks[first:last][:_CROWD]):
             if self._digest(i) == digest:
                 return self._offsets[i]
-        return None
+        if last - first <= _CROWD:
+            return None
+        crowd = self._crowds[seq] = {}
+        for i in map(self._at, ranks[first:last]):
+            crowd.setdefault(self._digest(i), self._offsets[i])
+        return crowd.get(digest)
 
     def offsets_for(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
         """The offset each event will have, or has already (EVT-4)."""
@@ -145,6 +157,8 @@ class EventLog:
         self._seqs.append(event.seq)
         self._channels.append(CHANNELS.index(event.channel))
         self._digests += event.body.digest
+        if event.seq in self._crowds:
+            self._crowds[event.seq].setdefault(event.body.digest, offset)
         self.bodies.append(event.body.text)
         self.next_offset = max(self.next_offset, offset + 1)
 
