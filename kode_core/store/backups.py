@@ -12,6 +12,7 @@ from typing import Final
 
 from kode_core.engine import Progress
 from kode_core.errors import InvalidArgumentError, StoreFullError, StoreReadOnlyError, StoreTimeoutError
+from kode_core.ids import quoted
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.ops import OPS
@@ -43,7 +44,7 @@ async def backup(context: Context, appender: EventAppender, target: str | Path, 
 def _place(target: object) -> Path:
     """The path that was meant, at which there must be nothing."""
     if not isinstance(target, (str, Path)) or not str(target):
-        raise InvalidArgumentError(f"target must be a path, got {target!r:.60}")
+        raise InvalidArgumentError(f"target must be a path, got {quoted(target)}")
     try:
         os.fsencode(target)
         place = Path(target).expanduser()

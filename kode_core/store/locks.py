@@ -15,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 from kode_core.batch import Fence
 from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError, StorageError, StoreClosedError
+from kode_core.ids import quoted
 from kode_core.protocols import Lease
 from kode_core.store.context import Context
 from kode_core.store.ops import OPS
@@ -231,7 +232,7 @@ class Locks:
             if type(value) is not int:
                 raise InvalidArgumentError(f"{name} must be an int, got {type(value).__name__}")
             if not low <= value <= high:
-                raise InvalidArgumentError(f"{name} must be from {low} to {high}, got {value}")
+                raise InvalidArgumentError(f"{name} must be from {low} to {high}, got {quoted(value)}")
         return LeaseContext(self, agent_id, ttl_ms, wait_ms)
 
     async def acquire(self, agent_id: str, ttl_ms: int, wait_ms: int) -> HeldLease:
