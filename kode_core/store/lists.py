@@ -10,14 +10,13 @@ read anew. Records are held weakly: to remember them keeps none of them in memor
 from __future__ import annotations
 
 import operator
-from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Self
 from weakref import ref
 
 from msgspec.structs import replace
 
-from kode_core.batch import ListHead, ListKind, ListRows, ListWrite, Outline, Row, ToolCallIndex
+from kode_core.batch import ListHead, ListKind, ListWrite, Outline, Row, ToolCallIndex
 from kode_core.large import Proof, digest_of, is_unchanged
 from kode_core.pace import Pace
 from kode_core.store.rows import Encoded, ListCodec
@@ -69,12 +68,33 @@ def _holds(parts: Sequence[Any] | None, proof: bytes) -> bool:
 
 
 class Tail:
-    """Records and their rows, with the proofs of what they were when they were encoded."""
+    """Records as they stand in the store, one after the other."""
 
-    def __init__(self, records: Sequence[Any], encoded: Sequence[Encoded]) -> None:
-        self.held = [_held(record, one.proof) for record, one in zip(records, encoded, strict=True)]
-        self.rows = [one.row for one in encoded]
-        self.proofs = [_digest(one.proof) for one in encoded]
+    __slots__ = ("created", "digests", "held", "keys", "proofs")
+
+    def __init__(self) -> None:
+        self.held: list[Held] = []
+        self.digests: list[bytes] = []
+        self.created: list[int] = []
+        self.proofs: list[bytes | None] = []
+        self.keys: list[str | None] = []
+
+    def add(self, record: Any, proof: Proof | None, digest: bytes, created_at: int, key: str | None) -> None:
+        """Note the next record."""
+        self.held.append(_held(record, proof))
+        self.digests.append(digest)
+        self.created.append(created_at)
+        self.proofs.append(_digest(proof))
+        self.keys.append(key)
+
+    @classmethod
+    async def of(cls, records: Sequence[Any], encoded: Sequence[Encoded], pace: Pace) -> Self:
+        """Records that were just encoded."""
+        tail = cls()
+        for record, one in zip(records, encoded, strict=True):
+            tail.add(record, one.proof, one.row.body.digest, one.row.created_at, key_of(one.row))
+            await pace.rest()
+        return tail
 
 
 def _digest(proof: Proof | None) -> bytes | None:
@@ -124,13 +144,9 @@ class Remembered:
         return cls(outline.version, [_NONE] * len(keys), digests, created, [None] * len(keys), keys)
 
     @classmethod
-    def of_loaded(cls, codec: ListCodec, rows: ListRows, records: Sequence[Any], proofs: list[Proof | None]) -> Self:
-        """A list that was just read."""
-        digests = [body.digest for body, _ in rows.rows]
-        created = [created_at for _, created_at in rows.rows]
-        keys = [None if codec.key is None else codec.key(record) for record in records]
-        held = list(map(_held, records, proofs))
-        return cls(rows.version, held, digests, created, list(map(_digest, proofs)), keys)
+    def of_tail(cls, version: int, tail: Tail) -> Self:
+        """A list that is nothing but *tail*."""
+        return cls(version, tail.held, tail.digests, tail.created, tail.proofs, tail.keys)
 
     def __len__(self) -> int:
         return len(self.held)
@@ -187,17 +203,16 @@ class Remembered:
 
     def extend(self, version: int, tail: Tail) -> None:
         """Note that *tail* was appended."""
-        keys = list(map(key_of, tail.rows))
         self._runs.pop(len(self) // _RUN * _RUN, None)
         if self._places is not None:
-            self._places.update(zip(keys, range(len(self), len(self) + len(keys)), strict=True))
+            self._places.update(zip(tail.keys, range(len(self), len(self) + len(tail.keys)), strict=True))
         self.version = version
         self.held.extend(tail.held)
-        self.digests.extend(row.body.digest for row in tail.rows)
-        self.created.extend(row.created_at for row in tail.rows)
+        self.digests.extend(tail.digests)
+        self.created.extend(tail.created)
         self.proofs.extend(tail.proofs)
-        self.keys.extend(keys)
-        newest = max((row.created_at for row in tail.rows), default=self.newest)
+        self.keys.extend(tail.keys)
+        newest = max(tail.created, default=self.newest)
         self.newest = newest if self.newest is None or newest is None else max(self.newest, newest)
 
     def copy(self, length: int, *, keys_stay: bool = False) -> Remembered:
@@ -269,9 +284,9 @@ class Replace:
         for i, row in put:
             base.put(i, row)
             await pace.rest()
-        tail = Tail(records[shared:], append)
+        tail = await Tail.of(records[shared:], append, pace)
         length = shared if is_cut else None
-        return cls(base, tail, ListWrite(expect=old.version, length=length, put=tuple(put), append=tuple(tail.rows)))
+        return cls(base, tail, ListWrite(expect=old.version, length=length, put=tuple(put), append=_rows(append)))
 
     @classmethod
     async def whole(cls, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> Self:
@@ -280,8 +295,8 @@ class Replace:
         append = await _encoded(codec, records, 0, now, pace)
         if codec.kind == ListKind.MESSAGES:
             _, append = await _timed(old, [], append, 0, pace)
-        tail = Tail(records, append)
-        return cls(Remembered.of_nothing(), tail, ListWrite(length=0, append=tuple(tail.rows)))
+        tail = await Tail.of(records, append, pace)
+        return cls(Remembered.of_nothing(), tail, ListWrite(length=0, append=_rows(append)))
 
     def remember(self, head: ListHead) -> Remembered:
         self._base.extend(head.version, self._tail)
@@ -305,24 +320,31 @@ async def _timed(
     One that only moved keeps its own, one that replaces another that of the position, and one that was appended has
     the time of now, or the greatest before it where that is later.
     """
-    seen: defaultdict[bytes, deque[int]] = defaultdict(deque)
-    for i in (*(i for i, _ in put), *range(shared, len(old))):
-        seen[old.digests[i]].append(old.created[i])
+    first: dict[bytes, int] = {}  # of the rows with this digest that are gone; and of each the next one
+    following: dict[int, int] = {}
+    for i in (*range(len(old) - 1, shared - 1, -1), *(i for i, _ in reversed(put))):
+        digest = old.digests[i]
+        if digest in first:
+            following[i] = first[digest]
+        first[digest] = i
         await pace.rest()
     times = old.created[:shared]
+    has_gone = bool(first)
 
     def known(i: int, row: Row) -> int | None:
-        moved = seen.get(row.body.digest) if seen else None
-        if moved:
-            return moved.popleft()
-        return old.created[i] if i < len(old) else None
+        moved = first.pop(row.body.digest, None) if has_gone else None
+        if moved is None:
+            return old.created[i] if i < len(old) else None
+        if moved in following:
+            first[row.body.digest] = following[moved]
+        return old.created[moved]
 
     timed_put = []
     for i, row in put:
         times[i] = known(i, row) or 0
         timed_put.append((i, replace(row, created_at=times[i])))
         await pace.rest()
-    newest = max(times, default=None) if seen else old.newest
+    newest = max(times, default=None) if has_gone else old.newest
     timed = []
     for i, one in enumerate(append, shared):
         time = known(i, one.row)
@@ -334,13 +356,17 @@ async def _timed(
     return timed_put, timed
 
 
+def _rows(encoded: Iterable[Encoded]) -> tuple[Row, ...]:
+    return tuple([one.row for one in encoded])
+
+
 class Append:
     """Add records at the end, whatever is there."""
 
-    def __init__(self, old: Remembered | None, tail: Tail) -> None:
+    def __init__(self, old: Remembered | None, tail: Tail, write: ListWrite) -> None:
         self._old = old
         self._tail = tail
-        self.write = ListWrite(append=tuple(tail.rows))
+        self.write = write
 
     @classmethod
     async def of(cls, codec: ListCodec, old: Remembered | None, records: Sequence[Any], now: int) -> Self:
@@ -350,11 +376,11 @@ class Append:
         append = await _encoded(codec, records, start, now, pace)
         if old is not None and codec.kind == ListKind.MESSAGES:
             _, append = await _timed(old, [], append, start, pace)
-        return cls(old, Tail(records, append))
+        return cls(old, await Tail.of(records, append, pace), ListWrite(append=_rows(append)))
 
     def remember(self, head: ListHead) -> Remembered | None:
         old = self._old
-        if head.count == len(self._tail.rows):
+        if head.count == len(self._tail.held):
             old = Remembered.of_nothing()
         elif old is None or head.version != old.version + 1:
             return None
@@ -396,14 +422,17 @@ class Upsert:
                 put[place] = (record, one)
             else:
                 append[place - start : place - start + 1] = [(record, one)]
+            await pace.rest()
         base = old.copy(start, keys_stay=True) if old is not None and put else old
         if base is not None:
             for i, (record, one) in put.items():
                 base.hold(i, record, one.proof)
                 base.put(i, one.row)
-        tail = Tail([record for record, _ in append], [one for _, one in append])
+                await pace.rest()
+        added = [one for _, one in append]
         changes = tuple((i, put[i][1].row) for i in sorted(put))
-        return cls(base, tail, ListWrite(expect=version, put=changes, append=tuple(tail.rows)))
+        write = ListWrite(expect=version, put=changes, append=_rows(added))
+        return cls(base, await Tail.of([record for record, _ in append], added, pace), write)
 
     def remember(self, head: ListHead) -> Remembered | None:
         if self._base is not None:
