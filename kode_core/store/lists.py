@@ -30,7 +30,7 @@ class Held(ref[Any]):
     """A record that somebody else keeps, weakly, and the dicts and lists in it, as long as it is there."""
 
     __slots__ = ()
-    parts: tuple[Any, ...] | None = None
+    parts: Any = None
 
 
 class _HeldWithParts(Held):
@@ -60,7 +60,7 @@ _NONE: Final = Held(_Nobody())
 _UNPROVED: Final = b""
 
 
-def _holds(parts: Sequence[Any] | None, proof: bytes) -> bool:
+def _holds(parts: Any, proof: bytes) -> bool:
     try:
         return parts is not None and digest_of(parts) == proof
     except ValueError:  # something that is not JSON was put in
