@@ -59,7 +59,7 @@ class Problem(Exception):
 def step(key: object) -> str:
     if isinstance(key, str) and key.isidentifier():
         return f".{key}"
-    return f"[{key!r}]"
+    return f"[{key!r}]" if isinstance(key, str | int) else f"[{type(key).__name__}]"
 
 
 to_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
@@ -168,7 +168,7 @@ def walk(root: Json, max_depth: int = MAX_DEPTH) -> Iterator[None]:
             elif type(value) is dict:
                 for key, item in tuple(value.items()):
                     if type(key) is not str:
-                        problem = f"the key {key!r} is of type {type(key).__name__}; JSON keys are str"
+                        problem = f"a key is of type {type(key).__name__}; JSON keys are str"
                         break
                     problem = problem_of(key)
                     if problem is not None:

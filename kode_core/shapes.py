@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
+from kode_core.ids import quoted
 from kode_core.jsonvalue import (
     LONG,
     SCALARS,
@@ -198,7 +199,7 @@ def _same(value: Any) -> Any:
 def _one_of(options: tuple[str, ...], value: Any) -> Any:
     if type(value) is str and value in options:
         return value
-    raise Problem(f"expected one of {', '.join(options)}, got {value!r:.60}")
+    raise Problem(f"expected one of {', '.join(options)}, got {quoted(value)}")
 
 
 def _write_json(value: Any, sink: Sink | None) -> Json:

@@ -17,6 +17,7 @@ from kode_core import (
     Bookmark,
     CorruptRecordError,
     HistoryWindow,
+    InvalidArgumentError,
     InvalidValueError,
     MediaCacheRecord,
     Message,
@@ -268,3 +269,19 @@ def test_records_are_immutable_and_short_to_show() -> None:
     assert repr(Message.user("hi")) == "Message(role='user', content=(TextBlock(text='hi'),))"
     assert message.replace(role="system").role == "system"
     assert Message("user", [TextBlock("a"), ToolUseBlock("c", "t", 1), TextBlock("b")]).text == "a\nb"
+
+
+@pytest.mark.parametrize("make", [Message.user, Message.assistant, Message.system])
+@pytest.mark.parametrize("wrong", [ToolUseBlock("c", "t", {}), TextBlock("x"), None, 5, b"x", ["x"], {}, object()])
+def test_constructors_look_at_what_they_get(make: Any, wrong: Any) -> None:
+    """A message is checked when it is made, and the error says how it is written."""
+    with pytest.raises(InvalidArgumentError, match=r"takes the text first, as a str, got .*Message\('"):
+        make(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["text", None, 5, {"type": "text"}, [TextBlock("x")]])
+def test_blocks_of_an_answer_are_blocks(wrong: Any) -> None:
+    """What stands among the blocks of an answer has to be one."""
+    with pytest.raises(InvalidArgumentError, match="content blocks such as ToolUseBlock, got"):
+        Message.assistant("hi", TextBlock("a"), wrong)
+    assert len(Message.assistant("", TextBlock("a"), UnknownBlock({"type": "new"})).content) == 3

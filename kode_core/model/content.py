@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, get_args
 
 import msgspec
 
@@ -88,3 +88,6 @@ if TYPE_CHECKING:
     ContentBlock: TypeAlias = _KnownBlock | UnknownBlock
 else:  # msgspec builds decoders from the annotations; unknown blocks take the codec's second path
     ContentBlock = _KnownBlock
+
+BLOCKS: Final[tuple[type, ...]] = (*get_args(_KnownBlock), UnknownBlock)
+"""The classes of all content blocks."""

@@ -21,11 +21,11 @@ from kode_core.batch import (
     Info,
     ListHead,
     ListKind,
-    row_name,
 )
 from kode_core.codec import Body
 from kode_core.engine import Engine, Progress
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, SchemaVersionError
+from kode_core.ids import row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices
 from kode_core.model import (
     AgentInfo,
@@ -159,15 +159,19 @@ class _Walk:
 
 async def looked_at_twice(engine: Engine, steps: Steps, agent_id: str | None) -> Sequence[EngineIssue]:
     """What the engine finds each time that it looks: what was half of a write is gone when it looks again."""
-    found = await steps.watched(lambda tell: engine.inspect(agent_id, tell), lambda done, total: None)
+    found = await steps.watched(partial(_inspect, engine, agent_id), lambda done, total: None)
     for pause in _LOOK_AGAIN_S if found else ():
         await asyncio.sleep(pause)
         known = {(issue.code, issue.agent_id) for issue in found}
-        again = await steps.watched(lambda tell: engine.inspect(agent_id, tell), lambda done, total: None)
+        again = await steps.watched(partial(_inspect, engine, agent_id), lambda done, total: None)
         found = [issue for issue in again if (issue.code, issue.agent_id) in known]
         if not found:
             break
     return found
+
+
+async def _inspect(engine: Engine, agent_id: str | None, tell: Progress) -> Sequence[EngineIssue]:
+    return await engine.inspect(agent_id, tell)
 
 
 class _Page(NamedTuple):

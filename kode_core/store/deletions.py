@@ -24,7 +24,7 @@ log = logging.getLogger("kode_core")
 
 _ATTEMPTS: Final = 20
 _FOUND_AT_ONCE: Final = 200
-_DELETED_AT_ONCE: Final = 20
+_DELETED_AT_ONCE: Final = 5
 """How many sessions one write deletes: few, so that others can write in between."""
 
 

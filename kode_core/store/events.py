@@ -18,7 +18,7 @@ from kode_core.errors import (
     StorageError,
     StoreFullError,
 )
-from kode_core.ids import check_agent_id
+from kode_core.ids import check_agent_id, quoted
 from kode_core.large import decode_in_slices
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
 from kode_core.pace import Pace
@@ -271,6 +271,8 @@ class EventReader:
         self, agent_id: str, since: Bookmark | None, after_offset: int, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
         """What is stored, then what comes, by offset, until the caller stops."""
+        if after_offset is None:
+            raise InvalidArgumentError("after_offset must be an int; follow_events goes by offset")
         return self._follow(agent_id, _checked(agent_id, since, after_offset, channel), after_offset, channel)
 
     async def _follow(
@@ -315,10 +317,10 @@ def _checked(agent_id: str, since: object, after_offset: object, channel: object
         raise InvalidArgumentError(f"since must be a Bookmark, got {type(since).__name__}")
     if after_offset is not None and type(after_offset) is not int:
         raise InvalidArgumentError(f"after_offset must be an int, got {type(after_offset).__name__}")
-    if channel is not None and channel not in CHANNELS:
-        raise InvalidArgumentError(f"channel must be one of {', '.join(CHANNELS)}, got {channel!r:.60}")
+    if channel is not None and (type(channel) is not str or channel not in CHANNELS):
+        raise InvalidArgumentError(f"channel must be one of {', '.join(CHANNELS)}, got {quoted(channel)}")
     if after_offset is not None and after_offset not in INT64:
-        raise InvalidArgumentError(f"after_offset must be one that a store gave, got {after_offset}")
+        raise InvalidArgumentError(f"after_offset must be one that a store gave, got {quoted(after_offset)}")
     return None if since is None else max(INT64.start, min(since.seq, INT64.stop - 1))
 
 

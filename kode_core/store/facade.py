@@ -101,7 +101,8 @@ class EngineStore(ExtendedStore):
     async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], Turn]) -> None:
         async def write() -> None:
             check_agent_id(agent_id)
-            await self._writer.write(agent_id, build, self._locks.fence(agent_id, fence))
+            with self._locks.fencing(agent_id, fence) as held:
+                await self._writer.write(agent_id, build, held)
 
         await self._context.run(OPS[name], agent_id, write)
 
@@ -178,9 +179,10 @@ class EngineStore(ExtendedStore):
         fence: Lease | None = None,
     ) -> None:
         def build() -> Turn:
-            if messages is not None and append:
+            added, upserted = _given(append, "append"), _given(upsert_tool_calls, "upsert_tool_calls")
+            if messages is not None and added:
                 raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
-            if tool_calls is not None and upsert_tool_calls:
+            if tool_calls is not None and upserted:
                 raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
             taken = rows.records_of(Timeline, events, "events")
 
@@ -194,9 +196,9 @@ class EngineStore(ExtendedStore):
             return Turn(
                 lists={
                     **({} if messages is None else _messages(Replace, messages)),
-                    **(_messages(Append, append) if append else {}),
+                    **(_messages(Append, append) if added else {}),
                     **({} if tool_calls is None else _calls(Replace, tool_calls)),
-                    **(_calls(Upsert, upsert_tool_calls) if upsert_tool_calls else {}),
+                    **(_calls(Upsert, upsert_tool_calls) if upserted else {}),
                 },
                 rest=rest,
             )
@@ -273,7 +275,8 @@ class EngineStore(ExtendedStore):
 
     async def _append(self, agent_id: str, events: Sequence[EventWrite], fence: Lease | None) -> Sequence[int]:
         check_agent_id(agent_id)
-        return await self._appender.append(agent_id, events, self._locks.fence(agent_id, fence))
+        with self._locks.fencing(agent_id, fence) as held:
+            return await self._appender.append(agent_id, events, held)
 
     def read_events(
         self,
@@ -314,7 +317,8 @@ class EngineStore(ExtendedStore):
 
     async def delete(self, agent_id: str, *, fence: Lease | None = None) -> None:
         async def delete(agent_id: str) -> None:
-            await self._forks.delete(agent_id, self._locks.fence(agent_id, fence))
+            with self._locks.fencing(agent_id, fence) as held:
+                await self._forks.delete(agent_id, held)
 
         await self._load("delete", agent_id, delete)
 
@@ -346,7 +350,7 @@ class EngineStore(ExtendedStore):
 
     async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
         delete = self._deletions.delete_many
-        return await self._run("delete_many", delete, self._search.sessions, filters, progress or unwatched)
+        return await self._run("delete_many", delete, self._search.sessions, filters, _told(progress))
 
     # --- operations
 
@@ -360,7 +364,7 @@ class EngineStore(ExtendedStore):
             check_agent_id(agent_id)
         look = consistency.check
         return await self._context.run(
-            OPS["check_consistency"], agent_id, look, self._context, agent_id, progress or unwatched
+            OPS["check_consistency"], agent_id, look, self._context, agent_id, _told(progress)
         )
 
     def iter_consistency(
@@ -368,7 +372,7 @@ class EngineStore(ExtendedStore):
     ) -> AsyncIterator[ConsistencyIssue]:
         if agent_id is not None:
             check_agent_id(agent_id)
-        return consistency.issues(self._context, agent_id, progress or unwatched)
+        return consistency.issues(self._context, agent_id, _told(progress))
 
     async def get_metrics(self) -> StoreMetrics:
         async def totals() -> StoreMetrics:
@@ -378,7 +382,7 @@ class EngineStore(ExtendedStore):
 
     async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
         async def backup() -> Sequence[Path]:
-            return await backups.backup(self._context, self._appender, target, progress or unwatched)
+            return await backups.backup(self._context, self._appender, target, _told(progress))
 
         return [*await self._run("backup", backup)]
 
@@ -387,6 +391,22 @@ class EngineStore(ExtendedStore):
 
     async def batch_fork(self, agent_id: str, count: int) -> _Ids:
         return await self._load("batch_fork", agent_id, self._forks.fork, count)
+
+
+def _told(progress: Progress | None) -> Progress:
+    """Whom to tell how far a long call is."""
+    if progress is None:
+        return unwatched
+    if not callable(progress):
+        raise InvalidArgumentError(f"progress must be a function, got {type(progress).__name__}")
+    return progress
+
+
+def _given(records: object, what: str) -> bool:
+    """Whether there is anything in an optional list."""
+    if not isinstance(records, (list, tuple)):
+        raise InvalidArgumentError(f"{what} must be a list, got {type(records).__name__}")
+    return len(records) > 0
 
 
 def _messages(how: ListHow, messages: Sequence[Message]) -> dict[ListKind, ListEdit]:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import Child, Fence
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError, StoreBusyError
-from kode_core.ids import new_agent_id
+from kode_core.ids import new_agent_id, quoted
 from kode_core.large import decode_in_slices
 from kode_core.model import AgentInfo
 from kode_core.pace import Pace
@@ -36,7 +36,7 @@ class Forks:
         if type(count) is not int:
             raise InvalidArgumentError(f"count must be an int, got {type(count).__name__}")
         if not 0 <= count <= _MAX_FORKS:
-            raise InvalidArgumentError(f"count must be from 0 to {_MAX_FORKS}, got {count}")
+            raise InvalidArgumentError(f"count must be from 0 to {_MAX_FORKS}, got {quoted(count)}")
         engine = self._context.engine
         for _ in range(_ATTEMPTS):
             head = await engine.head(agent_id)

@@ -9,6 +9,8 @@ read anew. Records are held weakly: to remember them keeps none of them in memor
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import operator
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Self
@@ -20,10 +22,13 @@ from kode_core.batch import ListHead, ListKind, ListWrite, Outline, Row, ToolCal
 from kode_core.large import Proof, digest_of, is_unchanged
 from kode_core.pace import Pace
 from kode_core.store.rows import Encoded, ListCodec
+from kode_core.store.times import keep_times
 
 __all__ = ["Append", "Remembered", "Replace", "Tail", "Upsert"]
 
 _RUN: Final = 256
+_LONG: Final = 2_000
+"""Lists longer than this are timed in a thread."""
 
 
 class Held(ref[Any]):
@@ -280,7 +285,7 @@ class Replace:
             await pace.rest()
         append = await _encoded(codec, records[shared:], shared, now, pace)
         if codec.kind == ListKind.MESSAGES:
-            put, append = await _timed(old, put, append, shared, pace)
+            put, append = await _timed(old, put, append, shared)
         for i, row in put:
             base.put(i, row)
             await pace.rest()
@@ -294,7 +299,7 @@ class Replace:
         pace = Pace()
         append = await _encoded(codec, records, 0, now, pace)
         if codec.kind == ListKind.MESSAGES:
-            _, append = await _timed(old, [], append, 0, pace)
+            _, append = await _timed(old, [], append, 0)
         tail = await Tail.of(records, append, pace)
         return cls(Remembered.of_nothing(), tail, ListWrite(length=0, append=_rows(append)))
 
@@ -313,47 +318,26 @@ async def _encoded(codec: ListCodec, records: Sequence[Any], start: int, now: in
 
 
 async def _timed(
-    old: Remembered, put: list[tuple[int, Row]], append: list[Encoded], shared: int, pace: Pace
+    old: Remembered, put: list[tuple[int, Row]], append: list[Encoded], shared: int
 ) -> tuple[list[tuple[int, Row]], list[Encoded]]:
-    """Give messages their times (MSG-4).
+    """Give messages the times that they keep; new ones are not older than what stands before them (MSG-4)."""
+    if not put and shared == len(old):
+        return put, _raised(old.newest, append)
+    rows = [one.row for one in append]
+    work = functools.partial(keep_times, old.digests, old.created, put, rows, shared)
+    is_long = len(put) + len(append) + len(old) > _LONG
+    put, rows = await asyncio.to_thread(work) if is_long else work()
+    pairs = zip(append, rows, strict=True)
+    return put, [one if one.row is row else Encoded(row, one.proof) for one, row in pairs]
 
-    One that only moved keeps its own, one that replaces another that of the position, and one that was appended has
-    the time of now, or the greatest before it where that is later.
-    """
-    first: dict[bytes, int] = {}  # of the rows with this digest that are gone; and of each the next one
-    following: dict[int, int] = {}
-    for i in (*range(len(old) - 1, shared - 1, -1), *(i for i, _ in reversed(put))):
-        digest = old.digests[i]
-        if digest in first:
-            following[i] = first[digest]
-        first[digest] = i
-        await pace.rest()
-    times = old.created[:shared]
-    has_gone = bool(first)
 
-    def known(i: int, row: Row) -> int | None:
-        moved = first.pop(row.body.digest, None) if has_gone else None
-        if moved is None:
-            return old.created[i] if i < len(old) else None
-        if moved in following:
-            first[row.body.digest] = following[moved]
-        return old.created[moved]
-
-    timed_put = []
-    for i, row in put:
-        times[i] = known(i, row) or 0
-        timed_put.append((i, replace(row, created_at=times[i])))
-        await pace.rest()
-    newest = max(times, default=None) if has_gone else old.newest
-    timed = []
-    for i, one in enumerate(append, shared):
-        time = known(i, one.row)
-        if time is None:
-            time = one.row.created_at if newest is None else max(one.row.created_at, newest)
-        newest = time if newest is None else max(newest, time)
-        timed.append(one if time == one.row.created_at else Encoded(replace(one.row, created_at=time), one.proof))
-        await pace.rest()
-    return timed_put, timed
+def _raised(newest: int | None, append: list[Encoded]) -> list[Encoded]:
+    raised = []
+    for one in append:
+        newest = one.row.created_at if newest is None else max(newest, one.row.created_at)
+        same = newest == one.row.created_at
+        raised.append(one if same else Encoded(replace(one.row, created_at=newest), one.proof))
+    return raised
 
 
 def _rows(encoded: Iterable[Encoded]) -> tuple[Row, ...]:
@@ -375,7 +359,7 @@ class Append:
         start = 0 if old is None else len(old)
         append = await _encoded(codec, records, start, now, pace)
         if old is not None and codec.kind == ListKind.MESSAGES:
-            _, append = await _timed(old, [], append, start, pace)
+            _, append = await _timed(old, [], append, start)
         return cls(old, await Tail.of(records, append, pace), ListWrite(append=_rows(append)))
 
     def remember(self, head: ListHead) -> Remembered | None:

@@ -8,10 +8,10 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow, row_name
+from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
-from kode_core.ids import plain_text
+from kode_core.ids import plain_text, row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices, proof_of_read
 from kode_core.model import (
     AgentInfo,

@@ -30,6 +30,7 @@ from kode_core.model import (
 )
 from kode_core.pace import Pace
 from kode_core.shapes import is_of
+from kode_core.store.dated import message_time
 
 __all__ = ["INT64", "LISTS", "Encoded", "ListCodec", "event_write", "event_writes", "info_of", "records_of"]
 
@@ -87,7 +88,7 @@ async def _message_row(position: int, message: Message, now: int, pace: Pace) ->
     written = await write(Message, message, f"message {position}", pace)
     types = {index_text(b.type) if type(b) is UnknownBlock else b.__struct_config__.tag for b in message.content}
     index = MessageIndex(index_text(message.role), tuple(sorted(map(str, types))))
-    return Encoded(Row(written.body, now, index), written.proof)
+    return Encoded(Row(written.body, message_time(position, now), index), written.proof)
 
 
 async def _tool_call_row(position: int, call: ToolCallRecord, _: int, pace: Pace) -> Encoded:
