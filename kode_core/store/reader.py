@@ -38,8 +38,8 @@ from kode_core.query import (
 from kode_core.store.context import Context
 from kode_core.store.events import stored_event
 from kode_core.store.list_memory import ListMemory
-from kode_core.store.lists import Remembered, Tail
 from kode_core.store.pages import FIRST_PAGE, next_limit
+from kode_core.store.remembered import Remembered, Tail
 from kode_core.store.rows import LISTS
 
 __all__ = ["Reader", "Search"]
