@@ -372,7 +372,8 @@ class Folder:
                 raise CorruptRecordError(f"agent {agent_id!r}", f"{journal.path}: a write that was prepared is gone")
             base = AgentState(batch.agent_id, journal.state.log.next_offset) if batch.delete else journal.state
             outcome = base.outcome(batch) if committed else None
-            journal.append(Frame("commit" if committed else "abort", None, outcome), durable=False)
+            decision = Frame("commit" if committed else "abort", None, outcome)
+            journal.append(decision, durable=False, marked=not self.durable)
             self.tidy(stripe, journal)
         return outcome or Applied()
 
