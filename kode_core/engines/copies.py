@@ -55,6 +55,7 @@ class FolderCopy:
         self._made = target.with_name(f"{target.name}.{self._word}.part")
         self._sources: list[_Source] = []
         self._numbers: dict[str, int] = {}
+        self._is_named = False
 
     @property
     def total(self) -> int:
@@ -147,9 +148,11 @@ class FolderCopy:
             if os.path.lexists(self.target):
                 raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
             self._made.rename(self.target)
+            self._is_named = True
             sync_folder(self.target.parent)
 
-    def clear(self) -> None:
-        """Remove everything but a finished copy."""
-        for path in (self._held, self._made):
+    def clear(self, *, is_kept: bool) -> None:
+        """Remove everything but a finished copy that is to be kept."""
+        gone = [self.target] if self._is_named and not is_kept else []
+        for path in (self._held, self._made, *gone):
             shutil.rmtree(path, ignore_errors=True)

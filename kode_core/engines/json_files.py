@@ -363,8 +363,10 @@ class JsonFilesEngine:
         try:
             await self._threads.run_whole(copy.begin)
             yield copy
-        finally:
-            await self._threads.run_whole(copy.clear)
+        except BaseException:
+            await self._threads.run_whole(lambda: copy.clear(is_kept=False))
+            raise
+        await self._threads.run_whole(lambda: copy.clear(is_kept=True))
 
     async def fix(self, copy: FolderCopy, stripes: list[Stripe]) -> None:
         """Let this be the instant of the copy, while all stripes are held."""

@@ -43,25 +43,43 @@ __all__ = ["AgentState", "EventLog", "ListState"]
 class ListState:
     """A list of rows and its version, 0 as long as nothing was written."""
 
-    __slots__ = ("rows", "version")
+    __slots__ = ("_latest", "rows", "version")
 
     def __init__(self) -> None:
         self.version = 0
         self.rows: list[Row] = []
+        self._latest: int | None = None
+        """The greatest created_at, when it is known."""
 
     @property
     def head(self) -> ListHead:
         return ListHead(self.version, len(self.rows))
 
+    def in_order(self, write: ListWrite) -> ListWrite:
+        """*write* with nothing that it appends unseen older than what stays before it (MSG-4)."""
+        kept = len(self.rows) if write.length is None else min(write.length, len(self.rows))
+        if not write.is_blind or not kept:
+            return write
+        if kept < len(self.rows):
+            return write.not_before(max(row.created_at for row in self.rows[:kept]))
+        if self._latest is None:
+            self._latest = max(row.created_at for row in self.rows)
+        return write.not_before(self._latest)
+
     def apply(self, write: ListWrite, head: ListHead) -> None:
-        if write.length is not None:
+        if write.length is not None and write.length < len(self.rows):
             del self.rows[write.length :]
+            self._latest = None
         for position, row in write.put:
             if position < len(self.rows):
+                if row.created_at < self.rows[position].created_at:
+                    self._latest = None  # it may have been that one
                 self.rows[position] = row
             else:
                 self.rows.append(row)
         self.rows.extend(write.append)
+        if self._latest is not None:
+            self._latest = max((self._latest, *write.times()))
         self.version = head.version
 
 
@@ -224,10 +242,12 @@ class AgentState:
         )
 
     def stamped(self, batch: Batch) -> Batch:
-        """*batch* at a time after the last change, whatever the clock says (INFO-2)."""
-        if batch.now > self.updated_at or not batch.is_touching:
-            return batch
-        return replace(batch, now=self.updated_at + 1)
+        """*batch* at a time after the last change, whatever the clock says (INFO-2), and its messages too (MSG-4)."""
+        if batch.is_touching and batch.now <= self.updated_at:
+            batch = replace(batch, now=self.updated_at + 1)
+        if batch.messages is not None and batch.messages.is_blind:
+            batch = replace(batch, messages=self.lists[ListKind.MESSAGES].in_order(batch.messages))
+        return batch
 
     def apply(self, batch: Batch, outcome: Applied) -> None:
         """Do what *batch* says, except its ``delete``."""
