@@ -539,7 +539,7 @@ async def test_the_first_format_is_changed_in_place() -> None:
     b.write_bytes(damaged)
     stores = await asyncio.gather(*(opened().__aenter__() for _ in range(5)))
     store = stores[0]
-    with pytest.raises(SchemaVersionError, match="agent 'b' is in the first format"):
+    with pytest.raises(SchemaVersionError, match="agent 'b' is in the first format, and could not"):
         await store.load_info("b")
     assert b.read_bytes() == damaged
     b.unlink()

@@ -160,11 +160,10 @@ class Journal:
             self.damage = self._damaged(0, str(exc))
             return
         except OtherFormatError as exc:
-            self.damage = SchemaVersionError(
-                f"{self.path} has format {exc.args[0]}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
-                if exc.args[0] > FORMAT
-                else f"{self.path} of {self.label} is in the first format, and could not be changed; it may be damaged"
-            )
+            problem = f"has format {exc.args[0]}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
+            if exc.args[0] < FORMAT:
+                problem = "is in the first format, and could not be changed; it may be damaged"
+            self.damage = SchemaVersionError(f"{self.path} of {self.label} {problem}")
             return
         size = os.fstat(fd).st_size  # after the marks were read: they are never ahead of it
         if line.generation != self.generation or size < self.end:
@@ -181,9 +180,10 @@ class Journal:
 
     def _read_frames(self, fd: int, size: int) -> None:
         assert self._line is not None
+        acknowledged = self._acknowledged
         while self.end < size:
             found = frame_at(fd, self.end, size, self._line.seed)
-            if found is None or not (found.end <= self._acknowledged or self._is_whole(fd, found, size)):
+            if found is None or not (found.end <= acknowledged or self._is_whole(fd, found, size)):
                 return
             self._apply(found.frame.phase, found.placed, found.frame)
             self._last, self.end = self.end, found.end
