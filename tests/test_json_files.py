@@ -550,3 +550,21 @@ async def test_the_first_format_is_changed_in_place() -> None:
     assert (await store.check_consistency()).issues == ()
     for each in stores:
         await each.close()
+
+
+async def test_a_search_that_fails_keeps_no_file_locked() -> None:
+    """While the error of a search is held, with all that its traceback refers to, the files it looked at are free."""
+
+    def fails(states: Any) -> Any:
+        next(states)
+        raise LookupError("as a search does whose query is wrong")
+
+    async with opened() as store, opened() as other:
+        await store.save_messages("a", samples.messages(1))
+        engine = store._context.engine
+        with pytest.raises(LookupError) as caught:
+            await engine._found(None, fails)
+        async with asyncio.timeout(5):
+            await other.append_messages("a", samples.messages(1))
+            assert len(await store.query_messages()) == 2
+        assert caught.value.__traceback__ is not None
