@@ -25,8 +25,8 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
-from kode_postgres.connection import Session
 from kode_postgres.schema import OF_AN_AGENT, Tables, table_names
+from kode_postgres.session import Session
 from kode_postgres.writes import key_hash
 
 __all__ = ["Reads"]
