@@ -9,6 +9,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
+from enum import Enum, auto
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -39,10 +40,18 @@ _LONGEST_PAUSE_S: Final = 0.25
 _UNANSWERED: Final = 2
 
 
+class Weight(Enum):
+    """How a batch is written; those of one kind go together."""
+
+    LIGHT = auto()
+    LARGE = auto()
+    LOCKS = auto()
+
+
 class _Item:
     """A batch that waits, and who waits for it. What became of it is an outcome or an error to raise."""
 
-    __slots__ = ("batch", "done", "is_settled", "locks", "number", "size")
+    __slots__ = ("batch", "done", "is_settled", "number", "size", "weight")
 
     _numbers = itertools.count()
 
@@ -51,7 +60,9 @@ class _Item:
         self.done = done
         self.number = next(self._numbers)
         self.size = _size(batch)
-        self.locks = needs_lock(batch)
+        self.weight = (
+            Weight.LOCKS if needs_lock(batch) else Weight.LARGE if self.size > _BYTES_AT_ONCE else Weight.LIGHT
+        )
         self.is_settled = False
 
     def settle(self, outcome: Outcome | Exception) -> None:
@@ -81,12 +92,12 @@ class Committer:
         self._connections = connections
         self._statements = statements
         self._doubts = doubts
-        self._ready: dict[bool, deque[_Item]] = {False: deque(), True: deque()}
-        """The first batches of agents that nothing is being written for, by whether they need locks."""
+        self._ready: dict[Weight, deque[_Item]] = {weight: deque() for weight in Weight}
+        """The first batches of agents that nothing is being written for."""
         self._behind: dict[str, deque[_Item]] = {}
         """The other batches of these agents, and of those that something is being written for."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lanes = 0
+        self._lanes = self._heavy = 0
         self._most = max(1, min(_LANES, connections.max - 1))
         self._alone = asyncio.Semaphore(self._most)
 
@@ -116,7 +127,7 @@ class Committer:
         behind = self._behind.get(item.batch.agent_id)
         if behind is None:
             self._behind[item.batch.agent_id] = deque()
-            self._ready[item.locks].append(item)
+            self._ready[item.weight].append(item)
         else:
             behind.append(item)
 
@@ -128,22 +139,24 @@ class Committer:
         behind = self._behind[agent_id]
         if behind:
             following = behind.popleft()
-            self._ready[following.locks].append(following)
+            self._ready[following.weight].append(following)
             self._start()
         else:
             del self._behind[agent_id]
 
     def _take(self) -> list[_Item]:
-        """The next batches that can be written together: of one way to be written, and not large."""
-        queues = [queue for queue in self._ready.values() if queue]
+        """The next batches that can be written together. One lane is left to those that are written quickly."""
+        has_room = self._heavy < max(1, self._most - 1)
+        queues = [queue for weight, queue in self._ready.items() if queue and (weight is Weight.LIGHT or has_room)]
         if not queues:
             return []
         queue = min(queues, key=lambda one: one[0].number)
         group = [queue.popleft()]
-        size, most = group[0].size, _LOCKED_AT_ONCE if group[0].locks else _AT_ONCE
+        size, most = group[0].size, _LOCKED_AT_ONCE if group[0].weight is Weight.LOCKS else _AT_ONCE
         while queue and len(group) < most and size + queue[0].size <= _BYTES_AT_ONCE:
             group.append(queue.popleft())
             size += group[-1].size
+        self._heavy += group[0].weight is not Weight.LIGHT
         return group
 
     def _start(self) -> None:
@@ -161,7 +174,10 @@ class Committer:
     async def _lane(self, group: list[_Item]) -> None:
         try:
             while group:
-                await self._write(group)
+                try:
+                    await self._write(group)
+                finally:
+                    self._heavy -= group[0].weight is not Weight.LIGHT
                 group = self._take()
         except asyncio.CancelledError:
             self._shut_down(group)
