@@ -217,21 +217,146 @@ class Slow(Layer):
         return await super().around(verb, call, *args, **kwargs)
 
 
-async def test_deadlines() -> None:
-    """A call ends at its deadline: a read plainly, a write that was under way with an unknown outcome."""
-    for verb, error in (("rows", StoreTimeoutError), ("outline", StoreTimeoutError), ("commit", OutcomeUnknownError)):
+@pytest.mark.parametrize("verb", ["rows", "outline"])
+async def test_a_call_ends_at_its_deadline(verb: str) -> None:
+    """A call whose read never ends raises at its deadline, and says that nothing was written."""
 
-        async def opener(verb: str = verb) -> Engine:
-            return Slow(MemoryEngine(), verb)
+    async def opener() -> Engine:
+        return Slow(MemoryEngine(), verb)
 
-        async with EngineStore(opener, timeout_ms=50) as store:
-            call = store.load_messages("a") if verb == "rows" else store.save_messages("a", samples.messages(1))
-            with pytest.raises(error, match="was not done after 0.05 s"):
-                await call
-            if verb == "commit":
-                with pytest.raises(OutcomeUnknownError):
-                    await store.append_event("a", samples.event(0))
-            assert (await store.health_check()).healthy
+    async with EngineStore(opener, timeout_ms=50) as store:
+        with pytest.raises(StoreTimeoutError, match=r"was not done after 0.05 s; nothing was written"):
+            await (store.load_messages("a") if verb == "rows" else store.save_messages("a", samples.messages(1)))
+        assert (await store.health_check()).healthy
+
+
+async def test_a_write_that_never_ends_holds_up_its_agent_alone() -> None:
+    """Later calls for its agent wait and then write nothing; other agents' go on; close says what it could not end."""
+
+    async def opener() -> Engine:
+        return HangsFor(MemoryEngine(), "a")
+
+    store = await EngineStore(opener, timeout_ms=200).open()
+    with pytest.raises(OutcomeUnknownError, match="in the middle of a write"):
+        await store.save_messages("a", samples.messages(1))
+    await store.append_event("b", samples.event(0))
+    for call in (store.append_event("a", samples.event(0)), store.load_messages("a"), store.delete("a")):
+        with pytest.raises(StoreTimeoutError, match="nothing was written"):
+            await call
+    await store.save_turn("b", append=samples.messages(1), info=samples.info("b"))
+    with pytest.raises(StoreTimeoutError, match="was not closed after 0.2 s"):
+        await store.close()
+
+
+async def test_events_that_wait_are_taken_back() -> None:
+    """An append that is given up while another one is written was never begun: it says so, and never comes."""
+    engine = HangsFor(MemoryEngine(), "a", until=asyncio.Event())
+
+    async def opener() -> Engine:
+        return engine
+
+    async with EngineStore(opener, timeout_ms=200) as store:
+        first = asyncio.ensure_future(store.append_event("a", samples.event(0)))
+        await asyncio.sleep(0.01)
+        second = asyncio.ensure_future(store.append_event("a", samples.event(1)))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        with pytest.raises(StoreTimeoutError, match="nothing was written"):
+            await store.append_event("a", samples.event(2))
+        with pytest.raises(OutcomeUnknownError):
+            await first
+        engine.until.set()
+        assert [event.bookmark.seq async for event in store.read_events("a")] == [samples.event(0).bookmark.seq]
+
+
+async def test_appends_that_were_given_up_never_bring_an_agent_back() -> None:
+    """A delete waits for the append that a cancelled caller began, and nothing comes after it."""
+    engine = HangsFor(MemoryEngine(), "a", until=asyncio.Event())
+
+    async def opener() -> Engine:
+        return engine
+
+    async with EngineStore(opener) as store:
+        append = asyncio.ensure_future(store.append_event("a", samples.event(0)))
+        await asyncio.sleep(0.01)
+        append.cancel()
+        delete = asyncio.ensure_future(store.delete("a"))
+        await asyncio.sleep(0.01)
+        engine.until.set()
+        await delete
+        await asyncio.sleep(0.01)
+        assert [event async for event in store.read_events("a")] == []
+
+
+async def test_a_failed_open_is_tried_again() -> None:
+    """A store whose first call gave up while it opened, and whose opening failed then, opens with the next call."""
+    attempts = 0
+    failed = asyncio.Event()
+
+    async def opener() -> Engine:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            await asyncio.sleep(0.05)
+            failed.set()
+            raise StoreUnavailableError("not yet")
+        return MemoryEngine()
+
+    store = EngineStore(opener)
+    call = asyncio.ensure_future(store.load_messages("a"))
+    await asyncio.sleep(0.01)
+    call.cancel()
+    await failed.wait()
+    await asyncio.sleep(0.01)
+    assert await store.load_messages("a") == []
+    await store.close()
+
+
+@pytest.mark.parametrize("verb", ["open", "close"])
+async def test_opening_and_closing_have_a_deadline(verb: str) -> None:
+    """An engine that never opens, or never closes, ends in an error in time."""
+
+    async def opener() -> Engine:
+        if verb == "open":
+            await asyncio.sleep(3600)
+        return Slow(MemoryEngine(), "close")
+
+    store = EngineStore(opener, timeout_ms=50)
+    with pytest.raises(StoreTimeoutError, match=f"was not {'open' if verb == 'open' else 'closed'} after 0.05 s"):
+        await store.open()
+        await store.close()
+    if verb == "open":
+        await store.close()
+
+
+async def test_an_append_that_was_accepted_opens_the_store() -> None:
+    """Closing a store that was never open waits for the append that was made before."""
+    async with EngineStore(opened_memory) as store:
+        pass
+    store = EngineStore(opened_memory)
+    append = asyncio.ensure_future(store.append_event("a", samples.event(0)))
+    await asyncio.sleep(0)
+    await store.close()
+    assert await append == 1
+
+
+class HangsFor(Layer):
+    """Begins to write what is for one agent, and goes on when it is told to."""
+
+    def __init__(self, inner: Engine, agent_id: str, until: asyncio.Event | None = None) -> None:
+        super().__init__(inner)
+        self.agent_id = agent_id
+        self.until = until or asyncio.Event()
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        if any(batch.agent_id == self.agent_id for batch in batches):
+            await self.until.wait()
+        return await super().commit(batches)
+
+
+async def opened_memory() -> Engine:
+    """An engine."""
+    return MemoryEngine()
 
 
 class Fails(Layer):

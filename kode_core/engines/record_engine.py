@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,30 +46,20 @@ class RecordEngine(EngineReads):
         return await self._writer.commit(batches)
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        return await self._write(agent_id, self._forks.fork(agent_id, children, expect, now))
+        return await self._forks.fork(agent_id, children, expect, now)
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        return await self._write(agent_id, self.store.acquire_lease(agent_id, owner, ttl_ms))
+        return await self.store.acquire_lease(agent_id, owner, ttl_ms)
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        return await self._write(agent_id, self.store.renew_lease(agent_id, fence, ttl_ms))
+        return await self.store.renew_lease(agent_id, fence, ttl_ms)
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        await self._write(agent_id, self.store.release_lease(agent_id, fence))
-
-    async def _write(self, agent_id: str, write: Awaitable[T]) -> T:
-        """Write to the end even when the caller is cancelled."""
-        job = self._writer.spawn(write)
-        try:
-            return await asyncio.shield(job)
-        except asyncio.CancelledError:
-            self._writer.leave_alone(job, agent_id)
-            raise
+        await self.store.release_lease(agent_id, fence)
 
     # --- reading
 
     async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
-        await self._writer.ended(agent_id)
         return await getattr(self._reads, verb)(*args)
 
     # --- operations

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, MessageIndex, Outcome, Refused
-from kode_core.engines.record_io import AT_ONCE, MovedError, RecordIO, each
+from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import Plan
 from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, seq_span
 from kode_core.engines.records import EventIndex, Item
@@ -47,15 +47,13 @@ class _Waiting(NamedTuple):
 
 
 class RecordWriter:
-    """Commits batches. What was begun is done to the end, whatever becomes of the caller (OPS-9)."""
+    """Commits batches. Those of one agent go one after the other, and none waits for another agent's (OPS-13)."""
 
     def __init__(self, io: RecordIO) -> None:
         self._io = io
         self._queues: dict[str, deque[_Waiting]] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
-        self._gate = asyncio.Semaphore(AT_ONCE)
-        self._left_alone: dict[asyncio.Future[Any], str] = {}
         self._heads: OrderedDict[str, AgentHead] = OrderedDict()
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
@@ -70,16 +68,11 @@ class RecordWriter:
                 self._queues[agent_id] = deque([one])
                 self.spawn(self._drain(agent_id))
         outcomes: list[Outcome] = []
-        try:
-            for one in waiting:
-                outcome = await asyncio.shield(one.done)
-                if isinstance(outcome, Exception) and not isinstance(outcome, KodeError):
-                    raise outcome
-                outcomes.append(outcome)
-        except asyncio.CancelledError:
-            for one in waiting:
-                self.leave_alone(one.done, one.batch.agent_id)
-            raise
+        for one in waiting:
+            outcome = await asyncio.shield(one.done)
+            if isinstance(outcome, Exception) and not isinstance(outcome, KodeError):
+                raise outcome
+            outcomes.append(outcome)
         return outcomes
 
     # --- jobs
@@ -90,18 +83,6 @@ class RecordWriter:
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
         return task
-
-    def leave_alone(self, job: asyncio.Future[Any], agent_id: str) -> None:
-        """Remember a write that goes on although its caller was cancelled."""
-        if not job.done():
-            self._left_alone[job] = agent_id
-            job.add_done_callback(lambda done: self._left_alone.pop(done, None))
-
-    async def ended(self, agent_id: str | None) -> None:
-        """Wait for writes of the agent, or of any, whose callers were cancelled: a read then sees how they ended."""
-        jobs = [job for job, whose in self._left_alone.items() if agent_id in (None, whose)]
-        if jobs:
-            await asyncio.wait(jobs)
 
     async def close(self) -> None:
         """Wait for what was accepted."""
@@ -121,8 +102,7 @@ class RecordWriter:
         try:
             while queue:
                 group = _take(queue)
-                async with self._gate:
-                    outcomes = await self._outcomes(agent_id, [one.batch for one in group])
+                outcomes = await self._outcomes(agent_id, [one.batch for one in group])
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
                         one.done.set_result(outcome)

@@ -22,6 +22,7 @@ from kode_core.errors import (
     StoreTimeoutError,
 )
 from kode_core.store.book import Book, Op
+from kode_core.store.underway import Underway, is_in_doubt
 
 __all__ = ["Context", "Opener"]
 
@@ -30,28 +31,36 @@ T = TypeVar("T")
 
 Opener = Callable[[], Awaitable[Engine]]
 
-_IN_DOUBT = "_kode_in_doubt"
+_LAST_SECOND = 1.0
+"""How long the engine has to close when all that was accepted took the whole deadline."""
 
 
 class Context:
-    """One store's engine and book; every public call runs through :meth:`run`."""
+    """One store's engine and book; every public call runs through :meth:`run`.
+
+    Attributes:
+        closing: set as soon as the store is being closed, for those that wait for something else.
+        underway: the engine's writes that go on.
+    """
 
     def __init__(self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], book: Book) -> None:
         self.timeout = timeout_ms / 1000
         self.now = clock
         self.book = book
+        self.underway = Underway()
+        self.closing = asyncio.Event()
         self._opener = opener
         self._engine: Engine | None = None
         self._opening: asyncio.Task[Engine] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._closed: asyncio.Task[None] | None = None
         self._active = 0
         self._idle = asyncio.Event()
         self._op_ids = itertools.count()
         self._op_prefix = secrets.token_hex(6)
 
     def __repr__(self) -> str:
-        if self._closing is not None:
+        if self.is_closed:
             return "closed"
         return "not open yet" if self._engine is None else repr(self._engine)
 
@@ -64,55 +73,94 @@ class Context:
         return self._engine
 
     async def open(self) -> Engine:
-        """Open the engine unless it is open; concurrent calls open it once."""
+        """Open the engine unless it is open; concurrent calls open it once.
+
+        Raises:
+            StoreTimeoutError: it was not open within the deadline.
+        """
+        self.check_open()
+        return await self._opened()
+
+    async def _opened(self) -> Engine:
         if self._engine is None:
-            self.check_open()
             if self._opening is None:
                 self._loop = asyncio.get_running_loop()
                 self._opening = self._loop.create_task(self._open())
-            try:
-                self._engine = await asyncio.shield(self._opening)
-            except Exception:
-                self._opening = None
-                raise
+                self._opening.add_done_callback(self._open_ended)
+            self._engine = await asyncio.shield(self._opening)
         return self._engine
 
     async def _open(self) -> Engine:
-        return await self._opener()
+        """A task of its own: a call that is cancelled opens the store for those that come later."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await self._opener()
+        except TimeoutError as exc:
+            if isinstance(exc, KodeError):
+                raise
+            raise StoreTimeoutError(f"the store was not open after {self.timeout:g} s; nothing was written") from exc
+
+    def _open_ended(self, opening: asyncio.Task[Engine]) -> None:
+        """The next call tries again what failed, also when no caller was left to see it fail."""
+        if opening.cancelled() or opening.exception() is not None:
+            self._opening = None
 
     def check_open(self) -> None:
         """Raise unless the store can be used, here and now."""
-        if self._closing is not None:
+        if self.is_closed:
             raise StoreClosedError("this store is closed; open a new one")
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
             raise KodeError("this store was opened in another event loop; open one store in each loop")
 
     async def close(self, before: Callable[[], Awaitable[None]]) -> None:
-        """Wait for what was accepted, call *before*, close the engine. A second call waits for the first."""
-        if self._closing is None:
+        """Wait for what was accepted, call *before*, close the engine. A second call waits for the first.
+
+        Raises:
+            StoreTimeoutError: calls were still under way at the deadline, or the engine did not close.
+        """
+        if self._closed is None:
             self.check_open()
-            self._closing = asyncio.get_running_loop().create_task(self._close(before))
-        await asyncio.shield(self._closing)
+            self.closing.set()
+            self._closed = asyncio.get_running_loop().create_task(self._close(before))
+        await asyncio.shield(self._closed)
 
     async def _close(self, before: Callable[[], Awaitable[None]]) -> None:
         """A task of its own: a caller that is cancelled does not stop half-way."""
+        deadline = asyncio.get_running_loop().time() + self.timeout
+        is_late = False
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._quiet(before)
+        except TimeoutError:
+            is_late = True
+        if self._engine is not None:
+            left = max(deadline - asyncio.get_running_loop().time(), _LAST_SECOND)
+            is_late = not await _ends_within(self._engine.close(), left) or is_late
+        if is_late:
+            raise StoreTimeoutError(
+                f"the store was not closed after {self.timeout:g} s: calls of the engine are still under way, and the "
+                "last writes are there whole, or not at all"
+            )
+
+    async def _quiet(self, before: Callable[[], Awaitable[None]]) -> None:
+        """Wait until nothing is under way."""
         while self._active:
             self._idle.clear()
             await self._idle.wait()
         await before()
+        await self.underway.ended()
         if self._opening is not None:
             with suppress(Exception):
                 self._engine = await self._opening
-        if self._engine is not None:
-            await self._engine.close()
 
     @property
     def is_closed(self) -> bool:
-        return self._closing is not None
+        """Whether the store was closed, or is being closed."""
+        return self.closing.is_set()
 
     def warn_if_open(self) -> None:
         """Called when the store is forgotten: an open one is a leak."""
-        if self._engine is not None and self._closing is None:
+        if self._engine is not None and not self.is_closed:
             warnings.warn(
                 f"a {self._engine.name} store was not closed; use 'async with' or 'await store.close()'",
                 ResourceWarning,
@@ -121,8 +169,13 @@ class Context:
 
     # --- running calls
 
-    async def run(self, op: Op, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do what a public method does: open the store, keep the deadline, write the book."""
+    async def run(
+        self, op: Op, agent_id: str | None, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Do what a public method does: open the store, keep the deadline, write the book.
+
+        *agent_id* is the agent that the call is for, None when it is for many. It waits for the writes that were left.
+        """
         self.check_open()
         start = time.perf_counter()
         self._active += 1
@@ -130,7 +183,9 @@ class Context:
         try:
             async with asyncio.timeout(self.timeout + op.extra_seconds):
                 if self._engine is None:
-                    await self.open()
+                    await self._opened()
+                if self.underway.is_any_left:
+                    await self.underway.settled(agent_id)
                 return await call(*args, **kwargs)
         except TimeoutError as exc:
             error = exc if isinstance(exc, KodeError) else self._overdue(op, exc)
@@ -146,7 +201,7 @@ class Context:
 
     def _overdue(self, op: Op, exc: TimeoutError) -> StorageError:
         after = f"{op.name} was not done after {self.timeout + op.extra_seconds:g} s"
-        if getattr(exc.__cause__, _IN_DOUBT, False):
+        if is_in_doubt(exc.__cause__):
             return OutcomeUnknownError(
                 f"{after}, in the middle of a write: it is there whole, or not at all; read first"
             )
@@ -160,21 +215,27 @@ class Context:
         return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), fence=fence, **contents)
 
     async def commit_all(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        """The engine's commit."""
-        return await self.in_doubt(self.engine.commit(batches))
+        """The engine's commit, finished whatever becomes of the caller."""
+        return await self.underway.finish([batch.agent_id for batch in batches], self._engine_commit(batches))
 
-    async def in_doubt(self, write: Awaitable[T]) -> T:
-        """Await a write; a cancellation in the middle leaves its outcome in doubt."""
-        try:
-            return await write
-        except asyncio.CancelledError as exc:
-            setattr(exc, _IN_DOUBT, True)
-            raise
+    async def _engine_commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return await self.engine.commit(batches)
 
     async def commit(self, batch: Batch) -> Applied | Refused:
         """Commit one batch; a lost lease and a storage error are raised, other refusals returned."""
         (outcome,) = await self.commit_all([batch])
         return settled(batch, outcome)
+
+
+async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:
+    """Whether it ended in time; what did not goes on by itself."""
+    task = asyncio.ensure_future(closing)
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if done:
+        await task
+        return True
+    task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
+    return False
 
 
 def settled(batch: Batch, outcome: Outcome) -> Applied | Refused:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Final
 
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
 from kode_core.codec import Body, decode
 from kode_core.engine import Watch, watch
-from kode_core.errors import InvalidArgumentError, KodeError, OutcomeUnknownError, StorageError
+from kode_core.errors import (
+    InvalidArgumentError,
+    KodeError,
+    OutcomeUnknownError,
+    Retry,
+    StorageError,
+    StoreFullError,
+)
 from kode_core.ids import check_agent_id
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
 from kode_core.store.book import Op
@@ -23,117 +30,100 @@ __all__ = ["EventAppender", "EventReader"]
 
 _PAGE = 500
 _LOOK_ANYWAY_S = 2.0  # where the engine tells of appends
-_MAX_GROUP = 1000  # small enough that one group is encoded while another is committed
+_MOST_EVENTS: Final = 1000
+_MOST_CHARACTERS: Final = 4 << 20
 
 
 class _Append:
-    __slots__ = ("agent_id", "done", "events", "fence")
+    """A call that appends: waiting, then in a group that is being written, then done."""
 
-    def __init__(
-        self, agent_id: str, events: Sequence[EventWrite], fence: Fence | None, done: asyncio.Future[Sequence[int]]
-    ) -> None:
-        self.agent_id = agent_id
+    __slots__ = ("done", "events", "fence", "size")
+
+    def __init__(self, events: Sequence[EventWrite], fence: Fence | None, done: asyncio.Future[Sequence[int]]) -> None:
         self.events = events
         self.fence = fence
         self.done = done
+        self.size = sum(len(event.body.text) for event in events)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class EventAppender:
-    """Group commit: while one write is under way, the next group gathers. There is no timer.
+    """Group commit: while one write for an agent is under way, its next group gathers. There is no timer.
 
-    A call returns when its events are durable; all agents' events of a group are one engine call.
+    A call returns when its events are durable. Each agent has a queue of its own, so that none waits for another
+    (OPS-13); engines write together what comes from several agents at once.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._waiting: list[_Append] = []
-        self._writing: list[_Append] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._queues: dict[str, deque[_Append]] = {}
+        self._written: dict[str, list[_Append]] = {}
+        """The group of each agent that is being written."""
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
-    async def append(self, op: Op, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
-        """Append, and return the offsets."""
-        context = self._context
-        context.check_open()
-        start = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        item = _Append(agent_id, events, fence, loop.create_future())
-        self._waiting.append(item)
-        if self._writer is None:
-            self._writer = loop.create_task(self._write())
-        error: BaseException | None = None
+    async def append(self, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
+        """Append, and return the offsets.
+
+        A caller that gives up while its events wait takes them along: nothing is written. Once they are being written
+        they are written to the end (OPS-9).
+        """
+        item = _Append(events, fence, asyncio.get_running_loop().create_future())
+        queue = self._queues.get(agent_id)
+        if queue is None:
+            queue = self._queues[agent_id] = deque()
+            self._context.underway.begin(self._write(agent_id, queue))
+        queue.append(item)
         try:
-            return await item.done
-        except BaseException as exc:
-            error = exc
+            return await asyncio.shield(item.done)
+        except asyncio.CancelledError as exc:
+            if item in queue:
+                queue.remove(item)
+                item.done.cancel()
+            else:
+                self._context.underway.leave((agent_id,), item.done, exc)
             raise
+
+    async def _write(self, agent_id: str, queue: deque[_Append]) -> None:
+        try:
+            while queue:
+                group = self._written[agent_id] = _next_group(queue)
+                await self._write_group(agent_id, group)
         finally:
-            context.book.enter(op, time.perf_counter() - start, error)
+            del self._queues[agent_id]
+            for item in (*self._written.pop(agent_id, ()), *queue):  # not done only after a cancellation
+                item.fail(OutcomeUnknownError("the event loop was shut down while this was written"))
 
-    async def _write(self) -> None:
+    async def _write_group(self, agent_id: str, group: list[_Append]) -> None:
+        events = tuple(event for item in group for event in item.events)
+        batch = self._context.batch(agent_id, fence=group[0].fence, events=events)
         try:
-            while self._waiting:
-                group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
-                self._writing = group
-                await self._write_group(group)
-        finally:
-            self._writer = None
-            self._writing = []
-            if self._waiting:  # only after a cancellation: nobody is left waiting for nothing
-                self._fail(self._waiting, OutcomeUnknownError("the event loop is shutting down"))
-                self._waiting = []
-
-    async def _write_group(self, group: list[_Append]) -> None:
-        together: defaultdict[tuple[str, Fence | None], list[_Append]] = defaultdict(list)
-        for item in group:
-            together[item.agent_id, item.fence].append(item)
-        batches = [
-            self._context.batch(agent_id, fence=fence, events=tuple(e for item in items for e in item.events))
-            for (agent_id, fence), items in together.items()
-        ]
-        try:
-            async with asyncio.timeout(self._context.timeout):
-                await self._context.open()
-                outcomes = await self._context.commit_all(batches)
-        except TimeoutError:
-            self._fail(group, OutcomeUnknownError(f"events were not written after {self._context.timeout:g} s"))
-        except BaseException as exc:
-            self._fail(group, exc if isinstance(exc, Exception) else OutcomeUnknownError("the write was cancelled"))
-            if not isinstance(exc, Exception):
-                raise
-        else:
-            for batch, items, outcome in zip(batches, together.values(), outcomes, strict=True):
-                self._settle(batch, items, outcome)
-
-    def _settle(self, batch: Batch, items: list[_Append], outcome: Outcome) -> None:
-        try:
-            applied = settled(batch, outcome)
-        except KodeError as exc:
-            self._fail(items, exc)
-            return
-        assert isinstance(applied, Applied)
-        offsets = applied.offsets
-        if len(offsets) != len(batch.events):
-            told = f"the engine gave {len(offsets)} offsets for {len(batch.events)} events"
-            self._fail(items, StorageError(f"{told}: Applied.offsets has one for each, repeated ones too"))
+            (outcome,) = await self._context.engine.commit([batch])
+            offsets = _offsets(batch, outcome)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
+            if len(group) > 1 and _is_for_one(exc):
+                for item in group:
+                    await self._write_group(agent_id, [item])
+                return
+            for item in group:
+                item.fail(exc)
             return
         place = 0
-        for item in items:
+        for item in group:
             if not item.done.done():
                 item.done.set_result(offsets[place : place + len(item.events)])
             place += len(item.events)
-        self.wake(batch.agent_id)
-
-    def _fail(self, items: Sequence[_Append], error: Exception) -> None:
-        for item in items:
-            if not item.done.done():
-                item.done.set_exception(error)
+        self.wake(agent_id)
 
     async def drain(self, agent_id: str | None = None) -> None:
-        """Wait until no append is under way, for one agent or for all."""
-        under_way = [item.done for item in (*self._writing, *self._waiting) if agent_id in (None, item.agent_id)]
-        if under_way:
-            await asyncio.wait(under_way)
+        """Wait for the appends that were accepted until now, for one agent or for all."""
+        agents = list(self._queues) if agent_id is None else [agent_id]
+        items = (item for name in agents for item in (*self._written.get(name, ()), *self._queues.get(name, ())))
+        accepted = [item.done for item in items if not item.done.done()]
+        if accepted:
+            await asyncio.wait(accepted)
 
     # --- followers
 
@@ -155,6 +145,33 @@ class EventAppender:
                 del self._followers[agent_id]
 
 
+def _next_group(queue: deque[_Append]) -> list[_Append]:
+    """The next calls that can be one batch: under one fence, and not too much at once."""
+    group = [queue.popleft()]
+    count, size = len(group[0].events), group[0].size
+    while queue and queue[0].fence == group[0].fence:
+        count, size = count + len(queue[0].events), size + queue[0].size
+        if count > _MOST_EVENTS or size > _MOST_CHARACTERS:
+            break
+        group.append(queue.popleft())
+    return group
+
+
+def _is_for_one(exc: Exception) -> bool:
+    """Whether nothing was written, perhaps because of one call of the group alone."""
+    return isinstance(exc, StoreFullError) or (isinstance(exc, KodeError) and exc.retry is Retry.NEVER)
+
+
+def _offsets(batch: Batch, outcome: Outcome) -> Sequence[int]:
+    """The offsets of the batch's events; raises what became of it instead."""
+    applied = settled(batch, outcome)
+    assert isinstance(applied, Applied)
+    if len(applied.offsets) != len(batch.events):
+        told = f"the engine gave {len(applied.offsets)} offsets for {len(batch.events)} events"
+        raise StorageError(f"{told}: Applied.offsets has one for each, repeated ones too")
+    return applied.offsets
+
+
 class EventReader:
     """Streams events: never more than a page in memory, no cursor held while the caller works."""
 
@@ -164,7 +181,7 @@ class EventReader:
         self._poll = poll_ms / 1000
 
     async def _page(self, op: Op, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        return await self._context.run(op, lambda: self._context.engine.events(agent_id, span))
+        return await self._context.run(op, agent_id, lambda: self._context.engine.events(agent_id, span))
 
     def read(
         self, agent_id: str, since: Bookmark | None, after_offset: int | None, channel: AgentChannel | None

@@ -90,20 +90,23 @@ class EngineStore(ExtendedStore):
             context.warn_if_open()
 
     async def _run(self, name: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._context.run(OPS[name], call, *args, **kwargs)
+        return await self._context.run(OPS[name], None, call, *args, **kwargs)
 
     async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], Turn]) -> None:
         async def write() -> None:
             check_agent_id(agent_id)
             await self._writer.write(agent_id, build, self._locks.fence(agent_id, fence))
 
-        await self._run(name, write)
+        await self._context.run(OPS[name], agent_id, write)
 
     async def _load(self, name: str, agent_id: str, call: Callable[..., Awaitable[T]], *args: Any) -> T:
         async def load() -> T:
             return await call(check_agent_id(agent_id), *args)
 
-        return await self._run(name, load)
+        return await self._context.run(OPS[name], agent_id, load)
+
+    async def _query(self, name: str, search: Callable[[Any], Awaitable[T]], filters: Any) -> T:
+        return await self._context.run(OPS[name], filters.get("agent_id"), search, filters)
 
     # --- opening and closing
 
@@ -113,11 +116,7 @@ class EngineStore(ExtendedStore):
         return self
 
     async def close(self) -> None:
-        async def settle() -> None:
-            await self._appender.drain()
-            await self._locks.settle()
-
-        await self._context.close(settle)
+        await self._context.close(self._appender.drain)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -238,16 +237,20 @@ class EngineStore(ExtendedStore):
     # --- events
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Lease | None = None) -> int:
-        event = rows.event_write(timeline)
-        held = self._locks.fence(check_agent_id(agent_id), fence)
-        return (await self._appender.append(OPS["append_event"], agent_id, (event,), held))[0]
+        async def append(agent_id: str) -> Sequence[int]:
+            event = rows.event_write(timeline)
+            return await self._appender.append(agent_id, (event,), self._locks.fence(agent_id, fence))
+
+        return (await self._load("append_event", agent_id, append))[0]
 
     async def append_events(
         self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None
     ) -> Sequence[int]:
-        events = rows.event_writes(timelines)
-        held = self._locks.fence(check_agent_id(agent_id), fence)
-        return await self._appender.append(OPS["append_events"], agent_id, events, held)
+        async def append(agent_id: str) -> Sequence[int]:
+            events = rows.event_writes(timelines)
+            return await self._appender.append(agent_id, events, self._locks.fence(agent_id, fence))
+
+        return await self._load("append_events", agent_id, append)
 
     def read_events(
         self,
@@ -295,13 +298,13 @@ class EngineStore(ExtendedStore):
     # --- queries
 
     async def query_sessions(self, **filters: Unpack[SessionFilter]) -> Page[SessionInfo]:
-        return await self._run("query_sessions", self._search.sessions, filters)
+        return await self._query("query_sessions", self._search.sessions, filters)
 
     async def query_messages(self, **filters: Unpack[MessageFilter]) -> Page[StoredMessage]:
-        return await self._run("query_messages", self._search.messages, filters)
+        return await self._query("query_messages", self._search.messages, filters)
 
     async def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
-        return await self._run("query_tool_calls", self._search.tool_calls, filters)
+        return await self._query("query_tool_calls", self._search.tool_calls, filters)
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:
         return every(self.query_sessions, filters)

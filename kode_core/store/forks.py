@@ -48,7 +48,10 @@ class Forks:
             now = self._context.now()
             parent = decode(AgentInfo, head.info.body, f"the info of agent {agent_id!r}")
             children = [_child(agent_id, parent, now) for _ in range(count)]
-            if not children or await self._context.in_doubt(engine.fork(agent_id, children, head.info.body, now)):
+            if not children:
+                return []
+            fork = engine.fork(agent_id, children, head.info.body, now)
+            if await self._context.underway.finish((agent_id,), fork):
                 return [child.agent_id for child in children]
         raise StoreBusyError(f"agent {agent_id!r}: its info kept changing while it was forked; nothing was written")
 
@@ -66,7 +69,7 @@ class Forks:
                 raise InvalidArgumentError(f"delete_many deletes everything that matches and takes no {name}")
         deleted = 0
         while sessions := await query(**filters, limit=_DELETED_AT_ONCE):
-            deleted += await self._context.run(OPS["delete_many"], self._delete_unchanged, sessions)
+            deleted += await self._context.run(OPS["delete_many"], None, self._delete_unchanged, sessions)
         return deleted
 
     async def _delete_unchanged(self, sessions: Page[SessionInfo]) -> int:

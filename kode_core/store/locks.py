@@ -6,10 +6,10 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from kode_core.batch import Fence
 from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError, StorageError
@@ -18,6 +18,8 @@ from kode_core.store.context import Context
 from kode_core.store.ops import OPS
 
 __all__ = ["HeldLease", "LeaseContext", "Locks"]
+
+T = TypeVar("T")
 
 _MIN_TTL_MS: Final = 10
 _MAX_TTL_MS: Final = 24 * 3600 * 1000
@@ -110,8 +112,6 @@ class Locks:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._pending: set[asyncio.Future[Any]] = set()
-        """Leases that were asked for by callers that are gone, and those that are given back."""
 
     def key(self, agent_id: str) -> tuple[int, str]:
         """Under which the lease of this store for that agent stands in the task's context."""
@@ -141,7 +141,7 @@ class Locks:
 
     async def acquire(self, agent_id: str, ttl_ms: int, wait_ms: int) -> HeldLease:
         op = OPS["acquire_agent_lock"]._replace(extra_seconds=wait_ms / 1000)
-        return await self._context.run(op, self._acquire, agent_id, ttl_ms, wait_ms)
+        return await self._context.run(op, agent_id, self._acquire, agent_id, ttl_ms, wait_ms)
 
     async def _acquire(self, agent_id: str, ttl_ms: int, wait_ms: int) -> HeldLease:
         owner = secrets.token_hex(16)
@@ -160,42 +160,47 @@ class Locks:
 
     async def _take(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         """Ask the engine; a caller that is cancelled meanwhile leaves no lease behind that nobody knows of."""
-        engine = self._context.engine
-        asked = asyncio.ensure_future(engine.acquire_lease(agent_id, owner, ttl_ms))
+        engine, underway = self._context.engine, self._context.underway
+        is_wanted = True
+        tokens: list[int] = []
+
+        async def give_back() -> None:
+            for token in tokens:
+                await engine.release_lease(agent_id, Fence(owner, token))
+
+        async def take() -> int | None:
+            token = await engine.acquire_lease(agent_id, owner, ttl_ms)
+            if token is not None:
+                tokens.append(token)
+                if not is_wanted:
+                    await give_back()
+            return token
+
         try:
-            return await asyncio.shield(asked)
-        except asyncio.CancelledError:
-            self._pending.add(asked)
-            asked.add_done_callback(lambda done: self._give_back(agent_id, owner, done))
+            return await underway.finish((agent_id,), take())
+        except asyncio.CancelledError as exc:
+            is_wanted = False
+            if tokens:
+                underway.leave((agent_id,), underway.begin(give_back()), exc)
             raise
 
-    def _give_back(self, agent_id: str, owner: str, asked: asyncio.Future[int | None]) -> None:
-        self._pending.discard(asked)
-        token = None if asked.cancelled() or asked.exception() else asked.result()
-        if token is not None:
-            task = asyncio.ensure_future(self._context.engine.release_lease(agent_id, Fence(owner, token)))
-            self._pending.add(task)
-            task.add_done_callback(self._given_back)
-
-    def _given_back(self, task: asyncio.Future[None]) -> None:
-        self._pending.discard(task)
-        if not task.cancelled():
-            task.exception()
-
-    async def settle(self) -> None:
-        """Wait until no lease is left that nobody knows of; the engine is closed after that."""
-        while self._pending:
-            await asyncio.wait(self._pending)
-            await asyncio.sleep(0)
-
     async def renew(self, lease: HeldLease) -> bool:
-        engine = self._context.engine
-        return await self._context.run(
-            OPS["renew_agent_lock"], engine.renew_lease, lease.agent_id, lease.fence, lease.ttl_ms
-        )
+        def write() -> Coroutine[Any, Any, bool]:
+            return self._context.engine.renew_lease(lease.agent_id, lease.fence, lease.ttl_ms)
+
+        return await self._run("renew_agent_lock", lease.agent_id, write)
 
     async def release(self, lease: HeldLease) -> None:
         if self._context.is_closed:
             return  # it ends by itself
-        op, call = OPS["release_agent_lock"], self._context.engine.release_lease
-        await self._context.run(op, call, lease.agent_id, lease.fence)
+
+        def write() -> Coroutine[Any, Any, None]:
+            return self._context.engine.release_lease(lease.agent_id, lease.fence)
+
+        await self._run("release_agent_lock", lease.agent_id, write)
+
+    async def _run(self, name: str, agent_id: str, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async def finish() -> T:
+            return await self._context.underway.finish((agent_id,), write())
+
+        return await self._context.run(OPS[name], agent_id, finish)

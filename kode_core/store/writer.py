@@ -58,6 +58,7 @@ class Writer:
             if turn.lists:
                 lock = self._locks.setdefault(agent_id, asyncio.Lock())
                 await stack.enter_async_context(lock)
+                await self._context.underway.settled(agent_id)  # the call before may have been cancelled
             conflicts = 0
             while not await self._attempt(agent_id, turn, fence, whole=conflicts >= _CONFLICTS_BEFORE_WHOLE):
                 conflicts += 1

@@ -246,12 +246,8 @@ class DeletesBeforeAppends(EngineStore):
     """Deletes at once, and lets appends that were accepted before come later."""
 
     async def delete(self, agent_id: str, *, fence: Any = None) -> None:
-        waiting, self._appender._waiting = self._appender._waiting, []
         await self._context.commit(self._context.batch(agent_id, delete=True))
-        self._appender._waiting += waiting
-        if self._appender._writer is None:
-            self._appender._writer = asyncio.get_running_loop().create_task(self._appender._write())
-        await asyncio.sleep(0)
+        await self._appender.drain(agent_id)
 
 
 async def _save_amid_delete(ctx: Context) -> object:

@@ -62,6 +62,7 @@ class Connection:
         )
         self._connect_s = options.connection_timeout_millis / 1000
         self._seconds = (options.connection_timeout_millis + options.command_timeout_millis) / 1000
+        self._gate = asyncio.Semaphore(options.max)  # first come, first served: the driver's pool is not
 
     def collection(self, name: str, *, lasting: bool = True) -> Any:
         """A collection; writes to it are durable when they return, unless they need not be *lasting*."""
@@ -87,7 +88,7 @@ class Connection:
 
     async def _run(self, call: Callable[[], Awaitable[T]], *, again: bool, writes: bool) -> T:
         try:
-            async with asyncio.timeout(self._seconds):
+            async with self._gate, asyncio.timeout(self._seconds):
                 return await (self._persistent(call) if again else self._once(call))
         except DRIVER_ERRORS as exc:
             raise to_kode_error(exc, self.place, writes=writes) from exc

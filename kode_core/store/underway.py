@@ -1,0 +1,89 @@
+"""Writes that were begun: each is finished once, and later calls see how it ended (OPS-9).
+
+A call of the engine that writes runs in a task of its own, which no caller can cancel. When the caller is cancelled, or
+its deadline passes, the task goes on; it is *left*, and every later call for the same agent waits for it first. So a
+program that gave up, looks, and writes what it does not find, never writes anything twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Coroutine
+from typing import Any, Final, TypeVar
+
+__all__ = ["Underway", "is_in_doubt"]
+
+T = TypeVar("T")
+
+_IN_DOUBT: Final = "_kode_in_doubt"
+_OTHERS_S: Final = 1.0
+"""How long a call over all agents waits for a write that was left: one agent must not hold up the others (OPS-13)."""
+
+
+def is_in_doubt(exc: BaseException | None) -> bool:
+    """Whether a cancellation came in the middle of a write."""
+    return getattr(exc, _IN_DOUBT, False)
+
+
+class Underway:
+    """The writes of one store that are under way."""
+
+    def __init__(self) -> None:
+        self._writes: set[asyncio.Future[Any]] = set()
+        self._left: dict[asyncio.Future[Any], Collection[str]] = {}
+        self._stuck: set[asyncio.Future[Any]] = set()
+
+    async def finish(self, agent_ids: Collection[str], write: Coroutine[Any, Any, T]) -> T:
+        """Await a write of these agents that goes on to its end even when the caller is cancelled."""
+        task = self.begin(write)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            self.leave(agent_ids, task, exc)
+            raise
+
+    def begin(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a write for which no caller waits."""
+        task = asyncio.get_running_loop().create_task(write)
+        self._writes.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def leave(self, agent_ids: Collection[str], write: asyncio.Future[Any], exc: asyncio.CancelledError) -> None:
+        """Note that the caller of a write is gone, with *exc*, which says from here on that the write is in doubt."""
+        setattr(exc, _IN_DOUBT, True)
+        if not write.done():
+            self._left[write] = agent_ids
+            write.add_done_callback(self._ended)
+
+    def _ended(self, write: asyncio.Future[Any]) -> None:
+        self._writes.discard(write)
+        self._left.pop(write, None)
+        self._stuck.discard(write)
+        if not write.cancelled():
+            write.exception()  # the caller has it, or is gone
+
+    @property
+    def is_any_left(self) -> bool:
+        """Whether a write goes on without its caller."""
+        return bool(self._left)
+
+    async def settled(self, agent_id: str | None) -> None:
+        """Wait for the writes of the agent that were left; None is for a call over all agents."""
+        if agent_id is None:
+            await self._settled_soon()
+            return
+        while left := [write for write, agents in self._left.items() if agent_id in agents]:
+            await asyncio.wait(left)
+
+    async def _settled_soon(self) -> None:
+        """Wait for all that were left, but for none of them longer than a second in all."""
+        left = self._left.keys() - self._stuck
+        if left:
+            _, late = await asyncio.wait(left, timeout=_OTHERS_S)
+            self._stuck |= late & self._left.keys()
+
+    async def ended(self) -> None:
+        """Wait for all writes, whether their callers are gone or not."""
+        while self._writes or self._left:
+            await asyncio.wait({*self._writes, *self._left})
