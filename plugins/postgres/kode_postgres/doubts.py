@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from kode_postgres.connection import Connections
 from kode_postgres.session import Session
 
 __all__ = ["Doubts", "Never"]
+
+
+_OTHERS_S: Final = 1.0
+"""How long a call over all agents waits for one of them that is in doubt."""
 
 
 class Never(NamedTuple):
@@ -44,14 +48,15 @@ class Doubts:
         return agent_id in self._open
 
     async def settle(self, agent_id: str | None) -> None:
-        """Make sure of the agent's writes, or of all.
+        """Make sure of the agent's writes. None is for a call over all agents, which does not wait long for any.
 
         Raises:
             StorageError: the server cannot be asked, and they are still in doubt.
         """
-        for one in [agent_id] if agent_id is not None else list(self._open):
-            if one in self._open:
-                await asyncio.shield(self._settled(one))
+        if agent_id is None and self._open:
+            await asyncio.wait([self._settled(one) for one in self._open], timeout=_OTHERS_S)
+        elif agent_id is not None and agent_id in self._open:
+            await asyncio.shield(self._settled(agent_id))
 
     def _settled(self, agent_id: str) -> asyncio.Task[None]:
         task = self._settling.get(agent_id)

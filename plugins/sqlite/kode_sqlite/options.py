@@ -22,5 +22,5 @@ class SqliteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     db_path: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] = "./data/agents.db"
     durability: Literal["full", "fast"] = "full"
-    busy_timeout_ms: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    busy_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 10_000
     readers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
