@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
@@ -292,8 +291,10 @@ class SqliteEngine(EngineReads):
 def _absolute(db_path: str) -> str:
     try:
         path = str(Path(db_path).expanduser().absolute())
-        os.fsencode(path)
-    except (RuntimeError, UnicodeError, FileNotFoundError) as exc:
+        path.encode()
+    except UnicodeError as exc:
+        raise ConfigurationError(f"db_path {db_path!r:.200} names no file for SQLite: its name is no UTF-8") from exc
+    except (RuntimeError, FileNotFoundError) as exc:  # no such home, or no working directory any more
         raise ConfigurationError(f"db_path {db_path!r:.200} names no file: {exc}") from exc
     if "\0" in path:
         raise ConfigurationError(f"db_path {db_path!r:.200} names no file: it contains a NUL character")
