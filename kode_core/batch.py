@@ -318,8 +318,9 @@ class Batch(_Value, frozen=True, kw_only=True):
 
     Attributes:
         op_id: unique to the call. A batch whose op_id is the last one applied to the agent's lists or info is not
-            applied again: its outcome is what it was (OPS-10). Documents and events need no such care: to write
-            them again changes nothing.
+            applied again: its outcome is what it was. An engine that makes a write again by itself, as after a lost
+            answer, knows every batch again, those of documents and events alone as well: others may have replaced or
+            deleted since what it wrote (OPS-10).
         now: milliseconds since the epoch; becomes ``updated_at`` when lists or info are written, unless that is as
             late already: then it is ``updated_at + 1``. It always grows (INFO-2).
         fence: precondition: this lease is held.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,10 +12,11 @@ import pytest
 from kode_conformance import samples
 from kode_conformance.record_tests import Held, OpenRecords, RecordStoreTests
 from kode_conformance.testclass import StoreConformance
-from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
+from kode_conformance.writes import FORK, WRITES, Portrait, Write, expected, overwrite, portrait, seed, write_on
 
 from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError
 from kode_core.batch import Fence
+from kode_core.engine import Engine
 from kode_core.engines.record_engine import RecordEngine
 from kode_core.engines.record_state import AgentHead
 from kode_core.engines.records import Change, HeadRecord, Item, Place
@@ -413,3 +414,73 @@ async def test_a_damaged_head_spoils_no_query_of_others() -> None:
     async with await opened(Damaged(contents)) as store:
         assert [session.agent_id for session in await store.query_sessions()] == ["b"]
     assert contents.heads["b"].is_settled
+
+
+class SlowDrops(MemoryRecords):
+    """Removes what a delete left when it is told to."""
+
+    def __init__(self, contents: Contents) -> None:
+        super().__init__(contents, inline_bytes=4_000_000, part_bytes=8_000_000)
+        self.until = asyncio.Event()
+
+    async def drop(self, place: Place) -> None:
+        await self.until.wait()
+        await super().drop(place)
+
+
+async def test_slow_deletes_hold_up_no_other_agent() -> None:
+    """However many deletes are slow, an append to another agent is done."""
+    records = SlowDrops(Contents())
+
+    async def opener() -> Engine:
+        return RecordEngine(records)
+
+    async with EngineStore(opener) as store:
+        for i in range(40):
+            await store.append_messages(f"a{i}", samples.messages(1))
+        deletes = [asyncio.ensure_future(store.delete(f"a{i}")) for i in range(40)]
+        await asyncio.sleep(0.01)
+        await store.append_messages("other", samples.messages(1))
+        assert not any(delete.done() for delete in deletes)
+        records.until.set()
+        await asyncio.gather(*deletes)
+
+
+class Overtaken(Doubtful):
+    """Loses the answer to one swap that was done, and lets others write before anything is made again."""
+
+    def __init__(self, contents: Contents, meanwhile: Callable[[], Awaitable[object]], **options: Any) -> None:
+        super().__init__(contents, lambda n: "", **options)
+        self.meanwhile = meanwhile
+        self.is_armed = False
+
+    async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
+        if not self.is_armed:
+            return await super().swap(old, new, fence, items)
+        self.is_armed = False
+        assert await super().swap(old, new, fence, items)
+        await self.meanwhile()
+        raise OutcomeUnknownError("the connection broke")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
+@pytest.mark.parametrize("what", ["replaces", "deletes"])
+async def test_a_write_whose_answer_is_lost_undoes_nothing(what: str, write: Write, options: dict[str, Any]) -> None:
+    """What others wrote or deleted since a write was applied stays so, whatever kind of write it was."""
+    contents = Contents()
+    others = await opened(MemoryRecords(contents, **options))
+
+    seen: list[Portrait] = []
+
+    async def meanwhile() -> None:
+        await (others.delete("a") if what == "deletes" else overwrite(others, "a"))
+        seen.append(await portrait(others, "a"))
+
+    records = Overtaken(contents, meanwhile, **options)
+    async with others, await opened(records) as store:
+        await seed(store, "a")
+        records.is_armed = True
+        await write.act(store, "a")
+        assert [await portrait(others, "a")] == seen
+        assert [await portrait(store, "a")] == seen

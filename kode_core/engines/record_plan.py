@@ -103,10 +103,11 @@ class Plan:
         """Apply a batch, its fence excepted."""
         known = next((op for op in self.state.ops if op.op_id == batch.op_id), None)
         if known is not None:
-            return Applied(known.messages, known.tool_calls, self._offsets(batch.events))
+            return Applied(known.messages, known.tool_calls, self._offsets(batch.events, known.first_offset))
         refusal = batch.refusal(self.head.updated_at, self.head.messages, self.head.tool_calls)
         if refusal is not None:
             return refusal
+        was_changed, self._is_changed = self._is_changed, batch.is_touching
         if batch.delete:
             self._delete()
         for kind, write in batch.lists.items():
@@ -115,17 +116,19 @@ class Plan:
             self._write_doc(change)
         if batch.info is not None:
             self._write_info(batch.info)
+        first_offset = self.state.next_offset
         offsets = self._append(batch.events)
-        if batch.is_touching or (batch.delete and self._is_changed):
-            self._remember(batch)
+        if self._is_changed:
+            self._remember(batch, first_offset)
+        self._is_changed |= was_changed
         return Applied(self.head.messages, self.head.tool_calls, offsets)
 
-    def _remember(self, batch: Batch) -> None:
+    def _remember(self, batch: Batch, first_offset: int) -> None:
+        """Note that it was applied: what is made again after a lost answer must not undo what others wrote since."""
         if batch.is_touching:
             self.head = replace(self.head, updated_at=max(self.head.updated_at + 1, batch.now), is_used=True)
-        op = Op(batch.op_id, self.rev, self.head.messages, self.head.tool_calls)
+        op = Op(batch.op_id, self.rev, self.head.messages, self.head.tool_calls, first_offset)
         self.state = replace(self.state, ops=(op, *self.state.ops[: KEPT_OPS - 1]))
-        self._is_changed = True
 
     def _delete(self) -> None:
         was_used = self.head.is_used or bool(self._puts)
@@ -194,8 +197,14 @@ class Plan:
             self._put(_event_item(event, offset, self.rev))
         return self._offsets(events)
 
-    def _offsets(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
-        return tuple(self._known[event.seq, event.body.digest] for event in events)
+    def _offsets(self, events: Sequence[EventWrite], first: int = 0) -> tuple[int, ...]:
+        """The offsets of events that are stored, or that were stored from *first* on and deleted since."""
+        offsets = dict(self._known)
+        for event in events:
+            name = (event.seq, event.body.digest)
+            if name not in offsets:
+                offsets[name], first = first, first + 1
+        return tuple(offsets[event.seq, event.body.digest] for event in events)
 
 
 def _row_item(kind: ListKind, position: int, row: Row, rev: int) -> Item:

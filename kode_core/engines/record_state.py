@@ -132,12 +132,13 @@ class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, array_li
 
 
 class Op(_Value, frozen=True):
-    """An operation that was applied: the revision that it made, and the lists after it."""
+    """An operation that was applied: the revision that it made, the lists after it, and where its events begin."""
 
     op_id: str
     rev: int
     messages: ListHead
     tool_calls: ListHead
+    first_offset: int = 0
 
 
 class Stash(_Value, frozen=True):

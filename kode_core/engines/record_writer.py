@@ -29,7 +29,7 @@ from kode_core.errors import (
 
 __all__ = ["RecordWriter"]
 
-_GROUP: Final = 100
+_GROUP: Final = KEPT_OPS // 2
 _ATTEMPTS: Final = 200
 _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
@@ -294,23 +294,15 @@ class RecordWriter:
 
 
 def _take(queue: deque[_Waiting]) -> list[_Waiting]:
-    """The next batches that one swap can write: under one fence, and no more that must be remembered than are kept."""
+    """The next batches that one swap can write: under one fence, and no more than are remembered for a while."""
     group = [queue.popleft()]
-    kept = int(_is_kept(group[0].batch))
     while queue and len(group) < _GROUP and queue[0].batch.fence == group[0].batch.fence:
-        kept += _is_kept(queue[0].batch)
-        if kept > KEPT_OPS // 2:
-            break
         group.append(queue.popleft())
     return group
 
 
-def _is_kept(batch: Batch) -> bool:
-    return batch.is_touching or batch.delete
-
-
 def _is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:
-    return _is_kept(batch) and not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
+    return not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
 
 
 def _together(changes: Sequence[Step], most: int, size: int) -> list[Item] | None:

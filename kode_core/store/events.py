@@ -30,39 +30,67 @@ __all__ = ["EventAppender", "EventReader"]
 
 _PAGE = 500
 _LOOK_ANYWAY_S = 2.0  # where the engine tells of appends
+_PATIENCE_S: Final = 0.02
 _MOST_EVENTS: Final = 1000
 _MOST_CHARACTERS: Final = 4 << 20
 
 
 class _Append:
-    """A call that appends: waiting, then in a group that is being written, then done."""
+    """A call that appends: it waits, then it is written in a group, then it has ended."""
 
-    __slots__ = ("done", "events", "fence", "size")
+    __slots__ = ("_ended", "done", "events", "fence", "size")
 
-    def __init__(self, events: Sequence[EventWrite], fence: Fence | None, done: asyncio.Future[Sequence[int]]) -> None:
+    def __init__(self, events: Sequence[EventWrite], fence: Fence | None) -> None:
         self.events = events
         self.fence = fence
-        self.done = done
         self.size = sum(len(event.body.text) for event in events)
+        self.done: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
+        """What the caller waits for; done, too, when the caller gives up."""
+        self._ended: asyncio.Future[None] | None = None
 
-    def fail(self, error: Exception) -> None:
+    def end(self, result: Sequence[int] | Exception | None = None) -> None:
+        """Note that it was written, failed, or was taken back."""
         if not self.done.done():
-            self.done.set_exception(error)
+            if isinstance(result, Exception):
+                self.done.set_exception(result)
+            elif result is not None:
+                self.done.set_result(result)
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def ended(self) -> asyncio.Future[None]:
+        """Done when it has ended, whatever became of the caller."""
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
+        return self._ended
+
+
+class _Queue:
+    """The appends for one agent: those that wait, those that are being written, and the task that writes them."""
+
+    __slots__ = ("waiting", "writer", "written")
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Append] = deque()
+        self.written: list[_Append] = []
+        self.writer: asyncio.Task[None] | None = None
 
 
 class EventAppender:
-    """Group commit: while one write for an agent is under way, its next group gathers. There is no timer.
+    """Group commit: while one wave of writes is under way, the next one gathers.
 
-    A call returns when its events are durable. Each agent has a queue of its own, so that none waits for another
-    (OPS-13); engines write together what comes from several agents at once.
+    A call returns when its events are durable. A wave is a write for each agent, side by side, so that an engine can
+    make one commit of them; none of them waits for another agent's, and the next wave waits for a slow one a moment at
+    most (OPS-13).
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._queues: dict[str, deque[_Append]] = {}
-        self._written: dict[str, list[_Append]] = {}
-        """The group of each agent that is being written."""
+        self._queues: dict[str, _Queue] = {}
+        self._ready: dict[str, _Queue] = {}
+        self._waves: asyncio.Task[None] | None = None
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        context.on_closing.append(self._wake_all)
 
     async def append(self, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
         """Append, and return the offsets.
@@ -70,31 +98,55 @@ class EventAppender:
         A caller that gives up while its events wait takes them along: nothing is written. Once they are being written
         they are written to the end (OPS-9).
         """
-        item = _Append(events, fence, asyncio.get_running_loop().create_future())
+        item = _Append(events, fence)
         queue = self._queues.get(agent_id)
         if queue is None:
-            queue = self._queues[agent_id] = deque()
-            self._context.underway.begin(self._write(agent_id, queue))
-        queue.append(item)
+            queue = self._queues[agent_id] = _Queue()
+        queue.waiting.append(item)
+        self._prepare(agent_id, queue)
         try:
-            return await asyncio.shield(item.done)
+            return await item.done
         except asyncio.CancelledError as exc:
-            if item in queue:
-                queue.remove(item)
-                item.done.cancel()
-            else:
-                self._context.underway.leave((agent_id,), item.done, exc)
+            if item in queue.waiting:
+                queue.waiting.remove(item)
+                item.end()
+            elif queue.writer is not None:
+                self._context.underway.leave((agent_id,), queue.writer, exc)
             raise
 
-    async def _write(self, agent_id: str, queue: deque[_Append]) -> None:
+    def _prepare(self, agent_id: str, queue: _Queue) -> None:
+        """Let the next wave write what waits for the agent."""
+        if queue.writer is None and queue.waiting:
+            self._ready[agent_id] = queue
+            if self._waves is None:
+                self._waves = self._context.underway.begin(self._write_waves())
+
+    async def _write_waves(self) -> None:
         try:
-            while queue:
-                group = self._written[agent_id] = _next_group(queue)
-                await self._write_group(agent_id, group)
+            while self._ready:
+                ready, self._ready = self._ready, {}
+                writers = [self._start(agent_id, queue) for agent_id, queue in ready.items()]
+                await asyncio.wait(writers, timeout=_PATIENCE_S)
         finally:
-            del self._queues[agent_id]
-            for item in (*self._written.pop(agent_id, ()), *queue):  # not done only after a cancellation
-                item.fail(OutcomeUnknownError("the event loop was shut down while this was written"))
+            self._waves = None
+
+    def _start(self, agent_id: str, queue: _Queue) -> asyncio.Task[None]:
+        queue.writer = self._context.underway.begin(self._write(agent_id, queue))
+        return queue.writer
+
+    async def _write(self, agent_id: str, queue: _Queue) -> None:
+        """Write the next group of the agent's appends."""
+        try:
+            queue.written = _next_group(queue.waiting)
+            if queue.written:
+                await self._write_group(agent_id, queue.written)
+        finally:
+            for item in queue.written:  # not ended only after a cancellation
+                item.end(OutcomeUnknownError("the event loop was shut down while this was written"))
+            queue.writer, queue.written = None, []
+            self._prepare(agent_id, queue)
+            if not queue.waiting:
+                self._queues.pop(agent_id, None)
 
     async def _write_group(self, agent_id: str, group: list[_Append]) -> None:
         events = tuple(event for item in group for event in item.events)
@@ -108,20 +160,18 @@ class EventAppender:
                     await self._write_group(agent_id, [item])
                 return
             for item in group:
-                item.fail(exc)
+                item.end(exc)
             return
         place = 0
         for item in group:
-            if not item.done.done():
-                item.done.set_result(offsets[place : place + len(item.events)])
+            item.end(offsets[place : place + len(item.events)])
             place += len(item.events)
         self.wake(agent_id)
 
     async def drain(self, agent_id: str | None = None) -> None:
         """Wait for the appends that were accepted until now, for one agent or for all."""
-        agents = list(self._queues) if agent_id is None else [agent_id]
-        items = (item for name in agents for item in (*self._written.get(name, ()), *self._queues.get(name, ())))
-        accepted = [item.done for item in items if not item.done.done()]
+        queues = list(self._queues.values()) if agent_id is None else [self._queues.get(agent_id) or _Queue()]
+        accepted = [item.ended() for queue in queues for item in (*queue.written, *queue.waiting)]
         if accepted:
             await asyncio.wait(accepted)
 
@@ -131,6 +181,11 @@ class EventAppender:
         """Tell the followers in this process that there are new events."""
         for event in self._followers.get(agent_id, ()):
             event.set()
+
+    def _wake_all(self) -> None:
+        """Let every follower look, as when the store is closed under it."""
+        for agent_id in self._followers:
+            self.wake(agent_id)
 
     @contextmanager
     def watching(self, agent_id: str) -> Iterator[asyncio.Event]:
@@ -147,6 +202,8 @@ class EventAppender:
 
 def _next_group(queue: deque[_Append]) -> list[_Append]:
     """The next calls that can be one batch: under one fence, and not too much at once."""
+    if not queue:  # taken back
+        return []
     group = [queue.popleft()]
     count, size = len(group[0].events), group[0].size
     while queue and queue[0].fence == group[0].fence:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
-from kode_core.batch import DocKind, ListKind
+from kode_core.batch import DocKind, EventWrite, ListKind
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
@@ -237,20 +237,22 @@ class EngineStore(ExtendedStore):
     # --- events
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Lease | None = None) -> int:
-        async def append(agent_id: str) -> Sequence[int]:
-            event = rows.event_write(timeline)
-            return await self._appender.append(agent_id, (event,), self._locks.fence(agent_id, fence))
+        async def append() -> Sequence[int]:
+            return await self._append(agent_id, (rows.event_write(timeline),), fence)
 
-        return (await self._load("append_event", agent_id, append))[0]
+        return (await self._context.run(OPS["append_event"], agent_id, append))[0]
 
     async def append_events(
         self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None
     ) -> Sequence[int]:
-        async def append(agent_id: str) -> Sequence[int]:
-            events = rows.event_writes(timelines)
-            return await self._appender.append(agent_id, events, self._locks.fence(agent_id, fence))
+        async def append() -> Sequence[int]:
+            return await self._append(agent_id, rows.event_writes(timelines), fence)
 
-        return await self._load("append_events", agent_id, append)
+        return await self._context.run(OPS["append_events"], agent_id, append)
+
+    async def _append(self, agent_id: str, events: Sequence[EventWrite], fence: Lease | None) -> Sequence[int]:
+        check_agent_id(agent_id)
+        return await self._appender.append(agent_id, events, self._locks.fence(agent_id, fence))
 
     def read_events(
         self,

@@ -14,6 +14,7 @@ from conformance.tests.zoo.base import OnJson, mutant
 from conformance.tests.zoo.witnesses import seen, talk
 from kode_core.batch import Applied, Batch, Outcome
 from kode_core.layers import Layer
+from kode_core.model import AgentInfo
 from kode_core.store import EngineStore
 
 
@@ -127,15 +128,11 @@ async def _cancel_between(ctx: Context) -> object:
     witness=_cancel_between,
     also=("OPS-9.a_write_cancelled_at_any_step",),
 )
-class CancellationTears(Layer):
+class CancellationTears(EngineStore):
     """Leaves a turn without its info when it is cancelled at the wrong moment."""
 
-    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        for batch in batches:
-            if batch.messages is not None and batch.info is not None:
-                (first,) = await super().commit([replace(batch, info=None)])
-                await asyncio.sleep(0)
-                rest = {"messages": None, "tool_calls": None, "docs": (), "events": ()}
-                await super().commit([replace(batch, op_id=f"{batch.op_id}b", **rest)])
-                return [first]
-        return await super().commit(batches)
+    async def save_turn(self, agent_id: str, *, info: AgentInfo | None = None, **parts: Any) -> None:
+        await super().save_turn(agent_id, **parts)
+        if info is not None:
+            await asyncio.sleep(0)
+            await self.save_info(agent_id, info, fence=parts.get("fence"))
