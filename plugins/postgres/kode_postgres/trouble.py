@@ -85,4 +85,4 @@ class Trouble:
         if not self._waits or now - self._locked_since > self._locked_s:
             return None
         self._locked += 1
-        return random.uniform(0.3, 1) * min(0.01 * self._locked, _LONGEST_PAUSE_S)  # noqa: S311
+        return random.uniform(0.3, 1.0) * min(0.005 * (1 << self._locked), _LONGEST_PAUSE_S)  # noqa: S311
