@@ -54,6 +54,7 @@ __all__ = [
     "ToolCallIndex",
     "Totals",
     "first_version",
+    "row_name",
     "with_bodies",
 ]
 
@@ -66,6 +67,11 @@ class ListKind(StrEnum):
 
     MESSAGES = "messages"
     TOOL_CALLS = "tool_calls"
+
+
+def row_name(kind: ListKind, position: int, agent_id: str) -> str:
+    """What an error calls a row, as in ``message 3 of agent 'a'``."""
+    return f"{kind.value.removesuffix('s').replace('_', ' ')} {position} of agent {agent_id!r}"
 
 
 class DocKind(StrEnum):

@@ -31,9 +31,19 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
-__all__ = ["Engine", "Medium", "Notifies", "Watch", "watch"]
+__all__ = ["Engine", "Medium", "Notifies", "Progress", "Watch", "unwatched", "watch"]
 
 Medium: TypeAlias = Literal["database", "file_system"]
+
+Progress: TypeAlias = Callable[[int, int | None], object]
+"""Called in the event loop after each step of a long call: how much is done, and of how much, None where nobody knows.
+
+What it raises ends the call, and is raised by it.
+"""
+
+
+def unwatched(done: int, total: int | None) -> None:
+    """The progress that nobody looks at."""
 
 
 @runtime_checkable
@@ -66,6 +76,13 @@ class Engine(Protocol):
         """A whole list."""
         ...
 
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        """At most *limit* rows of a list, those from position *start* on; fewer only where the list ends.
+
+        Costs what it returns, however long the list is.
+        """
+        ...
+
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
         """A list's outline; with *keys*, only the last row of each of these call ids."""
         ...
@@ -84,6 +101,14 @@ class Engine(Protocol):
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         """Ids of agents with info that begin with *prefix*, in code point order, those behind *after*."""
+        ...
+
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        """Ids under which anything at all is stored, in code point order, those behind *after*.
+
+        Also agents without info, and what is left of an agent that lost its head. What layers keep for themselves
+        does not count.
+        """
         ...
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
@@ -125,18 +150,23 @@ class Engine(Protocol):
         """Calls that prove, with the least possible work, that each medium can be read and written, or raise."""
         ...
 
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         """Problems in the engine's own structures, of one agent or, for None, of what belongs to no agent.
 
-        Leftovers of a half-done delete, repeated offsets, counts that disagree.
+        Leftovers of a half-done delete, repeated offsets, counts that disagree. It changes nothing, and holds up no
+        writer. The store's deadline begins anew with each *progress* (OPS-16).
         """
         ...
 
-    async def backup(self, target: Path) -> Sequence[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         """Copy one instant of everything to *target*, which must not exist, and return what was made.
+
+        It holds up no writer. When it fails or is cancelled, it removes what it made. The store's deadline begins
+        anew with each *progress* (OPS-16).
 
         Raises:
             UnsupportedError: this engine cannot.
+            InvalidArgumentError: there is something at *target*, or no file or folder can be made there.
         """
         ...
 

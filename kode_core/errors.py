@@ -81,9 +81,14 @@ class Retry(Enum):
 
 
 class KodeError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library.
+
+    Attributes:
+        deleted: how many sessions ``delete_many`` had deleted when this ended it (LIFE-5).
+    """
 
     retry: ClassVar[Retry] = Retry.NEVER
+    deleted: int = 0
 
 
 class ConfigurationError(KodeError, ValueError):

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, Unpack, runtime_checkable
 
+from kode_core.engine import Progress
 from kode_core.model import (
     AgentChannel,
     AgentInfo,
@@ -40,7 +41,7 @@ from kode_core.model import (
     ToolCallRecord,
 )
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
-from kode_core.report import ConsistencyCheckResult, StoreHealthStatus, StoreMetrics
+from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
 
 __all__ = ["AgentLock", "ExtendedStore", "Lease", "QueryableStore", "Store"]
 
@@ -308,8 +309,12 @@ class QueryableStore(Store, Protocol):
         """Counts for one agent; zeros when it is not there (QRY-7)."""
         ...
 
-    async def delete_many(self, **filters: Unpack[SessionFilter]) -> int:
-        """Delete every session that matches, and return how many (LIFE-5). An empty filter is refused."""
+    async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
+        """Delete every session that matches, and return how many (LIFE-5). An empty filter is refused.
+
+        The deadline holds for each step, not for the whole (OPS-16); *progress* is called after each with how many
+        were deleted. An error that ends it early says how many were deleted, as its ``deleted`` does.
+        """
         ...
 
 
@@ -321,8 +326,20 @@ class ExtendedStore(QueryableStore, Protocol):
         """Whether the store can be used now. Never raises (OPS-1)."""
         ...
 
-    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
-        """Read everything of one agent, or of all, and tell what does not fit together (OPS-2). Changes nothing."""
+    async def check_consistency(
+        self, agent_id: str | None = None, *, progress: Progress | None = None
+    ) -> ConsistencyCheckResult:
+        """Read everything of one agent, or of all, and tell what does not fit together (OPS-2). Changes nothing.
+
+        The deadline holds for each step, not for the whole (OPS-16); *progress* is called with how many agents were
+        checked, of about how many.
+        """
+        ...
+
+    def iter_consistency(
+        self, agent_id: str | None = None, *, progress: Progress | None = None
+    ) -> AsyncIterator[ConsistencyIssue]:
+        """What ``check_consistency`` finds, each issue as it is found: memory does not grow with the store."""
         ...
 
     async def get_metrics(self) -> StoreMetrics:
@@ -348,15 +365,21 @@ class ExtendedStore(QueryableStore, Protocol):
         """
         ...
 
-    async def backup(self, target: str | Path) -> _Paths:
-        """Copy one instant of the store to *target*, a new file or folder, while the store is used.
+    async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
+        """Copy one instant of the store to *target*, a new file or folder, while the store is used (OPS-16).
+
+        A ``~`` is the home folder, and folders that are missing above *target* are made. The deadline holds for each
+        step, not for the whole; *progress* is called after each, in units of the backend. When it fails or is
+        cancelled nothing is left of the copy.
 
         Returns:
-            What was made: with ``file_store_base_dir`` a folder beside the database's copy, too.
+            What was made: with ``file_store_base_dir`` a folder next to the database's copy, too.
 
         Raises:
             UnsupportedError: the backend cannot, as the memory backend.
-            InvalidArgumentError: there is something at *target* already.
+            InvalidArgumentError: there is something at *target* already, or another backup to it is under way.
+            StoreReadOnlyError: the folder of *target* cannot be written.
+            StoreFullError: there is not enough room.
         """
         ...
 

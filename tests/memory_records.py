@@ -13,7 +13,7 @@ from kode_conformance import Handle, Space, StoreHarness
 
 from kode_core import Store
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
-from kode_core.engine import Medium, Watch
+from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_engine import RecordEngine
 from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
 from kode_core.engines.scan import page, row_matches, session_matches
@@ -141,6 +141,11 @@ class MemoryRecords:
         ids = sorted(head.agent_id for head in self._known() if head.agent_id.startswith(prefix))
         return [agent_id for agent_id in ids if after is None or agent_id > after][:limit]
 
+    async def stored_ids(self, after: str | None, limit: int) -> list[str]:
+        await self.step()
+        ids = sorted(h.agent_id for h in self.contents.heads.values() if h.is_used or h.info is not None)
+        return [agent_id for agent_id in ids if after is None or agent_id > after][:limit]
+
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         await self.step()
         rows = [
@@ -215,7 +220,7 @@ class MemoryRecords:
     async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
         return []
 
-    async def backup(self, target: Path) -> Sequence[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         raise UnsupportedError("a store in memory has no backup")
 
     async def close(self) -> None:

@@ -242,18 +242,19 @@ async def test_a_late_clock_does_not_hide_a_change(target: dict[str, str], monke
         monkeypatch.setattr(store._context, "now", lambda: 10_000)  # type: ignore[attr-defined]
         await store.save_info("a", samples.info("a", metadata={"state": "idle"}))
         (found,) = await store.query_sessions()
-        query, resumed = store.query_sessions, []
+        search, resumed = store._search, []  # type: ignore[attr-defined]
+        query = search.sessions
 
-        async def resuming(**filters: Any) -> Any:
-            page = await query(**filters)
+        async def resuming(filters: Any) -> Any:
+            page = await query(filters)
             if not resumed:
                 resumed.append(True)
                 await store.save_info("a", samples.info("a", metadata={"state": "active"}))
             return page
 
-        monkeypatch.setattr(store, "query_sessions", resuming)
+        monkeypatch.setattr(search, "sessions", resuming)
         assert await store.delete_many(metadata={"state": "idle"}) == 0
-        (session,) = await query()
+        (session,) = await query({})
         assert session.updated_at > found.updated_at
 
 

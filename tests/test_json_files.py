@@ -155,30 +155,47 @@ async def make(base: str = "store") -> Path:
     return Path(base) / "a.jsonl"
 
 
-async def test_a_write_cut_short_is_dropped() -> None:
-    """Whatever is cut off the end of the last frame, the store opens with what came before, and can be written."""
+async def unfinished() -> tuple[Path, bytes, bytes]:
+    """The file before a write was begun, and the bytes that the write adds."""
     path = await make()
-    whole = path.read_bytes()
-    last = whole.rindex(b"\n#") + 1
-    for size in (*range(last + 1, len(whole), 37), len(whole) - 1):
-        path.write_bytes(whole[:size])
+    before = path.read_bytes()
+    async with opened() as store:
+        await store.save_info("a", samples.info("a", template_id="changed"))
+    return path, before, path.read_bytes()[len(before) :]
+
+
+async def test_a_write_cut_short_is_dropped() -> None:
+    """Wherever a crash cuts a write short, the store opens with what came before, can be written, and keeps the rest."""
+    path, before, added = await unfinished()
+    kept = Path("store") / "a.jsonl.cut-1"
+    for size in (*range(1, len(added), 37), len(added) - 1):
+        path.write_bytes(before + added[:size])
         async with opened() as store:
             assert await store.load_messages("a") == samples.messages(4)
-            assert not await store.exists("a")
+            assert await store.load_info("a") == samples.info("a").replace(message_count=4)
             await store.append_messages("a", [samples.message(9)])
             assert len(await store.load_messages("a")) == 5
+            assert kept.read_bytes() == added[:size]
+            issues = (await store.check_consistency("a")).issues
+            assert [(issue.code, issue.agent_id) for issue in issues] == [("cut_short", "a")]
+            assert "never acknowledged" in issues[0].message
+        kept.unlink()
 
 
-async def test_a_write_that_was_never_synced_is_dropped() -> None:
-    """A last frame with zeros where the data should be, as after a loss of power, is dropped."""
-    path = await make()
-    whole = path.read_bytes()
-    last = whole.rindex(b"\n#") + 1
-    for zeros in (len(whole) - last, 200, 5):
-        path.write_bytes(whole[: len(whole) - zeros] + bytes(zeros))
+async def test_a_write_that_was_never_synced_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """A last frame with zeros where the data should be, as after a loss of power, is dropped; zeros are not kept."""
+    path, before, added = await unfinished()
+    for zeros in (len(added), 200, 5):
+        path.write_bytes(before + added[: len(added) - zeros] + bytes(zeros))
         async with opened() as store:
             assert await store.load_messages("a") == samples.messages(4)
-            assert not await store.exists("a")
+            assert (await store.load_info("a")).template_id == samples.info("a").template_id
+            await store.append_messages("a", [samples.message(9)])
+        assert len(list(Path("store").glob("*.cut-*"))) == {len(added): 0, 200: 1, 5: 2}[zeros]
+    assert caplog.messages[0].startswith("agent 'a': ")
+    async with opened() as store:
+        await store.delete("a")
+    assert not list(Path("store").glob("a.jsonl*")), "a delete removes what was cut off, too"
 
 
 async def test_damage_is_reported_and_nothing_overwritten() -> None:
@@ -214,16 +231,16 @@ async def test_a_file_of_something_else() -> None:
         ):
             await store.save_messages("x", [])
         assert await store.list() == ["a", "b"]
-        assert [i.agent_id for i in (await store.check_consistency()).issues] == ["x.jsonl"]
+        assert [i.code for i in (await store.check_consistency("x")).issues] == ["corrupt_record"]
     assert path.read_text() == "hello\n"
 
 
 async def test_a_newer_format_is_refused() -> None:
     """A folder or a file of a newer format is refused with what to upgrade."""
     path = await make()
-    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":9', 1))
+    path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":9', 1))
     async with opened() as store:
-        with pytest.raises(SchemaVersionError, match="has format 9, and this kode-core reads up to 1: upgrade"):
+        with pytest.raises(SchemaVersionError, match="has format 9, and this kode-core reads up to 2: upgrade"):
             await store.load_messages("a")
     (Path("store") / ".kode" / "format").write_text("7\n")
     with pytest.raises(SchemaVersionError, match="has layout 7, and this kode-core knows 1: upgrade"):

@@ -10,6 +10,7 @@ import msgspec
 from kode_core.config import path_from_url
 from kode_core.engines.folder import Folder
 from kode_core.engines.json_files import JsonFilesEngine
+from kode_core.errors import ConfigurationError, StoreUnavailableError
 from kode_core.plugins import Backend, hookimpl
 
 __all__ = ["JsonOptions", "open_json"]
@@ -32,18 +33,32 @@ class JsonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 async def open_json(options: JsonOptions) -> JsonFilesEngine:
     """An engine over the folder that *options* name."""
-    folder = Folder(
-        Path(options.base_dir).expanduser().absolute(),
-        durable=options.durability == "full",
-        wait_ms=options.lock_wait_ms,
-    )
+    folder = Folder(_folder_of(options.base_dir), durable=options.durability == "full", wait_ms=options.lock_wait_ms)
     engine = JsonFilesEngine(folder)
-    await engine.run(folder.open)
+    try:
+        await engine.run(folder.open)
+    except BaseException:
+        await engine.close()
+        raise
     return engine
 
 
+def _folder_of(base_dir: str) -> Path:
+    try:
+        base_dir.encode()
+        path = Path(base_dir).expanduser()
+    except (RuntimeError, UnicodeError) as exc:
+        raise ConfigurationError(f"base_dir {base_dir!a}: {exc}") from None
+    if "\0" in base_dir:
+        raise ConfigurationError(f"base_dir {base_dir!a} has a NUL character, which no path can have")
+    try:
+        return path.absolute()
+    except OSError as exc:
+        raise StoreUnavailableError(f"base_dir {base_dir!r} is relative, and the working directory is gone") from exc
+
+
 def _is_there(options: JsonOptions) -> bool:
-    return (Path(options.base_dir).expanduser() / ".kode" / "format").exists()
+    return (_folder_of(options.base_dir) / ".kode" / "format").exists()
 
 
 @hookimpl

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 from kode_core.errors import (
+    OutcomeUnknownError,
     StorageError,
     StoreBusyError,
     StoreFullError,
@@ -26,14 +29,22 @@ else:
     import fcntl
 
 __all__ = [
+    "agent_of",
     "file_name",
+    "held_too_long",
     "locked",
+    "open_file",
     "os_error",
+    "pauses",
     "read_at",
     "replace_file",
+    "replacing",
     "sync_file",
     "sync_folder",
+    "temporary_name",
     "translated",
+    "try_lock",
+    "unlock",
     "write_all",
 ]
 
@@ -55,6 +66,16 @@ def file_name(agent_id: str) -> str:
     if len(name) > _MAX_NAME:
         name = f"{name[:140]}~{blake2b(agent_id.encode(), digest_size=16).hexdigest()}"
     return name
+
+
+def agent_of(name: str) -> str | None:
+    """The id that :func:`file_name` made *name* of; None for a long one, and for a name that it never gives."""
+    try:
+        agent_id = unquote(name, errors="strict")
+        is_id = agent_id and "\0" not in agent_id and len(agent_id) <= _MAX_NAME
+        return agent_id if is_id and file_name(agent_id) == name else None
+    except UnicodeError:
+        return None
 
 
 _ERRORS: Final[dict[int, type[StorageError]]] = {
@@ -84,6 +105,12 @@ def translated(path: Path) -> Iterator[None]:
         raise os_error(exc, path) from exc
 
 
+def open_file(path: Path, flags: int) -> int:
+    """A descriptor of *path*, with its bytes as they are on every system, and without waiting for anybody."""
+    extra = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
+    return os.open(path, flags | extra, 0o666)
+
+
 def _try_lock(fd: int) -> bool:
     try:
         if sys.platform == "win32":
@@ -96,45 +123,79 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _unlock(fd: int) -> None:
-    if sys.platform == "win32":
-        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-    else:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+def try_lock(path: Path) -> int | None:
+    """Take the lock file at *path*, against other processes too, and return its descriptor; None when it is held.
 
-
-@contextmanager
-def locked(path: Path, wait_ms: int) -> Iterator[int]:
-    """Hold the lock file at *path*, against other processes too, and yield its descriptor.
-
-    The kernel frees the lock of a process that dies. Polls instead of blocking, so that a holder that was stopped
-    costs its waiters an error and not forever.
-
-    Raises:
-        StoreBusyError: somebody else held it all the time.
+    The kernel frees the lock of a process that dies.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
-        deadline = time.monotonic() + wait_ms / 1000
-        pause = 0.0005
-        while not _try_lock(fd):
-            if time.monotonic() > deadline:
-                raise StoreBusyError(f"{path}: another process has held this lock for more than {wait_ms} ms")
-            time.sleep(pause)
-            pause = min(pause * 2, 0.02)
-        try:
-            yield fd
-        finally:
-            _unlock(fd)
+        taken = _try_lock(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    if taken:
+        return fd
+    os.close(fd)
+    return None
+
+
+def unlock(fd: int) -> None:
+    """Free the lock that *fd* holds, and close it."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+        else:
+            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
 
 
+def pauses() -> Iterator[float]:
+    """Seconds between one try to take a lock and the next. Nobody blocks on a lock: who holds it may be stopped."""
+    pause = 0.0005
+    while True:
+        yield pause
+        pause = min(pause * 2, 0.02)
+
+
+def held_too_long(path: Path, wait_ms: int) -> StoreBusyError:
+    """The error of who waited in vain."""
+    return StoreBusyError(f"{path}: another process has held this lock for more than {wait_ms} ms")
+
+
+@contextmanager
+def locked(path: Path, wait_ms: int) -> Iterator[int]:
+    """Hold the lock file at *path* and yield its descriptor; blocks while it waits.
+
+    Raises:
+        StoreBusyError: somebody else held it all the time.
+    """
+    deadline = time.monotonic() + wait_ms / 1000
+    pause = pauses()
+    while (fd := try_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise held_too_long(path, wait_ms)
+        time.sleep(next(pause))
+    try:
+        yield fd
+    finally:
+        unlock(fd)
+
+
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """At most *size* bytes from *offset* on."""
+    """The *size* bytes from *offset* on, fewer only where the file ends before."""
     os.lseek(fd, offset, os.SEEK_SET)
-    return os.read(fd, size)
+    data = os.read(fd, size)
+    if len(data) == size or not data:
+        return data
+    parts = [data]
+    missing = size - len(data)
+    while missing and (data := os.read(fd, missing)):
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:
@@ -161,16 +222,25 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def replace_file(path: Path, chunks: Iterator[bytes], *, durable: bool) -> None:
-    """Put a file with these contents at *path*: afterwards, and after a crash, the old one is there or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def temporary_name(path: Path) -> Path:
+    """A name next to *path* for a file that will take its place; what a killed process leaves so is swept."""
+    return path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp")
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool) -> Iterator[int]:
+    """Yield a descriptor of a new file that takes the place of *path* at the end, unless something is raised.
+
+    Afterwards, and after a crash, the old file is there or the new one.
+
+    Raises:
+        OutcomeUnknownError: the new file is there, and a loss of power may bring back the old one.
+    """
+    temporary = temporary_name(path)
+    fd = open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         try:
-            offset = 0
-            for chunk in chunks:
-                write_all(fd, chunk, offset)
-                offset += len(chunk)
+            yield fd
             if durable:
                 os.fsync(fd)
         finally:
@@ -181,4 +251,25 @@ def replace_file(path: Path, chunks: Iterator[bytes], *, durable: bool) -> None:
             temporary.unlink()
         raise
     if durable:
-        sync_folder(path.parent)
+        try:
+            sync_folder(path.parent)
+        except OSError as exc:
+            problem = f"{path} was written and its folder could not be synced ({exc.strerror}): read first"
+            raise OutcomeUnknownError(problem) from exc
+
+
+def replace_file(
+    path: Path, chunks: Iterator[bytes], *, durable: bool, ending: Callable[[], tuple[int, bytes]] | None = None
+) -> None:
+    """Put a file of these chunks at *path*, as :func:`replacing` does.
+
+    *ending* is called after the last chunk, for an offset and the bytes that then go there.
+    """
+    with replacing(path, durable=durable) as fd:
+        offset = 0
+        for chunk in chunks:
+            write_all(fd, chunk, offset)
+            offset += len(chunk)
+        if ending is not None:
+            place, data = ending()
+            write_all(fd, data, place)

@@ -1,61 +1,65 @@
-"""The folder of the JSON files engine: which file is whose, and who may write it now. Everything here blocks.
+"""The folder of the JSON files engine: which file is whose, and what is written to it. Everything here blocks.
 
 ::
 
-    <base>/agt-….jsonl       one journal an agent
-    <base>/.kode/format      the version of this layout
-    <base>/.kode/id          which folder this is, where a database beside it must know
-    <base>/.kode/locks/NN    one lock file for each stripe of agents, with a number that only grows
-    <base>/.kode/leases/…    one file for each lease that is held
-
-A stripe's lock is held for the moments that a write takes. Its number is above every token given out and every
-offset of a deleted agent of the stripe, so that neither ever comes again.
+    <base>/agt-….jsonl          one journal an agent
+    <base>/agt-….jsonl.cut-1    what a crash left at the end of one
+    <base>/.kode/format         the version of this layout
+    <base>/.kode/id             which folder this is, where a database beside it must know
+    <base>/.kode/locks/NN       one lock file for each stripe of agents, with a number that only grows
+    <base>/.kode/leases/…       one file for each lease that is held
+    <base>/.kode/copies/…       what a backup copies from, while it does
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import secrets
 import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from kode_core.batch import FORKED_DOCS, Applied, Batch, Child, EngineIssue, Fence, ListKind, Outcome, Refused, Totals
+from kode_core.batch import FORKED_DOCS, Applied, Batch, Child, Fence, Outcome, Refused
 from kode_core.codec import Body
+from kode_core.engines.cuts import cut_files
 from kode_core.engines.files import (
+    agent_of,
     file_name,
     locked,
     os_error,
-    read_at,
     replace_file,
-    sync_file,
     sync_folder,
     translated,
-    write_all,
+    try_lock,
+    unlock,
 )
 from kode_core.engines.journal import COMPACT_FROM, Frame, Journal, Reader, write_state
 from kode_core.engines.leases import LeaseFiles
 from kode_core.engines.memory import forked
 from kode_core.engines.state import AgentState
-from kode_core.errors import SchemaVersionError, StorageError, StoreUnavailableError
+from kode_core.engines.stripes import STRIPES, Stripe, stripe_name, stripe_of
+from kode_core.errors import CorruptRecordError, SchemaVersionError, StorageError, StoreUnavailableError
 
-__all__ = ["STRIPES", "Folder", "Stripe", "UnresolvedError", "stripe_of"]
+__all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "UnresolvedError", "stripe_of"]
 
 _log = logging.getLogger("kode_core.json")
 
 FORMAT: Final = 1
-STRIPES: Final = 32
 _MAX_JOURNALS: Final = 20_000
 _ABANDONED_S: Final = 3600
+_ABANDONED_COPY_S: Final = 24 * 3600
+_NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors that opening a file ends with, and that say nothing of this file."""
 
 
 class UnresolvedError(StorageError):
@@ -69,90 +73,100 @@ class UnresolvedError(StorageError):
         self.batch = batch
 
 
-def stripe_of(agent_id: str) -> int:
-    """The stripe that *agent_id* belongs to."""
-    return blake2b(agent_id.encode(), digest_size=1).digest()[0] % STRIPES
-
-
-class Stripe:
-    """A stripe whose lock is held."""
-
-    def __init__(self, fd: int, *, durable: bool) -> None:
-        self._fd = fd
-        self._durable = durable
-
-    @property
-    def number(self) -> int:
-        return int(read_at(self._fd, 20, 0) or b"0")
-
-    def raise_to(self, number: int) -> None:
-        """Let the number be at least *number*."""
-        if number > self.number:
-            write_all(self._fd, b"%020d" % number, 0)
-            if self._durable:
-                sync_file(self._fd)
+class UnreadableFileError(StoreUnavailableError):
+    """The system does not let this process read the file of one agent."""
 
 
 class Folder:
-    """See the module. Calls for one agent must not overlap within a process; the engine sees to that."""
+    """See the module. Who writes holds the stripe of the agent, against other processes too."""
 
     def __init__(self, base: Path, *, durable: bool, wait_ms: int) -> None:
         self.base = base
         self.durable = durable
-        self._own = base / ".kode"
-        self._leases = LeaseFiles(self._own / "leases")
-        self._wait_ms = wait_ms
+        self.wait_ms = wait_ms
+        self.own = base / ".kode"
+        self._leases = LeaseFiles(self.own / "leases")
         self._journals: OrderedDict[str, Journal] = OrderedDict()
         self._guard = threading.Lock()
+
+    # --- the folder
 
     def open(self) -> None:
         """Make the folder if it is not there, and see that this version can use it."""
         with translated(self.base):
             for name in ("locks", "leases"):
-                (self._own / name).mkdir(parents=True, exist_ok=True)
-            mark = self._own / "format"
+                (self.own / name).mkdir(parents=True, exist_ok=True)
+            mark = self.own / "format"
             if not mark.exists():
-                replace_file(mark, iter([b"%d\n" % FORMAT]), durable=self.durable)
-            version = mark.read_text().strip()
-            if version != str(FORMAT):
+                self._begin_stripes()
+                replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True)
+            version = re.fullmatch(rb"(\d{1,9})\s?", mark.read_bytes())
+            if version is None:
+                raise CorruptRecordError(f"folder {str(self.base)!r}", f"{mark} is damaged: it must say {FORMAT}")
+            if int(version[1]) != FORMAT:
                 raise SchemaVersionError(
-                    f"{self.base} has layout {version}, and this kode-core knows {FORMAT}: upgrade kode-core"
+                    f"{self.base} has layout {int(version[1])}, and this kode-core knows {FORMAT}: upgrade kode-core"
                 )
             self._sweep()
 
+    def _begin_stripes(self) -> None:
+        """Give every stripe its first number, so that one that has none later is known to have lost it."""
+        for i in range(STRIPES):
+            path = self.lock_path(i)
+            with locked(path, self.wait_ms) as fd:
+                Stripe(path, fd, durable=False).begin()
+
     def _sweep(self) -> None:
-        """Remove what processes left that were killed while they rewrote a file."""
-        for entry in os.scandir(self.base):
-            if entry.name.endswith(".tmp") and time.time() - entry.stat().st_mtime > _ABANDONED_S:
-                with suppress(OSError):
-                    Path(entry).unlink()
+        """Remove what processes left that were killed while they rewrote a file or made a backup."""
+        for folder in (self.base, self.own, self.own / "leases"):
+            for entry in os.scandir(folder):
+                if entry.name.endswith(".tmp") or (folder == self.own and entry.name.startswith(("id.", "probe."))):
+                    _remove_abandoned(Path(entry), _ABANDONED_S)
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.own / "copies"):
+                _remove_abandoned(Path(entry), _ABANDONED_COPY_S)
 
     def identity(self) -> str:
         """A word that tells this folder from all others, made when it is asked for first."""
-        path = self._own / "id"
+        path = self.own / "id"
         with translated(path):
             if not path.exists():
-                draft = self._own / f"id.{secrets.token_hex(8)}"
-                replace_file(draft, iter([secrets.token_hex(16).encode()]), durable=self.durable)
+                draft = self.own / f"id.{secrets.token_hex(8)}"
+                replace_file(draft, iter([secrets.token_hex(16).encode()]), durable=True)
                 with suppress(FileExistsError):
                     path.hardlink_to(draft)
                 draft.unlink()
                 if self.durable:
-                    sync_folder(self._own)
-            return path.read_text()
+                    sync_folder(self.own)
+            word = path.read_bytes()
+        if not re.fullmatch(rb"[0-9a-f]{32}", word):
+            raise CorruptRecordError(f"folder {str(self.base)!r}", f"{path} is damaged; put it back from a backup")
+        return word.decode()
 
-    @contextmanager
-    def stripe(self, agent_id: str) -> Iterator[Stripe]:
-        """Hold the lock of the agent's stripe, against other processes."""
-        path = self._own / "locks" / f"{stripe_of(agent_id):02d}"
-        with translated(path), locked(path, self._wait_ms) as fd:
-            yield Stripe(fd, durable=self.durable)
+    def lock_path(self, index: int) -> Path:
+        """The lock file of a stripe."""
+        return self.own / "locks" / stripe_name(index)
+
+    def try_stripe(self, index: int) -> Stripe | None:
+        """Take the lock of a stripe, None when another process or call has it."""
+        path = self.lock_path(index)
+        with translated(path):
+            fd = try_lock(path)
+        return None if fd is None else Stripe(path, fd, durable=self.durable)
+
+    def leave(self, stripe: Stripe) -> None:
+        """Free the lock of a stripe."""
+        with translated(stripe.path):
+            unlock(stripe.fd)
+
+    # --- journals
 
     def journal(self, agent_id: str) -> Journal:
         """The agent's journal, not refreshed."""
-        return self._journal(file_name(agent_id) + ".jsonl")
+        return self.journal_named(file_name(agent_id) + ".jsonl")
 
-    def _journal(self, name: str) -> Journal:
+    def journal_named(self, name: str) -> Journal:
+        """The journal in the file of that name, not refreshed."""
         with self._guard:
             journal = self._journals.pop(name, None) or Journal(self.base / name)
             self._journals[name] = journal
@@ -167,29 +181,59 @@ class Folder:
         with self.scanning(journal) as reader:
             if journal.damage is not None:
                 raise journal.damage
+            journal.check_owner(agent_id)
             if journal.prepared is not None:
                 raise UnresolvedError(journal.prepared)
+            if not journal.end and not (self.own / "format").exists():
+                raise StoreUnavailableError(f"{self.base} is gone, or is no longer the folder of a store")
             yield journal, reader
 
     @contextmanager
     def scanning(self, journal: Journal) -> Iterator[Reader]:
-        """A refreshed journal, sound or not."""
-        try:
-            with journal.reading() as reader:
+        """A refreshed journal, sound or not, that nobody else of this process uses meanwhile."""
+        with journal.turn, translated(journal.path):
+            reading = journal.reading()
+            try:
+                reader = reading.__enter__()
+            except OSError as exc:
+                if isinstance(exc, StorageError):
+                    raise
+                if exc.errno in _NOT_OF_THE_FILE:
+                    raise os_error(exc, journal.path) from exc
+                problem = f"{journal.path} cannot be read: {exc.strerror}; give this process access to it"
+                raise UnreadableFileError(problem) from exc
+            try:
                 yield reader
-        except PermissionError as exc:
-            problem = f"{journal.path} cannot be read: {exc.strerror}; give this process access to it"
-            raise StoreUnavailableError(problem) from exc
-        except OSError as exc:
-            if isinstance(exc, StorageError):
-                raise
-            raise os_error(exc, journal.path) from exc
+            finally:
+                reading.__exit__(None, None, None)
 
-    def journals(self) -> list[Journal]:
-        """All journals there are, not refreshed."""
+    def names(self) -> list[str]:
+        """The names of all files that are to be journals."""
         with translated(self.base):
-            names = [entry.name for entry in os.scandir(self.base) if entry.name.endswith(".jsonl")]
-        return [self._journal(name) for name in names]
+            return [entry.name for entry in os.scandir(self.base) if entry.name.endswith(".jsonl")]
+
+    def sound_journals(
+        self, left_out: list[str], wanted: Callable[[str], bool] = lambda _: True
+    ) -> Iterator[tuple[Journal, Reader]]:
+        """All journals that can be read, one after the other; the labels of the others go to *left_out*.
+
+        Those whose agents' ids are known from their names, and not *wanted*, are not read.
+        """
+        for name in self.names():
+            agent_id = agent_of(name.removesuffix(".jsonl"))
+            if agent_id is not None and not wanted(agent_id):
+                continue
+            journal = self.journal_named(name)
+            try:
+                with self.scanning(journal) as reader:
+                    if journal.damage is not None:
+                        raise journal.damage
+                    if agent_id is not None:
+                        journal.check_owner(agent_id)
+                    if journal.end and not self.is_stray(journal):
+                        yield journal, reader
+            except (CorruptRecordError, SchemaVersionError, UnreadableFileError):
+                left_out.append(journal.label)
 
     def is_stray(self, journal: Journal) -> bool:
         """Whether the file, once it was read, is of an agent that has its file elsewhere, as a copy is."""
@@ -198,15 +242,15 @@ class Folder:
 
     # --- writes
 
-    def commit(self, batches: Sequence[Batch]) -> list[Outcome]:
+    def commit(self, stripe: Stripe, batches: Sequence[Batch]) -> list[Outcome]:
         """Apply batches that are all of one stripe."""
         outcomes: list[Outcome] = []
-        with self.stripe(batches[0].agent_id) as stripe:
-            for batch in batches:
-                try:
+        for batch in batches:
+            try:
+                with self.journal(batch.agent_id).turn:
                     outcomes.append(self._commit(stripe, batch))
-                except StorageError as exc:
-                    outcomes.append(exc)
+            except StorageError as exc:
+                outcomes.append(exc)
         return outcomes
 
     def _commit(self, stripe: Stripe, batch: Batch) -> Applied | Refused:
@@ -248,8 +292,8 @@ class Folder:
     def _tidy(self, stripe: Stripe, journal: Journal) -> None:
         if journal.state.is_empty and journal.prepared is None:
             stripe.raise_to(journal.state.log.next_offset)
-            with suppress(FileNotFoundError):
-                journal.path.unlink()
+            for path in (*cut_files(journal.path), journal.path):
+                path.unlink(missing_ok=True)
             if self.durable:
                 sync_folder(self.base)
         elif journal.end > journal.compact_at and journal.prepared is None:
@@ -258,56 +302,74 @@ class Folder:
                 journal.compact(durable=self.durable)
             journal.compact_at = max(COMPACT_FROM, 3 * live)
 
+    def prepare(self, stripe: Stripe, batch: Batch) -> None:
+        """Write a batch down without applying it."""
+        journal = self.journal(batch.agent_id)
+        with journal.turn, translated(journal.path):
+            journal.begin(batch.agent_id, stripe.number + 1)
+            if journal.prepared is not None:
+                raise UnresolvedError(journal.prepared)
+            journal.append(Frame("prepare", batch), durable=self.durable)
+
+    def prepared(self, agent_id: str) -> Batch | None:
+        """The batch that waits for the word of another store."""
+        journal = self.journal(agent_id)
+        with self.scanning(journal):
+            return journal.prepared
+
+    def decide(self, stripe: Stripe, agent_id: str, *, committed: bool) -> Applied:
+        """Write down what became of the prepared write, and apply it if it was committed."""
+        journal = self.journal(agent_id)
+        with journal.turn, translated(journal.path):
+            journal.begin(agent_id, stripe.number + 1)
+            batch = journal.prepared
+            if batch is None:
+                raise CorruptRecordError(f"agent {agent_id!r}", f"{journal.path}: a write that was prepared is gone")
+            base = AgentState(batch.agent_id, journal.state.log.next_offset) if batch.delete else journal.state
+            outcome = base.outcome(batch) if committed else None
+            journal.append(Frame("commit" if committed else "abort", None, outcome), durable=False)
+            self.tidy(stripe, journal)
+        return outcome or Applied()
+
     def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        """Copy the agent. Every copy is made beside its name first, so that a failure leaves none."""
-        with self.stripe(agent_id), self.reading(agent_id) as (journal, reader):
+        """Copy the agent. Each copy appears whole; when one cannot be made, none stays."""
+        with self.reading(agent_id) as (journal, reader):
             parent = journal.state
             if parent.info is None or reader.text(parent.info.body) != expect:
                 return False
-            made: list[Path] = []
-            try:
-                for child in children:
-                    path = self.base / (file_name(child.agent_id) + ".jsonl")
-                    write_state(path, forked(parent, child, now, 1), reader, durable=self.durable)
-                    made.append(path)
-            except BaseException:
-                for path in made:
-                    with suppress(OSError):
-                        path.unlink()
-                raise
+            self._make(((child.agent_id, forked(parent, child, now, 1)) for child in children), reader)
         return True
 
     def copy_docs(self, agent_id: str, child_ids: Sequence[str]) -> list[Path]:
         """Files for the children with the agent's documents that a fork takes along; none where it has none."""
         with self.reading(agent_id) as (journal, reader):
-            made: list[Path] = []
-            for child_id in child_ids:
-                state = AgentState(child_id)
-                state.docs = {key: doc for key, doc in journal.state.docs.items() if key[0] in FORKED_DOCS}
-                if state.docs:
-                    path = self.base / (file_name(child_id) + ".jsonl")
-                    write_state(path, state, reader, durable=self.durable)
+            docs = {key: doc for key, doc in journal.state.docs.items() if key[0] in FORKED_DOCS}
+            return self._make(((child_id, _with_docs(child_id, docs)) for child_id in child_ids if docs), reader)
+
+    def _make(self, states: Iterable[tuple[str, AgentState]], reader: Reader) -> list[Path]:
+        made: list[Path] = []
+        try:
+            for agent_id, state in states:
+                path = self.base / f"{file_name(agent_id)}.jsonl"
+                with translated(path):
                     made.append(path)
+                    write_state(path, state, reader, durable=self.durable)
+        except BaseException:
+            self.remove(made)
+            raise
         return made
 
-    def backup(self, target: Path) -> None:
-        """Copy every journal, each as it was at one instant, to a new folder that can be opened as a store."""
-        with translated(target):
-            (target / ".kode").mkdir(parents=True)
-            for name in ("format", "id"):
-                if (self._own / name).exists():
-                    shutil.copy(self._own / name, target / ".kode" / name)
-        for journal in self.journals():
-            with self.scanning(journal):
-                if journal.end:
-                    with translated(target), journal.path.open("rb") as source:
-                        replace_file(target / journal.path.name, iter([source.read(journal.end)]), durable=True)
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove files that were made for nothing."""
+        for path in paths:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     # --- leases
 
-    def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+    def acquire_lease(self, stripe: Stripe, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         """The new token, or None when the lease is held."""
-        with self.stripe(agent_id) as stripe:
+        with translated(self.own):
             if self._leases.current(agent_id) is not None:
                 return None
             token = stripe.number + 1
@@ -315,17 +377,17 @@ class Folder:
             self._leases.write(agent_id, Fence(owner, token), ttl_ms)
             return token
 
-    def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+    def renew_lease(self, _: Stripe, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
         """False when the lease ended."""
-        with self.stripe(agent_id):
+        with translated(self.own):
             if not self._leases.holds(agent_id, fence):
                 return False
             self._leases.write(agent_id, fence, ttl_ms)
             return True
 
-    def release_lease(self, agent_id: str, fence: Fence) -> None:
+    def release_lease(self, _: Stripe, agent_id: str, fence: Fence) -> None:
         """End the lease if it is still this one."""
-        with self.stripe(agent_id):
+        with translated(self.own):
             if self._leases.holds(agent_id, fence):
                 self._leases.remove(agent_id)
 
@@ -333,57 +395,28 @@ class Folder:
 
     def ping(self) -> None:
         """Write, sync and remove a file of this process's own."""
-        probe = self._own / f"probe.{os.getpid()}.{threading.get_ident()}"
+        probe = self.own / f"probe.{os.getpid()}.{threading.get_ident()}"
         with translated(self.base):
             try:
                 replace_file(probe, iter([b"ok"]), durable=self.durable)
             finally:
                 probe.unlink(missing_ok=True)
 
-    def totals(self, states: Sequence[AgentState]) -> Totals:
-        """Counts over all agents, and the size of all files."""
-        with translated(self.base):
-            size = sum(entry.stat().st_size for entry in os.scandir(self.base) if entry.is_file())
-        return Totals(
-            is_used=any(not state.is_empty for state in states),
-            agents=sum(state.info is not None for state in states),
-            messages=sum(len(state.lists[ListKind.MESSAGES].rows) for state in states),
-            tool_calls=sum(len(state.lists[ListKind.TOOL_CALLS].rows) for state in states),
-            size_bytes=size,
-        )
 
-    def inspect(self, agent_id: str) -> list[EngineIssue]:
-        """A file left of a delete, and offsets that do not grow."""
-        journal = self.journal(agent_id)
-        with self.scanning(journal):
-            if journal.damage is not None:
-                return [EngineIssue("corrupt_record", agent_id, str(journal.damage))]
-            issues = self._left_of_delete(journal)
-            repeated = journal.state.log.repeated_offset()
-            if repeated is not None:
-                text = f"offset {repeated} comes twice in the event log"
-                issues.append(EngineIssue("repeated_offset", agent_id, text))
-        return issues
+def _with_docs(agent_id: str, docs: dict[Any, Any]) -> AgentState:
+    state = AgentState(agent_id)
+    state.docs = dict(docs)
+    return state
 
-    def _left_of_delete(self, journal: Journal) -> list[EngineIssue]:
-        if not journal.end or not journal.state.is_empty or journal.prepared is not None:
-            return []
-        text = f"{journal.path.name} is left of a delete that was cut short; delete the agent again"
-        return [EngineIssue("half_done_delete", journal.state.agent_id, text)]
 
-    def leftovers(self) -> list[EngineIssue]:
-        """Files that stand for no agent."""
-        issues: list[EngineIssue] = []
-        for journal in self.journals():
-            with self.scanning(journal):
-                if journal.damage is not None and not journal.state.agent_id:
-                    issues.append(EngineIssue("corrupt_record", journal.path.name, str(journal.damage)))
-                if self.is_stray(journal):
-                    agent_id = journal.state.agent_id
-                    text = f"{journal.path} is not the file of agent {agent_id!r}, whose records it has; move it away"
-                    issues.append(EngineIssue("stray_file", agent_id, text))
-                issues.extend(self._left_of_delete(journal))
-        return issues
+def _remove_abandoned(path: Path, age_s: float) -> None:
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime <= age_s:
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _changes(batch: Batch) -> bool:

@@ -1,127 +1,104 @@
 """One agent's file in the JSON files engine: a journal of frames, each one atomic write.
 
-::
+A frame is there when all of it is there. Once a write is done, the first line says up to where the file was
+acknowledged. What follows there, and is no whole frame, is the rest of a write that a crash cut short, unless a frame
+comes behind it that could not be there; the next write moves it to a file of its own. Anything else that does not fit
+is damage: it is reported, not skipped, and nothing is written to the file (OPS-4).
 
-    {"kode":"journal","format":1,"generation":"…","agent":"…",…}        the first line
-    #<crc32> <header bytes> <body bytes>                               a frame: its prefix,
-    {"batch":{…},"outcome":{…}}                                        its header (all but the bodies),
-    {"role":"user","content":[…]}                                      and its bodies, one a line
-
-A frame is there when all of it is there. The checksum of the prefix covers the header; every body has a digest in
-the header. What follows the last whole frame is the rest of a write that a crash cut short: it was never
-acknowledged, and the next write removes it. Anything else that does not fit is damage, and is reported, not skipped.
+A file has its name only once its first frame is in it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import re
-import secrets
-from array import array
+import stat
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, cast
-from zlib import crc32
+from typing import Any, Final, cast
 
-import msgspec
+from msgspec.structs import replace
 
-from kode_core.batch import Applied, Batch, DocWrite, EventWrite, ListKind, ListWrite, with_bodies
-from kode_core.codec import Body
-from kode_core.engines.files import read_at, replace_file, sync_file, sync_folder, write_all
+from kode_core.batch import Batch
+from kode_core.codec import Body, digest
+from kode_core.engines.cuts import keep
+from kode_core.engines.files import (
+    agent_of,
+    open_file,
+    read_at,
+    replace_file,
+    replacing,
+    sync_file,
+    sync_folder,
+    write_all,
+)
+from kode_core.engines.frames import (
+    FORMAT,
+    FirstLine,
+    Found,
+    Frame,
+    NoJournalError,
+    OtherFormatError,
+    Span,
+    first_line,
+    frame_at,
+    frame_bytes,
+    frames_behind,
+    parsed_line,
+    read_line,
+)
+from kode_core.engines.marks import SYNCED, Mark, pair_bytes, slot_at, slot_bytes, this_boot
+from kode_core.engines.spans import Reader, Spans, batches_of, bodies_of
 from kode_core.engines.state import AgentState
-from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError
+from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError, StorageError
 
-__all__ = ["Frame", "Journal", "Reader", "write_state"]
+__all__ = ["COMPACT_FROM", "Frame", "Journal", "Reader", "write_state"]
 
-FORMAT: Final = 1
-
-_PREFIX: Final = re.compile(rb"#([0-9a-f]{8}) (\d{1,18}) (\d{1,18})\n")
-_CHUNK_ROWS: Final = 1000
+_log = logging.getLogger("kode_core.json")
 
 COMPACT_FROM: Final = 1 << 20
 """A file smaller than this is not worth compacting."""
-
-
-class Span(NamedTuple):
-    """Where a body's text is in the file."""
-
-    start: int
-    size: int
-
-
-class _Spans:
-    """A compact list of spans."""
-
-    def __init__(self) -> None:
-        self._starts = array("q")
-        self._sizes = array("q")
-
-    def append(self, span: Span) -> None:
-        self._starts.append(span.start)
-        self._sizes.append(span.size)
-
-    def __getitem__(self, i: int) -> Span:
-        return Span(self._starts[i], self._sizes[i])
-
-
-class Frame(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entry of the journal.
-
-    Attributes:
-        phase: ``apply`` says what happened. ``prepare`` says what will happen if another store commits its part;
-            the ``commit`` or ``abort`` that follows decides.
-    """
-
-    phase: Literal["apply", "prepare", "commit", "abort"] = "apply"
-    batch: Batch | None = None
-    outcome: Applied | None = None
-
-
-class _Head(msgspec.Struct, frozen=True):
-    kode: str
-    format: int
-    generation: str
-    agent: str
-    next_offset: int = 1
-
-
-_frame_from = msgspec.json.Decoder(Frame).decode
-_head_from = msgspec.json.Decoder(_Head).decode
-
-
-class Reader:
-    """The open file of a journal, to read the texts of bodies from."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def text(self, body: Body) -> Body:
-        """The body with its text instead of its place; a body that has its text stays as it is."""
-        span: object = body.text
-        if not isinstance(span, Span):
-            return body
-        return Body(read_at(self._fd, span.size, span.start).decode(errors="replace"), body.digest)
-
-
-class _TornError(Exception):
-    """The rest of a write that was cut short."""
+_PIECE: Final = 1 << 20
 
 
 class Journal:
-    """The state of one agent as its file tells it. Not safe for threads: the engine's locks are."""
+    """The state of one agent as its file tells it.
+
+    Not safe for threads: ``turn`` is held while it is used. Writes need the lock of the agent's stripe besides.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.turn = threading.Lock()
         self.compact_at = COMPACT_FROM
         self._forget()
 
     def _forget(self) -> None:
-        self.damage: CorruptRecordError | SchemaVersionError | None = None
-        self.generation = ""
+        self.damage: StorageError | None = None
         self.end = 0
-        self.state = AgentState("", 1, _Spans())
+        self.state = AgentState("", 1, Spans())
         self.prepared: Batch | None = None
+        self._line: FirstLine | None = None
+        self._last = 0
+        self._no_frame_behind = (0, 0)
+
+    @property
+    def generation(self) -> str:
+        """Which file it is: another one after it was rewritten, empty when there is none."""
+        return "" if self._line is None else self._line.generation
+
+    @property
+    def agent_id(self) -> str | None:
+        """Whose file it is by its name, or else by its first line; None when neither tells."""
+        return agent_of(self.path.name.removesuffix(".jsonl")) or self.state.agent_id or None
+
+    @property
+    def label(self) -> str:
+        """What errors and reports call it."""
+        agent_id = self.agent_id
+        return f"file {self.path.name!r}" if agent_id is None else f"agent {agent_id!r}"
 
     # --- reading
 
@@ -131,21 +108,36 @@ class Journal:
 
         ``damage`` is set when not all of the file could be read; the state is then what came before.
         """
-        try:
-            fd = os.open(self.path, os.O_RDONLY)
-        except FileNotFoundError:
+        fd = self._open()
+        if fd is None:
             self._forget()
             yield Reader(-1)
             return
-        self.damage = None
         try:
-            try:
-                self._catch_up(fd, os.fstat(fd).st_size)
-            except (CorruptRecordError, SchemaVersionError) as exc:
-                self.damage = exc
-            yield Reader(fd)
+            self._catch_up(fd)
+            if self.damage is not None:  # another process may just have written: only what is seen again is damage
+                self._forget()
+                os.close(fd)
+                fd = None
+                fd = self._open()
+                if fd is not None:
+                    self._catch_up(fd)
+            yield Reader(-1 if fd is None else fd)
         finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _open(self) -> int | None:
+        try:
+            fd = open_file(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            if self.path.is_symlink():
+                raise self._corrupt("is a symbolic link that leads nowhere") from None
+            return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
+            raise self._corrupt("is no regular file; move it away")
+        return fd
 
     def refresh(self) -> None:
         """Read what was written since; raises what ``damage`` says."""
@@ -153,72 +145,72 @@ class Journal:
             if self.damage is not None:
                 raise self.damage
 
-    def _catch_up(self, fd: int, size: int) -> None:
-        line = read_at(fd, 4096, 0)
-        length = line.find(b"\n") + 1
-        if not length:  # the crash came before the first line was whole
-            self._forget()
-            return
-        head = self._head(line[:length])
-        if head.generation != self.generation or size < self.end:
-            self._forget()
-            self.generation = head.generation
-            self.state = AgentState(head.agent, head.next_offset, _Spans())
-            self.end = length
-        while self.end < size:
-            try:
-                self.end = self._read_frame(fd, self.end, size)
-            except _TornError:
-                return
-
-    def _head(self, line: bytes) -> _Head:
+    def _catch_up(self, fd: int) -> None:
+        self.damage = None
         try:
-            head = _head_from(line)
-        except msgspec.MsgspecError:
-            raise self._damage(0, "the first line is not a journal's") from None
-        if head.format > FORMAT:
-            raise SchemaVersionError(
-                f"{self.path} has format {head.format}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
+            line = parsed_line(read_line(fd))
+        except NoJournalError as exc:
+            self.damage = self._damaged(0, str(exc))
+            return
+        except OtherFormatError as exc:
+            self.damage = SchemaVersionError(
+                f"{self.path} has format {exc.args[0]}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
             )
-        return head
+            return
+        size = os.fstat(fd).st_size  # after the marks were read: they are never ahead of it
+        if line.generation != self.generation or size < self.end:
+            self._forget()
+            self.state = AgentState(line.agent, line.next_offset, Spans())
+            self.end = line.size
+        self._line = line
+        self._read_frames(fd, size)
+        if self.end < min(size, self._acknowledged) or (self.end < size and self._goes_on(fd, size)):
+            self.damage = self._damaged(self.end, "a frame does not match its checksum")
+        elif self.end < self._acknowledged:
+            problem = f"{self._acknowledged - self.end} bytes that were acknowledged are missing"
+            self.damage = self._damaged(self.end, problem)
 
-    def _read_frame(self, fd: int, start: int, size: int) -> int:
-        frame, bodies, end = self._frame_at(fd, start, size)
-        place = bodies
+    def _read_frames(self, fd: int, size: int) -> None:
+        assert self._line is not None
+        while self.end < size:
+            found = frame_at(fd, self.end, size, self._line.seed)
+            if found is None or not (found.end <= self._acknowledged or self._is_whole(fd, found, size)):
+                return
+            self._apply(found.frame.phase, found.placed, found.frame)
+            self._last, self.end = self.end, found.end
 
-        def located(body: Body) -> Body:
-            nonlocal place
-            span = Span(place, int(body.text))
-            place += span.size + 1
-            return Body(cast(str, span), body.digest)
+    def _is_whole(self, fd: int, found: Found, size: int) -> bool:
+        """Whether a frame that nobody acknowledged is all there; one that others build on may have a damaged body."""
+        assert self._line is not None
+        following = frame_at(fd, found.end, size, self._line.seed)
+        return (following is not None and not following.frame.unsynced) or found.is_sound(fd)
 
-        batch = None if frame.batch is None else with_bodies(frame.batch, located)
-        if end == size and batch is not None:
-            _check_last(read_at(fd, end - bodies, bodies))
-        self._apply(frame.phase, batch, frame.outcome)
-        return end
+    def _goes_on(self, fd: int, size: int) -> bool:
+        """Whether a frame stands behind the end that nobody would have written there: then the end is a hole."""
+        if self._no_frame_behind == (self.end, size):
+            return False
+        assert self._line is not None
+        for found in frames_behind(fd, self.end, size, self._line.seed):
+            if found.start - found.frame.unsynced > self.end:
+                return True
+        self._no_frame_behind = (self.end, size)
+        return False
 
-    def _frame_at(self, fd: int, start: int, size: int) -> tuple[Frame, int, int]:
-        """The frame at *start*, where its bodies begin, and where the next frame begins."""
-        match = _PREFIX.match(read_at(fd, 64, start))
-        if match is not None:
-            length, bodies_size = int(match[2]), int(match[3])
-            at = start + match.end()
-            header = read_at(fd, length + 1, at) if length < size else b""
-            if len(header) == length + 1 and _checksum(length, bodies_size, header) == match[1]:
-                end = at + length + 1 + bodies_size
-                if end > size:
-                    raise _TornError
-                return _frame_from(header), at + length + 1, end
-            start_of_rest = at
-        else:
-            start_of_rest = start
-        rest = read_at(fd, size - start_of_rest, start_of_rest)
-        if b"\n" not in rest or b"\0" in rest:  # cut short, or never synced and read as zeros
-            raise _TornError
-        raise self._damage(start, "a frame does not match its checksum")
+    @property
+    def _marks(self) -> list[Mark | None]:
+        return [] if self._line is None else self._line.marks
 
-    def _apply(self, phase: str, batch: Batch | None, outcome: Applied | None) -> None:
+    @property
+    def _acknowledged(self) -> int:
+        """Up to where everything was acknowledged; 0 where no mark can be relied on."""
+        return max((mark.number for mark in self._marks if mark and mark.is_reliable), default=0)
+
+    @property
+    def _synced(self) -> int:
+        """Up to where everything is on the device."""
+        return max((mark.number for mark in self._marks if mark and mark.word == SYNCED), default=0)
+
+    def _apply(self, phase: str, batch: Batch | None, frame: Frame) -> None:
         if phase == "prepare":
             self.prepared = batch
             return
@@ -228,25 +220,52 @@ class Journal:
                 return
         assert batch is not None
         if batch.delete:
-            self.state = AgentState(self.state.agent_id, self.state.log.next_offset, _Spans())
-        self.state.apply(batch, outcome or self.state.outcome(batch))
+            self.state = AgentState(self.state.agent_id, self.state.log.next_offset, Spans())
+        self.state.apply(batch, frame.outcome or self.state.outcome(batch))
 
-    def _damage(self, place: int, what: str) -> CorruptRecordError:
-        agent = self.state.agent_id or self.path.name
-        return CorruptRecordError(
-            f"agent {agent!r}", f"{self.path} is damaged at byte {place}: {what}; put back the file from a backup"
-        )
+    def _damaged(self, place: int, what: str) -> CorruptRecordError:
+        return self._corrupt(f"is damaged at byte {place}: {what}; put back the file from a backup")
+
+    def _corrupt(self, what: str) -> CorruptRecordError:
+        return CorruptRecordError(self.label, f"{self.path} {what}")
 
     # --- writing: only under the agent's lock
 
     def begin(self, agent_id: str, next_offset: int) -> None:
         """Get ready to write. The offset is where the events of a new agent start."""
         self.refresh()
-        if self.end:
-            return
-        self.generation = secrets.token_hex(8)
-        self.state = AgentState(agent_id, next_offset, _Spans())
-        self.end = 0
+        if self.end and not self._is_as_known():
+            self._forget()
+            self.refresh()
+        self.check_owner(agent_id)
+        if not self.end:
+            self._forget()
+            self.state = AgentState(agent_id, next_offset, Spans())
+
+    def check_owner(self, agent_id: str) -> None:
+        """See that the file is this agent's.
+
+        Raises:
+            CorruptRecordError: another agent's file was put in its place.
+        """
+        if self.end and self.state.agent_id != agent_id:
+            problem = f"{self.path} is a file of agent {self.state.agent_id!r}; put back the right one from a backup"
+            raise CorruptRecordError(f"agent {agent_id!r}", problem)
+
+    def _is_as_known(self) -> bool:
+        """Whether the last frame still is where it was, and what may never have reached the device is still there."""
+        assert self._line is not None
+        fd = open_file(self.path, os.O_RDONLY)
+        try:
+            place = min(max(self._acknowledged, self._line.size), self._last or self.end)
+            while place < self.end:
+                found = frame_at(fd, place, self.end, self._line.seed)
+                if found is None or (place >= self._acknowledged and not found.is_sound(fd)):
+                    return False
+                place = found.end
+            return place == self.end
+        finally:
+            os.close(fd)
 
     def append(self, frame: Frame, *, durable: bool) -> None:
         """Add a frame and apply it. After an error the file is as it was.
@@ -255,128 +274,145 @@ class Journal:
             OutcomeUnknownError: it was written and could not be synced; others may have read it, so it stays.
         """
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                self._append(fd, frame, durable=durable)
-            finally:
-                os.close(fd)
+            if self.end:
+                self._extend(frame, durable=durable)
+            else:
+                self._create(frame, durable=durable)
         except BaseException:
             self._forget()
             raise
 
-    def _append(self, fd: int, frame: Frame, *, durable: bool) -> None:
-        first = b"" if self.end else self._first_line()
-        placed, data = _frame_bytes(frame, self.end + len(first))
-        if os.fstat(fd).st_size > self.end:
-            os.ftruncate(fd, self.end)
+    def _create(self, frame: Frame, *, durable: bool) -> None:
+        line = first_line(self.state.agent_id, self.state.log.next_offset)
+        parsed = parsed_line(line)
+        placed, data = frame_bytes(frame, len(line), parsed.seed)
+        with replacing(self.path, durable=durable) as fd:
+            write_all(fd, line + data, 0)
+        self._line, self.end, self._last = parsed, len(line) + len(data), len(line)
+        self._apply(frame.phase, placed, frame)
+        self._mark(None, durable=durable)
+
+    def _extend(self, frame: Frame, *, durable: bool) -> None:
+        assert self._line is not None
+        fd = open_file(self.path, os.O_RDWR)
         try:
-            write_all(fd, first + data, self.end)
-        except BaseException:
-            os.ftruncate(fd, self.end)
-            raise
-        try:
+            self._cut(fd)
+            start = max(self._synced, self._line.size) if durable else self.end
+            frame = replace(frame, unsynced=self.end - start)
+            placed, data = frame_bytes(frame, self.end, self._line.seed)
+            try:
+                for at in range(start, self.end, _PIECE):  # a sync that failed may have dropped them: write them again
+                    write_all(fd, read_at(fd, min(_PIECE, self.end - at), at), at)
+                write_all(fd, data, self.end)
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(fd, self.end)
+                raise
             if durable:
-                sync_file(fd)
-                if self.end == 0:
-                    sync_folder(self.path.parent)
+                self._sync(fd)
+            self._last, self.end = self.end, self.end + len(data)
+            self._apply(frame.phase, placed, frame)
+            self._mark(fd, durable=durable)
+        finally:
+            os.close(fd)
+
+    def _sync(self, fd: int) -> None:
+        try:
+            sync_file(fd)
+            if not self._synced:
+                sync_folder(self.path.parent)
         except OSError as exc:
             raise OutcomeUnknownError(
                 f"{self.path} was written and could not be synced ({exc.strerror}): read first"
             ) from exc
-        self.end += len(first) + len(data)
-        self._apply(frame.phase, placed, frame.outcome)
 
-    def _first_line(self) -> bytes:
-        return _first_line(self.state, self.generation)
+    def _mark(self, fd: int | None, *, durable: bool) -> None:
+        """Note in the first line that the write is done. Should that fail, less is known of a file that is sound."""
+        assert self._line is not None
+        marks = self._line.marks
+        index = min((0, 1), key=lambda i: _worth(marks[i]))
+        marks[index] = mark = Mark(self.end, SYNCED if durable else this_boot())
+        slot = slot_bytes(mark, self._line.seed)
+        place = self._line.marks_at + slot_at(index)
+        try:
+            if fd is not None:
+                write_all(fd, slot, place)
+                return
+            fd = open_file(self.path, os.O_RDWR)
+            try:
+                write_all(fd, slot, place)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            _log.warning("%s: its first line could not be written: %s", self.path, exc)
+
+    def _cut(self, fd: int) -> None:
+        """Move what a crash left behind the last frame to a file of its own."""
+        size = os.fstat(fd).st_size
+        if size <= self.end:
+            return
+        if any(read_at(fd, _PIECE, at).strip(b"\0") for at in range(self.end, size, _PIECE)):
+            kept = keep(fd, self.end, size, self.path)
+            _log.warning(
+                "%s: %d bytes behind the last whole write, which were never acknowledged, were moved to %s",
+                self.label,
+                size - self.end,
+                kept,
+            )
+        os.ftruncate(fd, self.end)
 
     # --- compaction
 
     @property
     def live_bytes(self) -> int:
         """About how large the file would be without what was replaced since."""
-        return sum(cast(Span, body.text).size + 200 for body in self._bodies())
-
-    def _bodies(self) -> Iterator[Body]:
-        state = self.state
-        if state.info is not None:
-            yield state.info.body
-        for rows in state.lists.values():
-            yield from (row.body for row in rows.rows)
-        yield from (doc.body for doc in state.docs.values())
-        yield from (state.log.row(i).body for i in range(len(state.log)))
+        return sum(cast(Span, body.text).size + 200 for body in bodies_of(self.state))
 
     def compact(self, *, durable: bool) -> None:
-        """Rewrite the file with what still counts."""
+        """Rewrite the file with what still counts.
+
+        Raises:
+            CorruptRecordError: a body in it is damaged; the file stays as it is.
+        """
         with self.reading() as reader:
+            if self.damage is not None:
+                raise self.damage
             write_state(self.path, self.state, reader, durable=durable)
         self.refresh()
 
 
-def _check_last(bodies: bytes) -> None:
-    """Tell a last frame that was never synced from one that was damaged later: only the first has zeros."""
-    if b"\0" in bodies:
-        raise _TornError
-
-
-def _checksum(header_size: int, bodies_size: int, header: bytes) -> bytes:
-    return b"%08x" % crc32(header, crc32(b"%d %d" % (header_size, bodies_size)))
-
-
-def _frame_bytes(frame: Frame, start: int) -> tuple[Batch | None, bytes]:
-    """The frame's batch with its bodies placed for a frame at *start*, and the frame's bytes."""
-    texts: list[bytes] = []
-
-    def sized(body: Body) -> Body:
-        texts.append(body.text.encode())
-        return Body(str(len(texts[-1])), body.digest)
-
-    batch = None if frame.batch is None else with_bodies(frame.batch, sized)
-    header = msgspec.json.encode(Frame(frame.phase, batch, frame.outcome)) + b"\n"
-    bodies = b"".join(text + b"\n" for text in texts)
-    sizes = (len(header) - 1, len(bodies))
-    prefix = b"#%b %d %d\n" % (_checksum(*sizes, header), *sizes)
-    place = start + len(prefix) + len(header)
-
-    def placed(body: Body) -> Body:
-        nonlocal place
-        span = Span(place, len(body.text.encode()))
-        place += span.size + 1
-        return Body(cast(str, span), body.digest)
-
-    return (None if frame.batch is None else with_bodies(frame.batch, placed)), prefix + header + bodies
-
-
-def _first_line(state: AgentState, generation: str) -> bytes:
-    return msgspec.json.encode(_Head("journal", FORMAT, generation, state.agent_id, state.log.next_offset)) + b"\n"
+def _worth(mark: Mark | None) -> tuple[bool, int]:
+    """Which of two marks to keep: the one that is worth more."""
+    return (False, -1) if mark is None else (mark.word == SYNCED and mark.number > 0, mark.number)
 
 
 def write_state(path: Path, state: AgentState, reader: Reader, *, durable: bool) -> None:
-    """Put a file at *path* that says no more than *state*, whose texts *reader* has."""
+    """Put a file at *path* that says no more than *state*, whose texts *reader* has.
+
+    Raises:
+        CorruptRecordError: a text is not what was written.
+    """
+    line = first_line(state.agent_id, state.log.next_offset)
+    parsed = parsed_line(line)
+    end = len(line)
+
+    def text(body: Body) -> Body:
+        read = reader.text(body)
+        if digest(read.text.encode(errors="surrogatepass")) != read.digest:
+            problem = "a stored text does not match its checksum, so it is not copied; see check_consistency"
+            raise CorruptRecordError(f"agent {state.agent_id!r}", problem)
+        return read
 
     def chunks() -> Iterator[bytes]:
-        yield _first_line(state, secrets.token_hex(8))
-        for batch, outcome in _batches_of(state):
-            yield _frame_bytes(Frame("apply", with_bodies(batch, reader.text), outcome), 0)[1]
+        nonlocal end
+        yield line
+        for batch, outcome in batches_of(state, text):
+            data = frame_bytes(Frame("apply", batch, outcome), end, parsed.seed)[1]
+            end += len(data)
+            yield data
 
-    replace_file(path, chunks(), durable=durable)
+    def marks() -> tuple[int, bytes]:
+        marks: Any = (Mark(end, SYNCED if durable else this_boot()), parsed.marks[1])
+        return parsed.marks_at, pair_bytes(marks, parsed.seed)
 
-
-def _batches_of(state: AgentState) -> Iterator[tuple[Batch, Applied]]:
-    """Batches that together make *state*, each of a bounded size."""
-    heads = Applied(state.lists[ListKind.MESSAGES].head, state.lists[ListKind.TOOL_CALLS].head)
-    blank = Batch(agent_id=state.agent_id, op_id="", now=state.updated_at)
-    for kind, rows in state.lists.items():
-        if rows.version:
-            for i in range(0, max(len(rows.rows), 1), _CHUNK_ROWS):
-                write = ListWrite(append=tuple(rows.rows[i : i + _CHUNK_ROWS]))
-                yield msgspec.structs.replace(blank, **{kind.value: write}), heads
-    for i in range(0, len(state.log), _CHUNK_ROWS):
-        events: list[EventWrite] = []
-        offsets: list[int] = []
-        for j in range(i, min(i + _CHUNK_ROWS, len(state.log))):
-            events.append(state.log.write_of(j))
-            offsets.append(state.log.row(j).offset)
-        yield msgspec.structs.replace(blank, events=tuple(events)), Applied(offsets=tuple(offsets))
-    for (doc_kind, key), doc in state.docs.items():
-        yield msgspec.structs.replace(blank, docs=(DocWrite(doc_kind, key, doc),)), Applied()
-    yield msgspec.structs.replace(blank, op_id=state.last_op, info=state.info), state.last_outcome
+    replace_file(path, chunks(), durable=durable, ending=marks)

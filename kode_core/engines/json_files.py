@@ -7,16 +7,16 @@ thousands of agents, not for millions.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
 from kode_core.batch import (
-    Applied,
     Batch,
     Child,
     Doc,
@@ -25,6 +25,7 @@ from kode_core.batch import (
     EventRange,
     EventRow,
     Fence,
+    Found,
     FoundRow,
     Head,
     ListKind,
@@ -35,35 +36,45 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium
-from kode_core.engines import scan
-from kode_core.engines.files import translated
-from kode_core.engines.folder import STRIPES, Folder, Stripe, UnresolvedError, stripe_of
-from kode_core.engines.journal import Frame, Journal, Reader
+from kode_core.engine import Medium, Progress, unwatched
+from kode_core.engines import checks, scan
+from kode_core.engines.copies import FolderCopy
+from kode_core.engines.files import held_too_long, pauses
+from kode_core.engines.folder import STRIPES, Folder, UnresolvedError, stripe_of
+from kode_core.engines.journal import Journal, Reader
 from kode_core.engines.prepared import PreparedWrite
 from kode_core.engines.state import AgentState
-from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreBusyError
+from kode_core.engines.stripes import Stripe
+from kode_core.engines.threads import Threads
+from kode_core.errors import OutcomeUnknownError, StorageError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
 __all__ = ["JsonFilesEngine", "PreparedWrite"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+_log = logging.getLogger("kode_core.json")
+
+_MOVES: Final = 10
+_ROUNDS: Final = 20
+_PATIENCE_S: Final = 0.1
 
 Resolver = Callable[[Batch], Awaitable[bool]]
 """Tells whether the other store committed its part of a prepared batch."""
 
 
 class JsonFilesEngine:
-    """See :class:`kode_core.engine.Engine`. Blocking calls run in threads, one at a time for each stripe of agents."""
+    """See :class:`kode_core.engine.Engine`. Blocking calls run in threads; nobody waits for a lock in one."""
 
     name = "json"
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.resolver: Resolver | None = None
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="kode-json")
-        self._finishers = ThreadPoolExecutor(2, thread_name_prefix="kode-json-end")
-        self._locks = [asyncio.Lock() for _ in range(STRIPES)]
+        self._threads = Threads("kode-json")
+        self._writers = [asyncio.Lock() for _ in range(STRIPES)]
+        self._readers: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._jobs: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
@@ -71,13 +82,9 @@ class JsonFilesEngine:
 
     # --- threads and locks
 
-    async def run(self, call: Callable[..., T], *args: Any) -> T:
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
-
-    async def end(self, call: Callable[..., T], *args: Any) -> T:
-        """Call in a thread of those that never wait for a lock: what frees others must not stand behind them."""
-        return await asyncio.get_running_loop().run_in_executor(self._finishers, call, *args)
+        return await self._threads.run(lambda: call(*args, **kwargs))
 
     async def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await to the end even when the caller is cancelled: a thread cannot be stopped half-way."""
@@ -91,32 +98,70 @@ class JsonFilesEngine:
         if not task.cancelled():
             task.exception()
 
-    async def _exclusive(self, agent_id: str, call: Callable[..., T], *args: Any) -> T:
-        async def job() -> T:
-            async with self._locks[stripe_of(agent_id)]:
-                return await self.run(call, *args)
+    async def _write(
+        self, agent_id: str, call: Callable[Concatenate[Stripe, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call in a thread with the agent's stripe."""
+        index = stripe_of(agent_id)
 
-        return await self.finish(job())
+        def attempt() -> list[T]:
+            stripe = self.folder.try_stripe(index)
+            if stripe is None:
+                return []
+            try:
+                return [call(stripe, *args, **kwargs)]
+            finally:
+                self.folder.leave(stripe)
+
+        async with self._writers[index]:
+            (result,) = await self._until(index, lambda: self.run(attempt))
+            return result
+
+    async def _until(self, index: int, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What *attempt* gives once it gives something; waits in the event loop, so that no thread is held up."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.folder.wait_ms / 1000
+        pause = pauses()
+        while not (result := await attempt()):
+            if loop.time() > deadline:
+                raise held_too_long(self.folder.lock_path(index), self.folder.wait_ms)
+            await asyncio.sleep(next(pause))
+        return result
+
+    @asynccontextmanager
+    async def hold(self, index: int) -> AsyncIterator[Stripe]:
+        """Hold a stripe."""
+
+        async def attempt() -> Stripe | None:
+            return await self._threads.run_whole(self.folder.try_stripe, index, undo=self._leave)
+
+        async with self._writers[index]:
+            stripe = await self._until(index, attempt)
+            assert stripe is not None
+            try:
+                yield stripe
+            finally:
+                await self._threads.run_whole(self.folder.leave, stripe)
+
+    def _leave(self, stripe: Stripe | None) -> None:
+        if stripe is not None:
+            self.folder.leave(stripe)
+
+    def _hold_for(self, agent_id: str) -> Any:
+        return self.hold(stripe_of(agent_id))
 
     async def _read(self, agent_id: str, read: Callable[[AgentState, Reader], T]) -> T:
         def call() -> T:
             with self.folder.reading(agent_id) as (journal, reader):
                 return read(journal.state, reader)
 
+        lock = self._readers.setdefault(agent_id, asyncio.Lock())
         while True:
             try:
-                return await self._exclusive(agent_id, call)
+                async with lock:  # many reads of one agent take one thread
+                    return await self.run(call)
             except UnresolvedError as exc:
                 await self.resolve(exc)
-
-    async def _scan(self, call: Callable[[], T]) -> T:
-        async def job() -> T:
-            async with AsyncExitStack() as stack:
-                for lock in self._locks:
-                    await stack.enter_async_context(lock)
-                return await self.run(call)
-
-        return await self.finish(job())
 
     # --- writes
 
@@ -135,47 +180,30 @@ class JsonFilesEngine:
 
     async def _commit_stripe(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         try:
-            outcomes = await self._exclusive(batches[0].agent_id, self.folder.commit, batches)
+            outcomes = await self._write(batches[0].agent_id, self.folder.commit, batches)
         except StorageError as exc:
             return [exc] * len(batches)
         for i, outcome in enumerate(outcomes):
             if isinstance(outcome, UnresolvedError) and self.resolver is not None:
-                await self.resolve(outcome)
+                try:
+                    await self.resolve(outcome)
+                except StorageError as exc:
+                    return [*outcomes[:i], exc, *outcomes[i + 1 :]]
                 return [*outcomes[:i], *await self._commit_stripe(batches[i:])]
         return outcomes
 
     async def prepare(self, batch: Batch) -> PreparedWrite:
         """Write *batch* down without applying it; the agent stays locked until the outcome is said."""
-        lock = self._locks[stripe_of(batch.agent_id)]
         while True:
-            await lock.acquire()
-            held = ExitStack()
-            try:
-                stripe = await self.run(self._enter, held, batch)
-                return PreparedWrite(self, batch, held, stripe, lock)
-            except UnresolvedError as exc:
-                await self.release(held, lock)
-                await self.resolve(exc)
-            except BaseException:
-                await self.release(held, lock)
-                raise
-
-    def _enter(self, held: ExitStack, batch: Batch) -> Stripe:
-        stripe = held.enter_context(self.folder.stripe(batch.agent_id))
-        journal = self.folder.journal(batch.agent_id)
-        with translated(journal.path):
-            journal.begin(batch.agent_id, stripe.number + 1)
-            if journal.prepared is not None:
-                raise UnresolvedError(journal.prepared)
-            journal.append(Frame("prepare", batch), durable=self.folder.durable)
-        return stripe
-
-    async def release(self, held: ExitStack, lock: asyncio.Lock) -> None:
-        """Let others write the agents of the stripe again."""
-        try:
-            await self.end(held.close)
-        finally:
-            lock.release()
+            async with AsyncExitStack() as held:
+                stripe = await held.enter_async_context(self._hold_for(batch.agent_id))
+                try:
+                    await self._threads.run_whole(self.folder.prepare, stripe, batch)
+                except UnresolvedError as exc:
+                    problem = exc
+                else:
+                    return PreparedWrite(self, batch.agent_id, stripe, held.pop_all())
+            await self.resolve(problem)
 
     async def resolve(self, problem: UnresolvedError) -> None:
         """Ask the other store what became of a prepared write, and note the answer."""
@@ -184,50 +212,34 @@ class JsonFilesEngine:
         resolver, agent_id = self.resolver, problem.batch.agent_id
 
         async def job() -> None:
-            lock = self._locks[stripe_of(agent_id)]
-            await lock.acquire()
-            held = ExitStack()
-            try:
-                stripe = await self.run(held.enter_context, self.folder.stripe(agent_id))
-                journal = self.folder.journal(agent_id)
-                await self.run(journal.refresh)
-                if journal.prepared is not None:
-                    committed = await resolver(journal.prepared)
-                    await self.end(self.note, stripe, journal, committed)
-            finally:
-                await self.release(held, lock)
+            async with self._hold_for(agent_id) as stripe:
+                batch = await self.run(self.folder.prepared, agent_id)
+                if batch is not None:
+                    committed = await resolver(batch)
+                    await self.run(self.folder.decide, stripe, agent_id, committed=committed)
 
         await self.finish(job())
 
-    def note(self, stripe: Stripe, journal: Journal, committed: bool) -> Applied:
-        """Write down what became of the prepared write, and apply it if it was committed."""
-        batch = journal.prepared
-        assert batch is not None
-        base = journal.state
-        if batch.delete:
-            base = AgentState(batch.agent_id, base.log.next_offset)
-        outcome = base.outcome(batch) if committed else None
-        with translated(journal.path):
-            journal.append(Frame("commit" if committed else "abort", None, outcome), durable=False)
-        self.folder.tidy(stripe, journal)
-        return outcome or Applied()
-
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        return await self._exclusive(agent_id, self.folder.fork, agent_id, children, expect, now)
+        def call(_: Stripe) -> bool:
+            return self.folder.fork(agent_id, children, expect, now)
+
+        while True:
+            try:
+                return await self._write(agent_id, call)
+            except UnresolvedError as exc:
+                await self.resolve(exc)
 
     async def fork_beside(self, agent_id: str, child_ids: Sequence[str], commit: Callable[[], Awaitable[bool]]) -> bool:
         """Copy documents for forks that *commit* makes in another store; the agent's own cannot change meanwhile."""
         while True:
-            async with self._locks[stripe_of(agent_id)]:
-                held = ExitStack()
+            async with self._hold_for(agent_id):
                 try:
-                    await self.run(held.enter_context, self.folder.stripe(agent_id))
-                    made = await self.end(self.folder.copy_docs, agent_id, child_ids)
-                    return await self._committed(commit, made)
+                    made = await self._threads.run_whole(self.folder.copy_docs, agent_id, child_ids)
                 except UnresolvedError as exc:
                     problem = exc
-                finally:
-                    await self.end(held.close)
+                else:
+                    return await self._committed(commit, made)
             await self.resolve(problem)
 
     async def _committed(self, commit: Callable[[], Awaitable[bool]], made: list[Path]) -> bool:
@@ -240,8 +252,7 @@ class JsonFilesEngine:
             raise
         finally:
             if not committed:
-                for path in made:
-                    path.unlink(missing_ok=True)
+                await self._threads.run_whole(self.folder.remove, made)
 
     # --- reads of one agent
 
@@ -257,6 +268,13 @@ class JsonFilesEngine:
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         def read(state: AgentState, reader: Reader) -> ListRows:
             rows = state.rows(kind)
+            return ListRows(rows.version, [(reader.text(body), created_at) for body, created_at in rows.rows])
+
+        return await self._read(agent_id, read)
+
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        def read(state: AgentState, reader: Reader) -> ListRows:
+            rows = state.rows_at(kind, start, limit)
             return ListRows(rows.version, [(reader.text(body), created_at) for body, created_at in rows.rows])
 
         return await self._read(agent_id, read)
@@ -286,105 +304,162 @@ class JsonFilesEngine:
     async def stats(self, agent_id: str) -> AgentStats:
         return await self._read(agent_id, lambda state, _: state.stats())
 
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        if agent_id is None:
-            return await self._scan(self.folder.leftovers)
-        return await self._exclusive(agent_id, self.folder.inspect, agent_id)
-
     # --- reads over all agents
 
-    def _states(self) -> list[AgentState]:
-        states = []
-        for journal in self.folder.journals():
-            with self.folder.scanning(journal):
-                if not self.folder.is_stray(journal):
-                    states.append(journal.state)
-        return states
-
-    def _sound_journals(self, agent_id: str | None) -> dict[str, Journal]:
-        """All journals by agent, or the one that is asked for; a damaged one is an error."""
-        journals = self.folder.journals() if agent_id is None else [self.folder.journal(agent_id)]
-        sound = {}
-        for journal in journals:
-            with self.folder.scanning(journal):
-                if journal.damage is not None:
-                    raise journal.damage
-                if not self.folder.is_stray(journal):
-                    sound[journal.state.agent_id] = journal
-        return sound
-
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        return await self._scan(lambda: scan.agent_ids(self._states(), prefix, after, limit))
+        def call() -> Found[str]:
+            left_out: list[str] = []
+            journals = self.folder.sound_journals(
+                left_out, lambda agent_id: agent_id.startswith(prefix) and (after is None or agent_id > after)
+            )
+            found = scan.agent_ids((journal.state for journal, _ in journals), prefix, after, limit)
+            return Found(found, left_out)
+
+        return await self.run(call)
+
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self.run(checks.stored_ids, self.folder, after, limit)
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        def call() -> list[SessionRow]:
-            journals = self._sound_journals(query.agent_id)
-            rows = scan.find_sessions([journal.state for journal in journals.values()], query)
-            texts = self._texts(journals, [(row.agent_id, row.info) for row in rows])
-            return [replace(row, info=body) for row, body in zip(rows, texts, strict=True)]
+        def search(states: Iterator[AgentState]) -> list[tuple[str, Body, SessionRow]]:
+            return [(row.agent_id, row.info, row) for row in scan.find_sessions(states, query)]
 
-        return await self._retried(call)
+        found = await self._found(query.agent_id, search)
+        return Found((replace(row, info=body) for row, body in found), found.left_out)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        def call() -> list[FoundRow]:
-            journals = self._sound_journals(query.agent_id)
-            rows = scan.find_rows([journal.state for journal in journals.values()], query)
-            texts = self._texts(journals, [(row.agent_id, row.body) for row in rows])
-            return [replace(row, body=body) for row, body in zip(rows, texts, strict=True)]
+        def search(states: Iterator[AgentState]) -> list[tuple[str, Body, FoundRow]]:
+            return [(row.agent_id, row.body, row) for row in scan.find_rows(states, query)]
 
-        return await self._retried(call)
+        found = await self._found(query.agent_id, search)
+        return Found((replace(row, body=body) for row, body in found), found.left_out)
 
-    async def _retried(self, call: Callable[[], T]) -> T:
-        for _ in range(10):
+    async def _found(
+        self, agent_id: str | None, search: Callable[[Iterator[AgentState]], list[tuple[str, Body, T]]]
+    ) -> Found[tuple[T, Body]]:
+        """What *search* finds in the states of all agents, or of the one asked for, with the texts of bodies."""
+
+        def states(seen: dict[str, tuple[Journal, str]], left_out: list[str]) -> Iterator[AgentState]:
+            if agent_id is None:
+                for journal, _ in self.folder.sound_journals(left_out):
+                    seen[journal.state.agent_id] = (journal, journal.generation)
+                    yield journal.state
+                return
+            with self.folder.reading(agent_id) as (journal, _):
+                if journal.end:
+                    seen[agent_id] = (journal, journal.generation)
+                    yield journal.state
+
+        def call() -> Found[tuple[T, Body]]:
+            seen: dict[str, tuple[Journal, str]] = {}
+            left_out: list[str] = []
+            rows = search(states(seen, left_out))
+            texts = self._texts(seen, [(whose, body) for whose, body, _ in rows])
+            return Found(((row, text) for (_, _, row), text in zip(rows, texts, strict=True)), left_out)
+
+        for _ in range(_MOVES):
             try:
-                return await self._scan(call)
+                return await self.run(call)
             except _MovedError:
                 continue
+            except UnresolvedError as exc:
+                await self.resolve(exc)
         raise StoreBusyError(f"{self.folder.base}: the files kept changing while they were searched; try again")
 
-    def _texts(self, journals: Mapping[str, Journal], wanted: Sequence[tuple[str, Body]]) -> list[Body]:
+    def _texts(self, seen: Mapping[str, tuple[Journal, str]], wanted: Sequence[tuple[str, Body]]) -> list[Body]:
         """The bodies with their texts, in order; the files are opened once each."""
         found: dict[int, Body] = {}
         by_agent: dict[str, list[int]] = {}
         for i, (agent_id, _) in enumerate(wanted):
             by_agent.setdefault(agent_id, []).append(i)
         for agent_id, places in by_agent.items():
-            journal = journals[agent_id]
-            generation = journal.generation
+            journal, generation = seen[agent_id]
             with self.folder.scanning(journal) as reader:
-                if journal.generation != generation:  # another process rewrote the file in between
+                if journal.generation != generation:  # the file was rewritten in between
                     raise _MovedError
                 found.update((i, reader.text(wanted[i][1])) for i in places)
         return [found[i] for i in range(len(wanted))]
 
     async def totals(self) -> Totals:
-        return await self._scan(lambda: self.folder.totals(self._states()))
+        return await self.run(checks.totals, self.folder)
 
     # --- leases, health, end
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        return await self._exclusive(agent_id, self.folder.acquire_lease, agent_id, owner, ttl_ms)
+        return await self._write(agent_id, self.folder.acquire_lease, agent_id, owner, ttl_ms)
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        return await self._exclusive(agent_id, self.folder.renew_lease, agent_id, fence, ttl_ms)
+        return await self._write(agent_id, self.folder.renew_lease, agent_id, fence, ttl_ms)
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        await self._exclusive(agent_id, self.folder.release_lease, agent_id, fence)
+        await self._write(agent_id, self.folder.release_lease, agent_id, fence)
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return [("file_system", lambda: self.run(self.folder.ping))]
 
-    async def backup(self, target: Path) -> Sequence[Path]:
-        if target.exists():
-            raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
-        await self._scan(lambda: self.folder.backup(target))
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
+        if agent_id is None:
+            return await self.run(checks.leftovers, self.folder)
+        return await self.run(checks.inspected, self.folder, agent_id)
+
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[list[Stripe]]:
+        """Hold all stripes at once, for a moment in which nothing is written.
+
+        A stripe that another process keeps is waited for alone, so that the others are not held meanwhile.
+        """
+        first = 0
+        for _ in range(_ROUNDS):
+            async with AsyncExitStack() as held:
+                stripes: list[Stripe] = []
+                for i in range(STRIPES):
+                    index = (first + i) % STRIPES
+                    try:
+                        async with asyncio.timeout(_PATIENCE_S if i else None):
+                            stripes.append(await held.enter_async_context(self.hold(index)))
+                    except TimeoutError as exc:
+                        if isinstance(exc, StorageError):
+                            raise
+                        first = index
+                        break
+                else:
+                    yield stripes
+                    return
+        raise StoreBusyError(f"{self.folder.base}: other processes kept writing; nothing was copied")
+
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
+        async with self.copying(target) as copy:
+            async with self.frozen() as stripes:
+                await self.fix(copy, stripes)
+            await self.copy(copy, progress)
         return [target]
+
+    @asynccontextmanager
+    async def copying(self, target: Path) -> AsyncIterator[FolderCopy]:
+        """A copy to be made, of which nothing stays unless it was finished."""
+        copy = FolderCopy(self.folder, target.absolute())
+        try:
+            await self._threads.run_whole(copy.begin)
+            yield copy
+        finally:
+            await self._threads.run_whole(copy.clear)
+
+    async def fix(self, copy: FolderCopy, stripes: list[Stripe]) -> None:
+        """Let this be the instant of the copy, while all stripes are held."""
+        await self._threads.run_whole(copy.fix, stripes)
+
+    async def copy(self, copy: FolderCopy, progress: Progress) -> None:
+        """Copy what was fixed."""
+        steps = copy.copied()
+        progress(0, copy.total)
+        while (done := await self._threads.run_whole(next, steps, None)) is not None:
+            progress(done, copy.total)
+        await self._threads.run_whole(copy.finish)
 
     async def close(self) -> None:
         while self._jobs:
             await asyncio.gather(*self._jobs, return_exceptions=True)
-        await asyncio.to_thread(self._pool.shutdown)
-        await asyncio.to_thread(self._finishers.shutdown)
+        self._threads.close()
 
 
 class _MovedError(Exception):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Final
+from zlib import crc32
 
 import msgspec
 
@@ -11,6 +14,8 @@ from kode_core.clock import host_clock
 from kode_core.engines.files import file_name, replace_file
 
 __all__ = ["LeaseFiles"]
+
+_log: Final = logging.getLogger("kode_core.json")
 
 
 class _Lease(msgspec.Struct, frozen=True):
@@ -22,6 +27,10 @@ class _Lease(msgspec.Struct, frozen=True):
     def held(self) -> bool:
         boot, now = host_clock()
         return self.boot == boot and self.expires > now
+
+
+def _check(path: Path, text: bytes) -> bytes:
+    return b"%08x\n" % crc32(text, crc32(path.name.encode()))
 
 
 _lease_from = msgspec.json.Decoder(_Lease).decode
@@ -37,11 +46,17 @@ class LeaseFiles:
         return self._folder / f"{file_name(agent_id)}.json"
 
     def current(self, agent_id: str) -> _Lease | None:
-        """The lease that is held now."""
+        """The lease that is held now. One whose file is damaged has ended: its holder's writes are refused (LOCK-5)."""
+        path = self._path(agent_id)
         try:
-            lease = _lease_from(self._path(agent_id).read_bytes())
-        except (FileNotFoundError, msgspec.MsgspecError):
+            raw = path.read_bytes()
+        except FileNotFoundError:
             return None
+        text, _, check = raw.partition(b"\n")
+        if check != _check(path, text):
+            _log.warning("%s was damaged: the lease of agent %r has ended", path, agent_id)
+            return None
+        lease = _lease_from(text)
         return lease if lease.held() else None
 
     def holds(self, agent_id: str, fence: Fence) -> bool:
@@ -52,8 +67,9 @@ class LeaseFiles:
     def write(self, agent_id: str, fence: Fence, ttl_ms: int) -> None:
         """Let the lease be held for *ttl_ms* from now."""
         boot, now = host_clock()
-        lease = _Lease(fence.owner, fence.token, now + ttl_ms, boot)
-        replace_file(self._path(agent_id), iter([msgspec.json.encode(lease)]), durable=False)
+        path = self._path(agent_id)
+        text = msgspec.json.encode(_Lease(fence.owner, fence.token, now + ttl_ms, boot))
+        replace_file(path, iter([text + b"\n" + _check(path, text)]), durable=False)
 
     def remove(self, agent_id: str) -> None:
         """End the lease."""

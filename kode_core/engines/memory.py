@@ -32,7 +32,7 @@ from kode_core.batch import (
     first_version,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium
+from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines import scan
 from kode_core.engines.state import AgentState
 from kode_core.errors import UnsupportedError
@@ -100,6 +100,9 @@ class MemoryEngine:
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         return self._space.state(agent_id).rows(kind)
 
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        return self._space.state(agent_id).rows_at(kind, start, limit)
+
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
         return self._space.state(agent_id).outline(kind, keys)
 
@@ -114,6 +117,9 @@ class MemoryEngine:
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         return scan.agent_ids(self._space.states.values(), prefix, after, limit)
+
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return scan.stored_ids(self._space.states.values(), after, limit)
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         return scan.find_sessions(self._space.states.values(), query)
@@ -165,10 +171,10 @@ class MemoryEngine:
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return []
 
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         return []
 
-    async def backup(self, target: Path) -> Sequence[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         raise UnsupportedError("a memory store has no backup; use a JSON or SQLite store for what must be kept")
 
     async def close(self) -> None:

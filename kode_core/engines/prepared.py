@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from kode_core.batch import Applied, Batch
-from kode_core.engines.folder import Stripe
+from kode_core.batch import Applied
+from kode_core.engines.stripes import Stripe
 
 if TYPE_CHECKING:
     from kode_core.engines.json_files import JsonFilesEngine
@@ -19,14 +18,11 @@ __all__ = ["PreparedWrite"]
 class PreparedWrite:
     """A write that is durable and not applied. Say what became of it, once."""
 
-    def __init__(
-        self, engine: JsonFilesEngine, batch: Batch, held: ExitStack, stripe: Stripe, lock: asyncio.Lock
-    ) -> None:
+    def __init__(self, engine: JsonFilesEngine, agent_id: str, stripe: Stripe, held: AsyncExitStack) -> None:
         self._engine = engine
-        self._journal = engine.folder.journal(batch.agent_id)
-        self._held = held
+        self._agent_id = agent_id
         self._stripe = stripe
-        self._lock = lock
+        self._held = held
 
     async def commit(self, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
         """Apply it, and do what must be done *then* before anybody else writes."""
@@ -38,11 +34,12 @@ class PreparedWrite:
 
     async def leave(self) -> None:
         """Neither: whoever comes next asks the resolver."""
-        await self._engine.release(self._held, self._lock)
+        await self._held.aclose()
 
     async def _finish(self, committed: bool, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
         try:
-            applied = await self._engine.end(self._engine.note, self._stripe, self._journal, committed)
+            decide = self._engine.folder.decide
+            applied = await self._engine.run(decide, self._stripe, self._agent_id, committed=committed)
             if then is not None:
                 await then()
             return applied

@@ -1,10 +1,10 @@
-"""The reads of engines that have one function for each verb."""
+"""The reads of engines that have one function for each verb, and what they check."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from kode_core.batch import (
     Doc,
@@ -19,10 +19,17 @@ from kode_core.batch import (
     Outline,
     SessionRow,
     Totals,
+    row_name,
 )
+from kode_core.codec import Body
+from kode_core.engine import Progress, unwatched
+from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
-__all__ = ["EngineReads"]
+__all__ = ["MOST", "EngineReads", "check_head", "list_rows"]
+
+MOST: Final = 2**62
+"""More than any version, count or time of a head, and any offset, can be."""
 
 
 class EngineReads(ABC):
@@ -38,6 +45,10 @@ class EngineReads(ABC):
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         found: ListRows = await self.read("rows", agent_id, agent_id, kind)
+        return found
+
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        found: ListRows = await self.read("rows_at", agent_id, agent_id, kind, start, limit)
         return found
 
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
@@ -60,6 +71,10 @@ class EngineReads(ABC):
         found: Sequence[str] = await self.read("agent_ids", None, prefix, after, limit)
         return found
 
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        found: Sequence[str] = await self.read("stored_ids", None, after, limit)
+        return found
+
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         found: Sequence[SessionRow] = await self.read("find_sessions", query.agent_id, query)
         return found
@@ -76,6 +91,54 @@ class EngineReads(ABC):
         found: Totals = await self.read("totals", None)
         return found
 
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         found: Sequence[EngineIssue] = await self.read("inspect", agent_id, agent_id)
         return found
+
+
+def check_head(values: Sequence[Any], agent_id: str) -> None:
+    """Raise CorruptRecordError unless the versions, counts and times of a head are what they can be (OPS-4)."""
+    if not all(type(value) is int and 0 <= value < MOST for value in values):
+        raise CorruptRecordError(f"the head of agent {agent_id!r}", "its row holds what was never written")
+
+
+def list_rows(
+    agent_id: str,
+    kind: ListKind,
+    head: tuple[int, int],
+    found: Sequence[tuple[Any, Any, Any, Any]],
+    start: int = 0,
+    limit: int | None = None,
+) -> ListRows:
+    """The rows of a list from position *start* on, at most *limit*, as a query found them at one instant.
+
+    *head* is the list's version and count, (0, 0) where the agent has no head; *found* has (position, body, digest,
+    created_at) in order of position, of any type.
+
+    Raises:
+        CorruptRecordError: rows are missing or too many, or hold what was never written (OPS-4).
+    """
+    check_head(head, agent_id)
+    version, count = head
+    expected = max(0, count - start) if limit is None else min(max(0, count - start), limit)
+    rows = []
+    for place, (position, text, digest, created_at) in enumerate(found, start):
+        if position != place:
+            raise _misplaced(agent_id, kind, count, place, position)
+        if not (type(text) is str and type(digest) is bytes and type(created_at) is int):
+            raise CorruptRecordError(row_name(kind, place, agent_id), "its row holds what was never written")
+        rows.append((Body(text, digest), created_at))
+    if len(rows) != expected:
+        stored = f"there are none from {start + len(rows)} on" if len(rows) < expected else "there are more"
+        raise CorruptRecordError(_list_name(agent_id, kind), f"{count} are counted, and {stored}")
+    return ListRows(version, rows)
+
+
+def _misplaced(agent_id: str, kind: ListKind, count: int, place: int, position: Any) -> CorruptRecordError:
+    if type(position) is int and place < position and place < count:
+        return CorruptRecordError(row_name(kind, place, agent_id), "it is missing")
+    return CorruptRecordError(_list_name(agent_id, kind), "a row stands where none was written")
+
+
+def _list_name(agent_id: str, kind: ListKind) -> str:
+    return f"the {kind.value.replace('_', ' ')} of agent {agent_id!r}"

@@ -13,7 +13,7 @@ from kode_core.batch import (
     Outcome,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium, Watch
+from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.reading import EngineReads
 from kode_core.engines.record_forks import RecordForks
 from kode_core.engines.record_io import RecordIO
@@ -70,8 +70,8 @@ class RecordEngine(EngineReads):
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return self.store.probes()
 
-    async def backup(self, target: Path) -> Sequence[Path]:
-        return await self.store.backup(target)
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
+        return await self.store.backup(target, progress)
 
     async def close(self) -> None:
         await self._writer.close()

@@ -145,6 +145,20 @@ class RecordReads:
 
         return await self.at_once(agent_id, read, ListRows(0, []))
 
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        async def read(instant: Instant) -> ListRows:
+            head = count_of(instant.head.record, kind)
+            end = min(head.count, start + limit)
+            if start >= end:
+                return ListRows(head.version, [])
+            items = await self.items(instant, row_span(kind, start, end - 1))
+            if len(items) != end - start:
+                raise MovedError
+            whole = await self._io.whole(instant.place, items)
+            return ListRows(head.version, [(item.body, item.time) for item in whole])
+
+        return await self.at_once(agent_id, read, ListRows(0, []))
+
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
         async def read(instant: Instant) -> Outline:
             head = count_of(instant.head.record, kind)
@@ -285,6 +299,9 @@ class RecordReads:
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         return await self._io.store.agent_ids(prefix, after, limit)
 
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self._io.store.stored_ids(after, limit)
+
     async def totals(self) -> Totals:
         return await self._io.store.totals()
 
@@ -296,21 +313,16 @@ class RecordReads:
         return [*own, *await self._io.store.inspect(agent_id)]
 
     async def _inspect(self, agent_id: str) -> list[EngineIssue]:
+        """Rows that are missing are not looked for: whoever reads the list misses them."""
 
         async def read(instant: Instant) -> list[EngineIssue]:
-            record, issues = instant.head.record, list[EngineIssue]()
+            issues = list[EngineIssue]()
             for epoch in instant.head.state.doomed:  # a head may be read as it was before it was settled
                 if await self._io.store.items(Place(agent_id, epoch), _ANYTHING):
                     text = "what was stored before a delete is still there"
                     issues.append(EngineIssue("half_done_delete", agent_id, text))
-            for kind in ListKind:
-                count = count_of(record, kind).count  # what a late writer left behind the last row is not looked at
-                found = len(await self.items(instant, row_span(kind, 0, count - 1, bodies=False))) if count else 0
-                if found != count:
-                    text = f"{kind.value}: the head counts {count}, {found} are there"
-                    issues.append(EngineIssue("count_disagrees", agent_id, text))
-            events = await self.items(instant, replace(event_span(), bodies=False))
-            if any(_event_row(event).offset >= instant.head.state.next_offset for event in events):
+            last = await self.items(instant, replace(event_span(), descending=True, limit=1, bodies=False))
+            if any(_event_row(event).offset >= instant.head.state.next_offset for event in last):
                 issues.append(
                     EngineIssue("repeated_offset", agent_id, "an event stands where the next one will be put")
                 )

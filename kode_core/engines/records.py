@@ -31,7 +31,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium, Watch
+from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.query import RowQuery, SessionQuery
 
 __all__ = [
@@ -256,6 +256,10 @@ class RecordStore(Protocol):
         """As ``Engine.agent_ids``."""
         ...
 
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        """As ``Engine.stored_ids``: of heads that have info or where ``is_used`` is true."""
+        ...
+
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         """As ``Engine.find_sessions``."""
         ...
@@ -303,7 +307,7 @@ class RecordStore(Protocol):
         """Problems that only the store can see; the engine itself compares items with heads."""
         ...
 
-    async def backup(self, target: Path) -> Sequence[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         """As ``Engine.backup``."""
         ...
 

@@ -10,7 +10,7 @@ from kode_core.batch import FoundRow, Info, ListKind, MessageIndex, SessionRow
 from kode_core.engines.state import AgentState
 from kode_core.query import RowQuery, SessionQuery
 
-__all__ = ["agent_ids", "find_rows", "find_sessions", "page", "row_matches", "session_matches"]
+__all__ = ["agent_ids", "find_rows", "find_sessions", "page", "row_matches", "session_matches", "stored_ids"]
 
 K = TypeVar("K", bound=tuple[Any, ...])
 V = TypeVar("V")
@@ -19,6 +19,11 @@ V = TypeVar("V")
 def agent_ids(states: Iterable[AgentState], prefix: str, after: str | None, limit: int) -> list[str]:
     found = (s.agent_id for s in states if s.info is not None and s.agent_id.startswith(prefix))
     return heapq.nsmallest(limit, (a for a in found if after is None or a > after))
+
+
+def stored_ids(states: Iterable[AgentState], after: str | None, limit: int) -> list[str]:
+    found = (s.agent_id for s in states if (after is None or s.agent_id > after) and s.has_contents)
+    return heapq.nsmallest(limit, found)
 
 
 def find_sessions(states: Iterable[AgentState], query: SessionQuery) -> list[SessionRow]:

@@ -185,6 +185,12 @@ class AgentState:
         self.last_outcome = Applied()
 
     @property
+    def has_contents(self) -> bool:
+        """Whether anything is stored, what layers keep for themselves excepted."""
+        lists = any(rows.version for rows in self.lists.values())
+        return bool(self.info or self.log or lists or any(kind != DocKind.LAYER for kind, _ in self.docs))
+
+    @property
     def is_empty(self) -> bool:
         lists = any(rows.version for rows in self.lists.values())
         return not (self.info or self.docs or self.log or lists)
@@ -242,6 +248,10 @@ class AgentState:
     def rows(self, kind: ListKind) -> ListRows:
         state = self.lists[kind]
         return ListRows(state.version, [(row.body, row.created_at) for row in state.rows])
+
+    def rows_at(self, kind: ListKind, start: int, limit: int) -> ListRows:
+        state = self.lists[kind]
+        return ListRows(state.version, [(row.body, row.created_at) for row in state.rows[start : start + limit]])
 
     def outline(self, kind: ListKind, keys: Sequence[str] | None) -> Outline:
         state = self.lists[kind]

@@ -25,7 +25,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Engine, Medium, Watch, watch
+from kode_core.engine import Engine, Medium, Progress, Watch, unwatched, watch
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
 __all__ = ["Layer"]
@@ -61,6 +61,9 @@ class Layer:
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         return await self.around("rows", self.inner.rows, agent_id, kind)
 
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        return await self.around("rows_at", self.inner.rows_at, agent_id, kind, start, limit)
+
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
         return await self.around("outline", self.inner.outline, agent_id, kind, keys)
 
@@ -75,6 +78,9 @@ class Layer:
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         return await self.around("agent_ids", self.inner.agent_ids, prefix, after, limit)
+
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self.around("stored_ids", self.inner.stored_ids, after, limit)
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         return await self.around("find_sessions", self.inner.find_sessions, query)
@@ -106,11 +112,11 @@ class Layer:
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return self.inner.probes()
 
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        return await self.around("inspect", self.inner.inspect, agent_id)
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
+        return await self.around("inspect", self.inner.inspect, agent_id, progress)
 
-    async def backup(self, target: Path) -> Sequence[Path]:
-        return await self.around("backup", self.inner.backup, target)
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
+        return await self.around("backup", self.inner.backup, target, progress)
 
     async def close(self) -> None:
         await self.around("close", self.inner.close)

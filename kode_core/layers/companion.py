@@ -7,9 +7,9 @@ from typing import Final
 from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite
 from kode_core.codec import Body, digest
 from kode_core.engine import Engine
-from kode_core.errors import ConfigurationError, KodeError
+from kode_core.errors import ConfigurationError, CorruptRecordError, KodeError
 
-__all__ = ["companion", "note_companion", "refuse_without_files"]
+__all__ = ["companion", "note_companion", "noted", "refuse_without_files"]
 
 _NOTES: Final = "kode." * 60
 """Longer than any legal agent id (ID-1): what is kept under it is the layers' own."""
@@ -19,9 +19,20 @@ _KEY: Final = "files"
 async def companion(engine: Engine) -> tuple[str, str] | None:
     """The identity of the folder that belongs to the database, and where it was when it was noted."""
     for doc in await engine.docs(_NOTES, DocKind.LAYER, _KEY):
-        identity, _, path = doc.body.text.partition(" ")
+        identity, _, path = noted(doc, "the note about the files of this store").partition(" ")
         return identity, path
     return None
+
+
+def noted(doc: Doc, label: str) -> str:
+    """What a layer wrote down in a document.
+
+    Raises:
+        CorruptRecordError: that is not what stands there.
+    """
+    if digest(doc.body.text.encode()) != doc.body.digest:
+        raise CorruptRecordError(label, "the stored text does not match its checksum")
+    return doc.body.text
 
 
 async def note_companion(engine: Engine, identity: str, path: str) -> None:

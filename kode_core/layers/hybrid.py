@@ -9,6 +9,7 @@ comes next asks the database whether that id was committed.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -25,15 +26,16 @@ from kode_core.batch import (
     EngineIssue,
     EventRange,
     EventRow,
+    Found,
     ListWrite,
     Outcome,
 )
 from kode_core.codec import Body, digest
-from kode_core.engine import Engine, Medium, Watch, watch
+from kode_core.engine import Engine, Medium, Progress, Watch, unwatched, watch
 from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.layers.base import Layer
-from kode_core.layers.companion import companion, note_companion
+from kode_core.layers.companion import companion, note_companion, noted
 
 __all__ = ["HybridEngine"]
 
@@ -77,7 +79,7 @@ class HybridEngine(Layer):
         """What speaks against making one store of a database and a folder that do not know of each other."""
         if (await self.inner.totals()).is_used:
             return f"{self.inner!r} has agents with all they have in it: open it without file_store_base_dir"
-        if await self.files.run(self.files.folder.journals):
+        if await self.files.run(self.files.folder.names):
             return f"file_store_base_dir {self.files.folder.base} has agents of another store: give a new folder"
         return ""
 
@@ -96,9 +98,13 @@ class HybridEngine(Layer):
         outcomes: dict[int, Outcome] = {}
 
         async def commit_group(engine: Engine | JsonFilesEngine, places: list[int]) -> None:
-            if places:
-                results = await engine.commit([batches[i] for i in places])
-                outcomes.update(zip(places, results, strict=True))
+            if not places:
+                return
+            try:
+                results: Sequence[Outcome] = await engine.commit([batches[i] for i in places])
+            except KodeError as exc:  # the other groups have their own outcomes
+                results = [exc] * len(places)
+            outcomes.update(zip(places, results, strict=True))
 
         async def commit_both(i: int) -> None:
             outcomes[i] = await self.files.finish(self._commit_both(batches[i]))
@@ -115,6 +121,9 @@ class HybridEngine(Layer):
             return exc
         try:
             (outcome,) = await self.inner.commit([_database_part(batch)])
+        except KodeError as exc:
+            await prepared.leave()
+            return exc
         except BaseException:
             await prepared.leave()
             raise
@@ -149,7 +158,7 @@ class HybridEngine(Layer):
 
     async def _is_marked(self, batch: Batch) -> bool:
         docs = await self.inner.docs(batch.agent_id, DocKind.LAYER, _MARK)
-        return any(doc.body.text == batch.op_id for doc in docs)
+        return any(noted(doc, f"the mark of agent {batch.agent_id!r}") == batch.op_id for doc in docs)
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
         async def commit() -> bool:
@@ -178,22 +187,64 @@ class HybridEngine(Layer):
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return [*self.inner.probes(), *self.files.probes()]
 
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        return [*await self.inner.inspect(agent_id), *await self.files.inspect(agent_id)]
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        parts = await self.inner.stored_ids(after, limit), await self.files.stored_ids(after, limit)
+        left_out = [name for part in parts if isinstance(part, Found) for name in part.left_out]
+        return Found(sorted({*parts[0], *parts[1]})[:limit], left_out)
 
-    async def backup(self, target: Path) -> Sequence[Path]:
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
+        return [*await self.inner.inspect(agent_id, progress), *await self.files.inspect(agent_id, progress)]
+
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         """The database at *target*, the files beside it, in a folder of the same name with ``.files``.
 
-        The files come last: they may have events that are newer than the database, never the other way round.
+        Both are of one instant: nothing is written to the files from the moment for which their copy is made until the
+        database's copy has its own, which it has when it first tells of its progress.
         """
-        made = await self.inner.backup(target)
-        return [*made, *await self.files.backup(target.with_name(f"{target.name}.files"))]
+        files = target.with_name(f"{target.name}.files")
+        fixed = asyncio.Event()
+
+        def told(done: int, total: int | None) -> None:
+            fixed.set()
+            progress(done, total)
+
+        async with self.files.copying(files) as copy:
+            database: asyncio.Future[Sequence[Path]] | None = None
+            try:
+                async with self.files.frozen() as stripes:
+                    await self.files.fix(copy, stripes)
+                    database = asyncio.ensure_future(self.inner.backup(target, told))
+                    moment = asyncio.ensure_future(fixed.wait())
+                    await asyncio.wait((database, moment), return_when=asyncio.FIRST_COMPLETED)
+                    moment.cancel()
+                made = await database
+                await self.files.copy(copy, progress)
+            except BaseException:
+                if database is not None:
+                    await self.files.run(_remove, await _made(database))
+                raise
+        return [*made, files]
 
     async def close(self) -> None:
         try:
             await self.files.close()
         finally:
             await self.inner.close()
+
+
+async def _made(backup: asyncio.Future[Sequence[Path]]) -> Sequence[Path]:
+    """What a backup made that is ended here."""
+    backup.cancel()
+    await asyncio.wait([backup])
+    return () if backup.cancelled() or backup.exception() is not None else backup.result()
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 _UNMARK: Final = DocWrite(DocKind.LAYER, _MARK, None)

@@ -22,11 +22,17 @@ _WINDOW = 2048
 
 
 class Op(NamedTuple):
-    """A kind of call; ``extra_seconds`` is how long it may wait beyond the deadline."""
+    """A kind of call.
+
+    Attributes:
+        extra_seconds: how long it may wait beyond the deadline.
+        in_steps: the deadline holds for each step of it, and not for the whole (OPS-16).
+    """
 
     name: str
     group: Group
     extra_seconds: float = 0.0
+    in_steps: bool = False
 
 
 class Operation(msgspec.Struct, frozen=True):

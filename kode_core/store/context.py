@@ -191,34 +191,54 @@ class Context:
         """
         self.check_open()
         start = time.perf_counter()
-        self._active += 1
         error: BaseException | None = None
         try:
-            async with asyncio.timeout(self.timeout + op.extra_seconds):
-                if self._engine is None:
-                    await self._opened()
-                if self.underway.is_any_left:
-                    await self.underway.settled(agent_id)
+            if op.in_steps:
+                await self.step(op, self.begin, agent_id)
                 return await call(*args, **kwargs)
-        except TimeoutError as exc:
-            error = exc if isinstance(exc, KodeError) else self._overdue(op, exc)
-            raise error from exc.__cause__
+            return await self.step(op, self._run, agent_id, call, *args, **kwargs)
         except BaseException as exc:
             error = exc
             raise
         finally:
+            self.book.enter(op, time.perf_counter() - start, error)
+
+    async def begin(self, agent_id: str | None) -> None:
+        """Open the engine, and wait for the writes that were left: what every call does first."""
+        if self._engine is None:
+            await self._opened()
+        if self.underway.is_any_left:
+            await self.underway.settled(agent_id)
+
+    async def _run(
+        self, agent_id: str | None, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        await self.begin(agent_id)
+        return await call(*args, **kwargs)
+
+    async def step(self, op: Op, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a call, or a step of one, within the deadline; to close the store waits for it."""
+        self.check_open()
+        self._active += 1
+        try:
+            async with asyncio.timeout(self.timeout + op.extra_seconds):
+                return await call(*args, **kwargs)
+        except TimeoutError as exc:
+            error = exc if isinstance(exc, KodeError) else self._overdue(op, exc)
+            raise error from exc.__cause__
+        finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
-            self.book.enter(op, time.perf_counter() - start, error)
 
     def _overdue(self, op: Op, exc: TimeoutError) -> StorageError:
-        after = f"{op.name} was not done after {self.timeout + op.extra_seconds:g} s"
+        what = f"a step of {op.name}" if op.in_steps else op.name
+        after = f"{what} was not done after {self.timeout + op.extra_seconds:g} s"
         if is_in_doubt(exc.__cause__):
             return OutcomeUnknownError(
                 f"{after}, in the middle of a write: it is there whole, or not at all; read first"
             )
-        return StoreTimeoutError(f"{after}; nothing was written")
+        return StoreTimeoutError(after if op.in_steps else f"{after}; nothing was written")
 
     # --- writing
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 from kode_core.batch import DocKind, EventWrite, ListKind
+from kode_core.engine import Progress, unwatched
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
@@ -30,10 +31,11 @@ from kode_core.model import (
 )
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
-from kode_core.report import ConsistencyCheckResult, StoreHealthStatus, StoreMetrics
-from kode_core.store import health, rows
+from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
+from kode_core.store import backups, consistency, health, rows
 from kode_core.store.book import Book, Observer
 from kode_core.store.context import Context, Opener
+from kode_core.store.deletions import Deletions
 from kode_core.store.events import EventAppender, EventReader
 from kode_core.store.forks import Forks
 from kode_core.store.lists import Append, ListMemory, Replace, Upsert
@@ -79,7 +81,8 @@ class EngineStore(ExtendedStore):
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
         self._search = Search(context)
-        self._forks = Forks(context, self._appender, self._locks)
+        self._forks = Forks(context, self._appender)
+        self._deletions = Deletions(context, self._appender, self._locks)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._context!r}>"
@@ -320,18 +323,31 @@ class EngineStore(ExtendedStore):
     async def aggregate_stats(self, agent_id: str) -> AgentStats:
         return await self._load("aggregate_stats", agent_id, self._search.stats)
 
-    async def delete_many(self, **filters: Unpack[SessionFilter]) -> int:
-        return await self._forks.delete_many(self.query_sessions, filters)
+    async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
+        delete = self._deletions.delete_many
+        return await self._run("delete_many", delete, self._search.sessions, filters, progress or unwatched)
 
     # --- operations
 
     async def health_check(self) -> StoreHealthStatus:
         return await health.health(self._context)
 
-    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
+    async def check_consistency(
+        self, agent_id: str | None = None, *, progress: Progress | None = None
+    ) -> ConsistencyCheckResult:
         if agent_id is not None:
             check_agent_id(agent_id)
-        return await self._run("check_consistency", health.check, self._context, agent_id)
+        look = consistency.check
+        return await self._context.run(
+            OPS["check_consistency"], agent_id, look, self._context, agent_id, progress or unwatched
+        )
+
+    def iter_consistency(
+        self, agent_id: str | None = None, *, progress: Progress | None = None
+    ) -> AsyncIterator[ConsistencyIssue]:
+        if agent_id is not None:
+            check_agent_id(agent_id)
+        return consistency.issues(self._context, agent_id, progress or unwatched)
 
     async def get_metrics(self) -> StoreMetrics:
         async def totals() -> StoreMetrics:
@@ -339,11 +355,10 @@ class EngineStore(ExtendedStore):
 
         return await self._run("get_metrics", totals)
 
-    async def backup(self, target: str | Path) -> _Paths:
+    async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
         async def backup() -> Sequence[Path]:
-            return await self._context.engine.backup(Path(target))
+            return await backups.backup(self._context, self._appender, target, progress or unwatched)
 
-        await self._appender.drain()
         return [*await self._run("backup", backup)]
 
     def acquire_agent_lock(self, agent_id: str, ttl_ms: int = 30_000, wait_ms: int = 0) -> LeaseContext:

@@ -24,5 +24,9 @@ _GROUPS: Final[dict[Group, str]] = {
     "other": "backup check_consistency get_metrics acquire_agent_lock renew_agent_lock release_agent_lock",
 }
 
-OPS: Final = {name: Op(name, group) for group, names in _GROUPS.items() for name in names.split()}
+_IN_STEPS: Final = frozenset({"backup", "check_consistency", "delete_many"})
+
+OPS: Final = {
+    name: Op(name, group, in_steps=name in _IN_STEPS) for group, names in _GROUPS.items() for name in names.split()
+}
 """Every call that is counted."""

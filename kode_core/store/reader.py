@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
+from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow, row_name
 from kode_core.codec import Body, decode, decode_list
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import plain_text
@@ -62,10 +62,10 @@ class Reader:
     async def load_list(self, agent_id: str, kind: ListKind) -> list[Any]:
         """A whole list; other tasks get their turn while a long one is decoded."""
         rows = await self._context.engine.rows(agent_id, kind)
-        cls, what = LISTS[kind].cls, kind.value.rstrip("s").replace("_", " ")
+        cls = LISTS[kind].cls
         records = []
         for i, (body, _) in enumerate(rows.rows):
-            records.append(decode(cls, body, f"{what} {i} of agent {agent_id!r}"))
+            records.append(decode(cls, body, row_name(kind, i, agent_id)))
             if i % _DECODED_AT_ONCE == _DECODED_AT_ONCE - 1:
                 await asyncio.sleep(0)
         self._memory.loaded(agent_id, kind, records, rows)

@@ -119,7 +119,7 @@ class ReachesOutside(Folder):
 
     def journal(self, agent_id: str) -> Journal:
         outside = re.fullmatch(r"\.\./(\w+)", agent_id)
-        return super().journal(agent_id) if outside is None else self._journal(f"../{outside[1]}.jsonl")
+        return super().journal(agent_id) if outside is None else self.journal_named(f"../{outside[1]}.jsonl")
 
     def _commit(self, stripe: Any, batch: Batch) -> Any:
         if batch.delete:

@@ -130,6 +130,17 @@ class Queries:
                 break
         return found
 
+    async def stored_ids(self, after: str | None, limit: int) -> list[str]:
+        """As ``Engine.stored_ids``: of the index that has every agent, which is not in the order of their ids."""
+        least: list[str] = []
+        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
+            agent_id = agent_of(entry)
+            if after is None or agent_id > after:
+                least.append(agent_id)
+            if len(least) >= 4 * limit:
+                least = heapq.nsmallest(limit, set(least))
+        return heapq.nsmallest(limit, set(least))
+
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         """As ``Engine.find_sessions``."""
         if query.agent_id is not None:

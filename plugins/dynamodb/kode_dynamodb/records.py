@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
-from kode_core.engine import Medium, Watch
+from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_io import each
 from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span
 from kode_core.errors import KodeError, PayloadTooLargeError, StorageError, UnsupportedError
@@ -237,6 +237,9 @@ class DynamoRecords:
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> list[str]:
         return await self._queries.agent_ids(prefix, after, limit)
 
+    async def stored_ids(self, after: str | None, limit: int) -> list[str]:
+        return await self._queries.stored_ids(after, limit)
+
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         return await self._queries.find_sessions(query)
 
@@ -277,7 +280,7 @@ class DynamoRecords:
     async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
         return []
 
-    async def backup(self, target: Path) -> Sequence[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         raise UnsupportedError(
             "a table of DynamoDB is backed up by AWS: point-in-time recovery, or aws dynamodb create-backup"
         )

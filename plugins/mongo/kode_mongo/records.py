@@ -9,7 +9,7 @@ from typing import Final
 from pymongo import IndexModel
 
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
-from kode_core.engine import Medium, Watch
+from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
@@ -155,6 +155,15 @@ class MongoRecords:
         )
         return [head["_id"] for head in found]
 
+    async def stored_ids(self, after: str | None, limit: int) -> list[str]:
+        wanted: Document = {"$or": [{"used": True}, {"listed": True}]}
+        if after is not None:
+            wanted["_id"] = {"$gt": after}
+        found = await self.connection.find(
+            self._heads, wanted, projection={"_id": 1}, sort=[("_id", 1)], limit=limit, hint=[("_id", 1)]
+        )
+        return [head["_id"] for head in found]
+
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         wanted, sort = sessions_wanted(query)
         fields = ("info", "digest", "created_at", "updated_at", "messages.count")
@@ -228,7 +237,7 @@ class MongoRecords:
                 return [EngineIssue("half_done_delete", agent_id, text)]
         return []
 
-    async def backup(self, target: Path) -> Sequence[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         raise UnsupportedError(f"a MongoDB database is backed up with mongodump: mongodump --archive={target}")
 
     async def close(self) -> None:

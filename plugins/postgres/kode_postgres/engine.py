@@ -13,9 +13,9 @@ from kode_core.batch import (
     Outcome,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium, Watch
+from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.reading import EngineReads
-from kode_core.errors import OutcomeUnknownError, UnsupportedError
+from kode_core.errors import CorruptRecordError, OutcomeUnknownError, UnsupportedError
 from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections, open_connections
 from kode_postgres.doubts import Doubts, Never
@@ -64,7 +64,14 @@ class PostgresEngine(EngineReads):
     # --- writing
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        return await self._committer.commit(batches)
+        outcomes = await self._committer.commit(batches)
+        return [self._named(batch, outcome) for batch, outcome in zip(batches, outcomes, strict=True)]
+
+    def _named(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Damage that the server met while it wrote is the agent's."""
+        if isinstance(outcome, CorruptRecordError) and outcome.record == self.connections.place:
+            return CorruptRecordError(f"agent {batch.agent_id!r}", str(outcome))
+        return outcome
 
     async def _write(
         self,
@@ -126,7 +133,7 @@ class PostgresEngine(EngineReads):
 
         await self.connections.probe(ask)
 
-    async def backup(self, target: Path) -> list[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> list[Path]:
         raise UnsupportedError(
             f"a PostgreSQL database is not copied by this store; run: pg_dump --format=custom --file={target} DATABASE"
         )

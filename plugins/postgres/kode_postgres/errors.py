@@ -27,7 +27,9 @@ _Kind = tuple[type[KodeError], str]
 _BY_CODE: Final[dict[str, _Kind]] = {
     "08": (StoreUnavailableError, "the connection failed"),
     "0A000": (StorageError, "the server cannot do this; kode-postgres needs PostgreSQL 13 or later"),
+    "22003": (CorruptRecordError, "a number in its head is larger than any can be"),
     "22": (StorageError, "the server refused a value"),
+    "23505": (CorruptRecordError, "a row stands where its head says that there is none; nothing was written"),
     "25006": (StoreReadOnlyError, "the server is read-only, perhaps a standby; connect to the primary"),
     "28": (StoreUnavailableError, "the server refused the user or the password; check both, and pg_hba.conf"),
     "3D000": (StoreUnavailableError, "there is no such database; make it with createdb"),

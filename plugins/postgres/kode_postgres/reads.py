@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from kode_core.batch import (
     Doc,
     DocKind,
-    EngineIssue,
     EventRange,
     EventRow,
+    Found,
     FoundRow,
     Head,
     Info,
@@ -21,17 +23,19 @@ from kode_core.batch import (
     ListRows,
     Outline,
     SessionRow,
-    Totals,
 )
 from kode_core.codec import Body
+from kode_core.engines.reading import check_head, list_rows
+from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
-from kode_postgres.schema import OF_AN_AGENT, Tables, table_names
+from kode_postgres.overview import ONE, Overview
+from kode_postgres.schema import Tables
 from kode_postgres.session import Session
 from kode_postgres.writes import key_hash
 
 __all__ = ["Reads"]
 
-_ONE: Final[dict[ListKind, str]] = {ListKind.MESSAGES: "message", ListKind.TOOL_CALLS: "tool_call"}
+_ROW: Final = "r.position, r.body::text, r.digest, r.created_at"
 _EQUAL: Final = ("role", "tool_name", "state", "is_error", "has_approval")
 
 
@@ -56,39 +60,66 @@ def beyond(prefix: str) -> str | None:
     return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
 
 
-class Reads:
+def _head_of(found: Sequence[Any]) -> tuple[int, int]:
+    """The version and the count of a list, as each row of a query has them."""
+    return (found[0][0] or 0, found[0][1] or 0)
+
+
+class Reads(Overview):
     """The queries over one store's tables."""
 
     def __init__(self, tables: Tables) -> None:
-        self._tables = tables
+        super().__init__(tables)
 
     async def head(self, session: Session, agent_id: str) -> Head | None:
         row = await session.fetchrow(
             "SELECT a.message_version, a.message_count, a.tool_call_version, a.tool_call_count, a.updated_at,"
-            f" a.template_id, a.created_at, i.body::text, i.digest FROM {self._tables.agents} a"
-            f" LEFT JOIN {self._tables.infos} i ON i.agent_id = a.agent_id WHERE a.agent_id = $1",
+            " a.template_id, a.created_at, i.body::text, i.digest FROM (SELECT) one"
+            f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1"
+            f" LEFT JOIN {self._tables.infos} i ON i.agent_id = $1",
             agent_id,
         )
-        if row is None or not (row[0] or row[2] or row[6] is not None):
+        info = None
+        if any(value is not None for value in row[5:]):
+            if row[0] is None or any(value is None for value in row[5:]):
+                raise CorruptRecordError(f"the info of agent {agent_id!r}", "a part of it is missing")
+            info = Info(Body(row[7], row[8]), row[5], row[6])
+        elif not (row[0] or row[2]):
             return None  # only events or documents, or what a delete left
-        info = None if row[6] is None else Info(Body(row[7], row[8]), row[5], row[6])
+        check_head(row[:5], agent_id)
         lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
         return Head(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
 
     # --- lists
 
     def _list(self, kind: ListKind, columns: str, matching: str = "") -> str:
-        """A list with its version and count in each row, and one row where the list is empty."""
-        one, table = _ONE[kind], getattr(self._tables, kind.value)
+        """A list with its version and count in each row, and one row where there is neither."""
+        one, table = ONE[kind], getattr(self._tables, kind.value)
         return (
-            f"SELECT a.{one}_version, a.{one}_count, {columns} FROM {self._tables.agents} a"
-            f" LEFT JOIN {table} r ON r.agent_id = a.agent_id{matching} WHERE a.agent_id = $1 ORDER BY r.position"
+            f"SELECT a.{one}_version, a.{one}_count, {columns} FROM (SELECT) one"
+            f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1"
+            f" LEFT JOIN {table} r ON r.agent_id = $1{matching} ORDER BY r.position"
         )
 
     async def rows(self, session: Session, agent_id: str, kind: ListKind) -> ListRows:
-        found = await session.fetch(self._list(kind, "r.body::text, r.digest, r.created_at"), agent_id)
-        version = found[0][0] if found else 0
-        return ListRows(version, [(Body(row[2], row[3]), row[4]) for row in found if row[4] is not None])
+        found = await session.fetch(self._list(kind, _ROW), agent_id)
+        return list_rows(agent_id, kind, _head_of(found), [row[2:] for row in found if row[2] is not None])
+
+    async def rows_at(self, session: Session, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        one = ONE[kind]
+        page = (
+            f"SELECT r.* FROM {getattr(self._tables, kind.value)} r WHERE r.agent_id = $1 AND r.position >= $2"
+            " ORDER BY r.position LIMIT $3"
+        )
+        found = await session.fetch(
+            f"SELECT a.{one}_version, a.{one}_count, {_ROW} FROM (SELECT) one"
+            f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1 LEFT JOIN ({page}) r ON true ORDER BY r.position",
+            agent_id,
+            start,
+            limit,
+        )
+        rows = [row[2:] for row in found if row[2] is not None]
+        return list_rows(agent_id, kind, _head_of(found), rows, start, limit)
 
     async def outline(self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
         key = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
@@ -102,8 +133,11 @@ class Reads:
                 " FROM unnest($2::text[]) k (id))"
             )
             found = await session.fetch(self._list(kind, columns, last), agent_id, list(keys))
-        version, count = (found[0][0], found[0][1]) if found else (0, 0)
-        return Outline(version, count, [tuple(row)[2:] for row in found if row[2] is not None])
+        version, count = _head_of(found)
+        rows = [tuple(row)[2:] for row in found if row[2] is not None]
+        if keys is None:
+            list_rows(agent_id, kind, (version, count), [(row[0], "", row[1], row[2]) for row in rows])
+        return Outline(version, count, rows)
 
     async def docs(self, session: Session, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
         statement = f"SELECT key, time, body::text, digest FROM {self._tables.docs} WHERE agent_id = $1 AND kind = $2"
@@ -185,16 +219,23 @@ class Reads:
             where.append(f"({column}, a.agent_id) {'<' if query.descending else '>'} ({key})")
         statement = (
             "SELECT a.agent_id, i.body::text, i.digest, a.created_at, a.updated_at, a.message_count"
-            f" FROM {self._tables.agents} a JOIN {self._tables.infos} i ON i.agent_id = a.agent_id"
+            f" FROM {self._tables.agents} a LEFT JOIN {self._tables.infos} i ON i.agent_id = a.agent_id"
             f" WHERE {' AND '.join(where)} ORDER BY {column} {direction}, a.agent_id {direction}"
             f" LIMIT {args.mark(query.limit, 'bigint')} OFFSET {args.mark(query.offset, 'bigint')}"
         )
         return statement, args
 
-    async def find_sessions(self, session: Session, query: SessionQuery) -> list[SessionRow]:
-        statement, args = self.sessions_statement(query)
-        found = await session.fetch(statement, *args)
-        return [SessionRow(row[0], Body(row[1], row[2]), row[3], row[4], row[5]) for row in found]
+    async def find_sessions(self, session: Session, query: SessionQuery) -> Found[SessionRow]:
+        """Those whose info is missing are left out, and others are found instead."""
+        more = 0
+        while True:
+            statement, args = self.sessions_statement(replace(query, limit=query.limit + more))
+            rows = await session.fetch(statement, *args)
+            found = [SessionRow(r[0], Body(r[1], r[2]), r[3], r[4], r[5]) for r in rows if r[1] is not None]
+            left_out = [f"the info of agent {row[0]!r}" for row in rows if row[1] is None]
+            if len(rows) < query.limit + more or len(found) >= query.limit:
+                return Found(found[: query.limit], left_out)
+            more += query.limit - len(found)
 
     def rows_statement(self, query: RowQuery) -> tuple[str, list[Any]]:
         """The statement of a query over list rows and its arguments."""
@@ -231,23 +272,30 @@ class Reads:
     async def stats(self, session: Session, agent_id: str) -> AgentStats:
         t = self._tables
         found = await session.fetch(
-            "SELECT NULL, NULL, coalesce((SELECT message_count FROM"
-            f" {t.agents} WHERE agent_id = $1), 0),"
-            f" (SELECT count(*) FROM {t.docs} WHERE agent_id = $1 AND kind = $2)"
-            f" UNION ALL SELECT tool_name, state, count(*), 0 FROM {t.tool_calls} WHERE agent_id = $1"
+            "SELECT NULL, NULL, a.message_count, (SELECT count(*) FROM"
+            f" {t.docs} WHERE agent_id = $1 AND kind = $2), a.tool_call_count,"
+            f" EXISTS (SELECT FROM {t.messages} WHERE agent_id = $1)"
+            f" FROM (SELECT) one LEFT JOIN {t.agents} a ON a.agent_id = $1"
+            f" UNION ALL SELECT tool_name, state, count(*), 0, 0, false FROM {t.tool_calls} WHERE agent_id = $1"
             " GROUP BY tool_name, state",
             agent_id,
             DocKind.SNAPSHOTS.value,
         )
         by_name: dict[str, int] = {}
         by_state: dict[str, int] = {}
-        messages = snapshots = 0
-        for name, state, count, more in found:
+        messages = snapshots = calls = 0
+        for name, state, count, more, counted, has_messages in found:
             if name is None:
-                messages, snapshots = count, more
+                messages, snapshots, calls = count or 0, more, counted or 0
+                check_head((messages, calls), agent_id)
+                if has_messages and not messages:
+                    raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
                 continue
             by_name[name] = by_name.get(name, 0) + count
             by_state[state] = by_state.get(state, 0) + count
+        if calls != sum(by_name.values()):
+            stored = f"{calls} are counted, and {sum(by_name.values())} are stored"
+            raise CorruptRecordError(f"the tool calls of agent {agent_id!r}", stored)
         return AgentStats(
             total_messages=messages,
             total_tool_calls=sum(by_name.values()),
@@ -255,49 +303,3 @@ class Reads:
             tool_calls_by_name=by_name,
             tool_calls_by_state=by_state,
         )
-
-    async def totals(self, session: Session) -> Totals:
-        t = self._tables
-        row = await session.fetchrow(
-            "SELECT count(created_at), coalesce(sum(message_count), 0)::bigint,"
-            " coalesce(sum(tool_call_count), 0)::bigint,"
-            " coalesce(bool_or(message_version <> 0 OR tool_call_version <> 0 OR created_at IS NOT NULL), false)"
-            f" OR EXISTS (SELECT FROM {t.events}) OR EXISTS (SELECT FROM {t.docs} WHERE kind <> $1),"
-            " (SELECT sum(pg_total_relation_size(coalesce(p.relid, c.name::regclass)))::bigint"
-            " FROM unnest($2::text[]) c (name) LEFT JOIN LATERAL pg_partition_tree(c.name::regclass) p ON p.isleaf)"
-            f" FROM {t.agents}",
-            DocKind.LAYER.value,
-            table_names(t),
-        )
-        return Totals(agents=row[0], messages=row[1], tool_calls=row[2], is_used=row[3], size_bytes=row[4])
-
-    async def inspect(self, session: Session, agent_id: str | None) -> list[EngineIssue]:
-        return await (self._leftovers(session) if agent_id is None else self._miscounts(session, agent_id))
-
-    async def _leftovers(self, session: Session) -> list[EngineIssue]:
-        """Rows of agents that have no head, which every write makes."""
-        issues = []
-        for name in OF_AN_AGENT:
-            table = getattr(self._tables, name)
-            found = await session.fetch(
-                f"SELECT DISTINCT agent_id FROM {table} r WHERE NOT EXISTS"
-                f" (SELECT FROM {self._tables.agents} a WHERE a.agent_id = r.agent_id) LIMIT 100"
-            )
-            issues += [
-                EngineIssue("leftovers", row[0], f"{name} are stored of an agent that has no head") for row in found
-            ]
-        return issues
-
-    async def _miscounts(self, session: Session, agent_id: str) -> list[EngineIssue]:
-        issues = []
-        for kind, one in _ONE.items():
-            row = await session.fetchrow(
-                f"SELECT coalesce((SELECT {one}_count FROM {self._tables.agents} WHERE agent_id = $1), 0), count(*),"
-                f" max(position) FROM {getattr(self._tables, kind.value)} WHERE agent_id = $1",
-                agent_id,
-            )
-            counted, stored, last = row
-            if stored != counted or (stored and last != stored - 1):
-                text = f"{counted} {kind.value} are counted, {stored} are stored, the last at position {last}"
-                issues.append(EngineIssue("count_disagrees", agent_id, text))
-        return issues

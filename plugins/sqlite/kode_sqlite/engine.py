@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,11 +15,13 @@ from msgspec.structs import replace
 from kode_core.batch import (
     Batch,
     Child,
+    EngineIssue,
     Fence,
     Outcome,
+    Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium
+from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines.reading import EngineReads
 from kode_core.errors import (
     ConfigurationError,
@@ -29,11 +31,12 @@ from kode_core.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from kode_sqlite import reads
+from kode_sqlite import overview, reads
 from kode_sqlite.driver import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.schema import migrate
+from kode_sqlite.upkeep import copy, do_long
 from kode_sqlite.writes import Transaction
 
 __all__ = ["SqliteEngine"]
@@ -251,24 +254,34 @@ class SqliteEngine(EngineReads):
         await self._write(lambda transaction: None)
         await self._read(lambda db: db.execute("SELECT value FROM kode_meta").fetchone())
 
-    async def backup(self, target: Path) -> list[Path]:
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self._read(overview.stored_ids, after, limit)
+
+    async def totals(self) -> Totals:
+        return await self._read(overview.totals)
+
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
+        if agent_id is not None:
+            return await self._read(overview.inspect, agent_id)
+        return await self._do_long(overview.quick_check, progress)
+
+    async def backup(self, target: Path, progress: Progress = unwatched) -> list[Path]:
         """Copy the database to a new file while it is used; the copy is of one instant."""
-        if target.exists():
+        if os.path.lexists(target):
             raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
-        _make_folder(str(target))
-
-        part = target.with_name(f"{target.name}.part")
-
-        def copy(db: sqlite3.Connection) -> None:
-            with closing(sqlite3.connect(part)) as copied:
-                db.backup(copied)
-            part.replace(target)
-
-        try:
-            await self._read(copy)
-        finally:
-            part.unlink(missing_ok=True)
+        await self._do_long(copy, progress, target, self._options.db_path != MEMORY)
         return [target]
+
+    async def _do_long(self, call: Callable[..., T], progress: Progress, *args: Any) -> T:
+        """Do what takes long on a connection of its own; a database in memory has only one."""
+        if self._options.db_path == MEMORY:
+            return await do_long(self._writer, call, progress, *args)
+        connection = await self._new_reader()
+        try:
+            await connection.run(lambda _: self._see_file())
+            return await do_long(connection, call, progress, *args)
+        finally:
+            await asyncio.shield(connection.close())
 
     async def close(self) -> None:
         if self._working is not None:

@@ -51,6 +51,8 @@ def to_kode_error(exc: BaseException, path: str) -> KodeError:
         return PayloadTooLargeError(f"{path}: a value is larger than SQLite holds ({exc})")
     if isinstance(exc, MemoryError):
         return StoreUnavailableError(f"{path}: out of memory")
+    if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is what was stored
+        return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
     if code in _CORRUPT:
         return CorruptRecordError(f"database {path}", f"{_CORRUPT[code]} ({exc})")

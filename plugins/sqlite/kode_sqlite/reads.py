@@ -11,9 +11,9 @@ from typing import Any, Final, LiteralString
 from kode_core.batch import (
     Doc,
     DocKind,
-    EngineIssue,
     EventRange,
     EventRow,
+    Found,
     FoundRow,
     Head,
     Info,
@@ -22,32 +22,37 @@ from kode_core.batch import (
     ListRows,
     Outline,
     SessionRow,
-    Totals,
+    row_name,
 )
 from kode_core.codec import Body
+from kode_core.engines.reading import check_head, list_rows
+from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
+from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, see, text_of
 
 __all__ = [
+    "LIST_HEAD",
+    "TABLE",
     "agent_ids",
     "docs",
     "events",
     "find_rows",
     "find_sessions",
     "head",
-    "inspect",
+    "in_one_instant",
     "last_event",
     "outline",
     "rows",
+    "rows_at",
     "rows_statement",
     "sessions_statement",
     "stats",
-    "totals",
 ]
 
 DB = sqlite3.Connection
 
-_TABLE: Final[dict[str, LiteralString]] = {"messages": "kode_messages", "tool_calls": "kode_tool_calls"}
-_LIST_HEAD: Final[dict[str, LiteralString]] = {
+TABLE: Final[dict[str, LiteralString]] = {"messages": "kode_messages", "tool_calls": "kode_tool_calls"}
+LIST_HEAD: Final[dict[str, LiteralString]] = {
     "messages": "SELECT message_version, message_count FROM kode_agents WHERE agent_id = ?",
     "tool_calls": "SELECT tool_call_version, tool_call_count FROM kode_agents WHERE agent_id = ?",
 }
@@ -61,8 +66,14 @@ def head(db: DB, agent_id: str) -> Head | None:
         (agent_id,),
     ).fetchone()
     if row is None:
+        if db.execute("SELECT 1 FROM kode_infos WHERE agent_id = ?", (agent_id,)).fetchone():
+            raise CorruptRecordError(f"the head of agent {agent_id!r}", "it is missing")
         return None
-    info = None if row[6] is None else Info(Body(row[7], row[8]), row[5], row[6])
+    check_head(row[:5], agent_id)
+    info = None
+    if row[6] is not None or row[7] is not None:
+        see(row[5:], (TEXT, INT, TEXT, RAW), f"the info of agent {agent_id!r}")
+        info = Info(Body(row[7], row[8]), row[5], row[6])
     lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
     return Head(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
 
@@ -70,34 +81,48 @@ def head(db: DB, agent_id: str) -> Head | None:
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
-def _in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralString, args: Sequence[Any]) -> Any:
+def in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralString, args: Sequence[Any]) -> Any:
+    """A list's version and count, and what a query of its rows finds, at one instant."""
     db.execute("BEGIN")
     try:
         version = db.execute(head, (agent_id,)).fetchone() or (0, 0)
+        check_head(version, agent_id)
         return version, db.execute(rows, args).fetchall()
     finally:
         db.execute("COMMIT")
 
 
+_ROW: Final = "SELECT position, body, digest, created_at FROM"
+
+
 def rows(db: DB, agent_id: str, kind: ListKind) -> ListRows:
-    statement = f"SELECT body, digest, created_at FROM {_TABLE[kind]} WHERE agent_id = ? ORDER BY position"
-    (version, _), found = _in_one_instant(db, _LIST_HEAD[kind], agent_id, statement, (agent_id,))
-    return ListRows(version, [(Body(body, digest), created_at) for body, digest, created_at in found])
+    statement: LiteralString = f"{_ROW} {TABLE[kind]} WHERE agent_id = ? ORDER BY position"
+    head, found = in_one_instant(db, LIST_HEAD[kind], agent_id, statement, (agent_id,))
+    return list_rows(agent_id, kind, head, found)
+
+
+def rows_at(db: DB, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+    statement: LiteralString = f"{_ROW} {TABLE[kind]} WHERE agent_id = ? AND position >= ? ORDER BY position LIMIT ?"
+    head, found = in_one_instant(db, LIST_HEAD[kind], agent_id, statement, (agent_id, start, limit))
+    return list_rows(agent_id, kind, head, found, start, limit)
 
 
 def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
     key: LiteralString = "call_id" if kind == ListKind.TOOL_CALLS else "NULL"
-    statement: LiteralString = f"SELECT position, digest, created_at, {key} FROM {_TABLE[kind]} WHERE agent_id = ?"
+    statement: LiteralString = f"SELECT position, digest, created_at, {key} FROM {TABLE[kind]} WHERE agent_id = ?"
     if keys is None:
-        (version, count), found = _in_one_instant(
-            db, _LIST_HEAD[kind], agent_id, f"{statement} ORDER BY position", (agent_id,)
+        (version, count), found = in_one_instant(
+            db, LIST_HEAD[kind], agent_id, f"{statement} ORDER BY position", (agent_id,)
         )
+        list_rows(agent_id, kind, (version, count), [(row[0], "", row[1], row[2]) for row in found])
         return Outline(version, count, found)
     last: LiteralString = (  # beside max(position), SQLite takes the other columns from the row that has it
         "SELECT max(position), digest, created_at, call_id FROM kode_tool_calls"
         " WHERE agent_id = ? AND call_id IN (SELECT value FROM json_each(?)) GROUP BY call_id"
     )
-    (version, count), found = _in_one_instant(db, _LIST_HEAD[kind], agent_id, last, (agent_id, json.dumps(list(keys))))
+    (version, count), found = in_one_instant(db, LIST_HEAD[kind], agent_id, last, (agent_id, json.dumps(list(keys))))
+    for row in found:
+        see(row[:3], (INT, RAW, INT), f"a tool call of agent {agent_id!r}")
     return Outline(version, count, found)
 
 
@@ -107,7 +132,11 @@ def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
         found = db.execute(statement, (agent_id, kind.value))
     else:
         found = db.execute(statement + " AND key = ?", (agent_id, kind.value, key))
-    return [Doc(key, time, Body(body, digest)) for key, time, body, digest in found]
+    made = []
+    for row in found:
+        see(row, (TEXT, INT, TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
+        made.append(Doc(row[0], row[1], Body(row[2], row[3])))
+    return made
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -124,7 +153,12 @@ def events(db: DB, agent_id: str, span: EventRange) -> list[EventRow]:
         args.append(span.channel)
     find = _by_offset if span.order == "offset" else _by_seq
     found = find(db, span, where, args)
-    return [EventRow(offset, seq, Body(body, digest)) for offset, seq, body, digest in found]
+    return [_event_row(agent_id, row) for row in found]
+
+
+def _event_row(agent_id: str, row: tuple[Any, ...]) -> EventRow:
+    see(row, (INT, INT, TEXT, RAW), f"event {row[0]} of agent {agent_id!r}")
+    return EventRow(row[0], row[1], Body(row[2], row[3]))
 
 
 _EVENT: Final = 'SELECT "offset", seq, body, digest FROM kode_events'
@@ -160,13 +194,13 @@ def _by_offset(db: DB, span: EventRange, where: list[LiteralString], args: list[
 def last_event(db: DB, agent_id: str) -> EventRow | None:
     statement: LiteralString = f'{_EVENT} WHERE agent_id = ? ORDER BY seq DESC, "offset" DESC LIMIT 1'
     row = db.execute(statement, (agent_id,)).fetchone()
-    return None if row is None else EventRow(row[0], row[1], Body(row[2], row[3]))
+    return None if row is None else _event_row(agent_id, row)
 
 
 # --- queries over all agents ------------------------------------------------------------------------------------------
 
 
-def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> list[str]:
+def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> Found[str]:
     where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id >= ?"]
     args: list[Any] = [prefix]
     beyond = _beyond(prefix)
@@ -177,8 +211,10 @@ def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> list[str]:
         where.append("agent_id > ?")
         args.append(after)
     conditions: LiteralString = " AND ".join(where)
-    statement: LiteralString = f"SELECT agent_id FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ?"
-    return [agent_id for (agent_id,) in db.execute(statement, (*args, limit))]
+    statement: LiteralString = (
+        f"SELECT CAST(agent_id AS BLOB) FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ? OFFSET ?"
+    )
+    return search(db, statement, args, limit, 0, lambda row: text_of(row[0]), lambda row: "an agent's id")
 
 
 def _beyond(prefix: str) -> str | None:
@@ -227,14 +263,21 @@ def sessions_statement(query: SessionQuery) -> tuple[LiteralString, list[Any]]:
     conditions: LiteralString = " AND ".join(where)
     statement: LiteralString = (
         "SELECT a.agent_id, i.body, i.digest, a.created_at, a.updated_at, a.message_count"
-        f" FROM kode_agents a JOIN kode_infos i ON i.agent_id = a.agent_id WHERE {conditions}"
+        f" FROM kode_agents a LEFT JOIN kode_infos i ON i.agent_id = a.agent_id WHERE {conditions}"
         f" ORDER BY {column} {direction}, a.agent_id {direction} LIMIT ? OFFSET ?"
     )
     return statement, [*args, query.limit, query.offset]
 
 
-def find_sessions(db: DB, query: SessionQuery) -> list[SessionRow]:
-    return [SessionRow(row[0], Body(row[1], row[2]), *row[3:]) for row in db.execute(*sessions_statement(query))]
+def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
+    def read(row: tuple[Any, ...]) -> SessionRow | None:
+        is_whole = is_sound(row, (TEXT, TEXT, RAW, INT, INT, INT))
+        return SessionRow(row[0], Body(row[1], row[2]), *row[3:]) if is_whole else None
+
+    statement, args = sessions_statement(query)
+    return search(
+        db, statement, args[:-2], query.limit, query.offset, read, lambda row: f"the info of agent {row[0]!r}"
+    )
 
 
 _CONDITIONS: Final[dict[str, LiteralString]] = {
@@ -271,64 +314,52 @@ def rows_statement(query: RowQuery) -> tuple[LiteralString, list[Any]]:
     direction: LiteralString = "DESC" if query.descending else "ASC"
     conditions: LiteralString = " AND ".join(where) if where else "TRUE"
     statement: LiteralString = (
-        f"SELECT agent_id, position, created_at, body, digest FROM {_TABLE[query.kind]} WHERE {conditions}"
+        f"SELECT agent_id, position, created_at, body, digest FROM {TABLE[query.kind]} WHERE {conditions}"
         f" ORDER BY created_at {direction}, agent_id {direction}, position {direction} LIMIT ? OFFSET ?"
     )
     return statement, [*args, query.limit, query.offset]
 
 
-def find_rows(db: DB, query: RowQuery) -> list[FoundRow]:
-    return [FoundRow(a, p, c, Body(b, d)) for a, p, c, b, d in db.execute(*rows_statement(query))]
+def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
+    def read(row: tuple[Any, ...]) -> FoundRow | None:
+        is_whole = is_sound(row, (TEXT, INT, INT, TEXT, RAW))
+        return FoundRow(row[0], row[1], row[2], Body(row[3], row[4])) if is_whole else None
+
+    def name(row: tuple[Any, ...]) -> str:
+        return row_name(ListKind(query.kind), row[1], row[0])
+
+    statement, args = rows_statement(query)
+    return search(db, statement, args[:-2], query.limit, query.offset, read, name)
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
 STATS: Final = "SELECT tool_name, state, count(*) FROM kode_tool_calls WHERE agent_id = ? GROUP BY tool_name, state"
+_HAS_MESSAGES: Final = "SELECT 1 FROM kode_messages WHERE agent_id = ? LIMIT 1"
 
 
 def stats(db: DB, agent_id: str) -> AgentStats:
     by_name: dict[str, int] = {}
     by_state: dict[str, int] = {}
-    for name, state, count in db.execute(STATS, (agent_id,)):
+    (_, counted), calls = in_one_instant(db, LIST_HEAD["tool_calls"], agent_id, STATS, (agent_id,))
+    for name, state, count in calls:
+        see((name, state), (TEXT, TEXT), f"a tool call of agent {agent_id!r}")
         by_name[name] = by_name.get(name, 0) + count
         by_state[state] = by_state.get(state, 0) + count
-    messages = db.execute("SELECT message_count FROM kode_agents WHERE agent_id = ?", (agent_id,)).fetchone()
+    if counted != sum(by_name.values()):
+        stored = f"{counted} are counted, and {sum(by_name.values())} are stored"
+        raise CorruptRecordError(f"the tool calls of agent {agent_id!r}", stored)
+    (_, messages), some = in_one_instant(db, LIST_HEAD["messages"], agent_id, _HAS_MESSAGES, (agent_id,))
+    if some and not messages:
+        raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
     snapshots = db.execute(
         "SELECT count(*) FROM kode_docs WHERE agent_id = ? AND kind = ?", (agent_id, DocKind.SNAPSHOTS.value)
     ).fetchone()
     return AgentStats(
-        total_messages=0 if messages is None else messages[0],
+        total_messages=messages,
         total_tool_calls=sum(by_name.values()),
         total_snapshots=snapshots[0],
         tool_calls_by_name=by_name,
         tool_calls_by_state=by_state,
     )
-
-
-def totals(db: DB) -> Totals:
-    agents, messages, calls = db.execute(
-        "SELECT count(created_at), coalesce(sum(message_count), 0), coalesce(sum(tool_call_count), 0) FROM kode_agents"
-    ).fetchone()
-    (is_used,) = db.execute(
-        "SELECT EXISTS (SELECT 1 FROM kode_agents) OR EXISTS (SELECT 1 FROM kode_events)"
-        " OR EXISTS (SELECT 1 FROM kode_docs WHERE kind <> ?)",
-        (DocKind.LAYER.value,),
-    ).fetchone()
-    (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
-    return Totals(agents=agents, messages=messages, tool_calls=calls, size_bytes=pages * size, is_used=bool(is_used))
-
-
-def inspect(db: DB, agent_id: str | None) -> list[EngineIssue]:
-    if agent_id is None:
-        problems = [text for (text,) in db.execute("PRAGMA quick_check(20)") if text != "ok"]
-        return [EngineIssue("corrupt_record", "", f"SQLite's own check: {text}") for text in problems]
-    issues = []
-    for kind in ListKind:
-        counted = (db.execute(_LIST_HEAD[kind], (agent_id,)).fetchone() or (0, 0))[1]
-        statement: LiteralString = f"SELECT count(*), max(position) FROM {_TABLE[kind]} WHERE agent_id = ?"
-        stored, last = db.execute(statement, (agent_id,)).fetchone()
-        if stored != counted or (stored and last != stored - 1):
-            text = f"{counted} {kind.value} are counted, {stored} are stored, the last at position {last}"
-            issues.append(EngineIssue("count_disagrees", agent_id, text))
-    return issues

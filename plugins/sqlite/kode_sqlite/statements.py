@@ -46,6 +46,8 @@ _ROW_COLUMNS: Final[dict[ListKind, tuple[LiteralString, ...]]] = {
 class _ListStatements(NamedTuple):
     cut: LiteralString
     put: Insert
+    append: Insert
+    """As ``put``, where there must be no row yet."""
     copy: LiteralString
 
 
@@ -53,13 +55,11 @@ def _list_statements(table: LiteralString, own: tuple[LiteralString, ...]) -> _L
     rest = ("position", "created_at", *own, "body", "digest")
     updates: LiteralString = ", ".join([f"{column} = excluded.{column}" for column in rest[1:]])
     columns: LiteralString = ", ".join(rest)
+    insert: LiteralString = f"INSERT INTO {table} (agent_id, {columns}) VALUES"
     return _ListStatements(
         f"DELETE FROM {table} WHERE agent_id = ? AND position >= ?",
-        Insert(
-            f"INSERT INTO {table} (agent_id, {columns}) VALUES",
-            len(rest) + 1,
-            f"ON CONFLICT (agent_id, position) DO UPDATE SET {updates}",
-        ),
+        Insert(insert, len(rest) + 1, f"ON CONFLICT (agent_id, position) DO UPDATE SET {updates}"),
+        Insert(insert, len(rest) + 1),
         f"INSERT INTO {table} (agent_id, {columns}) SELECT ?, {columns} FROM {table} WHERE agent_id = ?",
     )
 

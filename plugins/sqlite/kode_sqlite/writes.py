@@ -25,7 +25,10 @@ from kode_core.batch import (
 )
 from kode_core.clock import host_clock
 from kode_core.codec import Body
+from kode_core.engines.reading import MOST, check_head
+from kode_core.errors import CorruptRecordError, KodeError
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
+from kode_sqlite.sound import text_of
 from kode_sqlite.statements import EVENTS, LISTS, TABLES_OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
@@ -77,14 +80,14 @@ class Transaction:
         """Apply; a batch that fails takes no other with it."""
         try:
             outcome: Outcome = self.part(lambda _: self._apply(batch))
-        except DRIVER_ERRORS as exc:
+        except (*DRIVER_ERRORS, KodeError) as exc:
             if not self._db.in_transaction:  # SQLite gave the whole transaction up
                 raise
-            return to_kode_error(exc, self._path)
+            return exc if isinstance(exc, KodeError) else to_kode_error(exc, self._path)
         return outcome
 
     def _apply(self, batch: Batch) -> Applied | Refused:
-        head = self._head(batch.agent_id)
+        head = self._head_to_delete(batch) if batch.delete else self._head(batch.agent_id)
         if head.last_op == batch.op_id:
             return Applied(head.messages, head.tool_calls, self._append(batch.agent_id, batch.events))
         refusal = self._refusal(batch, head)
@@ -121,11 +124,24 @@ class Transaction:
 
     def _head(self, agent_id: str) -> _Head:
         row = self._db.execute(
-            "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at, last_op"
+            "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at,"
+            " CAST(last_op AS BLOB)"
             " FROM kode_agents WHERE agent_id = ?",
             (agent_id,),
         ).fetchone()
-        return _Head() if row is None else _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], row[5])
+        if row is None:
+            return _Head()
+        check_head(row[:5], agent_id)
+        return _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], text_of(row[5]) or "")
+
+    def _head_to_delete(self, batch: Batch) -> _Head:
+        """The head; what cannot be read can be deleted, unless the delete depends on what it says."""
+        try:
+            return self._head(batch.agent_id)
+        except CorruptRecordError:
+            if batch.expect_updated_at is not None:
+                raise
+            return _Head()
 
     def _write_head(self, agent_id: str, head: _Head) -> None:
         self._db.execute(
@@ -156,8 +172,12 @@ class Transaction:
             " ON CONFLICT (agent_id) DO UPDATE SET body = excluded.body, digest = excluded.digest",
             (agent_id, *info.body),
         )
-        old = dict(self._db.execute("SELECT key, value FROM kode_metadata WHERE agent_id = ?", (agent_id,)))
+        stored = "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM kode_metadata WHERE agent_id = ?"
+        old = {text_of(key): text_of(value) for key, value in self._db.execute(stored, (agent_id,))}
         new = dict(info.metadata)
+        if None in old:  # it is damaged: what the info says is put in its place
+            self._db.execute("DELETE FROM kode_metadata WHERE agent_id = ?", (agent_id,))
+            old = {}
         if old == new:
             return
         for key in old.keys() - new.keys():
@@ -178,8 +198,15 @@ class Transaction:
         statements = LISTS[kind]
         if write.length is not None and write.length < head.count:
             self._db.execute(statements.cut, (agent_id, write.length))
-        rows = (*write.put, *enumerate(write.append, head.kept(write)))
-        statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in rows])
+        statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in write.put])
+        appended = enumerate(write.append, head.kept(write))
+        try:
+            statements.append.run(self._db, [row_values(agent_id, position, row) for position, row in appended])
+        except sqlite3.IntegrityError as exc:
+            raise CorruptRecordError(
+                f"the {kind.value.replace('_', ' ')} of agent {agent_id!r}",
+                f"the head counts {head.count}, and there are more; nothing was written",
+            ) from exc
         return head.after(write)
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
@@ -204,7 +231,7 @@ class Transaction:
         events = [(batch.agent_id, event) for batch in batches for event in batch.events]
         try:
             offsets = iter(self.part(lambda _: self._insert(events)))
-        except DRIVER_ERRORS:
+        except (*DRIVER_ERRORS, KodeError):
             if not self._db.in_transaction:
                 raise
             return [self._apply_apart(batch) for batch in batches]
@@ -213,8 +240,12 @@ class Transaction:
     def _insert(self, events: Sequence[tuple[str, EventWrite]]) -> tuple[int, ...]:
         """Insert events, those excepted that are there already, and return all their offsets."""
         if self._next_offset is None:
-            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'kode_events'").fetchone()
-            self._next_offset = 1 if row is None else row[0] + 1
+            last = self._db.execute(
+                "SELECT seq FROM sqlite_sequence WHERE name = 'kode_events' UNION ALL"
+                ' SELECT max("offset") FROM kode_events WHERE "offset" < ?',  # for a sequence that was damaged
+                (MOST,),
+            ).fetchall()
+            self._next_offset = 1 + max((n for (n,) in last if type(n) is int and 0 < n < MOST), default=0)
         first = self._next_offset
         self._next_offset += len(events)
         rows = [(offset, a, e.seq, e.channel, *e.body) for offset, (a, e) in enumerate(events, first)]
@@ -228,6 +259,8 @@ class Transaction:
             'SELECT "offset" FROM kode_events WHERE agent_id = ? AND seq = ? AND digest = ?',
             (agent_id, event.seq, event.body.digest),
         ).fetchone()
+        if row is None:
+            raise CorruptRecordError(f"the events of agent {agent_id!r}", "another row stands where one was to be put")
         return int(row[0])
 
     # --- forks

@@ -1,0 +1,147 @@
+"""A backup of a folder of JSON files. Everything here blocks.
+
+Journals only grow, so a copy of one instant needs no more of that instant than each file's length and first line. The
+files are held by hard links while they are copied, so that writers may rewrite and remove them meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from kode_core.engines.files import open_file, read_at, replace_file, sync_folder, translated, write_all
+from kode_core.engines.folder import Folder
+from kode_core.engines.frames import read_line
+from kode_core.engines.journal import Journal
+from kode_core.engines.stripes import Stripe, stripe_bytes
+from kode_core.errors import InvalidArgumentError, KodeError
+
+__all__ = ["FolderCopy"]
+
+_log = logging.getLogger("kode_core.json")
+
+_PIECE: Final = 1 << 20
+_STEP: Final = 8 << 20
+_FILES_IN_STEP: Final = 50
+
+
+class _Source(NamedTuple):
+    name: str
+    held: Path
+    line: bytes
+    size: int
+
+
+class FolderCopy:
+    """A copy in the making: ``fix`` while all stripes are held, then ``copied`` to its end, ``finish``, ``clear``."""
+
+    def __init__(self, folder: Folder, target: Path) -> None:
+        self.target = target
+        self._folder = folder
+        self._word = secrets.token_hex(8)
+        self._held = folder.own / "copies" / self._word
+        self._made = target.with_name(f"{target.name}.{self._word}.part")
+        self._sources: list[_Source] = []
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        """How many bytes there are to copy."""
+        return sum(source.size for source in self._sources)
+
+    def begin(self) -> None:
+        """Make the folder in which the copy grows."""
+        if os.path.lexists(self.target):
+            raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
+        with translated(self.target):
+            (self._made / ".kode" / "locks").mkdir(parents=True)
+        with translated(self._folder.base):
+            self._held.mkdir(parents=True)
+
+    def fix(self, stripes: list[Stripe]) -> None:
+        """Take down what there is to copy, and the numbers of all stripes."""
+        with translated(self._folder.base):
+            for stripe in stripes:
+                self._numbers[stripe.path.name] = stripe.number
+            for name in self._folder.names():
+                self._hold(name)
+
+    def _hold(self, name: str) -> None:
+        path, held = self._folder.base / name, self._held / name
+        if not path.is_file():
+            _log.error("%s is no regular file; the backup leaves it out", path)
+            return
+        try:
+            os.link(path.resolve(), held)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, held)
+        fd = open_file(held, os.O_RDONLY)
+        try:
+            self._sources.append(_Source(name, held, read_line(fd), os.fstat(fd).st_size))
+        finally:
+            os.close(fd)
+
+    def copied(self) -> Iterator[int]:
+        """Copy everything; yields now and then how many bytes are done."""
+        done = in_step = 0
+        for files, source in enumerate(self._sources, 1):
+            for count in self._copy(source):
+                done, in_step = done + count, in_step + count
+                if in_step >= _STEP:
+                    yield done
+                    in_step = 0
+            if not files % _FILES_IN_STEP:
+                yield done
+
+    def _copy(self, source: _Source) -> Iterator[int]:
+        path = self._made / source.name
+        with translated(self.target):
+            reader = open_file(source.held, os.O_RDONLY)
+            try:
+                writer = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                try:
+                    write_all(writer, source.line, 0)
+                    for at in range(len(source.line), source.size, _PIECE):
+                        data = read_at(reader, min(_PIECE, source.size - at), at)
+                        write_all(writer, data, at)
+                        yield len(data)
+                    os.fsync(writer)
+                finally:
+                    os.close(writer)
+            finally:
+                os.close(reader)
+            source.held.unlink()
+        self._look_at(path)
+        yield len(source.line)
+
+    def _look_at(self, path: Path) -> None:
+        try:
+            Journal(path).refresh()
+        except KodeError as exc:
+            _log.error("the backup has a damaged file, copied as it is: %s", exc)
+
+    def finish(self) -> None:
+        """Give the copy its name."""
+        with translated(self.target):
+            own = self._made / ".kode"
+            for name, number in self._numbers.items():
+                replace_file(own / "locks" / name, iter([stripe_bytes(name, number)]), durable=False)
+            for name in ("format", "id"):
+                if (self._folder.own / name).exists():
+                    replace_file(own / name, iter([(self._folder.own / name).read_bytes()]), durable=True)
+            for folder in (own / "locks", own, self._made):
+                sync_folder(folder)
+            if os.path.lexists(self.target):
+                raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
+            self._made.rename(self.target)
+            sync_folder(self.target.parent)
+
+    def clear(self) -> None:
+        """Remove everything but a finished copy."""
+        for path in (self._held, self._made):
+            shutil.rmtree(path, ignore_errors=True)

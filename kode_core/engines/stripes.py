@@ -1,0 +1,78 @@
+"""The stripes of agents: who may write now, and a number for each that only grows.
+
+A stripe's lock is held for the moments that a write takes. Its number is above every token given out and every offset
+of a deleted agent of the stripe, so that neither ever comes again (LOCK-5, EVT-2).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+from kode_core.engines.files import read_at, sync_file, write_all
+from kode_core.engines.marks import Mark, slot_bytes
+
+__all__ = ["STRIPES", "Stripe", "stripe_bytes", "stripe_name", "stripe_of"]
+
+_log = logging.getLogger("kode_core.json")
+
+STRIPES: Final = 32
+
+
+def stripe_of(agent_id: str) -> int:
+    """The stripe that *agent_id* belongs to."""
+    return blake2b(agent_id.encode(), digest_size=1).digest()[0] % STRIPES
+
+
+def stripe_name(index: int) -> str:
+    """The name of a stripe's lock file."""
+    return f"{index:02d}"
+
+
+def stripe_bytes(name: str, number: int) -> bytes:
+    """The contents of the lock file of that name."""
+    title = b"stripe %b " % name.encode()
+    return title + slot_bytes(Mark(number), crc32(title)) + b"\n"
+
+
+class Stripe:
+    """A stripe whose lock is held."""
+
+    def __init__(self, path: Path, fd: int, *, durable: bool) -> None:
+        self.path = path
+        self.fd = fd
+        self._durable = durable
+
+    def begin(self) -> None:
+        """Write the number of a new folder's stripe, unless there is one."""
+        if not os.fstat(self.fd).st_size:
+            self._write(0)
+
+    @property
+    def number(self) -> int:
+        """The number. One that is lost or damaged is replaced by the time in milliseconds, which is above it."""
+        raw = read_at(self.fd, 100, 0)
+        digits = raw[10:25]
+        if digits.isdigit() and raw == stripe_bytes(self.path.name, int(digits)):
+            return int(digits)
+        number = time.time_ns() // 1_000_000
+        _log.warning("%s was damaged: the numbers of its agents go on from %d", self.path, number)
+        self._write(number)
+        return number
+
+    def raise_to(self, number: int) -> None:
+        """Let the number be at least *number*."""
+        if number > self.number:
+            self._write(number)
+
+    def _write(self, number: int) -> None:
+        data = stripe_bytes(self.path.name, number)
+        write_all(self.fd, data, 0)
+        os.ftruncate(self.fd, len(data))
+        if self._durable:
+            sync_file(self.fd)

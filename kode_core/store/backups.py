@@ -1,0 +1,104 @@
+"""Copying a store while it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from kode_core.engine import Progress
+from kode_core.errors import InvalidArgumentError, StoreFullError, StoreReadOnlyError, StoreTimeoutError
+from kode_core.store.context import Context
+from kode_core.store.events import EventAppender
+from kode_core.store.ops import OPS
+from kode_core.store.steps import Steps
+
+__all__ = ["backup"]
+
+_under_way: Final[set[str]] = set()
+"""The targets of all backups of this process."""
+
+
+async def backup(context: Context, appender: EventAppender, target: str | Path, progress: Progress) -> Sequence[Path]:
+    """Let the engine copy everything to *target*, and return what was made."""
+    steps, place = Steps(context, OPS["backup"]), _place(target)
+    absolute = place.absolute()
+    await steps(appender.drain)
+    with _reserved(absolute), await asyncio.to_thread(_Folders, absolute.parent):
+        try:
+            made = await steps.watched(lambda tell: context.engine.backup(absolute, tell), progress)
+        except StoreTimeoutError as exc:
+            raise StoreTimeoutError(f"{exc}; what was made of the copy was removed") from exc.__cause__
+    return [place.parent / path.name for path in made]
+
+
+def _place(target: object) -> Path:
+    """The path that was meant, at which there must be nothing."""
+    if not isinstance(target, (str, Path)) or not str(target):
+        raise InvalidArgumentError(f"target must be a path, got {target!r:.60}")
+    try:
+        os.fsencode(target)
+        place = Path(target).expanduser()
+        if "\0" in str(target):
+            raise ValueError
+        place.absolute()
+    except ValueError:
+        raise InvalidArgumentError(f"target {str(target)!r:.200} cannot be the name of a file") from None
+    except (RuntimeError, OSError) as exc:
+        raise InvalidArgumentError(f"target {str(target)!r:.200} leads nowhere: {exc}") from None
+    if os.path.lexists(place):
+        raise InvalidArgumentError(f"{place} exists already; a backup does not overwrite")
+    return place
+
+
+@contextmanager
+def _reserved(place: Path) -> Iterator[None]:
+    """Refuse a second backup of this process to one target; of two processes the engine lets one win."""
+    name = os.path.realpath(place)
+    if name in _under_way:
+        raise InvalidArgumentError(f"another backup to {place} is under way")
+    _under_way.add(name)
+    try:
+        yield
+    finally:
+        _under_way.discard(name)
+
+
+class _Folders:
+    """Makes the folders above a backup, and removes those it made when the backup fails."""
+
+    def __init__(self, folder: Path) -> None:
+        self._made: list[Path] = []
+        try:
+            for each in (*reversed(folder.parents), folder):
+                if not each.is_dir():
+                    each.mkdir()
+                    self._made.append(each)
+        except OSError as exc:
+            self._remove()
+            raise _refused(folder, exc) from exc
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._remove()
+
+    def _remove(self) -> None:
+        with suppress(OSError):  # somebody has put something there
+            for each in reversed(self._made):
+                each.rmdir()
+
+
+def _refused(folder: Path, exc: OSError) -> InvalidArgumentError | StoreReadOnlyError | StoreFullError:
+    told = f"{folder} cannot be made: {exc.strerror}"
+    if isinstance(exc, PermissionError) or exc.errno == errno.EROFS:
+        return StoreReadOnlyError(told)
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFullError(told)
+    return InvalidArgumentError(told)

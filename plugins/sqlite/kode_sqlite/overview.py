@@ -1,0 +1,122 @@
+"""What is looked at over the whole database: what is stored, how much, and whether it fits together."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, Final, LiteralString
+
+from kode_core.batch import DocKind, EngineIssue, Found, ListKind, Totals
+from kode_sqlite.reads import LIST_HEAD, TABLE, in_one_instant
+from kode_sqlite.sound import text_of
+from kode_sqlite.upkeep import Tell, listening
+
+__all__ = ["inspect", "quick_check", "stored_ids", "totals"]
+
+DB = sqlite3.Connection
+
+_OF_AN_AGENT: Final[tuple[LiteralString, ...]] = (
+    "kode_agents",
+    "kode_infos",
+    "kode_messages",
+    "kode_tool_calls",
+    "kode_docs",
+    "kode_events",
+)
+
+
+def stored_ids(db: DB, after: str | None, limit: int) -> Found[str]:
+    """From each table the next ids, each found with one look into an index, and merged."""
+    start: Any = "" if after is None else after
+    left_out: list[str] = []
+    while True:
+        found: set[str] = set()
+        end: str | None = None
+        for table in _OF_AN_AGENT:
+            ids, bad, is_end = _ids_of(db, table, start, limit)
+            left_out += bad
+            found.update(ids)
+            if not is_end:  # beyond the last of them this table has others, which were not looked at
+                end = ids[-1] if end is None else min(end, ids[-1])
+        known = sorted(agent_id for agent_id in found if end is None or agent_id <= end)
+        stored = [agent_id for agent_id in known if _has_contents(db, agent_id)][:limit]
+        if stored or end is None:
+            return Found(stored, dict.fromkeys(left_out))
+        start = end
+
+
+def _ids_of(db: DB, table: LiteralString, after: str, limit: int) -> tuple[list[str], list[str], bool]:
+    """Ids behind *after*, names of what is no id, and whether there are no more."""
+    statement: LiteralString = (
+        f"WITH RECURSIVE ids (id) AS (SELECT min(agent_id) FROM {table} WHERE agent_id > ? UNION ALL"
+        f" SELECT (SELECT min(agent_id) FROM {table} WHERE agent_id > ids.id) FROM ids WHERE ids.id IS NOT NULL)"
+        " SELECT CAST(id AS BLOB), typeof(id) = 'text' FROM ids WHERE id IS NOT NULL LIMIT ?"
+    )
+    rows = db.execute(statement, (after, limit)).fetchall()
+    ids = [text for raw, is_text in rows if is_text and (text := text_of(raw)) is not None]
+    bad = [f"a row of {table} whose agent_id is no text"] if len(ids) < len(rows) else []
+    return ids, bad, len(rows) < limit or not ids
+
+
+def _has_contents(db: DB, agent_id: str) -> bool:
+    """Whether anything is stored but what layers keep for themselves."""
+    for table in _OF_AN_AGENT:
+        own: LiteralString = " AND kind <> 'layer'" if table == "kode_docs" else ""
+        if db.execute(f"SELECT 1 FROM {table} WHERE agent_id = ?{own} LIMIT 1", (agent_id,)).fetchone():
+            return True
+    return False
+
+
+def inspect(db: DB, agent_id: str) -> list[EngineIssue]:
+    """What does not fit together, each part at one instant."""
+    return [*_miscounts(db, agent_id), *_strange_docs(db, agent_id), *_strange_offsets(db, agent_id)]
+
+
+def _miscounts(db: DB, agent_id: str) -> Iterator[EngineIssue]:
+    for kind in ListKind:
+        statement: LiteralString = (
+            f"SELECT count(*), min(position), max(position) FROM {TABLE[kind]} WHERE agent_id = ?"
+        )
+        (_, counted), ((stored, first, last),) = in_one_instant(db, LIST_HEAD[kind], agent_id, statement, (agent_id,))
+        if stored != counted or (stored and (first, last) != (0, stored - 1)):
+            text = f"{counted} {kind.value} are counted, {stored} are stored, from position {first} to {last}"
+            yield EngineIssue("count_disagrees", agent_id, text)
+
+
+def _strange_docs(db: DB, agent_id: str) -> Iterator[EngineIssue]:
+    found = db.execute("SELECT DISTINCT CAST(kind AS BLOB) FROM kode_docs WHERE agent_id = ?", (agent_id,)).fetchall()
+    if not {text_of(kind) for (kind,) in found} <= set(DocKind):
+        yield EngineIssue("orphaned_records", agent_id, "a document is of a kind that there is not")
+
+
+def _strange_offsets(db: DB, agent_id: str) -> Iterator[EngineIssue]:
+    strange = db.execute(
+        'SELECT 1 FROM kode_events WHERE agent_id = ? AND ("offset" < 1 OR "offset" > coalesce('
+        "(SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'kode_events'), 0)) LIMIT 1",
+        (agent_id,),
+    ).fetchone()
+    if strange is not None:
+        yield EngineIssue(
+            "repeated_offset", agent_id, "an event has an offset that was not given yet, and may come again"
+        )
+
+
+def quick_check(db: DB, tell: Tell) -> list[EngineIssue]:
+    """What SQLite's own check finds."""
+    found = listening(db, tell, lambda db: db.execute("PRAGMA quick_check(20)").fetchall())
+    problems = [text for (text,) in found if text != "ok"]
+    return [EngineIssue("corrupt_record", "", f"SQLite's own check: {text}") for text in problems]
+
+
+def totals(db: DB) -> Totals:
+    agents, messages, calls = db.execute(  # sum() fails where one count is damaged and very large
+        "SELECT count(created_at), CAST(total(message_count) AS INTEGER), CAST(total(tool_call_count) AS INTEGER)"
+        " FROM kode_agents"
+    ).fetchone()
+    (is_used,) = db.execute(
+        "SELECT EXISTS (SELECT 1 FROM kode_agents) OR EXISTS (SELECT 1 FROM kode_events)"
+        " OR EXISTS (SELECT 1 FROM kode_docs WHERE kind <> ?)",
+        (DocKind.LAYER.value,),
+    ).fetchone()
+    (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
+    return Totals(agents=agents, messages=messages, tool_calls=calls, size_bytes=pages * size, is_used=bool(is_used))

@@ -1,0 +1,198 @@
+"""Work that takes long: on a connection of its own, so that no reader and no writer waits for it (OPS-16)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from kode_core.engine import Progress
+from kode_core.errors import InvalidArgumentError, KodeError, StoreFullError, StoreReadOnlyError, StoreUnavailableError
+from kode_sqlite.driver import Connection
+from kode_sqlite.errors import to_kode_error
+
+__all__ = ["Tell", "copy", "do_long", "listening"]
+
+T = TypeVar("T")
+
+Tell = Callable[[int, int | None], None]
+"""Called in the thread with how far the work is; it raises when the work is to end."""
+
+_PAGES_AT_ONCE: Final = 1_000
+_TELL_EVERY_S: Final = 0.05
+_OPS_BETWEEN: Final = 100_000
+
+
+class _StoppedError(Exception):
+    """Nobody waits for the work any more."""
+
+
+class _Work:
+    """What passes between the event loop and the thread."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self._progress = progress
+        self._loop = asyncio.get_running_loop()
+        self._told = 0.0
+
+    def tell(self, done: int, total: int | None) -> None:
+        """Called in the thread."""
+        if self.stop.is_set():
+            raise _StoppedError
+        now = time.monotonic()
+        if now - self._told > _TELL_EVERY_S or done == total:
+            self._told = now
+            self._loop.call_soon_threadsafe(self._tell, done, total)
+
+    def _tell(self, done: int, total: int | None) -> None:
+        if self.stop.is_set():
+            return
+        try:
+            self._progress(done, total)
+        except BaseException as exc:  # noqa: BLE001 - it is raised where the work is waited for
+            self.error = exc
+            self.stop.set()
+
+
+async def do_long(connection: Connection, call: Callable[..., T], progress: Progress, *args: Any) -> T:
+    """Call with the sqlite3 connection, a Tell and *args*, in the connection's thread.
+
+    A caller that is cancelled waits until the thread has ended what it did.
+    """
+    work = _Work(progress)
+    job = asyncio.ensure_future(connection.run(call, work.tell, *args))
+    try:
+        result = await asyncio.shield(job)
+    except asyncio.CancelledError:
+        work.stop.set()
+        await asyncio.wait([job])
+        if not job.cancelled():
+            job.exception()
+        raise
+    except _StoppedError:
+        assert work.error is not None
+        raise work.error from None
+    if work.error is not None:
+        raise work.error
+    return result
+
+
+def listening(db: sqlite3.Connection, tell: Tell, call: Callable[[sqlite3.Connection], T]) -> T:
+    """Call a query of which nobody knows how long it takes, and let it be ended."""
+    stopped: list[BaseException] = []
+
+    def step() -> int:
+        try:
+            tell(0, None)
+        except _StoppedError as exc:
+            stopped.append(exc)
+            return 1
+        return 0
+
+    db.set_progress_handler(step, _OPS_BETWEEN)
+    try:
+        return call(db)
+    except sqlite3.OperationalError:
+        if stopped:
+            raise stopped[0] from None
+        raise
+    finally:
+        db.set_progress_handler(None, 0)
+
+
+# --- copying ----------------------------------------------------------------------------------------------------------
+
+
+def copy(db: sqlite3.Connection, tell: Tell, target: Path, in_transaction: bool) -> None:
+    """Copy one instant of the database to a new file.
+
+    *in_transaction* holds that instant while others write: without it, each of their writes would make the copy begin
+    anew. A database in memory has no other connection that could write.
+    """
+    part = target.with_name(f".kode-{secrets.token_hex(8)}.part")
+    try:
+        with _translated(target):
+            _fill(db, tell, part, in_transaction=in_transaction)
+            _publish(part, target)
+    finally:
+        for leftover in (part, part.with_name(f"{part.name}-journal"), part.with_name(f"{part.name}-wal")):
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)
+
+
+def _fill(db: sqlite3.Connection, tell: Tell, part: Path, *, in_transaction: bool) -> None:
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _mode_of(db)))
+    with closing(sqlite3.connect(part, isolation_level=None)) as copied:
+        copied.execute("PRAGMA synchronous = OFF")  # the file is synced once, when it is whole
+        if in_transaction:
+            db.execute("BEGIN")
+        try:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            db.backup(copied, pages=_PAGES_AT_ONCE, progress=lambda _, left, total: tell(total - left, total))
+        finally:
+            if in_transaction:
+                db.execute("COMMIT")
+    _sync(part)
+
+
+def _mode_of(db: sqlite3.Connection) -> int:
+    """Who may read and write the database: the same may the copy."""
+    (_, _, path) = db.execute("PRAGMA database_list").fetchone()
+    return Path(path).stat().st_mode & 0o777 if path else 0o600
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Give the copy its name, unless somebody else has taken it meanwhile."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite") from None
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite") from None
+        part.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt":
+        return  # a folder cannot be opened there
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _translated(target: Path) -> Iterator[None]:
+    """Turn errors of SQLite and of the system inside into this library's, of the target."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise to_kode_error(exc, str(target)) from exc
+    except KodeError:
+        raise
+    except OSError as exc:
+        raise _of_system(exc, target) from exc
+
+
+def _of_system(exc: OSError, target: Path) -> KodeError:
+    told = f"{target} cannot be written: {exc.strerror or exc}"
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFullError(told)
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreReadOnlyError(told)
+    if exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.ENOENT, errno.EILSEQ):
+        return InvalidArgumentError(told)
+    return StoreUnavailableError(told)
