@@ -7,9 +7,7 @@ import functools
 import itertools
 import random
 import time
-from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from enum import Enum, auto
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -26,6 +24,7 @@ from kode_core.errors import (
 from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
 from kode_postgres.errors import is_conflict, is_locked_out
+from kode_postgres.queues import Item, Queues
 from kode_postgres.session import GRACE_S, Doubt, Session
 from kode_postgres.trouble import AgainError, locked_s, timed_out
 from kode_postgres.writes import Head, Statements, applied, needs_lock, offsets_of, op_number
@@ -33,51 +32,11 @@ from kode_postgres.writes import Head, Statements, applied, needs_lock, offsets_
 __all__ = ["Committer"]
 
 _LANES: Final = 4
-_AT_ONCE: Final = 500
-_LOCKED_AT_ONCE: Final = 20
-_BYTES_AT_ONCE: Final = 2**20
 _LONGEST_PAUSE_S: Final = 0.25
 _UNANSWERED: Final = 2
-
-
-class Weight(Enum):
-    """How a batch is written; those of one kind go together."""
-
-    LIGHT = auto()
-    LARGE = auto()
-    LOCKS = auto()
-
-
-class _Item:
-    """A batch that waits, and who waits for it. What became of it is an outcome or an error to raise."""
-
-    __slots__ = ("batch", "done", "is_settled", "number", "size", "weight")
-
-    _numbers = itertools.count()
-
-    def __init__(self, batch: Batch, done: asyncio.Future[Outcome | Exception]) -> None:
-        self.batch = batch
-        self.done = done
-        self.number = next(self._numbers)
-        self.size = _size(batch)
-        self.weight = (
-            Weight.LOCKS if needs_lock(batch) else Weight.LARGE if self.size > _BYTES_AT_ONCE else Weight.LIGHT
-        )
-        self.is_settled = False
-
-    def settle(self, outcome: Outcome | Exception) -> None:
-        self.is_settled = True
-        if not self.done.done():
-            self.done.set_result(outcome)
-
-
-def _size(batch: Batch) -> int:
-    size = sum(len(event.body.text) for event in batch.events)
-    size += sum(len(write.doc.body.text) for write in batch.docs if write.doc is not None)
-    for write in (batch.messages, batch.tool_calls):
-        if write is not None:
-            size += sum(len(row.body.text) for _, row in write.put) + sum(len(row.body.text) for row in write.append)
-    return size
+_ATTEMPTS_WITHOUT_LOCK: Final = 3
+"""After so many a writer that is far away locks the agent first: while a statement is on its way others may write so
+much that the head could have forgotten it."""
 
 
 class Committer:
@@ -92,10 +51,7 @@ class Committer:
         self._connections = connections
         self._statements = statements
         self._doubts = doubts
-        self._ready: dict[Weight, deque[_Item]] = {weight: deque() for weight in Weight}
-        """The first batches of agents that nothing is being written for."""
-        self._behind: dict[str, deque[_Item]] = {}
-        """The other batches of these agents, and of those that something is being written for."""
+        self._queues = Queues()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lanes = self._heavy = 0
         self._most = max(1, min(_LANES, connections.max - 1))
@@ -104,9 +60,9 @@ class Committer:
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
         loop = asyncio.get_running_loop()
-        items = [_Item(batch, loop.create_future()) for batch in batches]
+        items = [Item(batch, loop.create_future()) for batch in batches]
         for item in items:
-            self._accept(item)
+            self._queues.accept(item)
         self._start()
         outcomes: list[Outcome] = []
         for item in items:
@@ -121,42 +77,20 @@ class Committer:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    # --- queues
+    # --- lanes
 
-    def _accept(self, item: _Item) -> None:
-        behind = self._behind.get(item.batch.agent_id)
-        if behind is None:
-            self._behind[item.batch.agent_id] = deque()
-            self._ready[item.weight].append(item)
-        else:
-            behind.append(item)
-
-    def _settle(self, item: _Item, outcome: Outcome | Exception) -> None:
+    def _settle(self, item: Item, outcome: Outcome | Exception) -> None:
         agent_id = item.batch.agent_id
         if isinstance(outcome, OutcomeUnknownError):
             self._doubts.note(agent_id, Never(self._statements.never, (agent_id, op_number(item.batch.op_id))))
         item.settle(outcome)
-        behind = self._behind[agent_id]
-        if behind:
-            following = behind.popleft()
-            self._ready[following.weight].append(following)
+        if self._queues.next_after(item):
             self._start()
-        else:
-            del self._behind[agent_id]
 
-    def _take(self) -> list[_Item]:
-        """The next batches that can be written together. One lane is left to those that are written quickly."""
-        has_room = self._heavy < max(1, self._most - 1)
-        queues = [queue for weight, queue in self._ready.items() if queue and (weight is Weight.LIGHT or has_room)]
-        if not queues:
-            return []
-        queue = min(queues, key=lambda one: one[0].number)
-        group = [queue.popleft()]
-        size, most = group[0].size, _LOCKED_AT_ONCE if group[0].weight is Weight.LOCKS else _AT_ONCE
-        while queue and len(group) < most and size + queue[0].size <= _BYTES_AT_ONCE:
-            group.append(queue.popleft())
-            size += group[-1].size
-        self._heavy += group[0].weight is not Weight.LIGHT
+    def _take(self) -> list[Item]:
+        """The next group. One lane is left to batches that are written quickly."""
+        group = self._queues.take(heavy=self._heavy < max(1, self._most - 1))
+        self._heavy += bool(group) and group[0].is_heavy
         return group
 
     def _start(self) -> None:
@@ -169,15 +103,13 @@ class Committer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # --- groups
-
-    async def _lane(self, group: list[_Item]) -> None:
+    async def _lane(self, group: list[Item]) -> None:
         try:
             while group:
                 try:
                     await self._write(group)
                 finally:
-                    self._heavy -= group[0].weight is not Weight.LIGHT
+                    self._heavy -= group[0].is_heavy
                 group = self._take()
         except asyncio.CancelledError:
             self._shut_down(group)
@@ -185,7 +117,7 @@ class Committer:
         finally:
             self._lanes -= 1
 
-    async def _write(self, group: list[_Item]) -> None:
+    async def _write(self, group: list[Item]) -> None:
         unanswered: list[Exception] = []
         together = [item for item in group if item.batch.agent_id not in self._doubts]
         doubt = Doubt()
@@ -205,7 +137,7 @@ class Committer:
                 own.since = doubt.since
                 self._do(self._write_alone(item, own, unanswered))
 
-    async def _write_alone(self, item: _Item, doubt: Doubt, unanswered: list[Exception]) -> None:
+    async def _write_alone(self, item: Item, doubt: Doubt, unanswered: list[Exception]) -> None:
         try:
             outcome = await self._outcome_alone(item.batch, doubt, unanswered)
         except asyncio.CancelledError:
@@ -224,12 +156,12 @@ class Committer:
         except KodeError as exc:
             return exc
         end, pause = time.monotonic() + locked_s(self._connections.answer_s), 0.002
-        while True:
+        for attempt in itertools.count():
             async with self._alone:
                 if len(unanswered) >= _UNANSWERED:
                     return unanswered[0]
                 try:
-                    found = await self._attempt([batch], doubt)
+                    found = await self._attempt([batch], doubt, locks=attempt >= _ATTEMPTS_WITHOUT_LOCK)
                     if found:
                         return found[0]
                     error: Exception = StoreBusyError("other writers kept changing the agent; nothing was written")
@@ -243,24 +175,23 @@ class Committer:
                 return error
             await asyncio.sleep(random.uniform(0.3, 1) * pause)  # noqa: S311
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+        raise AssertionError("an outcome was found")
 
-    def _shut_down(self, items: Sequence[_Item]) -> None:
+    def _shut_down(self, items: Sequence[Item]) -> None:
         """The event loop ends: nobody is left waiting for nothing."""
         self._most = 0
         begun = OutcomeUnknownError("the event loop was shut down while this was written")
         for item in items:
             item.settle(begun)
         never = StoreUnavailableError("the event loop was shut down before this was written")
-        for queue in (*self._ready.values(), *self._behind.values()):
-            for item in queue:
-                item.settle(never)
-            queue.clear()
+        for item in self._queues.drain():
+            item.settle(never)
 
     # --- statements
 
-    async def _attempt(self, batches: Sequence[Batch], doubt: Doubt) -> dict[int, Outcome]:
+    async def _attempt(self, batches: Sequence[Batch], doubt: Doubt, *, locks: bool = False) -> dict[int, Outcome]:
         """Outcomes of batches for different agents, without those whose agents others lock or have just changed."""
-        if not needs_lock(batches[0]):
+        if not (locks or needs_lock(batches[0])):
             call = functools.partial(self._at_once, batches=batches)
         else:
             call = functools.partial(self._with_locks, batches=batches, decided={})
@@ -352,6 +283,7 @@ class Committer:
             # What has no head has nothing else, and nothing that would keep others from making it meanwhile.
             decided |= {i: Applied() for i in places if batches[i].is_empty and batches[i].agent_id not in heads}
             todo = {i: batches[i] for i in places if i not in decided}
+            session.begin_now()
             outcomes = decided | await self._write_locked(session, todo, heads)
         return outcomes
 

@@ -71,6 +71,16 @@ class Session:
         self._pooled = pooled
         self._in_transaction = False
 
+    def begin_now(self) -> None:
+        """Note that what is written is locked, and that the server has just said what time it is.
+
+        What others wrote before is older, unless there was an attempt before: then theirs may be later than that one.
+        """
+        now = self.clock.now() + 1
+        self.until += now - self.sent
+        if not self.is_retry:
+            self.since = now
+
     async def fetch(self, statement: str, *args: Any) -> Sequence[Any]:
         """One statement, and a transaction by itself unless one was begun.
 

@@ -10,12 +10,15 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from kode_conformance import samples
+from kode_conformance.faults import FaultProxy, Faults
 from kode_postgres import PostgresStore
 from kode_postgres.engine import PostgresEngine
+from kode_postgres.schema import KEPT_OPS
 from kode_postgres.servers import LocalServer, Server
 
 from kode_core import StorageError, StoreBusyError, StoreTimeoutError
@@ -113,6 +116,38 @@ async def test_locked_leases_hold_up_no_others(server: Server, schema: str) -> N
 
 async def take(store: PostgresStore, agent: str) -> None:
     await (await store.acquire_agent_lock(agent)).release()
+
+
+async def test_a_writer_that_is_far_away_gets_its_turn(
+    server: Server, schema: str, proxied: Callable[..., FaultProxy]
+) -> None:
+    """While one of its writes is on its way to the server, those near it write more than a head remembers."""
+    proxy = proxied(server)
+    parts = urlsplit(server.dsn)
+    far_dsn = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}").geturl()
+    async with PostgresStore(far_dsn, schema=schema) as far, PostgresStore(server.dsn, schema=schema) as near:
+        await far.append_event("a", samples.event(0))
+        proxy.faults = Faults(delay=1.0, delay_seconds=(0.1, 0.1))
+        written = 0
+
+        async def hurry() -> None:
+            nonlocal written
+            while not others.done():
+                await near.append_event("a", samples.event(1000 + written))
+                written += 1
+
+        async def write() -> None:
+            for n in range(1, 4):
+                await far.append_event("a", samples.event(n))
+                await far.append_messages("a", samples.messages(1))
+
+        others = asyncio.ensure_future(write())
+        await asyncio.gather(hurry(), others)
+        proxy.faults = Faults()
+        assert written > 30 * KEPT_OPS
+        found = [event.bookmark.seq async for event in far.read_events("a")]
+        assert found == [0, 1, 2, 3, *range(1000, 1000 + written)]
+        assert len(await near.load_messages("a")) == 3
 
 
 # --- Writes that fail -------------------------------------------------------------------------------------------------
