@@ -7,12 +7,16 @@
     async with create_extended_store("sqlite:///agents.db") as store:
         await store.save_messages("agt-1", [Message.user("Hello!")])
 
-What is in ``__all__`` here is for users of stores. Authors of backends use :mod:`kode_core.engine`,
-:mod:`kode_core.batch`, :mod:`kode_core.protocols`, :mod:`kode_core.plugins`, :mod:`kode_core.errors` and
-:mod:`kode_core.layers`.
+What is in ``__all__`` here is for users of stores. So are ``SqliteStore``, ``PostgresStore``, ``MongoStore`` and
+``DynamoDBStore``, which can be imported from here when their distributions are installed. Authors of backends use
+:mod:`kode_core.engine`, :mod:`kode_core.batch`, :mod:`kode_core.protocols`, :mod:`kode_core.plugins`,
+:mod:`kode_core.errors` and :mod:`kode_core.layers`.
 """
 
 from __future__ import annotations
+
+import importlib.util
+import typing
 
 from kode_core import errors, model
 from kode_core.codec import from_dict, to_dict
@@ -31,7 +35,9 @@ __all__ = [
     "ConsistencyCheckResult",
     "ConsistencyIssue",
     "ExtendedStore",
+    "JsonStore",
     "Lease",
+    "MemoryStore",
     "MessageFilter",
     "Page",
     "QueryableStore",
@@ -49,9 +55,50 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    if name == "__version__":
-        from importlib.metadata import version
+_STORES: typing.Final = {
+    "JsonStore": ("kode_core.direct", "kode-core"),
+    "MemoryStore": ("kode_core.direct", "kode-core"),
+    "SqliteStore": ("kode_sqlite", "kode-sqlite"),
+    "PostgresStore": ("kode_postgres", "kode-postgres"),
+    "MongoStore": ("kode_mongo", "kode-mongo"),
+    "DynamoDBStore": ("kode_dynamodb", "kode-dynamodb"),
+}
+"""Stores for direct use: the module of each, and the distribution that it comes with."""
 
-        return version("kode-core")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if typing.TYPE_CHECKING:
+    from kode_dynamodb import DynamoDBStore as DynamoDBStore
+    from kode_mongo import MongoStore as MongoStore
+    from kode_postgres import PostgresStore as PostgresStore
+    from kode_sqlite import SqliteStore as SqliteStore
+
+    from kode_core.direct import JsonStore, MemoryStore
+
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> object:
+        """The version, and the stores for direct use, each imported when it is asked for.
+
+        Raises:
+            BackendImportError: the store's distribution is not installed; an ImportError.
+        """
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("kode-core")
+        if name not in _STORES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, distribution = _STORES[name]
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as exc:
+            if exc.name != module:
+                raise
+        raise errors.BackendImportError(
+            f"{name} comes with {distribution}, which is not installed; pip install {distribution}"
+        )
+
+    def __dir__() -> list[str]:
+        """What can be had, the stores of the distributions that are installed included."""
+        there = [name for name, (module, _) in _STORES.items() if importlib.util.find_spec(module)]
+        return sorted({*globals(), *there})

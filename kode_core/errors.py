@@ -4,12 +4,13 @@
 
     KodeError
     ├── ConfigurationError (ValueError)      an option, URL, variable or kode.toml is wrong
-    │   └── PluginError
-    │       ├── UnknownBackendError          no such backend, or its package is not installed
-    │       ├── AmbiguousBackendError        two distributions provide one name
-    │       ├── BackendImportError (ImportError)
-    │       ├── IncompatibleBackendError     it does not fit this kode-core
-    │       └── DisabledBackendError         blocked by KODE_DISABLE_PLUGINS
+    │   ├── PluginError
+    │   │   ├── UnknownBackendError          no such backend, or its package is not installed
+    │   │   ├── AmbiguousBackendError        two distributions provide one name
+    │   │   ├── BackendImportError (ImportError)
+    │   │   ├── IncompatibleBackendError     it does not fit this kode-core
+    │   │   └── DisabledBackendError         blocked by KODE_DISABLE_PLUGINS
+    │   └── ForeignStoreError                the KODE SDK for TypeScript wrote what is there
     ├── InvalidArgumentError (ValueError)    an id, filter, limit, record type … of a call
     │   ├── InvalidValueError                a value that JSON cannot carry exactly
     │   └── PayloadTooLargeError             larger than the backend can hold
@@ -45,6 +46,7 @@ __all__ = [
     "ConfigurationError",
     "CorruptRecordError",
     "DisabledBackendError",
+    "ForeignStoreError",
     "IncompatibleBackendError",
     "InvalidArgumentError",
     "InvalidValueError",
@@ -100,7 +102,15 @@ class PluginError(ConfigurationError):
 
 
 class UnknownBackendError(PluginError):
-    """No installed distribution provides a backend of that name."""
+    """No installed distribution provides a backend of that name.
+
+    Attributes:
+        without_name: the same without the name, which in a malformed URL may be a part of a secret.
+    """
+
+    def __init__(self, problem: str, without_name: str = "") -> None:
+        super().__init__(problem)
+        self.without_name = without_name or problem
 
 
 class AmbiguousBackendError(PluginError):
@@ -117,6 +127,24 @@ class IncompatibleBackendError(PluginError):
 
 class DisabledBackendError(PluginError):
     """The backend is switched off by ``KODE_DISABLE_PLUGINS``."""
+
+
+class ForeignStoreError(ConfigurationError):
+    """The KODE SDK for TypeScript wrote what is there, and this library would only see an empty store in it.
+
+    Nothing of it was changed. Give this library a place of its own, and bring the data over.
+
+    Attributes:
+        place: the file or folder.
+    """
+
+    def __init__(self, place: str, backend: str) -> None:
+        super().__init__(
+            f"{place} was written by the KODE SDK for TypeScript, whose format is another one; it was left as it is: "
+            f"open a {backend} store at a new place, and bring the data over with: "
+            f"kode import --from kode-sdk {place} --store …"
+        )
+        self.place = place
 
 
 class InvalidArgumentError(KodeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
-from kode_core.errors import IncompatibleBackendError
+from kode_core.errors import IncompatibleBackendError, KodeError, StoreUnavailableError
 from kode_core.layers.companion import refuse_without_files
 from kode_core.plugins import Backend, opened_store, registry
 from kode_core.protocols import ExtendedStore, Store
+from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
 
 __all__ = ["BackendStore", "StoreOpening", "create_extended_store", "create_store"]
@@ -53,17 +55,21 @@ class StoreOpening(Generic[S]):
             )
 
 
-def create_store(target: str | Mapping[str, Any] | None = None, /, **options: Any) -> StoreOpening[Store]:
+def create_store(
+    target: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any
+) -> StoreOpening[Store]:
     """A store of any backend, as :func:`create_extended_store`, also of one that only implements ``Store``."""
     return StoreOpening(lambda: _open(target, options))
 
 
 def create_extended_store(
-    target: str | Mapping[str, Any] | None = None, /, **options: Any
+    target: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any
 ) -> StoreOpening[ExtendedStore]:
     """The store that *target* and the surroundings say.
 
-    *target* is a URL (``sqlite:///agents.db``), the name of a store in ``kode.toml``, or a mapping with a ``type``.
+    *target* is a URL (``sqlite:///agents.db``), a ``Path``, the name of a store in ``kode.toml``, or a mapping with a
+    ``type``. A path of a folder, or without a suffix, is a store of JSON files; one of a file, or with a name such as
+    ``agents.db``, a database of SQLite.
     Without it, :mod:`kode_core.config` looks at ``KODE_STORE_URL``, ``KODE_STORE_TYPE``, ``kode.toml``, and in the end
     takes SQLite at ``./data/agents.db``. Options given by name come on top; ``type=`` works here too::
 
@@ -86,10 +92,10 @@ def create_extended_store(
     return StoreOpening(open_extended)
 
 
-async def _open(target: str | Mapping[str, Any] | None, options: Mapping[str, Any]) -> Store:
+async def _open(target: str | os.PathLike[str] | Mapping[str, Any] | None, options: Mapping[str, Any]) -> Store:
     configured = configure(target, options, registry.backend, os.environ)
     if configured.backend.gives == "store":
-        return opened_store(configured.backend, await configured.backend.open(configured.options))
+        return opened_store(configured.backend, await opened(configured))
     store = EngineStore(lambda: open_engine(configured), **_settings(configured))
     try:
         return await store.open()
@@ -105,7 +111,9 @@ def _settings(configured: Configured) -> dict[str, Any]:
     return {
         "timeout_ms": common.timeout_ms,
         "follow_poll_ms": common.follow_poll_ms,
+        "memory_limit_bytes": common.memory_limit_bytes,
         "observers": registry.observers(),
+        "clock": clock,
     }
 
 
@@ -121,10 +129,13 @@ async def _closed_on_error(engine: Engine) -> AsyncIterator[None]:
 
 async def open_engine(configured: Configured) -> Engine:
     """Open the engine with all that belongs around it."""
-    engine: Engine = await configured.backend.open(configured.options)
     folder = configured.store.file_store_base_dir
     if folder is not None:
-        from kode_core.backends.json_files import JsonOptions, open_json
+        from kode_core.backends.json_files import JsonOptions, open_json, refuse_foreign
+
+        await asyncio.to_thread(refuse_foreign, folder)  # before a database is made that would have no use
+    engine: Engine = await opened(configured)
+    if folder is not None:
         from kode_core.layers.hybrid import HybridEngine
 
         durability: Any = getattr(configured.options, "durability", "full")
@@ -135,9 +146,22 @@ async def open_engine(configured: Configured) -> Engine:
     else:
         async with _closed_on_error(engine):
             await refuse_without_files(engine)
-    for layer in registry.layers(configured.options):
-        engine = layer(engine)
+    async with _closed_on_error(engine):
+        for layer in registry.layers(configured.options):
+            engine = layer(engine)
     return engine
+
+
+async def opened(configured: Configured) -> Any:
+    """What the backend opens; an exception of its driver that it lets through is not quoted (OPS-12, OPS-17)."""
+    try:
+        return await configured.backend.open(configured.options)
+    except KodeError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - a backend's code
+        places = traceback.extract_tb(exc.__traceback__)
+        problem = f"{type(exc).__name__} at {places[-1].filename}:{places[-1].lineno}"
+    raise StoreUnavailableError(f"the backend {configured.backend.name!r} could not be opened: {problem}")
 
 
 class BackendStore(EngineStore):

@@ -14,7 +14,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, TypeAlias
@@ -46,6 +48,8 @@ __all__ = [
     "hookspec",
     "registry",
 ]
+
+_log = logging.getLogger("kode_core.plugins")
 
 GROUP: Final = "kode.stores"
 """The entry point group of backends."""
@@ -135,10 +139,10 @@ class Plugins:
         self._manager.add_hookspecs(Hooks)
         self._backends: dict[str, Backend] = {}
         self._loaded = False
-        if disabled is None:
-            disabled = os.environ.get("KODE_DISABLE_PLUGINS", "").split(",")
-        for name in filter(None, map(str.strip, disabled)):
-            self._manager.set_blocked(name)
+        given = os.environ.get("KODE_DISABLE_PLUGINS", "").split(",") if disabled is None else disabled
+        self._disabled = frozenset(filter(None, map(str.strip, given)))
+        self._seen = disabled is not None
+        self._failed: set[str] = set()
         if os.environ.get("KODE_TRACE_PLUGINS"):
             self._manager.enable_tracing()
             self._manager.trace.root.setwriter(_write_trace)
@@ -149,9 +153,31 @@ class Plugins:
         """All backends there are, from metadata alone: nothing is imported."""
         return _in_metadata(GROUP)
 
-    def is_disabled(self, name: str) -> bool:
-        """Whether ``KODE_DISABLE_PLUGINS`` or the constructor blocks the backend."""
-        return bool(self._manager.is_blocked(name))
+    def names(self) -> Sequence[str]:
+        """The names of all backends that are installed or were added, also of those that are disabled."""
+        return sorted({plugin.name for plugin in self.installed()} | self._backends.keys() | FIRST_PARTY.keys())
+
+    def is_disabled(self, name: str, distribution: str = "") -> bool:
+        """Whether ``KODE_DISABLE_PLUGINS`` or the constructor blocks the plugin, by its name or its distribution's."""
+        return name in self._disabled or _normal(distribution) in map(_normal, self._disabled)
+
+    def see_disabled(self) -> None:
+        """See that ``KODE_DISABLE_PLUGINS`` names plugins that there are.
+
+        Raises:
+            UnknownBackendError: it names another one, which would be used all the same.
+        """
+        if self._seen:
+            return
+        there = [*_in_metadata(GROUP), *_in_metadata(PLUGIN_GROUP)]
+        known = {name for plugin in there for name in (plugin.name, plugin.distribution)} | set(self.names())
+        known |= set(FIRST_PARTY.values()) | {name for name, _ in self._manager.list_name_plugin()}
+        for name in sorted(self._disabled):
+            if name not in known and _normal(name) not in map(_normal, known):
+                near = difflib.get_close_matches(name, sorted(known), 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+                raise UnknownBackendError(f"KODE_DISABLE_PLUGINS names {name!r}, which is no plugin; {hint}")
+        self._seen = True
 
     def backend(self, name: str) -> Backend:
         """The backend of that name; imports its plugin on first use.
@@ -162,19 +188,25 @@ class Plugins:
         name = ALIASES.get(name, name)
         if name not in self._backends:
             self._backends[name] = self._load(name)
+        elif self.is_disabled(name):
+            raise DisabledBackendError(f"backend {name!r} is disabled by KODE_DISABLE_PLUGINS")
         return self._backends[name]
 
     def _load(self, name: str) -> Backend:
-        if self.is_disabled(name):
-            raise DisabledBackendError(f"backend {name!r} is disabled by KODE_DISABLE_PLUGINS")
+        self.see_disabled()
         everything = entry_points(group=GROUP)
-        found = [ep for ep in everything if ep.name == name]
+        named = [ep for ep in everything if ep.name == name]
+        found = [ep for ep in named if not self.is_disabled(name, _distribution(ep)[0])]
+        if self.is_disabled(name) or (named and not found):
+            raise DisabledBackendError(f"backend {name!r} is disabled by KODE_DISABLE_PLUGINS")
         if not found:
-            raise UnknownBackendError(_unknown(name, sorted({ep.name for ep in everything})))
+            raise _unknown(name, sorted({ep.name for ep in everything} | self._backends.keys()))
         if len(found) > 1:
             who = ", ".join(sorted(map(_described, found)))
+            first = min(_distribution(ep)[0] for ep in found)
             raise AmbiguousBackendError(
-                f"backend {name!r} comes from more than one distribution ({who}); uninstall all but one"
+                f"backend {name!r} comes from more than one distribution ({who}); uninstall all but one, or disable "
+                f"the others, as in KODE_DISABLE_PLUGINS={first}"
             )
         return self._register(name, found[0])
 
@@ -186,16 +218,13 @@ class Plugins:
                 f"backend {name!r} ({_described(ep)}) is installed but {ep.value!r} does not import: {exc}"
             ) from exc
         try:
-            self.add(plugin, name)
-            backend = plugin.kode_store_backend()
-            _check_backend(backend, name)
+            self._add(plugin, name)
+            return _checked_backend(plugin, name)
         except Exception as exc:
             self._manager.unregister(name=name)  # pluggy < 1.7 leaves a plugin that it refused half registered
             raise IncompatibleBackendError(
                 f"backend {name!r} ({_described(ep)}) does not fit this kode-core: {exc}"
             ) from exc
-        assert isinstance(backend, Backend)
-        return backend
 
     # --- hooks for all
 
@@ -207,30 +236,61 @@ class Plugins:
         """Load the plugins that are not backends: those with layers and observers."""
         if self._loaded:
             return
-        self._loaded = True
+        self.see_disabled()
         for ep in entry_points(group=PLUGIN_GROUP):
-            if self.is_disabled(ep.name) or self._manager.has_plugin(ep.name):
+            if self.is_disabled(ep.name, _distribution(ep)[0]) or self._manager.has_plugin(ep.name):
                 continue
             try:
-                self.add(ep.load(), ep.name)
+                self._add(ep.load(), ep.name)
             except Exception as exc:
                 raise BackendImportError(
                     f"plugin {ep.name!r} ({_described(ep)}) is installed but cannot be used: {exc}; "
                     f"uninstall it, or set KODE_DISABLE_PLUGINS={ep.name}"
                 ) from exc
+        self._loaded = True
 
     def add(self, plugin: object, name: str | None = None) -> None:
-        """Register a plugin that is already there, such as a module with layers or an observer of your own."""
+        """Register a plugin that is already there: a module or object with a backend, layers or an observer of yours.
+
+        A backend is found afterwards by its own name, as one that is installed is; *name* is what the plugin is called
+        in traces.
+
+        Raises:
+            IncompatibleBackendError: it does not follow the interface, or a backend of that name is there already.
+        """
+        if not hasattr(plugin, "kode_store_backend"):
+            self._add(plugin, name)
+            return
+        try:
+            backend = _checked_backend(plugin)
+        except Exception as exc:
+            raise IncompatibleBackendError(
+                f"plugin {_called(plugin, name)} does not fit this kode-core: {exc}"
+            ) from exc
+        if backend.name in self._backends or any(one.name == backend.name for one in self.installed()):
+            raise IncompatibleBackendError(
+                f"a backend named {backend.name!r} is there already; give yours another name"
+            )
+        self._add(plugin, name or f"added-{backend.name}")
+        self._backends[backend.name] = backend
+
+    def _add(self, plugin: object, name: str | None) -> None:
         observer = getattr(plugin, "kode_operation", None)
         if observer is not None and inspect.iscoroutinefunction(observer):
-            raise TypeError("kode_operation is called from the write path and must be a plain function, not async")
+            raise IncompatibleBackendError(
+                "kode_operation is called from the write path and must be a plain function, not async"
+            )
+        if name is not None and self.is_disabled(name):
+            return
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
-        except pluggy.PluginValidationError as exc:
-            if self._manager.is_registered(plugin):
+        except (pluggy.PluginValidationError, ValueError) as exc:
+            if isinstance(exc, pluggy.PluginValidationError) and self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
-            raise IncompatibleBackendError(f"plugin {name or plugin!r} does not fit this kode-core: {exc}") from exc
+            raise IncompatibleBackendError(
+                f"plugin {_called(plugin, name)} does not fit this kode-core: {exc}"
+            ) from exc
 
     def layers(self, options: msgspec.Struct) -> list[EngineLayer]:
         """The layers that plugins put around an engine with these options, innermost first."""
@@ -250,7 +310,15 @@ class Plugins:
 
     def _observe(self, implementation: pluggy.HookImpl, operation: Operation) -> None:
         self._trace(implementation)
-        _call(implementation, operation=operation)
+        try:
+            _call(implementation, operation=operation)
+        except Exception:  # noqa: BLE001 - a plugin's code
+            if implementation.plugin_name not in self._failed:
+                self._failed.add(implementation.plugin_name)
+                _log.exception(
+                    "a kode_operation hook failed, of the plugin %s; further failures of it are not reported",
+                    implementation.plugin_name,
+                )
 
     def _trace(self, implementation: pluggy.HookImpl) -> None:
         self._manager.trace(f"{implementation.function.__name__} of {implementation.plugin_name}")
@@ -261,13 +329,28 @@ def _call(implementation: pluggy.HookImpl, **arguments: Any) -> Any:
     return implementation.function(*(arguments[name] for name in implementation.argnames))
 
 
-def _check_backend(backend: object, name: str) -> None:
+def _called(plugin: object, name: str | None) -> str:
+    return repr(name) if name else type(plugin).__name__
+
+
+def _checked_backend(plugin: Any, name: str | None = None) -> Backend:
+    """The backend that a plugin contributes, which has to be named *name*."""
+    backend = plugin.kode_store_backend()
     if not isinstance(backend, Backend):
         raise TypeError(f"kode_store_backend returned {type(backend).__name__}, not a Backend")
-    if (backend.name, backend.api) != (name, API):
-        raise ValueError(f"it is {backend.name!r} for API {backend.api}, wanted {name!r} for API {API}")
+    wanted = backend.name if name is None else name
+    if (backend.name, backend.api) != (wanted, API):
+        raise ValueError(f"it is {backend.name!r} for API {backend.api}, wanted {wanted!r} for API {API}")
+    if not re.fullmatch(r"[a-z][a-z0-9.-]*", backend.name):
+        raise ValueError("its name must be lower case letters, digits, '-' and '.', as it begins URLs")
     if backend.gives not in ("engine", "store"):
         raise ValueError(f"Backend.gives is {backend.gives!r}, not 'engine' or 'store'")
+    return backend
+
+
+def _normal(name: str) -> str:
+    """A distribution's name as packaging compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _in_metadata(group: str) -> Sequence[InstalledPlugin]:
@@ -283,13 +366,15 @@ def _described(ep: EntryPoint) -> str:
     return " ".join(filter(None, _distribution(ep)))
 
 
-def _unknown(name: str, installed: list[str]) -> str:
+def _unknown(name: str, installed: list[str]) -> UnknownBackendError:
     have = ", ".join(installed) or "none"
     if name in FIRST_PARTY:
-        return f"backend {name!r} is not installed; run: pip install {FIRST_PARTY[name]} (installed: {have})"
+        text = f"backend {name!r} is not installed; run: pip install {FIRST_PARTY[name]} (installed: {have})"
+        return UnknownBackendError(text)
     near = difflib.get_close_matches(name, [*installed, *FIRST_PARTY], 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"no backend is named {name!r}{hint} (installed: {have})"
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    text = f"no backend is named {name!r}{f'; {hint}' if hint else ' '}(installed: {have})"
+    return UnknownBackendError(text, f"{hint}(installed: {have})")
 
 
 def _write_trace(text: str) -> None:
@@ -308,4 +393,4 @@ def opened_store(backend: Backend, opened: object) -> Store:
 
 
 registry: Final = Plugins()
-"""The plugins of this process; ``registry.add(module)`` registers layers and observers of your own."""
+"""The plugins of this process; ``registry.add(module)`` registers a backend, layers or observers of your own."""

@@ -2,7 +2,8 @@
 
 ``create_store`` and ``create_extended_store`` give an object that has all of it. A store of your own may implement
 one of these protocols directly, or be an :class:`kode_core.engine.Engine`, from which the core makes a complete
-ExtendedStore. Clause numbers refer to ``docs/contract.md``.
+ExtendedStore. A subclass of a protocol that leaves one of its methods out cannot be made; a class that only has the
+methods is a store as well. Clause numbers refer to ``docs/contract.md``.
 
 What holds for every method:
 
@@ -16,11 +17,12 @@ What holds for every method:
 
 from __future__ import annotations
 
+import abc
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self, TypeAlias, Unpack, runtime_checkable
+from types import FunctionType, TracebackType
+from typing import Protocol, Self, TypeAlias, TypeVar, Unpack, runtime_checkable
 
 from kode_core.engine import Progress
 from kode_core.model import (
@@ -64,7 +66,7 @@ class Lease(Protocol):
 
     @property
     def is_lost(self) -> bool:
-        """True once a renewal was refused: somebody else may hold the lock."""
+        """True once a renewal was refused or too late, or the store was closed: somebody else may hold the lock."""
         ...
 
     async def renew(self) -> None:
@@ -80,7 +82,20 @@ class AgentLock(Awaitable[Lease], AbstractAsyncContextManager[Lease], Protocol):
     """What ``acquire_agent_lock`` returns: await it for a lease, or use ``async with``."""
 
 
+C = TypeVar("C", bound=type)
+
+
+def _to_be_implemented(protocol: C) -> C:
+    """Let no subclass of *protocol* be made without all of its methods, which would return None and lose data."""
+    for method in vars(protocol).values():
+        if isinstance(method, FunctionType) and method.__doc__:
+            method.__isabstractmethod__ = True  # type: ignore[attr-defined]
+    abc.update_abstractmethods(protocol)
+    return protocol
+
+
 @runtime_checkable
+@_to_be_implemented
 class Store(Protocol):
     """What an agent needs to stop and go on: its state, its events, its history."""
 
@@ -278,6 +293,7 @@ class Store(Protocol):
 
 
 @runtime_checkable
+@_to_be_implemented
 class QueryableStore(Store, Protocol):
     """A store that can be searched over all agents. Filters are keyword arguments; see :mod:`kode_core.query`."""
 
@@ -319,6 +335,7 @@ class QueryableStore(Store, Protocol):
 
 
 @runtime_checkable
+@_to_be_implemented
 class ExtendedStore(QueryableStore, Protocol):
     """A store for operators and for many workers: health, metrics, locks, forks."""
 
@@ -352,8 +369,14 @@ class ExtendedStore(QueryableStore, Protocol):
         Use ``async with``, which renews the lease every third of *ttl_ms* and fences the writes inside. Awaited
         instead, it gives a lease that ends after *ttl_ms* unless ``renew()`` is called.
 
+        The writes of this task are fenced as long as it is in the block. Tasks that were started inside are fenced for
+        as long as they live: what they write after the block raises LockLostError, unless they take the lock
+        themselves (LOCK-7). An async generator whose steps run in different tasks gives its writes ``fence=lease``.
+
         Raises:
-            LockUnavailableError: it was still held after *wait_ms*.
+            LockUnavailableError: it was still held after *wait_ms*; or, at once, this task is inside the block of this
+                very lock, or was started there.
+            StoreClosedError: the store was closed while this waited.
         """
         ...
 

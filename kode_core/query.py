@@ -18,8 +18,9 @@ from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 import msgspec
 
 from kode_core.errors import InvalidArgumentError
-from kode_core.ids import check_agent_id, index_text
+from kode_core.ids import check_agent_id, index_text, quoted
 from kode_core.jsonvalue import decode_json, encode_json
+from kode_core.metadata import metadata_index
 from kode_core.model import Bookmark, Json
 
 __all__ = [
@@ -280,12 +281,12 @@ class _Given:
         limit = self.take("limit", _count)
         limit = DEFAULT_LIMIT if limit is None else limit
         if limit > MAX_LIMIT:
-            raise InvalidArgumentError(f"limit is at most {MAX_LIMIT}, got {limit}; follow next_cursor for more")
+            raise InvalidArgumentError(f"limit is at most {MAX_LIMIT}; follow next_cursor for more")
         offset = self.take("offset", _count) or 0
         cursor = self.take("cursor", _text) if self.filters.get("cursor") is not None else None
         if cursor is not None and offset:
             raise InvalidArgumentError("give cursor or offset, not both: a cursor already says where to go on")
-        after = None if cursor is None else _parse_cursor(cursor, _fingerprint(query), len(_KEY_TYPES[type(query)]))
+        after = None if cursor is None else _parse_cursor(cursor, _fingerprint(query), _KEY_TYPES[type(query)])
         return msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
 
 
@@ -320,7 +321,7 @@ def _count(name: str, value: Any) -> int:
     if type(value) is not int:
         raise _wrong(name, "an int", value)
     if not 0 <= value < 2**63:
-        raise InvalidArgumentError(f"{name} must not be negative or beyond 64 bits, got {value}")
+        raise InvalidArgumentError(f"{name} must not be negative or beyond 64 bits, got {quoted(value)}")
     return value
 
 
@@ -333,7 +334,7 @@ def _metadata(name: str, value: Any) -> Mapping[str, Json]:
 def _one_of(*options: str) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         if type(value) is not str or value not in options:
-            raise InvalidArgumentError(f"{name} must be one of {', '.join(options)}, got {value!r:.60}")
+            raise InvalidArgumentError(f"{name} must be one of {', '.join(options)}, got {quoted(value)}")
         return value
 
     return check
@@ -353,23 +354,6 @@ def time_ms(name: str, value: Any) -> int:
     return -(-((value - _EPOCH) // timedelta(microseconds=1)) // 1000)
 
 
-def metadata_index(metadata: Mapping[str, Json], label: str = "metadata") -> tuple[tuple[str, str], ...]:
-    """The (key, value) pairs under which *metadata* is found: equal JSON values give equal texts."""
-    plain = dict(metadata)
-    encode_json(plain, label)
-    return tuple((index_text(key), index_text(encode_json(_canonical(value), label))) for key, value in plain.items())
-
-
-def _canonical(value: Json) -> Json:
-    if type(value) is float and value.is_integer():
-        return int(value)
-    if type(value) is list:
-        return [_canonical(item) for item in value]
-    if type(value) is dict:
-        return {key: _canonical(value[key]) for key in sorted(value)}
-    return value
-
-
 # --- Cursors ----------------------------------------------------------------------------------------------------------
 
 _CURSOR_VERSION: Final = 1
@@ -387,15 +371,28 @@ def make_cursor(query: SessionQuery | RowQuery, key: tuple[Any, ...]) -> str:
     return base64.urlsafe_b64encode(blake2b(raw, digest_size=4).digest() + raw).rstrip(b"=").decode()
 
 
-def _parse_cursor(cursor: str, fingerprint: str, length: int) -> Any:
+def _parse_cursor(cursor: str, fingerprint: str, kinds: tuple[type, ...]) -> Any:
     try:
         data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         sound = blake2b(data[4:], digest_size=4).digest() == data[:4]
         fields = decode_json(data[4:].decode()) if sound else None
-    except (ValueError, binascii.Error):
+    except (ValueError, RecursionError, binascii.Error):
         fields = None
-    if not isinstance(fields, list) or len(fields) != length + 2 or fields[0] != _CURSOR_VERSION:
+    if not isinstance(fields, list) or len(fields) != len(kinds) + 2 or fields[0] != _CURSOR_VERSION:
         raise InvalidArgumentError("this is no cursor that a store gave: pass next_cursor of a page, unchanged")
     if fields[1] != fingerprint:
         raise InvalidArgumentError("this cursor belongs to a query with other filters or another order")
-    return tuple(fields[2:])
+    key = tuple(fields[2:])
+    if not all(type(part) is kind and _is_of_key(part) for part, kind in zip(key, kinds, strict=True)):
+        raise InvalidArgumentError("this is no cursor that a store gave: pass next_cursor of a page, unchanged")
+    return key
+
+
+def _is_of_key(part: Any) -> bool:
+    """Whether *part* can be a time, a position or an agent id: cursors travel through clients, who may forge them."""
+    if isinstance(part, int):
+        return -(2**63) <= part < 2**63
+    try:
+        return bool(check_agent_id(part))
+    except InvalidArgumentError:
+        return False

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self, TypeAlias
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, ClassVar, Final, Self, TypeAlias
 
 import msgspec
 
 from kode_core.errors import ConfigurationError
+from kode_core.sources.wanted import named, near, read_value
 
-__all__ = ["Millis", "Port", "Prefix", "Secret", "ServerOptions"]
+__all__ = [
+    "Millis",
+    "Password",
+    "Port",
+    "Prefix",
+    "Secret",
+    "ServerOptions",
+    "password_of",
+    "see_host",
+    "see_password",
+    "shown",
+]
 
-Millis: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
+Millis: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=2**31 - 1)]
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Prefix: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z", max_length=30)]
 """How the names begin of what a backend makes in a database."""
 Secret: TypeAlias = Annotated[str, msgspec.Meta(extra={"secret": True})]
 """Never shown, not even in errors."""
+Password: TypeAlias = Annotated[Any, msgspec.Meta(extra={"secret": True})]
+"""A password, or a function that gives one, async or not: for tokens that change. See :func:`password_of`."""
+
+_HOST: Final = re.compile(r"[\w.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%\w+)?\]?|/[^@?:,]*")
+"""A name, an address or the folder of a socket."""
+_SHOWN: Final = re.compile(r"[\w$~.,:/\[\]%-]{1,255}")
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True):
@@ -59,18 +78,66 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             given = {self.url_option: given}
         if not isinstance(given, Mapping):
             raise ConfigurationError(f"connection must be a mapping of options or a URL, got {type(given).__name__}")
+        if "connection" in given:
+            raise ConfigurationError("connection cannot have a connection inside")
         values = {name: self._checked(name, value) for name, value in given.items() if value is not None}
         return type(self)(**{**values, **self._given(), "connection": None})
 
     @classmethod
-    def _checked(cls, name: str, value: Any) -> Any:
+    def _checked(cls, name: object, value: Any) -> Any:
         known = {f.name: f for f in msgspec.structs.fields(cls) if f.name not in cls.objects | {"connection"}}
-        field = known.get(name)
+        field = known.get(name) if isinstance(name, str) else None
         if field is None:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigurationError(f"connection has no option {name!r}{hint}")
-        try:
-            return msgspec.convert(value, field.type)
-        except msgspec.ValidationError as exc:
-            raise ConfigurationError(f"connection: option {name}: {str(exc).replace('`', '')}") from None
+            raise ConfigurationError(f"connection has no option {named(name)}{near(name, known)}")
+        problem, converted = read_value(field, value, strict=True)
+        if problem:
+            raise ConfigurationError(f"connection: option {name}: {problem}")
+        return converted
+
+
+def see_host(host: str | None) -> None:
+    """See that a host is a name, an address or a folder, and not a URL with a password in it.
+
+    Raises:
+        ConfigurationError: it is something else; it is not quoted.
+    """
+    if host is not None and not all(_HOST.fullmatch(one) for one in host.split(",")):
+        raise ConfigurationError("host must be a name or an address alone, without port; a URL is given as a whole")
+
+
+def shown(name: str | None) -> str:
+    """A name for messages; one that looks as if it were more than a name is left out."""
+    return name if name and _SHOWN.fullmatch(name) else "…" if name else ""
+
+
+async def password_of(given: str | Callable[[], str | Awaitable[str]] | None) -> str | None:
+    """The password, asked for when it is given as a function.
+
+    Raises:
+        ConfigurationError: the function failed or did not give a str. Its words are not repeated.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    try:
+        password: Any = given()
+        if inspect.isawaitable(password):
+            password = await password
+    except Exception as exc:  # noqa: BLE001 - the caller's own code, whose words may quote a secret
+        problem = f"the function that is given as password raised {type(exc).__name__}"
+    else:
+        if isinstance(password, str):
+            return password
+        problem = f"the function that is given as password must return a str, not {type(password).__name__}"
+    raise ConfigurationError(problem)
+
+
+def see_password(given: object) -> None:
+    """See that an option is a password or a function that gives one.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if given is not None and not isinstance(given, str) and not callable(given):
+        raise ConfigurationError(
+            f"password must be a str, or a function that returns one, async or not; got {type(given).__name__}"
+        )

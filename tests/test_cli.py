@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -211,8 +212,11 @@ def test_library_errors_are_one_line(store: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("sessions", "--store", "production"), "error: 'production' is neither a URL nor a store of kode.toml"),
-        (("sessions", "--store", "sqllite:///a.db"), "error: no backend is named 'sqllite'; did you mean 'sqlite'?"),
+        (("sessions", "--store", "production"), "error: the text given is neither a URL"),
+        (
+            ("sessions", "--store", "sqllite:///a.db"),
+            "error: the URL does not begin with a backend's name: did you mean 'sqlite'?",
+        ),
         (("sessions", "--metadata", "trial"), "error: --metadata 'trial' has no '='"),
         (("sessions", "--limit", "-1"), "error: limit must not be negative"),
         (("sessions", "--all", "--limit", "5"), "error: an iterator gives everything that matches"),
@@ -303,7 +307,8 @@ def test_plugins_tells_what_is_disabled_or_does_not_load() -> None:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     entry_points = "[kode.stores]\nacme = no_such_module\n[kode.plugins]\naudit = broken.audit\ncache = broken.cache\n"
     (metadata / "entry_points.txt").write_text(entry_points)
-    out, _ = kode("plugins", env={"PYTHONPATH": "site", "KODE_DISABLE_PLUGINS": "json,cache"})
+    out, err = kode("plugins", code=1, env={"PYTHONPATH": "site", "KODE_DISABLE_PLUGINS": "json,cache"})
+    assert "plugin 'audit' (broken 1.0) is installed but cannot be used" in err
 
     lines = {line.split()[0]: line for line in out.splitlines() if line}
     assert "does not import: No module named 'no_such_module'" in lines["acme"]
@@ -798,3 +803,31 @@ def test_backup_is_a_store(store: str) -> None:
     assert [Path(line).name for line in out.splitlines()] == ["saved.db"]
     assert agents("sqlite:///saved.db") == {"agt-0", "agt-1", "agt-2", "agt-3"}
     assert kode("backup", "saved.db", "--store", store, code=2)[1].startswith("error: ")
+
+
+# --- Streams that are closed or full ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("arguments", [("sessions",), ("sessions", "--json"), ("stats",), ("--version",), ("--help",)])
+@pytest.mark.parametrize(("streams", "code"), [(">/dev/full", 1), (">&-", 0), ("2>&-", 0), (">&- 2>&-", 0)])
+def test_output_that_cannot_be_written(store: str, arguments: tuple[str, ...], streams: str, code: int) -> None:
+    """A device that is full is an error in one line, and a stream that is closed is none; no traceback ever."""
+    command = f"exec {shlex.join((*KODE, *arguments))} {streams}"
+    done = subprocess.run(
+        ("/bin/sh", "-c", command),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KODE_STORE_URL": store},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("error: the output cannot be written: No space left on device\n" in done.stderr) == bool(code)
+
+
+def test_seconds_are_no_milliseconds(store: str) -> None:
+    """A number that can only be meant as seconds deletes nothing."""
+    _, err = kode("delete", "--older-than", "1735689600", "--store", store, "--yes", code=2)
+    assert "looks like seconds" in err

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -23,6 +23,7 @@ from kode_core import (
     ToolResultBlock,
     ToolUseBlock,
     create_extended_store,
+    now_ms,
 )
 from kode_core.formats.openai_chat import (
     BASE_MS,
@@ -50,6 +51,10 @@ def convert(*conversations: Any, template: str = "t", prefix: str | None = None)
 
 def call(call_id: str, name: str = "look", arguments: str = "{}") -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def user(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text, **more}
 
 
 def asks(*calls: dict[str, Any]) -> dict[str, Any]:
@@ -611,3 +616,57 @@ async def test_importing_twice_changes_nothing(imported_runs: list[ImportedConve
         assert after.total_messages == totals.total_messages
         assert len(await store.query_tool_calls(is_error=True)) == 73
         assert (await store.check_consistency()).consistent
+
+
+TIMES: Final = (
+    (
+        {"created": 1_700_000_000, "messages": [user("a"), user("b")]},
+        [1_700_000_000_000, 1_700_000_001_000],
+    ),
+    (
+        {
+            "messages": [
+                user("a", timestamp="2024-05-01T00:00:00Z"),
+                user("b"),
+                user("c", created_at=1),
+                user("d", created=0),
+            ]
+        },
+        [1_714_521_600_000, 1_714_521_601_000, 1_714_521_601_000, 1_714_521_601_000],
+    ),
+    (
+        {"created_at": 1_600_000_000_000, "messages": [user("a"), user("b", createdAt="2024-05-01"), user("c")]},
+        [1_600_000_000_000, 1_714_521_600_000, 1_714_521_601_000],
+    ),
+    (
+        {"messages": [user("a", timestamp="noon"), user("b", timestamp=1e300), user("c", timestamp=1_700_000_000)]},
+        [1_700_000_000_000, 1_700_000_001_000, 1_700_000_001_000],
+    ),
+)
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///times.db", "json:///times"])
+@pytest.mark.parametrize(("conversation", "times"), TIMES)
+async def test_times_come_along(url: str, conversation: dict[str, Any], times: list[int]) -> None:
+    """Messages and session keep the times that the source tells, in their order, and what is saved later is of now."""
+    (imported,) = convert(conversation)
+    async with create_extended_store(url) as store:
+        before = now_ms()
+        assert await import_conversation(store, imported)
+        assert [message.created_at for message in await store.query_messages(order="asc")] == times
+        (session,) = await store.query_sessions()
+        assert (session.created_at, session.updated_at) == (times[0], times[-1])
+        await store.append_messages(imported.agent_id, [Message.user("and now")])
+        (latest, *_) = await store.query_messages(limit=1)
+        (session,) = await store.query_sessions()
+        assert (latest.created_at >= before, session.updated_at >= before) == (True, True)
+
+
+async def test_without_times_an_import_is_of_now() -> None:
+    """Where the source tells no time, a session is not old, so that no clean-up takes it at once."""
+    (imported,) = convert([user("a")])
+    async with create_extended_store("memory:") as store:
+        before = now_ms()
+        await import_conversation(store, imported)
+        (message,), (session,) = await store.query_messages(), await store.query_sessions()
+        assert (message.created_at >= before, session.updated_at >= before) == (True, True)

@@ -23,9 +23,11 @@ from kode_core import (
     create_extended_store,
     create_store,
 )
+from kode_core.config import configure
 from kode_core.engine import Engine
+from kode_core.engines.memory import MemoryOptions, open_memory
 from kode_core.layers import Layer
-from kode_core.plugins import FIRST_PARTY, Plugins, hookimpl, registry
+from kode_core.plugins import FIRST_PARTY, Backend, Plugins, hookimpl, registry
 from kode_core.store.book import Operation
 
 Install = Callable[..., None]
@@ -134,7 +136,7 @@ def test_a_backend_that_does_not_fit(install: Install, code: str, says: str) -> 
 def test_a_disabled_backend(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     """KODE_DISABLE_PLUGINS blocks by name, before anything is imported."""
     install("kode-off", "off", "off_one", "raise RuntimeError('must not be imported')")
-    monkeypatch.setenv("KODE_DISABLE_PLUGINS", "other, off")
+    monkeypatch.setenv("KODE_DISABLE_PLUGINS", "mongo, off")
     with pytest.raises(DisabledBackendError, match="'off' is disabled by KODE_DISABLE_PLUGINS"):
         Plugins().backend("off")
 
@@ -243,7 +245,8 @@ async def test_layers_and_observers(caplog: pytest.LogCaptureFixture) -> None:
             registry._manager.unregister(plugin)
     inner = [(name, error) for tag, name, error in heard if tag == "inner"]
     assert inner == [("save_messages", None), ("load_todos", None), ("load_messages", "InvalidArgumentError")]
-    assert len([r for r in caplog.records if "kode_operation" in r.getMessage()]) == 1
+    failures = [record.getMessage() for record in caplog.records if "kode_operation" in record.getMessage()]
+    assert ["test-outer" in failures[0], "test-inner" in failures[1], len(failures)] == [True, True, 2]
 
 
 def test_an_async_observer_is_refused() -> None:
@@ -253,7 +256,7 @@ def test_an_async_observer_is_refused() -> None:
         @hookimpl
         async def kode_operation(self, operation: Operation) -> None: ...
 
-    with pytest.raises(TypeError, match="must be a plain function, not async"):
+    with pytest.raises(IncompatibleBackendError, match="must be a plain function, not async"):
         Plugins(()).add(Late())
 
 
@@ -312,7 +315,7 @@ def test_a_real_distribution_in_a_real_environment(tmp_path: Path) -> None:
     done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["['0.3']", "1"]
     without = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
-    assert "UnknownBackendError: no backend is named 'throwaway'" in without.stderr
+    assert "UnknownBackendError: the URL does not begin with a backend's name" in without.stderr
 
 
 def test_a_plugin_with_a_wrong_hook_is_not_kept() -> None:
@@ -341,3 +344,88 @@ def test_hook_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     for observer in plugins.observers():
         observer(None)  # type: ignore[arg-type]
     assert "kode_operation of listener" in capsys.readouterr().err
+
+
+# --- Plugins that are added, and those that are chosen between --------------------------------------------------------
+
+
+class _Acme:
+    """A backend of one application."""
+
+    def __init__(self, name: str = "acme", gives: str = "engine") -> None:
+        self.name = name
+        self.gives = gives
+
+    @hookimpl
+    def kode_store_backend(self) -> Backend:
+        return Backend(name=self.name, options=MemoryOptions, open=open_memory, gives=self.gives)
+
+
+async def test_a_backend_that_is_added_is_found() -> None:
+    """registry.add makes a backend that URLs, mappings and variables find by its own name."""
+    plugins = Plugins(())
+    plugins.add(_Acme(), "an application")
+    assert plugins.backend("acme").name == "acme"
+    assert "acme" in plugins.names()
+    for target, environ in (("acme:", {}), ({"type": "acme"}, {}), (None, {"KODE_STORE_TYPE": "acme"})):
+        assert configure(target, {}, plugins.backend, environ).backend.name == "acme"
+    registry.add(_Acme("acme-added"))
+    async with create_extended_store("acme-added:?name=x") as store:
+        await store.save_messages("a", [Message.user("hi")])
+    async with create_extended_store({"type": "acme-added", "name": "x"}) as store:
+        assert len(await store.load_messages("a")) == 1
+
+
+@pytest.mark.parametrize(
+    ("plugin", "says"),
+    [
+        (_Acme("memory"), "a backend named 'memory' is there already"),
+        (_Acme("sqlite"), "a backend named 'sqlite' is there already"),
+        (_Acme("UPPER CASE"), "its name must be lower case"),
+        (_Acme("odd", "nothing"), "Backend.gives is 'nothing'"),
+        (type("Wrong", (), {"kode_store_backend": lambda self: 5})(), "returned int, not a Backend"),
+        (type("Fails", (), {"kode_store_backend": lambda self: 1 / 0})(), "division by zero"),
+    ],
+)
+def test_an_added_backend_that_does_not_fit(plugin: Any, says: str) -> None:
+    """It is refused with what is wrong, each time, and nothing of it stays."""
+    plugins = Plugins(())
+    for _ in range(2):
+        with pytest.raises(IncompatibleBackendError, match=says):
+            plugins.add(plugin)
+
+
+def test_the_same_backend_twice() -> None:
+    """A second one of that name is refused, and the first goes on."""
+    plugins = Plugins(())
+    plugins.add(_Acme())
+    with pytest.raises(IncompatibleBackendError, match="'acme' is there already"):
+        plugins.add(_Acme())
+    assert plugins.backend("acme").name == "acme"
+
+
+@pytest.mark.parametrize("disabled", ["kode-dup-b", "kode_dup.B", "json, kode-dup-b"])
+def test_a_distribution_is_disabled(install: Install, monkeypatch: pytest.MonkeyPatch, disabled: str) -> None:
+    """KODE_DISABLE_PLUGINS names distributions, too, and so chooses between two backends of one name."""
+    install("kode-dup-a", "duo", f"duo_a_{len(disabled)}", PLUGIN.format(name="duo", api=1))
+    install("kode-dup-b", "duo", f"duo_b_{len(disabled)}", "raise RuntimeError('must not be imported')")
+    with pytest.raises(AmbiguousBackendError, match=r"or disable the others, as in KODE_DISABLE_PLUGINS=kode-dup-a"):
+        Plugins(()).backend("duo")
+    monkeypatch.setenv("KODE_DISABLE_PLUGINS", disabled)
+    assert Plugins().backend("duo").name == "duo"
+    monkeypatch.setenv("KODE_DISABLE_PLUGINS", "kode-dup-a,kode-dup-b")
+    with pytest.raises(DisabledBackendError, match="'duo' is disabled"):
+        Plugins().backend("duo")
+
+
+@pytest.mark.parametrize(
+    ("disabled", "says"),
+    [("postgre", "did you mean 'postgres'"), ("kode-postgre", "did you mean 'kode-postgres'"), ("zzz", "known are ")],
+)
+def test_an_unknown_name_is_not_disabled_in_silence(monkeypatch: pytest.MonkeyPatch, disabled: str, says: str) -> None:
+    """A name in KODE_DISABLE_PLUGINS that is no plugin is an error with the nearest, as soon as plugins are used."""
+    monkeypatch.setenv("KODE_DISABLE_PLUGINS", disabled)
+    plugins = Plugins()
+    for call in (lambda: plugins.backend("memory"), plugins.load_all, plugins.see_disabled):
+        with pytest.raises(UnknownBackendError, match=f"KODE_DISABLE_PLUGINS names '{disabled}', which.*{says}"):
+            call()

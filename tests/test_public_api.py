@@ -137,3 +137,45 @@ def test_an_import_loads_no_driver() -> None:
     unwanted = {"sqlite3", "aiosqlite", "asyncpg", "motor", "pymongo", "aioboto3", "kode_sqlite", "typer", "rich"}
     assert unwanted & set(loaded) == set()
     assert {"kode_core", "msgspec"} <= set(loaded)
+
+
+def test_stores_can_be_imported_from_the_core() -> None:
+    """Every store for direct use, also of a distribution of its own, which is imported when it is asked for."""
+    from kode_core import DynamoDBStore, JsonStore, MemoryStore, MongoStore, PostgresStore, SqliteStore
+
+    stores = (DynamoDBStore, JsonStore, MemoryStore, MongoStore, PostgresStore, SqliteStore)
+    assert all(issubclass(store, kode_core.ExtendedStore) for store in stores)
+    assert {store.__name__ for store in stores} <= set(dir(kode_core))
+    script = "import sys, kode_core as k; dir(k); print([m for m in sys.modules if m[:5] == 'kode_' and '.' not in m])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "['kode_core']"
+
+
+def test_a_store_whose_distribution_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an ImportError that names what to install, and dir() does not offer it."""
+    monkeypatch.setitem(kode_core._STORES, "AcmeStore", ("kode_acme_that_is_not_there", "kode-acme"))
+    with pytest.raises(ImportError, match="AcmeStore comes with kode-acme.*pip install kode-acme"):
+        from kode_core import AcmeStore  # type: ignore[attr-defined]  # noqa: F401
+    assert "AcmeStore" not in dir(kode_core)
+    with pytest.raises(AttributeError, match="has no attribute 'NoStore'"):
+        _ = kode_core.NoStore  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("protocol", [kode_core.Store, kode_core.QueryableStore, kode_core.ExtendedStore])
+def test_an_incomplete_store_cannot_be_made(protocol: Any) -> None:
+    """A subclass of a protocol that leaves methods out is told which; nothing of it would return None and lose data."""
+
+    async def load_messages(self: Any, agent_id: str) -> list[Any]:
+        return []
+
+    partial = type("Partial", (protocol,), {"load_messages": load_messages})
+    with pytest.raises(TypeError, match=r"abstract class Partial .*append_event.*save_messages"):
+        partial()
+
+
+def test_a_store_by_its_methods_is_a_store() -> None:
+    """A class that only has the methods is a store as well."""
+    names = [name for name, _ in inspect.getmembers(kode_core.Store, inspect.isfunction) if not name.startswith("_")]
+    duck = type("Duck", (), {name: lambda self: None for name in names})
+    assert isinstance(duck(), kode_core.Store)
+    assert not isinstance(duck(), kode_core.ExtendedStore)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from kode_core.config import path_from_url
 from kode_core.engines.folder import Folder
 from kode_core.engines.json_files import JsonFilesEngine
-from kode_core.errors import ConfigurationError, StoreUnavailableError
+from kode_core.errors import ForeignStoreError
+from kode_core.paths import local_path
 from kode_core.plugins import Backend, hookimpl
 
-__all__ = ["JsonOptions", "open_json"]
+__all__ = ["JsonOptions", "open_json", "refuse_foreign"]
+
+_LOOKED_AT: Final = 1000
+_SDK_FILES: Final = (
+    *("runtime/messages.json", "runtime/messages.wal", "runtime/tool-calls.json", "runtime/tool-calls.wal"),
+    *("runtime/todos.json", "runtime/media-cache.json", "history/windows", "history/recovered"),
+    *(f"events/{channel}.{kind}" for channel in ("progress", "control", "monitor") for kind in ("log", "wal")),
+)
 
 
 class JsonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,14 +37,20 @@ class JsonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         lock_wait_ms: how long a write waits for another process that writes the same agent.
     """
 
-    base_dir: Annotated[str, msgspec.Meta(extra={"path": True})] = "./data/store"
+    base_dir: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] = "./data/store"
     durability: Literal["full", "fast"] = "full"
-    lock_wait_ms: int = 10_000
+    lock_wait_ms: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 10_000
 
 
 async def open_json(options: JsonOptions) -> JsonFilesEngine:
-    """An engine over the folder that *options* name."""
-    folder = Folder(_folder_of(options.base_dir), durable=options.durability == "full", wait_ms=options.lock_wait_ms)
+    """An engine over the folder that *options* name.
+
+    Raises:
+        ConfigurationError: it is no path that can be.
+        ForeignStoreError: the KODE SDK wrote it.
+    """
+    base = await asyncio.to_thread(refuse_foreign, options.base_dir)
+    folder = Folder(base, durable=options.durability == "full", wait_ms=options.lock_wait_ms)
     engine = JsonFilesEngine(folder)
     try:
         await engine.run(folder.open)
@@ -43,22 +60,32 @@ async def open_json(options: JsonOptions) -> JsonFilesEngine:
     return engine
 
 
-def _folder_of(base_dir: str) -> Path:
+def refuse_foreign(base_dir: str) -> Path:
+    """The folder, which must not be one that the KODE SDK for TypeScript wrote.
+
+    Raises:
+        ForeignStoreError: it is; nothing in it was touched.
+    """
+    base = local_path(base_dir, "the folder")
     try:
-        base_dir.encode()
-        path = Path(base_dir).expanduser()
-    except (RuntimeError, UnicodeError) as exc:
-        raise ConfigurationError(f"base_dir {base_dir!a}: {exc}") from None
-    if "\0" in base_dir:
-        raise ConfigurationError(f"base_dir {base_dir!a} has a NUL character, which no path can have")
-    try:
-        return path.absolute()
-    except OSError as exc:
-        raise StoreUnavailableError(f"base_dir {base_dir!r} is relative, and the working directory is gone") from exc
+        if (base / ".kode").exists():
+            return base
+        with os.scandir(base) as entries:
+            found = next((entry.name for entry in islice(entries, _LOOKED_AT) if _is_of_sdk(base / entry.name)), None)
+    except OSError:  # not there, or not to be read: the engine says it
+        return base
+    if found is not None:
+        raise ForeignStoreError(str(base), "json")
+    return base
+
+
+def _is_of_sdk(agent: Path) -> bool:
+    """Whether a folder is an agent's as the SDK lays it out; a crash may have left only a part of it."""
+    return any((agent / name).exists() for name in _SDK_FILES)
 
 
 def _is_there(options: JsonOptions) -> bool:
-    return (_folder_of(options.base_dir) / ".kode" / "format").exists()
+    return os.path.exists(refuse_foreign(options.base_dir) / ".kode" / "format")  # noqa: PTH110 - raises nothing
 
 
 @hookimpl

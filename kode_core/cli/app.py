@@ -26,7 +26,7 @@ from kode_core.cli import (
     tool_calls,
 )
 from kode_core.cli.opening import StoreOption, default_store
-from kode_core.cli.output import fail, prepare_streams
+from kode_core.cli.output import fail, give_up_output, prepare_streams
 from kode_core.errors import KodeError
 
 __all__ = ["GROUP", "app", "run"]
@@ -134,12 +134,21 @@ for _command in COMMANDS:
 
 def run() -> int:
     """Run the command and return the exit code; an error of the library is one line on stderr."""
-    prepare_streams()
     try:
-        app()
+        prepare_streams()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KodeError as exc:
         if os.environ.get("KODE_DEBUG"):
             raise
         fail(str(exc))
+        return 2
+    except OSError as exc:
+        if os.environ.get("KODE_DEBUG"):
+            raise
+        give_up_output()
+        fail(f"the output cannot be written: {exc.strerror or exc}")
         return 2
     return 0

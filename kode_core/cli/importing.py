@@ -72,7 +72,8 @@ def import_file(
     Importing the same file again writes nothing. A conversation that cannot be understood, or whose agent is there
     already and differs, is reported and left out; the others are imported, and the exit code is 1.
 
-    The format has no times: a conversation that does not say when it was created gets 2025-01-01, the same each time.
+    Messages and conversations that say when they were created keep their times. Where nothing tells a time, records
+    begin at 2025-01-01, the same each time, and messages are of the time of the import.
     """
     if form not in _FORMATS:
         raise InvalidArgumentError(f"format {form!r} is not known; known are {', '.join(_FORMATS)}")

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import msgspec
+import typer
 from rich.table import Table
 from rich.text import Text
 
 from kode_core.cli.opening import JsonOption
-from kode_core.cli.output import one_line, print_json, show, visible
+from kode_core.cli.output import fail, one_line, print_json, show, visible
 from kode_core.cli.tables import table
 from kode_core.errors import PluginError
 from kode_core.plugins import FIRST_PARTY, InstalledPlugin, registry
@@ -47,20 +48,34 @@ def plugins(as_json: JsonOption = False) -> None:
     """List the backends, installed and not, and the layers and observers that all stores get.
 
     A backend made from an engine gives all three protocols. One that brings a store of its own gives at least Store.
+    The exit code is 1 when a plugin cannot be used.
     """
+    registry.see_disabled()
     found = [_loaded(installed) for installed in registry.installed()]
     missing = {name: f"pip install {package}" for name, package in FIRST_PARTY.items() if name not in _names(found)}
     extensions = [_described(installed) for installed in registry.extensions()]
+    broken = int(not _extensions_load() or any(backend.problem is not None for backend in found))
     if as_json:
         available = [{"name": name, "install": command} for name, command in missing.items()]
         print_json({"backends": found, "extensions": extensions, "available": available})
-        return
+        raise typer.Exit(broken)
     show(_table(found))
     if extensions:
         heads = ("LAYERS AND OBSERVERS", "DISTRIBUTION", "ENTRY POINT", "")
         show(Text(), _rows(heads, extensions, lambda plugin: _DISABLED if plugin.disabled else Text()))
     if missing:
         show(Text(), Text("Not installed:"), *(Text(f"  {name:<10} {missing[name]}") for name in missing))
+    raise typer.Exit(broken)
+
+
+def _extensions_load() -> bool:
+    """Whether all plugins with layers and observers can be used; says of the first that cannot what is wrong."""
+    try:
+        registry.load_all()
+    except PluginError as exc:
+        fail(str(exc))
+        return False
+    return True
 
 
 def _names(found: Sequence[_Backend]) -> set[str]:
@@ -73,7 +88,7 @@ def _described(installed: InstalledPlugin) -> _Plugin:
         distribution=installed.distribution,
         version=installed.version,
         entry_point=installed.value,
-        disabled=registry.is_disabled(installed.name),
+        disabled=registry.is_disabled(installed.name, installed.distribution),
     )
 
 

@@ -16,8 +16,10 @@ or an object that has the list under ``messages`` or ``traj``. Each becomes one 
 - Each call of a tool is a tool call record. It FAILED when the answer begins with "Error", and is PENDING without one.
 - The fields of the object, and those that a message has besides, are its metadata: names in camelCase, without nulls
   and without lists and objects of more than 500 characters. ``source`` is the name of the file.
-- The format has no times. The first message has that of the object's ``created`` or ``created_at``, or else
-  2025-01-01T00:00:00Z, and each that follows is one second later; durations are the differences.
+- The format has no times of its own. A message has that of its ``created_at``, ``created`` or ``timestamp``, where that
+  is understood; the first one otherwise that of the object's ``created`` or ``created_at``; and each that tells none is
+  a second later than the one before it. Stored messages and ``updated_at`` have these times, too. Where nothing tells a
+  time, records begin at 2025-01-01T00:00:00Z, and messages are stored with the time of the import.
 
 So the same file gives the same records each time, and importing it again writes nothing.
 """
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -49,6 +52,7 @@ from kode_core.model import (
     ToolUseBlock,
 )
 from kode_core.protocols import Store
+from kode_core.store.dated import dated
 
 __all__ = [
     "BASE_MS",
@@ -66,6 +70,7 @@ _STEP_MS: Final = 1_000
 _MESSAGES: Final = ("messages", "traj")
 _IDS: Final = ("id", "conversation_id", "session_id")
 _CREATED: Final = ("created", "created_at")
+_MESSAGE_TIMES: Final = ("created_at", "createdAt", "created", "timestamp")
 
 
 class RawConversation(NamedTuple):
@@ -82,7 +87,12 @@ class RawConversation(NamedTuple):
 
 
 class ImportedConversation(NamedTuple):
-    """All records that a conversation becomes."""
+    """All records that a conversation becomes.
+
+    Attributes:
+        times: when each message was written, in milliseconds since the epoch; none where the source does not tell, and
+            then the messages are of the time of the import.
+    """
 
     place: str
     info: AgentInfo
@@ -90,6 +100,7 @@ class ImportedConversation(NamedTuple):
     tool_calls: Sequence[ToolCallRecord]
     events: Sequence[Timeline]
     snapshot: Snapshot
+    times: Sequence[int] = ()
 
     @property
     def agent_id(self) -> str:
@@ -138,14 +149,15 @@ async def import_conversation(store: Store, conversation: ImportedConversation, 
                 f"agent {conversation.agent_id!r:.80} is there already and differs; overwrite it with replace, "
                 "or give another prefix"
             )
-        await store.save_turn(
-            conversation.agent_id,
-            messages=conversation.messages,
-            tool_calls=conversation.tool_calls,
-            info=conversation.info,
-            events=conversation.events,
-        )
-        await store.save_snapshot(conversation.agent_id, conversation.snapshot)
+        with dated(conversation.times) if conversation.times else nullcontext():
+            await store.save_turn(
+                conversation.agent_id,
+                messages=conversation.messages,
+                tool_calls=conversation.tool_calls,
+                info=conversation.info,
+                events=conversation.events,
+            )
+            await store.save_snapshot(conversation.agent_id, conversation.snapshot)
     return True
 
 
@@ -189,14 +201,16 @@ class ChatConverter:
             fields, raw_messages = _opened(raw.document.value())
             chat = [_understood(message, i) for i, message in enumerate(raw_messages)]
             agent_id = self._agent_id(raw, fields, raw_messages)
+            created = _created(fields)
+            times = _times(created, raw_messages)
             info = AgentInfo(
                 agent_id=agent_id,
                 template_id=self._template,
-                created_at=_created(fields),
+                created_at=BASE_MS if created is None and not times else times[0],
                 breakpoint="READY",
                 metadata={**metadata_of(_besides(fields)), "source": raw.source},
             )
-            imported = _imported(raw.place, info, chat)
+            imported = _imported(raw.place, info, chat, times)
             self._places[agent_id] = raw.place
             return imported
 
@@ -257,12 +271,39 @@ def _besides(fields: Mapping[str, Json]) -> dict[str, Json]:
     return {name: value for name, value in fields.items() if name not in known}
 
 
-def _created(fields: Mapping[str, Json]) -> int:
+def _created(fields: Mapping[str, Json]) -> int | None:
     for name in _CREATED:
         if fields.get(name) is not None:
             with at(name):
                 return _time_ms(fields[name])
-    return BASE_MS
+    return None
+
+
+def _times(created: int | None, messages: Sequence[Json]) -> list[int]:
+    """When each message was written, as far as the source tells; empty where it tells nothing.
+
+    One without a time of its own is a second later than the one before it, and none is older than that one.
+    """
+    told = [_told_time(message) for message in messages]
+    known = [time for time in told if time is not None]
+    if created is None and not known:
+        return []
+    times = [told[0] if told[0] is not None else created if created is not None else known[0]]
+    for time in told[1:]:
+        times.append(times[-1] + _STEP_MS if time is None else max(time, times[-1]))
+    return times
+
+
+def _told_time(message: Json) -> int | None:
+    """The time that a message says of itself, in a form that is understood; others stay in its metadata."""
+    for name in _MESSAGE_TIMES:
+        value = message.get(name) if type(message) is dict else None
+        if value is not None:
+            with suppress(InvalidArgumentError):
+                time = _time_ms(value)
+                if abs(time) < _LAST_MS:
+                    return time
+    return None
 
 
 def _time_ms(value: Json) -> int:
@@ -278,14 +319,15 @@ def _time_ms(value: Json) -> int:
     raise InvalidArgumentError(f"{value!r:.60} is no time; write seconds since the epoch or 2025-01-31T12:00:00Z")
 
 
+_LAST_MS: Final = 10**15  # the year 33658: more is no time
 _FIRST_MS: Final = 100_000_000_000  # as milliseconds that is 1973, as seconds it is the year 5138
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------
 
 
-def _imported(place: str, info: AgentInfo, chat: Sequence[ChatMessage]) -> ImportedConversation:
-    times = [info.created_at + i * _STEP_MS for i in range(len(chat))]
+def _imported(place: str, info: AgentInfo, chat: Sequence[ChatMessage], told: Sequence[int]) -> ImportedConversation:
+    times = told or [info.created_at + i * _STEP_MS for i in range(len(chat))]
     calls = match_calls(chat)
     records = [call_record(call, chat, times) for call in calls]
     answered = {call.answered: call for call in calls}
@@ -296,7 +338,7 @@ def _imported(place: str, info: AgentInfo, chat: Sequence[ChatMessage]) -> Impor
         id=f"sfp-{last}", messages=messages, last_sfp_index=last, last_bookmark=bookmark, created_at=times[-1]
     )
     info = info.replace(message_count=len(messages), last_sfp_index=last, last_bookmark=bookmark)
-    return ImportedConversation(place, info, messages, records, events, snapshot)
+    return ImportedConversation(place, info, messages, records, events, snapshot, told)
 
 
 def _message(message: ChatMessage, answers: ChatCall | None) -> Message:

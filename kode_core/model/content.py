@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, get_args
 
 import msgspec
 
@@ -66,7 +66,7 @@ class ToolResultBlock(_Block, frozen=True, tag="tool_result"):
     is_error: bool | None = None
 
 
-class UnknownBlock(msgspec.Struct, frozen=True):
+class UnknownBlock(msgspec.Struct, frozen=True, gc=False):
     """A block whose type this version does not know, kept as it is (VAL-6).
 
     Attributes:
@@ -88,3 +88,6 @@ if TYPE_CHECKING:
     ContentBlock: TypeAlias = _KnownBlock | UnknownBlock
 else:  # msgspec builds decoders from the annotations; unknown blocks take the codec's second path
     ContentBlock = _KnownBlock
+
+BLOCKS: Final[tuple[type, ...]] = (*get_args(_KnownBlock), UnknownBlock)
+"""The classes of all content blocks."""

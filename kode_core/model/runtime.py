@@ -9,8 +9,9 @@ import msgspec
 from msgspec import field
 from msgspec.structs import force_setattr
 
+from kode_core.errors import InvalidArgumentError
 from kode_core.model.base import Json, Record, Spread, empty, freeze, now_ms
-from kode_core.model.content import ContentBlock, TextBlock
+from kode_core.model.content import BLOCKS, ContentBlock, TextBlock
 
 AgentChannel: TypeAlias = Literal["progress", "control", "monitor"]
 """``progress`` is what a user interface shows, ``control`` asks for decisions, ``monitor`` is for operators."""
@@ -18,7 +19,7 @@ CHANNELS: Final[tuple[AgentChannel, ...]] = get_args(AgentChannel)
 """The three channels."""
 
 
-class Message(Record, frozen=True):
+class Message(Record, frozen=True, gc=True, weakref=True):
     """One message of a conversation.
 
     Attributes:
@@ -50,23 +51,43 @@ class Message(Record, frozen=True):
 
     @classmethod
     def user(cls, text: str) -> Message:
-        """A user's message of one text block."""
-        return cls("user", (TextBlock(text),))
+        """A user's message of one text block; raises InvalidArgumentError when *text* is no str."""
+        return cls("user", (_text_block("user", text),))
 
     @classmethod
     def assistant(cls, text: str, *blocks: ContentBlock) -> Message:
-        """A model's answer: a text block, then *blocks* such as tool uses."""
-        return cls("assistant", (TextBlock(text), *blocks))
+        """A model's answer: a text block, then *blocks* such as tool uses.
+
+        Raises:
+            InvalidArgumentError: *text* is no str, or one of the blocks is none.
+        """
+        for block in blocks:
+            if not isinstance(block, BLOCKS):
+                raise InvalidArgumentError(
+                    f"Message.assistant takes a text and then content blocks such as ToolUseBlock, "
+                    f"got {type(block).__name__} among the blocks"
+                )
+        return cls("assistant", (_text_block("assistant", text), *blocks))
 
     @classmethod
     def system(cls, text: str) -> Message:
-        """Instructions, as one text block."""
-        return cls("system", (TextBlock(text),))
+        """Instructions, as one text block; raises InvalidArgumentError when *text* is no str."""
+        return cls("system", (_text_block("system", text),))
 
     @property
     def text(self) -> str:
         """The text blocks, joined by newlines; empty when there is none."""
         return "\n".join(block.text for block in self.content if isinstance(block, TextBlock))
+
+
+def _text_block(role: str, text: object) -> TextBlock:
+    if isinstance(text, str):
+        return TextBlock(text)
+    if isinstance(text, BLOCKS):
+        hint = f"a message without text is Message({role!r}, [block])"
+    else:
+        hint = f"other content is given as blocks: Message({role!r}, [TextBlock('…'), …])"
+    raise InvalidArgumentError(f"Message.{role} takes the text first, as a str, got {type(text).__name__}; {hint}")
 
 
 class ToolCallApproval(Record, frozen=True, kw_only=True):
@@ -94,7 +115,7 @@ class ToolCallAuditEntry(Record, frozen=True):
     note: str | None = None
 
 
-class ToolCallRecord(Record, frozen=True, kw_only=True):
+class ToolCallRecord(Record, frozen=True, kw_only=True, gc=True, weakref=True):
     """One call of a tool, from the model's request to its result.
 
     Attributes:
@@ -130,7 +151,7 @@ class Bookmark(Record, frozen=True):
     timestamp: int
 
 
-class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Something that happened: its channel, its type, and the type's own fields in ``data``.
 
     On the wire the fields of ``data`` stand beside ``channel`` and ``type``. Types are open: a store keeps every

@@ -11,6 +11,9 @@ from kode_core.server_options import Millis, Secret, ServerOptions
 __all__ = ["DynamoDBOptions"]
 
 _Table = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{3,255}\Z")]
+_Region = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z]+(-[A-Za-z0-9]+)*\Z", max_length=40)]
+_Endpoint = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/?#@:]+(:\d{1,5})?(/[^\s?#@]*)?\Z")]
+"""Without a user and password, which the service does not take."""
 
 
 class DynamoDBOptions(ServerOptions, frozen=True, kw_only=True):
@@ -39,8 +42,8 @@ class DynamoDBOptions(ServerOptions, frozen=True, kw_only=True):
     """
 
     table: _Table = "kode"
-    region: str | None = None
-    endpoint_url: str | None = None
+    region: _Region | None = None
+    endpoint_url: _Endpoint | None = None
     profile: str | None = None
     access_key_id: Secret | None = None
     secret_access_key: Secret | None = None

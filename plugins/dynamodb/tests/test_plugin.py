@@ -65,7 +65,7 @@ def test_variables_and_the_connection_of_the_guide() -> None:
 
 
 def test_an_option_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="regoin.*did you mean 'region'"):
+    with pytest.raises(ConfigurationError, match="no option.*did you mean 'region'"):
         options_of("dynamodb:?regoin=x")
 
 

@@ -232,7 +232,7 @@ def _made(kind: Any, options: MongoOptions) -> Any:
         return kind(options.uri or options.host, options.port, **_arguments(options))
     except (InvalidURI, PyMongoError, ValueError, TypeError, OSError) as exc:
         said = str(exc) if isinstance(exc, pymongo.errors.ConfigurationError) and options.uri is None else _plain(exc)
-        raise ConfigurationError(f"{options.place}: the connection's options cannot be used: {said}") from None
+    raise ConfigurationError(f"{options.place}: the connection's options cannot be used: {said}")
 
 
 def _plain(exc: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import msgspec
 
 from kode_core.errors import ConfigurationError
-from kode_core.server_options import Millis, Port, Prefix, Secret, ServerOptions
+from kode_core.server_options import Millis, Password, Port, Prefix, Secret, ServerOptions, see_host, see_password
 from kode_mongo.uris import see_parameters, shown_hosts, split_uri
 
 __all__ = ["MongoOptions"]
@@ -27,6 +27,7 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
         uri: ``mongodb://user:password@host:port/database`` or ``mongodb+srv://…``, with MongoDB's parameters.
         connection: these options as a mapping, or the ``uri``.
         database: the database's name; that of the URI, or ``kode``, unless given.
+        password: a text, or a function that returns one, async or not, and is asked when the store is opened.
         auth_source: the database that knows the user; unless given, the one that the URI names, or else ``admin``.
         replica_set: the name of the set whose primary to look for.
         tls: whether to speak TLS; ``tls_ca_file`` names the certificates to trust, the system's unless given.
@@ -46,7 +47,7 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
     port: Port | None = None
     database: _Database | None = None
     user: str | None = None
-    password: Secret | None = None
+    password: Password = None
     auth_source: str | None = None
     replica_set: str | None = None
     tls: bool | None = None
@@ -70,8 +71,8 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: the URI is malformed, or the host is one; nothing of either is quoted.
         """
-        if self.host is not None and ("://" in self.host or "@" in self.host):
-            raise ConfigurationError("host must be a name or an address alone; a whole URI is the option uri")
+        see_host(self.host)
+        see_password(self.password)
         if self.uri is not None:
             split_uri(self.uri)
 
@@ -97,7 +98,7 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
         name = self.database_name
         if not re.match(_NAME, name) or len(name.encode(errors="replace")) > _NAME_BYTES:
             raise ConfigurationError(
-                f"{name!r} cannot be a database's name: it may have {_NAME_BYTES} bytes, and no / \\ . \" $ * < > : | ?"
+                f'the database cannot be named so: its name may have {_NAME_BYTES} bytes, and no / \\ . " $ * < > : | ?'
                 " and no space"
             )
         if self.uri is not None:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlunsplit
 
+from msgspec.structs import replace
+
 from kode_core.plugins import Backend, hookimpl
+from kode_core.server_options import password_of
 from kode_mongo.options import MongoOptions
 from kode_mongo.uris import split_uri
 
@@ -31,14 +34,23 @@ async def _open(options: MongoOptions) -> RecordEngine:
     from kode_core.engines.record_engine import RecordEngine
     from kode_mongo.records import open_records
 
-    return RecordEngine(await open_records(options.resolved()))
+    return RecordEngine(await open_records(await _with_password(options.resolved())))
+
+
+async def _with_password(options: MongoOptions) -> MongoOptions:
+    return replace(options, password=await password_of(options.password))
 
 
 def _is_there(options: MongoOptions) -> bool:
     """A server that cannot be asked is left to ``open``, which says what is wrong with it."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
     from kode_mongo.connection import has_collections
 
-    return has_collections(options.resolved())
+    with ThreadPoolExecutor(1) as pool:  # the caller may be in an event loop
+        options = pool.submit(asyncio.run, _with_password(options.resolved())).result()
+    return has_collections(options)
 
 
 def _schema(options: MongoOptions) -> str:

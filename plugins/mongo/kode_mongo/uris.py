@@ -87,6 +87,6 @@ def see_parameters(uri: Uri, place: str) -> None:
     for name, value in uri.parameters:
         kept, own = _KEPT.get(name.lower()), _OWN.get(name.lower())
         if kept is not None and value.lower() != kept:
-            raise ConfigurationError(f"{place}: the URI has {name}={value}; {_WEAKENED}")
+            raise ConfigurationError(f"{place}: the URI has {name} with another value than {kept}; {_WEAKENED}")
         if own is not None:
             raise ConfigurationError(f"{place}: the URI has {name}; give the store's option {own} in its place")

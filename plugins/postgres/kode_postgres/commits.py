@@ -27,7 +27,7 @@ from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.queues import Item, Queues
 from kode_postgres.session import GRACE_S, Doubt, Session
 from kode_postgres.trouble import AgainError, locked_s, timed_out
-from kode_postgres.writes import Head, Statements, applied, needs_lock, offsets_of, op_number
+from kode_postgres.writes import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
 
@@ -156,12 +156,13 @@ class Committer:
         except KodeError as exc:
             return exc
         end, pause = time.monotonic() + locked_s(self._connections.answer_s), 0.002
+        without_lock = 0 if is_unseen(batch) else _ATTEMPTS_WITHOUT_LOCK  # under the lock nobody comes in between
         for attempt in itertools.count():
             async with self._alone:
                 if len(unanswered) >= _UNANSWERED:
                     return unanswered[0]
                 try:
-                    found = await self._attempt([batch], doubt, locks=attempt >= _ATTEMPTS_WITHOUT_LOCK)
+                    found = await self._attempt([batch], doubt, locks=attempt >= without_lock)
                     if found:
                         return found[0]
                     error: Exception = StoreBusyError("other writers kept changing the agent; nothing was written")
@@ -323,10 +324,10 @@ def _concerns_all(exc: Exception) -> bool:
 
 
 def _unconditional(batch: Batch) -> Batch:
-    """The batch without what was checked under the lock; a list of which all goes needs no rows to be cut after."""
+    """The batch without what was checked under the lock; what it expects of lists is still so, unless they are gone."""
 
     def free(write: ListWrite | None) -> ListWrite | None:
-        return None if write is None else replace(write, expect=None)
+        return replace(write, expect=None) if write is not None and batch.delete else write
 
     return replace(
         batch,

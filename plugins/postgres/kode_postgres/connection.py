@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -21,6 +22,8 @@ from kode_core.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from kode_core.server_options import password_of
+from kode_postgres.dsn import read_dsn
 from kode_postgres.errors import is_conflict, is_lost, is_starting, to_kode_error
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, migrate, version_of
@@ -341,19 +344,21 @@ async def has_tables(options: PostgresOptions) -> bool:
 
 
 def _arguments(options: PostgresOptions) -> dict[str, Any]:
+    dsn = None if options.dsn is None else read_dsn(options.dsn)
+    application = dsn.application_name if dsn else None
     given = {
-        "dsn": options.dsn,
-        "host": options.host,
+        "dsn": dsn and dsn.for_driver,
+        "host": options.host and options.host.split(","),
         "port": options.port,
         "database": options.database,
         "user": options.user,
-        "password": options.password,
+        "password": partial(password_of, options.password) if callable(options.password) else options.password,
         "ssl": _ssl(options.ssl),
     }
     return {
         **{name: value for name, value in given.items() if value is not None},
         "timeout": options.connection_timeout_millis / 1000,
-        "server_settings": {"application_name": _APPLICATION},
+        "server_settings": {"application_name": application or _APPLICATION},
     }
 
 

@@ -97,7 +97,8 @@ def to_kode_error(exc: BaseException, place: str) -> KodeError:
     if isinstance(exc, TimeoutError):
         return StoreUnavailableError(f"{place}: no answer in time; check the address, the network and the load")
     if isinstance(exc, asyncpg.ClientConfigurationError):
-        return ConfigurationError(f"{place}: the connection's options do not fit together: {exc}")
+        problem = str(exc).partition(", got ")[0]  # what was given is not told
+        return ConfigurationError(f"{place}: the connection's options do not fit together: {problem}")
     if isinstance(exc, (OSError, EOFError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         said = exc.strerror if isinstance(exc, OSError) else None
         words = said or (str(exc.args[0]) if exc.args else type(exc).__name__)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 
-from kode_core.server_options import Millis, Port, Prefix, Secret, ServerOptions
+from kode_core.server_options import (
+    Millis,
+    Password,
+    Port,
+    Prefix,
+    Secret,
+    ServerOptions,
+    see_host,
+    see_password,
+    shown,
+)
+from kode_postgres.dsn import read_dsn
 
 __all__ = ["PostgresOptions"]
 
@@ -23,7 +33,9 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     Attributes:
         dsn: ``postgres://user:password@host:port/database``, with libpq's parameters such as ``sslmode``.
         connection: these options as a mapping, or the ``dsn``.
-        host: a name, an address, or the folder of a socket.
+        host: a name, an address, or the folder of a socket; of several, with commas between them, the first that
+            answers.
+        password: a text, or a function that returns one, async or not, and is asked for each new connection.
         ssl: ``True`` or a mode of libpq's such as ``require`` or ``verify-full``; the path of a file with the
             certificates to trust, which means ``verify-full``; or an ``ssl.SSLContext``.
         max: how many connections at most.
@@ -46,7 +58,7 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     port: Port | None = None
     database: str | None = None
     user: str | None = None
-    password: Secret | None = None
+    password: Password = None
     ssl: Any = None
     max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
     idle_timeout_millis: Millis = 30_000
@@ -56,29 +68,41 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     schema: _Name | None = None
     table_prefix: Prefix = "kode_"
     create: bool = True
-    statement_cache_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    statement_cache_size: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     pool: Any = None
 
     url_option: ClassVar[str] = "dsn"
     hidden: ClassVar[frozenset[str]] = frozenset({"dsn", "password", "ssl"})
     objects: ClassVar[frozenset[str]] = frozenset({"pool"})
 
+    def __post_init__(self) -> None:
+        """Refuse at once what could be shown with a password in it.
+
+        Raises:
+            ConfigurationError: the dsn is malformed, the host is a URL, or the password neither text nor function;
+                nothing of them is quoted.
+        """
+        see_host(self.host)
+        see_password(self.password)
+        if self.dsn is not None:
+            read_dsn(self.dsn)
+
+    def resolved(self) -> Self:
+        """The options with those of ``connection`` and of the dsn's own parameters in their places."""
+        options = super().resolved()
+        millis = None if options.dsn is None else read_dsn(options.dsn).connect_timeout_millis
+        if millis is None or "connection_timeout_millis" in options._given():
+            return options
+        return msgspec.structs.replace(options, connection_timeout_millis=millis)
+
     @property
     def place(self) -> str:
         """Where the database is, for messages."""
         if self.pool is not None:
             return "postgres by the given pool"
-        host, port, database = self.host, self.port, self.database
+        where = f"{self.host}{f':{self.port}' if self.port else ''}" if self.host else ""
+        database = self.database
         if self.dsn is not None:
-            split = urlsplit(self.dsn)
-            host, database = host or split.hostname, database or split.path.removeprefix("/")
-            port = port or _port_of(self.dsn)
-        where = f"{host or 'the default host'}{f':{port}' if port else ''}"
-        return f"postgres at {where}{f'/{database}' if database else ''}"
-
-
-def _port_of(dsn: str) -> int | None:
-    try:
-        return urlsplit(dsn).port
-    except ValueError:
-        return None
+            dsn = read_dsn(self.dsn)
+            where, database = where or dsn.hosts, database or dsn.database
+        return f"postgres at {shown(where) or 'the default host'}{f'/{shown(database)}' if database else ''}"

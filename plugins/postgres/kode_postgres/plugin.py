@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlunsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, parse_qsl, urlencode
 
 from kode_core.plugins import Backend, hookimpl
+from kode_postgres.dsn import PARAMETERS
 from kode_postgres.options import PostgresOptions
 
 if TYPE_CHECKING:
     from kode_postgres.engine import PostgresEngine
-
-_LIBPQ: Final = frozenset(
-    {
-        *("host", "port", "user", "password", "dbname", "passfile", "application_name", "connect_timeout", "options"),
-        *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "sslnegotiation"),
-        *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "channel_binding"),
-        *("krbsrvname", "gsslib", "service", "servicefile"),
-    }
-)
-"""Parameters of a URL that are libpq's and no options of this backend."""
-_UNKNOWN_TO_THE_DRIVER: Final = frozenset({"channel_binding", "connect_timeout", "sslcrl"})
 
 
 async def _open(options: PostgresOptions) -> PostgresEngine:
@@ -49,9 +39,11 @@ def _schema(options: PostgresOptions) -> str:
 
 def _from_url(split: SplitResult) -> Mapping[str, Any]:
     pairs = parse_qsl(split.query, keep_blank_values=True)
-    kept = [(name, value) for name, value in pairs if name in _LIBPQ - _UNKNOWN_TO_THE_DRIVER]
-    scheme = "postgresql" if split.netloc or split.path or kept else ""
-    return {"dsn": urlunsplit((scheme, split.netloc, split.path, urlencode(kept), ""))} if scheme else {}
+    kept = [(name, value) for name, value in pairs if name in PARAMETERS]
+    if not (split.netloc or split.path or kept):
+        return {}
+    where = f"{split.netloc}{split.path or ('/' if not split.netloc else '')}"
+    return {"dsn": f"postgresql://{where}{f'?{urlencode(kept)}' if kept else ''}"}
 
 
 @hookimpl
@@ -61,7 +53,7 @@ def kode_store_backend() -> Backend:
         options=PostgresOptions,
         open=_open,
         from_url=_from_url,
-        url_parameters=_LIBPQ,
+        url_parameters=PARAMETERS,
         variables={
             "POSTGRES_HOST": "host",
             "POSTGRES_PORT": "port",

@@ -36,6 +36,7 @@ class Part(Flag):
     INFO = auto()
     DOCS = auto()
     EVENTS = auto()
+    UNSEEN = auto()
 
 
 class Column(NamedTuple):
@@ -68,6 +69,7 @@ INPUT: Final[dict[Part | None, tuple[Column, ...]]] = {
     Part.TOOL_CALLS: _list_columns("tool_call"),
     Part.INFO: (Column("has_info", "boolean"), Column("template_id", "text"), Column("created_at", "bigint")),
     Part.EVENTS: (Column("events", "bigint"),),
+    Part.UNSEEN: (Column("message_oldest", "bigint"),),
 }
 """What is known of each batch, by the part that needs it. ``since`` is when its first attempt was sent that may have
 been applied, by the server's clock, and never later than it was."""
@@ -143,6 +145,8 @@ class WriteStatement:
             order = f"SELECT a.agent_id FROM {self._tables.agents} a JOIN input i USING (agent_id)"
             ctes.append(f"locked AS MATERIALIZED ({order} ORDER BY a.agent_id FOR UPDATE OF a SKIP LOCKED)")
         ctes += [f"old AS ({self._update()})", f"fresh AS ({self._insert()})", f"head AS ({self._head()})"]
+        if Part.UNSEEN in self:
+            ctes.append(f"latest AS MATERIALIZED ({self._latest()})")
         for part, rows in tables.items():
             ctes += self._writes(part, rows)
         return f"WITH {', '.join(ctes)} {self._answer()}"
@@ -196,11 +200,17 @@ class WriteStatement:
             sets.append("created_at = CASE WHEN i.has_info THEN i.created_at ELSE a.created_at END")
         if Part.AGE in self:
             holds.append("(i.expect_updated_at IS NULL OR i.expect_updated_at = a.updated_at)")
+        if Part.UNSEEN in self:
+            holds.append(f"(i.message_oldest IS NULL OR a.message_version = {self._seen_version()})")
         source = "input i" + (" JOIN locked k USING (agent_id)" if Part.SEVERAL in self else "")
         return (
             f"UPDATE {self._tables.agents} a SET {', '.join(sets)} FROM {source}"
             f" WHERE {' AND '.join([*holds, *self._fenced()])} RETURNING i.n, {self._returned('a')}"
         )
+
+    def _seen_version(self) -> str:
+        """The version that the statement sees; who waited for the lock has another one, and does not see all rows."""
+        return f"(SELECT s.message_version FROM {self._tables.agents} s WHERE s.agent_id = i.agent_id)"
 
     def _insert(self) -> str:
         """Heads that are not there yet; where another session makes one first, the batch is left out."""
@@ -242,10 +252,22 @@ class WriteStatement:
         """What was changed, with what is needed to write the rows."""
         more = [f"i.{one}_{what}" for _, one in self._lists() for what in ("length", "append")]
         more += ["i.events"] if Part.EVENTS in self else []
+        more += ["i.message_oldest"] if Part.UNSEEN in self else []
         columns = ", ".join([f"i.n, {self._returned('h')}", *more])
         return (
             f"SELECT {columns} FROM (SELECT o.* FROM old o UNION ALL SELECT i.n, f.* FROM fresh f"
             " JOIN input i USING (agent_id)) h JOIN input i ON i.n = h.n"
+        )
+
+    def _latest(self) -> str:
+        """The newest message, where it is newer than what is appended unseen (MSG-4): found in the index of times.
+
+        Without the lower bound the plan that is kept from when the table was small reads all messages of the agent.
+        """
+        return (
+            f"SELECT h.n, (SELECT max(m.created_at) FROM {self._tables.messages} m"
+            " WHERE m.agent_id = h.agent_id AND m.created_at > h.message_oldest) AS created_at"
+            " FROM head h WHERE h.message_oldest IS NOT NULL"
         )
 
     # --- rows
@@ -259,10 +281,12 @@ class WriteStatement:
         one, columns = _ONE[part], [c.name for c in ROWS[part][1:]]
         table = getattr(self._tables, f"{one}s")
         place = f"CASE WHEN r.position < 0 THEN h.{one}_count - h.{one}_append - 1 - r.position ELSE r.position END"
-        values = ", ".join(["h.agent_id", place, *(_value(c) for c in columns[1:])])
-        insert = (
-            f"INSERT INTO {table} (agent_id, {', '.join(columns)}) SELECT {values} FROM {rows} JOIN head h ON h.n = r.n"
-        )
+        values = ["h.agent_id", place, *(_value(c) for c in columns[1:])]
+        source = f"{rows} JOIN head h ON h.n = r.n"
+        if part is Part.MESSAGES and Part.UNSEEN in self:
+            values[2] = "CASE WHEN r.position < 0 THEN greatest(r.created_at, l.created_at) ELSE r.created_at END"
+            source += " LEFT JOIN latest l ON l.n = h.n"
+        insert = f"INSERT INTO {table} (agent_id, {', '.join(columns)}) SELECT {', '.join(values)} FROM {source}"
         if PUTS[part] not in self:
             return [f"{one}s AS ({insert})"]
         updates = ", ".join(f"{c} = excluded.{c}" for c in columns[1:])

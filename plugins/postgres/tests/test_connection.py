@@ -212,3 +212,58 @@ def test_a_process_ends_though_nobody_closed_the_store(server: Server) -> None:
     done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 10
+
+
+# --- Passwords that change --------------------------------------------------------------------------------------------
+
+
+async def test_a_password_from_a_function(server: Server, schema: str) -> None:
+    """A function, async or not, is asked for each new connection, so that a token may change meanwhile."""
+    given = parts(server)
+    asked: list[str] = []
+
+    async def later() -> str:
+        await asyncio.sleep(0)
+        asked.append("later")
+        return str(given["password"])
+
+    def at_once() -> str:
+        asked.append("at once")
+        return str(given["password"])
+
+    for function, name in ((later, "later"), (at_once, "at once")):
+        asked.clear()
+        options = {**given, "password": function}
+        async with create_extended_store(type="postgres", schema=schema, **options) as store:
+            await store.save_messages("a", samples.messages(1))
+            opened = len(asked)
+            await asyncio.gather(*(store.load_messages("a") for _ in range(20)))
+        assert opened >= 2
+        assert len(asked) > opened
+        assert set(asked) == {name}
+        assert "function" not in repr(store)
+
+
+@pytest.mark.parametrize(
+    ("give", "says"),
+    [
+        (lambda: 1 / 0, "raised ZeroDivisionError"),
+        (lambda: 5, "must return a str, not int"),
+        (lambda: None, "NoneType"),
+    ],
+)
+async def test_a_password_function_that_fails(server: Server, give: Any, says: str) -> None:
+    """Its error is told by its name, and its words are not."""
+    with pytest.raises(ConfigurationError, match=says):
+        await create_extended_store(type="postgres", **{**parts(server), "password": give})
+
+
+async def test_the_urls_own_parameters(server: Server, schema: str) -> None:
+    """The application's name reaches the server; connect_timeout is the time to connect, in seconds."""
+    url = f"{server.dsn}?schema={schema}&application_name=my%20bot&connect_timeout=7&options=-c%20work_mem%3D1234kB"
+    async with create_extended_store(url) as store:
+        found = await engine_of(store).connections.pool.fetchrow(
+            "SELECT current_setting('application_name'), current_setting('work_mem')"
+        )
+        assert tuple(found) == ("my bot", "1234kB")
+        assert engine_of(store).connections._connect_s == 7

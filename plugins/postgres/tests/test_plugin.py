@@ -11,6 +11,7 @@ from typing import Any
 import kode_postgres
 import pytest
 from kode_postgres import PostgresStore
+from kode_postgres.dsn import read_dsn
 from kode_postgres.options import PostgresOptions
 from kode_postgres.plugin import kode_store_backend
 from kode_postgres.servers import Server
@@ -52,9 +53,9 @@ def test_the_public_names() -> None:
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
 def test_a_url_is_a_dsn_and_options(scheme: str) -> None:
     """Of a URL, libpq's parameters go to the driver, and the others are options."""
-    url = f"{scheme}://me:{SECRET}@db.example:5433/agents?sslmode=require&schema=bots&max=3&channel_binding=require"
+    url = f"{scheme}://me:{SECRET}@db.example:5433/agents?sslmode=require&schema=bots&max=3&channel_binding=prefer"
     options = options_of(url)
-    assert options.dsn == f"postgresql://me:{SECRET}@db.example:5433/agents?sslmode=require"
+    assert options.dsn == f"postgresql://me:{SECRET}@db.example:5433/agents?sslmode=require&channel_binding=prefer"
     assert (options.schema, options.max) == ("bots", 3)
     assert options.place == "postgres at db.example:5433/agents"
     assert SECRET not in repr(options)
@@ -129,3 +130,55 @@ def test_the_schema_can_be_printed() -> None:
     assert 'CREATE TABLE "bot_messages"' in run("postgres:?table_prefix=bot_", "--print")[1]
     assert run("sqlite", "--print")[0::2] == (2, "error: backend 'sqlite' needs nothing that could be printed\n")
     assert "say --print" in run("postgres")[2]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "says"),
+    [
+        ("channel_binding=require", "channel_binding, which the driver, asyncpg, does not know"),
+        ("gssencmode=require", "gssencmode, which the driver, asyncpg, does not know"),
+        ("sslcompression=1", "sslcompression, which the driver"),
+        ("client_encoding=latin1", "client_encoding, which the driver"),
+        ("sslmode=encrypt", "sslmode that is none of disable, allow"),
+        ("target_session_attrs=x", "target_session_attrs that is none of any"),
+        ("connect_timeout=0", "connect_timeout that is no number of seconds"),
+        ("connect_timeout=soon", "connect_timeout that is no number of seconds"),
+        ("port=x", "port has to be a number"),
+        ("hostaddr=1.2.3.4", "has no option"),
+        ("require_auth=scram-sha-256", "has no option"),
+        ("sslcrldir=/x", "has no option"),
+    ],
+)
+def test_a_parameter_is_never_dropped(parameter: str, says: str) -> None:
+    """What the driver does not know is refused: a URL must not seem to protect what it does not."""
+    with pytest.raises(ConfigurationError, match=says):
+        options_of(f"postgres://h/d?{parameter}")
+    if "has no option" not in says:
+        with pytest.raises(ConfigurationError, match=says):
+            options_of({"type": "postgres", "dsn": f"postgres://h/d?{parameter}"})
+
+
+def test_parameters_reach_the_driver() -> None:
+    """Those of TLS above all, a list of revoked certificates included."""
+    kept = "sslmode=verify-full&sslcrl=%2Fetc%2Fcrl.pem&sslrootcert=%2Fetc%2Fca.pem&target_session_attrs=read-write"
+    options = options_of(f"postgres://h/d?{kept}&channel_binding=prefer&connect_timeout=3&application_name=x")
+    dsn = read_dsn(options.dsn or "")
+    assert dsn.for_driver == f"postgresql://h/d?{kept}"
+    assert (dsn.application_name, options.resolved().connection_timeout_millis) == ("x", 3000)
+    given = options_of("postgres://h/d?connect_timeout=3&connection_timeout_millis=50")
+    assert given.resolved().connection_timeout_millis == 50
+
+
+@pytest.mark.parametrize("host", ["postgres://u:s3cret@h", "u:s3cret@h", "h:5432", "", "a b", "h?x", "a,,b"])
+def test_a_host_is_no_url(host: str) -> None:
+    """A URL in the place of a host is refused, and not a word of it told."""
+    with pytest.raises(ConfigurationError, match="host must be a name or an address alone") as caught:
+        options_of({"type": "postgres", "host": host})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", [5, b"x", ["x"], {}, True])
+def test_a_password_is_a_text_or_a_function(password: object) -> None:
+    """Anything else is refused with its type."""
+    with pytest.raises(ConfigurationError, match=f"password must be a str, or a function.*{type(password).__name__}"):
+        options_of({"type": "postgres", "password": password})

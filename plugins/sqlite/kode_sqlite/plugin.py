@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
 from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from msgspec.structs import replace
 
 from kode_core.config import path_from_url
+from kode_core.paths import local_path
 from kode_core.plugins import Backend, hookimpl
 from kode_sqlite.options import SqliteOptions
 
@@ -15,7 +19,11 @@ if TYPE_CHECKING:
 
 async def _open(options: SqliteOptions) -> SqliteEngine:
     from kode_sqlite.engine import SqliteEngine
+    from kode_sqlite.foreign import refuse_foreign
 
+    if options.db_path != ":memory:":  # readers are opened later, perhaps from another working directory
+        options = replace(options, db_path=str(local_path(options.db_path, "db_path")))
+        await asyncio.to_thread(refuse_foreign, options.db_path)
     return await SqliteEngine.open(options)
 
 
@@ -23,11 +31,13 @@ def _is_there(options: SqliteOptions) -> bool:
     """A file that cannot be read as a database is left to ``open``, which says what is wrong with it."""
     import sqlite3
     from contextlib import closing
-    from urllib.parse import quote
 
-    path = Path(options.db_path).expanduser().absolute()
+    from kode_sqlite.foreign import refuse_foreign
+
+    path = str(local_path(options.db_path, "db_path"))
+    refuse_foreign(path)
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
             return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
     except sqlite3.Error:
         return True

@@ -1,0 +1,28 @@
+"""The stores of the backends that come with the core, for direct use, as ``SqliteStore`` of kode-sqlite is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kode_core.backends import json_files, memory
+from kode_core.factory import BackendStore
+
+__all__ = ["JsonStore", "MemoryStore"]
+
+
+class JsonStore(BackendStore):
+    """An ExtendedStore in the folder *base_dir*, one file for each agent.
+
+    Other options are those of ``JsonOptions`` and :class:`kode_core.config.StoreOptions`.
+    """
+
+    def __init__(self, base_dir: str | os.PathLike[str], **options: Any) -> None:
+        super().__init__(json_files.kode_store_backend(), base_dir=base_dir, **options)
+
+
+class MemoryStore(BackendStore):
+    """An ExtendedStore in this process; stores of one *name* share what they hold, and without a name one is alone."""
+
+    def __init__(self, name: str | None = None, **options: Any) -> None:
+        super().__init__(memory.kode_store_backend(), name=name, **options)

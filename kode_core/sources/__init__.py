@@ -1,0 +1,1 @@
+"""Where a configuration is read: URLs and paths, environment variables, ``kode.toml``."""

@@ -1,0 +1,94 @@
+"""``kode.toml`` and ``[tool.kode]`` of ``pyproject.toml``: stores by name."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kode_core.errors import ConfigurationError
+from kode_core.paths import local_path, working_folder
+from kode_core.sources.wanted import named
+
+__all__ = ["named_stores", "relative_to"]
+
+
+def named_stores(environ: Mapping[str, str]) -> dict[str, tuple[dict[str, Any], Path]]:
+    """The stores of the configuration file by name, each with the file it is from.
+
+    Raises:
+        ConfigurationError: the file cannot be read or understood, or ``KODE_CONFIG`` names none.
+    """
+    path = _config_file(environ)
+    if path is None:
+        return {}
+    content = _toml(path)
+    if path.name == "pyproject.toml":
+        content = content.get("tool", {}).get("kode", {})
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path}: stores are written as [tool.kode.stores.NAME], each a table")
+    stores = content.get("stores", {})
+    unknown = sorted(content.keys() - {"stores"})
+    if unknown:
+        raise ConfigurationError(f"{path}: there is no key {named(unknown[0])}; stores are written as [stores.NAME]")
+    if not isinstance(stores, dict) or not all(isinstance(store, dict) for store in stores.values()):
+        raise ConfigurationError(f"{path}: stores are written as [stores.NAME], each a table")
+    return {name: (store, path) for name, store in stores.items()}
+
+
+def _config_file(environ: Mapping[str, str]) -> Path | None:
+    """``KODE_CONFIG``, or the nearest ``kode.toml`` or ``pyproject.toml`` with ``[tool.kode]``, upwards from here."""
+    given = environ.get("KODE_CONFIG")
+    if given:
+        path = local_path(given, "KODE_CONFIG")
+        if not path.is_file():
+            raise ConfigurationError("KODE_CONFIG has to be the path of a TOML file, and there is no file at it")
+        return path
+    here = working_folder()
+    for folder in (here, *here.parents):
+        if (folder / "kode.toml").is_file():
+            return folder / "kode.toml"
+        project = folder / "pyproject.toml"
+        if project.is_file() and _has_our_table(project):
+            return project
+    return None
+
+
+def _has_our_table(project: Path) -> bool:
+    """Whether a ``pyproject.toml`` configures stores; one that is another project's may be as broken as it likes."""
+    try:
+        text = project.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    if "kode" not in text:
+        return False
+    try:
+        tool = tomllib.loads(text).get("tool")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return re.search(r"^\s*\[+\s*tool\s*\.\s*kode\b", text, re.MULTILINE) is not None
+    return isinstance(tool, dict) and "kode" in tool
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as exc:
+        problem = f"cannot be read: {exc.strerror}"
+    except UnicodeDecodeError:
+        problem = "is not TOML: it is not UTF-8"
+    except RecursionError:
+        problem = "is not TOML: it nests too deep"
+    except tomllib.TOMLDecodeError as exc:  # which may quote a key or a value
+        place = re.search(r"\(at ([a-z0-9, ]+)\)$", str(exc))
+        problem = f"is not TOML{f': see {place[1]}' if place else ''}"
+    raise ConfigurationError(f"{path} {problem}")
+
+
+def relative_to(path: Path, value: Any) -> Any:
+    """A relative path in a configuration file is relative to the file."""
+    if not isinstance(value, str) or value.startswith((":", "~")):
+        return value
+    return str(path.parent / value)

@@ -1,0 +1,185 @@
+"""Stores as URLs, or as the path of a file or folder. Nothing of a URL that is malformed is quoted (OPS-12)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+import msgspec
+
+from kode_core.errors import ConfigurationError, KodeError, UnknownBackendError
+from kode_core.paths import local_path
+from kode_core.plugins import Backend
+from kode_core.sources.wanted import BackendFinder, Wanted, path_options, secret_options
+
+__all__ = ["DATABASE_SUFFIXES", "from_path", "from_url", "path_from_url"]
+
+DATABASE_SUFFIXES: Final = (".db", ".db3", ".sqlite", ".sqlite3")
+"""Names of files that end so are databases of SQLite."""
+
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_HOST: Final = r"(\[[0-9A-Fa-f:.]+(%25[\w.]+)?\]|[^\[\]:,\s/?#@%]*|(%2[Ff][\w.%-]*))(:\d{1,5})?"
+_HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
+_ENCODE: Final = "in a user or password, write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A and % as %25"
+
+
+def from_url(url: str, find: BackendFinder, source: str = "the URL") -> Wanted:
+    """The backend and options that *url* stands for.
+
+    Raises:
+        ConfigurationError: it is malformed, says of what kind the mistake is, and quotes nothing.
+        PluginError: there is no such backend, or it cannot be used.
+    """
+    problem = _malformed(url)
+    if problem:
+        raise ConfigurationError(f"{source} {problem}")
+    backend = _backend(url, find, source)
+    split = _split(url)
+    problem = "has a host or port that cannot be read; " + _ENCODE if split is None else _misread(url, split, backend)
+    if split is None or problem:
+        raise ConfigurationError(f"{source} {problem}")
+    if source == "the URL":
+        source = f"the URL {_shown(split)}"
+    given = _given(split, backend, source)
+    query = _query(split, backend, source)
+    return Wanted(backend.name, {**given, **query}, source, frozenset({*given, *query}))
+
+
+def _malformed(url: str) -> str:
+    """What is wrong with a text that should be a URL, before anything is known of its backend."""
+    if url != url.strip() or any(char < " " or char == "\x7f" for char in url):
+        return "has white space around it, or a line break or control character inside"
+    if url[:1] in "\"'`“‘<":
+        return "stands in quotes; leave them out (docker --env-file keeps quotes as a part of the value)"
+    if re.match(r"[A-Za-z]:[\\/]", url):
+        return "is a path of Windows; give it as pathlib.Path(...), or write sqlite:///C:/data/agents.db"
+    if _SCHEME.match(url):
+        return ""
+    if re.match(r"(export\s+)?\w+\s*=", url):
+        return "begins with a name and '='; give only what stands behind it, beginning with a backend as in sqlite:///"
+    return "does not begin with a backend's name and a colon, as in sqlite:///agents.db or postgres://host/database"
+
+
+def _backend(url: str, find: BackendFinder, source: str) -> Backend:
+    """The backend of a URL's scheme, which may be a user's name or a secret where the scheme was left out."""
+    match = _SCHEME.match(url)
+    assert match is not None
+    try:
+        return find(match[1].lower().split("+")[0])
+    except UnknownBackendError as exc:
+        problem = exc.without_name
+    raise UnknownBackendError(f"{source} does not begin with a backend's name: {problem}", problem)
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        return urlsplit(url)
+    except ValueError:  # whose message may quote a password
+        return None
+
+
+def _misread(url: str, split: SplitResult, backend: Backend) -> str:
+    """What is wrong with a URL of a known backend: above all what puts a part of a password into another place."""
+    has_secrets = bool(secret_options(backend.options))
+    if "#" in url:
+        hint = "; " + _ENCODE if has_secrets else ""
+        return f"has a '#', which begins no part of it; write %23 in a path{hint}"
+    if not has_secrets and not split.netloc:
+        looks = re.search(":.*@", split.path)
+        return "has user:password@, which no path has; write %40 for a '@' in a path" if looks else ""
+    if "@" in split.path or "@" in split.query or split.netloc.count("@") > 1:
+        return "has a '@' where none can be; " + _ENCODE
+    rest = url.partition(":")[2]
+    if has_secrets and not split.netloc and (":" in split.path or (rest and not rest.startswith(("//", "?")))):
+        return "does not go on with //host behind the colon: write name://user:password@host/name"
+    if has_secrets and not _HOSTS.fullmatch(split.netloc.rpartition("@")[2]):
+        return "does not have host or host:port between user and path; " + _ENCODE
+    return ""
+
+
+def _shown(split: SplitResult) -> str:
+    """A well-formed URL without user, password and parameters."""
+    if split.netloc:
+        return f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"
+    return f"{split.scheme}://{'…' if '@' in split.path else split.path}"
+
+
+def _given(split: SplitResult, backend: Backend, source: str) -> dict[str, Any]:
+    if backend.from_url is None:
+        if split.netloc or split.path:
+            name = backend.name
+            raise ConfigurationError(f"a URL of backend {name!r} has only options, as in {name}:?option=value")
+        return {}
+    try:
+        return dict(backend.from_url(split))
+    except KodeError as exc:
+        problem, kind = str(exc), type(exc)
+    except Exception as exc:  # noqa: BLE001 - a plugin's code, whose words may quote a password
+        problem, kind = f"backend {backend.name!r} cannot read it: {type(exc).__name__}", ConfigurationError
+    raise kind(f"{source}: {problem}") if issubclass(kind, ConfigurationError) else ConfigurationError(problem)
+
+
+def _query(split: SplitResult, backend: Backend, source: str) -> dict[str, Any]:
+    pairs = _pairs(split.query)
+    if pairs is None:
+        raise ConfigurationError(f"{source} has more parameters than can be read")
+    pairs = [pair for pair in pairs if pair[0] not in backend.url_parameters]
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        options = {field.name for field in msgspec.structs.fields(backend.options)}
+        repeated = next(name for name in query if [key for key, _ in pairs].count(name) > 1)
+        called = f"the option {repeated!r}" if repeated in options else "an option"
+        raise ConfigurationError(f"{source} gives {called} more than once")
+    return query
+
+
+def _pairs(query: str) -> list[tuple[str, str]] | None:
+    try:
+        return parse_qsl(query, keep_blank_values=True, max_num_fields=1000)
+    except ValueError:
+        return None
+
+
+def path_from_url(option: str) -> Callable[[SplitResult], Mapping[str, Any]]:
+    """For backends whose URL is a path: ``name:///relative``, ``name:////absolute``, ``name:./relative``."""
+
+    def options(split: SplitResult) -> Mapping[str, Any]:
+        if split.netloc:
+            name = split.scheme
+            raise ConfigurationError(
+                f"names a host, and {name} has none: write {name}:///relative/path or {name}:////absolute/path"
+            )
+        path = unquote(split.path)
+        path = path.removeprefix("/")
+        return {option: path} if path else {}
+
+    return options
+
+
+def from_path(given: Any, find: BackendFinder) -> Wanted:
+    """The store at a path: by what is there, or else by its name.
+
+    A folder is one of JSON files, a file a database of SQLite. Where nothing is yet, a name that ends in one of
+    ``DATABASE_SUFFIXES`` will be a database, and one without a suffix a folder.
+
+    Raises:
+        ConfigurationError: it cannot be a path, or its suffix says nothing.
+    """
+    path = local_path(given, "the path")
+    if os.path.isdir(path):  # noqa: PTH112 - which raises nothing, however long the name is
+        name = "json"
+    elif os.path.isfile(path) or path.suffix.lower() in DATABASE_SUFFIXES:  # noqa: PTH113
+        name = "sqlite"
+    elif not path.suffix:
+        name = "json"
+    else:
+        raise ConfigurationError(
+            "the suffix of the path does not say which store it is: write sqlite:///… for a database of SQLite, "
+            "or json:///… for a folder of JSON files"
+        )
+    (option,) = path_options(find(name).options)
+    return Wanted(name, {option: str(Path(given))}, "the path")

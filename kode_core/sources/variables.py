@@ -1,0 +1,157 @@
+"""Environment variables: those that choose a store, those of each option, and those that are nobody's.
+
+Any variable may be given as the path of a file that holds the value, as Docker and Kubernetes give secrets: with
+``_FILE`` at the end of its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kode_core.errors import ConfigurationError, PluginError
+from kode_core.plugins import registry
+from kode_core.sources.wanted import BackendFinder, Wanted, near
+
+__all__ = ["CHOOSING", "Variables"]
+
+_log = logging.getLogger("kode_core.config")
+
+CHOOSING: Final = frozenset({"KODE_STORE_URL", "KODE_STORE_TYPE", "KODE_STORE_PATH", "KODE_CONFIG"})
+"""The variables that say which store it is."""
+_OTHERS: Final = frozenset({"KODE_DISABLE_PLUGINS", "KODE_TRACE_PLUGINS", "KODE_DEBUG", "KODE_KILL_MATRIX"})
+_OTHER_PREFIXES: Final = ("KODE_TEST_", "KODE_CONFORMANCE_")
+_CLOSE: Final = 0.8
+_MAX_FILE: Final = 65_536
+
+_INJECTED: Final = re.compile(r".*(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
+
+
+class Variables:
+    """The variables of a process, without those that Kubernetes and Docker inject for services.
+
+    A service named ``kode-postgres`` gives every container of its namespace ``KODE_POSTGRES_PORT=tcp://10.0.0.7:5432``,
+    ``KODE_POSTGRES_SERVICE_HOST`` and more, which nobody meant for a store.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        linked = {name for name, value in environ.items() if name.endswith("_PORT") and _ADDRESS.match(value)}
+        of_links = tuple(f"{name.removesuffix('PORT')}ENV_" for name in linked)
+        links = linked | {f"{name.removesuffix('PORT')}NAME" for name in linked}
+        self._given = {
+            name: value
+            for name, value in environ.items()
+            if not (name in links or _INJECTED.fullmatch(name) or (of_links and name.startswith(of_links)))
+        }
+
+    def get(self, name: str) -> str | None:
+        """The value of a variable, or of the file that its twin with ``_FILE`` names; None when neither is set.
+
+        Raises:
+            ConfigurationError: both are given, or the file cannot be read.
+        """
+        value, file = self._given.get(name) or None, self._given.get(f"{name}_FILE") or None
+        if file is None:
+            return value
+        if value is not None:
+            raise ConfigurationError(f"{name} and {name}_FILE are both set; give one of them")
+        return _content(f"{name}_FILE", file)
+
+    def source(self, name: str) -> str:
+        """The variable in which the value of *name* was found."""
+        return name if self._given.get(name) else f"{name}_FILE"
+
+    def is_given(self, name: str) -> bool:
+        """Whether the variable or its file is set."""
+        return bool(self._given.get(name) or self._given.get(f"{name}_FILE"))
+
+    def of_backend(self, kind: str, find: BackendFinder, common: Iterable[str], source: str) -> Wanted:
+        """The options of a backend that variables give.
+
+        Raises:
+            ConfigurationError: a variable of the backend is for no option, with the nearest.
+        """
+        backend = find(kind)
+        own = {field.name for field in msgspec.structs.fields(backend.options)}
+        prefix = _prefix(backend.name)
+        known = {"KODE_STORE_PATH": "file_store_base_dir", **backend.variables}
+        known.update({f"{prefix}{name.upper()}": name for name in sorted({*own, *common})})
+        for variable in self._given:
+            if variable.startswith(prefix) and not {variable, variable.removesuffix("_FILE")} & known.keys():
+                raise ConfigurationError(
+                    f"the variable {variable} is for no option of backend {backend.name!r}{near(variable, known)}"
+                )
+        given, sources = {}, {}
+        for variable, option in known.items():
+            value = self.get(variable)
+            if value is not None:
+                given[option], sources[option] = value, self.source(variable)
+        return Wanted(backend.name, given, source, frozenset(given), sources)
+
+    def see_names(self) -> None:
+        """See that no variable is one of ours misspelled: its store would be another one than was meant.
+
+        Raises:
+            ConfigurationError: one is.
+        """
+        known = {*CHOOSING, *_OTHERS, *(f"{name}_FILE" for name in CHOOSING - {"KODE_CONFIG"})}
+        others = [name for name in self._given if name.startswith("KODE_") and name not in known]
+        prefixes = (*_OTHER_PREFIXES, *(map(_prefix, registry.names()) if others else ()))
+        for name in others:
+            if name.startswith(prefixes):
+                continue
+            found = difflib.get_close_matches(name, sorted(known), 1, _CLOSE)
+            if found or name.startswith("KODE_STORE_"):
+                hint = f"did you mean {found[0]}?" if found else f"known are {', '.join(sorted(CHOOSING))}"
+                raise ConfigurationError(f"the variable {name} means nothing here; {hint}")
+            _log.warning("the variable %s means nothing to kode_core, and no installed backend is named so", name)
+
+    def of_another(self, chosen: str, find: BackendFinder) -> str | None:
+        """A variable for an option of a backend that is not the *chosen* one."""
+        if not any(name.startswith("KODE_") for name in self._given):
+            return None
+        for backend in registry.names():
+            prefix = _prefix(backend)
+            given = [name for name, value in self._given.items() if value and name.startswith(prefix)]
+            if backend == chosen or not given:
+                continue
+            try:
+                fields = msgspec.structs.fields(find(backend).options)
+            except PluginError:
+                return given[0]
+            options = {f"{prefix}{field.name.upper()}" for field in fields}
+            for name in given:
+                if {name, name.removesuffix("_FILE")} & options:
+                    return name
+        return None
+
+
+def _prefix(backend: str) -> str:
+    return f"KODE_{re.sub('[^A-Z0-9]', '_', backend.upper())}_"
+
+
+def _content(variable: str, file: str) -> str:
+    """What the file says, without the line break at its end; the path may be the secret itself, so it is not told."""
+    problem = ""
+    try:
+        with Path(file).open("rb") as opened:
+            content = opened.read(_MAX_FILE + 1)
+        text = content.decode().removesuffix("\n").removesuffix("\r")
+    except OSError as exc:
+        problem = exc.strerror or "it cannot be read"
+    except ValueError:  # a NUL in the path, or a text that is no UTF-8
+        problem = "its name or its text is not UTF-8"
+    if problem:
+        raise ConfigurationError(f"{variable} has to be the path of a file with the value: {problem}")
+    if len(content) > _MAX_FILE:
+        raise ConfigurationError(f"{variable} names a file of more than {_MAX_FILE} bytes")
+    if not text:
+        raise ConfigurationError(f"{variable} names a file that is empty")
+    return text

@@ -1,0 +1,101 @@
+"""What one source says of the store to open, and which of its words may be repeated.
+
+An error never quotes what was given in a place where a secret may stand: a malformed URL, an unknown parameter of one,
+a value. It says the kind of mistake and where it is (OPS-12).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args, get_origin
+
+import msgspec
+
+from kode_core.plugins import Backend
+
+__all__ = [
+    "BackendFinder",
+    "Wanted",
+    "marked_options",
+    "named",
+    "near",
+    "path_options",
+    "read_value",
+    "secret_options",
+]
+
+BackendFinder: TypeAlias = Callable[[str], Backend]
+"""The backend of a name; raises PluginError. ``Plugins.backend`` is one."""
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
+
+
+class Wanted(NamedTuple):
+    """What one source says: the backend and raw options.
+
+    Attributes:
+        source: what errors call it.
+        texts: the options that are texts from a URL or the environment, to be read as their type.
+        sources: where an option was given, for those that have a source of their own.
+    """
+
+    backend: str
+    options: dict[str, Any]
+    source: str
+    texts: frozenset[str] = frozenset()
+    sources: Mapping[str, str] = {}
+
+
+def named(name: object) -> str:
+    """How an error calls a name that the program or a file gave: quoted where it is one, and else not."""
+    return repr(name) if isinstance(name, str) and _NAME.fullmatch(name) else "of that name"
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest of the known ones, or all."""
+    known = sorted(known)
+    found = difflib.get_close_matches(str(name), known, 1, 0.5)
+    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
+
+
+def marked_options(options: type[msgspec.Struct], mark: str) -> set[str]:
+    """The names of the options whose type has ``extra={mark: True}``."""
+    found = set()
+    for field in msgspec.inspect.type_info(options).fields:  # type: ignore[attr-defined]
+        kinds = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
+        if any(isinstance(kind, msgspec.inspect.Metadata) and (kind.extra or {}).get(mark) for kind in kinds):
+            found.add(field.name)
+    return found
+
+
+def path_options(options: type[msgspec.Struct]) -> set[str]:
+    """The names of the options that are paths: those with ``extra={"path": True}``."""
+    return marked_options(options, "path")
+
+
+def secret_options(options: type[msgspec.Struct]) -> set[str]:
+    """The names of the options that are never shown: those with ``extra={"secret": True}``."""
+    return marked_options(options, "secret")
+
+
+def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
+    """What is wrong with an option's value, in words that do not quote it, and the value as its type."""
+    try:
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    except Exception as exc:  # noqa: BLE001 - of an object of the caller's
+        return f"its value cannot be read as a path ({type(exc).__name__})", None
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
+        return "it has a NUL or is not UTF-8", None
+    if get_origin(field.type) is Literal and value not in get_args(field.type):
+        return f"it must be one of {', '.join(map(str, get_args(field.type)))}", None
+    try:
+        return "", msgspec.convert(value, field.type, strict=strict)
+    except msgspec.ValidationError as exc:
+        return re.sub(r"Invalid enum value .*", "it is not one of those that it can be", str(exc)).replace(
+            "`", ""
+        ), None
+    except Exception as exc:  # noqa: BLE001 - of a value whose own methods fail
+        return f"its value cannot be read ({type(exc).__name__})", None

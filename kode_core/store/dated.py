@@ -1,0 +1,50 @@
+"""Writes of another time: what an import brings keeps the times that it had where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from kode_core.model import now_ms
+
+__all__ = ["clock", "dated", "message_time"]
+
+
+class _Dates(NamedTuple):
+    messages: Sequence[int]
+    now: int
+
+
+_dates: ContextVar[_Dates | None] = ContextVar("dates", default=None)
+
+
+@contextmanager
+def dated(messages: Sequence[int]) -> Iterator[None]:
+    """Let what the task saves inside be of the time of its last message, and each message of its own.
+
+    Args:
+        messages: the time of each message of the list that is saved, in milliseconds since the epoch. One that is
+            older than one before it counts as of that time (MSG-4).
+    """
+    times: list[int] = []
+    for time in messages:
+        times.append(max(time, times[-1]) if times else time)
+    token = _dates.set(_Dates(times, times[-1] if times else now_ms()))
+    try:
+        yield
+    finally:
+        _dates.reset(token)
+
+
+def clock() -> int:
+    """The time of the writes of this task, which is now unless they are dated."""
+    dates = _dates.get()
+    return now_ms() if dates is None else dates.now
+
+
+def message_time(position: int, now: int) -> int:
+    """The time of a message that is saved at a position for the first time."""
+    dates = _dates.get()
+    return dates.messages[position] if dates is not None and position < len(dates.messages) else now

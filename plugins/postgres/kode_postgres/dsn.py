@@ -1,0 +1,126 @@
+"""PostgreSQL's URL, taken apart here: the driver's words about one that is malformed quote parts of it.
+
+Each of libpq's parameters is passed on, or kept by this backend itself, or refused: none is dropped without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from kode_core.errors import ConfigurationError
+
+__all__ = ["PARAMETERS", "Dsn", "read_dsn"]
+
+_PASSED: Final = frozenset(
+    {
+        *("host", "port", "user", "password", "dbname", "database", "passfile", "options", "service", "servicefile"),
+        *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "sslnegotiation"),
+        *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "krbsrvname", "gsslib"),
+    }
+)
+"""What the driver understands; ``options`` reaches the server."""
+_OURS: Final = frozenset({"application_name", "connect_timeout"})
+"""What this backend keeps itself."""
+_HELD: Final[Mapping[str, tuple[str, ...]]] = {
+    "channel_binding": ("prefer", "disable"),
+    "gssencmode": ("prefer", "disable"),
+    "sslcompression": ("0",),
+    "sslsni": ("1",),
+    "client_encoding": ("utf8", "utf-8", "auto"),
+}
+"""What the driver does not know, and the values that hold all the same."""
+_TLS_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "ssl_min_protocol_version": _TLS_VERSIONS,
+    "ssl_max_protocol_version": _TLS_VERSIONS,
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "gsslib": ("gssapi", "sspi"),
+}
+"""What these parameters may be: the driver would quote what else they are."""
+PARAMETERS: Final = _PASSED | _OURS | _HELD.keys()
+"""Parameters of a URL that are libpq's and no options of this backend."""
+
+_HOST: Final = r"(\[[0-9A-Fa-f:.]+(%25[\w.]+)?\]|[^\[\]:,\s/?#@%]*|(%2[Ff][\w.%-]*))(:\d{1,5})?"
+_HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
+_MALFORMED: Final = "the dsn is malformed: "
+_ENCODE: Final = "in a user or password, write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A and % as %25"
+
+
+class Dsn(NamedTuple):
+    """What a URL says: the part for the driver, and what this backend keeps."""
+
+    for_driver: str
+    hosts: str
+    database: str
+    application_name: str | None = None
+    connect_timeout_millis: int | None = None
+
+
+def read_dsn(dsn: str) -> Dsn:
+    """Take a URL apart.
+
+    Raises:
+        ConfigurationError: it is malformed, or has a parameter that would be given in vain; no value is quoted.
+    """
+    split = _split(dsn)
+    if dsn != dsn.strip() or any(char < " " for char in dsn):
+        raise ConfigurationError(f"{_MALFORMED}there is white space around it, or a line break inside")
+    if split is None or split.scheme not in ("postgresql", "postgres") or "://" not in dsn[:14]:
+        raise ConfigurationError(f"{_MALFORMED}it has to be a URL that begins with postgres://")
+    hosts = split.netloc.rpartition("@")[2]
+    if "#" in dsn or "@" in split.path + split.query or split.netloc.count("@") > 1 or not _HOSTS.fullmatch(hosts):
+        raise ConfigurationError(f"{_MALFORMED}it has to be postgres://user:password@host:port/database; {_ENCODE}")
+    if not split.netloc and ":" in split.path:
+        raise ConfigurationError(f"{_MALFORMED}the host stands behind two slashes")
+    return _with_parameters(split, hosts)
+
+
+def _split(dsn: str) -> Any:
+    try:
+        return urlsplit(dsn)
+    except ValueError:  # whose message may quote a password
+        return None
+
+
+def _with_parameters(split: Any, hosts: str) -> Dsn:
+    pairs = parse_qsl(split.query, keep_blank_values=True)
+    if any("=" not in part for part in split.query.split("&") if part):
+        raise ConfigurationError(f"{_MALFORMED}a parameter has no value; {_ENCODE}")
+    given = dict(pairs)
+    if not given.keys() <= PARAMETERS:
+        raise ConfigurationError(
+            f"{_MALFORMED}it has a parameter that is none of {', '.join(sorted(PARAMETERS))}; {_ENCODE}"
+        )
+    for name, values in _HELD.items():
+        if name in given and given[name].lower() not in values:
+            raise ConfigurationError(
+                f"the dsn has {name}, which the driver, asyncpg, does not know: only "
+                f"{' or '.join(values)} holds; leave it out, or give another"
+            )
+    for name, values in _CHOICES.items():
+        if name in given and given[name] not in values:
+            raise ConfigurationError(f"the dsn has a {name} that is none of {', '.join(values)}")
+    if not re.fullmatch(r"(\d{1,5}(,\d{1,5})*)?", given.get("port", "")):
+        raise ConfigurationError(f"{_MALFORMED}port has to be a number")
+    kept = urlencode([(name, value) for name, value in pairs if name in _PASSED])
+    return Dsn(
+        urlunsplit(("postgresql", split.netloc, split.path, kept, "")),
+        hosts or given.get("host", ""),
+        split.path.removeprefix("/") or given.get("dbname", ""),
+        given.get("application_name"),
+        _millis(given.get("connect_timeout")),
+    )
+
+
+def _millis(seconds: str | None) -> int | None:
+    """libpq's ``connect_timeout``: whole seconds, of which 0 is none, which is what this backend does not have."""
+    if seconds is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,5}", seconds):
+        raise ConfigurationError("the dsn has a connect_timeout that is no number of seconds from 1 to 999999")
+    return int(seconds) * 1000

@@ -1,0 +1,63 @@
+"""Databases that the KODE SDK for TypeScript wrote: seen without touching a byte of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from kode_core.errors import ForeignStoreError
+
+__all__ = ["refuse_foreign"]
+
+_SDK: Final = frozenset({("agents", "config_version"), ("messages", "seq"), ("tool_calls", "audit_trail")})
+"""Tables of the SDK, each with a column that tells it from others of its name."""
+_SMALL: Final = 1 << 20
+
+
+def refuse_foreign(path: str) -> None:
+    """See that the database at *path* is not the SDK's, with none of our tables.
+
+    It is opened as immutable, so that SQLite makes no journal, no shared memory and no lock beside it. Tables that are
+    only in the write-ahead log, as a crash leaves those of a young database, are seen in a copy.
+
+    Raises:
+        ForeignStoreError: it is.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113 - raises nothing
+        return
+    names = _tables(path)
+    log = f"{path}-wal"
+    if not names and os.path.isfile(log) and max(map(os.path.getsize, (path, log))) < _SMALL:  # noqa: PTH113
+        names = _tables_of_copy(path, log)
+    if names >= _SDK and not any(table == "kode_meta" for table, _ in names):
+        raise ForeignStoreError(path, "sqlite")
+
+
+def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]:
+    """Tables with their columns; none of what cannot be read, about which an open says more."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(path)}?{how}", uri=True)) as db:
+            return set(
+                db.execute(
+                    "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'"
+                )
+            )
+    except sqlite3.Error:
+        return set()
+
+
+def _tables_of_copy(path: str, log: str) -> set[tuple[str, str]]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = str(Path(folder) / "copy.db")
+            shutil.copyfile(path, copy)
+            shutil.copyfile(log, f"{copy}-wal")
+            return _tables(copy, "mode=rw")
+    except OSError:  # no room, no descriptor: the open meets the same
+        return set()
