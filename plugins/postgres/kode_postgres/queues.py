@@ -30,7 +30,7 @@ class Weight(Enum):
 class Item:
     """A batch that waits, and who waits for it. What became of it is an outcome or an error to raise."""
 
-    __slots__ = ("batch", "done", "is_settled", "number", "size", "weight")
+    __slots__ = ("batch", "done", "number", "size", "weight")
 
     _numbers = itertools.count()
 
@@ -42,7 +42,6 @@ class Item:
         self.weight = (
             Weight.LOCKS if needs_lock(batch) else Weight.LARGE if self.size > _BYTES_AT_ONCE else Weight.LIGHT
         )
-        self.is_settled = False
 
     @property
     def is_heavy(self) -> bool:
@@ -51,7 +50,6 @@ class Item:
 
     def settle(self, outcome: Outcome | Exception) -> None:
         """Tell who waits."""
-        self.is_settled = True
         if not self.done.done():
             self.done.set_result(outcome)
 
