@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EROFS
+from errno import ENOENT, EROFS
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -25,6 +25,7 @@ __all__ = ["Connection", "WriteGuard", "file_identity", "needs_guard", "open_con
 T = TypeVar("T")
 
 MEMORY: Final = ":memory:"
+_TRIES: Final = 100
 
 
 class Connection(aiosqlite.Connection):
@@ -232,13 +233,14 @@ class WriteGuard:
     def _opened(self) -> int:
         """A descriptor of the lock file, which belongs to whom the database belongs to, as its log does."""
         try:
-            while True:
+            for _ in range(_TRIES):
                 with suppress(FileExistsError):
                     fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                     _give(fd, self._database)
                     return fd
                 with suppress(FileNotFoundError):  # it was removed meanwhile
                     return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # to lock it nobody has to write it
+            raise FileNotFoundError(ENOENT, "it leads nowhere")
         except OSError as exc:
             is_denied = isinstance(exc, PermissionError) or exc.errno == EROFS
             raise (StoreReadOnlyError if is_denied else StoreUnavailableError)(

@@ -26,6 +26,7 @@ from kode_core import (
     PayloadTooLargeError,
     StoreBusyError,
     StoreReadOnlyError,
+    StoreUnavailableError,
 )
 from kode_core.batch import Applied, Batch, DocKind, DocWrite, EventWrite, ListKind, ListWrite, MessageIndex, Row
 from kode_core.batch import Doc as Document
@@ -196,6 +197,14 @@ async def test_a_lock_file_of_somebody_else(unprivileged: Path) -> None:
     with pytest.raises(StoreReadOnlyError, match=r"a\.db-kode-lock: the lock file cannot be opened .* needs the right"):
         async with SqliteStore(str(path)) as store:
             await store.save_messages("a", samples.messages(1))
+
+
+@pytest.mark.usefixtures("guarded")
+async def test_a_lock_file_that_leads_nowhere() -> None:
+    """A symbolic link to nothing in the place of the lock file is an error, and no search without an end."""
+    Path("a.db-kode-lock").symlink_to("nowhere")
+    with pytest.raises(StoreUnavailableError, match="the lock file cannot be opened"):
+        await SqliteStore("a.db").open()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to others")
