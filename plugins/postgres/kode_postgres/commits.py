@@ -25,7 +25,7 @@ from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.queues import Item, Queues
-from kode_postgres.session import GRACE_S, Doubt, Session
+from kode_postgres.session import Doubt, Session
 from kode_postgres.trouble import AgainError, locked_s, timed_out
 from kode_postgres.writes import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 
@@ -167,9 +167,10 @@ class Committer:
                         return found[0]
                     error: Exception = StoreBusyError("other writers kept changing the agent; nothing was written")
                 except Exception as exc:  # noqa: BLE001 - whatever it is, it is for who waits
-                    if timed_out(exc):
-                        unanswered.append(exc)
-                    if not is_locked_out(exc.__cause__):
+                    is_over = not is_locked_out(exc.__cause__) or time.monotonic() > end
+                    if is_over:
+                        if timed_out(exc) or is_locked_out(exc.__cause__):
+                            unanswered.append(exc)
                         return exc
                     error = exc
             if time.monotonic() > end:
@@ -273,7 +274,7 @@ class Committer:
         places = [i for i in range(len(batches)) if i not in decided]
         some = [batches[i] for i in places]
         async with session.transaction():
-            await session.fetch(statements.begin, str(int(1000 * (self._connections.answer_s + GRACE_S))))
+            await session.fetch(statements.begin)
             heads = await self._heads(session, some, statements.lock_heads if len(some) > 1 else statements.lock_head)
             if len(some) > 1:
                 others = (await self._heads(session, some, statements.heads)).keys() - heads.keys()

@@ -27,7 +27,7 @@ from kode_postgres.dsn import read_dsn
 from kode_postgres.errors import is_conflict, is_lost, is_starting, to_kode_error
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, migrate, version_of
-from kode_postgres.session import GRACE_S, Doubt, ServerClock, Session
+from kode_postgres.session import Doubt, ServerClock, Session, limits
 from kode_postgres.statements import NOW
 from kode_postgres.trouble import LostError, Trouble
 
@@ -150,12 +150,10 @@ class Connections:
         return result
 
     async def _called(self, call: Call[T], session: Session, seconds: float) -> T:
-        """Call; where it may take longer than others the server is told so."""
+        """Call; where it may take longer than others it stands in a transaction, which says so to the server."""
         if seconds <= self.answer_s:
             return await call(session)
         async with session.transaction():
-            limit = str(int((seconds + GRACE_S) * 1000))
-            await session.fetch("SELECT set_config('statement_timeout', $1, true)", limit)
             return await call(session)
 
     # --- connections from the pool
@@ -316,12 +314,7 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
 
 async def _settings(con: Any, options: PostgresOptions, version: int) -> dict[str, str]:
     """What the sessions of the pool are told, so that the server gives up what nobody waits for any more."""
-    limit = str(options.command_timeout_millis + 2 * int(GRACE_S * 1000))
-    settings = {
-        "statement_timeout": limit,
-        "idle_in_transaction_session_timeout": limit,
-        "default_transaction_isolation": "read committed",
-    }
+    settings = {**limits(options.command_timeout_millis / 1000), "default_transaction_isolation": "read committed"}
     if version >= _CHECKS_CLIENTS:
         with suppress(asyncpg.PostgresError):  # not every system can tell
             await con.execute("SET client_connection_check_interval = '1s'")

@@ -11,10 +11,24 @@ import asyncpg
 
 from kode_core.errors import KodeError
 
-__all__ = ["GRACE_S", "Doubt", "ServerClock", "Session"]
+__all__ = ["Doubt", "ServerClock", "Session", "limits"]
 
+_TABLE_LOCK_S: Final = 2.0
 GRACE_S: Final = 1.0
 """How much longer than a call waits for an answer a server may begin, or go on with, what the call asked for."""
+
+
+def limits(seconds: float) -> dict[str, str]:
+    """Settings with which the server gives up what a client waits for no longer than that.
+
+    A table that is locked is noticed before a statement can set its own limit for locks.
+    """
+    limit = str(int((seconds + 2 * GRACE_S) * 1000))
+    return {
+        "statement_timeout": limit,
+        "idle_in_transaction_session_timeout": limit,
+        "lock_timeout": str(int(min(_TABLE_LOCK_S, seconds / 2) * 1000)),
+    }
 
 
 class ServerClock:
@@ -68,6 +82,7 @@ class Session:
         self.since = self.sent if doubt.since is None else doubt.since
         self.until = self.sent + int((seconds + GRACE_S) * 1000)
         self.may_have_written = False
+        self._limits = limits(seconds)
         self._pooled = pooled
         self._in_transaction = False
 
@@ -103,9 +118,11 @@ class Session:
     async def transaction(self) -> AsyncIterator[None]:
         """A transaction over several statements, each of which sees what was committed before it.
 
-        Only its end writes: what broke before is not in doubt. A cancellation leaves it open, for whoever cleans up.
+        Only its end writes: what broke before is not in doubt. A cancellation leaves it open, for whoever cleans up. It
+        brings its limits along, because a session behind a pooler has none.
         """
-        await self.con.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        local = "".join(f"; SET LOCAL {name} = '{value}'" for name, value in self._limits.items())
+        await self.con.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED{local}")
         self._in_transaction = True
         try:
             yield

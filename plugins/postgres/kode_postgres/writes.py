@@ -117,10 +117,7 @@ class Statements:
             f" ELSE (array_prepend({NOW}, a.op_times))[1:{KEPT_OPS}] END"
             " FROM unnest($1::text[], $2::bigint[]) i (agent_id, op) WHERE a.agent_id = i.agent_id"
         )
-        self.begin = (
-            f"SELECT {sync(durable)}, set_config('lock_timeout', '{LOCK_WAIT}', true),"
-            " set_config('idle_in_transaction_session_timeout', $1::text, true)"
-        )
+        self.begin = f"SELECT {sync(durable)}, set_config('lock_timeout', '{LOCK_WAIT}', true)"
         self.skip_offsets = (
             f"UPDATE {tables.agents} SET last_offset = last_offset + $2::bigint WHERE agent_id = $1"
             " RETURNING last_offset"
