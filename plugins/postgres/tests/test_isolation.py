@@ -99,6 +99,24 @@ async def test_an_agent_that_stays_locked_is_told_so(server: Server, schema: str
         assert [len(await store.load_messages(agent)) for agent in agents] == [0, 1, 1, 0, 1, 1]
 
 
+async def test_a_table_that_is_locked(server: Server, schema: str) -> None:
+    """Somebody changes a table for longer than the store waits: each call says that nothing was written, reads too, and
+    all is well afterwards.
+    """
+    async with PostgresStore(server.dsn, schema=schema, command_timeout_millis=2000) as store:
+        await asyncio.gather(*(store.append_messages(f"a{n}", samples.messages(1)) for n in range(12)))
+        con = await asyncpg.connect(server.dsn)
+        async with con.transaction():
+            await con.execute(f"LOCK TABLE {engine_of(store).tables.agents} IN ACCESS EXCLUSIVE MODE")
+            calls = [store.append_messages(f"a{n}", samples.messages(1, 1)) for n in range(12)]
+            calls += [store.load_messages("a1"), store.acquire_agent_lock("a1")._acquire(), store.delete("a2")]
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+        await con.close()
+        assert [type(end) for end in ends[:13]] == [StoreBusyError] * 13
+        assert isinstance(ends[14], StoreBusyError)
+        assert [len(await store.load_messages(f"a{n}")) for n in range(12)] == [1] * 12
+
+
 async def test_locked_leases_hold_up_no_others(server: Server, schema: str) -> None:
     """While the rows of a dozen leases are locked, other locks are taken and given back."""
     async with PostgresStore(server.dsn, schema=schema, max=2) as store:
