@@ -14,15 +14,16 @@ same atomic step as the write.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from kode_core.codec import Body
 from kode_core.errors import KodeError
+from kode_core.found import EngineIssue, Found, SessionRow, Totals
 
 __all__ = [
     "FORKED_DOCS",
@@ -54,7 +55,6 @@ __all__ = [
     "ToolCallIndex",
     "Totals",
     "first_version",
-    "row_name",
     "with_bodies",
 ]
 
@@ -67,11 +67,6 @@ class ListKind(StrEnum):
 
     MESSAGES = "messages"
     TOOL_CALLS = "tool_calls"
-
-
-def row_name(kind: ListKind, position: int, agent_id: str) -> str:
-    """What an error calls a row, as in ``message 3 of agent 'a'``."""
-    return f"{kind.value.removesuffix('s').replace('_', ' ')} {position} of agent {agent_id!r}"
 
 
 class DocKind(StrEnum):
@@ -231,52 +226,6 @@ class Head(_Value, frozen=True, kw_only=True):
     tool_calls: ListHead = ListHead()
 
 
-class SessionRow(_Value, frozen=True):
-    """A session that a query found."""
-
-    agent_id: str
-    info: Body
-    created_at: int
-    updated_at: int
-    message_count: int
-
-
-class Found(list[T], Generic[T]):
-    """What an engine found over many agents, where it could not read everything.
-
-    Attributes:
-        left_out: names of what could not be read, as in ``agent 'a'``.
-    """
-
-    def __init__(self, items: Iterable[T] = (), left_out: Iterable[str] = ()) -> None:
-        super().__init__(items)
-        self.left_out = tuple(left_out)
-
-
-class Totals(_Value, frozen=True, kw_only=True):
-    """What the whole store holds.
-
-    Attributes:
-        size_bytes: None where the engine cannot tell.
-        is_used: whether anything at all is stored, be it an event of an agent without info; what layers keep for
-            themselves does not count.
-    """
-
-    agents: int = 0
-    messages: int = 0
-    tool_calls: int = 0
-    size_bytes: int | None = None
-    is_used: bool = False
-
-
-class EngineIssue(_Value, frozen=True):
-    """A problem that only the engine can see; ``code`` as in ``ConsistencyIssue``."""
-
-    code: str
-    agent_id: str
-    message: str
-
-
 # --- Writes -----------------------------------------------------------------------------------------------------------
 
 
@@ -294,13 +243,37 @@ class ListWrite(_Value, frozen=True, kw_only=True):
         expect: the version the list must have; None accepts any.
         length: rows at this position and beyond are removed; None removes none. At most the list's length.
         put: (position, row), ascending, without gaps: a position is below the length or follows another one.
-        append: rows added at the end.
+        append: rows added at the end. With ``expect`` the core knew the times of the rows that stay before them, and
+            they come with times of their own, which for a message that only moved may be older. Otherwise, see
+            ``is_blind``, the engine gives appended *messages* at least the greatest ``created_at`` of the stored rows
+            that stay before them, in the same atomic step (MSG-4); never tool calls.
     """
 
     expect: int | None = None
     length: int | None = None
     put: tuple[tuple[int, Row], ...] = ()
     append: tuple[Row, ...] = ()
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether rows are appended to others that the core did not see."""
+        return bool(self.append) and self.expect is None and self.length != 0
+
+    @property
+    def is_editing(self) -> bool:
+        """Whether rows that were there may be gone after it."""
+        return self.length is not None or bool(self.put)
+
+    def times(self) -> list[int]:
+        """The times of all rows that it writes."""
+        return [row.created_at for _, row in self.put] + [row.created_at for row in self.append]
+
+    def not_before(self, time: int) -> ListWrite:
+        """The write with what it appends at *time* or later."""
+        if all(row.created_at >= time for row in self.append):
+            return self
+        rows = (replace(row, created_at=max(row.created_at, time)) for row in self.append)
+        return replace(self, append=tuple(rows))
 
 
 class DocWrite(_Value, frozen=True):

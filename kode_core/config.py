@@ -37,11 +37,14 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         file_store_base_dir: a folder for events, todos, history and media; without it they are in the database.
         timeout_ms: the deadline of every call (OPS-9).
         follow_poll_ms: how often ``follow_events`` looks for events that other processes appended.
+        memory_limit_bytes: what the store remembers of lists, to write only what changed, takes at most so much
+            (OPS-14); 0 remembers nothing.
     """
 
     file_store_base_dir: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] | None = None
     timeout_ms: Millis = 30_000
     follow_poll_ms: Millis = 100
+    memory_limit_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 64 * 2**20
 
 
 class Configured(NamedTuple):

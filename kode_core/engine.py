@@ -162,7 +162,7 @@ class Engine(Protocol):
         """Copy one instant of everything to *target*, which must not exist, and return what was made.
 
         It holds up no writer. When it fails or is cancelled, it removes what it made. The store's deadline begins
-        anew with each *progress* (OPS-16).
+        anew with each *progress* (OPS-16), which is first called when the instant is fixed.
 
         Raises:
             UnsupportedError: this engine cannot.

@@ -111,6 +111,7 @@ def _settings(configured: Configured) -> dict[str, Any]:
     return {
         "timeout_ms": common.timeout_ms,
         "follow_poll_ms": common.follow_poll_ms,
+        "memory_limit_bytes": common.memory_limit_bytes,
         "observers": registry.observers(),
         "clock": clock,
     }

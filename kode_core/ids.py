@@ -21,6 +21,7 @@ __all__ = [
     "new_agent_id",
     "plain_text",
     "quoted",
+    "row_name",
 ]
 
 MAX_AGENT_ID_BYTES: Final = 256
@@ -33,6 +34,7 @@ _ESCAPES: Final = {char: f"\\{ord(char):04x}" for char in "\\\0\n"}  # the backs
 _SURROGATE_ESCAPES: Final = {code: f"\\{code:04x}" for code in range(0xD800, 0xE000)}
 _LONG: Final = 10**20
 _MAX_INDEXED_BYTES: Final = 1024
+_SHOWN: Final = 200
 _last_id: tuple[int, int] = (0, 0)
 _last_id_lock = threading.Lock()
 
@@ -94,6 +96,29 @@ def new_agent_id() -> str:
     return "agt-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
+class IndexText:
+    """The form in which a text is indexed, made of its pieces one after the other; see :func:`index_text`."""
+
+    def __init__(self) -> None:
+        self._head = ""
+        self._size = 0
+        self._hash = blake2b(digest_size=16)
+
+    def add(self, text: str) -> None:
+        safe = text if _UNSAFE_IN_INDEX.search(text) is None else _escaped(text)
+        raw = safe.encode()
+        self._hash.update(raw)
+        self._size += len(raw)
+        if len(self._head) <= _MAX_INDEXED_BYTES:
+            self._head += safe[: _MAX_INDEXED_BYTES + 1]
+
+    def whole(self) -> str:
+        """The form of all of it."""
+        if self._size > _MAX_INDEXED_BYTES:
+            return f"{self._head[:_SHOWN]}\\#{self._hash.hexdigest()}"
+        return self._head
+
+
 def index_text(text: str) -> str:
     """*text* in a form that every engine can compare and index: without U+0000, newlines and surrogates, and of at
     most 1 KB.
@@ -102,7 +127,7 @@ def index_text(text: str) -> str:
     """
     safe = text if _UNSAFE_IN_INDEX.search(text) is None else _escaped(text)
     if len(safe) * 4 > _MAX_INDEXED_BYTES and len(raw := safe.encode()) > _MAX_INDEXED_BYTES:
-        return f"{safe[:200]}\\#{blake2b(raw, digest_size=16).hexdigest()}"
+        return f"{safe[:_SHOWN]}\\#{blake2b(raw, digest_size=16).hexdigest()}"
     return safe
 
 
@@ -118,3 +143,8 @@ def plain_text(indexed: str) -> str:
     if "\\" not in indexed or "\\#" in indexed:
         return indexed
     return re.sub(r"\\([0-9a-f]{4})", lambda m: chr(int(m.group(1), 16)), indexed)
+
+
+def row_name(kind: str, position: int, agent_id: str) -> str:
+    """What an error calls a row of the list *kind*, as in ``message 3 of agent 'a'``."""
+    return f"{kind.removesuffix('s').replace('_', ' ')} {position} of agent {agent_id!r}"

@@ -7,10 +7,11 @@ is written with ``\u`` escapes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import marshal
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import isfinite
 from typing import Final, NoReturn
 
@@ -30,6 +31,13 @@ _MAX_INT: Final = 10**MAX_INT_DIGITS
 _SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _FEW: Final = 8
 _SMALL: Final = 2**63
+_FLAT_DEPTH: Final = 3
+LONG: Final = 2**16
+"""A string of more characters is large."""
+NODES: Final = 2_000
+"""A value of more items is large: so many are encoded in one or two milliseconds."""
+_CHARS_A_NODE: Final = 128
+_STEPS: Final = 2_000
 _RECORD_DEPTH: Final = 16  # how deep records nest around a free-form value
 _MARSHAL: Final = 2  # the last format without references: equal values of equal types have equal bytes
 SCALARS: Final[frozenset[type]] = frozenset({str, bool, type(None)})
@@ -44,73 +52,136 @@ class Problem(Exception):
         self.what = what
         self.path = path
 
-    def under(self, step: str | int) -> Problem:
-        return Problem(self.what, f"{_step(step)}{self.path}")
+    def under(self, key: str | int) -> Problem:
+        return Problem(self.what, f"{step(key)}{self.path}")
 
 
-def _step(key: object) -> str:
+def step(key: object) -> str:
     if isinstance(key, str) and key.isidentifier():
         return f".{key}"
     return f"[{key!r}]" if isinstance(key, str | int) else f"[{type(key).__name__}]"
 
 
-_encoder = msgspec.json.Encoder()
-_to_json: Callable[[object], bytes] = _encoder.encode
+to_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _from_json: Callable[[str], Json] = msgspec.json.Decoder().decode
-_NOT_ENCODABLE = (ValueError, TypeError, OverflowError, RecursionError, NotImplementedError, msgspec.MsgspecError)
+NOT_ENCODABLE = (ValueError, TypeError, OverflowError, RecursionError, NotImplementedError, msgspec.MsgspecError)
 
 
 def check_json(value: Json) -> None:
     """Raise Problem unless *value* is JSON that comes back exactly."""
-    if type(value) in SCALARS:
+    if type(value) in SCALARS or is_flat(value):
         return
-    if type(value) is dict and len(value) <= _FEW and _is_flat(value):
-        return
+    if exact_text(value) is None:
+        walk_through(value)
+
+
+def exact_text(value: Json, max_depth: int = MAX_DEPTH) -> tuple[bytes, bytes] | None:
+    """The text and the fingerprint of *value* if the text is proved exact; None when it must be looked at closer."""
     try:
-        text = _to_json(value)
-        exact = marshal.dumps(_from_json(text), _MARSHAL) == marshal.dumps(value, _MARSHAL)  # type: ignore[arg-type]
-        if exact and text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
-            return
-    except _NOT_ENCODABLE:
+        text = to_json(value)
+        mark = fingerprint(value)
+        if fingerprint(_from_json(text)) == mark:  # type: ignore[arg-type]
+            few = text.count(b"[") + text.count(b"{") <= max_depth
+            return (text, mark) if few or _is_within(value, max_depth) else None
+    except NOT_ENCODABLE:
         pass
-    _walk(value)
+    return None
 
 
-def _is_flat(value: dict[Json, Json]) -> bool:
-    """The common case: a few strings, booleans and small numbers."""
+def fingerprint(value: Json) -> bytes:
+    """Bytes that are equal for equal values of equal types, in equal order, and for nothing else.
+
+    Raises:
+        ValueError: it holds something that is not even near to JSON.
+    """
+    return marshal.dumps(value, _MARSHAL)
+
+
+def _is_within(value: Json, max_depth: int) -> bool:
+    """Whether lists and dicts nest no deeper: looked at level by level, which is fast."""
+    level = [value]
+    for _ in range(max_depth + 1):
+        level = [item for item in level if type(item) is dict or type(item) is list]
+        if not level:
+            return True
+        level = [item for part in level for item in (part.values() if type(part) is dict else part)]
+    return False
+
+
+def is_flat(value: Json, depth: int = _FLAT_DEPTH) -> bool:
+    """The common case: a dict of a few strings, booleans and small numbers, or of a few such dicts."""
+    if type(value) is not dict or len(value) > _FEW:
+        return False
     for key, item in value.items():
         kind = type(item)
-        if type(key) is not str or not (kind in SCALARS or (kind is int and -_SMALL < item < _SMALL)):
+        if type(key) is not str:
+            return False
+        if kind is str:
+            if len(item) > LONG:
+                return False
+        elif not (
+            kind is bool
+            or item is None
+            or (kind is int and -_SMALL < item < _SMALL)
+            or (kind is dict and depth > 1 and is_flat(item, depth - 1))
+        ):
             return False
     return True
 
 
-def _walk(root: Json, max_depth: int = MAX_DEPTH) -> None:
-    """The slow check, which knows where the problem is."""
+def weight(value: Json) -> int:
+    """What it costs to encode *value*: about the number of items in it. More than NODES is not counted to the end."""
+    count = 0
+    todo = [value]
+    for item in todo:
+        kind = type(item)
+        if kind is str:
+            count += len(item) // _CHARS_A_NODE
+        elif kind is dict or kind is list:
+            count += len(item)
+            if count <= NODES:
+                todo.extend(item.values() if kind is dict else item)
+        if count > NODES:
+            break
+    return count
+
+
+def walk_through(root: Json, max_depth: int = MAX_DEPTH) -> None:
+    """Raise the Problem of *root*, if it has one."""
+    for _ in walk(root, max_depth):
+        pass
+
+
+def walk(root: Json, max_depth: int = MAX_DEPTH) -> Iterator[None]:
+    """The slow check, which knows where the problem is and raises it; pauses now and then."""
     stack: list[tuple[Json, tuple[object, ...]]] = [(root, ())]
-    while stack:
+    for steps in itertools.count(1):
+        if not stack:
+            return
+        if steps % _STEPS == 0:
+            yield
         value, path = stack.pop()
-        problem = _problem_of(value)
+        problem = problem_of(value)
         if problem is None and type(value) in (dict, list):
             if len(path) >= max_depth:
                 problem = f"nested deeper than {MAX_DEPTH} levels"
             elif type(value) is dict:
-                for key, item in value.items():
+                for key, item in tuple(value.items()):
                     if type(key) is not str:
                         problem = f"a key is of type {type(key).__name__}; JSON keys are str"
                         break
-                    problem = _problem_of(key)
+                    problem = problem_of(key)
                     if problem is not None:
                         break
                     stack.append((item, (*path, key)))
             else:
                 stack.extend((item, (*path, i)) for i, item in enumerate(value))
         if problem is not None:
-            steps = path if len(path) <= 12 else (*path[:9], "…", *path[-2:])
-            raise Problem(problem, "".join(map(_step, steps)))
+            shown = path if len(path) <= 12 else (*path[:9], "…", *path[-2:])
+            raise Problem(problem, "".join(map(step, shown)))
 
 
-def _problem_of(value: Json) -> str | None:
+def problem_of(value: Json) -> str | None:
     kind = type(value)
     if kind is str:
         if _SURROGATE_PAIR.search(value):
@@ -132,10 +203,15 @@ def type_name(kind: type) -> str:
 def dump(wire: Json) -> bytes:
     """JSON text of checked data."""
     try:
-        return _to_json(wire)
-    except _NOT_ENCODABLE:
-        _walk(wire, MAX_DEPTH + _RECORD_DEPTH)  # strings and integers of typed fields were not looked at before
-        return json.dumps(wire, ensure_ascii=True, separators=(",", ":"), check_circular=False).encode()
+        return to_json(wire)
+    except NOT_ENCODABLE:
+        walk_through(wire, MAX_DEPTH + _RECORD_DEPTH)  # strings and integers of typed fields were not looked at before
+        return escaped(wire)
+
+
+def escaped(value: Json) -> bytes:
+    """JSON text that is ASCII, which can hold lone surrogates."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), check_circular=False).encode()
 
 
 def encode_json(value: Json, label: str) -> str:

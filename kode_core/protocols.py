@@ -66,7 +66,7 @@ class Lease(Protocol):
 
     @property
     def is_lost(self) -> bool:
-        """True once a renewal was refused: somebody else may hold the lock."""
+        """True once a renewal was refused or too late, or the store was closed: somebody else may hold the lock."""
         ...
 
     async def renew(self) -> None:
@@ -369,8 +369,14 @@ class ExtendedStore(QueryableStore, Protocol):
         Use ``async with``, which renews the lease every third of *ttl_ms* and fences the writes inside. Awaited
         instead, it gives a lease that ends after *ttl_ms* unless ``renew()`` is called.
 
+        The writes of this task are fenced as long as it is in the block. Tasks that were started inside are fenced for
+        as long as they live: what they write after the block raises LockLostError, unless they take the lock
+        themselves (LOCK-7). An async generator whose steps run in different tasks gives its writes ``fence=lease``.
+
         Raises:
-            LockUnavailableError: it was still held after *wait_ms*.
+            LockUnavailableError: it was still held after *wait_ms*; or, at once, this task is inside the block of this
+                very lock, or was started there.
+            StoreClosedError: the store was closed while this waited.
         """
         ...
 

@@ -20,6 +20,7 @@ import msgspec
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, index_text, quoted
 from kode_core.jsonvalue import decode_json, encode_json
+from kode_core.metadata import metadata_index
 from kode_core.model import Bookmark, Json
 
 __all__ = [
@@ -351,23 +352,6 @@ def time_ms(name: str, value: Any) -> int:
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidArgumentError(f"{name} is a naive datetime; give its time zone, as in datetime.now(timezone.utc)")
     return -(-((value - _EPOCH) // timedelta(microseconds=1)) // 1000)
-
-
-def metadata_index(metadata: Mapping[str, Json], label: str = "metadata") -> tuple[tuple[str, str], ...]:
-    """The (key, value) pairs under which *metadata* is found: equal JSON values give equal texts."""
-    plain = dict(metadata)
-    encode_json(plain, label)
-    return tuple((index_text(key), index_text(encode_json(_canonical(value), label))) for key, value in plain.items())
-
-
-def _canonical(value: Json) -> Json:
-    if type(value) is float and value.is_integer():
-        return int(value)
-    if type(value) is list:
-        return [_canonical(item) for item in value]
-    if type(value) is dict:
-        return {key: _canonical(value[key]) for key in sorted(value)}
-    return value
 
 
 # --- Cursors ----------------------------------------------------------------------------------------------------------

@@ -83,8 +83,8 @@ class ConsistencyIssue(msgspec.Struct, frozen=True):
     """One thing that is wrong.
 
     Attributes:
-        code: ``corrupt_record``, ``count_disagrees``, ``half_done_delete``, ``orphaned_records``, ``repeated_offset``,
-            ``stray_file``, ``result_without_use``, ``unknown_agent`` or ``use_without_result``.
+        code: ``corrupt_record``, ``count_disagrees``, ``cut_short``, ``half_done_delete``, ``orphaned_records``,
+            ``repeated_offset``, ``stray_file``, ``result_without_use``, ``unknown_agent`` or ``use_without_result``.
         message: a sentence for a person.
     """
 

@@ -23,6 +23,7 @@ from kode_core import (
     Message,
     Record,
     Snapshot,
+    StoredMessage,
     TextBlock,
     Timeline,
     ToolCallRecord,
@@ -65,12 +66,12 @@ _leaves = (
     | st.sampled_from([0, -0.0, 1.0, "", 2**63, 5e-324, 1e22])
     | _hostile_text
 )
-_json = st.recursive(
+any_json = st.recursive(
     _leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_hostile_text, inner, max_size=4)
 )
 
 
-@given(_json)
+@given(any_json)
 def test_any_json_is_exact_or_refused(value: Any) -> None:
     """Whatever the value, what comes back is the same, type by type; only split surrogate pairs are refused."""
     try:
@@ -82,12 +83,34 @@ def test_any_json_is_exact_or_refused(value: Any) -> None:
         assert difference(decode_json(text), value) is None
 
 
-@given(_json, st.sampled_from([float("nan"), {1}, b"x", (1,), 1j, object()]))
+@given(any_json, st.sampled_from([float("nan"), {1}, b"x", (1,), 1j, object()]))
 def test_one_bad_value_anywhere_is_found(value: Any, bad: Any) -> None:
     """A value that is no JSON is refused however it is wrapped, and the path leads to it."""
     with pytest.raises(InvalidValueError) as caught:
         encode_json({"deep": [value, {"er": [bad]}]}, "value")
     assert "surrogates" in str(caught.value) or caught.value.path == "$.deep[1].er[0]"
+
+
+def test_what_a_subclass_adds_is_not_dropped() -> None:
+    """A record whose class adds a field is refused with its name, also inside another record."""
+
+    class MyMessage(Message, frozen=True):
+        score: int = 0
+
+    class MyText(TextBlock, frozen=True):
+        lang: str = "en"
+
+    class MyBookmark(Bookmark, frozen=True):
+        node: str = "n1"
+
+    with pytest.raises(InvalidValueError, match="MyMessage, a subclass"):
+        encode(Message, MyMessage("user", "x", score=5), "m")  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match=r"\$\.content\[0\].*MyText"):
+        encode(Message, Message("user", [MyText("x")]), "m")
+    with pytest.raises(InvalidValueError, match=r"\$\.bookmark.*MyBookmark, a subclass"):
+        encode(Timeline, Timeline(1, MyBookmark(1, 1), AgentEvent("monitor", "x")), "e")
+    stored = StoredMessage("user", [TextBlock("x")], agent_id="a", position=0, created_at=1)
+    assert encode(Message, stored, "m") == encode(Message, Message.user("x"), "m")
 
 
 def test_limits_are_exact() -> None:
@@ -106,6 +129,21 @@ def test_limits_are_exact() -> None:
     assert decode_json(encode_json([largest, -largest], "v")) == [largest, -largest]
     with pytest.raises(InvalidValueError, match="4300 digits"):
         encode_json(largest + 1, "v")
+
+
+@pytest.mark.parametrize("width", [1, 2, 60])
+def test_depth_of_wide_values(width: int) -> None:
+    """The limit of depth holds for values of many brackets, too, wherever the deepest place is."""
+
+    def nested(depth: int) -> Any:
+        value: Any = {}
+        for i in range(depth - 1):
+            value = {"a": [], "b": value, "c": {}} if i % 2 else [[] for _ in range(width)] + [value, 1]
+        return value
+
+    assert decode_json(encode_json(nested(MAX_DEPTH), "v")) == nested(MAX_DEPTH)
+    with pytest.raises(InvalidValueError, match="deeper than 100"):
+        encode_json(nested(MAX_DEPTH + 1), "v")
 
 
 def test_a_value_that_contains_itself_is_refused() -> None:

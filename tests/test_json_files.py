@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from kode_conformance import samples
@@ -165,7 +167,7 @@ async def unfinished() -> tuple[Path, bytes, bytes]:
 
 
 async def test_a_write_cut_short_is_dropped() -> None:
-    """Wherever a crash cuts a write short, the store opens with what came before, can be written, and keeps the rest."""
+    """Wherever a crash cuts a write short, the store opens with what came before, is written, and keeps the rest."""
     path, before, added = await unfinished()
     kept = Path("store") / "a.jsonl.cut-1"
     for size in (*range(1, len(added), 37), len(added) - 1):
@@ -243,7 +245,7 @@ async def test_a_newer_format_is_refused() -> None:
         with pytest.raises(SchemaVersionError, match="has format 9, and this kode-core reads up to 2: upgrade"):
             await store.load_messages("a")
     (Path("store") / ".kode" / "format").write_text("7\n")
-    with pytest.raises(SchemaVersionError, match="has layout 7, and this kode-core knows 1: upgrade"):
+    with pytest.raises(SchemaVersionError, match="has layout 7, and this kode-core knows 2: upgrade"):
         await opened()
 
 
@@ -429,3 +431,55 @@ async def test_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, du
     assert compactions >= 2, "the test must see compactions"
     bad = await cuts(recording, 400, tmp_path / "cuts")
     assert (bad == 0) == (durability == "full"), f"{bad} of 400 losses of power did harm"
+
+
+# --- the first format -------------------------------------------------------------------------------------------------
+
+
+def in_the_first_format(base: Path) -> None:
+    """Write a folder as the first format had it."""
+    for path in base.glob("*.jsonl"):
+        raw = path.read_bytes()
+        line, _, rest = raw.partition(b"\n")
+        head = json.loads(line)
+        del head["marks"]
+        out = json.dumps({**head, "format": 1}, separators=(",", ":")).encode() + b"\n"
+        while rest:
+            prefix, _, rest = rest.partition(b"\n")
+            header_size, bodies_size = (int(size) for size in prefix.split()[2:])
+            frame, rest = rest[: header_size + 1 + bodies_size], rest[header_size + 1 + bodies_size :]
+            check = crc32(frame[: header_size + 1], crc32(b"%d %d" % (header_size, bodies_size)))
+            out += b"#%08x %d %d\n" % (check, header_size, bodies_size) + frame
+        path.write_bytes(out)
+    for path in (base / ".kode" / "locks").iterdir():
+        number = int(path.read_bytes()[10:25])
+        path.write_bytes(b"%020d" % number if number else b"")
+    (base / ".kode" / "format").write_text("1\n")
+
+
+async def test_the_first_format_is_changed_in_place() -> None:
+    """A folder of the first format is changed when it is opened, by one of many; what is damaged in it stays."""
+    path = await make()
+    async with opened() as store:
+        await store.append_events("c", samples.events(3))
+        await store.append_events("gone", samples.events(9))
+        await store.delete("gone")
+        expected = await model_of(store)
+    in_the_first_format(Path("store"))
+    path.write_bytes(path.read_bytes() + b"#00000000 1")
+    b = Path("store") / "b.jsonl"
+    damaged = b.read_bytes().replace(b'"op_id":"', b'"op_id":"x', 1)
+    b.write_bytes(damaged)
+    stores = await asyncio.gather(*(opened().__aenter__() for _ in range(5)))
+    store = stores[0]
+    with pytest.raises(SchemaVersionError, match="agent 'b' is in the first format"):
+        await store.load_info("b")
+    assert b.read_bytes() == damaged
+    b.unlink()
+    found = await model_of(store)
+    assert {**found, "b": expected["b"]} == expected
+    assert await store.append_event("gone", samples.event(1)) > 9
+    await store.append_messages("a", samples.messages(1))
+    assert (await store.check_consistency()).issues == ()
+    for each in stores:
+        await each.close()

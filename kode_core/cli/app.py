@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -27,7 +26,7 @@ from kode_core.cli import (
     tool_calls,
 )
 from kode_core.cli.opening import StoreOption, default_store
-from kode_core.cli.output import fail, prepare_streams
+from kode_core.cli.output import fail, give_up_output, prepare_streams
 from kode_core.errors import KodeError
 
 __all__ = ["GROUP", "app", "run"]
@@ -135,8 +134,8 @@ for _command in COMMANDS:
 
 def run() -> int:
     """Run the command and return the exit code; an error of the library is one line on stderr."""
-    prepare_streams()
     try:
+        prepare_streams()
         try:
             app()
         finally:
@@ -146,10 +145,10 @@ def run() -> int:
             raise
         fail(str(exc))
         return 2
-    except OSError as exc:  # of what is printed: those of a store are KodeErrors
-        with suppress(OSError):
-            fail(f"the output cannot be written: {exc.strerror or type(exc).__name__}")
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - for what is left to be flushed at the end
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        return 1
+    except OSError as exc:
+        if os.environ.get("KODE_DEBUG"):
+            raise
+        give_up_output()
+        fail(f"the output cannot be written: {exc.strerror or exc}")
+        return 2
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -10,9 +10,8 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.opening import StoreOption, open_store
-from kode_core.cli.output import show, visible
+from kode_core.cli.output import show, visible, watched
 from kode_core.cli.queries import run
-from kode_core.errors import UnsupportedError
 
 __all__ = ["EXAMPLES", "backup"]
 
@@ -23,14 +22,15 @@ def backup(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file or folder to make; must not be there.")],
     store: StoreOption = None,
 ) -> None:
-    """Copy the store to TARGET while others go on using it."""
+    """Copy the store to TARGET while others go on using it.
+
+    The copy is of one instant. When it is interrupted nothing is left of it.
+    """
     for made in run(_backup(store, target)):
         show(Text(visible(str(made))))
 
 
 async def _backup(name: str | None, target: Path) -> Sequence[Path]:
     async with open_store(name) as store:
-        copy: Callable[[Path], Awaitable[Sequence[Path]]] | None = getattr(store, "backup", None)
-        if copy is None:
-            raise UnsupportedError(f"{type(store).__name__} has no backup; use the tools of its database")
-        return await copy(target)
+        with watched("copied") as progress:
+            return await store.backup(target, progress=progress)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kode_core.cli.opening import StoreOption, open_store
 from kode_core.cli.options import MetadataOption, TemplateOption, UserOption, given, metadata_filter, time_option
-from kode_core.cli.output import count, note, show, visible
+from kode_core.cli.output import count, note, show, visible, watched
 from kode_core.cli.queries import run
 from kode_core.cli.sessions import session_table
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
@@ -108,9 +108,21 @@ def _ask(number: int) -> None:
 
 
 async def _delete(target: str | None, agent_ids: Sequence[str], filters: dict[str, Any]) -> int:
+    deleted = 0
     async with open_store(target) as store:
-        if filters:
-            return sum([await store.delete_many(agent_id=agent_id, **filters) for agent_id in agent_ids])
-        for agent_id in agent_ids:
-            await store.delete(agent_id)
-        return len(agent_ids)
+        try:
+            with watched("deleted") as progress:
+                for done, agent_id in enumerate(agent_ids, 1):
+                    deleted += await _delete_one(store, agent_id, filters)
+                    progress(done, len(agent_ids))
+        except BaseException:
+            note(f"{count(deleted, 'agent')} deleted before that")
+            raise
+    return deleted
+
+
+async def _delete_one(store: ExtendedStore, agent_id: str, filters: dict[str, Any]) -> int:
+    if filters:
+        return await store.delete_many(agent_id=agent_id, **filters)
+    await store.delete(agent_id)
+    return 1

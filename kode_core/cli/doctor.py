@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from kode_core.cli.opening import JsonOption, StoreOption, configured_store, open_store, places
-from kode_core.cli.output import count, holdings, print_json, show, visible
+from kode_core.cli.opening import JsonOption, StoreOption, address, configured_store, open_store, places
+from kode_core.cli.output import count, holdings, print_json, show, visible, watched
 from kode_core.cli.queries import run
 from kode_core.cli.tables import table
 from kode_core.config import Configured
@@ -61,12 +61,18 @@ async def _examine(target: str | None, agent_id: str | None) -> _Findings:
         health = await store.health_check()
         if not health.healthy:
             return _Findings(health)
-        consistency = await store.check_consistency(agent_id)
+        with watched("checked") as progress:
+            consistency = await store.check_consistency(agent_id, progress=progress)
         return _Findings(health, consistency, (await store.get_metrics()).storage)
 
 
 def _as_json(configured: Configured, findings: _Findings) -> dict[str, Any]:
-    where = {"backend": configured.backend.name, "source": configured.source, "places": places(configured)}
+    where = {
+        "backend": configured.backend.name,
+        "address": address(configured),
+        "source": configured.source,
+        "places": places(configured),
+    }
     return {"store": where, **findings._asdict()}
 
 
@@ -79,7 +85,7 @@ def _print(configured: Configured, findings: _Findings) -> None:
 
 def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
     health = findings.health
-    where = ", ".join((configured.backend.name, *places(configured)))
+    where = ", ".join((address(configured) or configured.backend.name, *places(configured)))
     yield _entry("store", Text(visible(f"{where} (from {configured.source})")))
     if health.problem is not None:
         yield _entry("health", _bad(health.problem))

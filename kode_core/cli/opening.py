@@ -16,7 +16,7 @@ from kode_core.factory import StoreOpening
 from kode_core.plugins import registry
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["JsonOption", "StoreOption", "configured_store", "default_store", "open_store", "places"]
+__all__ = ["JsonOption", "StoreOption", "address", "configured_store", "default_store", "open_store", "places"]
 
 StoreOption = Annotated[
     str | None,
@@ -53,6 +53,12 @@ def places(configured: Configured) -> list[str]:
     names = sorted(path_options(configured.backend.options))
     values = [getattr(configured.options, name) for name in names]
     return [value for value in values if isinstance(value, str) and not value.startswith(":")]
+
+
+def address(configured: Configured) -> str | None:
+    """The server and the database that the backend's options name, without a secret; None where there is no server."""
+    place = getattr(configured.options, "place", None)
+    return place if isinstance(place, str) else None
 
 
 def _refuse_missing(configured: Configured) -> None:

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _UNITS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-_FIRST_MS: Final = 100_000_000_000  # as milliseconds that is 1973, as seconds the year 5138
+_SECONDS_BELOW: Final = 100_000_000_000
 _TIME_HELP: Final = "2025-01-31, 2025-01-31T12:00Z, 7d for seven days ago (s, m, h, d, w), or milliseconds"
 
 
@@ -44,15 +44,22 @@ def read_time(text: str) -> int:
     age = re.fullmatch(r"(\d{1,9})([smhdw])", text)
     if age:
         return now_ms() - int(age[1]) * _UNITS[age[2]]
-    if re.fullmatch(r"-?\d{9,19}", text):
-        if abs(int(text)) < _FIRST_MS:
-            raise typer.BadParameter(f"{text} looks like seconds; write {int(text)}000 for milliseconds, or a date")
-        return int(text)
+    if re.fullmatch(r"-?\d{9,}", text):
+        return _milliseconds(int(text))
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no time; write {_TIME_HELP}") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _milliseconds(number: int) -> int:
+    """The number, unless it looks like seconds: then it would be a moment in the early seventies."""
+    if abs(number) < _SECONDS_BELOW:
+        raise typer.BadParameter(
+            f"{number} milliseconds are in the years around 1970; of seconds since 1970 write {number * 1000}"
+        )
+    return number
 
 
 def time_option(name: str, what: str) -> Any:

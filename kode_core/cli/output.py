@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 import msgspec
@@ -16,6 +19,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from kode_core.codec import to_dict
+from kode_core.engine import Progress, unwatched
 from kode_core.model import Json, Record
 from kode_core.report import StorageSize
 
@@ -23,6 +27,7 @@ __all__ = [
     "console",
     "count",
     "fail",
+    "give_up_output",
     "holdings",
     "note",
     "one_line",
@@ -36,6 +41,7 @@ __all__ = [
     "state_text",
     "utc",
     "visible",
+    "watched",
     "wire",
     "write_text",
 ]
@@ -52,10 +58,15 @@ _STATE_STYLES: Final = {"COMPLETED": "green", "FAILED": "red", "DENIED": "red"}
 
 
 def prepare_streams() -> None:
-    """Let no character stop the output, whatever the encoding of the terminal; a stream that is closed is empty."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - until the process ends
+    """Let no character stop the output, whatever the encoding of the terminal; errors need no open stderr.
+
+    Raises:
+        OSError: there is no stdout.
+    """
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open as long as the process
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "stdout is closed")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -100,6 +111,30 @@ def note(text: str) -> None:
 def fail(problem: str) -> None:
     """Print an error as one line to stderr."""
     sys.stderr.write(f"error: {visible(problem)}\n")
+
+
+def give_up_output() -> None:
+    """Let nothing more be written to stdout: what is still in its buffer goes nowhere, without an error."""
+    if sys.stdout is None:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+@contextmanager
+def watched(what: str) -> Iterator[Progress]:
+    """How far a long call is, shown on a terminal while it lasts, and nowhere else."""
+    if not sys.stderr.isatty():
+        yield unwatched
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 # --- Text -------------------------------------------------------------------------------------------------------------

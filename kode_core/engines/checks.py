@@ -9,7 +9,7 @@ from contextlib import suppress
 from kode_core.batch import EngineIssue, Found, ListKind, Totals
 from kode_core.engines.cuts import cut_files
 from kode_core.engines.files import agent_of, translated
-from kode_core.engines.folder import Folder, UnreadableFileError
+from kode_core.engines.folder import Folder
 from kode_core.engines.journal import Journal
 from kode_core.errors import CorruptRecordError, SchemaVersionError
 
@@ -50,7 +50,7 @@ def stored_ids(folder: Folder, after: str | None, limit: int) -> Found[str]:
                         agent_id = journal.state.agent_id
                     if journal.damage is not None and not agent_id:
                         raise journal.damage
-            except (CorruptRecordError, SchemaVersionError, UnreadableFileError):
+            except (CorruptRecordError, SchemaVersionError):
                 left_out.append(journal.label)
         if agent_id and (after is None or agent_id > after):
             ids.append(agent_id)
@@ -67,7 +67,7 @@ def inspected(folder: Folder, agent_id: str) -> list[EngineIssue]:
                 raise journal.damage
             journal.check_owner(agent_id)
             issues += _of_sound(journal, agent_id)
-    except (CorruptRecordError, SchemaVersionError, UnreadableFileError) as exc:
+    except (CorruptRecordError, SchemaVersionError) as exc:
         issues.append(EngineIssue("corrupt_record", agent_id, str(exc)))
     for path in cut_files(journal.path):
         text = (
@@ -105,6 +105,6 @@ def leftovers(folder: Folder) -> list[EngineIssue]:
                 if folder.is_stray(journal):
                     text = f"{journal.path} is not the file of agent {agent_id!r}, whose records it has; move it away"
                     issues.append(EngineIssue("stray_file", agent_id, text))
-        except (CorruptRecordError, SchemaVersionError, UnreadableFileError) as exc:
+        except (CorruptRecordError, SchemaVersionError) as exc:
             issues.append(EngineIssue("corrupt_record", name, str(exc)))
     return issues

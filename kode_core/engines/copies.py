@@ -37,6 +37,13 @@ class _Source(NamedTuple):
     size: int
 
 
+def _link_or_copy(path: Path, held: Path) -> None:
+    try:
+        os.link(path.resolve(), held)
+    except OSError:  # a file system without hard links, or a file of somebody else
+        shutil.copyfile(path, held)
+
+
 class FolderCopy:
     """A copy in the making: ``fix`` while all stripes are held, then ``copied`` to its end, ``finish``, ``clear``."""
 
@@ -48,6 +55,7 @@ class FolderCopy:
         self._made = target.with_name(f"{target.name}.{self._word}.part")
         self._sources: list[_Source] = []
         self._numbers: dict[str, int] = {}
+        self._is_named = False
 
     @property
     def total(self) -> int:
@@ -77,10 +85,11 @@ class FolderCopy:
             _log.error("%s is no regular file; the backup leaves it out", path)
             return
         try:
-            os.link(path.resolve(), held)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, held)
-        fd = open_file(held, os.O_RDONLY)
+            _link_or_copy(path, held)
+            fd = open_file(held, os.O_RDONLY)
+        except PermissionError as exc:
+            _log.error("%s cannot be read (%s); the backup leaves it out", path, exc.strerror)
+            return
         try:
             self._sources.append(_Source(name, held, read_line(fd), os.fstat(fd).st_size))
         finally:
@@ -139,9 +148,11 @@ class FolderCopy:
             if os.path.lexists(self.target):
                 raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
             self._made.rename(self.target)
+            self._is_named = True
             sync_folder(self.target.parent)
 
-    def clear(self) -> None:
-        """Remove everything but a finished copy."""
-        for path in (self._held, self._made):
+    def clear(self, *, is_kept: bool) -> None:
+        """Remove everything but a finished copy that is to be kept."""
+        gone = [self.target] if self._is_named and not is_kept else []
+        for path in (self._held, self._made, *gone):
             shutil.rmtree(path, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ __all__ = [
     "agent_of",
     "file_name",
     "held_too_long",
+    "is_long_name",
     "locked",
     "open_file",
     "os_error",
@@ -66,6 +68,11 @@ def file_name(agent_id: str) -> str:
     if len(name) > _MAX_NAME:
         name = f"{name[:140]}~{blake2b(agent_id.encode(), digest_size=16).hexdigest()}"
     return name
+
+
+def is_long_name(name: str) -> bool:
+    """Whether *name* is one that :func:`file_name` gives to a long id."""
+    return re.fullmatch(r".{140}~[0-9a-f]{32}", name) is not None
 
 
 def agent_of(name: str) -> str | None:

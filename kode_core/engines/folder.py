@@ -22,19 +22,19 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from kode_core.batch import FORKED_DOCS, Applied, Batch, Child, Fence, Outcome, Refused
-from kode_core.codec import Body
+from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engines.cuts import cut_files
 from kode_core.engines.files import (
     agent_of,
     file_name,
+    is_long_name,
     locked,
     os_error,
     replace_file,
@@ -43,9 +43,9 @@ from kode_core.engines.files import (
     try_lock,
     unlock,
 )
-from kode_core.engines.journal import COMPACT_FROM, Frame, Journal, Reader, write_state
+from kode_core.engines.first_format import migrate_journal, migrate_stripe
+from kode_core.engines.journal import COMPACT_FROM, Frame, Journal, Reader
 from kode_core.engines.leases import LeaseFiles
-from kode_core.engines.memory import forked
 from kode_core.engines.state import AgentState
 from kode_core.engines.stripes import STRIPES, Stripe, stripe_name, stripe_of
 from kode_core.errors import CorruptRecordError, SchemaVersionError, StorageError, StoreUnavailableError
@@ -54,8 +54,9 @@ __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "Unre
 
 _log = logging.getLogger("kode_core.json")
 
-FORMAT: Final = 1
-_MAX_JOURNALS: Final = 20_000
+FORMAT: Final = 2
+_MEMORY_BYTES: Final = 32 << 20
+"""What is remembered of journals (OPS-14); of the one that was used last, whatever it takes."""
 _ABANDONED_S: Final = 3600
 _ABANDONED_COPY_S: Final = 24 * 3600
 _NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -73,8 +74,8 @@ class UnresolvedError(StorageError):
         self.batch = batch
 
 
-class UnreadableFileError(StoreUnavailableError):
-    """The system does not let this process read the file of one agent."""
+class UnreadableFileError(CorruptRecordError, StoreUnavailableError):
+    """The system does not let this process read the file of one agent. To the others it is as damage of that one."""
 
 
 class Folder:
@@ -87,6 +88,8 @@ class Folder:
         self.own = base / ".kode"
         self._leases = LeaseFiles(self.own / "leases")
         self._journals: OrderedDict[str, Journal] = OrderedDict()
+        self._weights: dict[str, int] = {}
+        self._memory = 0
         self._guard = threading.Lock()
 
     # --- the folder
@@ -103,7 +106,9 @@ class Folder:
             version = re.fullmatch(rb"(\d{1,9})\s?", mark.read_bytes())
             if version is None:
                 raise CorruptRecordError(f"folder {str(self.base)!r}", f"{mark} is damaged: it must say {FORMAT}")
-            if int(version[1]) != FORMAT:
+            if int(version[1]) == 1:
+                self._migrate(mark)
+            elif int(version[1]) != FORMAT:
                 raise SchemaVersionError(
                     f"{self.base} has layout {int(version[1])}, and this kode-core knows {FORMAT}: upgrade kode-core"
                 )
@@ -115,6 +120,23 @@ class Folder:
             path = self.lock_path(i)
             with locked(path, self.wait_ms) as fd:
                 Stripe(path, fd, durable=False).begin()
+
+    def _migrate(self, mark: Path) -> None:
+        """Change the folder from the first format to the present one, while nobody writes to it."""
+        with ExitStack() as held:
+            stripes = []
+            for i in range(STRIPES):
+                path = self.lock_path(i)
+                fd = held.enter_context(locked(path, self.wait_ms))
+                stripes.append(Stripe(path, fd, durable=self.durable))
+            if mark.read_bytes().strip() != b"1":  # another process was faster
+                return
+            for name in self.names():
+                if (self.base / name).is_file():
+                    migrate_journal(self.base / name, durable=self.durable)
+            for stripe in stripes:
+                migrate_stripe(stripe)
+            replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True)
 
     def _sweep(self) -> None:
         """Remove what processes left that were killed while they rewrote a file or made a backup."""
@@ -163,16 +185,32 @@ class Folder:
 
     def journal(self, agent_id: str) -> Journal:
         """The agent's journal, not refreshed."""
-        return self.journal_named(file_name(agent_id) + ".jsonl")
+        journal = self.journal_named(file_name(agent_id) + ".jsonl")
+        journal.owner = agent_id
+        return journal
 
     def journal_named(self, name: str) -> Journal:
         """The journal in the file of that name, not refreshed."""
         with self._guard:
             journal = self._journals.pop(name, None) or Journal(self.base / name)
             self._journals[name] = journal
-            if len(self._journals) > _MAX_JOURNALS:
-                self._journals.popitem(last=False)
             return journal
+
+    def _used(self, journal: Journal) -> None:
+        """See how much is remembered by now, and forget what was not used for the longest time."""
+        with self._guard:
+            name = journal.path.name
+            if self._journals.get(name) is not journal:
+                return
+            self._memory += journal.weight - self._weights.get(name, 0)
+            self._weights[name] = journal.weight
+            while self._memory > _MEMORY_BYTES and len(self._journals) > 1:
+                oldest = next(iter(self._journals))
+                if oldest == name:
+                    self._journals.move_to_end(name)
+                    continue
+                del self._journals[oldest]
+                self._memory -= self._weights.pop(oldest, 0)
 
     @contextmanager
     def reading(self, agent_id: str) -> Iterator[tuple[Journal, Reader]]:
@@ -201,11 +239,12 @@ class Folder:
                 if exc.errno in _NOT_OF_THE_FILE:
                     raise os_error(exc, journal.path) from exc
                 problem = f"{journal.path} cannot be read: {exc.strerror}; give this process access to it"
-                raise UnreadableFileError(problem) from exc
+                raise UnreadableFileError(journal.label, problem) from exc
             try:
                 yield reader
             finally:
                 reading.__exit__(None, None, None)
+                self._used(journal)
 
     def names(self) -> list[str]:
         """The names of all files that are to be journals."""
@@ -230,9 +269,12 @@ class Folder:
                         raise journal.damage
                     if agent_id is not None:
                         journal.check_owner(agent_id)
-                    if journal.end and not self.is_stray(journal):
-                        yield journal, reader
-            except (CorruptRecordError, SchemaVersionError, UnreadableFileError):
+                    if not self.is_stray(journal):
+                        if journal.end:
+                            yield journal, reader
+                    elif is_long_name(name.removesuffix(".jsonl")):  # a copy would have another name
+                        left_out.append(f"file {name!r}")
+            except (CorruptRecordError, SchemaVersionError):
                 left_out.append(journal.label)
 
     def is_stray(self, journal: Journal) -> bool:
@@ -247,8 +289,10 @@ class Folder:
         outcomes: list[Outcome] = []
         for batch in batches:
             try:
-                with self.journal(batch.agent_id).turn:
+                journal = self.journal(batch.agent_id)
+                with journal.turn:
                     outcomes.append(self._commit(stripe, batch))
+                    self._used(journal)
             except StorageError as exc:
                 outcomes.append(exc)
         return outcomes
@@ -294,6 +338,7 @@ class Folder:
             stripe.raise_to(journal.state.log.next_offset)
             for path in (*cut_files(journal.path), journal.path):
                 path.unlink(missing_ok=True)
+            journal.forget()
             if self.durable:
                 sync_folder(self.base)
         elif journal.end > journal.compact_at and journal.prepared is None:
@@ -331,40 +376,6 @@ class Folder:
             self.tidy(stripe, journal)
         return outcome or Applied()
 
-    def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        """Copy the agent. Each copy appears whole; when one cannot be made, none stays."""
-        with self.reading(agent_id) as (journal, reader):
-            parent = journal.state
-            if parent.info is None or reader.text(parent.info.body) != expect:
-                return False
-            self._make(((child.agent_id, forked(parent, child, now, 1)) for child in children), reader)
-        return True
-
-    def copy_docs(self, agent_id: str, child_ids: Sequence[str]) -> list[Path]:
-        """Files for the children with the agent's documents that a fork takes along; none where it has none."""
-        with self.reading(agent_id) as (journal, reader):
-            docs = {key: doc for key, doc in journal.state.docs.items() if key[0] in FORKED_DOCS}
-            return self._make(((child_id, _with_docs(child_id, docs)) for child_id in child_ids if docs), reader)
-
-    def _make(self, states: Iterable[tuple[str, AgentState]], reader: Reader) -> list[Path]:
-        made: list[Path] = []
-        try:
-            for agent_id, state in states:
-                path = self.base / f"{file_name(agent_id)}.jsonl"
-                with translated(path):
-                    made.append(path)
-                    write_state(path, state, reader, durable=self.durable)
-        except BaseException:
-            self.remove(made)
-            raise
-        return made
-
-    def remove(self, paths: Iterable[Path]) -> None:
-        """Remove files that were made for nothing."""
-        for path in paths:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
     # --- leases
 
     def acquire_lease(self, stripe: Stripe, agent_id: str, owner: str, ttl_ms: int) -> int | None:
@@ -401,12 +412,6 @@ class Folder:
                 replace_file(probe, iter([b"ok"]), durable=self.durable)
             finally:
                 probe.unlink(missing_ok=True)
-
-
-def _with_docs(agent_id: str, docs: dict[Any, Any]) -> AgentState:
-    state = AgentState(agent_id)
-    state.docs = dict(docs)
-    return state
 
 
 def _remove_abandoned(path: Path, age_s: float) -> None:

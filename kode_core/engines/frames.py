@@ -41,6 +41,7 @@ __all__ = [
     "frame_bytes",
     "frames_behind",
     "parsed_line",
+    "prefix_of",
     "read_line",
 ]
 
@@ -211,19 +212,24 @@ def _checksum(seed: int, start: int, header_size: int, bodies_size: int, header:
     return b"%08x" % crc32(header, crc32(b"%d %d %d" % (start, header_size, bodies_size), seed))
 
 
+def prefix_of(header: bytes, start: int, bodies_size: int, seed: int) -> bytes:
+    """The prefix of a frame at *start*; the header has its newline."""
+    sizes = (start, len(header) - 1, bodies_size)
+    return b"#%b %d %d %d\n" % (_checksum(seed, *sizes, header), *sizes)
+
+
 def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, bytes]:
     """The frame's batch with its bodies placed for a frame at *start*, and the frame's bytes."""
     texts: list[bytes] = []
 
     def sized(body: Body) -> Body:
-        texts.append(body.text.encode())
+        texts.append(body.text.encode(errors="surrogateescape"))  # a damaged one stays as it is
         return Body(str(len(texts[-1])), body.digest)
 
     batch = None if frame.batch is None else with_bodies(frame.batch, sized)
     header = msgspec.json.encode(msgspec.structs.replace(frame, batch=batch)) + b"\n"
     bodies = b"".join(text + b"\n" for text in texts)
-    sizes = (start, len(header) - 1, len(bodies))
-    prefix = b"#%b %d %d %d\n" % (_checksum(seed, *sizes, header), *sizes)
+    prefix = prefix_of(header, start, len(bodies), seed)
     return _placed(batch, start + len(prefix) + len(header)), prefix + header + bodies
 
 

@@ -14,15 +14,15 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from msgspec.structs import replace
 
 from kode_core.batch import Batch
-from kode_core.codec import Body, digest
+from kode_core.codec import Body
 from kode_core.engines.cuts import keep
 from kode_core.engines.files import (
     agent_of,
@@ -49,7 +49,7 @@ from kode_core.engines.frames import (
     parsed_line,
     read_line,
 )
-from kode_core.engines.marks import SYNCED, Mark, pair_bytes, slot_at, slot_bytes, this_boot
+from kode_core.engines.marks import BLANK, SYNCED, Mark, pair_bytes, slot_at, slot_bytes, this_boot
 from kode_core.engines.spans import Reader, Spans, batches_of, bodies_of
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError, StorageError
@@ -61,6 +61,9 @@ _log = logging.getLogger("kode_core.json")
 COMPACT_FROM: Final = 1 << 20
 """A file smaller than this is not worth compacting."""
 _PIECE: Final = 1 << 20
+_EMPTY_BYTES: Final = 3_000
+_ROW_BYTES: Final = 600
+_EVENT_BYTES: Final = 64
 
 
 class Journal:
@@ -73,9 +76,12 @@ class Journal:
         self.path = path
         self.turn = threading.Lock()
         self.compact_at = COMPACT_FROM
-        self._forget()
+        self.owner = agent_of(path.name.removesuffix(".jsonl"))
+        """Whose file it is by its name; None as long as nobody who knows it has asked for it."""
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Remember nothing; the file is read anew when it is needed."""
         self.damage: StorageError | None = None
         self.end = 0
         self.state = AgentState("", 1, Spans())
@@ -90,15 +96,16 @@ class Journal:
         return "" if self._line is None else self._line.generation
 
     @property
-    def agent_id(self) -> str | None:
-        """Whose file it is by its name, or else by its first line; None when neither tells."""
-        return agent_of(self.path.name.removesuffix(".jsonl")) or self.state.agent_id or None
+    def weight(self) -> int:
+        """About how many bytes of memory the state takes."""
+        rows = sum(len(rows.rows) for rows in self.state.lists.values()) + len(self.state.docs)
+        return _EMPTY_BYTES + _ROW_BYTES * rows + _EVENT_BYTES * len(self.state.log)
 
     @property
     def label(self) -> str:
         """What errors and reports call it."""
-        agent_id = self.agent_id
-        return f"file {self.path.name!r}" if agent_id is None else f"agent {agent_id!r}"
+        agent_id = self.owner or self.state.agent_id
+        return f"file {self.path.name!r}" if not agent_id else f"agent {agent_id!r}"
 
     # --- reading
 
@@ -110,19 +117,19 @@ class Journal:
         """
         fd = self._open()
         if fd is None:
-            self._forget()
+            self.forget()
             yield Reader(-1)
             return
         try:
             self._catch_up(fd)
             if self.damage is not None:  # another process may just have written: only what is seen again is damage
-                self._forget()
+                self.forget()
                 os.close(fd)
                 fd = None
                 fd = self._open()
                 if fd is not None:
                     self._catch_up(fd)
-            yield Reader(-1 if fd is None else fd)
+            yield Reader(-1 if fd is None else fd, self.label)
         finally:
             if fd is not None:
                 os.close(fd)
@@ -155,11 +162,13 @@ class Journal:
         except OtherFormatError as exc:
             self.damage = SchemaVersionError(
                 f"{self.path} has format {exc.args[0]}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
+                if exc.args[0] > FORMAT
+                else f"{self.path} of {self.label} is in the first format, and could not be changed; it may be damaged"
             )
             return
         size = os.fstat(fd).st_size  # after the marks were read: they are never ahead of it
         if line.generation != self.generation or size < self.end:
-            self._forget()
+            self.forget()
             self.state = AgentState(line.agent, line.next_offset, Spans())
             self.end = line.size
         self._line = line
@@ -235,11 +244,11 @@ class Journal:
         """Get ready to write. The offset is where the events of a new agent start."""
         self.refresh()
         if self.end and not self._is_as_known():
-            self._forget()
+            self.forget()
             self.refresh()
         self.check_owner(agent_id)
         if not self.end:
-            self._forget()
+            self.forget()
             self.state = AgentState(agent_id, next_offset, Spans())
 
     def check_owner(self, agent_id: str) -> None:
@@ -279,7 +288,7 @@ class Journal:
             else:
                 self._create(frame, durable=durable)
         except BaseException:
-            self._forget()
+            self.forget()
             raise
 
     def _create(self, frame: Frame, *, durable: bool) -> None:
@@ -369,15 +378,11 @@ class Journal:
         return sum(cast(Span, body.text).size + 200 for body in bodies_of(self.state))
 
     def compact(self, *, durable: bool) -> None:
-        """Rewrite the file with what still counts.
-
-        Raises:
-            CorruptRecordError: a body in it is damaged; the file stays as it is.
-        """
+        """Rewrite the file with what still counts; bodies that are damaged stay as they are."""
         with self.reading() as reader:
             if self.damage is not None:
                 raise self.damage
-            write_state(self.path, self.state, reader, durable=durable)
+            write_state(self.path, self.state, reader.raw, durable=durable)
         self.refresh()
 
 
@@ -386,22 +391,11 @@ def _worth(mark: Mark | None) -> tuple[bool, int]:
     return (False, -1) if mark is None else (mark.word == SYNCED and mark.number > 0, mark.number)
 
 
-def write_state(path: Path, state: AgentState, reader: Reader, *, durable: bool) -> None:
-    """Put a file at *path* that says no more than *state*, whose texts *reader* has.
-
-    Raises:
-        CorruptRecordError: a text is not what was written.
-    """
+def write_state(path: Path, state: AgentState, text: Callable[[Body], Body], *, durable: bool) -> None:
+    """Put a file at *path* that says no more than *state*, with the texts that *text* gives for its bodies."""
     line = first_line(state.agent_id, state.log.next_offset)
     parsed = parsed_line(line)
     end = len(line)
-
-    def text(body: Body) -> Body:
-        read = reader.text(body)
-        if digest(read.text.encode(errors="surrogatepass")) != read.digest:
-            problem = "a stored text does not match its checksum, so it is not copied; see check_consistency"
-            raise CorruptRecordError(f"agent {state.agent_id!r}", problem)
-        return read
 
     def chunks() -> Iterator[bytes]:
         nonlocal end
@@ -412,7 +406,7 @@ def write_state(path: Path, state: AgentState, reader: Reader, *, durable: bool)
             yield data
 
     def marks() -> tuple[int, bytes]:
-        marks: Any = (Mark(end, SYNCED if durable else this_boot()), parsed.marks[1])
+        marks = (Mark(end, SYNCED if durable else this_boot()), BLANK)
         return parsed.marks_at, pair_bytes(marks, parsed.seed)
 
     replace_file(path, chunks(), durable=durable, ending=marks)

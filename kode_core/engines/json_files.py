@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
@@ -38,9 +38,10 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines import checks, scan
+from kode_core.engines.children import copy_docs, fork, remove
 from kode_core.engines.copies import FolderCopy
-from kode_core.engines.files import held_too_long, pauses
-from kode_core.engines.folder import STRIPES, Folder, UnresolvedError, stripe_of
+from kode_core.engines.folder import Folder, UnresolvedError, stripe_of
+from kode_core.engines.holding import Holder
 from kode_core.engines.journal import Journal, Reader
 from kode_core.engines.prepared import PreparedWrite
 from kode_core.engines.state import AgentState
@@ -57,8 +58,6 @@ P = ParamSpec("P")
 _log = logging.getLogger("kode_core.json")
 
 _MOVES: Final = 10
-_ROUNDS: Final = 20
-_PATIENCE_S: Final = 0.1
 
 Resolver = Callable[[Batch], Awaitable[bool]]
 """Tells whether the other store committed its part of a prepared batch."""
@@ -73,7 +72,7 @@ class JsonFilesEngine:
         self.folder = folder
         self.resolver: Resolver | None = None
         self._threads = Threads("kode-json")
-        self._writers = [asyncio.Lock() for _ in range(STRIPES)]
+        self.holder = Holder(folder, self._threads)
         self._readers: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._jobs: set[asyncio.Task[Any]] = set()
 
@@ -97,58 +96,6 @@ class JsonFilesEngine:
         self._jobs.discard(task)
         if not task.cancelled():
             task.exception()
-
-    async def _write(
-        self, agent_id: str, call: Callable[Concatenate[Stripe, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Call in a thread with the agent's stripe."""
-        index = stripe_of(agent_id)
-
-        def attempt() -> list[T]:
-            stripe = self.folder.try_stripe(index)
-            if stripe is None:
-                return []
-            try:
-                return [call(stripe, *args, **kwargs)]
-            finally:
-                self.folder.leave(stripe)
-
-        async with self._writers[index]:
-            (result,) = await self._until(index, lambda: self.run(attempt))
-            return result
-
-    async def _until(self, index: int, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What *attempt* gives once it gives something; waits in the event loop, so that no thread is held up."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.folder.wait_ms / 1000
-        pause = pauses()
-        while not (result := await attempt()):
-            if loop.time() > deadline:
-                raise held_too_long(self.folder.lock_path(index), self.folder.wait_ms)
-            await asyncio.sleep(next(pause))
-        return result
-
-    @asynccontextmanager
-    async def hold(self, index: int) -> AsyncIterator[Stripe]:
-        """Hold a stripe."""
-
-        async def attempt() -> Stripe | None:
-            return await self._threads.run_whole(self.folder.try_stripe, index, undo=self._leave)
-
-        async with self._writers[index]:
-            stripe = await self._until(index, attempt)
-            assert stripe is not None
-            try:
-                yield stripe
-            finally:
-                await self._threads.run_whole(self.folder.leave, stripe)
-
-    def _leave(self, stripe: Stripe | None) -> None:
-        if stripe is not None:
-            self.folder.leave(stripe)
-
-    def _hold_for(self, agent_id: str) -> Any:
-        return self.hold(stripe_of(agent_id))
 
     async def _read(self, agent_id: str, read: Callable[[AgentState, Reader], T]) -> T:
         def call() -> T:
@@ -180,7 +127,7 @@ class JsonFilesEngine:
 
     async def _commit_stripe(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         try:
-            outcomes = await self._write(batches[0].agent_id, self.folder.commit, batches)
+            outcomes = await self.holder.write(batches[0].agent_id, self.folder.commit, batches)
         except StorageError as exc:
             return [exc] * len(batches)
         for i, outcome in enumerate(outcomes):
@@ -196,7 +143,7 @@ class JsonFilesEngine:
         """Write *batch* down without applying it; the agent stays locked until the outcome is said."""
         while True:
             async with AsyncExitStack() as held:
-                stripe = await held.enter_async_context(self._hold_for(batch.agent_id))
+                stripe = await held.enter_async_context(self.holder.hold_for(batch.agent_id))
                 try:
                     await self._threads.run_whole(self.folder.prepare, stripe, batch)
                 except UnresolvedError as exc:
@@ -212,7 +159,7 @@ class JsonFilesEngine:
         resolver, agent_id = self.resolver, problem.batch.agent_id
 
         async def job() -> None:
-            async with self._hold_for(agent_id) as stripe:
+            async with self.holder.hold_for(agent_id) as stripe:
                 batch = await self.run(self.folder.prepared, agent_id)
                 if batch is not None:
                     committed = await resolver(batch)
@@ -222,20 +169,20 @@ class JsonFilesEngine:
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
         def call(_: Stripe) -> bool:
-            return self.folder.fork(agent_id, children, expect, now)
+            return fork(self.folder, agent_id, children, expect, now)
 
         while True:
             try:
-                return await self._write(agent_id, call)
+                return await self.holder.write(agent_id, call)
             except UnresolvedError as exc:
                 await self.resolve(exc)
 
     async def fork_beside(self, agent_id: str, child_ids: Sequence[str], commit: Callable[[], Awaitable[bool]]) -> bool:
         """Copy documents for forks that *commit* makes in another store; the agent's own cannot change meanwhile."""
         while True:
-            async with self._hold_for(agent_id):
+            async with self.holder.hold_for(agent_id):
                 try:
-                    made = await self._threads.run_whole(self.folder.copy_docs, agent_id, child_ids)
+                    made = await self._threads.run_whole(copy_docs, self.folder, agent_id, child_ids)
                 except UnresolvedError as exc:
                     problem = exc
                 else:
@@ -252,7 +199,7 @@ class JsonFilesEngine:
             raise
         finally:
             if not committed:
-                await self._threads.run_whole(self.folder.remove, made)
+                await self._threads.run_whole(remove, made)
 
     # --- reads of one agent
 
@@ -386,13 +333,13 @@ class JsonFilesEngine:
     # --- leases, health, end
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        return await self._write(agent_id, self.folder.acquire_lease, agent_id, owner, ttl_ms)
+        return await self.holder.write(agent_id, self.folder.acquire_lease, agent_id, owner, ttl_ms)
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        return await self._write(agent_id, self.folder.renew_lease, agent_id, fence, ttl_ms)
+        return await self.holder.write(agent_id, self.folder.renew_lease, agent_id, fence, ttl_ms)
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        await self._write(agent_id, self.folder.release_lease, agent_id, fence)
+        await self.holder.write(agent_id, self.folder.release_lease, agent_id, fence)
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return [("file_system", lambda: self.run(self.folder.ping))]
@@ -402,34 +349,9 @@ class JsonFilesEngine:
             return await self.run(checks.leftovers, self.folder)
         return await self.run(checks.inspected, self.folder, agent_id)
 
-    @asynccontextmanager
-    async def frozen(self) -> AsyncIterator[list[Stripe]]:
-        """Hold all stripes at once, for a moment in which nothing is written.
-
-        A stripe that another process keeps is waited for alone, so that the others are not held meanwhile.
-        """
-        first = 0
-        for _ in range(_ROUNDS):
-            async with AsyncExitStack() as held:
-                stripes: list[Stripe] = []
-                for i in range(STRIPES):
-                    index = (first + i) % STRIPES
-                    try:
-                        async with asyncio.timeout(_PATIENCE_S if i else None):
-                            stripes.append(await held.enter_async_context(self.hold(index)))
-                    except TimeoutError as exc:
-                        if isinstance(exc, StorageError):
-                            raise
-                        first = index
-                        break
-                else:
-                    yield stripes
-                    return
-        raise StoreBusyError(f"{self.folder.base}: other processes kept writing; nothing was copied")
-
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         async with self.copying(target) as copy:
-            async with self.frozen() as stripes:
+            async with self.holder.frozen() as stripes:
                 await self.fix(copy, stripes)
             await self.copy(copy, progress)
         return [target]
@@ -441,8 +363,10 @@ class JsonFilesEngine:
         try:
             await self._threads.run_whole(copy.begin)
             yield copy
-        finally:
-            await self._threads.run_whole(copy.clear)
+        except BaseException:
+            await self._threads.run_whole(lambda: copy.clear(is_kept=False))
+            raise
+        await self._threads.run_whole(lambda: copy.clear(is_kept=True))
 
     async def fix(self, copy: FolderCopy, stripes: list[Stripe]) -> None:
         """Let this be the instant of the copy, while all stripes are held."""

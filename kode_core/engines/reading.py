@@ -19,11 +19,11 @@ from kode_core.batch import (
     Outline,
     SessionRow,
     Totals,
-    row_name,
 )
 from kode_core.codec import Body
 from kode_core.engine import Progress, unwatched
 from kode_core.errors import CorruptRecordError
+from kode_core.ids import row_name
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
 __all__ = ["MOST", "EngineReads", "check_head", "list_rows"]

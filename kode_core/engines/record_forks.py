@@ -13,7 +13,7 @@ from kode_core.codec import Body
 from kode_core.engines.record_io import FORK_DEAD_SECONDS, MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head
 from kode_core.engines.record_reads import Instant, RecordReads
-from kode_core.engines.record_state import AgentHead, State, count_of, doc_span, new_epoch
+from kode_core.engines.record_state import AgentHead, State, count_of, doc_span, list_of, new_epoch
 from kode_core.engines.records import HeadRecord, Item
 from kode_core.errors import OutcomeUnknownError, StoreBusyError
 
@@ -89,7 +89,8 @@ class RecordForks:
                 await self._io.apply(place, copies[i : i + _AT_ONCE], has_parts=has_parts, fresh=True)
             except OutcomeUnknownError:
                 raise MovedError from None  # what may still arrive there is never looked at
-        state = replace(state, reserved=False, has_parts=has_parts)
+        latest = max((item.time for item in items if list_of(item.key) is ListKind.MESSAGES), default=None)
+        state = replace(state, reserved=False, has_parts=has_parts, latest=latest, is_latest=latest is not None)
         lists = {kind.value: _forked(count_of(parent, kind)) for kind in ListKind}
         rev = reserved.record.rev + 1
         record = replace(reserved.record, rev=rev, info=child.info, updated_at=now, is_used=True, **lists)

@@ -70,12 +70,21 @@ class Plan:
     Args:
         old: the head there is, settled; None where there is none.
         known: offsets of events that are stored, by (seq, digest).
+        latest: the greatest time of a message, where the head does not say it.
     """
 
-    def __init__(self, agent_id: str, old: AgentHead | None, known: Mapping[tuple[int, bytes], int]) -> None:
+    def __init__(
+        self,
+        agent_id: str,
+        old: AgentHead | None,
+        known: Mapping[tuple[int, bytes], int],
+        latest: int | None = None,
+    ) -> None:
         head = AgentHead(new_head(agent_id), State()) if old is None else old
         self.head = head.record
         self.state = replace(head.state, pending=(), stash=None, frozen=None)
+        if latest is not None:
+            self.state = replace(self.state, latest=latest, is_latest=True)
         self.rev = self.head.rev + 1
         self.info_body: Body | None = None
         self._known = dict(known)
@@ -143,6 +152,8 @@ class Plan:
 
     def _write_list(self, kind: ListKind, write: ListWrite) -> None:
         old = count_of(self.head, kind)
+        if kind is ListKind.MESSAGES:
+            write = self._in_order(write, old)
         if write.length is not None and write.length < old.count:
             self._cut(row_key(kind, write.length), row_span(kind).last)
         if self.state.has_parts:
@@ -150,6 +161,14 @@ class Plan:
         for position, row in (*write.put, *enumerate(write.append, old.kept(write))):
             self._put(_row_item(kind, position, row, self.rev))
         self.head = replace(self.head, **{kind.value: old.after(write)})
+
+    def _in_order(self, write: ListWrite, old: ListHead) -> ListWrite:
+        """The write with no message older than those that stay before it (MSG-4)."""
+        kept = old.count if write.length is None else min(write.length, old.count)
+        if write.is_blind and kept and self.state.latest is not None:
+            write = write.not_before(self.state.latest)
+        self.state = self.state.times_after(write, kept)
+        return write
 
     def _free(self, positions: Sequence[int], kind: ListKind) -> None:
         """Rows that are put again, in runs, ascending."""

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from kode_core.batch import DocKind, ListHead, ListKind
+from kode_core.batch import DocKind, ListHead, ListKind, ListWrite
 from kode_core.engines.records import Change, Cut, EventIndex, HeadRecord, Item, Span
 
 __all__ = [
@@ -176,6 +176,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
         info: the nonce of an info that is not in the head, its revision and its number of parts.
         has_parts: whether an item may be in parts.
         frozen: the nonce of a reader that asks writers to wait a moment.
+        latest: no message is newer than that; None where it is not known, or there is none.
+        is_latest: whether a message is just as new.
     """
 
     next_offset: int = 1
@@ -188,10 +190,23 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     info: tuple[str, int, int] | None = None
     has_parts: bool = False
     frozen: str | None = None
+    latest: int | None = None
+    is_latest: bool = False
 
     @property
     def is_settled(self) -> bool:
         return not (self.pending or self.stash or self.doomed or self.reserved)
+
+    def times_after(self, write: ListWrite, kept: int) -> State:
+        """The state with what is known of the messages' times after a write that leaves *kept* of the old ones."""
+        new = write.times()
+        if not kept:
+            return msgspec.structs.replace(self, latest=max(new, default=None), is_latest=True)
+        if self.latest is None or not (new or write.length is not None):
+            return self
+        latest = max((self.latest, *new))
+        is_last = latest in new or (self.is_latest and not write.is_editing)
+        return msgspec.structs.replace(self, latest=latest, is_latest=is_last)
 
     def knows(self, op_id: str) -> bool:
         """Whether the operation is among the last that were applied."""

@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from kode_core.batch import Batch, Fence, MessageIndex, Outcome, Refused
+from kode_core.batch import Batch, Fence, ListKind, MessageIndex, Outcome, Refused
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, seq_span
+from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, row_span, seq_span
 from kode_core.engines.records import EventIndex, Item
 from kode_core.errors import (
     KodeError,
@@ -129,7 +129,8 @@ class RecordWriter:
         for attempt in range(_ATTEMPTS):
             try:
                 old, is_fresh = await self._head(agent_id, batches)
-                plan = Plan(agent_id, old, await self._known_events(old, batches))
+                known = await self._known_events(old, batches)
+                plan = Plan(agent_id, old, known, await self._latest(old, batches))
             except MovedError:
                 await _pause(attempt)
                 continue
@@ -206,6 +207,21 @@ class RecordWriter:
         place = old.record.place
         found = await each(lambda span: self._io.store.items(place, span), spans)
         return {_name(item): int(item.key[2:]) for items in found for item in items if item.rev <= old.record.rev}
+
+    async def _latest(self, old: AgentHead | None, batches: Sequence[Batch]) -> int | None:
+        """The greatest time of a message, where something is appended that may be older and the head does not say it.
+
+        Heads say it, but not those that were written before they did, or after a message was edited or cut off.
+        """
+        if old is None or not old.record.messages.count:
+            return None
+        writes = [batch.messages for batch in batches if batch.messages is not None and batch.messages.is_blind]
+        state, oldest = old.state, min((time for write in writes for time in write.times()), default=None)
+        if oldest is None or (state.latest is not None and (state.is_latest or oldest >= state.latest)):
+            return None
+        span = row_span(ListKind.MESSAGES, last=old.record.messages.count - 1, bodies=False)
+        items = await self._io.store.items(old.record.place, span)
+        return max((item.time for item in items if item.rev <= old.record.rev), default=None)
 
     # --- one swap
 
@@ -297,6 +313,9 @@ def _take(queue: deque[_Waiting]) -> list[_Waiting]:
     """The next batches that one swap can write: under one fence, and no more than are remembered for a while."""
     group = [queue.popleft()]
     while queue and len(group) < _GROUP and queue[0].batch.fence == group[0].batch.fence:
+        edited = group[-1].batch.messages
+        if edited is not None and edited.is_editing:  # the time of the newest message has to be looked for after it
+            break
         group.append(queue.popleft())
     return group
 

@@ -9,10 +9,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from kode_core.batch import Applied, Batch, DocWrite, EventWrite, ListKind, ListWrite, with_bodies
-from kode_core.codec import Body
+from kode_core.codec import Body, digest
 from kode_core.engines.files import read_at
 from kode_core.engines.frames import Span
 from kode_core.engines.state import AgentState
+from kode_core.errors import CorruptRecordError
 
 __all__ = ["Reader", "Spans", "batches_of", "bodies_of"]
 
@@ -37,15 +38,34 @@ class Spans:
 class Reader:
     """The open file of a journal, to read the texts of bodies from."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, whose: str = "") -> None:
         self._fd = fd
+        self._whose = whose
 
     def text(self, body: Body) -> Body:
         """The body with its text instead of its place; a body that has its text stays as it is."""
+        return self._body(body, "replace")
+
+    def raw(self, body: Body) -> Body:
+        """The same; bytes that are no text, as damage makes them, can be written again as they are."""
+        return self._body(body, "surrogateescape")
+
+    def sound(self, body: Body) -> Body:
+        """The same.
+
+        Raises:
+            CorruptRecordError: the text is not what was written.
+        """
+        read = self._body(body, "replace")
+        if digest(read.text.encode()) != read.digest:
+            raise CorruptRecordError(f"a record of {self._whose}", "the stored text does not match its checksum")
+        return read
+
+    def _body(self, body: Body, errors: str) -> Body:
         span: object = body.text
         if not isinstance(span, Span):
             return body
-        return Body(read_at(self._fd, span.size, span.start).decode(errors="replace"), body.digest)
+        return Body(read_at(self._fd, span.size, span.start).decode(errors=errors), body.digest)
 
 
 def bodies_of(state: AgentState) -> Iterator[Body]:

@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from msgspec.structs import replace
 
@@ -43,32 +43,54 @@ __all__ = ["AgentState", "EventLog", "ListState"]
 class ListState:
     """A list of rows and its version, 0 as long as nothing was written."""
 
-    __slots__ = ("rows", "version")
+    __slots__ = ("_latest", "rows", "version")
 
     def __init__(self) -> None:
         self.version = 0
         self.rows: list[Row] = []
+        self._latest: int | None = None
+        """The greatest created_at, when it is known."""
 
     @property
     def head(self) -> ListHead:
         return ListHead(self.version, len(self.rows))
 
+    def in_order(self, write: ListWrite) -> ListWrite:
+        """*write* with nothing that it appends unseen older than what stays before it (MSG-4)."""
+        kept = len(self.rows) if write.length is None else min(write.length, len(self.rows))
+        if not write.is_blind or not kept:
+            return write
+        if kept < len(self.rows):
+            return write.not_before(max(row.created_at for row in self.rows[:kept]))
+        if self._latest is None:
+            self._latest = max(row.created_at for row in self.rows)
+        return write.not_before(self._latest)
+
     def apply(self, write: ListWrite, head: ListHead) -> None:
-        if write.length is not None:
+        if write.length is not None and write.length < len(self.rows):
             del self.rows[write.length :]
+            self._latest = None
         for position, row in write.put:
             if position < len(self.rows):
+                if row.created_at < self.rows[position].created_at:
+                    self._latest = None  # it may have been that one
                 self.rows[position] = row
             else:
                 self.rows.append(row)
         self.rows.extend(write.append)
+        if self._latest is not None:
+            self._latest = max((self._latest, *write.times()))
         self.version = head.version
+
+
+_CROWD: Final = 16
+"""Events that share a seq are looked through one by one up to this many; more of them get an index."""
 
 
 class EventLog:
     """An agent's events: by offset in arrays, and their order by (seq, offset) only where it is another one."""
 
-    __slots__ = ("_channels", "_digests", "_offsets", "_order", "_seqs", "bodies", "next_offset")
+    __slots__ = ("_channels", "_crowds", "_digests", "_offsets", "_order", "_seqs", "bodies", "next_offset")
 
     def __init__(self, next_offset: int = 1, bodies: Any = None) -> None:
         self.next_offset = next_offset
@@ -78,6 +100,7 @@ class EventLog:
         self._channels = bytearray()
         self._digests = bytearray()
         self._order: array[int] | None = None
+        self._crowds: dict[int, dict[bytes, int]] = {}
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -93,14 +116,21 @@ class EventLog:
 
     def find(self, seq: int, digest: bytes) -> int | None:
         """The offset of the event with this seq and digest."""
+        crowd = self._crowds.get(seq)
+        if crowd is not None:
+            return crowd.get(digest)
         ranks = range(len(self))
-        for rank in range(bisect_left(ranks, seq, key=self._seq_at), len(self)):
-            i = self._at(rank)
-            if self._seqs[i] != seq:
-                return None
+        first = bisect_left(ranks, seq, key=self._seq_at)
+        last = bisect_right(ranks, seq, lo=first, key=self._seq_at)
+        for i in map(self._at, ranks[first:last][:_CROWD]):
             if self._digest(i) == digest:
                 return self._offsets[i]
-        return None
+        if last - first <= _CROWD:
+            return None
+        crowd = self._crowds[seq] = {}
+        for i in map(self._at, ranks[first:last]):
+            crowd.setdefault(self._digest(i), self._offsets[i])
+        return crowd.get(digest)
 
     def offsets_for(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
         """The offset each event will have, or has already (EVT-4)."""
@@ -127,6 +157,8 @@ class EventLog:
         self._seqs.append(event.seq)
         self._channels.append(CHANNELS.index(event.channel))
         self._digests += event.body.digest
+        if event.seq in self._crowds:
+            self._crowds[event.seq].setdefault(event.body.digest, offset)
         self.bodies.append(event.body.text)
         self.next_offset = max(self.next_offset, offset + 1)
 
@@ -210,10 +242,12 @@ class AgentState:
         )
 
     def stamped(self, batch: Batch) -> Batch:
-        """*batch* at a time after the last change, whatever the clock says (INFO-2)."""
-        if batch.now > self.updated_at or not batch.is_touching:
-            return batch
-        return replace(batch, now=self.updated_at + 1)
+        """*batch* at a time after the last change, whatever the clock says (INFO-2), and its messages too (MSG-4)."""
+        if batch.is_touching and batch.now <= self.updated_at:
+            batch = replace(batch, now=self.updated_at + 1)
+        if batch.messages is not None and batch.messages.is_blind:
+            batch = replace(batch, messages=self.lists[ListKind.MESSAGES].in_order(batch.messages))
+        return batch
 
     def apply(self, batch: Batch, outcome: Applied) -> None:
         """Do what *batch* says, except its ``delete``."""

@@ -51,7 +51,11 @@ class Stripe:
     def begin(self) -> None:
         """Write the number of a new folder's stripe, unless there is one."""
         if not os.fstat(self.fd).st_size:
-            self._write(0)
+            self.begin_from(0)
+
+    def begin_from(self, number: int) -> None:
+        """Let this be the number, whatever is there."""
+        self._write(number)
 
     @property
     def number(self) -> int:

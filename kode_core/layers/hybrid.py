@@ -211,7 +211,7 @@ class HybridEngine(Layer):
         async with self.files.copying(files) as copy:
             database: asyncio.Future[Sequence[Path]] | None = None
             try:
-                async with self.files.frozen() as stripes:
+                async with self.files.holder.frozen() as stripes:
                     await self.files.fix(copy, stripes)
                     database = asyncio.ensure_future(self.inner.backup(target, told))
                     moment = asyncio.ensure_future(fixed.wait())

@@ -27,9 +27,18 @@ def empty() -> tuple[Any, ...]:
 
 
 class Record(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, rename="camel"
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    rename="camel",
+    gc=False,
 ):
     """Base of all records.
+
+    Python's garbage collector leaves them out: they are trees, and its pauses grow with what it has to look at. Those
+    that stand in lists it must know, because the store refers to them weakly.
 
     Attributes:
         extra: fields of the stored JSON that this version does not know; None when there are none.

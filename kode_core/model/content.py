@@ -66,7 +66,7 @@ class ToolResultBlock(_Block, frozen=True, tag="tool_result"):
     is_error: bool | None = None
 
 
-class UnknownBlock(msgspec.Struct, frozen=True):
+class UnknownBlock(msgspec.Struct, frozen=True, gc=False):
     """A block whose type this version does not know, kept as it is (VAL-6).
 
     Attributes:

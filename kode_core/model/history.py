@@ -108,7 +108,8 @@ class AgentInfo(Record, frozen=True, kw_only=True):
     """What identifies an agent and how it was made.
 
     Attributes:
-        lineage: ids of the agents it was forked from, oldest first.
+        lineage: ids of the agents it was forked from, oldest first; a tuple, whatever sequence was given, so that it
+            equals ``()`` and not ``[]`` where there are none.
         message_count: kept by the store (MSG-6); the value given to ``save_info`` is not used.
         last_sfp_index: index of the last safe fork point, -1 when there is none.
         breakpoint: where the agent stands: READY, PRE_MODEL, STREAMING_MODEL, TOOL_PENDING, …

@@ -19,7 +19,7 @@ CHANNELS: Final[tuple[AgentChannel, ...]] = get_args(AgentChannel)
 """The three channels."""
 
 
-class Message(Record, frozen=True):
+class Message(Record, frozen=True, gc=True, weakref=True):
     """One message of a conversation.
 
     Attributes:
@@ -115,7 +115,7 @@ class ToolCallAuditEntry(Record, frozen=True):
     note: str | None = None
 
 
-class ToolCallRecord(Record, frozen=True, kw_only=True):
+class ToolCallRecord(Record, frozen=True, kw_only=True, gc=True, weakref=True):
     """One call of a tool, from the model's request to its result.
 
     Attributes:
@@ -151,7 +151,7 @@ class Bookmark(Record, frozen=True):
     timestamp: int
 
 
-class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Something that happened: its channel, its type, and the type's own fields in ``data``.
 
     On the wire the fields of ``data`` stand beside ``channel`` and ``type``. Types are open: a store keeps every

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,10 +28,14 @@ async def backup(context: Context, appender: EventAppender, target: str | Path, 
     """Let the engine copy everything to *target*, and return what was made."""
     steps, place = Steps(context, OPS["backup"]), _place(target)
     absolute = place.absolute()
+
+    async def copy(tell: Progress) -> Sequence[Path]:
+        return await context.engine.backup(absolute, tell)
+
     await steps(appender.drain)
-    with _reserved(absolute), await asyncio.to_thread(_Folders, absolute.parent):
+    with _reserved(absolute), _Folders(absolute.parent):
         try:
-            made = await steps.watched(lambda tell: context.engine.backup(absolute, tell), progress)
+            made = await steps.watched(copy, progress, _remove)
         except StoreTimeoutError as exc:
             raise StoreTimeoutError(f"{exc}; what was made of the copy was removed") from exc.__cause__
     return [place.parent / path.name for path in made]
@@ -51,9 +55,22 @@ def _place(target: object) -> Path:
         raise InvalidArgumentError(f"target {str(target)!r:.200} cannot be the name of a file") from None
     except (RuntimeError, OSError) as exc:
         raise InvalidArgumentError(f"target {str(target)!r:.200} leads nowhere: {exc}") from None
-    if os.path.lexists(place):
-        raise InvalidArgumentError(f"{place} exists already; a backup does not overwrite")
-    return place
+    try:
+        place.lstat()
+    except FileNotFoundError:
+        return place
+    except OSError as exc:
+        raise _refused(place, exc) from exc
+    raise InvalidArgumentError(f"{place} exists already; a backup does not overwrite")
+
+
+def _remove(made: Sequence[Path]) -> None:
+    """Remove a copy that was whole when its caller was gone."""
+    for path in made:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

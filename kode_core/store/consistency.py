@@ -7,7 +7,7 @@ write between them: it is told when it was there in one reading without such a w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -21,11 +21,12 @@ from kode_core.batch import (
     Info,
     ListHead,
     ListKind,
-    row_name,
 )
-from kode_core.codec import Body, decode, decode_list
+from kode_core.codec import Body
 from kode_core.engine import Engine, Progress
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, SchemaVersionError
+from kode_core.ids import row_name
+from kode_core.large import decode_in_slices, decode_list_in_slices
 from kode_core.model import (
     AgentInfo,
     CompressionRecord,
@@ -39,6 +40,7 @@ from kode_core.model import (
     TodoSnapshot,
     ToolCallRecord,
 )
+from kode_core.pace import Pace
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
 from kode_core.store.ops import OPS
@@ -67,7 +69,7 @@ _READINGS: Final = 3
 _LOOK_AGAIN_S: Final = (0.05, 0.5)
 """After how long the engine is asked again for what it found, which may be half of a write."""
 
-_DOCS: Final[dict[DocKind, tuple[type[Record], Callable[[Any], DocWrite]]]] = {
+_DOCS: Final[dict[DocKind, tuple[type[Record], Callable[[Any], Awaitable[DocWrite]]]]] = {
     DocKind.TODOS: (TodoSnapshot, todos_doc),
     DocKind.WINDOWS: (HistoryWindow, window_doc),
     DocKind.COMPRESSIONS: (CompressionRecord, compression_doc),
@@ -157,15 +159,19 @@ class _Walk:
 
 async def looked_at_twice(engine: Engine, steps: Steps, agent_id: str | None) -> Sequence[EngineIssue]:
     """What the engine finds each time that it looks: what was half of a write is gone when it looks again."""
-    found = await steps.watched(lambda tell: engine.inspect(agent_id, tell), lambda done, total: None)
+    found = await steps.watched(partial(_inspect, engine, agent_id), lambda done, total: None)
     for pause in _LOOK_AGAIN_S if found else ():
         await asyncio.sleep(pause)
         known = {(issue.code, issue.agent_id) for issue in found}
-        again = await steps.watched(lambda tell: engine.inspect(agent_id, tell), lambda done, total: None)
+        again = await steps.watched(partial(_inspect, engine, agent_id), lambda done, total: None)
         found = [issue for issue in again if (issue.code, issue.agent_id) in known]
         if not found:
             break
     return found
+
+
+async def _inspect(engine: Engine, agent_id: str | None, tell: Progress) -> Sequence[EngineIssue]:
+    return await engine.inspect(agent_id, tell)
 
 
 class _Page(NamedTuple):
@@ -177,18 +183,22 @@ class _Page(NamedTuple):
     error: CorruptRecordError | None = None
 
 
-def _is_kept(doc: Doc, write: Callable[[Any], DocWrite], record: Any) -> bool:
+async def _is_kept(doc: Doc, write: Callable[[Any], Awaitable[DocWrite]], record: Any) -> bool:
     """Whether a document stands under the key and the time that it has."""
-    written = write(record)
+    written = await write(record)
     return written.doc is not None and (doc.key, doc.time) == (written.key, written.doc.time)
 
 
-def _has_time(created_at: int, call: ToolCallRecord) -> bool:
+async def _has_time(created_at: int, call: ToolCallRecord) -> bool:
     return call.created_at == created_at
 
 
-def _has_seq(seq: int, event: Timeline) -> bool:
+async def _has_seq(seq: int, event: Timeline) -> bool:
     return event.bookmark.seq == seq
+
+
+async def _fits(record: Any) -> bool:
+    return True
 
 
 class _PageSize:
@@ -215,6 +225,7 @@ class _Agent:
         self._engine = engine
         self._steps = steps
         self._agent_id = agent_id
+        self._pace = Pace()
         self._told: set[str] = set()
         self._head: Head | None = None
 
@@ -239,19 +250,19 @@ class _Agent:
     def _corrupt(self, exc: KodeError) -> ConsistencyIssue:
         return self._issue("corrupt_record", str(exc))
 
-    def _unsound(
+    async def _unsound(
         self,
-        read: Callable[[type[R], Body, str], Any],
+        read: Callable[[type[R], Body, str, Pace], Awaitable[Any]],
         cls: type[R],
         body: Body,
         what: str,
-        fits: Callable[[Any], bool] = lambda record: True,
+        fits: Callable[[Any], Awaitable[bool]] = _fits,
     ) -> str:
         """What is wrong with a record; empty when it is sound, and is found by what *fits* it."""
         self.is_there = True
         try:
-            record = read(cls, body, what)
-            return "" if fits(record) else f"{what}: {_MISFILED}"
+            record = await read(cls, body, what, self._pace)
+            return "" if await fits(record) else f"{what}: {_MISFILED}"
         except InvalidArgumentError:
             return f"{what}: {_MISFILED}"
         except CorruptRecordError as exc:
@@ -266,12 +277,12 @@ class _Agent:
         self.is_there = True
         if head.info is not None:
             info, what = head.info, f"the info of agent {self._agent_id!r}"
-            problem = self._unsound(decode, AgentInfo, info.body, what, lambda record: self._is_filed(info, record))
+            problem = await self._unsound(decode_in_slices, AgentInfo, info.body, what, partial(self._is_filed, info))
             if problem:
                 yield self._issue("corrupt_record", problem)
 
-    def _is_filed(self, info: Info, record: AgentInfo) -> bool:
-        told = info_of(self._agent_id, record)
+    async def _is_filed(self, info: Info, record: AgentInfo) -> bool:
+        told = await info_of(self._agent_id, record)
         return (told.template_id, told.created_at) == (info.template_id, info.created_at)
 
     async def _messages(self) -> AsyncIterator[ConsistencyIssue]:
@@ -286,7 +297,8 @@ class _Agent:
                 versions.add(page.version)
                 for i, (body, _) in enumerate(page.rows, page.start):
                     try:
-                        pairing.add(i, decode(Message, body, row_name(ListKind.MESSAGES, i, self._agent_id)))
+                        what = row_name(ListKind.MESSAGES, i, self._agent_id)
+                        pairing.add(i, await decode_in_slices(Message, body, what, self._pace))
                     except CorruptRecordError as exc:
                         is_whole = False
                         yield self._corrupt(exc)
@@ -313,7 +325,9 @@ class _Agent:
             count += len(page.rows)
             for i, (body, created_at) in enumerate(page.rows, page.start):
                 what = row_name(kind, i, self._agent_id)
-                problem = self._unsound(decode, ToolCallRecord, body, what, partial(_has_time, created_at))
+                problem = await self._unsound(
+                    decode_in_slices, ToolCallRecord, body, what, partial(_has_time, created_at)
+                )
                 if problem:
                     yield self._issue("corrupt_record", problem)
             await asyncio.sleep(0)
@@ -376,7 +390,7 @@ class _Agent:
                 continue
             for doc in docs:
                 what = f"{kind.value} {doc.key!r:.80} of agent {self._agent_id!r}"
-                problem = self._unsound(decode, cls, doc.body, what, partial(_is_kept, doc, write))
+                problem = await self._unsound(decode_in_slices, cls, doc.body, what, partial(_is_kept, doc, write))
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)
@@ -384,7 +398,7 @@ class _Agent:
     async def _media(self) -> AsyncIterator[ConsistencyIssue]:
         for doc in await self._steps(self._engine.docs, self._agent_id, DocKind.MEDIA):
             what = f"the media cache of agent {self._agent_id!r}"
-            problem = self._unsound(decode_list, MediaCacheRecord, doc.body, what)
+            problem = await self._unsound(decode_list_in_slices, MediaCacheRecord, doc.body, what)
             if problem:
                 yield self._issue("corrupt_record", problem)
 
@@ -395,7 +409,7 @@ class _Agent:
             rows = await self._steps(self._engine.events, self._agent_id, span)
             for row in rows:
                 what = f"event {row.offset} of agent {self._agent_id!r}"
-                problem = self._unsound(decode, Timeline, row.body, what, partial(_has_seq, row.seq))
+                problem = await self._unsound(decode_in_slices, Timeline, row.body, what, partial(_has_seq, row.seq))
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 if row.offset <= after:

@@ -13,6 +13,7 @@ from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError
 from kode_core.query import Page, SessionInfo
 from kode_core.store.context import Context, settled
 from kode_core.store.events import EventAppender
+from kode_core.store.list_memory import ListMemory
 from kode_core.store.locks import Locks
 from kode_core.store.ops import OPS
 from kode_core.store.steps import Steps
@@ -23,15 +24,16 @@ log = logging.getLogger("kode_core")
 
 _ATTEMPTS: Final = 20
 _FOUND_AT_ONCE: Final = 200
-_DELETED_AT_ONCE: Final = 20
+_DELETED_AT_ONCE: Final = 5
 """How many sessions one write deletes: few, so that others can write in between."""
 
 
 class Deletions:
     """Deletes many agents."""
 
-    def __init__(self, context: Context, appender: EventAppender, locks: Locks) -> None:
+    def __init__(self, context: Context, memory: ListMemory, appender: EventAppender, locks: Locks) -> None:
         self._context = context
+        self._memory = memory
         self._appender = appender
         self._locks = locks
 
@@ -63,6 +65,8 @@ class Deletions:
             for session in sessions
         ]
         outcomes = await self._context.commit_all(batches)
+        for session in sessions:
+            self._memory.forget(session.agent_id)
         return [_settled(batch, outcome) for batch, outcome in zip(batches, outcomes, strict=True)]
 
 

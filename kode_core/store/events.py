@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
-from kode_core.codec import Body, decode
 from kode_core.engine import Watch, watch
 from kode_core.errors import (
     InvalidArgumentError,
@@ -20,15 +19,17 @@ from kode_core.errors import (
     StoreFullError,
 )
 from kode_core.ids import check_agent_id, quoted
+from kode_core.large import decode_in_slices
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
+from kode_core.pace import Pace
 from kode_core.store.book import Op
 from kode_core.store.context import Context, settled
 from kode_core.store.ops import OPS
+from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.rows import INT64
 
 __all__ = ["EventAppender", "EventReader"]
 
-_PAGE = 500
 _LOOK_ANYWAY_S = 2.0  # where the engine tells of appends
 _PATIENCE_S: Final = 0.02
 _MOST_EVENTS: Final = 1000
@@ -251,16 +252,20 @@ class EventReader:
     ) -> AsyncIterator[StoredEvent]:
         by_offset = after_offset is not None
         after = None if after_offset is None else (0, after_offset)
+        limit, pace = FIRST_PAGE, Pace()
         while True:
             span = EventRange(
-                order="offset" if by_offset else "seq", after=after, since_seq=since_seq, channel=channel, limit=_PAGE
+                order="offset" if by_offset else "seq", after=after, since_seq=since_seq, channel=channel, limit=limit
             )
-            rows = await self._page(OPS["read_events"], agent_id, span)
-            for row in rows:
-                yield stored_event(agent_id, row)
-            if len(rows) < _PAGE:
+            rows = deque(await self._page(OPS["read_events"], agent_id, span))
+            is_last = len(rows) < limit
+            limit = _limit_after(rows, limit)
+            while rows:  # an event is not held any longer than the caller wants it
+                row = rows.popleft()
+                after = (row.seq, row.offset)
+                yield await stored_event(agent_id, row, pace)
+            if is_last:
                 return
-            after = (rows[-1].seq, rows[-1].offset)
 
     def follow(
         self, agent_id: str, since: Bookmark | None, after_offset: int, channel: AgentChannel | None
@@ -275,20 +280,24 @@ class EventReader:
     ) -> AsyncIterator[StoredEvent]:
         with self._appender.watching(agent_id) as appended, ExitStack() as stack:
             told: Watch | None = None
+            limit, pace = FIRST_PAGE, Pace()
             while True:
                 appended.clear()
                 span = EventRange(
-                    order="offset", after=(0, after_offset), since_seq=since_seq, channel=channel, limit=_PAGE
+                    order="offset", after=(0, after_offset), since_seq=since_seq, channel=channel, limit=limit
                 )
-                rows = await self._page(OPS["follow_events"], agent_id, span)
-                for row in rows:
+                rows = deque(await self._page(OPS["follow_events"], agent_id, span))
+                is_last = len(rows) < limit
+                limit = _limit_after(rows, limit)
+                while rows:
+                    row = rows.popleft()
                     after_offset = row.offset
-                    yield stored_event(agent_id, row)
-                if told is None and len(rows) < _PAGE:
+                    yield await stored_event(agent_id, row, pace)
+                if told is None and is_last:
                     told = watch(self._context.engine, agent_id, appended.set)
                     if told is not None:
                         stack.callback(told.close)
-                if len(rows) < _PAGE:
+                if is_last:
                     await self._wait(appended, told)
 
     async def _wait(self, appended: asyncio.Event, told: Watch | None) -> None:
@@ -315,7 +324,12 @@ def _checked(agent_id: str, since: object, after_offset: object, channel: object
     return None if since is None else max(INT64.start, min(since.seq, INT64.stop - 1))
 
 
-def stored_event(agent_id: str, row: EventRow) -> StoredEvent:
+def _limit_after(rows: Sequence[EventRow], limit: int) -> int:
+    """The limit of the page after this one."""
+    return next_limit(len(rows), sum(len(row.body.text) for row in rows)) if rows else limit
+
+
+async def stored_event(agent_id: str, row: EventRow, pace: Pace) -> StoredEvent:
     """The event with its offset."""
-    event = decode(Timeline, Body(row.body.text, row.body.digest), f"event {row.offset} of agent {agent_id!r}")
+    event = await decode_in_slices(Timeline, row.body, f"event {row.offset} of agent {agent_id!r}", pace)
     return StoredEvent(event.cursor, event.bookmark, event.event, extra=event.extra, offset=row.offset)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
-from kode_core.batch import DocKind, EventWrite, ListKind
+from kode_core.batch import DocKind, DocWrite, EventWrite, ListKind
 from kode_core.engine import Progress, unwatched
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
@@ -38,11 +38,12 @@ from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
 from kode_core.store.events import EventAppender, EventReader
 from kode_core.store.forks import Forks
-from kode_core.store.lists import Append, ListMemory, Replace, Upsert
+from kode_core.store.list_memory import ListMemory
+from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.locks import LeaseContext, Locks
 from kode_core.store.ops import OPS
 from kode_core.store.reader import Reader, Search, every
-from kode_core.store.writer import ListEdit, ListHow, Turn, Writer
+from kode_core.store.writer import ListEdit, ListHow, Rest, Turn, Writer
 
 __all__ = ["EngineStore"]
 
@@ -60,6 +61,7 @@ class EngineStore(ExtendedStore):
         opener: opens the engine; called once, at the first use or by :meth:`open`.
         timeout_ms: the deadline of every call (OPS-9).
         follow_poll_ms: how often ``follow_events`` looks for events of other processes.
+        memory_limit_bytes: what is remembered of lists takes at most so much (OPS-14).
         clock: gives milliseconds since the epoch.
         observers: called with every :class:`~kode_core.store.book.Operation`.
     """
@@ -70,19 +72,20 @@ class EngineStore(ExtendedStore):
         *,
         timeout_ms: int = 30_000,
         follow_poll_ms: int = 100,
+        memory_limit_bytes: int = 64 * 2**20,
         clock: Callable[[], int] = now_ms,
         observers: Sequence[Observer] = (),
     ) -> None:
         context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, book=Book(tuple(observers)))
-        memory = ListMemory()
+        memory = ListMemory(memory_limit_bytes)
         self._appender = EventAppender(context)
         self._events = EventReader(context, self._appender, follow_poll_ms)
         self._locks = Locks(context)
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
         self._search = Search(context)
-        self._forks = Forks(context, self._appender)
-        self._deletions = Deletions(context, self._appender, self._locks)
+        self._forks = Forks(context, memory, self._appender)
+        self._deletions = Deletions(context, memory, self._appender, self._locks)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._context!r}>"
@@ -98,9 +101,18 @@ class EngineStore(ExtendedStore):
     async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], Turn]) -> None:
         async def write() -> None:
             check_agent_id(agent_id)
-            await self._writer.write(agent_id, build, self._locks.fence(agent_id, fence))
+            with self._locks.fencing(agent_id, fence) as held:
+                await self._writer.write(agent_id, build, held)
 
         await self._context.run(OPS[name], agent_id, write)
+
+    async def _save_doc(
+        self, name: str, agent_id: str, fence: Lease | None, make: Callable[[Any], Awaitable[DocWrite]], record: Any
+    ) -> None:
+        async def rest() -> Rest:
+            return Rest(docs=(await make(record),))
+
+        await self._save(name, agent_id, fence, lambda: Turn(rest=rest))
 
     async def _load(self, name: str, agent_id: str, call: Callable[..., Awaitable[T]], *args: Any) -> T:
         async def load() -> T:
@@ -172,6 +184,15 @@ class EngineStore(ExtendedStore):
                 raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
             if tool_calls is not None and upserted:
                 raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
+            taken = rows.records_of(Timeline, events, "events")
+
+            async def rest() -> Rest:
+                return Rest(
+                    docs=() if todos is None else (await rows.todos_doc(todos),),
+                    info=None if info is None else await rows.info_of(agent_id, info),
+                    events=await rows.event_writes(taken),
+                )
+
             return Turn(
                 lists={
                     **({} if messages is None else _messages(Replace, messages)),
@@ -179,9 +200,7 @@ class EngineStore(ExtendedStore):
                     **({} if tool_calls is None else _calls(Replace, tool_calls)),
                     **(_calls(Upsert, upsert_tool_calls) if upserted else {}),
                 },
-                docs=() if todos is None else (rows.todos_doc(todos),),
-                info=None if info is None else rows.info_of(agent_id, info),
-                events=rows.event_writes(events),
+                rest=rest,
             )
 
         await self._save("save_turn", agent_id, fence, build)
@@ -189,13 +208,13 @@ class EngineStore(ExtendedStore):
     # --- todos, history, media, snapshots
 
     async def save_todos(self, agent_id: str, snapshot: TodoSnapshot, *, fence: Lease | None = None) -> None:
-        await self._save("save_todos", agent_id, fence, lambda: Turn(docs=(rows.todos_doc(snapshot),)))
+        await self._save_doc("save_todos", agent_id, fence, rows.todos_doc, snapshot)
 
     async def load_todos(self, agent_id: str) -> TodoSnapshot | None:
         return await self._load("load_todos", agent_id, self._reader.load_doc, DocKind.TODOS, "", TodoSnapshot)
 
     async def save_history_window(self, agent_id: str, window: HistoryWindow, *, fence: Lease | None = None) -> None:
-        await self._save("save_history_window", agent_id, fence, lambda: Turn(docs=(rows.window_doc(window),)))
+        await self._save_doc("save_history_window", agent_id, fence, rows.window_doc, window)
 
     async def load_history_windows(self, agent_id: str) -> list[HistoryWindow]:
         load = self._reader.load_docs
@@ -204,14 +223,14 @@ class EngineStore(ExtendedStore):
     async def save_compression_record(
         self, agent_id: str, record: CompressionRecord, *, fence: Lease | None = None
     ) -> None:
-        await self._save("save_compression_record", agent_id, fence, lambda: Turn(docs=(rows.compression_doc(record),)))
+        await self._save_doc("save_compression_record", agent_id, fence, rows.compression_doc, record)
 
     async def load_compression_records(self, agent_id: str) -> list[CompressionRecord]:
         load = self._reader.load_docs
         return await self._load("load_compression_records", agent_id, load, DocKind.COMPRESSIONS, CompressionRecord)
 
     async def save_recovered_file(self, agent_id: str, file: RecoveredFile, *, fence: Lease | None = None) -> None:
-        await self._save("save_recovered_file", agent_id, fence, lambda: Turn(docs=(rows.recovered_doc(file),)))
+        await self._save_doc("save_recovered_file", agent_id, fence, rows.recovered_doc, file)
 
     async def load_recovered_files(self, agent_id: str) -> list[RecoveredFile]:
         load = self._reader.load_docs
@@ -221,13 +240,13 @@ class EngineStore(ExtendedStore):
     async def save_media_cache(
         self, agent_id: str, records: Sequence[MediaCacheRecord], *, fence: Lease | None = None
     ) -> None:
-        await self._save("save_media_cache", agent_id, fence, lambda: Turn(docs=(rows.media_doc(records),)))
+        await self._save_doc("save_media_cache", agent_id, fence, rows.media_doc, records)
 
     async def load_media_cache(self, agent_id: str) -> list[MediaCacheRecord]:
         return await self._load("load_media_cache", agent_id, self._reader.load_media)
 
     async def save_snapshot(self, agent_id: str, snapshot: Snapshot, *, fence: Lease | None = None) -> None:
-        await self._save("save_snapshot", agent_id, fence, lambda: Turn(docs=(rows.snapshot_doc(snapshot),)))
+        await self._save_doc("save_snapshot", agent_id, fence, rows.snapshot_doc, snapshot)
 
     async def load_snapshot(self, agent_id: str, snapshot_id: str) -> Snapshot | None:
         key = check_key(snapshot_id, "snapshot id")
@@ -242,7 +261,7 @@ class EngineStore(ExtendedStore):
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Lease | None = None) -> int:
         async def append() -> Sequence[int]:
-            return await self._append(agent_id, (rows.event_write(timeline),), fence)
+            return await self._append(agent_id, (await rows.event_write(timeline),), fence)
 
         return (await self._context.run(OPS["append_event"], agent_id, append))[0]
 
@@ -250,13 +269,14 @@ class EngineStore(ExtendedStore):
         self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None
     ) -> Sequence[int]:
         async def append() -> Sequence[int]:
-            return await self._append(agent_id, rows.event_writes(timelines), fence)
+            return await self._append(agent_id, await rows.event_writes(timelines), fence)
 
         return await self._context.run(OPS["append_events"], agent_id, append)
 
     async def _append(self, agent_id: str, events: Sequence[EventWrite], fence: Lease | None) -> Sequence[int]:
         check_agent_id(agent_id)
-        return await self._appender.append(agent_id, events, self._locks.fence(agent_id, fence))
+        with self._locks.fencing(agent_id, fence) as held:
+            return await self._appender.append(agent_id, events, held)
 
     def read_events(
         self,
@@ -284,7 +304,10 @@ class EngineStore(ExtendedStore):
     # --- info and lifecycle
 
     async def save_info(self, agent_id: str, info: AgentInfo, *, fence: Lease | None = None) -> None:
-        await self._save("save_info", agent_id, fence, lambda: Turn(info=rows.info_of(agent_id, info)))
+        async def rest() -> Rest:
+            return Rest(info=await rows.info_of(agent_id, info))
+
+        await self._save("save_info", agent_id, fence, lambda: Turn(rest=rest))
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:
         return await self._load("load_info", agent_id, self._reader.load_info)
@@ -294,7 +317,8 @@ class EngineStore(ExtendedStore):
 
     async def delete(self, agent_id: str, *, fence: Lease | None = None) -> None:
         async def delete(agent_id: str) -> None:
-            await self._forks.delete(agent_id, self._locks.fence(agent_id, fence))
+            with self._locks.fencing(agent_id, fence) as held:
+                await self._forks.delete(agent_id, held)
 
         await self._load("delete", agent_id, delete)
 

@@ -7,12 +7,14 @@ from typing import Final
 from msgspec.structs import replace
 
 from kode_core.batch import Child, Fence
-from kode_core.codec import decode
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError, StoreBusyError
 from kode_core.ids import new_agent_id, quoted
+from kode_core.large import decode_in_slices
 from kode_core.model import AgentInfo
+from kode_core.pace import Pace
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
+from kode_core.store.list_memory import ListMemory
 from kode_core.store.rows import info_of
 
 __all__ = ["Forks"]
@@ -24,8 +26,9 @@ _ATTEMPTS: Final = 20
 class Forks:
     """Forks and deletes agents."""
 
-    def __init__(self, context: Context, appender: EventAppender) -> None:
+    def __init__(self, context: Context, memory: ListMemory, appender: EventAppender) -> None:
         self._context = context
+        self._memory = memory
         self._appender = appender
 
     async def fork(self, agent_id: str, count: int) -> list[str]:
@@ -40,8 +43,9 @@ class Forks:
             if head is None or head.info is None:
                 raise AgentNotFoundError(agent_id)
             now = self._context.now()
-            parent = decode(AgentInfo, head.info.body, f"the info of agent {agent_id!r}")
-            children = [_child(agent_id, parent, now) for _ in range(count)]
+            pace = Pace()
+            parent = await decode_in_slices(AgentInfo, head.info.body, f"the info of agent {agent_id!r}", pace)
+            children = [await _child(agent_id, parent, now, pace) for _ in range(count)]
             if not children:
                 return []
             fork = engine.fork(agent_id, children, head.info.body, now)
@@ -53,9 +57,11 @@ class Forks:
         """Remove an agent. Appends that were accepted before go first, so that none brings it back (LIFE-3)."""
         await self._appender.drain(agent_id)
         await self._context.commit(self._context.batch(agent_id, fence=fence, delete=True))
+        self._memory.forget(agent_id)
 
 
-def _child(agent_id: str, parent: AgentInfo, now: int) -> Child:
+async def _child(agent_id: str, parent: AgentInfo, now: int, pace: Pace) -> Child:
+    await pace.rest()
     child_id = new_agent_id()
     info = replace(
         parent,
@@ -64,4 +70,4 @@ def _child(agent_id: str, parent: AgentInfo, now: int) -> Child:
         created_at=now,
         last_bookmark=None,  # the fork has an event log of its own
     )
-    return Child(child_id, info_of(child_id, info))
+    return Child(child_id, await info_of(child_id, info))

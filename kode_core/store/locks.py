@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from kode_core.batch import Fence
-from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError, StorageError
+from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError, StorageError, StoreClosedError
 from kode_core.ids import quoted
 from kode_core.protocols import Lease
 from kode_core.store.context import Context
@@ -25,85 +27,156 @@ T = TypeVar("T")
 _MIN_TTL_MS: Final = 10
 _MAX_TTL_MS: Final = 24 * 3600 * 1000
 _POLL_S: Final = 0.02
+_STEPS_OF_A_FINALIZER: Final = 4
+"""How many turns the event loop needs to begin to close an async generator that was dropped."""
 
-_NONE_HELD: Final[Mapping[tuple[int, str], Fence]] = {}
-_held: ContextVar[Mapping[tuple[int, str], Fence]] = ContextVar("kode_leases", default=_NONE_HELD)
+_entered: ContextVar[tuple[HeldLease, ...]] = ContextVar("kode_leases", default=())
+"""The leases whose blocks this context is in, the innermost last. A task that is started inside gets a copy."""
 
 
 class HeldLease:
     """See :class:`kode_core.protocols.Lease`; ``ttl_ms`` is for how long it is held without renewal."""
 
     def __init__(self, locks: Locks, agent_id: str, fence: Fence, ttl_ms: int) -> None:
-        self._locks = locks
+        self.locks = locks
         self.agent_id = agent_id
         self.fence = fence
         self.ttl_ms = ttl_ms
-        self.is_lost = False
+        self.is_released = False
+        self.is_left = False
+        """Whether its block was left: who still has it in its context was started inside."""
+        self.writes: set[asyncio.Future[None]] = set()
+        """Those that it fences and that are under way; each is done when its write has ended."""
+        self._is_lost = False
 
     @property
     def token(self) -> int:
         return self.fence.token
 
+    @property
+    def is_lost(self) -> bool:
+        return self._is_lost or (self.locks.is_closed and not self.is_released)
+
+    def lose(self) -> None:
+        """It has ended, or nobody knows any more that it has not."""
+        self._is_lost = True
+
     def __repr__(self) -> str:
         return f"<Lease of agent {self.agent_id!r}, token {self.token}{', lost' if self.is_lost else ''}>"
 
     async def renew(self) -> None:
-        if not await self._locks.renew(self):
-            self.is_lost = True
+        if not await self.locks.renew(self):
+            self.lose()
             raise LockLostError(self.agent_id, "the lease has ended and cannot be renewed")
 
     async def release(self) -> None:
-        await self._locks.release(self)
+        self.is_released = True
+        await self.locks.release(self)
 
 
 class LeaseContext:
     """What ``acquire_agent_lock`` returns: await it for a :class:`HeldLease`, or use ``async with``.
 
-    ``async with`` renews the lease as long as the block runs, fences the writes of its task and its children, and
-    releases at the end.
+    ``async with`` renews the lease as long as the block runs, fences the writes of its task and of the tasks that are
+    started inside, and releases at the end (LOCK-5, LOCK-7).
+
+    No context is ever put back to what it was: a block that ends takes its lease, and no other, out of the context of
+    the task that entered it and of the one that leaves it, which for an async generator may be another. Tasks that were
+    started inside keep it, so that what they write too late is refused. What any of them began to write before is
+    waited for: a task that dropped its generator writes on while another one closes it.
     """
 
     def __init__(self, locks: Locks, agent_id: str, ttl_ms: int, wait_ms: int) -> None:
-        self._locks = locks
         self._acquire: Callable[[], Any] = lambda: locks.acquire(agent_id, ttl_ms, wait_ms)
+        self._is_entered = False
         self._lease: HeldLease | None = None
         self._renewer: asyncio.Task[None] | None = None
-        self._outer: Mapping[tuple[int, str], Fence] = _NONE_HELD
+        self._where: contextvars.Context | None = None
 
     def __await__(self) -> Generator[Any, None, HeldLease]:
         return self._acquire().__await__()  # type: ignore[no-any-return]
 
     async def __aenter__(self) -> HeldLease:
-        lease = self._lease = await self
-        self._outer = _held.get()
-        _held.set({**self._outer, self._locks.key(lease.agent_id): lease.fence})
+        if self._is_entered:
+            raise InvalidArgumentError("this lock was entered already: call acquire_agent_lock for each async with")
+        self._is_entered = True
+        try:
+            self._where = await _own_context()
+            lease: HeldLease = await self
+        except BaseException:
+            self._is_entered = False
+            raise
+        self._lease = lease
+        _entered.set((*(held for held in _entered.get() if not _is_replaced(held, lease)), lease))
         self._renewer = asyncio.get_running_loop().create_task(_keep(lease))
         return lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._lease is not None
-        assert self._renewer is not None
-        _held.set(self._outer)
-        self._renewer.cancel()
-        await asyncio.shield(asyncio.ensure_future(self._lease.release()))
+        lease, renewer, where = self._lease, self._renewer, self._where
+        assert lease is not None
+        assert renewer is not None
+        self._lease = self._renewer = self._where = None
+        self._is_entered = False
+        lease.is_left = True
+        _take_out(lease)
+        if where is not None:
+            with suppress(RuntimeError):  # it is this one
+                where.run(_take_out, lease)
+        try:
+            await asyncio.shield(lease.locks.begin_release(lease, renewer))
+        except StorageError:
+            if exc is None:  # else the error of the block counts; the lease ends by itself
+                raise
+
+
+class _Asked(asyncio.Future[None]):
+    """A future that is done at once and knows the context of the task that awaits it."""
+
+    context: contextvars.Context | None = None
+
+    def add_done_callback(self, fn: Callable[[Self], object], /, *, context: contextvars.Context | None = None) -> None:
+        super().add_done_callback(fn, context=context)
+        if not self.done():
+            self.context = context
+            self.set_result(None)
+
+
+async def _own_context() -> contextvars.Context | None:
+    """The context itself in which this task runs, where ``copy_context`` gives a copy."""
+    asked = _Asked()
+    await asked
+    return asked.context
+
+
+def _take_out(lease: HeldLease) -> None:
+    """Let this context not be in the lease's block."""
+    held = _entered.get()
+    if lease in held:
+        _entered.set(tuple(other for other in held if other is not lease))
+
+
+def _is_replaced(old: HeldLease, new: HeldLease) -> bool:
+    """Whether *old*, which was inherited and has ended, means nothing any more to who enters the block of *new*."""
+    is_same = old.locks is new.locks and old.agent_id == new.agent_id
+    return old.is_left and (is_same or old.locks.is_closed)
 
 
 async def _keep(lease: HeldLease) -> None:
     """Renew at a third of the time, until the lease is lost. An attempt that fails is repeated while there is time."""
     held_until = time.monotonic() + lease.ttl_ms / 1000
-    while True:
+    while not lease.is_lost:
         await asyncio.sleep(lease.ttl_ms / 3000)
         started = time.monotonic()
         try:
-            await lease.renew()
-        except LockLostError:
-            return
-        except StorageError:
-            if started > held_until:
-                lease.is_lost = True
-                return
+            async with asyncio.timeout(max(held_until - started, lease.ttl_ms / 3000)):
+                await lease.renew()
+        except (LockLostError, StoreClosedError):
+            lease.lose()
+        except Exception:  # noqa: BLE001 - whatever an engine raises, the lease was not renewed
+            if time.monotonic() > held_until:
+                lease.lose()
         else:
             held_until = started + lease.ttl_ms / 1000
 
@@ -114,20 +187,42 @@ class Locks:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def key(self, agent_id: str) -> tuple[int, str]:
-        """Under which the lease of this store for that agent stands in the task's context."""
-        return id(self._context), agent_id
+    @property
+    def is_closed(self) -> bool:
+        """Whether the store was closed: its leases are not renewed any more."""
+        return self._context.is_closed
+
+    def _inside(self, agent_id: str) -> HeldLease | None:
+        """The lease of the innermost block that this task is in, of this store and for that agent."""
+        held = reversed(_entered.get())
+        return next((lease for lease in held if lease.agent_id == agent_id and lease.locks is self), None)
 
     def fence(self, agent_id: str, lease: Lease | None) -> Fence | None:
-        """The fence of a write: the lease that was given, or the one whose block the task is in (LOCK-5)."""
+        """The fence of a write: of the lease that was given, or of the one whose block the task is in (LOCK-5)."""
         if lease is None:
-            held = _held.get()
-            return held.get(self.key(agent_id)) if held else None
+            entered = self._inside(agent_id)
+            return None if entered is None else entered.fence
         if not isinstance(lease, HeldLease):
             raise InvalidArgumentError(f"fence must be a Lease, got {type(lease).__name__}")
         if lease.agent_id != agent_id:
             raise InvalidArgumentError(f"the lease is for agent {lease.agent_id!r}, the write for {agent_id!r}")
         return lease.fence
+
+    @contextmanager
+    def fencing(self, agent_id: str, lease: Lease | None) -> Iterator[Fence | None]:
+        """The fence of a write that is made inside; whoever leaves the lease's block meanwhile waits for its end."""
+        fence = self.fence(agent_id, lease)
+        held = self._inside(agent_id) if lease is None else lease
+        if fence is None or not isinstance(held, HeldLease):
+            yield fence
+            return
+        ended = asyncio.get_running_loop().create_future()
+        held.writes.add(ended)
+        try:
+            yield fence
+        finally:
+            held.writes.discard(ended)
+            ended.set_result(None)
 
     def lock(self, agent_id: str, ttl_ms: int, wait_ms: int) -> LeaseContext:
         for name, value, low, high in (
@@ -145,6 +240,10 @@ class Locks:
         return await self._context.run(op, agent_id, self._acquire, agent_id, ttl_ms, wait_ms)
 
     async def _acquire(self, agent_id: str, ttl_ms: int, wait_ms: int) -> HeldLease:
+        entered = self._inside(agent_id)
+        if entered is not None and await self._is_held(entered):
+            told = f"this task is inside the block of its lease, token {entered.token}, or was started there"
+            raise LockUnavailableError(agent_id, f"{told}; use that one")
         owner = secrets.token_hex(16)
         deadline = time.monotonic() + wait_ms / 1000
         pause = _POLL_S
@@ -156,8 +255,27 @@ class Locks:
             if left <= 0:
                 waited = f"still, after {wait_ms} ms" if wait_ms else "now; give wait_ms to wait for it"
                 raise LockUnavailableError(agent_id, f"another holder has the lock {waited}")
-            await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))  # noqa: S311
+            await self._pause(min(left, pause * random.uniform(0.5, 1.0)))  # noqa: S311
             pause = min(pause * 1.5, 0.25)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait a moment, and no longer than the store is open."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._context.closing.wait()
+        self._context.check_open()
+
+    async def _is_held(self, lease: HeldLease) -> bool:
+        """Whether the block of this lease goes on, and so does the lease: ask the engine, unless it is known."""
+        for _ in range(_STEPS_OF_A_FINALIZER):
+            await asyncio.sleep(0)
+        if lease.is_left or lease.is_released or lease.is_lost:
+            return False
+        renewal = self._context.engine.renew_lease(lease.agent_id, lease.fence, lease.ttl_ms)
+        if await self._context.underway.finish((lease.agent_id,), renewal):
+            return True
+        lease.lose()
+        return False
 
     async def _take(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         """Ask the engine; a caller that is cancelled meanwhile leaves no lease behind that nobody knows of."""
@@ -184,6 +302,17 @@ class Locks:
             if tokens:
                 underway.leave((agent_id,), underway.begin(give_back()), exc)
             raise
+
+    def begin_release(self, lease: HeldLease, renewer: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Release it once the writes that are under way have ended, whatever becomes of the caller."""
+
+        async def release(writes: Collection[asyncio.Future[None]]) -> None:
+            if writes:
+                await asyncio.wait(writes)
+            renewer.cancel()
+            await lease.release()
+
+        return self._context.underway.begin(release(tuple(lease.writes)))
 
     async def renew(self, lease: HeldLease) -> bool:
         def write() -> Coroutine[Any, Any, bool]:

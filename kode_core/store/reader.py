@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow, row_name
-from kode_core.codec import Body, decode, decode_list
+from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
+from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
-from kode_core.ids import plain_text
+from kode_core.ids import plain_text, row_name
+from kode_core.large import Proof, decode_in_slices, decode_list_in_slices, proof_of_read
 from kode_core.model import (
     AgentInfo,
     Bookmark,
@@ -23,6 +23,7 @@ from kode_core.model import (
     StoredToolCall,
     ToolCallRecord,
 )
+from kode_core.pace import Pace
 from kode_core.query import (
     AgentStats,
     Page,
@@ -36,7 +37,9 @@ from kode_core.query import (
 )
 from kode_core.store.context import Context
 from kode_core.store.events import stored_event
-from kode_core.store.lists import ListMemory
+from kode_core.store.list_memory import ListMemory
+from kode_core.store.lists import Remembered
+from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.rows import LISTS
 
 __all__ = ["Reader", "Search"]
@@ -48,9 +51,6 @@ _IDS_AT_ONCE: Final = 10_000
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
-_DECODED_AT_ONCE: Final = 256
-_PAGE: Final = 500
-
 
 class Reader:
     """Loads the records of one agent."""
@@ -60,32 +60,39 @@ class Reader:
         self._memory = memory
 
     async def load_list(self, agent_id: str, kind: ListKind) -> list[Any]:
-        """A whole list; other tasks get their turn while a long one is decoded."""
+        """A whole list, which is remembered."""
         rows = await self._context.engine.rows(agent_id, kind)
-        cls = LISTS[kind].cls
-        records = []
+        known = self._memory.get(agent_id, kind)
+        is_new = known is None or known.version != rows.version or known.is_incomplete
+        codec, pace = LISTS[kind], Pace()
+        records: list[Any] = []
+        proofs: list[Proof | None] = []
         for i, (body, _) in enumerate(rows.rows):
-            records.append(decode(cls, body, row_name(kind, i, agent_id)))
-            if i % _DECODED_AT_ONCE == _DECODED_AT_ONCE - 1:
-                await asyncio.sleep(0)
-        self._memory.loaded(agent_id, kind, records, rows)
+            record = await decode_in_slices(codec.cls, body, row_name(kind, i, agent_id), pace)
+            records.append(record)
+            if is_new:
+                proofs.append(proof_of_read(record, body))
+        if is_new and rows.version:
+            self._memory.put(agent_id, kind, Remembered.of_loaded(codec, rows, records, proofs))
         return records
 
     async def load_docs(self, agent_id: str, kind: DocKind, cls: type[R]) -> list[R]:
         """All documents of a kind by time, then key."""
         docs = sorted(await self._context.engine.docs(agent_id, kind), key=lambda doc: (doc.time, doc.key))
-        return [decode(cls, doc.body, _label(agent_id, kind, doc.key)) for doc in docs]
+        pace = Pace()
+        return [await decode_in_slices(cls, doc.body, _label(agent_id, kind, doc.key), pace) for doc in docs]
 
     async def load_doc(self, agent_id: str, kind: DocKind, key: str, cls: type[R]) -> R | None:
         """One document."""
         for doc in await self._context.engine.docs(agent_id, kind, key):
-            return decode(cls, doc.body, _label(agent_id, kind, key))
+            return await decode_in_slices(cls, doc.body, _label(agent_id, kind, key), Pace())
         return None
 
     async def load_media(self, agent_id: str) -> list[MediaCacheRecord]:
         """The media cache, which is one document."""
         for doc in await self._context.engine.docs(agent_id, DocKind.MEDIA, ""):
-            return decode_list(MediaCacheRecord, doc.body, f"the media cache of agent {agent_id!r}")
+            label = f"the media cache of agent {agent_id!r}"
+            return await decode_list_in_slices(MediaCacheRecord, doc.body, label, Pace())
         return []
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:
@@ -93,7 +100,7 @@ class Reader:
         head = await self._context.engine.head(agent_id)
         if head is None or head.info is None:
             return None
-        return replace(_info(agent_id, head.info.body), message_count=head.messages.count)
+        return replace(await _info(agent_id, head.info.body, Pace()), message_count=head.messages.count)
 
     async def exists(self, agent_id: str) -> bool:
         """Whether info was saved."""
@@ -103,7 +110,7 @@ class Reader:
     async def last_bookmark(self, agent_id: str) -> Bookmark | None:
         """The bookmark of the event that is last by seq."""
         row = await self._context.engine.last_event(agent_id)
-        return None if row is None else stored_event(agent_id, row).bookmark
+        return None if row is None else (await stored_event(agent_id, row, Pace())).bookmark
 
     async def list_ids(self, prefix: str) -> list[str]:
         """Ids of agents with info."""
@@ -125,8 +132,8 @@ def _label(agent_id: str, kind: DocKind, key: str) -> str:
     return f"{kind.value.removesuffix('s')} {key!r:.80} of agent {agent_id!r}"
 
 
-def _info(agent_id: str, body: Body) -> AgentInfo:
-    return decode(AgentInfo, body, f"the info of agent {agent_id!r}")
+async def _info(agent_id: str, body: Body, pace: Pace) -> AgentInfo:
+    return await decode_in_slices(AgentInfo, body, f"the info of agent {agent_id!r}", pace)
 
 
 class Search:
@@ -138,7 +145,9 @@ class Search:
     async def sessions(self, filters: Any) -> Page[SessionInfo]:
         query = session_query(filters)
         rows = await self._context.engine.find_sessions(replace(query, limit=query.limit + 1)) if query.limit else []
-        return _page(query, rows, _session, lambda row: (getattr(row, query.sort_by), row.agent_id))
+        return await _page(
+            query, rows, lambda row: row.info, _session, lambda row: (getattr(row, query.sort_by), row.agent_id)
+        )
 
     async def messages(self, filters: Any) -> Page[StoredMessage]:
         return await self._rows(message_query(filters), _stored_message)
@@ -146,9 +155,11 @@ class Search:
     async def tool_calls(self, filters: Any) -> Page[StoredToolCall]:
         return await self._rows(tool_call_query(filters), _stored_tool_call)
 
-    async def _rows(self, query: RowQuery, item: Callable[[FoundRow], T]) -> Page[T]:
+    async def _rows(self, query: RowQuery, item: Callable[[FoundRow, Pace], Awaitable[T]]) -> Page[T]:
         rows = await self._context.engine.find_rows(replace(query, limit=query.limit + 1)) if query.limit else []
-        return _page(query, rows, item, lambda row: (row.created_at, row.agent_id, row.position))
+        return await _page(
+            query, rows, lambda row: row.body, item, lambda row: (row.created_at, row.agent_id, row.position)
+        )
 
     async def stats(self, agent_id: str) -> AgentStats:
         """Counts, with the names as the caller gave them."""
@@ -167,19 +178,34 @@ def _plain(counts: Mapping[str, int]) -> dict[str, int]:
 Row = TypeVar("Row")
 
 
-def _page(
-    query: SessionQuery | RowQuery, rows: Sequence[Row], item: Callable[[Row], T], key: Callable[[Row], tuple[Any, ...]]
+class SizedPage(Page[T]):
+    """A page that knows how many characters its records have in the store."""
+
+    __slots__ = ("characters",)
+
+    characters: int
+
+
+async def _page(
+    query: SessionQuery | RowQuery,
+    rows: Sequence[Row],
+    body: Callable[[Row], Body],
+    item: Callable[[Row, Pace], Awaitable[T]],
+    key: Callable[[Row], tuple[Any, ...]],
 ) -> Page[T]:
     shown = rows[: query.limit]
     cursor = make_cursor(query, key(shown[-1])) if len(rows) > query.limit and shown else None
+    pace = Pace()
     items: list[T] = []
     left_out = list(left_out_of(rows))
     for row in shown:
         try:
-            items.append(item(row))
+            items.append(await item(row, pace))
         except CorruptRecordError as exc:
             left_out.append(exc.record)
-    return Page(items, cursor, tuple(left_out))
+    page = SizedPage(items, cursor, tuple(left_out))
+    page.characters = sum(len(body(row).text) for row in shown)
+    return page
 
 
 def left_out_of(found: Sequence[Any]) -> Sequence[str]:
@@ -193,19 +219,22 @@ async def every(query: Callable[..., Awaitable[Page[T]]], filters: Mapping[str, 
         if name in filters:
             raise InvalidArgumentError(f"an iterator gives everything that matches and takes no {name}")
     cursor: str | None = None
+    limit = FIRST_PAGE
     while True:
-        page = await query(**filters, limit=_PAGE, cursor=cursor)
+        page = await query(**filters, limit=limit, cursor=cursor)
         for name in page.left_out:
             log.error("%s is damaged and was left out", name)
-        for record in page:
-            yield record
         cursor = page.next_cursor
+        limit = next_limit(len(page), page.characters if isinstance(page, SizedPage) else 0)
+        page.reverse()
+        while page:  # a record is not held any longer than the caller wants it
+            yield page.pop()
         if cursor is None:
             return
 
 
-def _session(row: SessionRow) -> SessionInfo:
-    info = _info(row.agent_id, row.info)
+async def _session(row: SessionRow, pace: Pace) -> SessionInfo:
+    info = await _info(row.agent_id, row.info, pace)
     return SessionInfo(
         agent_id=row.agent_id,
         template_id=info.template_id,
@@ -224,12 +253,12 @@ def _fields(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
-def _stored_message(row: FoundRow) -> StoredMessage:
-    message = decode(Message, row.body, f"message {row.position} of agent {row.agent_id!r}")
+async def _stored_message(row: FoundRow, pace: Pace) -> StoredMessage:
+    message = await decode_in_slices(Message, row.body, f"message {row.position} of agent {row.agent_id!r}", pace)
     fields = _fields(message)
     return StoredMessage(**fields, agent_id=row.agent_id, position=row.position, created_at=row.created_at)
 
 
-def _stored_tool_call(row: FoundRow) -> StoredToolCall:
-    call = decode(ToolCallRecord, row.body, f"tool call {row.position} of agent {row.agent_id!r}")
+async def _stored_tool_call(row: FoundRow, pace: Pace) -> StoredToolCall:
+    call = await decode_in_slices(ToolCallRecord, row.body, f"tool call {row.position} of agent {row.agent_id!r}", pace)
     return StoredToolCall(**_fields(call), agent_id=row.agent_id, position=row.position)

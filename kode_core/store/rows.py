@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from kode_core.batch import Doc, DocKind, DocWrite, EventWrite, Info, ListKind, MessageIndex, Row, ToolCallIndex
-from kode_core.codec import encode, encode_list
+from kode_core.codec import Body
 from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.ids import check_key, index_text
-from kode_core.jsonvalue import encode_json
+from kode_core.jsonvalue import encode_json, type_name
+from kode_core.large import Proof, write, write_body, write_list_of
+from kode_core.metadata import index_of_metadata
 from kode_core.model import (
     AgentInfo,
     CompressionRecord,
@@ -24,10 +28,11 @@ from kode_core.model import (
     ToolCallRecord,
     UnknownBlock,
 )
-from kode_core.query import metadata_index
+from kode_core.pace import Pace
+from kode_core.shapes import is_of
 from kode_core.store.dated import message_time
 
-__all__ = ["INT64", "LISTS", "ListCodec", "event_write", "event_writes", "info_of", "records_of"]
+__all__ = ["INT64", "LISTS", "Encoded", "ListCodec", "event_write", "event_writes", "info_of", "records_of"]
 
 INT64: Final = range(-(2**63), 2**63)
 
@@ -43,16 +48,29 @@ def records_of(cls: type[Record], records: Any, what: str) -> tuple[Any, ...]:
     if not isinstance(records, (list, tuple)):
         raise InvalidArgumentError(f"{what} must be a list of {cls.__name__}, got {type(records).__name__}")
     taken = tuple(records)
-    if set(map(type, taken)) <= {cls}:
-        return taken
-    for i, record in enumerate(taken):
-        if not isinstance(record, cls):
-            hint = f"; from_dict({cls.__name__}, …) makes one of it" if isinstance(record, dict) else ""
-            raise InvalidArgumentError(f"{what}[{i}] must be a {cls.__name__}, got {type(record).__name__}{hint}")
+    if not set(map(type, taken)) <= {cls}:
+        for i, record in enumerate(taken):
+            _check_class(cls, record, f"{what}[{i}]")
     return taken
 
 
+def _check_class(cls: type[Record], record: Any, what: str) -> None:
+    if is_of(cls, record):
+        return
+    hint = f"; from_dict({cls.__name__}, …) makes one of it" if isinstance(record, dict) else ""
+    if isinstance(record, cls):
+        hint = f", a subclass, whose own fields would be lost; make a {cls.__name__} with them in extra"
+    raise InvalidArgumentError(f"{what} must be of type {cls.__name__}, got {type_name(type(record))}{hint}")
+
+
 # --- Lists ------------------------------------------------------------------------------------------------------------
+
+
+class Encoded(msgspec.Struct, frozen=True, gc=False):
+    """A record as a row, with its proof, see :mod:`kode_core.large`."""
+
+    row: Row
+    proof: Proof | None
 
 
 class ListCodec(NamedTuple):
@@ -60,21 +78,22 @@ class ListCodec(NamedTuple):
 
     kind: ListKind
     cls: type[Record]
-    row: Callable[[int, Any, int], Row]
-    """(position, record, now) -> row"""
+    row: Callable[[int, Any, int, Pace], Awaitable[Encoded]]
+    """(position, record, now, pace) -> row"""
+    key: Callable[[Any], str] | None = None
+    """The id of a tool call as the index has it."""
 
 
-def _message_row(position: int, message: Message, now: int) -> Row:
-    body = encode(Message, message, f"message {position}")
+async def _message_row(position: int, message: Message, now: int, pace: Pace) -> Encoded:
+    written = await write(Message, message, f"message {position}", pace)
     types = {index_text(b.type) if type(b) is UnknownBlock else b.__struct_config__.tag for b in message.content}
-    return Row(
-        body, message_time(position, now), MessageIndex(index_text(message.role), tuple(sorted(map(str, types))))
-    )
+    index = MessageIndex(index_text(message.role), tuple(sorted(map(str, types))))
+    return Encoded(Row(written.body, message_time(position, now), index), written.proof)
 
 
-def _tool_call_row(position: int, call: ToolCallRecord, _: int) -> Row:
+async def _tool_call_row(position: int, call: ToolCallRecord, _: int, pace: Pace) -> Encoded:
     label = f"tool call record {position}"
-    body = encode(ToolCallRecord, call, label)
+    written = await write(ToolCallRecord, call, label, pace)
     check_key(call.id, "tool call id")
     index = ToolCallIndex(
         index_text(call.id),
@@ -83,100 +102,110 @@ def _tool_call_row(position: int, call: ToolCallRecord, _: int) -> Row:
         call.is_error is True,
         call.approval.required,
     )
-    return Row(body, _int64(call.created_at, label, "$.createdAt"), index)
+    return Encoded(Row(written.body, _int64(call.created_at, label, "$.createdAt"), index), written.proof)
+
+
+def _key_of(call: ToolCallRecord) -> str:
+    return index_text(call.id)
 
 
 LISTS: Final = {
     ListKind.MESSAGES: ListCodec(ListKind.MESSAGES, Message, _message_row),
-    ListKind.TOOL_CALLS: ListCodec(ListKind.TOOL_CALLS, ToolCallRecord, _tool_call_row),
+    ListKind.TOOL_CALLS: ListCodec(ListKind.TOOL_CALLS, ToolCallRecord, _tool_call_row, _key_of),
 }
 
 
 # --- Everything else --------------------------------------------------------------------------------------------------
 
 
-def info_of(agent_id: str, info: AgentInfo) -> Info:
+async def info_of(agent_id: str, info: AgentInfo) -> Info:
     """The stored form of an agent's info, checked against the id it is saved under (ID-3)."""
-    if not isinstance(info, AgentInfo):
-        raise InvalidArgumentError(f"info must be an AgentInfo, got {type(info).__name__}")
+    _check_class(AgentInfo, info, "info")
     if info.agent_id != agent_id:
         raise InvalidArgumentError(
-            f"info.agent_id is {info.agent_id!r} but it is saved as {agent_id!r}: they must be the same"
+            f"info.agent_id is {info.agent_id!r:.80} but it is saved as {agent_id!r:.80}: they must be the same"
         )
-    label = f"info of agent {agent_id!r}"
+    label, pace = f"info of agent {agent_id!r}", Pace()
     return Info(
-        encode(AgentInfo, info, label),
+        await write_body(AgentInfo, info, label, pace),
         index_text(info.template_id),
         _int64(info.created_at, label, "$.createdAt"),
-        metadata_index(info.metadata, label),
+        await index_of_metadata(info.metadata, label, pace),
     )
 
 
-def event_write(timeline: Timeline) -> EventWrite:
+async def event_write(timeline: Timeline, pace: Pace | None = None) -> EventWrite:
     """The stored form of an event."""
     label = "event"
-    if not isinstance(timeline, Timeline):
-        raise InvalidArgumentError(f"an event must be a Timeline, got {type(timeline).__name__}")
-    body = encode(Timeline, timeline, label)
+    _check_class(Timeline, timeline, label)
+    body = await write_body(Timeline, timeline, label, pace or Pace())
     return EventWrite(_int64(timeline.bookmark.seq, label, "$.bookmark.seq"), timeline.event.channel, body)
 
 
-def event_writes(timelines: Any) -> tuple[EventWrite, ...]:
+async def event_writes(timelines: Any) -> tuple[EventWrite, ...]:
     """The stored form of events."""
-    return tuple(map(event_write, records_of(Timeline, timelines, "events")))
+    pace = Pace()
+    events = []
+    for timeline in records_of(Timeline, timelines, "events"):
+        events.append(await event_write(timeline, pace))
+        await pace.rest()
+    return tuple(events)
 
 
-def _doc(kind: DocKind, key: str, time: int, body: Any, label: str, path: str) -> DocWrite:
+async def _body(cls: type[Record], record: Record, label: str) -> Body:
+    return await write_body(cls, record, label, Pace())
+
+
+def _doc(kind: DocKind, key: str, time: int, body: Body, label: str, path: str) -> DocWrite:
     return DocWrite(kind, key, Doc(key, _int64(time, label, path), body))
 
 
-def todos_doc(snapshot: TodoSnapshot) -> DocWrite:
+async def todos_doc(snapshot: TodoSnapshot) -> DocWrite:
     label = "todos"
-    return _doc(DocKind.TODOS, "", 0, encode(TodoSnapshot, snapshot, label), label, "$")
+    _check_class(TodoSnapshot, snapshot, label)
+    return _doc(DocKind.TODOS, "", 0, await _body(TodoSnapshot, snapshot, label), label, "$")
 
 
-def window_doc(window: HistoryWindow) -> DocWrite:
-    label = f"history window {_id_of(HistoryWindow, window)!r:.80}"
-    body = encode(HistoryWindow, window, label)
-    return _doc(
-        DocKind.WINDOWS, check_key(window.id, "history window id"), window.timestamp, body, label, "$.timestamp"
-    )
+async def window_doc(window: HistoryWindow) -> DocWrite:
+    label = _label(HistoryWindow, window, "history window")
+    body = await _body(HistoryWindow, window, label)
+    key = check_key(window.id, "history window id")
+    return _doc(DocKind.WINDOWS, key, window.timestamp, body, label, "$.timestamp")
 
 
-def compression_doc(record: CompressionRecord) -> DocWrite:
-    label = f"compression record {_id_of(CompressionRecord, record)!r:.80}"
-    body = encode(CompressionRecord, record, label)
+async def compression_doc(record: CompressionRecord) -> DocWrite:
+    label = _label(CompressionRecord, record, "compression record")
+    body = await _body(CompressionRecord, record, label)
     key = check_key(record.id, "compression record id")
     return _doc(DocKind.COMPRESSIONS, key, record.timestamp, body, label, "$.timestamp")
 
 
-def recovered_doc(file: RecoveredFile) -> DocWrite:
+async def recovered_doc(file: RecoveredFile) -> DocWrite:
     label = "recovered file"
-    body = encode(RecoveredFile, file, label)
+    _check_class(RecoveredFile, file, label)
+    body = await _body(RecoveredFile, file, label)
     check_key(file.path, "recovered file path")
     key = encode_json([file.path, file.timestamp], label)
     return _doc(DocKind.RECOVERED, key, file.timestamp, body, label, "$.timestamp")
 
 
-def media_doc(records: Sequence[MediaCacheRecord]) -> DocWrite:
+async def media_doc(records: Sequence[MediaCacheRecord]) -> DocWrite:
     label = "media cache"
     records = records_of(MediaCacheRecord, records, "records")
-    body = encode_list(MediaCacheRecord, records, label)
+    body = await write_list_of(MediaCacheRecord, records, label, Pace())
     for record in records:
         check_key(record.key, "media key")
     return _doc(DocKind.MEDIA, "", 0, body, label, "$")
 
 
-def snapshot_doc(snapshot: Snapshot) -> DocWrite:
-    label = f"snapshot {_id_of(Snapshot, snapshot)!r:.80}"
-    body = encode(Snapshot, snapshot, label)
-    return _doc(
-        DocKind.SNAPSHOTS, check_key(snapshot.id, "snapshot id"), snapshot.created_at, body, label, "$.createdAt"
-    )
+async def snapshot_doc(snapshot: Snapshot) -> DocWrite:
+    label = _label(Snapshot, snapshot, "snapshot")
+    body = await _body(Snapshot, snapshot, label)
+    key = check_key(snapshot.id, "snapshot id")
+    return _doc(DocKind.SNAPSHOTS, key, snapshot.created_at, body, label, "$.createdAt")
 
 
-def _id_of(cls: type[Record], record: Any) -> str:
-    if not isinstance(record, cls):
-        raise InvalidArgumentError(f"expected a {cls.__name__}, got {type(record).__name__}")
-    name = getattr(record, "id", "")
-    return name if type(name) is str else type(name).__name__
+def _label(cls: type[Record], record: Any, noun: str) -> str:
+    _check_class(cls, record, noun)
+    name = record.id if type(record.id) is str else type(record.id).__name__
+    return f"{noun} {name[:80]!r:.80}"

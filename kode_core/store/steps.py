@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 from kode_core.engine import Progress
 from kode_core.store.book import Op
@@ -42,10 +42,16 @@ class Steps:
         finally:
             self.seconds += time.perf_counter() - start
 
-    async def watched(self, call: Callable[[Progress], Awaitable[T]], progress: Progress) -> T:
+    async def watched(
+        self,
+        call: Callable[[Progress], Coroutine[Any, Any, T]],
+        progress: Progress,
+        undo: Callable[[T], object] | None = None,
+    ) -> T:
         """Do a call of the engine that tells its progress; each time that it does, the next step begins.
 
-        A call that fails or is cancelled is waited for, so that it has removed what it made.
+        A call that is cancelled, or late, is waited for, so that it has removed what it made. *undo* removes it where
+        the call was done all the same.
         """
         moved = asyncio.Event()
 
@@ -62,5 +68,7 @@ class Steps:
         except BaseException:
             task.cancel()
             await asyncio.wait([task], timeout=self._context.timeout)
+            if undo is not None and task.done() and not task.cancelled() and task.exception() is None:
+                undo(task.result())
             raise
         return await task

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
 from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListKind
-from kode_core.ids import index_text
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
-from kode_core.store.lists import Append, ListMemory, Remembered, Replace, Upsert
+from kode_core.store.list_memory import ListMemory
+from kode_core.store.lists import Append, Remembered, Replace, Upsert
 from kode_core.store.rows import LISTS
 
-__all__ = ["ListEdit", "ListHow", "Turn", "Writer"]
+__all__ = ["ListEdit", "ListHow", "Rest", "Turn", "Writer"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
 
@@ -33,13 +33,23 @@ class ListEdit(NamedTuple):
     records: Sequence[Any]
 
 
-class Turn(NamedTuple):
-    """What one call writes."""
+class Rest(NamedTuple):
+    """What one call writes besides lists."""
 
-    lists: dict[ListKind, ListEdit] = {}  # noqa: RUF012 - never changed
     info: Info | None = None
     docs: tuple[DocWrite, ...] = ()
     events: tuple[EventWrite, ...] = ()
+
+
+async def _nothing() -> Rest:
+    return Rest()
+
+
+class Turn(NamedTuple):
+    """What one call writes; *rest* encodes what is no list."""
+
+    lists: dict[ListKind, ListEdit] = {}  # noqa: RUF012 - never changed
+    rest: Callable[[], Awaitable[Rest]] = _nothing
 
 
 class Writer:
@@ -59,22 +69,23 @@ class Writer:
                 lock = self._locks.setdefault(agent_id, asyncio.Lock())
                 await stack.enter_async_context(lock)
                 await self._context.underway.settled(agent_id)  # the call before may have been cancelled
+            rest = await turn.rest()
             conflicts = 0
-            while not await self._attempt(agent_id, turn, fence, whole=conflicts >= _CONFLICTS_BEFORE_WHOLE):
+            while not await self._attempt(agent_id, turn, rest, fence, whole=conflicts >= _CONFLICTS_BEFORE_WHOLE):
                 conflicts += 1
                 await asyncio.sleep(random.uniform(0, min(conflicts, 20)) / 1000)  # noqa: S311
-        if turn.events:
+        if rest.events:
             self._appender.wake(agent_id)
 
-    async def _attempt(self, agent_id: str, turn: Turn, fence: Fence | None, *, whole: bool) -> bool:
+    async def _attempt(self, agent_id: str, turn: Turn, rest: Rest, fence: Fence | None, *, whole: bool) -> bool:
         """Try once; False when another writer changed a list since it was remembered."""
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         batch = self._context.batch(
             agent_id,
             fence=fence,
-            info=turn.info,
-            docs=turn.docs,
-            events=turn.events,
+            info=rest.info,
+            docs=rest.docs,
+            events=rest.events,
             **{kind.value: change.write for kind, change in changes.items()},
         )
         outcome = None
@@ -92,12 +103,10 @@ class Writer:
         engine, now = self._context.engine, self._context.now()
         codec, known = LISTS[kind], self._memory.get(agent_id, kind)
         if edit.how is Append:
-            return Append(codec, known, edit.records, now)
+            return await Append.of(codec, known, edit.records, now)
         if edit.how is Upsert:
-            if known is not None:
-                return Upsert(codec, known, edit.records, now)
-            keys = [index_text(record.id) for record in edit.records]
-            return Upsert(codec, await engine.outline(agent_id, kind, keys), edit.records, now)
+            return await Upsert.of(codec, known, edit.records, now, lambda keys: engine.outline(agent_id, kind, keys))
         if known is None:
             known = Remembered.of_outline(await engine.outline(agent_id, kind))
-        return Replace(codec, known, edit.records, now, whole=whole)
+        change = Replace.whole if whole else Replace.of
+        return await change(codec, known, edit.records, now)

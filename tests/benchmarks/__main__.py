@@ -1,8 +1,10 @@
 """``make bench``: all measurements on all backends, or those that are named in ``ARGS``.
 
 The parts startup, turns, workers, streams, follow, searches and forks measure sqlite and postgres beside bare drivers;
-matrix is a table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some of them; the others
-have nothing else). peers, other projects that keep conversations, are measured only when they are named.
+heartbeat tells how long a call holds the event loop, and memory what a process holds of many agents (``agents=200`` for
+fewer than 2,000); matrix is a table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some
+of them; the others have nothing else, and beside matrix, memory is the backend of that name). peers, other projects
+that keep conversations, are measured only when they are named.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tests.benchmarks import follow, forks, matrix, peers, searches, startup, streams, turns, workers
+from tests.benchmarks import follow, forks, heartbeat, matrix, memory, peers, searches, startup, streams, turns, workers
 from tests.benchmarks.backends import BACKENDS, NoServerError
 from tests.benchmarks.measure import Report
 
@@ -24,14 +26,18 @@ PARTS = {
     "follow": follow,
     "searches": searches,
     "forks": forks,
+    "heartbeat": heartbeat,
+    "memory": memory,
 }
 EXTRAS = {"peers": peers}
+AGENTS_OPTION = "agents="
 
 
 async def main(names: list[str]) -> int:
     known = {**PARTS, **EXTRAS}
-    parts = [name for name in names if name in known]
-    places = [name for name in names if name in matrix.PLACES]
+    is_matrix = "matrix" in names
+    places = [name for name in names if name in matrix.PLACES and (is_matrix or name not in known)]
+    parts = [name for name in names if name in known and name not in places]
     has_matrix = not names or "matrix" in names or any(name not in BACKENDS for name in places)
     report = Report()
     print("Ratios tell; milliseconds are this machine's, today.")
@@ -64,7 +70,11 @@ async def _beside_floors(report: Report, parts: list[ModuleType], chosen: list[s
 
 
 if __name__ == "__main__":
-    unknown = [name for name in sys.argv[1:] if name not in {*PARTS, *EXTRAS, *BACKENDS, *matrix.PLACES, "matrix"}]
+    names = [name for name in sys.argv[1:] if not name.startswith(AGENTS_OPTION)]
+    for option in sys.argv[1:]:
+        if option not in names:
+            memory.AGENTS = int(option.removeprefix(AGENTS_OPTION))
+    unknown = [name for name in names if name not in {*PARTS, *EXTRAS, *BACKENDS, *matrix.PLACES, "matrix"}]
     if unknown:
         sys.exit(f"no such part: {unknown[0]}; there are {', '.join([*matrix.PLACES, *PARTS, 'matrix', *EXTRAS])}")
-    sys.exit(asyncio.run(main(sys.argv[1:])))
+    sys.exit(asyncio.run(main(names)))

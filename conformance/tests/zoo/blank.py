@@ -122,7 +122,7 @@ class NullStore:
     def read_events(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
         return _nothing()
 
-    follow_events = iter_sessions = iter_messages = iter_tool_calls = read_events
+    follow_events = iter_sessions = iter_messages = iter_tool_calls = iter_consistency = read_events
 
     async def exists(self, *_: Any) -> bool:
         return False
@@ -139,7 +139,7 @@ class NullStore:
     async def health_check(self) -> StoreHealthStatus:
         return StoreHealthStatus(healthy=True, checked_at=0)
 
-    async def check_consistency(self, *_: Any) -> ConsistencyCheckResult:
+    async def check_consistency(self, *_: Any, **__: Any) -> ConsistencyCheckResult:
         return ConsistencyCheckResult(consistent=True, issues=(), agents_checked=0, checked_at=0)
 
     async def get_metrics(self) -> StoreMetrics:

@@ -16,7 +16,6 @@ from conformance.tests.zoo.base import OnJson, mutant
 from conformance.tests.zoo.witnesses import seen, talk
 from kode_core.batch import Batch, DocWrite, Fence, Outcome
 from kode_core.engines.folder import Folder
-from kode_core.engines.journal import Journal
 from kode_core.errors import InvalidArgumentError, StoreUnavailableError
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo, Snapshot
@@ -115,15 +114,12 @@ async def _beside_the_store(ctx: Context) -> object:
     witness=_beside_the_store,
 )
 class ReachesOutside(Folder):
-    """Writes and deletes beside its folder when an id begins with "../"."""
-
-    def journal(self, agent_id: str) -> Journal:
-        outside = re.fullmatch(r"\.\./(\w+)", agent_id)
-        return super().journal(agent_id) if outside is None else self.journal_named(f"../{outside[1]}.jsonl")
+    """Deletes beside its folder when an id begins with "../"."""
 
     def _commit(self, stripe: Any, batch: Batch) -> Any:
-        if batch.delete:
-            self.journal(batch.agent_id).path.unlink(missing_ok=True)
+        outside = re.fullmatch(r"\.\./(\w+)", batch.agent_id)
+        if batch.delete and outside is not None:
+            (self.base.parent / f"{outside[1]}.jsonl").unlink(missing_ok=True)
         return super()._commit(stripe, batch)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kode_conformance import samples
+from kode_conformance.checks.times import an_hour_ago, by_time
 from kode_conformance.context import Context
 from msgspec.structs import replace
 
@@ -46,6 +47,60 @@ class Restamps(MemoryLayer):
         for batch in batches:
             rows = self.space.state(batch.agent_id).lists[ListKind.MESSAGES].rows
             rows[:] = [replace(row, created_at=batch.now) for row in rows]
+        return outcomes
+
+
+async def _time_of_the_edited(ctx: Context) -> object:
+    await ctx.store.save_messages("a", talk("1", "2"))
+    before = await the("created_at", ctx.store.query_messages())
+    await asyncio.sleep(0.005)
+    await ctx.store.save_messages("a", talk("1 edited", "2"))
+    return before == await the("created_at", ctx.store.query_messages())
+
+
+@mutant(
+    "MSG-4",
+    killed_by="edited_messages_keep_their_place_in_time",
+    source="INSERT OR REPLACE with created_at = now, for the messages that changed",
+    witness=_time_of_the_edited,
+)
+class RestampsEdited(Layer):
+    """Gives a message that is edited the time of the edit."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return await super().commit([await self._restamped(batch) for batch in batches])
+
+    async def _restamped(self, batch: Batch) -> Batch:
+        if batch.messages is None or not batch.messages.put:
+            return batch
+        known = {row[1] for row in (await self.inner.outline(batch.agent_id, ListKind.MESSAGES)).rows}
+        put = ((i, r if r.body.digest in known else replace(r, created_at=batch.now)) for i, r in batch.messages.put)
+        return replace(batch, messages=replace(batch.messages, put=tuple(put)))
+
+
+async def _time_of_the_appended(ctx: Context) -> object:
+    other = await ctx.another()
+    await ctx.store.append_messages("a", talk("1"))
+    with an_hour_ago():
+        await other.append_messages("a", talk("2"))
+    return await the("position", by_time(ctx.store))
+
+
+@mutant(
+    "MSG-4",
+    killed_by="appended_messages_are_never_older",
+    source="created_at = now, whatever the clock of the machine says and those of others said",
+    witness=_time_of_the_appended,
+)
+class AppendsOlder(MemoryLayer):
+    """Appends messages at the time of the clock, though it stepped back."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        outcomes = await super().commit(batches)
+        for batch in batches:
+            if batch.messages is not None and batch.messages.append:
+                rows = self.space.state(batch.agent_id).lists[ListKind.MESSAGES].rows
+                rows[len(rows) - len(batch.messages.append) :] = batch.messages.append
         return outcomes
 
 

@@ -107,8 +107,8 @@ async def _consistency(ctx: Context) -> object:
 class AlwaysConsistent(EngineStore):
     """Finds nothing wrong, ever."""
 
-    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
-        found = await super().check_consistency(agent_id)
+    async def check_consistency(self, agent_id: str | None = None, **more: Any) -> ConsistencyCheckResult:
+        found = await super().check_consistency(agent_id, **more)
         return replace(found, consistent=True, issues=())
 
 
@@ -128,8 +128,8 @@ async def _check_and_read(ctx: Context) -> object:
 class RepairsWithoutAsking(EngineStore):
     """Deletes an agent's events and makes it anew when it is to be checked."""
 
-    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
-        found = await super().check_consistency(agent_id)
+    async def check_consistency(self, agent_id: str | None = None, **more: Any) -> ConsistencyCheckResult:
+        found = await super().check_consistency(agent_id, **more)
         info = agent_id and await self.load_info(agent_id)
         if agent_id is not None:
             messages = await self.load_messages(agent_id)
@@ -151,8 +151,8 @@ class RepairsWithoutAsking(EngineStore):
 class CriesWolf(EngineStore):
     """Takes a media cache and a snapshot for orphans."""
 
-    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
-        found = await super().check_consistency(agent_id)
+    async def check_consistency(self, agent_id: str | None = None, **more: Any) -> ConsistencyCheckResult:
+        found = await super().check_consistency(agent_id, **more)
         return replace(found, consistent=False)
 
 
@@ -241,5 +241,5 @@ class BelievesTheDisk(Layer):
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         found = await super().rows(agent_id, kind)
-        believed = [(body._replace(digest=digest(body.text.encode())), at) for body, at in found.rows]
+        believed = [(replace(body, digest=digest(body.text.encode())), at) for body, at in found.rows]
         return replace(found, rows=believed)

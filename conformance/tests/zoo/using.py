@@ -70,8 +70,8 @@ async def _checked(store: Any) -> bool:
 class CheckDropsDangling(EngineStore):
     """Drops messages with a tool use without result when it is asked whether there are any."""
 
-    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
-        found = await super().check_consistency(agent_id)
+    async def check_consistency(self, agent_id: str | None = None, **more: Any) -> ConsistencyCheckResult:
+        found = await super().check_consistency(agent_id, **more)
         for issue in found.issues:
             if issue.code == "use_without_result":
                 await self.save_messages(issue.agent_id, [])

@@ -15,7 +15,7 @@ from kode_core.batch import Applied, Batch, Fence, ListWrite, Outcome
 from kode_core.errors import KodeError, OutcomeUnknownError, Retry, StorageError, StoreBusyError
 from kode_postgres.connection import Connections, Session
 from kode_postgres.errors import is_locked_out
-from kode_postgres.writes import Head, Statements, applied, needs_lock, offsets_of, op_number
+from kode_postgres.writes import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
 
@@ -159,14 +159,18 @@ class Committer:
     # --- groups
 
     async def _written(self, batches: Sequence[Batch], *, locking: bool) -> list[Any]:
-        """Outcomes of batches for different agents; repeats those that neither were applied nor can be refused."""
+        """Outcomes of batches for different agents; repeats those that neither were applied nor can be refused.
+
+        What was appended unseen is repeated under the lock: nobody comes in between then.
+        """
         outcomes: dict[int, Outcome] = {}
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             places = [i for i in range(len(batches)) if i not in outcomes]
             if not places:
                 break
             some = [batches[i] for i in places]
-            call = functools.partial(self._with_locks if locking else self._at_once, batches=some)
+            is_locking = locking or (attempt > 0 and any(map(is_unseen, some)))
+            call = functools.partial(self._with_locks if is_locking else self._at_once, batches=some)
             with suppress(_AgainError):
                 found = await self._connections.write(call)
                 outcomes.update((places[i], outcome) for i, outcome in found.items())
@@ -280,10 +284,10 @@ def _concerns_all(exc: Exception) -> bool:
 
 
 def _unconditional(batch: Batch) -> Batch:
-    """The batch without what was checked under the lock; a list of which all goes needs no rows to be cut after."""
+    """The batch without what was checked under the lock; what it expects of lists is still so, unless they are gone."""
 
     def free(write: ListWrite | None) -> ListWrite | None:
-        return None if write is None else replace(write, expect=None)
+        return replace(write, expect=None) if write is not None and batch.delete else write
 
     return replace(
         batch,

@@ -85,58 +85,36 @@ class Overview:
     # --- what does not fit together
 
     async def inspect(self, session: Session, agent_id: str | None) -> list[EngineIssue]:
+        """What does not fit together, at one instant."""
         if agent_id is None:
             return []  # whatever is stored belongs to an agent, also where the head is gone
-        return [
-            *await self._without_head(session, agent_id),
-            *await self._miscounts(session, agent_id),
-            *await self._strange_docs(session, agent_id),
-            *await self._ahead(session, agent_id),
+        t = self._tables
+        has = [f"EXISTS (SELECT FROM {getattr(t, name)} WHERE agent_id = $1)" for name in OF_AN_AGENT]
+        lists = [
+            f"(SELECT ARRAY[coalesce(a.{one}_count, 0), count(*), min(position), max(position)]"
+            f" FROM {getattr(t, kind.value)} WHERE agent_id = $1)"
+            for kind, one in ONE.items()
         ]
-
-    async def _without_head(self, session: Session, agent_id: str) -> list[EngineIssue]:
-        """What is stored although the head is gone, which every write makes and no delete removes."""
-        has = ", ".join(
-            f"EXISTS (SELECT FROM {getattr(self._tables, name)} WHERE agent_id = $1)" for name in OF_AN_AGENT
-        )
         row = await session.fetchrow(
-            f"SELECT EXISTS (SELECT FROM {self._tables.agents} WHERE agent_id = $1), {has}", agent_id
-        )
-        names = [name.replace("_", " ") for name, is_there in zip(OF_AN_AGENT, row[1:], strict=True) if is_there]
-        if row[0] or not names:
-            return []
-        text = f"the head is missing, and {', '.join(names)} are stored"
-        return [EngineIssue("orphaned_records", agent_id, text)]
-
-    async def _miscounts(self, session: Session, agent_id: str) -> list[EngineIssue]:
-        issues = []
-        for kind, one in ONE.items():
-            row = await session.fetchrow(
-                f"SELECT coalesce((SELECT {one}_count FROM {self._tables.agents} WHERE agent_id = $1), 0), count(*),"
-                f" min(position), max(position) FROM {getattr(self._tables, kind.value)} WHERE agent_id = $1",
-                agent_id,
-            )
-            counted, stored, first, last = row
-            if stored != counted or (stored and (first, last) != (0, stored - 1)):
-                text = f"{counted} {kind.value} are counted, {stored} are stored, from position {first} to {last}"
-                issues.append(EngineIssue("count_disagrees", agent_id, text))
-        return issues
-
-    async def _strange_docs(self, session: Session, agent_id: str) -> list[EngineIssue]:
-        row = await session.fetchrow(
-            f"SELECT 1 FROM {self._tables.docs} WHERE agent_id = $1 AND kind <> ALL ($2::text[])",
+            f"SELECT a.agent_id IS NOT NULL, ARRAY[{', '.join(has)}], {', '.join(lists)},"
+            f" EXISTS (SELECT FROM {t.docs} WHERE agent_id = $1 AND kind <> ALL ($2::text[])),"
+            f' (SELECT min("offset") < 1 OR max("offset") > a.last_offset FROM {t.events} WHERE agent_id = $1)'
+            f" FROM (SELECT) one LEFT JOIN {t.agents} a ON a.agent_id = $1",
             agent_id,
             [kind.value for kind in DocKind],
         )
-        text = "a document is of a kind that there is not"
-        return [] if row is None else [EngineIssue("orphaned_records", agent_id, text)]
-
-    async def _ahead(self, session: Session, agent_id: str) -> list[EngineIssue]:
-        row = await session.fetchrow(
-            f'SELECT 1 FROM {self._tables.agents} a, (SELECT min("offset") AS first, max("offset") AS last'
-            f" FROM {self._tables.events} WHERE agent_id = $1) e"
-            " WHERE a.agent_id = $1 AND (a.last_offset < e.last OR e.first < 1)",
-            agent_id,
-        )
-        text = "an event has an offset that was not given yet, and may come again"
-        return [] if row is None else [EngineIssue("repeated_offset", agent_id, text)]
+        has_head, is_there, *counts, has_strange_docs, has_strange_offsets = row
+        issues = []
+        if not has_head and any(is_there):
+            names = ", ".join(n.replace("_", " ") for n, stored in zip(OF_AN_AGENT, is_there, strict=True) if stored)
+            issues.append(EngineIssue("orphaned_records", agent_id, f"the head is missing, and {names} are stored"))
+        for kind, (counted, stored, first, last) in zip(ONE, counts, strict=True):
+            if stored != counted or (stored and (first, last) != (0, stored - 1)):
+                text = f"{counted} {kind.value} are counted, {stored} are stored, from position {first} to {last}"
+                issues.append(EngineIssue("count_disagrees", agent_id, text))
+        if has_strange_docs:
+            issues.append(EngineIssue("orphaned_records", agent_id, "a document is of a kind that there is not"))
+        if has_strange_offsets:
+            text = "an event has an offset that was not given yet, and may come again"
+            issues.append(EngineIssue("repeated_offset", agent_id, text))
+        return issues

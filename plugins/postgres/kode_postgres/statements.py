@@ -37,6 +37,7 @@ class Part(Flag):
     INFO = auto()
     DOCS = auto()
     EVENTS = auto()
+    UNSEEN = auto()
 
 
 class Column(NamedTuple):
@@ -69,6 +70,7 @@ INPUT: Final[dict[Part | None, tuple[Column, ...]]] = {
     Part.TOOL_CALLS: _list_columns("tool_call"),
     Part.INFO: (Column("has_info", "boolean"), Column("template_id", "text"), Column("created_at", "bigint")),
     Part.EVENTS: (Column("events", "bigint"),),
+    Part.UNSEEN: (Column("message_unseen", "boolean"),),
 }
 """What is known of each batch, by the part that needs it."""
 
@@ -141,6 +143,8 @@ class WriteStatement:
             order = f"SELECT a.agent_id FROM {self._tables.agents} a JOIN input i USING (agent_id)"
             ctes.append(f"locked AS MATERIALIZED ({order} ORDER BY a.agent_id FOR UPDATE OF a)")
         ctes += [f"old AS ({self._update()})", f"fresh AS ({self._insert()})", f"head AS ({self._head()})"]
+        if Part.UNSEEN in self:
+            ctes.append(f"latest AS MATERIALIZED ({self._latest()})")
         for part, rows in tables.items():
             ctes += self._writes(part, rows)
         return f"WITH {', '.join(ctes)} {self._answer()}"
@@ -184,6 +188,8 @@ class WriteStatement:
             sets.append("created_at = CASE WHEN i.has_info THEN i.created_at ELSE a.created_at END")
         if Part.AGE in self:
             holds.append("(i.expect_updated_at IS NULL OR i.expect_updated_at = a.updated_at)")
+        if Part.UNSEEN in self:
+            holds.append(f"(NOT i.message_unseen OR a.message_version = {self._seen_version()})")
         if Part.REPEATED in self:
             old = f"a.op_times[{KEPT_OPS}]"
             holds.append(f"({old} IS NULL OR {old} < {_NOW} - ${self._arguments + 1}::bigint)")
@@ -192,6 +198,10 @@ class WriteStatement:
             f"UPDATE {self._tables.agents} a SET {', '.join(sets)} FROM {source}"
             f" WHERE {' AND '.join([*holds, *self._fenced()])} RETURNING i.n, {self._returned('a')}"
         )
+
+    def _seen_version(self) -> str:
+        """The version that the statement sees; who waited for the lock has another one, and does not see all rows."""
+        return f"(SELECT s.message_version FROM {self._tables.agents} s WHERE s.agent_id = i.agent_id)"
 
     def _touched(self) -> list[str]:
         def unless_untouched(column: str, value: str) -> str:
@@ -245,10 +255,20 @@ class WriteStatement:
         """What was changed, with what is needed to write the rows."""
         more = [f"i.{one}_{what}" for _, one in self._lists() for what in ("length", "append")]
         more += ["i.events"] if Part.EVENTS in self else []
+        more += ["i.message_unseen"] if Part.UNSEEN in self else []
         columns = ", ".join([f"i.n, {self._returned('h')}", *more])
         return (
             f"SELECT {columns} FROM (SELECT o.* FROM old o UNION ALL SELECT i.n, f.* FROM fresh f"
             " JOIN input i USING (agent_id)) h JOIN input i ON i.n = h.n"
+        )
+
+    def _latest(self) -> str:
+        """How new the messages are that stay before those that are appended unseen (MSG-4)."""
+        before = "h.message_count - h.message_append"
+        return (
+            f"SELECT h.n, (SELECT max(m.created_at) FROM {self._tables.messages} m"
+            f" WHERE m.agent_id = h.agent_id AND m.position < {before}) AS created_at"
+            f" FROM head h WHERE h.message_unseen AND {before} > 0"
         )
 
     # --- rows
@@ -262,10 +282,12 @@ class WriteStatement:
         one, columns = _ONE[part], [c.name for c in ROWS[part][1:]]
         table = getattr(self._tables, f"{one}s")
         place = f"CASE WHEN r.position < 0 THEN h.{one}_count - h.{one}_append - 1 - r.position ELSE r.position END"
-        values = ", ".join(["h.agent_id", place, *(_value(c) for c in columns[1:])])
-        insert = (
-            f"INSERT INTO {table} (agent_id, {', '.join(columns)}) SELECT {values} FROM {rows} JOIN head h ON h.n = r.n"
-        )
+        values = ["h.agent_id", place, *(_value(c) for c in columns[1:])]
+        source = f"{rows} JOIN head h ON h.n = r.n"
+        if part is Part.MESSAGES and Part.UNSEEN in self:
+            values[2] = "CASE WHEN r.position < 0 THEN greatest(r.created_at, l.created_at) ELSE r.created_at END"
+            source += " LEFT JOIN latest l ON l.n = h.n"
+        insert = f"INSERT INTO {table} (agent_id, {', '.join(columns)}) SELECT {', '.join(values)} FROM {source}"
         if PUTS[part] not in self:
             return [f"{one}s AS ({insert})"]
         updates = ", ".join(f"{c} = excluded.{c}" for c in columns[1:])

@@ -27,6 +27,7 @@ __all__ = [
     "Statements",
     "applied",
     "doc_text",
+    "is_unseen",
     "key_hash",
     "needs_lock",
     "offsets_of",
@@ -56,6 +57,11 @@ def needs_lock(batch: Batch) -> bool:
     return batch.delete or any(w.expect is None and w.length is not None for w in batch.lists.values())
 
 
+def is_unseen(batch: Batch) -> bool:
+    """Whether messages are appended to others whose times have to be looked for (MSG-4)."""
+    return batch.messages is not None and batch.messages.is_blind
+
+
 def parts_of(batches: Sequence[Batch], *, is_retry: bool) -> Part:
     """What the batches have in them."""
     parts = Part.SEVERAL if len(batches) > 1 else _NO_PARTS
@@ -68,6 +74,7 @@ def parts_of(batches: Sequence[Batch], *, is_retry: bool) -> Part:
             (Part.DOCS, bool(batch.docs)),
             (Part.EVENTS, bool(batch.events)),
             (Part.REPEATED, is_retry and batch.is_touching),
+            (Part.UNSEEN, is_unseen(batch)),
         ):
             if has:
                 parts |= part
@@ -147,6 +154,8 @@ def _input(batch: Batch, parts: Part) -> tuple[Any, ...]:
         values += (False, None, None) if info is None else (True, info.template_id, info.created_at)
     if Part.EVENTS in parts:
         values.append(len(batch.events))
+    if Part.UNSEEN in parts:
+        values.append(is_unseen(batch))
     return tuple(values)
 
 

@@ -224,8 +224,14 @@ class SqliteEngine(EngineReads):
         """Copy the database to a new file while it is used; the copy is of one instant."""
         if os.path.lexists(target):
             raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
-        await self._do_long(copy, progress, target, self._options.db_path != MEMORY)
-        return [target]
+        made: list[Path] = []
+        try:
+            await self._do_long(copy, progress, target, self._options.db_path != MEMORY, made)
+        except BaseException:  # it may have been whole a moment before
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
+        return made
 
     async def _do_long(self, call: Callable[..., T], progress: Progress, *args: Any) -> T:
         """Do what takes long on a connection of its own; a database in memory has only one."""

@@ -22,11 +22,11 @@ from kode_core.batch import (
     ListRows,
     Outline,
     SessionRow,
-    row_name,
 )
 from kode_core.codec import Body
 from kode_core.engines.reading import check_head, list_rows
 from kode_core.errors import CorruptRecordError
+from kode_core.ids import row_name
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, see, text_of
 

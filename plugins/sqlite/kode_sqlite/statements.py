@@ -86,7 +86,7 @@ def row_values(agent_id: str, position: int, row: Row) -> tuple[Any, ...]:
     index = row.index
     if isinstance(index, MessageIndex):
         types = "\n".join(("", *index.content_types, ""))
-        return (agent_id, position, row.created_at, index.role, types, *row.body)
+        return (agent_id, position, row.created_at, index.role, types, row.body.text, row.body.digest)
     assert isinstance(index, ToolCallIndex)
     own = (index.call_id, index.tool_name, index.state, index.is_error, index.has_approval)
-    return (agent_id, position, row.created_at, *own, *row.body)
+    return (agent_id, position, row.created_at, *own, row.body.text, row.body.digest)

@@ -113,8 +113,8 @@ def listening(db: sqlite3.Connection, tell: Tell, call: Callable[[sqlite3.Connec
 # --- copying ----------------------------------------------------------------------------------------------------------
 
 
-def copy(db: sqlite3.Connection, tell: Tell, target: Path, in_transaction: bool) -> None:
-    """Copy one instant of the database to a new file.
+def copy(db: sqlite3.Connection, tell: Tell, target: Path, in_transaction: bool, made: list[Path]) -> None:
+    """Copy one instant of the database to a new file, which is put into *made* when it has its name.
 
     *in_transaction* holds that instant while others write: without it, each of their writes would make the copy begin
     anew. A database in memory has no other connection that could write.
@@ -124,6 +124,8 @@ def copy(db: sqlite3.Connection, tell: Tell, target: Path, in_transaction: bool)
         with _translated(target):
             _fill(db, tell, part, in_transaction=in_transaction)
             _publish(part, target)
+            made.append(target)
+            _sync(target.parent)
     finally:
         for leftover in (part, part.with_name(f"{part.name}-journal"), part.with_name(f"{part.name}-wal")):
             with suppress(OSError):
@@ -161,7 +163,6 @@ def _publish(part: Path, target: Path) -> None:
         if os.path.lexists(target):
             raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite") from None
         part.rename(target)
-    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

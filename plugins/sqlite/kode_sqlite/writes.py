@@ -205,6 +205,8 @@ class Transaction:
         statements = LISTS[kind]
         if write.length is not None and write.length < head.count:
             self._db.execute(statements.cut, (agent_id, write.length))
+        if kind is ListKind.MESSAGES and write.is_blind:
+            write = self._in_order(agent_id, write)
         statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in write.put])
         appended = enumerate(write.append, head.kept(write))
         try:
@@ -215,6 +217,12 @@ class Transaction:
                 f"the head counts {head.count}, and there are more; nothing was written",
             ) from exc
         return head.after(write)
+
+    def _in_order(self, agent_id: str, write: ListWrite) -> ListWrite:
+        """The write with no message older than those that stay before it (MSG-4)."""
+        found = self._db.execute("SELECT max(created_at) FROM kode_messages WHERE agent_id = ?", (agent_id,))
+        (latest,) = found.fetchone()
+        return write if latest is None else write.not_before(latest)
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
         key = (agent_id, write.kind.value, write.key)

@@ -21,7 +21,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Medium
+from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines.reading import EngineReads
 from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreUnavailableError
 from kode_duckdb import reads, writes
@@ -156,7 +156,7 @@ class DuckdbEngine(EngineReads):
     async def _ping(self) -> None:
         await self._write(lambda db: db.execute("UPDATE kode_meta SET value = value WHERE key = 'last_number'"))
 
-    async def backup(self, target: Path) -> Sequence[Path]:
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         if target.exists():
             raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
         await self._run(self._copy_to, target)
@@ -164,19 +164,21 @@ class DuckdbEngine(EngineReads):
 
     def _copy_to(self, target: Path) -> None:
         """Copy one instant of the database to a file that has its name only once it is whole."""
-        part = target.with_name(f"{target.name}.part")
+        part = target.with_name(f".{uuid4().hex}.part")
         copy, file = f"copy_{uuid4().hex}", str(part).replace("'", "''")
         with _translated(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            part.unlink(missing_ok=True)
             db = self._connection()
             (own,) = db.execute("SELECT current_database()").fetchone() or ("",)
             db.execute(f"ATTACH '{file}' AS {copy}")
             try:
-                db.execute(f"COPY FROM DATABASE {_quoted(own)} TO {copy}")
+                try:
+                    db.execute(f"COPY FROM DATABASE {_quoted(own)} TO {copy}")
+                finally:
+                    db.execute(f"DETACH {copy}")
+                part.rename(target)
             finally:
-                db.execute(f"DETACH {copy}")
-            part.replace(target)
+                part.unlink(missing_ok=True)
 
     async def close(self) -> None:
         await self._run(self._disconnect)

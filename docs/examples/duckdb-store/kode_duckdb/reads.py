@@ -22,6 +22,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
+from kode_core.engines.reading import list_rows
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_duckdb.schema import TABLES, Connection
 
@@ -75,13 +76,21 @@ def head(db: Connection, agent_id: str) -> Head | None:
 # --- lists and documents ----------------------------------------------------------------------------------------------
 
 
+_ROW: Final = "SELECT position, body, digest, created_at FROM kode_rows WHERE agent_id = ? AND kind = ?"
+
+
 def rows(db: Connection, agent_id: str, kind: ListKind) -> ListRows:
+    found = db.execute(f"{_ROW} ORDER BY position", [agent_id, kind.value]).fetchall()
+    head = agent(db, agent_id).list_head(kind)
+    return list_rows(agent_id, kind, (head.version, head.count), found)
+
+
+def rows_at(db: Connection, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
     found = db.execute(
-        "SELECT body, digest, created_at FROM kode_rows WHERE agent_id = ? AND kind = ? ORDER BY position",
-        [agent_id, kind.value],
+        f"{_ROW} AND position >= ? ORDER BY position LIMIT ?", [agent_id, kind.value, start, limit]
     ).fetchall()
-    version = agent(db, agent_id).list_head(kind).version
-    return ListRows(version, [(Body(body, digest), created_at) for body, digest, created_at in found])
+    head = agent(db, agent_id).list_head(kind)
+    return list_rows(agent_id, kind, (head.version, head.count), found, start, limit)
 
 
 def outline(db: Connection, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
@@ -171,6 +180,17 @@ def agent_ids(db: Connection, prefix: str, after: str | None, limit: int) -> lis
         "SELECT agent_id FROM kode_agents WHERE info IS NOT NULL AND starts_with(agent_id, ?) AND agent_id > ?"
         " ORDER BY agent_id LIMIT ?",
         [prefix, after or "", limit],
+    ).fetchall()
+    return [agent_id for (agent_id,) in found]
+
+
+def stored_ids(db: Connection, after: str | None, limit: int) -> list[str]:
+    """Everything that is stored has a row in one of these tables."""
+    found = db.execute(
+        "SELECT agent_id FROM (SELECT agent_id FROM kode_agents UNION SELECT agent_id FROM kode_rows"
+        " UNION SELECT agent_id FROM kode_events UNION SELECT agent_id FROM kode_docs WHERE kind <> ?)"
+        " WHERE agent_id > ? ORDER BY agent_id LIMIT ?",
+        [DocKind.LAYER.value, after or "", limit],
     ).fetchall()
     return [agent_id for (agent_id,) in found]
 

@@ -93,12 +93,23 @@ def _write_list(db: Connection, agent_id: str, kind: ListKind, write: ListWrite 
     rows = "DELETE FROM kode_rows WHERE agent_id = ? AND kind = ? AND position"
     if write.length is not None and write.length < head.count:
         db.execute(f"{rows} >= ?", [agent_id, kind.value, write.length])
+    if kind is ListKind.MESSAGES and write.is_blind:
+        write = _in_order(db, agent_id, write)
     if write.put:
         positions = [position for position, _ in write.put]
         db.execute(f"{rows} IN (SELECT unnest(?::BIGINT[]))", [agent_id, kind.value, positions])
     new = (*write.put, *enumerate(write.append, head.kept(write)))
     insert(db, "kode_rows", [_row(agent_id, kind, position, row) for position, row in new])
     return head.after(write)
+
+
+def _in_order(db: Connection, agent_id: str, write: ListWrite) -> ListWrite:
+    """The write with no message older than those that stay before it (MSG-4)."""
+    where = "agent_id = ? AND kind = ?"
+    found = db.execute(
+        f"SELECT max(created_at) FROM kode_rows WHERE {where}", [agent_id, ListKind.MESSAGES.value]
+    ).fetchone()
+    return write if found is None or found[0] is None else write.not_before(found[0])
 
 
 def _row(agent_id: str, kind: ListKind, position: int, row: Row) -> tuple[Any, ...]:

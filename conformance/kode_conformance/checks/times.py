@@ -1,0 +1,98 @@
+"""MSG-4: the times of messages follow their positions while messages are edited and clocks step back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from unittest import mock
+
+from kode_conformance import samples
+from kode_conformance.context import Context, Unverified
+from kode_conformance.registry import Capability, check
+from kode_core.model import StoredMessage
+from kode_core.protocols import ExtendedStore
+
+_Q = Capability.QUERYABLE
+_HOUR_S: Final = 3600
+
+
+@contextmanager
+def an_hour_ago() -> Iterator[None]:
+    """The clock of this process stands an hour back, for all that asks ``time``; the loop has a clock of its own."""
+    now, now_ns = time.time, time.time_ns
+    with (
+        mock.patch.object(time, "time", lambda: now() - _HOUR_S),
+        mock.patch.object(time, "time_ns", lambda: now_ns() - _HOUR_S * 10**9),
+    ):
+        yield
+
+
+async def by_time(store: ExtendedStore, agent_id: str = "a") -> list[StoredMessage]:
+    """The agent's messages by their times, oldest first."""
+    return list(await store.query_messages(agent_id=agent_id, order="asc", limit=1000))
+
+
+async def _by_position(ctx: Context, what: str) -> list[int]:
+    """The times of the messages, which must be in the order of positions."""
+    found = await by_time(ctx.store)
+    ctx.equal([m.position for m in found], list(range(len(found))), f"positions of messages by time, {what}")
+    return [m.created_at for m in found]
+
+
+@check("MSG-4", needs=_Q)
+async def appended_messages_are_never_older(ctx: Context) -> None:
+    """What is appended after the clock stepped back is not older than the messages before it, whoever appends it and by
+    whatever call.
+    """
+    store, other = ctx.store, await ctx.another()
+    m = samples.messages(9)
+    await store.append_messages("a", m[:2])
+    with an_hour_ago():
+        await other.append_messages("probe", m[:1])
+    (now,), before = [m.created_at for m in await by_time(store, "probe")], await _by_position(ctx, "at first")
+    if now > before[0] - _HOUR_S * 500:
+        raise Unverified("the store does not take its times from the clock of this process")
+    with an_hour_ago():
+        await store.append_messages("a", m[2:3])
+        await other.append_messages("a", m[3:4])
+        await store.save_turn("a", append=m[4:5])
+        await other.save_messages("a", m[:6])
+        await store.append_messages("a", m[6:8])
+    after = await _by_position(ctx, "after the clock stepped back")
+    ctx.equal(after[:2], before, "the times of messages that were there before")
+    await store.append_messages("a", m[8:])
+    last = await _by_position(ctx, "after the clock was put right")
+    ctx.equal(last[:8], after, "the times of what was there before the clock was put right")
+    ctx.equal(await store.load_messages("a"), m, "the messages")
+
+
+@check("MSG-4", "QRY-5", needs=_Q)
+async def edited_messages_keep_their_place_in_time(ctx: Context) -> None:
+    """A message that is replaced at its position keeps the time of that position: times follow positions, and who pages
+    through the messages by time meanwhile finds each of them once.
+    """
+    other = await ctx.another()
+    m = samples.messages(6)
+    for i in range(6):
+        await ctx.store.save_messages("a", m[: i + 1])
+        await asyncio.sleep(0.004)
+    before = await _by_position(ctx, "at first")
+    ctx.true(len(set(before)) > 1, "messages of different saves must have different times")
+    page = await ctx.store.query_messages(agent_id="a", order="asc", limit=2)
+    places = [found.position for found in page]
+    for n, store in enumerate((ctx.store, other, ctx.store)):
+        m[n] = samples.message(text=f"edited {n}").replace(metadata={"thumb": "up"})
+        await store.save_messages("a", m)
+        ctx.equal(await _by_position(ctx, f"after message {n} was edited"), before, "the times of the messages")
+        if page.next_cursor is not None:
+            page = await ctx.store.query_messages(agent_id="a", order="asc", limit=2, cursor=page.next_cursor)
+            places += [found.position for found in page]
+    ctx.equal(places, list(range(6)), "positions in pages that were read while messages were edited")
+    m[4:] = [samples.message(text="edited 4"), samples.message(text="edited 5"), samples.message(text="new")]
+    await ctx.store.save_messages("a", m)
+    after = await _by_position(ctx, "after two were edited and one was added")
+    ctx.equal(after[:6], before, "the times of what was there")
+    ctx.equal(await other.load_messages("a"), m, "the messages")

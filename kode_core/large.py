@@ -1,0 +1,342 @@
+"""Records to their stored form and back while other tasks get their turn (OPS-15).
+
+The text is the one that :mod:`kode_core.codec` makes. Small records, which most are, take its short way. Of a large
+one the large parts are written and read in slices. With the text comes a *proof*, from which it is told later whether
+the dicts and lists in the record are still what was written; both are taken of a part at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+
+from kode_core.codec import Body, decode, decode_list, digest, read_wire
+from kode_core.errors import CorruptRecordError, InvalidValueError
+from kode_core.jsonslices import LARGE_TEXT, JsonWriter, Raw, batches, joined, read_json, split_list, split_object
+from kode_core.jsonvalue import Problem, dump, fingerprint, step, walk
+from kode_core.model import Json, Record, Timeline
+from kode_core.pace import Pace
+from kode_core.shapes import (
+    Shape,
+    class_of_block,
+    from_wire,
+    parts_of,
+    plan_of,
+    shape_of,
+    write_list,
+    write_struct,
+)
+from kode_core.sink import MARK, SPREAD, Later, Sink
+
+__all__ = [
+    "Proof",
+    "Written",
+    "decode_in_slices",
+    "decode_list_in_slices",
+    "digest_of",
+    "is_unchanged",
+    "proof_of_read",
+    "write",
+    "write_body",
+    "write_list_of",
+]
+
+R = TypeVar("R", bound=Record)
+
+_LONG_TEXT: Final = 2**20
+_MARK_TEXT: Final = f'"{MARK}"'.encode()
+_SPREAD_TEXT: Final = f'"{SPREAD}":'.encode()
+
+
+class Proof(msgspec.Struct, frozen=True, gc=False):
+    """Tells whether the dicts and lists in a record, which can change, are what was written.
+
+    Attributes:
+        digest: of what they were; None when it was never taken, so that they may be anything.
+        parts: the dicts and lists; None for a large record, which is looked at in slices.
+    """
+
+    digest: bytes | None
+    parts: tuple[Any, ...] | None
+
+
+class Written(msgspec.Struct, frozen=True, gc=False):
+    """A record as it is stored, and its proof; None when nothing in the record can change."""
+
+    body: Body
+    proof: Proof | None
+
+
+_hash = functools.partial(blake2b, digest_size=16)
+_fresh = _hash()
+
+
+def proof_of_read(record: Record, body: Body) -> Proof | None:
+    """The proof of a record just read from *body*."""
+    if len(body.text) > LARGE_TEXT:
+        return Proof(None, None)
+    parts: list[Any] = []
+    parts_of(record, parts)
+    return _proof(parts)
+
+
+def _proof(parts: Sequence[Any]) -> Proof | None:
+    taken = tuple(parts)
+    return Proof(digest_of(taken), taken) if taken else None
+
+
+def digest_of(parts: Sequence[Any]) -> bytes:
+    """16 bytes that stand for dicts and lists.
+
+    Raises:
+        ValueError: something that is not JSON was put in.
+    """
+    copy = _fresh.copy()
+    copy.update(fingerprint(parts))
+    return copy.digest()
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+async def write(cls: type[Record], record: Record, label: str, pace: Pace) -> Written:
+    """The stored form of *record* and its proof; raises as :func:`kode_core.codec.encode` does."""
+    body, sink, digest = await _write(functools.partial(write_struct, cls, record), label, pace)
+    if not (digest or sink.later):
+        return Written(body, _proof(sink.parts))
+    return Written(body, None if digest is None else Proof(digest, None))
+
+
+async def write_body(cls: type[Record], record: Record, label: str, pace: Pace) -> Body:
+    """The stored form of *record*."""
+    return (await _write(functools.partial(write_struct, cls, record), label, pace))[0]
+
+
+async def write_list_of(cls: type[Record], records: Sequence[Record], label: str, pace: Pace) -> Body:
+    """The stored form of a list of records that is kept as one."""
+    return (await _write(functools.partial(write_list, shape_of(cls), records), label, pace))[0]
+
+
+async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> tuple[Body, Sink, bytes | None]:
+    """The stored form, what was noted meanwhile, and a digest if it had to be taken in slices."""
+    sink = Sink()
+    try:
+        wire = make(sink)
+        raw = dump(wire)
+        if not sink.later and len(raw) <= _LONG_TEXT:
+            return Body(raw.decode(), digest(raw)), sink, None
+        writer = _Writer(pace)
+        await writer.wire(wire, sink, raw)
+        return writer.body(), sink, writer.proof()
+    except Problem as problem:
+        raise InvalidValueError(label, f"${problem.path}", problem.what) from None
+
+
+async def is_unchanged(cls: type[Record], record: Record, digest: bytes, pace: Pace) -> bool:
+    """Whether all that can change in a large record is what it was when *digest* was taken."""
+    sink = Sink()
+    writer = _Writer(pace, is_silent=True)
+    try:
+        await writer.wire(write_struct(cls, record, sink), sink, b"")
+    except (Problem, ValueError):  # something that is not JSON was put in
+        return False
+    return writer.proof() == digest
+
+
+class _Writer:
+    """Writes the wire form of one record in slices. If it is silent it makes only the proof."""
+
+    def __init__(self, pace: Pace, *, is_silent: bool = False) -> None:
+        self._pace = pace
+        self._is_silent = is_silent
+        self._digest = _hash()
+        self._proof = _hash()
+        self._has_parts = False
+        self._pieces: list[str] = []
+
+    def body(self) -> Body:
+        return Body("".join(self._pieces), self._digest.digest())
+
+    def proof(self) -> bytes | None:
+        """The digest of all that can change; None when nothing can."""
+        return self._proof.digest() if self._has_parts else None
+
+    async def wire(self, wire: Json, sink: Sink, raw: bytes) -> None:
+        """Write *wire*, of which *raw* is the text, and *sink* tells what was left for later."""
+        self._note(sink.parts)  # before others get their turn, so that it is of the values of the text
+        texts = raw.split(_MARK_TEXT) if sink.later and raw else [raw] * (len(sink.later) + 1)
+        for i, later in enumerate(sink.later):
+            await self._put(texts[i].removesuffix(_SPREAD_TEXT))
+            try:
+                await self._later(later)
+            except Problem as problem:
+                raise Problem(problem.what, f"{_places(wire)[i]}{problem.path}") from None
+        await self._put(texts[-1])
+
+    def _note(self, parts: Sequence[Any]) -> None:
+        if parts:
+            self._has_parts = True
+            self._proof.update(fingerprint(parts))
+
+    async def _put(self, piece: bytes) -> None:
+        if len(piece) <= _LONG_TEXT:
+            self._digest.update(piece)
+        else:
+            for start in range(0, len(piece), _LONG_TEXT):
+                self._digest.update(memoryview(piece)[start : start + _LONG_TEXT])
+                await self._pace.rest()
+        self._pieces.append(piece.decode())
+        await self._pace.rest()
+
+    async def _later(self, later: Later) -> None:
+        if later.item is not None:
+            await self._items(later.item, later.value)
+            return
+        self._has_parts = self._has_parts or type(later.value) is not str
+        writer = JsonWriter(self._proof, is_silent=self._is_silent)
+        try:
+            for piece in writer.members(later.value) if later.is_spread else writer.write(later.value):
+                await self._put(piece)
+        except Problem:
+            for _ in walk(later.value):  # to tell of a value in slices and of one in a piece in the same words
+                await self._pace.rest()
+            raise
+
+    async def _items(self, shape: Shape, items: Sequence[Any]) -> None:
+        await self._put(b"[")
+        for i, item in enumerate(items):
+            sink = Sink()
+            try:
+                wire = item if type(item) in shape.plain else shape.write(item, sink)
+                raw = b"" if self._is_silent else dump(wire)
+                await self.wire(wire, sink, b"," + raw if i and raw else raw)
+            except Problem as problem:
+                raise problem.under(i) from None
+        await self._put(b"]")
+
+
+def _places(wire: Json) -> list[str]:
+    """The paths of the marks in *wire*, in order."""
+    if type(wire) is str:
+        return [""] if wire == MARK else []
+    if type(wire) is dict:
+        members = ((("" if key == SPREAD else step(key)), value) for key, value in wire.items())
+    elif type(wire) is list:
+        members = ((step(i), value) for i, value in enumerate(wire))
+    else:
+        return []
+    return [prefix + path for prefix, value in members for path in _places(value)]
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+async def decode_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> R:
+    """The record that was stored as *body*; raises as :func:`kode_core.codec.decode` does."""
+    await pace.rest()
+    if len(body.text) <= LARGE_TEXT:
+        return decode(cls, body, label)
+    return cast(R, await _decode(shape_of(cls), body, label, pace))
+
+
+async def decode_list_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> list[R]:
+    """The records of a list that is kept as one."""
+    await pace.rest()
+    if len(body.text) <= LARGE_TEXT:
+        return decode_list(cls, body, label)
+    return list(await _decode(shape_of(Sequence[cls]), body, label, pace))  # type: ignore[valid-type]
+
+
+async def _decode(shape: Shape, body: Body, label: str, pace: Pace) -> Any:
+    raw = body.text.encode()
+    seen = _hash()
+    for start in range(0, len(raw), _LONG_TEXT):
+        await pace.rest()
+        seen.update(memoryview(raw)[start : start + _LONG_TEXT])
+    if seen.digest() != body.digest:
+        raise CorruptRecordError(label, "the stored text does not match its checksum")
+    try:
+        return await _Reader(pace).read(shape, raw)
+    except msgspec.MsgspecError:  # an escaped lone surrogate, or no JSON at all
+        return read_wire(shape.read, body.text, label)
+    except Problem as problem:
+        raise CorruptRecordError(label, f"${problem.path}: {problem.what}") from None
+
+
+class _Reader:
+    """Reads the text of one record in slices."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+
+    async def read(self, shape: Shape, text: Raw) -> Any:
+        """A value of *shape*."""
+        await self._pace.rest()
+        first = bytes(memoryview(text)[:1])
+        if len(text) > LARGE_TEXT:
+            if shape.item is not None and first == b"[":
+                return await self._read_list(shape.item, text)
+            if shape.is_record and first == b"{":
+                return await self._read_record(shape, text)
+        return shape.read(await self._json(text))
+
+    async def _json(self, text: Raw) -> Json:
+        reading = read_json(text)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as end:
+                return end.value
+            await self._pace.rest()
+
+    async def _read_record(self, shape: Shape, text: Raw) -> Any:
+        members = split_object(text)
+        cls = shape.cls
+        if cls is None:
+            cls = class_of_block(await self._json(members.get("type", b"null")))
+        if cls is None:
+            return shape.read(await self._json(text))
+        plan = plan_of(cls)
+        shapes = {field.wire: field.shape for field in plan.fields}
+        ready: dict[str, Any] = {}
+        wire: dict[str, Any] = {}
+        for name, member in members.items():
+            if name in shapes and len(member) > LARGE_TEXT:
+                try:
+                    ready[name] = await self.read(shapes[name], member)
+                except Problem as problem:
+                    raise problem.under(name) from None
+            else:
+                wire[name] = await self._json(member)
+        return from_wire(plan, wire, ready)
+
+    async def _read_list(self, shape: Shape, text: Raw) -> tuple[Any, ...]:
+        records: list[Any] = []
+        for batch in batches(split_list(text)):
+            await self._pace.rest()
+            try:
+                if len(batch) == 1:
+                    records.append(await self.read(shape, batch[0]))
+                else:
+                    records.extend(_read_batch(shape, joined(batch)))
+            except Problem as problem:
+                raise problem.under(len(records)) from None
+        return tuple(records)
+
+
+def _read_batch(shape: Shape, text: bytes) -> Sequence[Any]:
+    if shape.hint is not None and shape.cls is not Timeline:  # an event's fields are always spread
+        try:
+            return _decoder(shape.hint)(text)
+        except msgspec.MsgspecError:
+            pass
+    return [shape.read(item) for item in msgspec.json.decode(text)]
+
+
+@functools.cache
+def _decoder(item: Any) -> Callable[[bytes], list[Any]]:
+    return msgspec.json.Decoder(list[item]).decode

@@ -1,0 +1,62 @@
+"""By what an agent's metadata is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from kode_core.errors import InvalidValueError
+from kode_core.ids import IndexText, index_text
+from kode_core.jsonslices import JsonWriter
+from kode_core.jsonvalue import NODES, Problem, encode_json, weight
+from kode_core.model import Json
+from kode_core.pace import Pace
+
+__all__ = ["index_of_metadata", "metadata_index"]
+
+
+def metadata_index(metadata: Mapping[str, Json], label: str = "metadata") -> tuple[tuple[str, str], ...]:
+    """The (key, value) pairs under which *metadata* is found: equal JSON values give equal texts."""
+    plain = dict(metadata)
+    encode_json(plain, label)
+    return tuple((index_text(key), _index_of(_canonical_text(value, label))) for key, value in plain.items())
+
+
+async def index_of_metadata(metadata: Mapping[str, Json], label: str, pace: Pace) -> tuple[tuple[str, str], ...]:
+    """The same in slices, for metadata that is known to be exact."""
+    index = []
+    for key, value in tuple(metadata.items()):
+        text = IndexText()
+        for piece in _canonical_text(value, label):
+            text.add(piece)
+            await pace.rest()
+        index.append((index_text(key), text.whole()))
+    return tuple(index)
+
+
+def _index_of(pieces: Iterable[str]) -> str:
+    text = IndexText()
+    for piece in pieces:
+        text.add(piece)
+    return text.whole()
+
+
+def _canonical_text(value: Json, label: str) -> Iterator[str]:
+    """Pieces of a text that is equal for equal values."""
+    if weight(value) <= NODES:
+        yield encode_json(_canonical(value), label)
+        return
+    try:
+        for piece in JsonWriter(form=_canonical).write(value):
+            yield piece.decode()
+    except Problem as problem:  # it has changed meanwhile
+        raise InvalidValueError(label, "$.metadata", problem.what) from None
+
+
+def _canonical(value: Json) -> Json:
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is list:
+        return [_canonical(item) for item in value]
+    if type(value) is dict:
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    return value

@@ -1,0 +1,52 @@
+"""What is noted of a record while its wire form is made."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+from kode_core.jsonvalue import NODES
+
+__all__ = ["MARK", "SPREAD", "Later", "Sink"]
+
+MARK: Final = f"later-{secrets.token_hex(16)}"
+"""Stands in a wire form for what is left for later. No value is the same: nobody can guess it."""
+SPREAD: Final = f"spread-{secrets.token_hex(16)}"
+"""The key under which a large spread stands in a wire form."""
+
+
+class Later:
+    """A large part of a record, whose wire form is yet to be made; ``MARK`` stands in its place.
+
+    Attributes:
+        item: the shape of the items when it is a list of records; None for a free-form value.
+        is_spread: it stands in the record without braces of its own.
+    """
+
+    __slots__ = ("is_spread", "item", "value")
+
+    def __init__(self, value: Any, item: Any = None, *, is_spread: bool = False) -> None:
+        self.value = value
+        self.item = item
+        self.is_spread = is_spread
+
+
+class Sink:
+    """What is noted of a record while its wire form is made.
+
+    Attributes:
+        parts: the dicts and lists inside the record, as :func:`parts_of` finds them, except those left for later.
+        left: how much may still be written at once.
+        later: its large parts, in their order.
+    """
+
+    __slots__ = ("later", "left", "parts")
+
+    def __init__(self) -> None:
+        self.left = NODES
+        self.parts: list[Any] = []
+        self.later: list[Later] = []
+
+    def defer(self, later: Later) -> str:
+        self.later.append(later)
+        return MARK

@@ -1,0 +1,72 @@
+"""What a store remembers of the lists that it wrote and read last, in a bounded number of bytes (OPS-14)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from kode_core.batch import ListKind
+from kode_core.store.lists import Remembered
+
+__all__ = ["ListMemory"]
+
+_LIST_BYTES: Final = 1_500
+_RECORD_BYTES: Final = 240
+_PROOF_BYTES: Final = 180
+_KEY_BYTES: Final = 160
+_CHAR_BYTES: Final = 4
+
+
+def size_of(remembered: Remembered) -> int:
+    """The bytes that a list takes while it is remembered; the records themselves are not held."""
+    count = len(remembered)
+    proofs = count - remembered.proofs.count(None)
+    keys = count - remembered.keys.count(None)
+    characters = sum(map(len, filter(None, remembered.keys))) if keys else 0
+    return _LIST_BYTES + count * _RECORD_BYTES + proofs * _PROOF_BYTES + keys * _KEY_BYTES + characters * _CHAR_BYTES
+
+
+class ListMemory:
+    """Lists by agent, up to a number of bytes; the least used go first.
+
+    Args:
+        limit: in bytes; with 0 nothing is remembered.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lists: OrderedDict[tuple[str, ListKind], tuple[Remembered, int]] = OrderedDict()
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """The bytes that all of it takes."""
+        return self._size
+
+    def get(self, agent_id: str, kind: ListKind) -> Remembered | None:
+        """What is remembered of a list."""
+        found = self._lists.get((agent_id, kind))
+        if found is None:
+            return None
+        self._lists.move_to_end((agent_id, kind))
+        return found[0]
+
+    def put(self, agent_id: str, kind: ListKind, remembered: Remembered | None) -> None:
+        """Remember this of a list from now on; None to forget it."""
+        _, size = self._lists.pop((agent_id, kind), (None, 0))
+        self._size -= size
+        if remembered is None:
+            return
+        size = size_of(remembered) + len(agent_id) * _CHAR_BYTES
+        if size > self._limit:
+            return
+        self._lists[agent_id, kind] = (remembered, size)
+        self._size += size
+        while self._size > self._limit:
+            _, (_, oldest) = self._lists.popitem(last=False)
+            self._size -= oldest
+
+    def forget(self, agent_id: str) -> None:
+        """Drop what is remembered of an agent."""
+        for kind in ListKind:
+            self.put(agent_id, kind, None)
