@@ -16,7 +16,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -57,9 +57,6 @@ __all__ = [
     "first_version",
     "with_bodies",
 ]
-
-
-T = TypeVar("T")
 
 
 class ListKind(StrEnum):

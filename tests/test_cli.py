@@ -810,9 +810,9 @@ def test_backup_is_a_store(store: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 @pytest.mark.parametrize("arguments", [("sessions",), ("sessions", "--json"), ("stats",), ("--version",), ("--help",)])
-@pytest.mark.parametrize(("streams", "code"), [(">/dev/full", 1), (">&-", 0), ("2>&-", 0), (">&- 2>&-", 0)])
+@pytest.mark.parametrize(("streams", "code"), [(">/dev/full", 2), (">&-", 2), ("2>&-", 0), (">&- 2>&-", 2)])
 def test_output_that_cannot_be_written(store: str, arguments: tuple[str, ...], streams: str, code: int) -> None:
-    """A device that is full is an error in one line, and a stream that is closed is none; no traceback ever."""
+    """A device that is full, or no stdout, is an error in one line, and no stderr is none; no traceback ever."""
     command = f"exec {shlex.join((*KODE, *arguments))} {streams}"
     done = subprocess.run(
         ("/bin/sh", "-c", command),
@@ -824,10 +824,10 @@ def test_output_that_cannot_be_written(store: str, arguments: tuple[str, ...], s
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert ("error: the output cannot be written: No space left on device\n" in done.stderr) == bool(code)
+    assert ("error: the output cannot be written" in done.stderr) == (bool(code) and "2>&-" not in streams)
 
 
 def test_seconds_are_no_milliseconds(store: str) -> None:
     """A number that can only be meant as seconds deletes nothing."""
     _, err = kode("delete", "--older-than", "1735689600", "--store", store, "--yes", code=2)
-    assert "looks like seconds" in err
+    assert "of seconds since 1970 write 1735689600000" in err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kode_conformance.harness import Handle, Space, StoreHarness
 from kode_core.engines.memory import forget_memory
@@ -22,7 +24,10 @@ class MemoryHarness(StoreHarness):
         return {"name": space.name}
 
     async def open(self, handle: Handle) -> Store:
-        return await create_extended_store(type="memory", name=handle["name"])
+        return await self.open_with(handle)
+
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
+        return await create_extended_store(type="memory", **handle, **options)
 
     async def destroy(self, handle: Handle) -> None:
         forget_memory(handle["name"])
@@ -37,11 +42,20 @@ class JsonHarness(StoreHarness):
         return {"base_dir": str(space.folder / "store")}
 
     async def open(self, handle: Handle) -> Store:
-        return await create_extended_store(type="json", base_dir=handle["base_dir"])
+        return await self.open_with(handle)
+
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
+        return await create_extended_store(type="json", **handle, **options)
+
+    async def restored(self, handle: Handle, paths: Sequence[Path]) -> Handle:
+        return {"base_dir": str(paths[0])}
 
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
         path = Path(handle["base_dir"]) / f"{agent_id}.jsonl"
         path.write_bytes(path.read_bytes().replace(b'"text":"message 0"', b'"text":"message !"', 1))
+
+    async def files_of(self, handle: Handle, agent_id: str) -> Sequence[Path]:
+        return [Path(handle["base_dir"]) / f"{agent_id}.jsonl"]
 
     async def raw_dump(self, handle: Handle) -> str:
         files = sorted(Path(handle["base_dir"]).rglob("*"))

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -16,7 +16,9 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from kode_conformance.harness import Handle, Space, StoreHarness
+from kode_conformance.layering import layers_put
 from kode_conformance.settings import Settings
+from kode_core.plugins import EngineLayer
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["Context", "Unverified", "Violation", "difference", "prepared"]
@@ -61,13 +63,42 @@ class Context:
         """Open the check's store."""
         self.store = await self.another()
 
-    async def another(self) -> ExtendedStore:
-        """One more instance of the same store; closed at the end of the check."""
-        store = cast(ExtendedStore, await self.harness.open(self.handle))
+    async def another(self, layer: EngineLayer | None = None, **options: Any) -> ExtendedStore:
+        """One more instance of the same store; closed at the end of the check.
+
+        Args:
+            layer: goes around its engine.
+            options: of the core, as the harness's ``open_with`` takes them.
+
+        Raises:
+            Unverified: the store takes no layers, or the harness has no such hook.
+        """
+        if layer is None:
+            store = await self._opened(options)
+        else:
+            with layers_put(layer) as was_put:
+                store = await self._opened(options)
+            if not was_put():
+                await store.close()
+                raise Unverified("the store is not over an engine that create_store opens: it takes no layer")
         if self.harness.has("settle"):
             _settle_first(store, lambda: self.harness.settle(self.handle))
         self._open.append(store)
         return store
+
+    async def restored(self, paths: Sequence[Path]) -> ExtendedStore:
+        """The store that a backup made, opened."""
+        handle = await self.harness.restored(self.handle, paths)
+        store = cast(ExtendedStore, await self.harness.open(handle))
+        self._open.append(store)
+        return store
+
+    async def _opened(self, options: dict[str, Any]) -> ExtendedStore:
+        if not options:
+            return cast(ExtendedStore, await self.harness.open(self.handle))
+        if not self.harness.has("open_with"):
+            raise Unverified("the harness has no hook open_with")
+        return cast(ExtendedStore, await self.harness.open_with(self.handle, **options))
 
     async def reopen(self) -> ExtendedStore:
         """Close the store and open it again."""
@@ -80,6 +111,10 @@ class Context:
         close = getattr(store, "close", None)
         if close is not None:
             await close()
+        self._open = [other for other in self._open if other is not store]
+
+    def leave(self, store: ExtendedStore) -> None:
+        """Do not close an instance at the end: the check has, whatever came of it."""
         self._open = [other for other in self._open if other is not store]
 
     async def finish(self) -> None:

@@ -99,8 +99,20 @@ class StoreHarness(ABC):
 
     # --- hooks
 
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
+        """As ``open``, with options of the core on top, such as ``timeout_ms=300`` or ``memory_limit_bytes=2**21``."""
+        raise NotImplementedError
+
+    async def restored(self, handle: Handle, paths: Sequence[Path]) -> Handle:
+        """The handle of the store that ``backup`` of the store at *handle* made; *paths* is what it returned."""
+        raise NotImplementedError
+
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
         """Damage the agent's first stored message behind the store's back, so that its JSON is another text."""
+        raise NotImplementedError
+
+    async def files_of(self, handle: Handle, agent_id: str) -> Sequence[Path]:
+        """The files that hold this agent and no other, if a damaged byte of them can be told from a sound one."""
         raise NotImplementedError
 
     async def raw_dump(self, handle: Handle) -> str:

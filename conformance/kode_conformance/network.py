@@ -265,3 +265,72 @@ class NetworkTests:
             await store.close()
         ends = await asyncio.gather(*writes, return_exceptions=True)
         assert all(isinstance(end, StorageError) for end in ends), ends
+
+    async def test_what_was_given_up_and_is_read_as_absent_does_not_appear_later(self, link: Link) -> None:
+        """A write is given up while the network stands still, and delivered afterwards: the first read of the same
+        store that is answered sees how it ends, so that who repeats what is missing has done it once (OPS-9, OPS-10).
+        """
+        store = await link.by_the_proxy(**self.impatient)
+        for number in range(4):
+            agent_id = f"given-up-{number}"
+            await store.append_messages(agent_id, [samples.message(text="old")])
+            link.proxy.mode = Mode.STALL
+            call = asyncio.ensure_future(store.append_messages(agent_id, [NEW]))
+            if number % 2:
+                await asyncio.sleep(0.1)
+                call.cancel()
+            (end,) = await asyncio.gather(call, return_exceptions=True)
+            assert isinstance(end, (StorageError, asyncio.CancelledError)), end
+            link.proxy.mode = Mode.FORWARD
+            found = await _first_answer(store, agent_id)
+            if found == ["old"]:
+                await store.append_messages(agent_id, [NEW])
+            await asyncio.sleep(0.5)
+            assert await _messages(store, agent_id) == ["old", "new"], f"{end!r}, then {found}"
+
+    @pytest.mark.parametrize("name", ["save_messages", "save_turn", "save_todos", "save_snapshot", "append_event"])
+    async def test_a_write_whose_answer_was_lost_overwrites_nothing(self, link: Link, name: str) -> None:
+        """A write was done, its answer is lost, and another store deletes the agent before the first can ask: what was
+        deleted does not come back, however the first one goes on (OPS-10).
+        """
+        write, look, expected = WRITES[name]
+        store, direct = await link.by_the_proxy(max=2), await link.directly()
+        deleted_in_between = 0
+        for skip in range(40):
+            agent_id = f"lost-{skip}"
+            old = [samples.message(text="old")]
+            await direct.save_turn(agent_id, messages=old, info=samples.info(agent_id), events=[samples.event(1)])
+            await store.exists(agent_id)
+            cuts = link.proxy.counts.cut_at
+            link.proxy.cut_at(reply=b"", skip=skip, then=Mode.REFUSE)
+            call = asyncio.ensure_future(write(store, agent_id))
+            while link.proxy.counts.cut_at == cuts and not call.done():
+                await asyncio.sleep(0.001)
+            was_done = await look(direct, agent_id) == expected
+            if was_done:
+                await direct.delete(agent_id)
+            was_cut = link.proxy.counts.cut_at > cuts
+            link.proxy.cut_at()
+            link.proxy.mode = Mode.FORWARD
+            (end,) = await asyncio.gather(call, return_exceptions=True)
+            assert end is None or isinstance(end, (int, StorageError)), end
+            if was_done and was_cut:
+                deleted_in_between += 1
+                await asyncio.sleep(0.1)
+                assert not await direct.exists(agent_id), f"reply {skip} of {name} was lost"
+                assert await _turn(direct, agent_id) == [[], [], []], f"reply {skip} of {name} was lost: it came back"
+                assert await direct.load_todos(agent_id) is None, f"reply {skip} of {name} was lost: it came back"
+                assert await direct.list_snapshots(agent_id) == [], f"reply {skip} of {name} was lost: it came back"
+            if not was_cut:
+                break
+        assert deleted_in_between > 0
+
+
+async def _first_answer(store: ExtendedStore, agent_id: str) -> list[str]:
+    """The first answer; reads have a deadline as well."""
+    for _ in range(30):
+        try:
+            return await _messages(store, agent_id)
+        except StorageError:
+            await asyncio.sleep(0.1)
+    raise AssertionError(f"{agent_id} cannot be read")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kode_conformance import samples
@@ -13,6 +13,7 @@ from kode_core.protocols import ExtendedStore
 
 __all__ = [
     "FORK",
+    "LOOKS",
     "WRITES",
     "Expected",
     "Portrait",
@@ -136,22 +137,38 @@ def write_named(name: str) -> Write:
 # --- What an agent looks like -----------------------------------------------------------------------------------------
 
 
+async def _info(store: ExtendedStore, agent_id: str) -> AgentInfo | None:
+    return _nameless(await store.load_info(agent_id), agent_id)
+
+
+async def _listed(store: ExtendedStore, agent_id: str) -> bool:
+    return agent_id in await store.list(agent_id)
+
+
+async def _events(store: ExtendedStore, agent_id: str) -> list[object]:
+    return [(event.bookmark, event.cursor, event.event) async for event in store.read_events(agent_id)]
+
+
+LOOKS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[Any]]]] = {
+    "exists": lambda store, agent_id: store.exists(agent_id),
+    "listed": _listed,
+    "messages": lambda store, agent_id: store.load_messages(agent_id),
+    "tool calls": lambda store, agent_id: store.load_tool_call_records(agent_id),
+    "todos": lambda store, agent_id: store.load_todos(agent_id),
+    "info": _info,
+    "snapshots": lambda store, agent_id: store.list_snapshots(agent_id),
+    "windows": lambda store, agent_id: store.load_history_windows(agent_id),
+    "compressions": lambda store, agent_id: store.load_compression_records(agent_id),
+    "recovered files": lambda store, agent_id: store.load_recovered_files(agent_id),
+    "media": lambda store, agent_id: store.load_media_cache(agent_id),
+    "events": _events,
+}
+"""How each kind is read."""
+
+
 async def portrait(store: ExtendedStore, agent_id: str) -> Portrait:
     """Everything of an agent, read with the methods of Store alone."""
-    return {
-        "exists": await store.exists(agent_id),
-        "listed": agent_id in await store.list(agent_id),
-        "messages": await store.load_messages(agent_id),
-        "tool calls": await store.load_tool_call_records(agent_id),
-        "todos": await store.load_todos(agent_id),
-        "info": _nameless(await store.load_info(agent_id), agent_id),
-        "snapshots": await store.list_snapshots(agent_id),
-        "windows": await store.load_history_windows(agent_id),
-        "compressions": await store.load_compression_records(agent_id),
-        "recovered files": await store.load_recovered_files(agent_id),
-        "media": await store.load_media_cache(agent_id),
-        "events": [(event.bookmark, event.cursor, event.event) async for event in store.read_events(agent_id)],
-    }
+    return {kind: await look(store, agent_id) for kind, look in LOOKS.items()}
 
 
 def _nameless(info: AgentInfo | None, agent_id: str) -> AgentInfo | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 import uuid
-from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.harness import Space
+from kode_conformance.methods import calls_of, drive, takes
 from kode_conformance.registry import Capability, check
 from kode_core.errors import CorruptRecordError, StoreClosedError
 from kode_core.model import Message, ToolResultBlock, ToolUseBlock
@@ -129,60 +128,6 @@ async def _see_totals(ctx: Context, store: ExtendedStore, agents: int, what: str
     ctx.equal(totals, (agents, 3 * agents, 2 * agents), f"agents, messages and tool calls of {what}")
 
 
-def _calls(store: ExtendedStore) -> dict[str, Any]:
-    """A call of every method with harmless arguments, by introspection of the protocols."""
-    arguments: dict[str, Any] = {
-        "agent_id": "a",
-        "messages": [],
-        "records": [],
-        "snapshot": samples.snapshot(),
-        "timeline": samples.event(0),
-        "timelines": [],
-        "window": samples.window(),
-        "record": samples.compression(),
-        "file": samples.recovered(),
-        "snapshot_id": "s",
-        "info": samples.info("a"),
-        "count": 1,
-        "target": "backup-after-close",
-    }
-    special: dict[str, dict[str, Any]] = {
-        "save_todos": {"snapshot": samples.todos()},
-        "save_media_cache": {"records": []},
-    }
-    calls = {}
-    for name in dir(ExtendedStore):
-        if name.startswith("_") or name in ("close", "health_check"):
-            continue
-        method = getattr(store, name)
-        takes = inspect.signature(getattr(ExtendedStore, name)).parameters
-        given = {p: v for p, v in {**arguments, **special.get(name, {})}.items() if p in takes}
-        if name == "delete_many":
-            given = {"template_id": "x"}
-        calls[name] = (method, given)
-    return calls
-
-
-def _takes(method: Any, given: dict[str, Any]) -> bool:
-    """Whether the method's parameters have these names, as far as can be told."""
-    try:
-        inspect.signature(method).bind(**given)
-    except TypeError:
-        return False
-    except ValueError:  # it has no signature
-        return True
-    return True
-
-
-async def _drive(method: Any, given: dict[str, Any]) -> None:
-    result = method(**given)
-    if hasattr(result, "__aiter__"):
-        async for _ in result:
-            return
-    else:
-        await result
-
-
 @check("OPS-4", "OPS-2", needs=_E)
 async def corrupt_records_are_named(ctx: Context) -> None:
     """A corrupt record raises CorruptRecordError that names it, is found by the check, and all others stay readable."""
@@ -222,12 +167,12 @@ async def every_call_after_close_raises(ctx: Context) -> None:
     await store.save_messages("a", samples.messages(1))
     await store.close()
     await store.close()
-    calls = _calls(store)
+    calls = calls_of(store)
     for name, (method, given) in calls.items():
-        ctx.true(_takes(method, given), f"{name} must take its arguments by the protocol's names: {', '.join(given)}")
+        ctx.true(takes(method, given), f"{name} must take its arguments by the protocol's names: {', '.join(given)}")
     ctx.true(len(calls) >= len(set(dir(Store)) - set(dir(object))) - 3, "all methods must be tried")
     for name, (method, given) in calls.items():
-        await ctx.raises(StoreClosedError, _drive(method, given), f"{name} after close")
+        await ctx.raises(StoreClosedError, drive(method, given), f"{name} after close")
 
 
 @check("OPS-5", needs=_E)

@@ -24,6 +24,7 @@ from kode_core.engines.folder import Folder
 from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.layers import Layer
+from kode_core.plugins import registry
 from kode_core.store import EngineStore
 
 Witness = Callable[[Context], Awaitable[object]]
@@ -76,11 +77,18 @@ class ZooHarness(StoreHarness):
 
     async def _engine(self, handle: Handle) -> Engine:
         engine = await self.sound(handle)
-        return cast(Engine, self.part(engine)) if issubclass(self.part, Layer) else engine
+        if issubclass(self.part, Layer):
+            engine = cast(Engine, self.part(engine))
+        for layer in registry.layers(SqliteOptions()):
+            engine = layer(engine)
+        return engine
 
     async def open(self, handle: Handle) -> Store:
+        return await self.open_with(handle)
+
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
         kind = self.part if issubclass(self.part, EngineStore) else EngineStore
-        store = await kind(functools.partial(self._engine, handle)).open()
+        store = await kind(functools.partial(self._engine, handle), **options).open()
         return cast(Store, self.part(store)) if issubclass(self.part, Wrapper) else store
 
 

@@ -61,7 +61,10 @@ class MotoHarness(StoreHarness):
         }
 
     async def open(self, handle: Handle) -> Store:
-        return await create_extended_store(type="dynamodb", timeout_ms=_PATIENCE_MS, **handle)
+        return await self.open_with(handle)
+
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
+        return await create_extended_store(type="dynamodb", **{"timeout_ms": _PATIENCE_MS, **handle, **options})
 
     async def destroy(self, handle: Handle) -> None:
         async with _looked(handle) as table:

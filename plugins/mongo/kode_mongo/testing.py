@@ -51,7 +51,10 @@ class MongoHarness(StoreHarness):
         return {"uri": self._server().uri, "database": space.name, "connection_timeout_millis": 1000}
 
     async def open(self, handle: Handle) -> Store:
-        return await create_extended_store(type="mongo", driver=self.driver, **handle)
+        return await self.open_with(handle)
+
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
+        return await create_extended_store(type="mongo", driver=self.driver, **handle, **options)
 
     async def destroy(self, handle: Handle) -> None:
         await _looked(handle, lambda database: database.client.drop_database(database.name))

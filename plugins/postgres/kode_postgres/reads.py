@@ -25,7 +25,7 @@ from kode_core.batch import (
     SessionRow,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import check_head, list_rows
+from kode_core.engines.reading import MOST, check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_postgres.connection import Session
@@ -231,8 +231,9 @@ class Reads(Overview):
         while True:
             statement, args = self.sessions_statement(replace(query, limit=query.limit + more))
             rows = await session.fetch(statement, *args)
-            found = [SessionRow(r[0], Body(r[1], r[2]), r[3], r[4], r[5]) for r in rows if r[1] is not None]
-            left_out = [f"the info of agent {row[0]!r}" for row in rows if row[1] is None]
+            sound = [row for row in rows if row[1] is not None and 0 <= row[5] < MOST]
+            found = [SessionRow(row[0], Body(row[1], row[2]), row[3], row[4], row[5]) for row in sound]
+            left_out = [f"the info of agent {row[0]!r}" for row in rows if row[1] is None or not 0 <= row[5] < MOST]
             if len(rows) < query.limit + more or len(found) >= query.limit:
                 return Found(found[: query.limit], left_out)
             more += query.limit - len(found)

@@ -70,7 +70,7 @@ INPUT: Final[dict[Part | None, tuple[Column, ...]]] = {
     Part.TOOL_CALLS: _list_columns("tool_call"),
     Part.INFO: (Column("has_info", "boolean"), Column("template_id", "text"), Column("created_at", "bigint")),
     Part.EVENTS: (Column("events", "bigint"),),
-    Part.UNSEEN: (Column("message_unseen", "boolean"),),
+    Part.UNSEEN: (Column("message_oldest", "bigint"),),
 }
 """What is known of each batch, by the part that needs it."""
 
@@ -189,7 +189,7 @@ class WriteStatement:
         if Part.AGE in self:
             holds.append("(i.expect_updated_at IS NULL OR i.expect_updated_at = a.updated_at)")
         if Part.UNSEEN in self:
-            holds.append(f"(NOT i.message_unseen OR a.message_version = {self._seen_version()})")
+            holds.append(f"(i.message_oldest IS NULL OR a.message_version = {self._seen_version()})")
         if Part.REPEATED in self:
             old = f"a.op_times[{KEPT_OPS}]"
             holds.append(f"({old} IS NULL OR {old} < {_NOW} - ${self._arguments + 1}::bigint)")
@@ -255,7 +255,7 @@ class WriteStatement:
         """What was changed, with what is needed to write the rows."""
         more = [f"i.{one}_{what}" for _, one in self._lists() for what in ("length", "append")]
         more += ["i.events"] if Part.EVENTS in self else []
-        more += ["i.message_unseen"] if Part.UNSEEN in self else []
+        more += ["i.message_oldest"] if Part.UNSEEN in self else []
         columns = ", ".join([f"i.n, {self._returned('h')}", *more])
         return (
             f"SELECT {columns} FROM (SELECT o.* FROM old o UNION ALL SELECT i.n, f.* FROM fresh f"
@@ -263,12 +263,14 @@ class WriteStatement:
         )
 
     def _latest(self) -> str:
-        """How new the messages are that stay before those that are appended unseen (MSG-4)."""
-        before = "h.message_count - h.message_append"
+        """The newest message, where it is newer than what is appended unseen (MSG-4): found in the index of times.
+
+        Without the lower bound the plan that is kept from when the table was small reads all messages of the agent.
+        """
         return (
             f"SELECT h.n, (SELECT max(m.created_at) FROM {self._tables.messages} m"
-            f" WHERE m.agent_id = h.agent_id AND m.position < {before}) AS created_at"
-            f" FROM head h WHERE h.message_unseen AND {before} > 0"
+            " WHERE m.agent_id = h.agent_id AND m.created_at > h.message_oldest) AS created_at"
+            " FROM head h WHERE h.message_oldest IS NOT NULL"
         )
 
     # --- rows

@@ -47,7 +47,10 @@ class PostgresHarness(StoreHarness):
         return {"dsn": server.dsn, "schema": space.name, "connection_timeout_millis": 2000}
 
     async def open(self, handle: Handle) -> Store:
-        return await create_extended_store(type="postgres", **handle)
+        return await self.open_with(handle)
+
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
+        return await create_extended_store(type="postgres", **handle, **options)
 
     async def destroy(self, handle: Handle) -> None:
         async with _connection(handle) as con:

@@ -155,7 +155,7 @@ def _input(batch: Batch, parts: Part) -> tuple[Any, ...]:
     if Part.EVENTS in parts:
         values.append(len(batch.events))
     if Part.UNSEEN in parts:
-        values.append(is_unseen(batch))
+        values.append(min(batch.messages.times()) if batch.messages is not None and is_unseen(batch) else None)
     return tuple(values)
 
 

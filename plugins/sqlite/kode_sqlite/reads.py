@@ -24,7 +24,7 @@ from kode_core.batch import (
     SessionRow,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import check_head, list_rows
+from kode_core.engines.reading import MOST, check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.ids import row_name
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
@@ -271,7 +271,7 @@ def sessions_statement(query: SessionQuery) -> tuple[LiteralString, list[Any]]:
 
 def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
     def read(row: tuple[Any, ...]) -> SessionRow | None:
-        is_whole = is_sound(row, (TEXT, TEXT, RAW, INT, INT, INT))
+        is_whole = is_sound(row, (TEXT, TEXT, RAW, INT, INT, INT)) and 0 <= row[5] < MOST
         return SessionRow(row[0], Body(row[1], row[2]), *row[3:]) if is_whole else None
 
     statement, args = sessions_statement(query)

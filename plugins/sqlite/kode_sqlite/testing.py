@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from kode_conformance import Handle, Space, StoreHarness
 
@@ -29,7 +30,13 @@ class SqliteHarness(StoreHarness):
         return {"db_path": str(space.folder / "agents.db")}
 
     async def open(self, handle: Handle) -> Store:
-        return await create_extended_store(type="sqlite", **handle)
+        return await self.open_with(handle)
+
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
+        return await create_extended_store(type="sqlite", **handle, **options)
+
+    async def restored(self, handle: Handle, paths: Sequence[Path]) -> Handle:
+        return {"db_path": str(paths[0])}
 
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
         with closing(sqlite3.connect(handle["db_path"])) as db:
@@ -55,7 +62,14 @@ class HybridHarness(SqliteHarness):
     async def provision(self, space: Space) -> Handle:
         return {"db_path": str(space.folder / "agents.db"), "file_store_base_dir": str(space.folder / "files")}
 
+    async def files_of(self, handle: Handle, agent_id: str) -> Sequence[Path]:
+        return [Path(handle["file_store_base_dir"]) / f"{agent_id}.jsonl"]
+
     async def raw_dump(self, handle: Handle) -> str:
         files = sorted(Path(handle["file_store_base_dir"]).rglob("*"))
         texts = [path.read_text() for path in files if path.is_file()]
         return "\n".join([await super().raw_dump(handle), *texts])
+
+    async def restored(self, handle: Handle, paths: Sequence[Path]) -> Handle:
+        database, folder = paths
+        return {"db_path": str(database), "file_store_base_dir": str(folder)}

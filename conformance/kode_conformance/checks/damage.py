@@ -1,0 +1,344 @@
+"""OPS-4, OPS-2, QRY-9: stored records that are damaged: named, left out, and never a reason for other calls to fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from kode_conformance import samples
+from kode_conformance.checks.lifecycle import fill
+from kode_conformance.context import Context, Unverified, Violation, difference
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.writes import LOOKS, Portrait, portrait
+from kode_core.batch import Head, ListRows
+from kode_core.codec import Body
+from kode_core.engine import Engine
+from kode_core.errors import CorruptRecordError, KodeError
+from kode_core.layers import Layer
+from kode_core.protocols import ExtendedStore
+
+_E = Capability.EXTENDED
+_BAD: Final = "a"
+_SOUND: Final = "b"
+
+
+class Damaging(Layer):
+    """Shows bodies of one agent other than they were written, as bytes that changed on the device.
+
+    Attributes:
+        verbs: the reads that show them so.
+        kind: of which list or kind of documents, None for all.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.verbs: frozenset[str] = frozenset()
+        self.kind: str | None = None
+
+    async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        found = await call(*args, **kwargs)
+        if verb not in self.verbs:
+            return found
+        if args and isinstance(args[0], str):
+            is_meant = args[0] == _BAD and self.kind in (None, *map(str, args[1:2]))
+            return _damaged(found) if is_meant else found
+        if isinstance(found, list):  # of a search over many agents
+            found[:] = [_damaged(one) if getattr(one, "agent_id", None) == _BAD else one for one in found]
+        return found
+
+
+def _damaged(found: Any) -> Any:
+    if isinstance(found, Body):
+        return found._replace(text=found.text.replace("e", "x", 1))
+    if isinstance(found, ListRows):
+        first, *rest = found.rows or [None]
+        return replace(found, rows=[(_damaged(first[0]), first[1]), *rest]) if first else found
+    if isinstance(found, Head):
+        return found if found.info is None else replace(found, info=_damaged(found.info))
+    if isinstance(found, (list, tuple)):
+        return [_damaged(found[0]), *found[1:]] if found else found
+    name = next((name for name in ("body", "info") if hasattr(found, name)), None)
+    return found if name is None else replace(found, **{name: _damaged(getattr(found, name))})
+
+
+_PARTS: Final[dict[str, tuple[frozenset[str], str | None, tuple[str, ...]]]] = {
+    "messages": (frozenset({"rows", "rows_at"}), "messages", ("messages",)),
+    "tool calls": (frozenset({"rows", "rows_at"}), "tool_calls", ("tool calls",)),
+    "todos": (frozenset({"docs"}), "todos", ("todos",)),
+    "windows": (frozenset({"docs"}), "windows", ("windows",)),
+    "compressions": (frozenset({"docs"}), "compressions", ("compressions",)),
+    "recovered files": (frozenset({"docs"}), "recovered", ("recovered files",)),
+    "media": (frozenset({"docs"}), "media", ("media",)),
+    "snapshots": (frozenset({"docs"}), "snapshots", ("snapshots",)),
+    "events": (frozenset({"events", "last_event"}), None, ("events",)),
+    "info": (frozenset({"head", "find_sessions"}), None, ("info",)),
+}
+"""By part of an agent: which reads show it, of which kind, and what then cannot be read."""
+
+
+async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:
+    layers: list[Damaging] = []
+
+    def put(engine: Engine) -> Engine:
+        layers.append(Damaging(engine))
+        return layers[-1]
+
+    store = await ctx.another(put)
+    return store, layers[-1]
+
+
+@check("OPS-4", "OPS-2", needs=_E)
+async def damage_of_any_kind_is_named_and_stays_where_it_is(ctx: Context) -> None:
+    """Whichever part of an agent is damaged, reading that part raises CorruptRecordError that names the agent, the
+    check finds it, and its other parts and all other agents can be read, searched and written.
+    """
+    for agent_id in (_BAD, _SOUND):
+        await fill(ctx.store, agent_id)
+    before = {agent_id: await portrait(ctx.store, agent_id) for agent_id in (_BAD, _SOUND)}
+    store, layer = await damaging(ctx)
+    for part, (verbs, kind, unreadable) in _PARTS.items():
+        layer.verbs, layer.kind = verbs, kind
+        for name, look in LOOKS.items():
+            if name in unreadable:
+                error = await ctx.raises(
+                    CorruptRecordError, look(store, _BAD), f"reading the {name} with damaged {part}"
+                )
+                ctx.true(repr(_BAD) in error.record, f"the error must name the agent, got {error.record!r}")
+            elif name not in ("exists", "listed"):
+                ctx.equal(await look(store, _BAD), before[_BAD][name], f"the {name} beside damaged {part}")
+        ctx.equal(await portrait(store, _SOUND), before[_SOUND], f"another agent beside damaged {part}")
+        found = await store.check_consistency()
+        told = {(issue.code, issue.agent_id) for issue in found.issues}
+        ctx.true(("corrupt_record", _BAD) in told, f"the check must find damaged {part}; it found {sorted(told)}")
+        ctx.true({agent for _, agent in told} == {_BAD}, f"the check blames other agents for damaged {part}: {told}")
+        await _see_calls_of_the_others(ctx, store, part)
+    layer.verbs = frozenset()
+    ctx.equal(await portrait(store, _BAD), before[_BAD], "the agent after its bytes are right again")
+
+
+async def _see_calls_of_the_others(ctx: Context, store: ExtendedStore, part: str) -> None:
+    """Calls that are about many agents, and writes to a sound one."""
+    try:
+        await store.list()
+        for query in (store.query_sessions, store.query_messages, store.query_tool_calls):
+            page = await query()
+            agents = {record.agent_id for record in page}
+            ctx.true(_SOUND in agents, f"{query.__name__} with damaged {part} of {_BAD!r} gave agents {sorted(agents)}")
+        await store.get_metrics()
+        await store.save_turn("new", append=samples.messages(1), info=samples.info("new", template_id="new"))
+        ctx.equal(
+            await store.delete_many(template_id="new"), 1, f"how many were deleted with damaged {part} of another"
+        )
+    except KodeError as exc:
+        raise Violation(
+            f"with damaged {part} of {_BAD!r} a call for others raised {type(exc).__name__}: {exc}"
+        ) from exc
+
+
+class _Said(logging.Handler):
+    """What the log says meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def _listened() -> Iterator[_Said]:
+    said, root = _Said(), logging.getLogger()
+    root.addHandler(said)
+    try:
+        yield said
+    finally:
+        root.removeHandler(said)
+
+
+@check("QRY-9", "OPS-4", needs=Capability.QUERYABLE)
+async def queries_leave_out_what_is_damaged_and_name_it(ctx: Context) -> None:
+    """A query over many agents, some of whose records are damaged, finds all others, once, on every page; a page names
+    what it left out, and an iterator does so in the log.
+    """
+    if not ctx.harness.has("corrupt"):
+        raise Unverified("the harness has no hook corrupt")
+    for agent_id in ("a", "b", "c"):
+        await ctx.store.save_turn(agent_id, messages=samples.messages(3), info=samples.info(agent_id))
+    await ctx.harness.corrupt(ctx.handle, "b")
+    store = await ctx.another()
+    wanted = sorted((agent, i) for agent in ("a", "b", "c") for i in range(3) if (agent, i) != ("b", 0))
+    for limit in (1, 2, 100):
+        found, left_out, cursor = [], [], None
+        for _ in range(20):
+            page = await store.query_messages(limit=limit, cursor=cursor)
+            found += [(message.agent_id, message.position) for message in page]
+            left_out += page.left_out
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        ctx.equal(sorted(found), wanted, f"what pages of {limit} messages give")
+        named = [name for name in left_out if "message 0" in name and "'b'" in name]
+        ctx.equal(
+            (len(named), len(left_out)), (1, 1), f"how often pages of {limit} name what they left out: {left_out}"
+        )
+    with _listened() as said:
+        found = sorted([(message.agent_id, message.position) async for message in store.iter_messages()])
+    ctx.equal(found, wanted, "what the iterator gives")
+    ctx.true(any("'b'" in line for line in said.lines), f"the log must name what the iterator left out: {said.lines}")
+    ctx.equal(sorted([session.agent_id for session in await store.query_sessions()]), ["a", "b", "c"], "the sessions")
+    ctx.equal(
+        [m.agent_id for m in await store.query_messages(agent_id="c")], ["c"] * 3, "the messages of a sound agent"
+    )
+
+
+@check("OPS-2", "OPS-4", needs=_E)
+async def agents_without_info_are_checked(ctx: Context) -> None:
+    """A damaged record, and a tool use without its result, are found also where no info was ever saved; agents that
+    have only events or documents are looked at as well.
+    """
+    await ctx.store.save_messages("dangling", samples.rich_messages()[:5])
+    await ctx.store.append_events("events", samples.events(2))
+    await ctx.store.save_todos("todos", samples.todos("x"))
+    await ctx.store.save_messages("damaged", samples.messages(3))
+    found = await ctx.store.check_consistency()
+    ctx.equal({issue.agent_id for issue in found.issues}, {"dangling"}, f"agents with issues, of {found.issues}")
+    ctx.equal(found.agents_checked, 4, "how many agents were checked")
+    if not ctx.harness.has("corrupt"):
+        raise Unverified("the harness has no hook corrupt")
+    await ctx.harness.corrupt(ctx.handle, "damaged")
+    store = await ctx.another()
+    found = await store.check_consistency()
+    told = sorted((issue.code, issue.agent_id) for issue in found.issues if issue.agent_id == "damaged")
+    ctx.equal(told, [("corrupt_record", "damaged")], "the issues of an agent without info")
+    ctx.true(
+        not any("delete" in issue.message.lower() for issue in found.issues if issue.agent_id == "damaged"),
+        f"no issue may advise to delete what can be read: {found.issues}",
+    )
+    ctx.equal(await ctx.store.list(), [], "the agents with info, after the check")
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def _flip(data: bytearray, at: int) -> None:
+    data[at] ^= 1 << (at % 7)
+
+
+def _zero(data: bytearray, at: int) -> None:
+    data[at] = 0
+
+
+def _zeros(data: bytearray, at: int) -> None:
+    data[at : at + 100] = bytes(len(data[at : at + 100]))
+
+
+def _first_page(data: bytearray, at: int) -> None:
+    data[:4096] = bytes(len(data[:4096]))
+
+
+def _line_ends(data: bytearray, at: int) -> None:
+    data[at : at + 3] = b"\n\n\n"
+
+
+def _gone(data: bytearray, at: int) -> None:
+    del data[at : at + 1 + at % 50]
+
+
+def _more(data: bytearray, at: int) -> None:
+    data[at:at] = b'{"x":1}\n\0'
+
+
+_DAMAGES: Final = (_flip, _zero, _zeros, _first_page, _line_ends, _gone, _more)
+
+
+async def _looked(store: ExtendedStore, agent_id: str) -> Portrait:
+    """What can be read of an agent; in place of what cannot, the error.
+
+    Raises:
+        Violation: an error of another library.
+    """
+
+    async def one(look: Callable[[ExtendedStore, str], Awaitable[Any]]) -> Any:
+        try:
+            return await look(store, agent_id)
+        except KodeError as exc:
+            return exc
+        except Exception as exc:
+            raise Violation(f"reading a damaged agent raised {type(exc).__name__}: {exc}") from exc
+
+    return {kind: await one(look) for kind, look in LOOKS.items()}
+
+
+@check("OPS-4", "DUR-1", needs=_E | Capability.PERSISTENT, tier=Tier.STANDARD, stochastic=True)
+async def damaged_bytes_are_never_taken_for_right_ones(ctx: Context) -> None:
+    """A file of an agent with bytes that changed, vanished, became zeros or were put in ends in CorruptRecordError or
+    in the right data, also after more was written; other agents know nothing of it, and no write removes what was
+    there.
+    """
+    if not ctx.harness.has("files_of"):
+        raise Unverified("the harness has no hook files_of")
+    rounds = [(number, damage) for number in range(max(1, ctx.effort.examples // 50)) for damage in _DAMAGES]
+    for number, damage in in_time(ctx, rounds):
+        agent_id = f"agt-{number}-{damage.__name__.strip('_').replace('_', '-')}"
+        await fill(ctx.store, agent_id)
+        for i in range(5):
+            await ctx.store.append_messages(agent_id, samples.messages(1, 100 + i))
+        await ctx.store.save_messages(_SOUND, samples.messages(2))
+        before = await portrait(ctx.store, agent_id)
+        await ctx.close(ctx.store)
+        at = _damage(ctx, await ctx.harness.files_of(ctx.handle, agent_id), damage)
+        ctx.store = await ctx.another()
+        what = f"after {damage.__name__.strip('_')} at byte {at}"
+        await _see_damage(ctx, agent_id, before, what)
+        await _write_and_look_again(ctx, agent_id, before, what)
+    await ctx.store.check_consistency()
+
+
+def _damage(ctx: Context, files: Sequence[Path], damage: Callable[[bytearray, int], None]) -> int:
+    """Damage one of the files, not in its last part: a torn end is what a crash leaves."""
+    path = ctx.rng.choice(list(files))
+    data = bytearray(path.read_bytes())
+    at = ctx.rng.randrange(len(data) * 3 // 4)
+    damage(data, at)
+    path.write_bytes(data)
+    return at
+
+
+async def _see_damage(ctx: Context, agent_id: str, before: Portrait, what: str) -> bool:
+    found = await _looked(ctx.store, agent_id)
+    wrong = {
+        kind: difference(value, before[kind])
+        for kind, value in found.items()
+        if not isinstance(value, CorruptRecordError) and difference(value, before[kind]) is not None
+    }
+    wrong.pop("listed", None)  # the log names who is left out
+    ctx.true(not wrong, f"{what} the agent reads otherwise than it was written, without an error: {wrong}")
+    is_damaged = any(isinstance(value, CorruptRecordError) for value in found.values())
+    ctx.equal(await ctx.store.load_messages(_SOUND), samples.messages(2), f"another agent {what}")
+    told = {issue.agent_id for issue in (await ctx.store.check_consistency(agent_id)).issues}
+    ctx.true(
+        not is_damaged or agent_id in told, f"{what} reading raises CorruptRecordError; the check names {sorted(told)}"
+    )
+    await ctx.store.query_messages()
+    return is_damaged
+
+
+async def _write_and_look_again(ctx: Context, agent_id: str, before: Portrait, what: str) -> None:
+    """Writes may be refused; what they do is added, and takes nothing away."""
+    after = dict(before)
+    try:
+        await ctx.store.append_messages(agent_id, samples.messages(1, 777))
+        after["messages"] = [*before["messages"], samples.message(777)]
+        after["info"] = before["info"].replace(message_count=len(after["messages"]))
+    except KodeError:
+        pass
+    await ctx.reopen()
+    await _see_damage(ctx, agent_id, after, f"{what}, then written to,")

@@ -1,0 +1,147 @@
+"""OPS-9: calls that take longer than they may, because the engine does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from kode_conformance.context import Context, Violation
+from kode_conformance.methods import calls_of, drive
+from kode_conformance.registry import Capability, check
+from kode_conformance.writes import WRITES, expected, portrait, seed
+from kode_core.batch import Batch, Outcome
+from kode_core.engine import Engine
+from kode_core.errors import KodeError, Retry, StorageError
+from kode_core.layers import Layer
+from kode_core.protocols import ExtendedStore
+
+_E = Capability.EXTENDED
+_TIMEOUT_MS: Final = 250
+_SECONDS: Final = 4.0
+"""How long a call with that deadline may take in the end, on a machine that is busy."""
+
+
+class _Slow(Layer):
+    """Commits in a task of its own, which goes on when its caller gives up; it begins late, or ends late."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.before = self.after = 0.0
+        self.is_hanging = False
+        self.let_go = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        if self.is_hanging:
+            await self.let_go.wait()
+        return await call(*args, **kwargs)
+
+    async def close(self) -> None:
+        try:
+            await super().close()
+        finally:
+            self.closed.set()
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        if not (self.before or self.after):
+            return await super().commit(batches)
+
+        async def late() -> Sequence[Outcome]:
+            before, after = self.before, self.after
+            await asyncio.sleep(before)
+            outcomes = await self.inner.commit(batches)
+            await asyncio.sleep(after)
+            return outcomes
+
+        return await asyncio.shield(asyncio.ensure_future(late()))
+
+
+async def slowed(ctx: Context) -> tuple[ExtendedStore, _Slow]:
+    layers: list[_Slow] = []
+
+    def put(engine: Engine) -> Engine:
+        layers.append(_Slow(engine))
+        return layers[-1]
+
+    store = await ctx.another(put, timeout_ms=_TIMEOUT_MS)
+    return store, layers[-1]
+
+
+@check("OPS-9", "OPS-10", needs=_E)
+async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
+    """Of every kind of write whose deadline passes in the engine, the error says that nothing was written only where
+    that is so, and stays so; the first read that is answered afterwards sees how it ended.
+    """
+    store, slow = await slowed(ctx)
+    late = 1.6 * _TIMEOUT_MS / 1000
+    wanted = {write: await expected(ctx.store, write) for write in WRITES}
+    for before, after in ((late, 0.0), (0.0, late)):
+        ids = {write: f"{write.name}-{before}" for write in WRITES}
+        for agent_id in ids.values():
+            await seed(ctx.store, agent_id)
+            await store.exists(agent_id)
+        slow.before, slow.after = before, after
+        ends = await asyncio.gather(*(write.act(store, ids[write]) for write in WRITES), return_exceptions=True)
+        slow.before = slow.after = 0.0
+        found = dict(
+            zip(WRITES, await asyncio.gather(*(_first_portrait(store, ids[write]) for write in WRITES)), strict=True)
+        )
+        await asyncio.sleep(2 * late)
+        for write, end in zip(WRITES, ends, strict=True):
+            what = f"{write.name}, whose engine call took longer than its deadline, raised {end!r}"
+            ctx.true(not isinstance(end, BaseException) or isinstance(end, StorageError), what)
+            later = await portrait(ctx.store, ids[write])
+            ctx.equal(found[write], later, f"{what}: what was read first, and what is there a moment later")
+            is_done = not isinstance(end, BaseException)
+            problem = wanted[write].problem(later, done=is_done)
+            ctx.true(problem is None, f"{what}: {problem}")
+            if isinstance(end, StorageError) and end.retry is not Retry.CHECK:
+                problem = wanted[write]._replace(after=wanted[write].before).problem(later, done=True)
+                ctx.true(problem is None, f"{what}, as if nothing were written: {problem}")
+
+
+async def _first_portrait(store: ExtendedStore, agent_id: str) -> Any:
+    """The first answer: who waits for a write that goes on has a deadline, too."""
+    for _ in range(40):
+        try:
+            return await portrait(store, agent_id)
+        except StorageError as exc:
+            if not isinstance(exc, TimeoutError):
+                raise
+    raise Violation(f"agent {agent_id!r} could not be read within {40 * _TIMEOUT_MS / 1000:g} s")
+
+
+@check("OPS-9", "OPS-5", needs=_E)
+async def every_call_ends_though_the_engine_hangs(ctx: Context) -> None:
+    """When the engine answers nothing any more every method of the protocols ends with an error of this library, and
+    so do the health check, with a verdict, and close.
+    """
+    store, slow = await slowed(ctx)
+    await seed(store, "a")
+    lease = await store.acquire_agent_lock("held")
+    slow.is_hanging = True
+    try:
+        calls = {name: drive(*call) for name, call in calls_of(store).items() if name != "backup"}  # it may take long
+        calls["renew"] = lease.renew()
+        for name, error in (await _ended(ctx, calls)).items():
+            ctx.true(error is None or isinstance(error, KodeError), f"{name}, while the engine hangs, raised {error!r}")
+        await _ended(ctx, {"health_check": store.health_check()}, seconds=11.0)
+        ctx.leave(store)
+        (error,) = (await _ended(ctx, {"close": store.close()})).values()
+        ctx.true(error is None or isinstance(error, KodeError), f"close, while the engine hung, raised {error!r}")
+    finally:
+        slow.let_go.set()
+    await asyncio.wait([asyncio.ensure_future(slow.closed.wait())], timeout=_SECONDS)
+    ctx.equal(len(await ctx.store.load_messages("a")), 3, "the messages, by another instance")
+
+
+async def _ended(
+    ctx: Context, calls: dict[str, Awaitable[Any]], seconds: float = _SECONDS
+) -> dict[str, BaseException | None]:
+    """What calls raised, which must end in time."""
+    tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
+    await asyncio.wait(tasks.values(), timeout=seconds * ctx.harness.patience)
+    for name, task in tasks.items():
+        ctx.true(task.done(), f"{name} did not end in {seconds:g} s, with a deadline of {_TIMEOUT_MS} ms")
+    return {name: None if task.cancelled() else task.exception() for name, task in tasks.items()}

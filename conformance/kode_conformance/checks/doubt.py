@@ -1,0 +1,146 @@
+"""OPS-10: writes of which the engine cannot say what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kode_conformance import samples
+from kode_conformance.context import Context, difference
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.writes import FORK, WRITES, Expected, Write, expected, overwrite, portrait, seed
+from kode_core.batch import Batch, Outcome
+from kode_core.engine import Engine
+from kode_core.errors import OutcomeUnknownError, StorageError
+from kode_core.layers import Layer
+from kode_core.protocols import ExtendedStore
+
+_E = Capability.EXTENDED
+
+
+class Doubtful(Layer):
+    """Loses the answer to writes, as a connection that breaks off does.
+
+    Attributes:
+        loses: whether it does now.
+        writes: whether what was asked for had been done before.
+        raises: whether a commit raises as a whole, in place of an outcome for each batch.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.loses = self.writes = self.raises = False
+
+    async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        if not self.loses or verb not in ("commit", "fork"):
+            return await call(*args, **kwargs)
+        if self.writes:
+            await call(*args, **kwargs)
+        error = OutcomeUnknownError("the connection broke off before the answer came; read first")
+        if verb == "commit" and not self.raises:
+            batches: Sequence[Batch] = args[0]
+            outcomes: list[Outcome] = [error for _ in batches]
+            return outcomes
+        raise error
+
+
+async def doubtful(ctx: Context) -> tuple[ExtendedStore, Doubtful]:
+    """A store whose engine's answers may be lost."""
+    layers: list[Doubtful] = []
+
+    def put(engine: Engine) -> Engine:
+        layers.append(Doubtful(engine))
+        return layers[-1]
+
+    store = await ctx.another(put)
+    return store, layers[-1]
+
+
+@check("OPS-10", needs=_E)
+async def what_is_in_doubt_is_read_and_repeated(ctx: Context) -> None:
+    """When the answer to a write of any kind is lost the call says that the outcome is unknown, whether it was done or
+    not; who then reads, and repeats what is missing, in the same store, has done it once.
+    """
+    store, doubt = await doubtful(ctx)
+    for number, write in enumerate(WRITES):
+        wanted = await expected(ctx.store, write)
+        raises = bool(number % 2)
+        for writes in (True, False):
+            agent_id = f"{write.name}-{writes}"
+            await seed(store, agent_id)
+            doubt.loses, doubt.writes, doubt.raises = True, writes, raises
+            try:
+                await ctx.raises(OutcomeUnknownError, write.act(store, agent_id), f"{write.name} without an answer")
+            finally:
+                doubt.loses = False
+            await _repeat(ctx, store, agent_id, write, wanted)
+
+
+async def _repeat(ctx: Context, store: ExtendedStore, agent_id: str, write: Write, wanted: Expected) -> None:
+    found = await portrait(store, agent_id)
+    problem = wanted.problem(found, done=False)
+    ctx.true(problem is None, f"{write.name}, whose answer was lost: {problem}")
+    if difference(found, wanted.before) is None:
+        await write.act(store, agent_id)
+    again = wanted.problem(await portrait(store, agent_id), done=True)
+    ctx.true(
+        again is None, f"{write.name}, whose answer was lost, after it was read and repeated where missing: {again}"
+    )
+    other = difference(await portrait(ctx.store, agent_id), await portrait(store, agent_id))
+    ctx.true(other is None, f"{write.name}, whose answer was lost, as another instance sees it: {other}")
+
+
+@check("OPS-10", "MSG-1", needs=_E)
+async def what_is_in_doubt_overwrites_nobody(ctx: Context) -> None:
+    """After the answer to a write was lost another instance writes, or deletes the agent; nothing of the first comes
+    back, and what it saves next is what it was given.
+    """
+    store, doubt = await doubtful(ctx)
+    await overwrite(ctx.store, "plain")
+    plain = await portrait(ctx.store, "plain")
+    nothing = await portrait(ctx.store, "nobody")
+    for number, write in enumerate((*WRITES, FORK)):
+        for deletes in (False, True) if ctx.settings.tier > Tier.QUICK else (bool(number % 2),):
+            agent_id = f"{write.name}-{deletes}"
+            await seed(store, agent_id)
+            doubt.loses = doubt.writes = True
+            try:
+                await asyncio.gather(write.act(store, agent_id), return_exceptions=True)
+            finally:
+                doubt.loses = False
+            await ctx.store.delete(agent_id)
+            if not deletes:
+                await overwrite(ctx.store, agent_id)
+            await asyncio.sleep(0.002)
+            problem = difference(await portrait(store, agent_id), nothing if deletes else plain)
+            ctx.true(problem is None, f"{write.name} in doubt, then another wrote: {problem}")
+            await store.save_messages(agent_id, samples.messages(2))
+            ctx.equal(
+                await ctx.store.load_messages(agent_id), samples.messages(2), f"a save after {write.name} in doubt"
+            )
+
+
+@check("OPS-10", "OPS-17", needs=_E)
+async def an_engine_that_breaks_off_is_told_as_such(ctx: Context) -> None:
+    """Reads and writes whose engine call fails are made known by the error that the engine gave, with all that it says;
+    nothing of it stays behind in the store.
+    """
+    store, doubt = await doubtful(ctx)
+    await seed(store, "a")
+    doubt.loses = doubt.raises = True
+    results = await asyncio.gather(
+        store.append_event("a", samples.event(9)),
+        store.save_todos("a", samples.todos("x")),
+        store.delete("a"),
+        store.batch_fork("a", 1),
+        store.delete_many(template_id="assistant"),
+        return_exceptions=True,
+    )
+    doubt.loses = False
+    for result in results:
+        ctx.true(isinstance(result, StorageError), f"a call whose engine broke off gave {result!r}")
+        ctx.true("broke off" in str(result), f"the error must say what the engine said: {result}")
+    ctx.equal(len(await store.load_messages("a")), 3, "the messages afterwards")
+    ctx.equal(await store.list(), ["a"], "the agents afterwards")

@@ -1,0 +1,220 @@
+"""OPS-9, LIFE-3: how a write ended whose caller was cancelled is seen by the next call, and stays so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from typing import Any, Final
+
+from kode_conformance import samples
+from kode_conformance.context import Context, Violation, difference
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.writes import FORK, LOOKS, WRITES, Portrait, Write, expected, overwrite, portrait, seed
+from kode_core.protocols import ExtendedStore
+
+_E = Capability.EXTENDED
+_A_WHILE: Final = 0.15
+"""After so many seconds a write that goes on behind everybody's back has landed."""
+_SECONDS: Final = 20.0
+
+
+def _steps(ctx: Context, factor: int = 2) -> Iterator[int]:
+    """After how many steps of the event loop to cancel: after each of the first, and then of ever fewer, *factor* times
+    as many each time, or half as many more where there is time.
+    """
+    steps = 0
+    while True:
+        yield steps
+        steps += 1 if steps < 3 else steps // 2 if ctx.settings.tier > Tier.QUICK else steps * (factor - 1)
+
+
+async def _cancelled(call: Awaitable[Any], steps: int) -> bool:
+    """Cancel the call after so many steps unless it was done before; whether it was cancelled.
+
+    Raises:
+        Violation: it neither returned nor was cancelled.
+    """
+    task = asyncio.ensure_future(call)
+    until = asyncio.get_running_loop().time() + _SECONDS
+    for _ in range(steps):
+        if task.done():
+            break
+        await asyncio.sleep(0)
+        if asyncio.get_running_loop().time() > until:
+            raise Violation(f"after others were cancelled, a call did not end within {_SECONDS:g} s")
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=_SECONDS)
+    if not done:
+        raise Violation(f"cancelled after {steps} steps, a call did not end within {_SECONDS:g} s")
+    if task.cancelled():
+        return True
+    error = task.exception()
+    if error is not None:
+        raise Violation(f"cancelled after {steps} steps it raised {type(error).__name__}: {error}") from error
+    return False
+
+
+class _Trial:
+    """A write to an agent of its own that was cancelled, and what was seen at once."""
+
+    def __init__(self, write: Write, steps: int) -> None:
+        self.write = write
+        self.steps = steps
+        self.agent_id = f"{write.name}-{steps}"
+
+    @property
+    def what(self) -> str:
+        return f"{self.write.name}, cancelled after {self.steps} steps"
+
+
+@check("OPS-9", "MSG-1")
+async def what_is_read_after_a_cancellation_stays(ctx: Context) -> None:
+    """The first read after a write of any kind was cancelled, whatever it reads, sees how the write ended: there whole
+    or not at all, and a moment later the same.
+    """
+    seen: list[tuple[_Trial, str, object, Portrait]] = []
+    for write in WRITES:
+        wanted = await expected(ctx.store, write)
+        changed = [kind for kind in LOOKS if difference(wanted.before[kind], wanted.after[kind]) is not None]
+        for round_number, steps in enumerate(_steps(ctx)):
+            trial = _Trial(write, steps)
+            await seed(ctx.store, trial.agent_id)
+            was_cancelled = await _cancelled(write.act(ctx.store, trial.agent_id), steps)
+            kind = changed[round_number % len(changed)]
+            first = await LOOKS[kind](ctx.store, trial.agent_id)
+            found = await portrait(ctx.store, trial.agent_id)
+            problem = wanted.problem(found, done=not was_cancelled)
+            ctx.true(problem is None, f"{trial.what}: {problem}")
+            seen.append((trial, kind, first, found))
+            if not was_cancelled:
+                break
+    await asyncio.sleep(_A_WHILE)
+    for trial, kind, first, found in seen:
+        later = await portrait(ctx.store, trial.agent_id)
+        _see_the_same(first, later[kind], f"{trial.what}: {kind} changed after the first read, without a write")
+        _see_the_same(found, later, f"{trial.what}: it changed after it was read, without a write")
+
+
+def _see_the_same(before: object, later: object, what: str) -> None:
+    problem = difference(later, before)
+    if problem is not None:
+        raise Violation(f"{what}: {problem}")
+
+
+@check("OPS-9", "MSG-3")
+async def looking_and_saving_again_never_doubles(ctx: Context) -> None:
+    """Who was cancelled, looks, finds nothing and saves again has saved once: messages, turns and forks."""
+    for steps in _steps(ctx):
+        one, turn, parent = f"one-{steps}", f"turn-{steps}", f"parent-{steps}"
+        again = [
+            await _again(ctx.store, one, steps, lambda a: ctx.store.append_messages(a, samples.messages(1))),
+            await _again(
+                ctx.store,
+                turn,
+                steps,
+                lambda a: ctx.store.save_turn(a, append=samples.messages(1), info=samples.info(a)),
+            ),
+        ]
+        if _E in _offered(ctx):
+            await ctx.store.save_info(parent, samples.info(parent))
+            again.append(await _cancelled(FORK.act(ctx.store, parent), steps))
+        forks = await _forks(ctx, parent)
+        await asyncio.sleep(0.02)
+        for agent_id in (one, turn):
+            found = await ctx.store.load_messages(agent_id)
+            ctx.equal(found, samples.messages(1), f"cancelled after {steps} steps: the messages of {agent_id}")
+        ctx.equal(await _forks(ctx, parent), forks, f"cancelled after {steps} steps: the forks a moment later")
+        if not any(again):
+            return
+
+
+async def _again(store: ExtendedStore, agent_id: str, steps: int, act: Any) -> bool:
+    """Write, cancelled; write again if nothing is there; whether it was cancelled."""
+    was_cancelled = await _cancelled(act(agent_id), steps)
+    if not await store.load_messages(agent_id):
+        await act(agent_id)
+    return was_cancelled
+
+
+def _offered(ctx: Context) -> Capability:
+    return Capability.NONE if "EXTENDED" in ctx.harness.lacks else _E
+
+
+async def _forks(ctx: Context, parent: str) -> list[str]:
+    """The forks of *parent*; what is asked of the parent first waits for a fork that goes on."""
+    if _E not in _offered(ctx):
+        return []
+    await ctx.store.exists(parent)
+    infos = [await ctx.store.load_info(agent_id) for agent_id in await ctx.store.list("agt-")]
+    return sorted(info.agent_id for info in infos if info is not None and parent in info.lineage)
+
+
+@check("OPS-9", "TURN-1")
+async def what_is_written_after_a_cancellation_is_last(ctx: Context) -> None:
+    """A write that follows one that was cancelled, with no read in between, has the last word, whatever the kind."""
+    await overwrite(ctx.store, "plain")
+    plain = _without_events(await portrait(ctx.store, "plain"))
+    trials = []
+    for write in WRITES:
+        for steps in _steps(ctx, 4):
+            trial = _Trial(write, steps)
+            trials.append(trial)
+            was_cancelled = await _cancelled(write.act(ctx.store, trial.agent_id), steps)
+            await overwrite(ctx.store, trial.agent_id)
+            if not was_cancelled:
+                break
+    await asyncio.sleep(_A_WHILE)
+    for trial in trials:
+        found = _without_events(await portrait(ctx.store, trial.agent_id))
+        problem = difference(found, plain)
+        ctx.true(problem is None, f"{trial.what}, then every kind was saved anew: {problem}")
+
+
+def _without_events(found: Portrait) -> Portrait:
+    return {kind: value for kind, value in found.items() if kind != "events"}
+
+
+@check("LIFE-3", "OPS-9")
+async def what_was_cancelled_does_not_outlive_a_delete(ctx: Context) -> None:
+    """An agent that is deleted right after a write to it was cancelled is gone, and does not come back: not by a write
+    that waits for its group, either.
+    """
+    nothing = await portrait(ctx.store, "nobody")
+    trials = []
+    for write in WRITES:
+        for steps in _steps(ctx, 4):
+            trial = _Trial(write, steps)
+            trials.append(trial)
+            numbers = (steps * 10 + len(trials) * 10_000, steps * 10 + len(trials) * 10_000 + 1)
+            others = [asyncio.ensure_future(ctx.store.append_event("other", samples.event(i))) for i in numbers]
+            for _ in range(len(trials) % 4):
+                await asyncio.sleep(0)
+            was_cancelled = await _cancelled(write.act(ctx.store, trial.agent_id), steps)
+            await ctx.store.delete(trial.agent_id)
+            await asyncio.gather(*others)
+            if not was_cancelled:
+                break
+    await asyncio.sleep(_A_WHILE)
+    for trial in trials:
+        problem = difference(await portrait(ctx.store, trial.agent_id), nothing)
+        ctx.true(problem is None, f"{trial.what}, then deleted: it came back: {problem}")
+
+
+@check("OPS-5", "OPS-9", needs=_E)
+async def close_waits_for_what_was_cancelled(ctx: Context) -> None:
+    """When close returns nothing of the store is under way, not even writes whose callers were cancelled: what another
+    store reads then stays.
+    """
+    seen: list[tuple[_Trial, Portrait]] = []
+    for steps in (0, 2, 8, 60):
+        store = await ctx.another()
+        trials = [_Trial(write, steps) for write in WRITES]
+        await asyncio.gather(*(seed(store, trial.agent_id) for trial in trials))
+        await asyncio.gather(*(_cancelled(trial.write.act(store, trial.agent_id), steps) for trial in trials))
+        await ctx.close(store)
+        seen += [(trial, await portrait(ctx.store, trial.agent_id)) for trial in trials]
+    await asyncio.sleep(_A_WHILE)
+    for trial, found in seen:
+        later = await portrait(ctx.store, trial.agent_id)
+        _see_the_same(found, later, f"{trial.what}, before close: it changed after the store was closed")
