@@ -65,6 +65,7 @@ async def wrong_arguments_raise_errors_of_this_library(ctx: Context) -> None:
             left = difference(await portrait(ctx.store, agent_id), nothing)
             ctx.true(left is None, f"{parameter.method} refused {parameter.name}, and wrote something: {left}")
     _judge(wrong)
+    ctx.equal(await ctx.store.exists("parent"), True, "whether an agent is there that was saved before all that")
 
 
 def _note(wrong: list[str], what: str, error: BaseException | None) -> None:

@@ -104,6 +104,7 @@ async def what_was_deleted_is_forgotten(ctx: Context) -> None:
         for number in range(_AGENTS // 2):
             await _write(ctx.store, f"a{number}", number)
             await ctx.store.save_info(f"a{number}", samples.info(f"a{number}"))
+        ctx.equal(len(await ctx.store.load_messages("a1")), 2, "the messages of an agent before it is deleted")
         for number in range(_AGENTS // 4):
             await ctx.store.delete(f"a{number}")
         await ctx.store.delete_many(template_id="assistant")

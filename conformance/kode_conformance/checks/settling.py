@@ -155,6 +155,7 @@ async def what_is_written_after_a_cancellation_is_last(ctx: Context) -> None:
     """A write that follows one that was cancelled, with no read in between, has the last word, whatever the kind."""
     await overwrite(ctx.store, "plain")
     plain = _without_events(await portrait(ctx.store, "plain"))
+    ctx.true(all(plain.values()), f"something of every kind must be there after it was saved: {plain}")
     trials = []
     for write in WRITES:
         for steps in _steps(ctx, 4):
@@ -199,6 +200,8 @@ async def what_was_cancelled_does_not_outlive_a_delete(ctx: Context) -> None:
     for trial in trials:
         problem = difference(await portrait(ctx.store, trial.agent_id), nothing)
         ctx.true(problem is None, f"{trial.what}, then deleted: it came back: {problem}")
+    kept = len([event async for event in ctx.store.read_events("other")])
+    ctx.equal(kept, 2 * len(trials), "the events of an agent that nobody deleted")
 
 
 @check("OPS-5", "OPS-9", needs=_E)
@@ -215,6 +218,7 @@ async def close_waits_for_what_was_cancelled(ctx: Context) -> None:
         await ctx.close(store)
         seen += [(trial, await portrait(ctx.store, trial.agent_id)) for trial in trials]
     await asyncio.sleep(_A_WHILE)
+    ctx.true(any(found["messages"] for _, found in seen), "what was saved before the writes must be there")
     for trial, found in seen:
         later = await portrait(ctx.store, trial.agent_id)
         _see_the_same(found, later, f"{trial.what}, before close: it changed after the store was closed")

@@ -110,6 +110,7 @@ async def long_lists_leave_the_loop_free(ctx: Context) -> None:
         "appended events": lambda: ctx.store.append_events("p", samples.events(10_000, 10_000 * next(number))),
     }
     await _see_turns(ctx, calls, reference, f"{_COUNT} messages")
+    ctx.equal(len(await ctx.store.load_messages("p")), _COUNT, "how many messages there are in the end")
 
 
 @check("OPS-15", "VAL-4", needs=_E, tier=Tier.STANDARD)
@@ -136,6 +137,8 @@ async def large_values_leave_the_loop_free(ctx: Context) -> None:
         "an event": lambda: ctx.store.append_event("a", samples.event(next(number), rows=rows)),
     }
     await _see_turns(ctx, calls, _reference(rows), "a value of 60,000 rows")
+    (loaded,) = await ctx.store.load_tool_call_records("a")
+    ctx.equal(len(loaded.result["rows"]), len(rows), "how many rows there are in the end")
     for _ in range(8):
         await snapshots()
     listing: dict[str, Callable[[], Awaitable[Any]]] = {

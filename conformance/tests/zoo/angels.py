@@ -40,7 +40,11 @@ def angel(base: type[ZooHarness], **settings: Any) -> Callable[[type], type]:
     return register
 
 
-_MANY_CALLS = ("any_json_value", "what_json_cannot", "thousands_are", "a_thousand_locks", "random_", "every_legal_id")
+_AT_EACH_STEP = ("cancel", "in_doubt", "holds_up_no_other", "fails_no_other", "damage_of_any")
+_MANY_CALLS = (
+    *("any_json_value", "what_json_cannot", "thousands_are", "a_thousand_locks", "random_", "every_legal_id"),
+    *_AT_EACH_STEP,
+)
 
 
 @angel(OnMemory, without=_MANY_CALLS)
@@ -252,7 +256,7 @@ class RemembersNothing(Layer):
     """Reads the outline of a list anew for each write."""
 
 
-@angel(OnJson, without=("thousands_are",))
+@angel(OnJson, without=("thousands_are", *_AT_EACH_STEP))
 class CompactsAlways(Folder):
     """Rewrites a file after every write to it."""
 
