@@ -30,6 +30,7 @@ from tests.benchmarks.measure import Report, Row
 MESSAGES = 100_000
 _BEAT_S = 0.005
 _TARGET_MS = 50.0
+_QUIET = "nothing: the machine's own noise"
 _PARTS = ("lists", "calls", "snapshots", "rows", "text", "info")
 
 Calls = list[tuple[str, Callable[[], Awaitable[object]]]]
@@ -41,7 +42,8 @@ async def run(report: Report, backend: Backend) -> None:
     for part in _PARTS:
         async with backend.space() as options, Child.of(__name__, {"options": options}) as child:
             for name, held, took in await child.ask(part):
-                report.add(Row(f"{name} ({took:,.2f} s)", held * 1000, "ms", target=_TARGET_MS))
+                target = None if name == _QUIET else _TARGET_MS
+                report.add(Row(f"{name} ({took:,.2f} s)", held * 1000, "ms", target=target))
 
 
 async def longest_pause(call: Callable[[], Awaitable[object]]) -> float:
@@ -162,8 +164,7 @@ async def _measure(store: ExtendedStore, part: str) -> list[tuple[str, float, fl
         "text": _values("x" * 10_000_000, "10 MB"),
         "info": _info,
     }
-    quiet = "nothing, for a second: the machine's own noise"
-    calls: Calls = [(quiet, lambda: asyncio.sleep(1)), *makers[part](store)]
+    calls: Calls = [(_QUIET, lambda: asyncio.sleep(1)), *makers[part](store)]
     found = []
     for name, call in calls:
         gc.collect()
