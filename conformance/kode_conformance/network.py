@@ -312,8 +312,8 @@ class NetworkTests:
             was_cut = link.proxy.counts.cut_at > cuts
             link.proxy.cut_at()
             link.proxy.mode = Mode.FORWARD
-            (end,) = await asyncio.gather(call, return_exceptions=True)
-            assert end is None or isinstance(end, (int, StorageError)), end
+            ends: Any = await asyncio.gather(call, return_exceptions=True)
+            assert ends[0] is None or isinstance(ends[0], (int, StorageError)), ends
             if was_done and was_cut:
                 deleted_in_between += 1
                 await asyncio.sleep(0.1)
