@@ -25,6 +25,7 @@ from kode_core.errors import (
 from kode_core.server_options import password_of
 from kode_postgres.dsn import read_dsn
 from kode_postgres.errors import is_conflict, is_lost, is_starting, to_kode_error
+from kode_postgres.foreign import refuse_foreign
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, migrate, version_of
 from kode_postgres.session import Doubt, ServerClock, Session, limits
@@ -113,8 +114,9 @@ class Connections:
         """Make a call once."""
         try:
             return await self._attempt(call, Doubt(), min(self.answer_s, 4.0))
-        except Exception as exc:
-            raise self._error(exc) from exc
+        except Exception as exc:  # noqa: BLE001 - turned into one of this library's
+            error = self._error(exc)
+            raise error from (exc if error is not exc else None)
 
     async def _run(self, call: Call[T], trouble: Trouble, doubt: Doubt, seconds: float | None) -> T:
         while True:
@@ -128,7 +130,7 @@ class Connections:
                     error = self._error(exc)
                     if trouble.writes and doubt.since is not None and not isinstance(error, OutcomeUnknownError):
                         raise OutcomeUnknownError(f"{error}; it may have been written, or not: read first") from exc
-                    raise error from exc
+                    raise error from (exc if error is not exc else None)
             await asyncio.sleep(pause)
 
     async def _attempt(self, call: Call[T], doubt: Doubt, seconds: float) -> T:
@@ -251,6 +253,8 @@ async def open_connections(options: PostgresOptions, tables: Tables) -> Connecti
     while True:
         try:
             return await _open(options, tables)
+        except KodeError:
+            raise
         except Exception as exc:
             transient = is_starting(exc) or is_conflict(exc)
             if not transient or time.monotonic() > deadline:
@@ -306,6 +310,7 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
                 f"{options.place}: the database's encoding is {encoding}, which cannot hold every text; "
                 "make one with: createdb --encoding=UTF8 --template=template0"
             )
+        await refuse_foreign(con, options, tables)
         await migrate(con, tables, options.place, create=options.create)
         pooled = bool(process != con.get_server_pid())
         settings = {} if pooled or options.pool is not None else await _settings(con, options, version)
