@@ -41,7 +41,8 @@ from kode_core.engine import Engine
 from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.store import EngineStore, writer
 from kode_core.store.list_memory import ListMemory, size_of
-from kode_core.store.lists import Remembered, Replace
+from kode_core.store.lists import Replace
+from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
 from tests.test_writes import spied, written
 

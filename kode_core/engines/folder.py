@@ -55,6 +55,7 @@ __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "Unre
 _log = logging.getLogger("kode_core.json")
 
 FORMAT: Final = 2
+_MAX_JOURNALS: Final = 20_000
 _MEMORY_BYTES: Final = 32 << 20
 """What is remembered of journals (OPS-14); of the one that was used last, whatever it takes."""
 _ABANDONED_S: Final = 3600
@@ -204,7 +205,7 @@ class Folder:
                 return
             self._memory += journal.weight - self._weights.get(name, 0)
             self._weights[name] = journal.weight
-            while self._memory > _MEMORY_BYTES and len(self._journals) > 1:
+            while len(self._journals) > 1 and (self._memory > _MEMORY_BYTES or len(self._journals) > _MAX_JOURNALS):
                 oldest = next(iter(self._journals))
                 if oldest == name:
                     self._journals.move_to_end(name)
@@ -372,7 +373,8 @@ class Folder:
                 raise CorruptRecordError(f"agent {agent_id!r}", f"{journal.path}: a write that was prepared is gone")
             base = AgentState(batch.agent_id, journal.state.log.next_offset) if batch.delete else journal.state
             outcome = base.outcome(batch) if committed else None
-            journal.append(Frame("commit" if committed else "abort", None, outcome), durable=False)
+            decision = Frame("commit" if committed else "abort", None, outcome)
+            journal.append(decision, durable=False, marked=not self.durable)
             self.tidy(stripe, journal)
         return outcome or Applied()
 

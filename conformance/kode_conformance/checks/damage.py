@@ -56,7 +56,7 @@ class Damaging(Layer):
 
 def _damaged(found: Any) -> Any:
     if isinstance(found, Body):
-        return found._replace(text=found.text.replace("e", "x", 1))
+        return replace(found, text=found.text.replace("e", "x", 1))
     if isinstance(found, ListRows):
         first, *rest = found.rows or [None]
         return replace(found, rows=[(_damaged(first[0]), first[1]), *rest]) if first else found
