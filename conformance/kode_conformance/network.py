@@ -301,6 +301,7 @@ class NetworkTests:
             old = [samples.message(text="old")]
             await direct.save_turn(agent_id, messages=old, info=samples.info(agent_id), events=[samples.event(1)])
             await store.exists(agent_id)
+            await write(store, f"warm-{skip}")  # a driver may have its statement prepared first, which is a reply, too
             cuts = link.proxy.counts.cut_at
             link.proxy.cut_at(reply=b"", skip=skip, then=Mode.REFUSE)
             call = asyncio.ensure_future(write(store, agent_id))
