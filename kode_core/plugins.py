@@ -293,11 +293,20 @@ class Plugins:
             ) from exc
 
     def layers(self, options: msgspec.Struct) -> list[EngineLayer]:
-        """The layers that plugins put around an engine with these options, innermost first."""
+        """The layers that plugins put around an engine with these options, innermost first.
+
+        Raises:
+            IncompatibleBackendError: a plugin's hook failed.
+        """
         found = []
         for implementation in self._manager.hook.kode_engine_layers.get_hookimpls():
             self._trace(implementation)
-            layer = _call(implementation, options=options)
+            try:
+                layer = _call(implementation, options=options)
+            except Exception as exc:
+                raise IncompatibleBackendError(
+                    f"kode_engine_layers of plugin {implementation.plugin_name!r} failed: {type(exc).__name__}"
+                ) from exc
             if layer is not None:
                 order = getattr(implementation.plugin, "kode_layer_order", 0)
                 found.append((order, implementation.plugin_name, layer))

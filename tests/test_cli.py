@@ -830,7 +830,7 @@ def test_an_interrupted_backup_leaves_nothing() -> None:
 @pytest.mark.parametrize("arguments", [("sessions",), ("sessions", "--json"), ("stats",), ("--version",), ("--help",)])
 @pytest.mark.parametrize(("streams", "code"), [(">/dev/full", 2), (">&-", 0), ("2>&-", 0), (">&- 2>&-", 0)])
 def test_output_that_cannot_be_written(store: str, arguments: tuple[str, ...], streams: str, code: int) -> None:
-    """A device that is full is an error in one line, and a stream that is closed is none; no traceback ever."""
+    """A device that is full, is an error in one line, and a stream that is closed is none; no traceback ever."""
     command = f"exec {shlex.join((*KODE, *arguments))} {streams}"
     done = subprocess.run(
         ("/bin/sh", "-c", command),
@@ -842,7 +842,7 @@ def test_output_that_cannot_be_written(store: str, arguments: tuple[str, ...], s
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert ("error: the output cannot be written: No space left on device\n" in done.stderr) == bool(code)
+    assert ("error: the output cannot be written" in done.stderr) == (bool(code) and "2>&-" not in streams)
 
 
 def test_seconds_are_no_milliseconds(store: str) -> None:

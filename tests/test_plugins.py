@@ -19,6 +19,7 @@ from kode_core import (
     DisabledBackendError,
     IncompatibleBackendError,
     Message,
+    StoreUnavailableError,
     UnknownBackendError,
     create_extended_store,
     create_store,
@@ -429,3 +430,43 @@ def test_an_unknown_name_is_not_disabled_in_silence(monkeypatch: pytest.MonkeyPa
     for call in (lambda: plugins.backend("memory"), plugins.load_all, plugins.see_disabled):
         with pytest.raises(UnknownBackendError, match=f"KODE_DISABLE_PLUGINS names '{disabled}', which.*{says}"):
             call()
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_layer_that_fails(late: bool) -> None:
+    """A plugin whose layer cannot be made fails the opening with an error of the library, and leaves nothing open."""
+
+    class Fails:
+        @hookimpl
+        def kode_engine_layers(self, options: Any) -> Any:
+            return (lambda engine: 1 / 0) if late else 1 / 0
+
+    plugin = Fails()
+    registry.add(plugin, "fails")
+    try:
+        with pytest.raises(IncompatibleBackendError, match="ZeroDivisionError"):
+            await create_extended_store("sqlite:///x.db")
+    finally:
+        registry._manager.unregister(plugin)
+
+
+async def test_a_backend_whose_driver_fails() -> None:
+    """What a driver says when a backend of somebody else's lets it through is not repeated: it may quote a password."""
+
+    class Leaks:
+        @hookimpl
+        def kode_store_backend(self) -> Backend:
+            async def open_leaky(options: Any) -> Any:
+                raise ValueError("invalid DSN: leaky://user:Tr0ub4dor@host")
+
+            return Backend(name="leaky", options=MemoryOptions, open=open_leaky)
+
+    registry.add(Leaks())
+    with pytest.raises(
+        StoreUnavailableError, match="'leaky' could not be opened: ValueError at .*test_plugins.py"
+    ) as caught:
+        await create_extended_store("leaky:")
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "Tr0ub4dor" not in str(error)
+        error = error.__cause__ or error.__context__
