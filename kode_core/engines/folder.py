@@ -31,6 +31,7 @@ import msgspec
 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engines.cuts import cut_files
+from kode_core.engines.file_errors import UnreadableFileError, UnresolvedError
 from kode_core.engines.files import (
     agent_of,
     file_name,
@@ -62,21 +63,6 @@ _ABANDONED_S: Final = 3600
 _ABANDONED_COPY_S: Final = 24 * 3600
 _NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that opening a file ends with, and that say nothing of this file."""
-
-
-class UnresolvedError(StorageError):
-    """The agent's last write waits for the word of the store that commits the other part of it."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(
-            f"agent {batch.agent_id!r}: a crash left a write whose outcome only the database knows; "
-            "open this folder together with the database that it belongs to"
-        )
-        self.batch = batch
-
-
-class UnreadableFileError(CorruptRecordError, StoreUnavailableError):
-    """The system does not let this process read the file of one agent. To the others it is as damage of that one."""
 
 
 class Folder:
