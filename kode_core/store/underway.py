@@ -11,18 +11,23 @@ import asyncio
 from collections.abc import Collection, Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["Underway", "is_in_doubt"]
+__all__ = ["OTHERS_S", "Underway", "is_in_doubt", "put_in_doubt"]
 
 T = TypeVar("T")
 
 _IN_DOUBT: Final = "_kode_in_doubt"
-_OTHERS_S: Final = 1.0
+OTHERS_S: Final = 1.0
 """How long a call over all agents waits for a write that was left: one agent must not hold up the others (OPS-13)."""
 
 
 def is_in_doubt(exc: BaseException | None) -> bool:
     """Whether a cancellation came in the middle of a write."""
     return getattr(exc, _IN_DOUBT, False)
+
+
+def put_in_doubt(exc: asyncio.CancelledError) -> None:
+    """Note that a cancellation came in the middle of a write."""
+    setattr(exc, _IN_DOUBT, True)
 
 
 class Underway:
@@ -51,7 +56,7 @@ class Underway:
 
     def leave(self, agent_ids: Collection[str], write: asyncio.Future[Any], exc: asyncio.CancelledError) -> None:
         """Note that the caller of a write is gone, with *exc*, which says from here on that the write is in doubt."""
-        setattr(exc, _IN_DOUBT, True)
+        put_in_doubt(exc)
         if not write.done():
             self._left[write] = agent_ids
             write.add_done_callback(self._ended)
@@ -80,7 +85,7 @@ class Underway:
         """Wait for all that were left, but for none of them longer than a second in all."""
         left = self._left.keys() - self._stuck
         if left:
-            _, late = await asyncio.wait(left, timeout=_OTHERS_S)
+            _, late = await asyncio.wait(left, timeout=OTHERS_S)
             self._stuck |= late & self._left.keys()
 
     async def ended(self) -> None:
