@@ -330,6 +330,18 @@ def test_doctor_finds_a_sound_store(store: str) -> None:
     assert "ok, 4 agents checked" in out
 
 
+def test_doctor_counts_agents_without_info(store: str) -> None:
+    """Agents that no list shows are told apart from those that the store is said to hold."""
+    url = copy(store)
+
+    async def begin() -> None:
+        async with create_extended_store(url) as opened:
+            await opened.append_messages("agt-new", [Message.user("Hello")])
+
+    asyncio.run(begin())
+    assert "ok, 5 agents checked, 1 of them without info" in kode("doctor", "--store", url)[0]
+
+
 def test_doctor_finds_what_does_not_fit(store: str) -> None:
     """Exit code 1 and a line for each problem; one agent can be asked for."""
     url = copy(store)
