@@ -27,7 +27,7 @@ from kode_core.codec import Body
 from kode_core.engines.reading import MOST, check_head
 from kode_core.errors import CorruptRecordError, KodeError, StorageError
 from kode_sqlite.errors import to_kode_error
-from kode_sqlite.sound import text_of
+from kode_sqlite.sound import INT, see, text_of
 from kode_sqlite.statements import EVENTS, LISTS, TABLES_OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
@@ -222,7 +222,10 @@ class Transaction:
         """The write with no message older than those that stay before it (MSG-4)."""
         found = self._db.execute("SELECT max(created_at) FROM kode_messages WHERE agent_id = ?", (agent_id,))
         (latest,) = found.fetchone()
-        return write if latest is None else write.not_before(latest)
+        if latest is None:
+            return write
+        see((latest,), (INT,), f"the time of a message of agent {agent_id!r}")
+        return write.not_before(latest)
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
         key = (agent_id, write.kind.value, write.key)
