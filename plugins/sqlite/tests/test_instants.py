@@ -46,7 +46,7 @@ def test_an_agent_that_is_made_while_it_is_looked_for_is_not_corrupt(tmp_path: P
     path = tmp_path / "agents.db"
 
     async def save(agent_id: str) -> None:
-        async with SqliteStore(db_path=path) as store:
+        async with SqliteStore(db_path=str(path)) as store:
             await store.save_info(agent_id, samples.info(agent_id))
 
     asyncio.run(save("other"))
@@ -62,11 +62,11 @@ def test_an_agent_that_is_made_while_it_is_looked_for_is_not_corrupt(tmp_path: P
 async def test_an_append_after_a_message_of_no_time_is_refused(tmp_path: Path, time: str) -> None:
     """A message whose time is damaged is named by an append, too, and other agents are written (OPS-4, OPS-17)."""
     path = tmp_path / "agents.db"
-    async with SqliteStore(db_path=path) as store:
+    async with SqliteStore(db_path=str(path)) as store:
         await store.save_messages("a", samples.messages(3))
     with closing(sqlite3.connect(path)) as db, db:
         db.execute(f"UPDATE kode_messages SET created_at = {time} WHERE position = 1")
-    async with SqliteStore(db_path=path) as store:
+    async with SqliteStore(db_path=str(path)) as store:
         appends = [store.append_messages(agent_id, samples.messages(1)) for agent_id in ("a", "b")]
         damaged, sound = await asyncio.gather(*appends, return_exceptions=True)
         assert isinstance(damaged, CorruptRecordError)
