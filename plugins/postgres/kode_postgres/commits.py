@@ -104,7 +104,7 @@ class Committer:
         while len(self._lanes) < self._most and (group := self._take()):
             lane = asyncio.get_running_loop().create_task(self._lane(group))
             self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+            lane.add_done_callback(self._lanes.discard)  # for one that never began
 
     def _take(self) -> list[_Item]:
         """The next batches that can be written together: of different agents, and of one way to be written."""
@@ -129,13 +129,18 @@ class Committer:
         return group
 
     async def _lane(self, group: list[_Item]) -> None:
-        while group:
-            try:
-                await self._write(group)
-            finally:
-                lost = OutcomeUnknownError("the event loop was shut down while this was written")
-                self._settle([item for item in group if not item.is_settled], lost)
-            group = self._take()
+        try:
+            while group:
+                try:
+                    await self._write(group)
+                finally:
+                    lost = OutcomeUnknownError("the event loop was shut down while this was written")
+                    self._settle([item for item in group if not item.is_settled], lost)
+                group = self._take()
+        finally:  # in the same turn as the last look: what comes from now on finds one lane fewer, and begins one
+            lane = asyncio.current_task()
+            assert lane is not None
+            self._lanes.discard(lane)
 
     async def _write(self, group: list[_Item]) -> None:
         locking = needs_lock(group[0].batch)
