@@ -324,7 +324,7 @@ class Batch(_Value, frozen=True, kw_only=True):
 
     @property
     def is_touching(self) -> bool:
-        """Whether it changes lists or info, so that ``updated_at`` moves and it must not be applied twice."""
+        """Whether it changes lists or info, so that ``updated_at`` moves."""
         return self.messages is not None or self.tool_calls is not None or self.info is not None
 
     @property

@@ -44,7 +44,7 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     file_store_base_dir: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] | None = None
     timeout_ms: Millis = 30_000
     follow_poll_ms: Millis = 100
-    memory_limit_bytes: Annotated[int, msgspec.Meta(ge=0)] = 64 * 2**20
+    memory_limit_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 64 * 2**20
 
 
 class Configured(NamedTuple):

@@ -43,7 +43,7 @@ What it raises ends the call, and is raised by it.
 
 
 def unwatched(done: int, total: int | None) -> None:
-    """The progress that nobody looks at."""
+    """Take the progress of a call that nobody watches."""
 
 
 @runtime_checkable

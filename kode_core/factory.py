@@ -14,7 +14,7 @@ from kode_core.config import Configured, configure
 from kode_core.engine import Engine
 from kode_core.errors import IncompatibleBackendError, KodeError, StoreUnavailableError
 from kode_core.layers.companion import refuse_without_files
-from kode_core.plugins import Backend, opened_store, registry
+from kode_core.plugins import Backend, EngineLayer, opened_store, registry
 from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
@@ -148,8 +148,17 @@ async def open_engine(configured: Configured) -> Engine:
             await refuse_without_files(engine)
     async with _closed_on_error(engine):
         for layer in registry.layers(configured.options):
-            engine = layer(engine)
+            engine = _around(layer, engine)
     return engine
+
+
+def _around(layer: EngineLayer, engine: Engine) -> Engine:
+    try:
+        return layer(engine)
+    except KodeError:
+        raise
+    except Exception as exc:
+        raise IncompatibleBackendError(f"a layer cannot be put around {engine!r}: {type(exc).__name__}") from exc
 
 
 async def opened(configured: Configured) -> Any:

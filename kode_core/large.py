@@ -57,11 +57,11 @@ class Proof(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         digest: of what they were; None when it was never taken, so that they may be anything.
-        parts: the dicts and lists; None for a large record, which is looked at in slices.
+        parts: the dict or list, or a tuple of several; None for a large record, which is looked at in slices.
     """
 
     digest: bytes | None
-    parts: tuple[Any, ...] | None
+    parts: Any
 
 
 class Written(msgspec.Struct, frozen=True, gc=False):
@@ -85,11 +85,13 @@ def proof_of_read(record: Record, body: Body) -> Proof | None:
 
 
 def _proof(parts: Sequence[Any]) -> Proof | None:
-    taken = tuple(parts)
-    return Proof(digest_of(taken), taken) if taken else None
+    if not parts:
+        return None
+    taken = parts[0] if len(parts) == 1 else tuple(parts)  # a tuple of its own would be the garbage collector's, too
+    return Proof(digest_of(taken), taken)
 
 
-def digest_of(parts: Sequence[Any]) -> bytes:
+def digest_of(parts: Any) -> bytes:
     """16 bytes that stand for dicts and lists.
 
     Raises:

@@ -239,3 +239,62 @@ async def test_a_damaged_record_is_neither_copied_nor_lost() -> None:
                 await store.batch_fork("a", 2)
             await store.append_messages("b", samples.messages(1))
         assert len(list(BASE.glob("*.jsonl"))) == 2
+
+
+@pytest.mark.slow
+async def test_damage_under_an_open_store() -> None:
+    """Damage to a file that a store has read already is never taken for other data, neither by that store nor, after
+    it has written, by the next one.
+    """
+    await fill("fast")
+    path = BASE / "a.jsonl"
+    sound = path.read_bytes()
+    other = (BASE / f"{file_name('B/2')}.jsonl").read_bytes()
+    async with opened() as store:
+        truth = await facts_of(store, "a")
+    rng = random.Random("open")
+    for _ in range(300):
+        path.write_bytes(sound)
+        messages = [truth["messages"], [*truth["messages"], samples.message(7)]]
+        async with opened() as store:
+            assert await facts_of(store, "a") == truth
+            path.write_bytes(hurt(rng, sound, other))
+            facts = await facts_of(store, "a")
+            assert facts == {name: truth[name] for name in facts}
+            try:
+                await store.append_messages("a", [samples.message(7)])
+            except (CorruptRecordError, SchemaVersionError):
+                del messages[1]
+        async with opened() as store:
+            facts = await facts_of(store, "a")
+            assert facts.pop("messages", messages[-1]) == messages[-1]
+            assert facts == {name: truth[name] for name in facts}
+        for cut in BASE.glob("*.cut-*"):
+            cut.unlink()
+
+
+async def test_what_was_not_synced_may_be_lost_with_the_power_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With durability fast, an end that is missing is damage while the host runs; after it was started again it is
+    what a loss of power took: the rest is read, and what is cut off is kept and reported.
+    """
+    async with opened("fast") as store:
+        for i in range(5):
+            await store.append_messages("a", [samples.message(i)])
+    path = BASE / "a.jsonl"
+    whole = path.read_bytes()
+    starts = [i + 1 for i in range(len(whole)) if whole[i : i + 2] == b"\n#"]
+    for end in (starts[3], starts[3] + 100):
+        path.write_bytes(whole[:end])
+        async with opened("fast") as store:
+            with pytest.raises(CorruptRecordError, match="agent 'a'"):
+                await store.load_messages("a")
+        with monkeypatch.context() as patch:
+            patch.setattr("kode_core.engines.marks.this_boot", lambda: "00000000")
+            async with opened("fast") as store:
+                assert await store.load_messages("a") == samples.messages(3)
+    monkeypatch.setattr("kode_core.engines.marks.this_boot", lambda: "00000000")
+    async with opened("fast") as store:
+        await store.append_messages("a", [samples.message(9)])
+        assert await store.load_messages("a") == [*samples.messages(3), samples.message(9)]
+        assert [issue.code for issue in (await store.check_consistency()).issues] == ["cut_short"]
+    assert (BASE / "a.jsonl.cut-1").read_bytes() == whole[starts[3] : starts[3] + 100]

@@ -30,9 +30,11 @@ from kode_core import (
     StoreUnavailableError,
     create_extended_store,
 )
+from kode_core.batch import Batch, EventRange, EventWrite
+from kode_core.codec import Body, digest
 from kode_core.engines import files
 from kode_core.engines.files import file_name, locked
-from kode_core.engines.folder import stripe_of
+from kode_core.engines.folder import Folder, stripe_of
 from tests.power_loss import Recording, recorded
 
 
@@ -433,6 +435,71 @@ async def test_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, du
     assert (bad == 0) == (durability == "full"), f"{bad} of 400 losses of power did harm"
 
 
+async def prepared_life(base: Path, recording: Recording) -> dict[str, bool]:
+    """Prepared writes, decided and not synced then, among others; returns which of them were committed."""
+    rng = random.Random(7)
+    folder = Folder(base, durable=True, wait_ms=1000)
+    folder.open()
+    events: list[int] = []
+    committed: dict[str, bool] = {}
+    stripe = folder.try_stripe(stripe_of("a"))
+    assert stripe is not None
+    recording.note([])
+    for i in range(60):
+        text = f"{i}" + "x" * rng.choice((5, 900))
+        body = Body(text, digest(text.encode()))
+        batch = Batch(agent_id="a", op_id=f"op{i}", now=i, events=(EventWrite(i, "monitor", body),))
+        if rng.random() < 0.4:
+            folder.commit(stripe, [batch])
+            events = [*events, i]
+        else:
+            folder.prepare(stripe, batch)
+            committed[batch.op_id] = rng.random() < 0.7
+            if committed[batch.op_id]:
+                events = [*events, i]
+            recording.note(events)  # the database has decided
+            folder.decide(stripe, "a", committed=committed[batch.op_id])
+        recording.note(events)
+    folder.leave(stripe)
+    return committed
+
+
+@pytest.mark.slow
+async def test_loss_of_power_between_prepared_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What became of a prepared write is not synced: whatever of it a loss of power takes, the file is no damaged one,
+    and with the word of the other store it is what it was.
+    """
+    with recorded(tmp_path / "store", monkeypatch) as recording:
+        committed = await prepared_life(tmp_path / "store", recording)
+    monkeypatch.setattr("kode_core.engines.marks.this_boot", lambda: "0" * 8)  # the host was started again
+    rng = random.Random(3)
+    undecided = 0
+    for n in range(600):
+        cut = rng.randrange(len(recording.log))
+        notes = [entry[1] for entry in recording.log[:cut] if entry[0] == "note"]
+        following = next((entry[1] for entry in recording.log[cut:] if entry[0] == "note"), None)
+        base = tmp_path / "cuts" / str(n)
+        for name, content in recording.after(cut, rng).items():
+            target = base / Path(name).relative_to(recording.base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        folder = Folder(base, durable=False, wait_ms=1000)
+        if not notes:
+            continue
+        folder.open()
+        stripe = folder.try_stripe(stripe_of("a"))
+        assert stripe is not None
+        batch = folder.prepared("a")
+        if batch is not None:
+            undecided += 1
+            folder.decide(stripe, "a", committed=committed[batch.op_id])
+        folder.leave(stripe)
+        with folder.reading("a") as (journal, _):
+            found = [row.seq for row in journal.state.log.read(EventRange())]
+        assert found in (notes[-1], following)
+    assert undecided > 50
+
+
 # --- the first format -------------------------------------------------------------------------------------------------
 
 
@@ -472,7 +539,7 @@ async def test_the_first_format_is_changed_in_place() -> None:
     b.write_bytes(damaged)
     stores = await asyncio.gather(*(opened().__aenter__() for _ in range(5)))
     store = stores[0]
-    with pytest.raises(SchemaVersionError, match="agent 'b' is in the first format"):
+    with pytest.raises(SchemaVersionError, match="agent 'b' is in the first format, and could not"):
         await store.load_info("b")
     assert b.read_bytes() == damaged
     b.unlink()
@@ -483,3 +550,21 @@ async def test_the_first_format_is_changed_in_place() -> None:
     assert (await store.check_consistency()).issues == ()
     for each in stores:
         await each.close()
+
+
+async def test_a_search_that_fails_keeps_no_file_locked() -> None:
+    """While the error of a search is held, with all that its traceback refers to, the files it looked at are free."""
+
+    def fails(states: Any) -> Any:
+        next(states)
+        raise LookupError("as a search does whose query is wrong")
+
+    async with opened() as store, opened() as other:
+        await store.save_messages("a", samples.messages(1))
+        engine = store._context.engine
+        with pytest.raises(LookupError) as caught:
+            await engine._found(None, fails)
+        async with asyncio.timeout(5):
+            await other.append_messages("a", samples.messages(1))
+            assert len(await store.query_messages()) == 2
+        assert caught.value.__traceback__ is not None

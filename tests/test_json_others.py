@@ -30,6 +30,7 @@ from kode_core import (
     StoreUnavailableError,
     create_extended_store,
 )
+from kode_core.backends.json_files import JsonOptions, open_json
 from kode_core.engines import journal
 from kode_core.engines.folder import STRIPES, stripe_of
 from kode_core.engines.state import EventLog
@@ -366,13 +367,15 @@ async def test_a_folder_that_is_gone() -> None:
 async def test_folders_that_cannot_be() -> None:
     """A base_dir that is no path, of an unknown user, or relative to a folder that is gone, is told as such."""
     for base_dir in ("a\0b", "~nobody-of-that-name/x", "a\udc80"):
-        with pytest.raises(ConfigurationError, match="base_dir"):
+        with pytest.raises(ConfigurationError):
             await opened(base_dir)
+        with pytest.raises(ConfigurationError, match="folder|base_dir"):
+            await open_json(JsonOptions(base_dir=base_dir))
     gone = Path("gone").absolute()
     gone.mkdir()
     os.chdir(gone)
     gone.rmdir()
-    with pytest.raises(StoreUnavailableError, match="the working directory is gone"):
+    with pytest.raises(ConfigurationError, match="the working directory was removed"):
         await opened("store")
 
 

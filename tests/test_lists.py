@@ -18,6 +18,7 @@ from kode_core import (
     AgentInfo,
     Bookmark,
     CompressionRecord,
+    ConfigurationError,
     ExtendedStore,
     HistoryWindow,
     InvalidArgumentError,
@@ -34,6 +35,7 @@ from kode_core import (
     ToolCallRecord,
     ToolResultBlock,
     ToolUseBlock,
+    create_extended_store,
     to_dict,
 )
 from kode_core.batch import ListKind, Outline
@@ -41,7 +43,8 @@ from kode_core.engine import Engine
 from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.store import EngineStore, writer
 from kode_core.store.list_memory import ListMemory, size_of
-from kode_core.store.lists import Remembered, Replace
+from kode_core.store.lists import Replace
+from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
 from tests.test_writes import spied, written
 
@@ -498,3 +501,33 @@ async def test_fields_of_wrong_types_are_refused_by_every_call(wrong: Any) -> No
             with pytest.raises(KodeError):
                 await call
         assert await asyncio.gather(store.load_messages("a"), store.load_tool_call_records("a")) == [[], []]
+
+
+async def test_the_limit_is_an_option_of_every_store() -> None:
+    """The limit is 64 MiB unless configured, in bytes and not negative."""
+    async with create_extended_store("memory:") as store:
+        assert isinstance(store, EngineStore)
+        assert memory_of(store)._limit == 64 * 2**20
+    async with create_extended_store("memory:?memory_limit_bytes=1000") as store:
+        assert isinstance(store, EngineStore)
+        assert memory_of(store)._limit == 1000
+    with pytest.raises(ConfigurationError, match="memory_limit_bytes"):
+        await create_extended_store("memory:", memory_limit_bytes=-1)
+
+
+async def test_a_save_that_is_cancelled_while_it_is_encoded_writes_nothing() -> None:
+    """A save of a large value whose caller gives up early leaves what was stored, and the next save is right."""
+    rows = {"rows": [{"i": i, "text": "x" * 50} for i in range(50_000)]}
+    talk = [Message.user("a")]
+    async with store_over(MemorySpace()) as store:
+        await store.save_messages("a", talk)
+        more = [*talk, Message("user", [ToolResultBlock("c", rows)])]
+        save = asyncio.ensure_future(store.save_messages("a", more))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        save.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await save
+        assert await store.load_messages("a") == talk
+        await store.save_messages("a", more)
+        assert await store.load_messages("a") == more

@@ -19,6 +19,7 @@ from kode_core import (
     DisabledBackendError,
     IncompatibleBackendError,
     Message,
+    StoreUnavailableError,
     UnknownBackendError,
     create_extended_store,
     create_store,
@@ -242,7 +243,7 @@ async def test_layers_and_observers(caplog: pytest.LogCaptureFixture) -> None:
                 await store.load_messages("")
     finally:
         for plugin in plugins:
-            registry._manager.unregister(plugin)
+            registry.remove(plugin)
     inner = [(name, error) for tag, name, error in heard if tag == "inner"]
     assert inner == [("save_messages", None), ("load_todos", None), ("load_messages", "InvalidArgumentError")]
     failures = [record.getMessage() for record in caplog.records if "kode_operation" in record.getMessage()]
@@ -369,11 +370,17 @@ async def test_a_backend_that_is_added_is_found() -> None:
     assert "acme" in plugins.names()
     for target, environ in (("acme:", {}), ({"type": "acme"}, {}), (None, {"KODE_STORE_TYPE": "acme"})):
         assert configure(target, {}, plugins.backend, environ).backend.name == "acme"
-    registry.add(_Acme("acme-added"))
-    async with create_extended_store("acme-added:?name=x") as store:
-        await store.save_messages("a", [Message.user("hi")])
-    async with create_extended_store({"type": "acme-added", "name": "x"}) as store:
-        assert len(await store.load_messages("a")) == 1
+    acme = _Acme("acme-added")
+    registry.add(acme)
+    try:
+        async with create_extended_store("acme-added:?name=x") as store:
+            await store.save_messages("a", [Message.user("hi")])
+        async with create_extended_store({"type": "acme-added", "name": "x"}) as store:
+            assert len(await store.load_messages("a")) == 1
+    finally:
+        registry.remove(acme)
+    with pytest.raises(UnknownBackendError):
+        await create_extended_store({"type": "acme-added"})
 
 
 @pytest.mark.parametrize(
@@ -429,3 +436,45 @@ def test_an_unknown_name_is_not_disabled_in_silence(monkeypatch: pytest.MonkeyPa
     for call in (lambda: plugins.backend("memory"), plugins.load_all, plugins.see_disabled):
         with pytest.raises(UnknownBackendError, match=f"KODE_DISABLE_PLUGINS names '{disabled}', which.*{says}"):
             call()
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_layer_that_fails(late: bool) -> None:
+    """A plugin whose layer cannot be made fails the opening with an error of the library, and leaves nothing open."""
+
+    class Fails:
+        @hookimpl
+        def kode_engine_layers(self, options: Any) -> Any:
+            return (lambda engine: 1 / 0) if late else 1 / 0
+
+    plugin = Fails()
+    registry.add(plugin, "fails")
+    try:
+        with pytest.raises(IncompatibleBackendError, match="ZeroDivisionError"):
+            await create_extended_store("sqlite:///x.db")
+    finally:
+        registry.remove(plugin)
+
+
+async def test_a_backend_whose_driver_fails() -> None:
+    """What a driver says when a backend of somebody else's lets it through is not repeated: it may quote a password."""
+
+    class Leaks:
+        @hookimpl
+        def kode_store_backend(self) -> Backend:
+            async def open_leaky(options: Any) -> Any:
+                raise ValueError("invalid DSN: leaky://user:Tr0ub4dor@host")
+
+            return Backend(name="leaky", options=MemoryOptions, open=open_leaky)
+
+    leaky = Leaks()
+    registry.add(leaky)
+    with pytest.raises(
+        StoreUnavailableError, match="'leaky' could not be opened: ValueError at .*test_plugins.py"
+    ) as caught:
+        await create_extended_store("leaky:")
+    registry.remove(leaky)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "Tr0ub4dor" not in str(error)
+        error = error.__cause__ or error.__context__

@@ -224,6 +224,18 @@ def calls(store: ExtendedStore) -> list[tuple[str, dict[str, Any], str]]:
     return found
 
 
+async def raw_errors(store: ExtendedStore) -> list[str]:
+    """What else than errors of the library the calls of a store raise: for the stores of plugins."""
+    raw = []
+    for name, needed, wrong in calls(store):
+        for make in WRONG:
+            value = make()
+            error = await used(lambda: getattr(store, name)(**{**needed, wrong: value}))  # noqa: B023
+            if error is not None and not isinstance(error, KodeError):
+                raw.append(f"{name}({wrong}={type(value).__name__}): {type(error).__name__}: {error}")
+    return raw
+
+
 async def holdings(store: ExtendedStore) -> Any:
     return (
         await store.load_messages("a"),

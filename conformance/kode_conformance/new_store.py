@@ -67,8 +67,11 @@ _ENGINE: Final = _Kind(
     steps=(
         ("docs, and commit of documents and of delete", "TODO HIS MED"),
         ("events, last_event, and commit of events", "EVT"),
-        ("head, rows, outline, and commit of lists and info: its preconditions, op_id", "MSG TC TURN VAL SNAP"),
-        ("agent_ids, find_sessions, find_rows, stats, totals", "INFO LIFE QRY"),
+        (
+            "head, rows, rows_at, outline, and commit of lists and info: its preconditions, op_id",
+            "MSG TC TURN VAL SNAP",
+        ),
+        ("agent_ids, stored_ids, find_sessions, find_rows, stats, totals", "INFO LIFE QRY"),
         ("acquire_lease, renew_lease, release_lease, fork, and the fence of commit", "LOCK FORK ID"),
         ("probes, inspect, backup", "OPS DUR"),
     ),

@@ -132,6 +132,27 @@ class RecordStoreTests:
         assert not await records.swap(None, a_head(1), None, [a_message(50, 1)][: len(items)])
         assert list(await records.items(PLACE, MESSAGES)) == items
 
+    async def test_everybody_of_whom_something_is_stored(self, records: RecordStore) -> None:
+        """Agents with info or without, in the order of their ids, page by page; not those that were deleted."""
+        info = Info(Body("{}", b"d"), "t", 3)
+        for agent_id, has_info, is_used in (
+            ("b", False, True),
+            ("a", True, True),
+            ("gone", False, False),
+            ("é", False, True),
+        ):
+            head = a_head(1, agent_id=agent_id, info=info if has_info else None, is_used=is_used)
+            assert await records.swap(None, head, None, [])
+        await records.acquire_lease("leased", "me", 60_000)
+        found: list[str] = []
+        async with asyncio.timeout(10):  # an index may lag behind
+            while found != ["a", "b", "é"]:
+                found = list(await records.stored_ids(None, 10))
+        assert list(await records.stored_ids(None, 2)) == ["a", "b"]
+        assert list(await records.stored_ids("a", 1)) == ["b"]
+        assert list(await records.stored_ids("b", 10)) == ["é"]
+        assert list(await records.stored_ids("é", 10)) == []
+
     async def test_a_lease_alone_is_no_head(self, records: RecordStore) -> None:
         """An agent can be locked before anything is stored of it; tokens grow."""
         first = await _fence(records)

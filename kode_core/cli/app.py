@@ -134,8 +134,8 @@ for _command in COMMANDS:
 
 def run() -> int:
     """Run the command and return the exit code; an error of the library is one line on stderr."""
+    prepare_streams()
     try:
-        prepare_streams()
         try:
             app()
         finally:

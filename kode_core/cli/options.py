@@ -57,7 +57,7 @@ def _milliseconds(number: int) -> int:
     """The number, unless it looks like seconds: then it would be a moment in the early seventies."""
     if abs(number) < _SECONDS_BELOW:
         raise typer.BadParameter(
-            f"{number} milliseconds are in the years around 1970; of seconds since 1970 write {number * 1000}"
+            f"{number} looks like seconds since 1970; a time is in milliseconds, as {number * 1000} would be"
         )
     return number
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -11,7 +10,6 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final, TextIO
 
 import msgspec
@@ -58,15 +56,15 @@ _STATE_STYLES: Final = {"COMPLETED": "green", "FAILED": "red", "DENIED": "red"}
 
 
 def prepare_streams() -> None:
-    """Let no character stop the output, whatever the encoding of the terminal; errors need no open stderr.
+    """Let no character stop the output, whatever the encoding of the terminal, and no stream that is closed.
 
-    Raises:
-        OSError: there is no stdout.
+    What is written to one goes nowhere. It has to be a file all the same: otherwise the database would be opened under
+    its number, and be written into by whoever means the stream.
     """
-    if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open as long as the process
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, "stdout is closed")
+    for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, flags)  # the least that is free, which is that of the stream
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -115,8 +113,6 @@ def fail(problem: str) -> None:
 
 def give_up_output() -> None:
     """Let nothing more be written to stdout: what is still in its buffer goes nowhere, without an error."""
-    if sys.stdout is None:
-        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

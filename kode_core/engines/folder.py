@@ -31,6 +31,7 @@ import msgspec
 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engines.cuts import cut_files
+from kode_core.engines.file_errors import UnreadableFileError, UnresolvedError
 from kode_core.engines.files import (
     agent_of,
     file_name,
@@ -55,27 +56,13 @@ __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "Unre
 _log = logging.getLogger("kode_core.json")
 
 FORMAT: Final = 2
+_MAX_JOURNALS: Final = 20_000
 _MEMORY_BYTES: Final = 32 << 20
 """What is remembered of journals (OPS-14); of the one that was used last, whatever it takes."""
 _ABANDONED_S: Final = 3600
 _ABANDONED_COPY_S: Final = 24 * 3600
 _NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that opening a file ends with, and that say nothing of this file."""
-
-
-class UnresolvedError(StorageError):
-    """The agent's last write waits for the word of the store that commits the other part of it."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(
-            f"agent {batch.agent_id!r}: a crash left a write whose outcome only the database knows; "
-            "open this folder together with the database that it belongs to"
-        )
-        self.batch = batch
-
-
-class UnreadableFileError(CorruptRecordError, StoreUnavailableError):
-    """The system does not let this process read the file of one agent. To the others it is as damage of that one."""
 
 
 class Folder:
@@ -204,7 +191,7 @@ class Folder:
                 return
             self._memory += journal.weight - self._weights.get(name, 0)
             self._weights[name] = journal.weight
-            while self._memory > _MEMORY_BYTES and len(self._journals) > 1:
+            while len(self._journals) > 1 and (self._memory > _MEMORY_BYTES or len(self._journals) > _MAX_JOURNALS):
                 oldest = next(iter(self._journals))
                 if oldest == name:
                     self._journals.move_to_end(name)
@@ -372,7 +359,8 @@ class Folder:
                 raise CorruptRecordError(f"agent {agent_id!r}", f"{journal.path}: a write that was prepared is gone")
             base = AgentState(batch.agent_id, journal.state.log.next_offset) if batch.delete else journal.state
             outcome = base.outcome(batch) if committed else None
-            journal.append(Frame("commit" if committed else "abort", None, outcome), durable=False)
+            decision = Frame("commit" if committed else "abort", None, outcome)
+            journal.append(decision, durable=False, marked=not self.durable)
             self.tidy(stripe, journal)
         return outcome or Applied()
 

@@ -160,11 +160,10 @@ class Journal:
             self.damage = self._damaged(0, str(exc))
             return
         except OtherFormatError as exc:
-            self.damage = SchemaVersionError(
-                f"{self.path} has format {exc.args[0]}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
-                if exc.args[0] > FORMAT
-                else f"{self.path} of {self.label} is in the first format, and could not be changed; it may be damaged"
-            )
+            problem = f"has format {exc.args[0]}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
+            if exc.args[0] < FORMAT:
+                problem = "is in the first format, and could not be changed; it may be damaged"
+            self.damage = SchemaVersionError(f"{self.path} of {self.label} {problem}")
             return
         size = os.fstat(fd).st_size  # after the marks were read: they are never ahead of it
         if line.generation != self.generation or size < self.end:
@@ -181,9 +180,10 @@ class Journal:
 
     def _read_frames(self, fd: int, size: int) -> None:
         assert self._line is not None
+        acknowledged = self._acknowledged
         while self.end < size:
             found = frame_at(fd, self.end, size, self._line.seed)
-            if found is None or not (found.end <= self._acknowledged or self._is_whole(fd, found, size)):
+            if found is None or not (found.end <= acknowledged or self._is_whole(fd, found, size)):
                 return
             self._apply(found.frame.phase, found.placed, found.frame)
             self._last, self.end = self.end, found.end
@@ -276,15 +276,17 @@ class Journal:
         finally:
             os.close(fd)
 
-    def append(self, frame: Frame, *, durable: bool) -> None:
+    def append(self, frame: Frame, *, durable: bool, marked: bool = True) -> None:
         """Add a frame and apply it. After an error the file is as it was.
+
+        One that is not *marked* is not noted in the first line: to lose it does no harm.
 
         Raises:
             OutcomeUnknownError: it was written and could not be synced; others may have read it, so it stays.
         """
         try:
             if self.end:
-                self._extend(frame, durable=durable)
+                self._extend(frame, durable=durable, marked=marked)
             else:
                 self._create(frame, durable=durable)
         except BaseException:
@@ -301,7 +303,7 @@ class Journal:
         self._apply(frame.phase, placed, frame)
         self._mark(None, durable=durable)
 
-    def _extend(self, frame: Frame, *, durable: bool) -> None:
+    def _extend(self, frame: Frame, *, durable: bool, marked: bool) -> None:
         assert self._line is not None
         fd = open_file(self.path, os.O_RDWR)
         try:
@@ -321,7 +323,8 @@ class Journal:
                 self._sync(fd)
             self._last, self.end = self.end, self.end + len(data)
             self._apply(frame.phase, placed, frame)
-            self._mark(fd, durable=durable)
+            if marked:
+                self._mark(fd, durable=durable)
         finally:
             os.close(fd)
 
@@ -336,7 +339,10 @@ class Journal:
             ) from exc
 
     def _mark(self, fd: int | None, *, durable: bool) -> None:
-        """Note in the first line that the write is done. Should that fail, less is known of a file that is sound."""
+        """Note in the first line that the write is done. Should that fail, less is known of a file that is sound.
+
+        Of the two marks one is always on the device: a loss of power cannot tear both.
+        """
         assert self._line is not None
         marks = self._line.marks
         index = min((0, 1), key=lambda i: _worth(marks[i]))
@@ -387,8 +393,8 @@ class Journal:
 
 
 def _worth(mark: Mark | None) -> tuple[bool, int]:
-    """Which of two marks to keep: the one that is worth more."""
-    return (False, -1) if mark is None else (mark.word == SYNCED and mark.number > 0, mark.number)
+    """Which of two marks to keep: a synced one, and the later of two."""
+    return (False, -1) if mark is None else (mark.word == SYNCED, mark.number)
 
 
 def write_state(path: Path, state: AgentState, text: Callable[[Body], Body], *, durable: bool) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -286,7 +286,7 @@ class JsonFilesEngine:
     ) -> Found[tuple[T, Body]]:
         """What *search* finds in the states of all agents, or of the one asked for, with the texts of bodies."""
 
-        def states(seen: dict[str, tuple[Journal, str]], left_out: list[str]) -> Iterator[AgentState]:
+        def states(seen: dict[str, tuple[Journal, str]], left_out: list[str]) -> Generator[AgentState, None, None]:
             if agent_id is None:
                 for journal, _ in self.folder.sound_journals(left_out):
                     seen[journal.state.agent_id] = (journal, journal.generation)
@@ -300,7 +300,8 @@ class JsonFilesEngine:
         def call() -> Found[tuple[T, Body]]:
             seen: dict[str, tuple[Journal, str]] = {}
             left_out: list[str] = []
-            rows = search(states(seen, left_out))
+            with closing(states(seen, left_out)) as open_ones:  # a search that fails keeps no file locked
+                rows = search(open_ones)
             texts = self._texts(seen, [(whose, body) for whose, body, _ in rows])
             return Found(((row, text) for (_, _, row), text in zip(rows, texts, strict=True)), left_out)
 

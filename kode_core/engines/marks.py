@@ -6,6 +6,7 @@ when everything it stands for is on the device, otherwise the boot of the host i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
@@ -47,6 +48,7 @@ class Mark(NamedTuple):
 BLANK: Final = Mark(0)
 
 
+@functools.cache
 def this_boot() -> str:
     """The word for the boot of this host; unreliable where the system does not say which boot it is."""
     boot, _ = host_clock()

@@ -45,12 +45,14 @@ from kode_core.model import (
     AgentInfo,
     Json,
     Message,
+    Record,
     Snapshot,
     Timeline,
     ToolCallRecord,
     ToolResultBlock,
     ToolUseBlock,
 )
+from kode_core.pace import Pace
 from kode_core.protocols import Store
 from kode_core.store.dated import dated
 
@@ -162,13 +164,28 @@ async def import_conversation(store: Store, conversation: ImportedConversation, 
 
 
 async def _is_there(store: Store, conversation: ImportedConversation) -> bool:
-    agent_id = conversation.agent_id
-    return (
-        await store.load_info(agent_id) == conversation.info
-        and await store.load_messages(agent_id) == list(conversation.messages)
-        and await store.load_tool_call_records(agent_id) == list(conversation.tool_calls)
-        and await store.load_snapshot(agent_id, conversation.snapshot.id) == conversation.snapshot
-    )
+    agent_id, pace = conversation.agent_id, Pace()
+    if await store.load_info(agent_id) != conversation.info:
+        return False
+    if not await _are_same(await store.load_messages(agent_id), conversation.messages, pace):
+        return False
+    if not await _are_same(await store.load_tool_call_records(agent_id), conversation.tool_calls, pace):
+        return False
+    snapshot = await store.load_snapshot(agent_id, conversation.snapshot.id)
+    if snapshot is None or not await _are_same(snapshot.messages, conversation.snapshot.messages, pace):
+        return False
+    return snapshot.replace(messages=()) == conversation.snapshot.replace(messages=())
+
+
+async def _are_same(stored: Sequence[Record], given: Sequence[Record], pace: Pace) -> bool:
+    """Whether two lists are equal, compared in slices (OPS-15)."""
+    if len(stored) != len(given):
+        return False
+    for one, other in zip(stored, given, strict=True):
+        if one != other:
+            return False
+        await pace.rest()
+    return True
 
 
 async def _is_taken(store: Store, agent_id: str) -> bool:

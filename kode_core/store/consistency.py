@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from kode_core.batch import (
     Doc,
@@ -43,6 +43,7 @@ from kode_core.model import (
 from kode_core.pace import Pace
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
+from kode_core.store.list_pages import PageSize, pages_of
 from kode_core.store.ops import OPS
 from kode_core.store.pairing import Pairing, Problem
 from kode_core.store.reader import left_out_of
@@ -61,9 +62,6 @@ __all__ = ["check", "issues"]
 R = TypeVar("R", bound=Record)
 
 _IDS_AT_ONCE: Final = 5_000
-_FIRST_PAGE: Final = 50
-_LARGEST_PAGE: Final = 2_000
-_PAGE_CHARACTERS: Final = 1 << 20
 _READINGS: Final = 3
 """How often a list is read that changes while it is read."""
 _LOOK_AGAIN_S: Final = (0.05, 0.5)
@@ -147,9 +145,11 @@ class _Walk:
 
     async def _ids(self, engine: Engine) -> AsyncIterator[str | ConsistencyIssue]:
         after: str | None = None
+        told: set[str] = set()
         while True:
             page = await self.steps(engine.stored_ids, after, _IDS_AT_ONCE)
-            for name in left_out_of(page):
+            for name in sorted(set(left_out_of(page)) - told):
+                told.add(name)
                 yield ConsistencyIssue("corrupt_record", "", f"{name} cannot be read")
             if not page:
                 return
@@ -174,15 +174,6 @@ async def _inspect(engine: Engine, agent_id: str | None, tell: Progress) -> Sequ
     return await engine.inspect(agent_id, tell)
 
 
-class _Page(NamedTuple):
-    """A page of a list, or the error that reading it ended with."""
-
-    start: int
-    version: int
-    rows: Sequence[tuple[Body, int]]
-    error: CorruptRecordError | None = None
-
-
 async def _is_kept(doc: Doc, write: Callable[[Any], Awaitable[DocWrite]], record: Any) -> bool:
     """Whether a document stands under the key and the time that it has."""
     written = await write(record)
@@ -199,18 +190,6 @@ async def _has_seq(seq: int, event: Timeline) -> bool:
 
 async def _fits(record: Any) -> bool:
     return True
-
-
-class _PageSize:
-    """How many records to read at once, so that pages take about the same memory."""
-
-    def __init__(self) -> None:
-        self.limit = _FIRST_PAGE
-
-    def saw(self, bodies: Sequence[Body]) -> None:
-        if bodies:
-            mean = max(1, sum(len(body.text) for body in bodies) // len(bodies))
-            self.limit = min(max(1, _PAGE_CHARACTERS // mean), _LARGEST_PAGE, 4 * self.limit)
 
 
 class _Agent:
@@ -289,7 +268,8 @@ class _Agent:
         common: dict[str, Problem] | None = None
         for _ in range(_READINGS):
             pairing, versions, is_whole = Pairing(), set[int](), True
-            async for page in self._pages(ListKind.MESSAGES):
+            async for page in pages_of(self._engine, self._steps, self._agent_id, ListKind.MESSAGES):
+                self.is_there = self.is_there or bool(page.rows)
                 if page.error is not None:
                     is_whole = False
                     yield self._corrupt(page.error)
@@ -316,7 +296,8 @@ class _Agent:
 
     async def _tool_calls(self) -> AsyncIterator[ConsistencyIssue]:
         kind, versions, count, is_whole = ListKind.TOOL_CALLS, set[int](), 0, True
-        async for page in self._pages(kind):
+        async for page in pages_of(self._engine, self._steps, self._agent_id, kind):
+            self.is_there = self.is_there or bool(page.rows)
             if page.error is not None:
                 is_whole = False
                 yield self._corrupt(page.error)
@@ -342,43 +323,6 @@ class _Agent:
             what = kind.value.replace("_", " ")
             yield self._issue("count_disagrees", f"{head.count} {what} are counted, {count} are stored")
 
-    async def _pages(self, kind: ListKind) -> AsyncIterator[_Page]:
-        """A list in pages; around a row that cannot be read the others are."""
-        size, start, end, was_lost = _PageSize(), 0, 0, False
-        while True:
-            limit = end - start if end > start else size.limit
-            try:
-                rows = await self._steps(self._engine.rows_at, self._agent_id, kind, start, limit)
-            except CorruptRecordError as exc:
-                end = self._place_of(exc, kind, start, limit)
-                if end > start:
-                    continue
-                yield _Page(start, 0, (), exc)
-                is_lost = end < start
-                if is_lost and was_lost:
-                    return  # nothing can be found any more
-                start, was_lost = (start + limit if is_lost else start + 1), is_lost
-                if start >= await self._count(kind):
-                    return
-                continue
-            bodies = [body for body, _ in rows.rows]
-            self.is_there = self.is_there or bool(bodies)
-            yield _Page(start, rows.version, rows.rows)
-            if len(bodies) < limit:
-                return
-            start, was_lost = start + limit, False
-            size.saw(bodies)
-
-    def _place_of(self, exc: CorruptRecordError, kind: ListKind, start: int, limit: int) -> int:
-        """Which row of the page it is that cannot be read; -1 when the error does not say."""
-        places = range(start, start + limit)
-        return next((i for i in places if row_name(kind, i, self._agent_id) == exc.record), -1)
-
-    async def _count(self, kind: ListKind) -> int:
-        """How many rows the head counts."""
-        head = await self._steps(self._engine.head, self._agent_id)
-        return 0 if head is None else getattr(head, kind.value).count
-
     # --- documents and events
 
     async def _docs(self) -> AsyncIterator[ConsistencyIssue]:
@@ -403,7 +347,7 @@ class _Agent:
                 yield self._issue("corrupt_record", problem)
 
     async def _events(self) -> AsyncIterator[ConsistencyIssue]:
-        after, size = 0, _PageSize()
+        after, size = 0, PageSize()
         while True:
             span = EventRange(order="offset", after=(0, after), limit=size.limit)
             rows = await self._steps(self._engine.events, self._agent_id, span)

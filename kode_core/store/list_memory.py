@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Final
 
 from kode_core.batch import ListKind
-from kode_core.store.lists import Remembered
+from kode_core.store.remembered import Remembered
 
 __all__ = ["ListMemory"]
 

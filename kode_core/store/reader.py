@@ -12,7 +12,7 @@ from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import plain_text, row_name
-from kode_core.large import Proof, decode_in_slices, decode_list_in_slices, proof_of_read
+from kode_core.large import decode_in_slices, decode_list_in_slices, proof_of_read
 from kode_core.model import (
     AgentInfo,
     Bookmark,
@@ -38,8 +38,8 @@ from kode_core.query import (
 from kode_core.store.context import Context
 from kode_core.store.events import stored_event
 from kode_core.store.list_memory import ListMemory
-from kode_core.store.lists import Remembered
 from kode_core.store.pages import FIRST_PAGE, next_limit
+from kode_core.store.remembered import Remembered, Tail
 from kode_core.store.rows import LISTS
 
 __all__ = ["Reader", "Search"]
@@ -64,16 +64,21 @@ class Reader:
         rows = await self._context.engine.rows(agent_id, kind)
         known = self._memory.get(agent_id, kind)
         is_new = known is None or known.version != rows.version or known.is_incomplete
-        codec, pace = LISTS[kind], Pace()
+        codec, version, pace = LISTS[kind], rows.version, Pace()
+        pending = [*rows.rows]
+        pending.reverse()
+        del rows  # each body is let go when it was decoded
         records: list[Any] = []
-        proofs: list[Proof | None] = []
-        for i, (body, _) in enumerate(rows.rows):
-            record = await decode_in_slices(codec.cls, body, row_name(kind, i, agent_id), pace)
+        tail = Tail()
+        while pending:
+            body, created_at = pending.pop()
+            record = await decode_in_slices(codec.cls, body, row_name(kind, len(records), agent_id), pace)
             records.append(record)
             if is_new:
-                proofs.append(proof_of_read(record, body))
-        if is_new and rows.version:
-            self._memory.put(agent_id, kind, Remembered.of_loaded(codec, rows, records, proofs))
+                key = None if codec.key is None else codec.key(record)
+                tail.add(record, proof_of_read(record, body), body.digest, created_at, key)
+        if is_new and version:
+            self._memory.put(agent_id, kind, Remembered.of_tail(version, tail))
         return records
 
     async def load_docs(self, agent_id: str, kind: DocKind, cls: type[R]) -> list[R]:

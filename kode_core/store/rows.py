@@ -207,4 +207,5 @@ async def snapshot_doc(snapshot: Snapshot) -> DocWrite:
 
 def _label(cls: type[Record], record: Any, noun: str) -> str:
     _check_class(cls, record, noun)
-    return f"{noun} {str(record.id)[:80]!r:.80}"
+    name = record.id if type(record.id) is str else type(record.id).__name__
+    return f"{noun} {name[:80]!r:.80}"

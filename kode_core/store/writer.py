@@ -13,7 +13,8 @@ from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListKind
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.list_memory import ListMemory
-from kode_core.store.lists import Append, Remembered, Replace, Upsert
+from kode_core.store.lists import Append, Replace, Upsert
+from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
 
 __all__ = ["ListEdit", "ListHow", "Rest", "Turn", "Writer"]

@@ -30,6 +30,7 @@ from tests.benchmarks.measure import Report, Row
 MESSAGES = 100_000
 _BEAT_S = 0.005
 _TARGET_MS = 50.0
+_QUIET = "nothing: the machine's own noise"
 _PARTS = ("lists", "calls", "snapshots", "rows", "text", "info")
 
 Calls = list[tuple[str, Callable[[], Awaitable[object]]]]
@@ -41,7 +42,8 @@ async def run(report: Report, backend: Backend) -> None:
     for part in _PARTS:
         async with backend.space() as options, Child.of(__name__, {"options": options}) as child:
             for name, held, took in await child.ask(part):
-                report.add(Row(f"{name} ({took:,.2f} s)", held * 1000, "ms", target=_TARGET_MS))
+                target = None if name == _QUIET else _TARGET_MS
+                report.add(Row(f"{name} ({took:,.2f} s)", held * 1000, "ms", target=target))
 
 
 async def longest_pause(call: Callable[[], Awaitable[object]]) -> float:
@@ -59,11 +61,13 @@ async def longest_pause(call: Callable[[], Awaitable[object]]) -> float:
     try:
         await asyncio.sleep(2 * _BEAT_S)
         longest = 0.0
-        await call()
+        result = await call()
         await asyncio.sleep(2 * _BEAT_S)
+        found = longest
+        del result  # which takes a time of its own, not the call's
     finally:
         heart.cancel()
-    return longest
+    return found
 
 
 # --- In the child -----------------------------------------------------------------------------------------------------
@@ -78,10 +82,6 @@ def _lists(store: ExtendedStore) -> Calls:
         talk[50].content[0].input["n"] = -1  # type: ignore[union-attr]
         await store.save_messages("a", talk)
 
-    async def load() -> None:
-        talk.clear()
-        await store.load_messages("a")
-
     more = [Message.user("one more")]
     return [
         (f"save_messages of {MESSAGES:,}, the first time", lambda: store.save_messages("a", talk)),
@@ -89,22 +89,17 @@ def _lists(store: ExtendedStore) -> Calls:
         ("  again, one dict changed in place", change),
         ("  again, the first 1,000 gone", lambda: store.save_messages("a", talk[1_000:])),
         ("append_messages", lambda: store.append_messages("a", more)),
-        (f"load_messages of {MESSAGES:,}", load),
+        (f"load_messages of {MESSAGES:,}", lambda: store.load_messages("a")),
         ("query_messages of 10,000", lambda: store.query_messages(limit=10_000)),
     ]
 
 
 def _calls(store: ExtendedStore) -> Calls:
     calls = [ToolCallRecord(id=f"c{i}", name="bash", input={"n": i}) for i in range(MESSAGES)]
-
-    async def load() -> None:
-        calls.clear()
-        await store.load_tool_call_records("a")
-
     return [
         (f"save_tool_call_records of {MESSAGES:,}", lambda: store.save_tool_call_records("a", calls)),
         ("upsert_tool_call_records of one", lambda: store.upsert_tool_call_records("a", calls[-1:])),
-        (f"load_tool_call_records of {MESSAGES:,}", load),
+        (f"load_tool_call_records of {MESSAGES:,}", lambda: store.load_tool_call_records("a")),
     ]
 
 
@@ -169,8 +164,9 @@ async def _measure(store: ExtendedStore, part: str) -> list[tuple[str, float, fl
         "text": _values("x" * 10_000_000, "10 MB"),
         "info": _info,
     }
+    calls: Calls = [(_QUIET, lambda: asyncio.sleep(1)), *makers[part](store)]
     found = []
-    for name, call in makers[part](store):
+    for name, call in calls:
         gc.collect()
         start = time.perf_counter()
         held = await longest_pause(call)

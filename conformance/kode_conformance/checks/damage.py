@@ -56,10 +56,9 @@ class Damaging(Layer):
 
 def _damaged(found: Any) -> Any:
     if isinstance(found, Body):
-        return found._replace(text=found.text.replace("e", "x", 1))
+        return Body(found.text.replace("e", "x", 1), found.digest)
     if isinstance(found, ListRows):
-        first, *rest = found.rows or [None]
-        return replace(found, rows=[(_damaged(first[0]), first[1]), *rest]) if first else found
+        return replace(found, rows=[(_damaged(body), at) for body, at in found.rows])
     if isinstance(found, Head):
         return found if found.info is None else replace(found, info=_damaged(found.info))
     if isinstance(found, (list, tuple)):
@@ -176,7 +175,9 @@ async def queries_leave_out_what_is_damaged_and_name_it(ctx: Context) -> None:
     store = await ctx.another()
     wanted = sorted((agent, i) for agent in ("a", "b", "c") for i in range(3) if (agent, i) != ("b", 0))
     for limit in (1, 2, 100):
-        found, left_out, cursor = [], [], None
+        found: list[tuple[str, int]] = []
+        left_out: list[str] = []
+        cursor: str | None = None
         for _ in range(20):
             page = await store.query_messages(limit=limit, cursor=cursor)
             found += [(message.agent_id, message.position) for message in page]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context, Violation
@@ -137,7 +137,7 @@ async def every_call_ends_though_the_engine_hangs(ctx: Context) -> None:
 
 
 async def _ended(
-    ctx: Context, calls: dict[str, Awaitable[Any]], seconds: float = _SECONDS
+    ctx: Context, calls: Mapping[str, Awaitable[Any]], seconds: float = _SECONDS
 ) -> dict[str, BaseException | None]:
     """What calls raised, which must end in time."""
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}

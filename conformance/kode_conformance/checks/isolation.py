@@ -198,8 +198,10 @@ async def what_is_refused_takes_nothing_along(ctx: Context) -> None:
     too_large = samples.event(0, text="x" * (limit + 1)) if limit is not None and limit <= 2**24 else None
     for round_number in range(8):
         start = round_number * 100
-        good = [ctx.store.append_event(agent, samples.event(start + i)) for i in range(4) for agent in ("a", "b")]
-        good += [ctx.store.append_messages(agent, samples.messages(1, start)) for agent in ("a", "b")]  # type: ignore[list-item]
+        good: list[Awaitable[Any]] = [
+            ctx.store.append_event(agent, samples.event(start + i)) for i in range(4) for agent in ("a", "b")
+        ]
+        good += [ctx.store.append_messages(agent, samples.messages(1, start)) for agent in ("a", "b")]
         bad: list[Awaitable[Any]] = [
             ctx.store.append_event("a", samples.event(start + 50), fence=lost),
             ctx.store.append_event("a", samples.event(start + 51, text=float("nan"))),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Iterator
 from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
+from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import FORK, LOOKS, WRITES, Portrait, Write, expected, overwrite, portrait, seed
@@ -73,11 +75,12 @@ async def what_is_read_after_a_cancellation_stays(ctx: Context) -> None:
     """The first read after a write of any kind was cancelled, whatever it reads, sees how the write ended: there whole
     or not at all, and a moment later the same.
     """
+    begun = time.monotonic()
     seen: list[tuple[_Trial, str, object, Portrait]] = []
     for write in WRITES:
         wanted = await expected(ctx.store, write)
         changed = [kind for kind in LOOKS if difference(wanted.before[kind], wanted.after[kind]) is not None]
-        for round_number, steps in enumerate(_steps(ctx)):
+        for round_number, steps in enumerate(in_time(ctx, _steps(ctx), begun=begun)):
             trial = _Trial(write, steps)
             await seed(ctx.store, trial.agent_id)
             was_cancelled = await _cancelled(write.act(ctx.store, trial.agent_id), steps)
@@ -156,9 +159,9 @@ async def what_is_written_after_a_cancellation_is_last(ctx: Context) -> None:
     await overwrite(ctx.store, "plain")
     plain = _without_events(await portrait(ctx.store, "plain"))
     ctx.true(all(plain.values()), f"something of every kind must be there after it was saved: {plain}")
-    trials = []
+    begun, trials = time.monotonic(), []
     for write in WRITES:
-        for steps in _steps(ctx, 4):
+        for steps in in_time(ctx, _steps(ctx, 4), begun=begun):
             trial = _Trial(write, steps)
             trials.append(trial)
             was_cancelled = await _cancelled(write.act(ctx.store, trial.agent_id), steps)
@@ -182,9 +185,9 @@ async def what_was_cancelled_does_not_outlive_a_delete(ctx: Context) -> None:
     that waits for its group, either.
     """
     nothing = await portrait(ctx.store, "nobody")
-    trials = []
+    begun, trials = time.monotonic(), []
     for write in WRITES:
-        for steps in _steps(ctx, 4):
+        for steps in in_time(ctx, _steps(ctx, 4), begun=begun):
             trial = _Trial(write, steps)
             trials.append(trial)
             numbers = (steps * 10 + len(trials) * 10_000, steps * 10 + len(trials) * 10_000 + 1)

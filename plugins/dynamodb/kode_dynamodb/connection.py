@@ -18,7 +18,7 @@ from aiobotocore.config import AioConfig
 
 from kode_core.engines.calls import made
 from kode_core.engines.record_io import each
-from kode_core.errors import ConfigurationError, StoreBusyError
+from kode_core.errors import ConfigurationError, KodeError, StoreBusyError
 from kode_dynamodb.errors import DRIVER_ERRORS, is_in_doubt, is_refused, is_throttled, is_transient, to_kode_error
 from kode_dynamodb.options import DynamoDBOptions
 
@@ -89,6 +89,8 @@ class Connection:
             arguments = {"TableName": self.table, **arguments}
         try:
             found = await self._persistent(lambda: getattr(self._client, name)(**arguments), again=again)
+        except KodeError:  # some are OSErrors, too
+            raise
         except DRIVER_ERRORS as exc:
             if is_refused(exc):
                 raise _RefusedError from exc

@@ -20,7 +20,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from kode_core.engines.calls import made
-from kode_core.errors import ConfigurationError
+from kode_core.errors import ConfigurationError, KodeError
 from kode_mongo.errors import DRIVER_ERRORS, is_lost, is_refused, to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import META
@@ -90,6 +90,8 @@ class Connection:
         try:
             async with self._gate, asyncio.timeout(self._seconds):
                 return await (self._persistent(call) if again else self._once(call))
+        except KodeError:  # some are OSErrors, too
+            raise
         except DRIVER_ERRORS as exc:
             raise to_kode_error(exc, self.place, writes=writes) from exc
 

@@ -4,183 +4,200 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import itertools
+import random
+import time
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from kode_core.batch import Applied, Batch, Fence, ListWrite, Outcome
-from kode_core.errors import KodeError, OutcomeUnknownError, Retry, StorageError, StoreBusyError
-from kode_postgres.connection import Connections, Session
-from kode_postgres.errors import is_locked_out
+from kode_core.errors import (
+    KodeError,
+    OutcomeUnknownError,
+    Retry,
+    StoreBusyError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
+from kode_postgres.connection import Connections
+from kode_postgres.doubts import Doubts, Never
+from kode_postgres.errors import is_conflict, is_locked_out
+from kode_postgres.queues import Item, Queues
+from kode_postgres.session import Doubt, Session
+from kode_postgres.trouble import AgainError, locked_s, timed_out
 from kode_postgres.writes import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
 
 _LANES: Final = 4
-_AT_ONCE: Final = 500
-_LOCKED_AT_ONCE: Final = 50
-_BYTES_AT_ONCE: Final = 8 * 2**20
-_ATTEMPTS: Final = 50
-
-
-class _Item:
-    """A batch that waits, and who waits for it. What became of it is an outcome or an error to raise."""
-
-    __slots__ = ("batch", "done", "is_settled", "size")
-
-    def __init__(self, batch: Batch, done: asyncio.Future[Outcome | Exception]) -> None:
-        self.batch = batch
-        self.done = done
-        self.size = _size(batch)
-        self.is_settled = False
-
-    def settle(self, outcome: Outcome | Exception) -> None:
-        self.is_settled = True
-        if not self.done.done():
-            self.done.set_result(outcome)
-
-
-def _size(batch: Batch) -> int:
-    size = sum(len(event.body.text) for event in batch.events)
-    size += sum(len(write.doc.body.text) for write in batch.docs if write.doc is not None)
-    for write in (batch.messages, batch.tool_calls):
-        if write is not None:
-            size += sum(len(row.body.text) for _, row in write.put) + sum(len(row.body.text) for row in write.append)
-    return size
+_LONGEST_PAUSE_S: Final = 0.25
+_UNANSWERED: Final = 2
+_ATTEMPTS_WITHOUT_LOCK: Final = 3
+"""After so many a writer that is far away locks the agent first: while a statement is on its way others may write so
+much that the head could have forgotten it."""
 
 
 class Committer:
     """Writes batches over a few connections at once.
 
-    Each is written to its end, whatever becomes of its caller. Batches of one agent are written in their order, one
-    after the other: two at once would wait for one lock.
+    Batches of one agent are written in their order, one after the other: two at once would wait for one lock. Agents
+    do not wait for one another (OPS-13): what cannot be written with its group, because its agent is locked or it
+    fails, is written again by itself, and the lane goes on.
     """
 
-    def __init__(self, connections: Connections, statements: Statements) -> None:
+    def __init__(self, connections: Connections, statements: Statements, doubts: Doubts) -> None:
         self._connections = connections
         self._statements = statements
-        self._waiting: deque[_Item] = deque()
-        self._busy: set[str] = set()
-        self._lanes: set[asyncio.Task[None]] = set()
-        self._left_alone: set[_Item] = set()
+        self._doubts = doubts
+        self._queues = Queues()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes = self._heavy = 0
         self._most = max(1, min(_LANES, connections.max - 1))
+        self._alone = asyncio.Semaphore(self._most)
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
         loop = asyncio.get_running_loop()
-        items = [_Item(batch, loop.create_future()) for batch in batches]
-        self._waiting.extend(items)
+        items = [Item(batch, loop.create_future()) for batch in batches]
+        for item in items:
+            self._queues.accept(item)
         self._start()
         outcomes: list[Outcome] = []
-        try:
-            for item in items:
-                outcome = await asyncio.shield(item.done)
-                if isinstance(outcome, Exception) and not isinstance(outcome, StorageError):
-                    raise outcome
-                outcomes.append(outcome)
-        except asyncio.CancelledError:
-            self._left_alone.update(item for item in items if not item.done.done())
-            raise
+        for item in items:
+            outcome = await item.done
+            if isinstance(outcome, Exception) and not isinstance(outcome, KodeError):
+                raise outcome
+            outcomes.append(outcome)
         return outcomes
-
-    async def settled(self, agent_id: str | None) -> None:
-        """Wait for writes of the agent, or of any, whose callers were cancelled: a read then sees how they ended."""
-        self._left_alone = {item for item in self._left_alone if not item.done.done()}
-        under_way = [item.done for item in self._left_alone if agent_id in (None, item.batch.agent_id)]
-        if under_way:
-            await asyncio.wait(under_way)
 
     async def close(self) -> None:
         """Wait for what was accepted."""
-        while self._lanes:
-            await asyncio.wait(self._lanes)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     # --- lanes
 
-    def _start(self) -> None:
-        while len(self._lanes) < self._most and (group := self._take()):
-            lane = asyncio.get_running_loop().create_task(self._lane(group))
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)  # for one that never began
+    def _settle(self, item: Item, outcome: Outcome | Exception) -> None:
+        agent_id = item.batch.agent_id
+        if isinstance(outcome, OutcomeUnknownError):
+            self._doubts.note(agent_id, Never(self._statements.never, (agent_id, op_number(item.batch.op_id))))
+        item.settle(outcome)
+        if self._queues.next_after(item):
+            self._start()
 
-    def _take(self) -> list[_Item]:
-        """The next batches that can be written together: of different agents, and of one way to be written."""
-        group: list[_Item] = []
-        left: deque[_Item] = deque()
-        skipped, size, locking = set(self._busy), 0, False
-        while self._waiting:
-            item = self._waiting.popleft()
-            locks = needs_lock(item.batch)
-            fits = not group or (locks == locking and size + item.size <= _BYTES_AT_ONCE)
-            if item.batch.agent_id in skipped or not fits:
-                left.append(item)
-            else:
-                locking, size = locks, size + item.size
-                group.append(item)
-            skipped.add(item.batch.agent_id)
-            if len(group) == (_LOCKED_AT_ONCE if locking else _AT_ONCE):
-                break
-        left.extend(self._waiting)
-        self._waiting = left
-        self._busy.update(item.batch.agent_id for item in group)
+    def _take(self) -> list[Item]:
+        """The next group. One lane is left to batches that are written quickly."""
+        group = self._queues.take(heavy=self._heavy < max(1, self._most - 1))
+        self._heavy += bool(group) and group[0].is_heavy
         return group
 
-    async def _lane(self, group: list[_Item]) -> None:
+    def _start(self) -> None:
+        while self._lanes < self._most and (group := self._take()):
+            self._lanes += 1
+            self._do(self._lane(group))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _lane(self, group: list[Item]) -> None:
         try:
             while group:
                 try:
                     await self._write(group)
                 finally:
-                    lost = OutcomeUnknownError("the event loop was shut down while this was written")
-                    self._settle([item for item in group if not item.is_settled], lost)
+                    self._heavy -= group[0].is_heavy
                 group = self._take()
-        finally:  # in the same turn as the last look: what comes from now on finds one lane fewer, and begins one
-            lane = asyncio.current_task()
-            assert lane is not None
-            self._lanes.discard(lane)
+        except asyncio.CancelledError:
+            self._shut_down(group)
+            raise
+        finally:
+            self._lanes -= 1
 
-    async def _write(self, group: list[_Item]) -> None:
-        locking = needs_lock(group[0].batch)
+    async def _write(self, group: list[Item]) -> None:
+        unanswered: list[Exception] = []
+        together = [item for item in group if item.batch.agent_id not in self._doubts]
+        doubt = Doubt()
+        found: dict[int, Outcome | Exception] = {}
         try:
-            outcomes = await self._written([item.batch for item in group], locking=locking)
+            if together:
+                found |= await self._attempt([item.batch for item in together], doubt)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
-            if len(group) == 1 or _concerns_all(exc):
-                outcomes = [exc] * len(group)
+            if _concerns_all(exc) or (len(together) == 1 and not _may_be_of_others(exc)):
+                found = dict.fromkeys(range(len(together)), exc)
+        outcomes = {together[i]: outcome for i, outcome in found.items()}
+        for item in group:
+            if item in outcomes:
+                self._settle(item, outcomes[item])
             else:
-                await asyncio.gather(*(self._write([item]) for item in group))
-                return
-        for item, outcome in zip(group, outcomes, strict=True):
-            self._settle([item], outcome)
-        self._start()  # others may have waited for these agents
+                own = Doubt()
+                own.since = doubt.since
+                self._do(self._write_alone(item, own, unanswered))
 
-    def _settle(self, items: Sequence[_Item], outcome: Outcome | Exception) -> None:
-        for item in items:
-            item.settle(outcome)
-            self._busy.discard(item.batch.agent_id)
+    async def _write_alone(self, item: Item, doubt: Doubt, unanswered: list[Exception]) -> None:
+        try:
+            outcome = await self._outcome_alone(item.batch, doubt, unanswered)
+        except asyncio.CancelledError:
+            self._shut_down([item])
+            raise
+        self._settle(item, outcome)
 
-    # --- groups
+    async def _outcome_alone(self, batch: Batch, doubt: Doubt, unanswered: list[Exception]) -> Outcome | Exception:
+        """The outcome of a batch that its group was written without.
 
-    async def _written(self, batches: Sequence[Batch], *, locking: bool) -> list[Any]:
-        """Outcomes of batches for different agents; repeats those that neither were applied nor can be refused.
-
-        What was appended unseen is repeated under the lock: nobody comes in between then.
+        While its agent is locked it is tried again and again, and no connection waits. *unanswered* is what became of
+        others of the group: a server that answers none of them is not asked for each.
         """
-        outcomes: dict[int, Outcome] = {}
-        for attempt in range(_ATTEMPTS):
-            places = [i for i in range(len(batches)) if i not in outcomes]
-            if not places:
-                break
-            some = [batches[i] for i in places]
-            is_locking = locking or (attempt > 0 and any(map(is_unseen, some)))
-            call = functools.partial(self._with_locks if is_locking else self._at_once, batches=some)
-            with suppress(_AgainError):
-                found = await self._connections.write(call)
-                outcomes.update((places[i], outcome) for i, outcome in found.items())
-        busy = StoreBusyError("other writers kept changing the agent; nothing was written")
-        return [outcomes.get(i, busy) for i in range(len(batches))]
+        try:
+            await self._doubts.settle(batch.agent_id)
+        except KodeError as exc:
+            return exc
+        end, pause = time.monotonic() + locked_s(self._connections.answer_s), 0.002
+        without_lock = 0 if is_unseen(batch) else _ATTEMPTS_WITHOUT_LOCK  # under the lock nobody comes in between
+        for attempt in itertools.count():
+            async with self._alone:
+                if len(unanswered) >= _UNANSWERED:
+                    return unanswered[0]
+                try:
+                    found = await self._attempt([batch], doubt, locks=attempt >= without_lock)
+                    if found:
+                        return found[0]
+                    error: Exception = StoreBusyError("other writers kept changing the agent; nothing was written")
+                except Exception as exc:  # noqa: BLE001 - whatever it is, it is for who waits
+                    is_over = not is_locked_out(exc.__cause__) or time.monotonic() > end
+                    if is_over:
+                        if timed_out(exc) or is_locked_out(exc.__cause__):
+                            unanswered.append(exc)
+                        return exc
+                    error = exc
+            if time.monotonic() > end:
+                return error
+            await asyncio.sleep(random.uniform(0.3, 1) * pause)  # noqa: S311
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        raise AssertionError("an outcome was found")
+
+    def _shut_down(self, items: Sequence[Item]) -> None:
+        """The event loop ends: nobody is left waiting for nothing."""
+        self._most = 0
+        begun = OutcomeUnknownError("the event loop was shut down while this was written")
+        for item in items:
+            item.settle(begun)
+        never = StoreUnavailableError("the event loop was shut down before this was written")
+        for item in self._queues.drain():
+            item.settle(never)
+
+    # --- statements
+
+    async def _attempt(self, batches: Sequence[Batch], doubt: Doubt, *, locks: bool = False) -> dict[int, Outcome]:
+        """Outcomes of batches for different agents, without those whose agents others lock or have just changed."""
+        if not (locks or needs_lock(batches[0])):
+            call = functools.partial(self._at_once, batches=batches)
+        else:
+            call = functools.partial(self._with_locks, batches=batches, decided={})
+        return await self._connections.write(call, doubt=doubt, waits=False)
 
     async def _at_once(self, session: Session, batches: Sequence[Batch]) -> dict[int, Outcome]:
         outcomes = await self._apply(session, batches)
@@ -194,27 +211,16 @@ class Committer:
 
     async def _apply(self, session: Session, batches: Sequence[Batch]) -> dict[int, Outcome]:
         """Outcomes of those that were applied."""
-        text, arguments = self._statements.write(batches, is_retry=session.is_retry, age_ms=session.age_ms)
+        text, arguments = self._statements.write(batches, session.since, session.until)
         rows = await session.fetch(text, *arguments)
-        done = [(row[0] - 1, row) for row in rows]
-        wanted = sum(len(batches[i].events) for i, _ in done)
-        offsets = None
-        if done and done[0][1][7] != wanted:
-            offsets = await self._offsets(session, [batches[i] for i, _ in done])
-        return {i: applied(batches[i], row, offsets) for i, row in done}
-
-    async def _offsets(self, session: Session, batches: Sequence[Batch]) -> dict[Any, int]:
-        events = [(batch.agent_id, event) for batch in batches for event in batch.events]
-        rows = await session.fetch(
-            self._statements.offsets,
-            [agent_id for agent_id, _ in events],
-            [event.seq for _, event in events],
-            [event.body.digest for _, event in events],
-        )
-        return {(row[0], row[1], row[2]): row[3] for row in rows}
+        if rows:
+            session.clock.heard(rows[0][7])
+        return {row[0] - 1: applied(batches[row[0] - 1], row) for row in rows}
 
     async def _heads(self, session: Session, batches: Sequence[Batch], statement: str) -> dict[str, Head]:
         rows = await session.fetch(statement, [batch.agent_id for batch in batches])
+        if rows:
+            session.clock.heard(rows[-1][8])
         return {row[0]: Head(row) for row in rows}
 
     async def _explained(
@@ -237,36 +243,65 @@ class Committer:
 
     async def _known(self, session: Session, batch: Batch, head: Head) -> Outcome | None:
         """The outcome of a batch that was applied already."""
-        if not batch.is_touching and not batch.delete:
+        is_known = head.knows(op_number(batch.op_id))
+        is_forgotten = session.is_retry and head.may_have_forgotten(session.since)
+        if not (is_known or is_forgotten):
             return None
-        if head.knows(op_number(batch.op_id)):
-            offsets = await self._offsets(session, [batch]) if batch.events else {}
-            return Applied(head.messages, head.tool_calls, offsets_of(batch, offsets))
-        if session.is_retry and head.may_have_forgotten(session.age_ms):
-            return OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
-        return None
+        old = await self._offsets(session, batch) if batch.events else {}
+        if is_known:
+            first = 0
+            if len(old) < len({(event.seq, event.body.digest) for event in batch.events}):  # deleted since
+                last = await session.fetchrow(self._statements.skip_offsets, batch.agent_id, len(batch.events))
+                first = last[0] - len(batch.events) + 1
+            return Applied(head.messages, head.tool_calls, offsets_of(batch, first, old))
+        return OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
+
+    async def _offsets(self, session: Session, batch: Batch) -> dict[tuple[str, int, bytes], int]:
+        seqs, digests = [event.seq for event in batch.events], [event.body.digest for event in batch.events]
+        rows = await session.fetch(self._statements.offsets, batch.agent_id, seqs, digests)
+        return {(batch.agent_id, row[0], row[1]): row[2] for row in rows}
 
     # --- with locks
 
-    async def _with_locks(self, session: Session, batches: Sequence[Batch]) -> dict[int, Outcome]:
-        """Deletes, and lists that are replaced whatever they are: what is removed is looked for under the lock."""
+    async def _with_locks(
+        self, session: Session, batches: Sequence[Batch], decided: dict[int, Outcome]
+    ) -> dict[int, Outcome]:
+        """Deletes, and lists that are replaced whatever they are: what is removed is looked for under the lock.
+
+        What needed no write is noted in *decided*: it stays so although the connection breaks afterwards.
+        """
         statements = self._statements
+        places = [i for i in range(len(batches)) if i not in decided]
+        some = [batches[i] for i in places]
         async with session.transaction():
             await session.fetch(statements.begin)
-            heads = await self._heads(session, batches, statements.lock_heads)
-            outcomes = await self._explained(session, batches, heads, statements.lock_leases)
-            todo = {i: batch for i, batch in enumerate(batches) if i not in outcomes}
+            heads = await self._heads(session, some, statements.lock_heads if len(some) > 1 else statements.lock_head)
+            if len(some) > 1:
+                others = (await self._heads(session, some, statements.heads)).keys() - heads.keys()
+                places = [i for i in places if batches[i].agent_id not in others]
+                some = [batches[i] for i in places]
+            explained = await self._explained(session, some, heads, statements.lock_leases)
+            decided |= {places[i]: outcome for i, outcome in explained.items()}
             # What has no head has nothing else, and nothing that would keep others from making it meanwhile.
-            deletes = [batch for batch in todo.values() if batch.delete and batch.agent_id in heads]
-            if deletes:
-                await self._delete(session, deletes)
-            outcomes |= {i: Applied() for i, batch in todo.items() if batch.is_empty}
-            rest = {i: _unconditional(batch) for i, batch in todo.items() if not (batch.is_empty)}
-            if rest:
-                found = await self._apply(session, list(rest.values()))
-                outcomes |= {i: found[k] for k, i in enumerate(rest) if k in found}
-                if len(found) < len(rest):
-                    raise _AgainError
+            decided |= {i: Applied() for i in places if batches[i].is_empty and batches[i].agent_id not in heads}
+            todo = {i: batches[i] for i in places if i not in decided}
+            session.begin_now()
+            outcomes = decided | await self._write_locked(session, todo, heads)
+        return outcomes
+
+    async def _write_locked(
+        self, session: Session, todo: Mapping[int, Batch], heads: Mapping[str, Head]
+    ) -> dict[int, Outcome]:
+        deletes = [batch for batch in todo.values() if batch.delete and batch.agent_id in heads]
+        if deletes:
+            await self._delete(session, deletes)
+        outcomes: dict[int, Outcome] = {i: Applied() for i, batch in todo.items() if batch.is_empty}
+        rest = {i: _unconditional(batch) for i, batch in todo.items() if not batch.is_empty}
+        if rest:
+            found = await self._apply(session, list(rest.values()))
+            if len(found) < len(rest):
+                raise AgainError("a head was made by another session in the middle")
+            outcomes |= {i: found[k] for k, i in enumerate(rest)}
         return outcomes
 
     async def _delete(self, session: Session, batches: Sequence[Batch]) -> None:
@@ -277,13 +312,14 @@ class Committer:
         await session.fetch(self._statements.bury, ids, ops)
 
 
-class _AgainError(StoreBusyError):
-    """A head was made by another session in the middle; nothing was written, and the next attempt finds it."""
+def _may_be_of_others(exc: Exception) -> bool:
+    """Whether the same may well succeed by itself, and at once."""
+    return timed_out(exc) or is_locked_out(exc.__cause__) or is_conflict(exc.__cause__)
 
 
 def _concerns_all(exc: Exception) -> bool:
     """Whether the batches of a group fail together, not each for itself."""
-    if is_locked_out(exc.__cause__):
+    if _may_be_of_others(exc) or isinstance(exc, StoreTimeoutError):
         return False
     return isinstance(exc, OutcomeUnknownError) or (isinstance(exc, KodeError) and exc.retry is Retry.LATER)
 

@@ -6,28 +6,41 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import asyncpg
 
-from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StoreBusyError, StoreUnavailableError
+from kode_core.errors import (
+    ConfigurationError,
+    KodeError,
+    OutcomeUnknownError,
+    StoreBusyError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from kode_core.server_options import password_of
 from kode_postgres.dsn import read_dsn
 from kode_postgres.errors import is_conflict, is_lost, is_starting, to_kode_error
+from kode_postgres.foreign import refuse_foreign
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, migrate, version_of
+from kode_postgres.session import Doubt, ServerClock, Session, limits
+from kode_postgres.statements import NOW
+from kode_postgres.trouble import LostError, Trouble
 
-__all__ = ["Connections", "Session", "has_tables", "open_connections"]
+__all__ = ["Connections", "has_tables", "open_connections"]
 
 T = TypeVar("T")
 
 _APPLICATION: Final = "kode"
+_CANCEL_S: Final = 2.0
+"""How long the server may take to say that it ended a statement."""
 _OLDEST: Final = 130000
-_CONFLICTS: Final = 20
+_CHECKS_CLIENTS: Final = 140000
 _CACHED_STATEMENTS: Final = 256
 _MISTAKES: Final = (AttributeError, NameError, TypeError, LookupError, AssertionError)
 """What no driver raises: mistakes of this package, which must not look like trouble with the server."""
@@ -41,210 +54,190 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
         return ""
 
 
-class Session:
-    """A connection while one call uses it.
-
-    Attributes:
-        is_retry: whether an attempt before may have been applied, or may be yet.
-        age_ms: how long ago the first attempt began.
-    """
-
-    def __init__(self, con: Any, *, pooled: bool, is_retry: bool, age_ms: int) -> None:
-        self.con = con
-        self.is_retry = is_retry
-        self.age_ms = age_ms
-        self._pooled = pooled
-
-    async def fetch(self, statement: str, *args: Any) -> Sequence[Any]:
-        """One statement, and a transaction by itself unless one was begun.
-
-        Behind a pooler it stands in a transaction always: otherwise its parts may come to two servers.
-        """
-        if self._pooled and not self.con.is_in_transaction():
-            async with self.con.transaction(isolation="read_committed"):
-                found: Sequence[Any] = await self.con.fetch(statement, *args)
-                return found
-        found = await self.con.fetch(statement, *args)
-        return found
-
-    async def fetchrow(self, statement: str, *args: Any) -> Any:
-        """The first row of a statement, None when there is none."""
-        found = await self.fetch(statement, *args)
-        return found[0] if found else None
-
-    def transaction(self) -> Any:
-        """A transaction over several statements, each of which sees what was committed before it."""
-        return self.con.transaction(isolation="read_committed")
-
-
 Call: TypeAlias = Callable[[Session], Awaitable[T]]
 Connect: TypeAlias = Callable[[], Awaitable[Any]]
+
+
+class Found(NamedTuple):
+    """What is at the other end: the server's clock, whether a pooler is in between, and what sessions can be told."""
+
+    clock: ServerClock
+    pooled: bool
+    settings: Mapping[str, str]
 
 
 class Connections:
     """A pool and the rules of its use.
 
     A call whose connection breaks is made again on another one: reads can be, and writes know themselves again.
-    What is still in doubt in the end raises OutcomeUnknownError.
+    What is still in doubt in the end raises OutcomeUnknownError. What is given up is cancelled on the server, too.
+    Calls get connections in the order in which they asked.
 
     Attributes:
+        clock: the server's.
         pooled: whether another pooler is in between, which gives each transaction another session.
         connect: opens a connection beside the pool; None where that is of no use.
+        answer_s: how long an answer is waited for.
     """
 
-    def __init__(self, pool: Any, options: PostgresOptions, *, pooled: bool, connect: Connect | None = None) -> None:
+    def __init__(self, pool: Any, options: PostgresOptions, found: Found, *, connect: Connect | None = None) -> None:
         self.pool = pool
         self.connect = connect
-        self.pooled = pooled
+        self.clock = found.clock
+        self.pooled = found.pooled
         self.place = options.place
         self.max: int = pool.get_max_size()
+        self.answer_s = options.command_timeout_millis / 1000
         self._owned = options.pool is None
-        self._answer_s = options.command_timeout_millis / 1000
         self._connect_s = options.connection_timeout_millis / 1000
-        self._wait_s = max(self._answer_s, self._connect_s)
-        self._opening: set[asyncio.Future[Any]] = set()
+        self._wait_s = max(self.answer_s, self._connect_s)
+        self._slots = asyncio.Semaphore(self.max)
+        self._giving_back: set[asyncio.Task[None]] = set()
 
-    async def read(self, call: Call[T]) -> T:
-        """Make a call that changes nothing."""
-        return await self._run(call, writes=False)
+    async def read(self, call: Call[T], seconds: float | None = None) -> T:
+        """Make a call that changes nothing; its answer may take *seconds*."""
+        trouble = Trouble(self.answer_s, self._connect_s, writes=False)
+        return await self._run(call, trouble, Doubt(), seconds)
 
-    async def write(self, call: Call[T], seconds: float | None = None) -> T:
-        """Make a call that may be made again although it was applied; its answer may take *seconds*."""
-        return await self._run(call, writes=True, seconds=seconds)
+    async def write(
+        self, call: Call[T], seconds: float | None = None, *, doubt: Doubt | None = None, waits: bool = True
+    ) -> T:
+        """Make a call that may be made again although it was applied; its answer may take *seconds*.
+
+        *doubt* is what is not known of earlier calls for the same, and is told of this one. Without *waits* the call
+        ends when a row is locked, or when there was no answer in time; with it, both are tried again for a while.
+        """
+        trouble = Trouble(self.answer_s, self._connect_s, writes=True, waits=waits)
+        return await self._run(call, trouble, doubt or Doubt(), seconds)
 
     async def probe(self, call: Call[T]) -> T:
         """Make a call once."""
         try:
-            return await self._attempt(call, min(self._answer_s, 4.0))
-        except Exception as exc:
-            raise self._error(exc) from exc
+            return await self._attempt(call, Doubt(), min(self.answer_s, 4.0))
+        except Exception as exc:  # noqa: BLE001 - turned into one of this library's
+            error = self._error(exc)
+            raise error from (exc if error is not exc else None)
 
-    async def _run(self, call: Call[T], *, writes: bool, seconds: float | None = None) -> T:
-        start = time.monotonic()
-        trouble = _Trouble(self._answer_s, self._connect_s)
+    async def _run(self, call: Call[T], trouble: Trouble, doubt: Doubt, seconds: float | None) -> T:
         while True:
-            age_ms = int((time.monotonic() - start) * 1000)
             try:
-                return await self._attempt(call, seconds or self._answer_s, age_ms, is_retry=trouble.in_doubt)
+                return await self._attempt(call, doubt, seconds or self.answer_s)
             except _MISTAKES:
                 raise
             except Exception as exc:
                 pause = trouble.note(exc)
                 if pause is None:
                     error = self._error(exc)
-                    if writes and trouble.in_doubt and not isinstance(error, OutcomeUnknownError):
+                    if trouble.writes and doubt.since is not None and not isinstance(error, OutcomeUnknownError):
                         raise OutcomeUnknownError(f"{error}; it may have been written, or not: read first") from exc
-                    raise error from exc
+                    raise error from (exc if error is not exc else None)
             await asyncio.sleep(pause)
 
-    async def _attempt(self, call: Call[T], seconds: float, age_ms: int = 0, *, is_retry: bool = False) -> T:
+    async def _attempt(self, call: Call[T], doubt: Doubt, seconds: float) -> T:
         con = await self._acquire()
+        session = Session(con, self.clock, doubt, pooled=self.pooled, seconds=seconds)
         try:
             async with asyncio.timeout(seconds):
-                result = await call(Session(con, pooled=self.pooled, is_retry=is_retry, age_ms=age_ms))
+                result = await self._called(call, session, seconds)
         except BaseException as exc:
-            # A connection in the middle of something is dropped: to end that in order can take for ever (a server that
-            # does not answer does not answer a cancellation either).
-            if not isinstance(exc, (asyncpg.PostgresError, KodeError)) or is_lost(exc) or _is_dirty(con):
-                with suppress(asyncpg.InterfaceError):  # the pool has dropped it already
-                    con.terminate()
+            # What goes on on the server is ended there, and the connection may not answer: the caller has gone by then.
+            broken = not isinstance(exc, (asyncpg.PostgresError, KodeError)) or is_lost(exc)
+            self._in_background(self._ended(con) if broken else self._release(con))
             if isinstance(exc, Exception) and is_lost(exc):
-                raise _LostError from exc
+                if session.may_have_written:
+                    doubt.note(session.sent)
+                raise LostError from exc
             raise
-        finally:
-            await self._release(con)
+        await self._release(con)
         return result
+
+    async def _called(self, call: Call[T], session: Session, seconds: float) -> T:
+        """Call; where it may take longer than others it stands in a transaction, which says so to the server."""
+        if seconds <= self.answer_s:
+            return await call(session)
+        async with session.transaction():
+            return await call(session)
+
+    # --- connections from the pool
 
     async def _acquire(self) -> Any:
         try:
-            if self.pool.get_idle_size():
-                return await self.pool.acquire(timeout=self._wait_s)
-            return await self._acquired_new()
+            async with asyncio.timeout(self._wait_s):
+                await self._slots.acquire()
         except TimeoutError as exc:
-            if self.pool.get_size() == self.max and not self.pool.get_idle_size():
-                raise StoreBusyError(
-                    f"{self.place}: all {self.max} connections were in use for {self._wait_s:g} s; raise max"
-                ) from exc
-            raise
-
-    async def _acquired_new(self) -> Any:
-        """A connection that may have to be opened first, which goes on without a caller that is cancelled."""
+            raise self._too_few() from exc
+        # One that has to be opened first is opened although its caller is cancelled: it is the next caller's.
         asked = asyncio.ensure_future(self.pool.acquire(timeout=self._wait_s))
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
-            self._opening.add(asked)
-            asked.add_done_callback(self._give_back)
+            self._in_background(self._unwanted(asked))
+            raise
+        except BaseException as exc:
+            self._slots.release()
+            if isinstance(exc, TimeoutError) and self.pool.get_size() == self.max and not self.pool.get_idle_size():
+                raise self._too_few() from exc
             raise
 
-    def _give_back(self, asked: asyncio.Future[Any]) -> None:
-        self._opening.discard(asked)
-        if not asked.cancelled() and not asked.exception():
-            released = asyncio.ensure_future(self._release(asked.result()))
-            self._opening.add(released)
-            released.add_done_callback(self._opening.discard)
+    def _too_few(self) -> StoreBusyError:
+        return StoreBusyError(f"{self.place}: all {self.max} connections were in use for {self._wait_s:g} s; raise max")
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._giving_back.add(task)
+        task.add_done_callback(self._giving_back.discard)
+
+    async def _unwanted(self, asked: asyncio.Future[Any]) -> None:
+        """Give back a connection that nobody waits for any more."""
+        try:
+            con = await asked
+        except Exception:  # noqa: BLE001 - there is none to give back
+            self._slots.release()
+        else:
+            await self._release(con)
+
+    async def _ended(self, con: Any) -> None:
+        """End what the server does for a caller that is gone; a server that says nothing to that loses the connection.
+
+        The driver asks the server to cancel a statement whose caller stopped waiting, and lets nothing else happen on
+        the connection before the server has said that it did.
+        """
+        try:
+            async with asyncio.timeout(_CANCEL_S):
+                await con.execute("")  # waits for that
+                if con.is_in_transaction():
+                    await con.execute("ROLLBACK")
+        except BaseException:  # noqa: BLE001 - whatever it is, the connection is of no use
+            with suppress(asyncpg.InterfaceError):  # the pool has dropped it already
+                con.terminate()
+        await self._release(con)
 
     async def _release(self, con: Any) -> None:
-        with suppress(Exception):  # it was terminated
-            await self.pool.release(con, timeout=self._answer_s)
+        try:
+            with suppress(Exception):  # it was terminated
+                await self.pool.release(con, timeout=_CANCEL_S)
+        finally:
+            self._slots.release()
 
     def _error(self, exc: BaseException) -> KodeError:
-        cause = exc.__cause__ if isinstance(exc, _LostError) and exc.__cause__ else exc
-        return to_kode_error(cause, self.place)
+        if not isinstance(exc, LostError) or exc.__cause__ is None:
+            return to_kode_error(exc, self.place)
+        if isinstance(exc.__cause__, TimeoutError):
+            limit = f"command_timeout_millis ({self.answer_s * 1000:g})"
+            return StoreTimeoutError(f"{self.place}: no answer within {limit}; check the network and the load")
+        return to_kode_error(exc.__cause__, self.place)
 
     async def close(self) -> None:
         """Close the pool, unless it is the caller's."""
-        while self._opening:
-            await asyncio.wait(self._opening)
+        while self._giving_back:
+            await asyncio.wait(self._giving_back)
         if not self._owned:
             return
         try:
-            async with asyncio.timeout(self._answer_s):
+            async with asyncio.timeout(self.answer_s):
                 await self.pool.close()
         except TimeoutError:
             self.pool.terminate()
-
-
-def _is_dirty(con: Any) -> bool:
-    """Whether a transaction is open on the connection."""
-    try:
-        return bool(con.is_in_transaction())
-    except asyncpg.InterfaceError:  # the pool has dropped it already
-        return False
-
-
-class _LostError(Exception):
-    """The connection broke while a statement was under way; the cause says how."""
-
-
-class _Trouble:
-    """What went wrong with a call so far, and whether to try again."""
-
-    def __init__(self, answer_s: float, connect_s: float) -> None:
-        self.in_doubt = False
-        self._answer_s = answer_s
-        self._connect_s = connect_s
-        self._since: float | None = None
-        self._lost = 0
-        self._conflicts = 0
-
-    def note(self, exc: Exception) -> float | None:
-        """How long to wait before the next attempt, in seconds; None when there shall be none."""
-        if is_conflict(exc):
-            self._conflicts += 1
-            return random.uniform(0, 0.005 * self._conflicts) if self._conflicts < _CONFLICTS else None  # noqa: S311
-        now = time.monotonic()
-        if isinstance(exc, _LostError):
-            self.in_doubt = True
-            self._lost += 1
-            if isinstance(exc.__cause__, TimeoutError) and self._lost > 1:
-                return None
-        elif not is_starting(exc):
-            return None
-        self._since = now if self._since is None else self._since
-        if now - self._since > self._connect_s:
-            return None
-        return random.uniform(0.01, 0.03) if self._lost < 5 else random.uniform(0.05, 0.2)  # noqa: S311
 
 
 # --- Opening ----------------------------------------------------------------------------------------------------------
@@ -260,6 +253,8 @@ async def open_connections(options: PostgresOptions, tables: Tables) -> Connecti
     while True:
         try:
             return await _open(options, tables)
+        except KodeError:
+            raise
         except Exception as exc:
             transient = is_starting(exc) or is_conflict(exc)
             if not transient or time.monotonic() > deadline:
@@ -270,13 +265,15 @@ async def open_connections(options: PostgresOptions, tables: Tables) -> Connecti
 async def _open(options: PostgresOptions, tables: Tables) -> Connections:
     if options.pool is not None:
         async with options.pool.acquire(timeout=options.connection_timeout_millis / 1000) as con:
-            return Connections(options.pool, options, pooled=await _prepare(con, options, tables))
+            return Connections(options.pool, options, await _prepare(con, options, tables))
     arguments = _arguments(options)
     con = await asyncpg.connect(**arguments, statement_cache_size=0)
     try:
-        pooled = await _prepare(con, options, tables)
+        found = await _prepare(con, options, tables)
     finally:
         con.terminate()
+    pooled = found.pooled
+    arguments["server_settings"] = {**arguments["server_settings"], **found.settings}
     cached = options.statement_cache_size
     pool = await asyncpg.create_pool(
         **arguments,
@@ -289,21 +286,23 @@ async def _open(options: PostgresOptions, tables: Tables) -> Connections:
         max_inactive_connection_lifetime=options.idle_timeout_millis / 1000,
     )
     if pooled:
-        return Connections(pool, options, pooled=not cached)
+        return Connections(pool, options, found._replace(pooled=not cached))
     answer_s = options.command_timeout_millis / 1000
-    return Connections(
-        pool, options, pooled=False, connect=lambda: asyncpg.connect(**arguments, command_timeout=answer_s)
-    )
+    return Connections(pool, options, found, connect=lambda: asyncpg.connect(**arguments, command_timeout=answer_s))
 
 
-async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> bool:
-    """Make the tables; whether there is a pooler in between: then the server's process is not the one that answered."""
+async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
+    """Make the tables, and see what is at the other end.
+
+    With a pooler in between the server's process is not the one that answered.
+    """
     async with asyncio.timeout(max(options.command_timeout_millis, 20_000) / 1000):
         async with con.transaction(isolation="read_committed"):
-            process, encoding, version = await con.fetchrow(
+            process, encoding, version, now = await con.fetchrow(
                 "SELECT pg_backend_pid(), current_setting('server_encoding'),"
-                " current_setting('server_version_num')::int"
+                f" current_setting('server_version_num')::int, {NOW}"
             )
+        clock = ServerClock(now)
         if version < _OLDEST:
             raise StoreUnavailableError(f"{options.place}: kode-postgres needs PostgreSQL 13 or later, not {version}")
         if encoding != "UTF8":
@@ -311,8 +310,21 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> bool:
                 f"{options.place}: the database's encoding is {encoding}, which cannot hold every text; "
                 "make one with: createdb --encoding=UTF8 --template=template0"
             )
+        await refuse_foreign(con, options, tables)
         await migrate(con, tables, options.place, create=options.create)
-    return bool(process != con.get_server_pid())
+        pooled = bool(process != con.get_server_pid())
+        settings = {} if pooled or options.pool is not None else await _settings(con, options, version)
+    return Found(clock, pooled, settings)
+
+
+async def _settings(con: Any, options: PostgresOptions, version: int) -> dict[str, str]:
+    """What the sessions of the pool are told, so that the server gives up what nobody waits for any more."""
+    settings = {**limits(options.command_timeout_millis / 1000), "default_transaction_isolation": "read committed"}
+    if version >= _CHECKS_CLIENTS:
+        with suppress(asyncpg.PostgresError):  # not every system can tell
+            await con.execute("SET client_connection_check_interval = '1s'")
+            settings["client_connection_check_interval"] = "1s"
+    return settings
 
 
 async def has_tables(options: PostgresOptions) -> bool:

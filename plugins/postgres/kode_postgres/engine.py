@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,14 +15,16 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.reading import EngineReads
-from kode_core.errors import CorruptRecordError, UnsupportedError
+from kode_core.errors import CorruptRecordError, OutcomeUnknownError, UnsupportedError
 from kode_postgres.commits import Committer
-from kode_postgres.connection import Connections, Session, open_connections
+from kode_postgres.connection import Connections, open_connections
+from kode_postgres.doubts import Doubts, Never
 from kode_postgres.forks import Forks, Leases
 from kode_postgres.listen import Listener
 from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables
+from kode_postgres.session import Session
 from kode_postgres.writes import Statements
 
 __all__ = ["PostgresEngine"]
@@ -42,11 +43,12 @@ class PostgresEngine(EngineReads):
         self.tables = tables
         self.connections = connections
         self.reads = Reads(tables)
-        self._committer = Committer(connections, Statements(tables, durable=durable))
+        self._doubts = Doubts(connections)
+        self._doubtful_leases = Doubts(connections)
+        self._committer = Committer(connections, Statements(tables, durable=durable), self._doubts)
         self._forks = Forks(tables, durable=durable)
-        self._leases = Leases(tables)
+        self._leases = Leases(tables, durable=durable)
         self._listener = None if connections.connect is None else Listener(connections.connect, tables)
-        self._jobs: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
         return self.connections.place
@@ -71,34 +73,44 @@ class PostgresEngine(EngineReads):
             return CorruptRecordError(f"agent {batch.agent_id!r}", str(outcome))
         return outcome
 
-    async def _write(self, call: Callable[[Session], Awaitable[T]], seconds: float | None = None) -> T:
-        """Write to the end even when the caller is cancelled."""
-        task = asyncio.ensure_future(self.connections.write(call, seconds))
-        self._jobs.add(task)
-        task.add_done_callback(self._job_done)
-        return await asyncio.shield(task)
-
-    def _job_done(self, task: asyncio.Task[Any]) -> None:
-        self._jobs.discard(task)
-        if not task.cancelled():
-            task.exception()
+    async def _write(
+        self,
+        call: Callable[[Session], Awaitable[T]],
+        agent_id: str,
+        doubts: Doubts,
+        never: Never,
+        seconds: float | None,
+    ) -> T:
+        """Write; what stays in doubt is noted with what makes sure that it never happens."""
+        await doubts.settle(agent_id)
+        try:
+            return await self.connections.write(call, seconds)
+        except OutcomeUnknownError:
+            doubts.note(agent_id, never)
+            raise
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        return await self._write(lambda s: self._forks.fork(s, agent_id, children, expect, now), _FORK_SECONDS)
+        def call(session: Session) -> Awaitable[bool]:
+            return self._forks.fork(session, agent_id, children, expect, now)
+
+        return await self._write(call, agent_id, self._doubts, self._forks.never(children), _FORK_SECONDS)
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        return await self._write(lambda s: self._leases.acquire(s, agent_id, owner, ttl_ms))
+        def call(session: Session) -> Awaitable[int | None]:
+            return self._leases.acquire(session, agent_id, owner, ttl_ms)
+
+        return await self._write(call, agent_id, self._doubtful_leases, self._leases.never(agent_id, owner), None)
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        return await self._write(lambda s: self._leases.renew(s, agent_id, fence, ttl_ms))
+        return await self.connections.write(lambda s: self._leases.renew(s, agent_id, fence, ttl_ms))
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        await self._write(lambda s: self._leases.release(s, agent_id, fence))
+        await self.connections.write(lambda s: self._leases.release(s, agent_id, fence))
 
     # --- reading
 
     async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
-        await self._committer.settled(agent_id)
+        await self._doubts.settle(agent_id)
         call = getattr(self.reads, verb)
         return await self.connections.read(lambda session: call(session, *args))
 
@@ -130,6 +142,6 @@ class PostgresEngine(EngineReads):
         if self._listener is not None:
             await self._listener.close()
         await self._committer.close()
-        while self._jobs:
-            await asyncio.wait(self._jobs)
+        await self._doubts.close()
+        await self._doubtful_leases.close()
         await self.connections.close()

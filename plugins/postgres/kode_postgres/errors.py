@@ -75,7 +75,7 @@ def is_starting(exc: BaseException) -> bool:
     return isinstance(exc, (ConnectionError, FileNotFoundError, EOFError))
 
 
-def is_conflict(exc: BaseException) -> bool:
+def is_conflict(exc: BaseException | None) -> bool:
     """Whether other sessions were in the way: nothing was written, and the same may work at once."""
     return isinstance(exc, asyncpg.PostgresError) and _code(exc) in _CONFLICT
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from kode_core.batch import FORKED_DOCS, Child, Fence, first_version
 from kode_core.codec import Body
-from kode_postgres.connection import Session
+from kode_postgres.doubts import Never
 from kode_postgres.schema import Tables
-from kode_postgres.statements import ROWS, Part, sync
+from kode_postgres.session import Session
+from kode_postgres.statements import LOCK_WAIT, NOW, ROWS, Part, sync
+from kode_postgres.trouble import AgainError
 
 __all__ = ["Forks", "Leases"]
 
@@ -20,6 +22,16 @@ class Forks:
     def __init__(self, tables: Tables, *, durable: bool) -> None:
         self._tables = tables
         self._statement = self._text(sync(durable))
+        self._never = (
+            f"INSERT INTO {tables.agents} (agent_id, message_version, message_count, tool_call_version,"
+            " tool_call_count, updated_at, last_offset, ops, op_times)"
+            f" SELECT a, 0, 0, 0, 0, 0, 0, '{{}}', '{{}}' FROM unnest($1::text[]) a"
+            f" ON CONFLICT (agent_id) DO NOTHING RETURNING {sync(durable)}"
+        )
+
+    def never(self, children: Sequence[Child]) -> Never:
+        """Has the children's ids count as used."""
+        return Never(self._never, ([child.agent_id for child in children],))
 
     async def fork(self, session: Session, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
         """Copy one instant of the agent to each child, all or none; False when its info is no longer *expect*."""
@@ -42,8 +54,13 @@ class Forks:
             [info.body.text for info in infos],
             [first_version() for _ in infos],
             [first_version() for _ in infos],
+            session.until,
         )
-        return bool(rows[0][0])
+        made_now, server_now, _ = rows[0]
+        session.clock.heard(server_now)
+        if not made_now and server_now >= session.until:
+            raise AgainError("the statement was delivered late")
+        return bool(made_now)
 
     def _text(self, sync: str) -> str:
         t = self._tables
@@ -54,7 +71,7 @@ class Forks:
         )
         parent = (
             f"SELECT a.* FROM {t.agents} a JOIN {t.infos} i ON i.agent_id = a.agent_id"
-            " WHERE a.agent_id = $1 AND a.created_at IS NOT NULL AND i.digest = $2"
+            f" WHERE a.agent_id = $1 AND a.created_at IS NOT NULL AND i.digest = $2 AND {NOW} < $13::bigint"
         )
         versions = (
             "CASE p.message_version WHEN 0 THEN 0 ELSE c.messages END, p.message_count,"
@@ -71,7 +88,7 @@ class Forks:
             f" messages AS ({self._copy(t.messages, [c.name for c in ROWS[Part.MESSAGES][1:]])}),"
             f" tool_calls AS ({self._copy(t.tool_calls, [c.name for c in ROWS[Part.TOOL_CALLS][1:]])}),"
             f" docs AS ({self._copy(t.docs, [c.name for c in ROWS[Part.DOCS][1:]])} WHERE r.kind = ANY ($4::text[]))"
-            f" SELECT (SELECT count(*) FROM heads), {sync}"
+            f" SELECT (SELECT count(*) FROM heads), {NOW}, {sync}"
         )
 
     def _copy(self, table: str, columns: Sequence[str]) -> str:
@@ -82,26 +99,44 @@ class Forks:
 
 
 class Leases:
-    """Leases by the server's clock. A row stays when its lease has ended, so that no token comes again."""
+    """Leases by the server's clock. A row stays when its lease has ended, so that no token comes again.
 
-    def __init__(self, tables: Tables) -> None:
+    A statement that is delivered late takes no lease: nobody would know that it is held.
+    """
+
+    def __init__(self, tables: Tables, *, durable: bool) -> None:
         t, until = tables.leases, "clock_timestamp() + $3::bigint * interval '1 millisecond'"
+        is_wanted = f"{NOW} < $4::bigint"
+        given = (
+            f"(SELECT set_config('lock_timeout', '{LOCK_WAIT}', true) AS limited, {sync(durable)} AS synced OFFSET 0) s"
+        )
         self._acquire = (
-            f"INSERT INTO {t} AS l (agent_id, owner, token, expires) VALUES ($1, $2, 1, {until})"
+            f"WITH taken AS (INSERT INTO {t} AS l (agent_id, owner, token, expires)"
+            f" SELECT $1, $2, 1, {until} FROM {given} WHERE s.limited IS NOT NULL AND {is_wanted}"
             " ON CONFLICT (agent_id) DO UPDATE SET owner = excluded.owner,"
-            " token = CASE l.owner WHEN excluded.owner THEN l.token ELSE l.token + 1 END,"
-            f" expires = {until} WHERE l.expires <= clock_timestamp() OR l.owner = excluded.owner RETURNING token"
+            " token = CASE l.owner WHEN excluded.owner THEN l.token ELSE l.token + 1 END, expires = excluded.expires"
+            f" WHERE (l.expires <= clock_timestamp() OR l.owner = excluded.owner) AND {is_wanted} RETURNING token)"
+            f" SELECT (SELECT token FROM taken), {NOW}"
         )
-        mine = "agent_id = $1 AND owner = $2"
-        self._renew = (
-            f"UPDATE {t} SET expires = {until} WHERE {mine} AND token = $4 AND expires > clock_timestamp() RETURNING 1"
-        )
-        self._release = f"UPDATE {t} SET expires = '-infinity', owner = '' WHERE {mine} AND token = $3"
+        mine = "l.agent_id = $1 AND l.owner = $2"
+        limited = f"FROM {given} WHERE s.limited IS NOT NULL AND {mine}"
+        is_held = "l.token = $4 AND l.expires > clock_timestamp()"
+        self._renew = f"UPDATE {t} l SET expires = {until} {limited} AND {is_held} RETURNING 1"
+        gone = f"UPDATE {t} l SET expires = '-infinity', owner = '' {limited}"
+        self._release = f"{gone} AND l.token = $3"
+        self._never = gone
+
+    def never(self, agent_id: str, owner: str) -> Never:
+        """Ends what the owner may have been given."""
+        return Never(self._never, (agent_id, owner))
 
     async def acquire(self, session: Session, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         """The new token, or None when the lease is held; an owner that asks again gets its own."""
-        row = await session.fetchrow(self._acquire, agent_id, owner, ttl_ms)
-        return None if row is None else int(row[0])
+        token, now = (await session.fetch(self._acquire, agent_id, owner, ttl_ms, session.until))[0]
+        session.clock.heard(now)
+        if token is None and now >= session.until:
+            raise AgainError("the statement was delivered late")
+        return None if token is None else int(token)
 
     async def renew(self, session: Session, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
         """False when the lease ended."""

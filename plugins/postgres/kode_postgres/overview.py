@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from kode_core.batch import DocKind, EngineIssue, ListKind, Totals
-from kode_postgres.connection import Session
 from kode_postgres.schema import OF_AN_AGENT, Tables, table_names
+from kode_postgres.session import Session
 
 __all__ = ["ONE", "Overview"]
 

@@ -28,9 +28,9 @@ from kode_core.codec import Body
 from kode_core.engines.reading import MOST, check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
-from kode_postgres.connection import Session
 from kode_postgres.overview import ONE, Overview
 from kode_postgres.schema import Tables
+from kode_postgres.session import Session
 from kode_postgres.writes import key_hash
 
 __all__ = ["Reads"]

@@ -111,10 +111,15 @@ _UNIQUE: Final[tuple[tuple[str, str, str], ...]] = (("events", "seq", "(agent_id
 
 
 class Tables:
-    """The names of the tables, quoted, as attributes: ``tables.messages``."""
+    """The names of the tables, quoted, as attributes: ``tables.messages``.
+
+    Attributes:
+        home: the schema that they stand in, or are made in, once :func:`migrate` has seen it.
+    """
 
     def __init__(self, options: PostgresOptions) -> None:
         self.schema = options.schema
+        self.home = options.schema or ""
         self.prefix = options.table_prefix
         for name in (*TABLES, "meta"):
             setattr(self, name, self.qualified(name))
@@ -137,7 +142,7 @@ class Tables:
     @property
     def identity(self) -> str:
         """What tells these tables from others in the same database."""
-        return f"{self.schema or ''}.{self.prefix}"
+        return f"{self.home}.{self.prefix}"
 
 
 def _first(tables: Tables, partitions: int) -> list[str]:
@@ -194,6 +199,18 @@ async def version_of(con: Any, tables: Tables) -> int:
     return int(await con.fetchval(f"SELECT value FROM {tables.meta} WHERE key = 'schema_version'") or 0)
 
 
+async def _home(con: Any, tables: Tables) -> str:
+    """The schema of the tables; without one in the options it is where the search path leads."""
+    if tables.schema is not None:
+        return tables.schema
+    found = await con.fetchval(
+        "SELECT coalesce((SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n"
+        " ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)), current_schema())::text",
+        tables.meta,
+    )
+    return found or ""
+
+
 async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None:
     """Bring the tables to this version, in one transaction; many may try at once (OPS-7, OPS-8).
 
@@ -202,6 +219,7 @@ async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None
         StoreUnavailableError: something is to be made, and *create* forbids it.
     """
     async with con.transaction(isolation="read_committed"):
+        tables.home = await _home(con, tables)
         version = await version_of(con, tables)
     if version == len(MIGRATIONS):
         return

@@ -16,10 +16,10 @@ from kode_core.batch import ListKind
 from kode_postgres.listen import channel_of
 from kode_postgres.schema import KEPT_OPS, Tables
 
-__all__ = ["LISTS", "LOCK_WAIT", "PUTS", "Column", "Part", "WriteStatement", "sync"]
+__all__ = ["LISTS", "LOCK_WAIT", "NOW", "PUTS", "Column", "Part", "WriteStatement", "sync"]
 
-LOCK_WAIT: Final = "8s"
-_LOCK_WAIT_OF_SEVERAL: Final = "1s"  # they hold up each other; alone, each can wait
+LOCK_WAIT: Final = "30ms"
+"""How long a statement waits for a lock. Who has to wait longer asks again, and holds no connection meanwhile."""
 
 
 class Part(Flag):
@@ -28,7 +28,6 @@ class Part(Flag):
     SEVERAL = auto()
     FENCE = auto()
     AGE = auto()
-    REPEATED = auto()
     TOUCH = auto()
     MESSAGES = auto()
     MESSAGES_PUT = auto()
@@ -62,17 +61,18 @@ def _list_columns(one: str) -> tuple[Column, ...]:
 
 
 INPUT: Final[dict[Part | None, tuple[Column, ...]]] = {
-    None: (Column("agent_id", "text"),),
+    None: (Column("agent_id", "text"), Column("op", "bigint"), Column("since", "bigint")),
     Part.FENCE: (Column("fence_owner", "text"), Column("fence_token", "bigint")),
     Part.AGE: (Column("expect_updated_at", "bigint"),),
-    Part.TOUCH: (Column("op", "bigint"), Column("now", "bigint")),
+    Part.TOUCH: (Column("now", "bigint"),),
     Part.MESSAGES: _list_columns("message"),
     Part.TOOL_CALLS: _list_columns("tool_call"),
     Part.INFO: (Column("has_info", "boolean"), Column("template_id", "text"), Column("created_at", "bigint")),
     Part.EVENTS: (Column("events", "bigint"),),
     Part.UNSEEN: (Column("message_oldest", "bigint"),),
 }
-"""What is known of each batch, by the part that needs it."""
+"""What is known of each batch, by the part that needs it. ``since`` is when its first attempt was sent that may have
+been applied, by the server's clock, and never later than it was."""
 
 _ROW: Final = (Column("n", "bigint"), Column("position", "bigint"), Column("created_at", "bigint"))
 _BODY: Final = (Column("digest", "bytea"), Column("body", "text"))
@@ -111,7 +111,7 @@ LISTS: Final = {ListKind.MESSAGES: Part.MESSAGES, ListKind.TOOL_CALLS: Part.TOOL
 PUTS: Final = {Part.MESSAGES: Part.MESSAGES_PUT, Part.TOOL_CALLS: Part.TOOL_CALLS_PUT}
 _ONE: Final = {Part.MESSAGES: "message", Part.TOOL_CALLS: "tool_call"}
 
-_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 
 class WriteStatement:
@@ -130,18 +130,20 @@ class WriteStatement:
 
     @cached_property
     def text(self) -> str:
-        """The statement. Its arguments are the columns of ``input``, then those of ``rows``, then the age in ms."""
+        """The statement. Its arguments are the columns of ``input``, then those of ``rows``, then until when it
+        may begin by the server's clock: one that is delivered later does nothing.
+        """
         self._arguments = 0
         unnested = self._unnest("i", self.input, "n")
         tables = {part: self._unnest("r", columns) for part, columns in self.rows.items()}
-        wait = _LOCK_WAIT_OF_SEVERAL if Part.SEVERAL in self else LOCK_WAIT
-        limit = f"(SELECT set_config('lock_timeout', '{wait}', true) AS limited OFFSET 0) s"
-        ctes = [f"input AS MATERIALIZED (SELECT i.* FROM {limit}, {unnested} WHERE s.limited IS NOT NULL)"]
+        limit = f"(SELECT set_config('lock_timeout', '{LOCK_WAIT}', true) AS limited OFFSET 0) s"
+        begun = f"s.limited IS NOT NULL AND {NOW} < ${self._arguments + 1}::bigint"
+        ctes = [f"input AS MATERIALIZED (SELECT i.* FROM {limit}, {unnested} WHERE {begun})"]
         if Part.FENCE in self:
             ctes.append(f"fence AS ({self._fence()})")
         if Part.SEVERAL in self:
             order = f"SELECT a.agent_id FROM {self._tables.agents} a JOIN input i USING (agent_id)"
-            ctes.append(f"locked AS MATERIALIZED ({order} ORDER BY a.agent_id FOR UPDATE OF a)")
+            ctes.append(f"locked AS MATERIALIZED ({order} ORDER BY a.agent_id FOR UPDATE OF a SKIP LOCKED)")
         ctes += [f"old AS ({self._update()})", f"fresh AS ({self._insert()})", f"head AS ({self._head()})"]
         if Part.UNSEEN in self:
             ctes.append(f"latest AS MATERIALIZED ({self._latest()})")
@@ -161,19 +163,29 @@ class WriteStatement:
 
     def _fence(self) -> str:
         """The batches whose lease is held; it cannot be taken over before this is committed."""
+        wait = " SKIP LOCKED" if Part.SEVERAL in self else ""
         return (
             f"SELECT l.agent_id FROM {self._tables.leases} l JOIN input i USING (agent_id)"
             " WHERE l.owner = i.fence_owner AND l.token = i.fence_token AND l.expires > clock_timestamp()"
-            " ORDER BY l.agent_id FOR SHARE OF l"
+            f" ORDER BY l.agent_id FOR SHARE OF l{wait}"
         )
 
     def _lists(self) -> list[tuple[Part, str]]:
         return [(part, _ONE[part]) for part in LISTS.values() if part in self]
 
     def _update(self) -> str:
-        """Heads that are there."""
-        sets = ["last_offset = a.last_offset + " + ("i.events" if Part.EVENTS in self else "0")]
-        holds = ["a.agent_id = i.agent_id"]
+        """Heads that are there, unless they know the operation, or may have known it and forgotten it since."""
+        oldest = f"a.op_times[{KEPT_OPS}]"
+        sets = [
+            "last_offset = a.last_offset + " + ("i.events" if Part.EVENTS in self else "0"),
+            f"ops = (array_prepend(i.op, a.ops))[1:{KEPT_OPS}]",
+            f"op_times = (array_prepend({NOW}, a.op_times))[1:{KEPT_OPS}]",
+        ]
+        holds = [
+            "a.agent_id = i.agent_id",
+            "i.op <> ALL (a.ops)",
+            f"({oldest} IS NULL OR {oldest} < i.since OR {oldest} > {NOW})",  # a clock may be set back
+        ]
         for _, one in self._lists():
             version = f"CASE a.{one}_version WHEN 0 THEN i.{one}_first ELSE a.{one}_version END + 1"
             count = f"greatest(least(a.{one}_count, i.{one}_length), i.{one}_least) + i.{one}_append"
@@ -181,8 +193,8 @@ class WriteStatement:
             sets.append(f"{one}_count = CASE WHEN i.{one}_first IS NULL THEN a.{one}_count ELSE {count} END")
             holds.append(f"(i.{one}_expect IS NULL OR i.{one}_expect = a.{one}_version)")
         if Part.TOUCH in self:
-            sets += self._touched()
-            holds.append("(i.op IS NULL OR i.op <> ALL (a.ops))")
+            later = "greatest(a.updated_at + 1, i.now)"
+            sets.append(f"updated_at = CASE WHEN i.now IS NULL THEN a.updated_at ELSE {later} END")
         if Part.INFO in self:
             sets.append("template_id = CASE WHEN i.has_info THEN i.template_id ELSE a.template_id END")
             sets.append("created_at = CASE WHEN i.has_info THEN i.created_at ELSE a.created_at END")
@@ -190,9 +202,6 @@ class WriteStatement:
             holds.append("(i.expect_updated_at IS NULL OR i.expect_updated_at = a.updated_at)")
         if Part.UNSEEN in self:
             holds.append(f"(i.message_oldest IS NULL OR a.message_version = {self._seen_version()})")
-        if Part.REPEATED in self:
-            old = f"a.op_times[{KEPT_OPS}]"
-            holds.append(f"({old} IS NULL OR {old} < {_NOW} - ${self._arguments + 1}::bigint)")
         source = "input i" + (" JOIN locked k USING (agent_id)" if Part.SEVERAL in self else "")
         return (
             f"UPDATE {self._tables.agents} a SET {', '.join(sets)} FROM {source}"
@@ -203,16 +212,6 @@ class WriteStatement:
         """The version that the statement sees; who waited for the lock has another one, and does not see all rows."""
         return f"(SELECT s.message_version FROM {self._tables.agents} s WHERE s.agent_id = i.agent_id)"
 
-    def _touched(self) -> list[str]:
-        def unless_untouched(column: str, value: str) -> str:
-            return f"{column} = CASE WHEN i.op IS NULL THEN a.{column} ELSE {value} END"
-
-        return [
-            unless_untouched("updated_at", "greatest(a.updated_at + 1, i.now)"),
-            unless_untouched("ops", f"(array_prepend(i.op, a.ops))[1:{KEPT_OPS}]"),
-            unless_untouched("op_times", f"(array_prepend({_NOW}, a.op_times))[1:{KEPT_OPS}]"),
-        ]
-
     def _insert(self) -> str:
         """Heads that are not there yet; where another session makes one first, the batch is left out."""
         values = {
@@ -220,8 +219,8 @@ class WriteStatement:
             **{f"{one}_{what}": "0" for one in _ONE.values() for what in ("version", "count")},
             "updated_at": "0",
             "last_offset": "i.events" if Part.EVENTS in self else "0",
-            "ops": "'{}'",
-            "op_times": "'{}'",
+            "ops": "ARRAY[i.op]",
+            "op_times": f"ARRAY[{NOW}]",
         }
         holds = [f"NOT EXISTS (SELECT FROM {self._tables.agents} a WHERE a.agent_id = i.agent_id)"]
         for _, one in self._lists():
@@ -229,9 +228,7 @@ class WriteStatement:
             values[f"{one}_count"] = f"coalesce(i.{one}_least + i.{one}_append, 0)"
             holds.append(f"coalesce(i.{one}_expect, 0) = 0")
         if Part.TOUCH in self:
-            values["updated_at"] = "CASE WHEN i.op IS NULL THEN 0 ELSE greatest(i.now, 1) END"
-            values["ops"] = "CASE WHEN i.op IS NULL THEN '{}' ELSE ARRAY[i.op] END"
-            values["op_times"] = f"CASE WHEN i.op IS NULL THEN '{{}}' ELSE ARRAY[{_NOW}] END"
+            values["updated_at"] = "CASE WHEN i.now IS NULL THEN 0 ELSE greatest(i.now, 1) END"
         if Part.INFO in self:
             values |= {"template_id": "i.template_id", "created_at": "i.created_at"}
         if Part.AGE in self:
@@ -324,20 +321,28 @@ class WriteStatement:
         ]
 
     def _events(self, rows: str) -> list[str]:
+        """Of events that are there already, the rows are found by writing them anew; no row comes twice."""
         return [
-            f'events AS (INSERT INTO {self._tables.events} (agent_id, "offset", seq, channel, digest, body)'
+            f'events AS (INSERT INTO {self._tables.events} AS e (agent_id, "offset", seq, channel, digest, body)'
             " SELECT h.agent_id, h.last_offset - h.events + r.k, r.seq, r.channel, r.digest, r.body::json"
-            f" FROM {rows} JOIN head h ON h.n = r.n ORDER BY r.n, r.k"  # of two that are the same the first one counts
-            " ON CONFLICT (agent_id, seq, digest) DO NOTHING RETURNING 1)"
+            f" FROM {rows} JOIN head h ON h.n = r.n ORDER BY r.n, r.k"
+            " ON CONFLICT (agent_id, seq, digest) DO UPDATE SET seq = excluded.seq"
+            ' RETURNING e.agent_id, e.seq, e.digest, e."offset")',
+            "repeated AS MATERIALIZED (SELECT e.* FROM events e JOIN head h USING (agent_id)"
+            ' WHERE e."offset" <= h.last_offset - h.events)',
         ]
 
     def _answer(self) -> str:
-        """A row for each batch that was applied; the last columns are the same in all of them."""
-        inserted = "(SELECT count(*) FROM events)" if Part.EVENTS in self else "0"
-        answer = [f"h.n, {self._returned('h')}, {inserted} AS inserted", sync(self._durable)]
+        """A row for each batch that was applied; the columns after its head are the same in all of them.
+
+        These are the server's time and, where there are events, those that were there before: agents, seqs, digests
+        and offsets.
+        """
+        answer = [f"h.n, {self._returned('h')}, {NOW} AS now"]
         if Part.EVENTS in self:
+            answer += [f"(SELECT array_agg({c}) FROM repeated)" for c in ("agent_id", "seq", "digest", '"offset"')]
             answer.append(self._notified())
-        return f"SELECT {', '.join(answer)} FROM head h"
+        return f"SELECT {', '.join([*answer, sync(self._durable)])} FROM head h"
 
     def _notified(self) -> str:
         """Wakes those who follow the agents."""

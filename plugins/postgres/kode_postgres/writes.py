@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from kode_core.batch import (
     first_version,
 )
 from kode_postgres.schema import KEPT_OPS, OF_AN_AGENT, Tables
-from kode_postgres.statements import LISTS, LOCK_WAIT, PUTS, Part, WriteStatement, sync
+from kode_postgres.statements import LISTS, LOCK_WAIT, NOW, PUTS, Part, WriteStatement, sync
 
 __all__ = [
     "Head",
@@ -62,7 +62,7 @@ def is_unseen(batch: Batch) -> bool:
     return batch.messages is not None and batch.messages.is_blind
 
 
-def parts_of(batches: Sequence[Batch], *, is_retry: bool) -> Part:
+def parts_of(batches: Sequence[Batch]) -> Part:
     """What the batches have in them."""
     parts = Part.SEVERAL if len(batches) > 1 else _NO_PARTS
     for batch in batches:
@@ -73,7 +73,6 @@ def parts_of(batches: Sequence[Batch], *, is_retry: bool) -> Part:
             (Part.INFO, batch.info is not None),
             (Part.DOCS, bool(batch.docs)),
             (Part.EVENTS, bool(batch.events)),
-            (Part.REPEATED, is_retry and batch.is_touching),
             (Part.UNSEEN, is_unseen(batch)),
         ):
             if has:
@@ -92,13 +91,13 @@ class Statements:
         self._tables = tables
         self._durable = durable
         self._made: dict[Part, WriteStatement] = {}
-        now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
         lists = "message_version, message_count, tool_call_version, tool_call_count"
         self.heads = (
-            f"SELECT agent_id, {lists}, updated_at, ops, op_times[cardinality(op_times)], {now}"
+            f"SELECT agent_id, {lists}, updated_at, ops, op_times[cardinality(op_times)], {NOW}"
             f" FROM {tables.agents} WHERE agent_id = ANY ($1::text[])"
         )
-        self.lock_heads = f"{self.heads} ORDER BY agent_id FOR UPDATE"
+        self.lock_heads = f"{self.heads} ORDER BY agent_id FOR UPDATE SKIP LOCKED"
+        self.lock_head = f"{self.heads} FOR UPDATE"
         held = "l.owner = i.owner AND l.token = i.token AND l.expires > clock_timestamp()"
         self.leases = (
             "SELECT i.agent_id, i.owner, i.token FROM unnest($1::text[], $2::text[], $3::bigint[]) i (agent_id, owner,"
@@ -106,9 +105,8 @@ class Statements:
         )
         self.lock_leases = f"{self.leases} ORDER BY l.agent_id FOR SHARE OF l"
         self.offsets = (
-            f'SELECT e.agent_id, e.seq, e.digest, e."offset" FROM {tables.events} e'
-            " JOIN unnest($1::text[], $2::bigint[], $3::bytea[]) i (agent_id, seq, digest)"
-            " ON (e.agent_id, e.seq, e.digest) = (i.agent_id, i.seq, i.digest)"
+            f'SELECT e.seq, e.digest, e."offset" FROM {tables.events} e JOIN unnest($2::bigint[], $3::bytea[])'
+            " i (seq, digest) ON (e.seq, e.digest) = (i.seq, i.digest) WHERE e.agent_id = $1"
         )
         self.empty = [f"DELETE FROM {getattr(tables, name)} WHERE agent_id = ANY ($1::text[])" for name in OF_AN_AGENT]
         self.bury = (
@@ -116,36 +114,51 @@ class Statements:
             " tool_call_count = 0, updated_at = 0, template_id = NULL, created_at = NULL,"
             f" ops = CASE WHEN i.op IS NULL THEN a.ops ELSE (array_prepend(i.op, a.ops))[1:{KEPT_OPS}] END,"
             " op_times = CASE WHEN i.op IS NULL THEN a.op_times"
-            f" ELSE (array_prepend({now}, a.op_times))[1:{KEPT_OPS}] END"
+            f" ELSE (array_prepend({NOW}, a.op_times))[1:{KEPT_OPS}] END"
             " FROM unnest($1::text[], $2::bigint[]) i (agent_id, op) WHERE a.agent_id = i.agent_id"
         )
         self.begin = f"SELECT {sync(durable)}, set_config('lock_timeout', '{LOCK_WAIT}', true)"
+        self.skip_offsets = (
+            f"UPDATE {tables.agents} SET last_offset = last_offset + $2::bigint WHERE agent_id = $1"
+            " RETURNING last_offset"
+        )
+        known = f"ops = (array_prepend($2::bigint, a.ops))[1:{KEPT_OPS}]"
+        # Has an operation count as applied that may have been sent: if it was not applied, it never will be.
+        self.never = (
+            f"INSERT INTO {tables.agents} AS a (agent_id, message_version, message_count, tool_call_version,"
+            " tool_call_count, updated_at, last_offset, ops, op_times)"
+            f" VALUES ($1, 0, 0, 0, 0, 0, 0, ARRAY[$2::bigint], ARRAY[{NOW}])"
+            f" ON CONFLICT (agent_id) DO UPDATE SET {known},"
+            f" op_times = (array_prepend({NOW}, a.op_times))[1:{KEPT_OPS}]"
+            f" WHERE $2::bigint <> ALL (a.ops) RETURNING {sync(durable)}"
+        )
 
-    def write(self, batches: Sequence[Batch], *, is_retry: bool = False, age_ms: int = 0) -> tuple[str, list[Any]]:
-        """The statement that applies the batches, of which no two are for one agent, and its arguments."""
-        parts = parts_of(batches, is_retry=is_retry)
+    def write(self, batches: Sequence[Batch], since: int, until: int) -> tuple[str, list[Any]]:
+        """The statement that applies the batches, of which no two are for one agent, and its arguments.
+
+        *since* and *until* are as in ``Session``.
+        """
+        parts = parts_of(batches)
         statement = self._made.get(parts)
         if statement is None:
             statement = self._made[parts] = WriteStatement(self._tables, parts, durable=self._durable)
-        inputs = zip(*(_input(batch, parts) for batch in batches), strict=True)
+        inputs = zip(*(_input(batch, parts, since) for batch in batches), strict=True)
         arguments: list[Any] = [list(column) for column in inputs]
         for part, columns in statement.rows.items():
             rows = [row for n, batch in enumerate(batches, 1) for row in _ROWS[part](n, batch)]
             arguments += map(list, zip(*rows, strict=True)) if rows else [[] for _ in columns]
-        if Part.REPEATED in parts:
-            arguments.append(age_ms)
-        return statement.text, arguments
+        return statement.text, [*arguments, until]
 
 
-def _input(batch: Batch, parts: Part) -> tuple[Any, ...]:
+def _input(batch: Batch, parts: Part, since: int) -> tuple[Any, ...]:
     """The batch's values of the columns of ``statements.INPUT``."""
-    values: list[Any] = [batch.agent_id]
+    values: list[Any] = [batch.agent_id, op_number(batch.op_id), since]
     if Part.FENCE in parts:
         values += (None, None) if batch.fence is None else (batch.fence.owner, batch.fence.token)
     if Part.AGE in parts:
         values.append(batch.expect_updated_at)
     if Part.TOUCH in parts:
-        values += (op_number(batch.op_id) if batch.is_touching else None, batch.now)
+        values.append(batch.now if batch.is_touching else None)
     for kind, part in LISTS.items():
         if part in parts:
             values += _list_input(batch.lists.get(kind))
@@ -204,8 +217,11 @@ def _doc_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
 
 
 def _event_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    """Each event once, at its first place: one statement writes a row once."""
+    first: dict[tuple[int, bytes], int] = {}
     for k, event in enumerate(batch.events, 1):
-        yield (n, k, event.seq, event.channel, event.body.digest, event.body.text)
+        if first.setdefault((event.seq, event.body.digest), k) == k:
+            yield (n, k, event.seq, event.channel, event.body.digest, event.body.text)
 
 
 _ROWS: Final[dict[Part, Any]] = {
@@ -237,9 +253,9 @@ class Head:
         """Whether the operation is among the last that were applied."""
         return op in self.ops
 
-    def may_have_forgotten(self, age_ms: int) -> bool:
-        """Whether an operation of that age may have been applied and pushed out by later ones."""
-        return len(self.ops) >= KEPT_OPS and self._oldest is not None and self._oldest >= self._now - age_ms
+    def may_have_forgotten(self, since: int) -> bool:
+        """Whether an operation of that time may have been applied and pushed out by later ones."""
+        return len(self.ops) >= KEPT_OPS and self._oldest is not None and since <= self._oldest <= self._now
 
     def refusal(self, batch: Batch, *, is_held: bool) -> Refused | None:
         """Which precondition does not hold."""
@@ -248,14 +264,19 @@ class Head:
         return batch.refusal(self.updated_at, self.messages, self.tool_calls)
 
 
-def applied(batch: Batch, row: Sequence[Any], offsets: dict[Any, int] | None) -> Applied:
-    """The outcome of a batch with its row of the answer; *offsets* are those of events that were there before."""
+def applied(batch: Batch, row: Sequence[Any]) -> Applied:
+    """The outcome of a batch with its row of the answer."""
     lists, last = (ListHead(row[2], row[3]), ListHead(row[4], row[5])), row[6]
-    if offsets is None:
-        return Applied(*lists, tuple(range(last - len(batch.events) + 1, last + 1)))
-    return Applied(*lists, offsets_of(batch, offsets))
+    if not batch.events:
+        return Applied(*lists)
+    old = {} if row[8] is None else dict(zip(zip(*row[8:11], strict=True), row[11], strict=True))
+    return Applied(*lists, offsets_of(batch, last - len(batch.events) + 1, old))
 
 
-def offsets_of(batch: Batch, offsets: dict[Any, int]) -> tuple[int, ...]:
-    """The offsets of the batch's events."""
-    return tuple(offsets[batch.agent_id, event.seq, event.body.digest] for event in batch.events)
+def offsets_of(batch: Batch, first: int, old: Mapping[tuple[str, int, bytes], int]) -> tuple[int, ...]:
+    """The offsets of the batch's events: *old* ones, or by their place from *first* on."""
+    found: dict[tuple[str, int, bytes], int] = {}
+    for offset, event in enumerate(batch.events, first):
+        key = (batch.agent_id, event.seq, event.body.digest)
+        found.setdefault(key, old.get(key, offset))
+    return tuple(found[batch.agent_id, event.seq, event.body.digest] for event in batch.events)

@@ -254,8 +254,9 @@ async def test_a_password_from_a_function(server: Server, schema: str) -> None:
 )
 async def test_a_password_function_that_fails(server: Server, give: Any, says: str) -> None:
     """Its error is told by its name, and its words are not."""
-    with pytest.raises(ConfigurationError, match=says):
+    with pytest.raises(ConfigurationError, match=says) as caught:
         await create_extended_store(type="postgres", **{**parts(server), "password": give})
+    assert caught.value.__cause__ is not caught.value
 
 
 async def test_the_urls_own_parameters(server: Server, schema: str) -> None:

@@ -78,9 +78,9 @@ async def test_a_write_that_comes_as_the_last_lane_ends_is_written(server: Serve
         committer = engine._committer
         for i in range(5):
             first = asyncio.ensure_future(engine.commit([append("a", f"first-{i}", "one")]))
-            while not committer._busy:
+            while not committer._queues._behind:
                 await asyncio.sleep(0)
-            while committer._busy:
+            while committer._queues._behind:
                 await asyncio.sleep(0)
             async with asyncio.timeout(20):  # in this very turn; wait_for would begin it in the next one
                 (outcome,) = await engine.commit([append("b", f"second-{i}", "two")])

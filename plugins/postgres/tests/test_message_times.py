@@ -35,5 +35,8 @@ async def test_who_waited_for_the_lock_sees_what_came_first(server: Server, sche
                     while await con.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < waiting:
                         await asyncio.sleep(0.005)
             await asyncio.gather(*tasks)
-        assert await times(ahead) == [1000] + [9000] * 6
+        found = await times(ahead)
+        assert found[0] == 1000
+        assert found[1] in (1000, 9000)  # whoever of the two came first
+        assert found[2:] == [9000] * 5
     await con.close()

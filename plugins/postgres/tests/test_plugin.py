@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kode_postgres
 import pytest
@@ -19,6 +21,7 @@ from kode_postgres.servers import Server
 from kode_core.config import configure
 from kode_core.errors import ConfigurationError
 from kode_core.plugins import API, registry
+from tests.test_cli import kode
 
 SECRET = "s3cret-pa55"
 
@@ -182,3 +185,17 @@ def test_a_password_is_a_text_or_a_function(password: object) -> None:
     """Anything else is refused with its type."""
     with pytest.raises(ConfigurationError, match=f"password must be a str, or a function.*{type(password).__name__}"):
         options_of({"type": "postgres", "password": password})
+
+
+async def test_doctor_names_the_server(database: str) -> None:
+    """Of a store that kode.toml names, it says which server that is, and no password."""
+    where = urlsplit(database)
+    place = f"postgres at {where.hostname}:{where.port}{where.path}"
+    Path("kode.toml").write_text(f'[stores.production]\nurl = "{database}"\n')
+    async with PostgresStore(database) as store:
+        await store.list()
+    out, _ = await asyncio.to_thread(kode, "doctor", "--store", "production")
+    assert place in out.splitlines()[0]
+    told = json.loads((await asyncio.to_thread(kode, "doctor", "--store", "production", "--json"))[0])
+    assert told["store"]["address"] == place
+    assert where.password is None or where.password not in out

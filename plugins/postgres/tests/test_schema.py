@@ -35,6 +35,28 @@ async def test_twenty_first_starts_at_once(database: str) -> None:
     await asyncio.gather(*(store.close() for store in stores))
 
 
+async def test_a_schema_that_is_named_and_one_that_is_found_are_one(database: str) -> None:
+    """Stores with ``schema="public"`` and without a schema open an empty database at once, and wake each other."""
+    stores = [PostgresStore(database, schema=name, max=2) for name in (None, "public") * 5]
+    await asyncio.gather(*(store.open() for store in stores))
+    assert {store._context.engine.tables.identity for store in stores} == {"public.kode_"}  # type: ignore[attr-defined]
+    await stores[0].append_messages("a", samples.messages(1))
+    assert len(await stores[1].load_messages("a")) == 1
+    await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_the_schema_of_the_search_path_is_found(database: str) -> None:
+    """Also one whose name has to be quoted, and also when the tables are there already."""
+    name = database.rpartition("/")[2]
+    await Server(database).execute(
+        'CREATE SCHEMA "We ird"', f'ALTER DATABASE "{name}" SET search_path = "We ird", public'
+    )
+    for _ in range(2):
+        async with PostgresStore(database) as store:
+            await store.append_messages("a", samples.messages(1))
+            assert store._context.engine.tables.identity == "We ird.kode_"  # type: ignore[attr-defined]
+
+
 async def test_an_older_schema_is_migrated_in_place(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of an older version become the present one when opened; records stay; opening again changes nothing."""
     async with PostgresStore(database) as store:

@@ -8,14 +8,15 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import ENOENT, EROFS
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
 
-from kode_core.errors import StoreBusyError, StoreUnavailableError
+from kode_core.errors import ConfigurationError, StoreBusyError, StoreReadOnlyError, StoreUnavailableError
 from kode_sqlite.errors import translated
 from kode_sqlite.options import SqliteOptions
 
@@ -24,6 +25,7 @@ __all__ = ["Connection", "WriteGuard", "file_identity", "needs_guard", "open_con
 T = TypeVar("T")
 
 MEMORY: Final = ":memory:"
+_TRIES: Final = 100
 
 
 class Connection(aiosqlite.Connection):
@@ -37,6 +39,7 @@ class Connection(aiosqlite.Connection):
         super().__init__(connector, iter_chunk_size=64)
         self._thread.daemon = True
         self._path = path
+        self._reading: asyncio.Future[Any] | None = None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Call with the sqlite3 connection as the first argument; SQLite's errors are translated."""
@@ -44,9 +47,35 @@ class Connection(aiosqlite.Connection):
             result: T = await self._execute(call, self._conn, *args)  # type: ignore[no-untyped-call]
             return result
 
+    async def read(self, call: Callable[..., T], *args: Any) -> T:
+        """Call as :meth:`run` does. Nothing may be done with the connection until it has ended, or :meth:`abandon` has.
+
+        Raises:
+            asyncio.CancelledError: the function may still be running.
+        """
+        self._reading = asyncio.ensure_future(self.run(call, *args))
+        return await asyncio.shield(self._reading)
+
+    async def abandon(self) -> None:
+        """End a read that nobody waits for any more, and wait until it has ended; no other is ever interrupted.
+
+        An interruption ends only the statement of that moment, so that one is not enough for several statements.
+        """
+        while self._reading is not None and not self._reading.done():
+            self._conn.interrupt()
+            await asyncio.wait([self._reading], timeout=0.02)
+        if self._reading is not None and not self._reading.cancelled():
+            self._reading.exception()  # nobody else asks for it
+        await self.run(_leave_transaction)
+
     def join(self) -> None:
         """Wait for the thread, which ends by itself after a connect that failed: with a word to the event loop."""
         self._thread.join()
+
+
+def _leave_transaction(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        db.execute("ROLLBACK")
 
 
 def readably(db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
@@ -89,6 +118,7 @@ async def open_connection(options: SqliteOptions, *, read_only: bool = False) ->
         if read_only:
             db.execute("PRAGMA query_only = ON")
             return
+        _see_encoding(db, path)
         if path != MEMORY:
             _use_wal(db, options)
         db.execute(f"PRAGMA synchronous = {'FULL' if options.durability == 'full' else 'NORMAL'}")
@@ -108,6 +138,16 @@ async def open_connection(options: SqliteOptions, *, read_only: bool = False) ->
         await asyncio.shield(connection.close())
         raise
     return connection
+
+
+def _see_encoding(db: sqlite3.Connection, path: str) -> None:
+    """In UTF-16 SQLite gives other texts than it was given, and orders them otherwise (VAL-1, LIFE-2)."""
+    (encoding,) = db.execute("PRAGMA encoding").fetchone()
+    if encoding != "UTF-8":
+        raise ConfigurationError(
+            f"{path}: the database's encoding is {encoding}, which does not keep every text; give another db_path, or "
+            f"make a copy in UTF-8: sqlite3 {path} .dump | sqlite3 NEW"
+        )
 
 
 def _use_wal(db: sqlite3.Connection, options: SqliteOptions) -> None:
@@ -145,11 +185,13 @@ def needs_guard(version: tuple[int, int, int]) -> bool:
 class WriteGuard:
     """Lets one process at a time write, checkpoint and close, with a lock file beside the database.
 
-    Only where the SQLite of this Python needs it, and only against processes that hold it too.
+    Only where the SQLite of this Python needs it, and only against processes that hold it too. The lock file stands
+    beside the file that a symbolic link leads to, as the log does.
     """
 
     def __init__(self, options: SqliteOptions) -> None:
-        self._path = Path(f"{options.db_path}-kode-lock")
+        self._database = Path(options.db_path)
+        self._path = Path(f"{os.path.realpath(options.db_path)}-kode-lock")
         self._wait_s = options.busy_timeout_ms / 1000
         self._fd: int | None = None
         wanted = options.db_path != MEMORY and needs_guard(sqlite3.sqlite_version_info)
@@ -157,14 +199,19 @@ class WriteGuard:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the lock; raises StoreBusyError when another process does not give it up."""
+        """Hold the lock.
+
+        Raises:
+            StoreBusyError: another process does not give it up.
+            StoreReadOnlyError: this process may not make or open the lock file.
+        """
         if not self.is_active or sys.platform == "win32":
             yield
             return
         import fcntl
 
         if self._fd is None:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._fd = self._opened()
         deadline = time.monotonic() + self._wait_s
         pause = 0.0002
         while True:
@@ -183,8 +230,35 @@ class WriteGuard:
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    def _opened(self) -> int:
+        """A descriptor of the lock file, which belongs to whom the database belongs to, as its log does."""
+        try:
+            for _ in range(_TRIES):
+                with suppress(FileExistsError):
+                    fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                    _give(fd, self._database)
+                    return fd
+                with suppress(FileNotFoundError):  # it was removed meanwhile
+                    return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # to lock it nobody has to write it
+            raise FileNotFoundError(ENOENT, "it leads nowhere")
+        except OSError as exc:
+            is_denied = isinstance(exc, PermissionError) or exc.errno == EROFS
+            raise (StoreReadOnlyError if is_denied else StoreUnavailableError)(
+                f"{self._path}: the lock file cannot be opened ({exc.strerror}); a process that writes needs the right"
+                " to write the database and its folder, and to read this file"
+            ) from exc
+
     def close(self) -> None:
         """Give back the descriptor."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _give(fd: int, database: Path) -> None:
+    """Give a new file the mode of the database, and its owner where this process may."""
+    with suppress(OSError):  # what it was made with will do
+        found = database.stat()
+        os.fchmod(fd, found.st_mode & 0o666)
+        if os.geteuid() == 0:
+            os.fchown(fd, found.st_uid, found.st_gid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,10 +23,17 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines.reading import EngineReads
-from kode_core.errors import InvalidArgumentError, StorageError, StoreReadOnlyError, StoreUnavailableError
+from kode_core.errors import (
+    ConfigurationError,
+    InvalidArgumentError,
+    KodeError,
+    StorageError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+)
 from kode_sqlite import overview, reads
 from kode_sqlite.driver import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
-from kode_sqlite.errors import to_kode_error
+from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.schema import migrate
 from kode_sqlite.upkeep import copy, do_long
@@ -39,9 +47,10 @@ _JOBS_AT_ONCE = 1000
 
 
 class _Job(NamedTuple):
-    """Something to do in the next transaction."""
+    """Something to do in the next transaction: a call, or batches to commit."""
 
-    call: Callable[[Transaction], Any]
+    call: Callable[[Transaction], Any] | None
+    batches: Sequence[Batch]
     done: asyncio.Future[Any]
 
 
@@ -62,6 +71,7 @@ class SqliteEngine(EngineReads):
         self._working: asyncio.Task[None] | None = None
         self._idle_readers: list[Connection] = []
         self._readers = asyncio.Semaphore(options.readers)
+        self._abandoned: set[asyncio.Task[None]] = set()
         self._file = file_identity(options.db_path)
 
     def __repr__(self) -> str:
@@ -71,14 +81,17 @@ class SqliteEngine(EngineReads):
     async def open(cls, options: SqliteOptions) -> SqliteEngine:
         """Open the database, make what is missing, and bring its tables to this version."""
         if options.db_path != MEMORY:  # readers are opened later, perhaps from another working directory
-            options = replace(options, db_path=str(Path(options.db_path).expanduser().absolute()))
+            options = replace(options, db_path=_absolute(options.db_path))
             _make_folder(options.db_path)
         writer = await open_connection(options)
         engine = cls(options, writer)
         try:
             await writer.run(engine._migrate)
         except BaseException:
-            await asyncio.shield(writer.close())
+            try:
+                await asyncio.shield(writer.close())
+            finally:
+                engine._guard.close()
             raise
         return engine
 
@@ -89,22 +102,23 @@ class SqliteEngine(EngineReads):
     # --- writing
 
     async def _write(self, call: Callable[[Transaction], T]) -> T:
-        """Do *call* in a transaction; it is done to the end once it was begun, whatever becomes of the caller."""
+        """Do *call* in the next transaction."""
+        result: T = await self._done(call, ())
+        return result
+
+    async def _done(self, call: Callable[[Transaction], Any] | None, batches: Sequence[Batch]) -> Any:
         loop = asyncio.get_running_loop()
-        job = _Job(call, loop.create_future())
+        job = _Job(call, batches, loop.create_future())
         self._jobs.append(job)
         if self._working is None:
             self._working = loop.create_task(self._work())
-        result: T = await job.done
-        return result
+        return await job.done
 
     async def _work(self) -> None:
         try:
             while self._jobs:
                 jobs, self._jobs = self._jobs[:_JOBS_AT_ONCE], self._jobs[_JOBS_AT_ONCE:]
-                jobs = [job for job in jobs if not job.done.done()]  # cancelled before they were begun
-                if jobs:
-                    await self._settle(jobs)
+                await self._settle(jobs)
         finally:
             self._working = None
 
@@ -116,7 +130,7 @@ class SqliteEngine(EngineReads):
             results = [exc] * len(jobs)
         finally:
             for job, result in zip(jobs, results, strict=True):
-                if job.done.done():
+                if job.done.done():  # the event loop is being shut down
                     continue
                 if isinstance(result, Exception):
                     job.done.set_exception(result)
@@ -146,24 +160,32 @@ class SqliteEngine(EngineReads):
             )
 
     def _do_all(self, db: sqlite3.Connection, transaction: Transaction, jobs: list[_Job]) -> list[Any]:
-        if len(jobs) == 1:
-            return [jobs[0].call(transaction)]
+        """What became of each. Commits that follow one another are one: few statements then write all their events."""
         results: list[Any] = []
-        for job in jobs:
-            try:
-                results.append(transaction.part(job.call))
-            except Exception as exc:
-                if not db.in_transaction:  # SQLite gave the whole transaction up, as it does when the disk is full
-                    raise
-                error = to_kode_error(exc, self._options.db_path) if isinstance(exc, sqlite3.Error) else exc
-                results.append(error)
+        for is_call, group in itertools.groupby(jobs, lambda job: job.call is not None):
+            some = list(group)
+            if is_call:
+                results.extend(self._part(db, transaction, job) for job in some)
+                continue
+            outcomes = iter(transaction.commit([b for job in some for b in job.batches], alone=len(jobs) == 1))
+            results.extend(list(itertools.islice(outcomes, len(job.batches))) for job in some)
         return results
+
+    def _part(self, db: sqlite3.Connection, transaction: Transaction, job: _Job) -> Any:
+        assert job.call is not None
+        try:
+            return transaction.part(job.call)
+        except Exception as exc:
+            if not db.in_transaction:  # SQLite gave the whole transaction up, as it does when the disk is full
+                raise
+            return to_kode_error(exc, self._options.db_path) if isinstance(exc, DRIVER_ERRORS) else exc
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         try:
-            return await self._write(lambda transaction: transaction.commit(batches))
-        except StorageError as exc:
+            outcomes: list[Outcome] = await self._done(None, batches)
+        except KodeError as exc:
             return [exc] * len(batches)
+        return outcomes
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
         return await self._write(lambda transaction: transaction.fork(agent_id, children, expect, now))
@@ -185,12 +207,35 @@ class SqliteEngine(EngineReads):
     async def _read(self, call: Callable[..., T], *args: Any) -> T:
         if self._options.db_path == MEMORY:
             return await self._writer.run(self._look, call, *args)
-        async with self._readers:
+        await self._readers.acquire()
+        try:
             reader = self._idle_readers.pop() if self._idle_readers else await self._new_reader()
-            try:
-                return await reader.run(self._look, call, *args)
-            finally:
-                self._idle_readers.append(reader)  # a call that goes on after a cancellation is first in its queue
+        except BaseException:
+            self._readers.release()
+            raise
+        try:
+            found: T = await reader.read(self._look, call, *args)
+        except asyncio.CancelledError:
+            task = asyncio.get_running_loop().create_task(self._abandon(reader))
+            self._abandoned.add(task)
+            task.add_done_callback(self._abandoned.discard)
+            raise
+        except BaseException:
+            self._give_back(reader)
+            raise
+        self._give_back(reader)
+        return found
+
+    def _give_back(self, reader: Connection) -> None:
+        self._idle_readers.append(reader)
+        self._readers.release()
+
+    async def _abandon(self, reader: Connection) -> None:
+        """Have a read end that nobody waits for; its connection is used again when it has."""
+        try:
+            await reader.abandon()
+        finally:
+            self._give_back(reader)
 
     def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
         self._see_file()
@@ -247,6 +292,8 @@ class SqliteEngine(EngineReads):
     async def close(self) -> None:
         if self._working is not None:
             await asyncio.shield(self._working)
+        while self._abandoned:
+            await asyncio.wait(self._abandoned)
         for reader in self._idle_readers:
             await reader.close()
         self._idle_readers.clear()
@@ -260,13 +307,27 @@ class SqliteEngine(EngineReads):
             db.close()
 
 
+def _absolute(db_path: str) -> str:
+    try:
+        path = str(Path(db_path).expanduser().absolute())
+        path.encode()
+    except UnicodeError as exc:
+        raise ConfigurationError(f"db_path {db_path!r:.200} names no file for SQLite: its name is no UTF-8") from exc
+    except (RuntimeError, FileNotFoundError) as exc:  # no such home, or no working directory any more
+        raise ConfigurationError(f"db_path {db_path!r:.200} names no file: {exc}") from exc
+    if "\0" in path:
+        raise ConfigurationError(f"db_path {db_path!r:.200} names no file: it contains a NUL character")
+    return path
+
+
 def _make_folder(db_path: str) -> None:
     path = Path(db_path)
-    if path.is_dir():
-        raise StoreUnavailableError(f"{db_path} is a folder; db_path must name a file, as in {db_path}/agents.db")
     try:
+        is_folder = path.is_dir()
         path.parent.mkdir(parents=True, exist_ok=True)
     except PermissionError as exc:
         raise StoreReadOnlyError(f"{path.parent} cannot be made: {exc.strerror}") from exc
     except OSError as exc:
         raise StoreUnavailableError(f"{path.parent} cannot be made: {exc.strerror}") from exc
+    if is_folder:
+        raise StoreUnavailableError(f"{db_path} is a folder; db_path must name a file, as in {db_path}/agents.db")

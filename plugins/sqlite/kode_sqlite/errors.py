@@ -9,6 +9,7 @@ from typing import Final
 
 from kode_core.errors import (
     CorruptRecordError,
+    InvalidArgumentError,
     KodeError,
     PayloadTooLargeError,
     StorageError,
@@ -18,7 +19,7 @@ from kode_core.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["to_kode_error", "translated"]
+__all__ = ["DRIVER_ERRORS", "to_kode_error", "translated"]
 
 # By primary result code, which is the low byte of the extended one (https://sqlite.org/rescode.html).
 _BY_CODE: Final[dict[int, tuple[type[KodeError], str]]] = {
@@ -38,8 +39,18 @@ _CORRUPT: Final = {
 }
 
 
-def to_kode_error(exc: sqlite3.Error, path: str) -> KodeError:
-    """The error of this library for *exc*, whose text is kept behind the remedy."""
+DRIVER_ERRORS: Final = (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeError, MemoryError)
+"""What the driver raises."""
+
+
+def to_kode_error(exc: BaseException, path: str) -> KodeError:
+    """The error of this library for one of the driver's, whose text is kept behind the remedy."""
+    if isinstance(exc, UnicodeError):  # it quotes the text
+        return InvalidArgumentError(f"{path}: a text holds what SQLite cannot keep, such as a lone surrogate")
+    if isinstance(exc, OverflowError):
+        return PayloadTooLargeError(f"{path}: a value is larger than SQLite holds ({exc})")
+    if isinstance(exc, MemoryError):
+        return StoreUnavailableError(f"{path}: out of memory")
     if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is what was stored
         return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
@@ -51,8 +62,8 @@ def to_kode_error(exc: sqlite3.Error, path: str) -> KodeError:
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turn SQLite's errors inside into this library's."""
+    """Turn the driver's errors inside into this library's."""
     try:
         yield
-    except sqlite3.Error as exc:
+    except DRIVER_ERRORS as exc:
         raise to_kode_error(exc, path) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,9 +26,9 @@ from kode_core.batch import (
 from kode_core.clock import host_clock
 from kode_core.codec import Body
 from kode_core.engines.reading import MOST, check_head
-from kode_core.errors import CorruptRecordError, KodeError, StorageError
-from kode_sqlite.errors import to_kode_error
-from kode_sqlite.sound import INT, see, text_of
+from kode_core.errors import CorruptRecordError, KodeError
+from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
+from kode_sqlite.sound import text_of
 from kode_sqlite.statements import EVENTS, LISTS, TABLES_OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
@@ -65,32 +66,24 @@ class Transaction:
 
     # --- batches
 
-    def commit(self, batches: Sequence[Batch]) -> list[Outcome]:
-        """Apply batches, each whole or not at all."""
-        if len(batches) == 1 and not _is_events_only(batches[0]):
+    def commit(self, batches: Sequence[Batch], *, alone: bool = False) -> list[Outcome]:
+        """Apply batches, each whole or not at all; *alone* says that nothing else is in the transaction."""
+        if len(batches) == 1 and alone:
             return [self._apply(batches[0])]
         outcomes: list[Outcome] = []
-        i = 0
-        while i < len(batches):
-            end = i
-            while end < len(batches) and _is_events_only(batches[end]):
-                end += 1
-            if end > i:
-                outcomes.extend(self._append_all(batches[i:end]))
-            else:
-                end = i + 1
-                outcomes.append(self._apply_apart(batches[i]))
-            i = end
+        for only_events, group in itertools.groupby(batches, _is_events_only):
+            some = list(group)
+            outcomes.extend(self._append_all(some) if only_events else map(self._apply_apart, some))
         return outcomes
 
     def _apply_apart(self, batch: Batch) -> Outcome:
+        """Apply; a batch that fails takes no other with it."""
         try:
             outcome: Outcome = self.part(lambda _: self._apply(batch))
-        except (sqlite3.Error, KodeError) as exc:
-            error = to_kode_error(exc, self._path) if isinstance(exc, sqlite3.Error) else exc
-            if not self._db.in_transaction or not isinstance(error, StorageError):
+        except (*DRIVER_ERRORS, KodeError) as exc:
+            if not self._db.in_transaction:  # SQLite gave the whole transaction up
                 raise
-            return error
+            return exc if isinstance(exc, KodeError) else to_kode_error(exc, self._path)
         return outcome
 
     def _apply(self, batch: Batch) -> Applied | Refused:
@@ -220,12 +213,11 @@ class Transaction:
 
     def _in_order(self, agent_id: str, write: ListWrite) -> ListWrite:
         """The write with no message older than those that stay before it (MSG-4)."""
-        found = self._db.execute("SELECT max(created_at) FROM kode_messages WHERE agent_id = ?", (agent_id,))
-        (latest,) = found.fetchone()
-        if latest is None:
-            return write
-        see((latest,), (INT,), f"the time of a message of agent {agent_id!r}")
-        return write.not_before(latest)
+        (latest,) = self._db.execute(  # a time that was damaged, which may be no number, is not gone by
+            "SELECT CAST(max(created_at) AS INTEGER) FROM kode_messages WHERE agent_id = ? AND created_at < ?",
+            (agent_id, MOST),
+        ).fetchone()
+        return write if latest is None else write.not_before(latest)
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
         key = (agent_id, write.kind.value, write.key)
@@ -245,13 +237,15 @@ class Transaction:
         return self._insert([(agent_id, event) for event in events]) if events else ()
 
     def _append_all(self, batches: Sequence[Batch]) -> list[Outcome]:
-        offsets = self._insert([(batch.agent_id, event) for batch in batches for event in batch.events])
-        outcomes: list[Outcome] = []
-        place = 0
-        for batch in batches:
-            outcomes.append(Applied(offsets=offsets[place : place + len(batch.events)]))
-            place += len(batch.events)
-        return outcomes
+        """Append the events of all at once; if that fails, those of each by itself."""
+        events = [(batch.agent_id, event) for batch in batches for event in batch.events]
+        try:
+            offsets = iter(self.part(lambda _: self._insert(events)))
+        except (*DRIVER_ERRORS, KodeError):
+            if not self._db.in_transaction:
+                raise
+            return [self._apply_apart(batch) for batch in batches]
+        return [Applied(offsets=tuple(itertools.islice(offsets, len(batch.events)))) for batch in batches]
 
     def _insert(self, events: Sequence[tuple[str, EventWrite]]) -> tuple[int, ...]:
         """Insert events, those excepted that are there already, and return all their offsets."""

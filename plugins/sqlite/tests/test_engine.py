@@ -552,3 +552,46 @@ async def test_a_database_that_is_removed_under_the_store() -> None:
         with pytest.raises(StoreUnavailableError):
             await store.load_messages("a")
         assert not Path("a.db").exists()
+
+
+async def test_a_backup_ends_while_others_write_all_the_time() -> None:
+    """It does not begin anew with each write of another connection, and has all or nothing of each write."""
+    async with SqliteStore("a.db", durability="fast") as store, SqliteStore("a.db", durability="fast") as other:
+        for i in range(30):
+            await store.save_messages(f"a{i}", [samples.message(text="x" * 100_000) for _ in range(10)])
+        written, is_over = 0, False
+
+        async def write() -> None:
+            nonlocal written
+            while not is_over:
+                await other.save_turn("w", append=samples.messages(1), events=[samples.event(written)])
+                written += 1
+
+        writing = asyncio.ensure_future(write())
+        steps: list[int] = []
+        await store.backup("copy.db", progress=lambda done, total: steps.append(done))
+        assert await store.load_messages("a0")
+        is_over = True
+        await writing
+        assert steps == sorted(steps)
+        assert written > 5
+    async with SqliteStore("copy.db") as copy:
+        assert (await copy.check_consistency()).consistent
+        messages = await copy.load_messages("w")
+        assert len(messages) == len([event async for event in copy.read_events("w")])
+        assert len(messages) < written
+
+
+async def test_the_own_check_of_sqlite_can_be_interrupted() -> None:
+    """A check of a whole database holds no reader, and a caller that gives up ends it."""
+    async with SqliteStore("a.db", readers=1) as store:
+        for i in range(20):
+            await store.save_messages(f"a{i}", [samples.message(text="x" * 1000) for _ in range(500)])
+        engine = store._context.engine
+        assert isinstance(engine, SqliteEngine)
+        looking = asyncio.ensure_future(engine.inspect(None))
+        await asyncio.sleep(0.001)
+        assert len(await store.load_messages("a0")) == 500
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        assert await engine.inspect(None) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 from kode_conformance import Handle, Space, StoreHarness
@@ -29,9 +29,12 @@ class DuckdbHarness(StoreHarness):
         return {"db_path": str(space.folder / "agents.duckdb")}
 
     async def open(self, handle: Handle) -> Store:
-        return await create_extended_store(type="duckdb", **handle)
+        return await self.open_with(handle)
 
     # --- hooks
+
+    async def open_with(self, handle: Handle, **options: Any) -> Store:
+        return await create_extended_store(type="duckdb", **handle, **options)
 
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
         damaged = "UPDATE kode_rows SET body = replace(body, 'message 0', 'message !') WHERE agent_id = ?"

@@ -1,0 +1,74 @@
+"""A list in pages that take about the same memory, with what cannot be read of it left out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, NamedTuple
+
+from kode_core.batch import ListKind
+from kode_core.codec import Body
+from kode_core.engine import Engine
+from kode_core.errors import CorruptRecordError
+from kode_core.ids import row_name
+from kode_core.store.steps import Steps
+
+__all__ = ["ListPage", "PageSize", "pages_of"]
+
+_FIRST_PAGE: Final = 50
+_LARGEST_PAGE: Final = 2_000
+_PAGE_CHARACTERS: Final = 1 << 20
+
+
+class ListPage(NamedTuple):
+    """A page of a list as it was at one instant, or the error that reading it ended with."""
+
+    start: int
+    version: int
+    rows: Sequence[tuple[Body, int]]
+    error: CorruptRecordError | None = None
+
+
+class PageSize:
+    """How many records to read at once."""
+
+    def __init__(self) -> None:
+        self.limit = _FIRST_PAGE
+
+    def saw(self, bodies: Sequence[Body]) -> None:
+        """Fit the next page to what records take in memory."""
+        if bodies:
+            mean = max(1, sum(len(body.text) for body in bodies) // len(bodies))
+            self.limit = min(max(1, _PAGE_CHARACTERS // mean), _LARGEST_PAGE, 4 * self.limit)
+
+
+async def pages_of(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) -> AsyncIterator[ListPage]:
+    """All pages of a list; around a row that cannot be read the others are."""
+    size, start, end, was_lost = PageSize(), 0, 0, False
+    while True:
+        limit = end - start if end > start else size.limit
+        try:
+            rows = await steps(engine.rows_at, agent_id, kind, start, limit)
+        except CorruptRecordError as exc:
+            names = (row_name(kind, i, agent_id) for i in range(start, start + limit))
+            end = next((i for i, name in enumerate(names, start) if name == exc.record), -1)
+            if end > start:
+                continue
+            yield ListPage(start, 0, (), exc)
+            is_lost = end < start  # the error does not say which row it is
+            if is_lost and was_lost:
+                return  # nothing can be found any more
+            start, was_lost = (start + limit if is_lost else start + 1), is_lost
+            if start >= await _count(engine, steps, agent_id, kind):
+                return
+            continue
+        yield ListPage(start, rows.version, rows.rows)
+        if len(rows.rows) < limit:
+            return
+        start, was_lost = start + limit, False
+        size.saw([body for body, _ in rows.rows])
+
+
+async def _count(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) -> int:
+    """How many rows the head counts."""
+    head = await steps(engine.head, agent_id)
+    return 0 if head is None else getattr(head, kind.value).count

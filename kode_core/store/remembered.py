@@ -1,0 +1,247 @@
+"""A list as a store last wrote or read it, and what may have changed in it since.
+
+A record that is still the same object cannot have changed, except inside the dicts and lists it holds; of those there
+is a proof, a digest of what they were. Records are held weakly: to remember them keeps none of them in memory.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Self
+from weakref import ref
+
+from kode_core.batch import Outline, Row, ToolCallIndex
+from kode_core.large import Proof, digest_of, is_unchanged
+from kode_core.pace import Pace
+from kode_core.store.rows import Encoded, ListCodec
+
+__all__ = ["Remembered", "Tail", "key_of"]
+
+_RUN: Final = 256
+
+
+class Held(ref[Any]):
+    """A record that somebody else keeps, weakly, and the dicts and lists in it, as long as it is there."""
+
+    __slots__ = ()
+    parts: Any = None
+
+
+class _HeldWithParts(Held):
+    __slots__ = ("parts",)
+
+
+def _let_go(held: Any) -> None:
+    held.parts = None
+
+
+def _held(record: Any, proof: Proof | None) -> Held:
+    if proof is None or proof.parts is None:
+        return Held(record)
+    held = _HeldWithParts(record, _let_go)
+    held.parts = proof.parts
+    return held
+
+
+_parts = operator.attrgetter("parts")
+
+
+class _Nobody:
+    __slots__ = ("__weakref__",)
+
+
+_NONE: Final = Held(_Nobody())
+_UNPROVED: Final = b""
+
+
+def _holds(parts: Any, proof: bytes) -> bool:
+    try:
+        return parts is not None and digest_of(parts) == proof
+    except ValueError:  # something that is not JSON was put in
+        return False
+
+
+class Tail:
+    """Records as they stand in the store, one after the other."""
+
+    __slots__ = ("created", "digests", "held", "keys", "proofs")
+
+    def __init__(self) -> None:
+        self.held: list[Held] = []
+        self.digests: list[bytes] = []
+        self.created: list[int] = []
+        self.proofs: list[bytes | None] = []
+        self.keys: list[str | None] = []
+
+    def add(self, record: Any, proof: Proof | None, digest: bytes, created_at: int, key: str | None) -> None:
+        """Note the next record."""
+        self.held.append(_held(record, proof))
+        self.digests.append(digest)
+        self.created.append(created_at)
+        self.proofs.append(_digest(proof))
+        self.keys.append(key)
+
+    @classmethod
+    async def of(cls, records: Sequence[Any], encoded: Sequence[Encoded], pace: Pace) -> Self:
+        """Records that were just encoded."""
+        tail = cls()
+        for record, one in zip(records, encoded, strict=True):
+            tail.add(record, one.proof, one.row.body.digest, one.row.created_at, key_of(one.row))
+            await pace.rest()
+        return tail
+
+
+def _digest(proof: Proof | None) -> bytes | None:
+    return None if proof is None else proof.digest or _UNPROVED
+
+
+class Remembered:
+    """A list as this store last wrote or read it.
+
+    Attributes:
+        held: the records.
+        proofs: a digest for each of the dicts and lists in it, None where there are none.
+        keys: of a list of tool calls, their ids as the index has them.
+        newest: at least the greatest of the times in ``created``; None when there are none.
+    """
+
+    def __init__(
+        self,
+        version: int,
+        held: list[Held],
+        digests: list[bytes],
+        created: list[int],
+        proofs: list[bytes | None],
+        keys: list[str | None],
+    ) -> None:
+        self.version = version
+        self.held = held
+        self.digests = digests
+        self.created = created
+        self.proofs = proofs
+        self.keys = keys
+        self.newest: int | None = max(created, default=None)
+        self._places: dict[str | None, int] | None = None
+        self._runs: dict[int, bytes] = {}
+
+    @classmethod
+    def of_nothing(cls) -> Self:
+        """An empty list of a version yet to be known."""
+        return cls(0, [], [], [], [], [])
+
+    @classmethod
+    def of_outline(cls, outline: Outline) -> Self:
+        """A list of which only the outline is known: every record will be encoded and compared."""
+        if not outline.rows:
+            return cls(outline.version, [], [], [], [], [])
+        _, digests, created, keys = map(list, zip(*outline.rows, strict=True))
+        return cls(outline.version, [_NONE] * len(keys), digests, created, [None] * len(keys), keys)
+
+    @classmethod
+    def of_tail(cls, version: int, tail: Tail) -> Self:
+        """A list that is nothing but *tail*."""
+        return cls(version, tail.held, tail.digests, tail.created, tail.proofs, tail.keys)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether some of the records are gone, so that it is better to remember those that were just read."""
+        return None in map(operator.call, self.held)
+
+    # --- finding what changed
+
+    async def suspects(self, codec: ListCodec, records: Sequence[Any], pace: Pace) -> list[int]:
+        """The positions within both lists where *records* may differ from what is stored."""
+        found: list[int] = []
+        shared = min(len(self), len(records))
+        for start in range(0, shared, _RUN):
+            new = records[start : min(start + _RUN, shared)]
+            held = self.held[start : start + len(new)]
+            parts = list(map(_parts, held))
+            if not (all(map(operator.is_, map(operator.call, held), new)) and self._is_proved(start, parts)):
+                found += await self._suspects_in_run(codec, start, new, pace)
+            await pace.rest()
+        return found
+
+    def _is_proved(self, start: int, parts: list[Any]) -> bool:
+        """Whether a run of records was found unchanged before, and is what it was then."""
+        known = self._runs.get(start)
+        try:
+            return known is not None and digest_of(parts) == known
+        except ValueError:  # something that is not JSON was put in
+            return False
+
+    async def _suspects_in_run(self, codec: ListCodec, start: int, records: Sequence[Any], pace: Pace) -> list[int]:
+        found: list[int] = []
+        large: list[int] = []
+        parts = []
+        for i, record in enumerate(records, start):
+            held, proof = self.held[i], self.proofs[i]
+            parts.append(held.parts)
+            if held() is not record:
+                found.append(i)
+            elif proof is not None and held.parts is None:
+                large.append(i)
+            elif proof is not None and not _holds(held.parts, proof):
+                found.append(i)
+        if not (found or large):
+            self._runs[start] = digest_of(parts)
+        for i in large:
+            if not await is_unchanged(codec.cls, records[i - start], self.proofs[i] or _UNPROVED, pace):
+                found.append(i)
+        return sorted(found)
+
+    # --- noting what was written
+
+    def extend(self, version: int, tail: Tail) -> None:
+        """Note that *tail* was appended."""
+        self._runs.pop(len(self) // _RUN * _RUN, None)
+        if self._places is not None:
+            self._places.update(zip(tail.keys, range(len(self), len(self) + len(tail.keys)), strict=True))
+        self.version = version
+        self.held.extend(tail.held)
+        self.digests.extend(tail.digests)
+        self.created.extend(tail.created)
+        self.proofs.extend(tail.proofs)
+        self.keys.extend(tail.keys)
+        newest = max(tail.created, default=self.newest)
+        self.newest = newest if self.newest is None or newest is None else max(self.newest, newest)
+
+    def copy(self, length: int, *, keys_stay: bool = False) -> Remembered:
+        """A copy cut to *length*; *keys_stay* when it is not cut, and what is put in it has the keys of before."""
+        copy = Remembered(
+            self.version,
+            self.held[:length],
+            self.digests[:length],
+            self.created[:length],
+            self.proofs[:length],
+            self.keys[:length],
+        )
+        copy._places = self._places if keys_stay else None
+        copy._runs = {start: proof for start, proof in self._runs.items() if start + _RUN <= length}
+        return copy
+
+    def hold(self, i: int, record: Any, proof: Proof | None) -> None:
+        """Note that *record* is what is stored at a position."""
+        self.held[i], self.proofs[i] = _held(record, proof), _digest(proof)
+        self._runs.pop(i // _RUN * _RUN, None)
+
+    def put(self, i: int, row: Row) -> None:
+        """Note what was written at a position."""
+        self.digests[i], self.created[i], self.keys[i] = row.body.digest, row.created_at, key_of(row)
+        if self.newest is None or row.created_at > self.newest:
+            self.newest = row.created_at
+
+    def last_places(self, keys: Iterable[str]) -> dict[str | None, int]:
+        """The last positions of the tool calls of these ids."""
+        if self._places is None:
+            self._places = dict(zip(self.keys, range(len(self.keys)), strict=True))
+        return {key: self._places[key] for key in keys if key in self._places}
+
+
+def key_of(row: Row) -> str | None:
+    """The row's call id, as the index has it."""
+    return row.index.call_id if isinstance(row.index, ToolCallIndex) else None

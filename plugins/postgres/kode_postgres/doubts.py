@@ -1,0 +1,83 @@
+"""Writes of which the store could not learn whether they were applied.
+
+Before the same store looks at the agent again, or changes it, such a write is made sure of: it counts as applied from
+then on, so that it never will be if it was not. So who reads and repeats what is missing doubles nothing (OPS-10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Any, Final, NamedTuple
+
+from kode_postgres.connection import Connections
+from kode_postgres.session import Session
+
+__all__ = ["Doubts", "Never"]
+
+
+_OTHERS_S: Final = 1.0
+"""How long a call over all agents waits for one of them that is in doubt."""
+
+
+class Never(NamedTuple):
+    """A statement after which a write that is in doubt is not applied any more."""
+
+    statement: str
+    arguments: tuple[Any, ...]
+
+    async def happen(self, session: Session) -> None:
+        """Execute it."""
+        await session.fetch(self.statement, *self.arguments)
+
+
+class Doubts:
+    """The writes in doubt of one store, by agent."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._open: defaultdict[str, list[Never]] = defaultdict(list)
+        self._settling: dict[str, asyncio.Task[None]] = {}
+
+    def note(self, agent_id: str, never: Never) -> None:
+        """A write for the agent is in doubt."""
+        self._open[agent_id].append(never)
+
+    def __contains__(self, agent_id: str) -> bool:
+        """Whether a write for the agent is in doubt."""
+        return agent_id in self._open
+
+    async def settle(self, agent_id: str | None) -> None:
+        """Make sure of the agent's writes. None is for a call over all agents, which does not wait long for any.
+
+        Raises:
+            StorageError: the server cannot be asked, and they are still in doubt.
+        """
+        if agent_id is None and self._open:
+            await asyncio.wait([self._settled(one) for one in self._open], timeout=_OTHERS_S)
+        elif agent_id is not None and agent_id in self._open:
+            await asyncio.shield(self._settled(agent_id))
+
+    def _settled(self, agent_id: str) -> asyncio.Task[None]:
+        task = self._settling.get(agent_id)
+        if task is None:
+            task = self._settling[agent_id] = asyncio.get_running_loop().create_task(self._settle(agent_id))
+            task.add_done_callback(lambda done: self._done(agent_id, done))
+        return task
+
+    async def _settle(self, agent_id: str) -> None:
+        while self._open[agent_id]:
+            never = self._open[agent_id][0]
+            await self._connections.write(never.happen)
+            self._open[agent_id].remove(never)
+        del self._open[agent_id]
+
+    def _done(self, agent_id: str, task: asyncio.Task[None]) -> None:
+        del self._settling[agent_id]
+        if not task.cancelled():
+            task.exception()
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        while self._settling:
+            await asyncio.wait(self._settling.values())

@@ -1,0 +1,34 @@
+"""Databases that the KODE SDK for TypeScript wrote."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from kode_core.errors import ForeignStoreError
+from kode_postgres.options import PostgresOptions
+from kode_postgres.schema import Tables, version_of
+
+__all__ = ["refuse_foreign"]
+
+_SDK: Final = (("agents", "config_version"), ("messages", "seq"), ("tool_calls", "audit_trail"))
+"""Tables of the SDK, each with a column that tells it from others of its name."""
+
+
+async def refuse_foreign(con: Any, options: PostgresOptions, tables: Tables) -> None:
+    """See that the schema does not have the SDK's tables and none of ours.
+
+    Raises:
+        ForeignStoreError: it has; nothing was made.
+    """
+    async with con.transaction(isolation="read_committed"):
+        if await version_of(con, tables):
+            return
+        found = await con.fetchval(
+            "SELECT count(*) FROM information_schema.columns c, unnest($1::text[], $2::text[]) AS sdk (t, c)"
+            " WHERE c.table_schema = coalesce($3, current_schema()) AND c.table_name = sdk.t AND c.column_name = sdk.c",
+            [table for table, _ in _SDK],
+            [column for _, column in _SDK],
+            options.schema,
+        )
+    if found == len(_SDK):
+        raise ForeignStoreError(options.place, "postgres")

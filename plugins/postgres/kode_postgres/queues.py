@@ -1,0 +1,110 @@
+"""Batches that wait: those of one agent behind one another, and of different agents in groups."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum, auto
+from typing import Final
+
+from kode_core.batch import Batch, Outcome
+from kode_postgres.writes import needs_lock
+
+__all__ = ["Item", "Queues"]
+
+_AT_ONCE: Final = 500
+_LOCKED_AT_ONCE: Final = 20
+_BYTES_AT_ONCE: Final = 2**20
+
+
+class Weight(Enum):
+    """How a batch is written; those of one kind go together."""
+
+    LIGHT = auto()
+    LARGE = auto()
+    LOCKS = auto()
+
+
+class Item:
+    """A batch that waits, and who waits for it. What became of it is an outcome or an error to raise."""
+
+    __slots__ = ("batch", "done", "number", "size", "weight")
+
+    _numbers = itertools.count()
+
+    def __init__(self, batch: Batch, done: asyncio.Future[Outcome | Exception]) -> None:
+        self.batch = batch
+        self.done = done
+        self.number = next(self._numbers)
+        self.size = _size(batch)
+        self.weight = (
+            Weight.LOCKS if needs_lock(batch) else Weight.LARGE if self.size > _BYTES_AT_ONCE else Weight.LIGHT
+        )
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it may take long."""
+        return self.weight is not Weight.LIGHT
+
+    def settle(self, outcome: Outcome | Exception) -> None:
+        """Tell who waits."""
+        if not self.done.done():
+            self.done.set_result(outcome)
+
+
+def _size(batch: Batch) -> int:
+    size = sum(len(event.body.text) for event in batch.events)
+    size += sum(len(write.doc.body.text) for write in batch.docs if write.doc is not None)
+    for write in (batch.messages, batch.tool_calls):
+        if write is not None:
+            size += sum(len(row.body.text) for _, row in write.put) + sum(len(row.body.text) for row in write.append)
+    return size
+
+
+class Queues:
+    """What waits to be written. An agent has one batch at a time that is ready or being written."""
+
+    def __init__(self) -> None:
+        self._ready: dict[Weight, deque[Item]] = {weight: deque() for weight in Weight}
+        self._behind: dict[str, deque[Item]] = {}
+        """The batches that wait for another one of their agent, which is among the keys as long as it has any."""
+
+    def accept(self, item: Item) -> None:
+        """Put a batch at the end of its agent's."""
+        behind = self._behind.get(item.batch.agent_id)
+        if behind is None:
+            self._behind[item.batch.agent_id] = deque()
+            self._ready[item.weight].append(item)
+        else:
+            behind.append(item)
+
+    def take(self, *, heavy: bool) -> list[Item]:
+        """The next batches that can be written together: of one way to be written, and not large; *heavy* ones, too."""
+        queues = [queue for weight, queue in self._ready.items() if queue and (heavy or weight is Weight.LIGHT)]
+        if not queues:
+            return []
+        queue = min(queues, key=lambda one: one[0].number)
+        group = [queue.popleft()]
+        size, most = group[0].size, _LOCKED_AT_ONCE if group[0].weight is Weight.LOCKS else _AT_ONCE
+        while queue and len(group) < most and size + queue[0].size <= _BYTES_AT_ONCE:
+            group.append(queue.popleft())
+            size += group[-1].size
+        return group
+
+    def next_after(self, item: Item) -> bool:
+        """After a batch was written: the next one of its agent is ready, if there is one."""
+        behind = self._behind[item.batch.agent_id]
+        if not behind:
+            del self._behind[item.batch.agent_id]
+            return False
+        following = behind.popleft()
+        self._ready[following.weight].append(following)
+        return True
+
+    def drain(self) -> Iterator[Item]:
+        """Take out all that waits."""
+        for queue in (*self._ready.values(), *self._behind.values()):
+            while queue:
+                yield queue.popleft()

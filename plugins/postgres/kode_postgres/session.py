@@ -1,0 +1,135 @@
+"""One call's use of a connection: its statements, its transaction, and what is in doubt when the connection breaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import asyncpg
+
+from kode_core.errors import KodeError
+
+__all__ = ["Doubt", "ServerClock", "Session", "limits"]
+
+_TABLE_LOCK_S: Final = 2.0
+GRACE_S: Final = 1.0
+"""How much longer than a call waits for an answer a server may begin, or go on with, what the call asked for."""
+
+
+def limits(seconds: float) -> dict[str, str]:
+    """Settings with which the server gives up what a client waits for no longer than that.
+
+    A table that is locked is noticed before a statement can set its own limit for locks.
+    """
+    limit = str(int((seconds + 2 * GRACE_S) * 1000))
+    return {
+        "statement_timeout": limit,
+        "idle_in_transaction_session_timeout": limit,
+        "lock_timeout": str(int(min(_TABLE_LOCK_S, seconds / 2) * 1000)),
+    }
+
+
+class ServerClock:
+    """The server's clock in milliseconds: what it said last, and what went by here since. It is never ahead."""
+
+    def __init__(self, now: int) -> None:
+        self._ahead = 0
+        self.heard(now)
+
+    def heard(self, now: int) -> None:
+        """Note what the server has just said."""
+        self._ahead = now - time.monotonic_ns() // 1_000_000
+
+    def now(self) -> int:
+        """What the server's clock shows, or showed a moment ago."""
+        return time.monotonic_ns() // 1_000_000 + self._ahead
+
+
+class Doubt:
+    """What is not known of the attempts to write something.
+
+    Attributes:
+        since: when the first attempt was sent of which nobody knows whether it was, or will be, applied, by the
+            server's clock; None while the outcome of every attempt is known.
+    """
+
+    def __init__(self) -> None:
+        self.since: int | None = None
+
+    def note(self, sent: int) -> None:
+        """Of an attempt that was sent then the outcome is not known."""
+        if self.since is None:
+            self.since = sent
+
+
+class Session:
+    """A connection while one attempt at a call uses it.
+
+    Attributes:
+        is_retry: whether an attempt before may have been applied, or may be yet.
+        since: when the first such attempt was sent, or else this one, by the server's clock.
+        until: when a write that has not begun by then is not wanted any more, by the server's clock.
+        may_have_written: whether something was sent that changes what is stored once the server has it.
+    """
+
+    def __init__(self, con: Any, clock: ServerClock, doubt: Doubt, *, pooled: bool, seconds: float) -> None:
+        self.con = con
+        self.clock = clock
+        self.sent = clock.now()
+        self.is_retry = doubt.since is not None
+        self.since = self.sent if doubt.since is None else doubt.since
+        self.until = self.sent + int((seconds + GRACE_S) * 1000)
+        self.may_have_written = False
+        self._limits = limits(seconds)
+        self._pooled = pooled
+        self._in_transaction = False
+
+    def begin_now(self) -> None:
+        """Note that what is written is locked, and that the server has just said what time it is.
+
+        What others wrote before is older, unless there was an attempt before: then theirs may be later than that one.
+        """
+        now = self.clock.now() + 1
+        self.until += now - self.sent
+        if not self.is_retry:
+            self.since = now
+
+    async def fetch(self, statement: str, *args: Any) -> Sequence[Any]:
+        """One statement, and a transaction by itself unless one was begun.
+
+        Behind a pooler it stands in a transaction always: otherwise its parts may come to two servers.
+        """
+        if self._pooled and not self._in_transaction:
+            async with self.transaction():
+                return await self.fetch(statement, *args)
+        if not self._in_transaction:
+            self.may_have_written = True
+        found: Sequence[Any] = await self.con.fetch(statement, *args)
+        return found
+
+    async def fetchrow(self, statement: str, *args: Any) -> Any:
+        """The first row of a statement, None when there is none."""
+        found = await self.fetch(statement, *args)
+        return found[0] if found else None
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """A transaction over several statements, each of which sees what was committed before it.
+
+        Only its end writes: what broke before is not in doubt. A cancellation leaves it open, for whoever cleans up. It
+        brings its limits along, because a session behind a pooler has none.
+        """
+        local = "".join(f"; SET LOCAL {name} = '{value}'" for name, value in self._limits.items())
+        await self.con.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED{local}")
+        self._in_transaction = True
+        try:
+            yield
+        except (asyncpg.PostgresError, KodeError):
+            await self.con.execute("ROLLBACK")
+            raise
+        finally:
+            self._in_transaction = False
+        self.may_have_written = True
+        await self.con.execute("COMMIT")
