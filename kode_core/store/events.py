@@ -54,6 +54,7 @@ class _Append:
         if not self.done.done():
             if isinstance(result, Exception):
                 self.done.set_exception(result)
+                self.done.exception()  # the caller may be cancelled before it sees it
             elif result is not None:
                 self.done.set_result(result)
         if self._ended is not None and not self._ended.done():
@@ -111,8 +112,8 @@ class EventAppender:
             if item in queue.waiting:
                 queue.waiting.remove(item)
                 item.end()
-            elif queue.writer is not None:
-                self._context.underway.leave((agent_id,), queue.writer, exc)
+            else:  # it may just have ended: then nobody writes any more
+                self._context.underway.leave((agent_id,), queue.writer or item.done, exc)
             raise
 
     def _prepare(self, agent_id: str, queue: _Queue) -> None:

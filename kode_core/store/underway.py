@@ -50,11 +50,10 @@ class Underway:
         return task
 
     def leave(self, agent_ids: Collection[str], write: asyncio.Future[Any], exc: asyncio.CancelledError) -> None:
-        """Note that the caller of a write is gone, with *exc*, which says from here on that the write is in doubt."""
+        """Note that the caller of a write that was begun here is gone; *exc* then says that the write is in doubt."""
         setattr(exc, _IN_DOUBT, True)
         if not write.done():
             self._left[write] = agent_ids
-            write.add_done_callback(self._ended)
 
     def _ended(self, write: asyncio.Future[Any]) -> None:
         self._writes.discard(write)
