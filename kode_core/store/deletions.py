@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 from kode_core.batch import Applied, Batch, Outcome, Refused
@@ -55,16 +56,17 @@ class Deletions:
         """Delete each that is as it was found."""
         for session in sessions:
             await self._appender.drain(session.agent_id)
-        batches = [
-            self._context.batch(
-                session.agent_id,
-                fence=self._locks.fence(session.agent_id, None),
-                delete=True,
-                expect_updated_at=session.updated_at,
-            )
-            for session in sessions
-        ]
-        outcomes = await self._context.commit_all(batches)
+        with ExitStack() as held:
+            batches = [
+                self._context.batch(
+                    session.agent_id,
+                    fence=held.enter_context(self._locks.fencing(session.agent_id, None)),
+                    delete=True,
+                    expect_updated_at=session.updated_at,
+                )
+                for session in sessions
+            ]
+            outcomes = await self._context.commit_all(batches)
         for session in sessions:
             self._memory.forget(session.agent_id)
         return [_settled(batch, outcome) for batch, outcome in zip(batches, outcomes, strict=True)]
