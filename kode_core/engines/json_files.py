@@ -364,10 +364,10 @@ class JsonFilesEngine:
         try:
             await self._threads.run_whole(copy.begin)
             yield copy
-        except BaseException:
+            await self._threads.run_whole(lambda: copy.clear(is_kept=True))
+        except BaseException:  # also when the copy was whole a moment before
             await self._threads.run_whole(lambda: copy.clear(is_kept=False))
             raise
-        await self._threads.run_whole(lambda: copy.clear(is_kept=True))
 
     async def fix(self, copy: FolderCopy, stripes: list[Stripe]) -> None:
         """Let this be the instant of the copy, while all stripes are held."""
