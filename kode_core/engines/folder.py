@@ -278,14 +278,13 @@ class Folder:
             try:
                 journal = self.journal(batch.agent_id)
                 with journal.turn:
-                    outcomes.append(self._commit(stripe, batch))
+                    outcomes.append(self._commit(stripe, journal, batch))
                     self._used(journal)
             except StorageError as exc:
                 outcomes.append(exc)
         return outcomes
 
-    def _commit(self, stripe: Stripe, batch: Batch) -> Applied | Refused:
-        journal = self.journal(batch.agent_id)
+    def _commit(self, stripe: Stripe, journal: Journal, batch: Batch) -> Applied | Refused:
         with translated(journal.path):
             journal.begin(batch.agent_id, stripe.number + 1)
             if journal.prepared is not None:
