@@ -27,7 +27,7 @@ from kode_core.errors import (
     ConfigurationError,
     InvalidArgumentError,
     KodeError,
-    StorageError,
+    OutcomeUnknownError,
     StoreReadOnlyError,
     StoreUnavailableError,
 )
@@ -123,7 +123,7 @@ class SqliteEngine(EngineReads):
             self._working = None
 
     async def _settle(self, jobs: list[_Job]) -> None:
-        results: list[Any] = [StorageError("the event loop was shut down while this was written")] * len(jobs)
+        results: list[Any] = [OutcomeUnknownError("the event loop was shut down while this was written")] * len(jobs)
         try:
             results = await self._writer.run(self._transact, jobs)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
