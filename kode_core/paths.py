@@ -1,14 +1,16 @@
-"""Paths that a caller or a configuration gave, checked before the system sees them."""
+"""Paths: checks of those that a caller or a configuration gave, and the removal of what is at some."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from kode_core.errors import ConfigurationError
 
-__all__ = ["local_path", "working_folder"]
+__all__ = ["local_path", "remove_all", "working_folder"]
 
 _LONGEST: Final = 4000
 _LONGEST_NAME: Final = 255
@@ -60,3 +62,12 @@ def working_folder() -> Path:
     except OSError:
         pass
     raise ConfigurationError("the working directory was removed: change to another one, or give absolute paths")
+
+
+def remove_all(paths: Iterable[Path]) -> None:
+    """Remove files, and folders with their contents; a path where nothing is stays so."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
