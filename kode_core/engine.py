@@ -180,7 +180,7 @@ class Watch(Protocol):
 
     @property
     def is_live(self) -> bool:
-        """Whether appends are told of at present; if not, whoever waits has to look often."""
+        """True while the engine reports appends. Otherwise followers must poll often."""
         ...
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class Watch(Protocol):
 
 @runtime_checkable
 class Notifies(Protocol):
-    """What an engine may have besides: it tells of events that any process appends, so that followers need not poll."""
+    """An optional part of an engine: it reports events that any process appends, so that followers need not poll."""
 
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
         """Call *wake* after events of the agent were committed, sometimes also without any; None when it cannot now.

@@ -48,7 +48,7 @@ class StoreOpening(Generic[S]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say what is missing to whoever uses the store before it is open."""
+            """Tell a caller that uses the store before it is open how to open it."""
             raise AttributeError(
                 f"the store is not open, so it has no {name!r}: write 'async with create_extended_store(...) as store' "
                 "or 'store = await create_extended_store(...)'"

@@ -1,8 +1,8 @@
 """Records to their stored form and back while other tasks get their turn (OPS-15).
 
 The text is the one that :mod:`kode_core.codec` makes. Small records, which most are, take its short way. Of a large
-one the large parts are written and read in slices. With the text comes a *proof*, from which it is told later whether
-the dicts and lists in the record are still what was written; both are taken of a part at once.
+one the large parts are written and read in slices. With the text comes a *proof*, which shows later whether the dicts
+and lists in the record changed since. The text and the proof of a part are taken together.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     <base>/agt-….jsonl          one journal an agent
     <base>/agt-….jsonl.cut-1    what a crash left at the end of one
     <base>/.kode/format         the version of this layout
-    <base>/.kode/id             which folder this is, where a database beside it must know
+    <base>/.kode/id             which folder this is, for the database that it belongs to
     <base>/.kode/locks/NN       one lock file for each stripe of agents, with a number that only grows
     <base>/.kode/leases/…       one file for each lease that is held
     <base>/.kode/copies/…       what a backup copies from, while it does
@@ -58,7 +58,7 @@ _log = logging.getLogger("kode_core.json")
 FORMAT: Final = 2
 _MAX_JOURNALS: Final = 20_000
 _MEMORY_BYTES: Final = 32 << 20
-"""What is remembered of journals (OPS-14); of the one that was used last, whatever it takes."""
+"""The most that remembered journals take (OPS-14); the one that was used last is kept, whatever its size."""
 _ABANDONED_S: Final = 3600
 _ABANDONED_COPY_S: Final = 24 * 3600
 _NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -126,7 +126,7 @@ class Folder:
             replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True)
 
     def _sweep(self) -> None:
-        """Remove what processes left that were killed while they rewrote a file or made a backup."""
+        """Remove the files of processes that were killed while they rewrote a file or made a backup."""
         for folder in (self.base, self.own, self.own / "leases"):
             for entry in os.scandir(folder):
                 if entry.name.endswith(".tmp") or (folder == self.own and entry.name.startswith(("id.", "probe."))):
@@ -184,7 +184,7 @@ class Folder:
             return journal
 
     def _used(self, journal: Journal) -> None:
-        """See how much is remembered by now, and forget what was not used for the longest time."""
+        """Count the memory of a journal, and forget the journals that were not used for the longest time."""
         with self._guard:
             name = journal.path.name
             if self._journals.get(name) is not journal:
@@ -243,7 +243,7 @@ class Folder:
     ) -> Iterator[tuple[Journal, Reader]]:
         """All journals that can be read, one after the other; the labels of the others go to *left_out*.
 
-        Those whose agents' ids are known from their names, and not *wanted*, are not read.
+        A journal whose name tells an agent id that is not *wanted* is not read.
         """
         for name in self.names():
             agent_id = agent_of(name.removesuffix(".jsonl"))

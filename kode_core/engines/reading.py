@@ -1,4 +1,4 @@
-"""The reads of engines that have one function for each verb, and what they check."""
+"""The reads of engines that have one function for each verb, and the checks of what they find."""
 
 from __future__ import annotations
 

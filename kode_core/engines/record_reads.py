@@ -313,7 +313,7 @@ class RecordReads:
         return [*own, *await self._io.store.inspect(agent_id)]
 
     async def _inspect(self, agent_id: str) -> list[EngineIssue]:
-        """Rows that are missing are not looked for: whoever reads the list misses them."""
+        """Missing rows are not looked for here: reading the list finds them."""
 
         async def read(instant: Instant) -> list[EngineIssue]:
             issues = list[EngineIssue]()

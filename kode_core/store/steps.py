@@ -1,4 +1,4 @@
-"""Long calls in steps: the deadline holds for each step, and the store can be closed between two (OPS-16)."""
+"""Long calls in steps: each step has the deadline, and the store can be closed between two (OPS-16)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Steps:
         progress: Progress,
         undo: Callable[[T], object] | None = None,
     ) -> T:
-        """Do a call of the engine that tells its progress; each time that it does, the next step begins.
+        """Do a call of the engine that reports its progress; each report begins the next step.
 
         A call that is cancelled, or late, is waited for as long as a step may take, so that it has removed what it
         made. *undo* removes the result of a call that ends well all the same, then or later.

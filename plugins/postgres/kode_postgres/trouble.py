@@ -1,4 +1,4 @@
-"""What went wrong with a call, and whether it is made again."""
+"""The failures of a call, and whether it is made again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def locked_s(answer_s: float) -> float:
 
 
 class Trouble:
-    """What went wrong with a call so far.
+    """The failures of a call so far.
 
     Attributes:
         writes: whether the call writes. A read that was not answered in time is not sent again: it would not be
