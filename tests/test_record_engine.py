@@ -14,7 +14,7 @@ from kode_conformance.record_tests import Held, OpenRecords, RecordStoreTests
 from kode_conformance.testclass import StoreConformance
 from kode_conformance.writes import FORK, WRITES, Portrait, Write, expected, overwrite, portrait, seed, write_on
 
-from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError
+from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError, StoreUnavailableError
 from kode_core.batch import Fence
 from kode_core.engine import Engine
 from kode_core.engines.record_engine import RecordEngine
@@ -285,6 +285,34 @@ async def test_a_doubt_that_lasts_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(OutcomeUnknownError):
             await store.append_messages("a", samples.messages(1))
     assert 1 < lossy.swaps < 150
+
+
+class LosesTouch(Doubtful):
+    """The answer to the first swap is lost, and with it the connection for one more call."""
+
+    is_away = False
+
+    async def swap(self, *args: Any) -> bool:
+        try:
+            return await super().swap(*args)
+        except OutcomeUnknownError:
+            self.is_away = True
+            raise
+
+    async def holds_lease(self, agent_id: str, fence: Fence) -> bool:
+        if self.is_away:
+            self.is_away = False
+            raise StoreUnavailableError("the connection broke")
+        return await super().holds_lease(agent_id, fence)
+
+
+async def test_a_lease_that_cannot_be_asked_for_leaves_a_write_in_doubt() -> None:
+    """A fenced write that may have been applied is in doubt, whatever fails after it: it was, and nothing says no."""
+    lossy = LosesTouch(Contents(), lambda n: "after" if n == 1 else "")
+    async with await opened(lossy) as store, store.acquire_agent_lock("a"):
+        with pytest.raises(OutcomeUnknownError):
+            await store.append_messages("a", samples.messages(1))
+        assert len(await store.load_messages("a")) == 1
 
 
 # --- Forks and what the dead left -------------------------------------------------------------------------------------
