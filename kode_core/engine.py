@@ -36,14 +36,14 @@ __all__ = ["Engine", "Medium", "Notifies", "Progress", "Watch", "unwatched", "wa
 Medium: TypeAlias = Literal["database", "file_system"]
 
 Progress: TypeAlias = Callable[[int, int | None], object]
-"""Called in the event loop after each step of a long call: how much is done, and of how much, None where nobody knows.
+"""Called in the event loop after each step of a long call: how much is done, and of how much, None where unknown.
 
-What it raises ends the call, and is raised by it.
+An error that it raises ends the call, and is raised by it.
 """
 
 
 def unwatched(done: int, total: int | None) -> None:
-    """Take the progress of a call that nobody watches."""
+    """Ignore the progress of a call."""
 
 
 @runtime_checkable

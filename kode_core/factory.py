@@ -162,7 +162,7 @@ def _around(layer: EngineLayer, engine: Engine) -> Engine:
 
 
 async def opened(configured: Configured) -> Any:
-    """What the backend opens; an exception of its driver that it lets through is not quoted (OPS-12, OPS-17)."""
+    """Open by the backend; an exception of its driver that it lets through is not quoted (OPS-12, OPS-17)."""
     try:
         return await configured.backend.open(configured.options)
     except KodeError:

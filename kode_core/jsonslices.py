@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Hash(Protocol):
-    """What the bytes of a fingerprint are given to."""
+    """Takes the bytes of fingerprints."""
 
     def update(self, data: bytes, /) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Paths: checks of those that a caller or a configuration gave, and the removal of what is at some."""
+"""Paths: the checks of those that a caller or a configuration gave, and the removal of files and folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def local_path(given: Any, what: str) -> Path:
     """The absolute path that *given* stands for, ``~`` included; *what* names it in errors.
 
     Raises:
-        ConfigurationError: it is no path, has a NUL, is not UTF-8, names the home of nobody, is too long, or is
+        ConfigurationError: it is no path, has a NUL, is not UTF-8, names an unknown home, is too long, or is
             relative to a working directory that was removed.
     """
     problem, path = _read(given)

@@ -1,14 +1,14 @@
-"""The folder of the JSON files engine: which file is whose, and what is written to it. Everything here blocks.
+"""The folder of the JSON files engine: the file of each agent, and the writes to it. Everything here blocks.
 
 ::
 
     <base>/agt-….jsonl          one journal an agent
-    <base>/agt-….jsonl.cut-1    what a crash left at the end of one
+    <base>/agt-….jsonl.cut-1    the bytes that a crash left at the end of one
     <base>/.kode/format         the version of this layout
     <base>/.kode/id             which folder this is, for the database that it belongs to
     <base>/.kode/locks/NN       one lock file for each stripe of agents, with a number that only grows
     <base>/.kode/leases/…       one file for each lease that is held
-    <base>/.kode/copies/…       what a backup copies from, while it does
+    <base>/.kode/copies/…       links to the files that a backup copies, while it does
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Folder:
                 Stripe(path, fd, durable=False).begin()
 
     def _migrate(self, mark: Path) -> None:
-        """Change the folder from the first format to the present one, while nobody writes to it."""
+        """Change the folder from the first format to the present one, while all locks are held."""
         with ExitStack() as held:
             stripes = []
             for i in range(STRIPES):
@@ -215,7 +215,7 @@ class Folder:
 
     @contextmanager
     def scanning(self, journal: Journal) -> Iterator[Reader]:
-        """A refreshed journal, sound or not, that nobody else of this process uses meanwhile."""
+        """A refreshed journal, sound or not, that no other thread uses meanwhile."""
         with journal.turn, translated(journal.path):
             reading = journal.reading()
             try:
@@ -349,7 +349,7 @@ class Folder:
             return journal.prepared
 
     def decide(self, stripe: Stripe, agent_id: str, *, committed: bool) -> Applied:
-        """Write down what became of the prepared write, and apply it if it was committed."""
+        """Write down the decision about the prepared write, and apply it if it was committed."""
         journal = self.journal(agent_id)
         with journal.turn, translated(journal.path):
             journal.begin(agent_id, stripe.number + 1)

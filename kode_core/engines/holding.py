@@ -23,7 +23,7 @@ _PATIENCE_S: Final = 0.1
 
 
 class Holder:
-    """Holds stripes for the calls of one engine. Those of one stripe go one after the other."""
+    """Holds stripes for the calls of one engine. Calls of one stripe go one after the other."""
 
     def __init__(self, folder: Folder, threads: Threads) -> None:
         self._folder = folder

@@ -122,7 +122,7 @@ class Journal:
             return
         try:
             self._catch_up(fd)
-            if self.damage is not None:  # another process may just have written: only what is seen again is damage
+            if self.damage is not None:  # another process may just have written: only damage that is seen twice counts
                 self.forget()
                 os.close(fd)
                 fd = None
@@ -262,7 +262,7 @@ class Journal:
             raise CorruptRecordError(f"agent {agent_id!r}", problem)
 
     def _is_as_known(self) -> bool:
-        """Whether the last frame still is where it was, and what may never have reached the device is still there."""
+        """Whether the frames that may never have reached the device, and the last one, are still where they were."""
         assert self._line is not None
         fd = open_file(self.path, os.O_RDONLY)
         try:
