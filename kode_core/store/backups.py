@@ -17,6 +17,7 @@ from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.ops import OPS
 from kode_core.store.steps import Steps
+from kode_core.store.underway import OTHERS_S
 
 __all__ = ["backup"]
 
@@ -32,7 +33,7 @@ async def backup(context: Context, appender: EventAppender, target: str | Path, 
     async def copy(tell: Progress) -> Sequence[Path]:
         return await context.engine.backup(absolute, tell)
 
-    await steps(appender.drain)
+    await steps(appender.drain, seconds=OTHERS_S)
     with _reserved(absolute), _Folders(absolute.parent):
         try:
             made = await steps.watched(copy, progress, remove_all)

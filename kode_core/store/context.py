@@ -247,17 +247,16 @@ class Context:
         op_id = f"{self._op_prefix}-{next(self._op_ids)}"
         return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), fence=fence, **contents)
 
-    async def commit_all(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        """The engine's commit, finished whatever becomes of the caller."""
-        return await self.underway.finish([batch.agent_id for batch in batches], self._engine_commit(batches))
+    async def commit(self, batch: Batch) -> Applied | Refused:
+        """Commit one batch, to the end whatever becomes of the caller.
+
+        A lost lease and a storage error are raised, other refusals returned.
+        """
+        (outcome,) = await self.underway.finish([batch.agent_id], self._engine_commit([batch]))
+        return settled(batch, outcome)
 
     async def _engine_commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         return await self.engine.commit(batches)
-
-    async def commit(self, batch: Batch) -> Applied | Refused:
-        """Commit one batch; a lost lease and a storage error are raised, other refusals returned."""
-        (outcome,) = await self.commit_all([batch])
-        return settled(batch, outcome)
 
 
 async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:

@@ -39,7 +39,7 @@ _MOST_CHARACTERS: Final = 4 << 20
 class _Append:
     """A call that appends: it waits, then it is written in a group, then it has ended."""
 
-    __slots__ = ("_ended", "done", "events", "fence", "size")
+    __slots__ = ("_ended", "done", "events", "fence", "has_ended", "size")
 
     def __init__(self, events: Sequence[EventWrite], fence: Fence | None) -> None:
         self.events = events
@@ -47,6 +47,7 @@ class _Append:
         self.size = sum(len(event.body.text) for event in events)
         self.done: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
         """The caller waits for it; it is done, too, when the caller gives up."""
+        self.has_ended = False
         self._ended: asyncio.Future[None] | None = None
 
     def end(self, result: Sequence[int] | Exception | None = None) -> None:
@@ -57,6 +58,7 @@ class _Append:
                 self.done.exception()  # the caller may be cancelled before it sees it
             elif result is not None:
                 self.done.set_result(result)
+        self.has_ended = True
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -64,6 +66,8 @@ class _Append:
         """A future that is done when the append has ended, with or without its caller."""
         if self._ended is None:
             self._ended = asyncio.get_running_loop().create_future()
+            if self.has_ended:
+                self._ended.set_result(None)
         return self._ended
 
 
@@ -98,7 +102,7 @@ class EventAppender:
         """Append, and return the offsets.
 
         A caller that gives up while its events wait takes them along: nothing is written. Once they are being written
-        they are written to the end (OPS-9).
+        they are written to the end (OPS-9), and one that gives up as they have just been written is in doubt, too.
         """
         item = _Append(events, fence)
         queue = self._queues.get(agent_id)
@@ -112,8 +116,8 @@ class EventAppender:
             if item in queue.waiting:
                 queue.waiting.remove(item)
                 item.end()
-            else:  # it may just have ended: then nobody writes any more
-                self._context.underway.leave((agent_id,), queue.writer or item.done, exc)
+            else:
+                self._context.underway.leave((agent_id,), item.ended(), exc)
             raise
 
     def _prepare(self, agent_id: str, queue: _Queue) -> None:
@@ -170,12 +174,12 @@ class EventAppender:
             place += len(item.events)
         self.wake(agent_id)
 
-    async def drain(self, agent_id: str | None = None) -> None:
-        """Wait for the appends that were accepted until now, for one agent or for all."""
+    async def drain(self, agent_id: str | None = None, *, seconds: float | None = None) -> None:
+        """Wait for the appends that were accepted until now, for one agent or for all; *seconds* at most."""
         queues = list(self._queues.values()) if agent_id is None else [self._queues.get(agent_id) or _Queue()]
         accepted = [item.ended() for queue in queues for item in (*queue.written, *queue.waiting)]
         if accepted:
-            await asyncio.wait(accepted)
+            await asyncio.wait(accepted, timeout=seconds)
 
     # --- followers
 

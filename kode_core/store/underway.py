@@ -11,18 +11,23 @@ import asyncio
 from collections.abc import Collection, Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["Underway", "is_in_doubt"]
+__all__ = ["OTHERS_S", "Underway", "is_in_doubt", "put_in_doubt"]
 
 T = TypeVar("T")
 
 _IN_DOUBT: Final = "_kode_in_doubt"
-_OTHERS_S: Final = 1.0
+OTHERS_S: Final = 1.0
 """How long a call over all agents waits for a write that was left: one agent must not hold up the others (OPS-13)."""
 
 
 def is_in_doubt(exc: BaseException | None) -> bool:
     """Whether a cancellation came in the middle of a write."""
     return getattr(exc, _IN_DOUBT, False)
+
+
+def put_in_doubt(exc: asyncio.CancelledError) -> None:
+    """Note that a cancellation came in the middle of a write."""
+    setattr(exc, _IN_DOUBT, True)
 
 
 class Underway:
@@ -50,10 +55,11 @@ class Underway:
         return task
 
     def leave(self, agent_ids: Collection[str], write: asyncio.Future[Any], exc: asyncio.CancelledError) -> None:
-        """Note that the caller of a write that was begun here is gone; *exc* then says that the write is in doubt."""
-        setattr(exc, _IN_DOUBT, True)
+        """Note that the caller of a write is gone; *exc* says from here on that the write is in doubt."""
+        put_in_doubt(exc)
         if not write.done():
             self._left[write] = agent_ids
+            write.add_done_callback(self._ended)
 
     def _ended(self, write: asyncio.Future[Any]) -> None:
         self._writes.discard(write)
@@ -79,7 +85,7 @@ class Underway:
         """Wait a second for all writes that were left. A write that took longer once is not waited for again."""
         left = self._left.keys() - self._stuck
         if left:
-            _, late = await asyncio.wait(left, timeout=_OTHERS_S)
+            _, late = await asyncio.wait(left, timeout=OTHERS_S)
             self._stuck |= late & self._left.keys()
 
     async def ended(self) -> None:

@@ -135,7 +135,7 @@ class Transaction:
         return _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], text_of(row[5]) or "")
 
     def _head_to_delete(self, batch: Batch) -> _Head:
-        """The head; a damaged one can be deleted, unless the delete depends on its values."""
+        """The head; what cannot be read can be deleted, unless the delete depends on what it says."""
         try:
             return self._head(batch.agent_id)
         except CorruptRecordError:
@@ -213,8 +213,10 @@ class Transaction:
 
     def _in_order(self, agent_id: str, write: ListWrite) -> ListWrite:
         """The write, with no message older than the messages that stay before it (MSG-4)."""
-        found = self._db.execute("SELECT max(created_at) FROM kode_messages WHERE agent_id = ?", (agent_id,))
-        (latest,) = found.fetchone()
+        (latest,) = self._db.execute(  # a time that was damaged, which may be no number, is not gone by
+            "SELECT CAST(max(created_at) AS INTEGER) FROM kode_messages WHERE agent_id = ? AND created_at < ?",
+            (agent_id, MOST),
+        ).fetchone()
         return write if latest is None else write.not_before(latest)
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
