@@ -26,13 +26,12 @@ from kode_postgres.doubts import Doubts, Never
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.queues import Item, Queues
 from kode_postgres.session import Doubt, Session
-from kode_postgres.trouble import AgainError, locked_s, timed_out
+from kode_postgres.trouble import LONGEST_PAUSE_S, AgainError, locked_s, timed_out
 from kode_postgres.writes import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
 
 _LANES: Final = 4
-_LONGEST_PAUSE_S: Final = 0.25
 _UNANSWERED: Final = 2
 _ATTEMPTS_WITHOUT_LOCK: Final = 3
 """After so many a writer that is far away locks the agent first: while a statement is on its way others may write so
@@ -176,7 +175,7 @@ class Committer:
             if time.monotonic() > end:
                 return error
             await asyncio.sleep(random.uniform(0.3, 1) * pause)  # noqa: S311
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
         raise AssertionError("an outcome was found")
 
     def _shut_down(self, items: Sequence[Item]) -> None:
