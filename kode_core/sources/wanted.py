@@ -81,6 +81,19 @@ def secret_options(options: type[msgspec.Struct]) -> set[str]:
     return marked_options(options, "secret")
 
 
+def _in_words(problem: str, hint: Any) -> str:
+    """msgspec's words, without those about patterns: an option with one says its form in ``extra={"form": …}``."""
+    if "matching regex" in problem:
+        return f"it must be {_form(hint) or 'of another form'}"
+    return re.sub(r"Invalid enum value .*", "it is not one of those that it can be", problem).replace("`", "")
+
+
+def _form(hint: Any) -> str | None:
+    if isinstance(hint, msgspec.Meta):
+        return (hint.extra or {}).get("form")
+    return next(filter(None, map(_form, get_args(hint))), None)
+
+
 def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
     """The problem of an option's value, in words that do not quote it, and the value as its type."""
     try:
@@ -94,8 +107,6 @@ def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
     try:
         return "", msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as exc:
-        return re.sub(r"Invalid enum value .*", "it is not one of those that it can be", str(exc)).replace(
-            "`", ""
-        ), None
+        return _in_words(str(exc), field.type), None
     except Exception as exc:  # noqa: BLE001 - of a value whose own methods fail
         return f"its value cannot be read ({type(exc).__name__})", None
