@@ -17,11 +17,7 @@ _NAME: Final = r'^[^/\\. "$*<>:|?\x00]+\Z'
 _NAME_BYTES: Final = 63
 _Database = Annotated[
     str,
-    msgspec.Meta(
-        pattern=_NAME, max_length=_NAME_BYTES, extra={"form": "a name that MongoDB takes for a database"}
-    ),
-]
-    str, msgspec.Meta(pattern=_NAME, max_length=_NAME_BYTES, extra={"form": "a name that MongoDB takes for a database"})
+    msgspec.Meta(pattern=_NAME, max_length=_NAME_BYTES, extra={"form": "a name that MongoDB takes for a database"}),
 ]
 
 _DEFAULT_DATABASE: Final = "kode"
