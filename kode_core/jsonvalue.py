@@ -130,7 +130,7 @@ def is_flat(value: Json, depth: int = _FLAT_DEPTH) -> bool:
 
 
 def weight(value: Json) -> int:
-    """What it costs to encode *value*: about the number of items in it. More than NODES is not counted to the end."""
+    """The cost of encoding *value*: about the number of items in it. More than NODES is not counted to the end."""
     count = 0
     todo = [value]
     for item in todo:

@@ -138,6 +138,7 @@ class Plugins:
         self._manager = pluggy.PluginManager("kode")
         self._manager.add_hookspecs(Hooks)
         self._backends: dict[str, Backend] = {}
+        self._added: dict[str, object] = {}
         self._loaded = False
         given = os.environ.get("KODE_DISABLE_PLUGINS", "").split(",") if disabled is None else disabled
         self._disabled = frozenset(filter(None, map(str.strip, given)))
@@ -155,7 +156,7 @@ class Plugins:
 
     def names(self) -> Sequence[str]:
         """The names of all backends that are installed or were added, also of those that are disabled."""
-        return sorted({plugin.name for plugin in self.installed()} | self._backends.keys() | FIRST_PARTY.keys())
+        return sorted({plugin.name for plugin in self.installed()} | self._added.keys() | FIRST_PARTY.keys())
 
     def is_disabled(self, name: str, distribution: str = "") -> bool:
         """Whether ``KODE_DISABLE_PLUGINS`` or the constructor blocks the plugin, by its name or its distribution's."""
@@ -200,7 +201,7 @@ class Plugins:
         if self.is_disabled(name) or (named and not found):
             raise DisabledBackendError(f"backend {name!r} is disabled by KODE_DISABLE_PLUGINS")
         if not found:
-            raise _unknown(name, sorted({ep.name for ep in everything} | self._backends.keys()))
+            raise _unknown(name, sorted({ep.name for ep in everything} | self._added.keys()))
         if len(found) > 1:
             who = ", ".join(sorted(map(_described, found)))
             first = min(_distribution(ep)[0] for ep in found)
@@ -267,12 +268,19 @@ class Plugins:
             raise IncompatibleBackendError(
                 f"plugin {_called(plugin, name)} does not fit this kode-core: {exc}"
             ) from exc
-        if backend.name in self._backends or any(one.name == backend.name for one in self.installed()):
+        if backend.name in self._added or any(one.name == backend.name for one in self.installed()):
             raise IncompatibleBackendError(
                 f"a backend named {backend.name!r} is there already; give yours another name"
             )
         self._add(plugin, name or f"added-{backend.name}")
-        self._backends[backend.name] = backend
+        self._backends[backend.name], self._added[backend.name] = backend, plugin
+
+    def remove(self, plugin: object) -> None:
+        """Undo :meth:`add`; stores that are open stay as they are."""
+        if self._manager.is_registered(plugin):
+            self._manager.unregister(plugin)
+        for name in [name for name, added in self._added.items() if added is plugin]:
+            del self._added[name], self._backends[name]
 
     def _add(self, plugin: object, name: str | None) -> None:
         observer = getattr(plugin, "kode_operation", None)

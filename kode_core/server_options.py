@@ -1,4 +1,4 @@
-"""The options of a backend that connects to a server: given beside each other, or as the mapping ``connection``."""
+"""The options of a backend that connects to a server: given one by one, or as the mapping ``connection``."""
 
 from __future__ import annotations
 

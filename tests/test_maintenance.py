@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from kode_core import (
 )
 from kode_core.batch import Batch, EngineIssue, ListKind, ListRows, Outcome
 from kode_core.engine import Engine, Progress, unwatched
+from kode_core.engines.copies import FolderCopy
 from kode_core.engines.memory import MemoryEngine
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
@@ -452,6 +456,56 @@ async def test_a_step_of_a_backup_has_the_deadline() -> None:
             await store.backup("x/copy")
     assert stuck.removed
     assert not Path("x").exists()
+
+
+class Deaf(Layer):
+    """Makes its copy long after it was cancelled, or fails then."""
+
+    fails = False
+
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.3)
+        if self.fails:
+            raise StoreUnavailableError("gone")
+        target.write_text("a copy")
+        return [target]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_backup_that_ends_long_after_its_deadline(fails: bool) -> None:
+    """The copy is removed when it is made at last, and an error of then disturbs nobody."""
+    deaf = Deaf(MemoryEngine())
+    deaf.fails = fails
+    lost: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+    async with over(deaf, timeout_ms=100) as store:
+        with pytest.raises(StoreTimeoutError):
+            await store.backup("copy")
+        await asyncio.sleep(0.4)
+        gc.collect()
+        assert not Path("copy").exists()
+    assert lost == []
+
+
+async def test_a_backup_of_files_that_is_cancelled_as_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that is cancelled when the copy has its name already finds no copy."""
+    clear, loop = FolderCopy.clear, asyncio.get_running_loop()
+
+    def late(self: FolderCopy, *, is_kept: bool) -> None:
+        if is_kept:
+            loop.call_soon_threadsafe(copying.cancel)
+            time.sleep(0.05)
+        clear(self, is_kept=is_kept)
+
+    async with create_extended_store("json:///agents") as store:
+        await store.save_messages("a", [use("c")])
+        monkeypatch.setattr(FolderCopy, "clear", late)
+        copying = asyncio.ensure_future(store.backup("copy"))
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        assert not Path("copy").exists()
 
 
 FULL = """

@@ -243,7 +243,7 @@ async def test_layers_and_observers(caplog: pytest.LogCaptureFixture) -> None:
                 await store.load_messages("")
     finally:
         for plugin in plugins:
-            registry._manager.unregister(plugin)
+            registry.remove(plugin)
     inner = [(name, error) for tag, name, error in heard if tag == "inner"]
     assert inner == [("save_messages", None), ("load_todos", None), ("load_messages", "InvalidArgumentError")]
     failures = [record.getMessage() for record in caplog.records if "kode_operation" in record.getMessage()]
@@ -370,11 +370,17 @@ async def test_a_backend_that_is_added_is_found() -> None:
     assert "acme" in plugins.names()
     for target, environ in (("acme:", {}), ({"type": "acme"}, {}), (None, {"KODE_STORE_TYPE": "acme"})):
         assert configure(target, {}, plugins.backend, environ).backend.name == "acme"
-    registry.add(_Acme("acme-added"))
-    async with create_extended_store("acme-added:?name=x") as store:
-        await store.save_messages("a", [Message.user("hi")])
-    async with create_extended_store({"type": "acme-added", "name": "x"}) as store:
-        assert len(await store.load_messages("a")) == 1
+    acme = _Acme("acme-added")
+    registry.add(acme)
+    try:
+        async with create_extended_store("acme-added:?name=x") as store:
+            await store.save_messages("a", [Message.user("hi")])
+        async with create_extended_store({"type": "acme-added", "name": "x"}) as store:
+            assert len(await store.load_messages("a")) == 1
+    finally:
+        registry.remove(acme)
+    with pytest.raises(UnknownBackendError):
+        await create_extended_store({"type": "acme-added"})
 
 
 @pytest.mark.parametrize(
@@ -447,7 +453,7 @@ async def test_a_layer_that_fails(late: bool) -> None:
         with pytest.raises(IncompatibleBackendError, match="ZeroDivisionError"):
             await create_extended_store("sqlite:///x.db")
     finally:
-        registry._manager.unregister(plugin)
+        registry.remove(plugin)
 
 
 async def test_a_backend_whose_driver_fails() -> None:
@@ -461,11 +467,13 @@ async def test_a_backend_whose_driver_fails() -> None:
 
             return Backend(name="leaky", options=MemoryOptions, open=open_leaky)
 
-    registry.add(Leaks())
+    leaky = Leaks()
+    registry.add(leaky)
     with pytest.raises(
         StoreUnavailableError, match="'leaky' could not be opened: ValueError at .*test_plugins.py"
     ) as caught:
         await create_extended_store("leaky:")
+    registry.remove(leaky)
     error: BaseException | None = caught.value
     while error is not None:
         assert "Tr0ub4dor" not in str(error)

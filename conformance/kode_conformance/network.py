@@ -295,9 +295,9 @@ class NetworkTests:
         """
         write, look, expected = WRITES[name]
         store, direct = await link.by_the_proxy(max=2), await link.directly()
-        deleted_in_between = 0
-        for skip in range(40):
-            agent_id = f"lost-{skip}"
+        deleted_in_between = not_cut = 0
+        for attempt in range(80):
+            skip, agent_id = attempt // 2, f"lost-{attempt}"  # twice each: a new connection has more to say at first
             old = [samples.message(text="old")]
             await direct.save_turn(agent_id, messages=old, info=samples.info(agent_id), events=[samples.event(1)])
             await store.exists(agent_id)
@@ -322,7 +322,8 @@ class NetworkTests:
                 assert await _turn(direct, agent_id) == [[], [], []], f"reply {skip} of {name} was lost: it came back"
                 assert await direct.load_todos(agent_id) is None, f"reply {skip} of {name} was lost: it came back"
                 assert await direct.list_snapshots(agent_id) == [], f"reply {skip} of {name} was lost: it came back"
-            if not was_cut:
+            not_cut = 0 if was_cut else not_cut + 1
+            if not_cut == 3:
                 break
         assert deleted_in_between > 0
 

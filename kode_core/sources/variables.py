@@ -1,4 +1,4 @@
-"""Environment variables: those that choose a store, those of each option, and those that are nobody's.
+"""Environment variables: those that choose a store, those of options, and those of other programs.
 
 Any variable may be given as the path of a file that holds the value, as Docker and Kubernetes give secrets: with
 ``_FILE`` at the end of its name.
@@ -38,7 +38,7 @@ class Variables:
     """The variables of a process, without those that Kubernetes and Docker inject for services.
 
     A service named ``kode-postgres`` gives every container of its namespace ``KODE_POSTGRES_PORT=tcp://10.0.0.7:5432``,
-    ``KODE_POSTGRES_SERVICE_HOST`` and more, which nobody meant for a store.
+    ``KODE_POSTGRES_SERVICE_HOST`` and more, which are not meant for a store.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -139,7 +139,7 @@ def _prefix(backend: str) -> str:
 
 
 def _content(variable: str, file: str) -> str:
-    """What the file says, without the line break at its end; the path may be the secret itself, so it is not told."""
+    """The contents of the file, without its last line break; errors do not show the path, which may be the secret."""
     problem = ""
     try:
         with Path(file).open("rb") as opened:

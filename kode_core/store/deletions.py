@@ -7,16 +7,17 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from kode_core.batch import Applied, Batch, Outcome, Refused
+from kode_core.batch import Applied
 from kode_core.engine import Progress
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, StoreBusyError
 from kode_core.query import Page, SessionInfo
-from kode_core.store.context import Context, settled
+from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.locks import Locks
 from kode_core.store.ops import OPS
 from kode_core.store.steps import Steps
+from kode_core.store.underway import is_in_doubt, put_in_doubt
 
 __all__ = ["Deletions"]
 
@@ -25,7 +26,7 @@ log = logging.getLogger("kode_core")
 _ATTEMPTS: Final = 20
 _FOUND_AT_ONCE: Final = 200
 _DELETED_AT_ONCE: Final = 5
-"""How many sessions one write deletes: few, so that others can write in between."""
+"""How many sessions are deleted side by side: few, so that others can write in between."""
 
 
 class Deletions:
@@ -51,31 +52,16 @@ class Deletions:
                 raise InvalidArgumentError(f"delete_many deletes everything that matches and takes no {name}")
         return await _Deletion(self._context, self._delete_unchanged, progress).run(query, filters)
 
-    async def _delete_unchanged(self, sessions: Sequence[SessionInfo]) -> Sequence[Outcome]:
-        """Delete each that is as it was found."""
-        for session in sessions:
-            await self._appender.drain(session.agent_id)
-        batches = [
-            self._context.batch(
-                session.agent_id,
-                fence=self._locks.fence(session.agent_id, None),
-                delete=True,
-                expect_updated_at=session.updated_at,
-            )
-            for session in sessions
-        ]
-        outcomes = await self._context.commit_all(batches)
-        for session in sessions:
-            self._memory.forget(session.agent_id)
-        return [_settled(batch, outcome) for batch, outcome in zip(batches, outcomes, strict=True)]
-
-
-def _settled(batch: Batch, outcome: Outcome) -> Outcome:
-    """The outcome, with the error of a lost lease for what its fence refused."""
-    try:
-        return settled(batch, outcome)
-    except KodeError as exc:
-        return exc
+    async def _delete_unchanged(self, session: SessionInfo) -> bool:
+        """Delete a session if it is as it was found; whether it was."""
+        agent_id = session.agent_id
+        await self._appender.drain(agent_id)
+        with self._locks.fencing(agent_id, None) as fence:
+            batch = self._context.batch(agent_id, fence=fence, delete=True, expect_updated_at=session.updated_at)
+            try:
+                return isinstance(await self._context.commit(batch), Applied)
+            finally:
+                self._memory.forget(agent_id)
 
 
 class _Deletion:
@@ -88,7 +74,7 @@ class _Deletion:
     def __init__(
         self,
         context: Context,
-        delete: Callable[[Sequence[SessionInfo]], Awaitable[Sequence[Outcome]]],
+        delete: Callable[[SessionInfo], Awaitable[bool]],
         progress: Progress,
     ) -> None:
         self.deleted = 0
@@ -132,13 +118,38 @@ class _Deletion:
                 return changed
 
     async def _group(self, sessions: Sequence[SessionInfo]) -> int:
-        """Delete a group; how many had changed."""
-        outcomes = await self._steps(self._delete, sessions)
-        self.deleted += sum(isinstance(outcome, Applied) for outcome in outcomes)
-        for outcome in outcomes:
-            if isinstance(outcome, CorruptRecordError):
-                log.error("%s is damaged and was not deleted", outcome.record)
-            elif isinstance(outcome, KodeError):
-                raise outcome
+        """Delete a group, each by a write of its own: none waits for another (OPS-13). Returns how many had changed."""
+        changed: list[SessionInfo] = []
+        in_doubt: list[SessionInfo] = []
+
+        async def delete(session: SessionInfo) -> None:
+            try:
+                if await self._delete(session):
+                    self.deleted += 1
+                else:
+                    changed.append(session)
+            except CorruptRecordError as exc:
+                log.error("%s is damaged and was not deleted", exc.record)
+            except asyncio.CancelledError as exc:
+                if is_in_doubt(exc):
+                    in_doubt.append(session)
+                raise
+
+        async def delete_all() -> None:
+            calls = [asyncio.ensure_future(delete(session)) for session in sessions]
+            try:
+                await asyncio.wait(calls)
+            except asyncio.CancelledError as exc:
+                for call in calls:
+                    call.cancel()
+                await asyncio.wait(calls)  # at once: the writes go on without them
+                if in_doubt:
+                    put_in_doubt(exc)
+                raise
+            for error in [call.exception() for call in calls]:
+                if error is not None:
+                    raise error
+
+        await self._steps(delete_all)
         self._progress(self.deleted, None)
-        return sum(isinstance(outcome, Refused) for outcome in outcomes)
+        return len(changed)

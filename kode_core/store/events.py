@@ -39,14 +39,15 @@ _MOST_CHARACTERS: Final = 4 << 20
 class _Append:
     """A call that appends: it waits, then it is written in a group, then it has ended."""
 
-    __slots__ = ("_ended", "done", "events", "fence", "size")
+    __slots__ = ("_ended", "done", "events", "fence", "has_ended", "size")
 
     def __init__(self, events: Sequence[EventWrite], fence: Fence | None) -> None:
         self.events = events
         self.fence = fence
         self.size = sum(len(event.body.text) for event in events)
         self.done: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
-        """What the caller waits for; done, too, when the caller gives up."""
+        """The caller waits for it; it is done, too, when the caller gives up."""
+        self.has_ended = False
         self._ended: asyncio.Future[None] | None = None
 
     def end(self, result: Sequence[int] | Exception | None = None) -> None:
@@ -54,15 +55,19 @@ class _Append:
         if not self.done.done():
             if isinstance(result, Exception):
                 self.done.set_exception(result)
+                self.done.exception()  # the caller may be cancelled before it sees it
             elif result is not None:
                 self.done.set_result(result)
+        self.has_ended = True
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
     def ended(self) -> asyncio.Future[None]:
-        """Done when it has ended, whatever became of the caller."""
+        """A future that is done when the append has ended, with or without its caller."""
         if self._ended is None:
             self._ended = asyncio.get_running_loop().create_future()
+            if self.has_ended:
+                self._ended.set_result(None)
         return self._ended
 
 
@@ -97,7 +102,7 @@ class EventAppender:
         """Append, and return the offsets.
 
         A caller that gives up while its events wait takes them along: nothing is written. Once they are being written
-        they are written to the end (OPS-9).
+        they are written to the end (OPS-9), and one that gives up as they have just been written is in doubt, too.
         """
         item = _Append(events, fence)
         queue = self._queues.get(agent_id)
@@ -111,8 +116,8 @@ class EventAppender:
             if item in queue.waiting:
                 queue.waiting.remove(item)
                 item.end()
-            elif queue.writer is not None:
-                self._context.underway.leave((agent_id,), queue.writer, exc)
+            else:
+                self._context.underway.leave((agent_id,), item.ended(), exc)
             raise
 
     def _prepare(self, agent_id: str, queue: _Queue) -> None:
@@ -169,12 +174,12 @@ class EventAppender:
             place += len(item.events)
         self.wake(agent_id)
 
-    async def drain(self, agent_id: str | None = None) -> None:
-        """Wait for the appends that were accepted until now, for one agent or for all."""
+    async def drain(self, agent_id: str | None = None, *, seconds: float | None = None) -> None:
+        """Wait for the appends that were accepted until now, for one agent or for all; *seconds* at most."""
         queues = list(self._queues.values()) if agent_id is None else [self._queues.get(agent_id) or _Queue()]
         accepted = [item.ended() for queue in queues for item in (*queue.written, *queue.waiting)]
         if accepted:
-            await asyncio.wait(accepted)
+            await asyncio.wait(accepted, timeout=seconds)
 
     # --- followers
 
@@ -202,7 +207,7 @@ class EventAppender:
 
 
 def _next_group(queue: deque[_Append]) -> list[_Append]:
-    """The next calls that can be one batch: under one fence, and not too much at once."""
+    """The next calls that fit into one batch: under one fence, within a number of events and characters."""
     if not queue:  # taken back
         return []
     group = [queue.popleft()]
@@ -221,7 +226,7 @@ def _is_for_one(exc: Exception) -> bool:
 
 
 def _offsets(batch: Batch, outcome: Outcome) -> Sequence[int]:
-    """The offsets of the batch's events; raises what became of it instead."""
+    """The offsets of the batch's events; raises the error of a batch that failed."""
     applied = settled(batch, outcome)
     assert isinstance(applied, Applied)
     if len(applied.offsets) != len(batch.events):
@@ -244,7 +249,7 @@ class EventReader:
     def read(
         self, agent_id: str, since: Bookmark | None, after_offset: int | None, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
-        """What is stored now or is appended while it is read."""
+        """The events that are stored now or are appended while they are read."""
         return self._read(agent_id, _checked(agent_id, since, after_offset, channel), after_offset, channel)
 
     async def _read(
@@ -270,7 +275,7 @@ class EventReader:
     def follow(
         self, agent_id: str, since: Bookmark | None, after_offset: int, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
-        """What is stored, then what comes, by offset, until the caller stops."""
+        """The stored events, then new ones, by offset, until the caller stops."""
         if after_offset is None:
             raise InvalidArgumentError("after_offset must be an int; follow_events goes by offset")
         return self._follow(agent_id, _checked(agent_id, since, after_offset, channel), after_offset, channel)

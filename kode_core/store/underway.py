@@ -2,7 +2,7 @@
 
 A call of the engine that writes runs in a task of its own, which no caller can cancel. When the caller is cancelled, or
 its deadline passes, the task goes on; it is *left*, and every later call for the same agent waits for it first. So a
-program that gave up, looks, and writes what it does not find, never writes anything twice.
+program that gave up, reads, and writes the missing part never writes anything twice.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ import asyncio
 from collections.abc import Collection, Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["Underway", "is_in_doubt"]
+__all__ = ["OTHERS_S", "Underway", "is_in_doubt", "put_in_doubt"]
 
 T = TypeVar("T")
 
 _IN_DOUBT: Final = "_kode_in_doubt"
-_OTHERS_S: Final = 1.0
+OTHERS_S: Final = 1.0
 """How long a call over all agents waits for a write that was left: one agent must not hold up the others (OPS-13)."""
 
 
 def is_in_doubt(exc: BaseException | None) -> bool:
     """Whether a cancellation came in the middle of a write."""
     return getattr(exc, _IN_DOUBT, False)
+
+
+def put_in_doubt(exc: asyncio.CancelledError) -> None:
+    """Note that a cancellation came in the middle of a write."""
+    setattr(exc, _IN_DOUBT, True)
 
 
 class Underway:
@@ -50,8 +55,8 @@ class Underway:
         return task
 
     def leave(self, agent_ids: Collection[str], write: asyncio.Future[Any], exc: asyncio.CancelledError) -> None:
-        """Note that the caller of a write is gone, with *exc*, which says from here on that the write is in doubt."""
-        setattr(exc, _IN_DOUBT, True)
+        """Note that the caller of a write is gone; *exc* says from here on that the write is in doubt."""
+        put_in_doubt(exc)
         if not write.done():
             self._left[write] = agent_ids
             write.add_done_callback(self._ended)
@@ -69,7 +74,7 @@ class Underway:
         return bool(self._left)
 
     async def settled(self, agent_id: str | None) -> None:
-        """Wait for the writes of the agent that were left; None is for a call over all agents."""
+        """Wait for the writes of the agent that were left; None waits at most a second for those of all agents."""
         if agent_id is None:
             await self._settled_soon()
             return
@@ -77,10 +82,10 @@ class Underway:
             await asyncio.wait(left)
 
     async def _settled_soon(self) -> None:
-        """Wait for all that were left, but for none of them longer than a second in all."""
+        """Wait a second for all writes that were left. A write that took longer once is not waited for again."""
         left = self._left.keys() - self._stuck
         if left:
-            _, late = await asyncio.wait(left, timeout=_OTHERS_S)
+            _, late = await asyncio.wait(left, timeout=OTHERS_S)
             self._stuck |= late & self._left.keys()
 
     async def ended(self) -> None:

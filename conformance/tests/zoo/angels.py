@@ -240,10 +240,12 @@ class OneAtATime(Layer):
 @angel(
     OnMemory,
     patches={
-        "kode_core.store.events._PAGE": 3,
-        "kode_core.store.events._MAX_GROUP": 2,
-        "kode_core.store.reader._PAGE": 3,
-        "kode_core.store.reader._DECODED_AT_ONCE": 1,
+        "kode_core.store.events.FIRST_PAGE": 3,
+        "kode_core.store.reader.FIRST_PAGE": 3,
+        "kode_core.store.pages._MOST": 3,
+        "kode_core.store.events._MOST_EVENTS": 2,
+        "kode_core.store.list_pages._FIRST_PAGE": 2,
+        "kode_core.store.list_pages._LARGEST_PAGE": 3,
     },
     without=("long_logs", "a_sound_agent", "iterators_give"),
 )
@@ -251,9 +253,12 @@ class SmallPages(Layer):
     """Reads and writes a few records at a time."""
 
 
-@angel(OnMemory, patches={"kode_core.store.lists._MAX_ROWS": 0})
-class RemembersNothing(Layer):
+@angel(OnMemory)
+class RemembersNothing(EngineStore):
     """Reads the outline of a list anew for each write."""
+
+    def __init__(self, opener: Any, **options: Any) -> None:
+        super().__init__(opener, **{**options, "memory_limit_bytes": 0})
 
 
 @angel(OnJson, without=("thousands_are", *_AT_EACH_STEP))

@@ -62,8 +62,17 @@ class _InfoFirst(Layer):
     source="KODE SDK: a fork is made, and its messages are saved afterwards",
     witness=_forks_cancelled,
 )
-class ForksInSteps(_InfoFirst):
+class ForksInSteps(EngineStore):
     """Makes a fork with its info first, and copies into it afterwards."""
+
+    async def batch_fork(self, agent_id: str, count: int) -> Any:
+        made = await super().batch_fork(agent_id, count)
+        messages = await self.load_messages(agent_id)
+        for fork in made:
+            await self.save_messages(fork, [])
+        for fork in made:
+            await self.save_messages(fork, messages)
+        return made
 
 
 async def _fork_seen_half(ctx: Context) -> object:

@@ -226,7 +226,7 @@ class SavingInfoCascades(MemoryLayer):
     source="versions that count from 1",
     witness=seen(
         lambda s, t: s.save_messages("a", talk("1", "2")),
-        lambda s, t: s.delete("a"),
+        lambda s, t: t.delete("a"),
         lambda s, t: t.save_messages("a", talk("3")),
         lambda s, t: s.save_messages("a", talk("1", "2", "4")),
         lambda s, t: t.load_messages("a"),

@@ -316,7 +316,7 @@ class _Forgets(HeldLease):
         try:
             await super().renew()
         finally:
-            self.is_lost = False
+            self._is_lost = False
 
 
 @mutant(

@@ -212,9 +212,11 @@ class Transaction:
         return head.after(write)
 
     def _in_order(self, agent_id: str, write: ListWrite) -> ListWrite:
-        """The write with no message older than those that stay before it (MSG-4)."""
-        found = self._db.execute("SELECT max(created_at) FROM kode_messages WHERE agent_id = ?", (agent_id,))
-        (latest,) = found.fetchone()
+        """The write, with no message older than the messages that stay before it (MSG-4)."""
+        (latest,) = self._db.execute(  # a time that was damaged, which may be no number, is not gone by
+            "SELECT CAST(max(created_at) AS INTEGER) FROM kode_messages WHERE agent_id = ? AND created_at < ?",
+            (agent_id, MOST),
+        ).fetchone()
         return write if latest is None else write.not_before(latest)
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
