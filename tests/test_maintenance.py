@@ -26,6 +26,7 @@ from kode_core import (
     StoreTimeoutError,
     StoreUnavailableError,
     TextBlock,
+    TodoSnapshot,
     ToolResultBlock,
     ToolUseBlock,
     create_extended_store,
@@ -376,6 +377,35 @@ async def test_a_backup_can_be_interrupted(url: str) -> None:
         await _interrupted(store)
     async with create_extended_store(url.replace("agents.db", "new/copy").replace("agents", "new/copy")) as copy:
         assert (await copy.check_consistency()).agents_checked == 120
+
+
+@pytest.mark.parametrize("is_hybrid", [False, True], ids=["alone", "hybrid"])
+@pytest.mark.parametrize("url", STORES[1:])
+async def test_closing_ends_a_backup(url: str, is_hybrid: bool) -> None:
+    """A store that is closed during a backup leaves nothing of it and holds no lock; the next backup works."""
+    options = {"file_store_base_dir": "files"} if is_hybrid else {}
+    if is_hybrid and url.startswith("json"):
+        pytest.skip("JSON files are one half of the layout")
+    async with create_extended_store(url, **options) as store:
+        for i in range(120):
+            await store.save_turn(f"a{i}", append=[Message("user", [TextBlock("x" * 50_000)])], todos=TodoSnapshot())
+    before, closed = sorted(os.listdir()), 0
+    for seconds in (0.0, 0.002, 0.01, 0.05):
+        store = await create_extended_store(url, **options)
+        copying = asyncio.ensure_future(store.backup("copy"))
+        await asyncio.sleep(seconds)
+        await store.close()
+        (outcome,) = await asyncio.gather(copying, return_exceptions=True)
+        if not isinstance(outcome, BaseException):
+            break
+        assert isinstance(outcome, StoreClosedError)
+        assert (sorted(os.listdir()), list(Path().rglob("copies/*"))) == (before, [])
+        closed += 1
+    assert closed
+    async with create_extended_store(url, timeout_ms=5_000, **options) as store:
+        await store.save_todos("a1", TodoSnapshot())
+        if not Path("copy").exists():
+            await store.backup("copy")
 
 
 async def _interrupted(store: Any) -> None:

@@ -114,7 +114,7 @@ class Variables:
             _log.warning("the variable %s means nothing to kode_core, and no installed backend is named so", name)
 
     def of_another(self, chosen: str, find: BackendFinder) -> str | None:
-        """A variable for an option of a backend that is not the *chosen* one."""
+        """A variable for an option of a backend that is not the *chosen* one, also one that is nearly its name."""
         if not any(name.startswith("KODE_") for name in self._given):
             return None
         for backend in registry.names():
@@ -126,9 +126,10 @@ class Variables:
                 fields = msgspec.structs.fields(find(backend).options)
             except PluginError:
                 return given[0]
-            options = {f"{prefix}{field.name.upper()}" for field in fields}
+            options = [field.name.upper() for field in fields]
             for name in given:
-                if {name, name.removesuffix("_FILE")} & options:
+                option = name.removeprefix(prefix).removesuffix("_FILE")
+                if difflib.get_close_matches(option, options, 1, _CLOSE):
                     return name
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Iterator, Sequence
@@ -30,15 +31,21 @@ async def backup(context: Context, appender: EventAppender, target: str | Path, 
     steps, place = Steps(context, OPS["backup"]), _place(target)
     absolute = place.absolute()
 
+    has_ended = asyncio.Event()
+
     async def copy(tell: Progress) -> Sequence[Path]:
-        return await context.engine.backup(absolute, tell)
+        try:
+            return await context.engine.backup(absolute, tell)
+        finally:
+            has_ended.set()
 
     await steps(appender.drain, seconds=OTHERS_S)
     with _reserved(absolute), _Folders(absolute.parent):
         try:
             made = await steps.watched(copy, progress, remove_all)
         except StoreTimeoutError as exc:
-            raise StoreTimeoutError(f"{exc}; what was made of the copy was removed") from exc.__cause__
+            told = "was removed" if has_ended.is_set() else "is removed when the engine's call ends"
+            raise StoreTimeoutError(f"{exc}; what was made of the copy {told}") from exc.__cause__
     return [place.parent / path.name for path in made]
 
 

@@ -59,7 +59,7 @@ class Steps:
             moved.set()
             progress(done, total)
 
-        task = asyncio.ensure_future(call(tell))
+        task = self._context.underway.begin(call(tell))  # to close the store waits for it, too
         task.add_done_callback(lambda _: moved.set())
         try:
             while not task.done():

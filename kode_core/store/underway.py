@@ -48,7 +48,7 @@ class Underway:
             raise
 
     def begin(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a write for which no caller waits."""
+        """Start a write, or another call of the engine, to whose end :meth:`ended` waits."""
         task = asyncio.get_running_loop().create_task(write)
         self._writes.add(task)
         task.add_done_callback(self._ended)
