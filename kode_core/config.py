@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from kode_core.errors import ConfigurationError
-from kode_core.plugins import Backend
+from kode_core.plugins import Backend, registry
 from kode_core.server_options import ServerOptions
 from kode_core.sources.files import named_stores, relative_to
 from kode_core.sources.urls import DATABASE_SUFFIXES, from_path, from_url, path_from_url
@@ -141,6 +141,9 @@ def _from_surroundings(find: BackendFinder, environ: Mapping[str, str]) -> Wante
             f"{path} has no store named default, and none was chosen: name one of {', '.join(sorted(stores))}, "
             "or write [stores.default]"
         )
+    empty = variables.empty()
+    if empty:
+        raise ConfigurationError(f"{empty} is set and empty, so that no store is chosen: give it a value, or unset it")
     other = variables.of_another(DEFAULT_BACKEND, find)
     if other:
         raise ConfigurationError(
@@ -157,9 +160,11 @@ def _from_name(name: str, find: BackendFinder, environ: Mapping[str, str]) -> Wa
     if name.lower().endswith(DATABASE_SUFFIXES):
         return from_path(name, find)
     have = f"; did you mean {found[0]!r}?" if (found := difflib.get_close_matches(name, stores, 1)) else ""
+    if not have and name in registry.names():
+        have = f"; {name} is a backend: give a URL, which begins with {name}:"
     raise ConfigurationError(
-        f"the text given is neither a URL, which has a colon as in sqlite:///agents.db, nor the name of a store of "
-        f"kode.toml{have} (stores there: {', '.join(sorted(stores)) or 'none'})"
+        f"the text given is neither a URL, which has a colon as in sqlite:///agents.db or json:///folder, nor the name "
+        f"of a store of kode.toml{have} (stores there: {', '.join(sorted(stores)) or 'none'})"
     )
 
 

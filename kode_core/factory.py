@@ -14,7 +14,7 @@ from kode_core.config import Configured, configure
 from kode_core.engine import Engine
 from kode_core.errors import IncompatibleBackendError, KodeError, StoreUnavailableError
 from kode_core.layers.companion import refuse_without_files
-from kode_core.plugins import Backend, EngineLayer, opened_store, registry
+from kode_core.plugins import Backend, EngineLayer, opened_engine, opened_store, registry
 from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
@@ -134,7 +134,7 @@ async def open_engine(configured: Configured) -> Engine:
         from kode_core.backends.json_files import JsonOptions, open_json, refuse_foreign
 
         await asyncio.to_thread(refuse_foreign, folder)  # before a database is made that would have no use
-    engine: Engine = await opened(configured)
+    engine = opened_engine(configured.backend, await opened(configured))
     if folder is not None:
         from kode_core.layers.hybrid import HybridEngine
 

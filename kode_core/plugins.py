@@ -55,6 +55,10 @@ GROUP: Final = "kode.stores"
 """The entry point group of backends."""
 PLUGIN_GROUP: Final = "kode.plugins"
 """The entry point group of plugins that add layers or observers to every store."""
+_HOOKLESS: Final = (
+    "none of its methods is a hook; it needs one of kode_store_backend, kode_engine_layers and kode_operation, marked "
+    "with @hookimpl"
+)
 API: Final = 1
 """The generation of this interface; ``Backend.api`` must be the same."""
 
@@ -261,6 +265,9 @@ class Plugins:
         """
         if not hasattr(plugin, "kode_store_backend"):
             self._add(plugin, name)
+            if self._manager.is_registered(plugin) and not self._manager.get_hookcallers(plugin):
+                self._manager.unregister(plugin)
+                raise IncompatibleBackendError(f"plugin {_called(plugin, name)} does nothing: {_HOOKLESS}")
             return
         try:
             backend = _checked_backend(plugin)
@@ -290,6 +297,8 @@ class Plugins:
             )
         if name is not None and self.is_disabled(name):
             return
+        if name is not None and self._manager.has_plugin(name):
+            raise IncompatibleBackendError(f"a plugin named {name!r} is there already; give yours another name")
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
@@ -360,6 +369,8 @@ def _checked_backend(plugin: Any, name: str | None = None) -> Backend:
         raise ValueError(f"it is {backend.name!r} for API {backend.api}, wanted {wanted!r} for API {API}")
     if not re.fullmatch(r"[a-z][a-z0-9.-]*", backend.name):
         raise ValueError("its name must be lower case letters, digits, '-' and '.', as it begins URLs")
+    if not (isinstance(backend.options, type) and issubclass(backend.options, msgspec.Struct)):
+        raise TypeError("Backend.options is no class derived from msgspec.Struct")
     if backend.gives not in ("engine", "store"):
         raise ValueError(f"Backend.gives is {backend.gives!r}, not 'engine' or 'store'")
     return backend
@@ -403,10 +414,23 @@ def _write_trace(text: str) -> None:
 def opened_store(backend: Backend, opened: object) -> Store:
     """What a backend of stores opened, checked against the protocol."""
     if not isinstance(opened, Store):
-        missing = sorted(name for name in dir(Store) if not name.startswith("_") and not hasattr(opened, name))
-        what = f"backend {backend.name!r} opened a {type(opened).__name__}"
-        raise IncompatibleBackendError(f"{what}, which is no Store: it lacks {', '.join(missing)}")
+        raise IncompatibleBackendError(_lacking(backend, opened, Store))
     return opened
+
+
+def opened_engine(backend: Backend, opened: object) -> Engine:
+    """What a backend of engines opened, checked against the protocol."""
+    if not isinstance(opened, Engine):
+        hint = "; Backend(gives='store') is for what opens a store" if isinstance(opened, Store) else ""
+        raise IncompatibleBackendError(_lacking(backend, opened, Engine) + hint)
+    return opened
+
+
+def _lacking(backend: Backend, opened: object, protocol: type) -> str:
+    names = {*dir(protocol), *protocol.__annotations__}
+    missing = sorted(name for name in names if not name.startswith("_") and not hasattr(opened, name))
+    what = f"backend {backend.name!r} opened a {type(opened).__name__}"
+    return f"{what}, which is no {protocol.__name__}: it lacks {', '.join(missing)}"
 
 
 registry: Final = Plugins()

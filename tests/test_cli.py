@@ -330,6 +330,18 @@ def test_doctor_finds_a_sound_store(store: str) -> None:
     assert "ok, 4 agents checked" in out
 
 
+def test_doctor_counts_agents_without_info(store: str) -> None:
+    """Agents that no list shows are told apart from those that the store is said to hold."""
+    url = copy(store)
+
+    async def begin() -> None:
+        async with create_extended_store(url) as opened:
+            await opened.append_messages("agt-new", [Message.user("Hello")])
+
+    asyncio.run(begin())
+    assert "ok, 5 agents checked, 1 of them without info" in kode("doctor", "--store", url)[0]
+
+
 def test_doctor_finds_what_does_not_fit(store: str) -> None:
     """Exit code 1 and a line for each problem; one agent can be asked for."""
     url = copy(store)
@@ -721,7 +733,7 @@ def test_looking_at_what_is_no_store_changes_nothing() -> None:
     before = Path("theirs.db").read_bytes()
     for url in ("sqlite:///theirs.db", "sqlite:///empty.db", "json:///folder"):
         _, err = kode("sessions", "--store", url, code=2)
-        assert "store of kode: a look makes none of it" in err
+        assert "store of kode, and this command makes none" in err
     assert Path("theirs.db").read_bytes() == before
     assert Path("empty.db").stat().st_size == 0
     assert list(Path("folder").iterdir()) == []

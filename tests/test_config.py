@@ -188,6 +188,7 @@ def test_mistakes_in_kode_toml(tmp_path: Path, text: str, says: str) -> None:
         ({"type": 5}, {}, "type must be a str, got int"),
         (5, {}, "a store is given as a URL, a name, a Path or a mapping, not as int"),
         ("nowhere", {}, "the text given is neither a URL, which has a colon"),
+        ("memory", {}, "memory is a backend: give a URL, which begins with memory:"),
         ("sqlite:///x.db", {"db_path": ""}, "option db_path of backend 'sqlite': Expected str of length >= 1"),
     ],
 )
@@ -219,6 +220,21 @@ def test_what_is_wrong_is_named() -> None:
         configure("sqlite:///a#1.db", {}, registry.backend, {})
     with pytest.raises(ConfigurationError, match="gives the option 'readers' more than once"):
         configure("sqlite:///a.db?readers=1&readers=2", {}, registry.backend, {})
+
+
+@pytest.mark.parametrize("url", ["sqlite:agents.db", "sqlite:///agents.db", "json:./store", "memory:"])
+def test_a_source_is_a_url_that_works(url: str) -> None:
+    """The URL that a source quotes is the one that was given."""
+    assert configure(url, {}, registry.backend, {}).source == f"the URL {url}"
+
+
+@pytest.mark.parametrize("name", ["KODE_STORE_URL", "KODE_STORE_TYPE", "KODE_STORE_URL_FILE"])
+def test_an_empty_variable_chooses_no_default(name: str) -> None:
+    """It was meant to choose a store; where something else chooses one, it is as if it were not set."""
+    with pytest.raises(ConfigurationError, match=f"^{name} is set and empty"):
+        configure(None, {}, registry.backend, {name: ""})
+    other = {"KODE_STORE_TYPE": "memory"} if "URL" in name else {"KODE_STORE_URL": "memory:"}
+    assert configure(None, {}, registry.backend, {name: "", **other}).backend.name == "memory"
 
 
 def test_paths_may_be_paths() -> None:

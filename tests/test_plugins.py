@@ -402,6 +402,63 @@ def test_an_added_backend_that_does_not_fit(plugin: Any, says: str) -> None:
             plugins.add(plugin)
 
 
+def _added(**changes: Any) -> Any:
+    """A plugin with a backend like that of memory, but for *changes*."""
+    whole = {"name": "acme", "options": MemoryOptions, "open": open_memory, **changes}
+    return type("Added", (), {"kode_store_backend": lambda self: Backend(**whole)})()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "says"),
+    [
+        (_added(options=dict), "Backend.options is no class derived from msgspec.Struct"),
+        (Backend(name="acme", options=MemoryOptions, open=open_memory), "plugin Backend does nothing: none of its"),
+        (type("Unmarked", (), {"kode_operation": lambda self, operation: None})(), "marked with @hookimpl"),
+    ],
+)
+def test_a_plugin_that_would_do_nothing(plugin: Any, says: str) -> None:
+    """It is refused when it is added, and nothing of it stays."""
+    plugins = Plugins(())
+    for _ in range(2):
+        with pytest.raises(IncompatibleBackendError, match=says):
+            plugins.add(plugin)
+
+
+def test_a_name_for_two_plugins() -> None:
+    """The second one is refused in a sentence that quotes no object."""
+    plugins = Plugins(())
+    plugins.add(_added(), "mine")
+    with pytest.raises(
+        IncompatibleBackendError, match="^a plugin named 'mine' is there already; give yours another name$"
+    ):
+        plugins.add(_added(name="other"), "mine")
+
+
+async def test_an_engine_that_is_none() -> None:
+    """What a backend opens is refused with what it lacks, and a store with how to say that it is one."""
+
+    async def nothing(options: MemoryOptions) -> object:
+        return object()
+
+    store = await create_extended_store("memory:")
+
+    async def a_store(options: MemoryOptions) -> object:
+        return store
+
+    for opens, says in (
+        (nothing, "opened a object, which is no Engine: it lacks .*commit.*name"),
+        (a_store, r"opened a EngineStore, which is no Engine: .*Backend\(gives='store'\)"),
+    ):
+        plugin = _added(name="acme-none", open=opens)
+        registry.add(plugin)
+        try:
+            with pytest.raises(IncompatibleBackendError, match=says):
+                await create_extended_store("acme-none:")
+        finally:
+            registry.remove(plugin)
+    await store.close()
+
+
 def test_the_same_backend_twice() -> None:
     """A second one of that name is refused, and the first goes on."""
     plugins = Plugins(())

@@ -9,7 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -191,7 +191,10 @@ def load_harness(spec: str) -> StoreHarness:
         TypeError: it is no harness, or one without all its methods.
     """
     place, _, name = spec.rpartition(":")
-    module = _module(place)
+    try:
+        module = _module(place)
+    except PackageNotFoundError as exc:
+        raise ImportError(f"it needs the distribution {exc.name}; install it, as with: pip install -e .") from exc
     cls: Any = module
     for part in name.split("."):
         cls = getattr(cls, part, None)

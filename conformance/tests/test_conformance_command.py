@@ -338,6 +338,7 @@ def test_an_area_is_explained() -> None:
         (("duck.py:Typo",), "lacks 'QUERIES', which is no capability; there are PERSISTENT"),
         (("duck.py:Unset",), "KeyError: 'DUCK_DSN' (duck.py:"),
         (("broken.py:X",), "SyntaxError: "),
+        (("loose.py:X",), "it needs the distribution kode-loose; install it"),
         (("memory", "--tier", "fast"), "there is no tier 'fast'; there are quick, standard and thorough"),
         (("memory", "--seed", "-3"), "a seed is 0 or more"),
         (("memory", "--seconds", "0"), "--seconds is a number above 0"),
@@ -363,6 +364,7 @@ def test_a_wrong_question_has_a_helpful_answer(
 ) -> None:
     """One line on stderr, nothing on stdout, exit code 2."""
     (tmp_path / "broken.py").write_text("def x(:\n")
+    (tmp_path / "loose.py").write_text("from importlib.metadata import version\nX = version('kode-loose')\n")
     done = asked(capsys, "conformance", *arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ")

@@ -15,6 +15,8 @@ def main() -> None:
     except ImportError:
         sys.stderr.write("the kode command needs: pip install 'kode-core[cli]'\n")
         sys.exit(2)
-    from kode_core.cli.app import run
-
+    try:
+        from kode_core.cli.app import run
+    except KeyboardInterrupt:  # imports take long enough to be interrupted
+        sys.exit(130)
     sys.exit(run())

@@ -95,7 +95,7 @@ def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
     if findings.size is not None:
         yield _entry("holds", Text(holdings(findings.size)))
     if findings.consistency is not None:
-        yield _entry("consistency", _verdict(findings.consistency))
+        yield _entry("consistency", _verdict(findings.consistency, findings.size))
 
 
 def _entry(name: str, value: Text) -> Text:
@@ -113,8 +113,11 @@ def _bad(problem: str) -> Text:
     return Text(visible(problem), "red")
 
 
-def _verdict(result: ConsistencyCheckResult) -> Text:
+def _verdict(result: ConsistencyCheckResult, size: StorageSize | None) -> Text:
     checked = f"{count(result.agents_checked, 'agent')} checked"
+    without = result.agents_checked - size.total_agents if size is not None and result.consistent else 0
+    if without > 0:  # they are counted by no line above, and listed by no query
+        checked += f", {without:,} of them without info (save_info was never called)"
     if result.consistent:
         return Text.assemble(("ok", "green"), f", {checked}")
     return Text.assemble((count(len(result.issues), "problem"), "red"), f", {checked}")

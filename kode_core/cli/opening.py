@@ -72,6 +72,6 @@ def _refuse_missing(configured: Configured) -> None:
     if is_there is not None and not is_there(configured.options):
         where = ", ".join(places(configured)) or "the address"
         raise ConfigurationError(
-            f"what is at {where} (from {configured.source}) is no {configured.backend.name} store of kode: "
-            "a look makes none of it"
+            f"what is at {where} (from {configured.source}) is no {configured.backend.name} store of kode, and this "
+            "command makes none; name another with --store"
         )

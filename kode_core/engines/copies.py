@@ -131,8 +131,8 @@ class FolderCopy:
     def _look_at(self, path: Path) -> None:
         try:
             Journal(path).refresh()
-        except KodeError as exc:
-            _log.error("the backup has a damaged file, copied as it is: %s", exc)
+        except KodeError:  # whose path is that of the unfinished copy
+            _log.error("%s is damaged, and was copied as it is; kode doctor says where the damage is", path.name)
 
     def finish(self) -> None:
         """Give the copy its name."""

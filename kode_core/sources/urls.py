@@ -105,7 +105,8 @@ def _shown(split: SplitResult) -> str:
     """A well-formed URL without user, password and parameters."""
     if split.netloc:
         return f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"
-    return f"{split.scheme}://{'…' if '@' in split.path else split.path}"
+    path = "…" if "@" in split.path else split.path
+    return f"{split.scheme}:{'//' if path.startswith('/') else ''}{path}"
 
 
 def _given(split: SplitResult, backend: Backend, source: str) -> dict[str, Any]:

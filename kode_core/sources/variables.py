@@ -72,6 +72,11 @@ class Variables:
         """Whether the variable or its file is set."""
         return bool(self._given.get(name) or self._given.get(f"{name}_FILE"))
 
+    def empty(self) -> str | None:
+        """A variable that should choose the store and has no value, as one that was made of another that is not set."""
+        names = ("KODE_STORE_URL", "KODE_STORE_TYPE")
+        return next((twin for name in names for twin in (name, f"{name}_FILE") if self._given.get(twin) == ""), None)
+
     def of_backend(self, kind: str, find: BackendFinder, common: Iterable[str], source: str) -> Wanted:
         """The options of a backend that variables give.
 
