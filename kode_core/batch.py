@@ -266,7 +266,7 @@ class ListWrite(_Value, frozen=True, kw_only=True):
         return [row.created_at for _, row in self.put] + [row.created_at for row in self.append]
 
     def not_before(self, time: int) -> ListWrite:
-        """The write with what it appends at *time* or later."""
+        """The write, with its appended rows at *time* or later."""
         if all(row.created_at >= time for row in self.append):
             return self
         rows = (replace(row, created_at=max(row.created_at, time)) for row in self.append)

@@ -92,7 +92,7 @@ def _decode(shape: type, read: Callable[[Any], Any], body: Body, label: str) -> 
 
 
 def read_wire(read: Callable[[Any], Any], text: str, label: str) -> Any:
-    """What *read* makes of JSON text; raises as :func:`decode` does."""
+    """The value that *read* makes from JSON text; raises as :func:`decode` does."""
     try:
         return read(decode_json(text))
     except Problem as problem:

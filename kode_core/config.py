@@ -56,7 +56,7 @@ class Configured(NamedTuple):
     source: str
 
     def __repr__(self) -> str:
-        """What is meant, without what is secret."""
+        """The store that is meant, without secrets."""
         hidden = secret_options(self.backend.options)
         fields = msgspec.structs.fields(self.options)
         given = {field.name: getattr(self.options, field.name) for field in fields if field.name not in hidden}

@@ -36,14 +36,14 @@ __all__ = ["Engine", "Medium", "Notifies", "Progress", "Watch", "unwatched", "wa
 Medium: TypeAlias = Literal["database", "file_system"]
 
 Progress: TypeAlias = Callable[[int, int | None], object]
-"""Called in the event loop after each step of a long call: how much is done, and of how much, None where nobody knows.
+"""Called in the event loop after each step of a long call: how much is done, and of how much, None where unknown.
 
-What it raises ends the call, and is raised by it.
+An error that it raises ends the call, and is raised by it.
 """
 
 
 def unwatched(done: int, total: int | None) -> None:
-    """Take the progress of a call that nobody watches."""
+    """Ignore the progress of a call."""
 
 
 @runtime_checkable
@@ -180,7 +180,7 @@ class Watch(Protocol):
 
     @property
     def is_live(self) -> bool:
-        """Whether appends are told of at present; if not, whoever waits has to look often."""
+        """True while the engine reports appends. Otherwise followers must poll often."""
         ...
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class Watch(Protocol):
 
 @runtime_checkable
 class Notifies(Protocol):
-    """What an engine may have besides: it tells of events that any process appends, so that followers need not poll."""
+    """An optional part of an engine: it reports events that any process appends, so that followers need not poll."""
 
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
         """Call *wake* after events of the agent were committed, sometimes also without any; None when it cannot now.

@@ -220,7 +220,10 @@ class StoreBusyError(StorageError):
 
 
 class StoreTimeoutError(StorageError, TimeoutError):
-    """The deadline passed before the call was done; nothing was written."""
+    """The deadline passed before the call was done; nothing was written.
+
+    Of a call in steps (OPS-16) that holds for the step that was late.
+    """
 
     retry = Retry.LATER
 

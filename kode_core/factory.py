@@ -48,7 +48,7 @@ class StoreOpening(Generic[S]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say what is missing to whoever uses the store before it is open."""
+            """Tell a caller that uses the store before it is open how to open it."""
             raise AttributeError(
                 f"the store is not open, so it has no {name!r}: write 'async with create_extended_store(...) as store' "
                 "or 'store = await create_extended_store(...)'"
@@ -162,7 +162,7 @@ def _around(layer: EngineLayer, engine: Engine) -> Engine:
 
 
 async def opened(configured: Configured) -> Any:
-    """What the backend opens; an exception of its driver that it lets through is not quoted (OPS-12, OPS-17)."""
+    """Open by the backend; an exception of its driver that it lets through is not quoted (OPS-12, OPS-17)."""
     try:
         return await configured.backend.open(configured.options)
     except KodeError:

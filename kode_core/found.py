@@ -1,4 +1,4 @@
-"""What engines find over many agents; a part of :mod:`kode_core.batch`, from where it is imported."""
+"""The results of searches over many agents; import them from :mod:`kode_core.batch`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SessionRow(_Value, frozen=True):
 
 
 class Found(list[T], Generic[T]):
-    """What an engine found over many agents, where it could not read everything.
+    """The results of an engine's search, and the names of those that it could not read.
 
     Attributes:
         left_out: names of what could not be read, as in ``agent 'a'``.
@@ -41,7 +41,7 @@ class Found(list[T], Generic[T]):
 
 
 class Totals(_Value, frozen=True, kw_only=True):
-    """What the whole store holds.
+    """The totals of the whole store.
 
     Attributes:
         size_bytes: None where the engine cannot tell.

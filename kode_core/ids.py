@@ -146,5 +146,5 @@ def plain_text(indexed: str) -> str:
 
 
 def row_name(kind: str, position: int, agent_id: str) -> str:
-    """What an error calls a row of the list *kind*, as in ``message 3 of agent 'a'``."""
+    """The name of a row of the list *kind* in errors, as in ``message 3 of agent 'a'``."""
     return f"{kind.removesuffix('s').replace('_', ' ')} {position} of agent {agent_id!r}"

@@ -1,7 +1,7 @@
 """Large JSON values to text and back in slices, each of a millisecond or two.
 
 A C library turns 10 MB into text, or text into objects, in one call that holds the interpreter's lock: no thread would
-help. So what is large is cut where lists and dicts have their commas.
+help. So a large value is cut where lists and dicts have their commas.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Hash(Protocol):
-    """What the bytes of a fingerprint are given to."""
+    """Takes the bytes of fingerprints."""
 
     def update(self, data: bytes, /) -> None: ...
 

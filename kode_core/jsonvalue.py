@@ -13,7 +13,7 @@ import marshal
 import re
 from collections.abc import Callable, Iterator
 from math import isfinite
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 import msgspec
 
@@ -37,6 +37,8 @@ LONG: Final = 2**16
 NODES: Final = 2_000
 """A value of more items is large: so many are encoded in one or two milliseconds."""
 _CHARS_A_NODE: Final = 128
+_LONG_INT: Final = 1_024
+"""An integer of more bits is as much work as many items."""
 _STEPS: Final = 2_000
 _RECORD_DEPTH: Final = 16  # how deep records nest around a free-form value
 _MARSHAL: Final = 2  # the last format without references: equal values of equal types have equal bytes
@@ -130,13 +132,16 @@ def is_flat(value: Json, depth: int = _FLAT_DEPTH) -> bool:
 
 
 def weight(value: Json) -> int:
-    """What it costs to encode *value*: about the number of items in it. More than NODES is not counted to the end."""
+    """The cost of encoding *value*: about the number of items in it. More than NODES is not counted to the end."""
     count = 0
     todo = [value]
     for item in todo:
         kind = type(item)
         if kind is str:
             count += len(item) // _CHARS_A_NODE
+        elif kind is int:
+            if item.bit_length() > _LONG_INT:  # to write one takes the square of its length
+                count += min((item.bit_length() // 64) ** 2 // 64, NODES - 1)  # one alone cannot be cut
         elif kind is dict or kind is list:
             count += len(item)
             if count <= NODES:
@@ -144,6 +149,10 @@ def weight(value: Json) -> int:
         if count > NODES:
             break
     return count
+
+
+_Level: TypeAlias = tuple[Iterator[tuple[object, Json]], bool, tuple[object, ...] | None]
+"""Members of a dict or list that were not looked at, whether it is a dict, and its path, None above the root."""
 
 
 def walk_through(root: Json, max_depth: int = MAX_DEPTH) -> None:
@@ -154,31 +163,44 @@ def walk_through(root: Json, max_depth: int = MAX_DEPTH) -> None:
 
 def walk(root: Json, max_depth: int = MAX_DEPTH) -> Iterator[None]:
     """The slow check, which knows where the problem is and raises it; pauses now and then."""
-    stack: list[tuple[Json, tuple[object, ...]]] = [(root, ())]
+    levels: list[_Level] = [(iter([(None, root)]), False, None)]
     for steps in itertools.count(1):
-        if not stack:
+        if not levels:
             return
         if steps % _STEPS == 0:
             yield
-        value, path = stack.pop()
-        problem = problem_of(value)
-        if problem is None and type(value) in (dict, list):
-            if len(path) >= max_depth:
-                problem = f"nested deeper than {MAX_DEPTH} levels"
-            elif type(value) is dict:
-                for key, item in tuple(value.items()):
-                    if type(key) is not str:
-                        problem = f"a key is of type {type(key).__name__}; JSON keys are str"
-                        break
-                    problem = problem_of(key)
-                    if problem is not None:
-                        break
-                    stack.append((item, (*path, key)))
-            else:
-                stack.extend((item, (*path, i)) for i, item in enumerate(value))
+        members, is_dict, above = levels[-1]
+        member = next(members, None)
+        if member is None:
+            levels.pop()
+            continue
+        key, value = member
+        path = above or ()
+        problem = _problem_of_key(key) if is_dict else None
+        if problem is None:
+            path = () if above is None else (*above, key)
+            problem = problem_of(value)
+            if problem is None and type(value) in (dict, list):
+                if len(path) < max_depth:
+                    levels.append(_members(value, path))
+                else:
+                    problem = f"nested deeper than {MAX_DEPTH} levels"
         if problem is not None:
             shown = path if len(path) <= 12 else (*path[:9], "…", *path[-2:])
             raise Problem(problem, "".join(map(step, shown)))
+
+
+def _members(value: Json, path: tuple[object, ...]) -> _Level:
+    """What is in a dict, as it is now, or in a list."""
+    if type(value) is dict:
+        return iter(tuple(value.items())), True, path
+    return enumerate(value), False, path
+
+
+def _problem_of_key(key: object) -> str | None:
+    if type(key) is not str:
+        return f"a key is of type {type(key).__name__}; JSON keys are str"
+    return problem_of(key)
 
 
 def problem_of(value: Json) -> str | None:

@@ -1,8 +1,8 @@
 """Records to their stored form and back while other tasks get their turn (OPS-15).
 
 The text is the one that :mod:`kode_core.codec` makes. Small records, which most are, take its short way. Of a large
-one the large parts are written and read in slices. With the text comes a *proof*, from which it is told later whether
-the dicts and lists in the record are still what was written; both are taken of a part at once.
+one the large parts are written and read in slices. With the text comes a *proof*, which shows later whether the dicts
+and lists in the record changed since. The text and the proof of a part are taken together.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SPREAD_TEXT: Final = f'"{SPREAD}":'.encode()
 
 
 class Proof(msgspec.Struct, frozen=True, gc=False):
-    """Tells whether the dicts and lists in a record, which can change, are what was written.
+    """Shows whether the dicts and lists in a record, which can change, are still as they were written.
 
     Attributes:
         digest: of what they were; None when it was never taken, so that they may be anything.
@@ -124,7 +124,7 @@ async def write_list_of(cls: type[Record], records: Sequence[Record], label: str
 
 
 async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> tuple[Body, Sink, bytes | None]:
-    """The stored form, what was noted meanwhile, and a digest if it had to be taken in slices."""
+    """The stored form, the notes of its making, and a digest if it had to be taken in slices."""
     sink = Sink()
     try:
         wire = make(sink)
@@ -139,7 +139,7 @@ async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> tuple[
 
 
 async def is_unchanged(cls: type[Record], record: Record, digest: bytes, pace: Pace) -> bool:
-    """Whether all that can change in a large record is what it was when *digest* was taken."""
+    """Whether the dicts and lists in a large record are as they were when *digest* was taken."""
     sink = Sink()
     writer = _Writer(pace, is_silent=True)
     try:
@@ -168,7 +168,7 @@ class _Writer:
         return self._proof.digest() if self._has_parts else None
 
     async def wire(self, wire: Json, sink: Sink, raw: bytes) -> None:
-        """Write *wire*, of which *raw* is the text, and *sink* tells what was left for later."""
+        """Write *wire*, whose text is *raw*; *sink* has the parts that were left for later."""
         self._note(sink.parts)  # before others get their turn, so that it is of the values of the text
         texts = raw.split(_MARK_TEXT) if sink.later and raw else [raw] * (len(sink.later) + 1)
         for i, later in enumerate(sink.later):

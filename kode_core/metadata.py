@@ -1,4 +1,4 @@
-"""By what an agent's metadata is found."""
+"""The index of an agent's metadata."""
 
 from __future__ import annotations
 

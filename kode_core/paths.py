@@ -1,14 +1,16 @@
-"""Paths that a caller or a configuration gave, checked before the system sees them."""
+"""Paths: the checks of those that a caller or a configuration gave, and the removal of files and folders."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from kode_core.errors import ConfigurationError
 
-__all__ = ["local_path", "working_folder"]
+__all__ = ["local_path", "remove_all", "working_folder"]
 
 _LONGEST: Final = 4000
 _LONGEST_NAME: Final = 255
@@ -18,7 +20,7 @@ def local_path(given: Any, what: str) -> Path:
     """The absolute path that *given* stands for, ``~`` included; *what* names it in errors.
 
     Raises:
-        ConfigurationError: it is no path, has a NUL, is not UTF-8, names the home of nobody, is too long, or is
+        ConfigurationError: it is no path, has a NUL, is not UTF-8, names an unknown home, is too long, or is
             relative to a working directory that was removed.
     """
     problem, path = _read(given)
@@ -60,3 +62,12 @@ def working_folder() -> Path:
     except OSError:
         pass
     raise ConfigurationError("the working directory was removed: change to another one, or give absolute paths")
+
+
+def remove_all(paths: Iterable[Path]) -> None:
+    """Remove files, and folders with their contents; a path where nothing is stays so."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -356,7 +356,7 @@ class ExtendedStore(QueryableStore, Protocol):
     def iter_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> AsyncIterator[ConsistencyIssue]:
-        """What ``check_consistency`` finds, each issue as it is found: memory does not grow with the store."""
+        """Yield the issues of ``check_consistency`` as they are found: memory does not grow with the store."""
         ...
 
     async def get_metrics(self) -> StoreMetrics:

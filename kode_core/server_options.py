@@ -1,4 +1,4 @@
-"""The options of a backend that connects to a server: given beside each other, or as the mapping ``connection``."""
+"""The options of a backend that connects to a server: given one by one, or as the mapping ``connection``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ __all__ = [
 
 Millis: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=2**31 - 1)]
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Prefix: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z", max_length=30)]
+Prefix: TypeAlias = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z",
+        max_length=30,
+        extra={"form": "letters of ASCII, digits and '_', and begin with no digit"},
+    ),
+]
 """How the names begin of what a backend makes in a database."""
 Secret: TypeAlias = Annotated[str, msgspec.Meta(extra={"secret": True})]
 """Never shown, not even in errors."""

@@ -60,7 +60,7 @@ class Shape(NamedTuple):
     Attributes:
         write: value and sink -> wire form. Without a sink nothing is left for later.
         is_loose: the value may be, or hold, a dict or list, which can change.
-        item: of a list, the shape of what is in it.
+        item: of a list, the shape of its items.
         cls: of a record, its class.
         hint: the annotation.
     """
@@ -159,7 +159,7 @@ def shape_of(hint: Any) -> Shape:
 
 
 def _checking(check: Callable[[Any], Any]) -> Callable[[Any, Sink | None], Json]:
-    """To write what is only checked."""
+    """A *write* that only checks."""
     return lambda value, _: check(value)
 
 
@@ -390,7 +390,7 @@ def from_wire(plan: Plan, value: dict[str, Any], ready: Mapping[str, Any] = {}) 
 
 
 _STORED: Final[dict[type, type]] = {StoredMessage: Message, StoredToolCall: ToolCallRecord, StoredEvent: Timeline}
-"""What a query found can be saved again: where it stood is no part of it."""
+"""Records that a query found can be saved again, without the place where they stood."""
 _BLOCKS: Final[tuple[type, ...]] = typing.get_args(typing.get_args(typing.get_type_hints(Message)["content"])[0])
 _BLOCKS_BY_CLASS: Final = frozenset(_BLOCKS)
 _BLOCKS_BY_TAG: Final = {plan_of(cls).tag: cls for cls in _BLOCKS}

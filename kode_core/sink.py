@@ -1,4 +1,4 @@
-"""What is noted of a record while its wire form is made."""
+"""Notes about a record, taken while its wire form is made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kode_core.jsonvalue import NODES
 __all__ = ["MARK", "SPREAD", "Later", "Sink"]
 
 MARK: Final = f"later-{secrets.token_hex(16)}"
-"""Stands in a wire form for what is left for later. No value is the same: nobody can guess it."""
+"""Stands in a wire form for a part that is left for later. It is random, so that no value equals it."""
 SPREAD: Final = f"spread-{secrets.token_hex(16)}"
 """The key under which a large spread stands in a wire form."""
 
@@ -32,11 +32,11 @@ class Later:
 
 
 class Sink:
-    """What is noted of a record while its wire form is made.
+    """Notes about a record, taken while its wire form is made.
 
     Attributes:
         parts: the dicts and lists inside the record, as :func:`parts_of` finds them, except those left for later.
-        left: how much may still be written at once.
+        left: how many nodes may still be written at once.
         later: its large parts, in their order.
     """
 

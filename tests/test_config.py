@@ -366,6 +366,9 @@ def test_options_of_a_backend_that_nothing_chooses() -> None:
         resolve(environ={"KODE_POSTGRES_HOST": "db"})
     with pytest.raises(ConfigurationError, match="KODE_MONGO_URI_FILE is set"):
         resolve(environ={"KODE_MONGO_URI_FILE": "/run/secrets/uri"})
+    with pytest.raises(ConfigurationError, match="KODE_POSTGRES_PASSWOR is set"):
+        resolve(environ={"KODE_POSTGRES_PASSWOR": "pw"})
+    assert resolve(environ={"KODE_POSTGRES_IMAGE": "postgres:17"}).backend.name == "sqlite"
     assert resolve(environ={"KODE_STORE_TYPE": "sqlite", "KODE_POSTGRES_HOST": "db"}).backend.name == "sqlite"
 
 

@@ -210,6 +210,29 @@ async def test_more_agents_than_are_kept_in_memory(monkeypatch: pytest.MonkeyPat
         assert {message.text for message in await store.query_messages()} == {f"m{i}" for i in range(12)}
 
 
+async def test_a_journal_that_is_forgotten_in_the_middle_of_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write uses only the journal that it keeps others from, also when others push it out of memory meanwhile."""
+    find, begin = folder.Folder.journal, folder.Journal.begin
+    alone: list[bool] = []
+
+    def pushed_out(self: folder.Folder, agent_id: str) -> folder.Journal:
+        journal = find(self, agent_id)
+        self._journals.clear()
+        return journal
+
+    def seen(self: folder.Journal, agent_id: str, next_offset: int) -> None:
+        alone.append(self.turn.locked())
+        begin(self, agent_id, next_offset)
+
+    monkeypatch.setattr(folder.Folder, "journal", pushed_out)
+    monkeypatch.setattr(folder.Journal, "begin", seen)
+    async with create_extended_store(JSON) as store:
+        await store.append_messages("a", samples.messages(1))
+        await store.append_messages("a", samples.messages(1))
+        assert len(await store.load_messages("a")) == 2
+    assert alone == [True, True]
+
+
 async def test_a_file_that_was_put_back_is_read_again(tmp_path: Any) -> None:
     """The store that refused the damaged file reads the sound one."""
     path = tmp_path / "store" / "a.jsonl"

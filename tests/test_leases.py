@@ -538,6 +538,19 @@ async def test_who_leaves_waits_for_writes_that_were_begun(faulty: tuple[EngineS
             await late
 
 
+async def test_who_leaves_waits_for_a_deletion_that_was_begun(faulty: tuple[EngineStore, Faulty]) -> None:
+    """A delete_many that a task began inside the block deletes under the lease, and is not refused as too late."""
+    store, layer = faulty
+    await store.save_info("a", samples.info("a"))
+    async with store.acquire_agent_lock("a"):
+        layer.writable.clear()
+        deletion = in_a_task(lambda: store.delete_many(agent_id="a"))
+        await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_later(0.02, layer.writable.set)
+    assert deletion.done()
+    assert await deletion == 1
+
+
 async def test_a_cancelled_entry_leaves_nothing(store: ExtendedStore, target: str) -> None:
     """However early or late an entry is cancelled, no lease stays behind and no block is entered."""
     for steps in range(12):

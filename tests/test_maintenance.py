@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,14 @@ from kode_core import (
     StoreTimeoutError,
     StoreUnavailableError,
     TextBlock,
+    TodoSnapshot,
     ToolResultBlock,
     ToolUseBlock,
     create_extended_store,
 )
 from kode_core.batch import Batch, EngineIssue, ListKind, ListRows, Outcome
 from kode_core.engine import Engine, Progress, unwatched
+from kode_core.engines.copies import FolderCopy
 from kode_core.engines.memory import MemoryEngine
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
@@ -374,6 +379,35 @@ async def test_a_backup_can_be_interrupted(url: str) -> None:
         assert (await copy.check_consistency()).agents_checked == 120
 
 
+@pytest.mark.parametrize("is_hybrid", [False, True], ids=["alone", "hybrid"])
+@pytest.mark.parametrize("url", STORES[1:])
+async def test_closing_ends_a_backup(url: str, is_hybrid: bool) -> None:
+    """A store that is closed during a backup leaves nothing of it and holds no lock; the next backup works."""
+    options = {"file_store_base_dir": "files"} if is_hybrid else {}
+    if is_hybrid and url.startswith("json"):
+        pytest.skip("JSON files are one half of the layout")
+    async with create_extended_store(url, **options) as store:
+        for i in range(120):
+            await store.save_turn(f"a{i}", append=[Message("user", [TextBlock("x" * 50_000)])], todos=TodoSnapshot())
+    before, closed = sorted(os.listdir()), 0
+    for seconds in (0.0, 0.002, 0.01, 0.05):
+        store = await create_extended_store(url, **options)
+        copying = asyncio.ensure_future(store.backup("copy"))
+        await asyncio.sleep(seconds)
+        await store.close()
+        (outcome,) = await asyncio.gather(copying, return_exceptions=True)
+        if not isinstance(outcome, BaseException):
+            break
+        assert isinstance(outcome, StoreClosedError)
+        assert (sorted(os.listdir()), list(Path().rglob("copies/*"))) == (before, [])
+        closed += 1
+    assert closed
+    async with create_extended_store(url, timeout_ms=5_000, **options) as store:
+        await store.save_todos("a1", TodoSnapshot())
+        if not Path("copy").exists():
+            await store.backup("copy")
+
+
 async def _interrupted(store: Any) -> None:
     before = sorted(os.listdir())
     for seconds in (0.0, 0.001, 0.01, 0.03, 0.1, 0.2):
@@ -422,6 +456,56 @@ async def test_a_step_of_a_backup_has_the_deadline() -> None:
             await store.backup("x/copy")
     assert stuck.removed
     assert not Path("x").exists()
+
+
+class Deaf(Layer):
+    """Makes its copy long after it was cancelled, or fails then."""
+
+    fails = False
+
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.3)
+        if self.fails:
+            raise StoreUnavailableError("gone")
+        target.write_text("a copy")
+        return [target]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_backup_that_ends_long_after_its_deadline(fails: bool) -> None:
+    """The copy is removed when it is made at last, and an error of then disturbs nobody."""
+    deaf = Deaf(MemoryEngine())
+    deaf.fails = fails
+    lost: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+    async with over(deaf, timeout_ms=100) as store:
+        with pytest.raises(StoreTimeoutError):
+            await store.backup("copy")
+        await asyncio.sleep(0.4)
+        gc.collect()
+        assert not Path("copy").exists()
+    assert lost == []
+
+
+async def test_a_backup_of_files_that_is_cancelled_as_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that is cancelled when the copy has its name already finds no copy."""
+    clear, loop = FolderCopy.clear, asyncio.get_running_loop()
+
+    def late(self: FolderCopy, *, is_kept: bool) -> None:
+        if is_kept:
+            loop.call_soon_threadsafe(copying.cancel)
+            time.sleep(0.05)
+        clear(self, is_kept=is_kept)
+
+    async with create_extended_store("json:///agents") as store:
+        await store.save_messages("a", [use("c")])
+        monkeypatch.setattr(FolderCopy, "clear", late)
+        copying = asyncio.ensure_future(store.backup("copy"))
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        assert not Path("copy").exists()
 
 
 FULL = """

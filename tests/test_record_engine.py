@@ -14,7 +14,7 @@ from kode_conformance.record_tests import Held, OpenRecords, RecordStoreTests
 from kode_conformance.testclass import StoreConformance
 from kode_conformance.writes import FORK, WRITES, Portrait, Write, expected, overwrite, portrait, seed, write_on
 
-from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError
+from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError, StoreUnavailableError
 from kode_core.batch import Fence
 from kode_core.engine import Engine
 from kode_core.engines.record_engine import RecordEngine
@@ -285,6 +285,81 @@ async def test_a_doubt_that_lasts_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(OutcomeUnknownError):
             await store.append_messages("a", samples.messages(1))
     assert 1 < lossy.swaps < 150
+
+
+class LosesTouch(Doubtful):
+    """The answer to the first swap is lost, and with it the connection for one more call."""
+
+    is_away = False
+
+    async def swap(self, *args: Any) -> bool:
+        try:
+            return await super().swap(*args)
+        except OutcomeUnknownError:
+            self.is_away = True
+            raise
+
+    async def holds_lease(self, agent_id: str, fence: Fence) -> bool:
+        if self.is_away:
+            self.is_away = False
+            raise StoreUnavailableError("the connection broke")
+        return await super().holds_lease(agent_id, fence)
+
+
+class LosesHeads(Doubtful):
+    """The answer to a swap is lost, and the head cannot be read just then."""
+
+    is_away = False
+
+    async def swap(self, *args: Any) -> bool:
+        try:
+            return await super().swap(*args)
+        except OutcomeUnknownError:
+            self.is_away = True
+            raise
+
+    async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
+        if self.is_away:
+            self.is_away = False
+            raise StoreUnavailableError("the connection broke")
+        return await super().heads(agent_ids)
+
+
+async def test_a_fork_whose_head_cannot_be_read_is_in_doubt() -> None:
+    """A fork may be there when its last answer was lost: the error is no plain failure."""
+    lossy = LosesHeads(Contents(), lambda n: "")
+    async with await opened(lossy) as store:
+        await store.save_info("a", samples.info("a"))
+        last = lossy.swaps + 2  # the first reserves the head
+        lossy.lose = lambda n: "after" if n == last else ""
+        with pytest.raises(OutcomeUnknownError):
+            await store.batch_fork("a", 1)
+        assert len(await store.list()) == 2
+
+
+@pytest.mark.parametrize("records", [Doubtful, LosesHeads])
+@pytest.mark.parametrize("how", ["before", "after"])
+async def test_a_lost_answer_to_a_reader_is_no_damage(
+    records: type[Doubtful], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that asks writers to wait, and gets no answer, asks again."""
+    lossy = records(Contents(), lambda n: "")
+    async with await opened(lossy) as store:
+        await store.append_messages("a", samples.messages(3))
+        monkeypatch.setattr("kode_core.engines.record_reads._OPTIMISTIC", 0)
+        last = lossy.swaps + 1
+        lossy.lose = lambda n: how if n == last else ""
+        assert await store.load_messages("a") == samples.messages(3)
+        assert lossy.swaps >= last
+
+
+async def test_a_lease_that_cannot_be_asked_for_leaves_a_write_in_doubt() -> None:
+    """A fenced write that may have been applied is in doubt, whatever fails after it: it was, and nothing says no."""
+    lossy = LosesTouch(Contents(), lambda n: "after" if n == 1 else "")
+    async with await opened(lossy) as store, store.acquire_agent_lock("a"):
+        with pytest.raises(OutcomeUnknownError):
+            await store.append_messages("a", samples.messages(1))
+        assert len(await store.load_messages("a")) == 1
 
 
 # --- Forks and what the dead left -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -268,6 +269,28 @@ async def test_events_that_wait_are_taken_back() -> None:
             await first
         engine.until.set()
         assert [event.bookmark.seq async for event in store.read_events("a")] == [samples.event(0).bookmark.seq]
+
+
+class Busy(Layer):
+    """Keeps the event loop busy beyond the deadline, just before it commits."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        time.sleep(0.3)
+        await asyncio.sleep(0)
+        return await super().commit(batches)
+
+
+async def test_an_append_is_in_doubt_when_its_deadline_passes_as_it_ends() -> None:
+    """An append that was written in the moment of its deadline does not say that nothing was written."""
+    engine = Busy(MemoryEngine())
+
+    async def opener() -> Engine:
+        return engine
+
+    async with EngineStore(opener, timeout_ms=200) as store:
+        with pytest.raises(OutcomeUnknownError):
+            await store.append_event("a", samples.event(0))
+        assert len([event async for event in store.read_events("a")]) == 1
 
 
 async def test_appends_that_were_given_up_never_bring_an_agent_back() -> None:

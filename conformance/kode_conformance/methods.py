@@ -31,7 +31,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-def calls_of(store: Any, agent_id: str = "a", target: str = "backup-after-close") -> dict[str, Call]:
+def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Call]:
     """A call of every method with harmless arguments."""
     common: dict[str, Any] = {
         "agent_id": agent_id,

@@ -112,7 +112,7 @@ def fail(problem: str) -> None:
 
 
 def give_up_output() -> None:
-    """Let nothing more be written to stdout: what is still in its buffer goes nowhere, without an error."""
+    """Discard the rest of stdout, its buffer included, without an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -69,7 +69,7 @@ def plugins(as_json: JsonOption = False) -> None:
 
 
 def _extensions_load() -> bool:
-    """Whether all plugins with layers and observers can be used; says of the first that cannot what is wrong."""
+    """Whether all plugins with layers and observers can be used; prints the error of the first that cannot."""
     try:
         registry.load_all()
     except PluginError as exc:

@@ -1,1 +1,1 @@
-"""The two engines that come with the core: memory, and JSON files."""
+"""Engines: memory and JSON files, the engine over a database of single records, and parts for engines of plugins."""

@@ -1,4 +1,4 @@
-"""What a folder of JSON files holds in all, and what is wrong with it. Everything here blocks, and changes nothing."""
+"""Totals and problems of a folder of JSON files. Everything here blocks, and changes nothing."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def stored_ids(folder: Folder, after: str | None, limit: int) -> Found[str]:
 
 
 def inspected(folder: Folder, agent_id: str) -> list[EngineIssue]:
-    """What is wrong with the file of an agent."""
+    """The problems of an agent's file."""
     journal = folder.journal(agent_id)
     issues: list[EngineIssue] = []
     try:

@@ -72,7 +72,7 @@ class FolderCopy:
             self._held.mkdir(parents=True)
 
     def fix(self, stripes: list[Stripe]) -> None:
-        """Take down what there is to copy, and the numbers of all stripes."""
+        """Note the files to copy, and the numbers of all stripes."""
         with translated(self._folder.base):
             for stripe in stripes:
                 self._numbers[stripe.path.name] = stripe.number

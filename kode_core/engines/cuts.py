@@ -1,4 +1,4 @@
-"""Where the bytes go that are cut off the end of a journal: into files next to it, which are no journals."""
+"""Bytes that are cut off the end of a journal go to files next to it, which are no journals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep(fd: int, start: int, end: int, journal: Path) -> Path:
 
 
 def cut_files(journal: Path) -> list[Path]:
-    """The files with what was cut off the end of the journal; somebody may have taken a few away."""
+    """The files of bytes that were cut off the journal; a few of their numbers may be missing."""
     found: list[Path] = []
     missing = 0
     for path in _names(journal):

@@ -160,7 +160,7 @@ def unlock(fd: int) -> None:
 
 
 def pauses() -> Iterator[float]:
-    """Seconds between one try to take a lock and the next. Nobody blocks on a lock: who holds it may be stopped."""
+    """Seconds between one try to take a lock and the next. No call blocks on a lock: its holder may be stopped."""
     pause = 0.0005
     while True:
         yield pause
@@ -168,7 +168,7 @@ def pauses() -> Iterator[float]:
 
 
 def held_too_long(path: Path, wait_ms: int) -> StoreBusyError:
-    """The error of who waited in vain."""
+    """The error of a call that waited in vain."""
     return StoreBusyError(f"{path}: another process has held this lock for more than {wait_ms} ms")
 
 
@@ -230,7 +230,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name next to *path* for a file that will take its place; what a killed process leaves so is swept."""
+    """A name next to *path* for a file that will take its place; a file that a killed process left is swept."""
     return path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp")
 
 

@@ -1,14 +1,14 @@
-"""The folder of the JSON files engine: which file is whose, and what is written to it. Everything here blocks.
+"""The folder of the JSON files engine: the file of each agent, and the writes to it. Everything here blocks.
 
 ::
 
     <base>/agt-….jsonl          one journal an agent
-    <base>/agt-….jsonl.cut-1    what a crash left at the end of one
+    <base>/agt-….jsonl.cut-1    the bytes that a crash left at the end of one
     <base>/.kode/format         the version of this layout
-    <base>/.kode/id             which folder this is, where a database beside it must know
+    <base>/.kode/id             which folder this is, for the database that it belongs to
     <base>/.kode/locks/NN       one lock file for each stripe of agents, with a number that only grows
     <base>/.kode/leases/…       one file for each lease that is held
-    <base>/.kode/copies/…       what a backup copies from, while it does
+    <base>/.kode/copies/…       links to the files that a backup copies, while it does
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _log = logging.getLogger("kode_core.json")
 FORMAT: Final = 2
 _MAX_JOURNALS: Final = 20_000
 _MEMORY_BYTES: Final = 32 << 20
-"""What is remembered of journals (OPS-14); of the one that was used last, whatever it takes."""
+"""The most that remembered journals take (OPS-14); the one that was used last is kept, whatever its size."""
 _ABANDONED_S: Final = 3600
 _ABANDONED_COPY_S: Final = 24 * 3600
 _NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -109,7 +109,7 @@ class Folder:
                 Stripe(path, fd, durable=False).begin()
 
     def _migrate(self, mark: Path) -> None:
-        """Change the folder from the first format to the present one, while nobody writes to it."""
+        """Change the folder from the first format to the present one, while all locks are held."""
         with ExitStack() as held:
             stripes = []
             for i in range(STRIPES):
@@ -126,7 +126,7 @@ class Folder:
             replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True)
 
     def _sweep(self) -> None:
-        """Remove what processes left that were killed while they rewrote a file or made a backup."""
+        """Remove the files of processes that were killed while they rewrote a file or made a backup."""
         for folder in (self.base, self.own, self.own / "leases"):
             for entry in os.scandir(folder):
                 if entry.name.endswith(".tmp") or (folder == self.own and entry.name.startswith(("id.", "probe."))):
@@ -184,7 +184,7 @@ class Folder:
             return journal
 
     def _used(self, journal: Journal) -> None:
-        """See how much is remembered by now, and forget what was not used for the longest time."""
+        """Count the memory of a journal, and forget the journals that were not used for the longest time."""
         with self._guard:
             name = journal.path.name
             if self._journals.get(name) is not journal:
@@ -215,7 +215,7 @@ class Folder:
 
     @contextmanager
     def scanning(self, journal: Journal) -> Iterator[Reader]:
-        """A refreshed journal, sound or not, that nobody else of this process uses meanwhile."""
+        """A refreshed journal, sound or not, that no other thread uses meanwhile."""
         with journal.turn, translated(journal.path):
             reading = journal.reading()
             try:
@@ -243,7 +243,7 @@ class Folder:
     ) -> Iterator[tuple[Journal, Reader]]:
         """All journals that can be read, one after the other; the labels of the others go to *left_out*.
 
-        Those whose agents' ids are known from their names, and not *wanted*, are not read.
+        A journal whose name tells an agent id that is not *wanted* is not read.
         """
         for name in self.names():
             agent_id = agent_of(name.removesuffix(".jsonl"))
@@ -278,14 +278,13 @@ class Folder:
             try:
                 journal = self.journal(batch.agent_id)
                 with journal.turn:
-                    outcomes.append(self._commit(stripe, batch))
+                    outcomes.append(self._commit(stripe, journal, batch))
                     self._used(journal)
             except StorageError as exc:
                 outcomes.append(exc)
         return outcomes
 
-    def _commit(self, stripe: Stripe, batch: Batch) -> Applied | Refused:
-        journal = self.journal(batch.agent_id)
+    def _commit(self, stripe: Stripe, journal: Journal, batch: Batch) -> Applied | Refused:
         with translated(journal.path):
             journal.begin(batch.agent_id, stripe.number + 1)
             if journal.prepared is not None:
@@ -350,7 +349,7 @@ class Folder:
             return journal.prepared
 
     def decide(self, stripe: Stripe, agent_id: str, *, committed: bool) -> Applied:
-        """Write down what became of the prepared write, and apply it if it was committed."""
+        """Write down the decision about the prepared write, and apply it if it was committed."""
         journal = self.journal(agent_id)
         with journal.turn, translated(journal.path):
             journal.begin(agent_id, stripe.number + 1)

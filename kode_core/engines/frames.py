@@ -77,7 +77,7 @@ class Frame(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class NoJournalError(Exception):
-    """The first line is not what was written."""
+    """The first line is damaged."""
 
 
 class OtherFormatError(Exception):
@@ -104,7 +104,7 @@ _frame_from = msgspec.json.Decoder(Frame).decode
 
 
 class FirstLine(NamedTuple):
-    """What the first line says.
+    """The contents of the first line.
 
     Attributes:
         seed: the checksum of the line but for its marks, from which those of the frames go on.
@@ -141,7 +141,7 @@ def read_line(fd: int) -> bytes:
 
 
 def parsed_line(line: bytes) -> FirstLine:
-    """What the line says.
+    """The contents of the line.
 
     Raises:
         NoJournalError: it is no first line of a journal, or not as it was written.
@@ -181,7 +181,7 @@ class Found(NamedTuple):
         return _placed(self.frame.batch, self.bodies_at)
 
     def is_sound(self, fd: int) -> bool:
-        """Whether all bodies are what was written."""
+        """Whether all bodies match their digests."""
         if self.frame.batch is None:
             return True
         sound = True
@@ -240,7 +240,7 @@ def frame_at(fd: int, start: int, size: int, seed: int) -> Found | None:
 
 
 def _stated(fd: int, at: int, raw: bytes, size: int, seed: int) -> Found | None:
-    """What the bytes *raw*, which are at *at*, say of a frame, wherever they say that it begins."""
+    """The frame that the bytes *raw*, which are at *at*, describe, wherever they say that it begins."""
     match = _PREFIX.match(raw)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Holding stripes of a folder from the event loop: who waits for another process takes no thread."""
+"""Holding stripes of a folder from the event loop: waiting for another process takes no thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATIENCE_S: Final = 0.1
 
 
 class Holder:
-    """Holds stripes for the calls of one engine. Those of one stripe go one after the other."""
+    """Holds stripes for the calls of one engine. Calls of one stripe go one after the other."""
 
     def __init__(self, folder: Folder, threads: Threads) -> None:
         self._folder = folder
@@ -50,7 +50,7 @@ class Holder:
             return result
 
     async def _until(self, index: int, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What *attempt* gives once it gives something; waits in the event loop, so that no thread is held up."""
+        """Repeat *attempt* until it gives something; the pauses are in the event loop, so that no thread waits."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._folder.wait_ms / 1000
         pause = pauses()

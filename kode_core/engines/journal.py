@@ -77,7 +77,7 @@ class Journal:
         self.turn = threading.Lock()
         self.compact_at = COMPACT_FROM
         self.owner = agent_of(path.name.removesuffix(".jsonl"))
-        """Whose file it is by its name; None as long as nobody who knows it has asked for it."""
+        """The agent whose file it is by its name; None for a long name, until a caller has asked with the id."""
         self.forget()
 
     def forget(self) -> None:
@@ -103,7 +103,7 @@ class Journal:
 
     @property
     def label(self) -> str:
-        """What errors and reports call it."""
+        """Its name in errors and reports."""
         agent_id = self.owner or self.state.agent_id
         return f"file {self.path.name!r}" if not agent_id else f"agent {agent_id!r}"
 
@@ -122,7 +122,7 @@ class Journal:
             return
         try:
             self._catch_up(fd)
-            if self.damage is not None:  # another process may just have written: only what is seen again is damage
+            if self.damage is not None:  # another process may just have written: only damage that is seen twice counts
                 self.forget()
                 os.close(fd)
                 fd = None
@@ -189,13 +189,13 @@ class Journal:
             self._last, self.end = self.end, found.end
 
     def _is_whole(self, fd: int, found: Found, size: int) -> bool:
-        """Whether a frame that nobody acknowledged is all there; one that others build on may have a damaged body."""
+        """Whether an unacknowledged frame is whole; one that other frames build on may have a damaged body."""
         assert self._line is not None
         following = frame_at(fd, found.end, size, self._line.seed)
         return (following is not None and not following.frame.unsynced) or found.is_sound(fd)
 
     def _goes_on(self, fd: int, size: int) -> bool:
-        """Whether a frame stands behind the end that nobody would have written there: then the end is a hole."""
+        """Whether a frame behind the end shows that the end is a hole: no writer would have put it there."""
         if self._no_frame_behind == (self.end, size):
             return False
         assert self._line is not None
@@ -262,7 +262,7 @@ class Journal:
             raise CorruptRecordError(f"agent {agent_id!r}", problem)
 
     def _is_as_known(self) -> bool:
-        """Whether the last frame still is where it was, and what may never have reached the device is still there."""
+        """Whether the frames that may never have reached the device, and the last one, are still where they were."""
         assert self._line is not None
         fd = open_file(self.path, os.O_RDONLY)
         try:
@@ -362,7 +362,7 @@ class Journal:
             _log.warning("%s: its first line could not be written: %s", self.path, exc)
 
     def _cut(self, fd: int) -> None:
-        """Move what a crash left behind the last frame to a file of its own."""
+        """Move the bytes that a crash left behind the last frame to a file of their own."""
         size = os.fstat(fd).st_size
         if size <= self.end:
             return

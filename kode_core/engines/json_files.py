@@ -64,7 +64,7 @@ Resolver = Callable[[Batch], Awaitable[bool]]
 
 
 class JsonFilesEngine:
-    """See :class:`kode_core.engine.Engine`. Blocking calls run in threads; nobody waits for a lock in one."""
+    """See :class:`kode_core.engine.Engine`. Blocking calls run in threads; locks are waited for in the event loop."""
 
     name = "json"
 
@@ -153,7 +153,7 @@ class JsonFilesEngine:
             await self.resolve(problem)
 
     async def resolve(self, problem: UnresolvedError) -> None:
-        """Ask the other store what became of a prepared write, and note the answer."""
+        """Ask the other store whether a prepared write was committed, and note the answer."""
         if self.resolver is None:
             raise problem
         resolver, agent_id = self.resolver, problem.batch.agent_id
@@ -284,7 +284,7 @@ class JsonFilesEngine:
     async def _found(
         self, agent_id: str | None, search: Callable[[Iterator[AgentState]], list[tuple[str, Body, T]]]
     ) -> Found[tuple[T, Body]]:
-        """What *search* finds in the states of all agents, or of the one asked for, with the texts of bodies."""
+        """The results of *search* in the states of all agents, or of one, with the texts of bodies."""
 
         def states(seen: dict[str, tuple[Journal, str]], left_out: list[str]) -> Generator[AgentState, None, None]:
             if agent_id is None:
@@ -364,17 +364,17 @@ class JsonFilesEngine:
         try:
             await self._threads.run_whole(copy.begin)
             yield copy
-        except BaseException:
+            await self._threads.run_whole(lambda: copy.clear(is_kept=True))
+        except BaseException:  # also when the copy was whole a moment before
             await self._threads.run_whole(lambda: copy.clear(is_kept=False))
             raise
-        await self._threads.run_whole(lambda: copy.clear(is_kept=True))
 
     async def fix(self, copy: FolderCopy, stripes: list[Stripe]) -> None:
         """Let this be the instant of the copy, while all stripes are held."""
         await self._threads.run_whole(copy.fix, stripes)
 
     async def copy(self, copy: FolderCopy, progress: Progress) -> None:
-        """Copy what was fixed."""
+        """Copy the files that were fixed."""
         steps = copy.copied()
         progress(0, copy.total)
         while (done := await self._threads.run_whole(next, steps, None)) is not None:

@@ -37,7 +37,7 @@ _lease_from = msgspec.json.Decoder(_Lease).decode
 
 
 class LeaseFiles:
-    """Reads and writes leases. Whoever writes one holds the lock of the agent's stripe."""
+    """Reads and writes leases. Writers hold the lock of the agent's stripe."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

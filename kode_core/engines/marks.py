@@ -41,7 +41,7 @@ class Mark(NamedTuple):
 
     @property
     def is_reliable(self) -> bool:
-        """Whether no loss of power can have come between the number and what it stands for."""
+        """Whether the number holds: no loss of power can have undone the writes that it counts."""
         return self.word in (SYNCED, this_boot()) and self.word != UNRELIABLE
 
 

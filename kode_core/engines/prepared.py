@@ -16,7 +16,7 @@ __all__ = ["PreparedWrite"]
 
 
 class PreparedWrite:
-    """A write that is durable and not applied. Say what became of it, once."""
+    """A write that is durable and not applied. Commit it, abort it or leave it, once."""
 
     def __init__(self, engine: JsonFilesEngine, agent_id: str, stripe: Stripe, held: AsyncExitStack) -> None:
         self._engine = engine
@@ -33,7 +33,7 @@ class PreparedWrite:
         await self._finish(False)
 
     async def leave(self) -> None:
-        """Neither: whoever comes next asks the resolver."""
+        """Do neither: the next call for the agent asks the resolver."""
         await self._held.aclose()
 
     async def _finish(self, committed: bool, then: Callable[[], Awaitable[object]] | None = None) -> Applied:

@@ -1,4 +1,4 @@
-"""The reads of engines that have one function for each verb, and what they check."""
+"""The reads of engines that have one function for each verb, and the checks of what they find."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class EngineReads(ABC):
 
 
 def check_head(values: Sequence[Any], agent_id: str) -> None:
-    """Raise CorruptRecordError unless the versions, counts and times of a head are what they can be (OPS-4)."""
+    """Raise CorruptRecordError unless the versions, counts and times of a head are possible ones (OPS-4)."""
     if not all(type(value) is int and 0 <= value < MOST for value in values):
         raise CorruptRecordError(f"the head of agent {agent_id!r}", "its row holds what was never written")
 

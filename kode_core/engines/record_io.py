@@ -86,11 +86,18 @@ class RecordIO:
         return AgentHead(found[0]) if found else None
 
     async def swap(self, old: AgentHead | None, new: AgentHead) -> bool:
-        """Swap a head for one of which it can be seen whether it is there; False when it is not."""
+        """Swap a head; when the answer is lost the head is read, to see whether it is the new one. False if it is not.
+
+        Raises:
+            OutcomeUnknownError: the answer is lost, and the head cannot be read.
+        """
         try:
             return await self.store.swap(None if old is None else old.record, new.record, None, ())
-        except OutcomeUnknownError:
-            found = await self.store.heads([new.record.agent_id])
+        except OutcomeUnknownError as doubt:
+            try:
+                found = await self.store.heads([new.record.agent_id])
+            except StorageError as exc:
+                raise doubt from exc
             return list(found) == [new.record]
 
     async def info(self, head: AgentHead) -> Info | None:
@@ -231,12 +238,16 @@ class RecordIO:
         """Ask writers to wait until this head was read: they do so for a moment, and then go on whatever became of it.
 
         Raises:
-            MovedError: somebody else wrote the head.
+            MovedError: another writer was faster, or there was no answer.
         """
         head = await self.settle(head)
         state = replace(head.state, frozen=nonce())
         frozen = AgentHead(replace(head.record, rev=head.record.rev + 1), state).with_state(state)
-        if not await self.swap(head, frozen):
+        try:
+            is_frozen = await self.swap(head, frozen)
+        except OutcomeUnknownError as exc:
+            raise MovedError from exc
+        if not is_frozen:
             raise MovedError
         return frozen
 

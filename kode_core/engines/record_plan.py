@@ -133,7 +133,7 @@ class Plan:
         return Applied(self.head.messages, self.head.tool_calls, offsets)
 
     def _remember(self, batch: Batch, first_offset: int) -> None:
-        """Note that it was applied: what is made again after a lost answer must not undo what others wrote since."""
+        """Note that it was applied: a write that is made again after a lost answer must not undo later writes."""
         if batch.is_touching:
             self.head = replace(self.head, updated_at=max(self.head.updated_at + 1, batch.now), is_used=True)
         op = Op(batch.op_id, self.rev, self.head.messages, self.head.tool_calls, first_offset)
@@ -163,7 +163,7 @@ class Plan:
         self.head = replace(self.head, **{kind.value: old.after(write)})
 
     def _in_order(self, write: ListWrite, old: ListHead) -> ListWrite:
-        """The write with no message older than those that stay before it (MSG-4)."""
+        """The write, with no message older than the messages that stay before it (MSG-4)."""
         kept = old.count if write.length is None else min(write.length, old.count)
         if write.is_blind and kept and self.state.latest is not None:
             write = write.not_before(self.state.latest)

@@ -72,9 +72,10 @@ class RecordReads:
         self._io = io
 
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
-        """What *read* finds at one instant; *nothing* where there is no head.
+        """The result of *read* at one instant; *nothing* where there is no head.
 
-        It raises MovedError when it sees that somebody wrote meanwhile; when nobody did, something is missing.
+        *read* raises MovedError when others seem to have written meanwhile. When the head is the same afterwards they
+        did not, and an item is missing.
         """
         failed: HeadRecord | None = None
         frozen: AgentHead | None = None
@@ -84,12 +85,14 @@ class RecordReads:
                 return nothing
             if failed is not None and failed == head.record:
                 raise CorruptRecordError(f"agent {agent_id!r}", "something of it is missing, and nobody is writing")
+            failed = None
             try:
                 if attempt >= _OPTIMISTIC:
                     head = frozen = await self._io.freeze(head)
+                failed = head.record
                 return await read(Instant(head, await self._io.overlay(head)))
             except MovedError:
-                failed = head.record
+                pass
             finally:
                 if frozen is not None:
                     await self._io.thaw(frozen)
@@ -313,7 +316,7 @@ class RecordReads:
         return [*own, *await self._io.store.inspect(agent_id)]
 
     async def _inspect(self, agent_id: str) -> list[EngineIssue]:
-        """Rows that are missing are not looked for: whoever reads the list misses them."""
+        """Missing rows are not looked for here: reading the list finds them."""
 
         async def read(instant: Instant) -> list[EngineIssue]:
             issues = list[EngineIssue]()

@@ -198,7 +198,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
         return not (self.pending or self.stash or self.doomed or self.reserved)
 
     def times_after(self, write: ListWrite, kept: int) -> State:
-        """The state with what is known of the messages' times after a write that leaves *kept* of the old ones."""
+        """The state with the latest message time, if it is known, after a write that keeps *kept* old messages."""
         new = write.times()
         if not kept:
             return msgspec.structs.replace(self, latest=max(new, default=None), is_latest=True)

@@ -47,7 +47,7 @@ class _Waiting(NamedTuple):
 
 
 class RecordWriter:
-    """Commits batches. Those of one agent go one after the other, and none waits for another agent's (OPS-13)."""
+    """Commits batches: one after the other for one agent, side by side for different agents (OPS-13)."""
 
     def __init__(self, io: RecordIO) -> None:
         self._io = io
@@ -147,7 +147,8 @@ class RecordWriter:
                 self.forget(agent_id)
                 continue
             if not plan.is_changed:
-                return outcomes if await self._is_held(agent_id, fence) else [Refused("fence")] * len(batches)
+                is_held = await self._is_held(agent_id, fence, in_doubt=doubt is not None)
+                return outcomes if is_held else [Refused("fence")] * len(batches)
             try:
                 if await self._swap(old, plan, fence):
                     return outcomes
@@ -162,7 +163,7 @@ class RecordWriter:
                     raise
                 raise OutcomeUnknownError(_IN_DOUBT) from exc
             self.forget(agent_id)
-            if not await self._is_held(agent_id, fence):
+            if not await self._is_held(agent_id, fence, in_doubt=doubt is not None):
                 if doubt is None or was_lost:
                     return [Refused("fence")] * len(batches)
                 was_lost = True  # what is in doubt may have come before that: look once more
@@ -171,8 +172,14 @@ class RecordWriter:
             raise OutcomeUnknownError(_IN_DOUBT)
         raise StoreBusyError(f"agent {agent_id!r}: other writers kept changing it; nothing was written")
 
-    async def _is_held(self, agent_id: str, fence: Fence | None) -> bool:
-        return fence is None or await self._io.store.holds_lease(agent_id, fence)
+    async def _is_held(self, agent_id: str, fence: Fence | None, *, in_doubt: bool) -> bool:
+        """Whether the write's lease is held, if it has one; *in_doubt* when the write may have been applied already."""
+        try:
+            return fence is None or await self._io.store.holds_lease(agent_id, fence)
+        except StorageError as exc:
+            if in_doubt:
+                raise OutcomeUnknownError(_IN_DOUBT) from exc
+            raise
 
     async def _head(self, agent_id: str, batches: Sequence[Batch]) -> tuple[AgentHead | None, bool]:
         """The head to build on, settled, and whether it was just read.

@@ -54,7 +54,7 @@ class Reader:
         """The same.
 
         Raises:
-            CorruptRecordError: the text is not what was written.
+            CorruptRecordError: the text does not match its digest.
         """
         read = self._body(body, "replace")
         if digest(read.text.encode()) != read.digest:

@@ -56,7 +56,7 @@ class ListState:
         return ListHead(self.version, len(self.rows))
 
     def in_order(self, write: ListWrite) -> ListWrite:
-        """*write* with nothing that it appends unseen older than what stays before it (MSG-4)."""
+        """The write, with no message older than the messages that stay before it (MSG-4)."""
         kept = len(self.rows) if write.length is None else min(write.length, len(self.rows))
         if not write.is_blind or not kept:
             return write
@@ -218,7 +218,7 @@ class AgentState:
 
     @property
     def has_contents(self) -> bool:
-        """Whether anything is stored, what layers keep for themselves excepted."""
+        """Whether anything is stored, the documents of layers excepted."""
         lists = any(rows.version for rows in self.lists.values())
         return bool(self.info or self.log or lists or any(kind != DocKind.LAYER for kind, _ in self.docs))
 

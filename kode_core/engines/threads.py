@@ -35,7 +35,7 @@ class Threads:
         return await self._start(call, *args)
 
     async def run_whole(self, call: Callable[..., T], *args: Any, undo: Callable[[T], object] | None = None) -> T:
-        """Call in a thread; a caller that is cancelled waits for the end of the call first, and undoes it."""
+        """Call in a thread; a caller that is cancelled first waits for the end of the call, and undoes it."""
         done = self._start(call, *args)
         try:
             return await asyncio.shield(done)
@@ -104,4 +104,4 @@ def _tell(
     try:
         loop.call_soon_threadsafe(settle)
     except RuntimeError:
-        return  # the loop is closed, and with it whoever waited
+        return  # the loop is closed: no caller waits any more

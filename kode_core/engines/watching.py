@@ -56,7 +56,7 @@ class Watcher(ABC):
         """Keep ``told`` true and ``wake`` until the connection is not needed any more, or others are watched.
 
         An error of ``lost`` is raised when it breaks.
-        Whoever is told of for the first time has to be woken: what was written before has to be looked for.
+        Wake an agent's followers once after subscribing, so that they read what was written before.
         """
 
     def watch(self, agent_id: str, wake: Wake) -> _Watch:

@@ -25,7 +25,7 @@ async def companion(engine: Engine) -> tuple[str, str] | None:
 
 
 def noted(doc: Doc, label: str) -> str:
-    """What a layer wrote down in a document.
+    """The text that a layer wrote down in a document.
 
     Raises:
         CorruptRecordError: that is not what stands there.

@@ -9,7 +9,6 @@ comes next asks the database whether that id was committed.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -36,6 +35,7 @@ from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.layers.base import Layer
 from kode_core.layers.companion import companion, note_companion, noted
+from kode_core.paths import remove_all
 
 __all__ = ["HybridEngine"]
 
@@ -44,7 +44,7 @@ _MARK: Final = "hybrid"
 
 
 class HybridEngine(Layer):
-    """A database engine with a folder of files beside it."""
+    """A database engine with a folder of files next to it."""
 
     def __init__(self, database: Engine, files: JsonFilesEngine) -> None:
         super().__init__(database)
@@ -76,7 +76,7 @@ class HybridEngine(Layer):
             )
 
     async def _used_apart(self) -> str:
-        """What speaks against making one store of a database and a folder that do not know of each other."""
+        """The reason against joining a database and a folder that do not know each other; empty when there is none."""
         if (await self.inner.totals()).is_used:
             return f"{self.inner!r} has agents with all they have in it: open it without file_store_base_dir"
         if await self.files.run(self.files.folder.names):
@@ -196,7 +196,7 @@ class HybridEngine(Layer):
         return [*await self.inner.inspect(agent_id, progress), *await self.files.inspect(agent_id, progress)]
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
-        """The database at *target*, the files beside it, in a folder of the same name with ``.files``.
+        """Copy the database to *target*, and the files to a folder next to it, of the same name with ``.files``.
 
         Both are of one instant: nothing is written to the files from the moment for which their copy is made until the
         database's copy has its own, which it has when it first tells of its progress.
@@ -221,7 +221,7 @@ class HybridEngine(Layer):
                 await self.files.copy(copy, progress)
             except BaseException:
                 if database is not None:
-                    await self.files.run(_remove, await _made(database))
+                    await self.files.run(remove_all, await _made(database))
                 raise
         return [*made, files]
 
@@ -233,18 +233,10 @@ class HybridEngine(Layer):
 
 
 async def _made(backup: asyncio.Future[Sequence[Path]]) -> Sequence[Path]:
-    """What a backup made that is ended here."""
+    """End a backup, and return what it made."""
     backup.cancel()
     await asyncio.wait([backup])
     return () if backup.cancelled() or backup.exception() is not None else backup.result()
-
-
-def _remove(paths: Sequence[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 _UNMARK: Final = DocWrite(DocKind.LAYER, _MARK, None)

@@ -31,7 +31,7 @@ def from_url(url: str, find: BackendFinder, source: str = "the URL") -> Wanted:
     """The backend and options that *url* stands for.
 
     Raises:
-        ConfigurationError: it is malformed, says of what kind the mistake is, and quotes nothing.
+        ConfigurationError: it is malformed; the message names the kind of mistake, and quotes nothing.
         PluginError: there is no such backend, or it cannot be used.
     """
     problem = _malformed(url)
@@ -50,7 +50,7 @@ def from_url(url: str, find: BackendFinder, source: str = "the URL") -> Wanted:
 
 
 def _malformed(url: str) -> str:
-    """What is wrong with a text that should be a URL, before anything is known of its backend."""
+    """The problem of a text that should be a URL, before its backend is known; empty when there is none."""
     if url != url.strip() or any(char < " " or char == "\x7f" for char in url):
         return "has white space around it, or a line break or control character inside"
     if url[:1] in "\"'`“‘<":
@@ -83,7 +83,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _misread(url: str, split: SplitResult, backend: Backend) -> str:
-    """What is wrong with a URL of a known backend: above all what puts a part of a password into another place."""
+    """The problem of a URL of a known backend, above all a part of a password in another place."""
     has_secrets = bool(secret_options(backend.options))
     if "#" in url:
         hint = "; " + _ENCODE if has_secrets else ""
@@ -162,7 +162,7 @@ def path_from_url(option: str) -> Callable[[SplitResult], Mapping[str, Any]]:
 
 
 def from_path(given: Any, find: BackendFinder) -> Wanted:
-    """The store at a path: by what is there, or else by its name.
+    """The store at a path: by the file or folder that exists there, or else by its name.
 
     A folder is one of JSON files, a file a database of SQLite. Where nothing is yet, a name that ends in one of
     ``DATABASE_SUFFIXES`` will be a database, and one without a suffix a folder.

@@ -1,4 +1,4 @@
-"""Environment variables: those that choose a store, those of each option, and those that are nobody's.
+"""Environment variables: those that choose a store, those of options, and those of other programs.
 
 Any variable may be given as the path of a file that holds the value, as Docker and Kubernetes give secrets: with
 ``_FILE`` at the end of its name.
@@ -38,7 +38,7 @@ class Variables:
     """The variables of a process, without those that Kubernetes and Docker inject for services.
 
     A service named ``kode-postgres`` gives every container of its namespace ``KODE_POSTGRES_PORT=tcp://10.0.0.7:5432``,
-    ``KODE_POSTGRES_SERVICE_HOST`` and more, which nobody meant for a store.
+    ``KODE_POSTGRES_SERVICE_HOST`` and more, which are not meant for a store.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -119,7 +119,7 @@ class Variables:
             _log.warning("the variable %s means nothing to kode_core, and no installed backend is named so", name)
 
     def of_another(self, chosen: str, find: BackendFinder) -> str | None:
-        """A variable for an option of a backend that is not the *chosen* one."""
+        """A variable for an option of a backend that is not the *chosen* one, also one that is nearly its name."""
         if not any(name.startswith("KODE_") for name in self._given):
             return None
         for backend in registry.names():
@@ -131,9 +131,10 @@ class Variables:
                 fields = msgspec.structs.fields(find(backend).options)
             except PluginError:
                 return given[0]
-            options = {f"{prefix}{field.name.upper()}" for field in fields}
+            options = [field.name.upper() for field in fields]
             for name in given:
-                if {name, name.removesuffix("_FILE")} & options:
+                option = name.removeprefix(prefix).removesuffix("_FILE")
+                if difflib.get_close_matches(option, options, 1, _CLOSE):
                     return name
         return None
 
@@ -143,7 +144,7 @@ def _prefix(backend: str) -> str:
 
 
 def _content(variable: str, file: str) -> str:
-    """What the file says, without the line break at its end; the path may be the secret itself, so it is not told."""
+    """The contents of the file, without its last line break; errors do not show the path, which may be the secret."""
     problem = ""
     try:
         with Path(file).open("rb") as opened:

@@ -1,4 +1,4 @@
-"""What one source says of the store to open, and which of its words may be repeated.
+"""The wish of one source: the store to open, and the parts that errors may repeat.
 
 An error never quotes what was given in a place where a secret may stand: a malformed URL, an unknown parameter of one,
 a value. It says the kind of mistake and where it is (OPS-12).
@@ -34,10 +34,10 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
 
 
 class Wanted(NamedTuple):
-    """What one source says: the backend and raw options.
+    """The wish of one source: a backend and raw options.
 
     Attributes:
-        source: what errors call it.
+        source: its name in errors.
         texts: the options that are texts from a URL or the environment, to be read as their type.
         sources: where an option was given, for those that have a source of their own.
     """
@@ -81,8 +81,21 @@ def secret_options(options: type[msgspec.Struct]) -> set[str]:
     return marked_options(options, "secret")
 
 
+def _in_words(problem: str, hint: Any) -> str:
+    """msgspec's words, without those about patterns: an option with one says its form in ``extra={"form": …}``."""
+    if "matching regex" in problem:
+        return f"it must be {_form(hint) or 'of another form'}"
+    return re.sub(r"Invalid enum value .*", "it is not one of those that it can be", problem).replace("`", "")
+
+
+def _form(hint: Any) -> str | None:
+    if isinstance(hint, msgspec.Meta):
+        return (hint.extra or {}).get("form")
+    return next(filter(None, map(_form, get_args(hint))), None)
+
+
 def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
-    """What is wrong with an option's value, in words that do not quote it, and the value as its type."""
+    """The problem of an option's value, in words that do not quote it, and the value as its type."""
     try:
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
     except Exception as exc:  # noqa: BLE001 - of an object of the caller's
@@ -94,8 +107,6 @@ def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
     try:
         return "", msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as exc:
-        return re.sub(r"Invalid enum value .*", "it is not one of those that it can be", str(exc)).replace(
-            "`", ""
-        ), None
+        return _in_words(str(exc), field.type), None
     except Exception as exc:  # noqa: BLE001 - of a value whose own methods fail
         return f"its value cannot be read ({type(exc).__name__})", None

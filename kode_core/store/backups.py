@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Final
 from kode_core.engine import Progress
 from kode_core.errors import InvalidArgumentError, StoreFullError, StoreReadOnlyError, StoreTimeoutError
 from kode_core.ids import quoted
+from kode_core.paths import remove_all
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.ops import OPS
@@ -30,20 +31,26 @@ async def backup(context: Context, appender: EventAppender, target: str | Path, 
     steps, place = Steps(context, OPS["backup"]), _place(target)
     absolute = place.absolute()
 
+    has_ended = asyncio.Event()
+
     async def copy(tell: Progress) -> Sequence[Path]:
-        return await context.engine.backup(absolute, tell)
+        try:
+            return await context.engine.backup(absolute, tell)
+        finally:
+            has_ended.set()
 
     await steps(appender.drain, seconds=OTHERS_S)
     with _reserved(absolute), _Folders(absolute.parent):
         try:
-            made = await steps.watched(copy, progress, _remove)
+            made = await steps.watched(copy, progress, remove_all)
         except StoreTimeoutError as exc:
-            raise StoreTimeoutError(f"{exc}; what was made of the copy was removed") from exc.__cause__
+            told = "was removed" if has_ended.is_set() else "is removed when the engine's call ends"
+            raise StoreTimeoutError(f"{exc}; what was made of the copy {told}") from exc.__cause__
     return [place.parent / path.name for path in made]
 
 
 def _place(target: object) -> Path:
-    """The path that was meant, at which there must be nothing."""
+    """The path of the copy; nothing may exist there."""
     if not isinstance(target, (str, Path)) or not str(target):
         raise InvalidArgumentError(f"target must be a path, got {quoted(target)}")
     try:
@@ -65,18 +72,9 @@ def _place(target: object) -> Path:
     raise InvalidArgumentError(f"{place} exists already; a backup does not overwrite")
 
 
-def _remove(made: Sequence[Path]) -> None:
-    """Remove a copy that was whole when its caller was gone."""
-    for path in made:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
 @contextmanager
 def _reserved(place: Path) -> Iterator[None]:
-    """Refuse a second backup of this process to one target; of two processes the engine lets one win."""
+    """Refuse a second backup of this process to one target; between two processes the engine decides."""
     name = os.path.realpath(place)
     if name in _under_way:
         raise InvalidArgumentError(f"another backup to {place} is under way")

@@ -1,7 +1,7 @@
-"""Whether what is stored fits together, read in pages while others go on writing (OPS-2, OPS-16).
+"""The check of stored data, read in pages while others go on writing (OPS-2, OPS-16).
 
-What one page shows is of one instant, and is told at once. What only several pages show together may come from a
-write between them: it is told when it was there in one reading without such a write, or in several readings.
+A page shows one instant, and its issues are reported at once. An issue that only several pages show together may come
+from a write between them: it is reported when a reading without such a write shows it, or several readings do.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _IDS_AT_ONCE: Final = 5_000
 _READINGS: Final = 3
 """How often a list is read that changes while it is read."""
 _LOOK_AGAIN_S: Final = (0.05, 0.5)
-"""After how long the engine is asked again for what it found, which may be half of a write."""
+"""The pauses after which the engine looks again, since it may have found half of a write."""
 
 _DOCS: Final[dict[DocKind, tuple[type[Record], Callable[[Any], Awaitable[DocWrite]]]]] = {
     DocKind.TODOS: (TodoSnapshot, todos_doc),
@@ -78,7 +78,7 @@ _MISFILED: Final = "what it is found by is not what it says"
 
 
 async def check(context: Context, agent_id: str | None, progress: Progress) -> ConsistencyCheckResult:
-    """All issues of one agent, or of all and of what belongs to none."""
+    """All issues of one agent; or those of all agents, and of records that belong to none."""
     walk = _Walk(context, agent_id, progress)
     found = [issue async for issue in walk.issues()]
     return ConsistencyCheckResult(
@@ -87,7 +87,7 @@ async def check(context: Context, agent_id: str | None, progress: Progress) -> C
 
 
 async def issues(context: Context, agent_id: str | None, progress: Progress) -> AsyncIterator[ConsistencyIssue]:
-    """The same, each as it is found. The book has the whole as one call, without the time that the caller took."""
+    """Yield the same issues as they are found. The book counts one call, without the time that the caller took."""
     walk = _Walk(context, agent_id, progress)
     error: BaseException | None = None
     try:
@@ -158,7 +158,7 @@ class _Walk:
 
 
 async def looked_at_twice(engine: Engine, steps: Steps, agent_id: str | None) -> Sequence[EngineIssue]:
-    """What the engine finds each time that it looks: what was half of a write is gone when it looks again."""
+    """The issues that the engine finds each time it looks: half of a write is gone when it looks again."""
     found = await steps.watched(partial(_inspect, engine, agent_id), lambda done, total: None)
     for pause in _LOOK_AGAIN_S if found else ():
         await asyncio.sleep(pause)
@@ -175,7 +175,7 @@ async def _inspect(engine: Engine, agent_id: str | None, tell: Progress) -> Sequ
 
 
 async def _is_kept(doc: Doc, write: Callable[[Any], Awaitable[DocWrite]], record: Any) -> bool:
-    """Whether a document stands under the key and the time that it has."""
+    """Whether a document is stored under its own key and time."""
     written = await write(record)
     return written.doc is not None and (doc.key, doc.time) == (written.key, written.doc.time)
 
@@ -209,7 +209,7 @@ class _Agent:
         self._head: Head | None = None
 
     async def issues(self) -> AsyncIterator[ConsistencyIssue]:
-        """What is wrong with the agent; a part that cannot be read keeps no other from being checked."""
+        """The issues of the agent; the other parts are checked, too, when one cannot be read."""
         for part in (self._info, self._messages, self._tool_calls, self._docs, self._media, self._events, self._own):
             try:
                 async for issue in part():
@@ -237,7 +237,7 @@ class _Agent:
         what: str,
         fits: Callable[[Any], Awaitable[bool]] = _fits,
     ) -> str:
-        """What is wrong with a record; empty when it is sound, and is found by what *fits* it."""
+        """The problem of a record; empty when it is sound and *fits* the columns that it is found by."""
         self.is_there = True
         try:
             record = await read(cls, body, what, self._pace)

@@ -1,4 +1,4 @@
-"""What all parts of a store share: the engine, the clock, the deadline, and the book of what was done."""
+"""The context that all parts of a store share: the engine, the clock, the deadline, and the book of calls."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Context:
     """One store's engine and book; every public call runs through :meth:`run`.
 
     Attributes:
-        closing: set as soon as the store is being closed, for those that wait for something else.
+        closing: set as soon as the store is being closed, so that calls that wait can end.
         on_closing: called at that moment.
         underway: the engine's writes that go on.
     """
@@ -108,7 +108,7 @@ class Context:
             raise StoreTimeoutError(f"the store was not open after {self.timeout:g} s; nothing was written") from exc
 
     def _open_ended(self, opening: asyncio.Task[Engine]) -> None:
-        """The next call tries again what failed, also when no caller was left to see it fail."""
+        """Let the next call open the engine again after a failure, also when no caller was left to see it."""
         if opening.cancelled() or opening.exception() is not None:
             self._opening = None
 
@@ -124,8 +124,8 @@ class Context:
     async def close(self, before: Callable[[], Awaitable[None]]) -> None:
         """Wait for what was accepted, call *before*, close the engine. A second call waits for the first.
 
-        At the deadline it ends without what never ends, which the log then tells; the callers of those writes know
-        already that their outcome is unknown.
+        Writes that are still under way at the deadline are given up, and the log names the store. Their callers know
+        already that the outcome is unknown.
         """
         if self._closed is None:
             self.check_open()
@@ -260,7 +260,7 @@ class Context:
 
 
 async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:
-    """Whether it ended in time; what did not goes on by itself."""
+    """Whether the engine closed in time; otherwise its close goes on by itself."""
     task = asyncio.ensure_future(closing)
     done, _ = await asyncio.wait([task], timeout=seconds)
     if done:
@@ -271,7 +271,7 @@ async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:
 
 
 def settled(batch: Batch, outcome: Outcome) -> Applied | Refused:
-    """The outcome, unless it is one that the caller of the store must hear of."""
+    """The outcome; errors and a lost lease are raised."""
     if isinstance(outcome, KodeError):
         raise outcome
     if isinstance(outcome, Refused) and outcome.by == "fence":

@@ -1,4 +1,4 @@
-"""Writes of another time: what an import brings keeps the times that it had where it comes from."""
+"""Writes of another time: imported records keep the times of their source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _dates: ContextVar[_Dates | None] = ContextVar("dates", default=None)
 
 @contextmanager
 def dated(messages: Sequence[int]) -> Iterator[None]:
-    """Let what the task saves inside be of the time of its last message, and each message of its own.
+    """Date the writes of the task inside: each message by its own time, all else by the time of the last message.
 
     Args:
         messages: the time of each message of the list that is saved, in milliseconds since the epoch. One that is

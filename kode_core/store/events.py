@@ -46,7 +46,7 @@ class _Append:
         self.fence = fence
         self.size = sum(len(event.body.text) for event in events)
         self.done: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
-        """What the caller waits for; done, too, when the caller gives up."""
+        """The caller waits for it; it is done, too, when the caller gives up."""
         self.has_ended = False
         self._ended: asyncio.Future[None] | None = None
 
@@ -55,6 +55,7 @@ class _Append:
         if not self.done.done():
             if isinstance(result, Exception):
                 self.done.set_exception(result)
+                self.done.exception()  # the caller may be cancelled before it sees it
             elif result is not None:
                 self.done.set_result(result)
         self.has_ended = True
@@ -62,7 +63,7 @@ class _Append:
             self._ended.set_result(None)
 
     def ended(self) -> asyncio.Future[None]:
-        """Done when it has ended, whatever became of the caller."""
+        """A future that is done when the append has ended, with or without its caller."""
         if self._ended is None:
             self._ended = asyncio.get_running_loop().create_future()
             if self.has_ended:
@@ -206,7 +207,7 @@ class EventAppender:
 
 
 def _next_group(queue: deque[_Append]) -> list[_Append]:
-    """The next calls that can be one batch: under one fence, and not too much at once."""
+    """The next calls that fit into one batch: under one fence, within a number of events and characters."""
     if not queue:  # taken back
         return []
     group = [queue.popleft()]
@@ -225,7 +226,7 @@ def _is_for_one(exc: Exception) -> bool:
 
 
 def _offsets(batch: Batch, outcome: Outcome) -> Sequence[int]:
-    """The offsets of the batch's events; raises what became of it instead."""
+    """The offsets of the batch's events; raises the error of a batch that failed."""
     applied = settled(batch, outcome)
     assert isinstance(applied, Applied)
     if len(applied.offsets) != len(batch.events):
@@ -248,7 +249,7 @@ class EventReader:
     def read(
         self, agent_id: str, since: Bookmark | None, after_offset: int | None, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
-        """What is stored now or is appended while it is read."""
+        """The events that are stored now or are appended while they are read."""
         return self._read(agent_id, _checked(agent_id, since, after_offset, channel), after_offset, channel)
 
     async def _read(
@@ -274,7 +275,7 @@ class EventReader:
     def follow(
         self, agent_id: str, since: Bookmark | None, after_offset: int, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
-        """What is stored, then what comes, by offset, until the caller stops."""
+        """The stored events, then new ones, by offset, until the caller stops."""
         if after_offset is None:
             raise InvalidArgumentError("after_offset must be an int; follow_events goes by offset")
         return self._follow(agent_id, _checked(agent_id, since, after_offset, channel), after_offset, channel)

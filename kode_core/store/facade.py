@@ -61,7 +61,7 @@ class EngineStore(ExtendedStore):
         opener: opens the engine; called once, at the first use or by :meth:`open`.
         timeout_ms: the deadline of every call (OPS-9).
         follow_poll_ms: how often ``follow_events`` looks for events of other processes.
-        memory_limit_bytes: what is remembered of lists takes at most so much (OPS-14).
+        memory_limit_bytes: the most that remembered lists may take (OPS-14).
         clock: gives milliseconds since the epoch.
         observers: called with every :class:`~kode_core.store.book.Operation`.
     """
@@ -394,7 +394,7 @@ class EngineStore(ExtendedStore):
 
 
 def _told(progress: Progress | None) -> Progress:
-    """Whom to tell how far a long call is."""
+    """The caller's function for progress, or one that does nothing."""
     if progress is None:
         return unwatched
     if not callable(progress):

@@ -1,4 +1,4 @@
-"""What a store remembers of the lists that it wrote and read last, in a bounded number of bytes (OPS-14)."""
+"""The lists that a store wrote and read last, remembered in a bounded number of bytes (OPS-14)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ListMemory:
         return self._size
 
     def get(self, agent_id: str, kind: ListKind) -> Remembered | None:
-        """What is remembered of a list."""
+        """The list as it is remembered."""
         found = self._lists.get((agent_id, kind))
         if found is None:
             return None
@@ -52,7 +52,7 @@ class ListMemory:
         return found[0]
 
     def put(self, agent_id: str, kind: ListKind, remembered: Remembered | None) -> None:
-        """Remember this of a list from now on; None to forget it."""
+        """Remember a list; None forgets it."""
         _, size = self._lists.pop((agent_id, kind), (None, 0))
         self._size -= size
         if remembered is None:
@@ -67,6 +67,6 @@ class ListMemory:
             self._size -= oldest
 
     def forget(self, agent_id: str) -> None:
-        """Drop what is remembered of an agent."""
+        """Forget the lists of an agent."""
         for kind in ListKind:
             self.put(agent_id, kind, None)

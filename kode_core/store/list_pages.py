@@ -1,4 +1,4 @@
-"""A list in pages that take about the same memory, with what cannot be read of it left out."""
+"""A list in pages that take about the same memory, without the rows that cannot be read."""
 
 from __future__ import annotations
 

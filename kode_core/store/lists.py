@@ -31,7 +31,7 @@ _LONG: Final = 2_000
 
 
 class Replace:
-    """Make a list what the records of a call are."""
+    """Replace a list by the records of a call."""
 
     def __init__(self, base: Remembered, tail: Tail, write: ListWrite) -> None:
         self._base = base
@@ -65,7 +65,7 @@ class Replace:
 
     @classmethod
     async def whole(cls, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> Self:
-        """Write all of it whatever is there now: for a list that other writers change all the time."""
+        """Write all records without a precondition: for a list that other writers change all the time."""
         pace = Pace()
         append = await _encoded(codec, records, 0, now, pace)
         if codec.kind == ListKind.MESSAGES:
@@ -115,7 +115,7 @@ def _rows(encoded: Iterable[Encoded]) -> tuple[Row, ...]:
 
 
 class Append:
-    """Add records at the end, whatever is there."""
+    """Add records at the end, without a precondition."""
 
     def __init__(self, old: Remembered | None, tail: Tail, write: ListWrite) -> None:
         self._old = old
@@ -124,7 +124,7 @@ class Append:
 
     @classmethod
     async def of(cls, codec: ListCodec, old: Remembered | None, records: Sequence[Any], now: int) -> Self:
-        """What appends *records* to a list that was *old*, if it is known."""
+        """Append *records* to a list that was *old*, if that is known."""
         pace = Pace()
         start = 0 if old is None else len(old)
         append = await _encoded(codec, records, start, now, pace)
@@ -159,7 +159,7 @@ class Upsert:
         now: int,
         look: Callable[[Sequence[str]], Awaitable[Outline]],
     ) -> Self:
-        """What writes *records* into *old*; where that is not known, *look* gives the outline of some call ids."""
+        """Write *records* into *old*; where that is not known, *look* gives the outline of some call ids."""
         pace = Pace()
         rows = await _encoded(codec, records, 0, now, pace)
         keys = [str(key_of(one.row)) for one in rows]

@@ -44,9 +44,9 @@ class HeldLease:
         self.ttl_ms = ttl_ms
         self.is_released = False
         self.is_left = False
-        """Whether its block was left: who still has it in its context was started inside."""
+        """Whether its block was left: tasks that still have it in their context were started inside."""
         self.writes: set[asyncio.Future[None]] = set()
-        """Those that it fences and that are under way; each is done when its write has ended."""
+        """A future for each write under way that it fences, done when the write has ended."""
         self._is_lost = False
 
     @property
@@ -58,7 +58,7 @@ class HeldLease:
         return self._is_lost or (self.locks.is_closed and not self.is_released)
 
     def lose(self) -> None:
-        """It has ended, or nobody knows any more that it has not."""
+        """Note that it has ended, or can no longer be known to be held."""
         self._is_lost = True
 
     def __repr__(self) -> str:
@@ -82,8 +82,8 @@ class LeaseContext:
 
     No context is ever put back to what it was: a block that ends takes its lease, and no other, out of the context of
     the task that entered it and of the one that leaves it, which for an async generator may be another. Tasks that were
-    started inside keep it, so that what they write too late is refused. What any of them began to write before is
-    waited for: a task that dropped its generator writes on while another one closes it.
+    started inside keep it, so that their late writes are refused. Leaving waits for writes that began before: a task
+    that dropped its generator writes on while another one closes it.
     """
 
     def __init__(self, locks: Locks, agent_id: str, ttl_ms: int, wait_ms: int) -> None:
@@ -158,7 +158,7 @@ def _take_out(lease: HeldLease) -> None:
 
 
 def _is_replaced(old: HeldLease, new: HeldLease) -> bool:
-    """Whether *old*, which was inherited and has ended, means nothing any more to who enters the block of *new*."""
+    """Whether a task that enters the block of *new* may forget *old*, an inherited lease that has ended."""
     is_same = old.locks is new.locks and old.agent_id == new.agent_id
     return old.is_left and (is_same or old.locks.is_closed)
 
@@ -210,7 +210,7 @@ class Locks:
 
     @contextmanager
     def fencing(self, agent_id: str, lease: Lease | None) -> Iterator[Fence | None]:
-        """The fence of a write that is made inside; whoever leaves the lease's block meanwhile waits for its end."""
+        """The fence of a write that is made inside; leaving the lease's block waits for the end of that write."""
         fence = self.fence(agent_id, lease)
         held = self._inside(agent_id) if lease is None else lease
         if fence is None or not isinstance(held, HeldLease):
@@ -259,7 +259,7 @@ class Locks:
             pause = min(pause * 1.5, 0.25)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait a moment, and no longer than the store is open."""
+        """Wait a moment; end at once when the store is closed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._context.closing.wait()
@@ -278,7 +278,7 @@ class Locks:
         return False
 
     async def _take(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """Ask the engine; a caller that is cancelled meanwhile leaves no lease behind that nobody knows of."""
+        """Ask the engine; a lease that comes after the caller was cancelled is given back."""
         engine, underway = self._context.engine, self._context.underway
         is_wanted = True
         tokens: list[int] = []
@@ -304,7 +304,7 @@ class Locks:
             raise
 
     def begin_release(self, lease: HeldLease, renewer: asyncio.Task[None]) -> asyncio.Task[None]:
-        """Release it once the writes that are under way have ended, whatever becomes of the caller."""
+        """Release it once the writes that are under way have ended, also when the caller is cancelled."""
 
         async def release(writes: Collection[asyncio.Future[None]]) -> None:
             if writes:

@@ -1,4 +1,4 @@
-"""How long the pages are in which iterators read: bounded in records, and about so in bytes (OPS-14)."""
+"""The length of the pages that iterators read: bounded in records, and roughly in bytes (OPS-14)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["Pairing", "Problem"]
 
 
 class Problem(NamedTuple):
-    """What is wrong with a pair; ``code`` as in ``ConsistencyIssue``."""
+    """A problem with a pair; ``code`` as in ``ConsistencyIssue``."""
 
     code: str
     message: str
@@ -51,7 +51,7 @@ class Pairing:
         self._problems.setdefault(f"result {call_id}", Problem("result_without_use", text))
 
     def problems(self) -> dict[str, Problem]:
-        """What is wrong with these messages, by a key that is the same when they have moved."""
+        """The problems of these messages, by a key that stays the same when messages move."""
         left = sorted(call_id for call_id, count in self._open.items() if count > 0)
         text = "the tool call {!r} has no result"
         uses = {f"use {call_id}": Problem("use_without_result", text.format(call_id)) for call_id in left}

@@ -22,7 +22,7 @@ _RUN: Final = 256
 
 
 class Held(ref[Any]):
-    """A record that somebody else keeps, weakly, and the dicts and lists in it, as long as it is there."""
+    """A weak reference to a record of the caller's, with the dicts and lists in it as long as it lives."""
 
     __slots__ = ()
     parts: Any = None
@@ -148,13 +148,13 @@ class Remembered:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether some of the records are gone, so that it is better to remember those that were just read."""
+        """Whether some of the records are gone: then remembering the records just read is better."""
         return None in map(operator.call, self.held)
 
     # --- finding what changed
 
     async def suspects(self, codec: ListCodec, records: Sequence[Any], pace: Pace) -> list[int]:
-        """The positions within both lists where *records* may differ from what is stored."""
+        """The positions within both lists where *records* may differ from the stored ones."""
         found: list[int] = []
         shared = min(len(self), len(records))
         for start in range(0, shared, _RUN):
@@ -167,7 +167,7 @@ class Remembered:
         return found
 
     def _is_proved(self, start: int, parts: list[Any]) -> bool:
-        """Whether a run of records was found unchanged before, and is what it was then."""
+        """Whether a run of records was found unchanged before, and has the same digest now."""
         known = self._runs.get(start)
         try:
             return known is not None and digest_of(parts) == known
@@ -211,7 +211,7 @@ class Remembered:
         self.newest = newest if self.newest is None or newest is None else max(self.newest, newest)
 
     def copy(self, length: int, *, keys_stay: bool = False) -> Remembered:
-        """A copy cut to *length*; *keys_stay* when it is not cut, and what is put in it has the keys of before."""
+        """A copy cut to *length*; *keys_stay* when it is not cut, and its records will keep their keys."""
         copy = Remembered(
             self.version,
             self.held[:length],
@@ -225,12 +225,12 @@ class Remembered:
         return copy
 
     def hold(self, i: int, record: Any, proof: Proof | None) -> None:
-        """Note that *record* is what is stored at a position."""
+        """Note that *record* is stored at a position."""
         self.held[i], self.proofs[i] = _held(record, proof), _digest(proof)
         self._runs.pop(i // _RUN * _RUN, None)
 
     def put(self, i: int, row: Row) -> None:
-        """Note what was written at a position."""
+        """Note the row that was written at a position."""
         self.digests[i], self.created[i], self.keys[i] = row.body.digest, row.created_at, key_of(row)
         if self.newest is None or row.created_at > self.newest:
             self.newest = row.created_at

@@ -1,4 +1,4 @@
-"""Long calls in steps: the deadline holds for each step, and the store can be closed between two (OPS-16)."""
+"""Long calls in steps: each step has the deadline, and the store can be closed between two (OPS-16)."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Steps:
         progress: Progress,
         undo: Callable[[T], object] | None = None,
     ) -> T:
-        """Do a call of the engine that tells its progress; each time that it does, the next step begins.
+        """Do a call of the engine that reports its progress; each report begins the next step.
 
-        A call that is cancelled, or late, is waited for, so that it has removed what it made. *undo* removes it where
-        the call was done all the same.
+        A call that is cancelled, or late, is waited for as long as a step may take, so that it has removed what it
+        made. *undo* removes the result of a call that ends well all the same, then or later.
         """
         moved = asyncio.Event()
 
@@ -59,16 +59,20 @@ class Steps:
             moved.set()
             progress(done, total)
 
-        task = asyncio.ensure_future(call(tell))
+        task = self._context.underway.begin(call(tell))  # to close the store waits for it, too
         task.add_done_callback(lambda _: moved.set())
         try:
             while not task.done():
                 await self(moved.wait)
                 moved.clear()
         except BaseException:
+
+            def clean(ended: asyncio.Future[T]) -> None:
+                if not ended.cancelled() and ended.exception() is None and undo is not None:
+                    undo(ended.result())
+
             task.cancel()
+            task.add_done_callback(clean)
             await asyncio.wait([task], timeout=self._context.timeout)
-            if undo is not None and task.done() and not task.cancelled() and task.exception() is None:
-                undo(task.result())
             raise
         return await task

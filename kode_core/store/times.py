@@ -1,4 +1,4 @@
-"""When messages were first seen, as a save of the whole list keeps it (MSG-4)."""
+"""The times when messages were first seen, kept by a save of the whole list (MSG-4)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def keep_times(
 ) -> tuple[list[tuple[int, Row]], list[Row]]:
     """Give the messages that a save writes the times that they keep.
 
-    One that only moved keeps its own. One in the place of another that is gone keeps that one's. All others are new.
-    Where messages moved, those that did not are fitted in: not newer than what follows, and never older than what is
-    before them.
+    A message that only moved keeps its time. A message in the place of one that is gone takes that one's time. All
+    others are new. Where messages moved, the others are fitted in: not newer than their successor, and never older than
+    any message before them.
 
     Args:
         digests: of the list as it is stored.
         created: the times of the list as it is stored.
-        put: (position, row), ascending: what differs in the first *shared* positions, each with the time of now.
+        put: (position, row), ascending: the rows that differ in the first *shared* positions, with the time of now.
         append: the rows behind them.
         shared: how many positions the list had and has.
     """

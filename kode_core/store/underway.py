@@ -2,7 +2,7 @@
 
 A call of the engine that writes runs in a task of its own, which no caller can cancel. When the caller is cancelled, or
 its deadline passes, the task goes on; it is *left*, and every later call for the same agent waits for it first. So a
-program that gave up, looks, and writes what it does not find, never writes anything twice.
+program that gave up, reads, and writes the missing part never writes anything twice.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Underway:
             raise
 
     def begin(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a write for which no caller waits."""
+        """Start a write, or another call of the engine, to whose end :meth:`ended` waits."""
         task = asyncio.get_running_loop().create_task(write)
         self._writes.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def leave(self, agent_ids: Collection[str], write: asyncio.Future[Any], exc: asyncio.CancelledError) -> None:
-        """Note that the caller of a write is gone, with *exc*, which says from here on that the write is in doubt."""
+        """Note that the caller of a write is gone; *exc* says from here on that the write is in doubt."""
         put_in_doubt(exc)
         if not write.done():
             self._left[write] = agent_ids
@@ -74,7 +74,7 @@ class Underway:
         return bool(self._left)
 
     async def settled(self, agent_id: str | None) -> None:
-        """Wait for the writes of the agent that were left; None is for a call over all agents."""
+        """Wait for the writes of the agent that were left; None waits at most a second for those of all agents."""
         if agent_id is None:
             await self._settled_soon()
             return
@@ -82,7 +82,7 @@ class Underway:
             await asyncio.wait(left)
 
     async def _settled_soon(self) -> None:
-        """Wait for all that were left, but for none of them longer than a second in all."""
+        """Wait a second for all writes that were left. A write that took longer once is not waited for again."""
         left = self._left.keys() - self._stuck
         if left:
             _, late = await asyncio.wait(left, timeout=OTHERS_S)

@@ -35,7 +35,7 @@ class ListEdit(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """What one call writes besides lists."""
+    """The documents, info and events that one call writes next to its lists."""
 
     info: Info | None = None
     docs: tuple[DocWrite, ...] = ()
@@ -47,7 +47,7 @@ async def _nothing() -> Rest:
 
 
 class Turn(NamedTuple):
-    """What one call writes; *rest* encodes what is no list."""
+    """The writes of one call; *rest* encodes everything but the lists."""
 
     lists: dict[ListKind, ListEdit] = {}  # noqa: RUF012 - never changed
     rest: Callable[[], Awaitable[Rest]] = _nothing
@@ -63,7 +63,7 @@ class Writer:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def write(self, agent_id: str, build: Callable[[], Turn], fence: Fence | None) -> None:
-        """Commit what *build* makes of the arguments of a call."""
+        """Commit the turn that *build* makes from the arguments of a call."""
         turn = build()
         async with AsyncExitStack() as stack:
             if turn.lists:

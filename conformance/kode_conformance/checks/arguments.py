@@ -52,9 +52,8 @@ async def wrong_arguments_raise_errors_of_this_library(ctx: Context) -> None:
     wrong: list[str] = []
     for parameter in parameters():
         agent_id = f"{parameter.method}-{parameter.name}"
-        method, given = calls_of(ctx.store, "parent" if parameter.method == "batch_fork" else agent_id)[
-            parameter.method
-        ]
+        known = "parent" if parameter.method == "batch_fork" else agent_id
+        method, given = calls_of(ctx.store, known, str(ctx.folder / agent_id))[parameter.method]
         for value in junk_for(parameter, str(ctx.folder)):
             arguments = {**given, parameter.name: value}
             error = await _outcome(parameter.method, lambda method=method, arguments=arguments: method(**arguments))  # type: ignore[misc]

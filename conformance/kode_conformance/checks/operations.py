@@ -167,7 +167,7 @@ async def every_call_after_close_raises(ctx: Context) -> None:
     await store.save_messages("a", samples.messages(1))
     await store.close()
     await store.close()
-    calls = calls_of(store)
+    calls = calls_of(store, target=str(ctx.folder / "backup"))
     for name, (method, given) in calls.items():
         ctx.true(takes(method, given), f"{name} must take its arguments by the protocol's names: {', '.join(given)}")
     ctx.true(len(calls) >= len(set(dir(Store)) - set(dir(object))) - 3, "all methods must be tried")

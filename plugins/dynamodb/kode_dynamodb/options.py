@@ -10,9 +10,23 @@ from kode_core.server_options import Millis, Secret, ServerOptions
 
 __all__ = ["DynamoDBOptions"]
 
-_Table = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{3,255}\Z")]
-_Region = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z]+(-[A-Za-z0-9]+)*\Z", max_length=40)]
-_Endpoint = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/?#@:]+(:\d{1,5})?(/[^\s?#@]*)?\Z")]
+_Table = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{3,255}\Z", extra={"form": "3 to 255 letters, digits, '_', '-' and '.'"}),
+]
+_Region = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z]+(-[A-Za-z0-9]+)*\Z", max_length=40, extra={"form": "a region, such as eu-central-1"}
+    ),
+]
+_Endpoint = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?(/[^\s?#@]*)?\Z",
+        extra={"form": "a URL such as http://localhost:8000, without a user and a password"},
+    ),
+]
 """Without a user and password, which the service does not take."""
 
 

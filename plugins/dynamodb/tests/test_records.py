@@ -151,7 +151,7 @@ async def test_what_is_told_when_it_cannot_be_opened() -> None:
         await DynamoDBStore("kode", endpoint_url="http://127.0.0.1:1", region="eu-west-1", **base).open()
     with pytest.raises(ConfigurationError, match="profile.*see the options region, profile"):
         await DynamoDBStore("kode", profile="nobody", region="eu-west-1").open()
-    with pytest.raises(ConfigurationError, match="the endpoint's URL or the region cannot be used"):
+    with pytest.raises(ConfigurationError, match="endpoint_url .*it must be a URL such as http://localhost:8000"):
         await DynamoDBStore("kode", endpoint_url="no url", region="eu-west-1", **base).open()
 
 

@@ -15,7 +15,10 @@ __all__ = ["MongoOptions"]
 
 _NAME: Final = r'^[^/\\. "$*<>:|?\x00]+\Z'
 _NAME_BYTES: Final = 63
-_Database = Annotated[str, msgspec.Meta(pattern=_NAME, max_length=_NAME_BYTES)]
+_Database = Annotated[
+    str,
+    msgspec.Meta(pattern=_NAME, max_length=_NAME_BYTES, extra={"form": "a name that MongoDB takes for a database"}),
+]
 
 _DEFAULT_DATABASE: Final = "kode"
 

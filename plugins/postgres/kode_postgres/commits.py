@@ -26,13 +26,12 @@ from kode_postgres.doubts import Doubts, Never
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.queues import Item, Queues
 from kode_postgres.session import Doubt, Session
-from kode_postgres.trouble import AgainError, locked_s, timed_out
+from kode_postgres.trouble import LONGEST_PAUSE_S, AgainError, locked_s, timed_out
 from kode_postgres.writes import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
 
 _LANES: Final = 4
-_LONGEST_PAUSE_S: Final = 0.25
 _UNANSWERED: Final = 2
 _ATTEMPTS_WITHOUT_LOCK: Final = 3
 """After so many a writer that is far away locks the agent first: while a statement is on its way others may write so
@@ -148,15 +147,15 @@ class Committer:
     async def _outcome_alone(self, batch: Batch, doubt: Doubt, unanswered: list[Exception]) -> Outcome | Exception:
         """The outcome of a batch that its group was written without.
 
-        While its agent is locked it is tried again and again, and no connection waits. *unanswered* is what became of
-        others of the group: a server that answers none of them is not asked for each.
+        While its agent is locked it is tried again and again, and no connection waits. *unanswered* has the errors of
+        other batches of the group: after two without an answer the server is not asked again.
         """
         try:
             await self._doubts.settle(batch.agent_id)
-        except KodeError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for the caller
             return exc
         end, pause = time.monotonic() + locked_s(self._connections.answer_s), 0.002
-        without_lock = 0 if is_unseen(batch) else _ATTEMPTS_WITHOUT_LOCK  # under the lock nobody comes in between
+        without_lock = 0 if is_unseen(batch) else _ATTEMPTS_WITHOUT_LOCK  # under the lock no writer comes in between
         for attempt in itertools.count():
             async with self._alone:
                 if len(unanswered) >= _UNANSWERED:
@@ -176,11 +175,11 @@ class Committer:
             if time.monotonic() > end:
                 return error
             await asyncio.sleep(random.uniform(0.3, 1) * pause)  # noqa: S311
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
         raise AssertionError("an outcome was found")
 
     def _shut_down(self, items: Sequence[Item]) -> None:
-        """The event loop ends: nobody is left waiting for nothing."""
+        """Give every caller an outcome, since the event loop ends."""
         self._most = 0
         begun = OutcomeUnknownError("the event loop was shut down while this was written")
         for item in items:
@@ -226,7 +225,7 @@ class Committer:
     async def _explained(
         self, session: Session, batches: Sequence[Batch], heads: Mapping[str, Head], leases: str
     ) -> dict[int, Outcome]:
-        """What became of batches: those that were applied before, and those with a precondition that does not hold."""
+        """The outcomes of batches that were applied before, and of those with a precondition that does not hold."""
         fences = [(batch.agent_id, batch.fence) for batch in batches if batch.fence is not None]
         held: set[tuple[str, Fence]] = set()
         if fences:
@@ -266,7 +265,7 @@ class Committer:
     async def _with_locks(
         self, session: Session, batches: Sequence[Batch], decided: dict[int, Outcome]
     ) -> dict[int, Outcome]:
-        """Deletes, and lists that are replaced whatever they are: what is removed is looked for under the lock.
+        """Deletes, and lists that are replaced without a precondition: the rows to remove are found under the lock.
 
         What needed no write is noted in *decided*: it stays so although the connection breaks afterwards.
         """
@@ -325,7 +324,7 @@ def _concerns_all(exc: Exception) -> bool:
 
 
 def _unconditional(batch: Batch) -> Batch:
-    """The batch without what was checked under the lock; what it expects of lists is still so, unless they are gone."""
+    """The batch without the preconditions checked under the lock; versions of lists still hold, unless it deletes."""
 
     def free(write: ListWrite | None) -> ListWrite | None:
         return replace(write, expect=None) if write is not None and batch.delete else write

@@ -1,4 +1,4 @@
-"""Connections: a pool of them, and how every call on one is bounded, tried again and told of when it fails."""
+"""A pool of connections; each call on one has a deadline, is tried again, and fails with a typed error."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Connect: TypeAlias = Callable[[], Awaitable[Any]]
 
 
 class Found(NamedTuple):
-    """What is at the other end: the server's clock, whether a pooler is in between, and what sessions can be told."""
+    """Facts about the other end: the server's clock, whether a pooler is in between, and the settings of sessions."""
 
     clock: ServerClock
     pooled: bool
@@ -70,13 +70,14 @@ class Connections:
     """A pool and the rules of its use.
 
     A call whose connection breaks is made again on another one: reads can be, and writes know themselves again.
-    What is still in doubt in the end raises OutcomeUnknownError. What is given up is cancelled on the server, too.
+    A write that is still in doubt in the end raises OutcomeUnknownError. An abandoned statement is cancelled on the
+    server, too.
     Calls get connections in the order in which they asked.
 
     Attributes:
         clock: the server's.
         pooled: whether another pooler is in between, which gives each transaction another session.
-        connect: opens a connection beside the pool; None where that is of no use.
+        connect: opens a connection outside the pool; None where that is of no use.
         answer_s: how long an answer is waited for.
     """
 
@@ -104,7 +105,7 @@ class Connections:
     ) -> T:
         """Make a call that may be made again although it was applied; its answer may take *seconds*.
 
-        *doubt* is what is not known of earlier calls for the same, and is told of this one. Without *waits* the call
+        *doubt* holds the unknown outcomes of earlier attempts at the same, and of this one. Without *waits* the call
         ends when a row is locked, or when there was no answer in time; with it, both are tried again for a while.
         """
         trouble = Trouble(self.answer_s, self._connect_s, writes=True, waits=waits)
@@ -188,7 +189,7 @@ class Connections:
         task.add_done_callback(self._giving_back.discard)
 
     async def _unwanted(self, asked: asyncio.Future[Any]) -> None:
-        """Give back a connection that nobody waits for any more."""
+        """Give back a connection whose caller is gone."""
         try:
             con = await asked
         except Exception:  # noqa: BLE001 - there is none to give back
@@ -197,7 +198,7 @@ class Connections:
             await self._release(con)
 
     async def _ended(self, con: Any) -> None:
-        """End what the server does for a caller that is gone; a server that says nothing to that loses the connection.
+        """End the statement of a caller that is gone; if the server does not answer, the connection is dropped.
 
         The driver asks the server to cancel a statement whose caller stopped waiting, and lets nothing else happen on
         the connection before the server has said that it did.
@@ -292,7 +293,7 @@ async def _open(options: PostgresOptions, tables: Tables) -> Connections:
 
 
 async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
-    """Make the tables, and see what is at the other end.
+    """Make the tables, and learn about the other end.
 
     With a pooler in between the server's process is not the one that answered.
     """
@@ -318,7 +319,7 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
 
 
 async def _settings(con: Any, options: PostgresOptions, version: int) -> dict[str, str]:
-    """What the sessions of the pool are told, so that the server gives up what nobody waits for any more."""
+    """The settings of the pool's sessions, with which the server ends abandoned statements."""
     settings = {**limits(options.command_timeout_millis / 1000), "default_transaction_isolation": "read committed"}
     if version >= _CHECKS_CLIENTS:
         with suppress(asyncpg.PostgresError):  # not every system can tell
@@ -328,7 +329,7 @@ async def _settings(con: Any, options: PostgresOptions, version: int) -> dict[st
 
 
 async def has_tables(options: PostgresOptions) -> bool:
-    """Whether there are tables of kode, or nobody who could say."""
+    """True if kode's tables exist, or if that cannot be determined."""
     options = options.resolved()
     try:
         con = await asyncpg.connect(**_arguments(options), statement_cache_size=0)

@@ -1,7 +1,8 @@
 """Writes of which the store could not learn whether they were applied.
 
-Before the same store looks at the agent again, or changes it, such a write is made sure of: it counts as applied from
-then on, so that it never will be if it was not. So who reads and repeats what is missing doubles nothing (OPS-10).
+Before the same store reads or changes the agent again, the id of such a write is noted: from then on it counts as
+applied, so that it never will be if it was not. A program that reads and repeats what is missing doubles nothing
+(OPS-10).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Doubts:
         return agent_id in self._open
 
     async def settle(self, agent_id: str | None) -> None:
-        """Make sure of the agent's writes. None is for a call over all agents, which does not wait long for any.
+        """Make sure of the agent's writes. None is for a call over all agents, which waits a second at most.
 
         Raises:
             StorageError: the server cannot be asked, and they are still in doubt.
@@ -78,6 +79,6 @@ class Doubts:
             task.exception()
 
     async def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the statements that are under way."""
         while self._settling:
             await asyncio.wait(self._settling.values())

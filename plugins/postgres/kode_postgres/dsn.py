@@ -21,9 +21,9 @@ _PASSED: Final = frozenset(
         *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "krbsrvname", "gsslib"),
     }
 )
-"""What the driver understands; ``options`` reaches the server."""
+"""Parameters that the driver understands; ``options`` reaches the server."""
 _OURS: Final = frozenset({"application_name", "connect_timeout"})
-"""What this backend keeps itself."""
+"""Parameters that this backend handles itself."""
 _HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "channel_binding": ("prefer", "disable"),
     "gssencmode": ("prefer", "disable"),
@@ -52,7 +52,7 @@ _ENCODE: Final = "in a user or password, write / as %2F, ? as %3F, # as %23, @ a
 
 
 class Dsn(NamedTuple):
-    """What a URL says: the part for the driver, and what this backend keeps."""
+    """A URL in two parts: one for the driver, and the parameters that this backend handles."""
 
     for_driver: str
     hosts: str

@@ -30,7 +30,7 @@ class Forks:
         )
 
     def never(self, children: Sequence[Child]) -> Never:
-        """Has the children's ids count as used."""
+        """A statement that makes the children's ids count as used."""
         return Never(self._never, ([child.agent_id for child in children],))
 
     async def fork(self, session: Session, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
@@ -101,7 +101,7 @@ class Forks:
 class Leases:
     """Leases by the server's clock. A row stays when its lease has ended, so that no token comes again.
 
-    A statement that is delivered late takes no lease: nobody would know that it is held.
+    A statement that is delivered late takes no lease, since no store would know that it holds it.
     """
 
     def __init__(self, tables: Tables, *, durable: bool) -> None:
@@ -127,7 +127,7 @@ class Leases:
         self._never = gone
 
     def never(self, agent_id: str, owner: str) -> Never:
-        """Ends what the owner may have been given."""
+        """A statement that ends the lease that the owner may have."""
         return Never(self._never, (agent_id, owner))
 
     async def acquire(self, session: Session, agent_id: str, owner: str, ttl_ms: int) -> int | None:

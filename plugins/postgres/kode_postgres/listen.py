@@ -34,7 +34,7 @@ def payload_of(agent_id: str) -> str:
 
 
 class Listener(Watcher):
-    """Is told of appends for the agents that it noted."""
+    """Listens for appends of the agents that it noted."""
 
     lost = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 

@@ -21,7 +21,14 @@ from kode_postgres.dsn import read_dsn
 
 __all__ = ["PostgresOptions"]
 
-_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z", max_length=63)]
+_Name = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z",
+        max_length=63,
+        extra={"form": "letters of ASCII, digits and '_', and begin with no digit"},
+    ),
+]
 
 
 class PostgresOptions(ServerOptions, frozen=True, kw_only=True):

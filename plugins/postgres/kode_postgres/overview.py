@@ -1,4 +1,4 @@
-"""What is looked at over all tables: what is stored, how much, and whether it fits together."""
+"""Reads over all tables: who has records, how many, and whether they fit together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kode_postgres.session import Session
 __all__ = ["ONE", "Overview"]
 
 ONE: Final[dict[ListKind, str]] = {ListKind.MESSAGES: "message", ListKind.TOOL_CALLS: "tool_call"}
-"""What the columns of a head begin with."""
+"""The prefixes of a head's columns."""
 
 _MOST: Final = 2**63 - 1
 
@@ -38,7 +38,7 @@ class Overview:
         )
         return Totals(agents=row[0], messages=row[1], tool_calls=row[2], is_used=row[3], size_bytes=row[4])
 
-    # --- everybody of whom something is stored
+    # --- agents with records
 
     async def stored_ids(self, session: Session, after: str | None, limit: int) -> list[str]:
         """From each table the next ids, each found with one look into an index, and merged."""
@@ -69,7 +69,7 @@ class Overview:
         return [row[0] for row in found]
 
     async def _with_contents(self, session: Session, agent_ids: Sequence[str]) -> list[str]:
-        """Those of whom more is stored than the head that a delete leaves, or what layers keep for themselves."""
+        """The agents with more than the head that a delete leaves, and the documents of layers."""
         tables = (f"{getattr(self._tables, name)} t" for name in OF_AN_AGENT if name != "docs")
         rows = " OR ".join(f"EXISTS (SELECT FROM {table} WHERE t.agent_id = i.id)" for table in tables)
         found = await session.fetch(
@@ -85,7 +85,7 @@ class Overview:
     # --- what does not fit together
 
     async def inspect(self, session: Session, agent_id: str | None) -> list[EngineIssue]:
-        """What does not fit together, at one instant."""
+        """The issues of an agent, at one instant."""
         if agent_id is None:
             return []  # whatever is stored belongs to an agent, also where the head is gone
         t = self._tables

@@ -1,4 +1,4 @@
-"""Batches that wait: those of one agent behind one another, and of different agents in groups."""
+"""Batches that wait: one after the other for one agent, in groups for different agents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BYTES_AT_ONCE: Final = 2**20
 
 
 class Weight(Enum):
-    """How a batch is written; those of one kind go together."""
+    """How a batch is written; batches of one weight go together."""
 
     LIGHT = auto()
     LARGE = auto()
@@ -28,7 +28,7 @@ class Weight(Enum):
 
 
 class Item:
-    """A batch that waits, and who waits for it. What became of it is an outcome or an error to raise."""
+    """A batch that waits, and the future of its caller, which gets an outcome or an error to raise."""
 
     __slots__ = ("batch", "done", "number", "size", "weight")
 
@@ -49,7 +49,7 @@ class Item:
         return self.weight is not Weight.LIGHT
 
     def settle(self, outcome: Outcome | Exception) -> None:
-        """Tell who waits."""
+        """Give the caller the outcome."""
         if not self.done.done():
             self.done.set_result(outcome)
 
@@ -64,7 +64,7 @@ def _size(batch: Batch) -> int:
 
 
 class Queues:
-    """What waits to be written. An agent has one batch at a time that is ready or being written."""
+    """The batches that wait to be written. Of each agent one batch at a time is ready or being written."""
 
     def __init__(self) -> None:
         self._ready: dict[Weight, deque[Item]] = {weight: deque() for weight in Weight}
@@ -104,7 +104,7 @@ class Queues:
         return True
 
     def drain(self) -> Iterator[Item]:
-        """Take out all that waits."""
+        """Take out all batches."""
         for queue in (*self._ready.values(), *self._behind.values()):
             while queue:
                 yield queue.popleft()

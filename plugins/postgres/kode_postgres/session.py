@@ -1,4 +1,4 @@
-"""One call's use of a connection: its statements, its transaction, and what is in doubt when the connection breaks."""
+"""One attempt at a call on a connection: its statements, its transaction, and its doubt if the connection breaks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Doubt", "ServerClock", "Session", "limits"]
 
 _TABLE_LOCK_S: Final = 2.0
 GRACE_S: Final = 1.0
-"""How much longer than a call waits for an answer a server may begin, or go on with, what the call asked for."""
+"""The time, beyond the deadline of a call, in which the server may still begin or go on with its statement."""
 
 
 def limits(seconds: float) -> dict[str, str]:
-    """Settings with which the server gives up what a client waits for no longer than that.
+    """Settings with which the server ends statements whose client waits no longer than that.
 
     A table that is locked is noticed before a statement can set its own limit for locks.
     """
@@ -32,34 +32,34 @@ def limits(seconds: float) -> dict[str, str]:
 
 
 class ServerClock:
-    """The server's clock in milliseconds: what it said last, and what went by here since. It is never ahead."""
+    """The server's clock in milliseconds: its last reading, plus the time that passed here since. It is never ahead."""
 
     def __init__(self, now: int) -> None:
         self._ahead = 0
         self.heard(now)
 
     def heard(self, now: int) -> None:
-        """Note what the server has just said."""
+        """Note a reading that the server has just given."""
         self._ahead = now - time.monotonic_ns() // 1_000_000
 
     def now(self) -> int:
-        """What the server's clock shows, or showed a moment ago."""
+        """The time of the server's clock, or of a moment before."""
         return time.monotonic_ns() // 1_000_000 + self._ahead
 
 
 class Doubt:
-    """What is not known of the attempts to write something.
+    """The unknown outcomes of attempts at one write.
 
     Attributes:
-        since: when the first attempt was sent of which nobody knows whether it was, or will be, applied, by the
-            server's clock; None while the outcome of every attempt is known.
+        since: when the first attempt of unknown outcome was sent, by the server's clock; None while every outcome is
+            known.
     """
 
     def __init__(self) -> None:
         self.since: int | None = None
 
     def note(self, sent: int) -> None:
-        """Of an attempt that was sent then the outcome is not known."""
+        """Note that the outcome of an attempt, sent at *sent*, is not known."""
         if self.since is None:
             self.since = sent
 
@@ -71,7 +71,7 @@ class Session:
         is_retry: whether an attempt before may have been applied, or may be yet.
         since: when the first such attempt was sent, or else this one, by the server's clock.
         until: when a write that has not begun by then is not wanted any more, by the server's clock.
-        may_have_written: whether something was sent that changes what is stored once the server has it.
+        may_have_written: whether a statement was sent that commits by itself.
     """
 
     def __init__(self, con: Any, clock: ServerClock, doubt: Doubt, *, pooled: bool, seconds: float) -> None:
@@ -118,8 +118,8 @@ class Session:
     async def transaction(self) -> AsyncIterator[None]:
         """A transaction over several statements, each of which sees what was committed before it.
 
-        Only its end writes: what broke before is not in doubt. A cancellation leaves it open, for whoever cleans up. It
-        brings its limits along, because a session behind a pooler has none.
+        Only its end writes: a connection that breaks before leaves no doubt. A cancellation leaves the transaction
+        open; the connection is cleaned up later. It sets its own limits, because a session behind a pooler has none.
         """
         local = "".join(f"; SET LOCAL {name} = '{value}'" for name, value in self._limits.items())
         await self.con.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED{local}")

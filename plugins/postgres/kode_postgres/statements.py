@@ -19,7 +19,7 @@ from kode_postgres.schema import KEPT_OPS, Tables
 __all__ = ["LISTS", "LOCK_WAIT", "NOW", "PUTS", "Column", "Part", "WriteStatement", "sync"]
 
 LOCK_WAIT: Final = "30ms"
-"""How long a statement waits for a lock. Who has to wait longer asks again, and holds no connection meanwhile."""
+"""How long a statement waits for a lock. A call that must wait longer asks again, and holds no connection meanwhile."""
 
 
 class Part(Flag):

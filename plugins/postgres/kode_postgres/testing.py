@@ -98,7 +98,7 @@ class PostgresHarness(StoreHarness):
 
 
 class PostgresHybridHarness(PostgresHarness):
-    """Events, todos, history and media in files beside the database."""
+    """Events, todos, history and media in files next to the database."""
 
     name = "postgres-hybrid"
 

@@ -1,4 +1,4 @@
-"""What went wrong with a call, and whether it is made again."""
+"""The failures of a call, and whether it is made again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 from kode_core.errors import StoreBusyError
 from kode_postgres.errors import is_conflict, is_locked_out, is_starting
 
-__all__ = ["LOCKED_S", "AgainError", "LostError", "Trouble", "locked_s", "timed_out"]
+__all__ = ["LOCKED_S", "LONGEST_PAUSE_S", "AgainError", "LostError", "Trouble", "locked_s", "timed_out"]
 
 LOCKED_S: Final = 8.0
 _CONFLICTS: Final = 20
 _READS: Final = 3
-_LONGEST_PAUSE_S: Final = 0.25
+LONGEST_PAUSE_S: Final = 0.25
 
 
 class LostError(Exception):
@@ -37,7 +37,7 @@ def locked_s(answer_s: float) -> float:
 
 
 class Trouble:
-    """What went wrong with a call so far.
+    """The failures of a call so far.
 
     Attributes:
         writes: whether the call writes. A read that was not answered in time is not sent again: it would not be
@@ -85,4 +85,4 @@ class Trouble:
         if not self._waits or now - self._locked_since > self._locked_s:
             return None
         self._locked += 1
-        return random.uniform(0.3, 1.0) * min(0.005 * (1 << self._locked), _LONGEST_PAUSE_S)  # noqa: S311
+        return random.uniform(0.3, 1.0) * min(0.005 * (1 << self._locked), LONGEST_PAUSE_S)  # noqa: S311

@@ -71,6 +71,23 @@ async def test_writes_share_statements(store: PostgresStore, monkeypatch: pytest
     assert len(sizes) <= 12
 
 
+async def test_a_write_that_comes_as_the_last_lane_ends_is_written(server: Server, schema: str) -> None:
+    """Whatever the turn of the event loop in which a batch comes, it is written, though no other comes after it."""
+    async with PostgresStore(server.dsn, schema=schema, max=2) as store:
+        engine = engine_of(await store.open())
+        committer = engine._committer
+        for i in range(5):
+            first = asyncio.ensure_future(engine.commit([append("a", f"first-{i}", "one")]))
+            while not committer._queues._behind:
+                await asyncio.sleep(0)
+            while committer._queues._behind:
+                await asyncio.sleep(0)
+            async with asyncio.timeout(20):  # in this very turn; wait_for would begin it in the next one
+                (outcome,) = await engine.commit([append("b", f"second-{i}", "two")])
+            assert isinstance(outcome, Applied)
+            await first
+
+
 async def test_one_write_that_fails_takes_no_other_with_it(store: PostgresStore) -> None:
     """Of writes in one statement, one that the server refuses fails alone."""
     engine = engine_of(store)

@@ -17,6 +17,7 @@ import pytest
 from kode_conformance import samples
 from kode_conformance.faults import FaultProxy, Faults
 from kode_postgres import PostgresStore
+from kode_postgres.doubts import Never
 from kode_postgres.engine import PostgresEngine
 from kode_postgres.schema import KEPT_OPS
 from kode_postgres.servers import LocalServer, Server
@@ -84,6 +85,20 @@ async def test_locked_agents_hold_up_no_others(server: Server, schema: str, most
                     await asyncio.gather(*(store.load_messages(agent) for agent in free))
             assert not any(task.done() for task in waiting)
         await asyncio.gather(*waiting)
+
+
+async def test_any_error_about_a_doubt_reaches_the_caller(server: Server, schema: str) -> None:
+    """A write ends also when its agent's doubt cannot be resolved for a reason that is no error of this library."""
+    batch = Batch(agent_id="a", op_id="op", now=1, messages=ListWrite())
+    async with PostgresStore(server.dsn, schema=schema) as store:
+        await store.append_messages("a", samples.messages(1))
+        engine = engine_of(store)
+        no_text: Any = None
+        engine._doubts.note("a", Never(no_text, ()))
+        async with asyncio.timeout(20):
+            with pytest.raises((TypeError, AttributeError)):
+                await engine.commit([batch])
+        engine._doubts._open.clear()
 
 
 async def test_an_agent_that_stays_locked_is_told_so(server: Server, schema: str) -> None:

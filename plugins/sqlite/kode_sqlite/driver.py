@@ -57,7 +57,7 @@ class Connection(aiosqlite.Connection):
         return await asyncio.shield(self._reading)
 
     async def abandon(self) -> None:
-        """End a read that nobody waits for any more, and wait until it has ended; no other is ever interrupted.
+        """End an abandoned read, and wait until it has ended; no other is ever interrupted.
 
         An interruption ends only the statement of that moment, so that one is not enough for several statements.
         """
@@ -183,10 +183,10 @@ def needs_guard(version: tuple[int, int, int]) -> bool:
 
 
 class WriteGuard:
-    """Lets one process at a time write, checkpoint and close, with a lock file beside the database.
+    """Lets one process at a time write, checkpoint and close, with a lock file next to the database.
 
     Only where the SQLite of this Python needs it, and only against processes that hold it too. The lock file stands
-    beside the file that a symbolic link leads to, as the log does.
+    next to the file that a symbolic link leads to, as the log does.
     """
 
     def __init__(self, options: SqliteOptions) -> None:
@@ -231,7 +231,7 @@ class WriteGuard:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _opened(self) -> int:
-        """A descriptor of the lock file, which belongs to whom the database belongs to, as its log does."""
+        """A descriptor of the lock file, which gets the owner of the database, as its log does."""
         try:
             for _ in range(_TRIES):
                 with suppress(FileExistsError):
@@ -239,7 +239,7 @@ class WriteGuard:
                     _give(fd, self._database)
                     return fd
                 with suppress(FileNotFoundError):  # it was removed meanwhile
-                    return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # to lock it nobody has to write it
+                    return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no right to write
             raise FileNotFoundError(ENOENT, "it leads nowhere")
         except OSError as exc:
             is_denied = isinstance(exc, PermissionError) or exc.errno == EROFS

@@ -1,4 +1,4 @@
-"""The SQLite engine: one writer with group commit, readers beside it."""
+"""The SQLite engine: one writer with group commit, and readers next to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kode_core.errors import (
     ConfigurationError,
     InvalidArgumentError,
     KodeError,
-    StorageError,
+    OutcomeUnknownError,
     StoreReadOnlyError,
     StoreUnavailableError,
 )
@@ -123,7 +123,7 @@ class SqliteEngine(EngineReads):
             self._working = None
 
     async def _settle(self, jobs: list[_Job]) -> None:
-        results: list[Any] = [StorageError("the event loop was shut down while this was written")] * len(jobs)
+        results: list[Any] = [OutcomeUnknownError("the event loop was shut down while this was written")] * len(jobs)
         try:
             results = await self._writer.run(self._transact, jobs)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
@@ -153,14 +153,14 @@ class SqliteEngine(EngineReads):
             return results
 
     def _see_file(self) -> None:
-        """A file that was removed or replaced still takes writes, which nobody would ever read, and gives old rows."""
+        """Raise if the file was removed or replaced: it would take writes that are lost, and give old rows."""
         if self._file is not None and file_identity(self._options.db_path) != self._file:
             raise StoreUnavailableError(
                 f"{self._options.db_path} was removed or replaced while it was open; close the store and open it again"
             )
 
     def _do_all(self, db: sqlite3.Connection, transaction: Transaction, jobs: list[_Job]) -> list[Any]:
-        """What became of each. Commits that follow one another are one: few statements then write all their events."""
+        """The result of each job. Consecutive commits are one: few statements then write all their events."""
         results: list[Any] = []
         for is_call, group in itertools.groupby(jobs, lambda job: job.call is not None):
             some = list(group)
@@ -231,7 +231,7 @@ class SqliteEngine(EngineReads):
         self._readers.release()
 
     async def _abandon(self, reader: Connection) -> None:
-        """Have a read end that nobody waits for; its connection is used again when it has."""
+        """End an abandoned read, and use its connection again."""
         try:
             await reader.abandon()
         finally:

@@ -23,7 +23,7 @@ _SMALL: Final = 1 << 20
 def refuse_foreign(path: str) -> None:
     """See that the database at *path* is not the SDK's, with none of our tables.
 
-    It is opened as immutable, so that SQLite makes no journal, no shared memory and no lock beside it. Tables that are
+    It is opened as immutable, so that SQLite makes no journal, no shared memory and no lock file. Tables that are
     only in the write-ahead log, as a crash leaves those of a young database, are seen in a copy.
 
     Raises:

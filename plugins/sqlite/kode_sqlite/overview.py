@@ -1,4 +1,4 @@
-"""What is looked at over the whole database: what is stored, how much, and whether it fits together."""
+"""Reads over the whole database: who has records, how many, and whether they fit together."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def stored_ids(db: DB, after: str | None, limit: int) -> Found[str]:
 
 
 def _ids_of(db: DB, table: LiteralString, after: str, limit: int) -> tuple[list[str], list[str], bool]:
-    """Ids behind *after*, names of what is no id, and whether there are no more."""
+    """The ids after *after*, names for values that are no ids, and whether the table has no more."""
     statement: LiteralString = (
         f"WITH RECURSIVE ids (id) AS (SELECT min(agent_id) FROM {table} WHERE agent_id > ? UNION ALL"
         f" SELECT (SELECT min(agent_id) FROM {table} WHERE agent_id > ids.id) FROM ids WHERE ids.id IS NOT NULL)"
@@ -68,7 +68,7 @@ def _has_contents(db: DB, agent_id: str) -> bool:
 
 
 def inspect(db: DB, agent_id: str) -> list[EngineIssue]:
-    """What does not fit together, each part at one instant."""
+    """The issues of an agent; each part is read at one instant."""
     return [*_miscounts(db, agent_id), *_strange_docs(db, agent_id), *_strange_offsets(db, agent_id)]
 
 
@@ -102,7 +102,7 @@ def _strange_offsets(db: DB, agent_id: str) -> Iterator[EngineIssue]:
 
 
 def quick_check(db: DB, tell: Tell) -> list[EngineIssue]:
-    """What SQLite's own check finds."""
+    """The findings of SQLite's own check."""
     found = listening(db, tell, lambda db: db.execute("PRAGMA quick_check(20)").fetchall())
     problems = [text for (text,) in found if text != "ok"]
     return [EngineIssue("corrupt_record", "", f"SQLite's own check: {text}") for text in problems]

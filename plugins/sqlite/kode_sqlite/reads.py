@@ -59,6 +59,11 @@ LIST_HEAD: Final[dict[str, LiteralString]] = {
 _NEAR_THE_END: Final = 20_000
 
 
+_HEADLESS: Final = (  # at one instant: the agent may have been made since its head was looked for
+    "SELECT 1 FROM kode_infos LEFT JOIN kode_agents USING (agent_id) WHERE agent_id = ? AND message_version IS NULL"
+)
+
+
 def head(db: DB, agent_id: str) -> Head | None:
     row = db.execute(
         "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at, template_id,"
@@ -66,7 +71,7 @@ def head(db: DB, agent_id: str) -> Head | None:
         (agent_id,),
     ).fetchone()
     if row is None:
-        if db.execute("SELECT 1 FROM kode_infos WHERE agent_id = ?", (agent_id,)).fetchone():
+        if db.execute(_HEADLESS, (agent_id,)).fetchone():
             raise CorruptRecordError(f"the head of agent {agent_id!r}", "it is missing")
         return None
     check_head(row[:5], agent_id)

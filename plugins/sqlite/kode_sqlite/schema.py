@@ -1,6 +1,6 @@
 """The tables, and how older versions of them become this one.
 
-Bodies are JSON text that SQLite never looks into; the columns beside them are what queries need. All names begin
+Bodies are JSON text that SQLite never looks into; the columns next to them are what queries need. All names begin
 with ``kode_``, so that the tables can stand in a database of your own.
 """
 

@@ -1,4 +1,4 @@
-"""What is read is checked: SQLite keeps a value of any type in any column (OPS-4)."""
+"""Checks of rows that were read: SQLite keeps a value of any type in any column (OPS-4)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def search(
     read: Callable[[tuple[Any, ...]], T | None],
     name: Callable[[tuple[Any, ...]], str],
 ) -> Found[T]:
-    """What *read* makes of *limit* rows of a statement that ends with ``LIMIT ? OFFSET ?``.
+    """The values that *read* makes from *limit* rows of a statement that ends with ``LIMIT ? OFFSET ?``.
 
     A row of which it makes None is left out, by the *name* that is given to it, and another one is read instead.
     """

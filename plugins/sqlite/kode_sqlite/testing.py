@@ -55,7 +55,7 @@ class SqliteHarness(StoreHarness):
 
 
 class HybridHarness(SqliteHarness):
-    """Events, todos, history and media in files beside the database."""
+    """Events, todos, history and media in files next to the database."""
 
     name = "sqlite-hybrid"
 

@@ -1,4 +1,4 @@
-"""Work that takes long: on a connection of its own, so that no reader and no writer waits for it (OPS-16)."""
+"""Long work, on a connection of its own, so that no reader and no writer waits for it (OPS-16)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _OPS_BETWEEN: Final = 100_000
 
 
 class _StoppedError(Exception):
-    """Nobody waits for the work any more."""
+    """The caller of the work is gone, or its progress raised."""
 
 
 class _Work:
-    """What passes between the event loop and the thread."""
+    """The signals between the event loop and the thread."""
 
     def __init__(self, progress: Progress) -> None:
         self.stop = threading.Event()
@@ -67,7 +67,7 @@ class _Work:
 async def do_long(connection: Connection, call: Callable[..., T], progress: Progress, *args: Any) -> T:
     """Call with the sqlite3 connection, a Tell and *args*, in the connection's thread.
 
-    A caller that is cancelled waits until the thread has ended what it did.
+    A caller that is cancelled waits until the thread has stopped.
     """
     work = _Work(progress)
     job = asyncio.ensure_future(connection.run(call, work.tell, *args))
@@ -88,7 +88,7 @@ async def do_long(connection: Connection, call: Callable[..., T], progress: Prog
 
 
 def listening(db: sqlite3.Connection, tell: Tell, call: Callable[[sqlite3.Connection], T]) -> T:
-    """Call a query of which nobody knows how long it takes, and let it be ended."""
+    """Run a query that may take long, so that it can be ended."""
     stopped: list[BaseException] = []
 
     def step() -> int:
@@ -148,7 +148,7 @@ def _fill(db: sqlite3.Connection, tell: Tell, part: Path, *, in_transaction: boo
 
 
 def _mode_of(db: sqlite3.Connection) -> int:
-    """Who may read and write the database: the same may the copy."""
+    """The mode of the database's file: the copy gets the same."""
     (_, _, path) = db.execute("PRAGMA database_list").fetchone()
     return Path(path).stat().st_mode & 0o777 if path else 0o600
 

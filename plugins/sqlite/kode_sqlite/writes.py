@@ -212,7 +212,7 @@ class Transaction:
         return head.after(write)
 
     def _in_order(self, agent_id: str, write: ListWrite) -> ListWrite:
-        """The write with no message older than those that stay before it (MSG-4)."""
+        """The write, with no message older than the messages that stay before it (MSG-4)."""
         (latest,) = self._db.execute(  # a time that was damaged, which may be no number, is not gone by
             "SELECT CAST(max(created_at) AS INTEGER) FROM kode_messages WHERE agent_id = ? AND created_at < ?",
             (agent_id, MOST),

@@ -23,6 +23,7 @@ from kode_core import (
     ConfigurationError,
     InvalidArgumentError,
     KodeError,
+    OutcomeUnknownError,
     PayloadTooLargeError,
     StoreBusyError,
     StoreReadOnlyError,
@@ -88,6 +89,16 @@ async def test_a_connection_after_an_abandoned_read_sees_what_was_written_since(
         await engine.commit([append("a", str(n))])
         found = await asyncio.gather(*(engine.rows("a", ListKind.MESSAGES) for _ in range(8)))
         assert [len(rows.rows) for rows in found] == [n] * 8
+
+
+async def test_a_write_that_a_dying_loop_leaves_is_in_doubt(engine: SqliteEngine) -> None:
+    """A transaction whose end nobody sees may have been committed: the error is no plain failure (OPS-10)."""
+    commit = asyncio.ensure_future(engine.commit([append("a", "1")]))
+    while engine._working is None:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    engine._working.cancel()
+    assert [type(outcome) for outcome in await commit] == [OutcomeUnknownError]
 
 
 async def test_no_other_read_is_interrupted(engine: SqliteEngine) -> None:
