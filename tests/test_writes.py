@@ -13,6 +13,7 @@ from kode_conformance import samples
 
 from kode_core import (
     AgentInfo,
+    Bookmark,
     InvalidValueError,
     KodeError,
     LockLostError,
@@ -25,7 +26,7 @@ from kode_core import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from kode_core.batch import Batch, ListRows, Outcome, Refused
+from kode_core.batch import Batch, EventRange, EventRow, ListRows, Outcome, Refused
 from kode_core.engine import Engine
 from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.layers import Layer
@@ -370,6 +371,39 @@ async def test_followers_end_when_the_store_is_closed() -> None:
     await store.close()
     with pytest.raises(StoreClosedError):
         await follower
+
+
+class Pages(Layer):
+    """Counts the events that were passed over in looking for those behind an offset."""
+
+    last = 0
+    passed = 0
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        rows = await self.inner.events(agent_id, span)
+        self.passed += max(0, self.last - max(span.after[1] if span.after else 0, rows[-1].offset if rows else 0))
+        return rows
+
+
+@pytest.mark.parametrize("filters", [{"channel": "control"}, {"since": Bookmark(1_000_000, 0)}], ids=str)
+async def test_a_follower_passes_over_an_event_once(filters: dict[str, Any]) -> None:
+    """Events that a follower does not want are not looked through again each time that it looks."""
+    pages = Pages(MemoryEngine())
+
+    async def opener() -> Engine:
+        return pages
+
+    async with EngineStore(opener, follow_poll_ms=1) as store:
+        offsets = await store.append_events("a", [samples.event(i, "monitor") for i in range(1_500)])
+        pages.last = offsets[-1]
+        follower: Any = aiter(store.follow_events("a", **filters))
+        wanted = asyncio.ensure_future(anext(follower))
+        await asyncio.sleep(0.3)
+        assert not wanted.done()
+        assert 0 < pages.passed < 3 * 1_500
+        await store.append_event("a", samples.event(1_000_001, "control"))
+        assert (await wanted).bookmark.seq == 1_000_001
+        await follower.aclose()
 
 
 async def test_an_append_that_was_accepted_opens_the_store() -> None:

@@ -285,19 +285,26 @@ class EventReader:
     ) -> AsyncIterator[StoredEvent]:
         with self._appender.watching(agent_id) as appended, ExitStack() as stack:
             told: Watch | None = None
-            limit, pace = FIRST_PAGE, Pace()
+            limit, pace, is_through = FIRST_PAGE, Pace(), False
             while True:
                 appended.clear()
                 span = EventRange(
                     order="offset", after=(0, after_offset), since_seq=since_seq, channel=channel, limit=limit
                 )
+                if is_through:  # every event is read once from here on, so that no look passes over the same ones again
+                    span = EventRange(order="offset", after=(0, after_offset), limit=limit)
                 rows = deque(await self._page(OPS["follow_events"], agent_id, span))
                 is_last = len(rows) < limit
+                is_through = is_through or is_last
                 limit = _limit_after(rows, limit)
                 while rows:
                     row = rows.popleft()
                     after_offset = row.offset
-                    yield await stored_event(agent_id, row, pace)
+                    if since_seq is not None and row.seq <= since_seq:
+                        continue
+                    event = await stored_event(agent_id, row, pace)
+                    if channel in (None, event.event.channel):
+                        yield event
                 if told is None and is_last:
                     told = watch(self._context.engine, agent_id, appended.set)
                     if told is not None:
