@@ -141,8 +141,8 @@ class ForeignStoreError(ConfigurationError):
     def __init__(self, place: str, backend: str) -> None:
         super().__init__(
             f"{place} was written by the KODE SDK for TypeScript, whose format is another one; it was left as it is: "
-            f"open a {backend} store at a new place. No command of this version brings the data over; "
-            f"kode_core.from_dict reads the SDK's messages and tool calls"
+            f"open a {backend} store at a new place. A coming version brings the data over with: "
+            f"kode import --from kode-sdk {place} --store …"
         )
         self.place = place
 

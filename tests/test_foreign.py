@@ -71,7 +71,7 @@ def everything(folder: Path) -> dict[str, Any]:
 async def refused(tmp_path: Path, target: Any, **options: Any) -> ForeignStoreError:
     before = everything(tmp_path)
     with pytest.raises(
-        ForeignStoreError, match="was written by the KODE SDK for TypeScript.*kode_core.from_dict reads"
+        ForeignStoreError, match="was written by the KODE SDK for TypeScript.*kode import --from kode-sdk"
     ) as caught:
         async with create_extended_store(target, **options):
             pass

@@ -25,7 +25,7 @@ async def test_tables_of_the_sdk(server: Server, schema: str) -> None:
             await store.append_messages("a", [Message.user("x")])
         await con.execute(f"SET search_path = {schema}; {';'.join(TABLES)}")
         before = await names(con, schema)
-        with pytest.raises(ForeignStoreError, match="KODE SDK for TypeScript.*kode_core.from_dict reads") as caught:
+        with pytest.raises(ForeignStoreError, match="KODE SDK for TypeScript.*kode import --from kode-sdk") as caught:
             await create_extended_store(server.dsn, schema=schema)
         assert caught.value.__cause__ is None
         assert await names(con, schema) == before
