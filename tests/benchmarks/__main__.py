@@ -1,6 +1,7 @@
 """``make bench``: all measurements on all backends, or those that are named in ``ARGS``.
 
-The parts startup, turns, workers, streams, follow, searches and forks measure sqlite and postgres beside bare drivers;
+The parts startup, turns, workers, streams, follow, searches and forks measure sqlite and postgres next to bare drivers;
+heartbeat (how long a call holds the event loop) and memory (what a process keeps) measure json, too;
 heartbeat tells how long a call holds the event loop, and memory what a process holds of many agents (``agents=200`` for
 fewer than 2,000); matrix is a table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some
 of them; the others have nothing else, and beside matrix, memory is the backend of that name). peers, other projects
@@ -29,6 +30,7 @@ PARTS = {
     "heartbeat": heartbeat,
     "memory": memory,
 }
+WITHOUT_FLOOR = (heartbeat, memory)
 EXTRAS = {"peers": peers}
 AGENTS_OPTION = "agents="
 
@@ -62,7 +64,8 @@ async def _beside_floors(report: Report, parts: list[ModuleType], chosen: list[s
                 report.versions[name] = backend.version
                 print(f"\n{backend.title}, {backend.version}")
                 for part in parts:
-                    await part.run(report, backend)
+                    if backend.floors or part in WITHOUT_FLOOR:
+                        await part.run(report, backend)
         except NoServerError as exc:
             if chosen:
                 sys.exit(f"{name}: {exc}")

@@ -128,6 +128,20 @@ class Sqlite(Backend):
         return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
 
+class JsonFiles(Sqlite):
+    """Folders in a temporary folder. A driver that could be a floor does not exist."""
+
+    name = "json"
+    title = "JSON files, default durability (every write is synced)"
+    floors = ()
+    version = "layout 2"
+
+    @asynccontextmanager
+    async def space(self) -> AsyncIterator[Options]:
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            yield {"type": "json", "base_dir": folder}
+
+
 class Postgres(Backend):
     """Schemas on a server that is started here, or on the one that the environment names."""
 
@@ -179,7 +193,7 @@ class Postgres(Backend):
 CONNECTIONS = 10
 """Of the store's pool, its default, and of the floor's."""
 
-BACKENDS: Mapping[str, type[Backend]] = {"sqlite": Sqlite, "postgres": Postgres}
+BACKENDS: Mapping[str, type[Backend]] = {"sqlite": Sqlite, "postgres": Postgres, "json": JsonFiles}
 
 
 def opened(options: Options) -> AbstractAsyncContextManager[ExtendedStore]:

@@ -49,7 +49,7 @@ class TestNetwork(NetworkTests):
 
     async def test_an_answer_that_is_lost_with_the_service_is_no_refusal(self, link: Link) -> None:
         """Any reply to a write is lost, and nobody can be asked: what says that nothing was written is right (F29)."""
-        store, direct = await link.by_the_proxy(**self.impatient, max=2), await link.directly()
+        store, direct = await self.impatient_store(link, max=2), await link.directly()
         errors = []
         for skip in range(20):
             agent_id = f"agent-{skip}"
