@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from kode_core.errors import StoreUnavailableError
+
 __all__ = ["Threads"]
 
 T = TypeVar("T")
@@ -69,7 +71,15 @@ class Threads:
                 self._lock.notify()
                 return
             self._count += 1
-        threading.Thread(target=self._work, name=f"{self._name}-{self._count}", daemon=True).start()
+        try:
+            threading.Thread(target=self._work, name=f"{self._name}-{self._count}", daemon=True).start()
+        except RuntimeError as exc:  # the system has no room for one more; those there are take the call
+            with self._lock:
+                self._count -= 1
+                if self._count or job not in self._jobs:
+                    return
+                self._jobs.remove(job)
+            raise StoreUnavailableError("the system starts no more threads; raise its limit of them") from exc
 
     def _work(self) -> None:
         while True:

@@ -2,9 +2,9 @@
 
 The parts startup, turns, workers, streams, follow, searches and forks measure sqlite and postgres next to bare drivers;
 heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents (``agents=200`` for
-fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some
-of them; the others have nothing else, and beside matrix, memory is the backend of that name). peers, other projects
-that keep conversations, are measured only when they are named.
+fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such
+(``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory is the backend
+of that name). peers, other projects that keep conversations, are measured only when they are named.
 """
 
 from __future__ import annotations
