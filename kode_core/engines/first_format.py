@@ -9,18 +9,22 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
 import msgspec
 
-from kode_core.engines.files import open_file, read_at, replace_file
+from kode_core.engines.files import locked, open_file, read_at, replace_file
 from kode_core.engines.frames import first_line, parsed_line, prefix_of, read_line
 from kode_core.engines.marks import SYNCED, Mark, pair_bytes
-from kode_core.engines.stripes import Stripe
+from kode_core.engines.stripes import STRIPES, Stripe
 
-__all__ = ["migrate_journal", "migrate_stripe"]
+if TYPE_CHECKING:
+    from kode_core.engines.folder import Folder
+
+__all__ = ["migrate_folder", "migrate_journal", "migrate_stripe"]
 
 _log = logging.getLogger("kode_core.json")
 
@@ -106,3 +110,21 @@ def _rewrite(path: Path, fd: int, head: _Head, frames: list[_Frame], *, durable:
         return parsed.marks_at, pair_bytes((Mark(end, SYNCED), Mark(0)), parsed.seed)
 
     replace_file(path, chunks(), durable=durable, ending=marks)
+
+
+def migrate_folder(folder: Folder, mark: Path, layout: int) -> None:
+    """Change a folder of the first format to the present one, of which *mark* says the number, under all locks."""
+    with ExitStack() as held:
+        stripes = []
+        for i in range(STRIPES):
+            path = folder.lock_path(i)
+            fd = held.enter_context(locked(path, folder.wait_ms))
+            stripes.append(Stripe(path, fd, durable=folder.durable))
+        if mark.read_bytes().strip() != b"1":  # another process was faster
+            return
+        for name in folder.names():
+            if (folder.base / name).is_file():
+                migrate_journal(folder.base / name, durable=folder.durable)
+        for stripe in stripes:
+            migrate_stripe(stripe)
+        replace_file(mark, iter([b"%d\n" % layout]), durable=True)

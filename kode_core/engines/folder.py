@@ -23,7 +23,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +44,7 @@ from kode_core.engines.files import (
     try_lock,
     unlock,
 )
-from kode_core.engines.first_format import migrate_journal, migrate_stripe
+from kode_core.engines.first_format import migrate_folder
 from kode_core.engines.journal import COMPACT_FROM, Frame, Journal, Reader
 from kode_core.engines.leases import LeaseFiles
 from kode_core.engines.state import AgentState
@@ -94,7 +94,7 @@ class Folder:
             if version is None:
                 raise CorruptRecordError(f"folder {str(self.base)!r}", f"{mark} is damaged: it must say {FORMAT}")
             if int(version[1]) == 1:
-                self._migrate(mark)
+                migrate_folder(self, mark, FORMAT)
             elif int(version[1]) != FORMAT:
                 raise SchemaVersionError(
                     f"{self.base} has layout {int(version[1])}, and this kode-core knows {FORMAT}: upgrade kode-core"
@@ -107,23 +107,6 @@ class Folder:
             path = self.lock_path(i)
             with locked(path, self.wait_ms) as fd:
                 Stripe(path, fd, durable=False).begin()
-
-    def _migrate(self, mark: Path) -> None:
-        """Change the folder from the first format to the present one, while all locks are held."""
-        with ExitStack() as held:
-            stripes = []
-            for i in range(STRIPES):
-                path = self.lock_path(i)
-                fd = held.enter_context(locked(path, self.wait_ms))
-                stripes.append(Stripe(path, fd, durable=self.durable))
-            if mark.read_bytes().strip() != b"1":  # another process was faster
-                return
-            for name in self.names():
-                if (self.base / name).is_file():
-                    migrate_journal(self.base / name, durable=self.durable)
-            for stripe in stripes:
-                migrate_stripe(stripe)
-            replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True)
 
     def _sweep(self) -> None:
         """Remove the files of processes that were killed while they rewrote a file or made a backup."""
@@ -286,7 +269,12 @@ class Folder:
 
     def _commit(self, stripe: Stripe, journal: Journal, batch: Batch) -> Applied | Refused:
         with translated(journal.path):
-            journal.begin(batch.agent_id, stripe.number + 1)
+            try:
+                journal.begin(batch.agent_id, stripe.number + 1)
+            except CorruptRecordError as exc:
+                if not self._may_remove(journal, batch, exc):
+                    raise
+                return self._remove_damaged(stripe, journal)
             if journal.prepared is not None:
                 raise UnresolvedError(journal.prepared)
             if batch.op_id == journal.state.last_op:
@@ -297,6 +285,27 @@ class Folder:
             if refusal is not None:
                 return refusal
             return self._apply(stripe, journal, batch)
+
+    def _may_remove(self, journal: Journal, batch: Batch, damage: CorruptRecordError) -> bool:
+        """Whether a damaged file goes: its agent is deleted, whatever is in it, and the file is no other agent's."""
+        is_plain_delete = batch.delete and batch.is_empty and batch.expect_updated_at is None
+        is_free = batch.fence is None or self._leases.holds(batch.agent_id, batch.fence)
+        is_its_own = journal.state.agent_id in ("", batch.agent_id) and not isinstance(damage, UnreadableFileError)
+        return is_plain_delete and is_free and is_its_own
+
+    def _remove_damaged(self, stripe: Stripe, journal: Journal) -> Applied:
+        """Remove a damaged file. An event takes more than a byte, so that its size bounds the offsets in it (EVT-2)."""
+        stripe.raise_to(max(stripe.number, journal.state.log.next_offset) + journal.path.stat().st_size)
+        _log.warning("%s was damaged, and was removed with its agent, which was deleted", journal.path)
+        self._unlink(journal)
+        return Applied()
+
+    def _unlink(self, journal: Journal) -> None:
+        for path in (*cut_files(journal.path), journal.path):
+            path.unlink(missing_ok=True)
+        journal.forget()
+        if self.durable:
+            sync_folder(self.base)
 
     def _apply(self, stripe: Stripe, journal: Journal, batch: Batch) -> Applied:
         if batch.delete and journal.end == 0:
@@ -322,11 +331,7 @@ class Folder:
     def _tidy(self, stripe: Stripe, journal: Journal) -> None:
         if journal.state.is_empty and journal.prepared is None:
             stripe.raise_to(journal.state.log.next_offset)
-            for path in (*cut_files(journal.path), journal.path):
-                path.unlink(missing_ok=True)
-            journal.forget()
-            if self.durable:
-                sync_folder(self.base)
+            self._unlink(journal)
         elif journal.end > journal.compact_at and journal.prepared is None:
             live = journal.live_bytes
             if journal.end > 2 * live + COMPACT_FROM:
