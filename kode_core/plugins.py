@@ -33,6 +33,7 @@ from kode_core.errors import (
     IncompatibleBackendError,
     UnknownBackendError,
 )
+from kode_core.installed import InstalledPlugin, described, distribution_of, in_metadata, normal_name
 from kode_core.protocols import Store
 from kode_core.store.book import Observer, Operation
 
@@ -126,15 +127,6 @@ class Hooks:
         """Called after every operation of every store. A plain function; what it raises is logged and dropped."""
 
 
-class InstalledPlugin(msgspec.Struct, frozen=True):
-    """A plugin as the metadata of its distribution tells of it, before anything is imported."""
-
-    name: str
-    distribution: str
-    version: str
-    value: str
-
-
 class Plugins:
     """The backends of this process. Built with the names that must not be used."""
 
@@ -156,7 +148,7 @@ class Plugins:
 
     def installed(self) -> Sequence[InstalledPlugin]:
         """All backends there are, from metadata alone: nothing is imported."""
-        return _in_metadata(GROUP)
+        return in_metadata(GROUP)
 
     def names(self) -> Sequence[str]:
         """The names of all backends that are installed or were added, also of those that are disabled."""
@@ -164,7 +156,7 @@ class Plugins:
 
     def is_disabled(self, name: str, distribution: str = "") -> bool:
         """Whether ``KODE_DISABLE_PLUGINS`` or the constructor blocks the plugin, by its name or its distribution's."""
-        return name in self._disabled or _normal(distribution) in map(_normal, self._disabled)
+        return name in self._disabled or normal_name(distribution) in map(normal_name, self._disabled)
 
     def see_disabled(self) -> None:
         """See that ``KODE_DISABLE_PLUGINS`` names plugins that there are.
@@ -174,11 +166,11 @@ class Plugins:
         """
         if self._seen:
             return
-        there = [*_in_metadata(GROUP), *_in_metadata(PLUGIN_GROUP)]
+        there = [*in_metadata(GROUP), *in_metadata(PLUGIN_GROUP)]
         known = {name for plugin in there for name in (plugin.name, plugin.distribution)} | set(self.names())
         known |= set(FIRST_PARTY.values()) | {name for name, _ in self._manager.list_name_plugin()}
         for name in sorted(self._disabled):
-            if name not in known and _normal(name) not in map(_normal, known):
+            if name not in known and normal_name(name) not in map(normal_name, known):
                 near = difflib.get_close_matches(name, sorted(known), 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
                 raise UnknownBackendError(f"KODE_DISABLE_PLUGINS names {name!r}, which is no plugin; {hint}")
@@ -201,14 +193,14 @@ class Plugins:
         self.see_disabled()
         everything = entry_points(group=GROUP)
         named = [ep for ep in everything if ep.name == name]
-        found = [ep for ep in named if not self.is_disabled(name, _distribution(ep)[0])]
+        found = [ep for ep in named if not self.is_disabled(name, distribution_of(ep)[0])]
         if self.is_disabled(name) or (named and not found):
             raise DisabledBackendError(f"backend {name!r} is disabled by KODE_DISABLE_PLUGINS")
         if not found:
             raise _unknown(name, sorted({ep.name for ep in everything} | self._added.keys()))
         if len(found) > 1:
-            who = ", ".join(sorted(map(_described, found)))
-            first = min(_distribution(ep)[0] for ep in found)
+            who = ", ".join(sorted(map(described, found)))
+            first = min(distribution_of(ep)[0] for ep in found)
             raise AmbiguousBackendError(
                 f"backend {name!r} comes from more than one distribution ({who}); uninstall all but one, or disable "
                 f"the others, as in KODE_DISABLE_PLUGINS={first}"
@@ -220,7 +212,7 @@ class Plugins:
             plugin = ep.load()
         except Exception as exc:
             raise BackendImportError(
-                f"backend {name!r} ({_described(ep)}) is installed but {ep.value!r} does not import: {exc}"
+                f"backend {name!r} ({described(ep)}) is installed but {ep.value!r} does not import: {exc}"
             ) from exc
         try:
             self._add(plugin, name)
@@ -228,14 +220,14 @@ class Plugins:
         except Exception as exc:
             self._manager.unregister(name=name)  # pluggy < 1.7 leaves a plugin that it refused half registered
             raise IncompatibleBackendError(
-                f"backend {name!r} ({_described(ep)}) does not fit this kode-core: {exc}"
+                f"backend {name!r} ({described(ep)}) does not fit this kode-core: {exc}"
             ) from exc
 
     # --- hooks for all
 
     def extensions(self) -> Sequence[InstalledPlugin]:
         """All plugins with layers and observers that are installed, from metadata alone."""
-        return _in_metadata(PLUGIN_GROUP)
+        return in_metadata(PLUGIN_GROUP)
 
     def load_all(self) -> None:
         """Load the plugins that are not backends: those with layers and observers."""
@@ -243,13 +235,13 @@ class Plugins:
             return
         self.see_disabled()
         for ep in entry_points(group=PLUGIN_GROUP):
-            if self.is_disabled(ep.name, _distribution(ep)[0]) or self._manager.has_plugin(ep.name):
+            if self.is_disabled(ep.name, distribution_of(ep)[0]) or self._manager.has_plugin(ep.name):
                 continue
             try:
                 self._add(ep.load(), ep.name)
             except Exception as exc:
                 raise BackendImportError(
-                    f"plugin {ep.name!r} ({_described(ep)}) is installed but cannot be used: {exc}; "
+                    f"plugin {ep.name!r} ({described(ep)}) is installed but cannot be used: {exc}; "
                     f"uninstall it, or set KODE_DISABLE_PLUGINS={ep.name}"
                 ) from exc
         self._loaded = True
@@ -374,24 +366,6 @@ def _checked_backend(plugin: Any, name: str | None = None) -> Backend:
     if backend.gives not in ("engine", "store"):
         raise ValueError(f"Backend.gives is {backend.gives!r}, not 'engine' or 'store'")
     return backend
-
-
-def _normal(name: str) -> str:
-    """A distribution's name as packaging compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _in_metadata(group: str) -> Sequence[InstalledPlugin]:
-    found = [InstalledPlugin(ep.name, *_distribution(ep), ep.value) for ep in entry_points(group=group)]
-    return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
-
-
-def _distribution(ep: EntryPoint) -> tuple[str, str]:
-    return (ep.dist.name, ep.dist.version) if ep.dist else ("unknown distribution", "")
-
-
-def _described(ep: EntryPoint) -> str:
-    return " ".join(filter(None, _distribution(ep)))
 
 
 def _unknown(name: str, installed: list[str]) -> UnknownBackendError:
