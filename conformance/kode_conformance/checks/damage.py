@@ -171,6 +171,7 @@ async def queries_leave_out_what_is_damaged_and_name_it(ctx: Context) -> None:
         raise Unverified("the harness has no hook corrupt")
     for agent_id in ("a", "b", "c"):
         await ctx.store.save_turn(agent_id, messages=samples.messages(3), info=samples.info(agent_id))
+    await ctx.close(ctx.store)  # until then a store may have what it wrote in a second place, and take it from there
     await ctx.harness.corrupt(ctx.handle, "b")
     store = await ctx.another()
     wanted = sorted((agent, i) for agent in ("a", "b", "c") for i in range(3) if (agent, i) != ("b", 0))
@@ -214,6 +215,7 @@ async def agents_without_info_are_checked(ctx: Context) -> None:
     ctx.equal(found.agents_checked, 4, "how many agents were checked")
     if not ctx.harness.has("corrupt"):
         raise Unverified("the harness has no hook corrupt")
+    await ctx.reopen()  # as above
     await ctx.harness.corrupt(ctx.handle, "damaged")
     store = await ctx.another()
     found = await store.check_consistency()

@@ -10,6 +10,7 @@ from kode_dynamodb.testing import LocalHarness, MotoHarness
 MANY_RECORDS = (
     r"LIFE-2.thousands|LIFE-5.delete_many|FORK-1|MSG-5.saving_costs|MSG-8.random|MSG-1.readers_see|EVT-5|EVT-1.conc"
     r"|LOCK-6|VAL-4|QRY-4.a_large|QRY-5.cursors_give|VAL-1.any_json|VAL-1.random|VAL-2.what_json|QRY-2.any_text"
+    r"|OPS-9.a_write_beyond"
 )
 """An emulator writes some two hundred items a second: these take most of the time."""
 ALL_BUT_TRANSACTIONS = r"(?!TURN|LOCK-1|DUR-1|MSG-1|OPS-1)"
