@@ -18,7 +18,7 @@ from kode_conformance.harness import Limits
 from kode_conformance.settings import Settings, Tier
 from msgspec.structs import replace
 
-from kode_core import Store
+from kode_core import Store, create_extended_store
 from kode_core.backends.json_files import JsonOptions, open_json
 from kode_core.batch import Batch, ListKind, ListRows, Outcome, with_bodies
 from kode_core.codec import Body
@@ -247,7 +247,11 @@ class KeepsGhosts(EngineStore):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._locks._give_back = lambda _, __, asked: self._locks._pending.discard(asked)  # type: ignore[method-assign]
+        self._locks._take = self._take  # type: ignore[method-assign]
+
+    async def _take(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        context = self._context
+        return await context.underway.finish((agent_id,), context.engine.acquire_lease(agent_id, owner, ttl_ms))
 
 
 class SlowToTake(Sound):
@@ -285,12 +289,13 @@ class OnFilesUnfenced(OnFiles):
 
 
 class LosesTheLast(OnFiles):
-    """The last thing that was written is lost in a crash."""
+    """The last message that was written is lost in a crash, and nothing in the files tells."""
 
     async def crash_backend(self, handle: Handle) -> None:
-        for path in Path(handle["base_dir"]).glob("a*.jsonl"):
-            raw = path.read_bytes()
-            path.write_bytes(raw[: raw.rindex(b"\n#") + 1])
+        async with create_extended_store(type="json", base_dir=handle["base_dir"]) as store:
+            for path in Path(handle["base_dir"]).glob("a*.jsonl"):
+                messages = await store.load_messages(path.stem)
+                await store.save_messages(path.stem, messages[:-1])
 
 
 class OpensAnything(OnFiles):

@@ -116,11 +116,11 @@ async def _beside_the_store(ctx: Context) -> object:
 class ReachesOutside(Folder):
     """Deletes beside its folder when an id begins with "../"."""
 
-    def _commit(self, stripe: Any, batch: Batch) -> Any:
+    def _commit(self, stripe: Any, journal: Any, batch: Batch) -> Any:
         outside = re.fullmatch(r"\.\./(\w+)", batch.agent_id)
         if batch.delete and outside is not None:
             (self.base.parent / f"{outside[1]}.jsonl").unlink(missing_ok=True)
-        return super()._commit(stripe, batch)
+        return super()._commit(stripe, journal, batch)
 
 
 @mutant(
