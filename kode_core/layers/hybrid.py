@@ -208,9 +208,9 @@ class HybridEngine(Layer):
             fixed.set()
             progress(done, total)
 
-        async with self.files.copying(files) as copy:
-            database: asyncio.Future[Sequence[Path]] | None = None
-            try:
+        database: asyncio.Future[Sequence[Path]] | None = None
+        try:
+            async with self.files.copying(files) as copy:
                 async with self.files.holder.frozen() as stripes:
                     await self.files.fix(copy, stripes)
                     database = asyncio.ensure_future(self.inner.backup(target, told))
@@ -219,10 +219,10 @@ class HybridEngine(Layer):
                     moment.cancel()
                 made = await database
                 await self.files.copy(copy, progress)
-            except BaseException:
-                if database is not None:
-                    await self.files.run(remove_all, await _made(database))
-                raise
+        except BaseException:  # also of what ends the copy of the files
+            if database is not None:
+                await self.files.run(remove_all, await _made(database))
+            raise
         return [*made, files]
 
     async def close(self) -> None:
