@@ -8,6 +8,7 @@ from enum import Flag, auto
 from typing import Final, NamedTuple, TypeVar
 
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.settings import Tier
 
 __all__ = ["REGISTRY", "Capability", "Check", "check", "load_checks"]
@@ -49,6 +50,8 @@ class Check(NamedTuple):
     """It looks for what happens only sometimes: that it passed once proves little."""
     absence_ok: bool = False
     """A store that keeps nothing passes it, rightly."""
+    under: tuple[Dimension, ...] = ()
+    """The dimensions that it varies."""
 
     @property
     def id(self) -> str:
@@ -70,8 +73,12 @@ def check(
     tier: Tier = Tier.QUICK,
     stochastic: bool = False,
     absence_ok: bool = False,
+    under: tuple[Dimension, ...] = (),
 ) -> Callable[[F], F]:
-    """Register an async function as a check of *clauses*, the first being the one it is listed under."""
+    """Register an async function as a check of *clauses*, the first being the one it is listed under.
+
+    *under* names the dimensions that it varies.
+    """
     if not clauses or not all(_CLAUSE.fullmatch(clause) for clause in clauses):
         raise ValueError(f"a check names the clauses it checks, such as MSG-1; got {clauses}")
 
@@ -80,7 +87,7 @@ def check(
         claim = " ".join((function.__doc__ or "").split())
         if not claim:
             raise ValueError(f"the check {name} needs a docstring that says what must hold")
-        found = Check(name, clauses, needs, function, claim, tier, stochastic, absence_ok)
+        found = Check(name, clauses, needs, function, claim, tier, stochastic, absence_ok, under)
         if found.id in REGISTRY:
             raise ValueError(f"there are two checks {found.id}")
         REGISTRY[found.id] = found

@@ -1,0 +1,84 @@
+"""Faulty stores that were written by readers of the contract who did not know the checks, one module for each author.
+
+A module's name begins with its round, as in ``r1_files``: a round is what was written at one time, and run against the
+suite of that moment before anybody looked at it. ``rounds.json`` has what became of each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeVar
+
+from conformance.tests.zoo.base import PLAIN, OnMemory, Witness, ZooHarness
+
+__all__ = ["FAULTS", "Fault", "fault", "load_faults"]
+
+T = TypeVar("T", bound=type)
+
+
+class Fault(NamedTuple):
+    """A faulty store.
+
+    Attributes:
+        round: as in ``r1``.
+        clauses: the clauses it breaks, the first being the one that its author had in mind.
+        wrong: the fault, in a sentence.
+        source: the database, driver or habit that does so.
+        errors: whether the fault is an error where there must be none.
+    """
+
+    name: str
+    round: str
+    clauses: tuple[str, ...]
+    wrong: str
+    source: str
+    harness: type[ZooHarness]
+    base: type[ZooHarness]
+    witness: Witness
+    errors: bool = False
+
+    @property
+    def plain(self) -> type[ZooHarness]:
+        """The same store without the fault."""
+        return next(plain for base, plain in PLAIN.items() if issubclass(self.base, base))
+
+
+FAULTS: Final[dict[str, Fault]] = {}
+
+
+def fault(
+    *clauses: str, source: str, witness: Witness, on: type[ZooHarness] = OnMemory, errors: bool = False
+) -> Callable[[T], T]:
+    """Register a class as the faulty part of a store; its docstring says what is wrong.
+
+    Args:
+        clauses: the clauses that it breaks.
+        source: the database, driver or habit that does so.
+        witness: uses a store and returns what it saw; it sees something else on a sound store.
+        on: the sound store that the part goes into.
+        errors: the fault is an error where there must be none.
+    """
+
+    def register(part: T) -> T:
+        name = part.__name__
+        names = {"__module__": part.__module__, "__qualname__": f"{name}.Harness", "part": part, "name": name}
+        harness = type("Harness", (on,), names)
+        part.Harness = harness  # type: ignore[attr-defined]
+        wrong = " ".join((part.__doc__ or "").split())
+        if name in FAULTS or not wrong or not clauses:
+            raise ValueError(f"{name} needs a name of its own, a clause, and a docstring that says what is wrong")
+        series = part.__module__.rpartition(".")[2].partition("_")[0]
+        FAULTS[name] = Fault(name, series, clauses, wrong, source, harness, on, witness, errors)
+        return part
+
+    return register
+
+
+def load_faults() -> list[Fault]:
+    """All of them, in the order of their modules."""
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith("r"):
+            importlib.import_module(f"{__name__}.{module.name}")
+    return list(FAULTS.values())
