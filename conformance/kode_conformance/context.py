@@ -304,7 +304,7 @@ _MARSHAL: Final = 2  # the last format without references: equal bytes for equal
 
 
 def _is_same(got: Any, want: Any) -> bool:
-    """Whether there is surely no difference, told fast: it is asked of millions of values that are as they should be."""
+    """Whether there is surely no difference, told fast: it is asked of millions of values."""
     kind = type(want)
     if type(got) is not kind:
         return False
@@ -313,7 +313,7 @@ def _is_same(got: Any, want: Any) -> bool:
     if kind is list or kind is tuple:
         return len(got) == len(want) and all(map(_is_same, got, want))
     if isinstance(want, msgspec.Struct):
-        return all([_is_same(getattr(got, name), getattr(want, name)) for name in want.__struct_fields__])
+        return all(_is_same(getattr(got, name), getattr(want, name)) for name in want.__struct_fields__)
     try:
         return marshal.dumps(got, _MARSHAL) == marshal.dumps(want, _MARSHAL)
     except ValueError:  # something inside is no plain JSON
@@ -346,6 +346,12 @@ def _first(found: Any) -> str | None:
     return next((problem for problem in found if problem is not None), None)
 
 
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return f"{text if len(text) < 120 else text[:117] + '...'} ({type(value).__name__})"
+_SHOWN: Final = 120
+
+
+def _shown(value: Any) -> str:
+    text, kind = ascii(value), type(value).__name__
+    if len(text) < _SHOWN:
+        return f"{text} ({kind})"
+    length = f" of {len(value)} characters" if kind == "str" else ""
+    return f"{text[: _SHOWN - 3]}... ({kind}{length})"

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
@@ -19,7 +19,7 @@ from kode_conformance.samples import T0
 from kode_core.model import UnknownBlock
 from kode_core.model.content import BLOCKS
 
-__all__ = ["Field", "Holds", "Values", "fields_of", "full", "made", "put", "rows", "value_in"]
+__all__ = ["Field", "Holds", "Values", "alone", "fields_of", "full", "made", "put", "rows", "value_in"]
 
 
 class Holds(Enum):
@@ -46,18 +46,20 @@ class Field(NamedTuple):
         root: the record that is saved.
         owner: the record that it is a field of, at any depth.
         path: attributes and positions that lead there.
-        index: counts the fields of the root.
+        number: counts the fields of the root.
         optional: None is allowed, and means absent (VAL-3).
         options: what a CHOICE is made of, and the names that the keys of a SPREAD cannot have.
+        default: what the type itself puts there; None where that is None, depends on the time, or must be given.
     """
 
     root: type
     owner: type
     path: tuple[str | int, ...]
-    index: int
+    number: int
     holds: Holds
     optional: bool = False
     options: tuple[str, ...] = ()
+    default: Any = None
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ class _Struct(NamedTuple):
 
 
 class _List(NamedTuple):
+    path: tuple[str | int, ...]
     items: tuple[_Node, ...]
 
 
@@ -126,6 +129,9 @@ class _Tree:
                 parts.append((f.name, spread))
             else:
                 parts.append((f.name, self._node(cls, f.name, hints[f.name], (*path, f.name))))
+                if self.fields and self.fields[-1].path == (*path, f.name):
+                    self.fields[-1] = self.fields[-1]._replace(default=_default(f))
+                    parts[-1] = (f.name, self.fields[-1])
         return _Struct(cls, tuple(parts))
 
     def _node(self, owner: type, name: str, hint: Any, path: tuple[str | int, ...]) -> _Node:
@@ -135,7 +141,7 @@ class _Tree:
         if origin is Sequence:
             items = typing.get_args(kinds[0]) or kinds
             items = BLOCKS if set(items) <= set(BLOCKS) else items
-            return _List(tuple(self._node(owner, name, item, (*path, i)) for i, item in enumerate(items)))
+            return _List(path, tuple(self._node(owner, name, item, (*path, i)) for i, item in enumerate(items)))
         if origin is typing.Literal:
             return self._field(owner, path, Holds.CHOICE, False, args)
         if origin in (typing.Union, types.UnionType):
@@ -156,6 +162,12 @@ class _Tree:
         return {str: Holds.TEXT, bool: Holds.BOOL, Any: Holds.JSON}[hint]
 
 
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is dict:
+        return {}
+    return None if field.default is msgspec.NODEFAULT else field.default
+
+
 @functools.cache
 def _tree(root: type) -> _Tree:
     return _Tree(root)
@@ -169,25 +181,26 @@ def fields_of(root: type) -> Sequence[Field]:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def made(root: type, value: Callable[[Field], Any], *, block: int | None = None) -> Any:
-    """A record with *value* in each field, and one item of each kind in each list.
-
-    With *block*, messages inside of other records have a block of one kind only, in turns.
-    """
-    return _make(_tree(root).top, value, block)
+_Pick = Callable[[_List], Sequence[_Node]]
 
 
-def _make(node: _Node, value: Callable[[Field], Any], block: int | None) -> Any:
+def _all_items(node: _List) -> Sequence[_Node]:
+    return node.items
+
+
+def made(root: type, value: Callable[[Field], Any], pick: _Pick = _all_items) -> Any:
+    """A record with *value* in each field, and one item of each kind in each list, or those that *pick* takes."""
+    return _make(_tree(root).top, value, pick)
+
+
+def _make(node: _Node, value: Callable[[Field], Any], pick: _Pick) -> Any:
     if isinstance(node, Field):
         return value(node)
     if isinstance(node, _Unknown):
         return UnknownBlock({"type": value(node.type), **value(node.rest)})
     if isinstance(node, _List):
-        items = node.items
-        if block is not None and len(items) > 1:
-            items = (items[block % len(items)],)
-        return tuple(_make(item, value, block) for item in items)
-    return node.cls(**{name: _make(part, value, block) for name, part in node.parts})
+        return tuple(_make(item, value, pick) for item in pick(node))
+    return node.cls(**{name: _make(part, value, pick) for name, part in node.parts})
 
 
 def _plain(field: Field, number: int) -> Any:
@@ -213,6 +226,21 @@ def full(root: type, number: int = 0) -> Any:
     return made(root, lambda field: _plain(field, number))
 
 
+def alone(field: Field, value: Any, number: int = 0) -> Any:
+    """A record with *value* in one field and as little else as there can be."""
+
+    def pick(node: _List) -> Sequence[_Node]:
+        depth = len(node.path)
+        return node.items[int(field.path[depth]) :][:1] if field.path[:depth] == node.path else ()
+
+    def others(other: Field) -> Any:
+        if other is field:
+            return value
+        return other.default if other.optional or other.default is not None else _plain(other, number)
+
+    return made(field.root, others, pick)
+
+
 def put(record: Any, field: Field, value: Any) -> Any:
     """A copy of a record of :func:`full` or :func:`rows` with *value* in one field."""
     return made(field.root, lambda other: value if other is field else value_in(record, other))
@@ -223,7 +251,7 @@ def value_in(record: Any, field: Field) -> Any:
     found = record
     for step in field.path:
         if isinstance(found, (dict, tuple)):
-            found = found[step]
+            found = cast(Any, found)[step]
         elif hasattr(found, str(step)):
             found = getattr(found, str(step))
         else:
@@ -243,11 +271,16 @@ def rows(root: type, values: Values, *, thin: bool = False) -> list[Any]:
     of_fields = [values(field) for field in fields_of(root)]
     count = max(map(len, of_fields), default=0)
     thin = thin and not any(field.path[0] == "content" for field in fields_of(root))
-    return [made(root, functools.partial(_cell, of_fields, i), block=i if thin else None) for i in range(count)]
+    cells = (functools.partial(_cell, of_fields, i) for i in range(count))
+    return [made(root, cell, functools.partial(_in_turn, i) if thin else _all_items) for i, cell in enumerate(cells)]
+
+
+def _in_turn(row: int, node: _List) -> Sequence[_Node]:
+    return (node.items[row % len(node.items)],)
 
 
 def _cell(of_fields: Sequence[Sequence[Any]], row: int, field: Field) -> Any:
-    found = of_fields[field.index]
+    found = of_fields[field.number]
     if not found or (field.holds is Holds.KEY and row >= len(found)):  # a key once each: it replaces
         return _plain(field, row)
-    return found[(row + field.index) % len(found)]
+    return found[(row + field.number) % len(found)]

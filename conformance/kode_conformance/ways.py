@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.fields import Holds, Values, fields_of, full, put, rows, value_in
@@ -15,8 +15,9 @@ from kode_conformance.pace import in_time
 from kode_conformance.settings import Tier
 from kode_core.model import AgentInfo, Record
 from kode_core.protocols import ExtendedStore
+from kode_core.query import SessionInfo
 
-__all__ = ["come_back"]
+__all__ = ["all_come_back", "come_back"]
 
 _ROWS: Final = 32
 """How many records of a kind there are in a round."""
@@ -37,10 +38,14 @@ class _Written(NamedTuple):
 async def come_back(ctx: Context, values: Values, *, once: bool = False) -> None:
     """Write records that hold every value in every field, by every method; they must come back exactly everywhere.
 
-    In rounds, as many as there is time for, in an order of the run's seed. *once* takes one method that writes each
-    kind, and reads once.
+    *once* takes one method that writes each kind, and reads once.
     """
-    every = {record: rows(record, values, thin=ctx.settings.tier is Tier.QUICK) for record in kinds()}
+    thin = ctx.settings.tier is Tier.QUICK
+    await all_come_back(ctx, {record: rows(record, values, thin=thin) for record in kinds()}, once=once)
+
+
+async def all_come_back(ctx: Context, every: Rows, *, once: bool = False) -> None:
+    """The same for these records: in rounds, as many as there is time for, in an order of the run's seed."""
     starts = list(range(0, max(map(len, every.values())), _ROWS))
     ctx.rng.shuffle(starts)
     for start in in_time(ctx, starts):
@@ -93,7 +98,9 @@ class _Round:
             await getattr(self._ctx.store, writer.method)(agent_id, **{writer.parameter: given})
         except Exception as exc:
             blamed = await self._blamed(writer, list(given) if writer.many else [given])
-            raise Violation(f"{writer.method}({writer.parameter}=…) of {blamed} raised {type(exc).__name__}: {exc}") from exc
+            raise Violation(
+                f"{writer.method}({writer.parameter}=…) of {blamed} raised {type(exc).__name__}: {exc}"
+            ) from exc
 
     async def _blamed(self, writer: Writer, records: Sequence[Any]) -> str:
         """The first field whose value alone is refused."""
@@ -178,7 +185,7 @@ class _Round:
             found = method(agent_id=agent_id, order="asc", **({"limit": 1000} if reader.gives is Gives.PAGE else {}))
             got = [r async for r in found] if reader.gives is Gives.FOUND else list(await found)
             load = next(r.method for r in written.kind.readers if r.gives is Gives.LIST)
-            numbered: Any = list(enumerate(agent.view()[load]))  # type: ignore[call-overload]
+            numbered = list(enumerate(cast("list[Any]", agent.view()[load])))
             numbered.sort(key=lambda one: getattr(one[1], "created_at", 0))
             self._ctx.equal(got, [record for _, record in numbered], how)
             self._ctx.equal([r.position for r in got], [i for i, _ in numbered], f"positions of {how}")
@@ -192,7 +199,7 @@ class _Round:
             got = {session.agent_id: session for session in found}
             for agent_id, info in wanted.items():
                 self._ctx.true(agent_id in got, f"{how}{where} does not give the session {agent_id}")
-                for name in set(type(info).__struct_fields__) & set(type(got[agent_id]).__struct_fields__):
+                for name in set(AgentInfo.__struct_fields__) & set(SessionInfo.__struct_fields__):
                     problem = difference(getattr(got[agent_id], name), getattr(info, name), name)
                     self._ctx.true(problem is None, f"a session of {how}{where}: {problem}")
 

@@ -7,12 +7,11 @@ from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths
-from kode_conformance.fields import Field, Holds, Values
-from kode_conformance.payloads import PAYLOADS
+from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, put
+from kode_conformance.kinds import kinds
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
-from kode_conformance.strategies import is_exact_json
-from kode_conformance.ways import come_back
+from kode_conformance.ways import all_come_back, come_back
 
 _MAX_KEY: Final = 4096
 _D = Dimension
@@ -77,6 +76,8 @@ async def every_number_in_every_field(ctx: Context) -> None:
 
 
 _SHORT: Final = 8_193
+_TEXTS: Final = 200
+"""More texts than there are in a record."""
 _WIDEST: Final = 100_001
 """Longer than what columns, index entries and lines of other systems hold, in quick runs."""
 
@@ -89,12 +90,13 @@ def _of_length(length: int, form: int) -> str:
     return (text, f"{text[:-1]}\U0001f600", text[:6].ljust(length, "é"))[form % 3]
 
 
-def _lengths(tier: Tier) -> Values:
+def _lengths(ctx: Context) -> Values:
     """In quick runs one form of each length, another one for the next field."""
+    shortest = 3073 if ctx.settings.tier is Tier.QUICK else _SHORT
+    known = lengths(up_to=min(shortest, _limit(ctx) // _TEXTS))
 
     def values(field: Field) -> Sequence[Any]:
-        forms = range(3) if tier > Tier.QUICK else [field.index]
-        known = lengths(up_to=_SHORT)
+        forms = range(3) if ctx.settings.tier > Tier.QUICK else [field.number]
         texts = [_of_length(length, form + i) for i, length in enumerate(known) for form in forms]
         return _texts(texts, str)(field)
 
@@ -106,7 +108,7 @@ async def every_length_in_every_field(ctx: Context) -> None:
     """A text of any length comes back whole from every field, as a value and as a key, also where a character of
     several bytes begins within a limit and ends beyond it.
     """
-    await come_back(ctx, _lengths(ctx.settings.tier))
+    await come_back(ctx, _lengths(ctx))
 
 
 @check("VAL-4", "VAL-1", under=(_D.LENGTHS,))
@@ -114,16 +116,44 @@ async def every_field_takes_long_texts(ctx: Context) -> None:
     """A text that is longer than columns and lines of other systems comes back whole from every field of every record,
     as a value and as a key.
     """
-    limit = ctx.harness.limits.max_payload_bytes or 2**40
     long = [length for length in lengths() if length > _SHORT] if ctx.settings.tier > Tier.QUICK else [_WIDEST]
-    texts = [_of_length(length, 0) for length in long if 2 * length + _RECORD < limit]
+    texts = [_of_length(length, 0) for length in long if length < _limit(ctx) // _TEXTS]
     await come_back(ctx, lambda field: _texts(texts, str)(field) if _is_own(field) else (), once=True)
 
 
-_RECORD: Final = 20_000
-"""More bytes than there are in a record without what is long in it."""
+def _limit(ctx: Context) -> int:
+    return ctx.harness.limits.max_payload_bytes or 2**40
 
 
 def _is_own(field: Field) -> bool:
     """Whether a field is no part of a record that is saved alone as well."""
     return not any(step in ("messages", "events") for step in field.path)
+
+
+def _falsy(field: Field) -> Sequence[Any]:
+    return {
+        Holds.TEXT: ("",),
+        Holds.WHOLE: (0,),
+        Holds.NUMBER: (0, 0.0, -0.0),
+        Holds.TIME: (0,),
+        Holds.BOOL: (False,),
+        Holds.JSON: (0, 0.0, False, "", [], {}),
+        Holds.DICT: ({}, {"": None}),
+        Holds.SPREAD: ({"newer": None}, {"newer": 0}),
+    }.get(field.holds, ())
+
+
+@check("VAL-3", "VAL-1", "VAL-6", under=(_D.EQUALS, _D.INSTANCES))
+async def every_field_may_stand_alone(ctx: Context) -> None:
+    """A field comes back where all others are absent, also when its value is falsy, and is absent where all others
+    are there; lists inside records may be empty.
+    """
+    every: dict[type[Any], list[Any]] = {}
+    for root in kinds():
+        known = every[root] = []
+        for field in fields_of(root):
+            values = _falsy(field) if _is_own(field) else _falsy(field)[:1]
+            known += [alone(field, value, len(known) + i) for i, value in enumerate(values)]
+            if field.optional:
+                known.append(put(full(root, len(known)), field, None))
+    await all_come_back(ctx, every)
