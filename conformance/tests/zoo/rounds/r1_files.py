@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -786,7 +787,7 @@ async def _tokens(store: Any) -> list[bool]:
     await store.save_messages("a", talk("x"))
     await store.delete("a")
     tokens.append(await _token(store))
-    return [a < b for a, b in zip(tokens, tokens[1:], strict=False)]
+    return [a < b for a, b in itertools.pairwise(tokens)]
 
 
 @fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -308,7 +309,7 @@ async def _two_appends(ctx: Any) -> object:
     store, other = ctx.store, await ctx.another()
     await asyncio.gather(store.append_messages("a", talk(*["x"] * 150)), other.append_messages("a", talk(*["y"] * 150)))
     texts = [message.text for message in await store.load_messages("a")]
-    return len(texts), sum(a != b for a, b in zip(texts, texts[1:], strict=False))
+    return len(texts), sum(a != b for a, b in itertools.pairwise(texts))
 
 
 @fault(
@@ -636,7 +637,7 @@ async def _tokens(ctx: Any) -> object:
         lease = await store.acquire_agent_lock("a")
         tokens.append(lease.token)
         await lease.release()
-    return [a < b for a, b in zip(tokens, tokens[1:], strict=False)]
+    return [a < b for a, b in itertools.pairwise(tokens)]
 
 
 @fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -802,7 +803,7 @@ async def _moves(ctx: Context) -> object:
         times += await the("updated_at", store.query_sessions())
         await store.save_messages("a", messages)
         times += await the("updated_at", store.query_sessions())
-    return [a < b for a, b in zip(times, times[1:], strict=False)]
+    return [a < b for a, b in itertools.pairwise(times)]
 
 
 async def _from_two_hosts(ctx: Context) -> object:
@@ -816,7 +817,7 @@ async def _from_two_hosts(ctx: Context) -> object:
 def _pieces(texts: Iterable[str]) -> int:
     """How often the first letter changes."""
     letters = [text[0] for text in texts]
-    return sum(a != b for a, b in zip(letters, letters[1:], strict=False))
+    return sum(a != b for a, b in itertools.pairwise(letters))
 
 
 async def _appends_at_once(ctx: Context) -> object:
