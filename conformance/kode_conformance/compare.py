@@ -25,7 +25,13 @@ EXAMPLES: Final = {
     ),
 }
 
-_BEST_FIRST: Final = (Verdict.CONFORMANT, Verdict.WITH_DEVIATIONS, Verdict.INCOMPLETE, Verdict.NOT_CONFORMANT)
+_BEST_FIRST: Final = (
+    Verdict.CONFORMANT,
+    Verdict.WITH_DEVIATIONS,
+    Verdict.PART_PASSED,
+    Verdict.INCOMPLETE,
+    Verdict.NOT_CONFORMANT,
+)
 
 
 class Change(NamedTuple):
