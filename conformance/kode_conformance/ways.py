@@ -49,15 +49,15 @@ async def all_come_back(ctx: Context, every: Rows, *, once: bool = False) -> Non
     """The same for these records: in rounds, as many as there is time for, in an order of the run's seed."""
     starts = list(range(0, max(map(len, every.values())), _ROWS))
     ctx.rng.shuffle(starts)
-    for start in in_time(ctx, starts):
+    for number, start in enumerate(in_time(ctx, starts)):
         part = {record: found[start : start + _ROWS] for record, found in every.items()}
-        await _Round(ctx, f"{start}", {record: found for record, found in part.items() if found}).run(once=once)
+        a_round = _Round(ctx, f"{start}", {record: found for record, found in part.items() if found})
+        await a_round.run(once=once, forks=not once and (number == 0 or ctx.settings.tier > Tier.QUICK))
 
 
 async def changes_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
     """Write records, and then others in their place, by every method; another instance must see each change."""
-    names = {record: None for rows_of in phases for record in rows_of}
-    for record in names:
+    for record in phases[0]:
         only = [{record: rows_of[record]} for rows_of in phases]
         await _Round(ctx, record.__name__, only[0]).changes(only)
 
@@ -72,13 +72,12 @@ class _Round:
         self._shares = ctx.settings.tier is Tier.QUICK
         self._views = 2 if "PERSISTENT" in ctx.harness.lacks else 3
 
-    async def run(self, *, once: bool) -> None:
-        other = await self._ctx.another()
+    async def run(self, *, once: bool, forks: bool) -> None:
+        self._shares, other = self._shares and not once, await self._ctx.another()
         for kind in (kinds()[record] for record in self._records):
-            self._shares = self._shares and not once
             for writer in kind.writers[:1] if once else kind.writers:
                 await self._write(kind, writer)
-        if not once and "EXTENDED" not in self._ctx.harness.lacks:
+        if forks and "EXTENDED" not in self._ctx.harness.lacks:
             await self._fork()
         if not once or self._views == 2:
             await self._read([("", self._ctx.store), (" in another instance", other)][once:], int(once))
