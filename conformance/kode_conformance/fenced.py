@@ -75,7 +75,12 @@ def fenced_writes(agent_id: str, mark: int = 70) -> list[FencedWrite]:
             writes += [FencedWrite(f"{method}({name})", method, {name: values[name]}) for name in parts]
         else:
             writes.append(FencedWrite(method, method, values))
-    return sorted(writes, key=lambda write: write.method == "delete")
+    return sorted(writes, key=_place)
+
+
+def _place(write: FencedWrite) -> int:
+    """What replaces comes first, so that it hides nothing of what is added; what deletes comes last."""
+    return 2 if write.method == "delete" else int("append" in write.name or "upsert" in write.name)
 
 
 def _value(method: str, name: str, agent_id: str, mark: int) -> Any:
