@@ -115,7 +115,9 @@ async def new_messages_are_never_older_under_any_clock(ctx: Context) -> None:
             await _ADDING[name](stores[number % 2], texts[: number + 1], number)
         found = await stores[number // 2 % 2].query_messages(agent_id="a", order="asc", limit=1000)
         when = f"message {number} was added by {name} with the clock off by {off} s"
-        ctx.equal([m.position for m in found], list(range(number + 1)), f"positions of the messages by time after {when}")
+        ctx.equal(
+            [m.position for m in found], list(range(number + 1)), f"positions of the messages by time after {when}"
+        )
         times = [m.created_at for m in found]
         ctx.equal(times[:number], before, f"the times of the messages that were there when {when}")
         before = times
@@ -196,7 +198,11 @@ async def calls_under_way_heed_no_clock_that_is_set(ctx: Context) -> None:
     """
     for off in (_HOUR_S, -_HOUR_S):
         calls: list[Awaitable[object]] = [ctx.store.save_messages(f"a{i}", samples.messages(2)) for i in range(5)]
-        calls += [ctx.store.load_messages("b"), ctx.store.query_sessions(), ctx.store.append_event("b", samples.event(1))]
+        calls += [
+            ctx.store.load_messages("b"),
+            ctx.store.query_sessions(),
+            ctx.store.append_event("b", samples.event(1)),
+        ]
         tasks = [asyncio.ensure_future(call) for call in calls]
         health = asyncio.ensure_future(ctx.store.health_check())
         await asyncio.sleep(0)
@@ -237,7 +243,9 @@ async def nothing_depends_on_the_zone(ctx: Context) -> None:
     for number, (agent_id, wanted) in enumerate(written.items()):
         zone = _ZONES[(number + 2) % len(_ZONES)]
         with in_zone(zone):
-            ctx.equal(await portrait(other, agent_id), wanted, f"an agent that was written in {_ZONES[number]}, in {zone}")
+            ctx.equal(
+                await portrait(other, agent_id), wanted, f"an agent that was written in {_ZONES[number]}, in {zone}"
+            )
             await _see_found(ctx, other, number, zone)
 
 

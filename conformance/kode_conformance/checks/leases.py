@@ -98,7 +98,8 @@ async def _left_by_cancellation(store: ExtendedStore, agent_id: str) -> Lease:
             await asyncio.sleep(3600)
 
     holder = asyncio.ensure_future(hold())
-    await asyncio.wait([inside, holder], return_when=asyncio.FIRST_COMPLETED)
+    while not (inside.done() or holder.done()):
+        await asyncio.sleep(0.001)
     if holder.done():
         await holder
     holder.cancel()
@@ -275,7 +276,9 @@ async def whoever_waits_gets_the_lock_at_its_end(ctx: Context) -> None:
 
     await all_of(
         {
-            f"two who wait for a lock whose lease ends like this: {end.how}": live(end, f"w-{number}", stores[number % 2])
+            f"two who wait for a lock whose lease ends like this: {end.how}": live(
+                end, f"w-{number}", stores[number % 2]
+            )
             for number, end in enumerate(ENDS)
         }
     )
