@@ -32,64 +32,73 @@ class LeftByError(Exception):
 # --- how a lease ends -------------------------------------------------------------------------------------------------
 
 
-async def _released(store: ExtendedStore, agent_id: str) -> Lease:
+async def _held(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
+    """A lease, a moment after it was had."""
     lease = await store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS)
+    await asyncio.sleep(pause)
+    return lease
+
+
+async def _released(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
+    lease = await _held(store, agent_id, pause)
     await lease.release()
     return lease
 
 
-async def _released_twice(store: ExtendedStore, agent_id: str) -> Lease:
-    lease = await _released(store, agent_id)
+async def _released_twice(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
+    lease = await _released(store, agent_id, pause)
     await lease.release()
     return lease
 
 
-async def _released_at_once(store: ExtendedStore, agent_id: str) -> Lease:
-    lease = await store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS)
+async def _released_at_once(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
+    lease = await _held(store, agent_id, pause)
     await asyncio.gather(lease.release(), lease.release(), lease.release())
     return lease
 
 
-async def _renewed_and_released(store: ExtendedStore, agent_id: str) -> Lease:
-    lease = await store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS)
+async def _renewed_and_released(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
+    lease = await _held(store, agent_id, pause)
     await lease.renew()
     await lease.release()
     return lease
 
 
-async def _deleted_and_released(store: ExtendedStore, agent_id: str) -> Lease:
-    lease = await store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS)
+async def _deleted_and_released(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
+    lease = await _held(store, agent_id, pause)
     await store.delete(agent_id)
     await lease.release()
     return lease
 
 
-async def _expired(store: ExtendedStore, agent_id: str) -> Lease:
+async def _expired(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
     lease = await store.acquire_agent_lock(agent_id, ttl_ms=_SHORT_MS)
     await asyncio.sleep(_OVER_S)
     return lease
 
 
-async def _expired_and_released(store: ExtendedStore, agent_id: str) -> Lease:
-    lease = await _expired(store, agent_id)
+async def _expired_and_released(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
+    lease = await _expired(store, agent_id, pause)
     await lease.release()
     return lease
 
 
-async def _left(store: ExtendedStore, agent_id: str) -> Lease:
+async def _left(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
     async with store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS) as lease:
         await store.save_todos(agent_id, samples.todos("inside"))
+        await asyncio.sleep(pause)
     return lease
 
 
-async def _left_by_an_error(store: ExtendedStore, agent_id: str) -> Lease:
+async def _left_by_an_error(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
     with suppress(LeftByError):
         async with store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS) as lease:
+            await asyncio.sleep(pause)
             raise LeftByError
     return lease
 
 
-async def _left_by_cancellation(store: ExtendedStore, agent_id: str) -> Lease:
+async def _left_by_cancellation(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
     inside: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
     async def hold() -> None:
@@ -102,18 +111,20 @@ async def _left_by_cancellation(store: ExtendedStore, agent_id: str) -> Lease:
         await asyncio.sleep(0.001)
     if holder.done():
         await holder
+    await asyncio.sleep(pause)
     holder.cancel()
     await asyncio.wait([holder])
     return await inside
 
 
-async def _left_after_release(store: ExtendedStore, agent_id: str) -> Lease:
+async def _left_after_release(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
     async with store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS) as lease:
+        await asyncio.sleep(pause)
         await lease.release()
     return lease
 
 
-async def _left_after_renewals(store: ExtendedStore, agent_id: str) -> Lease:
+async def _left_after_renewals(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
     async with store.acquire_agent_lock(agent_id, ttl_ms=1200) as lease:
         await asyncio.sleep(0.45)  # a block renews its lease; the end of the block is the end of that, too
     return lease
@@ -123,7 +134,7 @@ class _End(NamedTuple):
     """How a lease ends: it has, once the call returned."""
 
     how: str
-    live: Callable[[ExtendedStore, str], Coroutine[Any, Any, Lease]]
+    live: Callable[[ExtendedStore, str, float], Coroutine[Any, Any, Lease]]
 
 
 ENDS: Final = tuple(
@@ -182,7 +193,7 @@ async def however_a_lease_ends_the_next_comes(ctx: Context) -> None:
     stores = (ctx.store, await ctx.another())
 
     async def live(end: _End, agent_id: str, first: ExtendedStore, second: ExtendedStore) -> None:
-        old = await end.live(first, agent_id)
+        old = await end.live(first, agent_id, 0)
         new = await take(second.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS), "the next comer, after it ended")
         ctx.true(new.token > old.token, f"the next token is {new.token}, after {old.token}")
         for store in stores:
@@ -219,7 +230,7 @@ async def an_ended_lease_has_no_say(ctx: Context) -> None:
         await old.release()
 
     async def live(end: _End, agent_id: str, first: ExtendedStore, second: ExtendedStore) -> None:
-        old = await end.live(first, agent_id)
+        old = await end.live(first, agent_id, 0)
         await nothing(first, old, "before the next lease")
         new = await take(second.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS), "after it was renewed in vain")
         await nothing(first, old, "during the next lease")
@@ -262,10 +273,9 @@ async def whoever_waits_gets_the_lock_at_its_end(ctx: Context) -> None:
         return lease.token
 
     async def live(end: _End, agent_id: str, store: ExtendedStore) -> None:
-        begun = asyncio.ensure_future(end.live(store, agent_id))
+        begun = asyncio.ensure_future(end.live(store, agent_id, 0.1))
         inside: list[int] = []
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
         waiting = [asyncio.ensure_future(wait(agent_id, stores[i % 2], inside, i)) for i in range(2)]
         results = await asyncio.gather(begun, *waiting, return_exceptions=True)
         for result in results:
