@@ -1,7 +1,7 @@
 """Where it is asked for, the kills of a run are written down, and only a sample of the zoo is looked at.
 
-``KODE_KILL_MATRIX`` names the file of the kills. ``KODE_TEST_SAMPLE=2/6`` takes the third of six samples of the faulty and the
-odd stores, so that six runs in a row see them all.
+``KODE_KILL_MATRIX`` names the file of the kills. ``KODE_TEST_SAMPLE=2/6`` takes the third of six samples of the faulty
+and the odd stores, so that six runs in a row see them all.
 """
 
 from __future__ import annotations

@@ -87,7 +87,9 @@ async def logs_of_any_length(ctx: Context) -> None:
         for asked in (Asked(), Asked(since=2500), Asked(after_offset=log.offsets[99])):
             await log.see(ctx, view, asked, where)
         last = await view.last_bookmark("a")
-        ctx.equal(last, Bookmark(4999, samples.T0 + 4999), f"the last bookmark, which is that of the second event{where}")
+        ctx.equal(
+            last, Bookmark(4999, samples.T0 + 4999), f"the last bookmark, which is that of the second event{where}"
+        )
 
 
 @check("EVT-4", "EVT-2", under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))

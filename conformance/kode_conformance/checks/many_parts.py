@@ -98,9 +98,7 @@ async def _event(store: ExtendedStore, agent: str) -> Any:
 
 
 _KINDS: Final[Mapping[str, _Kind]] = {
-    "message": _Kind(
-        samples.message(), lambda s, a, r: s.save_messages(a, [r]), lambda s, a: _one(s.load_messages(a))
-    ),
+    "message": _Kind(samples.message(), lambda s, a, r: s.save_messages(a, [r]), lambda s, a: _one(s.load_messages(a))),
     "tool call": _Kind(
         samples.approved_call(),
         lambda s, a, r: s.save_tool_call_records(a, [r]),
@@ -202,8 +200,15 @@ async def nothing_is_left_of_much(ctx: Context) -> None:
 
 
 _NUMBERS: Final = {
-    **{"messages": 1101, "tool calls": 1101, "events": 1101, "todos": 101, "media": 101},
-    **{"windows": 101, "compressions": 101, "recovered": 101, "snapshots": 101},
+    "messages": 1101,
+    "tool calls": 1101,
+    "events": 1101,
+    "todos": 101,
+    "media": 101,
+    "windows": 101,
+    "compressions": 101,
+    "recovered": 101,
+    "snapshots": 101,
 }
 """How much of each kind :func:`fill_much` writes."""
 

@@ -12,7 +12,7 @@ from kode_conformance.dimensions import Dimension, counts
 from kode_conformance.many import DOCUMENTS, LISTS, Documents, Listing, at_once, same, views
 from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
-from kode_conformance.registry import Capability, check
+from kode_conformance.registry import check
 from kode_conformance.settings import Tier
 
 _LONG: Final = 10_001
@@ -158,9 +158,7 @@ async def documents_of_any_number(ctx: Context) -> None:
         ctx.equal(found, snapshot, f"the snapshot {snapshot.id} of {len(there['snapshots'])}")
 
 
-async def _see_documents(
-    ctx: Context, documents: Documents, store: Any, saved: Sequence[Any], when: str
-) -> None:
+async def _see_documents(ctx: Context, documents: Documents, store: Any, saved: Sequence[Any], when: str) -> None:
     found = await documents.load(store, "a")
     same(ctx, found, sorted(saved, key=documents.order), f"the {documents.name} of an agent {when}")
 
