@@ -55,7 +55,7 @@ def _first_fault(got: Sequence[Any], want: Sequence[Any]) -> str | None:
     if len(got) < len(want):
         return f"number {len(got) + 1} of {len(want)} is missing, and all behind it: {len(got)} came"
     if len(got) > len(want):
-        return f"{len(got)} came, and there are {len(want)}: number {len(want) + 1} is {ascii(got[len(want)]):.200}"
+        return f"{len(got)} came, and there are {len(want)}: number {len(want) + 1} is {got[len(want)]!a:.200}"
     return None
 
 

@@ -98,9 +98,7 @@ async def _event(store: ExtendedStore, agent: str) -> Any:
 
 
 _KINDS: Final[Mapping[str, _Kind]] = {
-    "message": _Kind(
-        samples.message(), lambda s, a, r: s.save_messages(a, [r]), lambda s, a: _one(s.load_messages(a))
-    ),
+    "message": _Kind(samples.message(), lambda s, a, r: s.save_messages(a, [r]), lambda s, a: _one(s.load_messages(a))),
     "tool call": _Kind(
         samples.approved_call(),
         lambda s, a, r: s.save_tool_call_records(a, [r]),
@@ -195,15 +193,22 @@ async def nothing_is_left_of_much(ctx: Context) -> None:
     )
     await other.save_snapshot("a", samples.snapshot("new"))
     await other.save_history_window("a", samples.window("new"))
-    found = {name: len(records) for name, records in (await many_of_all(ctx.store, "a")).items() if records}
+    again = {name: len(records) for name, records in (await many_of_all(ctx.store, "a")).items() if records}
     wanted = dict.fromkeys(("messages", "tool calls", "events", "windows", "snapshots"), 1)
-    ctx.equal(found, wanted, "how much the next agent of that id has of each kind")
+    ctx.equal(again, wanted, "how much the next agent of that id has of each kind")
     ctx.equal(await dump(ctx, "b"), few, "another agent")
 
 
 _NUMBERS: Final = {
-    **{"messages": 1101, "tool calls": 1101, "events": 1101, "todos": 101, "media": 101},
-    **{"windows": 101, "compressions": 101, "recovered": 101, "snapshots": 101},
+    "messages": 1101,
+    "tool calls": 1101,
+    "events": 1101,
+    "todos": 101,
+    "media": 101,
+    "windows": 101,
+    "compressions": 101,
+    "recovered": 101,
+    "snapshots": 101,
 }
 """How much of each kind :func:`fill_much` writes."""
 

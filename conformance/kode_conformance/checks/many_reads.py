@@ -56,7 +56,8 @@ def _calls() -> list[tuple[str, int, ToolCallRecord]]:
 
 async def _fill(ctx: Context) -> tuple[list[Any], list[Any]]:
     """1,001 messages of one agent, 1,001 tool calls of three; the calls in their ascending order, with what they are
-    sorted by."""
+    sorted by.
+    """
     messages = samples.messages(_MANY)
     await ctx.store.save_messages("m", messages)
     calls = _calls()
@@ -118,7 +119,9 @@ async def offsets_and_limits_at_every_edge(ctx: Context) -> None:
             page = await ctx.store.query_tool_calls(**paging)  # type: ignore[arg-type, assignment]
             _see_calls(ctx, page, calls[::step][part], f"tool calls with {paging}")
             more = offset + len(page) < _MANY
-            ctx.true(not (len(page) and more and page.next_cursor is None), f"there are more tool calls behind {paging}")
+            ctx.true(
+                not (len(page) and more and page.next_cursor is None), f"there are more tool calls behind {paging}"
+            )
 
 
 @check("QRY-6", "QRY-7", needs=_Q, under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.INSTANCES))
