@@ -1,4 +1,4 @@
-"""A log as it must be read: entries with the offsets that the store told, and every part of them that can be asked for."""
+"""A log as it must be read: entries with the offsets that the store told, and each part that can be asked for."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ async def _write(ctx: Context, log: Log, timelines: list[Timeline], *, at_once: 
 
 @check("EVT-5", "EVT-2", "EVT-3", "EVT-6", under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.ORDERS))
 async def hundreds_of_one_seq(ctx: Context) -> None:
-    """A log with hundreds of events of one seq is read whole, by seq and by offset, since every seq and from every place
-    near the end of a page, all channels or one that is rare.
+    """A log with hundreds of events of one seq is read whole, by seq and by offset, since every seq and from every
+    place near the end of a page, all channels or one that is rare.
     """
     log = Log()
     await _write(ctx, log, _crowded(1303), at_once=650)
@@ -66,8 +66,8 @@ def _questions(log: Log) -> Iterator[Asked]:
 
 @check("EVT-5", "EVT-1", "EVT-2", under=(Dimension.ITEMS, Dimension.ORDERS, Dimension.INSTANCES))
 async def logs_of_any_length(ctx: Context) -> None:
-    """A log that grows by one event, by a batch, or as a part of a turn, past the end of each usual page, with seqs that
-    fall as well as rise, is read whole after each, and in every instance in the end.
+    """A log that grows by one event, by a batch, or as a part of a turn, past the end of each usual page, with seqs
+    that fall as well as rise, is read whole after each, and in every instance in the end.
     """
     log, other = Log(), await ctx.another()
     entries = [samples.event(5000 - i if i % 2 else i, cursor=i) for i in range(1101)]
@@ -87,9 +87,7 @@ async def logs_of_any_length(ctx: Context) -> None:
         for asked in (Asked(), Asked(since=2500), Asked(after_offset=log.offsets[99])):
             await log.see(ctx, view, asked, where)
         last = await view.last_bookmark("a")
-        ctx.equal(
-            last, Bookmark(4999, samples.T0 + 4999), f"the last bookmark, which is that of the second event{where}"
-        )
+        ctx.equal(last, Bookmark(4999, samples.T0 + 4999), f"the last bookmark, of the second event{where}")
 
 
 @check("EVT-4", "EVT-2", under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))

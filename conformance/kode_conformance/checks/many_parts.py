@@ -193,9 +193,9 @@ async def nothing_is_left_of_much(ctx: Context) -> None:
     )
     await other.save_snapshot("a", samples.snapshot("new"))
     await other.save_history_window("a", samples.window("new"))
-    found = {name: len(records) for name, records in (await many_of_all(ctx.store, "a")).items() if records}
+    again = {name: len(records) for name, records in (await many_of_all(ctx.store, "a")).items() if records}
     wanted = dict.fromkeys(("messages", "tool calls", "events", "windows", "snapshots"), 1)
-    ctx.equal(found, wanted, "how much the next agent of that id has of each kind")
+    ctx.equal(again, wanted, "how much the next agent of that id has of each kind")
     ctx.equal(await dump(ctx, "b"), few, "another agent")
 
 

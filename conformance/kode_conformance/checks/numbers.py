@@ -60,8 +60,8 @@ async def lists_of_any_length_are_replaced(ctx: Context) -> None:
 
 @check("MSG-3", "TC-3", "TURN-1", "VAL-4", under=(Dimension.ITEMS, Dimension.INSTANCES))
 async def lists_grow_to_any_length(ctx: Context) -> None:
-    """Whatever call adds to a list, one record at each usual limit or hundreds at once, what was there stays and what is
-    new is behind it, in its order.
+    """Whatever call adds to a list, one record at each usual limit or hundreds at once, what was there stays and what
+    is new is behind it, in its order.
     """
     other = await ctx.another()
     ways = [(listing, name, call) for listing in LISTS for name, call in listing.adds.items()]
@@ -80,8 +80,8 @@ _PLACES: Final = (0, 1, 99, 100, 500, 999, 1000)
 
 @check("MSG-1", "TC-1", under=(Dimension.ITEMS, Dimension.CHANGES))
 async def one_is_changed_among_many(ctx: Context) -> None:
-    """In a list of 1,001 one record is replaced, inserted, removed or moved to the end, at the first place, at the last,
-    and around each usual limit: the others stay where they are, and so does their order.
+    """In a list of 1,001 one record is replaced, inserted, removed or moved to the end, at the first place, at the
+    last, and around each usual limit: the others stay where they are, and so does their order.
     """
     for listing in LISTS[:2]:
         was, calls = listing.items(1001), list(listing.replaces.items())
@@ -134,8 +134,8 @@ async def upserts_find_the_last_of_an_id_among_many(ctx: Context) -> None:
 
 @check("HIS-1", "HIS-2", "SNAP-1", under=(Dimension.ITEMS, Dimension.ORDERS, Dimension.EQUALS, Dimension.INSTANCES))
 async def documents_of_any_number(ctx: Context) -> None:
-    """However many windows, compressions, recovered files and snapshots there are, all are loaded in their order, though
-    hundreds have one time; so they are after some were saved again.
+    """However many windows, compressions, recovered files and snapshots there are, all are loaded in their order,
+    though hundreds have one time; so they are after some were saved again.
     """
     other = await ctx.another()
     pending = {documents.name: iter(documents.items(1001)) for documents in DOCUMENTS}
