@@ -80,7 +80,9 @@ def _of_lists() -> Iterator[Change]:
         for name, new in edits.items():
             yield Change(f"{part}: {name}", restore, [Step(op, "a", (new,))])
         for name in ("first removed", "two exchanged", "all removed"):
-            yield Change(f"{part}: {name}, by save_turn", restore, [Step("save_turn", "a", named=((part, edits[name]),))])
+            yield Change(
+                f"{part}: {name}, by save_turn", restore, [Step("save_turn", "a", named=((part, edits[name]),))]
+            )
     yield from _of_additions()
 
 
@@ -109,7 +111,10 @@ def _of_documents() -> Iterator[Change]:
     for op, names in _DOCUMENTS.items():
         letter = names[0][0]
         restore = [Step(op, "a", (f"{letter}.",), seen_by=_UNSEEN)]
-        for name in (*names_of(letter), *(n for n in (f"{letter}0b", f"{letter}0c") if n in ("w0b", "p0b", "r0b", "r0c", "s0b"))):
+        for name in (
+            *names_of(letter),
+            *(n for n in (f"{letter}0b", f"{letter}0c") if n in ("w0b", "p0b", "r0b", "r0c", "s0b")),
+        ):
             yield Change(f"{op} {name}", restore, [Step(op, "a", (name,))])
     for name in (*names_of("t"), "t0"):
         yield Change(f"save_todos {name}", [], [Step("save_todos", "a", (name,))])
@@ -153,10 +158,17 @@ def _of_lives() -> Iterator[Change]:
     after: dict[str, list[Step]] = {
         "nothing": [],
         "the parent changed": [Step("save_messages", "a", (_M[2:],)), Step("save_info", "a", ("i0",))],
-        "a fork changed": [Step("save_messages", "f1", (_M[::-1],)), Step("upsert_tool_call_records", "f1", (("c.state1",),))],
+        "a fork changed": [
+            Step("save_messages", "f1", (_M[::-1],)),
+            Step("upsert_tool_call_records", "f1", (("c.state1",),)),
+        ],
         "the parent deleted": [gone, Step("append_messages", "f2", (("m4",),))],
         "a fork deleted": [Step("delete", "f1"), Step("append_event", "f2", ("e1",))],
-        "a fork of a fork": [Step("save_info", "f1", ("i.breakpoint",)), Step("batch_fork", "f1"), Step("delete", "f1")],
+        "a fork of a fork": [
+            Step("save_info", "f1", ("i.breakpoint",)),
+            Step("batch_fork", "f1"),
+            Step("delete", "f1"),
+        ],
         "forked again": [Step("save_media_cache", "a", ((),)), Step("batch_fork", "a")],
     }
     for name, steps in after.items():
@@ -170,7 +182,9 @@ def _of_lives() -> Iterator[Change]:
         Step("save_turn", "a", named=refused),
     ):
         yield Change(f"refused: {step}", [], [step])
-    yield Change("opened again", [], [Step("reopen", "a"), Step("reopen", "a", via=1), Step("append_event", "a", ("e2",))])
+    yield Change(
+        "opened again", [], [Step("reopen", "a"), Step("reopen", "a", via=1), Step("append_event", "a", ("e2",))]
+    )
 
 
 CHANGES: Final[Mapping[str, Sequence[Change]]] = {

@@ -216,8 +216,10 @@ def _singles(kind: str, known: Known, turn: int) -> list[dict[str, Any]]:
     for name in _FILTERS[kind]:
         if name in ("created", "updated"):
             times = known.values(kind, "time" if name == "created" else name, turn, 3)
-            bounds = [(f"{name}_{('after', 'before')[(turn + i) % 2]}", t + (turn + i) // 2 % 2) for i, t in
-                      enumerate(sorted(times))]
+            bounds = [
+                (f"{name}_{('after', 'before')[(turn + i) % 2]}", t + (turn + i) // 2 % 2)
+                for i, t in enumerate(sorted(times))
+            ]
             found += [{bound: time} for bound, time in bounds]
         elif name in ("is_error", "has_approval"):
             found += [{name: True}, {name: False}]

@@ -237,8 +237,6 @@ def _key(timeline: Timeline) -> tuple[int, int]:
 
 
 WRITES: dict[str, Callable[..., Any]] = {
-    name: method
-    for name, method in vars(StoreModel).items()
-    if name.startswith(("save_", "append_", "upsert_"))
+    name: method for name, method in vars(StoreModel).items() if name.startswith(("save_", "append_", "upsert_"))
 }
 """The writes that a model makes as a store does, by name."""

@@ -1,1 +1,2 @@
-def program(*a): return ""
+def program(*a):
+    return ""
