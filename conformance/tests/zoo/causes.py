@@ -1,4 +1,4 @@
-"""``python -m conformance.tests.zoo.causes``: write down which faults made which check fail, for the suite's findings."""
+"""``python -m conformance.tests.zoo.causes``: note which faults made which check fail, for the suite's findings."""
 
 from __future__ import annotations
 
