@@ -12,6 +12,7 @@ from typing import Annotated, Final, NamedTuple
 
 import typer
 
+from kode_conformance import coverage as coverages
 from kode_conformance import documents, listing, terminal
 from kode_conformance.clauses import clauses
 from kode_conformance.explain import find_clauses
@@ -35,6 +36,7 @@ EXAMPLES: Final = {
         "kode conformance sqlite --tier thorough --report out --badge conformance.svg",
         "kode conformance sqlite --only MSG --only DUR-1",
         "kode conformance --explain MSG-4",
+        "kode conformance --coverage",
     ),
 }
 
@@ -77,6 +79,9 @@ def conformance(
     explain: Annotated[
         str | None, typer.Option(metavar="CLAUSE", help="Print a clause or an area, its checks and where to look.")
     ] = None,
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Print which clause is checked under which conditions.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a store by what the contract says.
@@ -84,6 +89,9 @@ def conformance(
     The exit code is 0 for a store that is right, 1 for one that is not, 2 when the question was wrong, and 3 when too
     little could be run to say. When only a part was asked for, 0 says that all of the part passed.
     """
+    if coverage:
+        print_json(coverages.as_json()) if as_json else coverages.print_coverage()
+        return
     if list_all or explain is not None:
         _tell(explain, as_json)
         return
