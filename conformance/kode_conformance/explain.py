@@ -16,6 +16,7 @@ from kode_core.cli.output import count
 __all__ = [
     "beginning",
     "checks_of",
+    "conditions_line",
     "find_clauses",
     "finding_lines",
     "grouped",
@@ -71,6 +72,8 @@ def finding_lines(result: Result, command: str) -> list[tuple[str, str]]:
     if hint and "NotImplementedError" not in result.message:
         lines.append(("look first at", hint))
     if result.replay:
+        if any(check.id == result.check and check.depends_on_timing for check in load_checks()):
+            lines.append(("timing", "it may not fail in every run: the replay repeats it for up to a minute"))
         lines.append(("run it again", f"{command} --replay {result.replay}"))
     return lines
 
@@ -89,6 +92,15 @@ def grouped(results: Iterable[Result]) -> list[list[Result]]:
         ends = (lines[0], lines[-1]) if lines[-1].startswith("  at ") else (result.message,)  # however it came there
         found.setdefault((result.status, *ends), []).append(result)
     return list(found.values())
+
+
+def conditions_line(report: Report) -> str:
+    """Under how many conditions the clauses were checked; empty when none was varied."""
+    if not report.conditions:
+        return ""
+    return (
+        f"conditions: {count(report.conditions, 'pair')} of a clause and a dimension were varied, as --coverage shows"
+    )
 
 
 def search_line(report: Report) -> str:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from conformance.tests.zoo.base import PLAIN, OnMemory, Witness, ZooHarness
 
-__all__ = ["FAULTS", "Fault", "fault", "load_faults"]
+__all__ = ["FAULTS", "Fault", "fault", "load_angels", "load_faults"]
 
 T = TypeVar("T", bound=type)
 
@@ -78,7 +78,16 @@ def fault(
 
 def load_faults() -> list[Fault]:
     """All of them, in the order of their modules."""
-    for module in pkgutil.iter_modules(__path__):
-        if module.name.startswith("r"):
-            importlib.import_module(f"{__name__}.{module.name}")
+    _load("r")
     return list(FAULTS.values())
+
+
+def load_angels() -> None:
+    """Register the odd but sound stores of the same authors."""
+    _load("angels_")
+
+
+def _load(prefix: str) -> None:
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith(prefix):
+            importlib.import_module(f"{__name__}.{module.name}")
