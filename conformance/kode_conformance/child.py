@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from kode_conformance import samples
+from kode_conformance.checks.leases import ENDS
 from kode_conformance.harness import Handle, load_harness
 from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
 from kode_conformance.writes import seed, write_named
-from kode_core.errors import LockError, LockLostError
+from kode_core.errors import LockError, LockLostError, LockUnavailableError
 from kode_core.model import AgentInfo
 from kode_core.protocols import ExtendedStore, Lease
 
@@ -138,6 +139,33 @@ async def leave_open(store: ExtendedStore, agent_id: str) -> None:
     tell(written=agent_id)
 
 
+async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], until: str) -> None:
+    """Try a lock that another process has, let a lease of this one end in each way, and hold one until there is a file.
+
+    Tell, each time, what it got.
+    """
+    for _ in range(3):
+        try:
+            await store.acquire_agent_lock(held)
+            tell(got=held)
+        except LockUnavailableError:
+            tell(refused=held)
+    tokens = {}
+    for end in ENDS:
+        if end.how in ends:
+            tokens[end.how] = (await end.live(store, end.how, 0)).token
+    kept = await store.acquire_agent_lock("kept", ttl_ms=600_000)
+    tell(tokens=tokens, kept=kept.token)
+    while not Path(until).exists():
+        await asyncio.sleep(0.005)
+    await kept.release()
+    tell(released="kept")
+    again = {}
+    for how in tokens:
+        again[how] = (await store.acquire_agent_lock(how, wait_ms=20_000)).token
+    tell(again=again)
+
+
 async def leave_all_open(store: ExtendedStore, agent_id: str, names: list[str]) -> None:
     """Write of every kind, and end the process while locks are held and waited for, and readers have begun."""
     await seed(store, agent_id)
@@ -215,6 +243,7 @@ SCRIPTS: Final = {
         open_only,
         leave_open,
         leave_all_open,
+        live_with_locks,
         tell_events,
         race,
     )
