@@ -258,6 +258,7 @@ class Meter:
         self._ctx = ctx
         self._sent = sent
         self._begun = time.monotonic()
+        self._has_hook: bool | None = None
         self._listening = _listening()
         self._connected = bool(connections())
 
@@ -273,7 +274,9 @@ class Meter:
 
     async def _look(self) -> _Look:
         harness = self._ctx.harness
-        hook = (await harness.costs(self._ctx.handle)).bytes_written if harness.has("costs") else None
+        if self._has_hook is None:
+            self._has_hook = harness.has("costs") and (await harness.costs(self._ctx.handle)).bytes_written is not None
+        hook = (await harness.costs(self._ctx.handle)).bytes_written if self._has_hook else None
         engine = sum(layer.written for layer in self.layers)
         sockets = _sent_by_sockets(self._listening) if self._connected else {}
         return _Look(hook, _bytes_written(), sum(self._sent), sockets, engine)

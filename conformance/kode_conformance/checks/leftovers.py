@@ -275,8 +275,8 @@ _UNDER: Final = (Dimension.COSTS, Dimension.INTERRUPTIONS)
 
 @check("OPS-5", under=_UNDER)
 async def nothing_is_left_of_a_closed_store(ctx: Context) -> None:
-    """A store that was opened, used and closed leaves no descriptor, connection, thread or task, whatever its use and
-    however that ended.
+    """A store that was opened, used and closed leaves no descriptor, connection, thread or task, however it was used
+    and however that ended.
     """
     await _see_uses(ctx, _CORE_USES)
     ctx.true(await ctx.store.load_messages("a"), "what the stores appended must be there")
