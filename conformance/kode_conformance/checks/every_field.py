@@ -11,7 +11,7 @@ from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full
 from kode_conformance.kinds import kinds
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import all_come_back, come_back
+from kode_conformance.ways import all_come_back, changes_come_back, come_back
 
 _MAX_KEY: Final = 4096
 _D = Dimension
@@ -157,3 +157,35 @@ async def every_field_may_stand_alone(ctx: Context) -> None:
             if field.optional:
                 known.append(put(full(root, len(known)), field, None))
     await all_come_back(ctx, every)
+
+
+_EQUAL: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.NUMBER: (0, 0.0, -0.0, 0),
+    Holds.JSON: (1, 1.0, True, "1"),
+    Holds.DICT: ({"a": 0, "b": 1}, {"b": 1, "a": 0}, {"b": True, "a": False}, {"b": 1.0, "a": -0.0}),
+    Holds.SPREAD: ({"y": 0, "z": 1}, {"z": 1, "y": 0}, {"z": True, "y": False}, {"z": 1.0, "y": -0.0}),
+}
+"""Python takes them for equal, each and the next, but for the last text."""
+_NEAR: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.TEXT: ("\u00e9", "e\u0301"),
+    Holds.KEY: ("\u00e9", "e\u0301"),
+    Holds.WHOLE: (2**53, 2**53 + 1),
+    Holds.TIME: (2**53, 2**53 + 1),
+    Holds.BOOL: (False, True),
+}
+"""Other languages and databases take them for equal."""
+
+
+@check("VAL-1", "MSG-1", "TC-1", "EVT-4", "HIS-1", "INFO-1", under=(_D.EQUALS, _D.CHANGES, _D.INSTANCES))
+async def a_change_of_one_field_is_a_change(ctx: Context) -> None:
+    """When one field of a record changes to a value that many comparisons take for the same, such as 1 to 1.0 or to
+    True, or the order of keys, the new record is stored, by every method; and an event that differs so is another one.
+    """
+
+    def records(root: type[Any], equal: int, near: int) -> list[Any]:
+        cells = {**{holds: v[equal] for holds, v in _EQUAL.items()}, **{holds: v[near] for holds, v in _NEAR.items()}}
+        fields = [field for field in fields_of(root) if field.holds in cells and _is_own(field)]
+        return [put(full(root, i), field, cells[field.holds]) for i, field in enumerate(fields)]
+
+    phases = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1)]
+    await changes_come_back(ctx, [{root: records(root, *phase) for root in kinds()} for phase in phases])
