@@ -18,6 +18,7 @@ import aiosqlite
 
 from kode_core.errors import ConfigurationError, StoreBusyError, StoreReadOnlyError, StoreUnavailableError
 from kode_sqlite.errors import translated
+from kode_sqlite.inuse import note_closed, note_open
 from kode_sqlite.options import SqliteOptions
 
 __all__ = ["Connection", "WriteGuard", "file_identity", "needs_guard", "open_connection", "readably"]
@@ -36,9 +37,20 @@ class Connection(aiosqlite.Connection):
     """
 
     def __init__(self, connector: Callable[[], sqlite3.Connection], path: str) -> None:
-        super().__init__(connector, iter_chunk_size=64)
+        def noted() -> sqlite3.Connection:
+            note_open(path)
+            try:
+                db = connector()
+            except BaseException:
+                note_closed(path)
+                raise
+            self._is_noted = True
+            return db
+
+        super().__init__(noted, iter_chunk_size=64)
         self._thread.daemon = True
         self._path = path
+        self._is_noted = False
         self._reading: asyncio.Future[Any] | None = None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
@@ -67,6 +79,15 @@ class Connection(aiosqlite.Connection):
         if self._reading is not None and not self._reading.cancelled():
             self._reading.exception()  # nobody else asks for it
         await self.run(_leave_transaction)
+
+    async def close(self) -> None:
+        """Close it; calling it again does nothing."""
+        try:
+            await super().close()
+        finally:
+            if self._is_noted:
+                self._is_noted = False
+                note_closed(self._path)
 
     def join(self) -> None:
         """Wait for the thread, which ends by itself after a connect that failed: with a word to the event loop."""
