@@ -167,9 +167,7 @@ PAGING: Final = frozenset({"limit", "offset", "cursor", "order", "sort_by"})
 
 
 def _matches(record: Any, filters: Mapping[str, Any], value_of: Callable[[Any, str], Any]) -> bool:
-    return all(
-        _holds(record, name, wanted, value_of) for name, wanted in filters.items() if name not in PAGING
-    )
+    return all(_holds(record, name, wanted, value_of) for name, wanted in filters.items() if name not in PAGING)
 
 
 def _holds(record: Any, name: str, wanted: Any, value_of: Callable[[Any, str], Any]) -> bool:

@@ -51,9 +51,7 @@ def _grown(times: Sequence[int], given: Sequence[int]) -> str:
     return ""
 
 
-def _kept_by_contents(
-    before: Sequence[int], times: Sequence[int], after: Sequence[int], given: Sequence[int]
-) -> str:
+def _kept_by_contents(before: Sequence[int], times: Sequence[int], after: Sequence[int], given: Sequence[int]) -> str:
     """Each message that is in both lists keeps a time that it had."""
     had, has = _by_name(before, times), _by_name(after, given)
     for name in had.keys() & has.keys():

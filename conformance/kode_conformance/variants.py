@@ -18,7 +18,6 @@ from kode_core.model import (
     Message,
     Record,
     TextBlock,
-    TodoSnapshot,
     ToolCallApproval,
     ToolCallAuditEntry,
     ToolUseBlock,
