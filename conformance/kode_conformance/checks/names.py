@@ -18,13 +18,14 @@ from kode_conformance.methods import calls_of, drive
 from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
-from kode_conformance.ways import at_once, brief
+from kode_conformance.ways import at_once, brief, held
 from kode_core.errors import InvalidArgumentError, LockUnavailableError
 from kode_core.model import AgentInfo, Record
 
 _D = Dimension
 _AGENT_BYTES: Final = 256
 _KEY_BYTES: Final = 4096
+_WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
 
 
 def _ends(limit: int) -> list[str]:
@@ -63,9 +64,7 @@ async def twin_keys_are_different_keys(ctx: Context) -> None:
         for reader in kind.readers:
             if reader.gives is Gives.LIST:
                 what = f"{reader.method} of what {writer.method} wrote, each third one twice"
-                ctx.equal(
-                    await getattr(other, reader.method)(agent_id), model.agents[agent_id].view()[reader.method], what
-                )
+                ctx.equal(await getattr(other, reader.method)(agent_id), held(model, reader.method, agent_id), what)
             elif reader.gives is Gives.KEYED:
                 for i, name in enumerate(names):
                     found = await getattr(other, reader.method)(agent_id, name)
@@ -174,8 +173,7 @@ async def twin_agents_share_nothing(ctx: Context) -> None:
             getattr(model, method)(agent_id, **given)
         save = getattr(ctx.store, method)
         await at_once(save(agent_id, **given) for agent_id, given in zip(ids, every, strict=True))
-        view = model.agents[ids[0]].view()
-        methods = [next(r.method for r in kind.readers if r.method in view) for kind in together]
+        methods = [next(r.method for r in kind.readers[::-1] if r.gives in _WHOLE) for kind in together]
         written += methods
         await at_once(_compared(ctx, other, model, *what, "") for what in itertools.product(ids[::2], methods))
     await _listed(ctx, model)
@@ -189,7 +187,7 @@ async def twin_agents_share_nothing(ctx: Context) -> None:
 
 async def _compared(ctx: Context, store: Any, model: StoreModel, agent_id: str, method: str, when: str) -> None:
     found = await drive(getattr(store, method), {"agent_id": agent_id})
-    ctx.equal(found, model.agents[agent_id].view()[method], f"{method}({brief(agent_id)}){when}")
+    ctx.equal(found, held(model, method, agent_id), f"{method}({brief(agent_id)}){when}")
 
 
 async def _listed(ctx: Context, model: StoreModel) -> None:
