@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, cast
 
-from kode_conformance import samples
+from kode_conformance import remote, samples
 from kode_conformance.checks.leases import ENDS
 from kode_conformance.harness import Handle, load_harness
 from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
@@ -229,6 +229,11 @@ async def race(store: ExtendedStore, gate: str, number: int, seed: int, calls: i
         tell(name=name, calls=done, offsets=told)
 
 
+async def serve(store: ExtendedStore) -> None:
+    """Answer the calls of another process until it closes the store."""
+    await remote.serve(store, tell)
+
+
 SCRIPTS: Final = {
     function.__name__: function
     for function in (
@@ -246,6 +251,7 @@ SCRIPTS: Final = {
         live_with_locks,
         tell_events,
         race,
+        serve,
     )
 }
 

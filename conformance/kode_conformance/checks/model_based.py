@@ -9,7 +9,8 @@ from typing import Any, Final, cast
 import msgspec
 
 from kode_conformance.context import Context, difference
-from kode_conformance.machine import Machine, follow_the_model
+from kode_conformance.experiments import follow_the_model
+from kode_conformance.machine import Machine
 from kode_conformance.model import AgentModel
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
