@@ -86,7 +86,7 @@ async def updated_at_only_grows_under_any_clock(ctx: Context) -> None:
         for number, write in enumerate(moving):
             off = _STEPS[(number + round_number * 3) % len(_STEPS)]
             with clock_off(off):
-                await write(stores[number % 2], "a")
+                await write.act(stores[number % 2], "a")
             after = await _updated(stores[(number + round_number) % 2], "a")
             told = f"with the clock off by {off} s" if off else "with the right clock"
             ctx.true(after > before, f"updated_at must grow by {write.name}, {told}: {before}, then {after}")

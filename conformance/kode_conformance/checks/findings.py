@@ -97,6 +97,10 @@ async def pairs_are_told_apart_by_their_whole_id(ctx: Context) -> None:
         await ctx.store.save_messages("all", [*uses, *results[:missing], *results[missing + 1 :]])
         (issue,) = await _only(ctx, ctx.store, ids[missing])
         ctx.equal((issue.agent_id, issue.code), ("all", _USE), f"agent and code of the issue, round {number}")
+    for start in (0, 1):
+        await ctx.store.save_messages("all", [*uses[start::2], *results[1 - start :: 2]])
+        codes = [_USE] * len(uses[start::2]) + [_RESULT] * len(results[1 - start :: 2])
+        await _see_issues(ctx, {"all": codes}, 1, "where ids were used, and others that are like them were answered")
     again = [_use("c"), _result("c")] * 40
     await ctx.store.save_messages("all", [*again[:-1], *again])
     (issue,) = await _only(ctx, ctx.store, "c")

@@ -76,7 +76,7 @@ async def each_failure_is_counted_once_and_as_nothing_else(ctx: Context) -> None
             before = after
     for write in fenced_writes("a"):
         try:
-            await write(ctx.store, "a", fence=lease)
+            await write.act(ctx.store, "a", fence=lease)
         except LockLostError:
             after = await _counted(ctx.store)
             told = f"the counters that {write.name} under an ended lease moved"
