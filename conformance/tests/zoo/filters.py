@@ -126,7 +126,7 @@ class MetadataAsDoubles(EngineStore):
     "QRY-3",
     killed_by="QRY-2.any_time_is_ordered_and_bounded",
     source="times that are kept as text",
-    witness=sessions({"order": "asc"}, a={"created_at": -5}, b={"created_at": -40}),
+    witness=sessions({"order": "asc"}, a={"created_at": 5}, b={"created_at": 40}),
 )
 class TimesAsText(EngineStore):
     """Orders sessions by their times as texts."""
@@ -136,6 +136,22 @@ class TimesAsText(EngineStore):
         if filters.get("sort_by", "created_at") == "created_at":
             found.sort(key=lambda session: f"{session.created_at}", reverse=filters.get("order") != "asc")
         return found
+
+
+@mutant(
+    "QRY-2",
+    killed_by="what_the_store_dates_is_bounded_by_any_time",
+    source="if updated_before:",
+    witness=seen(lambda s: s.save_info("a", samples.info("a")), lambda s: s.query_sessions(updated_before=-1)),
+)
+class TimesBefore1970AreNone(EngineStore):
+    """Takes a bound of changes that is not above 0 for none."""
+
+    async def query_sessions(self, **filters: Any) -> Any:
+        before = filters.get("updated_before")
+        if type(before) is int and before <= 0:
+            filters.pop("updated_before")
+        return await super().query_sessions(**filters)
 
 
 @mutant(
