@@ -64,6 +64,9 @@ def clauses() -> dict[str, Clause]:
             text.endswith("(!)"),
             note.get("untested", ""),
             note.get("look_at", ""),
-            {Dimension(name): reason for reason, names in note.get("without", {}).items() for name in names},
+            {
+                Dimension(name): note.get("because", {}).get(name, notes["not_varied"][name])
+                for name in note.get("not_varied", ())
+            },
         )
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from rich.table import Column, Table
@@ -11,13 +13,14 @@ from rich.text import Text
 from kode_conformance.clauses import CONTRACT, clauses
 from kode_conformance.dimensions import MEANINGS, Dimension
 from kode_conformance.explain import checks_of
+from kode_conformance.into import write_into
 from kode_conformance.registry import Check, load_checks
 from kode_conformance.runner import manifest
 from kode_conformance.settings import Tier
 from kode_conformance.tally import AREAS
 from kode_core.cli.output import count, show
 
-__all__ = ["Cell", "as_json", "as_markdown", "cells", "lines_of", "print_coverage", "share"]
+__all__ = ["Cell", "as_json", "cells", "lines_of", "print_coverage", "share", "table_lines"]
 
 _MARKS: Final = {Tier.QUICK: "q", Tier.STANDARD: "s", Tier.THOROUGH: "t"}
 _NOT: Final = "·"
@@ -114,10 +117,13 @@ def as_json() -> dict[str, Any]:
     return {"contract": CONTRACT, "manifest": manifest(load_checks()), "clauses": found}
 
 
-def as_markdown() -> str:
-    """The table as a part of a page."""
+def table_lines() -> list[str]:
+    """The table as Markdown."""
     head = f"| clause | {' | '.join(dimension.value for dimension in Dimension)} |"
-    lines = [head, f"| --- |{' :-: |' * len(Dimension)}"]
-    for clause_id in clauses():
-        lines.append(f"| {clause_id} | {' | '.join(cell.mark for cell in cells(clause_id).values())} |")
-    return "\n".join(lines) + "\n"
+    rows = (f"| {one} | {' | '.join(cell.mark for cell in cells(one).values())} |" for one in clauses())
+    return ["", head, f"| --- |{' :-: |' * len(Dimension)}", *rows, ""]
+
+
+if __name__ == "__main__":  # python -m kode_conformance.coverage docs/guides/conditions.md
+    for page in sys.argv[1:]:
+        write_into(Path(page), "coverage", table_lines())

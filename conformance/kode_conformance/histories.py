@@ -1,98 +1,32 @@
-"""Random sequences of calls over very few agents and values, so that they meet: to write, to print and to shorten.
+"""Random sequences of calls over very few agents and values, so that they meet: to write and to print.
 
-A step names its values (``m0``), so that a history is short to read and the same for every store; :data:`VALUES` says
-what the names stand for.
+A step names its values (``m0``), so that a history is short to read and the same for every store; what the names stand
+for is in :mod:`kode_conformance.vocabulary`.
 """
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from kode_conformance import samples
-from kode_core.errors import InvalidArgumentError, InvalidValueError
-from kode_core.model import (
-    AgentInfo,
-    Bookmark,
-    Message,
-    Record,
-    TextBlock,
-    TodoSnapshot,
-    ToolResultBlock,
-    ToolUseBlock,
-)
+from kode_conformance.vocabulary import FAMILIES, run, values_of
 
-__all__ = ["REFUSED", "VALUES", "Step", "history", "shortest", "told"]
-
-_NAN: Final = {"rows": [float("nan")]}
-
-VALUES: Final[Mapping[str, Record]] = {
-    "m0": Message.user(""),
-    "m1": Message("user", [TextBlock("0")], metadata={}),
-    "m2": Message("assistant", [ToolUseBlock("c0", "t", {})]),
-    "m3": Message("user", [ToolResultBlock("c0", 0)], metadata={"b": None, "a": False}),
-    "m4": Message("user", [ToolResultBlock("c0", False, is_error=False)], metadata={"a": False, "b": None}),
-    "c0": samples.tool_call(0, result=0, error=""),
-    "c0b": samples.tool_call(0, result=False, state="FAILED", is_error=None, created_at=samples.T0 + 9),
-    "c1": samples.tool_call(1, result=None, audit_trail=[], created_at=samples.T0),
-    "c1b": samples.approved_call(1),
-    "t0": TodoSnapshot(todos=[], version=0, updated_at=0),
-    "t1": samples.todos("", ""),
-    "t2": samples.todos("x"),
-    "e0": samples.event(0, value=0),
-    "e0b": samples.event(0, value=False),
-    "e0c": samples.event(0, "control", value=0),
-    "e1": samples.event(1, cursor=0, value=0),
-    "e1b": samples.event(1, cursor=1, value=0),
-    "e2": samples.event(2, "monitor", value={}),
-    "w0": samples.window("w0", 0),
-    "w0b": samples.window("w0", 2).replace(messages=[], events=[]),
-    "w1": samples.window("w1", 0),
-    "p0": samples.compression("p0", 1).replace(ratio=0),
-    "p0b": samples.compression("p0", 0).replace(ratio=-0.0, summary="", recovered_files=[]),
-    "p1": samples.compression("p1", 1).replace(ratio=1 / 3),
-    "r0": samples.recovered("a/b", 0, content=""),
-    "r0b": samples.recovered("a/b", 1).replace(mtime=0),
-    "r0c": samples.recovered("a/b", 0).replace(mtime=-0.0),
-    "r1": samples.recovered("a_b", 0),
-    "d0": samples.media("k"),
-    "d0b": samples.media("k").replace(size_bytes=0, file_id="", created_at=0),
-    "s0": samples.snapshot("s0", 0),
-    "s0b": samples.snapshot("s0", 1, count=0).replace(metadata={}, last_bookmark=None),
-    "s1": samples.snapshot("s1", 1).replace(metadata=None),
-    "i0": AgentInfo(agent_id="", template_id="t0", created_at=0, message_count=99, metadata={"userId": "", "k": 0}),
-    "i1": AgentInfo(agent_id="", template_id="t1", created_at=5, last_bookmark=Bookmark(0, 0), metadata={"k": False}),
-    "i2": AgentInfo(agent_id="", template_id="t0", created_at=0, lineage=["z", "z"], breakpoint="", metadata={}),
-    "m!": Message("assistant", [ToolUseBlock("c0", "t", _NAN)]),
-    "c!": samples.tool_call(0, result=_NAN),
-    "e!": samples.event(3, value=_NAN),
-    "i!": AgentInfo(agent_id="", template_id="t0", created_at=0, metadata=_NAN),
-    "i?": AgentInfo(agent_id="somebody else", template_id="t0", created_at=0),
-}
-"""What a name in a history stands for. The ids of agents and templates are put in when the step is made."""
-
-REFUSED: Final = {
-    "m!": InvalidValueError,
-    "c!": InvalidValueError,
-    "e!": InvalidValueError,
-    "i!": InvalidValueError,
-    "i?": InvalidArgumentError,
-}
-"""Values that no store may take, and what it raises."""
+__all__ = ["Step", "history", "told"]
 
 
 class Step(NamedTuple):
     """One call.
 
     Attributes:
-        op: the method, or ``reopen``.
+        op: the method, or ``reopen``; ``look`` at all agents, or ``prime`` what stores remember of them; ``pause``; or
+            what is done with a lock: ``acquire``, ``release``, ``release_old``, ``lapse``.
         agent: ``a``, ``A``, ``ab``, or ``f1`` for the first fork.
-        args: names of values, or lists of them.
-        named: the same, for ``save_turn``.
-        via: which of the two open stores makes the call.
-        seen_by: which of them is looked at afterwards.
+        args: names of values, or lists of them; the number of forks.
+        named: the same, for ``save_turn``; filters of ``delete_many``.
+        via: which of the open stores makes the call.
+        seen_by: which of them is looked at afterwards; none if it is negative.
+        fence: ``held`` or ``ended``: the lease that the write is made under.
     """
 
     op: str
@@ -101,15 +35,24 @@ class Step(NamedTuple):
     named: tuple[tuple[str, Any], ...] = ()
     via: int = 0
     seen_by: int = 0
+    fence: str = ""
 
     def __str__(self) -> str:
         given = [_shown(arg) for arg in self.args] + [f"{name}={_shown(arg)}" for name, arg in self.named]
         if self.op == "reopen":
             return f"close store {self.via + 1} and open it again"
-        return f"store {self.via + 1}: {self.op}({', '.join([self.agent, *given])})"
+        if self.op == "pause":
+            return "wait for two milliseconds"
+        if self.op in ("look", "prime"):
+            return "look at everything"
+        under = f" under a lease that is {self.fence}" if self.fence else ""
+        given = given if self.op == "delete_many" else [self.agent, *given]
+        return f"store {self.via + 1}: {self.op}({', '.join(given)}){under}"
 
     def names(self) -> Iterator[str]:
         """The values it names."""
+        if self.op == "delete_many":
+            return
         for arg in (*self.args, *(arg for _, arg in self.named)):
             if isinstance(arg, str):
                 yield arg
@@ -124,22 +67,33 @@ def _shown(arg: Any) -> str:
 def told(steps: Sequence[Step]) -> str:
     """A history for a person: numbered calls, then the values they name."""
     lines = [f"  {i}. {step}" for i, step in enumerate(steps, 1)]
-    names = dict.fromkeys(name for step in steps for name in step.names() if name in VALUES)
-    return "\n".join([*lines, *(f"  {name} = {VALUES[name]!r:.400}" for name in names)])
+    names = dict.fromkeys(name for step in steps for name in step.names())
+    single = {name: values_of(name)[0] for name in names if "#" not in name}
+    return "\n".join([*lines, *(f"  {name} = {value!r:.400}" for name, value in single.items())])
 
 
 # --- Making histories -------------------------------------------------------------------------------------------------
 
-_LISTS: Final = {"messages": ("m0", "m1", "m2", "m3", "m4"), "tool_calls": ("c0", "c0b", "c1", "c1b")}
-_EVENTS: Final = ("e0", "e0b", "e0c", "e1", "e1b", "e2")
+_POOLS: Final = {
+    "m": ("m0", "m1", "m2", "m3", "m4"),
+    "c": ("c0", "c0b", "c1", "c1b", "c1c"),
+    "t": ("t0", "t1", "t2"),
+    "e": ("e0", "e0b", "e0c", "e1", "e1b", "e2"),
+    "w": ("w0", "w0b", "w1"),
+    "p": ("p0", "p0b", "p1"),
+    "r": ("r0", "r0b", "r0c", "r1"),
+    "d": ("d0", "d0b"),
+    "s": ("s0", "s0b", "s1"),
+    "i": ("i0", "i1", "i2"),
+}
 _SINGLE: Final = {
-    "save_todos": ("t0", "t1", "t2"),
-    "append_event": _EVENTS,
-    "save_history_window": ("w0", "w0b", "w1"),
-    "save_compression_record": ("p0", "p0b", "p1"),
-    "save_recovered_file": ("r0", "r0b", "r0c", "r1"),
-    "save_snapshot": ("s0", "s0b", "s1"),
-    "save_info": ("i0", "i1", "i2"),
+    "save_todos": "t",
+    "append_event": "e",
+    "save_history_window": "w",
+    "save_compression_record": "p",
+    "save_recovered_file": "r",
+    "save_snapshot": "s",
+    "save_info": "i",
 }
 _WEIGHTS: Final = {
     "save_messages": 9,
@@ -159,51 +113,99 @@ _WEIGHTS: Final = {
     "delete": 2,
     "refused": 3,
 }
+_NAMES: Final = (
+    ("a", "A", "ab"),
+    ("a", "A", "ab"),
+    ("a/b", "a_b", "a%b"),
+    ("x", "x/fork-1", "x "),
+    ("AaAa", "BBBB", "AaBB"),
+    ("é", "e\u0301", "e"),
+    ("😀", "😁", "\U0001f601x"),
+    ("a*", "a?", "a[0]"),
+    ("1", "01", "1.0"),
+)
+"""Agents of one history: few, and easily confused."""
+_SIZES: Final = (101, 501, 1001)
 
 
-def history(rng: random.Random, steps: int, more: Mapping[str, int]) -> list[Step]:
+def history(
+    rng: random.Random, steps: int, more: Mapping[str, int], *, stores: int = 2, large: bool = False
+) -> list[Step]:
     """A random history; *more* has the weights of calls beyond those of every store.
 
     Most histories are of a few kinds of calls only, each made often: faults that need the same call time and again, or
     two kinds in turns, are rare where everything is called.
+
+    Args:
+        rng: where everything random comes from.
+        steps: how many.
+        more: calls by name, and how often they are made next to the others.
+        stores: how many make the calls.
+        large: now and then a list or a burst is longer than the usual limits.
     """
     weights = {**_WEIGHTS, **more}
     if rng.random() < 0.8:
-        kinds = {"delete", *rng.sample(list(weights), rng.randint(2, 5)), *rng.sample(list(more), min(1, len(more)))}
+        own = rng.sample(list(more), min(rng.choice((1, 2)), len(more)))
+        kinds = {"delete", *own, *rng.sample(list(_WEIGHTS), rng.randint(2, 4))}
         weights = {op: weight for op, weight in weights.items() if op in kinds}
-    return _Generator(rng, weights).make(steps)
+    return _Generator(rng, weights, stores, large).make(steps)
 
 
 class _Generator:
     """Makes steps. It knows what the lists hold, so that most saves are what a program makes of a list."""
 
-    def __init__(self, rng: random.Random, weights: Mapping[str, int]) -> None:
+    def __init__(self, rng: random.Random, weights: Mapping[str, int], stores: int, large: bool) -> None:
         self._rng = rng
         self._weights = weights
         self._lists: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._agents = ["a", "A", "ab"][: rng.choice((1, 2, 3, 3))]
-        self._stores = rng.choice((1, 2, 2))
+        self._agents = list(rng.choice(_NAMES))[: rng.choice((1, 2, 3, 3))]
+        self._stores = rng.choice((1, stores, stores))
         self._forks = 0
+        self._large = large
+        self._pools = {kind: self._pool(kind) for kind in _POOLS}
+
+    def _pool(self, kind: str) -> tuple[str, ...]:
+        """The values of the history: in every second one some of a family, neighbours in its table among them."""
+        rng, base = self._rng, _POOLS[kind]
+        families = [family for family in FAMILIES if family[0] == kind]
+        if not families or rng.random() < 0.5:
+            return base
+        at = rng.randrange(200)
+        return (*rng.sample(base, min(2, len(base))), *(f"{rng.choice(families)}{at + i}" for i in range(3)))
 
     def make(self, steps: int) -> list[Step]:
         rng, stores = self._rng, self._stores
         ops = rng.choices(list(self._weights), list(self._weights.values()), k=steps)
-        return [self._step(op)._replace(via=rng.randrange(stores), seen_by=rng.randrange(2)) for op in ops]
-
-    def _step(self, op: str) -> Step:
-        agent = self._rng.choices(self._agents, [6, 2, 1, 1, 1, 1][: len(self._agents)])[0]
-        if op in _SINGLE:
-            return Step(op, agent, (self._rng.choice(_SINGLE[op]),))
-        made: Step = getattr(self, f"_{op}")(agent)
+        made = [self._step(op)._replace(via=rng.randrange(stores), seen_by=rng.randrange(stores)) for op in ops]
+        if self._large:
+            made.insert(rng.randrange(len(made) // 2 + 1), self._burst()._replace(via=rng.randrange(stores)))
         return made
 
-    def _some(self, names: Sequence[str], most: int = 3) -> tuple[str, ...]:
-        return tuple(self._rng.choices(names, k=self._rng.randint(0, most)))
+    def _step(self, op: str) -> Step:
+        agent = self._rng.choices(self._agents, [6, 2, 1, 1, 1, 1, 1, 1][: len(self._agents)])[0]
+        if op in _SINGLE:
+            return Step(op, agent, (self._rng.choice(self._pools[_SINGLE[op]]),), fence=self._fence())
+        make = getattr(self, f"_{op}", None)
+        made: Step = Step(op, agent) if make is None else make(agent)
+        return made._replace(fence=self._fence()) if op.startswith(("save_", "append_")) else made
+
+    def _fence(self) -> str:
+        return self._rng.choice(("", "held", "ended")) if "acquire" in self._weights else ""
+
+    def _burst(self) -> Step:
+        """A list or a burst that crosses a limit."""
+        count = self._rng.choice(_SIZES)
+        method = self._rng.choice(("save_messages", "append_messages", "save_tool_call_records", "append_events"))
+        kind = {"save_messages": "m", "append_messages": "m", "append_events": "e"}.get(method, "c")
+        return Step(method, self._agents[0], ((run(kind, 0, count),),))
+
+    def _some(self, kind: str, most: int = 3) -> tuple[str, ...]:
+        return tuple(self._rng.choices(self._pools[kind], k=self._rng.randint(0, most)))
 
     def _edited(self, agent: str, kind: str) -> tuple[str, ...]:
         """The list with more at the end, some gone, one changed, moved or put in between; or any list."""
         old = list(self._lists.get((agent, kind), ()))
-        fresh, at = self._some(_LISTS[kind]), self._rng.randint(0, len(old))
+        fresh, at = self._some(kind), self._rng.randint(0, len(old))
         choices = [
             (*old, *fresh),
             (*old[:at], *fresh[:1], *old[at + 1 :]),
@@ -218,57 +220,64 @@ class _Generator:
         return new
 
     def _save_messages(self, agent: str) -> Step:
-        return Step("save_messages", agent, (self._edited(agent, "messages"),))
+        return Step("save_messages", agent, (self._edited(agent, "m"),))
 
     def _append_messages(self, agent: str) -> Step:
-        fresh = self._some(_LISTS["messages"], 2)
-        self._lists[agent, "messages"] = (*self._lists.get((agent, "messages"), ()), *fresh)
+        fresh = self._some("m", 2)
+        self._lists[agent, "m"] = (*self._lists.get((agent, "m"), ()), *fresh)
         return Step("append_messages", agent, (fresh,))
 
     def _save_tool_call_records(self, agent: str) -> Step:
-        return Step("save_tool_call_records", agent, (self._edited(agent, "tool_calls"),))
+        return Step("save_tool_call_records", agent, (self._edited(agent, "c"),))
 
     def _upsert_tool_call_records(self, agent: str) -> Step:
-        return Step("upsert_tool_call_records", agent, (self._some(_LISTS["tool_calls"]),))
+        return Step("upsert_tool_call_records", agent, (self._some("c"),))
 
     def _append_events(self, agent: str) -> Step:
-        return Step("append_events", agent, (self._some(_EVENTS),))
+        return Step("append_events", agent, (self._some("e"),))
 
     def _save_media_cache(self, agent: str) -> Step:
-        return Step("save_media_cache", agent, (self._some(("d0", "d0b")),))
+        return Step("save_media_cache", agent, (self._some("d"),))
 
     def _save_turn(self, agent: str) -> Step:
         rng = self._rng
-        messages = ("messages", self._edited(agent, "messages")), ("append", self._some(_LISTS["messages"]))
-        calls = (
-            ("tool_calls", self._edited(agent, "tool_calls")),
-            ("upsert_tool_calls", self._some(("c0", "c0b", "c1"))),
-        )
+        messages = ("messages", self._edited(agent, "m")), ("append", self._some("m"))
+        calls = ("tool_calls", self._edited(agent, "c")), ("upsert_tool_calls", self._some("c"))
         parts = (
             rng.choice(messages),
             rng.choice(calls),
-            ("todos", rng.choice(_SINGLE["save_todos"])),
-            ("info", rng.choice(_SINGLE["save_info"])),
-            ("events", self._some(_EVENTS)),
+            ("todos", rng.choice(self._pools["t"])),
+            ("info", rng.choice(self._pools["i"])),
+            ("events", self._some("e")),
         )
         return Step("save_turn", agent, named=tuple(part for part in parts if rng.random() < 0.5))
 
     def _delete(self, agent: str) -> Step:
-        for kind in _LISTS:
+        for kind in _POOLS:
             self._lists.pop((agent, kind), None)
         return Step("delete", agent)
 
     def _delete_many(self, agent: str) -> Step:
-        return Step("delete_many", agent, (self._rng.choice(("t0", "t1")),))
+        """By the template, which is of this history alone, and by one filter more; or by the agent."""
+        template = ("template_id", self._rng.choice(("t0", "t1")))
+        filters = (
+            (("agent_id", agent),),
+            (template,),
+            (template, ("user_id", "")),
+            (template, ("metadata", (("k", 0),))),
+            (template, ("metadata", (("k", False),))),
+            (template, ("created_after", 5)),
+            (template, ("created_before", 5)),
+        )
+        return Step("delete_many", agent, named=self._rng.choice(filters))
 
     def _batch_fork(self, agent: str) -> Step:
-        if len(self._agents) < 6:
+        count = self._rng.choice((1, 1, 2, 3))
+        for _ in range(count):
             self._forks += 1
-            self._agents.append(f"f{self._forks}")
-        return Step("batch_fork", agent)
-
-    def _reopen(self, agent: str) -> Step:
-        return Step("reopen", agent)
+            if len(self._agents) < 8:
+                self._agents.append(f"f{self._forks}")
+        return Step("batch_fork", agent, (count,))
 
     def _refused(self, agent: str) -> Step:
         return self._rng.choice(
@@ -281,56 +290,3 @@ class _Generator:
                 Step("save_turn", agent, named=(("append", ("m0",)), ("todos", "t0"), ("events", ("e!",)))),
             )
         )
-
-
-# --- Shortening -------------------------------------------------------------------------------------------------------
-
-Fails = Callable[[list[Step]], Awaitable[bool]]
-
-
-async def shortest(steps: list[Step], fails: Fails, seconds: float) -> list[Step]:
-    """A shorter history that still *fails*, as short as *seconds* allow."""
-    until = time.monotonic() + seconds
-    again = True
-    while again:
-        again = False
-        for candidate in _shorter(steps):
-            if time.monotonic() > until:
-                return steps
-            if await fails(candidate):
-                steps, again = candidate, True
-                break
-    return steps
-
-
-def _shorter(steps: list[Step]) -> Iterator[list[Step]]:
-    """Simpler histories, the boldest first."""
-    size = len(steps) // 2
-    while size:
-        for start in range(len(steps) - size, -1, -size):
-            yield steps[:start] + steps[start + size :]
-        size //= 2
-    for i, step in enumerate(steps):
-        for simpler in _simpler(step):
-            yield [*steps[:i], simpler, *steps[i + 1 :]]
-
-
-def _simpler(step: Step) -> Iterator[Step]:
-    if step.via:
-        yield step._replace(via=0)
-    if step.seen_by:
-        yield step._replace(seen_by=0)
-    for i in range(len(step.named)):
-        yield step._replace(named=(*step.named[:i], *step.named[i + 1 :]))
-    for i, arg in enumerate(step.args):
-        for shorter in _without_one(arg):
-            yield step._replace(args=(*step.args[:i], shorter, *step.args[i + 1 :]))
-    for i, (name, arg) in enumerate(step.named):
-        for shorter in _without_one(arg):
-            yield step._replace(named=(*step.named[:i], (name, shorter), *step.named[i + 1 :]))
-
-
-def _without_one(arg: Any) -> Iterator[tuple[str, ...]]:
-    if isinstance(arg, tuple):
-        for i in range(len(arg)):
-            yield arg[:i] + arg[i + 1 :]

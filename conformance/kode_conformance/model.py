@@ -1,13 +1,15 @@
 """What a store must hold after a sequence of calls, as plain dicts and lists: the contract, read a second time.
 
 Nothing of a store is used here but the types of its records. Methods are named as those of a store and take the same
-arguments after the agent's id.
+arguments after the agent's id. What the model must answer to reads is in :mod:`kode_conformance.answers`; what a store
+makes up itself, such as times and offsets, is learned from it and noted here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from kode_conformance.context import difference
 from kode_core.model import (
@@ -22,9 +24,8 @@ from kode_core.model import (
     TodoSnapshot,
     ToolCallRecord,
 )
-from kode_core.protocols import Store
 
-__all__ = ["AgentModel", "Logged", "StoreModel", "look"]
+__all__ = ["AgentModel", "Logged", "StoreModel"]
 
 
 class Logged:
@@ -33,6 +34,25 @@ class Logged:
     def __init__(self, timeline: Timeline) -> None:
         self.timeline = timeline
         self.offset: int | None = None
+
+
+class Learned:
+    """What the store made up itself, as it was seen last.
+
+    Attributes:
+        messages: the list whose times are known.
+        times: of these messages.
+        edits: how many writes changed the messages since.
+        updated_at: of the session; None when it was not seen yet.
+        moves: whether ``updated_at`` must have moved since, must not have, or may have (None).
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.times: list[int] = []
+        self.edits = 0
+        self.updated_at: int | None = None
+        self.moves: bool | None = False
 
 
 class AgentModel:
@@ -49,44 +69,22 @@ class AgentModel:
         self.recovered: dict[tuple[str, int], RecoveredFile] = {}
         self.media: list[MediaCacheRecord] = []
         self.snapshots: dict[str, Snapshot] = {}
+        self.learned = Learned()
 
-    def view(self) -> dict[str, object]:
-        """What :func:`look` must give."""
-        by_seq = sorted(self.events, key=lambda logged: logged.timeline.bookmark.seq)
-        return {
-            "load_messages": self.messages,
-            "load_tool_call_records": self.tool_calls,
-            "load_todos": self.todos,
-            "load_info": self.info and self.info.replace(message_count=len(self.messages)),
-            "exists": self.info is not None,
-            "load_history_windows": sorted(self.windows.values(), key=lambda w: (w.timestamp, w.id)),
-            "load_compression_records": sorted(self.compressions.values(), key=lambda c: (c.timestamp, c.id)),
-            "load_recovered_files": sorted(self.recovered.values(), key=lambda f: (f.timestamp, f.path)),
-            "load_media_cache": self.media,
-            "list_snapshots": sorted(self.snapshots.values(), key=lambda s: (-s.created_at, s.id)),
-            "load_snapshot": self.snapshots.get("s0"),
-            "read_events": [logged.timeline for logged in by_seq],
-            "last_bookmark": by_seq[-1].timeline.bookmark if by_seq else None,
-        }
+    @property
+    def is_news(self) -> bool:
+        """Whether it changed since the store was asked for the times that it gave."""
+        learned = self.learned
+        return (
+            bool(learned.edits) or learned.moves is not False or (learned.updated_at is None and self.info is not None)
+        )
 
-
-async def look(store: Store, agent_id: str) -> dict[str, object]:
-    """Everything of an agent, by the method that gives it."""
-    return {
-        "load_messages": await store.load_messages(agent_id),
-        "load_tool_call_records": await store.load_tool_call_records(agent_id),
-        "load_todos": await store.load_todos(agent_id),
-        "load_info": await store.load_info(agent_id),
-        "exists": await store.exists(agent_id),
-        "load_history_windows": await store.load_history_windows(agent_id),
-        "load_compression_records": await store.load_compression_records(agent_id),
-        "load_recovered_files": await store.load_recovered_files(agent_id),
-        "load_media_cache": await store.load_media_cache(agent_id),
-        "list_snapshots": await store.list_snapshots(agent_id),
-        "load_snapshot": await store.load_snapshot(agent_id, "s0"),
-        "read_events": [event async for event in store.read_events(agent_id)],
-        "last_bookmark": await store.last_bookmark(agent_id),
-    }
+    def moved(self, by: bool) -> None:
+        """Note a save that moves ``updated_at``, or one of an empty list, which may."""
+        if by:
+            self.learned.moves = True
+        elif self.learned.moves is False:
+            self.learned.moves = None
 
 
 class StoreModel:
@@ -95,23 +93,30 @@ class StoreModel:
     def __init__(self) -> None:
         self.agents: defaultdict[str, AgentModel] = defaultdict(AgentModel)
 
-    def listed(self) -> list[str]:
-        """The ids with info, by code point."""
-        return sorted(agent_id for agent_id, agent in self.agents.items() if agent.info is not None)
+    def listed(self, prefix: str = "") -> list[str]:
+        """The ids with info that begin with *prefix*, by code point."""
+        return sorted(a for a, agent in self.agents.items() if agent.info is not None and a.startswith(prefix))
 
     # --- lists
 
     def save_messages(self, agent_id: str, messages: Sequence[Message]) -> None:
         """Replace."""
-        self.agents[agent_id].messages = list(messages)
+        agent = self.agents[agent_id]
+        agent.messages = list(messages)
+        agent.learned.edits += 1
+        agent.moved(True)
 
     def append_messages(self, agent_id: str, messages: Sequence[Message]) -> None:
         """Add at the end."""
-        self.agents[agent_id].messages += messages
+        agent = self.agents[agent_id]
+        agent.messages += messages
+        agent.learned.edits += bool(messages)
+        agent.moved(bool(messages))
 
     def save_tool_call_records(self, agent_id: str, records: Sequence[ToolCallRecord]) -> None:
         """Replace."""
         self.agents[agent_id].tool_calls = list(records)
+        self.agents[agent_id].moved(True)
 
     def upsert_tool_call_records(self, agent_id: str, records: Sequence[ToolCallRecord]) -> None:
         """Replace the last one of each id, or add at the end."""
@@ -122,6 +127,7 @@ class StoreModel:
                 calls[places[-1]] = record
             else:
                 calls.append(record)
+        self.agents[agent_id].moved(bool(records))
 
     # --- a turn
 
@@ -154,16 +160,24 @@ class StoreModel:
 
     def append_events(self, agent_id: str, timelines: Sequence[Timeline]) -> list[Logged]:
         """The entries in the log, old ones for repeats."""
-        return [self.append_event(agent_id, timeline) for timeline in timelines]
+        log = self.agents[agent_id].events
+        known: defaultdict[tuple[int, int], list[Logged]] = defaultdict(list)
+        for logged in log:
+            known[_key(logged.timeline)].append(logged)
+        found = []
+        for timeline in timelines:
+            same = known[_key(timeline)]
+            entry = next((one for one in same if difference(one.timeline, timeline) is None), None)
+            if entry is None:
+                entry = Logged(timeline)
+                same.append(entry)
+                log.append(entry)
+            found.append(entry)
+        return found
 
     def append_event(self, agent_id: str, timeline: Timeline) -> Logged:
         """The entry in the log."""
-        log = self.agents[agent_id].events
-        for logged in log:
-            if difference(logged.timeline, timeline) is None:
-                return logged
-        log.append(Logged(timeline))
-        return log[-1]
+        return self.append_events(agent_id, [timeline])[0]
 
     # --- documents
 
@@ -196,29 +210,35 @@ class StoreModel:
     def save_info(self, agent_id: str, info: AgentInfo) -> None:
         """Insert or replace."""
         self.agents[agent_id].info = info
+        self.agents[agent_id].moved(True)
 
     def delete(self, agent_id: str) -> None:
         """Everything."""
         self.agents.pop(agent_id, None)
 
-    def delete_many(self, template_id: str) -> int:
-        """Everything of the agents of that template; how many they were."""
-        found = [a for a in self.listed() if self._info(a).template_id == template_id]
+    def delete_many(self, found: Sequence[str]) -> int:
+        """Everything of the sessions that the filter found; how many they were."""
         for agent_id in found:
             self.delete(agent_id)
         return len(found)
 
-    def fork(self, agent_id: str, fork_id: str, created_at: int) -> None:
+    def fork(self, parent: AgentModel, agent_id: str, fork_id: str, created_at: int) -> None:
         """A copy of what a fork takes along."""
-        parent, child = self.agents[agent_id], self.agents[fork_id]
-        info = self._info(agent_id)
+        child, info = self.agents[fork_id], parent.info
+        assert info is not None
         child.info = info.replace(
             agent_id=fork_id, lineage=(*info.lineage, agent_id), created_at=created_at, last_bookmark=None
         )
         child.messages, child.tool_calls = list(parent.messages), list(parent.tool_calls)
         child.todos, child.media, child.snapshots = parent.todos, list(parent.media), dict(parent.snapshots)
+        child.learned.edits = 2  # which times the messages of a fork have is nowhere said
 
-    def _info(self, agent_id: str) -> AgentInfo:
-        info = self.agents[agent_id].info
-        assert info is not None
-        return info
+
+def _key(timeline: Timeline) -> tuple[int, int]:
+    return timeline.bookmark.seq, timeline.cursor
+
+
+WRITES: dict[str, Callable[..., Any]] = {
+    name: method for name, method in vars(StoreModel).items() if name.startswith(("save_", "append_", "upsert_"))
+}
+"""The writes that a model makes as a store does, by name."""

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from kode_conformance import samples
-from kode_conformance.bigwrites import STEPS, Company, looks_of, states
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.lookers import STEPS, Company, looks_of, states
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier

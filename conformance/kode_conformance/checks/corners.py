@@ -62,7 +62,7 @@ async def a_bare_info_exists(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_info("a"), bare, "the bare info")
 
 
-@check("INFO-1", "LIFE-1", under=(Dimension.ORDERS,))
+@check("INFO-1", "INFO-3", "LIFE-1", under=(Dimension.ORDERS,))
 async def reads_make_no_agent(ctx: Context) -> None:
     """Asking for an agent that is not there does not make one."""
     await ctx.store.save_info("b", samples.info("b"))

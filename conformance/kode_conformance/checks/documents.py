@@ -136,7 +136,7 @@ async def updated_at_moves_forward(ctx: Context) -> None:
     ctx.equal(await updated(), times[-1], "updated_at after an event and todos")
 
 
-@check("INFO-1", "LIFE-1", absence_ok=True, under=(Dimension.ORDERS,))
+@check("INFO-1", "INFO-3", "LIFE-1", absence_ok=True, under=(Dimension.ORDERS,))
 async def loads_of_nothing_leave_no_trace(ctx: Context) -> None:
     """Loads of what is absent return empty or None, and afterwards there is still nothing."""
     store = ctx.store

@@ -312,15 +312,3 @@ async def bad_arguments_of_locks_are_refused(ctx: Context) -> None:
     fake = ctx.store.save_messages("a", [], fence=5)  # type: ignore[arg-type]
     await ctx.raises(InvalidArgumentError, fake, "a fence that is no lease")
     await lease.release()
-
-
-@check("LOCK-6", needs=_E, under=(Dimension.ITEMS,))
-async def a_thousand_locks_cost_nothing(ctx: Context) -> None:
-    """A thousand locks are held at once while the store works on."""
-    leases = []
-    for i in range(0, 1000, 100):
-        locks = (ctx.store.acquire_agent_lock(f"a{j}", ttl_ms=600_000) for j in range(i, i + 100))
-        leases += await asyncio.gather(*map(_take, locks))
-    await ctx.store.save_messages("b", samples.messages(1))
-    ctx.equal(len(await ctx.store.load_messages("b")), 1, "a save and a load beside a thousand locks")
-    ctx.equal(len({id(lease) for lease in leases}), 1000, "how many leases there are")

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from asyncio.selector_events import _SelectorSocketTransport  # type: ignore[attr-defined]
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from unittest import mock
+from collections.abc import Awaitable, Callable
 
 from kode_conformance import samples
-from kode_conformance.context import Context, Unverified
+from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError
@@ -142,64 +136,6 @@ async def messages_keep_their_first_time(ctx: Context) -> None:
 
 async def _times(ctx: Context) -> dict[str, int]:
     return {m.text: m.created_at for m in await ctx.store.query_messages(agent_id="a", order="asc")}
-
-
-@check("MSG-5", "TC-1", needs=Capability.PERSISTENT, under=(Dimension.COSTS,))
-async def saving_costs_what_changed(ctx: Context) -> None:
-    """What a save of a list with one more record writes does not grow with the list; nor does an append."""
-    if not Path("/proc/self/io").exists():
-        raise Unverified("this system does not count what a process writes")
-    with _sent() as sent:
-        written = await _written_by_saves(ctx, sent)
-    if not written[50]:
-        raise Unverified("how much the store writes cannot be counted from outside")
-    ctx.true(written[1990] < 4 * written[50], f"bytes written for nine saves by length of the list: {written}")
-
-
-async def _written_by_saves(ctx: Context, sent: list[int]) -> dict[int, int]:
-    calls = [samples.tool_call(i) for i in range(2000)]
-    talk = samples.messages(2000)
-    written = {}
-    for length in (50, 1990):
-        for save in (
-            ctx.store.save_messages("a", talk[:length]),
-            ctx.store.save_tool_call_records("a", calls[:length]),
-        ):
-            await save
-        before = _bytes_written() + sum(sent)
-        for n in range(length, length + 8):
-            await ctx.store.save_messages("a", talk[: n + 1])
-            await ctx.store.save_tool_call_records("a", calls[: n + 1])
-        await ctx.store.append_messages("a", [samples.message(n)])
-        written[length] = _bytes_written() + sum(sent) - before
-    return written
-
-
-@contextmanager
-def _sent() -> Iterator[list[int]]:
-    """The sizes of what is sent over connections, by asyncio or by threads: the system does not count it as written."""
-    sizes: list[int] = []
-    write, sendall = _SelectorSocketTransport.write, socket.socket.sendall
-
-    def counted(transport: Any, data: Any) -> None:
-        sizes.append(len(data))
-        write(transport, data)
-
-    def counted_all(sock: socket.socket, data: Any, *flags: int) -> None:
-        sizes.append(len(data))
-        sendall(sock, data, *flags)
-
-    with (
-        mock.patch.object(_SelectorSocketTransport, "write", counted),
-        mock.patch.object(socket.socket, "sendall", counted_all),
-    ):
-        yield sizes
-
-
-def _bytes_written() -> int:
-    """What this process has written, to files of any kind."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
 
 @check("MSG-6", "MSG-8", under=(Dimension.CHANGES, Dimension.ORDERS))

@@ -21,15 +21,16 @@ from io import StringIO
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 from kode_conformance import load_checks, run_check, runner
 from kode_conformance.context import Unverified
 from kode_conformance.registry import Check
 from kode_conformance.runner import capabilities_of
 from kode_conformance.settings import Settings, Tier
 
-from conformance.tests.zoo.rounds import Fault, load_faults
+from conformance.tests.zoo.rounds import RECORDS, Fault, Record, Story, load_faults, records
 
-__all__ = ["Verdict", "judge", "main"]
+__all__ = ["Verdict", "judge", "main", "record"]
 
 _ENOUGH: Final = 3
 """So many checks of other clauses that fail end the search: the store is killed, and somebody looks at the reason."""
@@ -105,6 +106,16 @@ def judge(name: str, settings: Settings, scale: float = 0.5) -> Verdict:
     return Verdict(name, own, others, first[:600], round(time.perf_counter() - start, 1))
 
 
+def record(verdicts: Sequence[Verdict], tier: Tier) -> None:
+    """Note what became of faults: the first time for good, and what is so today."""
+    known = records()
+    for verdict in verdicts:
+        found = Record(tier.name.lower(), verdict.own, tuple(verdict.others))
+        before = known.get(verdict.fault)
+        known[verdict.fault] = Story(before.then if before else found, found, before.because if before else "")
+    RECORDS.write_bytes(msgspec.json.format(msgspec.json.encode(dict(sorted(known.items()))), indent=1) + b"\n")
+
+
 def main() -> int:
     """Judge faults by name, or all of some rounds; ends with 1 when one lives."""
     parser = argparse.ArgumentParser(prog="python -m conformance.tests.zoo.rounds.judge", description=__doc__)
@@ -113,6 +124,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="where to write what was found")
+    parser.add_argument("--record", action="store_true", help="note it in rounds.json, which the kill matrix shows")
     asked = parser.parse_args()
     settings = Settings(Tier[asked.tier.upper()], asked.seed)
     faults = [f for f in load_faults() if not asked.wanted or {f.round, f.name} & set(asked.wanted)]
@@ -131,6 +143,8 @@ def main() -> int:
     sys.stdout.write(f"{own} of {len(verdicts)} killed for their own reason, {killed} killed\n")
     if asked.json is not None:
         asked.json.write_text(json.dumps([verdict._asdict() for verdict in verdicts], indent=1) + "\n")
+    if asked.record:
+        record(verdicts, settings.tier)
     return 0 if killed == len(verdicts) else 1
 
 
