@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 from kode_conformance import remote, samples
 from kode_conformance.checks.leases import ENDS
 from kode_conformance.harness import Handle, load_harness
+from kode_conformance.lookers import STEPS
 from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
 from kode_conformance.writes import seed, write_named
 from kode_core.errors import LockError, LockLostError, LockUnavailableError
@@ -150,20 +151,32 @@ async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], unti
             tell(got=held)
         except LockUnavailableError:
             tell(refused=held)
-    tokens = {}
-    for end in ENDS:
-        if end.how in ends:
-            tokens[end.how] = (await end.live(store, end.how, 0)).token
+    leases = {end.how: await end.live(store, end.how, 0) for end in ENDS if end.how in ends}
+    tokens = {how: lease.token for how, lease in leases.items()}
     kept = await store.acquire_agent_lock("kept", ttl_ms=600_000)
     tell(tokens=tokens, kept=kept.token)
     while not Path(until).exists():
         await asyncio.sleep(0.005)
+    late = {how: await _late(store, lease) for how, lease in leases.items()}
     await kept.release()
-    tell(released="kept")
+    tell(released="kept", late=late)
     again = {}
     for how in tokens:
         again[how] = (await store.acquire_agent_lock(how, wait_ms=20_000)).token
     tell(again=again)
+
+
+async def _late(store: ExtendedStore, lease: Lease) -> list[str]:
+    """What becomes of a lease that ended when it is released, renewed and written under once more."""
+    await lease.release()
+    told = []
+    for call in (lease.renew(), store.append_event(lease.agent_id, samples.event(1), fence=lease)):
+        try:
+            await call
+            told.append("done")
+        except LockLostError:
+            told.append("refused")
+    return told
 
 
 async def leave_all_open(store: ExtendedStore, agent_id: str, names: list[str]) -> None:
@@ -209,6 +222,19 @@ async def tell_events(store: ExtendedStore, agent_id: str) -> None:
     tell(events=len([event async for event in store.read_events(agent_id)]))
 
 
+async def big_writes(store: ExtendedStore, agents: list[str], seconds: float) -> None:
+    """Make large calls on each agent, one after the other, for so many seconds about."""
+    until = time.monotonic() + seconds
+    for agent in agents:
+        if time.monotonic() > until:
+            break
+        tell(agent=agent)
+        for step in STEPS.values():
+            await step(store, agent)
+        tell(done=agent)
+    tell(agent=None)
+
+
 async def race(store: ExtendedStore, gate: str, number: int, seed: int, calls: int, seconds: float) -> None:
     """Wait for the gate, then be a client of every register and log, on an agent for each, and tell the calls.
 
@@ -250,6 +276,7 @@ SCRIPTS: Final = {
         leave_all_open,
         live_with_locks,
         tell_events,
+        big_writes,
         race,
         serve,
     )

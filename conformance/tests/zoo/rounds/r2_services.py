@@ -12,6 +12,7 @@ import time
 from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kode_conformance import samples
@@ -1058,10 +1059,8 @@ class WritesWindowsBehind(Wrapper):
         async with self.flushing:
             while self.pending:
                 agent_id, body = self.pending[0]
-                try:
+                with suppress(KodeError):  # nobody is left to be told
                     await self.inner.save_history_window(agent_id, decode(HistoryWindow, body, "window"))
-                except KodeError:
-                    pass  # nobody is left to be told
                 self.pending.pop(0)
 
     async def _flush_later(self) -> None:
