@@ -1,4 +1,4 @@
-"""VAL-2, MSG-2, TC-2, MED-1: what holds for every method that writes records, whichever it is."""
+"""VAL-2: what every method that writes refuses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
 from kode_conformance.payloads import PAYLOADS
 from kode_conformance.registry import check
-from kode_conformance.ways import changes_come_back, held
+from kode_conformance.ways import held
 from kode_core.errors import InvalidValueError
-from kode_core.model import AgentInfo, Record
+from kode_core.model import AgentInfo
 
 _D = Dimension
 _WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
@@ -79,33 +79,3 @@ async def _unchanged(ctx: Context, model: StoreModel, when: str) -> None:
         reader = next(reader for reader in kind.readers[::-1] if reader.gives in _WHOLE)
         found = await drive(getattr(ctx.store, reader.method), {"agent_id": "a"})
         ctx.equal(found, held(model, reader.method, "a"), f"{reader.method}, {when}")
-
-
-@check("MSG-2", "TC-2", "MED-1", "TC-3", "MSG-3", under=(_D.EQUALS, _D.CHANGES, _D.INSTANCES))
-async def equal_records_stand_side_by_side(ctx: Context) -> None:
-    """Lists may hold the same record several times, next to each other and apart, by every method that writes a list:
-    each keeps its place, however many are added or taken away.
-    """
-    patterns = (
-        "aaa",
-        "aa",
-        "a",
-        "a",
-        "ab",
-        "ab",
-        "aabaa",
-        "abab",
-        "baa",
-        "b",
-        "bbabb",
-        "ab" * 20,
-        "a" * 12 + "b",
-        "ba",
-    )
-    listed = [kind.record for kind in kinds().values() if any(writer.many for writer in kind.writers)]
-
-    def records(root: type[Record], pattern: str) -> list[Any]:
-        both = {letter: full(root, i) for i, letter in enumerate("ab")}
-        return [both[letter] for letter in pattern]
-
-    await changes_come_back(ctx, [{root: records(root, pattern) for root in listed} for pattern in patterns])

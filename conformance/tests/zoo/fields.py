@@ -192,7 +192,7 @@ class UpsertsNullForNan(_ChangesUpserts):
 
 @mutant(
     "MSG-3",
-    killed_by="MSG-2.equal_records_stand_side_by_side",
+    killed_by="MSG-1.equal_records_are_all_kept",
     source="appends that are made safe to repeat by a look at what is at the end",
     witness=seen(
         lambda s: s.append_messages("a", samples.messages(1)),
