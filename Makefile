@@ -15,7 +15,7 @@ PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproj
 	plugins/dynamodb/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_mongo -p kode_dynamodb -p kode_conformance -p kode_duckdb
 
-.PHONY: help demo test selftest lint format conformance matrix bench clean
+.PHONY: help demo test selftest lint format conformance matrix coverage bench clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
@@ -25,6 +25,7 @@ help:
 	@echo "make selftest  hold the conformance suite to stores that are faulty on purpose: minutes"
 	@echo "make conformance  judge all stores (TIER=quick, standard or thorough; STORES=\"json mongo\"; reports in conformance-reports/)"
 	@echo "make matrix  put what 'make conformance' found into the README"
+	@echo "make coverage  put the table of claims and conditions into docs/guides/conditions.md"
 	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=matrix for a table of all)"
 	@echo "make clean   remove what the targets made"
 
@@ -54,6 +55,9 @@ conformance: .venv/.dev
 
 matrix:
 	@$(BIN)/kode compare --into README.md $(IN_README:%=conformance-reports/%.json)
+
+coverage: .venv/.dev
+	@$(BIN)/python -m kode_conformance.coverage docs/guides/conditions.md
 
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)

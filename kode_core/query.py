@@ -96,7 +96,7 @@ class Page(list[T], Generic[T]):
     """A list of results that knows how to go on.
 
     Attributes:
-        next_cursor: give it as ``cursor=`` with the same filters to get the next page; None on the last page.
+        next_cursor: give it as ``cursor=`` with the same filters to get the next page; None when nothing follows.
         left_out: names of damaged records that this page would have shown, as in ``message 3 of agent 'a'`` (QRY-9).
     """
 

@@ -17,6 +17,7 @@ _COLOURS: Final = {
     Verdict.CONFORMANT: _GREEN,
     Verdict.WITH_DEVIATIONS: _AMBER,
     Verdict.NOT_CONFORMANT: _RED,
+    Verdict.PART_PASSED: _GREY,
     Verdict.INCOMPLETE: _GREY,
 }
 _PADDING: Final = 6
@@ -41,14 +42,15 @@ aria-label={title_attribute}>
 
 
 def message_of(report: Report) -> str:
-    """What the badge says: ``1.0 extended, 127/127``; a run that says too little for a badge is named as that."""
+    """What the badge says: ``1.0 extended, 230/230 under 480 conditions``; a run that says too little is named so."""
     numbers = tally(report.results)
     passed = f"{numbers.passed}/{numbers.eligible}"
     if report.verdict is Verdict.INCOMPLETE:
         return f"incomplete, {passed}"
     if report.partial:
         return f"a part, {passed}"
-    known = f"{report.contract} {level_of(report)}, {passed}"
+    conditions = f" under {report.conditions:,} conditions" if report.conditions else ""
+    known = f"{report.contract} {level_of(report)}, {passed}{conditions}"
     deviations = numbers.counts[Status.DEVIATION]
     if deviations:
         known += f", {deviations} deviation{'' if deviations == 1 else 's'}"

@@ -5,8 +5,12 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Final, NamedTuple
+
+from kode_conformance.dimensions import Dimension
 
 __all__ = ["CONTRACT", "Clause", "clauses", "contract_text"]
 
@@ -25,6 +29,7 @@ class Clause(NamedTuple):
         broken_before: whether the stores of the KODE SDK break it, marked (!) in the contract.
         untested: why no check can show it; empty where one can.
         look_at: where the fault usually is.
+        without: why no check varies a dimension, by dimension.
     """
 
     id: str
@@ -32,6 +37,7 @@ class Clause(NamedTuple):
     broken_before: bool
     untested: str = ""
     look_at: str = ""
+    without: Mapping[Dimension, str] = MappingProxyType({})
 
     @property
     def area(self) -> str:
@@ -58,5 +64,9 @@ def clauses() -> dict[str, Clause]:
             text.endswith("(!)"),
             note.get("untested", ""),
             note.get("look_at", ""),
+            {
+                Dimension(name): note.get("because", {}).get(name, notes["not_varied"][name])
+                for name in note.get("not_varied", ())
+            },
         )
     return found

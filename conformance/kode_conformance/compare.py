@@ -9,6 +9,7 @@ from typing import Annotated, Final, NamedTuple
 import typer
 from rich.text import Text
 
+from kode_conformance.into import write_into
 from kode_conformance.matrix import matrix_lines
 from kode_conformance.results import BAD, Report, Result, Status, Verdict, read_report
 from kode_conformance.tally import told
@@ -25,7 +26,13 @@ EXAMPLES: Final = {
     ),
 }
 
-_BEST_FIRST: Final = (Verdict.CONFORMANT, Verdict.WITH_DEVIATIONS, Verdict.INCOMPLETE, Verdict.NOT_CONFORMANT)
+_BEST_FIRST: Final = (
+    Verdict.CONFORMANT,
+    Verdict.WITH_DEVIATIONS,
+    Verdict.PART_PASSED,
+    Verdict.INCOMPLETE,
+    Verdict.NOT_CONFORMANT,
+)
 
 
 class Change(NamedTuple):
@@ -81,7 +88,7 @@ def compare(
     """
     found = [_read(path) for path in reports]
     if into is not None:
-        _write_into(into, list(matrix_lines(found)))
+        write_into(into, "kode matrix", list(matrix_lines(found)))
         return
     if matrix:
         show(*(Text(line) for line in matrix_lines(found)))
@@ -91,22 +98,6 @@ def compare(
     comparison = compared(*found)
     _print(comparison)
     raise typer.Exit(1 if comparison.worse else 0)
-
-
-_BEGIN: Final = "<!-- kode matrix -->"
-_END: Final = "<!-- end of kode matrix -->"
-
-
-def _write_into(path: Path, lines: Sequence[str]) -> None:
-    """Put the table between the marks, in place of what was there."""
-    try:
-        before, begin, rest = path.read_text("utf-8").partition(_BEGIN)
-        _, end, after = rest.partition(_END)
-        if not (begin and end):
-            raise InvalidArgumentError(f"{path}: mark the table's place with a line {_BEGIN} and a line {_END}")
-        path.write_text("\n".join([f"{before}{_BEGIN}", *lines, f"{_END}{after}"]), "utf-8")
-    except OSError as exc:
-        raise InvalidArgumentError(f"{path}: {exc.strerror}") from None
 
 
 def _read(path: Path) -> Report:

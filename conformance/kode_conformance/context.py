@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import marshal
 import os
 import sys
 import tempfile
@@ -295,6 +296,31 @@ async def prepared(harness: StoreHarness, settings: Settings = _DEFAULT, check_i
 
 def difference(got: object, want: object, path: str = "") -> str | None:
     """Where two values differ in value, type or order; None when they do not."""
+    return None if _is_same(got, want) else _difference(got, want, path)
+
+
+_PLAIN: Final = frozenset((str, int, bool, type(None)))
+_MARSHAL: Final = 2  # the last format without references: equal bytes for equal values of equal builtin types only
+
+
+def _is_same(got: Any, want: Any) -> bool:
+    """Whether there is surely no difference, told fast: it is asked of millions of values."""
+    kind = type(want)
+    if type(got) is not kind:
+        return False
+    if kind in _PLAIN:
+        return bool(got == want)
+    if kind is list or kind is tuple:
+        return len(got) == len(want) and all(map(_is_same, got, want))
+    if isinstance(want, msgspec.Struct):
+        return all(_is_same(getattr(got, name), getattr(want, name)) for name in want.__struct_fields__)
+    try:
+        return marshal.dumps(got, _MARSHAL) == marshal.dumps(want, _MARSHAL)
+    except ValueError:  # something inside is no plain JSON
+        return False
+
+
+def _difference(got: object, want: object, path: str = "") -> str | None:
     if isinstance(want, msgspec.Struct) and isinstance(got, msgspec.Struct):
         if not isinstance(got, type(want)):
             return f"{path or 'it'} is a {type(got).__name__}, expected a {type(want).__name__}"
@@ -320,6 +346,12 @@ def _first(found: Any) -> str | None:
     return next((problem for problem in found if problem is not None), None)
 
 
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return f"{text if len(text) < 120 else text[:117] + '...'} ({type(value).__name__})"
+_SHOWN: Final = 120
+
+
+def _shown(value: Any) -> str:
+    text, kind = ascii(value), type(value).__name__
+    if len(text) < _SHOWN:
+        return f"{text} ({kind})"
+    length = f" of {len(value)} characters" if kind == "str" else ""
+    return f"{text[: _SHOWN - 3]}... ({kind}{length})"

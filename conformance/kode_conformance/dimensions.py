@@ -17,6 +17,7 @@ __all__ = [
     "FRACTIONS",
     "INTEGERS",
     "LOOKALIKES",
+    "MEANINGS",
     "TIMES",
     "Dimension",
     "around",
@@ -27,40 +28,44 @@ __all__ = [
 
 
 class Dimension(StrEnum):
-    """A way in which the conditions of a claim differ."""
+    """A way in which the conditions of a claim differ; :data:`MEANINGS` says which."""
 
     ITEMS = "items"
-    """How many there are: around pages, batches and limits of parameters."""
     LENGTHS = "lengths"
-    """How long a text is: around widths of columns, index entries and pages."""
     NUMBERS = "numbers"
-    """Numbers and times at the edges of what types hold."""
     LOOKALIKES = "lookalikes"
-    """Text that looks like something else: a number, a date, a pattern, a path."""
     TWINS = "twins"
-    """Names that differ in what comparisons, hashes and file systems overlook."""
     EQUALS = "equals"
-    """Equal contents where identity counts: the same text, time, id or body twice."""
     CHANGES = "changes"
-    """After each kind of change: replaced, shrunk, removed, saved again, deleted, forked."""
     ORDERS = "orders"
-    """The order of calls, and of what they are given."""
     INSTANCES = "instances"
-    """Seen through another instance, and after the store was closed and opened again."""
     PROCESSES = "processes"
-    """Seen from, or shared with, other processes."""
     COMPANY = "company"
-    """Next to a reader, a writer or a follower that is under way."""
     CRASHES = "crashes"
-    """Before, in the middle of and after a kill."""
     INTERRUPTIONS = "interruptions"
-    """Cancelled, given up at a deadline, closed under way, or its answer lost."""
     DAMAGE = "damage"
-    """With stored bytes that are damaged, or a backend that is out of reach."""
     CLOCKS = "clocks"
-    """With a clock that steps, equal times, and another time zone."""
     COSTS = "costs"
-    """Counted: calls, bytes, memory, descriptors, threads, turns of the loop."""
+
+
+MEANINGS: Final = {
+    Dimension.ITEMS: "how many there are: around pages, batches and limits of parameters",
+    Dimension.LENGTHS: "how long a text is: around widths of columns, index entries and pages",
+    Dimension.NUMBERS: "numbers and times at the edges of what types hold",
+    Dimension.LOOKALIKES: "text that looks like something else: a number, a date, a pattern, a path",
+    Dimension.TWINS: "names that differ in what comparisons, hashes and file systems overlook",
+    Dimension.EQUALS: "equal contents where identity counts: the same text, time, id or body twice",
+    Dimension.CHANGES: "after each kind of change: replaced, shrunk, removed, saved again, deleted, forked",
+    Dimension.ORDERS: "the order of calls, and of what they are given",
+    Dimension.INSTANCES: "seen through another instance, and after the store was closed and opened again",
+    Dimension.PROCESSES: "seen from, or shared with, other processes",
+    Dimension.COMPANY: "next to a reader, a writer or a follower that is under way",
+    Dimension.CRASHES: "before, in the middle of and after a kill",
+    Dimension.INTERRUPTIONS: "cancelled, given up at a deadline, closed under way, or its answer lost",
+    Dimension.DAMAGE: "with stored bytes that are damaged, or a backend that is out of reach",
+    Dimension.CLOCKS: "with a clock that steps, equal times, and another time zone",
+    Dimension.COSTS: "counted: calls, bytes, memory, descriptors, threads, turns of the loop",
+}
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Final
 
+from kode_conformance.causes import Cause, causes_of
 from kode_conformance.clauses import clauses
 from kode_conformance.registry import Check, load_checks
 from kode_conformance.results import Report, Result, Status
@@ -16,6 +17,7 @@ from kode_core.cli.output import count
 __all__ = [
     "beginning",
     "checks_of",
+    "conditions_line",
     "find_clauses",
     "finding_lines",
     "grouped",
@@ -68,11 +70,21 @@ def finding_lines(result: Result, command: str) -> list[tuple[str, str]]:
     lines = [("contract", sentence(clause_id)) for clause_id in result.clauses[:1]]
     lines += [("checked", result.claim), ("found", result.message)]
     hint = look_at(result.clauses)
-    if hint and "NotImplementedError" not in result.message:
-        lines.append(("look first at", hint))
+    if "NotImplementedError" not in result.message:
+        lines += [("look first at", hint)] if hint else []
+        lines += [("likely cause", _told(cause)) for cause in causes_of(result.check)]
     if result.replay:
+        if any(check.id == result.check and check.depends_on_timing for check in load_checks()):
+            lines.append(("timing", "it may not fail in every run: the replay repeats it for up to a minute"))
         lines.append(("run it again", f"{command} --replay {result.replay}"))
     return lines
+
+
+def _told(cause: Cause) -> str:
+    """As in ``Sorts positions as text. (MSG-2, in 3 faulty stores; an index on a text column)``."""
+    stores = f", in {cause.stores} faulty stores" if cause.stores > 1 else ""
+    source = f"; {cause.source}" if cause.source else ""
+    return f"{cause.wrong} ({cause.clause}{stores}{source})"
 
 
 def checks_of(clause_id: str) -> list[Check]:
@@ -89,6 +101,15 @@ def grouped(results: Iterable[Result]) -> list[list[Result]]:
         ends = (lines[0], lines[-1]) if lines[-1].startswith("  at ") else (result.message,)  # however it came there
         found.setdefault((result.status, *ends), []).append(result)
     return list(found.values())
+
+
+def conditions_line(report: Report) -> str:
+    """Under how many conditions the clauses were checked; empty when none was varied."""
+    if not report.conditions:
+        return ""
+    return (
+        f"conditions: {count(report.conditions, 'pair')} of a clause and a dimension were varied, as --coverage shows"
+    )
 
 
 def search_line(report: Report) -> str:

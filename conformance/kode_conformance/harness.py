@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, entry_points
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from kode_conformance.storecode import code_of
 from kode_core.protocols import Store
 
-__all__ = ["Deviation", "Handle", "Limits", "Space", "StoreHarness", "find_harness", "load_harness"]
+__all__ = ["Costs", "Deviation", "Given", "Handle", "Limits", "Space", "StoreHarness", "find_harness", "load_harness"]
 
 GROUP: Final = "kode.conformance"
 """The entry point group of harnesses, by the name of their store."""
@@ -59,6 +59,34 @@ class Deviation(NamedTuple):
     """
 
     reason: str
+
+
+class Costs(NamedTuple):
+    """Counters of a backend at one moment; only differences count, and None stands for what it does not count.
+
+    Attributes:
+        bytes_written: to its storage or its log, in all.
+        commits: transactions that wrote something.
+        connections: those that are open to it now.
+    """
+
+    bytes_written: int | None = None
+    commits: int | None = None
+    connections: int | None = None
+
+
+class Given(NamedTuple):
+    """A store over a pool or client that is not its own.
+
+    Attributes:
+        store: the open store.
+        use: uses the pool or client itself; raises when that was closed.
+        end: closes the pool or client.
+    """
+
+    store: Store
+    use: Callable[[], Awaitable[object]]
+    end: Callable[[], Awaitable[object]]
 
 
 class StoreHarness(ABC):
@@ -133,6 +161,14 @@ class StoreHarness(ABC):
 
     async def raise_version(self, handle: Handle) -> None:
         """Make what is stored, closed by everybody, look as if a newer version of the store had written it (OPS-8)."""
+        raise NotImplementedError
+
+    async def costs(self, handle: Handle) -> Costs:
+        """The backend's counters, where its writes are not made by this process: a server's bytes and commits."""
+        raise NotImplementedError
+
+    async def open_given(self, handle: Handle) -> Given:
+        """As ``open``, over a pool or client that is made here and passed in (OPS-5)."""
         raise NotImplementedError
 
     async def settle(self, handle: Handle) -> None:

@@ -24,9 +24,10 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, cast
 
+from kode_conformance.bigwrites import BIG
 from kode_conformance.child import tell
 from kode_conformance.harness import Handle, StoreHarness, load_harness
-from kode_conformance.writes import portrait, seed, write_named
+from kode_conformance.writes import add_writes, portrait, seed, write_named
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["CAN_FORK", "Counter", "main"]
@@ -190,14 +191,15 @@ async def _attempt(harness: StoreHarness, request: dict[str, Any]) -> None:
     if request["from_open"]:
         counter.arm()
     store = cast(ExtendedStore, await harness.open(request["handle"]))
+    write = request["write"] and write_named(request["write"])
     if request["seed"]:
-        await seed(store, request["agent"])
+        await write.prepare(store, request["agent"])
     counter.arm()
-    if request["write"] is None:
+    if write is None:
         await portrait(store, request["agent"])
         result = None
     else:
-        result = await write_named(request["write"]).act(store, request["agent"])
+        result = await write.act(store, request["agent"])
     counter.disarm()
     tell(acknowledged=result if isinstance(result, list) else None, calls=counter.count, changed=counter.changed)
     _die()
@@ -247,6 +249,7 @@ def _requests() -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Answer requests until there are no more."""
+    add_writes(BIG)
     harness = load_harness(sys.argv[1])
     for request in _requests():
         if "modules" in request:

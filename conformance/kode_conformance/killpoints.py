@@ -7,6 +7,7 @@ call, at its second, and so on until the write is acknowledged, and right after 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -23,20 +24,28 @@ from kode_conformance.killchild import CAN_FORK
 from kode_conformance.pace import in_time
 from kode_conformance.settings import Tier
 from kode_conformance.writes import (
-    FORK,
     Expected,
     Portrait,
     Write,
     expected,
-    forked,
     overwrite,
     portrait,
-    seed,
     write_on,
 )
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["Attempt", "Killer", "kill_at_points", "kill_first_opens", "kill_forks", "kill_recoveries", "killer"]
+__all__ = [
+    "Attempt",
+    "Killer",
+    "kill_at_points",
+    "kill_first_opens",
+    "kill_recoveries",
+    "killer",
+    "points_of",
+    "reopened",
+    "see_consistent",
+    "spread",
+]
 
 _ANSWER_SECONDS: Final = 60.0
 _FEW: Final = 4
@@ -199,7 +208,7 @@ def _opening(from_open: bool) -> str:
     return "an open and " if from_open else ""
 
 
-def _points(context: Context, kills: Killer, whole: Attempt, others: int) -> Sequence[int]:
+def points_of(context: Context, kills: Killer, whole: Attempt, others: int) -> Sequence[int]:
     """The points that can differ and *others* more, drawn at random; when thorough, all there are."""
     if not whole.calls:
         raise Unverified("no call was seen inside the store's own code: let the harness's code_of say where it is")
@@ -211,11 +220,19 @@ def _points(context: Context, kills: Killer, whole: Attempt, others: int) -> Seq
     return sorted({*whole.changed, *context.rng.sample(every, min(others, len(every)))})
 
 
+def spread(context: Context, points: Sequence[int], at_most: int) -> list[int]:
+    """At most so many of the points in any order, one at random of each stretch, so that they are from all over."""
+    count = min(at_most, len(points))
+    ends = [len(points) * i // count for i in range(count + 1)] if count else [0]
+    drawn = [context.rng.choice(points[start:end]) for start, end in itertools.pairwise(ends)]
+    return context.rng.sample(drawn, count)
+
+
 # --- Judging ----------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def _reopened(context: Context, when: str) -> AsyncIterator[ExtendedStore]:
+async def reopened(context: Context, when: str) -> AsyncIterator[ExtendedStore]:
     """The store as it is after a kill; whatever it raises is a finding about that kill."""
     try:
         store = await context.another()
@@ -231,13 +248,13 @@ async def _judge(
     context: Context, write: Write, wanted: Expected, attempt: Attempt, agent_id: str, when: str
 ) -> Portrait:
     """See that *write* was done whole or not at all; returns what the agent is after every kind was saved anew."""
-    async with _reopened(context, when) as store:
+    async with reopened(context, when) as store:
         found = await portrait(store, agent_id)
         problem = wanted.problem(found, done=attempt.acknowledged)
         if problem is not None:
             raise Violation(problem)
         if any(found.values()):
-            await _see_consistent(store, agent_id, after_delete=write.name == "delete")
+            await see_consistent(store, agent_id, after_delete=write.name.startswith("delete"))
         await write_on(store, agent_id, 1000)
         await overwrite(store, agent_id)
         return await portrait(store, agent_id)
@@ -245,14 +262,14 @@ async def _judge(
 
 async def _see_it_stays(context: Context, left: Mapping[str, tuple[str, Portrait]]) -> None:
     """What was saved after the kills is there when the store is opened once more: recovery comes once, not again."""
-    async with _reopened(context, "opened once more after all kills") as store:
+    async with reopened(context, "opened once more after all kills") as store:
         for agent_id, (when, wanted) in left.items():
             problem = difference(await portrait(store, agent_id), wanted)
             if problem is not None:
                 raise Violation(f"{when}: what was saved later is not there after the next opening: {problem}")
 
 
-async def _see_consistent(store: ExtendedStore, agent_id: str, *, after_delete: bool) -> None:
+async def see_consistent(store: ExtendedStore, agent_id: str, *, after_delete: bool) -> None:
     """Nothing of the agent is at odds. A delete that was cut short may be seen, and is then finished (LIFE-3)."""
     if not hasattr(store, "check_consistency"):
         return
@@ -275,13 +292,14 @@ async def kill_at_points(
 ) -> int:
     """Kill *write* at its calls, and right after it; returns at how many points.
 
-    Without the seed it is the first that its agent ever sees. Of more points than *at_most* some are drawn at random.
+    Without the seed it is the first that its agent ever sees. Of more points than *at_most* some are drawn, see
+    :func:`spread`.
     """
     wanted = await _expectation(context, write, with_seed=with_seed)
     name = write.name if with_seed else f"first-{write.name}"
     last = await kills.attempt(write, f"{name}-0", 0, with_seed=with_seed)
-    points = _points(context, kills, last, others)
-    points = context.rng.sample(points, min(at_most, len(points)))
+    points = points_of(context, kills, last, others)
+    points = spread(context, points, at_most)
     left: dict[str, tuple[str, Portrait]] = {}
     for point in kills.in_time((0, *points)):
         agent_id = f"{name}-{point}"
@@ -299,37 +317,6 @@ async def _expectation(context: Context, write: Write, *, with_seed: bool = True
     return wanted
 
 
-async def kill_forks(context: Context, kills: Killer, others: int) -> int:
-    """Kill ``batch_fork`` at its calls: each fork is whole or absent (FORK-3)."""
-    store = await context.another()
-    await seed(store, "parent")
-    (model, *_) = forks = await FORK.act(store, "parent")
-    whole = forked(await portrait(store, model))
-    known = {*forks}
-    await context.close(store)
-    last = await kills.attempt(FORK, "parent", 0, with_seed=False)
-    points, done = _points(context, kills, last, others), 0
-    for point in kills.in_time((0, *context.rng.sample(points, len(points)))):
-        attempt = last if not point else await kills.attempt(FORK, "parent", point, with_seed=False)
-        async with _reopened(context, attempt.told(last.calls)) as store:
-            known |= await _judge_forks(store, known, attempt, whole)
-        done += 1
-    return done
-
-
-async def _judge_forks(store: ExtendedStore, known: set[str], attempt: Attempt, whole: Portrait) -> set[str]:
-    new = set(await store.list("agt-")) - known
-    if attempt.result is not None and new != set(attempt.result):
-        raise Violation(f"{len(attempt.result)} forks were acknowledged, {len(new)} are there")
-    for fork in new:
-        problem = difference(forked(await portrait(store, fork)), whole)
-        if problem is not None:
-            raise Violation(f"a fork is there in part: {problem}")
-        await _see_consistent(store, fork, after_delete=False)
-    await _see_consistent(store, "parent", after_delete=False)
-    return new
-
-
 async def kill_first_opens(context: Context, kills: Killer, write: Write, others: int) -> int:
     """Kill a process that opens an empty place and writes to it, at its calls."""
     nothing = await _nothing(context)
@@ -342,7 +329,7 @@ async def kill_first_opens(context: Context, kills: Killer, write: Write, others
         return attempt
 
     last = await kill(0, 0)
-    points, done = _points(context, kills, last, others), 1
+    points, done = points_of(context, kills, last, others), 1
     for point in kills.in_time(context.rng.sample(points, len(points))):
         await kill(point, last.calls)
         done += 1
@@ -382,7 +369,7 @@ async def kill_recoveries(context: Context, kills: Killer, write: Write, pairs: 
     agent_id = f"{write.name}-twice"
     whole = await kills.attempt(write, agent_id, 0)
     opening = await kills.attempt(None, agent_id, 0, from_open=True, with_seed=False)
-    points = _points(context, kills, whole, context.effort.kills)
+    points = points_of(context, kills, whole, context.effort.kills)
     left: dict[str, tuple[str, Portrait]] = {}
     for number in kills.in_time(range(pairs)):
         agent_id = f"{write.name}-twice-{number}"

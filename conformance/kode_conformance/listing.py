@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kode_conformance.clauses import CONTRACT, Clause, clauses
+from kode_conformance.coverage import lines_of
 from kode_conformance.explain import beginning, checks_of
 from kode_conformance.registry import Capability, Check, load_checks
 from kode_conformance.runner import manifest
@@ -69,6 +70,8 @@ def print_clauses(ids: Iterable[str]) -> None:
         for check in checks_of(clause_id):
             grid.add_row("  check", Text.assemble((check.id, "bold"), (_conditions(check), "dim")))
             grid.add_row("", check.claim)
+        for label, text in lines_of(clause_id):
+            grid.add_row(f"  {label}", text)
         if clause.untested:
             grid.add_row("  not checked", clause.untested)
         show(grid, Text())
@@ -101,4 +104,5 @@ def _check(check: Check) -> dict[str, Any]:
         "tier": check.tier.name.lower(),
         "needs": _needs(check),
         "stochastic": check.stochastic,
+        "under": [dimension.value for dimension in check.under],
     }

@@ -8,8 +8,16 @@ from datetime import UTC, datetime
 from typing import Final
 
 from kode_conformance.clauses import clauses
-from kode_conformance.explain import beginning, finding_lines, grouped, higher_tiers, search_line, why_not_run
-from kode_conformance.results import BAD, Report, Result, Status
+from kode_conformance.explain import (
+    beginning,
+    conditions_line,
+    finding_lines,
+    grouped,
+    higher_tiers,
+    search_line,
+    why_not_run,
+)
+from kode_conformance.results import BAD, Report, Result, Status, Verdict
 from kode_conformance.tally import AREAS, by_area, level_of, told, told_tier
 from kode_core.cli.output import count, visible
 
@@ -68,13 +76,18 @@ def _head(report: Report) -> Iterator[str]:
         "lacks": ", ".join(one for one, has in report.capabilities.items() if not has) or "nothing",
     }
     yield from table(("", ""), ((label, cell(text)) for label, text in rows.items()))
-    notes = [line for line in (search_line(report), higher_tiers(report)) if line and not report.partial]
+    notes = [
+        line
+        for line in (conditions_line(report), search_line(report), higher_tiers(report))
+        if line and not report.partial
+    ]
     for note in notes:
         yield from ("", f"{note[0].upper()}{note[1:]}.")
 
 
 def _headline(report: Report) -> str:
-    return f"{report.verdict}, by a part of the checks" if report.partial else report.verdict.value
+    part = report.partial and report.verdict is not Verdict.PART_PASSED
+    return f"{report.verdict}, by a part of the checks" if part else report.verdict.value
 
 
 def _areas(report: Report) -> Iterator[str]:

@@ -16,6 +16,7 @@ _VERDICTS: Final = {
     Verdict.CONFORMANT: "conformant",
     Verdict.WITH_DEVIATIONS: "with deviations",
     Verdict.NOT_CONFORMANT: "**not conformant**",
+    Verdict.PART_PASSED: "a part passed",
     Verdict.INCOMPLETE: "incomplete",
 }
 _LEGEND: Final = (

@@ -13,6 +13,7 @@ from kode_conformance.settings import Tier
 
 __all__ = ["REGISTRY", "Capability", "Check", "check", "load_checks"]
 
+_TIMED: Final = {Dimension.PROCESSES, Dimension.COMPANY, Dimension.CRASHES, Dimension.INTERRUPTIONS}
 _CLAUSE: Final = re.compile(r"[A-Z]+-\d+")
 
 
@@ -57,6 +58,11 @@ class Check(NamedTuple):
     def id(self) -> str:
         """As in ``MSG-1.replaces_the_whole_list``."""
         return f"{self.clauses[0]}.{self.name}"
+
+    @property
+    def depends_on_timing(self) -> bool:
+        """Whether what it finds may not show in another run of the same seed."""
+        return self.stochastic or bool(_TIMED & set(self.under))
 
     @property
     def method_name(self) -> str:

@@ -55,6 +55,8 @@ class Verdict(StrEnum):
     CONFORMANT = "CONFORMANT"
     WITH_DEVIATIONS = "CONFORMANT WITH DEVIATIONS"
     NOT_CONFORMANT = "NOT CONFORMANT"
+    PART_PASSED = "PART PASSED"
+    """Only a part was asked for, and all of it passed."""
     INCOMPLETE = "INCOMPLETE"
 
 
@@ -88,6 +90,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         versions: of the store's parts, of the suite, of Python.
         capabilities: what the store offers, by name, as the suite saw it.
         pace: for how many seconds random checks went on, where it was not what the tier says.
+        conditions: how many pairs of a clause and a dimension were varied by checks that passed.
         manifest: a digest of the checks there are, so that two reports can be told to be of one suite.
     """
 
@@ -103,6 +106,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     started_at: int
     seconds: float
     results: tuple[Result, ...]
+    conditions: int = 0
 
     def counts(self) -> Counter[Status]:
         """How many checks ended how."""
@@ -114,8 +118,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         found = set(self.counts())
         if found & {Status.FAIL, Status.STALE_DEVIATION}:
             return Verdict.NOT_CONFORMANT
-        if found & {Status.HARNESS_ERROR, Status.NOT_RUN} or Status.PASS not in found:
+        if Status.HARNESS_ERROR in found or not found & {Status.PASS, Status.DEVIATION}:
             return Verdict.INCOMPLETE
+        if Status.NOT_RUN in found:
+            return Verdict.PART_PASSED
         return Verdict.WITH_DEVIATIONS if Status.DEVIATION in found else Verdict.CONFORMANT
 
     def by_clause(self) -> dict[str, list[Result]]:

@@ -177,6 +177,15 @@ def run_suite(
         started_at=started_at,
         seconds=round(time.perf_counter() - started, 1),
         results=tuple(results),
+        conditions=_conditions(results, chosen),
+    )
+
+
+def _conditions(results: Iterable[Result], checks: Iterable[Check]) -> int:
+    """How many pairs of a clause and a dimension were varied by checks that passed."""
+    passed = {result.check for result in results if result.status is Status.PASS}
+    return len(
+        {(clause, one) for check in checks if check.id in passed for clause in check.clauses for one in check.under}
     )
 
 

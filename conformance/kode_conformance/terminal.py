@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kode_conformance.clauses import CONTRACT
-from kode_conformance.explain import finding_lines, grouped, higher_tiers, search_line
+from kode_conformance.explain import conditions_line, finding_lines, grouped, higher_tiers, search_line
 from kode_conformance.harness import StoreHarness
 from kode_conformance.registry import Check
 from kode_conformance.results import BAD, Report, Result, Status, Verdict
@@ -29,6 +29,7 @@ _VERDICT_STYLES: Final = {
     Verdict.CONFORMANT: "bold green",
     Verdict.WITH_DEVIATIONS: "bold yellow",
     Verdict.NOT_CONFORMANT: "bold red",
+    Verdict.PART_PASSED: "bold green",
     Verdict.INCOMPLETE: "bold yellow",
 }
 TELLS_EVERY_S: Final = 60.0
@@ -205,7 +206,7 @@ def _notes(report: Report) -> Iterator[Table | Text]:
             grid.add_row(status.value, str(len(group)), visible(group[0].message) + names)
     if grid.row_count:
         yield grid
-    for line in (search_line(report), higher_tiers(report)):
+    for line in (conditions_line(report), search_line(report), higher_tiers(report)):
         if line and not report.partial:
             yield Text(line)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kode_conformance import samples
@@ -18,6 +18,7 @@ __all__ = [
     "Expected",
     "Portrait",
     "Write",
+    "add_writes",
     "expected",
     "forked",
     "overwrite",
@@ -34,13 +35,6 @@ Portrait = dict[str, Any]
 """Everything of an agent by kind, without what differs from agent to agent."""
 
 
-class Write(NamedTuple):
-    """A write to an agent that :func:`seed` has made."""
-
-    name: str
-    act: Callable[[ExtendedStore, str], Awaitable[Any]]
-
-
 async def seed(store: ExtendedStore, agent_id: str) -> None:
     """Make an agent that has something of most kinds."""
     await store.save_turn(
@@ -52,6 +46,14 @@ async def seed(store: ExtendedStore, agent_id: str) -> None:
         events=samples.events(2),
     )
     await store.save_snapshot(agent_id, samples.snapshot())
+
+
+class Write(NamedTuple):
+    """A write to an agent that ``prepare`` has made."""
+
+    name: str
+    act: Callable[[ExtendedStore, str], Awaitable[Any]]
+    prepare: Callable[[ExtendedStore, str], Awaitable[None]] = seed
 
 
 async def overwrite(store: ExtendedStore, agent_id: str) -> None:
@@ -129,9 +131,17 @@ FORK: Final = Write("batch_fork", lambda store, agent_id: store.batch_fork(agent
 """The write that makes other agents."""
 
 
+_more: dict[str, Write] = {}
+
+
+def add_writes(writes: Iterable[Write]) -> None:
+    """Let :func:`write_named` know these as well."""
+    _more.update({write.name: write for write in writes})
+
+
 def write_named(name: str) -> Write:
     """The write of that name."""
-    return next(write for write in (*WRITES, FORK) if write.name == name)
+    return _more.get(name) or next(write for write in (*WRITES, FORK) if write.name == name)
 
 
 # --- What an agent looks like -----------------------------------------------------------------------------------------
@@ -206,7 +216,7 @@ async def expected(store: ExtendedStore, write: Write, *, with_seed: bool = True
     """See what *write* does when nothing interrupts it; without the seed it is the first of its agent."""
     agent_id = f"{write.name}-{uuid.uuid4().hex}"
     if with_seed:
-        await seed(store, agent_id)
+        await write.prepare(store, agent_id)
     before = await portrait(store, agent_id)
     await write.act(store, agent_id)
     after = await portrait(store, agent_id)

@@ -1,13 +1,21 @@
-"""Where it is asked for, the kills of a run are written down: ``KODE_KILL_MATRIX`` names the file."""
+"""Where it is asked for, the kills of a run are written down, and only a sample of the zoo is looked at.
+
+``KODE_KILL_MATRIX`` names the file of the kills. ``KODE_TEST_SAMPLE=2/6`` takes the third of six samples of the faulty
+and the odd stores, so that six runs in a row see them all.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from zlib import crc32
 
 import pytest
+
+_SAMPLED: Final = ("mutant", "fault", "angel")
+"""The parameters of tests that say which store of the zoo they look at."""
 
 
 class Kills:
@@ -38,3 +46,19 @@ def pytest_configure(config: pytest.Config) -> None:
     path = os.environ.get("KODE_KILL_MATRIX")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Kills(Path(path).absolute()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    sample = os.environ.get("KODE_TEST_SAMPLE")
+    if sample:
+        which, _, of = sample.partition("/")
+        left_out = [item for item in items if (name := _store(item)) and crc32(name.encode()) % int(of) != int(which)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _store(item: pytest.Item) -> str:
+    """The name of the store of the zoo that a test looks at; empty where it looks at none, or at all."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    found = next((parameters[name] for name in _SAMPLED if name in parameters), "")
+    return str(getattr(found, "name", found))

@@ -15,7 +15,8 @@ from kode_conformance import Handle, Space, StoreHarness, Violation, load_checks
 from kode_conformance.builtin import JsonHarness
 from kode_conformance.context import prepared
 from kode_conformance.killchild import CAN_FORK
-from kode_conformance.killpoints import kill_at_points, kill_forks, killer
+from kode_conformance.killpoints import kill_at_points, killer
+from kode_conformance.killseries import kill_forks
 from kode_conformance.settings import Settings, Tier
 from kode_conformance.storecode import code_of
 from kode_conformance.writes import write_named

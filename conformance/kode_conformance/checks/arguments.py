@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
+from kode_conformance.dimensions import Dimension
 from kode_conformance.junk import forged_cursors, junk_for, parameters, variants
 from kode_conformance.methods import calls_of
 from kode_conformance.registry import Capability, check
@@ -42,7 +43,7 @@ async def _outcome(name: str, call: Callable[[], Any]) -> BaseException | None:
     return None
 
 
-@check("OPS-17", needs=_E)
+@check("OPS-17", needs=_E, under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def wrong_arguments_raise_errors_of_this_library(ctx: Context) -> None:
     """For every parameter of every method, values of wrong types and impossible ones are taken or refused with an error
     of this library, and what was refused is not written.
@@ -86,7 +87,7 @@ async def _forget(store: Store, agent_id: str, value: Any) -> None:
         await store.delete(value)
 
 
-@check("OPS-17", "VAL-2")
+@check("OPS-17", "VAL-2", under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def wrong_fields_raise_errors_of_this_library(ctx: Context) -> None:
     """A record of any kind with any field of a wrong type, also deep inside, is refused with an error of this library,
     and nothing is written; or it is stored and comes back as it was given.
@@ -146,7 +147,7 @@ def _kinds(store: ExtendedStore) -> dict[str, tuple[Any, _Save, _Load]]:
     return kinds
 
 
-@check("OPS-17", "QRY-5", needs=Capability.QUERYABLE)
+@check("OPS-17", "QRY-5", needs=Capability.QUERYABLE, under=(Dimension.LOOKALIKES,))
 async def forged_cursors_raise_errors_of_this_library(ctx: Context) -> None:
     """A cursor that no page gave, damaged or made up, with parts of any type, is refused with an error of this library;
     one of another query is refused.

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import portrait, seed
@@ -81,7 +82,7 @@ class _Writer:
         self._stop = True
 
 
-@check("OPS-16", "TURN-1", needs=_NEEDS)
+@check("OPS-16", "TURN-1", needs=_NEEDS, under=(Dimension.COMPANY,))
 async def a_backup_is_of_one_instant(ctx: Context) -> None:
     """A backup that is made while turns are written, and agents deleted and made anew, opens as a store that is
     consistent: turns are whole, and what was written later is not there without what was written before.
@@ -129,7 +130,7 @@ async def _third(copy: ExtendedStore) -> int:
     return int(message.text.removeprefix("message "))
 
 
-@check("OPS-16", "EVT-2", "LOCK-5", needs=_NEEDS)
+@check("OPS-16", "EVT-2", "LOCK-5", needs=_NEEDS, under=(Dimension.CHANGES, Dimension.INSTANCES))
 async def a_backup_goes_on_where_the_store_was(ctx: Context) -> None:
     """In the copy the offsets of events and the tokens of leases are greater than any before, also of an agent that was
     deleted; what is written there and here stays apart.
@@ -170,7 +171,7 @@ def _there(folder: Path) -> list[str]:
     )
 
 
-@check("OPS-16", "OPS-9", needs=_NEEDS)
+@check("OPS-16", "OPS-9", needs=_NEEDS, under=(Dimension.INTERRUPTIONS,))
 async def a_backup_that_is_cancelled_leaves_nothing(ctx: Context) -> None:
     """A backup that is cancelled, at whatever step, leaves nothing where the copy was to be, and one to the same place
     works afterwards and is whole.
@@ -210,7 +211,7 @@ async def _see_nothing_left(ctx: Context, targets: Path, steps: int) -> None:
     ctx.equal(_there(targets), [], f"what is left of a backup that was cancelled after {steps} steps")
 
 
-@check("OPS-16", "OPS-13", needs=_NEEDS, tier=Tier.STANDARD)
+@check("OPS-16", "OPS-13", needs=_NEEDS, tier=Tier.STANDARD, under=(Dimension.COMPANY,))
 async def a_backup_holds_up_no_writer(ctx: Context) -> None:
     """While a backup is made writes begin and end, in its store and in another."""
     _need_restored(ctx)
@@ -237,7 +238,7 @@ async def a_backup_holds_up_no_writer(ctx: Context) -> None:
     )
 
 
-@check("OPS-16", "OPS-17", needs=_NEEDS)
+@check("OPS-16", "OPS-17", needs=_NEEDS, under=(Dimension.DAMAGE,))
 async def a_backup_that_cannot_be_made_leaves_nothing(ctx: Context) -> None:
     """A backup below a file, or to a place where something is, fails with an error of this library, and what is there
     stays.

@@ -9,6 +9,7 @@ from typing import Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import LockLostError, LockUnavailableError, StoreClosedError
 from kode_core.protocols import ExtendedStore
@@ -46,7 +47,7 @@ async def _soon(call: Awaitable[object], what: str) -> object:
         raise Violation(f"{what} was not done after {_SOON_S} s") from exc
 
 
-@check("LOCK-7", "LOCK-5", needs=_E)
+@check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.ORDERS,))
 async def blocks_are_left_in_any_order(ctx: Context) -> None:
     """Of blocks that are left in any order, each fences its agent until it is left, and not after that."""
     store, other = ctx.store, await ctx.another()
@@ -70,7 +71,7 @@ async def blocks_are_left_in_any_order(ctx: Context) -> None:
         ctx.equal(await _is_fenced(store, other, agent_id), False, f"whether {agent_id} is fenced after all blocks")
 
 
-@check("LOCK-7", needs=_E)
+@check("LOCK-7", needs=_E, under=(Dimension.ORDERS, Dimension.INTERRUPTIONS))
 async def a_block_that_ends_elsewhere_fences_no_more(ctx: Context) -> None:
     """A block inside an async generator that is dropped, or closed by another task, fences nothing after its end: not
     the task that was in it, and none that it starts.
@@ -106,7 +107,7 @@ async def a_block_that_ends_elsewhere_fences_no_more(ctx: Context) -> None:
     ctx.equal(await _is_fenced(store, other), False, "whether a task is fenced whose block another one left")
 
 
-@check("LOCK-7", "LOCK-5", needs=_E)
+@check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.ORDERS, Dimension.COMPANY))
 async def tasks_that_outlive_the_block_come_too_late(ctx: Context) -> None:
     """What was started inside a block writes as long as it lasts. Afterwards its writes are refused, and those of the
     tasks that it starts, until it takes the lock itself; those of the task that was in the block are not.
@@ -135,7 +136,7 @@ async def tasks_that_outlive_the_block_come_too_late(ctx: Context) -> None:
     ctx.equal(len(await store.load_messages("a")), 5, "how many messages there are of those that were not refused")
 
 
-@check("LOCK-7", "LOCK-2", needs=_E)
+@check("LOCK-7", "LOCK-2", needs=_E, under=(Dimension.ORDERS,))
 async def who_holds_the_lock_is_told_so(ctx: Context) -> None:
     """A task that asks again for a lock that it holds, or that the task holds that started it, hears so at once,
     however long it would wait; and can ask again once the block was left.
@@ -157,7 +158,7 @@ async def who_holds_the_lock_is_told_so(ctx: Context) -> None:
     ctx.equal(len(await store.load_messages("a")), 2, "how many messages were written inside")
 
 
-@check("LOCK-7", "OPS-5", needs=_E)
+@check("LOCK-7", "OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_store_is_closed_inside_a_block(ctx: Context) -> None:
     """When the store is closed inside a block the lease is lost and leaving raises nothing; who waits for a lock is
     told that the store is closed; and no fence is left.

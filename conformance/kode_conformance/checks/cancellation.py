@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, cast
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import FORK, WRITES, Write, expected, forked, portrait, seed, write_on
@@ -70,7 +71,7 @@ async def _cancelled(call: Awaitable[T], steps: int) -> asyncio.Future[T]:
     return task
 
 
-@check("OPS-9", "MSG-1", "TURN-1", tier=Tier.STANDARD)
+@check("OPS-9", "MSG-1", "TURN-1", tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
 async def a_write_cancelled_at_any_step(ctx: Context) -> None:
     """Every kind of write, cancelled after each step: whole or absent, and both this store and others write on."""
     other = await ctx.another()
@@ -94,7 +95,7 @@ async def _cancel_at_each_step(ctx: Context, other: ExtendedStore, write: Write)
             return
 
 
-@check("OPS-9", "FORK-3", needs=_E, tier=Tier.STANDARD)
+@check("OPS-9", "FORK-3", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
 async def a_fork_cancelled_at_any_step(ctx: Context) -> None:
     """A batch of forks that is cancelled leaves whole forks, or none."""
     await seed(ctx.store, "p")
@@ -135,7 +136,7 @@ def _reads(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[object]]]:
     return reads
 
 
-@check("OPS-9", tier=Tier.STANDARD)
+@check("OPS-9", tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def a_read_cancelled_at_any_step(ctx: Context) -> None:
     """Reads that are cancelled, however many and wherever, take no connection and no lock with them."""
     other = await ctx.another()
@@ -157,7 +158,7 @@ async def a_read_cancelled_at_any_step(ctx: Context) -> None:
         await write_on(other, "a", 1000)
 
 
-@check("LOCK-2", "OPS-9", needs=_E)
+@check("LOCK-2", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
 async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
     """Of those who wait for a lock some are cancelled, at any time: all others get it, one after the other."""
     other = await ctx.another()
@@ -206,7 +207,7 @@ def _iterators(store: ExtendedStore) -> list[Callable[[], AsyncIterator[Any]]]:
     return found
 
 
-@check("EVT-5", "OPS-9", tier=Tier.STANDARD)
+@check("EVT-5", "OPS-9", tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def iterators_given_up_midway(ctx: Context) -> None:
     """An iterator that is closed, or only forgotten, after its first items holds nothing up: not this store's writes,
     not another's, and no descriptor.
@@ -246,7 +247,7 @@ def _descriptors() -> int:
 # --- Close ------------------------------------------------------------------------------------------------------------
 
 
-@check("OPS-5", "DUR-1", needs=_E, tier=Tier.STANDARD)
+@check("OPS-5", "DUR-1", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def close_with_every_write_in_flight(ctx: Context) -> None:
     """Of writes of every kind that are under way when the store is closed, each is done, or refused and whole or
     absent; what was acknowledged is there when the store is opened again.
@@ -270,7 +271,7 @@ async def close_with_every_write_in_flight(ctx: Context) -> None:
             ctx.true(problem is None, f"{write.name}, {steps} steps before close: {problem}")
 
 
-@check("OPS-5", "OPS-9", needs=_E)
+@check("OPS-5", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
     """A close that is cancelled, at whatever step, is called again, and ends: the store is closed then, and what was
     acknowledged is there.
@@ -297,7 +298,7 @@ async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
         ctx.true(stored or not is_done, f"an event was acknowledged, and is not there after {when}")
 
 
-@check("OPS-5", "EVT-7", needs=_E)
+@check("OPS-5", "EVT-7", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
 async def close_ends_what_waits(ctx: Context) -> None:
     """Who follows events, reads on, or waits for a lock when the store is closed comes to an end, and so does close."""
     store = await ctx.another()

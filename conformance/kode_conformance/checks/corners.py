@@ -7,11 +7,12 @@ from pathlib import Path
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.model import AgentInfo, Bookmark
 
 
-@check("VAL-1")
+@check("VAL-1", under=(Dimension.NUMBERS,))
 async def fractions_of_typed_numbers(ctx: Context) -> None:
     """Durations, ratios and modification times keep their fractions, and stay whole where they are whole."""
     calls = [samples.tool_call(i, duration_ms=value) for i, value in enumerate((1.5, 1, 1.0, 0.1 + 0.2, 1e-9))]
@@ -28,7 +29,7 @@ async def fractions_of_typed_numbers(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_recovered_files("a"), files, "files with fractional modification times")
 
 
-@check("ID-1", needs=Capability.PERSISTENT, absence_ok=True)
+@check("ID-1", needs=Capability.PERSISTENT, absence_ok=True, under=(Dimension.LOOKALIKES,))
 async def nothing_outside_the_store_is_touched(ctx: Context) -> None:
     """Ids that look like paths reach nothing beside the store, and opening a store changes nothing beside it."""
     beside = Path(ctx.folder) / "canary"
@@ -52,7 +53,7 @@ def _contents(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@check("LIFE-1")
+@check("LIFE-1", under=(Dimension.CHANGES,))
 async def a_bare_info_exists(ctx: Context) -> None:
     """An agent whose info says nothing but its name exists, is listed, and is loaded."""
     bare = AgentInfo(agent_id="a", template_id="", created_at=0)
@@ -61,7 +62,7 @@ async def a_bare_info_exists(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_info("a"), bare, "the bare info")
 
 
-@check("INFO-1", "LIFE-1")
+@check("INFO-1", "INFO-3", "LIFE-1", under=(Dimension.ORDERS,))
 async def reads_make_no_agent(ctx: Context) -> None:
     """Asking for an agent that is not there does not make one."""
     await ctx.store.save_info("b", samples.info("b"))
@@ -74,7 +75,7 @@ async def reads_make_no_agent(ctx: Context) -> None:
     )
 
 
-@check("LIFE-4")
+@check("LIFE-4", under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.ITEMS))
 async def who_remembers_a_deleted_agent_is_not_misled(ctx: Context) -> None:
     """A writer that knew the deleted agent writes what it is told, though a new agent has as many records."""
     other = await ctx.another()
@@ -88,7 +89,7 @@ async def who_remembers_a_deleted_agent_is_not_misled(ctx: Context) -> None:
         await other.delete("a")
 
 
-@check("FORK-1", needs=Capability.EXTENDED)
+@check("FORK-1", needs=Capability.EXTENDED, under=(Dimension.CHANGES,))
 async def a_fork_starts_without_a_bookmark(ctx: Context) -> None:
     """A fork's info has no bookmark, for its event log is its own; the rest of the info is the parent's."""
     await ctx.store.save_info("p", samples.info("p", last_bookmark=Bookmark(7, samples.T0), lineage=["g"]))
@@ -100,7 +101,7 @@ async def a_fork_starts_without_a_bookmark(ctx: Context) -> None:
     ctx.equal(await ctx.store.last_bookmark(fork), None, "the fork's last bookmark")
 
 
-@check("OPS-1", needs=Capability.EXTENDED, absence_ok=True)
+@check("OPS-1", needs=Capability.EXTENDED, absence_ok=True, under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def health_is_told_to_many_at_once(ctx: Context) -> None:
     """Health checks of two instances at once do not disturb each other."""
     other = await ctx.another()

@@ -9,13 +9,15 @@ from collections.abc import Iterable
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
-from kode_conformance.killpoints import kill_at_points, kill_first_opens, kill_forks, kill_recoveries, killer
+from kode_conformance.dimensions import Dimension
+from kode_conformance.killpoints import kill_at_points, kill_first_opens, kill_recoveries, killer
+from kode_conformance.killseries import kill_forks
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import WRITES, write_named
 
 
-@check("DUR-3", "DUR-1", "TURN-1", needs=Capability.PERSISTENT)
+@check("DUR-3", "DUR-1", "TURN-1", needs=Capability.PERSISTENT, under=(Dimension.CRASHES, Dimension.PROCESSES))
 async def a_turn_killed_at_its_calls(ctx: Context) -> None:
     """A turn whose writer is killed at a call inside the store is there whole or not at all, and is not forgotten; so
     is the first turn of an agent.
@@ -38,7 +40,15 @@ async def _kill(ctx: Context, writes: Iterable[str], *, first: Iterable[str]) ->
             await kill_at_points(ctx, kills, write_named(name), others=0, with_seed=False)
 
 
-@check("DUR-3", "DUR-1", "MSG-1", "LIFE-3", needs=Capability.PERSISTENT, tier=Tier.STANDARD)
+@check(
+    "DUR-3",
+    "DUR-1",
+    "MSG-1",
+    "LIFE-3",
+    needs=Capability.PERSISTENT,
+    tier=Tier.STANDARD,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
 async def lists_and_info_killed_at_their_calls(ctx: Context) -> None:
     """Writes of messages, tool calls and info, and delete, killed at each call that can matter: whole or absent, kept
     once acknowledged, and the agent is consistent and can be written afterwards.
@@ -46,7 +56,15 @@ async def lists_and_info_killed_at_their_calls(ctx: Context) -> None:
     await _kill(ctx, (*_OF_THE_AGENT, "delete"), first=("save_info", "append_messages"))
 
 
-@check("DUR-3", "DUR-1", "EVT-1", "EVT-2", needs=Capability.PERSISTENT, tier=Tier.STANDARD)
+@check(
+    "DUR-3",
+    "DUR-1",
+    "EVT-1",
+    "EVT-2",
+    needs=Capability.PERSISTENT,
+    tier=Tier.STANDARD,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
 async def events_and_documents_killed_at_their_calls(ctx: Context) -> None:
     """Writes of all other kinds, killed at each call that can matter: whole or absent, kept once acknowledged; offsets
     never come again.
@@ -55,21 +73,35 @@ async def events_and_documents_killed_at_their_calls(ctx: Context) -> None:
     await _kill(ctx, sorted(others), first=("append_event",))
 
 
-@check("OPS-7", "DUR-3", needs=Capability.PERSISTENT, tier=Tier.STANDARD)
+@check(
+    "OPS-7", "DUR-3", needs=Capability.PERSISTENT, tier=Tier.STANDARD, under=(Dimension.CRASHES, Dimension.PROCESSES)
+)
 async def a_first_open_killed_at_its_calls(ctx: Context) -> None:
     """A process that is killed while it opens an empty place leaves a place that the next one opens and uses."""
     async with killer(ctx) as kills:
         await kill_first_opens(ctx, kills, write_named("append_messages"), others=ctx.effort.kills)
 
 
-@check("FORK-3", needs=Capability.PERSISTENT | Capability.EXTENDED, tier=Tier.STANDARD)
+@check(
+    "FORK-3",
+    needs=Capability.PERSISTENT | Capability.EXTENDED,
+    tier=Tier.STANDARD,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
 async def a_fork_killed_at_its_calls(ctx: Context) -> None:
     """Forks whose maker is killed at a call inside the store are each whole or absent, and there once acknowledged."""
     async with killer(ctx) as kills:
         await kill_forks(ctx, kills, others=ctx.effort.kills)
 
 
-@check("DUR-3", "DUR-1", needs=Capability.PERSISTENT, tier=Tier.STANDARD, stochastic=True)
+@check(
+    "DUR-3",
+    "DUR-1",
+    needs=Capability.PERSISTENT,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
 async def recovery_killed_too(ctx: Context) -> None:
     """When what opens the store after a kill is killed as well, the next one still finds all or nothing."""
     async with killer(ctx) as kills:
@@ -77,7 +109,12 @@ async def recovery_killed_too(ctx: Context) -> None:
             await kill_recoveries(ctx, kills, write_named(name), pairs=ctx.effort.kills)
 
 
-@check("LOCK-5", "LOCK-3", needs=Capability.EXTENDED | Capability.CROSS_PROCESS)
+@check(
+    "LOCK-5",
+    "LOCK-3",
+    needs=Capability.EXTENDED | Capability.CROSS_PROCESS,
+    under=(Dimension.PROCESSES, Dimension.INTERRUPTIONS),
+)
 async def a_stopped_holder_is_fenced_off(ctx: Context) -> None:
     """A holder that is stopped until its lease has ended, and then goes on, is refused what it writes under the lease,
     and only that: a write without a fence is not stopped.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation, difference
+from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -93,7 +94,16 @@ async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:
     return store, layers[-1]
 
 
-@check("OPS-4", "OPS-2", needs=_E)
+async def damage_each_part(ctx: Context) -> AsyncIterator[tuple[str, ExtendedStore]]:
+    """One store after the other that shows another part of the agent ``a`` damaged, and which."""
+    for part, (verbs, kind, _) in _PARTS.items():
+        store, layer = await damaging(ctx)
+        layer.verbs, layer.kind = verbs, kind
+        yield part, store
+        await ctx.close(store)
+
+
+@check("OPS-4", "OPS-2", needs=_E, under=(Dimension.DAMAGE, Dimension.CHANGES))
 async def damage_of_any_kind_is_named_and_stays_where_it_is(ctx: Context) -> None:
     """Whichever part of an agent is damaged, reading that part raises CorruptRecordError that names the agent, the
     check finds it, and its other parts and all other agents can be read, searched and written.
@@ -162,7 +172,7 @@ def _listened() -> Iterator[_Said]:
         root.removeHandler(said)
 
 
-@check("QRY-9", "OPS-4", needs=Capability.QUERYABLE)
+@check("QRY-9", "OPS-4", needs=Capability.QUERYABLE, under=(Dimension.DAMAGE, Dimension.ITEMS))
 async def queries_leave_out_what_is_damaged_and_name_it(ctx: Context) -> None:
     """A query over many agents, some of whose records are damaged, finds all others, once, on every page; a page names
     what it left out, and an iterator does so in the log.
@@ -201,7 +211,7 @@ async def queries_leave_out_what_is_damaged_and_name_it(ctx: Context) -> None:
     )
 
 
-@check("OPS-2", "OPS-4", needs=_E)
+@check("OPS-2", "OPS-4", needs=_E, under=(Dimension.DAMAGE,))
 async def agents_without_info_are_checked(ctx: Context) -> None:
     """A damaged record, and a tool use without its result, are found also where no info was ever saved; agents that
     have only events or documents are looked at as well.
@@ -280,7 +290,9 @@ async def _looked(store: ExtendedStore, agent_id: str) -> Portrait:
     return {kind: await one(look) for kind, look in LOOKS.items()}
 
 
-@check("OPS-4", "DUR-1", needs=_E | Capability.PERSISTENT, tier=Tier.STANDARD, stochastic=True)
+@check(
+    "OPS-4", "DUR-1", needs=_E | Capability.PERSISTENT, tier=Tier.STANDARD, stochastic=True, under=(Dimension.DAMAGE,)
+)
 async def damaged_bytes_are_never_taken_for_right_ones(ctx: Context) -> None:
     """A file of an agent with bytes that changed, vanished, became zeros or were put in ends in CorruptRecordError or
     in the right data, also after more was written; other agents know nothing of it, and no write removes what was

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context, Violation
+from kode_conformance.dimensions import Dimension
 from kode_conformance.methods import calls_of, drive
 from kode_conformance.registry import Capability, check
 from kode_conformance.writes import WRITES, expected, portrait, seed
@@ -68,7 +69,7 @@ async def slowed(ctx: Context) -> tuple[ExtendedStore, _Slow]:
     return store, layers[-1]
 
 
-@check("OPS-9", "OPS-10", needs=_E)
+@check("OPS-9", "OPS-10", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
     """Of every kind of write whose deadline passes in the engine, the error says that nothing was written only where
     that is so, and stays so; the first read that is answered afterwards sees how it ended.
@@ -112,7 +113,7 @@ async def _first_portrait(store: ExtendedStore, agent_id: str) -> Any:
     raise Violation(f"agent {agent_id!r} could not be read within {40 * _TIMEOUT_MS / 1000:g} s")
 
 
-@check("OPS-9", "OPS-5", needs=_E)
+@check("OPS-9", "OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def every_call_ends_though_the_engine_hangs(ctx: Context) -> None:
     """When the engine answers nothing any more every method of the protocols ends with an error of this library, and
     so do the health check, with a verdict, and close.

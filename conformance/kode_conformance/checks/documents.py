@@ -6,11 +6,12 @@ import asyncio
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.model import TodoSnapshot
 
 
-@check("TODO-1")
+@check("TODO-1", under=(Dimension.CHANGES,))
 async def todos_are_replaced(ctx: Context) -> None:
     """Saving todos replaces them; none saved is None, and an empty list is not none."""
     ctx.equal(await ctx.store.load_todos("a"), None, "todos that were never saved")
@@ -19,7 +20,7 @@ async def todos_are_replaced(ctx: Context) -> None:
         ctx.equal(await ctx.store.load_todos("a"), wanted, "the todos")
 
 
-@check("HIS-1")
+@check("HIS-1", under=(Dimension.CHANGES, Dimension.ORDERS, Dimension.EQUALS))
 async def windows_are_keyed_by_id(ctx: Context) -> None:
     """The same window id replaces; loads are by timestamp, then id; two with one timestamp are both kept."""
     for name, timestamp in (("b", 20), ("d", 20), ("a", 20), ("c", 10), ("b", 5)):
@@ -28,7 +29,7 @@ async def windows_are_keyed_by_id(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_history_windows("x"), wanted, "the windows")
 
 
-@check("HIS-1")
+@check("HIS-1", under=(Dimension.CHANGES, Dimension.ORDERS, Dimension.EQUALS, Dimension.NUMBERS))
 async def compressions_are_keyed_by_id(ctx: Context) -> None:
     """The same compression id replaces; loads are by timestamp, then id; ratios are exact."""
     records = [samples.compression("b", 20), samples.compression("a", 20), samples.compression("c", 10)]
@@ -40,7 +41,7 @@ async def compressions_are_keyed_by_id(ctx: Context) -> None:
     ctx.equal([r.id for r in await ctx.store.load_compression_records("x")], ["a", "c", "b"], "after one was replaced")
 
 
-@check("HIS-2")
+@check("HIS-2", under=(Dimension.CHANGES, Dimension.ORDERS, Dimension.EQUALS))
 async def recovered_files_are_keyed_by_path_and_time(ctx: Context) -> None:
     """Recovered files are kept by path and timestamp, and loaded by timestamp, then path."""
     files = [
@@ -59,7 +60,7 @@ async def recovered_files_are_keyed_by_path_and_time(ctx: Context) -> None:
     ctx.equal((await ctx.store.load_recovered_files("a"))[3], again, "the file that was saved again")
 
 
-@check("MED-1")
+@check("MED-1", under=(Dimension.CHANGES, Dimension.ORDERS, Dimension.LENGTHS))
 async def the_media_cache_is_replaced(ctx: Context) -> None:
     """Saving the media cache replaces the list; order, large sizes and long addresses are kept; agents do not share."""
     first = [samples.media("b"), samples.media("a"), samples.media("b")]
@@ -73,7 +74,7 @@ async def the_media_cache_is_replaced(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_media_cache("x"), [], "an empty media cache")
 
 
-@check("SNAP-1")
+@check("SNAP-1", under=(Dimension.CHANGES, Dimension.ORDERS, Dimension.EQUALS))
 async def snapshots_are_keyed_by_id(ctx: Context) -> None:
     """The same snapshot id replaces; lists are newest first, then by id; agents do not share."""
     for snapshot in (samples.snapshot("b", 10), samples.snapshot("a", 10), samples.snapshot("c", 20)):
@@ -87,7 +88,7 @@ async def snapshots_are_keyed_by_id(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_snapshot("x", "zz"), None, "a snapshot that is not there")
 
 
-@check("SNAP-1")
+@check("SNAP-1", under=(Dimension.CHANGES, Dimension.ITEMS))
 async def a_snapshot_stays_as_it_was(ctx: Context) -> None:
     """Later saves of messages do not change a snapshot; a snapshot of thousands of messages works."""
     large = samples.snapshot("large", count=5000)
@@ -97,7 +98,7 @@ async def a_snapshot_stays_as_it_was(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_snapshot("a", "large"), large, "the snapshot")
 
 
-@check("INFO-1")
+@check("INFO-1", under=(Dimension.CHANGES,))
 async def info_is_inserted_or_replaced(ctx: Context) -> None:
     """Saving an info inserts or replaces it whole: what is gone from it is gone."""
     full = samples.info("a", lineage=["p", "q", "p"], metadata={"deep": {"list": [None, {"x": []}]}, "n": None})
@@ -108,7 +109,7 @@ async def info_is_inserted_or_replaced(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_info("a"), bare, "the info after it was replaced")
 
 
-@check("INFO-2", needs=Capability.QUERYABLE)
+@check("INFO-2", needs=Capability.QUERYABLE, under=(Dimension.CHANGES,))
 async def updated_at_moves_forward(ctx: Context) -> None:
     """updated_at of a session moves forward with saves of messages, tool calls and info, and with nothing else."""
 
@@ -135,7 +136,7 @@ async def updated_at_moves_forward(ctx: Context) -> None:
     ctx.equal(await updated(), times[-1], "updated_at after an event and todos")
 
 
-@check("INFO-1", "LIFE-1", absence_ok=True)
+@check("INFO-1", "INFO-3", "LIFE-1", absence_ok=True, under=(Dimension.ORDERS,))
 async def loads_of_nothing_leave_no_trace(ctx: Context) -> None:
     """Loads of what is absent return empty or None, and afterwards there is still nothing."""
     store = ctx.store

@@ -8,6 +8,7 @@ from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.context import Context, difference
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import FORK, WRITES, Expected, Write, expected, overwrite, portrait, seed
@@ -58,7 +59,7 @@ async def doubtful(ctx: Context) -> tuple[ExtendedStore, Doubtful]:
     return store, layers[-1]
 
 
-@check("OPS-10", needs=_E)
+@check("OPS-10", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def what_is_in_doubt_is_read_and_repeated(ctx: Context) -> None:
     """When the answer to a write of any kind is lost the call says that the outcome is unknown, whether it was done or
     not; who then reads, and repeats what is missing, in the same store, has done it once.
@@ -92,7 +93,7 @@ async def _repeat(ctx: Context, store: ExtendedStore, agent_id: str, write: Writ
     ctx.true(other is None, f"{write.name}, whose answer was lost, as another instance sees it: {other}")
 
 
-@check("OPS-10", "MSG-1", needs=_E)
+@check("OPS-10", "MSG-1", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
 async def what_is_in_doubt_overwrites_nobody(ctx: Context) -> None:
     """After the answer to a write was lost another instance writes, or deletes the agent; nothing of the first comes
     back, and what it saves next is what it was given.
@@ -122,7 +123,7 @@ async def what_is_in_doubt_overwrites_nobody(ctx: Context) -> None:
             )
 
 
-@check("OPS-10", "OPS-17", needs=_E)
+@check("OPS-10", "OPS-17", needs=_E, under=(Dimension.DAMAGE,))
 async def an_engine_that_breaks_off_is_told_as_such(ctx: Context) -> None:
     """Reads and writes whose engine call fails are made known by the error that the engine gave, with all that it says;
     nothing of it stays behind in the store.

@@ -5,24 +5,38 @@ from __future__ import annotations
 from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.crash import kill_mixed, kill_turns
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 
 
-@check("DUR-1", "DUR-3", "TURN-1", needs=Capability.PERSISTENT, stochastic=True)
+@check(
+    "DUR-1",
+    "DUR-3",
+    "TURN-1",
+    needs=Capability.PERSISTENT,
+    stochastic=True,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
 async def turns_survive_a_kill_whole(ctx: Context) -> None:
     """After kill -9 at any moment every acknowledged turn is there, and every turn is whole or absent."""
     turns = await kill_turns(ctx, ctx.effort.kills, ctx.rng.getrandbits(32))
     ctx.true(turns > 4, "the writer must have written")
 
 
-@check("DUR-1", "DUR-3", needs=Capability.PERSISTENT, stochastic=True)
+@check("DUR-1", "DUR-3", needs=Capability.PERSISTENT, stochastic=True, under=(Dimension.CRASHES, Dimension.PROCESSES))
 async def single_saves_survive_a_kill(ctx: Context) -> None:
     """After kill -9 at any moment every acknowledged save of every kind is there, in order, none torn."""
     rounds = await kill_mixed(ctx, ctx.effort.kills, ctx.rng.getrandbits(32))
     ctx.true(rounds > 4, "the writer must have written")
 
 
-@check("DUR-1", "EVT-1", needs=Capability.PERSISTENT, stochastic=True)
+@check(
+    "DUR-1",
+    "EVT-1",
+    needs=Capability.PERSISTENT,
+    stochastic=True,
+    under=(Dimension.CRASHES, Dimension.PROCESSES, Dimension.COMPANY),
+)
 async def acknowledged_events_survive_a_kill(ctx: Context) -> None:
     """After kill -9 with many appends in flight every acknowledged event is there, once, under its offset."""
     process = await ctx.process("append_events", "a", 0, 100_000, 50)

@@ -7,6 +7,7 @@ from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Bookmark, StoredEvent, Timeline
@@ -21,7 +22,7 @@ async def _seqs(store: ExtendedStore, **how: Any) -> list[int]:
     return [event.bookmark.seq for event in await _all(store, **how)]
 
 
-@check("EVT-1")
+@check("EVT-1", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ORDERS))
 async def concurrent_appends_lose_nothing(ctx: Context) -> None:
     """Of hundreds of appends in flight at once, over two instances and out of order, none is lost or doubled."""
     stores = [ctx.store, await ctx.another()]
@@ -32,7 +33,7 @@ async def concurrent_appends_lose_nothing(ctx: Context) -> None:
         ctx.equal(await _seqs(store), list(range(400)), "the seqs in order")
 
 
-@check("EVT-1", needs=Capability.PERSISTENT)
+@check("EVT-1", needs=Capability.PERSISTENT, under=(Dimension.INSTANCES,))
 async def events_survive_a_restart(ctx: Context) -> None:
     """Events are there after the store was closed and opened again, exactly once."""
     await ctx.store.append_events("a", samples.events(10))
@@ -43,7 +44,7 @@ async def events_survive_a_restart(ctx: Context) -> None:
     ctx.equal(await _seqs(ctx.store), list(range(11)), "the seqs")
 
 
-@check("EVT-1", "EVT-2", needs=Capability.CROSS_PROCESS)
+@check("EVT-1", "EVT-2", needs=Capability.CROSS_PROCESS, under=(Dimension.PROCESSES, Dimension.COMPANY))
 async def appends_of_several_processes(ctx: Context) -> None:
     """Of the events of several processes none is lost, and every process is told the offset that is stored."""
     processes = [await ctx.process("append_events", "a", start, 60, 10) for start in (0, 1000, 2000)]
@@ -53,7 +54,7 @@ async def appends_of_several_processes(ctx: Context) -> None:
     ctx.true(all(stored[line["seq"]] == line["offset"] for line in told), "offsets must be the ones that were told")
 
 
-@check("EVT-2")
+@check("EVT-2", under=(Dimension.ORDERS, Dimension.CHANGES))
 async def offsets_grow_and_never_come_again(ctx: Context) -> None:
     """Offsets grow in the order of commit, differ, and do not come again after a delete."""
     seen = [await ctx.store.append_event("a", samples.event(s)) for s in (5, 3, 9, 1)]
@@ -64,7 +65,7 @@ async def offsets_grow_and_never_come_again(ctx: Context) -> None:
     ctx.true(again > max(seen), f"an offset after a delete must be new: {again} after {max(seen)}")
 
 
-@check("EVT-2", needs=Capability.PERSISTENT)
+@check("EVT-2", needs=Capability.PERSISTENT, under=(Dimension.INSTANCES, Dimension.CHANGES))
 async def offsets_go_on_after_a_restart(ctx: Context) -> None:
     """Offsets go on where they were after the store was closed and opened again, also after a delete."""
     first = await ctx.store.append_events("a", samples.events(3))
@@ -78,7 +79,7 @@ async def offsets_go_on_after_a_restart(ctx: Context) -> None:
     ctx.true(third > second, f"{third} must be above {second}")
 
 
-@check("EVT-2")
+@check("EVT-2", under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def who_saw_an_offset_missed_nothing_below(ctx: Context) -> None:
     """A reader that goes on after the last offset it saw gets every event, while many write."""
     stop = False
@@ -106,7 +107,7 @@ async def who_saw_an_offset_missed_nothing_below(ctx: Context) -> None:
     ctx.equal(len(seen), 200, "how many events were seen")
 
 
-@check("EVT-3")
+@check("EVT-3", under=(Dimension.EQUALS,))
 async def seq_may_repeat(ctx: Context) -> None:
     """Two events with one seq are both kept, in the order of commit."""
     one, two = samples.event(4, delta="one"), samples.event(4, delta="two")
@@ -115,7 +116,7 @@ async def seq_may_repeat(ctx: Context) -> None:
     ctx.equal(await _all(ctx.store), [one, two], "the events of one seq")
 
 
-@check("EVT-4")
+@check("EVT-4", under=(Dimension.EQUALS, Dimension.INSTANCES, Dimension.COMPANY))
 async def the_identical_entry_again_is_stored_once(ctx: Context) -> None:
     """The identical entry again, alone, in a group, at once or from another instance, is stored once."""
     other = await ctx.another()
@@ -129,7 +130,7 @@ async def the_identical_entry_again_is_stored_once(ctx: Context) -> None:
     ctx.equal(await _seqs(ctx.store), [0, 1, 2, 3, 9], "the seqs")
 
 
-@check("EVT-4", needs=Capability.PERSISTENT)
+@check("EVT-4", needs=Capability.PERSISTENT, under=(Dimension.EQUALS, Dimension.INSTANCES))
 async def a_repeat_after_a_restart_is_stored_once(ctx: Context) -> None:
     """The identical entry again after a restart is stored once."""
     first = await ctx.store.append_events("a", samples.events(3))
@@ -138,7 +139,7 @@ async def a_repeat_after_a_restart_is_stored_once(ctx: Context) -> None:
     ctx.equal(await _seqs(ctx.store), [0, 1, 2], "the seqs")
 
 
-@check("EVT-5")
+@check("EVT-5", under=(Dimension.ORDERS,))
 async def channels_are_merged_by_seq(ctx: Context) -> None:
     """Reading gives all channels by (seq, offset); a channel gives its own in the same order."""
     channels = ("progress", "control", "monitor")
@@ -149,7 +150,7 @@ async def channels_are_merged_by_seq(ctx: Context) -> None:
         ctx.equal(await _seqs(ctx.store, channel=channel), list(range(i, 8, 3)), channel)
 
 
-@check("EVT-5")
+@check("EVT-5", under=(Dimension.NUMBERS,))
 async def since_is_exclusive_on_seq(ctx: Context) -> None:
     """since gives the events with a greater seq: from the first, the middle, the last, and beyond."""
     await ctx.store.append_events("a", samples.events(5))
@@ -158,7 +159,7 @@ async def since_is_exclusive_on_seq(ctx: Context) -> None:
     ctx.equal(await _seqs(ctx.store, since=Bookmark(1, 0), channel="monitor"), [], "since on another channel")
 
 
-@check("EVT-5")
+@check("EVT-5", under=(Dimension.ORDERS,))
 async def after_offset_is_by_commit(ctx: Context) -> None:
     """after_offset gives the events above it in the order of commit, with since and channel as filters."""
     offsets = [await ctx.store.append_event("a", samples.event(s)) for s in (5, 1, 4, 2)]
@@ -168,7 +169,7 @@ async def after_offset_is_by_commit(ctx: Context) -> None:
     ctx.equal(await _seqs(ctx.store, after_offset=offsets[-1]), [], "after the last")
 
 
-@check("EVT-5")
+@check("EVT-5", under=(Dimension.ITEMS, Dimension.COMPANY, Dimension.INTERRUPTIONS))
 async def long_logs_stream(ctx: Context) -> None:
     """A log of thousands streams in order; what is appended meanwhile does not disturb it; it can be left any time."""
     await ctx.store.append_events("a", samples.events(2500))
@@ -188,7 +189,7 @@ async def long_logs_stream(ctx: Context) -> None:
     ctx.equal((len(offsets), offsets == sorted(offsets)), (2503, True), "the log by offset")
 
 
-@check("EVT-5")
+@check("EVT-5", under=(Dimension.ITEMS, Dimension.ORDERS))
 async def long_logs_are_in_order(ctx: Context) -> None:
     """A log of several pages, appended in another order than that of seq, is read by seq, and by offset, to the end."""
     shuffled = [(i * 701) % 1500 for i in range(1500)]
@@ -200,7 +201,7 @@ async def long_logs_are_in_order(ctx: Context) -> None:
     ctx.equal(found, by_offset[10:], "the log by offset")
 
 
-@check("EVT-5", "QRY-1", absence_ok=True)
+@check("EVT-5", "QRY-1", absence_ok=True, under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def bad_arguments_of_reading_are_refused(ctx: Context) -> None:
     """An unknown channel or a bookmark that is none is refused at once."""
     wrong: list[dict[str, Any]] = [
@@ -222,7 +223,7 @@ async def bad_arguments_of_reading_are_refused(ctx: Context) -> None:
     await ctx.raises(InvalidArgumentError, ctx.store.append_event("a", bad_event), "an event on an unknown channel")
 
 
-@check("EVT-6")
+@check("EVT-6", under=(Dimension.ORDERS,))
 async def the_last_bookmark(ctx: Context) -> None:
     """last_bookmark is the one with the highest seq, whatever came last; None without events."""
     ctx.equal(await ctx.store.last_bookmark("a"), None, "without events")
@@ -231,7 +232,7 @@ async def the_last_bookmark(ctx: Context) -> None:
     ctx.equal(await ctx.store.last_bookmark("a"), Bookmark(8, samples.T0 + 8), "after 3, 8, 5")
 
 
-@check("EVT-7")
+@check("EVT-7", under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def following_gives_what_is_there_and_what_comes(ctx: Context) -> None:
     """Following yields what is stored, then what any instance appends, without gaps or repeats, by offset."""
     writer = await ctx.another()
@@ -256,7 +257,7 @@ async def _is(value: bool) -> bool:
     return value
 
 
-@check("EVT-7", needs=Capability.CROSS_PROCESS)
+@check("EVT-7", needs=Capability.CROSS_PROCESS, under=(Dimension.PROCESSES, Dimension.COMPANY))
 async def following_another_process(ctx: Context) -> None:
     """Following yields what another process appends, on the channel and after the place that was asked for."""
     offsets = await ctx.store.append_events("a", samples.events(3))

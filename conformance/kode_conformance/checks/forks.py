@@ -8,13 +8,14 @@ from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
 
 _E = Capability.EXTENDED
 
 
-@check("FORK-1", needs=_E)
+@check("FORK-1", needs=_E, under=(Dimension.CHANGES,))
 async def forks_have_what_the_parent_has(ctx: Context) -> None:
     """A fork has info of its own, and the parent's messages, tool calls, todos, media and snapshots, ids unchanged."""
     await fill(ctx.store, "p")
@@ -38,7 +39,7 @@ async def forks_have_what_the_parent_has(ctx: Context) -> None:
     ctx.equal(await dump(ctx, "p"), before, "the parent")
 
 
-@check("FORK-2", needs=_E)
+@check("FORK-2", needs=_E, under=(Dimension.CHANGES,))
 async def forks_are_independent(ctx: Context) -> None:
     """Parent and forks do not share: changes and deletes of one leave the others; forks can be forked."""
     await fill(ctx.store, "p")
@@ -62,7 +63,7 @@ async def forks_are_independent(ctx: Context) -> None:
         ctx.equal(await ctx.store.load_media_cache(agent), [samples.media()], f"the media of {agent}")
 
 
-@check("FORK-1", needs=_E)
+@check("FORK-1", needs=_E, under=(Dimension.NUMBERS,))
 async def bad_forks_are_refused(ctx: Context) -> None:
     """Forking nobody, or a number that makes no sense, is refused and makes nothing; forking zero times is fine."""
     await ctx.raises(AgentNotFoundError, ctx.store.batch_fork("nobody", 1), "forking nobody")
@@ -75,7 +76,7 @@ async def bad_forks_are_refused(ctx: Context) -> None:
     ctx.equal(await ctx.store.list(), ["p"], "the agents")
 
 
-@check("FORK-1", needs=_E)
+@check("FORK-1", needs=_E, under=(Dimension.COMPANY,))
 async def a_fork_is_of_one_instant(ctx: Context) -> None:
     """A fork taken while the parent is written holds one state of it: all kinds of one turn."""
     await ctx.store.save_turn("p", info=samples.info("p"), todos=samples.todos("0"))
@@ -105,7 +106,7 @@ async def a_fork_is_of_one_instant(ctx: Context) -> None:
         ctx.equal((len(messages), len(calls)), (turn, turn), f"messages and tool calls of a fork of turn {turn}")
 
 
-@check("FORK-1", needs=_E)
+@check("FORK-1", needs=_E, under=(Dimension.ITEMS,))
 async def many_forks_of_a_long_agent(ctx: Context) -> None:
     """Fifty forks of an agent with hundreds of messages are all whole."""
     long = samples.messages(300)

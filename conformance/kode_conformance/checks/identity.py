@@ -7,6 +7,7 @@ from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError, LockUnavailableError
 
@@ -56,7 +57,7 @@ LEGAL = (
 ILLEGAL: tuple[Any, ...] = ("", "a\0b", "\ud83d", "x\udc00", "x" * 257, "é" * 129, "x" * 10_000, None, 5, b"a", ["a"])
 
 
-@check("ID-1", "ID-2", "LIFE-2", "LIFE-3")
+@check("ID-1", "ID-2", "LIFE-2", "LIFE-3", under=(Dimension.TWINS, Dimension.LOOKALIKES, Dimension.LENGTHS))
 async def every_legal_id_is_an_agent_of_its_own(ctx: Context) -> None:
     """Every legal id works for everything, and no two ids share anything or collide."""
     for i, agent in enumerate(LEGAL):
@@ -77,7 +78,7 @@ async def every_legal_id_is_an_agent_of_its_own(ctx: Context) -> None:
         ctx.equal(len(await ctx.store.list()), len(LEGAL) - gone, f"the number of agents after {agent!r} was deleted")
 
 
-@check("ID-1", absence_ok=True)
+@check("ID-1", absence_ok=True, under=(Dimension.LENGTHS, Dimension.LOOKALIKES))
 async def illegal_ids_are_refused(ctx: Context) -> None:
     """An id that is empty, too long, has U+0000 or a lone surrogate, or is no string is refused by every method."""
     for bad in ILLEGAL:
@@ -101,7 +102,7 @@ async def illegal_ids_are_refused(ctx: Context) -> None:
     ctx.equal(await ctx.store.list(), [], "the list of agents")
 
 
-@check("ID-2", needs=Capability.EXTENDED)
+@check("ID-2", needs=Capability.EXTENDED, under=(Dimension.TWINS,))
 async def locks_of_different_ids_never_collide(ctx: Context) -> None:
     """The locks of different ids do not stand in each other's way."""
     leases = [await ctx.store.acquire_agent_lock(agent) for agent in LEGAL]
@@ -114,14 +115,14 @@ async def _take(lock: Awaitable[object]) -> object:
     return await lock
 
 
-@check("ID-3", absence_ok=True)
+@check("ID-3", absence_ok=True, under=(Dimension.TWINS,))
 async def the_argument_is_the_key(ctx: Context) -> None:
     """Saving an info under another id than its own is refused, and nothing is written."""
     await ctx.raises(InvalidArgumentError, ctx.store.save_info("a", samples.info("b")), "an info of another agent")
     ctx.equal((await ctx.store.exists("a"), await ctx.store.exists("b")), (False, False), "whether the agents exist")
 
 
-@check("ID-4")
+@check("ID-4", under=(Dimension.LENGTHS, Dimension.LOOKALIKES))
 async def other_ids_are_free_up_to_4096_bytes(ctx: Context) -> None:
     """Snapshot, window, compression and call ids, paths and media keys may be anything legal up to 4,096 bytes."""
     names = ("..", "a/b", "a_b", "CON", "con", "a\nb", "%", "x" * 4096, "é" * 2048, "../../evil", "'", "😀")
@@ -142,7 +143,7 @@ async def other_ids_are_free_up_to_4096_bytes(ctx: Context) -> None:
     ctx.equal([c.id for c in await ctx.store.load_tool_call_records("a")], list(names), "the call ids")
 
 
-@check("ID-4", absence_ok=True)
+@check("ID-4", absence_ok=True, under=(Dimension.LENGTHS, Dimension.LOOKALIKES))
 async def illegal_keys_are_refused(ctx: Context) -> None:
     """An id of a record that is empty, too long, or has U+0000 or a lone surrogate is refused."""
     for bad in ("", "a\0", "\ud83d", "x" * 4097):

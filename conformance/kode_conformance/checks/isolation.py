@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
+from kode_conformance.dimensions import Dimension
 from kode_conformance.layering import Trouble
 from kode_conformance.registry import Capability, check
 from kode_conformance.writes import FORK, WRITES, Expected, expected, portrait, seed
@@ -97,7 +98,7 @@ async def _prepare(ctx: Context, store: ExtendedStore, rounds: str) -> dict[str,
     return wanted
 
 
-@check("OPS-13", needs=_E)
+@check("OPS-13", needs=_E, under=(Dimension.COMPANY, Dimension.INTERRUPTIONS))
 async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
     """While calls of every kind hang in the engine for some agents, every kind of call for others ends; let go, the
     ones that hung end, too.
@@ -139,7 +140,7 @@ async def _see_that_one_write_ends(ctx: Context, store: ExtendedStore, name: str
         ) from None
 
 
-@check("OPS-13", needs=_E)
+@check("OPS-13", needs=_E, under=(Dimension.COMPANY, Dimension.DAMAGE))
 async def what_fails_fails_no_other_agent(ctx: Context) -> None:
     """While calls of every kind fail in the engine for some agents, also together with others at once, every kind of
     call for others succeeds, and the ones that failed succeed afterwards.
@@ -162,7 +163,7 @@ async def what_fails_fails_no_other_agent(ctx: Context) -> None:
         ctx.true(problem is None, f"{name} after it had failed: {problem}")
 
 
-@check("OPS-13", "EVT-1", needs=_E)
+@check("OPS-13", "EVT-1", needs=_E, under=(Dimension.COMPANY, Dimension.LENGTHS))
 async def one_append_too_large_fails_alone(ctx: Context) -> None:
     """Of appends to one agent that are made at once, the one that the engine finds too large is refused, and the
     others are stored, in whatever order they come.
@@ -187,7 +188,7 @@ async def one_append_too_large_fails_alone(ctx: Context) -> None:
         ctx.equal(sorted(stored), sorted({1, 2, 3, 4, 99} - {place + 1}), "the events that are stored")
 
 
-@check("OPS-13", "LOCK-5", needs=_E)
+@check("OPS-13", "LOCK-5", needs=_E, under=(Dimension.COMPANY,))
 async def what_is_refused_takes_nothing_along(ctx: Context) -> None:
     """Of many calls at once some are refused, for a lease that ended, a value that is none, or a record that is too
     large: all others, for the same agent and for another, succeed.
@@ -236,7 +237,7 @@ async def _outcome(call: Awaitable[Any]) -> Any:
         return exc
 
 
-@check("OPS-13", "OPS-15", needs=_E)
+@check("OPS-13", "OPS-15", needs=_E, under=(Dimension.COMPANY, Dimension.LENGTHS))
 async def a_large_write_holds_up_no_other_agent(ctx: Context) -> None:
     """While one agent's large list is saved, reads for another agent begin and end."""
     await seed(ctx.store, "small")

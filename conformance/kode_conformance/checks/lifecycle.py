@@ -8,6 +8,7 @@ from typing import Any
 from kode_conformance import samples
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError
 from kode_core.protocols import ExtendedStore
@@ -27,7 +28,7 @@ async def fill(store: ExtendedStore, agent: str) -> None:
     await store.save_snapshot(agent, samples.snapshot())
 
 
-@check("LIFE-1")
+@check("LIFE-1", under=(Dimension.CHANGES, Dimension.ORDERS))
 async def exists_follows_the_info(ctx: Context) -> None:
     """exists is true exactly when info was saved and not deleted."""
     await ctx.store.save_messages("a", samples.messages(1))
@@ -38,7 +39,7 @@ async def exists_follows_the_info(ctx: Context) -> None:
     ctx.equal(await ctx.store.exists("a"), False, "after delete")
 
 
-@check("LIFE-2")
+@check("LIFE-2", under=(Dimension.LOOKALIKES, Dimension.TWINS))
 async def the_prefix_is_literal(ctx: Context) -> None:
     """list gives ids with info by code point; every character of the prefix stands for itself, in its case."""
     ids = ["ab_1", "abX1", "AB_2", "ab%", "ab", "a*b", "a[b]", "a\\b", "é", "z", "😀", "\uffff", "ab_", "a"]
@@ -52,7 +53,7 @@ async def the_prefix_is_literal(ctx: Context) -> None:
     await ctx.raises(InvalidArgumentError, ctx.store.list(5), "a prefix that is no string")  # type: ignore[arg-type]
 
 
-@check("LIFE-2")
+@check("LIFE-2", under=(Dimension.ITEMS,))
 async def thousands_are_listed(ctx: Context) -> None:
     """A list of more than a thousand agents is whole."""
     ids = [f"agt-{i:05d}" for i in range(1200)]
@@ -62,7 +63,7 @@ async def thousands_are_listed(ctx: Context) -> None:
     ctx.equal(await ctx.store.list("agt-011"), ids[1100:1200], "a hundred of them")
 
 
-@check("LIFE-3")
+@check("LIFE-3", under=(Dimension.CHANGES,))
 async def delete_removes_everything(ctx: Context) -> None:
     """Delete removes every kind, of this agent only; deleting again does nothing."""
     for agent in ("a", "ab", "A", "a_", "a%"):
@@ -78,7 +79,7 @@ async def delete_removes_everything(ctx: Context) -> None:
         ctx.equal(await dump(ctx, agent), before, f"agent {agent!r} after 'a' was deleted")
 
 
-@check("LIFE-3", needs=Capability.PERSISTENT)
+@check("LIFE-3", needs=Capability.PERSISTENT, under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.INTERRUPTIONS))
 async def deleted_stays_deleted(ctx: Context) -> None:
     """Nothing that was buffered brings a deleted agent back, not after appends in flight, nor after a restart."""
     await fill(ctx.store, "a")
@@ -96,7 +97,7 @@ async def deleted_stays_deleted(ctx: Context) -> None:
     ctx.true(not any(found.values()), f"back after a restart: {[k for k, v in found.items() if v]}")
 
 
-@check("LIFE-3")
+@check("LIFE-3", under=(Dimension.COMPANY, Dimension.ORDERS))
 async def delete_takes_accepted_appends_along(ctx: Context) -> None:
     """Appends that were called before delete, and not awaited, do not bring the agent back."""
     appends = [asyncio.ensure_future(ctx.store.append_event("a", samples.event(i))) for i in range(50)]
@@ -108,7 +109,7 @@ async def delete_takes_accepted_appends_along(ctx: Context) -> None:
     ctx.equal([e async for e in ctx.store.read_events("a")], [samples.event(99)], "the events of the next agent")
 
 
-@check("LIFE-4")
+@check("LIFE-4", under=(Dimension.CHANGES, Dimension.INSTANCES))
 async def a_deleted_id_starts_empty(ctx: Context) -> None:
     """A deleted id used again starts empty, in every instance, also in one that knew the old agent."""
     other = await ctx.another()
@@ -124,7 +125,7 @@ async def a_deleted_id_starts_empty(ctx: Context) -> None:
     ctx.equal([e async for e in ctx.store.read_events("a")], [], "its events")
 
 
-@check("LIFE-3")
+@check("LIFE-3", under=(Dimension.COMPANY,))
 async def delete_against_save(ctx: Context) -> None:
     """A save that runs at the same time as a delete is there whole, or not at all."""
     for i in range(10):
@@ -140,7 +141,7 @@ async def delete_against_save(ctx: Context) -> None:
         )
 
 
-@check("LIFE-5", needs=Capability.QUERYABLE)
+@check("LIFE-5", needs=Capability.QUERYABLE, under=(Dimension.ITEMS,))
 async def delete_many_deletes_what_matches(ctx: Context) -> None:
     """delete_many deletes every session that matches, however many, and nothing else."""
     for i in range(250):
@@ -154,7 +155,7 @@ async def delete_many_deletes_what_matches(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a100"), [], "the messages of one that was deleted")
 
 
-@check("LIFE-5", needs=Capability.QUERYABLE)
+@check("LIFE-5", needs=Capability.QUERYABLE, under=(Dimension.LOOKALIKES,))
 async def delete_many_refuses_to_delete_all(ctx: Context) -> None:
     """delete_many refuses an empty filter, an unknown one and one that is None, and deletes nothing."""
     await fill(ctx.store, "a")

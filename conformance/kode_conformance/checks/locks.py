@@ -9,6 +9,7 @@ from typing import Any
 from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.writes import portrait
 from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError
@@ -17,7 +18,7 @@ from kode_core.protocols import ExtendedStore
 _E = Capability.EXTENDED
 
 
-@check("LOCK-1", "LOCK-2", needs=_E)
+@check("LOCK-1", "LOCK-2", needs=_E, under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def one_holder_at_a_time(ctx: Context) -> None:
     """While a lock is held, nobody else gets it: no task, no instance; when it is free, somebody does."""
     other = await ctx.another()
@@ -46,7 +47,7 @@ async def _take(lock: Awaitable[object]) -> object:
     return await lock
 
 
-@check("LOCK-1", needs=_E | Capability.CROSS_PROCESS)
+@check("LOCK-1", needs=_E | Capability.CROSS_PROCESS, under=(Dimension.PROCESSES, Dimension.COMPANY))
 async def one_holder_over_processes(ctx: Context) -> None:
     """What one process holds no other gets, and processes that count up under the lock lose no count."""
     holder = await ctx.process("hold_lock", "b", 60_000)
@@ -66,7 +67,7 @@ async def one_holder_over_processes(ctx: Context) -> None:
     ctx.equal(tokens, sorted(set(tokens)), "the tokens in the order of the counts")
 
 
-@check("LOCK-2", needs=_E)
+@check("LOCK-2", needs=_E, under=(Dimension.COMPANY, Dimension.CLOCKS))
 async def waiting_for_a_lock(ctx: Context) -> None:
     """wait_ms waits for the holder and then gets the lock, or gives up when the time is over."""
     lease = await ctx.store.acquire_agent_lock("a")
@@ -82,7 +83,7 @@ async def waiting_for_a_lock(ctx: Context) -> None:
     await second.release()  # type: ignore[attr-defined]
 
 
-@check("LOCK-2", "OPS-9", needs=_E)
+@check("LOCK-2", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_cancelled_waiter_leaves_nothing(ctx: Context) -> None:
     """A waiter that is cancelled leaves no lock behind."""
     for steps in range(8):
@@ -98,7 +99,7 @@ async def a_cancelled_waiter_leaves_nothing(ctx: Context) -> None:
         await lease.release()
 
 
-@check("LOCK-3", needs=_E)
+@check("LOCK-3", needs=_E, under=(Dimension.CLOCKS,))
 async def a_lease_ends_by_itself(ctx: Context) -> None:
     """A lease that is not renewed ends after its time; one that is renewed does not; async with renews it."""
     other = await ctx.another()
@@ -121,7 +122,7 @@ async def a_lease_ends_by_itself(ctx: Context) -> None:
     await asyncio.gather(renewed_by_hand(), renewed_by_the_block())
 
 
-@check("LOCK-3", needs=_E | Capability.CROSS_PROCESS)
+@check("LOCK-3", needs=_E | Capability.CROSS_PROCESS, under=(Dimension.CRASHES, Dimension.PROCESSES))
 async def a_killed_holder_is_followed(ctx: Context) -> None:
     """The lock of a process that was killed is free when its time is over, and not before."""
     process = await ctx.process("hold_lock", "a", 1500)
@@ -134,7 +135,7 @@ async def a_killed_holder_is_followed(ctx: Context) -> None:
     await lease.release()
 
 
-@check("LOCK-4", needs=_E)
+@check("LOCK-4", needs=_E, under=(Dimension.ORDERS,))
 async def a_late_release_frees_nobody_else(ctx: Context) -> None:
     """A release that comes late, or twice, does not free the lock of the next holder, and does not raise."""
     other = await ctx.another()
@@ -148,7 +149,7 @@ async def a_late_release_frees_nobody_else(ctx: Context) -> None:
     await second.release()
 
 
-@check("LOCK-5", needs=_E)
+@check("LOCK-5", needs=_E, under=(Dimension.CHANGES, Dimension.INSTANCES))
 async def tokens_only_grow(ctx: Context) -> None:
     """Each lease of an agent has a greater token than the one before, also after a delete and a restart."""
     tokens = []
@@ -164,7 +165,7 @@ async def tokens_only_grow(ctx: Context) -> None:
     ctx.equal(tokens, sorted(set(tokens)), "the tokens")
 
 
-@check("LOCK-5", needs=_E)
+@check("LOCK-5", needs=_E, under=(Dimension.CHANGES,))
 async def writes_under_a_lost_lease_are_refused(ctx: Context) -> None:
     """Every write of a holder that was superseded is refused and changes nothing; the new holder's are not."""
     other = await ctx.another()
@@ -203,7 +204,7 @@ async def writes_under_a_lost_lease_are_refused(ctx: Context) -> None:
     ctx.equal(await store.load_todos("a"), samples.todos("y"), "the todos of a write without a fence")
 
 
-@check("LOCK-5", needs=_E)
+@check("LOCK-5", needs=_E, under=(Dimension.CHANGES, Dimension.COMPANY))
 async def writes_inside_async_with_are_fenced(ctx: Context) -> None:
     """Inside async with, writes of the task and its children are fenced by themselves; others are not stopped."""
     other = await ctx.another()
@@ -230,7 +231,7 @@ async def writes_inside_async_with_are_fenced(ctx: Context) -> None:
     await ctx.store.save_messages("a", [])
 
 
-@check("LOCK-5", needs=_E)
+@check("LOCK-5", needs=_E, under=(Dimension.CHANGES,))
 async def every_write_inside_async_with_is_fenced(ctx: Context) -> None:
     """Inside async with, once the lease is lost, no write to its agent is done, of whatever kind: none changes
     anything.
@@ -270,7 +271,7 @@ def _writes(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[object]]]:
     }
 
 
-@check("LOCK-3", "LOCK-4", needs=_E)
+@check("LOCK-3", "LOCK-4", needs=_E, under=(Dimension.ORDERS,))
 async def a_lost_lease_says_so(ctx: Context) -> None:
     """A lease that has ended, by its time or by release, is not renewed: that raises, and then it says that it is lost.
     The lease of whoever came after it is not.
@@ -289,7 +290,7 @@ async def a_lost_lease_says_so(ctx: Context) -> None:
     await held.release()
 
 
-@check("LOCK-5", "QRY-1", needs=_E, absence_ok=True)
+@check("LOCK-5", "QRY-1", needs=_E, absence_ok=True, under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def bad_arguments_of_locks_are_refused(ctx: Context) -> None:
     """A time to live or a wait that makes no sense, and a fence that is none or for another agent, are refused."""
     bad_times: list[dict[str, Any]] = [
@@ -311,15 +312,3 @@ async def bad_arguments_of_locks_are_refused(ctx: Context) -> None:
     fake = ctx.store.save_messages("a", [], fence=5)  # type: ignore[arg-type]
     await ctx.raises(InvalidArgumentError, fake, "a fence that is no lease")
     await lease.release()
-
-
-@check("LOCK-6", needs=_E)
-async def a_thousand_locks_cost_nothing(ctx: Context) -> None:
-    """A thousand locks are held at once while the store works on."""
-    leases = []
-    for i in range(0, 1000, 100):
-        locks = (ctx.store.acquire_agent_lock(f"a{j}", ttl_ms=600_000) for j in range(i, i + 100))
-        leases += await asyncio.gather(*map(_take, locks))
-    await ctx.store.save_messages("b", samples.messages(1))
-    ctx.equal(len(await ctx.store.load_messages("b")), 1, "a save and a load beside a thousand locks")
-    ctx.equal(len({id(lease) for lease in leases}), 1000, "how many leases there are")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation
+from kode_conformance.dimensions import Dimension
 from kode_conformance.layering import Trouble
 from kode_conformance.registry import Capability, check
 from kode_core.engine import Engine
@@ -75,7 +76,7 @@ async def _fill(store: ExtendedStore, count: int = _AGENTS, template_id: str = "
     return ids
 
 
-@check("OPS-16", "OPS-9", needs=_E)
+@check("OPS-16", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def maintenance_has_no_total_deadline(ctx: Context) -> None:
     """A check, a backup, a deletion of many and metrics end well though all their steps together take longer than the
     deadline of a call.
@@ -111,7 +112,7 @@ def has_backup(ctx: Context) -> bool:
     return ctx.harness.has("restored")
 
 
-@check("OPS-2", "OPS-16", needs=_E)
+@check("OPS-2", "OPS-16", needs=_E, under=(Dimension.ORDERS, Dimension.DAMAGE))
 async def issues_come_as_they_are_found(ctx: Context) -> None:
     """iter_consistency gives the issues that check_consistency gives, the first ones before the last agents were looked
     at; who has seen enough stops, and it takes one agent as well.
@@ -148,7 +149,7 @@ def _issues(store: ExtendedStore) -> AsyncIterator[Any]:
     return store.iter_consistency()
 
 
-@check("LIFE-5", needs=_E)
+@check("LIFE-5", needs=_E, under=(Dimension.DAMAGE,))
 async def an_error_says_how_many_were_deleted(ctx: Context) -> None:
     """When a deletion of many ends early the error says how many are gone, and that is so; called again it goes on."""
     layers: list[Trouble] = []
@@ -172,7 +173,7 @@ async def an_error_says_how_many_were_deleted(ctx: Context) -> None:
     ctx.equal(await ctx.store.list(), [], "who is left")
 
 
-@check("LIFE-5", needs=_E)
+@check("LIFE-5", needs=_E, under=(Dimension.COMPANY,))
 async def a_session_that_changes_is_looked_at_again(ctx: Context) -> None:
     """A session that stops matching, or is written, after it was found is not deleted unless it still matches."""
     ids = await _fill(ctx.store, 12)
@@ -195,7 +196,7 @@ async def a_session_that_changes_is_looked_at_again(ctx: Context) -> None:
     )
 
 
-@check("OPS-16", "OPS-13", needs=_E)
+@check("OPS-16", "OPS-13", needs=_E, under=(Dimension.COMPANY,))
 async def maintenance_holds_up_no_writer(ctx: Context) -> None:
     """While a check of everything, or a deletion of many, waits for one agent, writes to others end."""
     ids = await _fill(ctx.store, 6)

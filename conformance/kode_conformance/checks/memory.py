@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_core.protocols import ExtendedStore
@@ -64,7 +65,7 @@ async def _write(store: ExtendedStore, agent_id: str, mark: int) -> None:
     await store.save_tool_call_records(agent_id, [samples.tool_call(mark, result={"text": text[1:], "n": [mark]})])
 
 
-@check("OPS-14", needs=_E | Capability.PERSISTENT)
+@check("OPS-14", needs=_E | Capability.PERSISTENT, under=(Dimension.COSTS, Dimension.ITEMS))
 async def what_is_remembered_is_bounded(ctx: Context) -> None:
     """A store that wrote, changed and read many agents with large records holds no more of them than its limit, whether
     or not they were written by it.
@@ -95,7 +96,7 @@ def _see(ctx: Context, held: int, when: str) -> None:
     )
 
 
-@check("OPS-14", "LIFE-3", needs=_E | Capability.PERSISTENT)
+@check("OPS-14", "LIFE-3", needs=_E | Capability.PERSISTENT, under=(Dimension.COSTS, Dimension.CHANGES))
 async def what_was_deleted_is_forgotten(ctx: Context) -> None:
     """A store whose agents were deleted, by itself one by one or many at once, holds nothing of them."""
     await _write(ctx.store, "warm", 0)
@@ -111,7 +112,7 @@ async def what_was_deleted_is_forgotten(ctx: Context) -> None:
         ctx.true(memory.held < _SLACK, f"after all agents were deleted the store holds {memory.held / _MB:.1f} MB")
 
 
-@check("OPS-14", "QRY-6", "EVT-7", needs=_E, tier=Tier.STANDARD)
+@check("OPS-14", "QRY-6", "EVT-7", needs=_E, tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.ITEMS))
 async def iterators_hold_a_page(ctx: Context) -> None:
     """Streaming 10 MB of messages, of events as one follows them, and of a check of everything holds a small part of it
     at a time.

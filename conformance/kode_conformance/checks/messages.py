@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from asyncio.selector_events import _SelectorSocketTransport  # type: ignore[attr-defined]
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from unittest import mock
+from collections.abc import Awaitable, Callable
 
 from kode_conformance import samples
-from kode_conformance.context import Context, Unverified
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Message, ToolCallRecord, ToolUseBlock
 
 
-@check("MSG-1", "MSG-2")
+@check("MSG-1", "MSG-2", under=(Dimension.CHANGES, Dimension.ORDERS))
 async def save_replaces_the_whole_list(ctx: Context) -> None:
     """Saving replaces the whole list: shorter, longer, changed, reordered, empty; order is kept."""
     m = samples.messages(6)
@@ -27,7 +22,7 @@ async def save_replaces_the_whole_list(ctx: Context) -> None:
         ctx.equal(await ctx.store.load_messages("a"), wanted, f"after saving {len(wanted)} messages")
 
 
-@check("MSG-1", needs=Capability.PERSISTENT)
+@check("MSG-1", needs=Capability.PERSISTENT, under=(Dimension.INSTANCES, Dimension.CHANGES))
 async def lists_survive_a_restart(ctx: Context) -> None:
     """What was saved is there, in order, after the store was closed and opened again, and can be changed further."""
     m = samples.messages(5)
@@ -42,7 +37,7 @@ async def lists_survive_a_restart(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), m, "the messages after a save on top of a load")
 
 
-@check("MSG-1")
+@check("MSG-1", under=(Dimension.EQUALS,))
 async def callers_keep_their_lists(ctx: Context) -> None:
     """The store does not change what it is given, and what it gives is the caller's to change."""
     given = samples.messages(2)
@@ -54,7 +49,7 @@ async def callers_keep_their_lists(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), samples.messages(2), "the stored list")
 
 
-@check("MSG-1", needs=Capability.CROSS_PROCESS)
+@check("MSG-1", needs=Capability.CROSS_PROCESS, under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def readers_see_the_old_list_or_the_new_one(ctx: Context) -> None:
     """A reader in any process sees a whole list at any time, never a mixture."""
     reader = await ctx.another()
@@ -69,7 +64,7 @@ async def readers_see_the_old_list_or_the_new_one(ctx: Context) -> None:
     ctx.true(len({m.text for m in final}) == 1 and len(final) in (7, 13), "the last list must be whole")
 
 
-@check("MSG-3")
+@check("MSG-3", under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def concurrent_appends_are_both_kept(ctx: Context) -> None:
     """Of concurrent appends all are kept, each in one piece."""
     other = await ctx.another()
@@ -83,7 +78,7 @@ async def concurrent_appends_are_both_kept(ctx: Context) -> None:
         ctx.equal(len({number for number, _ in texts[i : i + 3]}), 1, f"how many groups the one at {i} is of")
 
 
-@check("MSG-3", needs=Capability.CROSS_PROCESS)
+@check("MSG-3", needs=Capability.CROSS_PROCESS, under=(Dimension.PROCESSES, Dimension.COMPANY))
 async def appends_of_several_processes_are_kept(ctx: Context) -> None:
     """Of the appends of several processes all are kept, each in one piece."""
     processes = [await ctx.process("append_messages", "a", tag, 25) for tag in ("p", "q", "r")]
@@ -96,7 +91,7 @@ async def appends_of_several_processes_are_kept(ctx: Context) -> None:
         ctx.equal(numbers, list(range(25)), f"the order of what process {tag} appended")
 
 
-@check("MSG-3")
+@check("MSG-3", under=(Dimension.ORDERS, Dimension.INSTANCES))
 async def saves_and_appends_follow_each_other(ctx: Context) -> None:
     """A save after an append, and an append after a save, build on what is there, in every instance."""
     other = await ctx.another()
@@ -117,7 +112,7 @@ async def saves_and_appends_follow_each_other(ctx: Context) -> None:
         ctx.equal(await other.load_messages("a"), wanted, "after two instances took turns to save lists that grow")
 
 
-@check("MSG-4", needs=Capability.QUERYABLE)
+@check("MSG-4", needs=Capability.QUERYABLE, under=(Dimension.CHANGES,))
 async def messages_keep_their_first_time(ctx: Context) -> None:
     """Saving a list again with more at the end, or with some gone at the start, does not restamp what stays."""
     m = samples.messages(6)
@@ -143,65 +138,7 @@ async def _times(ctx: Context) -> dict[str, int]:
     return {m.text: m.created_at for m in await ctx.store.query_messages(agent_id="a", order="asc")}
 
 
-@check("MSG-5", "TC-1", needs=Capability.PERSISTENT)
-async def saving_costs_what_changed(ctx: Context) -> None:
-    """What a save of a list with one more record writes does not grow with the list; nor does an append."""
-    if not Path("/proc/self/io").exists():
-        raise Unverified("this system does not count what a process writes")
-    with _sent() as sent:
-        written = await _written_by_saves(ctx, sent)
-    if not written[50]:
-        raise Unverified("how much the store writes cannot be counted from outside")
-    ctx.true(written[1990] < 4 * written[50], f"bytes written for nine saves by length of the list: {written}")
-
-
-async def _written_by_saves(ctx: Context, sent: list[int]) -> dict[int, int]:
-    calls = [samples.tool_call(i) for i in range(2000)]
-    talk = samples.messages(2000)
-    written = {}
-    for length in (50, 1990):
-        for save in (
-            ctx.store.save_messages("a", talk[:length]),
-            ctx.store.save_tool_call_records("a", calls[:length]),
-        ):
-            await save
-        before = _bytes_written() + sum(sent)
-        for n in range(length, length + 8):
-            await ctx.store.save_messages("a", talk[: n + 1])
-            await ctx.store.save_tool_call_records("a", calls[: n + 1])
-        await ctx.store.append_messages("a", [samples.message(n)])
-        written[length] = _bytes_written() + sum(sent) - before
-    return written
-
-
-@contextmanager
-def _sent() -> Iterator[list[int]]:
-    """The sizes of what is sent over connections, by asyncio or by threads: the system does not count it as written."""
-    sizes: list[int] = []
-    write, sendall = _SelectorSocketTransport.write, socket.socket.sendall
-
-    def counted(transport: Any, data: Any) -> None:
-        sizes.append(len(data))
-        write(transport, data)
-
-    def counted_all(sock: socket.socket, data: Any, *flags: int) -> None:
-        sizes.append(len(data))
-        sendall(sock, data, *flags)
-
-    with (
-        mock.patch.object(_SelectorSocketTransport, "write", counted),
-        mock.patch.object(socket.socket, "sendall", counted_all),
-    ):
-        yield sizes
-
-
-def _bytes_written() -> int:
-    """What this process has written, to files of any kind."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
-
-
-@check("MSG-6", "MSG-8")
+@check("MSG-6", "MSG-8", under=(Dimension.CHANGES, Dimension.ORDERS))
 async def the_store_counts_messages(ctx: Context) -> None:
     """message_count is what is stored, whatever save_info says, before and after."""
 
@@ -220,7 +157,7 @@ async def the_store_counts_messages(ctx: Context) -> None:
     ctx.equal(await count(), 1, "message_count after a shorter save")
 
 
-@check("MSG-6", needs=Capability.QUERYABLE)
+@check("MSG-6", needs=Capability.QUERYABLE, under=(Dimension.CHANGES,))
 async def sessions_count_messages(ctx: Context) -> None:
     """message_count of a session is the number of stored messages."""
     await ctx.store.save_messages("a", samples.messages(3))
@@ -230,7 +167,7 @@ async def sessions_count_messages(ctx: Context) -> None:
     ctx.equal([s.message_count for s in await ctx.store.query_sessions()], [4], "message_count after an append")
 
 
-@check("MSG-7", "LIFE-1")
+@check("MSG-7", "LIFE-1", under=(Dimension.ORDERS,))
 async def any_order_of_saves_works(ctx: Context) -> None:
     """Saving anything before save_info works and loses nothing; the agent exists once its info is saved."""
     await ctx.store.append_event("a", samples.event(0))
@@ -250,7 +187,7 @@ async def any_order_of_saves_works(ctx: Context) -> None:
     ctx.equal([e async for e in ctx.store.read_events("a")], [samples.event(0)], "the events")
 
 
-@check("MSG-8", "INFO-1")
+@check("MSG-8", "INFO-1", under=(Dimension.CHANGES, Dimension.ORDERS))
 async def no_save_changes_another_kind(ctx: Context) -> None:
     """Saving one kind, twice and in any order, leaves every other kind as it was."""
     saves: dict[str, Callable[[int], Awaitable[object]]] = {
@@ -296,7 +233,7 @@ async def dump(ctx: Context, agent: str = "a") -> dict[str, object]:
 # --- tool calls -------------------------------------------------------------------------------------------------------
 
 
-@check("TC-1")
+@check("TC-1", under=(Dimension.ORDERS, Dimension.CHANGES))
 async def tool_calls_are_a_list_in_order(ctx: Context) -> None:
     """Saving tool calls replaces the whole list; order is as given, whatever their times."""
     calls = [samples.tool_call(i, created_at=samples.T0 - i) for i in range(5)]
@@ -305,7 +242,7 @@ async def tool_calls_are_a_list_in_order(ctx: Context) -> None:
         ctx.equal(await ctx.store.load_tool_call_records("a"), wanted, f"after saving {len(wanted)} calls")
 
 
-@check("TC-1")
+@check("TC-1", under=(Dimension.LOOKALIKES,))
 async def every_state_and_the_audit_trail(ctx: Context) -> None:
     """Every state, the approval and the audit trail come back as they were."""
     states = ("PENDING", "APPROVAL_REQUIRED", "APPROVED", "EXECUTING", "COMPLETED", "FAILED", "DENIED", "SEALED")
@@ -316,7 +253,7 @@ async def every_state_and_the_audit_trail(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_tool_call_records("a"), calls, "calls in every state")
 
 
-@check("TC-2")
+@check("TC-2", under=(Dimension.EQUALS,))
 async def call_ids_repeat(ctx: Context) -> None:
     """The same call id may stand in two agents, and twice in one."""
     twice = [samples.tool_call(0), samples.tool_call(0, name="other"), samples.tool_call(0)]
@@ -326,7 +263,7 @@ async def call_ids_repeat(ctx: Context) -> None:
     ctx.equal((await ctx.store.load_tool_call_records("b"))[0].result, "b's", "the result of b's call")
 
 
-@check("TC-3")
+@check("TC-3", under=(Dimension.EQUALS, Dimension.CHANGES))
 async def upsert_replaces_the_last_of_the_id(ctx: Context) -> None:
     """Upsert replaces the last record of the same id and appends others; of two with one id the last stays."""
     calls = [samples.tool_call(0), samples.tool_call(1), samples.tool_call(0, name="second")]
@@ -344,7 +281,7 @@ async def upsert_replaces_the_last_of_the_id(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_tool_call_records("b"), [new], "an upsert for a new agent")
 
 
-@check("TC-3")
+@check("TC-3", under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def concurrent_upserts_are_all_kept(ctx: Context) -> None:
     """Concurrent upserts of several instances lose nothing."""
     stores = [ctx.store, await ctx.another()]
@@ -356,7 +293,7 @@ async def concurrent_upserts_are_all_kept(ctx: Context) -> None:
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
-@check("TURN-1")
+@check("TURN-1", under=(Dimension.ORDERS, Dimension.CHANGES))
 async def a_turn_writes_all_it_is_given(ctx: Context) -> None:
     """save_turn writes messages, tool calls, todos, info and events, and leaves alone what it is not given."""
     await ctx.store.save_messages("a", samples.messages(1))
@@ -384,7 +321,7 @@ async def a_turn_writes_all_it_is_given(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), samples.messages(5), "the messages after an empty turn")
 
 
-@check("TURN-1", absence_ok=True)
+@check("TURN-1", absence_ok=True, under=(Dimension.ORDERS,))
 async def a_turn_that_is_refused_writes_nothing(ctx: Context) -> None:
     """When one part of a turn cannot be stored, no part is."""
     bad_call = samples.tool_call(1, result=float("nan"))

@@ -8,6 +8,7 @@ import uuid
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified, Violation
+from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
 from kode_conformance.methods import calls_of, drive, takes
 from kode_conformance.registry import Capability, check
@@ -18,7 +19,7 @@ from kode_core.protocols import ExtendedStore, QueryableStore, Store
 _E = Capability.EXTENDED
 
 
-@check("OPS-1", needs=_E, absence_ok=True)
+@check("OPS-1", needs=_E, absence_ok=True, under=(Dimension.INTERRUPTIONS,))
 async def health_tells_and_never_raises(ctx: Context) -> None:
     """A store that works is healthy; one that is closed is not, and says why; asking never raises."""
     status = await ctx.store.health_check()
@@ -32,7 +33,7 @@ async def health_tells_and_never_raises(ctx: Context) -> None:
     ctx.true(status.problem, "a store that is not healthy must say why")
 
 
-@check("OPS-2", needs=_E)
+@check("OPS-2", needs=_E, under=(Dimension.CHANGES,))
 async def a_sound_agent_is_consistent(ctx: Context) -> None:
     """An agent with everything, well used, is consistent; checking changes nothing."""
     await ctx.store.save_turn(
@@ -47,7 +48,7 @@ async def a_sound_agent_is_consistent(ctx: Context) -> None:
     ctx.equal(len([e async for e in ctx.store.read_events("a")]), 600, "the events after the check")
 
 
-@check("OPS-2", needs=_E)
+@check("OPS-2", needs=_E, under=(Dimension.EQUALS, Dimension.ORDERS))
 async def dangling_tool_uses_are_found(ctx: Context) -> None:
     """A tool use without its result, and a result without its use, are found, also where ids repeat."""
     use, result = ToolUseBlock("c", "x", {}), ToolResultBlock("c", "r")
@@ -69,7 +70,7 @@ async def dangling_tool_uses_are_found(ctx: Context) -> None:
     ctx.equal([issue.code for issue in nobody.issues], ["unknown_agent"], "the issues of nobody")
 
 
-@check("OPS-3", needs=_E)
+@check("OPS-3", needs=_E, under=(Dimension.CHANGES,))
 async def metrics_count_what_happened(ctx: Context) -> None:
     """Each operation moves its counter by one, failures count as errors only, and sizes are what is stored."""
     before = await ctx.store.get_metrics()
@@ -103,7 +104,7 @@ async def metrics_count_what_happened(ctx: Context) -> None:
     ctx.equal((s.total_agents, s.total_messages, s.total_tool_calls), (1, 3, 1), "the size of the store")
 
 
-@check("OPS-3", needs=_E)
+@check("OPS-3", needs=_E, under=(Dimension.INSTANCES,))
 async def metrics_of_little(ctx: Context) -> None:
     """Of a store that has done nothing yet the latencies are numbers, and its size is 0; so it is, in every instance,
     once the last agent was deleted.
@@ -128,7 +129,7 @@ async def _see_totals(ctx: Context, store: ExtendedStore, agents: int, what: str
     ctx.equal(totals, (agents, 3 * agents, 2 * agents), f"agents, messages and tool calls of {what}")
 
 
-@check("OPS-4", "OPS-2", needs=_E)
+@check("OPS-4", "OPS-2", needs=_E, under=(Dimension.DAMAGE,))
 async def corrupt_records_are_named(ctx: Context) -> None:
     """A corrupt record raises CorruptRecordError that names it, is found by the check, and all others stay readable."""
     if not ctx.harness.has("corrupt"):
@@ -158,7 +159,7 @@ async def corrupt_records_are_named(ctx: Context) -> None:
     ctx.equal(await fresh.load_messages("a"), [], "the messages after the agent was deleted")
 
 
-@check("OPS-5", needs=_E, absence_ok=True)
+@check("OPS-5", needs=_E, absence_ok=True, under=(Dimension.INTERRUPTIONS,))
 async def every_call_after_close_raises(ctx: Context) -> None:
     """After close, every method of the protocols, which takes its arguments by name, raises StoreClosedError; closing
     again does nothing.
@@ -175,7 +176,7 @@ async def every_call_after_close_raises(ctx: Context) -> None:
         await ctx.raises(StoreClosedError, drive(method, given), f"{name} after close")
 
 
-@check("OPS-5", needs=_E)
+@check("OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def close_waits_for_what_was_accepted(ctx: Context) -> None:
     """Writes that were called before close are done, or refused, and never dropped after they were acknowledged."""
     store = await ctx.another()
@@ -191,7 +192,7 @@ async def close_waits_for_what_was_accepted(ctx: Context) -> None:
     ctx.true(stored >= acknowledged, f"{acknowledged} events were acknowledged, {stored} are stored")
 
 
-@check("OPS-5", needs=_E, absence_ok=True)
+@check("OPS-5", needs=_E, absence_ok=True, under=(Dimension.INTERRUPTIONS,))
 async def async_with_closes(ctx: Context) -> None:
     """async with closes the store, also when the block fails, or is cancelled."""
     store = await ctx.another()
@@ -218,7 +219,7 @@ async def async_with_closes(ctx: Context) -> None:
     await ctx.raises(StoreClosedError, store.load_messages("a"), "a load after the block was cancelled")
 
 
-@check("OPS-7", needs=Capability.CROSS_PROCESS)
+@check("OPS-7", needs=Capability.CROSS_PROCESS, under=(Dimension.COMPANY, Dimension.PROCESSES))
 async def many_first_starts_at_once(ctx: Context) -> None:
     """Many stores that open an empty place at once, in this process and in others, all succeed."""
     space = Space(f"first_{uuid.uuid4().hex[:16]}", ctx.folder / "first")
@@ -236,7 +237,7 @@ async def many_first_starts_at_once(ctx: Context) -> None:
         await ctx.harness.destroy(empty.handle)
 
 
-@check("OPS-9")
+@check("OPS-9", under=(Dimension.INTERRUPTIONS,))
 async def a_cancelled_save_is_whole_or_absent(ctx: Context) -> None:
     """A save that is cancelled at any point happened whole or not at all, and the store works on."""
     for steps in range(12):
@@ -256,7 +257,7 @@ async def a_cancelled_save_is_whole_or_absent(ctx: Context) -> None:
         ctx.equal(await ctx.store.load_messages(agent), [*found, samples.message(99)], "a save after the cancellation")
 
 
-@check("OPS-9", "EVT-1")
+@check("OPS-9", "EVT-1", under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
 async def cancelled_appends_do_no_harm(ctx: Context) -> None:
     """Appends that are cancelled leave others alone: what was acknowledged is there, once."""
     tasks = [asyncio.ensure_future(ctx.store.append_event("a", samples.event(i))) for i in range(60)]
@@ -271,7 +272,7 @@ async def cancelled_appends_do_no_harm(ctx: Context) -> None:
     ctx.true(set(range(60)) - set(range(0, 60, 3)) <= set(stored), "events that were not cancelled must be there")
 
 
-@check("OPS-11", needs=Capability.PERSISTENT)
+@check("OPS-11", needs=Capability.PERSISTENT, under=(Dimension.PROCESSES,))
 async def a_process_may_end_without_close(ctx: Context) -> None:
     """A process that never closes its store ends by itself, soon, and what was written is there."""
     await ctx.close(ctx.store)
@@ -282,7 +283,7 @@ async def a_process_may_end_without_close(ctx: Context) -> None:
     ctx.equal(len([e async for e in ctx.store.read_events("a")]), 1, "the events")
 
 
-@check("OPS-9", needs=Capability.NONE)
+@check("OPS-9", needs=Capability.NONE, under=(Dimension.COMPANY, Dimension.ITEMS))
 async def many_calls_at_once(ctx: Context) -> None:
     """Hundreds of calls of all kinds at once all end well."""
     agents = [f"a{i}" for i in range(20)]
@@ -294,7 +295,7 @@ async def many_calls_at_once(ctx: Context) -> None:
     ctx.equal(await ctx.store.list(), sorted(agents), "the agents")
 
 
-@check("OPS-5", needs=Capability.QUERYABLE, absence_ok=True)
+@check("OPS-5", needs=Capability.QUERYABLE, absence_ok=True, under=(Dimension.CHANGES,))
 async def the_protocols_are_what_they_say(ctx: Context) -> None:
     """A store that is queryable or extended has every method of its protocol."""
     for kind, has in ((QueryableStore, True), (ExtendedStore, "EXTENDED" not in ctx.harness.lacks)):

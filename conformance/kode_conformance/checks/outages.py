@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import portrait
@@ -45,7 +46,7 @@ async def _in_time(call: Awaitable[object], what: str, seconds: float = _SECONDS
 # --- Outages ----------------------------------------------------------------------------------------------------------
 
 
-@check("OPS-1", "OPS-6", needs=_E)
+@check("OPS-1", "OPS-6", needs=_E, under=(Dimension.DAMAGE,))
 async def an_outage_is_told_and_ends(ctx: Context) -> None:
     """While the backend cannot be used the store says so within 5 s, and afterwards it is well again by itself."""
     _need(ctx, "break_backend", "heal_backend")
@@ -214,7 +215,14 @@ async def _see_nothing_lost(ctx: Context, disturb: Callable[[], Awaitable[None]]
         await ctx.close(store)
 
 
-@check("OPS-10", "OPS-6", "DUR-1", tier=Tier.STANDARD, stochastic=True)
+@check(
+    "OPS-10",
+    "OPS-6",
+    "DUR-1",
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(Dimension.DAMAGE, Dimension.COMPANY, Dimension.INTERRUPTIONS),
+)
 async def nothing_is_lost_or_doubled_in_outages(ctx: Context) -> None:
     """Of writes before, in and after an outage the acknowledged ones are there once, the refused ones are not, and of
     those in doubt none is there twice.
@@ -229,7 +237,7 @@ async def nothing_is_lost_or_doubled_in_outages(ctx: Context) -> None:
     await _see_nothing_lost(ctx, outage)
 
 
-@check("DUR-1", "OPS-6", "OPS-10", tier=Tier.STANDARD, stochastic=True)
+@check("DUR-1", "OPS-6", "OPS-10", tier=Tier.STANDARD, stochastic=True, under=(Dimension.CRASHES, Dimension.DAMAGE))
 async def acknowledged_writes_survive_a_crash_of_the_server(ctx: Context) -> None:
     """When the server is killed under load and comes back, what was acknowledged is there, once, and the store that
     was open goes on.
@@ -245,7 +253,7 @@ async def acknowledged_writes_survive_a_crash_of_the_server(ctx: Context) -> Non
 # --- Limits, versions, raw contents -----------------------------------------------------------------------------------
 
 
-@check("VAL-4", tier=Tier.STANDARD)
+@check("VAL-4", tier=Tier.STANDARD, under=(Dimension.LENGTHS,))
 async def a_stated_limit_is_where_it_is_said_to_be(ctx: Context) -> None:
     """A record of the largest size that the backend states is kept; one of a byte more is refused, and what was there
     before stays.
@@ -276,7 +284,7 @@ def _file_of(size: int) -> RecoveredFile:
     return samples.recovered(content="x" * (size - rest))
 
 
-@check("OPS-8", needs=Capability.PERSISTENT)
+@check("OPS-8", needs=Capability.PERSISTENT, under=(Dimension.CHANGES,))
 async def a_newer_version_is_refused(ctx: Context) -> None:
     """A store that a newer version has written is not opened: the error says so, and nothing in it is changed."""
     _need(ctx, "raise_version")
@@ -290,7 +298,7 @@ async def a_newer_version_is_refused(ctx: Context) -> None:
     ctx.equal(after, before, "what is stored, after it was refused")
 
 
-@check("INFO-1", "OPS-2", needs=_E)
+@check("INFO-1", "OPS-2", needs=_E, under=(Dimension.ORDERS,))
 async def looking_changes_nothing(ctx: Context) -> None:
     """Loads, queries, checks and metrics of an agent, and of none, leave what is stored as it is, to the letter."""
     store = ctx.store
@@ -332,7 +340,7 @@ async def _raw_at_rest(ctx: Context) -> str:
     return raw
 
 
-@check("LIFE-3", absence_ok=True)
+@check("LIFE-3", absence_ok=True, under=(Dimension.CHANGES,))
 async def nothing_of_a_deleted_agent_is_stored(ctx: Context) -> None:
     """After delete nothing that the agent said is left anywhere in the storage, of whatever kind."""
     _need(ctx, "raw_dump")

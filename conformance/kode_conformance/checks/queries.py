@@ -10,6 +10,7 @@ from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Message, TextBlock, ToolCallApproval, ToolResultBlock, ToolUseBlock
@@ -36,7 +37,7 @@ async def _sessions(ctx: Context) -> list[dict[str, Any]]:
     return facts
 
 
-@check("QRY-2", "QRY-1", needs=_Q)
+@check("QRY-2", "QRY-1", needs=_Q, under=(Dimension.ORDERS,))
 async def session_filters_select(ctx: Context) -> None:
     """Each filter of sessions, and each pair of them, gives exactly the sessions that match."""
     facts = await _sessions(ctx)
@@ -71,7 +72,7 @@ async def session_filters_select(ctx: Context) -> None:
         ctx.equal(sorted(s.agent_id for s in found), sorted(wanted), f"sessions for {one} and {two}")
 
 
-@check("QRY-2", needs=_Q)
+@check("QRY-2", needs=_Q, under=(Dimension.CHANGES,))
 async def a_session_tells_what_is_known(ctx: Context) -> None:
     """A session has the info's fields, the stored number of messages and the time of the last change."""
     await ctx.store.save_messages("a", samples.messages(2))
@@ -84,7 +85,7 @@ async def a_session_tells_what_is_known(ctx: Context) -> None:
     ctx.true(session.updated_at > samples.T0, "updated_at must be the time of the save")
 
 
-@check("QRY-3", "QRY-2", needs=_Q)
+@check("QRY-3", "QRY-2", needs=_Q, under=(Dimension.EQUALS, Dimension.ORDERS))
 async def sessions_in_a_total_order(ctx: Context) -> None:
     """Sessions sort by each key both ways, newest first by default; ties break on the id; asc is the exact reverse."""
     facts = await _sessions(ctx)
@@ -105,7 +106,7 @@ async def sessions_in_a_total_order(ctx: Context) -> None:
     ctx.equal(newest, "agt-0-00", "the session that was updated last")
 
 
-@check("QRY-1", needs=_Q, absence_ok=True)
+@check("QRY-1", needs=_Q, absence_ok=True, under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def wrong_filters_are_refused(ctx: Context) -> None:
     """An unknown filter or sort key, a wrong type, a naive time or None is refused: a filter is never ignored."""
     naive = datetime(2025, 1, 1)
@@ -147,7 +148,7 @@ async def wrong_filters_are_refused(ctx: Context) -> None:
             await ctx.raises(InvalidArgumentError, getattr(ctx.store, method)(**bad), f"{method}({bad})")
 
 
-@check("QRY-2", "QRY-1", needs=_Q)
+@check("QRY-2", "QRY-1", needs=_Q, under=(Dimension.ORDERS,))
 async def message_filters_select(ctx: Context) -> None:
     """Each filter of messages gives exactly the messages that match, each with its agent and position."""
     talk = [
@@ -178,7 +179,7 @@ async def message_filters_select(ctx: Context) -> None:
     ctx.equal([(m.agent_id, m.position) for m in both], [("a", 2), ("a", 4), ("b", 2)], "tool uses of all agents")
 
 
-@check("QRY-2", "QRY-1", needs=_Q)
+@check("QRY-2", "QRY-1", needs=_Q, under=(Dimension.ORDERS,))
 async def tool_call_filters_select(ctx: Context) -> None:
     """Each filter of tool calls, and each pair of them, gives exactly the calls that match."""
     calls = [
@@ -219,7 +220,7 @@ async def tool_call_filters_select(ctx: Context) -> None:
         )
 
 
-@check("QRY-2", "VAL-5", needs=_Q)
+@check("QRY-2", "VAL-5", needs=_Q, under=(Dimension.NUMBERS, Dimension.CLOCKS))
 async def times_bound_to_the_millisecond(ctx: Context) -> None:
     """After is inclusive and before exclusive, to the millisecond, for numbers and for aware datetimes of any zone."""
     for i in range(3):
@@ -234,7 +235,7 @@ async def times_bound_to_the_millisecond(ctx: Context) -> None:
     ctx.equal(len(await ctx.store.query_sessions(created_before=between)), 2, "before just after a millisecond")
 
 
-@check("QRY-3", needs=_Q)
+@check("QRY-3", needs=_Q, under=(Dimension.EQUALS, Dimension.ORDERS))
 async def rows_in_a_total_order(ctx: Context) -> None:
     """Rows are newest first; those of one time by agent and position; asc is the exact reverse."""
     for agent in ("b", "a", "c"):
@@ -249,7 +250,7 @@ async def rows_in_a_total_order(ctx: Context) -> None:
     ctx.equal(positions, list(range(6, -1, -1)), "messages of one save, newest first")
 
 
-@check("QRY-4", needs=_Q)
+@check("QRY-4", needs=_Q, under=(Dimension.ITEMS, Dimension.NUMBERS))
 async def limit_and_offset(ctx: Context) -> None:
     """limit defaults to 100; 0 gives nothing; negative and over 10,000 are refused; offset works with and without."""
     await ctx.store.save_messages("a", samples.messages(130))
@@ -270,7 +271,7 @@ async def limit_and_offset(ctx: Context) -> None:
     ctx.equal([p for page in pages for p in page], list(range(130)), "pages by offset")
 
 
-@check("QRY-5", needs=_Q)
+@check("QRY-5", needs=_Q, under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.INSTANCES))
 async def cursors_give_everything_once(ctx: Context) -> None:
     """Following cursors gives each record once, for any page size and order, ties or not, also in a new instance."""
     await _sessions(ctx)
@@ -293,7 +294,7 @@ async def cursors_give_everything_once(ctx: Context) -> None:
             ctx.equal(pages, everything, f"{method} in pages of {size}, {order}")
 
 
-@check("QRY-5", needs=_Q)
+@check("QRY-5", needs=_Q, under=(Dimension.COMPANY,))
 async def cursors_while_others_write(ctx: Context) -> None:
     """Following cursors gives each record that is there throughout once, whatever is written and deleted meanwhile."""
     for i in range(40):
@@ -321,7 +322,7 @@ async def cursors_while_others_write(ctx: Context) -> None:
     ctx.equal(positions, list(range(29, -1, -1)), "the messages that were there throughout")
 
 
-@check("QRY-5", needs=_Q)
+@check("QRY-5", needs=_Q, under=(Dimension.LOOKALIKES,))
 async def cursors_are_checked(ctx: Context) -> None:
     """A cursor that was changed, made up, or is of another query is refused."""
     await ctx.store.save_messages("a", samples.messages(5))
@@ -338,7 +339,7 @@ async def cursors_are_checked(ctx: Context) -> None:
     ctx.equal(len(await ctx.store.query_messages(cursor=cursor)), 3, "what follows the sound cursor")
 
 
-@check("QRY-6", needs=_Q)
+@check("QRY-6", needs=_Q, under=(Dimension.ITEMS,))
 async def iterators_give_everything(ctx: Context) -> None:
     """Iterators give everything that matches, however much, and refuse paging."""
     await ctx.store.save_messages("a", samples.messages(1203))
@@ -356,7 +357,7 @@ async def iterators_give_everything(ctx: Context) -> None:
     await ctx.raises(InvalidArgumentError, paged(), "an iterator with a limit")
 
 
-@check("QRY-7", needs=_Q)
+@check("QRY-7", needs=_Q, under=(Dimension.EQUALS,))
 async def stats_count_what_is_there(ctx: Context) -> None:
     """Statistics count what is stored, by name and state as stored, with zeros for an unknown agent."""
     ctx.equal(await ctx.store.aggregate_stats("nobody"), AgentStats(), "the statistics of nobody")
@@ -382,7 +383,7 @@ async def stats_count_what_is_there(ctx: Context) -> None:
     ctx.equal(await ctx.store.aggregate_stats("a"), AgentStats(), "the statistics after delete")
 
 
-@check("QRY-8", needs=_Q)
+@check("QRY-8", needs=_Q, under=(Dimension.INSTANCES,))
 async def every_instance_is_current(ctx: Context) -> None:
     """What one instance wrote is loaded, listed and found by another at once."""
     other = await ctx.another()

@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.linearize import Call, log_problem, offsets_problem, register_problem
 from kode_conformance.pace import in_time
 from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
@@ -53,7 +54,20 @@ async def _run(ctx: Context, race: _Race, client: Client) -> None:
     await interleaved(race.schedule, ctx.rng, [partial(client, number, rng) for number, rng in enumerate(rngs)])
 
 
-@check("MSG-1", "TC-1", "TODO-1", "MED-1", "SNAP-1", "INFO-1", "LIFE-3", "LIFE-4", "OPS-9", "QRY-8", stochastic=True)
+@check(
+    "MSG-1",
+    "TC-1",
+    "TODO-1",
+    "MED-1",
+    "SNAP-1",
+    "INFO-1",
+    "LIFE-3",
+    "LIFE-4",
+    "OPS-9",
+    "QRY-8",
+    stochastic=True,
+    under=(Dimension.COMPANY, Dimension.INTERRUPTIONS, Dimension.INSTANCES),
+)
 async def concurrent_saves_have_one_order(ctx: Context) -> None:
     """Whatever clients save, load, delete and cancel at once, one order of the calls explains what they saw."""
     for race in await _races(ctx, tuple(REGISTERS)):
@@ -68,7 +82,16 @@ async def concurrent_saves_have_one_order(ctx: Context) -> None:
         ctx.true(not problem, f"{race}: {problem}")
 
 
-@check("EVT-1", "EVT-2", "EVT-4", "MSG-3", "OPS-9", "QRY-8", stochastic=True)
+@check(
+    "EVT-1",
+    "EVT-2",
+    "EVT-4",
+    "MSG-3",
+    "OPS-9",
+    "QRY-8",
+    stochastic=True,
+    under=(Dimension.COMPANY, Dimension.INTERRUPTIONS, Dimension.INSTANCES),
+)
 async def concurrent_appends_make_one_log(ctx: Context) -> None:
     """Whatever clients append, read and cancel at once, nothing is lost, doubled or torn, and readers see it grow."""
     for race in await _races(ctx, tuple(LOGS)):
@@ -103,7 +126,17 @@ class _Log:
         ctx.true(not problem, f"{what}: {problem}")
 
 
-@check("MSG-1", "MSG-3", "EVT-1", "EVT-2", "QRY-8", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, stochastic=True)
+@check(
+    "MSG-1",
+    "MSG-3",
+    "EVT-1",
+    "EVT-2",
+    "QRY-8",
+    needs=Capability.CROSS_PROCESS,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(Dimension.PROCESSES, Dimension.COMPANY),
+)
 async def processes_agree_on_one_order(ctx: Context) -> None:
     """Whatever processes save, load, delete and append at once, one order of the calls explains what they saw."""
     calls = min(10 * ctx.effort.schedules, 400)

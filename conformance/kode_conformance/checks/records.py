@@ -10,6 +10,7 @@ import msgspec
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.places import PLACES, Holds
 from kode_conformance.registry import check
 from kode_core.errors import InvalidArgumentError
@@ -24,18 +25,18 @@ from kode_core.model import (
 from kode_core.protocols import ExtendedStore
 
 
-@check("VAL-1")
+@check("VAL-1", under=(Dimension.EQUALS,))
 async def records_are_the_callers(ctx: Context) -> None:
     """What is changed inside a record after it was saved, or after it was loaded, is not changed in the store."""
     for number, place in enumerate(place for place in PLACES if place.holds is not Holds.TEXT):
         value: dict[str, Any] = {"list": [1], "dict": {"x": 0}}
         wanted = [place.record(deepcopy(value))]
-        await place.kind.save(ctx.store, f"a{number}", place.record(value))
+        await place.save(ctx.store, f"a{number}", place.record(value))
         _spoil(value)
-        found = await place.kind.load(ctx.store, f"a{number}")
+        found = await place.load(ctx.store, f"a{number}")
         ctx.equal(found, wanted, f"{place.name}, after the value that was saved was changed")
         _spoil(found[0])
-        found = await place.kind.load(ctx.store, f"a{number}")
+        found = await place.load(ctx.store, f"a{number}")
         ctx.equal(found, wanted, f"{place.name}, after the record that was loaded was changed")
 
 
@@ -56,7 +57,7 @@ def _spoil(value: Any) -> None:
         _spoil(part)
 
 
-@check("VAL-1")
+@check("VAL-1", under=(Dimension.ORDERS, Dimension.EQUALS))
 async def lists_inside_records_keep_their_order(ctx: Context) -> None:
     """Lists inside records keep their order and what they hold twice: trails, todos, windows, snapshots, blocks."""
     store = ctx.store
@@ -86,7 +87,7 @@ async def lists_inside_records_keep_their_order(ctx: Context) -> None:
     ctx.equal(await store.load_info("a"), info.replace(message_count=1), "an info whose lineage is in no order")
 
 
-@check("TC-1", "MSG-1")
+@check("TC-1", "MSG-1", under=(Dimension.LOOKALIKES,))
 async def wrong_records_are_refused(ctx: Context) -> None:
     """What is no list of the right records, or no record of the right kind, is refused by every method that takes
     records, and nothing is written.

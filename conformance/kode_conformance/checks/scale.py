@@ -15,13 +15,14 @@ from typing import Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 
 _LONG: Final = 10_000
 
 
-@check("VAL-4", "MSG-2", tier=Tier.STANDARD)
+@check("VAL-4", "MSG-2", tier=Tier.STANDARD, under=(Dimension.ITEMS,))
 async def ten_thousand_messages(ctx: Context) -> None:
     """A list of ten thousand messages comes back in order, grows at its end, and is replaced by a short one."""
     wanted = samples.messages(_LONG)
@@ -35,7 +36,7 @@ async def ten_thousand_messages(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), wanted[-3:], "the list after a short one was saved")
 
 
-@check("MSG-5", "EVT-1", tier=Tier.STANDARD)
+@check("MSG-5", "EVT-1", tier=Tier.STANDARD, under=(Dimension.COSTS,))
 async def an_append_costs_what_it_appends(ctx: Context) -> None:
     """Appending to a long list, and to a long log, takes about as long as to a short one."""
 
@@ -72,7 +73,7 @@ async def _median_seconds(call: Callable[[], Awaitable[None]]) -> float:
     return statistics.median(took)
 
 
-@check("EVT-5", tier=Tier.STANDARD)
+@check("EVT-5", tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.ITEMS))
 async def a_long_log_is_read_in_little_memory(ctx: Context) -> None:
     """Reading ten thousand events of 2 KB one after the other holds a small part of them in memory at a time."""
     for start in range(0, _LONG, 500):
@@ -91,7 +92,7 @@ async def a_long_log_is_read_in_little_memory(ctx: Context) -> None:
     ctx.true(peak < 8 * 2**20, f"reading 20 MB of events took {peak / 2**20:.1f} MB of memory")
 
 
-@check("LIFE-2", "QRY-5", needs=Capability.QUERYABLE, tier=Tier.THOROUGH)
+@check("LIFE-2", "QRY-5", needs=Capability.QUERYABLE, tier=Tier.THOROUGH, under=(Dimension.ITEMS,))
 async def ten_thousand_agents(ctx: Context) -> None:
     """Ten thousand agents are listed, paged through and counted, each once."""
     ids = [f"agt-{i:06d}" for i in range(_LONG)]
@@ -113,7 +114,7 @@ async def ten_thousand_agents(ctx: Context) -> None:
     ctx.equal(streamed, paged, "the agents that are streamed")
 
 
-@check("OPS-9", tier=Tier.STANDARD, stochastic=True)
+@check("OPS-9", tier=Tier.STANDARD, stochastic=True, under=(Dimension.COSTS, Dimension.LENGTHS))
 async def a_large_save_does_not_stop_the_loop(ctx: Context) -> None:
     """While 1 MiB is saved and loaded, other tasks get their turn within 250 ms: otherwise no deadline holds."""
     best = 60.0
@@ -142,7 +143,7 @@ async def _longest_pause() -> float:
     return max(longest, time.perf_counter() - last)
 
 
-@check("OPS-5", needs=Capability.EXTENDED, tier=Tier.STANDARD)
+@check("OPS-5", needs=Capability.EXTENDED, tier=Tier.STANDARD, under=(Dimension.COSTS,))
 async def opening_and_closing_leaves_nothing(ctx: Context) -> None:
     """Stores that were opened, used and closed, again and again, leave no descriptors, threads or tasks."""
 
@@ -176,7 +177,7 @@ def _held() -> dict[str, int]:
     return held
 
 
-@check("MSG-5", "SNAP-1", tier=Tier.STANDARD)
+@check("MSG-5", "SNAP-1", tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.EQUALS))
 async def the_same_again_does_not_pile_up(ctx: Context) -> None:
     """Saving the same values a thousand times does not store them a thousand times."""
     if not ctx.harness.has("raw_dump"):

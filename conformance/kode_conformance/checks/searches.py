@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Bookmark, Message, UnknownBlock
@@ -25,7 +26,7 @@ _TEXTS: Final = (
 """What queries are built from and compared with in many ways; all are different texts."""
 
 
-@check("QRY-2", "QRY-1", needs=_Q)
+@check("QRY-2", "QRY-1", needs=_Q, under=(Dimension.LOOKALIKES, Dimension.TWINS, Dimension.LENGTHS))
 async def any_text_can_be_searched_for(ctx: Context) -> None:
     """Whatever a template, a user, a key of metadata, a role, a block type, a tool or a state is called, its filter
     finds it and no other.
@@ -52,7 +53,7 @@ async def any_text_can_be_searched_for(ctx: Context) -> None:
             ctx.equal(sorted(found), [f"{i}"], f"the agents of {name}({filters!a:.60})")
 
 
-@check("QRY-4", needs=_Q)
+@check("QRY-4", needs=_Q, under=(Dimension.ITEMS,))
 async def every_query_can_be_paged(ctx: Context) -> None:
     """limit and offset mean the same for sessions, messages and tool calls, and are refused for the same reasons."""
     await ctx.store.save_messages("m", samples.messages(13))
@@ -72,7 +73,7 @@ async def every_query_can_be_paged(ctx: Context) -> None:
             await ctx.raises(InvalidArgumentError, query(**bad), f"{name}({bad})")
 
 
-@check("QRY-4", needs=_Q)
+@check("QRY-4", needs=_Q, under=(Dimension.ITEMS,))
 async def a_large_limit_is_not_cut(ctx: Context) -> None:
     """A limit of more than a thousand gives that many, where there are so many."""
     await ctx.store.save_messages("m", samples.messages(1201))
@@ -83,7 +84,7 @@ _KEYS: Final[tuple[SortBy, ...]] = ("created_at", "updated_at", "message_count")
 _ORDERS: Final[tuple[Order, ...]] = ("asc", "desc")
 
 
-@check("QRY-5", "QRY-3", needs=_Q)
+@check("QRY-5", "QRY-3", needs=_Q, under=(Dimension.ORDERS, Dimension.EQUALS, Dimension.ITEMS))
 async def cursors_in_every_order(ctx: Context) -> None:
     """Sessions come whole in every order and both ways: in one page, in small ones, and by the iterator."""
     for i in range(11):
@@ -113,7 +114,7 @@ async def _pages(ctx: Context, **filters: Any) -> list[Any]:
     return found
 
 
-@check("QRY-2", needs=_Q)
+@check("QRY-2", needs=_Q, under=(Dimension.NUMBERS,))
 async def times_of_messages_and_of_changes(ctx: Context) -> None:
     """updated_* of sessions and created_* of messages bound to the millisecond: after is inclusive, before is not."""
     for i in range(3):
@@ -157,7 +158,7 @@ async def _six_agents(ctx: Context) -> None:
         await ctx.store.save_turn(f"a{i}", info=info, messages=samples.messages(1), tool_calls=[call])
 
 
-@check("QRY-6", needs=_Q)
+@check("QRY-6", needs=_Q, under=(Dimension.ORDERS,))
 async def iterators_know_every_filter(ctx: Context) -> None:
     """Iterators give what the query of the same filters gives, for each filter."""
     await _six_agents(ctx)
@@ -169,7 +170,7 @@ async def iterators_know_every_filter(ctx: Context) -> None:
             ctx.equal(found, wanted, f"iter_{kind}({filters})")
 
 
-@check("LIFE-5", needs=_Q)
+@check("LIFE-5", needs=_Q, under=(Dimension.ORDERS,))
 async def delete_many_knows_every_filter(ctx: Context) -> None:
     """For each filter delete_many deletes the sessions that the query finds, and leaves all others."""
     for filters in _SESSIONS:
@@ -181,7 +182,7 @@ async def delete_many_knows_every_filter(ctx: Context) -> None:
         ctx.equal(list(await ctx.store.list()), left, f"who is left after delete_many({filters})")
 
 
-@check("EVT-7")
+@check("EVT-7", under=(Dimension.ORDERS, Dimension.COMPANY))
 async def following_since(ctx: Context) -> None:
     """Following since a bookmark gives only events with a greater seq, of those that are there and those that come."""
     await ctx.store.append_events("a", [samples.event(seq) for seq in (5, 1, 4, 2)])
@@ -196,7 +197,7 @@ async def following_since(ctx: Context) -> None:
     ctx.equal(seen, [5, 4, 9], "the seqs that were followed since 2")
 
 
-@check("INFO-2", needs=_Q)
+@check("INFO-2", needs=_Q, under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.CLOCKS))
 async def every_change_moves_updated_at(ctx: Context) -> None:
     """Of many changes in a row, made by two instances within the same milliseconds, each moves updated_at forward."""
     other = await ctx.another()

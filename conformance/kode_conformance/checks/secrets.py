@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
+from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Handle
 from kode_conformance.registry import Capability, check
 
 
-@check("OPS-12", needs=Capability.EXTENDED, absence_ok=True)
+@check("OPS-12", needs=Capability.EXTENDED, absence_ok=True, under=(Dimension.DAMAGE,))
 async def no_secret_is_told(ctx: Context) -> None:
     """No password or key of the configuration is in a repr, a health report, a metric, a log, a warning or an error,
     nor in what that error was caused by.

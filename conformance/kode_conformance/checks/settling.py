@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
+from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -70,7 +71,7 @@ class _Trial:
         return f"{self.write.name}, cancelled after {self.steps} steps"
 
 
-@check("OPS-9", "MSG-1")
+@check("OPS-9", "MSG-1", under=(Dimension.INTERRUPTIONS,))
 async def what_is_read_after_a_cancellation_stays(ctx: Context) -> None:
     """The first read after a write of any kind was cancelled, whatever it reads, sees how the write ended: there whole
     or not at all, and a moment later the same.
@@ -105,7 +106,7 @@ def _see_the_same(before: object, later: object, what: str) -> None:
         raise Violation(f"{what}: {problem}")
 
 
-@check("OPS-9", "MSG-3")
+@check("OPS-9", "MSG-3", under=(Dimension.INTERRUPTIONS,))
 async def looking_and_saving_again_never_doubles(ctx: Context) -> None:
     """Who was cancelled, looks, finds nothing and saves again has saved once: messages, turns and forks."""
     for steps in _steps(ctx):
@@ -153,7 +154,7 @@ async def _forks(ctx: Context, parent: str) -> list[str]:
     return sorted(info.agent_id for info in infos if info is not None and parent in info.lineage)
 
 
-@check("OPS-9", "TURN-1")
+@check("OPS-9", "TURN-1", under=(Dimension.INTERRUPTIONS, Dimension.ORDERS))
 async def what_is_written_after_a_cancellation_is_last(ctx: Context) -> None:
     """A write that follows one that was cancelled, with no read in between, has the last word, whatever the kind."""
     await overwrite(ctx.store, "plain")
@@ -179,7 +180,7 @@ def _without_events(found: Portrait) -> Portrait:
     return {kind: value for kind, value in found.items() if kind != "events"}
 
 
-@check("LIFE-3", "OPS-9")
+@check("LIFE-3", "OPS-9", under=(Dimension.INTERRUPTIONS,))
 async def what_was_cancelled_does_not_outlive_a_delete(ctx: Context) -> None:
     """An agent that is deleted right after a write to it was cancelled is gone, and does not come back: not by a write
     that waits for its group, either.
@@ -207,7 +208,7 @@ async def what_was_cancelled_does_not_outlive_a_delete(ctx: Context) -> None:
     ctx.equal(kept, 2 * len(trials), "the events of an agent that nobody deleted")
 
 
-@check("OPS-5", "OPS-9", needs=_E)
+@check("OPS-5", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
 async def close_waits_for_what_was_cancelled(ctx: Context) -> None:
     """When close returns nothing of the store is under way, not even writes whose callers were cancelled: what another
     store reads then stays.

@@ -11,6 +11,7 @@ from unittest import mock
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_core.model import StoredMessage
 from kode_core.protocols import ExtendedStore
@@ -42,7 +43,7 @@ async def _by_position(ctx: Context, what: str) -> list[int]:
     return [m.created_at for m in found]
 
 
-@check("MSG-4", needs=_Q)
+@check("MSG-4", needs=_Q, under=(Dimension.CLOCKS, Dimension.INSTANCES))
 async def appended_messages_are_never_older(ctx: Context) -> None:
     """What is appended after the clock stepped back is not older than the messages before it, whoever appends it and by
     whatever call.
@@ -69,7 +70,7 @@ async def appended_messages_are_never_older(ctx: Context) -> None:
     ctx.equal(await store.load_messages("a"), m, "the messages")
 
 
-@check("MSG-4", "QRY-5", needs=_Q)
+@check("MSG-4", "QRY-5", needs=_Q, under=(Dimension.CLOCKS, Dimension.CHANGES))
 async def edited_messages_keep_their_place_in_time(ctx: Context) -> None:
     """A message that is replaced at its position keeps the time of that position: times follow positions, and who pages
     through the messages by time meanwhile finds each of them once.

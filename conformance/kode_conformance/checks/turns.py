@@ -13,6 +13,7 @@ import msgspec
 
 from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 
@@ -81,7 +82,7 @@ async def _see_turns(ctx: Context, calls: dict[str, Callable[[], Awaitable[Any]]
         )
 
 
-@check("OPS-15", needs=_E, tier=Tier.STANDARD)
+@check("OPS-15", needs=_E, tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.ITEMS))
 async def long_lists_leave_the_loop_free(ctx: Context) -> None:
     """While 20,000 messages are saved, saved again, changed in place, loaded and forked, other tasks get their turn
     again and again.
@@ -113,7 +114,7 @@ async def long_lists_leave_the_loop_free(ctx: Context) -> None:
     ctx.equal(len(await ctx.store.load_messages("p")), _COUNT, "how many messages there are in the end")
 
 
-@check("OPS-15", "VAL-4", needs=_E, tier=Tier.STANDARD)
+@check("OPS-15", "VAL-4", needs=_E, tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.LENGTHS))
 async def large_values_leave_the_loop_free(ctx: Context) -> None:
     """While a tool result of 60,000 rows, and snapshots of 20,000 messages, are saved and loaded, other tasks get
     their turn again and again.

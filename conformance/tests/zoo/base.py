@@ -39,7 +39,7 @@ def needs_processes(check: Check) -> bool:
     """Whether the check starts processes: such checks are slow, and a part of a store does not travel to them."""
     if check.needs & Capability.CROSS_PROCESS or check.clauses[0] == "OPS-11":
         return True
-    return check.run.__module__.rpartition(".")[2] in {"crashes", "durability"}
+    return check.run.__module__.rpartition(".")[2] in {"big_crashes", "crashes", "durability"}
 
 
 class Wrapper:
@@ -238,6 +238,6 @@ def load_mutants() -> list[Mutant]:
     """All mutants, in the order of their modules."""
     package = importlib.import_module(__name__.rpartition(".")[0])
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "matrix":
+        if module.name not in ("matrix", "causes", "rounds"):
             importlib.import_module(f"{package.__name__}.{module.name}")
     return list(_MUTANTS.values())

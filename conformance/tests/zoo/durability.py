@@ -162,7 +162,7 @@ class _Predicts(Layer):
         lambda s, t: s.append_events("a", happened(0)),
         lambda s, t: t.read_events("a"),
     ),
-    also=("DUR-3.events_and_documents_killed_at_their_calls",),
+    also=("DUR-3.events_and_documents_killed_at_their_calls", "DUR-1.one_of_several_writers_is_killed"),
 )
 class FlushesLater(_Predicts):
     """Says that an event is stored, and stores it 50 ms later."""

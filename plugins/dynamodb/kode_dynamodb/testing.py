@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import Any, ClassVar, Final
 
+import aioboto3
 from kode_conformance import Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
 from kode_conformance.faults import FaultProxy, Mode
+from kode_conformance.harness import Given
 
 from kode_core import Store, create_extended_store
 from kode_core.batch import ListKind
@@ -65,6 +68,16 @@ class MotoHarness(StoreHarness):
 
     async def open_with(self, handle: Handle, **options: Any) -> Store:
         return await create_extended_store(type="dynamodb", **{"timeout_ms": _PATIENCE_MS, **handle, **options})
+
+    async def open_given(self, handle: Handle) -> Given:
+        names = {"access_key_id": "aws_access_key_id", "secret_access_key": "aws_secret_access_key"}
+        given = {name: handle[key] for key, name in names.items()}
+        stack = AsyncExitStack()
+        session = aioboto3.Session(region_name=handle["region"], **given)
+        client = await stack.enter_async_context(session.client("dynamodb", endpoint_url=handle["endpoint_url"]))
+        others = {name: handle[name] for name in ("table", "transactions", "command_timeout_millis")}
+        store = await create_extended_store(type="dynamodb", client=client, timeout_ms=_PATIENCE_MS, **others)
+        return Given(store, lambda: client.describe_table(TableName=handle["table"]), stack.aclose)
 
     async def destroy(self, handle: Handle) -> None:
         async with _looked(handle) as table:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 
 import pymongo
 from kode_conformance import Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
+from kode_conformance.harness import Costs, Given
 
 from kode_core import Store, create_extended_store
 from kode_core.batch import ListKind
@@ -30,6 +32,7 @@ class MongoHarness(StoreHarness):
 
     name = "mongo"
     driver: ClassVar[str] = "motor"
+    client: ClassVar[tuple[str, str]] = ("motor.motor_asyncio", "AsyncIOMotorClient")
     standalone: ClassVar[bool] = False
 
     def _server(self) -> Server:
@@ -84,6 +87,29 @@ class MongoHarness(StoreHarness):
         """The code that speaks to the server: between two calls of any other nothing changes there."""
         return [calls.__file__]
 
+    async def costs(self, handle: Handle) -> Costs:
+        """The server's, whoever uses it: bytes of the journal, connections."""
+
+        def look(database: Any) -> Costs:
+            status = database.client.admin.command("serverStatus")
+            written = status.get("wiredTiger", {}).get("log", {}).get("log bytes written")
+            return Costs(bytes_written=written, connections=status["connections"]["current"])
+
+        return await _looked(handle, look)
+
+    async def open_given(self, handle: Handle) -> Given:
+        kind = getattr(import_module(self.client[0]), self.client[1])
+        client = kind(handle["uri"])
+
+        async def end() -> None:
+            done = client.close()
+            if done is not None:
+                await done
+
+        others = {name: handle[name] for name in handle.keys() - {"uri", "connection_timeout_millis"}}
+        store = await create_extended_store(type="mongo", client=client, **others)
+        return Given(store, lambda: client.admin.command("ping"), end)
+
     async def break_backend(self, handle: Handle) -> None:
         await _alone(self._local().kill)
 
@@ -111,6 +137,7 @@ class PymongoHarness(MongoHarness):
 
     name = "mongo-pymongo"
     driver = "pymongo"
+    client = ("pymongo", "AsyncMongoClient")
 
 
 class StandaloneHarness(MongoHarness):

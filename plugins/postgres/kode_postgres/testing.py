@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 from kode_conformance import Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
+from kode_conformance.harness import Costs, Given
 
 from kode_core import Store, create_extended_store
 from kode_core.engines import files
@@ -22,6 +23,11 @@ from kode_postgres.schema import Tables, table_names
 from kode_postgres.servers import DSN_VARIABLE, LocalServer, shared_server
 
 __all__ = ["PostgresHarness", "PostgresHybridHarness"]
+
+_COSTS: Final = """
+SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+       (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid())
+"""
 
 
 class PostgresHarness(StoreHarness):
@@ -80,6 +86,18 @@ class PostgresHarness(StoreHarness):
     def code_of(self, store: Store) -> Sequence[str]:
         """The code that speaks to the server: between two calls of any other nothing changes there."""
         return [connection.__file__]
+
+    async def costs(self, handle: Handle) -> Costs:
+        """The server's, whoever uses it: bytes of the log, transactions that wrote, connections."""
+        async with _connection(handle) as con:
+            return Costs(*await con.fetchrow(_COSTS))
+
+    async def open_given(self, handle: Handle) -> Given:
+        pool = await asyncpg.create_pool(handle["dsn"], min_size=1, max_size=4, timeout=30)
+        store = await create_extended_store(
+            type="postgres", pool=pool, **{k: handle[k] for k in handle.keys() - {"dsn"}}
+        )
+        return Given(store, lambda: pool.fetchval("SELECT 1"), pool.close)
 
     async def break_backend(self, handle: Handle) -> None:
         await _alone(_local_server().stop, at_once=True)

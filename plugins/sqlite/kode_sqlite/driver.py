@@ -18,6 +18,7 @@ import aiosqlite
 
 from kode_core.errors import ConfigurationError, StoreBusyError, StoreReadOnlyError, StoreUnavailableError
 from kode_sqlite.errors import translated
+from kode_sqlite.inuse import note_closed, note_open
 from kode_sqlite.options import SqliteOptions
 
 __all__ = ["Connection", "WriteGuard", "file_identity", "needs_guard", "open_connection", "readably"]
@@ -28,6 +29,22 @@ MEMORY: Final = ":memory:"
 _TRIES: Final = 100
 
 
+class _Work:
+    """A call for the thread. aiosqlite logs what it runs, and records of agents have no place in a log."""
+
+    __slots__ = ("_args", "_call")
+
+    def __init__(self, call: Callable[..., Any], *args: Any) -> None:
+        self._call = call
+        self._args = args
+
+    def __call__(self) -> Any:
+        return self._call(*self._args)
+
+    def __repr__(self) -> str:
+        return getattr(self._call, "__qualname__", type(self._call).__name__)
+
+
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that runs a function with the sqlite3 connection in its thread.
 
@@ -36,15 +53,26 @@ class Connection(aiosqlite.Connection):
     """
 
     def __init__(self, connector: Callable[[], sqlite3.Connection], path: str) -> None:
-        super().__init__(connector, iter_chunk_size=64)
+        def noted() -> sqlite3.Connection:
+            note_open(path)
+            try:
+                db = connector()
+            except BaseException:
+                note_closed(path)
+                raise
+            self._is_noted = True
+            return db
+
+        super().__init__(noted, iter_chunk_size=64)
         self._thread.daemon = True
         self._path = path
+        self._is_noted = False
         self._reading: asyncio.Future[Any] | None = None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Call with the sqlite3 connection as the first argument; SQLite's errors are translated."""
         with translated(self._path):
-            result: T = await self._execute(call, self._conn, *args)  # type: ignore[no-untyped-call]
+            result: T = await self._execute(_Work(call, self._conn, *args))  # type: ignore[no-untyped-call]
             return result
 
     async def read(self, call: Callable[..., T], *args: Any) -> T:
@@ -67,6 +95,15 @@ class Connection(aiosqlite.Connection):
         if self._reading is not None and not self._reading.cancelled():
             self._reading.exception()  # nobody else asks for it
         await self.run(_leave_transaction)
+
+    async def close(self) -> None:
+        """Close it; calling it again does nothing."""
+        try:
+            await super().close()
+        finally:
+            if self._is_noted:
+                self._is_noted = False
+                note_closed(self._path)
 
     def join(self) -> None:
         """Wait for the thread, which ends by itself after a connect that failed: with a word to the event loop."""

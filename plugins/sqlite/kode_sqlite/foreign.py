@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import quote
 
 from kode_core.errors import ForeignStoreError
+from kode_sqlite.inuse import unused
 
 __all__ = ["refuse_foreign"]
 
@@ -23,20 +24,27 @@ _SMALL: Final = 1 << 20
 def refuse_foreign(path: str) -> None:
     """See that the database at *path* is not the SDK's, with none of our tables.
 
-    It is opened as immutable, so that SQLite makes no journal, no shared memory and no lock file. Tables that are
+    One that a store of this process has open was seen before, and looking at it again would take its locks away. It is
+    opened as immutable, so that SQLite makes no journal, no shared memory and no lock file. Tables that are
     only in the write-ahead log, as a crash leaves those of a young database, are seen in a copy.
 
     Raises:
         ForeignStoreError: it is.
     """
+    with unused(path) as is_unused:
+        names = _all_tables(path) if is_unused else set()
+    if names >= _SDK and not any(table == "kode_meta" for table, _ in names):
+        raise ForeignStoreError(path, "sqlite")
+
+
+def _all_tables(path: str) -> set[tuple[str, str]]:
     if not os.path.isfile(path):  # noqa: PTH113 - raises nothing
-        return
+        return set()
     names = _tables(path)
     log = f"{path}-wal"
     if not names and os.path.isfile(log) and max(map(os.path.getsize, (path, log))) < _SMALL:  # noqa: PTH113
         names = _tables_of_copy(path, log)
-    if names >= _SDK and not any(table == "kode_meta" for table, _ in names):
-        raise ForeignStoreError(path, "sqlite")
+    return names
 
 
 def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kode_conformance import Handle, Space, StoreHarness
+from kode_conformance.harness import Costs
 
 from kode_core import Store, create_extended_store
 
 __all__ = ["HybridHarness", "SqliteHarness"]
+
+_FRAME: Final = struct.Struct(">II8s8x")
+"""A frame's header in the log: its page, the size of the database where it ends a commit, the log's salts."""
+_LOG: Final = struct.Struct(">8xII8s8x")
+"""The log's header: the size of pages, how often the log began anew, its salts."""
 
 
 class SqliteHarness(StoreHarness):
@@ -52,6 +59,20 @@ class SqliteHarness(StoreHarness):
         with closing(sqlite3.connect(handle["db_path"])) as db:
             db.execute("UPDATE kode_meta SET value = 99 WHERE key = 'schema_version'")
             db.commit()
+
+    async def costs(self, handle: Handle) -> Costs:
+        return Costs(commits=_commits_in_log(Path(f"{handle['db_path']}-wal")))
+
+
+def _commits_in_log(path: Path) -> int | None:
+    """How many commits the log has; each time that it begins anew counts as very many."""
+    raw = path.read_bytes() if path.exists() else b""
+    if len(raw) < _LOG.size:
+        return None
+    page_size, beginnings, salts = _LOG.unpack_from(raw)
+    starts = range(_LOG.size, len(raw) - _FRAME.size - page_size + 1, _FRAME.size + page_size)
+    frames = (_FRAME.unpack_from(raw, start) for start in starts)
+    return (int(beginnings) << 32) + sum(size > 0 and salt == salts for _, size, salt in frames)
 
 
 class HybridHarness(SqliteHarness):

@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
+
+import msgspec
 
 from conformance.tests.zoo.base import PLAIN, OnMemory, Witness, ZooHarness
 
-__all__ = ["FAULTS", "Fault", "fault", "load_faults"]
+__all__ = ["FAULTS", "RECORDS", "Fault", "Record", "Story", "fault", "load_angels", "load_faults", "records"]
 
 T = TypeVar("T", bound=type)
 
@@ -45,6 +48,33 @@ class Fault(NamedTuple):
         return next(plain for base, plain in PLAIN.items() if issubclass(self.base, base))
 
 
+class Record(msgspec.Struct, frozen=True):
+    """What the suite made of a faulty store.
+
+    Attributes:
+        tier: the tier it was run at.
+        own: the check of one of its clauses that found it; empty when none did.
+        others: checks of other clauses that failed.
+    """
+
+    tier: str
+    own: str = ""
+    others: tuple[str, ...] = ()
+
+
+class Story(msgspec.Struct, frozen=True):
+    """What became of a faulty store when it was new, and what becomes of it today.
+
+    Attributes:
+        because: why it lives, or why a check of another clause finds it.
+    """
+
+    then: Record
+    now: Record
+    because: str = ""
+
+
+RECORDS: Final = Path(__file__).with_name("rounds.json")
 FAULTS: Final[dict[str, Fault]] = {}
 
 
@@ -67,9 +97,11 @@ def fault(
         harness = type("Harness", (on,), names)
         part.Harness = harness  # type: ignore[attr-defined]
         wrong = " ".join((part.__doc__ or "").split())
+        series = part.__module__.rpartition(".")[2].partition("_")[0]
+        if name in FAULTS:  # two authors had one thought
+            name = f"{name}{series.upper()}"
         if name in FAULTS or not wrong or not clauses:
             raise ValueError(f"{name} needs a name of its own, a clause, and a docstring that says what is wrong")
-        series = part.__module__.rpartition(".")[2].partition("_")[0]
         FAULTS[name] = Fault(name, series, clauses, wrong, source, harness, on, witness, errors)
         return part
 
@@ -78,7 +110,21 @@ def fault(
 
 def load_faults() -> list[Fault]:
     """All of them, in the order of their modules."""
-    for module in pkgutil.iter_modules(__path__):
-        if module.name.startswith("r"):
-            importlib.import_module(f"{__name__}.{module.name}")
+    _load("r")
     return list(FAULTS.values())
+
+
+def records() -> dict[str, Story]:
+    """The stories of all faulty stores that were ever judged, by name."""
+    return msgspec.json.decode(RECORDS.read_bytes(), type=dict[str, Story]) if RECORDS.exists() else {}
+
+
+def load_angels() -> None:
+    """Register the odd but sound stores of the same authors."""
+    _load("angels_")
+
+
+def _load(prefix: str) -> None:
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith(prefix):
+            importlib.import_module(f"{__name__}.{module.name}")

@@ -1,0 +1,104 @@
+"""DUR, EVT, FORK-3, LIFE-5: crashes in the middle of calls that write or delete many records, and one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from kode_conformance import samples
+from kode_conformance.bigwrites import BIG, BIG_FORK, DELETE_GROUP
+from kode_conformance.context import Context, Violation
+from kode_conformance.dimensions import Dimension
+from kode_conformance.killpoints import kill_at_points, killer
+from kode_conformance.killseries import kill_again_and_again, kill_delete_many, kill_forks
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.writes import Write
+
+_P: Final = Capability.PERSISTENT
+_OTHERS: Final = (BIG_FORK, DELETE_GROUP)
+_BY_NAME: Final = {write.name: write for write in BIG}
+_APPENDS: Final = ("append_messages of many", "append_events of many")
+_UNDER: Final = (Dimension.CRASHES, Dimension.ITEMS)
+
+
+async def _kill(ctx: Context, writes: Iterable[Write], points: int) -> None:
+    async with killer(ctx) as kills:
+        for write in writes:
+            await kill_at_points(ctx, kills, write, others=points // 2, at_most=points)
+
+
+@check("DUR-3", "DUR-1", "MSG-3", "EVT-1", needs=_P, under=_UNDER)
+async def an_append_of_many_killed_midway(ctx: Context) -> None:
+    """Hundreds of messages, and of events, that are appended in one call whose process is killed are there whole or not
+    at all, and what is appended afterwards stands by itself.
+    """
+    await _kill(ctx, [_BY_NAME[name] for name in _APPENDS], points=ctx.effort.kills // 2)
+
+
+@check("DUR-3", "DUR-1", "MSG-1", "TC-1", "TURN-1", "LIFE-3", needs=_P, tier=Tier.STANDARD, under=_UNDER)
+async def every_big_write_killed_midway(ctx: Context) -> None:
+    """Every write of hundreds of records, a list that shrinks by hundreds, and a delete of hundreds, killed at calls
+    inside the store, is there whole or not at all, is kept once acknowledged, and the agent can be written on.
+    """
+    await _kill(ctx, [write for write in BIG if write not in _OTHERS], points=ctx.effort.kills // 2)
+
+
+@check("FORK-3", "LIFE-5", "LIFE-3", needs=_P | Capability.EXTENDED, tier=Tier.STANDARD, under=_UNDER)
+async def forks_and_deletions_of_many_killed_midway(ctx: Context) -> None:
+    """Of forks of an agent that has hundreds of records, and of sessions that one call deletes, each is whole or absent
+    after a kill, and a call that is made again finishes what was begun.
+    """
+    async with killer(ctx) as kills:
+        few = ctx.effort.kills // 2
+        await kill_forks(ctx, kills, others=few, fork=BIG_FORK, at_most=few)
+        await kill_delete_many(ctx, kills, others=few, at_most=2 * ctx.effort.kills)
+
+
+@check(
+    *("DUR-3", "DUR-1", "EVT-2", "MSG-3", "LOCK-5"),
+    needs=_P | Capability.EXTENDED,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(Dimension.CRASHES, Dimension.CHANGES, Dimension.ORDERS),
+)
+async def one_crash_after_another(ctx: Context) -> None:
+    """After crash upon crash in the middle of appends to one agent, with a few appends in between, all that was there
+    stays, nothing is torn or joined, and offsets and tokens go on growing.
+    """
+    async with killer(ctx) as kills:
+        await kill_again_and_again(ctx, kills, [_BY_NAME[name] for name in _APPENDS], rounds=2 * ctx.effort.kills)
+
+
+@check(
+    *("DUR-1", "EVT-1", "EVT-2", "EVT-4"),
+    needs=_P | Capability.CROSS_PROCESS,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(Dimension.CRASHES, Dimension.PROCESSES, Dimension.COMPANY),
+)
+async def one_of_several_writers_is_killed(ctx: Context) -> None:
+    """Of events that several processes append to one agent, one of which is killed, each that was acknowledged is
+    there, once, under its offset; the others go on, and a retry of what the dead one wrote doubles nothing.
+    """
+    starts = (0, 100_000, 200_000)
+    processes = [await ctx.process("append_events", "a", start, 100_000, 20) for start in starts]
+    told = [line for process in processes for line in [await process.line() for _ in range(ctx.rng.randint(20, 60))]]
+    dead, *others = processes
+    dead.kill()
+    told += await dead.gone()
+    for process in others:
+        told += [await process.line() for _ in range(40)]
+        process.kill()
+        told += await process.gone()
+    store = await ctx.another()
+    stored = {event.bookmark.seq: event.offset async for event in store.read_events("a")}
+    missing = [line for line in told if stored.get(line["seq"]) != line["offset"]]
+    ctx.equal(missing, [], f"of {len(told)} events that were acknowledged, those that are missing or elsewhere")
+    mine = sorted(seq for seq in stored if seq < starts[1])
+    again = await store.append_events("a", samples.events(len(mine)))
+    if mine != list(range(len(mine))):
+        raise Violation(f"of the events of the dead process some are missing before others: {mine}")
+    ctx.equal(list(again), [stored[seq] for seq in mine], "offsets of what the dead process wrote, appended once more")
+    after = [event.offset async for event in store.read_events("a", after_offset=-(2**62))]
+    ctx.equal(after, sorted(stored.values()), "the offsets of all events after the retry")

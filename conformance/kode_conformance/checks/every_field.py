@@ -1,0 +1,228 @@
+"""VAL: every value of each table in every field of every kind, through every method that writes it or gives it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from kode_conformance.context import Context
+from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths
+from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, put
+from kode_conformance.kinds import Gives, Kind, Reader, kinds
+from kode_conformance.registry import check
+from kode_conformance.settings import Tier
+from kode_conformance.ways import all_come_back, changes_come_back, come_back
+from kode_core.model import AgentInfo
+from kode_core.protocols import ExtendedStore
+
+_MAX_KEY: Final = 4096
+_D = Dimension
+
+
+def _twice(text: str) -> Any:
+    return [text, {"k": text}]
+
+
+def _texts(texts: Sequence[str], inside: Callable[[str], Any] = _twice) -> Values:
+    """Texts as they are, and in dicts as keys and *inside* their values."""
+    keys = [text for text in texts if _is_key(text)]
+
+    def values(field: Field) -> Sequence[Any]:
+        if field.holds in (Holds.TEXT, Holds.JSON):
+            return texts
+        if field.holds is Holds.KEY:
+            return keys
+        if field.holds in (Holds.DICT, Holds.SPREAD):
+            return [{"newer" if text in field.options else text: inside(text)} for text in texts]
+        return ()
+
+    return values
+
+
+def _is_key(text: str) -> bool:
+    """Whether ID-4 lets it be one."""
+    try:
+        return "\0" not in text and 0 < len(text.encode()) <= _MAX_KEY
+    except UnicodeEncodeError:
+        return False
+
+
+@check("VAL-1", "VAL-6", "ID-4", under=(_D.LOOKALIKES, _D.INSTANCES))
+async def every_text_in_every_field(ctx: Context) -> None:
+    """A text that looks like something else comes back as the same text from every field, as a value and as a key, by
+    every method, from every instance, from forks, and after the store was opened again.
+    """
+    await come_back(ctx, _texts(LOOKALIKES))
+
+
+def _numbers(field: Field) -> Sequence[Any]:
+    numbers: tuple[int | float, ...] = (*INTEGERS, *FRACTIONS)
+    if field.holds in (Holds.JSON, Holds.DICT, Holds.SPREAD):
+        numbers = (*numbers, 2**63, 2**64, 10**40, 10**22 + 1, 10**400)
+    if field.holds is Holds.JSON:
+        return numbers
+    if field.holds in (Holds.DICT, Holds.SPREAD):
+        return [{"n": number, "m": [number, {"k": -number}]} for number in numbers]
+    return {
+        Holds.WHOLE: INTEGERS,
+        Holds.NUMBER: numbers,
+        Holds.TIME: (*TIMES, *INTEGERS),
+        Holds.BOOL: (True, False),
+    }.get(field.holds, ())
+
+
+@check("VAL-1", "VAL-5", under=(_D.NUMBERS, _D.INSTANCES))
+async def every_number_in_every_field(ctx: Context) -> None:
+    """Numbers and times at the edges of what types hold come back to the last bit, whole or not as they were, from
+    every field, by every method, from every instance, from forks, and after the store was opened again.
+    """
+    await come_back(ctx, _numbers)
+
+
+_SHORT: Final = 8_193
+_TEXTS: Final = 200
+"""More texts than there are in a record."""
+_WIDEST: Final = 100_001
+"""Longer than what columns, index entries and lines of other systems hold, in quick runs."""
+
+
+def _of_length(length: int, form: int) -> str:
+    """A text that ends at a limit, one that has a character of four bytes across it, and one of two bytes a character;
+    each tells its length.
+    """
+    text = f"{length}:".ljust(length, "x")[:length]
+    return (text, f"{text[:-1]}\U0001f600", text[:6].ljust(length, "é"))[form % 3]
+
+
+def _lengths(ctx: Context) -> Values:
+    """In quick runs one form of each length, another one for the next field."""
+    shortest = 3073 if ctx.settings.tier is Tier.QUICK else _SHORT
+    known = lengths(up_to=min(shortest, _limit(ctx) // _TEXTS))
+
+    def values(field: Field) -> Sequence[Any]:
+        forms = range(3) if ctx.settings.tier > Tier.QUICK else [field.number]
+        texts = [_of_length(length, form + i) for i, length in enumerate(known) for form in forms]
+        return _texts(texts, str)(field)
+
+    return values
+
+
+@check("VAL-1", "VAL-4", "ID-4", under=(_D.LENGTHS, _D.INSTANCES))
+async def every_length_in_every_field(ctx: Context) -> None:
+    """A text of any length comes back whole from every field, as a value and as a key, also where a character of
+    several bytes begins within a limit and ends beyond it.
+    """
+    await come_back(ctx, _lengths(ctx))
+
+
+@check("VAL-4", "VAL-1", under=(_D.LENGTHS,))
+async def every_field_takes_long_texts(ctx: Context) -> None:
+    """A text that is longer than columns and lines of other systems comes back whole from every field of every record,
+    as a value and as a key.
+    """
+    long = [length for length in lengths() if length > _SHORT] if ctx.settings.tier > Tier.QUICK else [_WIDEST]
+    texts = [_of_length(length, 0) for length in long if length < _limit(ctx) // _TEXTS]
+    await come_back(ctx, lambda field: _texts(texts, str)(field) if _is_own(field) else (), once=True)
+
+
+def _limit(ctx: Context) -> int:
+    return ctx.harness.limits.max_payload_bytes or 2**40
+
+
+def _is_own(field: Field) -> bool:
+    """Whether a field is no part of a record that is saved alone as well."""
+    return not any(step in ("messages", "events") for step in field.path)
+
+
+def _falsy(field: Field) -> Sequence[Any]:
+    return {
+        Holds.TEXT: ("",),
+        Holds.WHOLE: (0,),
+        Holds.NUMBER: (0, 0.0, -0.0),
+        Holds.TIME: (0,),
+        Holds.BOOL: (False,),
+        Holds.JSON: (0, 0.0, False, "", [], {}),
+        Holds.DICT: ({}, {"": None}),
+        Holds.SPREAD: ({"newer": None}, {"newer": 0}),
+    }.get(field.holds, ())
+
+
+@check("VAL-3", "VAL-1", "VAL-6", under=(_D.EQUALS, _D.INSTANCES))
+async def every_field_may_stand_alone(ctx: Context) -> None:
+    """A field comes back where all others are absent, also when its value is falsy, and is absent where all others
+    are there; lists inside records may be empty.
+    """
+    every: dict[type[Any], list[Any]] = {}
+    for root in kinds():
+        known = every[root] = []
+        for field in fields_of(root):
+            values = _falsy(field) if _is_own(field) else _falsy(field)[:1]
+            known += [alone(field, value, len(known) + i) for i, value in enumerate(values)]
+            if field.optional:
+                known.append(put(full(root, len(known)), field, None))
+    await all_come_back(ctx, every)
+
+
+_EQUAL: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.NUMBER: (0, 0.0, -0.0, 0),
+    Holds.JSON: (1, 1.0, True, "1"),
+    Holds.DICT: ({"a": 0, "b": 1}, {"b": 1, "a": 0}, {"b": True, "a": False}, {"b": 1.0, "a": -0.0}),
+    Holds.SPREAD: ({"y": 0, "z": 1}, {"z": 1, "y": 0}, {"z": True, "y": False}, {"z": 1.0, "y": -0.0}),
+}
+"""Python takes them for equal, each and the next, but for the last text."""
+_NEAR: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.TEXT: ("\u00e9", "e\u0301"),
+    Holds.KEY: ("\u00e9", "e\u0301"),
+    Holds.WHOLE: (2**53, 2**53 + 1),
+    Holds.TIME: (2**53, 2**53 + 1),
+    Holds.BOOL: (False, True),
+}
+"""Other languages and databases take them for equal."""
+
+
+@check("VAL-1", "MSG-1", "TC-1", "EVT-4", "HIS-1", "INFO-1", under=(_D.EQUALS, _D.CHANGES, _D.INSTANCES))
+async def a_change_of_one_field_is_a_change(ctx: Context) -> None:
+    """When one field of a record changes to a value that many comparisons take for the same, such as 1 to 1.0 or to
+    True, or the order of keys, the new record is stored, by every method; and an event that differs so is another one.
+    """
+
+    def records(root: type[Any], equal: int, near: int) -> list[Any]:
+        cells = {**{holds: v[equal] for holds, v in _EQUAL.items()}, **{holds: v[near] for holds, v in _NEAR.items()}}
+        fields = [field for field in fields_of(root) if field.holds in cells and _is_own(field)]
+        return [put(full(root, i), field, cells[field.holds]) for i, field in enumerate(fields)]
+
+    phases = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1)]
+    await changes_come_back(ctx, [{root: records(root, *phase) for root in kinds()} for phase in phases])
+
+
+@check("VAL-6", "VAL-1", under=(_D.CHANGES, _D.INSTANCES))
+async def what_was_loaded_can_be_saved(ctx: Context) -> None:
+    """What one instance has loaded, with every field, known or not, another one saves under another agent, by every
+    method: it is the same there.
+    """
+    other = await ctx.another()
+    for kind in kinds().values():
+        first = kind.writers[-1]
+        for number in range(2):
+            agent_id, record = f"{kind.record.__name__}-{number}", full(kind.record, number)
+            if isinstance(record, AgentInfo):
+                record = record.replace(agent_id=agent_id)
+            given = {first.parameter: [record] if first.many else record}
+            await getattr(ctx.store, first.method)(agent_id, **given)
+            for reader in kind.readers:
+                if reader.gives in (Gives.LIST, Gives.ONE):
+                    await _saved_again(ctx, other, kind, reader, agent_id)
+
+
+async def _saved_again(ctx: Context, other: ExtendedStore, kind: Kind, reader: Reader, agent_id: str) -> None:
+    loaded = await getattr(other, reader.method)(agent_id)
+    records = [loaded] if reader.gives is Gives.ONE else list(loaded)
+    ctx.true(records and records != [None], f"{reader.method} must give what was saved")
+    for writer in kind.writers:
+        target = f"{agent_id}-{writer.method}-{writer.parameter}"
+        owned = [one.replace(agent_id=target) if isinstance(one, AgentInfo) else one for one in records]
+        for given in [owned] if writer.many else owned:
+            await getattr(other, writer.method)(target, **{writer.parameter: given})
+        found = await getattr(ctx.store, reader.method)(target)
+        wanted = owned[0] if reader.gives is Gives.ONE else owned
+        ctx.equal(found, wanted, f"what {reader.method} gave, saved again by {writer.method}({writer.parameter}=)")

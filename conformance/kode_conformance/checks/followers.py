@@ -1,0 +1,250 @@
+"""EVT-7: followers of every kind at once, through bursts, silences, deletes and late events of low seqs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
+
+from kode_conformance import samples
+from kode_conformance.context import Context, Violation
+from kode_conformance.dimensions import Dimension
+from kode_conformance.logs import Asked, Log
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_core.model import StoredEvent, Timeline
+from kode_core.protocols import ExtendedStore
+
+_SECONDS: Final = 20.0
+
+
+class Follower:
+    """Somebody who follows an agent.
+
+    Attributes:
+        seen: what came up to now.
+    """
+
+    def __init__(self, ctx: Context, name: str, store: ExtendedStore, asked: Asked, *, pause: float = 0.0) -> None:
+        self.seen: list[StoredEvent] = []
+        self.name = f"{name} ({asked})"
+        self.asked = asked
+        self._ctx = ctx
+        self._came = asyncio.Event()
+        self.task = asyncio.ensure_future(self._follow(store, pause))
+
+    async def _follow(self, store: ExtendedStore, pause: float) -> None:
+        async for event in store.follow_events("a", **self.asked.arguments()):
+            self.seen.append(event)
+            self._came.set()
+            if pause and len(self.seen) % 100 == 1:
+                await asyncio.sleep(pause)
+        raise Violation(f"{self.name} came to an end after {len(self.seen)} events, though nobody had stopped it")
+
+    async def reach(self, offset: int) -> None:
+        """Wait until the event of that offset has come."""
+        seconds = _SECONDS * self._ctx.harness.patience
+        try:
+            async with asyncio.timeout(seconds):
+                while not (self.seen and self.seen[-1].offset >= offset):
+                    self._came.clear()
+                    came = asyncio.ensure_future(self._came.wait())
+                    await asyncio.wait((came, self.task), return_when=asyncio.FIRST_COMPLETED)
+                    came.cancel()
+                    if self.task.done():
+                        self.task.result()
+        except TimeoutError:
+            last = self.seen[-1].offset if self.seen else None
+            told = f"got {len(self.seen)} events, the last with offset {last}"
+            raise Violation(f"{self.name} {told}, and not the one with {offset} within {seconds:g} s") from None
+
+    def compare(self, log: Log, *, what: str = "") -> None:
+        """All that came must be what was asked for, by offset."""
+        asked = self.asked._replace(
+            after_offset=-(2**62) if self.asked.after_offset is None else self.asked.after_offset
+        )
+        log.compare(self._ctx, self.seen, log.part(asked), f"what came to {self.name}{what}")
+
+
+@asynccontextmanager
+async def _following(followers: Sequence[Follower]) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        for follower in followers:
+            follower.task.cancel()
+        await asyncio.gather(*(follower.task for follower in followers), return_exceptions=True)
+
+
+class _Writers(NamedTuple):
+    """Two instances that write, and the log that comes of it."""
+
+    ctx: Context
+    log: Log
+    stores: tuple[ExtendedStore, ExtendedStore]
+
+    async def append(self, *seqs: int, channel: Any = "progress") -> None:
+        """In one piece, by either instance in turn."""
+        entries = [self._entry(seq, i, channel) for i, seq in enumerate(seqs)]
+        await self.log.append(self.ctx, self.stores[len(self.log.entries) % 2], entries)
+
+    async def append_at_once(self, *seqs: int) -> None:
+        """One by one, all in flight at once."""
+        entries = [self._entry(seq, i, "control" if i % 5 == 0 else "progress") for i, seq in enumerate(seqs)]
+        calls = (self.stores[i % 2].append_event("a", entry) for i, entry in enumerate(entries))
+        told = sorted(zip(await asyncio.gather(*calls), entries, strict=True), key=lambda pair: pair[0])
+        self.log.note(self.ctx, [offset for offset, _ in told], [entry for _, entry in told])
+
+    def _entry(self, seq: int, i: int, channel: Any) -> Timeline:
+        return samples.event(seq, channel, cursor=len(self.log.entries) + i, n=seq)
+
+
+@check("EVT-7", "EVT-2", under=(Dimension.ITEMS, Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
+async def every_follower_gets_every_event(ctx: Context) -> None:
+    """Followers at once, of two instances, of all or of a part, early, late and slow, each get all that they asked for
+    by offset: events of lower seqs that come later, bursts of a thousand, large ones, repeats and single ones.
+    """
+    other = await ctx.another()
+    log = Log()
+    writers = _Writers(ctx, log, (ctx.store, other))
+    early = [
+        Follower(ctx, "a follower that began before the first event", ctx.store, Asked()),
+        Follower(ctx, "a second follower", ctx.store, Asked()),
+        Follower(ctx, "a follower in another instance", other, Asked()),
+        Follower(ctx, "a slow follower", other, Asked(), pause=0.02),
+        Follower(ctx, "a follower since a seq", ctx.store, Asked(since=5)),
+        Follower(ctx, "a follower of a rare channel", ctx.store, Asked(channel="control")),
+        Follower(ctx, "a follower of a rare channel in another instance", other, Asked(since=5, channel="control")),
+    ]
+    async with _following(early):
+        await asyncio.sleep(0.01)
+        await writers.append(10, channel="control")
+        for follower in early:
+            await follower.reach(log.last)
+        await writers.append(*range(20, 40))
+        late = [
+            Follower(ctx, "a follower after an offset", ctx.store, Asked(after_offset=log.offsets[9])),
+            Follower(ctx, "a follower after an offset and since a seq", other, Asked(9, log.offsets[9], "control")),
+        ]
+        async with _following(late):
+            await _write_everything(writers)
+            for follower in (*early, *late):
+                await follower.reach(log.last)
+                follower.compare(log)
+
+
+async def _write_everything(writers: _Writers) -> None:
+    ctx, log = writers.ctx, writers.log
+    await writers.append(3, 2, 7)
+    await writers.append(*range(1101, 100, -1))
+    await writers.append_at_once(*range(50, 0, -1))
+    await writers.append_at_once(*range(2000, 2050))
+    for seq in (6, 5, 4, 9000):
+        await writers.append(seq)
+        await asyncio.sleep(0.002)
+    large = samples.event(7, "control", cursor=99_999, text="x" * 300_000)
+    await log.append(ctx, ctx.store, [large])
+    again = await ctx.store.append_events("a", [log.entries[5][1], log.entries[900][1]])
+    ctx.equal(list(again), [log.offsets[5], log.offsets[900]], "the offsets of events that are there")
+    await writers.append(8, channel="control")
+    await writers.append(10_000, channel="control")
+
+
+@check("EVT-7", "EVT-2", under=(Dimension.CHANGES, Dimension.INSTANCES))
+async def following_goes_on_after_a_delete(ctx: Context) -> None:
+    """Who follows an agent that is deleted gets the events of the next agent of that id, whoever deleted it, and none
+    of the old ones again; who begins later gets those of the next agent alone.
+    """
+    other = await ctx.another()
+    log = Log()
+    followers = [Follower(ctx, f"a follower in {name}", store, Asked()) for name, store in _named(ctx.store, other)]
+    async with _following(followers):
+        for round_, deleter in enumerate((ctx.store, other)):
+            await log.append(ctx, other, [samples.event(seq, cursor=round_, n=seq) for seq in (9, 3, 4)])
+            for follower in followers:
+                await follower.reach(log.last)
+            await deleter.delete("a")
+        gone = len(log.entries)
+        await log.append(ctx, ctx.store, [samples.event(seq, cursor=5) for seq in (1, 0)])
+        fresh = [Follower(ctx, f"a new follower in {name}", store, Asked()) for name, store in _named(ctx.store, other)]
+        async with _following(fresh):
+            for follower in (*followers, *fresh):
+                await follower.reach(log.last)
+            for follower in followers:
+                follower.compare(log, what=" over two deletes")
+            log.entries = log.entries[gone:]
+            for follower in fresh:
+                follower.compare(log, what=" after two deletes")
+
+
+def _named(*stores: ExtendedStore) -> list[tuple[str, ExtendedStore]]:
+    return list(zip(("the same instance", "another instance"), stores, strict=True))
+
+
+@check("EVT-7", "OPS-9", under=(Dimension.COMPANY, Dimension.CLOCKS))
+async def following_through_silence(ctx: Context) -> None:
+    """A follower that saw nothing for several times as long as a call may take is still there, and gets what comes."""
+    short = await ctx.another(timeout_ms=400) if ctx.harness.has("open_with") else ctx.store
+    log = Log()
+    await log.append(ctx, ctx.store, samples.events(3))
+    followers = [
+        Follower(ctx, "a follower of little time", short, Asked()),
+        Follower(ctx, "a follower of little time, of a channel", short, Asked(channel="control")),
+        Follower(ctx, "another follower", ctx.store, Asked()),
+    ]
+    async with _following(followers):
+        for silence in (0.5, 1.0):
+            await asyncio.sleep(silence)
+            await log.append(ctx, ctx.store, [samples.event(int(10 * silence), "control", cursor=len(log.entries))])
+            for follower in followers:
+                await follower.reach(log.last)
+                follower.compare(log, what=f" after {silence:g} s of silence")
+
+
+@check("EVT-7", "OPS-14", under=(Dimension.COMPANY, Dimension.CHANGES))
+async def a_follower_that_left_goes_on_where_it_was(ctx: Context) -> None:
+    """Who leaves in the middle of a burst, again and again, and follows on after the last event it saw, gets each event
+    once; who stays meanwhile misses nothing either.
+    """
+    other, log, seen = await ctx.another(), Log(), list[StoredEvent]()
+    stayed = Follower(ctx, "a follower that stayed", ctx.store, Asked())
+    async with _following([stayed]):
+        for round_ in range(12):
+            seqs = range(100 * round_, 100 * round_ + 90)
+            writing = asyncio.ensure_future(log.append(ctx, other, [samples.event(s, cursor=round_) for s in seqs]))
+            after = seen[-1].offset if seen else 0
+            stream: Any = ctx.store.follow_events("a", after_offset=after)
+            try:
+                async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+                    for _ in range(37 + round_):
+                        seen.append(await anext(stream))
+            except TimeoutError:
+                raise Violation(f"following after offset {after} gave nothing more: {len(seen)} events came") from None
+            finally:
+                await stream.aclose()
+                await writing
+        await stayed.reach(log.last)
+        stayed.compare(log)
+    log.compare(ctx, seen, log.entries[: len(seen)], "what came to a follower that left and came back")
+
+
+@check(
+    *("EVT-7", "EVT-2"),
+    needs=Capability.CROSS_PROCESS,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(Dimension.ITEMS, Dimension.PROCESSES, Dimension.COMPANY),
+)
+async def following_bursts_of_processes(ctx: Context) -> None:
+    """Followers of two instances get every event of three processes that append hundreds at once, by offset."""
+    other = await ctx.another()
+    followers = [Follower(ctx, f"a follower in {name}", store, Asked()) for name, store in _named(ctx.store, other)]
+    async with _following(followers):
+        processes = [await ctx.process("append_events", "a", 1000 * (i + 1), 300, 100) for i in range(3)]
+        told = [line for process in processes for line in await process.lines(60.0 * ctx.harness.patience)]
+        log = Log()
+        log.entries = sorted(((one["offset"], samples.event(one["seq"])) for one in told), key=lambda pair: pair[0])
+        for follower in followers:
+            await follower.reach(log.last)
+            follower.compare(log, what=" while three processes appended")

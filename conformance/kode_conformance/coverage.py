@@ -1,0 +1,129 @@
+"""Which clause is checked under which dimension, by which checks, and why not under the others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from kode_conformance.clauses import CONTRACT, clauses
+from kode_conformance.dimensions import MEANINGS, Dimension
+from kode_conformance.explain import checks_of
+from kode_conformance.into import write_into
+from kode_conformance.registry import Check, load_checks
+from kode_conformance.runner import manifest
+from kode_conformance.settings import Tier
+from kode_conformance.tally import AREAS
+from kode_core.cli.output import count, show
+
+__all__ = ["Cell", "as_json", "cells", "lines_of", "print_coverage", "share", "table_lines"]
+
+_MARKS: Final = {Tier.QUICK: "q", Tier.STANDARD: "s", Tier.THOROUGH: "t"}
+_NOT: Final = "·"
+_OPEN: Final = "?"
+
+
+class Cell(NamedTuple):
+    """A clause under a dimension.
+
+    Attributes:
+        checks: the checks of the clause that vary the dimension.
+        reason: why the dimension says nothing about the clause, or cannot be varied; empty where there are checks.
+    """
+
+    checks: Sequence[Check]
+    reason: str
+
+    @property
+    def mark(self) -> str:
+        """The letter of the first tier that looks; a dot where there is a reason; a question mark otherwise."""
+        if self.checks:
+            return _MARKS[min(check.tier for check in self.checks)]
+        return _NOT if self.reason else _OPEN
+
+
+def cells(clause_id: str) -> Mapping[Dimension, Cell]:
+    """A clause under every dimension."""
+    reasons = clauses()[clause_id].without
+    checks = checks_of(clause_id)
+    return {
+        dimension: Cell([check for check in checks if dimension in check.under], reasons.get(dimension, ""))
+        for dimension in Dimension
+    }
+
+
+def share() -> tuple[int, int]:
+    """How many cells are checked, of how many that a clause could be checked under."""
+    found = [cell for clause_id in clauses() for cell in cells(clause_id).values()]
+    return sum(bool(cell.checks) for cell in found), sum(bool(cell.checks) or not cell.reason for cell in found)
+
+
+def print_coverage() -> None:
+    """The table: a line for each clause, a column for each dimension."""
+    columns = [Column(_code(dimension), no_wrap=True) for dimension in Dimension]
+    grid = Table(Column(no_wrap=True), *columns, box=None, padding=(0, 1, 0, 0), header_style="bold")
+    area = ""
+    for clause in clauses().values():
+        if clause.area != area:
+            area = clause.area
+            grid.add_row(Text(f"{area} {AREAS.get(area, '')}", "bold"))
+        grid.add_row(f"  {clause.id}", *(cell.mark for cell in cells(clause.id).values()))
+    show(grid, Text())
+    legend = Table.grid(padding=(0, 2, 0, 0))
+    for dimension in Dimension:
+        legend.add_row(f"  {_code(dimension)}", dimension.value, MEANINGS[dimension])
+    show(legend, Text())
+    checked, possible = share()
+    show(
+        Text("q, s, t: varied with --tier quick, standard, thorough.  ·: not varied, for a reason: --explain CLAUSE."),
+        Text(f"{checked} of {count(possible, 'pair')} of a clause and a dimension that can be varied are."),
+    )
+
+
+def _code(dimension: Dimension) -> str:
+    return dimension.value[:3]
+
+
+def lines_of(clause_id: str) -> Iterator[tuple[str, str]]:
+    """(label, text) for each dimension that is varied, and for each reason why others are not."""
+    found = cells(clause_id)
+    varied = [dimension.value for dimension, cell in found.items() if cell.checks]
+    if varied:
+        yield "varied", ", ".join(varied)
+    reasons: dict[str, list[str]] = {}
+    for dimension, cell in found.items():
+        if not cell.checks and cell.reason:
+            reasons.setdefault(cell.reason, []).append(dimension.value)
+    for reason, dimensions in reasons.items():
+        yield "not varied", f"{', '.join(dimensions)}: {reason}"
+
+
+def as_json() -> dict[str, Any]:
+    """The same for scripts."""
+    found = [
+        {
+            "clause": clause_id,
+            "dimensions": {
+                dimension.value: {"checks": [check.id for check in cell.checks], "reason": cell.reason}
+                for dimension, cell in cells(clause_id).items()
+            },
+        }
+        for clause_id in clauses()
+    ]
+    return {"contract": CONTRACT, "manifest": manifest(load_checks()), "clauses": found}
+
+
+def table_lines() -> list[str]:
+    """The table as Markdown."""
+    head = f"| clause | {' | '.join(dimension.value for dimension in Dimension)} |"
+    rows = (f"| {one} | {' | '.join(cell.mark for cell in cells(one).values())} |" for one in clauses())
+    return ["", head, f"| --- |{' :-: |' * len(Dimension)}", *rows, ""]
+
+
+if __name__ == "__main__":  # python -m kode_conformance.coverage docs/guides/conditions.md
+    for page in sys.argv[1:]:
+        write_into(Path(page), "coverage", table_lines())

@@ -1,0 +1,114 @@
+"""The kinds of records, found in the hints of the protocols: the methods that write each, and those that give it back.
+
+A method that writes takes a ``fence``; what it writes is the parameter of a record type, or of a sequence of them. A
+method that gives records back names their type in what it returns.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from kode_core.model import Record
+from kode_core.protocols import ExtendedStore
+from kode_core.query import Page
+
+__all__ = ["Gives", "Kind", "Reader", "Writer", "kinds"]
+
+
+class Writer(NamedTuple):
+    """A method that writes a kind, and its parameter.
+
+    Attributes:
+        many: it takes a list.
+    """
+
+    method: str
+    parameter: str
+    many: bool
+
+
+class Gives(Enum):
+    """How a method gives records back."""
+
+    LIST = "all of an agent"
+    ONE = "the only one of an agent"
+    KEYED = "one of an agent, by its key"
+    STREAM = "all of an agent, one by one"
+    PAGE = "those that match, a page of them"
+    FOUND = "those that match, one by one"
+
+
+class Reader(NamedTuple):
+    """A method that gives a kind back."""
+
+    method: str
+    gives: Gives
+
+
+class Kind(NamedTuple):
+    """A kind of record and its methods."""
+
+    record: type[Record]
+    writers: Sequence[Writer]
+    readers: Sequence[Reader]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether an agent has one record of the kind at most."""
+        return any(reader.gives is Gives.ONE for reader in self.readers)
+
+
+@functools.cache
+def kinds() -> Mapping[type[Record], Kind]:
+    """All kinds, by their record type."""
+    writers: dict[type[Record], list[Writer]] = {}
+    readers: list[tuple[type[Record], Reader]] = []
+    for name, method in inspect.getmembers(ExtendedStore, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        hints = typing.get_type_hints(method)
+        returned = hints.pop("return", None)
+        if "fence" in hints:
+            for parameter, hint in hints.items():
+                for record, many in _records(hint):
+                    writers.setdefault(record, []).append(Writer(name, parameter, many))
+        else:
+            readers += [(record, Reader(name, _gives(returned, hints))) for record, _ in _records(returned)]
+    return {
+        record: Kind(record, tuple(found), tuple(reader for read, reader in readers if issubclass(read, record)))
+        for record, found in writers.items()
+    }
+
+
+_LISTS: Final = (list, Sequence, Page, AsyncIterator)
+
+
+def _records(hint: Any) -> Iterator[tuple[type[Record], bool]]:
+    """The record types in a hint, each with whether there are many of them."""
+    if isinstance(hint, type) and not typing.get_args(hint):
+        if issubclass(hint, Record):
+            yield hint, False
+        return
+    many = _is_many(hint)
+    for part in typing.get_args(hint):
+        yield from ((record, many or inside) for record, inside in _records(part))
+
+
+def _is_many(hint: Any) -> bool:
+    return typing.get_origin(hint) in _LISTS
+
+
+def _gives(returned: Any, hints: Mapping[str, Any]) -> Gives:
+    of_one = hints.get("agent_id") is str
+    if typing.get_origin(returned) is AsyncIterator:
+        return Gives.STREAM if of_one else Gives.FOUND
+    if typing.get_origin(returned) is Page:
+        return Gives.PAGE
+    if _is_many(returned):
+        return Gives.LIST
+    return Gives.ONE if list(hints) == ["agent_id"] else Gives.KEYED

@@ -1,0 +1,82 @@
+"""Stores that are unusual, and keep the contract in every point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from conformance.tests.zoo.angels import angel
+from conformance.tests.zoo.base import OnMemory
+from kode_core.batch import Applied, Batch, EventRange, EventRow, Outcome
+from kode_core.layers import Layer
+from kode_core.query import make_cursor, message_query, session_query, tool_call_query
+from kode_core.store import EngineStore
+
+_STEP: Final = 2**20
+
+
+@angel(OnMemory)
+class OffsetsAreFarApart(Layer):
+    """Gives offsets that are a million apart, as a log does that has the segment in the upper bits of an offset."""
+
+    # EVT-2: an offset grows and never comes again, and "there may be gaps"; nothing says that the first one is 1, nor
+    # that there are events at offset + 1. Any integer may be given as after_offset, also one between two offsets.
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return [
+            replace(outcome, offsets=tuple(offset * _STEP for offset in outcome.offsets))
+            if isinstance(outcome, Applied)
+            else outcome
+            for outcome in await super().commit(batches)
+        ]
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        if span.after is not None:
+            span = replace(span, after=(span.after[0], span.after[1] // _STEP))
+        return [replace(row, offset=row.offset * _STEP) for row in await super().events(agent_id, span)]
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        row = await super().last_event(agent_id)
+        return None if row is None else replace(row, offset=row.offset * _STEP)
+
+
+@angel(OnMemory)
+class LastPageMayBeEmpty(EngineStore):
+    """Gives a cursor with every full page, as DynamoDB does, so that the last page may be an empty one."""
+
+    # QRY-5: following cursors gives each record exactly once: an empty page at the end adds nothing. A service
+    # that reads `limit` records does not know whether there are more.
+
+    async def query_sessions(self, **filters: Any) -> Any:
+        return _with_cursor(await super().query_sessions(**filters), session_query, filters)
+
+    async def query_messages(self, **filters: Any) -> Any:
+        return _with_cursor(await super().query_messages(**filters), message_query, filters)
+
+    async def query_tool_calls(self, **filters: Any) -> Any:
+        return _with_cursor(await super().query_tool_calls(**filters), tool_call_query, filters)
+
+
+def _with_cursor(page: Any, parse: Any, filters: Any) -> Any:
+    query = parse(filters)
+    if page and page.next_cursor is None and len(page) == query.limit:
+        last = page[-1]
+        sort_by = getattr(query, "sort_by", "created_at")
+        place = (last.position,) if hasattr(last, "position") else ()
+        page.next_cursor = make_cursor(query, (getattr(last, sort_by), last.agent_id, *place))
+    return page
+
+
+@angel(OnMemory)
+class ServerClockIsAhead(EngineStore):
+    """Takes its times from a server whose clock is 90 s ahead of the one of the machine it is used on."""
+
+    # MSG-4 and INFO-2: the time of a message, and when a session was updated, is "the time that the store gave it";
+    # VAL-5 asks for milliseconds since the epoch in UTC. Nothing says whose clock it is, and servers' clocks differ.
+
+    def __init__(self, opener: Any, **options: Any) -> None:
+        options.setdefault("clock", lambda: time.time_ns() // 1_000_000 + 90_000)
+        super().__init__(opener, **options)
