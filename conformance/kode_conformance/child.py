@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from kode_conformance import remote, samples
+from kode_conformance.checks.leases import ENDS
 from kode_conformance.harness import Handle, load_harness
+from kode_conformance.lookers import STEPS
 from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
-from kode_core.errors import LockError, LockLostError
+from kode_conformance.writes import seed, write_named
+from kode_core.errors import LockError, LockLostError, LockUnavailableError
 from kode_core.model import AgentInfo
 from kode_core.protocols import ExtendedStore, Lease
 
@@ -137,9 +140,99 @@ async def leave_open(store: ExtendedStore, agent_id: str) -> None:
     tell(written=agent_id)
 
 
+async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], until: str) -> None:
+    """Try a lock that another process has, let a lease of this one end in each way, and hold one until there is a file.
+
+    Tell, each time, what it got.
+    """
+    for _ in range(3):
+        try:
+            await store.acquire_agent_lock(held)
+            tell(got=held)
+        except LockUnavailableError:
+            tell(refused=held)
+    leases = {end.how: await end.live(store, end.how, 0) for end in ENDS if end.how in ends}
+    tokens = {how: lease.token for how, lease in leases.items()}
+    kept = await store.acquire_agent_lock("kept", ttl_ms=600_000)
+    tell(tokens=tokens, kept=kept.token)
+    while not Path(until).exists():
+        await asyncio.sleep(0.005)
+    late = {how: await _late(store, lease) for how, lease in leases.items()}
+    await kept.release()
+    tell(released="kept", late=late)
+    again = {}
+    for how in tokens:
+        again[how] = (await store.acquire_agent_lock(how, wait_ms=20_000)).token
+    tell(again=again)
+
+
+async def _late(store: ExtendedStore, lease: Lease) -> list[str]:
+    """What becomes of a lease that ended when it is released, renewed and written under once more."""
+    await lease.release()
+    told = []
+    for call in (lease.renew(), store.append_event(lease.agent_id, samples.event(1), fence=lease)):
+        try:
+            await call
+            told.append("done")
+        except LockLostError:
+            told.append("refused")
+    return told
+
+
+async def leave_all_open(store: ExtendedStore, agent_id: str, names: list[str]) -> None:
+    """Write of every kind, and end the process while locks are held and waited for, and readers have begun."""
+    await seed(store, agent_id)
+    released = await store.acquire_agent_lock("released", ttl_ms=600_000)
+    await released.release()
+    awaited = await store.acquire_agent_lock("awaited", ttl_ms=2000)
+    entered = asyncio.Event()
+    tokens: dict[str, int] = {"released": released.token, "awaited": awaited.token}
+
+    async def hold() -> None:
+        async with store.acquire_agent_lock(agent_id, ttl_ms=2000) as lease:
+            tokens[agent_id] = lease.token
+            entered.set()
+            await asyncio.sleep(3600)
+
+    async def wait() -> None:
+        await store.acquire_agent_lock("held", wait_ms=3_600_000)
+
+    async def follow() -> None:
+        async for _ in store.follow_events("nobody"):
+            pass
+
+    left_open.update(asyncio.ensure_future(task) for task in (hold(), wait(), follow()))
+    await entered.wait()
+    tell(tokens=tokens)
+    readers = [store.read_events(agent_id).__aiter__(), store.iter_messages().__aiter__()]
+    for reader in readers:
+        await anext(reader)
+    for name in names:
+        await write_named(name).act(store, agent_id)
+    left_open.update(readers)
+    tell(written=names)
+
+
+left_open: Final[set[object]] = set()
+"""What nobody ends before the process does."""
+
+
 async def tell_events(store: ExtendedStore, agent_id: str) -> None:
     """How many events there are."""
     tell(events=len([event async for event in store.read_events(agent_id)]))
+
+
+async def big_writes(store: ExtendedStore, agents: list[str], seconds: float) -> None:
+    """Make large calls on each agent, one after the other, for so many seconds about."""
+    until = time.monotonic() + seconds
+    for agent in agents:
+        if time.monotonic() > until:
+            break
+        tell(agent=agent)
+        for step in STEPS.values():
+            await step(store, agent)
+        tell(done=agent)
+    tell(agent=None)
 
 
 async def race(store: ExtendedStore, gate: str, number: int, seed: int, calls: int, seconds: float) -> None:
@@ -180,7 +273,10 @@ SCRIPTS: Final = {
         count_up,
         open_only,
         leave_open,
+        leave_all_open,
+        live_with_locks,
         tell_events,
+        big_writes,
         race,
         serve,
     )
@@ -192,7 +288,7 @@ async def run(spec: str, handle: Handle, script: str, args: list[Any]) -> None:
     store = cast(ExtendedStore, await load_harness(spec).open(handle))
     await SCRIPTS[script](store, *args)
     close = getattr(store, "close", None)
-    if close is not None and script != "leave_open":
+    if close is not None and not script.startswith("leave_"):
         await close()
 
 

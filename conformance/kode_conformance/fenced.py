@@ -31,7 +31,7 @@ class FencedWrite(NamedTuple):
     method: str
     arguments: Mapping[str, Any]
 
-    async def __call__(self, store: ExtendedStore, agent_id: str, **fence: Any) -> Any:
+    async def act(self, store: ExtendedStore, agent_id: str, **fence: Any) -> Any:
         return await getattr(store, self.method)(agent_id, **self.arguments, **fence)
 
 

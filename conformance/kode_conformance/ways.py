@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
+from kode_conformance.answers import answer
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.fields import Holds, Values, fields_of, full, put, rows, value_in
 from kode_conformance.kinds import Gives, Kind, Reader, Writer, kinds
@@ -17,11 +18,12 @@ from kode_core.model import AgentInfo, Record
 from kode_core.protocols import ExtendedStore
 from kode_core.query import SessionInfo
 
-__all__ = ["all_come_back", "come_back"]
+__all__ = ["all_come_back", "at_once", "brief", "changes_come_back", "come_back", "held"]
 
 _ROWS: Final = 32
 """How many records of a kind there are in a round."""
 _AT_ONCE: Final = 16
+_SHOWN: Final = 60
 
 Rows = Mapping[type[Record], Sequence[Any]]
 
@@ -48,9 +50,17 @@ async def all_come_back(ctx: Context, every: Rows, *, once: bool = False) -> Non
     """The same for these records: in rounds, as many as there is time for, in an order of the run's seed."""
     starts = list(range(0, max(map(len, every.values())), _ROWS))
     ctx.rng.shuffle(starts)
-    for start in in_time(ctx, starts):
+    for number, start in enumerate(in_time(ctx, starts)):
         part = {record: found[start : start + _ROWS] for record, found in every.items()}
-        await _Round(ctx, f"{start}", {record: found for record, found in part.items() if found}).run(once=once)
+        a_round = _Round(ctx, f"{start}", {record: found for record, found in part.items() if found})
+        await a_round.run(once=once, forks=not once and (number == 0 or ctx.settings.tier > Tier.QUICK))
+
+
+async def changes_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
+    """Write records, and then others in their place, by every method; another instance must see each change."""
+    for record in phases[0]:
+        only = [{record: rows_of[record]} for rows_of in phases]
+        await _Round(ctx, record.__name__, only[0]).changes(only)
 
 
 class _Round:
@@ -60,14 +70,15 @@ class _Round:
         self._records = records
         self._model = StoreModel()
         self._written: list[_Written] = []
+        self._shares = ctx.settings.tier is Tier.QUICK
         self._views = 2 if "PERSISTENT" in ctx.harness.lacks else 3
 
-    async def run(self, *, once: bool) -> None:
-        other = await self._ctx.another()
+    async def run(self, *, once: bool, forks: bool) -> None:
+        self._shares, other = self._shares and not once, await self._ctx.another()
         for kind in (kinds()[record] for record in self._records):
             for writer in kind.writers[:1] if once else kind.writers:
                 await self._write(kind, writer)
-        if not once and "EXTENDED" not in self._ctx.harness.lacks:
+        if forks and "EXTENDED" not in self._ctx.harness.lacks:
             await self._fork()
         if not once or self._views == 2:
             await self._read([("", self._ctx.store), (" in another instance", other)][once:], int(once))
@@ -75,21 +86,37 @@ class _Round:
         if self._views > 2:
             await self._read([(" after reopening", await self._ctx.reopen())], 2)
 
+    async def changes(self, phases: Sequence[Rows]) -> None:
+        self._shares, other = False, await self._ctx.another()
+        for phase, self._records in enumerate(phases):
+            self._written.clear()
+            for kind in (kinds()[record] for record in self._records):
+                for writer in kind.writers:
+                    await self._write(kind, writer)
+            for i, written in enumerate(self._written):
+                readers = [r for r in written.kind.readers if r.gives is not Gives.KEYED and self._can(r)]
+                reader = readers[(phase + i) % len(readers)]
+                how = f"{reader.method} in another instance, of what {written.by} wrote"
+                await self._compare(other, written, reader, f"{how}, after {phase} changes" if phase else how)
+        await self._ctx.close(other)
+
     # --- writing
 
     async def _write(self, kind: Kind, writer: Writer) -> None:
-        found = self._records[kind.record]
+        found, number = self._records[kind.record], list(kind.writers).index(writer)
+        if self._shares and len(kind.writers) > 1:  # each record by every other method
+            found = found[number % 2 :: 2]
         by = writer.method if writer.method != "save_turn" else f"save_turn({writer.parameter}=)"
         agent_id = f"{self._name}-{by}"
         if writer.many:
             await self._call(writer, agent_id, found)
             self._written.append(_Written(agent_id, kind, by, found))
         elif kind.is_single:
-            owned = [_of_agent(record, f"{agent_id}-{i}") for i, record in enumerate(found)]
-            await _all(self._call(writer, f"{agent_id}-{i}", record) for i, record in enumerate(owned))
-            self._written += [_Written(f"{agent_id}-{i}", kind, by, [record]) for i, record in enumerate(owned)]
+            owned = {f"{agent_id}-{i}": _of_agent(record, f"{agent_id}-{i}") for i, record in enumerate(found)}
+            await at_once(self._call(writer, its_id, record) for its_id, record in owned.items())
+            self._written += [_Written(its_id, kind, by, [record]) for its_id, record in owned.items()]
         else:
-            await _all((self._call(writer, agent_id, record) for record in found), 1 if _is_log(kind) else _AT_ONCE)
+            await at_once((self._call(writer, agent_id, record) for record in found), 1 if _is_log(kind) else _AT_ONCE)
             self._written.append(_Written(agent_id, kind, by, found))
 
     async def _call(self, writer: Writer, agent_id: str, given: Any) -> None:
@@ -125,15 +152,16 @@ class _Round:
         for kind in map(kinds().__getitem__, self._records):
             writer = min((w for w in kind.writers if w.method != "save_turn"), key=lambda w: not w.many)
             found = [_of_agent(record, parent) for record in self._records[kind.record]]
-            calls: Sequence[Any] = [found] if writer.many else found[-1:] if kind.is_single else found
-            await _all(self._call(writer, parent, given) for given in calls)
+            keyed = any(reader.gives is Gives.KEYED for reader in kind.readers)
+            calls: Sequence[Any] = [found] if writer.many else found if keyed else found[-1:]
+            await at_once(self._call(writer, parent, given) for given in calls)
         if AgentInfo not in self._records:
             await self._call(Writer("save_info", "info", many=False), parent, _of_agent(full(AgentInfo), parent))
         (fork,) = await self._ctx.store.batch_fork(parent, 1)
         info = await self._ctx.store.load_info(fork)
         self._ctx.true(info is not None, "the fork has no info")
         assert info is not None
-        self._model.fork(parent, fork, info.created_at)
+        self._model.fork(self._model.agents[parent], parent, fork, info.created_at)
         for agent_id, by in ((parent, "save and a fork"), (fork, "batch_fork")):
             self._written += [_Written(agent_id, kinds()[record], by, []) for record in self._records]
 
@@ -152,13 +180,15 @@ class _Round:
         """Those for the *i*-th list of records and the *j*-th instance: in quick runs so that each two of writer,
         reader and instance meet, and all of them otherwise.
         """
-        lacks = "QUERYABLE" in self._ctx.harness.lacks
-        found = [r for r in written.kind.readers if not (lacks and r.gives in (Gives.PAGE, Gives.FOUND))]
+        found = [reader for reader in written.kind.readers if self._can(reader)]
         if self._ctx.settings.tier > Tier.QUICK:
             return found
         if not written.kind.is_single and written.records:
             return [found[(i + j) % len(found)]]
         return [found[i % len(found)]] if (i + j) % self._views == 0 else []
+
+    def _can(self, reader: Reader) -> bool:
+        return reader.gives not in (Gives.PAGE, Gives.FOUND) or "QUERYABLE" not in self._ctx.harness.lacks
 
     async def _compare(self, store: ExtendedStore, written: _Written, reader: Reader, how: str) -> None:
         try:
@@ -170,28 +200,26 @@ class _Round:
 
     async def _compared(self, store: ExtendedStore, written: _Written, reader: Reader, how: str) -> None:
         agent_id, method = written.agent_id, getattr(store, reader.method)
-        agent = self._model.agents[agent_id]
         if reader.gives is Gives.KEYED:
             key = next(f for f in fields_of(written.kind.record) if f.holds is Holds.KEY)
             for record in written.records:
                 self._ctx.equal(await method(agent_id, value_in(record, key)), record, how)
         elif reader.gives in (Gives.LIST, Gives.ONE):
-            self._ctx.equal(await method(agent_id), agent.view()[reader.method], how)
+            self._ctx.equal(await method(agent_id), held(self._model, reader.method, agent_id), how)
         elif reader.gives is Gives.STREAM:
-            logged = [entry.timeline for entry in agent.events]
-            wanted: Any = agent.view().get(reader.method, logged)
+            wanted = held(self._model, reader.method, agent_id)
             self._ctx.equal(await _first(method(agent_id), len(wanted)), wanted, how)
         else:
             found = method(agent_id=agent_id, order="asc", **({"limit": 1000} if reader.gives is Gives.PAGE else {}))
             got = [r async for r in found] if reader.gives is Gives.FOUND else list(await found)
             load = next(r.method for r in written.kind.readers if r.gives is Gives.LIST)
-            numbered = list(enumerate(cast("list[Any]", agent.view()[load])))
+            numbered = list(enumerate(held(self._model, load, agent_id)))
             numbered.sort(key=lambda one: getattr(one[1], "created_at", 0))
             self._ctx.equal(got, [record for _, record in numbered], how)
             self._ctx.equal([r.position for r in got], [i for i, _ in numbered], f"positions of {how}")
 
     async def _sessions(self, store: ExtendedStore, where: str) -> None:
-        wanted = {a: agent.view()["load_info"] for a, agent in self._model.agents.items() if agent.info is not None}
+        wanted = {agent_id: held(self._model, "load_info", agent_id) for agent_id in self._model.listed()}
         for how, found in (
             ("query_sessions", await store.query_sessions(limit=10_000)),
             ("iter_sessions", [session async for session in store.iter_sessions()]),
@@ -224,7 +252,25 @@ async def _first(stream: AsyncIterator[Any], count: int) -> list[Any]:
     return found
 
 
-async def _all(calls: Iterator[Awaitable[None]], at_once: int = _AT_ONCE) -> None:
+async def at_once(calls: Iterable[Awaitable[object]], most: int = _AT_ONCE) -> None:
     """All calls, some of them at once."""
-    while some := list(itertools.islice(calls, at_once)):
+    rest = iter(calls)
+    while some := list(itertools.islice(rest, most)):
         await asyncio.gather(*some)
+
+
+def held(model: StoreModel, method: str, agent_id: str) -> Any:
+    """What a method that reads all of an agent must give; events without their offsets."""
+    log = [logged.timeline for logged in model.agents[agent_id].events]
+    if method == "follow_events":
+        return log
+    if method == "read_events":
+        return sorted(log, key=lambda timeline: timeline.bookmark.seq)
+    return answer(model, method, (agent_id,), {}, whole=True)
+
+
+def brief(name: str) -> str:
+    """A name in a message: both of its ends where it is long."""
+    if len(name) < _SHOWN:
+        return ascii(name)
+    return f"{name[:10]!a}…{name[-10:]!a} ({len(name)} characters, {len(name.encode('utf-8', 'replace'))} bytes)"

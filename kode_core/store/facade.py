@@ -249,8 +249,11 @@ class EngineStore(ExtendedStore):
         await self._save_doc("save_snapshot", agent_id, fence, rows.snapshot_doc, snapshot)
 
     async def load_snapshot(self, agent_id: str, snapshot_id: str) -> Snapshot | None:
-        key = check_key(snapshot_id, "snapshot id")
-        return await self._load("load_snapshot", agent_id, self._reader.load_doc, DocKind.SNAPSHOTS, key, Snapshot)
+        async def load(agent_id: str) -> Snapshot | None:
+            key = check_key(snapshot_id, "snapshot id")
+            return await self._reader.load_doc(agent_id, DocKind.SNAPSHOTS, key, Snapshot)
+
+        return await self._load("load_snapshot", agent_id, load)
 
     async def list_snapshots(self, agent_id: str) -> list[Snapshot]:
         load = self._reader.load_docs
@@ -349,8 +352,10 @@ class EngineStore(ExtendedStore):
         return await self._load("aggregate_stats", agent_id, self._search.stats)
 
     async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
-        delete = self._deletions.delete_many
-        return await self._run("delete_many", delete, self._search.sessions, filters, _told(progress))
+        async def delete() -> int:
+            return await self._deletions.delete_many(self._search.sessions, filters, _told(progress))
+
+        return await self._run("delete_many", delete)
 
     # --- operations
 
@@ -360,12 +365,12 @@ class EngineStore(ExtendedStore):
     async def check_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> ConsistencyCheckResult:
-        if agent_id is not None:
-            check_agent_id(agent_id)
-        look = consistency.check
-        return await self._context.run(
-            OPS["check_consistency"], agent_id, look, self._context, agent_id, _told(progress)
-        )
+        async def check() -> ConsistencyCheckResult:
+            if agent_id is not None:
+                check_agent_id(agent_id)
+            return await consistency.check(self._context, agent_id, _told(progress))
+
+        return await self._context.run(OPS["check_consistency"], agent_id, check)
 
     def iter_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -92,6 +92,15 @@ async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:
 
     store = await ctx.another(put)
     return store, layers[-1]
+
+
+async def damage_each_part(ctx: Context) -> AsyncIterator[tuple[str, ExtendedStore]]:
+    """One store after the other that shows another part of the agent ``a`` damaged, and which."""
+    for part, (verbs, kind, _) in _PARTS.items():
+        store, layer = await damaging(ctx)
+        layer.verbs, layer.kind = verbs, kind
+        yield part, store
+        await ctx.close(store)
 
 
 @check("OPS-4", "OPS-2", needs=_E, under=(Dimension.DAMAGE, Dimension.CHANGES))

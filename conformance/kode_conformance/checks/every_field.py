@@ -8,10 +8,12 @@ from typing import Any, Final
 from kode_conformance.context import Context
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths
 from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, put
-from kode_conformance.kinds import kinds
+from kode_conformance.kinds import Gives, Kind, Reader, kinds
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import all_come_back, come_back
+from kode_conformance.ways import all_come_back, changes_come_back, come_back
+from kode_core.model import AgentInfo
+from kode_core.protocols import ExtendedStore
 
 _MAX_KEY: Final = 4096
 _D = Dimension
@@ -54,7 +56,9 @@ async def every_text_in_every_field(ctx: Context) -> None:
 
 
 def _numbers(field: Field) -> Sequence[Any]:
-    numbers = (*INTEGERS, *FRACTIONS)
+    numbers: tuple[int | float, ...] = (*INTEGERS, *FRACTIONS)
+    if field.holds in (Holds.JSON, Holds.DICT, Holds.SPREAD):
+        numbers = (*numbers, 2**63, 2**64, 10**40, 10**22 + 1, 10**400)
     if field.holds is Holds.JSON:
         return numbers
     if field.holds in (Holds.DICT, Holds.SPREAD):
@@ -157,3 +161,68 @@ async def every_field_may_stand_alone(ctx: Context) -> None:
             if field.optional:
                 known.append(put(full(root, len(known)), field, None))
     await all_come_back(ctx, every)
+
+
+_EQUAL: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.NUMBER: (0, 0.0, -0.0, 0),
+    Holds.JSON: (1, 1.0, True, "1"),
+    Holds.DICT: ({"a": 0, "b": 1}, {"b": 1, "a": 0}, {"b": True, "a": False}, {"b": 1.0, "a": -0.0}),
+    Holds.SPREAD: ({"y": 0, "z": 1}, {"z": 1, "y": 0}, {"z": True, "y": False}, {"z": 1.0, "y": -0.0}),
+}
+"""Python takes them for equal, each and the next, but for the last text."""
+_NEAR: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.TEXT: ("\u00e9", "e\u0301"),
+    Holds.KEY: ("\u00e9", "e\u0301"),
+    Holds.WHOLE: (2**53, 2**53 + 1),
+    Holds.TIME: (2**53, 2**53 + 1),
+    Holds.BOOL: (False, True),
+}
+"""Other languages and databases take them for equal."""
+
+
+@check("VAL-1", "MSG-1", "TC-1", "EVT-4", "HIS-1", "INFO-1", under=(_D.EQUALS, _D.CHANGES, _D.INSTANCES))
+async def a_change_of_one_field_is_a_change(ctx: Context) -> None:
+    """When one field of a record changes to a value that many comparisons take for the same, such as 1 to 1.0 or to
+    True, or the order of keys, the new record is stored, by every method; and an event that differs so is another one.
+    """
+
+    def records(root: type[Any], equal: int, near: int) -> list[Any]:
+        cells = {**{holds: v[equal] for holds, v in _EQUAL.items()}, **{holds: v[near] for holds, v in _NEAR.items()}}
+        fields = [field for field in fields_of(root) if field.holds in cells and _is_own(field)]
+        return [put(full(root, i), field, cells[field.holds]) for i, field in enumerate(fields)]
+
+    phases = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1)]
+    await changes_come_back(ctx, [{root: records(root, *phase) for root in kinds()} for phase in phases])
+
+
+@check("VAL-6", "VAL-1", under=(_D.CHANGES, _D.INSTANCES))
+async def what_was_loaded_can_be_saved(ctx: Context) -> None:
+    """What one instance has loaded, with every field, known or not, another one saves under another agent, by every
+    method: it is the same there.
+    """
+    other = await ctx.another()
+    for kind in kinds().values():
+        first = kind.writers[-1]
+        for number in range(2):
+            agent_id, record = f"{kind.record.__name__}-{number}", full(kind.record, number)
+            if isinstance(record, AgentInfo):
+                record = record.replace(agent_id=agent_id)
+            given = {first.parameter: [record] if first.many else record}
+            await getattr(ctx.store, first.method)(agent_id, **given)
+            for reader in kind.readers:
+                if reader.gives in (Gives.LIST, Gives.ONE):
+                    await _saved_again(ctx, other, kind, reader, agent_id)
+
+
+async def _saved_again(ctx: Context, other: ExtendedStore, kind: Kind, reader: Reader, agent_id: str) -> None:
+    loaded = await getattr(other, reader.method)(agent_id)
+    records = [loaded] if reader.gives is Gives.ONE else list(loaded)
+    ctx.true(records and records != [None], f"{reader.method} must give what was saved")
+    for writer in kind.writers:
+        target = f"{agent_id}-{writer.method}-{writer.parameter}"
+        owned = [one.replace(agent_id=target) if isinstance(one, AgentInfo) else one for one in records]
+        for given in [owned] if writer.many else owned:
+            await getattr(other, writer.method)(target, **{writer.parameter: given})
+        found = await getattr(ctx.store, reader.method)(target)
+        wanted = owned[0] if reader.gives is Gives.ONE else owned
+        ctx.equal(found, wanted, f"what {reader.method} gave, saved again by {writer.method}({writer.parameter}=)")

@@ -69,7 +69,7 @@ async def each_write_under_each_ended_lease_is_refused(ctx: Context) -> None:
         before = await portrait(other, agent_id)
         lease = await ended(ctx.store, other, agent_id)
         for write in fenced_writes(agent_id):
-            await ctx.raises(LockLostError, write(ctx.store, agent_id, fence=lease), f"{write.name} under it")
+            await ctx.raises(LockLostError, write.act(ctx.store, agent_id, fence=lease), f"{write.name} under it")
         ctx.equal(await portrait(other, agent_id), before, "the agent after writes that were refused")
 
     await all_of(
@@ -90,7 +90,7 @@ async def each_write_knows_whose_fence_it_is(ctx: Context) -> None:
     wrong: dict[str, Any] = {"the lease of 'A'": held, "an ended lease of 'a '": ended, "the token": held.token}
     for write in fenced_writes("a"):
         for what, fence in wrong.items():
-            call = write(ctx.store, "a", fence=fence)
+            call = write.act(ctx.store, "a", fence=fence)
             await ctx.raises(InvalidArgumentError, call, f"{write.name} for 'a' with {what} as its fence")
     ctx.equal(await portrait(ctx.store, "a"), before, "the agent after writes that were refused")
     await held.release()
@@ -110,7 +110,7 @@ async def each_write_under_the_lease_that_is_held_is_done(ctx: Context) -> None:
             if write.method == "delete":
                 before = await portrait(other, agent_id)
             try:
-                await (write(ctx.store, agent_id, fence=fence) if fence else write(ctx.store, agent_id))
+                await (write.act(ctx.store, agent_id, fence=fence) if fence else write.act(ctx.store, agent_id))
             except LockLostError as exc:
                 raise Violation(f"{write.name} was refused: {exc}") from exc
         return before

@@ -40,7 +40,7 @@ def needs_processes(check: Check) -> bool:
     """Whether the check starts processes: such checks are slow, and a part of a store does not travel to them."""
     if check.needs & Capability.CROSS_PROCESS or check.clauses[0] == "OPS-11":
         return True
-    return check.run.__module__.rpartition(".")[2] in {"crashes", "durability"}
+    return check.run.__module__.rpartition(".")[2] in {"big_crashes", "crashes", "durability"}
 
 
 class Wrapper:

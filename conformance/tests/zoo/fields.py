@@ -14,6 +14,7 @@ from kode_core.model import (
     CompressionConfig,
     CompressionRecord,
     MediaCacheRecord,
+    Snapshot,
     ToolCallApproval,
     ToolCallAuditEntry,
     ToolCallRecord,
@@ -122,3 +123,34 @@ class CutsAddresses(EngineStore):
     async def load_media_cache(self, agent_id: str) -> list[MediaCacheRecord]:
         found = await super().load_media_cache(agent_id)
         return [record.replace(file_uri=record.file_uri and record.file_uri[:65_535]) for record in found]
+
+
+@mutant(
+    "VAL-6",
+    killed_by="what_was_loaded_can_be_saved",
+    source="writers that name the fields, and unknown fields that are kept where the record was read",
+    witness=seen(
+        lambda s: s.save_snapshot("a", full(Snapshot)),
+        lambda s, t: t.list_snapshots("a"),
+        lambda s, t: _again(t),
+        lambda s: s.list_snapshots("b"),
+    ),
+)
+class KnowsWhatItLoaded(EngineStore):
+    """Writes no unknown fields of a snapshot that it has loaded itself."""
+
+    _loaded: frozenset[str] = frozenset()
+
+    async def list_snapshots(self, agent_id: str) -> list[Snapshot]:
+        found = await super().list_snapshots(agent_id)
+        self._loaded |= {one.id for one in found}
+        return found
+
+    async def save_snapshot(self, agent_id: str, snapshot: Snapshot, *, fence: Any = None) -> None:
+        bare = snapshot.replace(extra=None) if snapshot.id in self._loaded else snapshot
+        await super().save_snapshot(agent_id, bare, fence=fence)
+
+
+async def _again(store: Any) -> None:
+    for snapshot in await store.list_snapshots("a"):
+        await store.save_snapshot("b", snapshot)

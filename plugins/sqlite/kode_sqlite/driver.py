@@ -29,6 +29,22 @@ MEMORY: Final = ":memory:"
 _TRIES: Final = 100
 
 
+class _Work:
+    """A call for the thread. aiosqlite logs what it runs, and records of agents have no place in a log."""
+
+    __slots__ = ("_args", "_call")
+
+    def __init__(self, call: Callable[..., Any], *args: Any) -> None:
+        self._call = call
+        self._args = args
+
+    def __call__(self) -> Any:
+        return self._call(*self._args)
+
+    def __repr__(self) -> str:
+        return getattr(self._call, "__qualname__", type(self._call).__name__)
+
+
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that runs a function with the sqlite3 connection in its thread.
 
@@ -56,7 +72,7 @@ class Connection(aiosqlite.Connection):
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Call with the sqlite3 connection as the first argument; SQLite's errors are translated."""
         with translated(self._path):
-            result: T = await self._execute(call, self._conn, *args)  # type: ignore[no-untyped-call]
+            result: T = await self._execute(_Work(call, self._conn, *args))  # type: ignore[no-untyped-call]
             return result
 
     async def read(self, call: Callable[..., T], *args: Any) -> T:

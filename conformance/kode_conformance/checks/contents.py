@@ -1,0 +1,145 @@
+"""OPS-12, OPS-4: contents of records, which are nobody's business but the caller's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import kode_core
+from kode_conformance import samples
+from kode_conformance.canaries import CANARY, marked, overheard, spoiled, told_by
+from kode_conformance.checks.damage import damage_each_part
+from kode_conformance.context import Context, Unverified
+from kode_conformance.dimensions import Dimension
+from kode_conformance.fenced import FencedWrite, fenced_writes
+from kode_conformance.methods import calls_of, drive
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_core.protocols import ExtendedStore
+
+_E: Final = Capability.EXTENDED
+_CORE: Final = f"{Path(kode_core.__file__).parent}{os.sep}"
+
+
+class _Ears:
+    """What was told, by whom; nothing of it may have the canary."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def hear(self, by: str, *texts: object) -> None:
+        self.told += [(by, str(text)) for text in texts]
+
+    async def error_of(self, by: str, call: Callable[[], Awaitable[object]]) -> Exception | None:
+        """The error of a call, which was heard."""
+        try:
+            await call()
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is looked at
+            self.hear(f"{by}: {type(exc).__name__}", told_by(exc))
+            return exc
+        return None
+
+    def judge(self, ctx: Context) -> None:
+        for by, text in self.told:
+            at = text.find(CANARY)
+            ctx.true(at < 0, f"{by} tells the contents of a record: …{text[max(0, at - 100) : at + 60]}…")
+
+
+def _marked(write: FencedWrite) -> FencedWrite:
+    return write._replace(arguments=marked(dict(write.arguments)))
+
+
+def _writes() -> list[FencedWrite]:
+    return [_marked(write) for write in fenced_writes("a") if write.method != "delete"]
+
+
+@check("OPS-12", "OPS-4", needs=_E, under=(Dimension.DAMAGE, Dimension.INTERRUPTIONS, Dimension.CHANGES))
+async def contents_are_told_to_nobody(ctx: Context) -> None:
+    """No content of a record, of any kind and field, stored or refused, is in an error, a log, a repr, a report of
+    health or metrics, or an issue: not when values are refused, leases are lost, records damaged or the store closed.
+    """
+    ears = _Ears()
+    with overheard([_CORE, *ctx.harness.code_of(ctx.store)]) as logged:
+        store = await ctx.another()
+        for write in _writes():
+            await write.act(store, "a")
+        await _asked(ears, store)
+        await _refused(ctx, ears, store)
+        await store.close()
+        for name, (method, given) in calls_of(store, "a", target=str(ctx.folder / "copy")).items():
+            await ears.error_of(f"{name} of a closed store", partial(drive, method, marked_in(given)))
+        ears.hear("repr of a closed store", repr(store), await store.health_check())
+    ears.hear("a log", *logged)
+    ears.judge(ctx)
+
+
+def marked_in(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with their records marked; ids and places stay."""
+    return {name: value if isinstance(value, str) else marked(value) for name, value in given.items()}
+
+
+async def _asked(ears: _Ears, store: ExtendedStore) -> None:
+    """What a store says of itself when all is well."""
+    ears.hear("health_check", await store.health_check())
+    ears.hear("get_metrics", await store.get_metrics())
+    ears.hear("check_consistency", await store.check_consistency(), await store.check_consistency("a"))
+    ears.hear("iter_consistency", [issue async for issue in store.iter_consistency()])
+    ears.hear("repr", repr(store), str(store), repr(store.acquire_agent_lock("a")), repr(store.list))
+
+
+async def _refused(ctx: Context, ears: _Ears, store: ExtendedStore) -> None:
+    """What is told of writes that are refused for their values, or for their lease."""
+    lease = await store.acquire_agent_lock("a")
+    ears.hear("repr of a lease", repr(lease))
+    await lease.release()
+    for write in _writes():
+        await ears.error_of(f"{write.name} under an ended lease", partial(write.act, store, "a", fence=lease))
+    values = [
+        (write, name, one) for write in _writes() for name, given in write.arguments.items() for one in spoiled(given)
+    ]
+    for write, name, value in in_time(ctx, values):
+        bad = write._replace(arguments={**write.arguments, name: value})
+        await ears.error_of(f"{write.name}, refused", partial(bad.act, store, "refused"))
+
+
+@check("OPS-4", "OPS-12", needs=_E, under=(Dimension.DAMAGE,))
+async def damaged_records_are_not_quoted(ctx: Context) -> None:
+    """The error about a damaged record of any kind, the issue that a check finds, and what is logged of it, name it and
+    quote nothing of it.
+    """
+    ears = _Ears()
+    for write in _writes():
+        await write.act(ctx.store, "a")
+    first = samples.message(0).replace(metadata={"whole": CANARY})
+    await ctx.store.save_turn("b", messages=[first, samples.message(text=CANARY)], info=samples.info("b"))
+    with overheard([_CORE, *ctx.harness.code_of(ctx.store)]) as logged:
+        async for what, store, agent_id in _damaged(ctx):
+            count = len(ears.told)
+            for name, (method, given) in calls_of(store, agent_id).items():
+                if name.startswith(_READING):
+                    await ears.error_of(f"{name}, of damaged {what}", partial(drive, method, given))
+            ctx.true(len(ears.told) > count, f"reading damaged {what} must raise an error")
+            ears.hear(f"check_consistency, of damaged {what}", await store.check_consistency())
+            ears.hear(f"a page of messages, with damaged {what}", (await store.query_messages()).left_out)
+    ears.hear("a log", *logged)
+    ears.judge(ctx)
+
+
+_READING: Final = ("load_", "list_", "read_", "last_", "query_", "iter_", "aggregate_", "check_")
+
+
+async def _damaged(ctx: Context) -> AsyncIterator[tuple[str, ExtendedStore, str]]:
+    """What is damaged, a store that shows it so, and the agent: on the device, and as the engine shows it."""
+    if ctx.harness.has("corrupt"):
+        await ctx.reopen()
+        await ctx.harness.corrupt(ctx.handle, "b")
+        yield "messages on the device", await ctx.another(), "b"
+    try:
+        async for what, store in damage_each_part(ctx):
+            yield what, store, "a"
+    except Unverified:
+        if not ctx.harness.has("corrupt"):
+            raise

@@ -1,0 +1,142 @@
+"""OPS-3, OPS-1: what a store counts and measures, method by method, of itself alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+from kode_conformance import samples
+from kode_conformance.checks.lifecycle import fill
+from kode_conformance.context import Context, Violation
+from kode_conformance.dimensions import Dimension
+from kode_conformance.fenced import fenced_writes
+from kode_conformance.methods import calls_of, drive
+from kode_conformance.registry import Capability, check
+from kode_core.errors import KodeError, LockLostError
+from kode_core.protocols import ExtendedStore
+
+_E: Final = Capability.EXTENDED
+_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "saves": ("save_", "append_", "upsert_"),
+    "loads": ("load_",),
+    "queries": ("query_",),
+    "deletes": ("delete",),
+}
+"""How the names of methods begin that a counter counts."""
+
+
+async def _counted(store: ExtendedStore) -> dict[str, int]:
+    operations = (await store.get_metrics()).operations
+    return {name: getattr(operations, name) for name in operations.__struct_fields__}
+
+
+def _moved(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """The counters that moved, and how far."""
+    return {name: after[name] - before[name] for name in before if after[name] != before[name]}
+
+
+@check("OPS-3", needs=_E, under=(Dimension.COSTS, Dimension.INSTANCES, Dimension.CHANGES))
+async def each_method_is_counted_once_where_it_was_called(ctx: Context) -> None:
+    """Every call of every method that saves, loads, queries or deletes moves the counter of its group by one, and no
+    other, however many records it is about; other instances count nothing of it.
+    """
+    other = await ctx.another()
+    elsewhere, before = await _counted(other), await _counted(ctx.store)
+    calls = {name: (name, call) for name, call in calls_of(ctx.store).items()}
+    for name, (method, (call, given)) in calls.items():
+        group = next((group for group, starts in _GROUPS.items() if method.startswith(starts)), None)
+        if group is None:
+            continue
+        if "timelines" in given:
+            given = {**given, "timelines": samples.events(3, 10)}
+        await drive(call, given)
+        after = await _counted(ctx.store)
+        ctx.equal(_moved(before, after), {group: 1}, f"the counters that one call of {name} moved")
+        before = after
+    ctx.equal(_moved(elsewhere, await _counted(other)), {}, "the counters of an instance that nobody used")
+
+
+@check("OPS-3", "OPS-17", needs=_E, under=(Dimension.CHANGES, Dimension.COSTS))
+async def each_failure_is_counted_once_and_as_nothing_else(ctx: Context) -> None:
+    """Every call of any method that is refused, for its arguments or for a lease that has ended, is counted as one
+    error and as nothing else.
+    """
+    lease = await ctx.store.acquire_agent_lock("a")
+    await lease.release()
+    before = await _counted(ctx.store)
+    for name, (method, given) in calls_of(ctx.store).items():
+        if not inspect.iscoroutinefunction(getattr(ExtendedStore, name)):
+            continue
+        parameters = inspect.signature(getattr(ExtendedStore, name)).parameters
+        for wrong in ({p: value} for p, value in _WRONG.items() if p in parameters):
+            await _fails(f"{name} with {wrong}", method, {**given, **wrong})
+            after = await _counted(ctx.store)
+            ctx.equal(_moved(before, after), {"errors": 1}, f"the counters that a call of {name} with {wrong} moved")
+            before = after
+    for write in fenced_writes("a"):
+        try:
+            await write.act(ctx.store, "a", fence=lease)
+        except LockLostError:
+            after = await _counted(ctx.store)
+            told = f"the counters that {write.name} under an ended lease moved"
+            ctx.equal(_moved(before, after), {"errors": 1}, told)
+            before = after
+        else:
+            raise Violation(f"{write.name} under an ended lease was done")
+
+
+async def _fails(name: str, method: Any, given: Mapping[str, Any]) -> None:
+    try:
+        await drive(method, dict(given))
+    except (KodeError, ValueError):
+        return
+    raise Violation(f"{name} must be refused")
+
+
+_WRONG: Final[Mapping[str, Any]] = {"agent_id": "", "snapshot_id": "", "count": -1}
+"""Arguments that every method refuses which has such a parameter."""
+
+
+@check("OPS-3", "QRY-7", needs=_E, under=(Dimension.CHANGES, Dimension.INSTANCES))
+async def sizes_follow_every_change(ctx: Context) -> None:
+    """The size of the store, in every instance, is what is stored after each kind of change: lists that grow, shrink
+    and are replaced, turns, forks, and deletions of one and of many.
+    """
+    store, other = ctx.store, await ctx.another()
+    m, c = samples.messages, [samples.tool_call(i) for i in range(9)]
+
+    async def see(agents: int, messages: int, tool_calls: int, what: str) -> None:
+        for one, whose in ((store, "the instance that wrote"), (other, "another instance")):
+            size = (await one.get_metrics()).storage
+            found = size.total_agents, size.total_messages, size.total_tool_calls
+            ctx.equal(found, (agents, messages, tool_calls), f"agents, messages and tool calls, {what}, in {whose}")
+
+    await see(0, 0, 0, "at first")
+    await fill(store, "a")
+    await see(1, 3, 1, "with one agent")
+    await store.save_messages("a", m(130))
+    await store.upsert_tool_call_records("a", c[:4])
+    await see(1, 130, 4, "after lists grew")
+    await other.save_messages("a", m(120, 50))
+    await other.save_tool_call_records("a", c[3:5])
+    await see(1, 120, 2, "after lists were replaced by shorter ones")
+    await store.save_turn("b", append=m(2), tool_calls=c[:3], info=samples.info("b", template_id="t"))
+    await see(2, 122, 5, "after the turn of a second agent")
+    (fork, *_) = await store.batch_fork("a", 2)
+    await see(4, 362, 9, "after two forks")
+    await store.save_messages("a", [])
+    await store.save_messages("a", [])
+    await see(4, 242, 9, "after a list was emptied")
+    await other.delete(fork)
+    await other.delete(fork)
+    await see(3, 122, 7, "after a fork was deleted twice")
+    await store.delete_many(template_id="t")
+    await see(2, 120, 4, "after those of a filter were deleted")
+    stats = await other.aggregate_stats("a")
+    ctx.equal((stats.total_messages, stats.total_tool_calls), (0, 2), "the statistics of the agent with no message")
+    if "PERSISTENT" not in ctx.harness.lacks:
+        await ctx.close(other)
+        store = await ctx.reopen()
+        other = await ctx.another()
+        await see(2, 120, 4, "after it was closed and opened again")
