@@ -135,10 +135,10 @@ async def _look(ctx: Context, store: Any, model: StoreModel, when: str) -> None:
     wanted: Any = answer(model, "aggregate_stats", ("a",), {}, whole=True)
     stats = await store.aggregate_stats("a")
     for name in wanted.__struct_fields__:
-        got, right = getattr(stats, name), getattr(wanted, name)
+        count, right = getattr(stats, name), getattr(wanted, name)
         if isinstance(right, dict):  # in any order
-            got, right = dict(sorted(got.items())), dict(sorted(right.items()))
-        ctx.equal(got, right, f"{name} of aggregate_stats, {when}")
+            count, right = dict(sorted(count.items())), dict(sorted(right.items()))
+        ctx.equal(count, right, f"{name} of aggregate_stats, {when}")
 
 
 def _wanted(model: StoreModel, kind: str, filters: dict[str, Any]) -> list[tuple[str, Any]]:
