@@ -110,9 +110,7 @@ class PagesByNumber(EngineStore):
     async def _pages(self, agent_id: str, how: dict[str, Any]) -> AsyncIterator[Any]:
         given = 0
         while True:
-            page = [event async for event in super().read_events(agent_id, **how)][
-                given : given + 100
-            ]
+            page = [event async for event in super().read_events(agent_id, **how)][given : given + 100]
             for event in page:
                 yield event
             given += len(page)
