@@ -151,20 +151,32 @@ async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], unti
             tell(got=held)
         except LockUnavailableError:
             tell(refused=held)
-    tokens = {}
-    for end in ENDS:
-        if end.how in ends:
-            tokens[end.how] = (await end.live(store, end.how, 0)).token
+    leases = {end.how: await end.live(store, end.how, 0) for end in ENDS if end.how in ends}
+    tokens = {how: lease.token for how, lease in leases.items()}
     kept = await store.acquire_agent_lock("kept", ttl_ms=600_000)
     tell(tokens=tokens, kept=kept.token)
     while not Path(until).exists():
         await asyncio.sleep(0.005)
+    late = {how: await _late(store, lease) for how, lease in leases.items()}
     await kept.release()
-    tell(released="kept")
+    tell(released="kept", late=late)
     again = {}
     for how in tokens:
         again[how] = (await store.acquire_agent_lock(how, wait_ms=20_000)).token
     tell(again=again)
+
+
+async def _late(store: ExtendedStore, lease: Lease) -> list[str]:
+    """What becomes of a lease that ended when it is released, renewed and written under once more."""
+    await lease.release()
+    told = []
+    for call in (lease.renew(), store.append_event(lease.agent_id, samples.event(1), fence=lease)):
+        try:
+            await call
+            told.append("done")
+        except LockLostError:
+            told.append("refused")
+    return told
 
 
 async def leave_all_open(store: ExtendedStore, agent_id: str, names: list[str]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from kode_conformance.changes import full_state
 from kode_conformance.context import Context, Violation, prepared
 from kode_conformance.findings import Finding, How
 from kode_conformance.harness import load_harness
@@ -149,7 +150,13 @@ async def follow(ctx: Context, stores: list[Any], histories: Iterable[Sequence[S
 
 
 async def follow_the_model(
-    ctx: Context, *, histories: int, more: Mapping[str, int] | None = None, how: How = _SIMPLY, large: bool = False
+    ctx: Context,
+    *,
+    histories: int,
+    more: Mapping[str, int] | None = None,
+    how: How = _SIMPLY,
+    full: bool = False,
+    large: bool = False,
 ) -> None:
     """Run random histories through two instances.
 
@@ -158,8 +165,14 @@ async def follow_the_model(
         histories: how many.
         more: weights of calls beyond those of every store, as in ``{"reopen": 3}``.
         how: much is looked at.
+        full: some agents have some of everything from the beginning.
         large: some lists and bursts are longer than the usual limits.
     """
     stores = [ctx.store, await ctx.another()]
-    made = (history(ctx.rng, ctx.effort.steps, more or {}, large=large) for _ in range(histories))
-    await follow(ctx, stores, made, how)
+
+    def made() -> Iterator[list[Step]]:
+        for _ in range(histories):
+            steps = history(ctx.rng, ctx.effort.steps, more or {}, large=large)
+            yield [*full_state(steps[0].agent), *steps] if full else steps
+
+    await follow(ctx, stores, made(), how)

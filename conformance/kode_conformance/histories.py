@@ -107,10 +107,10 @@ _WEIGHTS: Final = {
     "save_history_window": 2,
     "save_compression_record": 2,
     "save_recovered_file": 3,
-    "save_media_cache": 2,
+    "save_media_cache": 3,
     "save_snapshot": 3,
     "save_info": 5,
-    "delete": 2,
+    "delete": 3,
     "refused": 3,
 }
 _NAMES: Final = (
@@ -165,13 +165,13 @@ class _Generator:
         self._pools = {kind: self._pool(kind) for kind in _POOLS}
 
     def _pool(self, kind: str) -> tuple[str, ...]:
-        """The values of the history: in every second one some of a family, neighbours in its table among them."""
+        """The values of the history: in every third one two of a family that are neighbours in its table, too."""
         rng, base = self._rng, _POOLS[kind]
         families = [family for family in FAMILIES if family[0] == kind]
-        if not families or rng.random() < 0.5:
+        if not families or rng.random() < 0.67:
             return base
-        at = rng.randrange(200)
-        return (*rng.sample(base, min(2, len(base))), *(f"{rng.choice(families)}{at + i}" for i in range(3)))
+        at, family = rng.randrange(200), rng.choice(families)
+        return (*base, f"{family}{at}", f"{family}{at + 1}")
 
     def make(self, steps: int) -> list[Step]:
         rng, stores = self._rng, self._stores

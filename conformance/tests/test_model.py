@@ -81,7 +81,7 @@ async def test_a_history_is_shortened_to_what_matters() -> None:
     assert short == [Step("save_messages", "a", (("m3",),)), Step(short[1].op, short[1].agent, ((),))]
     assert told(short).splitlines()[:2] == [
         "  1. store 1: save_messages(a, [m3])",
-        f"  2. store 1: {short[1].op}(A, [])",
+        f"  2. store 1: {short[1].op}({short[1].agent}, [])",
     ]
 
 

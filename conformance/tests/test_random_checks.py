@@ -282,8 +282,8 @@ def test_a_finding_is_a_short_history() -> None:
     assert result.status is Status.FAIL
     steps = re.findall(r"^  \d+\. .*$", result.message, re.MULTILINE)
     assert len(steps) == 3
-    assert all("save_todos(a, [" in step or "save_todos(a, t" in step for step in steps)
-    assert "load_todos of a" in result.message
+    assert all(re.search(r"save_todos\(.+, t", step) for step in steps)
+    assert "load_todos(" in result.message
 
 
 def test_a_finding_is_a_simple_value() -> None:

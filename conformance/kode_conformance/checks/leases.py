@@ -169,10 +169,11 @@ async def take(lock: Awaitable[Lease], what: str) -> Lease:
 
 
 async def _refused(ctx: Context, store: ExtendedStore, agent_id: str, what: str) -> None:
-    await ctx.raises(LockUnavailableError, _awaited(store.acquire_agent_lock(agent_id)), f"a second lease, {what}")
+    await ctx.raises(LockUnavailableError, awaited(store.acquire_agent_lock(agent_id)), f"a second lease, {what}")
 
 
-async def _awaited(lock: Awaitable[Lease]) -> Lease:
+async def awaited(lock: Awaitable[Lease]) -> Lease:
+    """The lease."""
     return await lock
 
 

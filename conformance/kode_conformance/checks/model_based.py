@@ -85,7 +85,7 @@ async def queries_after_pairs_of_changes(ctx: Context) -> None:
 @check("MSG-8", *_LISTS, *_LOG, *_DOCUMENTS, "VAL-2", "VAL-3", "ID-2", "ID-3", stochastic=True, under=_UNDER)
 async def random_histories_follow_the_model(ctx: Context) -> None:
     """After any sequence of calls through two instances, the store holds what the contract makes of them."""
-    await follow_the_model(ctx, histories=ctx.effort.examples // 3)
+    await follow_the_model(ctx, histories=ctx.effort.examples // (2 if ctx.settings.tier else 3))
 
 
 @check(
@@ -108,7 +108,7 @@ async def random_histories_survive_restarts(ctx: Context) -> None:
 async def random_histories_with_forks(ctx: Context) -> None:
     """After any sequence of calls and forks, parents and forks hold what the contract makes of them."""
     await follow_the_model(
-        ctx, histories=max(1, ctx.effort.examples // 4), more={"batch_fork": 8}, how=How(queries=True)
+        ctx, histories=max(1, ctx.effort.examples // 8), more={"batch_fork": 8}, full=True, how=How(queries=True)
     )
 
 

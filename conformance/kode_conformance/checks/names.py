@@ -214,3 +214,31 @@ async def twin_agents_have_locks_of_their_own(ctx: Context) -> None:
 
 async def _awaited(call: Awaitable[Any]) -> Any:
     return await call
+
+
+@check("QRY-5", "QRY-3", "QRY-6", "ID-2", needs=Capability.QUERYABLE, under=(_D.TWINS, _D.EQUALS))
+async def twin_agents_are_all_on_some_page(ctx: Context) -> None:
+    """Sessions, messages and tool calls of agents whose ids comparisons take for the same, and whose times are equal,
+    are each on exactly one page, in one order, which is the same backwards.
+    """
+    ids = ctx.rng.sample([*twins(), *_ends(_AGENT_BYTES)], len([*twins(), *_ends(_AGENT_BYTES)]))
+    calls = [samples.tool_call(0, created_at=samples.T0)]
+    await at_once(
+        ctx.store.save_turn(one, info=samples.info(one), messages=samples.messages(1), tool_calls=calls) for one in ids
+    )
+    sorts: Sequence[dict[str, Any]] = ({}, {"sort_by": "message_count"})
+    for kind, how in (*(("sessions", sort) for sort in sorts), ("messages", {}), ("tool_calls", {})):
+        every = [one.agent_id async for one in getattr(ctx.store, f"iter_{kind}")(**how, order="asc")]
+        ctx.equal(sorted(every), sorted(ids), f"the agents of iter_{kind}({how or ''})")
+        for order, wanted in in_time(ctx, [("asc", every), ("desc", every[::-1])]):
+            found: list[str] = []
+            cursor = None
+            for _ in range(0, len(ids), 7):
+                page = await getattr(ctx.store, f"query_{kind}")(**how, order=order, limit=7, cursor=cursor)
+                found += [one.agent_id for one in page]
+                cursor = page.next_cursor
+            lost, twice = set(ids) - set(found), {one for one in found if found.count(one) > 1}
+            what = f"query_{kind} in pages of 7, {order}"
+            ctx.true(not lost, f"{what}: on no page is {', '.join(map(brief, sorted(lost)))}")
+            ctx.true(not twice, f"{what}: on several pages is {', '.join(map(brief, sorted(twice)))}")
+            ctx.equal(found, wanted, f"{what}, next to iter_{kind}, ascending, for the ids")

@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from kode_conformance.checks.leases import ENDS, take
+from kode_conformance.checks.leases import ENDS, awaited, take
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_core.errors import LockUnavailableError
 
 _NEEDS: Final = Capability.EXTENDED | Capability.CROSS_PROCESS
 
 
-@check("LOCK-3", "LOCK-1", "LOCK-5", needs=_NEEDS, under=(Dimension.PROCESSES, Dimension.CHANGES, Dimension.INSTANCES))
+@check(
+    "LOCK-3",
+    "LOCK-1",
+    "LOCK-4",
+    "LOCK-5",
+    needs=_NEEDS,
+    under=(Dimension.PROCESSES, Dimension.CHANGES, Dimension.INSTANCES),
+)
 async def leases_end_for_other_processes_too(ctx: Context) -> None:
-    """However a lease ends in one process, another gets the lock at once, with a greater token, and the first one gets
-    it again with a greater one yet; a lock that is held is held for all, and one who waits for it in another process
-    gets it when it is released.
+    """However a lease ends in one process, another gets the lock at once, with a greater token; the ended lease has no
+    say meanwhile, and then the first process gets a new one. A lock that is held is held for all, and one who waits
+    for it in another process gets it when it is released.
     """
     held = await ctx.store.acquire_agent_lock("held", ttl_ms=600_000)
     gate, names = ctx.folder / "gate", [end.how for end in ENDS]
@@ -35,11 +43,18 @@ async def leases_end_for_other_processes_too(ctx: Context) -> None:
         mine[how] = lease
     ctx.true(not waiter.done(), "one who waits must not have a lock that another process holds")
     gate.touch()
-    ctx.equal(await process.line(), {"released": "kept"}, "what the other process did at the gate")
+    after = await process.line(60.0)
+    late = {how: ["refused", "refused"] for how in names}
+    ctx.equal(after["late"], late, "renewals and writes under ended leases, while another process has the lock")
     lease = await waiter
     ctx.true(lease.token > told["kept"], f"the token of one who waited is {lease.token}, after {told['kept']}")
     await lease.release()
-    for one in mine.values():
+    for how, one in mine.items():
+        await ctx.raises(
+            LockUnavailableError,
+            awaited(ctx.store.acquire_agent_lock(how)),
+            f"the lock of this process, after the lease of another that ended like this was released once more: {how}",
+        )
         await one.release()
     again = (await process.line(60.0))["again"]
     for how, one in mine.items():
