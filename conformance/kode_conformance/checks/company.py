@@ -30,7 +30,7 @@ async def a_large_call_is_seen_whole_or_not_at_all(ctx: Context) -> None:
         company, ended, agent = Company(wanted, looks), asyncio.Event(), f"a{round_}"
         readers = [
             asyncio.ensure_future(company.keep_looking(store, agent, ended, first=first))
-            for store, first in ((other, 0), (other, len(looks) // 2), (ctx.store, 3))
+            for store, first in ((other, 0), (ctx.store, len(looks) // 2))
         ]
         try:
             for step in STEPS.values():
