@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kode_core.batch import MessageIndex, Row
 from kode_core.codec import Body
-from kode_core.store.times import keep_times
+from kode_core.store.times import equal_ones, keep_times
 
 NOW = 100
 
@@ -19,6 +19,8 @@ def saved(old: list[tuple[str, int]], new: str, now: int = NOW) -> list[int]:
     shared = min(len(old), len(new))
     put = [(i, rows[i]) for i in range(shared) if old[i][0] != new[i]]
     digests, created = [letter.encode() for letter, _ in old], [time for _, time in old]
+    equal = [(i, rows[i]) for i in equal_ones(digests, [letter.encode() for letter in new])]
+    put = sorted([*put, *equal], key=lambda pair: pair[0])
     changed, append = keep_times(digests, created, put, rows[shared:], shared)
     assert [row.body for _, row in changed] == [row.body for _, row in put]
     assert [row.body for row in append] == [row.body for row in rows[shared:]]
@@ -50,13 +52,41 @@ TALK = [("a", 1), ("b", 5), ("c", 9), ("d", 12)]
         ("Xabcd", [1, 1, 5, 9, 12]),
         ("dcba", [12, 9, 5, 1]),  # reordered
         ("bax", [5, 1, 9]),
-        ("aab", [1, 5, 5]),  # one more of the same, and one that moved
+        ("aab", [1, 1, 5]),  # one more of the same, and one that moved
         ("cXY", [9, 9, NOW]),  # trimmed by two, edited, appended
     ],
 )
 def test_times_that_are_kept(new: str, wanted: list[int]) -> None:
     """What moved keeps its time, what is edited that of its place, and what is new is later than all before it."""
     assert saved(TALK, new) == wanted
+
+
+YES = [("y", 1), ("a", 2), ("y", 3), ("b", 4), ("y", 5), ("y", 6)]
+
+
+@pytest.mark.parametrize(
+    ("new", "wanted"),
+    [
+        ("yaybyyy", [1, 2, 3, 4, 5, 6, NOW]),
+        ("aybyy", [2, 3, 4, 5, 6]),
+        ("byy", [4, 5, 6]),
+        ("byycy", [4, 5, 6, NOW, NOW]),
+        ("Sbyy", [1, 4, 5, 6]),
+        ("yaXbyy", [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_equal_messages(new: str, wanted: list[int]) -> None:
+    """Of equal messages each keeps its own time, with those that moved along with it."""
+    assert saved(YES, new) == wanted
+
+
+@given(st.text("yyab", max_size=12), st.lists(st.integers(0, 50), min_size=12, max_size=12), st.integers(0, 12))
+def test_times_of_equal_messages_follow_positions(letters: str, times: list[int], gone: int) -> None:
+    """Wherever the start of a list is gone, and whatever is new at its end, times do not fall along the positions."""
+    talk = "".join(letter if letter == "y" else chr(ord("A") + i) for i, letter in enumerate(letters))
+    old = [*zip(talk, sorted(times), strict=False), ("y", 60), ("!", 61)]
+    found = saved(old, "".join(letter for letter, _ in old[gone:]) + "?yy")
+    assert found == sorted(found)
 
 
 @pytest.mark.parametrize(

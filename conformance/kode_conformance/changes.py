@@ -11,6 +11,8 @@ from kode_conformance.variants import names_of
 __all__ = ["CHANGES", "Change", "chains", "full_state"]
 
 _UNSEEN: Final = -1
+_LEARNED: Final = -2
+"""Only the times that the store gave are asked for."""
 
 
 class Change(NamedTuple):
@@ -39,6 +41,19 @@ _DOCUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+_PAUSE: Final = Step("pause", "a", seen_by=_UNSEEN)
+_AGES: Final = (
+    Step("save_messages", "a", ((),), seen_by=_UNSEEN),
+    Step("save_messages", "a", (_M[:2],), seen_by=_UNSEEN),
+    _PAUSE,
+    Step("append_messages", "a", (_M[2:4],), seen_by=_UNSEEN),
+    _PAUSE,
+    Step("append_messages", "a", (_M[4:],), seen_by=_LEARNED),
+    _PAUSE,
+)
+"""The messages of the state, of three different times."""
+
+
 def full_state(agent: str) -> list[Step]:
     """Calls that give an agent some of everything."""
     turn = (("messages", _M), ("tool_calls", _C), ("todos", "t."), ("info", "i."), ("events", ("e0", "e1", "e2")))
@@ -55,7 +70,7 @@ def _of_lists() -> Iterator[Change]:
         ("save_messages", "messages", _M, "m"),
         ("save_tool_call_records", "tool_calls", _C, "c"),
     ):
-        restore = [Step(op, "a", (base,), seen_by=_UNSEEN)]
+        restore = list(_AGES) if letter == "m" else [Step(op, "a", (base,), seen_by=_UNSEEN)]
         at = base.index(f"{letter}.")
         edits: dict[str, tuple[str, ...]] = {
             "first removed": base[1:],
@@ -87,15 +102,17 @@ def _of_lists() -> Iterator[Change]:
 
 
 def _of_additions() -> Iterator[Change]:
-    messages = [Step("save_messages", "a", (_M,), seen_by=_UNSEEN)]
-    for new in (("m4",), ("m0", "m0"), ("m.role", "m.content1")):
+    messages = list(_AGES)
+    appended: list[tuple[str, ...]] = [("m4",), ("m0", "m0"), ("m.role", "m.content1")]
+    for new in appended:
         yield Change(f"append_messages {new}", messages, [Step("append_messages", "a", (new,))])
         yield Change(f"save_turn appends {new}", messages, [Step("save_turn", "a", named=(("append", new),))])
     calls = [Step("save_tool_call_records", "a", (_C,), seen_by=_UNSEEN)]
-    names = [(name,) for name in names_of("c")]
-    for new in (*names, ("c0",), ("c1b",), ("c.state1", "c.name1"), ("c0b", "c.", "c1b")):
+    upserts: list[tuple[str, ...]] = [(name,) for name in names_of("c")]
+    upserts += [("c0",), ("c1b",), ("c.state1", "c.name1"), ("c0b", "c.", "c1b")]
+    for new in upserts:
         yield Change(f"upsert {new}", calls, [Step("upsert_tool_call_records", "a", (new,))])
-    for new in (("c.state2",), ("c.is_error1", "c1b")):
+    for new in upserts[:1] + upserts[-2:]:
         yield Change(f"save_turn upserts {new}", calls, [Step("save_turn", "a", named=(("upsert_tool_calls", new),))])
 
 
@@ -132,7 +149,7 @@ def _of_logs() -> Iterator[Change]:
 
 
 def _of_lives() -> Iterator[Change]:
-    """Deleted, made anew, forked, refused: the whole state is made for each."""
+    """Deleted, made anew, forked: the whole state is made for each."""
     gone = Step("delete", "a")
     anew: dict[str, list[Step]] = {
         "nothing": [],
@@ -173,6 +190,9 @@ def _of_lives() -> Iterator[Change]:
     }
     for name, steps in after.items():
         yield Change(f"forked, then {name}", [], [fork, *steps])
+
+
+def _of_refusals() -> Iterator[Change]:
     refused: tuple[tuple[str, Any], ...] = (("append", ("m0",)), ("todos", "t0"), ("events", ("e!",)))
     for step in (
         Step("save_messages", "a", (("m0", "m!"),)),
@@ -191,7 +211,7 @@ CHANGES: Final[Mapping[str, Sequence[Change]]] = {
     "lists": list(_of_lists()),
     "infos": list(_of_infos()),
     "documents": list(_of_documents()),
-    "events": list(_of_logs()),
+    "events": [*_of_logs(), *_of_refusals()],
     "lives": list(_of_lives()),
 }
 """All changes, by what they are about."""
@@ -200,15 +220,24 @@ CHANGES: Final[Mapping[str, Sequence[Change]]] = {
 def chains(changes: Sequence[Change], length: int, *, restore: bool = True) -> Iterator[list[Step]]:
     """Histories of so many changes each, from a full state of an agent with a neighbour that looks the same.
 
-    Changes are made through one store and the other in turns, and seen by the one that did not make them.
+    Changes are made through one store and the other in turns, and seen by the one that did not make them; those of
+    several calls once all are made.
     """
-    state = [*full_state("a"), *full_state("A"), Step("look", "a")]
+    state = [*full_state("a"), *full_state("A"), Step("prime", "a")]
     for start in range(0, len(changes), length):
         steps = list(state)
         for i, change in enumerate(changes[start : start + length]):
             via = (start + i) % 2
             steps += [step._replace(via=1 - via) for step in change.restore] if restore else []
-            for step in change.steps:
-                seen_by = step.seen_by if step.seen_by == _UNSEEN else 1 - via
-                steps.append(step._replace(via=via if step.op != "reopen" else step.via, seen_by=seen_by))
+            if len(change.steps) == 1:
+                steps.append(_by(change.steps[0], via, seen_by=1 - via))
+            else:
+                steps += [
+                    *(_by(step, via, seen_by=_UNSEEN) for step in change.steps),
+                    Step("look", "a", seen_by=1 - via),
+                ]
         yield steps
+
+
+def _by(step: Step, via: int, seen_by: int) -> Step:
+    return step._replace(via=step.via if step.op == "reopen" else via, seen_by=seen_by)

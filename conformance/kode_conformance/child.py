@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 from kode_conformance import remote, samples
 from kode_conformance.checks.leases import ENDS
 from kode_conformance.harness import Handle, load_harness
+from kode_conformance.lookers import STEPS
 from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
 from kode_conformance.writes import seed, write_named
 from kode_core.errors import LockError, LockLostError, LockUnavailableError
@@ -221,6 +222,19 @@ async def tell_events(store: ExtendedStore, agent_id: str) -> None:
     tell(events=len([event async for event in store.read_events(agent_id)]))
 
 
+async def big_writes(store: ExtendedStore, agents: list[str], seconds: float) -> None:
+    """Make large calls on each agent, one after the other, for so many seconds about."""
+    until = time.monotonic() + seconds
+    for agent in agents:
+        if time.monotonic() > until:
+            break
+        tell(agent=agent)
+        for step in STEPS.values():
+            await step(store, agent)
+        tell(done=agent)
+    tell(agent=None)
+
+
 async def race(store: ExtendedStore, gate: str, number: int, seed: int, calls: int, seconds: float) -> None:
     """Wait for the gate, then be a client of every register and log, on an agent for each, and tell the calls.
 
@@ -262,6 +276,7 @@ SCRIPTS: Final = {
         leave_all_open,
         live_with_locks,
         tell_events,
+        big_writes,
         race,
         serve,
     )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kode_conformance.context import Context, Violation
+from kode_conformance.changes import full_state
+from kode_conformance.context import Context, Violation, prepared
+from kode_conformance.findings import Finding, How
+from kode_conformance.harness import load_harness
 from kode_conformance.histories import Step, history, told
-from kode_conformance.machine import Finding, How, Machine
+from kode_conformance.leases import Leases
+from kode_conformance.machine import Machine
 from kode_conformance.pace import in_time
-from kode_conformance.programs import program
+from kode_conformance.programs import Program
+from kode_conformance.remote import another_process
 from kode_conformance.shrinking import shortest
+from kode_conformance.translation import made_up
 
-__all__ = ["follow", "follow_the_model"]
+__all__ = ["follow", "follow_the_model", "replay"]
 
-_SHORTEN_SECONDS: Final = 10.0
-
-Made = Callable[[Context, str, list[Any], How], Machine]
+_SHORTEN_SECONDS = 10.0
+_SIMPLY: Final = How()
 
 
 class _Trials:
@@ -25,35 +30,104 @@ class _Trials:
 
     def __init__(self, ctx: Context, stores: list[Any], how: How) -> None:
         self.ctx = ctx
-        self.stores = stores
-        self.how = how
+        self._stores = stores
+        self._how = how
         self._numbers = itertools.count()
 
-    def machine(self) -> Machine:
-        return Machine(self.ctx, f"{next(self._numbers)}-", self.stores, self.how)
+    def machine(self, how: How | None = None) -> Machine:
+        """A new one."""
+        return Machine(self.ctx, f"{next(self._numbers)}-", self._stores, how or self._how)
 
-    async def finding(self, steps: Sequence[Step]) -> Finding | None:
+    async def run(self, steps: Sequence[Step]) -> tuple[Machine, Finding | None]:
+        """The machine that made the steps, and what it found."""
+        machine = self.machine()
         try:
-            await self.machine().run(steps)
+            await machine.run(steps)
         except Finding as exc:
-            return exc
+            return machine, exc
         except Violation as exc:
-            return Finding(str(exc))
-        return None
+            return machine, Finding(str(exc))
+        return machine, None
 
-    async def fails(self, steps: list[Step]) -> bool:
-        return await self.finding(steps) is not None
+    async def shortest(self, steps: Sequence[Step], found: Finding) -> list[Step]:
+        """A shorter history with the same kind of finding."""
 
-    async def again(self, steps: Sequence[Step], finding: Finding, *, seeing: bool) -> bool:
-        """Whether the look of a finding fails where nothing else, or only everything by id, is looked at before."""
-        if finding.look is None:
-            return False
-        machine = Machine(self.ctx, f"{next(self._numbers)}-", self.stores, self.how)
+        async def fails(steps: list[Step]) -> bool:
+            _, again = await self.run(steps)
+            return again is not None and again.kind == found.kind
+
+        return await shortest(list(steps), fails, _SHORTEN_SECONDS)
+
+    async def program(self, steps: Sequence[Step], machine: Machine, found: Finding) -> str:
+        """The history as Python, in the simplest way that goes wrong: without looking at anything in between, looking
+        at everything by id, or by the machine itself.
+        """
+        spec = self.ctx.harness.spec
+        if any(step.via > 1 or step.fence or step.op in Leases.OPS for step in steps):
+            return replayed(spec, steps, self._how)
+        if found.look is None:
+            return self._of_a_call(machine, found) or replayed(spec, steps, self._how)
+        for seeing in (False, True):
+            again = self.machine(How(queries=self._how.queries))
+            try:
+                await again.make(machine_steps(machine), seeing=seeing)
+                wrong = await again.judge(found.via, found.look, machine)
+            except Exception:  # noqa: BLE001, S112 - it goes wrong in another way, and that is another finding
+                continue
+            if wrong is None or wrong.look is None or not wrong.is_plain:
+                continue
+            asked = made_up(wrong.look, again)
+            if asked is not None:
+                program = Program(spec, again.prefix, again.forks, seeing=seeing)
+                return str(program.make(again.made).look(wrong.look, wrong.want, wrong.via, asked))
+        return replayed(spec, steps, self._how)
+
+    def _of_a_call(self, machine: Machine, found: Finding) -> str:
+        """The program of a call that ends with an error, or with none where there must be one; or of times."""
+        program = Program(self.ctx.harness.spec, machine.prefix, machine.forks, seeing=False)
+        if found.is_of_the_call:
+            return str(program.make(machine.made))
+        if not found.is_of_times or not machine.made:
+            return ""
+        agent = program.agent(machine.made[-1].step.agent)
+        check = "assert not times_problem(*before, *after), times_problem(*before, *after)"
+        before = f"before = await stamped(store, {agent})"
+        return str(program.make(machine.made).around_the_last([before], [before.replace("before", "after", 1), check]))
+
+
+def machine_steps(machine: Machine) -> list[Step]:
+    """The steps that a machine made."""
+    return [made.step for made in machine.made]
+
+
+def replayed(spec: str, steps: Sequence[Step], how: How) -> str:
+    """A program that lets the machine itself make the steps."""
+    lines = ",\n    ".join(map(repr, (step._asdict() for step in steps)))
+    return f"""\
+import asyncio
+
+from kode_conformance.experiments import replay
+from kode_conformance.findings import How
+from kode_conformance.histories import Step
+
+steps = [
+    {lines},
+]
+asyncio.run(replay({spec!r}, [Step(**step) for step in steps], {how!r}))
+"""
+
+
+async def replay(spec: str, steps: Sequence[Step], how: How) -> None:
+    """Make the steps of a history on a new store, and raise a Violation where it goes wrong."""
+    async with prepared(load_harness(spec)) as ctx:
+        stores: list[Any] = [ctx.store, await ctx.another()]
+        if any(step.via > 1 or step.seen_by > 1 for step in steps):
+            stores.append(await another_process(ctx.harness, ctx.handle))
         try:
-            await machine.make(steps, seeing=seeing)
-        except Exception:  # noqa: BLE001 - it is told by another history
-            return False
-        return await machine.judge(finding.via, finding.look) is not None
+            await Machine(ctx, "", stores, how).run(steps)
+        finally:
+            for store in stores[2:]:
+                await store.close()
 
 
 async def follow(ctx: Context, stores: list[Any], histories: Iterable[Sequence[Step]], how: How) -> None:
@@ -64,23 +138,25 @@ async def follow(ctx: Context, stores: list[Any], histories: Iterable[Sequence[S
     """
     trials = _Trials(ctx, stores, how)
     for steps in in_time(ctx, histories):
-        found = await trials.finding(steps)
+        _, found = await trials.run(steps)
         if found is None:
             continue
-        short = await shortest(list(steps), trials.fails, _SHORTEN_SECONDS)
-        again = await trials.finding(short)
+        short = await trials.shortest(steps, found)
+        machine, again = await trials.run(short)
         if again is None:
-            short, again = list(steps), Finding(f"{found} (not every time)", found.look, found.want, found.via)
-        raise Violation(f"this history goes wrong at {again}\n{told(short)}\n{await _as_program(trials, short, again)}")
-
-
-async def _as_program(trials: _Trials, steps: Sequence[Step], found: Finding) -> str:
-    """The history and what is wrong after it as Python; what was read in between only where it needs to be."""
-    return program(trials.ctx, trials.stores, steps, found, trials.how)
+            raise Violation(f"this history goes wrong at {found} (not every time)\n{told(steps)}")
+        program = await trials.program(short, machine, again)
+        raise Violation(f"this history goes wrong at {again}\n{told(short)}\n\nAs a program:\n\n{program}")
 
 
 async def follow_the_model(
-    ctx: Context, *, histories: int, more: Mapping[str, int] | None = None, how: How = How(), large: bool = False
+    ctx: Context,
+    *,
+    histories: int,
+    more: Mapping[str, int] | None = None,
+    how: How = _SIMPLY,
+    full: bool = False,
+    large: bool = False,
 ) -> None:
     """Run random histories through two instances.
 
@@ -89,8 +165,14 @@ async def follow_the_model(
         histories: how many.
         more: weights of calls beyond those of every store, as in ``{"reopen": 3}``.
         how: much is looked at.
+        full: some agents have some of everything from the beginning.
         large: some lists and bursts are longer than the usual limits.
     """
     stores = [ctx.store, await ctx.another()]
-    made = (history(ctx.rng, ctx.effort.steps, more or {}, large=large) for _ in range(histories))
-    await follow(ctx, stores, made, how)
+
+    def made() -> Iterator[list[Step]]:
+        for _ in range(histories):
+            steps = history(ctx.rng, ctx.effort.steps, more or {}, large=large)
+            yield [*full_state(steps[0].agent), *steps] if full else steps
+
+    await follow(ctx, stores, made(), how)

@@ -19,12 +19,13 @@ class Step(NamedTuple):
     """One call.
 
     Attributes:
-        op: the method, or ``reopen``; or what is done with a lock: ``acquire``, ``release``, ``release_old``, ``lapse``.
+        op: the method, or ``reopen``; ``look`` at all agents, or ``prime`` what stores remember of them; ``pause``; or
+            what is done with a lock: ``acquire``, ``release``, ``release_old``, ``lapse``.
         agent: ``a``, ``A``, ``ab``, or ``f1`` for the first fork.
         args: names of values, or lists of them; the number of forks.
         named: the same, for ``save_turn``; filters of ``delete_many``.
         via: which of the open stores makes the call.
-        seen_by: which of them is looked at afterwards.
+        seen_by: which of them is looked at afterwards; none if it is negative.
         fence: ``held`` or ``ended``: the lease that the write is made under.
     """
 
@@ -40,6 +41,10 @@ class Step(NamedTuple):
         given = [_shown(arg) for arg in self.args] + [f"{name}={_shown(arg)}" for name, arg in self.named]
         if self.op == "reopen":
             return f"close store {self.via + 1} and open it again"
+        if self.op == "pause":
+            return "wait for two milliseconds"
+        if self.op in ("look", "prime"):
+            return "look at everything"
         under = f" under a lease that is {self.fence}" if self.fence else ""
         given = given if self.op == "delete_many" else [self.agent, *given]
         return f"store {self.via + 1}: {self.op}({', '.join(given)}){under}"
@@ -102,10 +107,10 @@ _WEIGHTS: Final = {
     "save_history_window": 2,
     "save_compression_record": 2,
     "save_recovered_file": 3,
-    "save_media_cache": 2,
+    "save_media_cache": 3,
     "save_snapshot": 3,
     "save_info": 5,
-    "delete": 2,
+    "delete": 3,
     "refused": 3,
 }
 _NAMES: Final = (
@@ -140,7 +145,8 @@ def history(
     """
     weights = {**_WEIGHTS, **more}
     if rng.random() < 0.8:
-        kinds = {"delete", *rng.sample(list(weights), rng.randint(2, 5)), *rng.sample(list(more), min(2, len(more)))}
+        own = rng.sample(list(more), min(rng.choice((1, 2)), len(more)))
+        kinds = {"delete", *own, *rng.sample(list(_WEIGHTS), rng.randint(2, 4))}
         weights = {op: weight for op, weight in weights.items() if op in kinds}
     return _Generator(rng, weights, stores, large).make(steps)
 
@@ -159,13 +165,13 @@ class _Generator:
         self._pools = {kind: self._pool(kind) for kind in _POOLS}
 
     def _pool(self, kind: str) -> tuple[str, ...]:
-        """The values of the history: in every second one some of a family, neighbours in its table among them."""
+        """The values of the history: in every third one two of a family that are neighbours in its table, too."""
         rng, base = self._rng, _POOLS[kind]
         families = [family for family in FAMILIES if family[0] == kind]
-        if not families or rng.random() < 0.5:
+        if not families or rng.random() < 0.67:
             return base
-        at = rng.randrange(200)
-        return (*rng.sample(base, min(2, len(base))), *(f"{rng.choice(families)}{at + i}" for i in range(3)))
+        at, family = rng.randrange(200), rng.choice(families)
+        return (*base, f"{family}{at}", f"{family}{at + 1}")
 
     def make(self, steps: int) -> list[Step]:
         rng, stores = self._rng, self._stores

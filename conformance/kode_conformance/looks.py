@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from msgspec.structs import replace
@@ -16,26 +16,28 @@ from kode_core.model import CHANNELS, Bookmark
 
 __all__ = ["KINDS", "Known", "Look", "all_pages", "ask", "kinds_of", "loads", "looks", "problem_of"]
 
-KINDS: Final = ("messages", "tool_calls", "sessions", "events", "documents")
-"""What a look can be about."""
+KINDS: Final = ("messages", "tool_calls", "sessions", "counts", "events", "documents")
+"""What a look can be about; ``counts`` is what lists change of sessions."""
 
 MOST: Final = 10_000
 """The largest limit of a query."""
 
 _TOUCHED: Final[Mapping[str, Sequence[str]]] = {
-    "save_messages": ("messages", "sessions"),
-    "append_messages": ("messages", "sessions"),
-    "save_tool_call_records": ("tool_calls", "sessions"),
-    "upsert_tool_call_records": ("tool_calls", "sessions"),
+    "save_messages": ("messages", "counts"),
+    "append_messages": ("messages", "counts"),
+    "save_tool_call_records": ("tool_calls", "counts"),
+    "upsert_tool_call_records": ("tool_calls", "counts"),
     "append_event": ("events",),
     "append_events": ("events",),
-    "save_info": ("sessions",),
+    "save_info": ("sessions", "counts"),
     "save_turn": KINDS,
     "delete": KINDS,
     "delete_many": KINDS,
     "batch_fork": KINDS,
     "reopen": KINDS,
-    "look": (),
+    "look": KINDS,
+    "prime": (),
+    "pause": (),
 }
 
 
@@ -109,12 +111,11 @@ def problem_of(got: Any, model: StoreModel, look: Look, mine: Callable[[str], bo
         if got in bookmarks and got.seq == want.seq:
             return "", want
     if look.method == "aggregate_stats":
-        counts = ("tool_calls_by_name", "tool_calls_by_state")
-        for name in counts:
+        for name in ("tool_calls_by_name", "tool_calls_by_state"):
             found = difference(sorted(getattr(got, name).items()), sorted(getattr(want, name).items()))
             if found is not None:
                 return f"{name}: {found}", want
-        return difference(*(replace(r, **dict.fromkeys(counts, {})) for r in (got, want))) or "", want
+        return difference(*(replace(r, tool_calls_by_name={}, tool_calls_by_state={}) for r in (got, want))) or "", want
     if not look.args and "agent_id" not in look.filters:
         got = [one for one in got if mine(one if isinstance(one, str) else one.agent_id)]
     elif look.method == "list":
@@ -197,8 +198,9 @@ class Known:
 _FILTERS: Final[Mapping[str, Sequence[str]]] = {
     "messages": ("role", "content_type", "created"),
     "tool_calls": ("tool_name", "state", "is_error", "has_approval", "created"),
-    "sessions": ("template_id", "user_id", "metadata", "created", "updated"),
+    "sessions": ("template_id", "user_id", "metadata", "created"),
 }
+_SORTS: Final = ("created_at", "updated_at", "message_count")
 _NOBODY: Final[Mapping[str, Any]] = {
     "role": "nobody",
     "content_type": "nothing",
@@ -214,13 +216,9 @@ def _singles(kind: str, known: Known, turn: int) -> list[dict[str, Any]]:
     """Filters with one condition."""
     found: list[dict[str, Any]] = []
     for name in _FILTERS[kind]:
-        if name in ("created", "updated"):
-            times = known.values(kind, "time" if name == "created" else name, turn, 3)
-            bounds = [
-                (f"{name}_{('after', 'before')[(turn + i) % 2]}", t + (turn + i) // 2 % 2)
-                for i, t in enumerate(sorted(times))
-            ]
-            found += [{bound: time} for bound, time in bounds]
+        if name == "created":
+            for i, time in enumerate(sorted(known.values(kind, "time", turn, 3)), turn):
+                found.append({f"created_{('after', 'before')[i % 2]}": time + i // 2 % 2})
         elif name in ("is_error", "has_approval"):
             found += [{name: True}, {name: False}]
         else:
@@ -240,9 +238,11 @@ def looks(kind: str, agent_id: str, known: Known, model: StoreModel, turn: int) 
     """Reads that could show what a change of that kind left behind."""
     if kind == "events":
         yield from _event_looks(agent_id, known, turn)
+    own = {"agent_id": agent_id}
+    if kind == "counts":
+        yield from _session_orders(own, known, model, turn)
     if kind not in _FILTERS:
         return
-    own = {"agent_id": agent_id}
     yield Look("aggregate_stats", (agent_id,))
     singles = _singles(kind, known, turn)
     for i, filters in enumerate([*singles, *_pairs(singles, turn, 3)]):
@@ -251,25 +251,29 @@ def looks(kind: str, agent_id: str, known: Known, model: StoreModel, turn: int) 
         scope = own if variant < 2 and kind != "sessions" else {}
         limit = {"limit": MOST} if variant % 2 == 0 else {}
         yield Look(method, (), {**scope, **filters, **limit, "order": ("asc", "desc")[(turn + i // 2) % 2]})
-    yield from _ordered(kind, own, known, model, turn)
+    if kind != "sessions":
+        yield from _parts(kind, own, model, turn)
 
 
-def _ordered(kind: str, own: Mapping[str, Any], known: Known, model: StoreModel, turn: int) -> Iterator[Look]:
-    """Orders, pages and parts."""
-    scope: dict[str, Any] = dict(own)
-    if kind == "sessions":
-        yield Look("query_sessions", (), {**own})
-        yield Look("list", (scope["agent_id"][: len(scope["agent_id"]) - turn % 2],))
-        scope = {}
-        if model.agents[own["agent_id"]].info is not None:
-            scope = {"template_id": cast(Any, model.agents[own["agent_id"]].info).template_id}
-        for sort_by in ("created_at", "updated_at", "message_count"):
-            order = ("asc", "desc")[turn % 2]
-            yield Look("query_sessions", (), {"sort_by": sort_by, "order": order, "limit": MOST})
-        if not scope:
-            return
-        scope["sort_by"] = ("created_at", "updated_at", "message_count")[turn % 3]
-    size = len(cast(Sequence[Any], answer(model, f"query_{kind}", (), {**scope, "limit": MOST}, whole=True)))
+def _session_orders(own: Mapping[str, Any], known: Known, model: StoreModel, turn: int) -> Iterator[Look]:
+    """The session itself, its times, and its place among the others."""
+    agent_id, agent = own["agent_id"], model.agents[own["agent_id"]]
+    yield Look("query_sessions", (), own)
+    yield Look("list", (agent_id[: len(agent_id) - turn % 2],))
+    for time in known.values("sessions", "updated", turn, 2):
+        yield Look("query_sessions", (), {f"updated_{('after', 'before')[turn % 2]}": time, "limit": MOST})
+        yield Look("iter_sessions", (), {f"updated_{('before', 'after')[turn % 2]}": time + turn // 2 % 2})
+    for sort_by in _SORTS:
+        order = ("asc", "desc")[turn % 2]
+        yield Look("query_sessions", (), {"sort_by": sort_by, "order": order, "limit": MOST})
+    if agent.info is not None:
+        yield from _parts("sessions", {"template_id": agent.info.template_id, "sort_by": _SORTS[turn % 3]}, model, turn)
+
+
+def _parts(kind: str, scope: Mapping[str, Any], model: StoreModel, turn: int) -> Iterator[Look]:
+    """Pages about as large as all there is, or small; and parts by limit and offset."""
+    whole = answer(model, f"query_{kind}", (), {**scope, "limit": MOST}, whole=True)
+    size = len(cast(Sequence[Any], whole))
     limit = max(1, (size - 1, size, size + 1, (size + 1) // 2, 1 if size < 8 else size // 3)[turn % 5])
     order = {} if turn % 2 else {"order": "asc"}
     yield Look(f"query_{kind}", (), {**scope, **order, "limit": limit}, whole=True)
@@ -279,35 +283,43 @@ def _ordered(kind: str, own: Mapping[str, Any], known: Known, model: StoreModel,
 
 def _event_looks(agent_id: str, known: Known, turn: int) -> Iterator[Look]:
     """Parts of the log: each bound, each channel, and each of them together."""
-    seqs, offsets = list(known.seqs)[-4:], list(known.offsets)[-4:]
-    sinces = [Bookmark(seq, 0) for seq in (*seqs, *(seq - 1 for seq in seqs[:1] if seq > -(2**63)))]
-    for since in sinces:
-        yield Look("read_events", (agent_id,), {"since": since})
-    for offset in (0, *offsets):
-        yield Look("read_events", (agent_id,), {"after_offset": offset})
-    for i, channel in enumerate(CHANNELS):
-        yield Look("read_events", (agent_id,), {"channel": channel})
-        if sinces:
-            yield Look("read_events", (agent_id,), {"channel": channel, "since": sinces[(turn + i) % len(sinces)]})
-        if offsets:
-            after = offsets[(turn + i) % len(offsets)]
-            yield Look("read_events", (agent_id,), {"channel": channel, "after_offset": after})
-    if sinces and offsets:
-        both = {"since": sinces[turn % len(sinces)], "after_offset": offsets[turn // 2 % len(offsets)]}
-        yield Look("read_events", (agent_id,), both)
-        yield Look("read_events", (agent_id,), {**both, "channel": CHANNELS[turn % 3]})
+    sinces = [Bookmark(seq, 0) for seq in list(known.seqs)[-4:]] or [Bookmark(-1, 0)]
+    offsets = [0, *list(known.offsets)[-4:]]
+    since, other = (sinces[(turn + i) % len(sinces)] for i in range(2))
+    after, later = (offsets[(turn + i) % len(offsets)] for i in range(2))
+    channel, second, third = (CHANNELS[(turn + i) % 3] for i in range(3))
+    for filters in (
+        {"since": since},
+        {"since": other},
+        {"after_offset": after},
+        {"after_offset": later},
+        {"channel": channel},
+        {"channel": second, "since": since},
+        {"channel": third, "after_offset": after},
+        {"since": since, "after_offset": after},
+        {"since": other, "after_offset": later, "channel": channel},
+    ):
+        yield Look("read_events", (agent_id,), filters)
 
 
-_LOADS: Final = (
-    *("load_messages", "load_tool_call_records", "load_todos", "load_info", "exists", "load_history_windows"),
-    *("load_compression_records", "load_recovered_files", "load_media_cache", "list_snapshots", "read_events"),
-    "last_bookmark",
-)
+_LOADS: Final[Mapping[str, Sequence[str]]] = {
+    "messages": ("load_messages",),
+    "tool_calls": ("load_tool_call_records",),
+    "sessions": ("exists",),
+    "counts": ("load_info",),
+    "events": ("read_events", "last_bookmark"),
+    "documents": (
+        *("load_todos", "load_history_windows", "load_compression_records", "load_recovered_files"),
+        *("load_media_cache", "list_snapshots"),
+    ),
+}
 
 
-def loads(agent_id: str, known: Known, turn: int) -> Iterator[Look]:
-    """Everything of an agent by its id."""
-    for method in _LOADS:
-        yield Look(method, (agent_id,))
-    keys = list(known.keys)[-2:] or ["none"]
-    yield Look("load_snapshot", (agent_id, keys[turn % len(keys)]))
+def loads(agent_id: str, known: Known, turn: int, kinds: Collection[str] = KINDS) -> Iterator[Look]:
+    """What is found of an agent by its id."""
+    for kind, methods in _LOADS.items():
+        for method in methods if kind in kinds else ():
+            yield Look(method, (agent_id,))
+    if "documents" in kinds:
+        keys = list(known.keys)[-2:] or ["none"]
+        yield Look("load_snapshot", (agent_id, keys[turn % len(keys)]))

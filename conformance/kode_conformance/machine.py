@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from kode_conformance.answers import sessions_found, stored_event
 from kode_conformance.context import Context, Violation, difference
+from kode_conformance.findings import Finding, How
+from kode_conformance.following import Followers
 from kode_conformance.histories import Step
 from kode_conformance.leases import Leases
 from kode_conformance.looks import KINDS, Known, Look, all_pages, ask, kinds_of, loads, looks, problem_of
 from kode_conformance.model import AgentModel, Logged, StoreModel
+from kode_conformance.programs import Made, plain, see
 from kode_conformance.stamps import times_problem
+from kode_conformance.translation import translated
 from kode_conformance.vocabulary import REFUSED, values_of
 from kode_core.errors import AgentNotFoundError
 from kode_core.model import AgentInfo, StoredEvent
 
-__all__ = ["Finding", "How", "Machine"]
+__all__ = ["Machine"]
 
 
-class Finding(Violation):
-    """What went wrong at a step.
-
-    Attributes:
-        look: what was looked at; None when it was the call itself, or what the store makes up.
-        want: what the look must give.
-        via: through which store.
-    """
-
-    def __init__(self, text: str, look: Look | None = None, want: object = None, via: int = 0) -> None:
-        super().__init__(text)
-        self.look = look
-        self.want = want
-        self.via = via
-
-
-class How(NamedTuple):
-    """How much a machine looks.
-
-    Attributes:
-        each: after each step; otherwise at the end alone.
-        index: queries as well, not only what is loaded by id.
-        both: through all stores, and not one.
-        rounds: how often everything is looked at in the end, with other filters and pages each time.
-        end: everything in the end, and that nothing is left once it was deleted.
-        restart: and after all stores were closed and opened again.
-        metrics: what each call moves the counters by.
-    """
-
-    each: bool = True
-    index: bool = False
-    both: bool = False
-    rounds: int = 1
-    end: bool = True
-    restart: bool = False
-    metrics: bool = False
+_SIMPLY: Final = How()
+_PAUSE_S: Final = 0.002
+"""Longer than the smallest difference of two times."""
 
 
 class Machine:
@@ -65,12 +37,14 @@ class Machine:
         prefix: of the ids of agents and templates.
         model: what the store must hold.
         forks: the ids of forks by their names in the history.
+        made: the steps so far.
     """
 
-    def __init__(self, ctx: Context, prefix: str, stores: list[Any], how: How = How()) -> None:
+    def __init__(self, ctx: Context, prefix: str, stores: list[Any], how: How = _SIMPLY) -> None:
         self.model = StoreModel()
         self.prefix = prefix
         self.forks: dict[str, str] = {}
+        self.made: list[Made] = []
         self._ctx = ctx
         self._stores = stores
         self._how = how
@@ -78,34 +52,42 @@ class Machine:
         self._known: defaultdict[str, Known] = defaultdict(Known)
         self._highest: dict[str, int] = {}
         self._leases = Leases(ctx)
+        self._followers: Followers | None = None
         self._turn = 0
 
     async def run(self, steps: Sequence[Step]) -> None:
         """Make the steps, then look at everything through all stores, after a restart as well, and delete it."""
+        if self._how.follow:
+            self._followers = Followers(self._stores[-1])
         try:
             for i, step in enumerate(steps, 1):
                 try:
                     await self._step(step)
                 except Finding as exc:
-                    raise Finding(f"step {i}: {exc}", exc.look, exc.want, exc.via) from None
+                    raise exc.at(i) from None
                 except Violation as exc:
                     raise Finding(f"step {i}: {exc}") from None
                 except Exception as exc:
-                    raise Finding(f"step {i}: it raised {type(exc).__name__}: {exc}") from exc
+                    raise Finding(f"step {i}: it raised {type(exc).__name__}: {exc}", is_of_the_call=True) from exc
             if self._how.end:
                 await self._look_at_all("at the end")
+            if self._followers is not None:
+                await self._followers.finish(self.model, self._stores[0])
             if self._how.restart:
                 for via in range(len(self._stores)):
                     await self._reopen(via)
                 await self._look_at_all("after a restart")
         finally:
+            if self._followers is not None:
+                await self._followers.close()
             await self._leases.release_all()
         await self._delete_all()
 
-    async def judge(self, via: int, look: Look) -> Finding | None:
-        """One look at the end of a history; what is wrong with it."""
+    async def judge(self, via: int, look: Look, other: Machine) -> Finding | None:
+        """One look of another machine at the end of the same history; what is wrong with it."""
         for agent_id in list(self.model.agents):
             await self._learn_all(via, agent_id)
+        look = translated(look, other, self)
         try:
             await self._ask(via, look, "at the end")
         except Finding as exc:
@@ -125,18 +107,23 @@ class Machine:
     async def _step(self, step: Step) -> None:
         touched = await self._reopen(step.via) if step.op == "reopen" else await self._metered(step)
         if not self._how.each or step.seen_by < 0:
+            if step.seen_by < -1:
+                await self._learn(step.via, self._id(step.agent), "before the change")
             return
         kinds, own = kinds_of(step.op), self._id(step.agent)
-        for via in range(len(self._stores)) if self._how.both or step.op == "look" else [step.seen_by]:
+        for via in range(len(self._stores)) if self._how.both or step.op == "prime" else [step.seen_by]:
             when = f"seen through store {via + 1}"
             mine = dict.fromkeys([own, *touched])
-            for agent_id in mine:
+            for agent_id in [*mine, *(a for a, agent in self.model.agents.items() if agent.is_news and a not in mine)]:
                 await self._learn(via, agent_id, when)
             for agent_id in mine:
-                await self._look(via, agent_id, kinds, when)
+                is_neighbour = step.op == "look" and agent_id != own and agent_id not in self.forks.values()
+                await self._look(via, agent_id, ("counts",) if is_neighbour else kinds, when)
             others = [agent_id for agent_id in self.model.agents if agent_id != own and agent_id not in touched]
             if others:
-                await self._look(via, others[self._turn % len(others)], (), when)
+                await self._look(via, others[self._turn % len(others)], (), f"not touched, {when}")
+        if self._followers is not None:
+            await self._followers.catch_up(self.model)
 
     async def _metered(self, step: Step) -> Sequence[str]:
         """Make a call, which must move its counter by one and no other."""
@@ -156,7 +143,12 @@ class Machine:
     async def _call(self, step: Step) -> Sequence[str]:
         """Make a call; the agents that it touched."""
         agent_id = self._id(step.agent)
-        if step.op == "look":
+        refused = next((REFUSED[name] for name in step.names() if name in REFUSED), None)
+        self.made.append(Made(step, (), "" if refused is None else refused.__name__))
+        if step.op == "pause":
+            await asyncio.sleep(_PAUSE_S)
+            return []
+        if step.op in ("look", "prime"):
             return list(self.model.agents)
         if step.op in Leases.OPS:
             await self._leases.do(step, agent_id, self._stores)
@@ -168,9 +160,11 @@ class Machine:
             return await self._delete_many(store, dict(step.named))
         args = [self.value(arg, agent_id) for arg in step.args]
         named = {name: self.value(arg, agent_id) for name, arg in step.named}
-        refused = next((REFUSED[name] for name in step.names() if name in REFUSED), None)
         if refused is not None:
-            await self._ctx.raises(refused, getattr(store, step.op)(agent_id, *args, **named), step.op)
+            try:
+                await self._ctx.raises(refused, getattr(store, step.op)(agent_id, *args, **named), step.op)
+            except Violation as exc:
+                raise Finding(str(exc), is_of_the_call=True) from None
             return [agent_id]
         lease = self._leases.fence(step.fence, agent_id)
         if lease is not None:
@@ -191,6 +185,7 @@ class Machine:
     async def _fork(self, store: Any, agent_id: str, count: int = 1) -> Sequence[str]:
         parent = self.model.agents[agent_id]
         if parent.info is None:
+            self.made[-1] = self.made[-1]._replace(refused=AgentNotFoundError.__name__)
             await self._ctx.raises(AgentNotFoundError, store.batch_fork(agent_id, count), "forking without info")
             return [agent_id]
         ids = list(await store.batch_fork(agent_id, count))
@@ -201,6 +196,7 @@ class Machine:
             self._ctx.true(info is not None, "a fork has no info")
             self.model.fork(parent, agent_id, fork_id, cast(AgentInfo, info).created_at)
             self.forks[f"f{len(self.forks) + 1}"] = fork_id
+        self.made[-1] = self.made[-1]._replace(forks=list(self.forks)[-count:])
         return [agent_id, *ids]
 
     async def _delete_many(self, store: Any, named: dict[str, Any]) -> Sequence[str]:
@@ -211,6 +207,7 @@ class Machine:
         return found
 
     async def _reopen(self, via: int) -> Sequence[str]:
+        self.made.append(Made(Step("reopen", "", via=via)))
         await self._leases.release_all(via)
         await self._ctx.close(self._stores[via])
         self._stores[via] = await self._ctx.another()
@@ -259,14 +256,15 @@ class Machine:
         """Everything by id, and what *kinds* of queries find."""
         agent, known = self.model.agents[agent_id], self._known[agent_id]
         self._turn += 1
-        for look in loads(agent_id, known, self._turn):
+        everything = not self._how.queries or self._turn % 3 == 0
+        for look in loads(agent_id, known, self._turn, KINDS if everything else {*kinds, "events"}):
             await self._ask(via, look, when)
         offsets = [cast(int, logged.offset) for logged in agent.events]
         self._ctx.equal(offsets, sorted(set(offsets)), f"offsets in the order of commit, {when}")
         known.note(agent)
-        kinds = kinds if self._how.index or "events" not in kinds else ("events",)
+        kinds = kinds if self._how.queries or "events" not in kinds else ("events",)
         for kind in kinds:
-            if kind == "events" or (self._how.index and self._is_queryable):
+            if kind == "events" or (self._how.queries and self._is_queryable):
                 for look in looks(kind, agent_id, known, self.model, self._turn):
                     await self._ask(via, look, when)
 
@@ -277,7 +275,8 @@ class Machine:
             self._note_read(look, cast(Any, got))
         problem, want = problem_of(got, self.model, look, self._is_mine)
         if problem:
-            raise Finding(f"{self.shown(look)}, {when}: {problem}", look, want, via)
+            is_plain = difference(plain(got), plain(want)) is not None
+            raise Finding(self.shown(f"{look}, {when}: {problem}"), look, want, via, is_plain=is_plain)
 
     def _note_read(self, look: Look, got: Sequence[StoredEvent]) -> None:
         """Learn the offsets of events that a turn wrote, of a read of them all."""
@@ -305,7 +304,7 @@ class Machine:
 
     async def _learn(self, via: int, agent_id: str, when: str) -> None:
         """The times that the store gave, held to their rules."""
-        if not (self._how.index and self._is_queryable):
+        if not (self._how.queries and self._is_queryable):
             return
         store, agent = self._stores[via], self.model.agents[agent_id]
         found = await all_pages(store.query_messages, agent_id=agent_id, order="asc", limit=10_000)
@@ -314,11 +313,13 @@ class Machine:
         problem = difference(found, agent.messages)
         problem = problem or difference([m.position for m in found], list(range(len(found))), "position")
         if problem:
-            raise Finding(f"{self.shown(look)} by position, {when}: {problem}", look, None, via)
+            raise Finding(self.shown(f"{look} by position, {when}: {problem}"), look, None, via, is_plain=False)
         times, learned = [message.created_at for message in found], agent.learned
         if learned.edits < 2:
             wrong = times_problem(learned.messages, learned.times, agent.messages, times)
-            self._ctx.true(not wrong, f"created_at of messages of {self._name(agent_id)}, {when}: {wrong}")
+            if wrong:
+                text = f"created_at of messages of {self._name(agent_id)}, {when}: {wrong}"
+                raise Finding(text, is_of_times=True)
         learned.messages, learned.times, learned.edits = list(agent.messages), times, 0
         await self._learn_updated(store, agent_id, agent, when)
 
@@ -345,9 +346,8 @@ class Machine:
                 await self._look(len(self._stores) - 1, agent_id, KINDS, "after everything was deleted")
         await self._ask(len(self._stores) - 1, Look("list"), "after everything was deleted")
 
-    def shown(self, look: Look) -> str:
-        """A look, with the names of the history."""
-        text = str(look)
+    def shown(self, text: str) -> str:
+        """A text, with the names of the history."""
         for name, fork_id in self.forks.items():
             text = text.replace(repr(fork_id), name)
         return text.replace(f"'{self.prefix}", "'") if self.prefix else text
@@ -368,13 +368,3 @@ _GROUPS: Final = {
         "saves",
     ),
 }
-
-
-async def see(store: Any, agent_id: str) -> None:
-    """Read everything of an agent, as a program does that remembers what it saw."""
-    for look in loads(agent_id, Known(), 0):
-        await ask(store, look)
-    if hasattr(store, "query_sessions"):
-        for name in ("query_messages", "query_tool_calls", "query_sessions"):
-            await getattr(store, name)(agent_id=agent_id)
-        await store.aggregate_stats(agent_id)

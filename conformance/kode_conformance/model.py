@@ -72,10 +72,12 @@ class AgentModel:
         self.learned = Learned()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing is stored of it."""
-        kinds = (self.messages, self.tool_calls, self.events, self.windows, self.compressions)
-        return not any((*kinds, self.recovered, self.media, self.snapshots, self.info, self.todos is not None))
+    def is_news(self) -> bool:
+        """Whether it changed since the store was asked for the times that it gave."""
+        learned = self.learned
+        return (
+            bool(learned.edits) or learned.moves is not False or (learned.updated_at is None and self.info is not None)
+        )
 
     def moved(self, by: bool) -> None:
         """Note a save that moves ``updated_at``, or one of an empty list, which may."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from kode_conformance.histories import Step
-from kode_conformance.vocabulary import run, runs_of
+from kode_conformance.vocabulary import REFUSED, VALUES, run, runs_of
 
 __all__ = ["Fails", "shortest"]
+
+_FEW: Final = 6
+"""So short a history may become shorter with another value in its last step."""
 
 Fails = Callable[[list[Step]], Awaitable[bool]]
 
@@ -36,9 +39,21 @@ def _shorter(steps: list[Step]) -> Iterator[list[Step]]:
         for start in range(len(steps) - size, -1, -size):
             yield steps[:start] + steps[start + size :]
         size //= 2
+    if len(steps) <= _FEW:
+        for i in range(len(steps) - 1):
+            for last in _others(steps[-1]):
+                yield [*steps[:i], *steps[i + 1 : -1], last]
     for i, step in enumerate(steps):
         for simpler in _simpler(step):
             yield [*steps[:i], simpler, *steps[i + 1 :]]
+
+
+def _others(step: Step) -> Iterator[Step]:
+    """The step with another value of its kind."""
+    if len(step.args) == 1 and isinstance(step.args[0], str):
+        for name in VALUES:
+            if name[0] == step.args[0][0] and name not in REFUSED:
+                yield step._replace(args=(name,))
 
 
 def _simpler(step: Step) -> Iterator[Step]:

@@ -1,7 +1,8 @@
 """The values of random histories, by the names that a history calls them.
 
-A name is one of :data:`VALUES`; or a variant (``c.state``); or of a family made from the tables of :mod:`kode_conformance.dimensions`, as ``mL3``
-for a message of the third lookalike; or of a run, as ``m#0:1001`` for 1,001 messages.
+A name is one of :data:`VALUES`; or a variant (``c.state``); or of a family made from the tables of
+:mod:`kode_conformance.dimensions`, as ``mL3`` for a message of the third lookalike; or of a run, as ``m#0:1001`` for
+1,001 messages.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
+from kode_conformance.answers import answer
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.fields import Holds, Values, fields_of, full, put, rows, value_in
 from kode_conformance.kinds import Gives, Kind, Reader, Writer, kinds
@@ -17,7 +18,7 @@ from kode_core.model import AgentInfo, Record
 from kode_core.protocols import ExtendedStore
 from kode_core.query import SessionInfo
 
-__all__ = ["all_come_back", "at_once", "brief", "changes_come_back", "come_back"]
+__all__ = ["all_come_back", "at_once", "brief", "changes_come_back", "come_back", "held"]
 
 _ROWS: Final = 32
 """How many records of a kind there are in a round."""
@@ -160,7 +161,7 @@ class _Round:
         info = await self._ctx.store.load_info(fork)
         self._ctx.true(info is not None, "the fork has no info")
         assert info is not None
-        self._model.fork(parent, fork, info.created_at)
+        self._model.fork(self._model.agents[parent], parent, fork, info.created_at)
         for agent_id, by in ((parent, "save and a fork"), (fork, "batch_fork")):
             self._written += [_Written(agent_id, kinds()[record], by, []) for record in self._records]
 
@@ -199,28 +200,29 @@ class _Round:
 
     async def _compared(self, store: ExtendedStore, written: _Written, reader: Reader, how: str) -> None:
         agent_id, method = written.agent_id, getattr(store, reader.method)
-        agent = self._model.agents[agent_id]
         if reader.gives is Gives.KEYED:
             key = next(f for f in fields_of(written.kind.record) if f.holds is Holds.KEY)
             for record in written.records:
                 self._ctx.equal(await method(agent_id, value_in(record, key)), record, how)
         elif reader.gives in (Gives.LIST, Gives.ONE):
-            self._ctx.equal(await method(agent_id), agent.view()[reader.method], how)
+            self._ctx.equal(await method(agent_id), held(self._model, reader.method, agent_id), how)
         elif reader.gives is Gives.STREAM:
-            logged = [entry.timeline for entry in agent.events]
-            wanted: Any = agent.view().get(reader.method, logged)
+            wanted = held(self._model, reader.method, agent_id)
             self._ctx.equal(await _first(method(agent_id), len(wanted)), wanted, how)
         else:
             found = method(agent_id=agent_id, order="asc", **({"limit": 1000} if reader.gives is Gives.PAGE else {}))
             got = [r async for r in found] if reader.gives is Gives.FOUND else list(await found)
             load = next(r.method for r in written.kind.readers if r.gives is Gives.LIST)
-            numbered = list(enumerate(cast("list[Any]", agent.view()[load])))
-            numbered.sort(key=lambda one: getattr(one[1], "created_at", 0))
+            numbered = list(enumerate(held(self._model, load, agent_id)))
+            if "created_at" in written.kind.record.__struct_fields__:
+                numbered.sort(key=lambda one: one[1].created_at)
+            else:  # the time is the store's, and stays with a record that moves
+                got.sort(key=lambda one: one.position)
             self._ctx.equal(got, [record for _, record in numbered], how)
             self._ctx.equal([r.position for r in got], [i for i, _ in numbered], f"positions of {how}")
 
     async def _sessions(self, store: ExtendedStore, where: str) -> None:
-        wanted = {a: agent.view()["load_info"] for a, agent in self._model.agents.items() if agent.info is not None}
+        wanted = {agent_id: held(self._model, "load_info", agent_id) for agent_id in self._model.listed()}
         for how, found in (
             ("query_sessions", await store.query_sessions(limit=10_000)),
             ("iter_sessions", [session async for session in store.iter_sessions()]),
@@ -258,6 +260,16 @@ async def at_once(calls: Iterable[Awaitable[object]], most: int = _AT_ONCE) -> N
     rest = iter(calls)
     while some := list(itertools.islice(rest, most)):
         await asyncio.gather(*some)
+
+
+def held(model: StoreModel, method: str, agent_id: str) -> Any:
+    """What a method that reads all of an agent must give; events without their offsets."""
+    log = [logged.timeline for logged in model.agents[agent_id].events]
+    if method == "follow_events":
+        return log
+    if method == "read_events":
+        return sorted(log, key=lambda timeline: timeline.bookmark.seq)
+    return answer(model, method, (agent_id,), {}, whole=True)
 
 
 def brief(name: str) -> str:

@@ -15,7 +15,8 @@ import pytest
 from kode_conformance import schedules
 from kode_conformance.builtin import MemoryHarness
 from kode_conformance.context import prepared
-from kode_conformance.histories import REFUSED, VALUES, Step, history, shortest, told
+from kode_conformance.findings import How
+from kode_conformance.histories import Step, history, told
 from kode_conformance.linearize import Call, log_problem, offsets_problem, register_problem
 from kode_conformance.machine import Machine
 from kode_conformance.pace import in_time
@@ -23,7 +24,9 @@ from kode_conformance.payloads import PAYLOADS
 from kode_conformance.places import PLACES
 from kode_conformance.schedules import Schedule, interleaved
 from kode_conformance.settings import Settings
+from kode_conformance.shrinking import shortest
 from kode_conformance.strategies import hostile_text, hostile_value, is_exact_json, parts, simpler
+from kode_conformance.vocabulary import FAMILIES, REFUSED, VALUES
 
 from kode_core.errors import InvalidValueError
 from kode_core.jsonvalue import encode_json
@@ -53,7 +56,8 @@ def test_a_seed_makes_one_sequence_of_histories() -> None:
     steps = [step for steps in histories(7, 60) for step in steps]
     assert {name for step in steps for name in step.names() if name not in ("t0", "t1")} >= set(VALUES) - {"t0", "t1"}
     assert {step.op for step in steps} > {"save_turn", "append_events", "delete", "reopen", "batch_fork", "delete_many"}
-    assert {step.agent for step in steps} >= {"a", "A", "ab", "f1"}
+    assert {step.agent for step in steps} >= {"a", "A", "ab", "a/b", "a_b", "f1", "f2"}
+    assert {name[:2] for step in steps for name in step.names()} >= set(FAMILIES)
 
 
 def test_most_histories_are_of_few_kinds_of_calls() -> None:
@@ -77,7 +81,7 @@ async def test_a_history_is_shortened_to_what_matters() -> None:
     assert short == [Step("save_messages", "a", (("m3",),)), Step(short[1].op, short[1].agent, ((),))]
     assert told(short).splitlines()[:2] == [
         "  1. store 1: save_messages(a, [m3])",
-        f"  2. store 1: {short[1].op}(A, [])",
+        f"  2. store 1: {short[1].op}({short[1].agent}, [])",
     ]
 
 
@@ -98,7 +102,7 @@ async def test_the_machine_takes_every_kind_of_step() -> None:
     steps = history(random.Random(3), 600, {"batch_fork": 5, "delete_many": 5})
     assert {name for step in steps for name in step.names()} > set(REFUSED)
     async with prepared(MemoryHarness()) as ctx:
-        await Machine(ctx, "x-", [ctx.store, await ctx.another()], None).run(steps, restart=False)
+        await Machine(ctx, "x-", [ctx.store, await ctx.another()], How(queries=True)).run(steps)
 
 
 # --- Hostile values ---------------------------------------------------------------------------------------------------

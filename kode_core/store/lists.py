@@ -19,7 +19,7 @@ from kode_core.batch import ListHead, ListKind, ListWrite, Outline, Row
 from kode_core.pace import Pace
 from kode_core.store.remembered import Remembered, Tail, key_of
 from kode_core.store.rows import Encoded, ListCodec
-from kode_core.store.times import keep_times
+from kode_core.store.times import equal_ones, keep_times
 
 __all__ = ["Append", "Replace", "Upsert"]
 
@@ -55,7 +55,10 @@ class Replace:
             await pace.rest()
         append = await _encoded(codec, records[shared:], shared, now, pace)
         if codec.kind == ListKind.MESSAGES:
+            if put and (is_cut or append or len(put) > 1):
+                put = await _with_equals(codec, old, records, put, append, now, pace)
             put, append = await _timed(old, put, append, shared)
+            put = [(i, row) for i, row in put if (row.body.digest, row.created_at) != (old.digests[i], old.created[i])]
         for i, row in put:
             base.put(i, row)
             await pace.rest()
@@ -85,6 +88,29 @@ async def _encoded(codec: ListCodec, records: Sequence[Any], start: int, now: in
         encoded.append(await codec.row(i, record, now, pace))
         await pace.rest()
     return encoded
+
+
+async def _with_equals(
+    codec: ListCodec,
+    old: Remembered,
+    records: Sequence[Any],
+    put: list[tuple[int, Row]],
+    append: list[Encoded],
+    now: int,
+    pace: Pace,
+) -> list[tuple[int, Row]]:
+    """Also the rows of equal messages, of which one may have moved to where another was: it takes its time along."""
+    digests = list(old.digests[: len(records)])
+    for i, row in put:
+        digests[i] = row.body.digest
+    digests += [one.row.body.digest for one in append]
+    found, is_long = list(put), len(old) + len(digests) > _LONG
+    moved = await asyncio.to_thread(equal_ones, old.digests, digests) if is_long else equal_ones(old.digests, digests)
+    for i in moved:
+        one = await codec.row(i, records[i], now, pace)
+        found.append((i, one.row))
+        await pace.rest()
+    return sorted(found, key=lambda pair: pair[0])
 
 
 async def _timed(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Collection, Sequence
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from math import inf
 
 from msgspec.structs import replace
 
 from kode_core.batch import Row
 
-__all__ = ["keep_times"]
+__all__ = ["equal_ones", "keep_times"]
 
 
 def keep_times(
@@ -19,7 +21,7 @@ def keep_times(
 
     A message that only moved keeps its time. A message in the place of one that is gone takes that one's time. All
     others are new. Where messages moved, the others are fitted in: not newer than their successor, and never older than
-    any message before them.
+    any message before them. So are equal messages, of which nobody can say which of them moved where.
 
     Args:
         digests: of the list as it is stored.
@@ -29,13 +31,15 @@ def keep_times(
         shared: how many positions the list had and has.
     """
     changed = [*put, *enumerate(append, shared)]
-    times, moved = _moved(digests, created, changed, shared)
-    places: dict[int, int] = {}
+    pairs, doubtful = _moved(digests, changed, shared)
+    moved = {*pairs.values(), *doubtful.values()}
+    times = {i: created[place] for i, place in pairs.items()}
+    places = {i: created[place] for i, place in doubtful.items()}
     for i, row in changed:
         is_replaced = i < len(created) and i not in moved
         if is_replaced and not moved:
             times[i] = created[i]
-        elif i not in times:
+        elif i not in times and i not in places:
             places[i] = created[i] if is_replaced else row.created_at
     for i in sorted(places, reverse=True):
         following = times.get(i + 1, created[i + 1] if i + 1 < shared else None)
@@ -49,19 +53,79 @@ def keep_times(
 
 
 def _moved(
-    digests: Sequence[bytes], created: Sequence[int], changed: Sequence[tuple[int, Row]], shared: int
-) -> tuple[dict[int, int], set[int]]:
-    """The times of the messages that moved, by where they are now, and where they were."""
-    left: defaultdict[bytes, deque[int]] = defaultdict(deque)
-    for i in (*(i for i, _ in changed if i < shared), *range(shared, len(created))):
-        left[digests[i]].append(i)
-    times: dict[int, int] = {}
-    moved: set[int] = set()
-    for i, row in changed:
-        if places := left.get(row.body.digest):
-            moved.add(places[0])
-            times[i] = created[places.popleft()]
-    return times, moved
+    digests: Sequence[bytes], changed: Sequence[tuple[int, Row]], shared: int
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Where the messages that moved were, by where they are now; apart from them, those that may have been elsewhere.
+
+    A message that is there once is known again, and with it its equal neighbours that moved along.
+    """
+    left = {i: digests[i] for i in (*(i for i, _ in changed if i < shared), *range(shared, len(digests)))}
+    rows = {i: row.body.digest for i, row in changed}
+    places = _by_digest(left)
+    stay = {digests[i] for i in range(shared) if i not in left}
+    pairs = _known_again(places, rows, stay)
+    taken = {*pairs.values()}
+    for start, place in [*pairs.items()]:
+        for step in (-1, 1):
+            i, at = start + step, place + step
+            while i in rows and i not in pairs and at not in taken and left.get(at) == rows[i]:
+                pairs[i] = at
+                taken.add(at)
+                i, at = i + step, at + step
+    return pairs, _doubtful(rows, places, pairs, shared)
+
+
+def _doubtful(
+    rows: Mapping[int, bytes], places: Mapping[bytes, list[int]], pairs: Mapping[int, int], shared: int
+) -> dict[int, int]:
+    """Where others may have been, between the neighbours that are known: the latest that is left there."""
+    taken, found = {*pairs.values()}, dict[int, int]()
+    free = {digest: [place for place in left if place not in taken] for digest, left in places.items()}
+    known = sorted({*pairs, *(i for i in range(shared) if i not in rows)})
+    high: float = inf
+    for i in sorted({*rows, *known}, reverse=True):
+        if i not in rows or i in pairs:
+            high = pairs.get(i, i)
+            continue
+        before = bisect_left(known, i)
+        low = pairs.get(known[before - 1], known[before - 1]) if before else -1
+        left = free.get(rows[i], ())
+        place = left[at - 1] if (at := bisect_left(left, high)) else -1
+        if place > low:
+            high = found[i] = place
+    return found
+
+
+def _known_again(
+    places: Mapping[bytes, list[int]], rows: Mapping[int, bytes], stay: Collection[bytes]
+) -> dict[int, int]:
+    """Where those were that were there once and are there once, by where they are now; none equals one that stays."""
+    numbers = _by_digest(rows)
+    once = {digest: found[0] for digest, found in numbers.items() if len(found) == 1 and digest not in stay}
+    return {once[digest]: found[0] for digest, found in places.items() if len(found) == 1 and digest in once}
+
+
+def equal_ones(old: Sequence[bytes], new: Sequence[bytes]) -> Sequence[int]:
+    """Positions with the same message before and after that has equals, in a list in which messages moved.
+
+    Any of the equal ones may stand there now.
+    """
+    shared = min(len(old), len(new))
+    stay = [i for i in range(shared) if old[i] == new[i]]
+    rows = {i: digest for i, digest in enumerate(new) if i >= shared or old[i] != digest}
+    left = {i: digest for i, digest in enumerate(old) if i >= shared or new[i] != digest}
+    if not _known_again(_by_digest(left), rows, {new[i] for i in stay}):
+        return ()
+    before, after = Counter(old), Counter(new)
+    return [i for i in stay if before[new[i]] > 1 or after[new[i]] > 1]
+
+
+def _by_digest(digests: Mapping[int, bytes]) -> Mapping[bytes, list[int]]:
+    """The places of each digest, ascending."""
+    found: defaultdict[bytes, list[int]] = defaultdict(list)
+    for place in sorted(digests):
+        found[digests[place]].append(place)
+    return found
 
 
 def _raise(places: Collection[int], times: dict[int, int], created: Sequence[int]) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context
-from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths
+from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, twins
 from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, put
-from kode_conformance.kinds import kinds
+from kode_conformance.kinds import Gives, Kind, Reader, kinds
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
 from kode_conformance.ways import all_come_back, changes_come_back, come_back
+from kode_core.model import AgentInfo
+from kode_core.protocols import ExtendedStore
 
 _MAX_KEY: Final = 4096
 _D = Dimension
@@ -54,7 +56,9 @@ async def every_text_in_every_field(ctx: Context) -> None:
 
 
 def _numbers(field: Field) -> Sequence[Any]:
-    numbers = (*INTEGERS, *FRACTIONS)
+    numbers: tuple[int | float, ...] = (*INTEGERS, *FRACTIONS)
+    if field.holds in (Holds.JSON, Holds.DICT, Holds.SPREAD):
+        numbers = (*numbers, 2**63, 2**64, 10**40, 10**22 + 1, 10**400)
     if field.holds is Holds.JSON:
         return numbers
     if field.holds in (Holds.DICT, Holds.SPREAD):
@@ -91,14 +95,18 @@ def _of_length(length: int, form: int) -> str:
 
 
 def _lengths(ctx: Context) -> Values:
-    """In quick runs one form of each length, another one for the next field."""
-    shortest = 3073 if ctx.settings.tier is Tier.QUICK else _SHORT
-    known = lengths(up_to=min(shortest, _limit(ctx) // _TEXTS))
+    """Texts of each length in all forms, or, where time is short, in one, which is another one for the next field."""
+    longest = {Tier.QUICK: 3073, Tier.STANDARD: 4097}.get(ctx.settings.tier, _SHORT)
+    known = lengths(up_to=min(longest, _limit(ctx) // _TEXTS))
 
     def values(field: Field) -> Sequence[Any]:
-        forms = range(3) if ctx.settings.tier > Tier.QUICK else [field.number]
-        texts = [_of_length(length, form + i) for i, length in enumerate(known) for form in forms]
-        return _texts(texts, str)(field)
+        most = {Tier.QUICK: 0, Tier.STANDARD: 1025}.get(ctx.settings.tier, _SHORT)
+        texts = [
+            _of_length(length, form + i)
+            for i, length in enumerate(known)
+            for form in (range(3) if length <= most else [field.number])
+        ]
+        return _texts(list(dict.fromkeys(texts)), str)(field)
 
     return values
 
@@ -159,6 +167,60 @@ async def every_field_may_stand_alone(ctx: Context) -> None:
     await all_come_back(ctx, every)
 
 
+_INTERNAL: Final = (
+    *("_id", "id", "rowid", "pk", "sk", "PK", "SK", "key", "kind", "type", "_type", "value", "data", "body", "payload"),
+    *("doc", "_doc", "record", "content", "text", "name", "role", "state", "status", "user_id", "userId", "messages"),
+    *("agentId", "agent_id", "agent", "position", "index", "order", "offset", "seq", "channel", "cursor", "event"),
+    *("createdAt", "created_at", "updatedAt", "updated_at", "timestamp", "time", "ts", "ttl", "expires", "deleted"),
+    *(
+        "version",
+        "_version",
+        "__v",
+        "_rev",
+        "_etag",
+        "revision",
+        "digest",
+        "hash",
+        "checksum",
+        "size",
+        "count",
+        "score",
+    ),
+    *(
+        "extra",
+        "meta",
+        "metadata",
+        "fields",
+        "attributes",
+        "path",
+        "self",
+        "cls",
+        "args",
+        "kwargs",
+        "__class__",
+        "None",
+    ),
+)
+"""Names that stores give to what they add to a record."""
+
+
+@check("VAL-6", "VAL-1", under=(_D.LOOKALIKES, _D.INSTANCES))
+async def unknown_fields_may_have_any_name(ctx: Context) -> None:
+    """Unknown fields, and keys of dicts, come back whatever they are called, also as stores call what they add to a
+    record themselves, also hundreds of them in one dict, in the order given.
+    """
+    names = list(dict.fromkeys([*_INTERNAL, *LOOKALIKES, *twins()]))
+
+    def values(field: Field) -> Sequence[Any]:
+        if field.holds not in (Holds.DICT, Holds.SPREAD, Holds.JSON):
+            return ()
+        mine = [name for name in names if name not in field.options]
+        texts: dict[str, Any] = {name: f"of {name}" for name in mine}
+        return [texts, {name: i for i, name in enumerate(mine[::-1])}, dict.fromkeys(mine, True)]
+
+    await come_back(ctx, values)
+
+
 _EQUAL: Final[dict[Holds, tuple[Any, ...]]] = {
     Holds.NUMBER: (0, 0.0, -0.0, 0),
     Holds.JSON: (1, 1.0, True, "1"),
@@ -189,3 +251,36 @@ async def a_change_of_one_field_is_a_change(ctx: Context) -> None:
 
     phases = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1)]
     await changes_come_back(ctx, [{root: records(root, *phase) for root in kinds()} for phase in phases])
+
+
+@check("VAL-6", "VAL-1", under=(_D.CHANGES, _D.INSTANCES))
+async def what_was_loaded_can_be_saved(ctx: Context) -> None:
+    """What one instance has loaded, with every field, known or not, another one saves under another agent, by every
+    method: it is the same there.
+    """
+    other = await ctx.another()
+    for kind in kinds().values():
+        first = kind.writers[-1]
+        for number in range(2):
+            agent_id, record = f"{kind.record.__name__}-{number}", full(kind.record, number)
+            if isinstance(record, AgentInfo):
+                record = record.replace(agent_id=agent_id)
+            given = {first.parameter: [record] if first.many else record}
+            await getattr(ctx.store, first.method)(agent_id, **given)
+            for reader in kind.readers:
+                if reader.gives in (Gives.LIST, Gives.ONE):
+                    await _saved_again(ctx, other, kind, reader, agent_id)
+
+
+async def _saved_again(ctx: Context, other: ExtendedStore, kind: Kind, reader: Reader, agent_id: str) -> None:
+    loaded = await getattr(other, reader.method)(agent_id)
+    records = [loaded] if reader.gives is Gives.ONE else list(loaded)
+    ctx.true(records and records != [None], f"{reader.method} must give what was saved")
+    for writer in kind.writers:
+        target = f"{agent_id}-{writer.method}-{writer.parameter}"
+        owned = [one.replace(agent_id=target) if isinstance(one, AgentInfo) else one for one in records]
+        for given in [owned] if writer.many else owned:
+            await getattr(other, writer.method)(target, **{writer.parameter: given})
+        found = await getattr(ctx.store, reader.method)(target)
+        wanted = owned[0] if reader.gives is Gives.ONE else owned
+        ctx.equal(found, wanted, f"what {reader.method} gave, saved again by {writer.method}({writer.parameter}=)")

@@ -216,3 +216,20 @@ async def _some(stream: Any, count: int) -> Any:
     for _ in range(count):
         yield await anext(stream)
     await stream.aclose()
+
+
+@check("QRY-2", "VAL-5", "MSG-4", "INFO-2", needs=_Q, under=(_D.NUMBERS,))
+async def what_the_store_dates_is_bounded_by_any_time(ctx: Context) -> None:
+    """What the store dates itself, messages and changes of sessions, is after every time that has passed and before
+    every one that has not: 0, times before 1970, far years and the edges of 64 bits.
+    """
+    await ctx.store.save_turn("a", info=samples.info("a"), messages=samples.messages(3))
+    passed = [time for time in _ALL_TIMES if time < samples.T0]
+    to_come = [time for time in _ALL_TIMES if time > 4 * samples.T0]
+    for method, name, count in (("query_sessions", "updated", 1), ("query_messages", "created", 3)):
+        for time in in_time(ctx, [*passed, *to_come]):
+            for given in (time, *_as_datetime(time)):
+                after = len(await getattr(ctx.store, method)(**{f"{name}_after": given}))
+                before = len(await getattr(ctx.store, method)(**{f"{name}_before": given}))
+                wanted = (count, 0) if time in passed else (0, count)
+                ctx.equal((after, before), wanted, f"how many {method} finds with {name}_after and _before={given}")

@@ -14,6 +14,7 @@ from kode_conformance.costs import collected, held
 from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.writes import WRITES, seed
 from kode_core.errors import KodeError, LockUnavailableError
 from kode_core.protocols import ExtendedStore
@@ -27,6 +28,7 @@ _STEP: Final = 100
 _POOL: Final = 40
 """So many threads and connections a store may have more, whatever is locked: pools that fill."""
 _CYCLES: Final = 6
+_STEPS: Final = 8
 _EXTRA: Final = 40
 """More threads than the loop has of its own for calls that block."""
 
@@ -113,15 +115,19 @@ async def a_thousand_locks_cost_nothing(ctx: Context) -> None:
             grown = _grown(before, await _connections_of(ctx))
             ctx.equal(grown, {}, f"what {count} locks {told} hold, from and to")
         await _take(other.acquire_agent_lock(f"{prefix}0"))
+        grown = _grown(before, await _settled(ctx), spared=())
+        ctx.equal(grown, {}, f"what {count} locks {told} leave behind, from and to")
 
 
 async def _take(lock: Awaitable[object]) -> object:
     return await lock
 
 
-def _grown(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """What there is much more of, from and to. Tasks are not: no clause says what they cost while they are used."""
-    kinds = before.keys() & after.keys() - {"tasks"}
+def _grown(
+    before: Mapping[str, int], after: Mapping[str, int], spared: Sequence[str] = ("tasks",)
+) -> dict[str, tuple[int, int]]:
+    """The kinds that there is much more of, from and to. No clause says how many tasks there may be meanwhile."""
+    kinds = before.keys() & after.keys() - set(spared)
     return {kind: (before[kind], after[kind]) for kind in sorted(kinds) if after[kind] >= before[kind] + _POOL}
 
 
@@ -226,20 +232,22 @@ _EXTENDED_USES: Final[Mapping[str, _Use]] = {
 }
 
 
-async def _see_nothing_left(ctx: Context, cycle: Callable[[], Awaitable[object]], of: str) -> None:
+async def _see_nothing_left(
+    ctx: Context, cycle: Callable[[], Awaitable[object]], of: str, cycles: int = _CYCLES, least: int = _CYCLES
+) -> None:
     """What there is more of after some cycles, and again after some more, is what they leave behind."""
     for _ in range(2):
         await cycle()
     left: dict[str, tuple[int, int]] = {}
     for _ in range(3):  # a pool or a cache may still fill in the first ones
         before = await _settled(ctx)
-        for _ in range(_CYCLES):
+        for _ in range(cycles):
             await cycle()
         after = await _settled(ctx)
-        left = {k: (before[k], count) for k, count in after.items() if k in before and count >= before[k] + _CYCLES}
+        left = {k: (before[k], count) for k, count in after.items() if k in before and count >= before[k] + least}
         if not left:
             return
-    ctx.equal(left, {}, f"what {_CYCLES} {of} leave behind, from and to")
+    ctx.equal(left, {}, f"what {cycles} {of} leave behind, from and to")
 
 
 async def _settled(ctx: Context) -> dict[str, int]:
@@ -309,6 +317,26 @@ async def failed_opens_leave_nothing(ctx: Context) -> None:
     await _see_nothing_left(ctx, fail, "opens that failed")
 
 
+@check("OPS-9", "OPS-5", tier=Tier.STANDARD, under=_UNDER)
+async def cancelled_opens_leave_nothing(ctx: Context) -> None:
+    """A store whose opening was cancelled, at any step of it, leaves no descriptor, connection, thread or task."""
+    await ctx.store.save_messages("a", samples.messages(1))
+    await _threads_are_there()
+    steps = iter(range(10**6))
+
+    async def give_up() -> None:
+        opening = asyncio.ensure_future(ctx.harness.open(ctx.handle))
+        for _ in range(next(steps) % _STEPS):
+            await asyncio.sleep(0.0005)
+        opening.cancel()
+        with suppress(asyncio.CancelledError):
+            await _close(await opening)
+
+    with collected():
+        await _see_nothing_left(ctx, give_up, "opens that were cancelled", cycles=3 * _STEPS, least=3)
+    ctx.equal(await ctx.store.load_messages("a"), samples.messages(1), "the messages in the end")
+
+
 @check("OPS-5", under=(Dimension.COSTS, Dimension.INSTANCES))
 async def what_was_passed_in_stays_open(ctx: Context) -> None:
     """A pool or client that was passed in is used, and works on when the stores over it are closed."""
@@ -327,4 +355,6 @@ async def what_was_passed_in_stays_open(ctx: Context) -> None:
 
 
 async def _close(store: Any) -> None:
-    await store.close()
+    close = getattr(store, "close", None)
+    if close is not None:
+        await close()

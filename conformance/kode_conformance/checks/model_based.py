@@ -1,170 +1,182 @@
-"""Random histories of calls, compared with a model after every step."""
+"""Histories of calls, random and systematic, compared with a model after every step."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from collections.abc import Iterator
+from typing import Any, Final
 
-import msgspec
-
-from kode_conformance.context import Context, difference
-from kode_conformance.experiments import follow_the_model
-from kode_conformance.machine import Machine
-from kode_conformance.model import AgentModel
+from kode_conformance.changes import CHANGES, chains
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.experiments import follow, follow_the_model
+from kode_conformance.findings import How
+from kode_conformance.histories import Step, history
 from kode_conformance.registry import Capability, check
+from kode_conformance.remote import another_process
 from kode_conformance.settings import Tier
-from kode_core.model import AgentInfo, Message, TextBlock, ToolResultBlock, ToolUseBlock
-from kode_core.protocols import QueryableStore, Store
-from kode_core.query import AgentStats, Page, SessionInfo
 
+_Q = Capability.QUERYABLE
 _LISTS = ("MSG-1", "MSG-2", "MSG-3", "MSG-6", "MSG-7", "TC-1", "TC-2", "TC-3", "TURN-1")
 _LOG = ("EVT-2", "EVT-3", "EVT-4", "EVT-5", "EVT-6")
 _DOCUMENTS = ("TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "INFO-1", "LIFE-1", "LIFE-3", "LIFE-4")
+_QUERIES = ("QRY-3", "QRY-4", "QRY-5", "QRY-6", "QRY-7", "MSG-6", "INFO-2", "LIFE-2", "LIFE-5")
+_UNDER: Final = (Dimension.CHANGES, Dimension.ORDERS, Dimension.EQUALS, Dimension.INSTANCES)
+
+# --- each change, and what is found after it --------------------------------------------------------------------------
 
 
-@check("MSG-8", *_LISTS, *_LOG, *_DOCUMENTS, "VAL-2", "VAL-3", "ID-2", "ID-3", stochastic=True)
+async def _each(ctx: Context, group: str, length: int) -> None:
+    stores = [ctx.store, await ctx.another()]
+    await follow(ctx, stores, chains(CHANGES[group], length), How(queries=True, end=False))
+
+
+@check("QRY-2", "MSG-4", "QRY-3", "QRY-5", "QRY-7", "MSG-6", "TC-3", "INFO-2", needs=_Q, under=_UNDER)
+async def queries_after_each_change_of_a_list(ctx: Context) -> None:
+    """After each way to edit messages and tool calls, by each method, and each of their fields, every query finds what
+    is there now, and nothing that was there before.
+    """
+    await _each(ctx, "lists", 8)
+
+
+@check("QRY-2", "INFO-1", "QRY-3", "INFO-2", "LIFE-2", needs=_Q, under=_UNDER)
+async def queries_after_each_change_of_an_info(ctx: Context) -> None:
+    """After each change of each field of an info, and of each type of value in its metadata, every query finds the
+    session by what it holds now, and not by what it held before.
+    """
+    await _each(ctx, "infos", 8)
+
+
+@check("MSG-8", "TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "QRY-7", needs=_Q, under=_UNDER)
+async def loads_after_each_change_of_a_document(ctx: Context) -> None:
+    """After each change of each field of a document, all loads give what was saved last, in their order."""
+    await _each(ctx, "documents", 8)
+
+
+@check("EVT-5", "EVT-3", "EVT-4", "EVT-6", under=_UNDER)
+async def parts_of_a_log_after_each_append(ctx: Context) -> None:
+    """After each kind of append, a log is read by seq, by offset and by channel, and by all of them together."""
+    await _each(ctx, "events", 8)
+
+
+@check("LIFE-4", "LIFE-3", "LIFE-5", "FORK-1", "FORK-2", "QRY-2", "EVT-2", needs=Capability.EXTENDED, under=_UNDER)
+async def queries_after_each_end_and_fork(ctx: Context) -> None:
+    """After an agent was deleted, made anew with some of each kind, forked or refused a write, loads and queries find
+    what it, its forks and its neighbours hold now.
+    """
+    await _each(ctx, "lives", 1)
+
+
+@check("QRY-2", "MSG-4", *_QUERIES, needs=Capability.EXTENDED, tier=Tier.STANDARD, stochastic=True, under=_UNDER)
+async def queries_after_pairs_of_changes(ctx: Context) -> None:
+    """After any change that follows any other one, loads and queries find what is there now."""
+    every = [change for group in CHANGES.values() for change in group]
+    stores = [ctx.store, await ctx.another()]
+
+    def made() -> Iterator[list[Step]]:
+        for _ in range(max(1, ctx.effort.examples // 3)):
+            yield from chains(ctx.rng.sample(every, 12), 12, restore=False)
+
+    await follow(ctx, stores, made(), How(queries=True, end=False))
+
+
+# --- random histories -------------------------------------------------------------------------------------------------
+
+
+@check("MSG-8", *_LISTS, *_LOG, *_DOCUMENTS, "VAL-2", "VAL-3", "ID-2", "ID-3", stochastic=True, under=_UNDER)
 async def random_histories_follow_the_model(ctx: Context) -> None:
     """After any sequence of calls through two instances, the store holds what the contract makes of them."""
-    await follow_the_model(ctx, histories=ctx.effort.examples // 2)
-
-
-@check("LIFE-3", "DUR-1", "EVT-2", "EVT-4", "MSG-1", needs=Capability.PERSISTENT, tier=Tier.STANDARD, stochastic=True)
-async def random_histories_survive_restarts(ctx: Context) -> None:
-    """After any sequence of calls and restarts, the store holds what the contract makes of them."""
-    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 4), more={"reopen": 6}, restart=True)
-
-
-@check("FORK-2", "FORK-1", needs=Capability.EXTENDED, tier=Tier.STANDARD, stochastic=True)
-async def random_histories_with_forks(ctx: Context) -> None:
-    """After any sequence of calls and forks, parents and forks hold what the contract makes of them."""
-    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 4), more={"batch_fork": 8})
+    await follow_the_model(ctx, histories=ctx.effort.examples // (2 if ctx.settings.tier else 3))
 
 
 @check(
-    "QRY-2",
-    "QRY-3",
-    "QRY-5",
-    "QRY-6",
-    "QRY-7",
-    "MSG-6",
-    "INFO-2",
-    "LIFE-5",
-    needs=Capability.QUERYABLE,
+    "LIFE-3",
+    "DUR-1",
+    "EVT-2",
+    "EVT-4",
+    "MSG-1",
+    needs=Capability.PERSISTENT,
     tier=Tier.STANDARD,
     stochastic=True,
+    under=_UNDER,
 )
-async def random_histories_and_queries(ctx: Context) -> None:
-    """After any sequence of calls, queries and statistics find what the agent holds, and nothing else."""
-    queries = _Queries(ctx)
-    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 4), more={"delete_many": 2}, seen=queries.seen)
+async def random_histories_survive_restarts(ctx: Context) -> None:
+    """After any sequence of calls and restarts, the store holds what the contract makes of them."""
+    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 4), more={"reopen": 6}, how=How(restart=True))
 
 
-_BLOCKS: Final = {"text": TextBlock, "tool_use": ToolUseBlock, "tool_result": ToolResultBlock}
-
-
-class _Queries:
-    """What queries must find of an agent of the model, and what they found of it before."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-        self._updated: dict[str, tuple[AgentModel, int]] = {}
-        self._stamps: dict[str, tuple[AgentModel, list[Message], list[int]]] = {}
-
-    async def seen(self, machine: Machine, store: Store, agent_id: str) -> None:
-        """One look."""
-        agent, queryable = machine.model.agents[agent_id], cast(QueryableStore, store)
-        await self._session(queryable, agent_id, agent)
-        await self._messages(queryable, agent_id, agent)
-        await self._tool_calls(queryable, agent_id, agent)
-        await self._stats(queryable, agent_id, agent)
-
-    async def _session(self, store: QueryableStore, agent_id: str, agent: AgentModel) -> None:
-        found = await store.query_sessions(agent_id=agent_id)
-        if agent.info is None:
-            return self._ctx.equal(list(found), [], "query_sessions of an agent without info")
-        self._ctx.equal(len(found), 1, "how many sessions there are of one agent")
-        updated_at = found[0].updated_at
-        self._ctx.equal(found[0], _session(agent.info, len(agent.messages), updated_at), "query_sessions")
-        known, before = self._updated.get(agent_id, (agent, 0))
-        is_same = known is agent  # and not a new one after a delete
-        self._ctx.true(not is_same or updated_at >= before, "updated_at of a session must not go back")
-        self._updated[agent_id] = (agent, updated_at)
-        for filters in ({"k": 0}, {"k": False}, {"userId": ""}):
-            matches = await store.query_sessions(template_id=agent.info.template_id, metadata=filters)
-            wanted = all(difference(agent.info.metadata.get(key), value) is None for key, value in filters.items())
-            self._ctx.equal(agent_id in [s.agent_id for s in matches], wanted, f"whether {filters} finds the session")
-        return None
-
-    async def _messages(self, store: QueryableStore, agent_id: str, agent: AgentModel) -> None:
-        found = [message async for message in store.iter_messages(agent_id=agent_id, order="asc")]
-        keys = [(message.created_at, message.position) for message in found]
-        self._ctx.equal(keys, sorted(keys), "iter_messages by time, then position")
-        pages = await _pages(store.query_messages, agent_id=agent_id)
-        self._ctx.equal(pages, found[::-1], "query_messages in pages of two, newest first")
-        found.sort(key=lambda message: message.position)
-        positions = [message.position for message in found]
-        self._ctx.equal(positions, list(range(len(agent.messages))), "the positions of iter_messages")
-        self._ctx.equal(found, agent.messages, "iter_messages")
-        self._stamped(agent_id, agent, [message.created_at for message in found])
-        for name, block in _BLOCKS.items():
-            wanted = [i for i, m in enumerate(agent.messages) if any(isinstance(b, block) for b in m.content)]
-            page = await store.query_messages(agent_id=agent_id, content_type=name)
-            self._ctx.equal(sorted(message.position for message in page), wanted, f"messages with a block {name}")
-
-    def _stamped(self, agent_id: str, agent: AgentModel, stamps: list[int]) -> None:
-        """A list that only grew has the times that it had (MSG-4)."""
-        known, messages, before = self._stamps.get(agent_id, (agent, [], []))
-        grew = difference(agent.messages[: len(messages)], messages) is None
-        if known is agent and grew:
-            lost = Counter(before) - Counter(stamps)
-            self._ctx.true(not lost, f"times of messages that stay: {before} became {stamps}")
-        self._stamps[agent_id] = (agent, list(agent.messages), stamps)
-
-    async def _tool_calls(self, store: QueryableStore, agent_id: str, agent: AgentModel) -> None:
-        order = sorted(enumerate(agent.tool_calls), key=lambda place: (place[1].created_at, place[0]))
-        wanted = [call for _, call in order]
-        found = [call async for call in store.iter_tool_calls(agent_id=agent_id, order="asc")]
-        self._ctx.equal(found, wanted, "iter_tool_calls")
-        self._ctx.equal([call.position for call in found], [i for i, _ in order], "the positions of iter_tool_calls")
-        self._ctx.equal(await _pages(store.query_tool_calls, agent_id=agent_id), found[::-1], "pages of tool calls")
-        failed = await store.query_tool_calls(agent_id=agent_id, state="FAILED", order="asc")
-        self._ctx.equal(failed, [call for call in wanted if call.state == "FAILED"], "tool calls that failed")
-        approved = await store.query_tool_calls(agent_id=agent_id, has_approval=True, order="asc")
-        self._ctx.equal(approved, [call for call in wanted if call.approval.required], "tool calls with approval")
-
-    async def _stats(self, store: QueryableStore, agent_id: str, agent: AgentModel) -> None:
-        wanted = AgentStats(
-            total_messages=len(agent.messages),
-            total_tool_calls=len(agent.tool_calls),
-            total_snapshots=len(agent.snapshots),
-        )
-        found = await store.aggregate_stats(agent_id)
-        self._ctx.equal(msgspec.structs.replace(found, tool_calls_by_name={}, tool_calls_by_state={}), wanted, "totals")
-        for attribute, counts in (("name", found.tool_calls_by_name), ("state", found.tool_calls_by_state)):
-            counted = Counter(getattr(call, attribute) for call in agent.tool_calls)
-            self._ctx.equal(sorted(counts.items()), sorted(counted.items()), f"tool calls by {attribute}")
-
-
-async def _pages(query: Callable[..., Awaitable[Page[Any]]], **filters: Any) -> list[Any]:
-    page = await query(**filters, limit=2)
-    found = list(page)
-    while page.next_cursor is not None:
-        page = await query(**filters, limit=2, cursor=page.next_cursor)
-        found += page
-    return found
-
-
-def _session(info: AgentInfo, message_count: int, updated_at: int) -> SessionInfo:
-    return SessionInfo(
-        agent_id=info.agent_id,
-        template_id=info.template_id,
-        created_at=info.created_at,
-        updated_at=updated_at,
-        message_count=message_count,
-        lineage=tuple(info.lineage),
-        last_sfp_index=info.last_sfp_index,
-        last_bookmark=info.last_bookmark,
-        breakpoint=info.breakpoint,
-        metadata=info.metadata,
+@check("FORK-2", "FORK-1", needs=Capability.EXTENDED, tier=Tier.STANDARD, stochastic=True, under=_UNDER)
+async def random_histories_with_forks(ctx: Context) -> None:
+    """After any sequence of calls and forks, parents and forks hold what the contract makes of them."""
+    await follow_the_model(
+        ctx, histories=max(1, ctx.effort.examples // 8), more={"batch_fork": 8}, full=True, how=How(queries=True)
     )
+
+
+@check("QRY-2", *_QUERIES, "MSG-4", needs=_Q, stochastic=True, under=_UNDER)
+async def random_histories_and_queries(ctx: Context) -> None:
+    """After any sequence of calls, queries and statistics find what the agents hold, and nothing else."""
+    await follow_the_model(
+        ctx, histories=ctx.effort.examples // 8, more={"delete_many": 2, "pause": 3}, how=How(queries=True, rounds=2)
+    )
+
+
+@check(
+    "VAL-1",
+    "QRY-2",
+    *_QUERIES,
+    "EVT-5",
+    needs=_Q,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(*_UNDER, Dimension.ITEMS),
+)
+async def random_histories_of_long_lists(ctx: Context) -> None:
+    """What holds of short lists and logs holds of those with hundreds and thousands of records."""
+    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 12), how=How(queries=True), large=True)
+
+
+@check("LOCK-5", "LOCK-1", "LOCK-2", "LOCK-3", "LOCK-4", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)
+async def random_histories_under_leases(ctx: Context) -> None:
+    """After any sequence of calls and leases a lock has one holder, and writes under an ended lease change nothing."""
+    more = {"acquire": 9, "release": 6, "release_old": 3, "lapse": 2 if ctx.settings.tier else 0}
+    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 8), more=more)
+
+
+@check("EVT-7", "EVT-2", stochastic=True, under=_UNDER)
+async def random_histories_are_followed(ctx: Context) -> None:
+    """Whatever is appended in any sequence of calls, to logs that were deleted and begun anew as well, all followers
+    see it once and in the order of offsets.
+    """
+    more = {"append_event": 20, "append_events": 10}
+    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 12), more=more, how=How(follow=True))
+
+
+@check("OPS-3", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)
+async def each_call_moves_its_counter(ctx: Context) -> None:
+    """Each call of any sequence moves the counter of its kind by one, a refused one that of errors, and no other."""
+    await follow_the_model(
+        ctx, histories=max(1, ctx.effort.examples // 4), how=How(each=False, end=False, metrics=True)
+    )
+
+
+@check(
+    "QRY-8",
+    "MSG-3",
+    "EVT-2",
+    "QRY-2",
+    needs=Capability.EXTENDED | Capability.CROSS_PROCESS,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(*_UNDER, Dimension.PROCESSES),
+)
+async def random_histories_of_two_processes(ctx: Context) -> None:
+    """After any sequence of calls of two processes, each of them sees what both have written."""
+    remote = await another_process(ctx.harness, ctx.handle)
+    stores: list[Any] = [ctx.store, remote]
+    more = {"batch_fork": 1, "delete_many": 1}
+    steps = ctx.effort.steps
+    made = (history(ctx.rng, steps, more) for _ in range(max(1, ctx.effort.examples // 8)))
+    try:
+        await follow(ctx, stores, made, How(queries=True))
+    finally:
+        await remote.close()

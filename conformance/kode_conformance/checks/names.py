@@ -18,13 +18,14 @@ from kode_conformance.methods import calls_of, drive
 from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
-from kode_conformance.ways import at_once, brief
+from kode_conformance.ways import at_once, brief, held
 from kode_core.errors import InvalidArgumentError, LockUnavailableError
 from kode_core.model import AgentInfo, Record
 
 _D = Dimension
 _AGENT_BYTES: Final = 256
 _KEY_BYTES: Final = 4096
+_WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
 
 
 def _ends(limit: int) -> list[str]:
@@ -63,9 +64,7 @@ async def twin_keys_are_different_keys(ctx: Context) -> None:
         for reader in kind.readers:
             if reader.gives is Gives.LIST:
                 what = f"{reader.method} of what {writer.method} wrote, each third one twice"
-                ctx.equal(
-                    await getattr(other, reader.method)(agent_id), model.agents[agent_id].view()[reader.method], what
-                )
+                ctx.equal(await getattr(other, reader.method)(agent_id), held(model, reader.method, agent_id), what)
             elif reader.gives is Gives.KEYED:
                 for i, name in enumerate(names):
                     found = await getattr(other, reader.method)(agent_id, name)
@@ -174,8 +173,7 @@ async def twin_agents_share_nothing(ctx: Context) -> None:
             getattr(model, method)(agent_id, **given)
         save = getattr(ctx.store, method)
         await at_once(save(agent_id, **given) for agent_id, given in zip(ids, every, strict=True))
-        view = model.agents[ids[0]].view()
-        methods = [next(r.method for r in kind.readers if r.method in view) for kind in together]
+        methods = [next(r.method for r in kind.readers[::-1] if r.gives in _WHOLE) for kind in together]
         written += methods
         await at_once(_compared(ctx, other, model, *what, "") for what in itertools.product(ids[::2], methods))
     await _listed(ctx, model)
@@ -189,7 +187,7 @@ async def twin_agents_share_nothing(ctx: Context) -> None:
 
 async def _compared(ctx: Context, store: Any, model: StoreModel, agent_id: str, method: str, when: str) -> None:
     found = await drive(getattr(store, method), {"agent_id": agent_id})
-    ctx.equal(found, model.agents[agent_id].view()[method], f"{method}({brief(agent_id)}){when}")
+    ctx.equal(found, held(model, method, agent_id), f"{method}({brief(agent_id)}){when}")
 
 
 async def _listed(ctx: Context, model: StoreModel) -> None:
@@ -216,3 +214,31 @@ async def twin_agents_have_locks_of_their_own(ctx: Context) -> None:
 
 async def _awaited(call: Awaitable[Any]) -> Any:
     return await call
+
+
+@check("QRY-5", "QRY-3", "QRY-6", "ID-2", needs=Capability.QUERYABLE, under=(_D.TWINS, _D.EQUALS))
+async def twin_agents_are_all_on_some_page(ctx: Context) -> None:
+    """Sessions, messages and tool calls of agents whose ids comparisons take for the same, and whose times are equal,
+    are each on exactly one page, in one order, which is the same backwards.
+    """
+    ids = ctx.rng.sample([*twins(), *_ends(_AGENT_BYTES)], len([*twins(), *_ends(_AGENT_BYTES)]))
+    calls = [samples.tool_call(0, created_at=samples.T0)]
+    await at_once(
+        ctx.store.save_turn(one, info=samples.info(one), messages=samples.messages(1), tool_calls=calls) for one in ids
+    )
+    sorts: Sequence[dict[str, Any]] = ({}, {"sort_by": "message_count"})
+    for kind, how in (*(("sessions", sort) for sort in sorts), ("messages", {}), ("tool_calls", {})):
+        every = [one.agent_id async for one in getattr(ctx.store, f"iter_{kind}")(**how, order="asc")]
+        ctx.equal(sorted(every), sorted(ids), f"the agents of iter_{kind}({how or ''})")
+        for order, wanted in in_time(ctx, [("asc", every), ("desc", every[::-1])]):
+            found: list[str] = []
+            cursor = None
+            for _ in range(0, len(ids), 7):
+                page = await getattr(ctx.store, f"query_{kind}")(**how, order=order, limit=7, cursor=cursor)
+                found += [one.agent_id for one in page]
+                cursor = page.next_cursor
+            lost, twice = set(ids) - set(found), {one for one in found if found.count(one) > 1}
+            what = f"query_{kind} in pages of 7, {order}"
+            ctx.true(not lost, f"{what}: on no page is {', '.join(map(brief, sorted(lost)))}")
+            ctx.true(not twice, f"{what}: on several pages is {', '.join(map(brief, sorted(twice)))}")
+            ctx.equal(found, wanted, f"{what}, next to iter_{kind}, ascending, for the ids")

@@ -33,8 +33,8 @@ async def _problem(ctx: Context, place: Place, value: Any, agent_id: str) -> str
 async def _not_kept(store: Store, place: Place, value: Any, agent_id: str) -> str:
     record = place.record(value)
     try:
-        await place.kind.save(store, agent_id, record)
-        found = difference(await place.kind.load(store, agent_id), [record])
+        await place.save(store, agent_id, record)
+        found = difference(await place.load(store, agent_id), [record])
     except Exception as exc:  # noqa: BLE001 - whatever the store raises where it should not
         return f"it raised {type(exc).__name__}: {exc!s:.300}"
     return found or ""
@@ -42,14 +42,14 @@ async def _not_kept(store: Store, place: Place, value: Any, agent_id: str) -> st
 
 async def _not_refused(ctx: Context, place: Place, value: Any, agent_id: str) -> str:
     old = []
-    if place.kind.replaces:
+    if place.replaces:
         old = [place.record("old" if place.holds is Holds.TEXT else {"old": [1, 2.0, None]})]
-        await place.kind.save(ctx.store, agent_id, old[0])
+        await place.save(ctx.store, agent_id, old[0])
     try:
-        await ctx.raises(InvalidValueError, place.kind.save(ctx.store, agent_id, place.record(value)), "saving it")
+        await ctx.raises(InvalidValueError, place.save(ctx.store, agent_id, place.record(value)), "saving it")
     except Violation as exc:
         return str(exc)
-    found = difference(await place.kind.load(ctx.store, agent_id), old)
+    found = difference(await place.load(ctx.store, agent_id), old)
     return "" if found is None else f"it was refused, and what was there before changed: {found}"
 
 
@@ -68,7 +68,9 @@ async def large_values_in_every_field(ctx: Context) -> None:
 async def _matrix(ctx: Context, *, large: bool) -> None:
     limit = ctx.harness.limits.max_payload_bytes
     payloads = [payload for payload in PAYLOADS if _is_large(payload.value) is large and _is_within(limit, payload)]
-    for p, place in enumerate(PLACES):
+    places = list(enumerate(PLACES))
+    ctx.rng.shuffle(places)
+    for p, place in in_time(ctx, places):
         for i, payload in enumerate(payloads):
             value = _for_text(payload.value) if place.holds is Holds.TEXT else payload.value
             if place.holds.fits(value):
@@ -139,12 +141,12 @@ async def random_values_survive_a_restart(ctx: Context) -> None:
     """Hostile values put together at random come back exactly after the store was closed and opened again."""
     written: list[tuple[Place, Any]] = []
     while len(written) < ctx.effort.examples * 2:
-        place = PLACES[len(written) % len(PLACES)]
+        place = ctx.rng.choice(PLACES)
         value = _random_value(ctx, place)
         if is_exact_json(value, place.inside):
-            await place.kind.save(ctx.store, f"{len(written)}", place.record(value))
+            await place.save(ctx.store, f"{len(written)}", place.record(value))
             written.append((place, value))
     await ctx.reopen()
     for i, (place, value) in enumerate(written):
-        found = difference(await place.kind.load(ctx.store, f"{i}"), [place.record(value)])
+        found = difference(await place.load(ctx.store, f"{i}"), [place.record(value)])
         ctx.true(found is None, f"the value {value!a:.1000} in {place.name}, after a restart: {found}")

@@ -31,12 +31,12 @@ async def records_are_the_callers(ctx: Context) -> None:
     for number, place in enumerate(place for place in PLACES if place.holds is not Holds.TEXT):
         value: dict[str, Any] = {"list": [1], "dict": {"x": 0}}
         wanted = [place.record(deepcopy(value))]
-        await place.kind.save(ctx.store, f"a{number}", place.record(value))
+        await place.save(ctx.store, f"a{number}", place.record(value))
         _spoil(value)
-        found = await place.kind.load(ctx.store, f"a{number}")
+        found = await place.load(ctx.store, f"a{number}")
         ctx.equal(found, wanted, f"{place.name}, after the value that was saved was changed")
         _spoil(found[0])
-        found = await place.kind.load(ctx.store, f"a{number}")
+        found = await place.load(ctx.store, f"a{number}")
         ctx.equal(found, wanted, f"{place.name}, after the record that was loaded was changed")
 
 

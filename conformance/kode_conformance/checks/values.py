@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
 from kode_conformance.fields import Field, Holds
+from kode_conformance.pace import in_time
 from kode_conformance.payloads import PAYLOADS, Payload
+from kode_conformance.places import PLACES, Place
+from kode_conformance.places import Holds as Takes
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.ways import come_back
 from kode_core.errors import InvalidValueError
 from kode_core.model import (
@@ -21,127 +25,33 @@ from kode_core.model import (
     Message,
     TextBlock,
     Timeline,
-    ToolCallApproval,
-    ToolResultBlock,
     ToolUseBlock,
     UnknownBlock,
 )
-from kode_core.protocols import ExtendedStore
 
 _SMALL = [payload for payload in PAYLOADS if "huge" not in payload.name and "100k" not in payload.name]
 _LARGE = [payload for payload in PAYLOADS if payload not in _SMALL]
+_RESULT = next(place for place in PLACES if place.name == "ToolCallRecord.result")
 
 
-class _Place:
-    """A free-form field of a record: how to write a value into it and read it back."""
-
-    def __init__(
-        self,
-        name: str,
-        write: Callable[[ExtendedStore, str, Any], Awaitable[object]],
-        read: Callable[[ExtendedStore, str], Awaitable[Any]],
-        *,
-        only_dicts: bool = False,
-    ) -> None:
-        self.name = name
-        self.write = write
-        self.read = read
-        self.only_dicts = only_dicts
-
-
-async def _first_event(store: ExtendedStore, agent: str) -> Any:
-    return [event async for event in store.read_events(agent)][-1].event.data["value"]
-
-
-PLACES = (
-    _Place(
-        "tool_use.input",
-        lambda s, a, v: s.save_messages(a, [Message("assistant", [ToolUseBlock("c", "t", v)])]),
-        lambda s, a: _block(s, a, "input"),
-    ),
-    _Place(
-        "tool_result.content",
-        lambda s, a, v: s.save_messages(a, [Message("user", [ToolResultBlock("c", v)])]),
-        lambda s, a: _block(s, a, "content"),
-    ),
-    _Place(
-        "message.metadata",
-        lambda s, a, v: s.save_messages(a, [Message("user", [TextBlock("x")], metadata=v)]),
-        lambda s, a: _attribute(s.load_messages(a), "metadata"),
-        only_dicts=True,
-    ),
-    _Place(
-        "tool_call.input",
-        lambda s, a, v: s.save_tool_call_records(a, [samples.tool_call(input=v)]),
-        lambda s, a: _attribute(s.load_tool_call_records(a), "input"),
-    ),
-    _Place(
-        "tool_call.result",
-        lambda s, a, v: s.save_tool_call_records(a, [samples.tool_call(result=v)]),
-        lambda s, a: _attribute(s.load_tool_call_records(a), "result"),
-    ),
-    _Place(
-        "approval.meta",
-        lambda s, a, v: s.save_tool_call_records(a, [samples.tool_call(approval=ToolCallApproval(meta=v))]),
-        lambda s, a: _meta(s, a),
-        only_dicts=True,
-    ),
-    _Place(
-        "event.data",
-        lambda s, a, v: s.append_event(a, Timeline(1, Bookmark(1, 1), AgentEvent("monitor", "custom", {"value": v}))),
-        _first_event,
-    ),
-    _Place(
-        "info.metadata",
-        lambda s, a, v: s.save_info(a, samples.info(a, metadata=v)),
-        lambda s, a: _info(s, a),
-        only_dicts=True,
-    ),
-    _Place(
-        "snapshot.metadata",
-        lambda s, a, v: s.save_snapshot(a, samples.snapshot().replace(metadata=v)),
-        lambda s, a: _attribute(s.list_snapshots(a), "metadata"),
-        only_dicts=True,
-    ),
-)
-
-
-async def _attribute(load: Awaitable[list[Any]], name: str) -> Any:
-    return getattr((await load)[0], name)
-
-
-async def _block(store: ExtendedStore, agent: str, name: str) -> Any:
-    return getattr((await store.load_messages(agent))[0].content[0], name)
-
-
-async def _meta(store: ExtendedStore, agent: str) -> Any:
-    return (await store.load_tool_call_records(agent))[0].approval.meta
-
-
-async def _info(store: ExtendedStore, agent: str) -> Any:
-    info = await store.load_info(agent)
-    return None if info is None else info.metadata
-
-
-async def _round_trip(ctx: Context, place: _Place, payload: Payload, agent: str) -> None:
-    if place.only_dicts and type(payload.value) is not dict:
-        return
-    await place.write(ctx.store, agent, payload.value)
-    found = difference(await place.read(ctx.store, agent), payload.value)
+async def _round_trip(ctx: Context, place: Place, payload: Payload, agent: str) -> None:
+    record = place.record(payload.value)
+    await place.save(ctx.store, agent, record)
+    found = difference(await place.load(ctx.store, agent), [record])
     if found is not None:
         raise Violation(f"{payload.name} in {place.name}: {found}")
 
 
-async def _refusal(ctx: Context, place: _Place, payload: Payload, agent: str) -> None:
-    old = {"old": [1, 2.0, None]}
-    await place.write(ctx.store, agent, old)
+async def _refusal(ctx: Context, place: Place, payload: Payload, agent: str) -> None:
+    old = [place.record({"old": [1, 2.0, None]})] if place.replaces else []
+    for record in old:
+        await place.save(ctx.store, agent, record)
     what = f"{payload.name} in {place.name} must be refused"
-    error = await ctx.raises(InvalidValueError, place.write(ctx.store, agent, payload.value), what)
+    error = await ctx.raises(InvalidValueError, place.save(ctx.store, agent, place.record(payload.value)), what)
     ctx.true(error.path.startswith("$"), f"{what} with the path to it, got {error.path!r}")
     ctx.true(len(str(error)) < 2000, f"{what} in a readable sentence, got {len(str(error))} characters")
-    ctx.equal(
-        await place.read(ctx.store, agent), old, f"after {payload.name} was refused in {place.name}, the old value"
-    )
+    found = await place.load(ctx.store, agent)
+    ctx.equal(found, old, f"after {payload.name} was refused in {place.name}, what is there")
 
 
 _FEW = 5_000
@@ -166,13 +76,12 @@ async def any_json_value_comes_back_exactly(ctx: Context) -> None:
 @check("VAL-1", needs=Capability.PERSISTENT)
 async def exact_values_survive_a_restart(ctx: Context) -> None:
     """Exact values come back exactly after the store was closed and opened again."""
-    place = next(p for p in PLACES if p.name == "tool_call.result")
     payloads = [p for p in _SMALL if p.is_json]
     for payload in payloads:
-        await place.write(ctx.store, payload.name, payload.value)
+        await _RESULT.save(ctx.store, payload.name, _RESULT.record(payload.value))
     await ctx.reopen()
     for payload in payloads:
-        ctx.equal(await place.read(ctx.store, payload.name), payload.value, payload.name)
+        ctx.equal(await _RESULT.load(ctx.store, payload.name), [_RESULT.record(payload.value)], payload.name)
 
 
 @check("VAL-1")
@@ -195,11 +104,11 @@ async def hostile_text_in_typed_fields(ctx: Context) -> None:
 @check("VAL-2")
 async def what_json_cannot_carry_is_refused(ctx: Context) -> None:
     """What cannot be stored exactly is refused with the record and the path, and the old value stays."""
-    for place in PLACES:
-        if place.name == "event.data":
-            continue
-        for i, payload in enumerate(p for p in _SMALL if not p.is_json):
-            await _refusal(ctx, place, payload, f"{place.name}-{i}")
+    refused = [payload for payload in _SMALL if not payload.is_json]
+    every = 1 if ctx.settings.tier > Tier.QUICK else 8
+    for p, place in in_time(ctx, list(enumerate(place for place in PLACES if place.holds is not Takes.TEXT))):
+        for i, payload in enumerate(refused[p % every :: every]):
+            await _refusal(ctx, place, payload, f"{p}-{i}")
 
 
 @check("VAL-2", absence_ok=True)
@@ -255,9 +164,10 @@ async def falsy_is_not_absent(ctx: Context) -> None:
 @check("VAL-4")
 async def a_megabyte_in_any_field(ctx: Context) -> None:
     """A string of one megabyte is stored in every free-form field."""
-    for place in PLACES:
-        value = {"s": "x" * 1_000_000} if place.only_dicts else "y" * 1_000_000
-        await _round_trip(ctx, place, Payload("one megabyte", value), place.name)
+    places = ctx.rng.sample(PLACES, 12 if ctx.settings.tier is Tier.QUICK else len(PLACES))
+    for i, place in enumerate(in_time(ctx, places)):
+        value = {"s": "x" * 1_000_000} if place.holds is Takes.DICT else "y" * 1_000_000
+        await _round_trip(ctx, place, Payload("one megabyte", value), f"{i}")
     file = samples.recovered(content="z" * 1_000_000)
     await ctx.store.save_recovered_file("a", file)
     ctx.equal(await ctx.store.load_recovered_files("a"), [file], "a recovered file of one megabyte")
@@ -266,9 +176,8 @@ async def a_megabyte_in_any_field(ctx: Context) -> None:
 @check("VAL-4")
 async def large_values_come_back(ctx: Context) -> None:
     """Values of twenty megabytes and of a hundred thousand elements are stored."""
-    place = next(p for p in PLACES if p.name == "tool_call.result")
     for payload in _LARGE:
-        await _round_trip(ctx, place, payload, payload.name)
+        await _round_trip(ctx, _RESULT, payload, payload.name)
 
 
 @check("VAL-4")

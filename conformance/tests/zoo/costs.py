@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,6 +21,7 @@ from kode_core.codec import Body, digest
 from kode_core.layers import Layer
 from kode_core.model import StoredEvent, StoredToolCall
 from kode_core.query import SessionInfo
+from kode_core.report import ConsistencyCheckResult
 from kode_core.store import EngineStore
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -183,10 +185,10 @@ async def _commits(ctx: Context) -> object:
     witness=_commits,
 )
 class LargeTurnsInTwo(EngineStore):
-    """Writes the events of a turn by themselves when there are more than a hundred."""
+    """Writes the events of a turn by themselves when there are a hundred or more."""
 
     async def save_turn(self, agent_id: str, *, events: Sequence[Any] = (), **parts: Any) -> None:
-        is_large = len(events) > 100
+        is_large = len(events) >= 100
         await super().save_turn(agent_id, events=() if is_large else events, **parts)
         if is_large:
             await self.append_events(agent_id, events, fence=parts.get("fence"))
@@ -311,3 +313,82 @@ class SortsSessionsItself(EngineStore):
             return
         for session in [session async for session in super().iter_sessions(**filters)]:
             yield session
+
+
+# --- what waits and what goes through everything ----------------------------------------------------------------------
+
+
+async def _held_by_a_follower(ctx: Context) -> bool:
+    """Whether a follower that takes nothing holds more than 1 MB of 2 MB."""
+    await ctx.store.append_event("a", samples.event(0))
+    follower = ctx.store.follow_events("a")
+    await anext(follower)
+    tracemalloc.start()
+    try:
+        for i in range(1, 1001):
+            await ctx.store.append_event("a", samples.event(i, text=f"{i}" + "x" * 2000))
+        await asyncio.sleep(0.05)
+        return tracemalloc.get_traced_memory()[0] > 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@mutant(
+    "OPS-14",
+    killed_by="a_slow_follower_holds_a_page",
+    on=OnSqlite,
+    source="a queue for each subscriber, without a limit",
+    witness=_held_by_a_follower,
+)
+class FollowersHaveQueues(EngineStore):
+    """Puts events into a queue for each follower as they come."""
+
+    async def follow_events(self, agent_id: str, **how: Any) -> AsyncIterator[StoredEvent]:
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def pump() -> None:
+            try:
+                async for event in EngineStore.follow_events(self, agent_id, **how):
+                    queue.put_nowait(event)
+            except Exception as exc:
+                queue.put_nowait(exc)
+
+        pumping = asyncio.ensure_future(pump())
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            pumping.cancel()
+
+
+async def _held_by_a_check(ctx: Context) -> bool:
+    for i in range(8):
+        await ctx.store.save_turn(f"a{i}", messages=talk("x" * 500_000), info=samples.info(f"a{i}"))
+    store = await ctx.another()
+    tracemalloc.start()
+    try:
+        await store.check_consistency()
+        return tracemalloc.get_traced_memory()[1] > 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@mutant(
+    "OPS-16",
+    killed_by="OPS-14.maintenance_holds_a_part",
+    on=OnSqlite,
+    source="a check in the program, over everything that was read",
+    witness=_held_by_a_check,
+)
+class ChecksItAllAtOnce(EngineStore):
+    """Reads the messages of all agents before it checks any."""
+
+    async def check_consistency(self, agent_id: str | None = None) -> ConsistencyCheckResult:
+        ids = await self.list() if agent_id is None else [agent_id]
+        everything = [await self.load_messages(agent_id) for agent_id in ids]
+        found = await super().check_consistency(agent_id)
+        everything.clear()
+        return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from kode_conformance import samples
 
@@ -126,7 +126,7 @@ class MetadataAsDoubles(EngineStore):
     "QRY-3",
     killed_by="QRY-2.any_time_is_ordered_and_bounded",
     source="times that are kept as text",
-    witness=sessions({"order": "asc"}, a={"created_at": -5}, b={"created_at": -40}),
+    witness=sessions({"order": "asc"}, a={"created_at": 5}, b={"created_at": 40}),
 )
 class TimesAsText(EngineStore):
     """Orders sessions by their times as texts."""
@@ -136,6 +136,61 @@ class TimesAsText(EngineStore):
         if filters.get("sort_by", "created_at") == "created_at":
             found.sort(key=lambda session: f"{session.created_at}", reverse=filters.get("order") != "asc")
         return found
+
+
+async def _stale(ctx: Any) -> object:
+    for metadata in ({"k": 1}, {"k": [1]}):
+        await ctx.store.save_turn("a", info=samples.info("a", metadata=metadata))
+    return await ctx.store.query_sessions(metadata={"k": 1})
+
+
+@mutant(
+    "QRY-2",
+    killed_by="filters_follow_every_change",
+    source="an index of plain values only, whose old entry stays when a list or dict takes its place",
+    witness=_stale,
+)
+class KeepsOldMetadata(EngineStore):
+    """Finds a session by the last plain value of a key, after a list took its place."""
+
+    _plain: ClassVar[dict[str, Any]] = {}
+
+    def _note(self, info: Any) -> None:
+        value = info.metadata.get("k") if info is not None else None
+        if type(value) is int:
+            self._plain["k"] = value
+
+    async def save_info(self, agent_id: str, info: Any, *, fence: Any = None) -> None:
+        await super().save_info(agent_id, info, fence=fence)
+        self._note(info)
+
+    async def save_turn(self, agent_id: str, **parts: Any) -> None:
+        await super().save_turn(agent_id, **parts)
+        self._note(parts.get("info"))
+
+    async def query_sessions(self, **filters: Any) -> Any:
+        found = await super().query_sessions(**filters)
+        wanted = filters.get("metadata") or {}
+        if list(wanted) != ["k"] or type(wanted["k"]) is not int:
+            return found
+        others = [one for one in await super().query_sessions() if type(one.metadata.get("k")) is list]
+        return Page([*found, *others]) if self._plain.get("k") == wanted["k"] else found
+
+
+@mutant(
+    "QRY-2",
+    killed_by="what_the_store_dates_is_bounded_by_any_time",
+    source="if updated_before:",
+    witness=seen(lambda s: s.save_info("a", samples.info("a")), lambda s: s.query_sessions(updated_before=-1)),
+)
+class TimesBefore1970AreNone(EngineStore):
+    """Takes a bound of changes that is not above 0 for none."""
+
+    async def query_sessions(self, **filters: Any) -> Any:
+        before = filters.get("updated_before")
+        if type(before) is int and before <= 0:
+            filters.pop("updated_before")
+        return await super().query_sessions(**filters)
 
 
 @mutant(

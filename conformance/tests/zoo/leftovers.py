@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from kode_conformance import Handle
 from kode_conformance.context import Context
@@ -138,6 +139,33 @@ class FailedOpensKeepFiles(SqliteEngine):
         engine = await super().open(options)
         os.close(file)
         return engine
+
+
+async def _cancel_an_open(ctx: Context) -> bool:
+    before = _descriptors()
+    for _ in range(30):
+        opening = asyncio.ensure_future(ctx.harness.open(ctx.handle))
+        await asyncio.sleep(0.002)
+        opening.cancel()
+        with suppress(asyncio.CancelledError):
+            await cast(Any, await opening).close()
+    return _descriptors() > before + 20
+
+
+@mutant(
+    "OPS-9",
+    killed_by="cancelled_opens_leave_nothing",
+    source="a connection that is made, and an await behind it, without try",
+    witness=_cancel_an_open,
+)
+class CancelledOpensKeepFiles(EngineStore):
+    """Keeps a file open when its opening was cancelled."""
+
+    async def open(self) -> Self:
+        file = os.open(os.devnull, os.O_RDONLY)
+        await asyncio.sleep(0.02)
+        os.close(file)
+        return await super().open()
 
 
 class _Client:

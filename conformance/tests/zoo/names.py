@@ -13,6 +13,7 @@ from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import seen
 from kode_core.ids import MAX_KEY_BYTES
 from kode_core.model import MediaCacheRecord, RecoveredFile, Snapshot
+from kode_core.query import Page
 from kode_core.store import EngineStore
 
 
@@ -84,6 +85,33 @@ class MediaByCase(EngineStore):
 
     async def load_media_cache(self, agent_id: str) -> list[MediaCacheRecord]:
         return await super().load_media_cache(agent_id.lower())
+
+
+async def _pages_of_two(ctx: Any) -> object:
+    for agent_id in ("A", "B", "b"):
+        await ctx.store.save_info(agent_id, samples.info(agent_id))
+    page = await ctx.store.query_sessions(limit=2, order="asc")
+    return [one.agent_id for one in await ctx.store.query_sessions(order="asc", cursor=page.next_cursor)]
+
+
+@mutant(
+    "QRY-5",
+    killed_by="twin_agents_are_all_on_some_page",
+    source="cursors that are compared by a collation that ignores case",
+    witness=_pages_of_two,
+)
+class CursorsByCase(EngineStore):
+    """Leaves out the next sessions whose ids differ from that of the cursor in case only."""
+
+    _last = ""
+
+    async def query_sessions(self, **filters: Any) -> Any:
+        found = await super().query_sessions(**filters)
+        if filters.get("cursor") is not None:
+            left = [one for one in found if one.agent_id.lower() != self._last.lower()]
+            found = Page(left, found.next_cursor)
+        self._last = found[-1].agent_id if found else ""
+        return found
 
 
 async def _two_locks(s: Any) -> object:

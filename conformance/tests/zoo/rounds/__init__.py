@@ -97,9 +97,11 @@ def fault(
         harness = type("Harness", (on,), names)
         part.Harness = harness  # type: ignore[attr-defined]
         wrong = " ".join((part.__doc__ or "").split())
+        series = part.__module__.rpartition(".")[2].partition("_")[0]
+        if name in FAULTS:  # two authors had one thought
+            name = f"{name}{series.upper()}"
         if name in FAULTS or not wrong or not clauses:
             raise ValueError(f"{name} needs a name of its own, a clause, and a docstring that says what is wrong")
-        series = part.__module__.rpartition(".")[2].partition("_")[0]
         FAULTS[name] = Fault(name, series, clauses, wrong, source, harness, on, witness, errors)
         return part
 

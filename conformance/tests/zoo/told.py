@@ -1,0 +1,140 @@
+"""Faults of each kind that a history can end in, for the programs that tell of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kode_conformance import samples
+from kode_conformance.context import Context
+from msgspec.structs import replace
+
+from conformance.tests.zoo.base import MemoryLayer, mutant
+from kode_core.batch import Batch, Outcome
+from kode_core.errors import InvalidValueError
+from kode_core.store import EngineStore
+
+
+async def todos_of_a_turn(ctx: Context) -> object:
+    """Reads todos, saves others by a turn, and reads them again."""
+    await ctx.store.save_todos("a", samples.todos("one"))
+    await ctx.store.load_todos("a")
+    await ctx.store.save_turn("a", todos=samples.todos("two"))
+    return await ctx.store.load_todos("a")
+
+
+@mutant("MSG-8", killed_by="random_histories_follow_the_model", witness=todos_of_a_turn)
+class RemembersTodos(EngineStore):
+    """Remembers the todos that it read, and does not forget them when a turn saves others."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.known: dict[str, Any] = {}
+
+    async def save_todos(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
+        await super().save_todos(agent_id, snapshot, fence=fence)
+        self.known.pop(agent_id, None)
+
+    async def delete(self, agent_id: str, *, fence: Any = None) -> None:
+        await super().delete(agent_id, fence=fence)
+        self.known.pop(agent_id, None)
+
+    async def load_todos(self, agent_id: str) -> Any:
+        if self.known.get(agent_id) is None:
+            self.known[agent_id] = await super().load_todos(agent_id)
+        return self.known[agent_id]
+
+
+async def times_of_a_message_that_was_replaced(ctx: Context) -> object:
+    """Replaces the first of two messages, and reads whether it has the time of its position."""
+    await ctx.store.save_messages("a", samples.messages(2))
+    before = await ctx.store.query_messages(agent_id="a", order="asc")
+    await ctx.store.save_messages("a", samples.messages(2, 1))
+    after = await ctx.store.query_messages(agent_id="a", order="asc")
+    return max(m.created_at for m in after) - max(m.created_at for m in before) > 500
+
+
+@mutant("QRY-2", killed_by="queries_after_each_change_of_a_list", witness=times_of_a_message_that_was_replaced)
+class StampsAnew(MemoryLayer):
+    """Gives a message that is saved at a position for the second time the time of now, and a second more."""
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        return await super().commit([self._stamped(batch) for batch in batches])
+
+    def _stamped(self, batch: Batch) -> Batch:
+        if batch.messages is None or not batch.messages.put:
+            return batch
+        put = tuple((i, replace(row, created_at=row.created_at + 1000)) for i, row in batch.messages.put)
+        return replace(batch, messages=replace(batch.messages, put=put))
+
+
+async def equal_calls(ctx: Context) -> object:
+    """Saves a tool call twice in one list."""
+    try:
+        await ctx.store.save_tool_call_records("a", [samples.tool_call()] * 2)
+    except KeyError:
+        return "refused"
+    return "saved"
+
+
+@mutant("QRY-2", killed_by="queries_after_each_change_of_a_list", witness=equal_calls, raises="KeyError")
+class FailsOnEqualCalls(EngineStore):
+    """Raises a KeyError when a list has the same tool call twice."""
+
+    async def save_tool_call_records(self, agent_id: str, records: Sequence[Any], *, fence: Any = None) -> None:
+        if any(one == other for i, one in enumerate(records) for other in records[:i]):
+            raise KeyError(records[0].id)
+        await super().save_tool_call_records(agent_id, records, fence=fence)
+
+
+async def a_batch_with_a_bad_event(ctx: Context) -> object:
+    """Appends a batch with an event that JSON cannot carry."""
+    try:
+        await ctx.store.append_events("a", [samples.event(0), samples.event(1, x=float("nan"))])
+    except InvalidValueError:
+        return "refused"
+    return "taken"
+
+
+@mutant("MSG-8", killed_by="random_histories_follow_the_model", witness=a_batch_with_a_bad_event)
+class TakesAnyEvent(EngineStore):
+    """Leaves events out of a batch that cannot be stored, and says nothing."""
+
+    async def append_events(self, agent_id: str, timelines: Sequence[Any], *, fence: Any = None) -> Sequence[int]:
+        try:
+            return await super().append_events(agent_id, timelines, fence=fence)
+        except InvalidValueError:
+            return [await super().append_event(agent_id, timelines[0], fence=fence)] * len(timelines)
+
+
+async def media_of_a_second_fork(ctx: Context) -> object:
+    """Forks twice in one call, and reads the media of both."""
+    await ctx.store.save_info("a", samples.info("a"))
+    await ctx.store.save_media_cache("a", [samples.media()])
+    return [len(await ctx.store.load_media_cache(fork)) for fork in await ctx.store.batch_fork("a", 2)]
+
+
+@mutant("LIFE-4", killed_by="queries_after_each_end_and_fork", witness=media_of_a_second_fork)
+class ForgetsTheForksMedia(EngineStore):
+    """Gives the media of the parent to the first of several forks only."""
+
+    async def batch_fork(self, agent_id: str, count: int) -> list[str]:
+        ids = await super().batch_fork(agent_id, count)
+        for fork_id in ids[1:]:
+            await super().save_media_cache(fork_id, [])
+        return ids
+
+
+async def counters_of_an_upsert(ctx: Context) -> object:
+    """Upserts once, and reads the counter."""
+    await ctx.store.upsert_tool_call_records("a", [samples.tool_call()])
+    return (await ctx.store.get_metrics()).operations.saves
+
+
+@mutant("OPS-3", killed_by="each_call_moves_its_counter", witness=counters_of_an_upsert)
+class CountsUpsertsTwice(EngineStore):
+    """Counts an upsert as two saves."""
+
+    async def upsert_tool_call_records(self, agent_id: str, records: Sequence[Any], *, fence: Any = None) -> None:
+        await super().upsert_tool_call_records(agent_id, records, fence=fence)
+        await super().upsert_tool_call_records(agent_id, [], fence=fence)
