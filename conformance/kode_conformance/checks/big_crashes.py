@@ -25,7 +25,7 @@ _UNDER: Final = (Dimension.CRASHES, Dimension.ITEMS)
 
 async def _kill(ctx: Context, writes: Sequence[Write], points: int) -> None:
     async with killer(ctx) as kills:
-        for write in in_time(ctx, ctx.rng.sample(writes, len(writes))):
+        for write in in_time(ctx, writes):
             await kill_at_points(ctx, kills, write, others=points // 2, at_most=points)
 
 
