@@ -64,8 +64,8 @@ _COMPANY: Final = (Dimension.COSTS, Dimension.COMPANY, Dimension.ITEMS)
 
 @check("OPS-14", "EVT-7", needs=Capability.PERSISTENT, under=_COMPANY)
 async def a_slow_follower_holds_a_page(ctx: Context) -> None:
-    """While a follower looks at one event, thousands are appended by its own instance and by others, and it holds a page
-    of them; it then gets each of them once.
+    """While followers of two instances look at one event, thousands are appended, and they hold a page of them; each
+    then gets every one of them once.
     """
     other = await ctx.another()
     with _traced() as traced:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context
-from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths
+from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, twins
 from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, put
 from kode_conformance.kinds import Gives, Kind, Reader, kinds
 from kode_conformance.registry import check
@@ -95,14 +95,18 @@ def _of_length(length: int, form: int) -> str:
 
 
 def _lengths(ctx: Context) -> Values:
-    """In quick runs one form of each length, another one for the next field."""
-    shortest = 3073 if ctx.settings.tier is Tier.QUICK else _SHORT
-    known = lengths(up_to=min(shortest, _limit(ctx) // _TEXTS))
+    """Texts of each length in all forms, or, where time is short, in one, which is another one for the next field."""
+    longest = {Tier.QUICK: 3073, Tier.STANDARD: 4097}.get(ctx.settings.tier, _SHORT)
+    known = lengths(up_to=min(longest, _limit(ctx) // _TEXTS))
 
     def values(field: Field) -> Sequence[Any]:
-        forms = range(3) if ctx.settings.tier > Tier.QUICK else [field.number]
-        texts = [_of_length(length, form + i) for i, length in enumerate(known) for form in forms]
-        return _texts(texts, str)(field)
+        most = {Tier.QUICK: 0, Tier.STANDARD: 1025}.get(ctx.settings.tier, _SHORT)
+        texts = [
+            _of_length(length, form + i)
+            for i, length in enumerate(known)
+            for form in (range(3) if length <= most else [field.number])
+        ]
+        return _texts(list(dict.fromkeys(texts)), str)(field)
 
     return values
 
@@ -161,6 +165,60 @@ async def every_field_may_stand_alone(ctx: Context) -> None:
             if field.optional:
                 known.append(put(full(root, len(known)), field, None))
     await all_come_back(ctx, every)
+
+
+_INTERNAL: Final = (
+    *("_id", "id", "rowid", "pk", "sk", "PK", "SK", "key", "kind", "type", "_type", "value", "data", "body", "payload"),
+    *("doc", "_doc", "record", "content", "text", "name", "role", "state", "status", "user_id", "userId", "messages"),
+    *("agentId", "agent_id", "agent", "position", "index", "order", "offset", "seq", "channel", "cursor", "event"),
+    *("createdAt", "created_at", "updatedAt", "updated_at", "timestamp", "time", "ts", "ttl", "expires", "deleted"),
+    *(
+        "version",
+        "_version",
+        "__v",
+        "_rev",
+        "_etag",
+        "revision",
+        "digest",
+        "hash",
+        "checksum",
+        "size",
+        "count",
+        "score",
+    ),
+    *(
+        "extra",
+        "meta",
+        "metadata",
+        "fields",
+        "attributes",
+        "path",
+        "self",
+        "cls",
+        "args",
+        "kwargs",
+        "__class__",
+        "None",
+    ),
+)
+"""Names that stores give to what they add to a record."""
+
+
+@check("VAL-6", "VAL-1", under=(_D.LOOKALIKES, _D.INSTANCES))
+async def unknown_fields_may_have_any_name(ctx: Context) -> None:
+    """Unknown fields, and keys of dicts, come back whatever they are called, also as stores call what they add to a
+    record themselves, also hundreds of them in one dict, in the order given.
+    """
+    names = list(dict.fromkeys([*_INTERNAL, *LOOKALIKES, *twins()]))
+
+    def values(field: Field) -> Sequence[Any]:
+        if field.holds not in (Holds.DICT, Holds.SPREAD, Holds.JSON):
+            return ()
+        mine = [name for name in names if name not in field.options]
+        texts: dict[str, Any] = {name: f"of {name}" for name in mine}
+        return [texts, {name: i for i, name in enumerate(mine[::-1])}, dict.fromkeys(mine, True)]
+
+    await come_back(ctx, values)
 
 
 _EQUAL: Final[dict[Holds, tuple[Any, ...]]] = {

@@ -14,6 +14,7 @@ from kode_conformance.costs import collected, held
 from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.writes import WRITES, seed
 from kode_core.errors import KodeError, LockUnavailableError
 from kode_core.protocols import ExtendedStore
@@ -316,7 +317,7 @@ async def failed_opens_leave_nothing(ctx: Context) -> None:
     await _see_nothing_left(ctx, fail, "opens that failed")
 
 
-@check("OPS-9", "OPS-5", under=_UNDER)
+@check("OPS-9", "OPS-5", tier=Tier.STANDARD, under=_UNDER)
 async def cancelled_opens_leave_nothing(ctx: Context) -> None:
     """A store whose opening was cancelled, at any step of it, leaves no descriptor, connection, thread or task."""
     await ctx.store.save_messages("a", samples.messages(1))

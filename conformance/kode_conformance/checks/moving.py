@@ -17,7 +17,7 @@ from kode_core.model import Message, TextBlock
 from kode_core.protocols import ExtendedStore
 
 _Q = Capability.QUERYABLE
-_STAY: Final = 18
+_STAY: Final = 14
 _ORDERS: Final = ("asc", "desc")
 
 
@@ -57,32 +57,42 @@ def _key(record: Any) -> tuple[str, int]:
 
 
 class _Others:
-    """Agents that come and go while others stay; those that stay are written by nobody."""
+    """Agents that come and go while others stay; those that stay are written by nobody.
+
+    Attributes:
+        mark: by which all of them are found.
+    """
 
     def __init__(self, ctx: Context, store: ExtendedStore, mark: str) -> None:
         self._ctx = ctx
         self._store = store
-        self._mark = mark
+        self.mark = mark
         self._gone = iter(range(_STAY))
-        self._new = iter(range(12))
+        self._new = itertools.count()
+        self._left = 0
 
     @property
     def stay(self) -> list[str]:
         """The ids of those that stay."""
-        return [f"{self._mark}{i:02d}-stays" for i in range(_STAY)]
+        return [f"{self.mark}{i:02d}-stays" for i in range(_STAY)]
 
     async def begin(self) -> None:
         """Save those that stay, and between them as many that will go."""
-        ids = [f"{self._mark}{i:02d}-{what}" for i in range(_STAY) for what in ("goes", "stays")]
-        await at_once((_save(self._store, a, self._mark, samples.T0 + i // 12) for i, a in enumerate(ids)), 8)
+        ids = [f"{self.mark}{i:02d}-{what}" for i in range(_STAY) for what in ("goes", "stays")]
+        await at_once((_save(self._store, a, self.mark, samples.T0 + i // 12) for i, a in enumerate(ids)), 8)
+
+    def begin_to_read(self) -> None:
+        """Let there be some changes more."""
+        self._left = _STAY // 2
 
     async def change(self) -> None:
         """Delete one, and save one that stands before or behind all those of its time."""
-        n, number = next(self._gone, None), next(self._new, None)
-        if n is not None:
-            await self._store.delete(f"{self._mark}{(n * 7) % _STAY:02d}-goes")
-        if number is not None:
-            await _save(self._store, f"{'!~'[number % 2]}{self._mark}{number}", self._mark, samples.T0 + number % 3)
+        if not self._left:
+            return
+        self._left -= 1
+        n, number = next(self._gone), next(self._new)
+        await self._store.delete(f"{self.mark}{(n * 7) % _STAY:02d}-goes")
+        await _save(self._store, f"{'!~'[number % 2]}{self.mark}{number}", self.mark, samples.T0 + number % 3)
 
 
 async def _read(
@@ -117,21 +127,27 @@ async def pages_while_agents_come_and_go(ctx: Context) -> None:
     """
     other = await ctx.another()
     for n in in_time(ctx, range(5 if ctx.settings.tier is Tier.QUICK else 20)):
-        kind, order, size = _KINDS[n % 5], _ORDERS[(n + n // 5) % 2], (3, 0, 1, 7)[(n + n // 10) % 4]
         others = _Others(ctx, other, f"r{n}")
         await others.begin()
-        filters = {kind.by: f"r{n}", "order": order, **kind.sort}
-        found = [record async for record in _read(ctx, kind, filters, size, others.change)]
-        how = f"pages of {size}" if size else "the iterator"
-        what = f"{how} of {kind.name}, {filters}, while agents came and went"
-        keys = [_key(record) for record in found]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        ctx.true(not twice, f"{what}: these came twice: {twice[:5]}")
-        wanted = [(agent, i) for agent in others.stay for i in range(kind.each)]
-        stayed = [key for key in keys if key[0] in set(others.stay)]
-        same(ctx, sorted(stayed), wanted, f"{what}: those that were there throughout")
-        if kind.sort.get("sort_by") != "updated_at" and kind.name != "messages":
-            same(ctx, stayed, _in_order(wanted, kind, order), f"{what}: the order of those that were there throughout")
+        orders = _ORDERS if n // 5 % 2 else _ORDERS[::-1]
+        for size, order in zip(((3, 1, 7)[n % 3], 0), orders if n % 2 else orders[::-1], strict=True):
+            await _see_those_that_stay(ctx, _KINDS[n % 5], others, order, size)
+
+
+async def _see_those_that_stay(ctx: Context, kind: _Kind, others: _Others, order: str, size: int) -> None:
+    filters = {kind.by: others.mark, "order": order, **kind.sort}
+    others.begin_to_read()
+    found = [record async for record in _read(ctx, kind, filters, size, others.change)]
+    how = f"pages of {size}" if size else "the iterator"
+    what = f"{how} of {kind.name}, {filters}, while agents came and went"
+    keys = [_key(record) for record in found]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    ctx.true(not twice, f"{what}: these came twice: {twice[:5]}")
+    wanted = [(agent, i) for agent in others.stay for i in range(kind.each)]
+    stayed = [key for key in keys if key[0] in set(others.stay)]
+    same(ctx, sorted(stayed), wanted, f"{what}: those that were there throughout")
+    if kind.sort.get("sort_by") != "updated_at" and kind.name != "messages":
+        same(ctx, stayed, _in_order(wanted, kind, order), f"{what}: the order of those that were there throughout")
 
 
 def _in_order(wanted: list[tuple[str, int]], kind: _Kind, order: str) -> list[tuple[str, int]]:

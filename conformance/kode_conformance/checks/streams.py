@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
+from kode_conformance.costs import collected
 from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
@@ -65,6 +66,8 @@ async def _see(ctx: Context, name: str, stream: _Stream) -> None:
     if ctx.settings.tier < Tier.THOROUGH and not stream.to_its_end:
         return
     counts = await _blocks(stream)
+    if counts.grown > stream.total // 4:  # the store itself may remember what it read, once
+        counts = await _blocks(stream)
     ctx.equal(counts.taken, stream.total, f"how many records {name} gave")
     ctx.true(
         counts.grown <= stream.total // 4,
@@ -111,14 +114,15 @@ async def _blocks(stream: _Stream) -> _Blocks:
     least = [sys.maxsize, sys.maxsize]
     taken = 0
     records = stream.open()
-    gc.collect()
-    async for _ in records:
-        taken += 1
-        half = 2 * taken > stream.total
-        if taken % _EVERY == 0 and taken * 5 > stream.total:
-            least[half] = min(least[half], sys.getallocatedblocks())
-        if taken == stream.total and stream.is_endless:
-            break
+    with collected():
+        async for _ in records:
+            taken += 1
+            half = 2 * taken > stream.total
+            if taken % _EVERY == 0 and taken * 5 > stream.total:
+                gc.collect()
+                least[half] = min(least[half], sys.getallocatedblocks())
+            if taken == stream.total and stream.is_endless:
+                break
     close = getattr(records, "aclose", None)
     if close is not None:
         await close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import os
@@ -88,7 +89,12 @@ class ZooHarness(StoreHarness):
 
     async def open_with(self, handle: Handle, **options: Any) -> Store:
         kind = self.part if issubclass(self.part, EngineStore) else EngineStore
-        store = await kind(functools.partial(self._engine, handle), **options).open()
+        store = kind(functools.partial(self._engine, handle), **options)
+        try:
+            await store.open()
+        except BaseException:  # a cancelled open goes on without its caller, and nobody would ever close what it opens
+            await asyncio.shield(store.close())
+            raise
         return cast(Store, self.part(store)) if issubclass(self.part, Wrapper) else store
 
 
@@ -115,7 +121,11 @@ class OnJson(ZooHarness, JsonHarness):
         kind = self.part if issubclass(self.part, Folder) else Folder
         folder = kind(Path(handle["base_dir"]), durable=False, wait_ms=10_000)
         engine = JsonFilesEngine(folder)
-        await engine.run(folder.open)
+        try:
+            await engine.run(folder.open)
+        except BaseException:
+            await asyncio.shield(engine.close())
+            raise
         return engine
 
 

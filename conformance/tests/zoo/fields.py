@@ -14,6 +14,7 @@ from kode_core.model import (
     CompressionConfig,
     CompressionRecord,
     MediaCacheRecord,
+    Message,
     Snapshot,
     ToolCallApproval,
     ToolCallAuditEntry,
@@ -154,3 +155,55 @@ class KnowsWhatItLoaded(EngineStore):
 async def _again(store: Any) -> None:
     for snapshot in await store.list_snapshots("a"):
         await store.save_snapshot("b", snapshot)
+
+
+@mutant(
+    "VAL-6",
+    killed_by="unknown_fields_may_have_any_name",
+    source="documents that hold the record's fields next to the store's own",
+    witness=seen(
+        lambda s: s.save_compression_record("a", samples.compression().replace(extra={"_version": 2})),
+        lambda s: s.load_compression_records("a"),
+    ),
+)
+class VersionIsItsOwn(_ChangesCompressions):
+    """Takes a field of a compression record that is called ``_version`` for its own, and does not give it."""
+
+    def changed(self, record: CompressionRecord) -> CompressionRecord:
+        extra = {key: value for key, value in (record.extra or {}).items() if key != "_version"}
+        return record.replace(extra=extra or None)
+
+
+@mutant(
+    "VAL-2",
+    killed_by="every_method_refuses_what_json_cannot_carry",
+    source="a second code path for upserts, without the check of the first",
+    witness=seen(
+        lambda s: s.upsert_tool_call_records("a", [samples.tool_call(result=float("nan"))]),
+        lambda s: s.load_tool_call_records("a"),
+    ),
+)
+class UpsertsNullForNan(_ChangesUpserts):
+    """Stores None for a result that is NaN, when the call is upserted."""
+
+    def changed(self, call: ToolCallRecord) -> ToolCallRecord:
+        return call.replace(result=None) if "nan" in repr(call.result) else call
+
+
+@mutant(
+    "MSG-3",
+    killed_by="MSG-1.equal_records_are_all_kept",
+    source="appends that are made safe to repeat by a look at what is at the end",
+    witness=seen(
+        lambda s: s.append_messages("a", samples.messages(1)),
+        lambda s: s.append_messages("a", samples.messages(1)),
+        lambda s: s.load_messages("a"),
+    ),
+)
+class TakesEqualAppendsForRepeats(EngineStore):
+    """Appends nothing when the same messages are at the end already."""
+
+    async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Any = None) -> None:
+        if messages and (await super().load_messages(agent_id))[-len(messages) :] == list(messages):
+            return
+        await super().append_messages(agent_id, messages, fence=fence)

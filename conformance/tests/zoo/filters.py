@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from kode_conformance import samples
 
@@ -136,6 +136,45 @@ class TimesAsText(EngineStore):
         if filters.get("sort_by", "created_at") == "created_at":
             found.sort(key=lambda session: f"{session.created_at}", reverse=filters.get("order") != "asc")
         return found
+
+
+async def _stale(ctx: Any) -> object:
+    for metadata in ({"k": 1}, {"k": [1]}):
+        await ctx.store.save_turn("a", info=samples.info("a", metadata=metadata))
+    return await ctx.store.query_sessions(metadata={"k": 1})
+
+
+@mutant(
+    "QRY-2",
+    killed_by="filters_follow_every_change",
+    source="an index of plain values only, whose old entry stays when a list or dict takes its place",
+    witness=_stale,
+)
+class KeepsOldMetadata(EngineStore):
+    """Finds a session by the last plain value of a key, after a list took its place."""
+
+    _plain: ClassVar[dict[str, Any]] = {}
+
+    def _note(self, info: Any) -> None:
+        value = info.metadata.get("k") if info is not None else None
+        if type(value) is int:
+            self._plain["k"] = value
+
+    async def save_info(self, agent_id: str, info: Any, *, fence: Any = None) -> None:
+        await super().save_info(agent_id, info, fence=fence)
+        self._note(info)
+
+    async def save_turn(self, agent_id: str, **parts: Any) -> None:
+        await super().save_turn(agent_id, **parts)
+        self._note(parts.get("info"))
+
+    async def query_sessions(self, **filters: Any) -> Any:
+        found = await super().query_sessions(**filters)
+        wanted = filters.get("metadata") or {}
+        if list(wanted) != ["k"] or type(wanted["k"]) is not int:
+            return found
+        others = [one for one in await super().query_sessions() if type(one.metadata.get("k")) is list]
+        return Page([*found, *others]) if self._plain.get("k") == wanted["k"] else found
 
 
 @mutant(

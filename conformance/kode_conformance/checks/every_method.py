@@ -1,0 +1,81 @@
+"""VAL-2: what every method that writes refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.fields import Field, Holds, fields_of, full, put
+from kode_conformance.kinds import Gives, Kind, Writer, kinds
+from kode_conformance.methods import drive
+from kode_conformance.model import StoreModel
+from kode_conformance.pace import in_time
+from kode_conformance.payloads import PAYLOADS
+from kode_conformance.registry import check
+from kode_conformance.ways import held
+from kode_core.errors import InvalidValueError
+from kode_core.model import AgentInfo
+
+_D = Dimension
+_WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
+_REFUSED: Final = [payload for payload in PAYLOADS if not payload.is_json and "5000" not in payload.name]
+_ALWAYS: Final = [payload for payload in _REFUSED if payload.name in ("nan", "datetime_aware")]
+
+
+def _of(agent_id: str, record: Any) -> Any:
+    return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
+
+
+def _free(kind: Kind) -> Sequence[Field]:
+    """The fields for JSON, of the record itself and one of each record inside that is saved alone as well."""
+    loose = (Holds.JSON, Holds.DICT, Holds.SPREAD)
+    fields = [field for field in fields_of(kind.record) if field.holds in loose]
+    return list({(f.path[0] if f.path[0] in ("messages", "events") else f.path): f for f in fields}.values())
+
+
+@check("VAL-2", "TURN-1", under=(_D.ORDERS,))
+async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
+    """What JSON cannot carry is refused by every method that writes, wherever in its records it is; of the other
+    records of the call, and of all other parts of a turn, nothing is written.
+    """
+    model, number = StoreModel(), 0
+    for kind in kinds().values():
+        writer = kind.writers[0]
+        record = _of("a", full(kind.record))
+        given = {writer.parameter: [record] if writer.many else record}
+        getattr(model, writer.method)("a", **given)
+        await getattr(ctx.store, writer.method)("a", **given)
+    cases = [(kind, writer) for kind in kinds().values() for writer in kind.writers]
+    for kind, writer in in_time(ctx, cases):
+        for field in _free(kind):
+            number += 3
+            turn = [_REFUSED[i % len(_REFUSED)] for i in range(number, number + 3)]
+            for payload in (*_ALWAYS, *turn):
+                value = payload.value if field.holds is Holds.JSON else {"new": payload.value}
+                call = _call(kind, writer, put(full(kind.record, 1), field, value))
+                what = f"{payload.name} in {field.name}, given to {writer.method}({writer.parameter}=)"
+                await ctx.raises(InvalidValueError, getattr(ctx.store, writer.method)("a", **call), what)
+        await _unchanged(ctx, model, f"after {writer.method}({writer.parameter}=) refused")
+
+
+def _call(kind: Kind, writer: Writer, bad: Any) -> dict[str, Any]:
+    """The call with the bad record among good ones; of a turn, next to all other parts that go with it."""
+    several = [full(kind.record, 2), bad, full(kind.record, 3)]
+    call: dict[str, Any] = {writer.parameter: several if writer.many else _of("a", bad)}
+    if writer.method == "save_turn":
+        for other in kinds().values():
+            if other is not kind:
+                part = next((w for w in other.writers if w.method == "save_turn"), None)
+                if part is not None:
+                    record = _of("a", full(other.record, 4))
+                    call[part.parameter] = [record] if part.many else record
+    return call
+
+
+async def _unchanged(ctx: Context, model: StoreModel, when: str) -> None:
+    for kind in kinds().values():
+        reader = next(reader for reader in kind.readers[::-1] if reader.gives in _WHOLE)
+        found = await drive(getattr(ctx.store, reader.method), {"agent_id": "a"})
+        ctx.equal(found, held(model, reader.method, "a"), f"{reader.method}, {when}")
