@@ -249,24 +249,21 @@ class RemembersStats(EngineStore):
 
 
 async def an_upsert_of_a_turn(ctx: Context) -> object:
-    """Upserts a call by a turn, where two have its id."""
+    """Upserts a call by a turn that is there."""
     await ctx.store.save_tool_call_records("a", [samples.tool_call(name=name) for name in ("one", "two")])
     await ctx.store.save_turn("a", upsert_tool_calls=[samples.tool_call(name="three")])
     return [call.name for call in await ctx.store.load_tool_call_records("a")]
 
 
 @mutant("TC-3", killed_by="MSG-8.random_histories_give_what_memory_gives", witness=an_upsert_of_a_turn)
-class UpsertsTheFirstOfATurn(EngineStore):
-    """Replaces the first record with the id of one that a turn upserts."""
+class AppendsTheCallsOfATurn(EngineStore):
+    """Adds the calls that a turn upserts at the end, also where one has the id."""
 
     async def save_turn(self, agent_id: str, *, upsert_tool_calls: Sequence[Any] = (), **parts: Any) -> None:
         if not upsert_tool_calls or parts.get("tool_calls") is not None:
             await super().save_turn(agent_id, upsert_tool_calls=upsert_tool_calls, **parts)
             return
-        calls = await self.load_tool_call_records(agent_id)
-        for record in upsert_tool_calls:
-            at = next((i for i, call in enumerate(calls) if call.id == record.id), len(calls))
-            calls[at : at + 1] = [record]
+        calls = [*await self.load_tool_call_records(agent_id), *upsert_tool_calls]
         await super().save_turn(agent_id, tool_calls=calls, **parts)
 
 
