@@ -86,7 +86,9 @@ _OF_AGENT: Final[Mapping[str, Callable[..., object]]] = {
     "list_snapshots": lambda agent: sorted(agent.snapshots.values(), key=lambda s: (-s.created_at, s.id)),
     "load_snapshot": lambda agent, key: agent.snapshots.get(key),
     "read_events": _events,
-    "last_bookmark": lambda agent: max((e.timeline.bookmark for e in agent.events), key=lambda b: b.seq, default=None),
+    "last_bookmark": lambda agent: max(
+        (logged.timeline.bookmark for logged in reversed(agent.events)), key=lambda b: b.seq, default=None
+    ),
     "aggregate_stats": _stats,
 }
 

@@ -22,6 +22,8 @@ from kode_conformance.translation import made_up
 __all__ = ["follow", "follow_the_model", "replay"]
 
 _SHORTEN_SECONDS = 10.0
+_SOON_S: Final = 1.0
+"""For so long a follower may see nothing while a history is shortened."""
 _SIMPLY: Final = How()
 
 
@@ -38,9 +40,9 @@ class _Trials:
         """A new one."""
         return Machine(self.ctx, f"{next(self._numbers)}-", self._stores, how or self._how)
 
-    async def run(self, steps: Sequence[Step]) -> tuple[Machine, Finding | None]:
+    async def run(self, steps: Sequence[Step], how: How | None = None) -> tuple[Machine, Finding | None]:
         """The machine that made the steps, and what it found."""
-        machine = self.machine()
+        machine = self.machine(how)
         try:
             await machine.run(steps)
         except Finding as exc:
@@ -51,9 +53,10 @@ class _Trials:
 
     async def shortest(self, steps: Sequence[Step], found: Finding) -> list[Step]:
         """A shorter history with the same kind of finding."""
+        how = self._how._replace(follow=min(self._how.follow, _SOON_S))
 
         async def fails(steps: list[Step]) -> bool:
-            _, again = await self.run(steps)
+            _, again = await self.run(steps, how)
             return again is not None and again.kind == found.kind
 
         return await shortest(list(steps), fails, _SHORTEN_SECONDS)

@@ -65,7 +65,7 @@ class How(NamedTuple):
         end: everything in the end, and that nothing is left once it was deleted.
         restart: and after all stores were closed and opened again.
         metrics: what each call moves the counters by.
-        follow: what followers of the logs see.
+        follow: what followers of the logs see; for how many seconds they may see nothing.
     """
 
     each: bool = True
@@ -75,4 +75,4 @@ class How(NamedTuple):
     end: bool = True
     restart: bool = False
     metrics: bool = False
-    follow: bool = False
+    follow: float = 0.0

@@ -14,7 +14,6 @@ from kode_core.model import Bookmark, StoredEvent
 
 __all__ = ["Followers"]
 
-_PATIENCE_S: Final = 20.0
 _LAST_SEQ: Final = 2**40
 
 
@@ -36,14 +35,14 @@ class _Follower:
             and channel in (None, logged.timeline.event.channel)
         )
 
-    async def see(self, logged: Logged) -> None:
-        """The next event must be this one."""
+    async def see(self, logged: Logged, seconds: float) -> None:
+        """The next event must be this one, in time."""
         said = f"follow_events({self.agent_id!r}{''.join(f', {k}={v!r}' for k, v in self.how.items())})"
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(seconds):
                 got = await anext(self._stream)
         except TimeoutError:
-            raise Violation(f"{said} did not yield the event at {logged.offset} within {_PATIENCE_S:g} s") from None
+            raise Violation(f"{said} did not yield the event at {logged.offset} within {seconds:g} s") from None
         except StopAsyncIteration:
             raise Violation(f"{said} ended, though nobody stopped it") from None
         found = difference(got, stored_event(logged))
@@ -59,8 +58,9 @@ class _Follower:
 class Followers:
     """All followers of a history, on a store of their own."""
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, seconds: float) -> None:
         self._store = store
+        self._seconds = seconds
         self._all: list[_Follower] = []
         self._turn = 0
 
@@ -73,7 +73,7 @@ class Followers:
         for follower in self._all:
             for logged in model.agents[follower.agent_id].events:
                 if follower.wants(logged):
-                    await follower.see(logged)
+                    await follower.see(logged, self._seconds)
 
     def _follow(self, agent_id: str, log: list[Logged]) -> None:
         """Some of all ways to follow, others for each agent."""

@@ -187,7 +187,7 @@ class _Generator:
             return Step(op, agent, (self._rng.choice(self._pools[_SINGLE[op]]),), fence=self._fence())
         make = getattr(self, f"_{op}", None)
         made: Step = Step(op, agent) if make is None else make(agent)
-        return made._replace(fence=self._fence()) if op.startswith(("save_", "append_")) else made
+        return made._replace(fence=self._fence()) if op.startswith(("save_", "append_", "upsert_")) else made
 
     def _fence(self) -> str:
         return self._rng.choice(("", "held", "ended")) if "acquire" in self._weights else ""
@@ -287,6 +287,7 @@ class _Generator:
                 Step("upsert_tool_call_records", agent, (("c0", "c!"),)),
                 Step("append_events", agent, (("e2", "e!"),)),
                 Step("save_info", agent, (self._rng.choice(("i!", "i?")),)),
+                Step("save_turn", agent, named=(("append", ("m0",)), ("info", "i?"))),
                 Step("save_turn", agent, named=(("append", ("m0",)), ("todos", "t0"), ("events", ("e!",)))),
             )
         )

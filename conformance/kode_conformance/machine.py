@@ -48,7 +48,9 @@ class Machine:
         self._ctx = ctx
         self._stores = stores
         self._how = how
-        self._is_queryable = all(hasattr(stores[0], name) for name in ("query_sessions", "iter_tool_calls"))
+        self._is_queryable = all(
+            hasattr(store, name) for store in stores[:1] for name in ("query_sessions", "iter_tool_calls")
+        )
         self._known: defaultdict[str, Known] = defaultdict(Known)
         self._highest: dict[str, int] = {}
         self._leases = Leases(ctx)
@@ -58,7 +60,7 @@ class Machine:
     async def run(self, steps: Sequence[Step]) -> None:
         """Make the steps, then look at everything through all stores, after a restart as well, and delete it."""
         if self._how.follow:
-            self._followers = Followers(self._stores[-1])
+            self._followers = Followers(self._stores[-1], self._how.follow * self._ctx.harness.patience)
         try:
             for i, step in enumerate(steps, 1):
                 try:

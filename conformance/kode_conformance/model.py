@@ -231,7 +231,9 @@ class StoreModel:
         )
         child.messages, child.tool_calls = list(parent.messages), list(parent.tool_calls)
         child.todos, child.media, child.snapshots = parent.todos, list(parent.media), dict(parent.snapshots)
-        child.learned.edits = 2  # which times the messages of a fork have is nowhere said
+        known = parent.learned
+        child.learned.messages, child.learned.times = list(known.messages), list(known.times)
+        child.learned.edits = 2 if known.edits else 0  # a parent whose times are not known yet tells nothing
 
 
 def _key(timeline: Timeline) -> tuple[int, int]:

@@ -52,11 +52,13 @@ def _grown(times: Sequence[int], given: Sequence[int]) -> str:
 
 
 def _kept_by_contents(before: Sequence[int], times: Sequence[int], after: Sequence[int], given: Sequence[int]) -> str:
-    """Each message that is in both lists keeps a time that it had."""
+    """A message that is there once, before and after, keeps its time; and so does all of a list that lost its ends."""
     had, has = _by_name(before, times), _by_name(after, given)
+    is_part = any(before[k : k + len(after)] == after for k in range(len(before)))
     for name in had.keys() & has.keys():
         kept = sum((Counter(had[name]) & Counter(has[name])).values())
-        if kept < min(len(had[name]), len(has[name])):
+        is_sure = is_part or len(had[name]) == len(has[name]) == 1
+        if is_sure and kept < len(has[name]):
             at = list(after).index(name)
             return f"message {at} stayed or moved, and its time was {_shown(had[name])} and became {_shown(has[name])}"
     return ""

@@ -154,6 +154,8 @@ A, B, C, X = (Message.user(text) for text in "ABCX")
         ([A, A, B], [1, 2, 3], [A, B], [1, 3], ""),
         ([A, A, B], [1, 2, 3], [A, B], [2, 3], ""),
         ([A, A, B], [1, 2, 3], [A, B], [9, 3], "stayed or moved"),
+        ([A, B], [1, 2], [B, A, A], [2, 9, 9], ""),
+        ([A, B], [1, 2], [B, A, A], [1, 9, 9], "stayed or moved"),
         ([A, B], [1, 2], [A, A], [1, 2], ""),
         ([A, B], [1, 2], [A, A], [1, 1], "was replaced at its position"),
         ([], [], [A, B], [2, 1], "was appended"),
@@ -190,6 +192,8 @@ FAULTY: Final = {
     "an error": (told.FailsOnEqualCalls, "QRY-2.queries_after_each_change_of_a_list", "KeyError"),
     "not refused": (told.TakesAnyEvent, "MSG-8.random_histories_follow_the_model", "must raise"),
     "a fork": (told.ForgetsTheForksMedia, "LIFE-4.queries_after_each_end_and_fork", ""),
+    "a follower": (told.FollowsEachSeqOnce, "EVT-7.random_histories_are_followed", "did not yield"),
+    "a lease": (told.FencesNoDocuments, "LOCK-5.random_histories_under_leases", "lease that has ended"),
     "a counter": (told.CountsUpsertsTwice, "OPS-3.each_call_moves_its_counter", "counters"),
 }
 

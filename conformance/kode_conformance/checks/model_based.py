@@ -139,7 +139,7 @@ async def random_histories_of_long_lists(ctx: Context) -> None:
 async def random_histories_under_leases(ctx: Context) -> None:
     """After any sequence of calls and leases a lock has one holder, and writes under an ended lease change nothing."""
     more = {"acquire": 9, "release": 6, "release_old": 3, "lapse": 2 if ctx.settings.tier else 0}
-    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 8), more=more)
+    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 4), more=more)
 
 
 @check("EVT-7", "EVT-2", stochastic=True, under=_UNDER)
@@ -148,7 +148,7 @@ async def random_histories_are_followed(ctx: Context) -> None:
     see it once and in the order of offsets.
     """
     more = {"append_event": 20, "append_events": 10}
-    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 12), more=more, how=How(follow=True))
+    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 12), more=more, how=How(follow=10.0))
 
 
 @check("OPS-3", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)

@@ -42,7 +42,16 @@ def angel(base: type[ZooHarness], **settings: Any) -> Callable[[type], type]:
 
 _AT_EACH_STEP = ("cancel", "in_doubt", "holds_up_no_other", "fails_no_other", "damage_of_any")
 _MANY_CALLS = (
-    *("any_json_value", "what_json_cannot", "thousands_are", "a_thousand_locks", "random_", "every_legal_id"),
+    *(
+        "after_each",
+        "unusual_calls",
+        "any_json_value",
+        "what_json_cannot",
+        "thousands_are",
+        "a_thousand_locks",
+        "random_",
+        "every_legal_id",
+    ),
     *_AT_EACH_STEP,
 )
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, ClassVar
 
 from kode_conformance import samples
 from kode_conformance.context import Context
 from msgspec.structs import replace
 
-from conformance.tests.zoo.base import MemoryLayer, mutant
+from conformance.tests.zoo.base import MemoryLayer, OnJson, mutant
 from kode_core.batch import Batch, Outcome
-from kode_core.errors import InvalidValueError
+from kode_core.errors import InvalidArgumentError, InvalidValueError, LockLostError
 from kode_core.store import EngineStore
 
 
@@ -138,3 +138,147 @@ class CountsUpsertsTwice(EngineStore):
     async def upsert_tool_call_records(self, agent_id: str, records: Sequence[Any], *, fence: Any = None) -> None:
         await super().upsert_tool_call_records(agent_id, records, fence=fence)
         await super().upsert_tool_call_records(agent_id, [], fence=fence)
+
+
+async def repeated_seqs_of_a_channel(ctx: Context) -> object:
+    """Follows one channel, in which two events have one seq."""
+    await ctx.store.append_events("a", [samples.event(0, n=0), samples.event(0, n=1), samples.event(1)])
+    seen: list[int] = []
+    async for event in ctx.store.follow_events("a", channel="progress"):
+        seen.append(event.bookmark.seq)
+        if event.bookmark.seq == 1:
+            break
+    return seen
+
+
+@mutant("EVT-7", killed_by="random_histories_are_followed", witness=repeated_seqs_of_a_channel)
+class FollowsEachSeqOnce(EngineStore):
+    """Leaves out of a channel that is followed what has the seq of the event before."""
+
+    async def _once(self, events: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        last = None
+        async for event in events:
+            if event.bookmark.seq != last:
+                last = event.bookmark.seq
+                yield event
+
+    def follow_events(self, agent_id: str, *, channel: Any = None, **bounds: Any) -> AsyncIterator[Any]:
+        events = super().follow_events(agent_id, channel=channel, **bounds)
+        return events if channel is None else self._once(events)
+
+
+async def a_document_under_an_ended_lease(ctx: Context) -> object:
+    """Saves a snapshot under a lease that has ended."""
+    lease = await ctx.store.acquire_agent_lock("a")
+    await lease.release()
+    try:
+        await ctx.store.save_snapshot("a", samples.snapshot(), fence=lease)
+    except LockLostError:
+        return "refused"
+    return "saved"
+
+
+@mutant("LOCK-5", killed_by="random_histories_under_leases", witness=a_document_under_an_ended_lease)
+class FencesNoDocuments(EngineStore):
+    """Takes the lease of a write of a document, and does not look at it."""
+
+    async def save_todos(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
+        await super().save_todos(agent_id, snapshot)
+
+    async def save_history_window(self, agent_id: str, window: Any, *, fence: Any = None) -> None:
+        await super().save_history_window(agent_id, window)
+
+    async def save_recovered_file(self, agent_id: str, file: Any, *, fence: Any = None) -> None:
+        await super().save_recovered_file(agent_id, file)
+
+    async def save_snapshot(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
+        await super().save_snapshot(agent_id, snapshot)
+
+
+async def roles_of_many_messages(ctx: Context) -> object:
+    """Counts the messages of one role in a long list."""
+    await ctx.store.save_messages("a", samples.messages(450))
+    return len(await ctx.store.query_messages(agent_id="a", role="user", limit=1000))
+
+
+@mutant("VAL-1", killed_by="random_histories_of_long_lists", witness=roles_of_many_messages)
+class IndexesTheBeginning(EngineStore):
+    """Indexes the first four hundred records of a list."""
+
+    async def query_messages(self, **filters: Any) -> Any:
+        found = await super().query_messages(**filters)
+        if "role" in filters or "content_type" in filters:
+            found[:] = [message for message in found if message.position < 400]
+        return found
+
+    async def query_tool_calls(self, **filters: Any) -> Any:
+        found = await super().query_tool_calls(**filters)
+        if "tool_name" in filters or "state" in filters:
+            found[:] = [call for call in found if call.position < 400]
+        return found
+
+
+async def stats_after_a_write_elsewhere(ctx: Context) -> object:
+    """Reads the statistics of an agent before and after another instance writes."""
+    other = await ctx.another()
+    counts = []
+    for _ in range(2):
+        await other.append_messages("a", samples.messages(1))
+        counts.append((await ctx.store.aggregate_stats("a")).total_messages)
+    return counts
+
+
+@mutant("QRY-8", killed_by="random_histories_of_two_processes", witness=stats_after_a_write_elsewhere, on=OnJson)
+class RemembersStats(EngineStore):
+    """Remembers the statistics of an agent, and that nobody of this process wrote since."""
+
+    known: ClassVar[dict[str, Any]] = {}
+
+    async def save_messages(self, agent_id: str, messages: Sequence[Any], *, fence: Any = None) -> None:
+        await super().save_messages(agent_id, messages, fence=fence)
+        self.known.clear()
+
+    async def delete(self, agent_id: str, *, fence: Any = None) -> None:
+        await super().delete(agent_id, fence=fence)
+        self.known.clear()
+
+    async def aggregate_stats(self, agent_id: str) -> Any:
+        if agent_id not in self.known:
+            self.known[agent_id] = await super().aggregate_stats(agent_id)
+        return self.known[agent_id]
+
+
+async def an_upsert_of_a_turn(ctx: Context) -> object:
+    """Upserts a call by a turn that is there."""
+    await ctx.store.save_tool_call_records("a", [samples.tool_call(name=name) for name in ("one", "two")])
+    await ctx.store.save_turn("a", upsert_tool_calls=[samples.tool_call(name="three")])
+    return [call.name for call in await ctx.store.load_tool_call_records("a")]
+
+
+@mutant("TC-3", killed_by="MSG-8.random_histories_give_what_memory_gives", witness=an_upsert_of_a_turn)
+class AppendsTheCallsOfATurn(EngineStore):
+    """Adds the calls that a turn upserts at the end, also where one has the id."""
+
+    async def save_turn(self, agent_id: str, *, upsert_tool_calls: Sequence[Any] = (), **parts: Any) -> None:
+        if not upsert_tool_calls or parts.get("tool_calls") is not None:
+            await super().save_turn(agent_id, upsert_tool_calls=upsert_tool_calls, **parts)
+            return
+        calls = [*await self.load_tool_call_records(agent_id), *upsert_tool_calls]
+        await super().save_turn(agent_id, tool_calls=calls, **parts)
+
+
+async def a_channel_in_capitals(ctx: Context) -> object:
+    """Reads a channel whose name is written with a capital."""
+    await ctx.store.append_event("a", samples.event(0, "control"))
+    try:
+        return [event.bookmark.seq async for event in ctx.store.read_events("a", channel="Control")]  # type: ignore[arg-type]
+    except InvalidArgumentError:
+        return "refused"
+
+
+@mutant("QRY-1", killed_by="unusual_calls_end_as_in_memory", witness=a_channel_in_capitals)
+class FoldsChannels(EngineStore):
+    """Knows a channel by its name in small letters."""
+
+    def read_events(self, agent_id: str, *, channel: Any = None, **bounds: Any) -> AsyncIterator[Any]:
+        return super().read_events(agent_id, channel=channel.lower() if isinstance(channel, str) else channel, **bounds)
