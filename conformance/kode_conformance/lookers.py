@@ -14,13 +14,14 @@ from typing import Any, Final, NamedTuple
 
 from kode_conformance import samples
 from kode_conformance.context import Violation
+from kode_conformance.harness import StoreHarness
 from kode_core.model import Message, Timeline, ToolCallRecord
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["MANY", "STEPS", "Company", "looks_of", "states"]
 
-MANY: Final = 300
-"""More than the batches that servers and drivers have: 25, 100, 128, 256."""
+MANY: Final = 201
+"""More than the batches that servers and drivers have: 25, 100, 128, 200."""
 
 Look = Callable[[ExtendedStore, str], Awaitable[object]]
 """What it gives, or, for a mapping, several things by name, which need not be of one instant."""
@@ -49,7 +50,7 @@ async def _turn(store: ExtendedStore, agent: str) -> None:
     await store.save_turn(
         agent,
         append=_messages("turn"),
-        upsert_tool_calls=_calls("turn", 400),
+        upsert_tool_calls=_calls("turn", MANY + MANY // 3),
         todos=samples.todos(*(f"turn {i}" for i in range(MANY))),
         info=samples.info(agent, metadata={"tag": "turn"}),
         events=_events("turn", 2000),
@@ -74,7 +75,7 @@ STEPS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = 
     "append_messages": lambda s, a: s.append_messages(a, _messages("third")),
     "save_tool_call_records": lambda s, a: s.save_tool_call_records(a, _calls("first")),
     "save_tool_call_records over as many": lambda s, a: s.save_tool_call_records(a, _calls("second")),
-    "upsert_tool_call_records": lambda s, a: s.upsert_tool_call_records(a, _calls("third", 150)),
+    "upsert_tool_call_records": lambda s, a: s.upsert_tool_call_records(a, _calls("third", MANY // 2)),
     "append_events": lambda s, a: s.append_events(a, _events("first", 0)),
     "save_media_cache": lambda s, a: s.save_media_cache(a, _media("first")),
     "save_media_cache over as many": lambda s, a: s.save_media_cache(a, _media("second")),
@@ -198,9 +199,9 @@ _QUERIES: Final[Mapping[str, Look]] = {
 }
 
 
-def looks_of(lacks: Iterable[str]) -> Mapping[str, Look]:
-    """All looks that a store has which lacks these capabilities."""
-    return _LOOKS if "QUERYABLE" in lacks else {**_LOOKS, **_QUERIES}
+def looks_of(harness: StoreHarness) -> Mapping[str, Look]:
+    """All looks that a store has and that are current: queries are not where a lag is declared (QRY-8)."""
+    return _LOOKS if "QUERYABLE" in harness.lacks or harness.has("settle") else {**_LOOKS, **_QUERIES}
 
 
 async def states(store: ExtendedStore, agent: str, looks: Mapping[str, Look]) -> list[Mapping[str, object]]:
