@@ -95,16 +95,16 @@ DELETE_GROUP: Final = Write("delete_many", _delete_group, seed_group)
 """The write that deletes other agents."""
 
 BIG: Final[tuple[Write, ...]] = (
+    Write("delete of much", lambda store, agent_id: store.delete(agent_id), seed_big),
+    Write("save_turn of many", _save_turn, seed_big),
     Write("append_messages of many", _append_messages),
     Write("append_events of many", _append_events),
     Write("save_messages that drops many", _shrink_messages, seed_big),
     Write("save_messages that replaces many", _replace_messages, seed_big),
     Write("save_tool_call_records of many", _save_tool_calls, seed_big),
-    Write("save_turn of many", _save_turn, seed_big),
     Write("save_media_cache of many", _save_media_cache, seed_big),
     Write("save_snapshot of many", _save_snapshot, seed_big),
-    Write("delete of much", lambda store, agent_id: store.delete(agent_id), seed_big),
     BIG_FORK,
     DELETE_GROUP,
 )
-"""All of them; the last two are to other agents."""
+"""All of them, first what matters most, as a slow store has no time for all; the last two are to other agents."""

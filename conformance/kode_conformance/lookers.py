@@ -204,11 +204,17 @@ def looks_of(lacks: Iterable[str]) -> Mapping[str, Look]:
 
 
 async def states(store: ExtendedStore, agent: str, looks: Mapping[str, Look]) -> list[Mapping[str, object]]:
-    """What each look gives before the first of STEPS and after each of them, with nobody else there."""
+    """What each look gives before the first of STEPS and after each of them, with nobody else there.
+
+    Raises:
+        Violation: a call changed nothing.
+    """
     found = [await _state(store, agent, looks)]
-    for step in STEPS.values():
+    for name, step in STEPS.items():
         await step(store, agent)
         found.append(await _state(store, agent, looks))
+        if found[-1] == found[-2]:
+            raise Violation(f"{name} returned, and no read sees that it changed anything")
     return found
 
 

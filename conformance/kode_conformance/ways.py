@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kode_conformance.answers import answer
@@ -18,12 +18,13 @@ from kode_core.model import AgentInfo, Record
 from kode_core.protocols import ExtendedStore
 from kode_core.query import SessionInfo
 
-__all__ = ["all_come_back", "at_once", "brief", "changes_come_back", "come_back", "held"]
+__all__ = ["all_come_back", "at_once", "brief", "changes_come_back", "come_back", "first", "held"]
 
 _ROWS: Final = 32
 """How many records of a kind there are in a round."""
 _AT_ONCE: Final = 16
 _SHOWN: Final = 60
+_SECONDS: Final = 10.0
 
 Rows = Mapping[type[Record], Sequence[Any]]
 
@@ -208,7 +209,7 @@ class _Round:
             self._ctx.equal(await method(agent_id), held(self._model, reader.method, agent_id), how)
         elif reader.gives is Gives.STREAM:
             wanted = held(self._model, reader.method, agent_id)
-            self._ctx.equal(await _first(method(agent_id), len(wanted)), wanted, how)
+            self._ctx.equal(await first(self._ctx, method(agent_id), len(wanted), how), wanted, how)
         else:
             found = method(agent_id=agent_id, order="asc", **({"limit": 1000} if reader.gives is Gives.PAGE else {}))
             got = [r async for r in found] if reader.gives is Gives.FOUND else list(await found)
@@ -243,15 +244,18 @@ def _of_agent(record: Any, agent_id: str) -> Any:
     return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
 
 
-async def _first(stream: AsyncIterator[Any], count: int) -> list[Any]:
-    """So many items, or all; a follower does not end by itself."""
+async def first(ctx: Context, stream: Any, count: int, how: str) -> list[Any]:
+    """So many items of an iterator, or all; one that follows does not end by itself."""
     found: list[Any] = []
-    if count:
-        async for item in stream:
-            found.append(item)
-            if len(found) == count:
-                break
-    await stream.aclose()  # type: ignore[attr-defined]
+    try:
+        async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+            while len(found) < count:
+                found.append(await anext(stream))
+    except StopAsyncIteration:
+        pass
+    except TimeoutError:
+        raise Violation(f"{how}: after {len(found)} of {count} events no further one comes") from None
+    await stream.aclose()
     return found
 
 

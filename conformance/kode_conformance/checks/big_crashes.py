@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from kode_conformance import samples
@@ -11,6 +11,7 @@ from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.killpoints import kill_at_points, killer
 from kode_conformance.killseries import kill_again_and_again, kill_delete_many, kill_forks
+from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import Write
@@ -22,9 +23,9 @@ _APPENDS: Final = ("append_messages of many", "append_events of many")
 _UNDER: Final = (Dimension.CRASHES, Dimension.ITEMS)
 
 
-async def _kill(ctx: Context, writes: Iterable[Write], points: int) -> None:
+async def _kill(ctx: Context, writes: Sequence[Write], points: int) -> None:
     async with killer(ctx) as kills:
-        for write in writes:
+        for write in in_time(ctx, writes):
             await kill_at_points(ctx, kills, write, others=points // 2, at_most=points)
 
 

@@ -16,6 +16,7 @@ from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
 from kode_conformance.methods import calls_of, drive
+from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.writes import portrait
 from kode_core.errors import KodeError, LockUnavailableError, StoreClosedError
@@ -55,8 +56,8 @@ async def _begun(ctx: Context, store: ExtendedStore) -> dict[str, AsyncIterator[
 async def _busy(store: ExtendedStore) -> None:
     """An agent with more of each kind than one page of a store."""
     await fill(store, "a")
-    await store.append_messages("a", samples.messages(700, 3))
-    await store.save_tool_call_records("a", [samples.tool_call(i) for i in range(700)])
+    await store.append_messages("a", samples.messages(600, 3))
+    await store.save_tool_call_records("a", [samples.tool_call(i) for i in range(200)])
     await store.append_events("a", samples.events(700, 3))
 
 
@@ -68,7 +69,7 @@ async def all_that_is_under_way_ends_when_a_store_is_closed(ctx: Context) -> Non
     await _busy(ctx.store)
     held = await ctx.store.acquire_agent_lock("b")
     follower = ctx.store.follow_events("b").__aiter__()
-    for steps in (0, 1, 3, 10, 40):
+    for steps in in_time(ctx, (10, 0, 3, 1, 40)):
         store = await ctx.another()
         begun = await _begun(ctx, store) if steps in (0, 10) else {}
         calls = calls_of(store, f"busy {steps}", target=str(ctx.folder / f"copy {steps}"))

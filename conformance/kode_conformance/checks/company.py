@@ -30,7 +30,7 @@ async def a_large_call_is_seen_whole_or_not_at_all(ctx: Context) -> None:
         company, ended, agent = Company(wanted, looks), asyncio.Event(), f"a{round_}"
         readers = [
             asyncio.ensure_future(company.keep_looking(store, agent, ended, first=first))
-            for store, first in ((other, 0), (other, len(looks) // 2), (ctx.store, 3))
+            for store, first in ((other, 0), (ctx.store, len(looks) // 2))
         ]
         try:
             for step in STEPS.values():
@@ -242,6 +242,7 @@ async def a_fork_is_a_cut_through_all_kinds(ctx: Context) -> None:
     finally:
         ended.set()
         await writing
+    ctx.true((await _rounds_of(ctx.store, "p"))["snapshots"], "what was written to the parent must be there")
     for fork in forks:
         rounds = await _rounds_of(ctx.store, fork)
         order = [*rounds.values()]
@@ -283,6 +284,9 @@ async def a_delete_among_writers_of_all_kinds(ctx: Context) -> None:
     for n in in_time(ctx, range(8)):
         for write in _writes(ctx.store, 100 + n).values():
             await write
+        there = await _parts(ctx)
+        missing = [kind for kind, (count, _) in there.items() if not count]
+        ctx.equal(missing, [], "the kinds that are missing before the delete")
         later = [*_writes((ctx.store, other)[n % 2], 500 + n).values()]
         later.insert(ctx.rng.randrange(len(later)), (other, ctx.store)[n % 2].delete("a"))
         await asyncio.gather(*later)

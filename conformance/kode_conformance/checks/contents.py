@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -115,8 +116,11 @@ async def damaged_records_are_not_quoted(ctx: Context) -> None:
         await write.act(ctx.store, "a")
     first = samples.message(0).replace(metadata={"whole": CANARY})
     await ctx.store.save_turn("b", messages=[first, samples.message(text=CANARY)], info=samples.info("b"))
+    until = time.monotonic() + ctx.settings.pace
     with overheard([_CORE, *ctx.harness.code_of(ctx.store)]) as logged:
         async for what, store, agent_id in _damaged(ctx):
+            if time.monotonic() > until:
+                break
             count = len(ears.told)
             for name, (method, given) in calls_of(store, agent_id).items():
                 if name.startswith(_READING):

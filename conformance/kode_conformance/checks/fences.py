@@ -39,7 +39,7 @@ async def _expired(store: ExtendedStore, other: ExtendedStore, agent_id: str) ->
 
 async def _followed_here(store: ExtendedStore, other: ExtendedStore, agent_id: str) -> Lease:
     lease = await _expired(store, other, agent_id)
-    await take(store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS), "the next lease")
+    await take(store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS, wait_ms=20_000), "the next lease")
     return lease
 
 

@@ -13,7 +13,7 @@ from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, 
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import at_once, brief
+from kode_conformance.ways import at_once, brief, first
 from kode_core.model import Bookmark, Message, UnknownBlock
 
 _D = Dimension
@@ -206,16 +206,10 @@ async def any_seq_is_ordered_and_bounded(ctx: Context) -> None:
             ctx.equal(
                 found, [seq for seq in seqs if seq > since], f"the seqs since {since}, appended in the order {name}"
             )
-    stream = other.follow_events("mixed", since=Bookmark(-1, 0))
+    what = "following since -1, in the order of commit"
     wanted = [seq for seq in order if seq > -1]
-    found = [event.bookmark.seq async for event in _some(stream, len(wanted))]
-    ctx.equal(found, wanted, "the seqs that following since -1 gives, in the order of commit")
-
-
-async def _some(stream: Any, count: int) -> Any:
-    for _ in range(count):
-        yield await anext(stream)
-    await stream.aclose()
+    events = await first(ctx, other.follow_events("mixed", since=Bookmark(-1, 0)), len(wanted), what)
+    ctx.equal([event.bookmark.seq for event in events], wanted, what)
 
 
 @check("QRY-2", "VAL-5", "MSG-4", "INFO-2", needs=_Q, under=(_D.NUMBERS,))

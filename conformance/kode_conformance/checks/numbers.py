@@ -50,7 +50,7 @@ async def lists_of_any_length_are_replaced(ctx: Context) -> None:
             same(ctx, found, wanted, f"the {listing.name} after {name} of {number}")
     for n, (listing, name, call) in enumerate(ways):
         before = await listing.load(ctx.store, name)
-        for keep in (len(before) - 1, (1000, 101, 100)[n % 3], 1, 0):
+        for keep in (len(before) - 1, (101, 100, 1)[n % 3], 0):
             if 0 <= keep <= len(before):
                 await call(ctx.store, name, before[:keep])
                 what = f"the {listing.name} after {name} of {keep} on top of more"
@@ -73,7 +73,7 @@ async def lists_grow_to_any_length(ctx: Context) -> None:
             same(ctx, found, records, f"the {listing.name} after {name} of one, of {number} at once, and of one")
 
 
-_PLACES: Final = (0, 1, 99, 100, 500, 999, 1000)
+_PLACES: Final = (0, 1, 100, 500, 1000)
 
 
 @check("MSG-1", "TC-1", under=(Dimension.ITEMS, Dimension.CHANGES))
@@ -87,7 +87,7 @@ async def one_is_changed_among_many(ctx: Context) -> None:
         for n, place in enumerate(in_time(ctx, _PLACES)):
             name, call = calls[n % 2]
             for i, (change, wanted) in enumerate(_changed(listing, was, place).items()):
-                if place in (0, 1000) or i == n % 4:
+                if place == 1000 or i in (n % 4, 2 * (n % 2)):
                     await call(ctx.store, "a", wanted)
                     found = await listing.load(ctx.store, "a")
                     same(ctx, found, wanted, f"{listing.name} after {name} with number {place + 1} {change}")
@@ -138,7 +138,7 @@ async def documents_of_any_number(ctx: Context) -> None:
     other = await ctx.another()
     pending = {documents.name: iter(documents.items(1001)) for documents in DOCUMENTS}
     there: dict[str, list[Any]] = {documents.name: [] for documents in DOCUMENTS}
-    for number in in_time(ctx, (0, 1, 26, 101, 501, 1001)):
+    for number in in_time(ctx, (0, 1, 101, 501, 1001)):
         for documents in DOCUMENTS:
             known = there[documents.name]
             new = [next(pending[documents.name]) for _ in range(number - len(known))]
