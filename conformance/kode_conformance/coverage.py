@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final, NamedTuple
 
 from rich.table import Column, Table
@@ -20,11 +22,12 @@ from kode_conformance.settings import Tier
 from kode_conformance.tally import AREAS
 from kode_core.cli.output import count, show
 
-__all__ = ["Cell", "as_json", "cells", "lines_of", "print_coverage", "share", "table_lines"]
+__all__ = ["Cell", "as_json", "cells", "lines_of", "notes_of_today", "print_coverage", "share", "table_lines"]
 
 _MARKS: Final = {Tier.QUICK: "q", Tier.STANDARD: "s", Tier.THOROUGH: "t"}
 _NOT: Final = "·"
 _OPEN: Final = "?"
+_WIDE: Final = 118
 
 
 class Cell(NamedTuple):
@@ -124,6 +127,39 @@ def table_lines() -> list[str]:
     return ["", head, f"| --- |{' :-: |' * len(Dimension)}", *rows, ""]
 
 
-if __name__ == "__main__":  # python -m kode_conformance.coverage docs/guides/conditions.md
-    for page in sys.argv[1:]:
-        write_into(Path(page), "coverage", table_lines())
+_SECTION: Final = re.compile(r"^(?=\[[A-Z]+-\d+(?:\.because)?\]$)", re.MULTILINE)
+_NOT_VARIED: Final = re.compile(r"\nnot_varied = \[.*?\]", re.DOTALL)
+
+
+def notes_of_today(text: str) -> str:
+    """``clauses.toml`` with the dimensions that no check of each clause varies, as it is now; all else stays."""
+    head, *sections = (part.strip() for part in _SECTION.split(text))
+    told = {section[1 : section.index("]")]: section for section in sections}
+    parts = [head]
+    for clause_id in clauses():
+        missing = [dimension.value for dimension, cell in cells(clause_id).items() if not cell.checks]
+        note = _NOT_VARIED.sub("", told.get(clause_id, f"[{clause_id}]"))
+        parts += [f"{note}\n{_toml(missing)}"] if missing else [note]
+        if f"{clause_id}.because" in told:
+            title, *reasons = told[f"{clause_id}.because"].splitlines()
+            kept = [reason for reason in reasons if reason.partition(" ")[0] in missing]
+            parts += ["\n".join([title, *kept])] if kept else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _toml(names: Sequence[str]) -> str:
+    """As in ``not_varied = ["items"]``, on several lines where one is too short."""
+    listed = ", ".join(f'"{name}"' for name in names)
+    if len(listed) < _WIDE - len("not_varied = []"):
+        return f"not_varied = [{listed}]"
+    lines = wrap(f"{listed},", _WIDE, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(["not_varied = [", *lines, "]"])
+
+
+if __name__ == "__main__":  # python -m kode_conformance.coverage …/clauses.toml docs/guides/conditions.md
+    for path in map(Path, sys.argv[1:]):
+        if path.suffix == ".toml":
+            path.write_text(notes_of_today(path.read_text("utf-8")), "utf-8")
+            clauses.cache_clear()
+        else:
+            write_into(path, "coverage", table_lines())
