@@ -27,6 +27,7 @@ __all__ = ["Cell", "as_json", "cells", "lines_of", "notes_of_today", "print_cove
 _MARKS: Final = {Tier.QUICK: "q", Tier.STANDARD: "s", Tier.THOROUGH: "t"}
 _NOT: Final = "·"
 _OPEN: Final = "?"
+_YET: Final = "not varied yet"
 _WIDE: Final = 118
 
 
@@ -35,7 +36,8 @@ class Cell(NamedTuple):
 
     Attributes:
         checks: the checks of the clause that vary the dimension.
-        reason: why the dimension says nothing about the clause, or cannot be varied; empty where there are checks.
+        reason: why the dimension says nothing about the clause, or is varied elsewhere; one that begins with ``not
+            varied yet`` says what is missing. Empty where there are checks.
     """
 
     checks: Sequence[Check]
@@ -43,10 +45,15 @@ class Cell(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """The letter of the first tier that looks; a dot where there is a reason; a question mark otherwise."""
+        """The letter of the first tier that looks; a dot where none has to; a question mark where one could."""
         if self.checks:
             return _MARKS[min(check.tier for check in self.checks)]
-        return _NOT if self.reason else _OPEN
+        return _OPEN if self.is_open else _NOT
+
+    @property
+    def is_open(self) -> bool:
+        """Whether checks could vary it, and none does."""
+        return not self.checks and (not self.reason or self.reason.startswith(_YET))
 
 
 def cells(clause_id: str) -> Mapping[Dimension, Cell]:
@@ -62,7 +69,7 @@ def cells(clause_id: str) -> Mapping[Dimension, Cell]:
 def share() -> tuple[int, int]:
     """How many cells are checked, of how many that a clause could be checked under."""
     found = [cell for clause_id in clauses() for cell in cells(clause_id).values()]
-    return sum(bool(cell.checks) for cell in found), sum(bool(cell.checks) or not cell.reason for cell in found)
+    return sum(bool(cell.checks) for cell in found), sum(bool(cell.checks) or cell.is_open for cell in found)
 
 
 def print_coverage() -> None:
@@ -82,7 +89,8 @@ def print_coverage() -> None:
     show(legend, Text())
     checked, possible = share()
     show(
-        Text("q, s, t: varied with --tier quick, standard, thorough.  ·: not varied, for a reason: --explain CLAUSE."),
+        Text("q, s, t: varied with --tier quick, standard, thorough.  ·: not varied, for a reason; ?: not yet."),
+        Text("kode conformance --explain CLAUSE gives the reasons."),
         Text(f"{checked} of {count(possible, 'pair')} of a clause and a dimension that can be varied are."),
     )
 
@@ -102,7 +110,8 @@ def lines_of(clause_id: str) -> Iterator[tuple[str, str]]:
         if not cell.checks and cell.reason:
             reasons.setdefault(cell.reason, []).append(dimension.value)
     for reason, dimensions in reasons.items():
-        yield "not varied", f"{', '.join(dimensions)}: {reason}"
+        missing = reason.removeprefix(f"{_YET}: ")
+        yield "not varied" if missing == reason else "not yet", f"{', '.join(dimensions)}: {missing}"
 
 
 def as_json() -> dict[str, Any]:
