@@ -19,7 +19,8 @@ from kode_core.batch import Fence
 from kode_core.engine import Engine
 from kode_core.engines.record_engine import RecordEngine
 from kode_core.engines.record_state import AgentHead
-from kode_core.engines.records import Change, HeadRecord, Item, Place
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place
+from kode_core.query import RowQuery
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, RecordsHarness, TogetherHarness
 
@@ -559,3 +560,48 @@ async def test_a_write_whose_answer_is_lost_undoes_nothing(what: str, write: Wri
         await write.act(store, "a")
         assert [await portrait(others, "a")] == seen
         assert [await portrait(store, "a")] == seen
+
+
+class Between(MemoryRecords):
+    """Lets somebody else write between what a query finds and what it asks of the heads."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def find_items(self, query: RowQuery) -> list[FoundItem]:
+        found = await super().find_items(query)
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+        return found
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+async def test_a_query_of_an_agent_shows_no_part_of_a_write(options: dict[str, Any]) -> None:
+    """A list that is replaced by a longer one while it is asked for is there whole, also when who writes stops."""
+    old, new = samples.messages(3), [samples.message(text=f"new {i}") for i in range(9)]
+    allowed = [[one.text for one in some] for some in (old, new)]
+    for n in range(2, 12):
+        assert await _queried(old, new, n, options) in allowed, f"stopped at call {n}"
+
+
+async def _queried(old: list[Any], new: list[Any], n: int, options: dict[str, Any]) -> list[str]:
+    """What a query gives while another process replaces the list and stops at its n-th call."""
+    contents = Contents()
+    records, stopping = Between(contents, **options), StopsAt(contents, n, **options)
+    writer = await opened(stopping)
+
+    async def replace() -> None:
+        saving = asyncio.ensure_future(writer.save_messages("a", new))
+        stopped = asyncio.ensure_future(stopping.stopped.wait())
+        await asyncio.wait([saving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
+    async with await opened(records) as store:
+        await store.save_messages("a", old)
+        await store.query_messages(agent_id="a")  # which looks for what the dead left
+        records.meanwhile = replace
+        found = await store.query_messages(agent_id="a", limit=100)
+    await abandon()
+    stopping.left = 10_000
+    await writer.close()
+    return [one.text for one in sorted(found, key=lambda one: one.position)]
