@@ -49,13 +49,17 @@ async def come_back(ctx: Context, values: Values, *, once: bool = False, shares:
     await all_come_back(ctx, {record: rows(record, values, thin=thin) for record in kinds()}, once=once, shares=shares)
 
 
-async def all_come_back(ctx: Context, every: Rows, *, once: bool = False, shares: bool = False) -> None:
-    """The same for these records: in rounds, as many as there is time for, in an order of the run's seed."""
-    starts = list(range(0, max(map(len, every.values())), _ROWS))
+async def all_come_back(
+    ctx: Context, every: Rows, *, once: bool = False, shares: bool = False, name: str = "", most: int = _ROWS
+) -> None:
+    """The same for these records: in rounds of *most* of a kind, as many rounds as there is time for, in an order of
+    the run's seed; *name* tells one call from another.
+    """
+    starts = list(range(0, max(map(len, every.values())), most))
     ctx.rng.shuffle(starts)
     for number, start in enumerate(in_time(ctx, starts)):
-        part = {record: found[start : start + _ROWS] for record, found in every.items()}
-        a_round = _Round(ctx, f"{start}", {record: found for record, found in part.items() if found})
+        part = {record: found[start : start + most] for record, found in every.items()}
+        a_round = _Round(ctx, f"{name}{start}", {record: found for record, found in part.items() if found})
         await a_round.run(once=once, shares=shares, forks=not once and (number == 0 or ctx.settings.tier > Tier.QUICK))
 
 

@@ -310,17 +310,19 @@ _ODD: Final[tuple[dict[str, Any], ...]] = (
 
 
 def _odd(field: Field) -> Sequence[Any]:
+    falsy = (*_falsy(field), None) if field.optional else _falsy(field)
     if field.holds is Holds.JSON:
         return (*_WHOLE, *_FRACTIONS[:2], *_ODD[len(_WHOLE) :])
     if field.holds is Holds.SPREAD:
-        return [{key: value for key, value in one.items() if key not in field.options} for one in _ODD]
-    return _ODD if field.holds is Holds.DICT else ()
+        return (*falsy, *({key: one[key] for key in one if key not in field.options} for one in _ODD))
+    return (*falsy, *_ODD) if field.holds is Holds.DICT else falsy
 
 
 @check("VAL-1", "VAL-3", under=(_D.NUMBERS, _D.LOOKALIKES, _D.LENGTHS, _D.INSTANCES))
 async def odd_json_in_every_field(ctx: Context) -> None:
     """Whole numbers of up to 4,300 digits, fractions of 17, keys that are empty, long or differ in case only, deep in
-    one another, come back from every field that takes JSON, by every method.
+    one another, come back from every field that takes JSON, by every method, where all other fields are falsy or
+    absent.
     """
     await come_back(ctx, _odd)
 
