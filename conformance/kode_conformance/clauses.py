@@ -65,7 +65,7 @@ def clauses() -> dict[str, Clause]:
             note.get("untested", ""),
             note.get("look_at", ""),
             {
-                Dimension(name): note.get("because", {}).get(name, notes["not_varied"][name])
+                Dimension(name): note.get("because", {}).get(name) or note.get("untested") or notes["not_varied"][name]
                 for name in note.get("not_varied", ())
             },
         )

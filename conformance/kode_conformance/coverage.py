@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final, NamedTuple
 
 from rich.table import Column, Table
@@ -20,11 +22,13 @@ from kode_conformance.settings import Tier
 from kode_conformance.tally import AREAS
 from kode_core.cli.output import count, show
 
-__all__ = ["Cell", "as_json", "cells", "lines_of", "print_coverage", "share", "table_lines"]
+__all__ = ["Cell", "as_json", "cells", "lines_of", "notes_of_today", "print_coverage", "share", "table_lines"]
 
 _MARKS: Final = {Tier.QUICK: "q", Tier.STANDARD: "s", Tier.THOROUGH: "t"}
 _NOT: Final = "·"
 _OPEN: Final = "?"
+_YET: Final = "not varied yet"
+_WIDE: Final = 118
 
 
 class Cell(NamedTuple):
@@ -32,7 +36,8 @@ class Cell(NamedTuple):
 
     Attributes:
         checks: the checks of the clause that vary the dimension.
-        reason: why the dimension says nothing about the clause, or cannot be varied; empty where there are checks.
+        reason: why the dimension says nothing about the clause, or is varied elsewhere; one that begins with ``not
+            varied yet`` says what is missing. Empty where there are checks.
     """
 
     checks: Sequence[Check]
@@ -40,10 +45,15 @@ class Cell(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """The letter of the first tier that looks; a dot where there is a reason; a question mark otherwise."""
+        """The letter of the first tier that looks; a dot where none has to; a question mark where one could."""
         if self.checks:
             return _MARKS[min(check.tier for check in self.checks)]
-        return _NOT if self.reason else _OPEN
+        return _OPEN if self.is_open else _NOT
+
+    @property
+    def is_open(self) -> bool:
+        """Whether checks could vary it, and none does."""
+        return not self.checks and (not self.reason or self.reason.startswith(_YET))
 
 
 def cells(clause_id: str) -> Mapping[Dimension, Cell]:
@@ -59,7 +69,7 @@ def cells(clause_id: str) -> Mapping[Dimension, Cell]:
 def share() -> tuple[int, int]:
     """How many cells are checked, of how many that a clause could be checked under."""
     found = [cell for clause_id in clauses() for cell in cells(clause_id).values()]
-    return sum(bool(cell.checks) for cell in found), sum(bool(cell.checks) or not cell.reason for cell in found)
+    return sum(bool(cell.checks) for cell in found), sum(bool(cell.checks) or cell.is_open for cell in found)
 
 
 def print_coverage() -> None:
@@ -79,7 +89,8 @@ def print_coverage() -> None:
     show(legend, Text())
     checked, possible = share()
     show(
-        Text("q, s, t: varied with --tier quick, standard, thorough.  ·: not varied, for a reason: --explain CLAUSE."),
+        Text("q, s, t: varied with --tier quick, standard, thorough.  ·: not varied, for a reason; ?: not yet."),
+        Text("kode conformance --explain CLAUSE gives the reasons."),
         Text(f"{checked} of {count(possible, 'pair')} of a clause and a dimension that can be varied are."),
     )
 
@@ -99,7 +110,8 @@ def lines_of(clause_id: str) -> Iterator[tuple[str, str]]:
         if not cell.checks and cell.reason:
             reasons.setdefault(cell.reason, []).append(dimension.value)
     for reason, dimensions in reasons.items():
-        yield "not varied", f"{', '.join(dimensions)}: {reason}"
+        missing = reason.removeprefix(f"{_YET}: ")
+        yield "not varied" if missing == reason else "not yet", f"{', '.join(dimensions)}: {missing}"
 
 
 def as_json() -> dict[str, Any]:
@@ -124,6 +136,39 @@ def table_lines() -> list[str]:
     return ["", head, f"| --- |{' :-: |' * len(Dimension)}", *rows, ""]
 
 
-if __name__ == "__main__":  # python -m kode_conformance.coverage docs/guides/conditions.md
-    for page in sys.argv[1:]:
-        write_into(Path(page), "coverage", table_lines())
+_SECTION: Final = re.compile(r"^(?=\[[A-Z]+-\d+(?:\.because)?\]$)", re.MULTILINE)
+_NOT_VARIED: Final = re.compile(r"\nnot_varied = \[.*?\]", re.DOTALL)
+
+
+def notes_of_today(text: str) -> str:
+    """``clauses.toml`` with the dimensions that no check of each clause varies, as it is now; all else stays."""
+    head, *sections = (part.strip() for part in _SECTION.split(text))
+    told = {section[1 : section.index("]")]: section for section in sections}
+    parts = [head]
+    for clause_id in clauses():
+        missing = [dimension.value for dimension, cell in cells(clause_id).items() if not cell.checks]
+        note = _NOT_VARIED.sub("", told.get(clause_id, f"[{clause_id}]"))
+        parts += [f"{note}\n{_toml(missing)}"] if missing else [note]
+        if f"{clause_id}.because" in told:
+            title, *reasons = told[f"{clause_id}.because"].splitlines()
+            kept = [reason for reason in reasons if reason.partition(" ")[0] in missing]
+            parts += ["\n".join([title, *kept])] if kept else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _toml(names: Sequence[str]) -> str:
+    """As in ``not_varied = ["items"]``, on several lines where one is too short."""
+    listed = ", ".join(f'"{name}"' for name in names)
+    if len(listed) < _WIDE - len("not_varied = []"):
+        return f"not_varied = [{listed}]"
+    lines = wrap(f"{listed},", _WIDE, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(["not_varied = [", *lines, "]"])
+
+
+if __name__ == "__main__":  # python -m kode_conformance.coverage …/clauses.toml docs/guides/conditions.md
+    for path in map(Path, sys.argv[1:]):
+        if path.suffix == ".toml":
+            path.write_text(notes_of_today(path.read_text("utf-8")), "utf-8")
+            clauses.cache_clear()
+        else:
+            write_into(path, "coverage", table_lines())

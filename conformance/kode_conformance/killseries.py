@@ -67,7 +67,7 @@ async def _go_on(store: ExtendedStore, attempt: Attempt, before: _Log, token: in
     lease = await store.acquire_agent_lock(_AGENT, ttl_ms=60_000)
     if lease.token <= token:
         raise Violation(f"a lease after the crash got the token {lease.token}, after {token} before")
-    text, seq = f"after crash {number}", 1_000_000 + number
+    text, seq = f"after crash {number}", 1 + max(seq for seq, _ in found.events)  # one that was not used (EVT-4)
     await store.append_messages(_AGENT, [samples.message(text=text)], fence=lease)
     offset = await store.append_event(_AGENT, samples.event(seq), fence=lease)
     if found.events and offset <= max(old for _, old in found.events):

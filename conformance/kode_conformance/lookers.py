@@ -14,13 +14,14 @@ from typing import Any, Final, NamedTuple
 
 from kode_conformance import samples
 from kode_conformance.context import Violation
+from kode_conformance.harness import StoreHarness
 from kode_core.model import Message, Timeline, ToolCallRecord
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["MANY", "STEPS", "Company", "looks_of", "states"]
 
-MANY: Final = 300
-"""More than the batches that servers and drivers have: 25, 100, 128, 256."""
+MANY: Final = 201
+"""More than the batches that servers and drivers have: 25, 100, 128, 200."""
 
 Look = Callable[[ExtendedStore, str], Awaitable[object]]
 """What it gives, or, for a mapping, several things by name, which need not be of one instant."""
@@ -49,7 +50,7 @@ async def _turn(store: ExtendedStore, agent: str) -> None:
     await store.save_turn(
         agent,
         append=_messages("turn"),
-        upsert_tool_calls=_calls("turn", 400),
+        upsert_tool_calls=_calls("turn", MANY + MANY // 3),
         todos=samples.todos(*(f"turn {i}" for i in range(MANY))),
         info=samples.info(agent, metadata={"tag": "turn"}),
         events=_events("turn", 2000),
@@ -74,7 +75,7 @@ STEPS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = 
     "append_messages": lambda s, a: s.append_messages(a, _messages("third")),
     "save_tool_call_records": lambda s, a: s.save_tool_call_records(a, _calls("first")),
     "save_tool_call_records over as many": lambda s, a: s.save_tool_call_records(a, _calls("second")),
-    "upsert_tool_call_records": lambda s, a: s.upsert_tool_call_records(a, _calls("third", 150)),
+    "upsert_tool_call_records": lambda s, a: s.upsert_tool_call_records(a, _calls("third", MANY // 2)),
     "append_events": lambda s, a: s.append_events(a, _events("first", 0)),
     "save_media_cache": lambda s, a: s.save_media_cache(a, _media("first")),
     "save_media_cache over as many": lambda s, a: s.save_media_cache(a, _media("second")),
@@ -156,18 +157,6 @@ async def _session(store: ExtendedStore, agent: str) -> object:
     }
 
 
-async def _query_messages(store: ExtendedStore, agent: str) -> object:
-    return _told(one.text.split()[0] for one in await store.query_messages(agent_id=agent, limit=10_000))
-
-
-async def _last_message(store: ExtendedStore, agent: str) -> object:
-    return _told(f"{one.text} at {one.position}" for one in await store.query_messages(agent_id=agent, limit=1))
-
-
-async def _query_calls(store: ExtendedStore, agent: str) -> object:
-    return _told(one.result for one in await store.query_tool_calls(agent_id=agent, limit=10_000))
-
-
 async def _stats(store: ExtendedStore, agent: str) -> object:
     found = await store.aggregate_stats(agent)
     return {
@@ -191,16 +180,16 @@ _LOOKS: Final[Mapping[str, Look]] = {
 }
 _QUERIES: Final[Mapping[str, Look]] = {
     "query_sessions": _session,
-    "query_messages": _query_messages,
-    "the newest message": _last_message,
-    "query_tool_calls": _query_calls,
     "aggregate_stats": _stats,
 }
 
 
-def looks_of(lacks: Iterable[str]) -> Mapping[str, Look]:
-    """All looks that a store has which lacks these capabilities."""
-    return _LOOKS if "QUERYABLE" in lacks else {**_LOOKS, **_QUERIES}
+def looks_of(harness: StoreHarness) -> Mapping[str, Look]:
+    """All looks that a store has and that are current: queries are not where a lag is declared (QRY-8).
+
+    Pages of rows are none of them: that a page is of one instant is promised of lists that are loaded.
+    """
+    return _LOOKS if "QUERYABLE" in harness.lacks or harness.has("settle") else {**_LOOKS, **_QUERIES}
 
 
 async def states(store: ExtendedStore, agent: str, looks: Mapping[str, Look]) -> list[Mapping[str, object]]:

@@ -53,6 +53,7 @@ class Machine:
         )
         self._known: defaultdict[str, Known] = defaultdict(Known)
         self._highest: dict[str, int] = {}
+        self._lives: dict[str, tuple[AgentModel, int]] = {}
         self._leases = Leases(ctx)
         self._followers: Followers | None = None
         self._turn = 0
@@ -290,14 +291,19 @@ class Machine:
                 self._note(agent_id, [event.offset for event in got], by_seq)
 
     def _note(self, agent_id: str, offsets: list[int], entries: list[Logged]) -> None:
-        """The offsets of entries: as told before, or above all that the agent ever had."""
+        """The offsets of entries: as told before, or above all that the agent had before it was deleted, in order."""
         self._ctx.equal(len(offsets), len(entries), "how many offsets there are")
-        highest = self._highest.get(agent_id, -1)
+        agent, highest = self.model.agents[agent_id], self._highest.get(agent_id, -1)
+        if agent_id not in self._lives or self._lives[agent_id][0] is not agent:
+            self._lives[agent_id] = agent, highest
+        _, before = self._lives[agent_id]
         for offset, logged in zip(offsets, entries, strict=True):
             if logged.offset is None:
                 logged.offset = offset
-                self._ctx.true(offset > highest, f"the offset {offset} was there before: the highest was {highest}")
+                self._ctx.true(offset > before, f"the offset {offset} was there before the delete, up to {before}")
             self._ctx.equal(offset, logged.offset, "the offset of an event")
+        known = [logged.offset for logged in agent.events if logged.offset is not None]
+        self._ctx.equal(known, sorted(set(known)), "offsets in the order of commit")
         self._highest[agent_id] = max([highest, *offsets])
 
     async def _learn_all(self, via: int, agent_id: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import tomllib
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
 
@@ -10,12 +13,21 @@ import pytest
 from kode_conformance import load_checks
 from kode_conformance.clauses import clauses
 from kode_conformance.cli import _until_it_shows
-from kode_conformance.coverage import cells, share, table_lines
+from kode_conformance.coverage import cells, notes_of_today, share, table_lines
 from kode_conformance.dimensions import MEANINGS, Dimension, counts, lengths, twins
 from kode_conformance.results import Report, Result, Status
 from kode_conformance.settings import Tier
 
 from kode_core.cli import main
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What ``kode conformance`` prints."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as info:
+        patch.setattr(sys, "argv", ["kode", "conformance", *arguments])
+        main()
+    assert info.value.code == 0
+    return capsys.readouterr().out
 
 
 def test_every_check_varies_something() -> None:
@@ -39,22 +51,31 @@ def test_every_clause_says_what_is_varied_and_why_the_rest_is_not() -> None:
     assert [pair for pair, cell in found.items() if cell.checks and cell.reason] == []
 
 
+def test_reasons_are_of_what_is_not_varied() -> None:
+    """The notes are as the command writes them, and give a reason of a clause's own only for what it does not vary."""
+    text = files("kode_conformance").joinpath("clauses.toml").read_text("utf-8")
+    assert notes_of_today(text) == text
+    stray = {
+        clause: names
+        for clause, note in tomllib.loads(text).items()
+        if clause in clauses() and (names := {*note.get("because", ())} - {*note.get("not_varied", ())})
+    }
+    assert stray == {}
+
+
 def test_the_table_for_people_and_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     """The table has a line for each clause and a sum; the JSON names the checks and the reasons."""
-    assert main(["conformance", "--coverage"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed(capsys, "--coverage").splitlines()
     assert {line.split()[0] for line in lines if line.startswith("  ")} >= set(clauses())
     assert lines[-1].startswith("{:,} of {:,} pairs".format(*share()))
-    assert main(["conformance", "--coverage", "--json"]) == 0
-    found = {one["clause"]: one["dimensions"] for one in json.loads(capsys.readouterr().out)["clauses"]}
+    found = {one["clause"]: one["dimensions"] for one in json.loads(printed(capsys, "--coverage", "--json"))["clauses"]}
     assert list(found) == list(clauses())
     assert "EVT-3.seq_may_repeat" in found["EVT-3"]["equals"]["checks"]
 
 
 def test_a_clause_is_explained_with_its_conditions(capsys: pytest.CaptureFixture[str]) -> None:
     """--explain names what is varied."""
-    assert main(["conformance", "--explain", "EVT-3"]) == 0
-    out = capsys.readouterr().out
+    out = printed(capsys, "--explain", "EVT-3")
     assert "varied" in out
     assert "equals" in out
 

@@ -24,7 +24,7 @@ async def a_large_call_is_seen_whole_or_not_at_all(ctx: Context) -> None:
     """While one call writes, replaces or deletes hundreds of records, readers of another instance see all of it or
     nothing, in every kind and by every read; who saw it once never sees again what was before.
     """
-    other, looks = await ctx.another(), looks_of(ctx.harness.lacks)
+    other, looks = await ctx.another(), looks_of(ctx.harness)
     wanted = await states(ctx.store, "alone", looks)
     for round_ in in_time(ctx, range(1 + ctx.effort.schedules // 10)):
         company, ended, agent = Company(wanted, looks), asyncio.Event(), f"a{round_}"
@@ -55,7 +55,7 @@ async def large_calls_of_a_process_are_seen_whole(ctx: Context) -> None:
     """While a process writes, replaces and deletes hundreds of records in a call, readers in this one see all of a call
     or nothing, in every kind and by every read, and never what was before again.
     """
-    other, looks = await ctx.another(), looks_of(ctx.harness.lacks)
+    other, looks = await ctx.another(), looks_of(ctx.harness)
     wanted = await states(ctx.store, "alone", looks)
     agents = [f"a{i}" for i in range(max(3, ctx.effort.schedules // 4))]
     writer = await ctx.process("big_writes", agents, ctx.settings.pace / 2)

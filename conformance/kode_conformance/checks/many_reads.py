@@ -36,6 +36,8 @@ async def in_pages(store: ExtendedStore, name: str, **filters: Any) -> list[Any]
             return found
         if len(found) > 20_000 or page.next_cursor == cursor.get("cursor"):
             raise Violation(f"the cursors of {name}({filters}) come to no end: {len(found)} records up to now")
+        if len(page) < limit:
+            raise Violation(f"{name} with limit={limit} gave a page of {len(page)}, and a cursor to another one")
         cursor = {"cursor": page.next_cursor}
     raise AssertionError
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from kode_conformance.context import Context, Violation, difference
+from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.payloads import PAYLOADS, Payload
 from kode_conformance.places import PLACES, Holds, Place
@@ -53,13 +54,13 @@ async def _not_refused(ctx: Context, place: Place, value: Any, agent_id: str) ->
     return "" if found is None else f"it was refused, and what was there before changed: {found}"
 
 
-@check("VAL-1", "VAL-2", tier=Tier.STANDARD)
+@check("VAL-1", "VAL-2", tier=Tier.STANDARD, under=(Dimension.LOOKALIKES, Dimension.NUMBERS, Dimension.LENGTHS))
 async def hostile_values_in_every_field(ctx: Context) -> None:
     """Every hostile value in every free-form field of every kind comes back exactly, or is refused without a trace."""
     await _matrix(ctx, large=False)
 
 
-@check("VAL-1", "VAL-4", tier=Tier.THOROUGH)
+@check("VAL-1", "VAL-4", tier=Tier.THOROUGH, under=(Dimension.ITEMS, Dimension.LENGTHS))
 async def large_values_in_every_field(ctx: Context) -> None:
     """Values of many megabytes and of a hundred thousand parts come back exactly from every free-form field."""
     await _matrix(ctx, large=True)
@@ -108,7 +109,7 @@ def _random_value(ctx: Context, place: Place) -> Any:
             return value
 
 
-@check("VAL-1", "VAL-2", "VAL-3", "VAL-6", stochastic=True)
+@check("VAL-1", "VAL-2", "VAL-3", "VAL-6", stochastic=True, under=(Dimension.LOOKALIKES, Dimension.NUMBERS))
 async def random_values_in_every_field(ctx: Context) -> None:
     """Hostile values put together at random come back exactly, or are refused without a trace, from every field."""
     for i in in_time(ctx, range(ctx.effort.examples * 10)):
@@ -136,7 +137,13 @@ async def _shortest(ctx: Context, place: Place, value: Any) -> Any:
     return value
 
 
-@check("VAL-1", "DUR-1", needs=Capability.PERSISTENT, stochastic=True)
+@check(
+    "VAL-1",
+    "DUR-1",
+    needs=Capability.PERSISTENT,
+    stochastic=True,
+    under=(Dimension.LOOKALIKES, Dimension.NUMBERS, Dimension.INSTANCES),
+)
 async def random_values_survive_a_restart(ctx: Context) -> None:
     """Hostile values put together at random come back exactly after the store was closed and opened again."""
     written: list[tuple[Place, Any]] = []

@@ -73,7 +73,11 @@ async def any_json_value_comes_back_exactly(ctx: Context) -> None:
     await come_back(ctx, of_field)
 
 
-@check("VAL-1", needs=Capability.PERSISTENT)
+@check(
+    "VAL-1",
+    needs=Capability.PERSISTENT,
+    under=(Dimension.LOOKALIKES, Dimension.NUMBERS, Dimension.LENGTHS, Dimension.INSTANCES),
+)
 async def exact_values_survive_a_restart(ctx: Context) -> None:
     """Exact values come back exactly after the store was closed and opened again."""
     payloads = [p for p in _SMALL if p.is_json]
@@ -84,7 +88,7 @@ async def exact_values_survive_a_restart(ctx: Context) -> None:
         ctx.equal(await _RESULT.load(ctx.store, payload.name), [_RESULT.record(payload.value)], payload.name)
 
 
-@check("VAL-1")
+@check("VAL-1", under=(Dimension.LOOKALIKES,))
 async def hostile_text_in_typed_fields(ctx: Context) -> None:
     """Strings of typed fields carry U+0000, astral characters, lone surrogates and separators, too."""
     for i, text in enumerate(
@@ -101,7 +105,7 @@ async def hostile_text_in_typed_fields(ctx: Context) -> None:
         ctx.equal(await ctx.store.load_recovered_files(f"r{i}"), [file], f"the file with {text!a}")
 
 
-@check("VAL-2")
+@check("VAL-2", under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def what_json_cannot_carry_is_refused(ctx: Context) -> None:
     """What cannot be stored exactly is refused with the record and the path, and the old value stays."""
     refused = [payload for payload in _SMALL if not payload.is_json]
@@ -111,7 +115,7 @@ async def what_json_cannot_carry_is_refused(ctx: Context) -> None:
             await _refusal(ctx, place, payload, f"{p}-{i}")
 
 
-@check("VAL-2", absence_ok=True)
+@check("VAL-2", absence_ok=True, under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def a_refused_event_leaves_no_trace(ctx: Context) -> None:
     """An event that cannot be stored exactly is refused, alone or among others, and none of them is appended."""
     for payload in (p for p in _SMALL if not p.is_json):
@@ -121,7 +125,7 @@ async def a_refused_event_leaves_no_trace(ctx: Context) -> None:
     ctx.equal([e async for e in ctx.store.read_events("a")], [], "the event log")
 
 
-@check("VAL-2")
+@check("VAL-2", under=(Dimension.ITEMS,))
 async def one_bad_message_among_many(ctx: Context) -> None:
     """One message in a hundred that cannot be stored leaves the whole old list as it was, and is named."""
     old = samples.messages(3)
@@ -133,7 +137,7 @@ async def one_bad_message_among_many(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), old, "the old list")
 
 
-@check("VAL-2", "MSG-1")
+@check("VAL-2", "MSG-1", under=(Dimension.CHANGES,))
 async def a_change_inside_a_saved_message_is_seen(ctx: Context) -> None:
     """A value changed in place inside a message that was saved before is saved, or refused, as any other."""
     content: dict[str, Any] = {"n": None}
@@ -149,7 +153,7 @@ async def a_change_inside_a_saved_message_is_seen(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), loaded, "after refusals")
 
 
-@check("VAL-3")
+@check("VAL-3", under=(Dimension.NUMBERS,))
 async def falsy_is_not_absent(ctx: Context) -> None:
     """0, False, "" and empty containers are values; only None is absent."""
     for i, value in enumerate((0, 0.0, -0.0, False, "", [], {})):
@@ -161,7 +165,7 @@ async def falsy_is_not_absent(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_tool_call_records("none"), [call], "a call with None")
 
 
-@check("VAL-4")
+@check("VAL-4", under=(Dimension.LENGTHS,))
 async def a_megabyte_in_any_field(ctx: Context) -> None:
     """A string of one megabyte is stored in every free-form field."""
     places = ctx.rng.sample(PLACES, 12 if ctx.settings.tier is Tier.QUICK else len(PLACES))
@@ -173,14 +177,14 @@ async def a_megabyte_in_any_field(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_recovered_files("a"), [file], "a recovered file of one megabyte")
 
 
-@check("VAL-4")
+@check("VAL-4", under=(Dimension.ITEMS, Dimension.LENGTHS))
 async def large_values_come_back(ctx: Context) -> None:
     """Values of twenty megabytes and of a hundred thousand elements are stored."""
     for payload in _LARGE:
         await _round_trip(ctx, _RESULT, payload, payload.name)
 
 
-@check("VAL-4")
+@check("VAL-4", under=(Dimension.LENGTHS,))
 async def a_list_of_twenty_megabytes(ctx: Context) -> None:
     """A message list of twenty megabytes is saved and loaded."""
     big = [samples.message(text=f"{i} " + "x" * 200_000) for i in range(100)]
@@ -188,7 +192,7 @@ async def a_list_of_twenty_megabytes(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), big, "twenty megabytes of messages")
 
 
-@check("VAL-5")
+@check("VAL-5", under=(Dimension.CLOCKS,))
 async def times_are_exact_milliseconds(ctx: Context) -> None:
     """Times are kept to the millisecond, whatever the time zone of the process."""
     before = os.environ.get("TZ")
@@ -207,7 +211,7 @@ async def times_are_exact_milliseconds(ctx: Context) -> None:
         time.tzset()
 
 
-@check("VAL-6")
+@check("VAL-6", under=(Dimension.CHANGES,))
 async def unknown_fields_and_types_survive(ctx: Context) -> None:
     """Fields, content blocks and event types of a newer version survive a load and a save."""
     messages = [
@@ -228,9 +232,11 @@ async def unknown_fields_and_types_survive(ctx: Context) -> None:
     ctx.equal((await ctx.store.load_info("a")), info.replace(message_count=3), "info of a newer version")
 
 
-@check("VAL-6")
+@check("VAL-6", under=(Dimension.CHANGES, Dimension.ORDERS))
 async def every_block_type_comes_back(ctx: Context) -> None:
-    """A block of every type of the SDK comes back as it was."""
+    """A block of every type of the SDK comes back as it was, also in the place of another."""
     messages = samples.rich_messages()
-    await ctx.store.save_messages("a", messages)
-    ctx.equal(await ctx.store.load_messages("a"), messages, "messages with every block type")
+    for what in ("messages with every block type", "the same in the reverse order, each in the place of another"):
+        await ctx.store.save_messages("a", messages)
+        ctx.equal(await ctx.store.load_messages("a"), messages, what)
+        messages = messages[::-1]

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import multiprocessing
+import re
 import sys
 import time
 import warnings
@@ -28,9 +29,13 @@ from kode_conformance.runner import capabilities_of, run_check
 from kode_conformance.settings import Tier
 
 from conformance.tests.zoo.base import Mutant, load_mutants, needs_processes
+from conformance.tests.zoo.rounds import page as rounds
 
 _SECONDS = 10.0
 """How long one check may take on one mutant, unless it is the named one."""
+
+
+_ROW = re.compile(r"^\| (\w+) \| .* \| ([A-Z]+-\d+) \| `([A-Z]+-\d+\.\w+)` \| (\d+) \|$", re.MULTILINE)
 
 
 class Row(NamedTuple):
@@ -38,7 +43,7 @@ class Row(NamedTuple):
 
     Attributes:
         killed: whether the check that it names finds it.
-        others: the other checks that find it.
+        others: the other checks that find it; numbers where a page knew how many.
         tried: how many checks were run.
     """
 
@@ -135,6 +140,8 @@ def as_markdown(rows: Sequence[Row], *, everything: bool) -> str:
         "|---|---|---|---|---|---:|",
         *map(_line, rows),
         "",
+        *rounds.lines(),
+        "",
     ]
     return "\n".join(lines)
 
@@ -156,17 +163,36 @@ def matrix(names: Iterable[str], *, everything: bool, workers: int) -> list[Row]
     return rows
 
 
+def kept(page: Path) -> dict[str, Row]:
+    """The rows of a page whose mutants break the same clause and are found by the same check as then."""
+    found = {}
+    known = {mutant.name: mutant for mutant in load_mutants()}
+    for name, clause, killed_by, others in _ROW.findall(page.read_text("utf-8")):
+        mutant = known.get(name)
+        if mutant is not None and (mutant.clause, mutant.killed_by) == (clause, killed_by):
+            base = mutant.plain.name.removeprefix("plain ")
+            numbers = tuple(map(str, range(int(others))))
+            found[name] = Row(
+                name, mutant.wrong, mutant.source, base, clause, killed_by, True, numbers, len(numbers) + 1, 0.0
+            )
+    return found
+
+
 def main() -> int:
     """Make the matrix; ends with 1 when a mutant survives."""
     parser = argparse.ArgumentParser(prog="python -m conformance.tests.zoo.matrix", description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("kill-matrix.json"), help="where to write the whole of it")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
+    parser.add_argument("--keep", type=Path, help="a page whose rows are taken over where they still hold")
     parser.add_argument("--all", action="store_true", help="all checks of the first tier, not those of the area")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("mutants", nargs="*", help="all when left out")
     asked = parser.parse_args()
     names = asked.mutants or [mutant.name for mutant in load_mutants()]
-    rows = matrix(names, everything=asked.all, workers=asked.workers)
+    known = kept(asked.keep) if asked.keep else {}
+    fresh = matrix([name for name in names if name not in known], everything=asked.all, workers=asked.workers)
+    known |= {row.mutant: row for row in fresh}
+    rows = [known[name] for name in names]
     asked.json.write_text(json.dumps({**summary(rows), "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
     if asked.markdown is not None:
         asked.markdown.write_text(as_markdown(rows, everything=asked.all))

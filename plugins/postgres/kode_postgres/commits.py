@@ -282,7 +282,8 @@ class Committer:
             explained = await self._explained(session, some, heads, statements.lock_leases)
             decided |= {places[i]: outcome for i, outcome in explained.items()}
             # What has no head has nothing else, and nothing that would keep others from making it meanwhile.
-            decided |= {i: Applied() for i in places if batches[i].is_empty and batches[i].agent_id not in heads}
+            undecided = [i for i in places if i not in decided]
+            decided |= {i: Applied() for i in undecided if batches[i].is_empty and batches[i].agent_id not in heads}
             todo = {i: batches[i] for i in places if i not in decided}
             session.begin_now()
             outcomes = decided | await self._write_locked(session, todo, heads)
