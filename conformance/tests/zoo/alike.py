@@ -19,7 +19,7 @@ from kode_core.model import Bookmark
 from kode_core.query import RowQuery
 from kode_core.store import EngineStore
 
-_LATER = Bookmark(4, samples.T0)
+_LAST = samples.event(4, cursor=1).replace(bookmark=Bookmark(4, samples.T0))
 
 
 async def _three_times(ctx: Context) -> object:
@@ -178,7 +178,7 @@ class CompressionsAreShared(EngineStore):
     killed_by="the_last_bookmark_of_equal_seqs",
     source="max() of Python, which gives the first of the greatest",
     witness=seen(
-        lambda s: s.append_events(
+        lambda s: s.append_events("a", [samples.event(4, cursor=0), _LAST]),
             "a", [samples.event(4, cursor=0), samples.event(4, cursor=1).replace(bookmark=_LATER)]
         ),
         lambda s: s.last_bookmark("a"),
