@@ -179,8 +179,6 @@ class CompressionsAreShared(EngineStore):
     source="max() of Python, which gives the first of the greatest",
     witness=seen(
         lambda s: s.append_events("a", [samples.event(4, cursor=0), _LAST]),
-            "a", [samples.event(4, cursor=0), samples.event(4, cursor=1).replace(bookmark=_LATER)]
-        ),
         lambda s: s.last_bookmark("a"),
     ),
 )
