@@ -18,6 +18,7 @@ __all__ = [
     "check_agent_id",
     "check_key",
     "index_text",
+    "is_shortened",
     "new_agent_id",
     "plain_text",
     "quoted",
@@ -138,9 +139,14 @@ def _escaped(text: str) -> str:
     return text if _SURROGATE.search(text) is None else text.translate(_SURROGATE_ESCAPES)
 
 
+def is_shortened(indexed: str) -> bool:
+    """Whether :func:`index_text` was given more than 1 KB, so that the text cannot be read back from its form."""
+    return "\\#" in indexed
+
+
 def plain_text(indexed: str) -> str:
     """The text that :func:`index_text` was given; a text of more than 1 KB stays in its shortened form."""
-    if "\\" not in indexed or "\\#" in indexed:
+    if "\\" not in indexed or is_shortened(indexed):
         return indexed
     return re.sub(r"\\([0-9a-f]{4})", lambda m: chr(int(m.group(1), 16)), indexed)
 

@@ -205,9 +205,9 @@ def _one_of(options: tuple[str, ...], value: Any) -> Any:
 def _write_json(value: Any, sink: Sink | None) -> Json:
     if sink is not None and not is_flat(value):
         cost = weight(value)
-        if cost > sink.left:
+        if cost > sink.left and type(value) is not int:  # a number cannot be cut, however long it is
             return sink.defer(Later(value))
-        sink.left -= cost
+        sink.left = max(sink.left - cost, 0)
     return _checked_json(value, sink)
 
 

@@ -25,6 +25,7 @@ from kode_core import (
     Timeline,
     TodoItem,
     TodoSnapshot,
+    ToolCallApproval,
     ToolCallRecord,
     ToolResultBlock,
     ToolUseBlock,
@@ -285,3 +286,15 @@ async def test_small_calls_do_not_wait_for_others() -> None:
 
         await asyncio.gather(*(save(str(i)) for i in range(20)))
         assert [message.text for message in await store.load_messages("a")] == [str(i) for i in range(20)]
+
+
+async def test_long_numbers_in_several_fields_are_written_in_one_piece() -> None:
+    """A number cannot be cut, also where the fields before it have used up what one piece may hold."""
+    number = 10**4299
+    call = samples.tool_call(
+        input=number, result=-number, approval=ToolCallApproval(meta={"n": number}), extra={"n": 1}
+    )
+    blocks = [ToolUseBlock(f"c{i}", "t", number) for i in range(5)]
+    for record in (call, Message("assistant", blocks)):
+        written = await write(type(record), record, "a record", Pace())
+        assert decode(type(record), written.body, "a record") == record

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from kode_core import InvalidArgumentError
-from kode_core.ids import check_agent_id, index_text, new_agent_id, plain_text
+from kode_core.ids import check_agent_id, index_text, is_shortened, new_agent_id, plain_text
 from kode_core.query import MAX_LIMIT, Page, make_cursor, message_query, metadata_index, session_query, time_ms
 
 
@@ -98,6 +98,7 @@ def test_long_index_texts_stay_different() -> None:
     assert one != two
     assert max(len(one.encode()), len(index_text("é" * 5000).encode())) <= 1024
     assert index_text("x" * 1024) == "x" * 1024
+    assert [is_shortened(one) for one in (two, "x" * 1024, index_text("\\#"))] == [True, False, False]
 
 
 def test_new_ids_sort_by_time() -> None:

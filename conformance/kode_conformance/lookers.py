@@ -157,18 +157,6 @@ async def _session(store: ExtendedStore, agent: str) -> object:
     }
 
 
-async def _query_messages(store: ExtendedStore, agent: str) -> object:
-    return _told(one.text.split()[0] for one in await store.query_messages(agent_id=agent, limit=10_000))
-
-
-async def _last_message(store: ExtendedStore, agent: str) -> object:
-    return _told(f"{one.text} at {one.position}" for one in await store.query_messages(agent_id=agent, limit=1))
-
-
-async def _query_calls(store: ExtendedStore, agent: str) -> object:
-    return _told(one.result for one in await store.query_tool_calls(agent_id=agent, limit=10_000))
-
-
 async def _stats(store: ExtendedStore, agent: str) -> object:
     found = await store.aggregate_stats(agent)
     return {
@@ -192,15 +180,15 @@ _LOOKS: Final[Mapping[str, Look]] = {
 }
 _QUERIES: Final[Mapping[str, Look]] = {
     "query_sessions": _session,
-    "query_messages": _query_messages,
-    "the newest message": _last_message,
-    "query_tool_calls": _query_calls,
     "aggregate_stats": _stats,
 }
 
 
 def looks_of(harness: StoreHarness) -> Mapping[str, Look]:
-    """All looks that a store has and that are current: queries are not where a lag is declared (QRY-8)."""
+    """All looks that a store has and that are current: queries are not where a lag is declared (QRY-8).
+
+    Pages of rows are none of them: that a page is of one instant is promised of lists that are loaded.
+    """
     return _LOOKS if "QUERYABLE" in harness.lacks or harness.has("settle") else {**_LOOKS, **_QUERIES}
 
 

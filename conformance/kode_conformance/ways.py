@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kode_conformance.answers import answer
@@ -14,11 +14,12 @@ from kode_conformance.kinds import Gives, Kind, Reader, Writer, kinds
 from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
 from kode_conformance.settings import Tier
+from kode_conformance.spoiling import spoil, whole_copy
 from kode_core.model import AgentInfo, Record
 from kode_core.protocols import ExtendedStore
 from kode_core.query import SessionInfo
 
-__all__ = ["all_come_back", "at_once", "brief", "changes_come_back", "come_back", "first", "held"]
+__all__ = ["all_come_back", "at_once", "brief", "changes_come_back", "come_back", "first", "held", "spoilt_come_back"]
 
 _ROWS: Final = 32
 """How many records of a kind there are in a round."""
@@ -38,44 +39,62 @@ class _Written(NamedTuple):
     records: Sequence[Any]
 
 
-async def come_back(ctx: Context, values: Values, *, once: bool = False) -> None:
+async def come_back(ctx: Context, values: Values, *, once: bool = False, shares: bool = False) -> None:
     """Write records that hold every value in every field, by every method; they must come back exactly everywhere.
 
-    *once* takes one method that writes each kind, and reads once.
+    *once* takes one method that writes each kind, and reads once; in quick runs *shares* gives each record to every
+    other method that writes its kind.
     """
     thin = ctx.settings.tier is Tier.QUICK
-    await all_come_back(ctx, {record: rows(record, values, thin=thin) for record in kinds()}, once=once)
+    await all_come_back(ctx, {record: rows(record, values, thin=thin) for record in kinds()}, once=once, shares=shares)
 
 
-async def all_come_back(ctx: Context, every: Rows, *, once: bool = False) -> None:
-    """The same for these records: in rounds, as many as there is time for, in an order of the run's seed."""
-    starts = list(range(0, max(map(len, every.values())), _ROWS))
+async def all_come_back(ctx: Context, every: Rows, *, once: bool = False, shares: bool = False, much: str = "") -> None:
+    """The same for these records: in rounds, as many as there is time for, in an order of the run's seed.
+
+    *much* is the name of a call with large records: all are in one round, and read in pairs of method and instance.
+    """
+    most = max(map(len, every.values())) if much else _ROWS
+    starts = list(range(0, max(map(len, every.values())), most))
     ctx.rng.shuffle(starts)
     for number, start in enumerate(in_time(ctx, starts)):
-        part = {record: found[start : start + _ROWS] for record, found in every.items()}
-        a_round = _Round(ctx, f"{start}", {record: found for record, found in part.items() if found})
-        await a_round.run(once=once, forks=not once and (number == 0 or ctx.settings.tier > Tier.QUICK))
+        part = {record: found[start : start + most] for record, found in every.items()}
+        a_round = _Round(ctx, f"{much}{start}", {record: found for record, found in part.items() if found})
+        a_round.reads_all = ctx.settings.tier > Tier.QUICK and not much
+        await a_round.run(once=once, shares=shares, forks=not once and (number == 0 or ctx.settings.tier > Tier.QUICK))
 
 
-async def changes_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
-    """Write records, and then others in their place, by every method; another instance must see each change."""
+async def changes_come_back(ctx: Context, phases: Sequence[Rows], *, turning: bool = False) -> None:
+    """Write records, and then others in their place, by every method; another instance must see each change.
+
+    *turning* lets each method write over the records of another one.
+    """
     for record in phases[0]:
         only = [{record: rows_of[record]} for rows_of in phases]
-        await _Round(ctx, record.__name__, only[0]).changes(only)
+        await _Round(ctx, record.__name__, only[0]).changes(only, turning=turning)
+
+
+async def spoilt_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
+    """The same, and all that the store is given, and all that it gives by every method, is spoilt at once."""
+    for record in phases[0]:
+        only = [{record: rows_of[record]} for rows_of in phases]
+        await _Round(ctx, record.__name__, only[0], spoils=True).changes(only)
 
 
 class _Round:
-    def __init__(self, ctx: Context, name: str, records: Rows) -> None:
+    def __init__(self, ctx: Context, name: str, records: Rows, *, spoils: bool = False) -> None:
         self._ctx = ctx
+        self._spoils = spoils
         self._name = name
         self._records = records
         self._model = StoreModel()
         self._written: list[_Written] = []
         self._shares = ctx.settings.tier is Tier.QUICK
+        self.reads_all = not self._shares
         self._views = 2 if "PERSISTENT" in ctx.harness.lacks else 3
 
-    async def run(self, *, once: bool, forks: bool) -> None:
-        self._shares, other = self._shares and not once, await self._ctx.another()
+    async def run(self, *, once: bool, shares: bool, forks: bool) -> None:
+        self._shares, other = self._shares and shares, await self._ctx.another()
         for kind in (kinds()[record] for record in self._records):
             for writer in kind.writers[:1] if once else kind.writers:
                 await self._write(kind, writer)
@@ -87,28 +106,42 @@ class _Round:
         if self._views > 2:
             await self._read([(" after reopening", await self._ctx.reopen())], 2)
 
-    async def changes(self, phases: Sequence[Rows]) -> None:
+    async def changes(self, phases: Sequence[Rows], *, turning: bool = False) -> None:
         self._shares, other = False, await self._ctx.another()
         for phase, self._records in enumerate(phases):
             self._written.clear()
             for kind in (kinds()[record] for record in self._records):
-                for writer in kind.writers:
-                    await self._write(kind, writer)
+                for slot in range(len(kind.writers)):
+                    writer = kind.writers[(slot + phase * turning) % len(kind.writers)]
+                    await self._write(kind, writer, f"{self._name}-{slot}")
             for i, written in enumerate(self._written):
-                readers = [r for r in written.kind.readers if r.gives is not Gives.KEYED and self._can(r)]
+                readers = [r for r in written.kind.readers if self._can(r)]
+                if self._spoils:
+                    await self._read_twice(other, written, readers, phase)
+                    continue
+                readers = [r for r in readers if r.gives is not Gives.KEYED]
                 reader = readers[(phase + i) % len(readers)]
                 how = f"{reader.method} in another instance, of what {written.by} wrote"
                 await self._compare(other, written, reader, f"{how}, after {phase} changes" if phase else how)
         await self._ctx.close(other)
 
+    async def _read_twice(self, other: ExtendedStore, written: _Written, readers: Sequence[Reader], phase: int) -> None:
+        """What the store gives is spoilt each time, and has to be right the next time, whoever reads it."""
+        for again in ("", ", once more"):
+            for reader in readers:
+                for store, where in ((self._ctx.store, ""), (other, " in another instance")):
+                    how = f"{reader.method}{where}{again}, of what {written.by} wrote"
+                    told = f"{how}, after {phase} changes; whatever was saved or given before was changed by the caller"
+                    await self._compare(store, written, reader, told)
+
     # --- writing
 
-    async def _write(self, kind: Kind, writer: Writer) -> None:
+    async def _write(self, kind: Kind, writer: Writer, agent_id: str = "") -> None:
         found, number = self._records[kind.record], list(kind.writers).index(writer)
         if self._shares and len(kind.writers) > 1:  # each record by every other method
             found = found[number % 2 :: 2]
         by = writer.method if writer.method != "save_turn" else f"save_turn({writer.parameter}=)"
-        agent_id = f"{self._name}-{by}"
+        agent_id = agent_id or f"{self._name}-{by}"
         if writer.many:
             await self._call(writer, agent_id, found)
             self._written.append(_Written(agent_id, kind, by, found))
@@ -122,13 +155,16 @@ class _Round:
 
     async def _call(self, writer: Writer, agent_id: str, given: Any) -> None:
         getattr(self._model, writer.method)(agent_id, **{writer.parameter: given})
+        mine = whole_copy(given) if self._spoils else given
         try:
-            await getattr(self._ctx.store, writer.method)(agent_id, **{writer.parameter: given})
+            await getattr(self._ctx.store, writer.method)(agent_id, **{writer.parameter: mine})
         except Exception as exc:
             blamed = await self._blamed(writer, list(given) if writer.many else [given])
             raise Violation(
                 f"{writer.method}({writer.parameter}=…) of {blamed} raised {type(exc).__name__}: {exc}"
             ) from exc
+        if self._spoils:
+            spoil(mine)
 
     async def _blamed(self, writer: Writer, records: Sequence[Any]) -> str:
         """The first field whose value alone is refused."""
@@ -182,7 +218,7 @@ class _Round:
         reader and instance meet, and all of them otherwise.
         """
         found = [reader for reader in written.kind.readers if self._can(reader)]
-        if self._ctx.settings.tier > Tier.QUICK:
+        if self.reads_all:
             return found
         if not written.kind.is_single and written.records:
             return [found[(i + j) % len(found)]]
@@ -204,15 +240,15 @@ class _Round:
         if reader.gives is Gives.KEYED:
             key = next(f for f in fields_of(written.kind.record) if f.holds is Holds.KEY)
             for record in written.records:
-                self._ctx.equal(await method(agent_id, value_in(record, key)), record, how)
+                self._ctx.equal(self._taken(await method(agent_id, value_in(record, key))), record, how)
         elif reader.gives in (Gives.LIST, Gives.ONE):
-            self._ctx.equal(await method(agent_id), held(self._model, reader.method, agent_id), how)
+            self._ctx.equal(self._taken(await method(agent_id)), held(self._model, reader.method, agent_id), how)
         elif reader.gives is Gives.STREAM:
             wanted = held(self._model, reader.method, agent_id)
-            self._ctx.equal(await first(self._ctx, method(agent_id), len(wanted), how), wanted, how)
+            self._ctx.equal(await first(self._ctx, method(agent_id), len(wanted), how, self._taken), wanted, how)
         else:
             found = method(agent_id=agent_id, order="asc", **({"limit": 1000} if reader.gives is Gives.PAGE else {}))
-            got = [r async for r in found] if reader.gives is Gives.FOUND else list(await found)
+            got = [self._taken(r) async for r in found] if reader.gives is Gives.FOUND else self._taken([*await found])
             load = next(r.method for r in written.kind.readers if r.gives is Gives.LIST)
             numbered = list(enumerate(held(self._model, load, agent_id)))
             if "created_at" in written.kind.record.__struct_fields__:
@@ -221,6 +257,14 @@ class _Round:
                 got.sort(key=lambda one: one.position)
             self._ctx.equal(got, [record for _, record in numbered], how)
             self._ctx.equal([r.position for r in got], [i for i, _ in numbered], f"positions of {how}")
+
+    def _taken(self, found: Any) -> Any:
+        """What the store gave; where the caller spoils it, a copy from before."""
+        if not self._spoils:
+            return found
+        kept = whole_copy(found)
+        spoil(found)
+        return kept
 
     async def _sessions(self, store: ExtendedStore, where: str) -> None:
         wanted = {agent_id: held(self._model, "load_info", agent_id) for agent_id in self._model.listed()}
@@ -244,13 +288,17 @@ def _of_agent(record: Any, agent_id: str) -> Any:
     return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
 
 
-async def first(ctx: Context, stream: Any, count: int, how: str) -> list[Any]:
-    """So many items of an iterator, or all; one that follows does not end by itself."""
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+async def first(ctx: Context, stream: Any, count: int, how: str, taken: Callable[[Any], Any] = _as_it_is) -> list[Any]:
+    """So many items of an iterator, or all, each *taken* when it comes; one that follows does not end by itself."""
     found: list[Any] = []
     try:
         async with asyncio.timeout(_SECONDS * ctx.harness.patience):
             while len(found) < count:
-                found.append(await anext(stream))
+                found.append(taken(await anext(stream)))
     except StopAsyncIteration:
         pass
     except TimeoutError:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
-from kode_core.ids import plain_text, row_name
+from kode_core.ids import is_shortened, plain_text, row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices, proof_of_read
 from kode_core.model import (
     AgentInfo,
@@ -171,13 +171,26 @@ class Search:
         stats = await self._context.engine.stats(agent_id)
         return replace(
             stats,
-            tool_calls_by_name=_plain(stats.tool_calls_by_name),
-            tool_calls_by_state=_plain(stats.tool_calls_by_state),
+            tool_calls_by_name=await self._named(agent_id, "tool_name", stats.tool_calls_by_name),
+            tool_calls_by_state=await self._named(agent_id, "state", stats.tool_calls_by_state),
         )
 
+    async def _named(self, agent_id: str, column: str, counts: Mapping[str, int]) -> dict[str, int]:
+        """Counts by the texts as they were saved, in the order of the index, which has long ones in a short form."""
+        return {
+            await self._whole(agent_id, column, name) if is_shortened(name) else plain_text(name): count
+            for name, count in sorted(counts.items())
+        }
 
-def _plain(counts: Mapping[str, int]) -> dict[str, int]:
-    return {plain_text(name): count for name, count in sorted(counts.items())}
+    async def _whole(self, agent_id: str, column: str, shortened: str) -> str:
+        """A text that the index does not have as a whole, from a call that has it; the short form where none is left,
+        as the counts are of a moment before.
+        """
+        query = RowQuery(kind="tool_calls", agent_id=agent_id, where=((column, shortened),), limit=1)
+        for row in await self._context.engine.find_rows(query):
+            call = await _stored_tool_call(row, Pace())
+            return call.name if column == "tool_name" else call.state
+        return shortened
 
 
 Row = TypeVar("Row")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, twins
-from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, put
+from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, made, put, value_in
 from kode_conformance.kinds import Gives, Kind, Reader, kinds
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
@@ -52,7 +52,7 @@ async def every_text_in_every_field(ctx: Context) -> None:
     """A text that looks like something else comes back as the same text from every field, as a value and as a key, by
     every method, from every instance, from forks, and after the store was opened again.
     """
-    await come_back(ctx, _texts(LOOKALIKES))
+    await come_back(ctx, _texts(LOOKALIKES), shares=True)
 
 
 def _numbers(field: Field) -> Sequence[Any]:
@@ -116,7 +116,7 @@ async def every_length_in_every_field(ctx: Context) -> None:
     """A text of any length comes back whole from every field, as a value and as a key, also where a character of
     several bytes begins within a limit and ends beyond it.
     """
-    await come_back(ctx, _lengths(ctx))
+    await come_back(ctx, _lengths(ctx), shares=True)
 
 
 @check("VAL-4", "VAL-1", under=(_D.LENGTHS,))
@@ -218,7 +218,7 @@ async def unknown_fields_may_have_any_name(ctx: Context) -> None:
         texts: dict[str, Any] = {name: f"of {name}" for name in mine}
         return [texts, {name: i for i, name in enumerate(mine[::-1])}]
 
-    await come_back(ctx, values)
+    await come_back(ctx, values, shares=True)
 
 
 _EQUAL: Final[dict[Holds, tuple[Any, ...]]] = {
@@ -284,3 +284,91 @@ async def _saved_again(ctx: Context, other: ExtendedStore, kind: Kind, reader: R
         found = await getattr(ctx.store, reader.method)(target)
         wanted = owned[0] if reader.gives is Gives.ONE else owned
         ctx.equal(found, wanted, f"what {reader.method} gave, saved again by {writer.method}({writer.parameter}=)")
+
+
+# --- over what stood there --------------------------------------------------------------------------------------------
+
+_WHOLE: Final = tuple(int(("1234567890" * 430)[:digits]) for digits in (19, 20, 39, 40, 100, 4300))
+_FRACTIONS: Final = (1.2345678901234567e-300, -9.87654321098765e300, 0.30000000000000004, 123456789.12345679, 1e23)
+_ODD_KEYS: Final = ("", " ", "a.b", "Key", "key", "KEY", "k" * 300, "\u00e9" * 600, "$set", "0")
+
+
+def _nested(value: Any) -> Any:
+    """A value in lists and dicts that are in one another, under keys of all kinds."""
+    for key in _ODD_KEYS:
+        value = {key: value, f"{key}s": [value if key == "0" else None]}
+    return value
+
+
+_ODD: Final[tuple[dict[str, Any], ...]] = (
+    *({"n": -number, "m": [{"": number}]} for number in _WHOLE),
+    {"f": _FRACTIONS[0], "": [*_FRACTIONS, {"": [-fraction for fraction in _FRACTIONS]}]},
+    {key: dict.fromkeys(_ODD_KEYS[::-1]) for key in _ODD_KEYS[:6]},
+    {"newer": _nested({})},
+    {"Key": {"key": [], "KEY": {}}, "key": {"Key": "", "KEY": 0}, "": {"": {"": False}}},
+)
+
+
+def _odd(field: Field) -> Sequence[Any]:
+    falsy = (*_falsy(field), None) if field.optional else _falsy(field)
+    if field.holds is Holds.JSON:
+        return (*_WHOLE, *_FRACTIONS[:2], *_ODD[len(_WHOLE) :])
+    if field.holds is Holds.SPREAD:
+        return (*falsy, *({key: one[key] for key in one if key not in field.options} for one in _ODD))
+    return (*falsy, *_ODD) if field.holds is Holds.DICT else falsy
+
+
+@check("VAL-1", "VAL-3", under=(_D.NUMBERS, _D.LOOKALIKES, _D.LENGTHS, _D.INSTANCES))
+async def odd_json_in_every_field(ctx: Context) -> None:
+    """Whole numbers of up to 4,300 digits, fractions of 17, keys that are empty, long or differ in case only, deep in
+    one another, come back from every field that takes JSON, by every method, where all other fields are falsy or
+    absent.
+    """
+    await come_back(ctx, _odd)
+
+
+_OVER: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.TEXT: ("", "0", "\u00e9\0\n" * 400, " a "),
+    Holds.WHOLE: (0, -1, 2**53 + 1, -(2**63)),
+    Holds.NUMBER: (0, 0.1 + 0.2, -0.0, 10**19),
+    Holds.TIME: (0, -1, 253_402_300_800_000, 999),
+    Holds.BOOL: (False, True),
+    Holds.JSON: ("", 0, -0.0, {}, [], False, {"": None}, 10**40),
+    Holds.DICT: ({}, {"": 0}, {"Key": 1.0, "key": 1}, {"n": 10**40, "a.b": [{}, []]}),
+    Holds.SPREAD: ({"newer": 0}, {"Newer": {}, "newer": ""}, {"": -0.0}, {"n": 10**40, "a.b": [{}, []]}),
+}
+"""What is put in place of something else, the first of it over what is full."""
+
+
+@check(
+    "VAL-1", "VAL-3", "MSG-1", "TC-1", "TC-3", "HIS-1", "INFO-1", "MED-1", "TODO-1", under=(_D.CHANGES, _D.INSTANCES)
+)
+async def every_value_replaces_another(ctx: Context) -> None:
+    """When one field of a record that stays full otherwise changes, from one value to another, to a falsy one, or to
+    None, the new value comes back, whichever method wrote the record before and whichever replaces it.
+    """
+
+    def records(root: type[Any], phase: int) -> list[Any]:
+        own = [field for field in fields_of(root) if _is_own(field) and _over(field)]
+        found = [_with(full(root, i), [field], phase) for i, field in enumerate(own)]
+        inner = [field for field in fields_of(root) if not _is_own(field)]
+        return [*found, _with(full(root, len(found)), inner, phase)] if inner else found
+
+    phases = 4 if ctx.settings.tier is Tier.QUICK else 9
+    rows_of = [{root: records(root, phase) for root in kinds()} for phase in range(phases)]
+    await changes_come_back(ctx, rows_of, turning=True)
+
+
+def _over(field: Field) -> Sequence[Any]:
+    if field.holds is Holds.KEY or field.name == "RecoveredFile.timestamp":
+        return ()
+    values = field.options if field.holds is Holds.CHOICE else _OVER.get(field.holds, ())
+    return (*values[:1], None, *values[1:]) if field.optional else values
+
+
+def _with(record: Any, fields: Sequence[Field], phase: int) -> Any:
+    def value(field: Field) -> Any:
+        values = _over(field) if phase and field in fields else ()
+        return values[(phase - 1) % len(values)] if values else value_in(record, field)
+
+    return made(fields[0].root, value)

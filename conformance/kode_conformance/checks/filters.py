@@ -74,10 +74,15 @@ async def types_of_blocks_are_whole_names(ctx: Context) -> None:
         ctx.equal(found, int(one in types), f"how many messages content_type={one!a} finds")
 
 
-@check("QRY-7", needs=_Q, under=(_D.TWINS, _D.LOOKALIKES))
+_LONGEST: Final = 65_537
+
+
+@check("QRY-7", needs=_Q, under=(_D.TWINS, _D.LOOKALIKES, _D.LENGTHS))
 async def statistics_tell_names_apart(ctx: Context) -> None:
-    """Statistics count each tool and each state under its own name, as it was written."""
-    names = list(dict.fromkeys([*twins(), *LOOKALIKES]))
+    """Statistics count each tool and each state under its own name, as it was written, however long it is."""
+    longest = min(_LONGEST, (ctx.harness.limits.max_payload_bytes or 2**40) // 8)
+    long = [f"{head}{'x' * (length - 1)}" for head in "é\n" for length in lengths(up_to=longest) if length]
+    names = list(dict.fromkeys([*twins(), *LOOKALIKES, *long, f"{long[-1][:-1]}y"]))
     calls = [samples.tool_call(i, name=name, state=names[-1 - i]) for i, name in enumerate(names)]
     await ctx.store.save_tool_call_records("a", [*calls, calls[0]])
     stats = await ctx.store.aggregate_stats("a")
@@ -86,7 +91,7 @@ async def statistics_tell_names_apart(ctx: Context) -> None:
         ("tool_calls_by_state", stats.tool_calls_by_state, names[-1]),
     ):
         for name in names:
-            ctx.equal(found.get(name), 1 + (name == twice), f"{what}[{name!a}]")
+            ctx.equal(found.get(name), 1 + (name == twice), f"{what}[{brief(name)}]")
         ctx.equal(len(found), len(names), f"how many names {what} has")
 
 
@@ -101,6 +106,8 @@ _VALUES: Final[tuple[Any, ...]] = (
     *({"a": 1}, {"a": True}, {"a": "1"}, {"a": None}, {"a": [1]}, {"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}),
     *({"a.b": 1}, {"a": 1, "b": 2}, {"b": 2}, {"": 1}, {"$gt": 0}, {"A": 1}, {"a\0": 1}),
     *("x" * 3000 + "a", "x" * 3000 + "b", ["x" * 3000, "a"], ["x" * 3000, "b"], {"x" * 3000: 1}, {"x" * 3000: 2}),
+    *("y" * length for length in lengths(up_to=8193) if length > 1),
+    *("z" * length + end for length in (254, 255, 256, 766, 1023, 2703, 8190) for end in "ab"),
     *({"n": [[i] for i in range(300)]}, {"n": [[i] for i in range(299)]}, "1767258000000", "2026-01-01T09:00:00Z"),
 )
 """All are different by value: 1.0 is not among them, for it is 1."""

@@ -84,8 +84,8 @@ def _finding(check: Check, harness: ZooHarness, settings: Settings) -> str:
     return ""
 
 
-def judge(name: str, settings: Settings, scale: float = 0.5) -> Verdict:
-    """Run the checks until one finds the fault for its own reason, or all have run."""
+def judge(name: str, settings: Settings, *, own_only: bool = False, scale: float = 0.5) -> Verdict:
+    """Run the checks until one finds the fault for its own reason, or all have run, or all of its own clauses."""
     warnings.simplefilter("ignore")
     logging.disable()
     runner.SCALE = scale  # type: ignore[misc]
@@ -94,6 +94,8 @@ def judge(name: str, settings: Settings, scale: float = 0.5) -> Verdict:
     others: list[str] = []
     first = own = ""
     for check in _in_order(fault, settings.tier):
+        if own_only and not set(check.clauses) & set(fault.clauses):
+            break
         found = _finding(check, fault.harness(), settings)
         if not found or _finding(check, fault.plain(), settings):  # a check that fails on the sound store says nothing
             continue
@@ -122,6 +124,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance.tests.zoo.rounds.judge", description=__doc__)
     parser.add_argument("wanted", nargs="*", help="rounds or names; all when left out")
     parser.add_argument("--tier", choices=[tier.name.lower() for tier in Tier], default="quick")
+    parser.add_argument("--own", action="store_true", help="only checks of the clauses that the store breaks")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="where to write what was found")
@@ -131,7 +134,7 @@ def main() -> int:
     faults = [f for f in load_faults() if not asked.wanted or {f.round, f.name} & set(asked.wanted)]
     verdicts = []
     with ProcessPoolExecutor(asked.workers, multiprocessing.get_context("spawn")) as pool:
-        for fault, done in [(fault, pool.submit(judge, fault.name, settings)) for fault in faults]:
+        for fault, done in [(fault, pool.submit(judge, fault.name, settings, own_only=asked.own)) for fault in faults]:
             verdict = done.result()
             verdicts.append(verdict)
             others = f" (others: {', '.join(verdict.others)})" if verdict.others and not verdict.own else ""

@@ -1,0 +1,133 @@
+"""LIFE-3, LIFE-4, MSG-4: every write after every kind of delete, and every write under clocks that step."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+from kode_conformance import samples
+from kode_conformance.checks.clocks import clock_off
+from kode_conformance.checks.times import by_time
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.fenced import FencedWrite, fenced_writes
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.writes import forked, portrait
+from kode_core.protocols import ExtendedStore
+
+_E: Final = Capability.EXTENDED
+_D: Final = Dimension
+
+_DELETES: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = {
+    "delete": lambda s, a: s.delete(a),
+    "delete_many(agent_id=)": lambda s, a: s.delete_many(agent_id=a),
+    "delete_many(template_id=)": lambda s, a: s.delete_many(template_id=a),
+    "delete_many(user_id=)": lambda s, a: s.delete_many(user_id=a),
+    "delete_many(metadata=)": lambda s, a: s.delete_many(metadata={"of": a}),
+    "delete_many(agent_id=, created_before=)": lambda s, a: s.delete_many(agent_id=a, created_before=2**62),
+    "delete_many(agent_id=, updated_after=)": lambda s, a: s.delete_many(agent_id=a, updated_after=0),
+}
+"""Every way in which an agent can go."""
+
+
+def _writes(agent_id: str) -> list[FencedWrite]:
+    return [write for write in fenced_writes(agent_id) if write.method != "delete"]
+
+
+async def _begin(store: ExtendedStore, agent_id: str) -> None:
+    metadata = {"userId": agent_id, "of": agent_id}
+    await store.save_info(agent_id, samples.info(agent_id, template_id=agent_id, metadata=metadata))
+
+
+@check("LIFE-4", "LIFE-3", "EVT-4", "LIFE-5", needs=_E, under=(_D.CHANGES, _D.ORDERS, _D.INSTANCES, _D.EQUALS))
+async def every_write_is_new_after_every_delete(ctx: Context) -> None:
+    """The very same write again, by each method and each part of a turn, after the agent was deleted, in each way and
+    by either instance, is there as the first of a new agent: nothing of the old one is remembered, and nothing that it
+    had is taken for there already.
+    """
+    stores, rounds = (ctx.store, await ctx.another()), 1 if ctx.settings.tier is Tier.QUICK else len(_DELETES)
+    ways = list(_DELETES.items())
+    for round_ in in_time(ctx, range(rounds)):
+        for number, write in enumerate(_writes("fresh")):
+            way, delete = ways[(number + round_) % len(ways)]
+            agent, fresh = f"{write.name}-{round_}", f"{write.name}-{round_}-fresh"
+            mine = _writes(agent)[number]
+            await _begin(ctx.store, agent)
+            before = await mine.act(stores[number % 2], agent)
+            await portrait(stores[(number + 1) % 2], agent)
+            await delete(stores[number // 2 % 2], agent)
+            again = await mine.act(stores[(number + round_) % 2], agent)
+            await _writes(fresh)[number].act(ctx.store, fresh)
+            wanted = await portrait(ctx.store, fresh)
+            for i in (number, number + 1):
+                found = await portrait(stores[i % 2], agent)
+                ctx.equal(found, wanted, f"the agent after {write.name}, {way}, and {write.name} again")
+            if before is not None:
+                first, last = (list(x) if isinstance(x, Sequence) else [x] for x in (again, before))
+                ctx.true(first[0] > last[-1], f"offsets after {way} must be new: {last}, then {first}")
+
+
+@check("LIFE-4", "MSG-4", needs=_E, under=(_D.CHANGES, _D.CLOCKS, _D.INSTANCES))
+async def messages_have_new_times_after_every_delete(ctx: Context) -> None:
+    """Messages that are saved again after their agent was deleted, in each way and by either instance, have the times
+    of the new save, not those that they had before.
+    """
+    stores = (ctx.store, await ctx.another())
+    for number, (way, delete) in enumerate(_DELETES.items()):
+        for i, method in enumerate(("save_messages", "append_messages")):
+            agent = f"{method} {way}"
+            with clock_off(-7200):
+                await _begin(ctx.store, agent)
+                await getattr(stores[i], method)(agent, samples.messages(3))
+            await delete(stores[number % 2], agent)
+            await ctx.store.save_messages("now", [samples.message(number)])
+            (now,) = await ctx.store.query_messages(agent_id="now")
+            await getattr(stores[(number + i) % 2], method)(agent, samples.messages(3))
+            for message in await stores[i].query_messages(agent_id=agent):
+                late = message.created_at > now.created_at - 3_600_000
+                ctx.true(late, f"{method} after {way} gave message {message.position} the time of the deleted one")
+
+
+_STEPS: Final = (0, 3600, -3600, 0, -90_000, 86_400 * 400, 1, -1)
+"""How far the clock is off, in seconds, at one call after the other."""
+
+
+@check("MSG-4", "MSG-1", "MSG-8", "FORK-1", needs=_E, under=(_D.CLOCKS, _D.INSTANCES, _D.CHANGES))
+async def no_write_is_lost_under_any_clock(ctx: Context) -> None:
+    """Each write, by each method and part of a turn, first, again, and after a delete, is there though the clock steps
+    ahead and back between the calls, for loads, sessions and forks; the times of messages never fall along positions.
+    """
+    stores = (ctx.store, await ctx.another())
+    steps = [("a write", i) for i in range(len(_writes("a")))]
+    for number, (_, i) in enumerate([*steps, ("delete", -1), *steps[::-1]]):
+        off = _STEPS[number % len(_STEPS)]
+        calls = {agent: (_writes(agent)[i] if i >= 0 else fenced_writes(agent)[-1]) for agent in ("steady", "stepping")}
+        await calls["steady"].act(ctx.store, "steady")
+        with clock_off(off):
+            await calls["stepping"].act(stores[number % 2], "stepping")
+        wanted, what = await portrait(ctx.store, "steady"), f"{calls['steady'].name} with the clock off by {off} s"
+        found = await portrait(stores[(number + 1) % 2], "stepping")
+        ctx.equal(found, wanted, f"the agent after {what}")
+        messages = sorted(await by_time(ctx.store, "stepping"), key=lambda message: message.position)
+        times = [message.created_at for message in messages]
+        ctx.equal(times, sorted(times), f"the times of messages along their positions after {what}")
+        ctx.equal(len(times), len(wanted["messages"]), f"how many messages a query finds after {what}")
+        sessions = await ctx.store.query_sessions(agent_id="stepping")
+        ctx.equal(len(sessions), int(wanted["exists"]), f"how many sessions a query finds after {what}")
+        if wanted["exists"] and number % 5 == 0:
+            await _see_a_fork(ctx, stores[number % 2], off, times)
+
+
+async def _see_a_fork(ctx: Context, store: ExtendedStore, off: float, times: list[int]) -> None:
+    with clock_off(off):
+        (fork,) = await store.batch_fork("stepping", 1)
+    parent, found = forked(await portrait(ctx.store, "stepping")), forked(await portrait(ctx.store, fork))
+    for kind in ("messages", "tool calls", "todos", "media", "snapshots"):
+        ctx.equal(found[kind], parent[kind], f"the {kind} of a fork that was made with the clock off by {off} s")
+    messages = sorted(await by_time(ctx.store, fork), key=lambda message: message.position)
+    ctx.equal([message.created_at for message in messages], times, "the times of messages of a fork")
+    info: Any = await ctx.store.load_info(fork)
+    sessions = await ctx.store.query_sessions(agent_id=fork)
+    ctx.equal([s.created_at for s in sessions], [info.created_at], "created_at of the session of a fork")

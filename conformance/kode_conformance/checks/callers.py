@@ -1,0 +1,133 @@
+"""VAL-1: what was given to a store, and what it gave, is the caller's, who may change it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from kode_conformance import samples
+from kode_conformance.checks.lifecycle import fill
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.fields import full
+from kode_conformance.kinds import Gives, Kind, Writer, kinds
+from kode_conformance.methods import PROTOCOL_METHODS, calls_of, drive
+from kode_conformance.model import StoreModel
+from kode_conformance.registry import Capability, check
+from kode_conformance.spoiling import spoil, whole_copy
+from kode_conformance.ways import held, spoilt_come_back
+from kode_core.model import AgentInfo, Message, Record, ToolUseBlock
+from kode_core.protocols import ExtendedStore
+
+_D = Dimension
+_WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
+
+
+def _rows(*numbers: int) -> Mapping[type[Record], Sequence[Any]]:
+    return {record: [full(record, number) for number in numbers] for record in kinds()}
+
+
+@check("VAL-1", "MSG-1", "TC-1", "EVT-5", under=(_D.CHANGES, _D.EQUALS, _D.INSTANCES))
+async def what_was_saved_or_loaded_is_the_callers(ctx: Context) -> None:
+    """Whatever a caller does to the lists and dicts of records, at any depth, that it saved by any method or got by any
+    method, what is stored, what others get and what the same method gives next stays as it was, also after the next
+    save, of the same records and of others.
+    """
+    await spoilt_come_back(ctx, [_rows(0, 1), _rows(0, 1), _rows(0, 2)])
+
+
+@check("VAL-1", "MSG-1", "TC-1", "TC-3", "INFO-1", under=(_D.CHANGES, _D.EQUALS, _D.INSTANCES))
+async def records_changed_in_place_are_saved(ctx: Context) -> None:
+    """A record whose lists and dicts the caller changed after it was saved or loaded is saved as it is now, when the
+    very same object is given again, by every method.
+    """
+    model, other = StoreModel(), await ctx.another()
+    for kind in kinds().values():
+        for number, writer in enumerate(kind.writers):
+            agent_id = f"{kind.record.__name__}-{number}"
+            record = full(kind.record, number)
+            record = record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
+            await _give(ctx, model, writer, agent_id, record)
+            if not spoil(record):
+                continue
+            await _give(ctx, model, writer, agent_id, record)
+            told = f"saved again by {writer.method}({writer.parameter}=) after it was changed in place"
+            await _see(ctx, model, kind, agent_id, other, f"a record that was {told}")
+            loaded = await _loaded(ctx.store, kind, agent_id)
+            if kind.is_single and spoil(loaded):
+                await _give(ctx, model, writer, agent_id, loaded)
+                await _see(ctx, model, kind, agent_id, other, f"a record that was loaded, and {told}")
+
+
+async def _give(ctx: Context, model: StoreModel, writer: Writer, agent_id: str, record: Any) -> None:
+    copied = whole_copy(record)
+    getattr(model, writer.method)(agent_id, **{writer.parameter: [copied] if writer.many else copied})
+    await getattr(ctx.store, writer.method)(agent_id, **{writer.parameter: [record] if writer.many else record})
+
+
+async def _loaded(store: ExtendedStore, kind: Kind, agent_id: str) -> Any:
+    reader = next(reader for reader in kind.readers[::-1] if reader.gives in _WHOLE)
+    return await drive(getattr(store, reader.method), {"agent_id": agent_id})
+
+
+async def _see(ctx: Context, model: StoreModel, kind: Kind, agent_id: str, other: ExtendedStore, what: str) -> None:
+    reader = next(reader for reader in kind.readers[::-1] if reader.gives in _WHOLE)
+    found = await drive(getattr(other, reader.method), {"agent_id": agent_id})
+    ctx.equal(found, held(model, reader.method, agent_id), f"{reader.method} in another instance, of {what}")
+
+
+# --- what is no record ------------------------------------------------------------------------------------------------
+
+_OTHER_WAYS: Final = ("acquire_agent_lock", "backup", "batch_fork", "delete", "delete_many", "follow_events")
+"""Methods that change something, do not end, or give what holds no data."""
+_OF_THE_CALL: Final = frozenset({"checked_at", "collected_at", "operations", "performance", "db_size_bytes"})
+"""Fields that tell of the call or of the moment."""
+
+
+def _reads() -> list[str]:
+    """The methods that read something."""
+    return [
+        name
+        for name in PROTOCOL_METHODS
+        if name not in _OTHER_WAYS and "fence" not in inspect.signature(getattr(ExtendedStore, name)).parameters
+    ]
+
+
+def _lasting(value: Any) -> Any:
+    """An answer without what is of the call alone, as lists, dicts, and records of all kinds."""
+    if isinstance(value, msgspec.Struct):
+        names = (name for name in value.__struct_fields__ if name not in _OF_THE_CALL)
+        return {name: _lasting(getattr(value, name)) for name in names}
+    return [_lasting(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@check("VAL-1", "QRY-5", "OPS-2", "OPS-3", needs=Capability.EXTENDED, under=(_D.CHANGES, _D.INSTANCES))
+async def every_answer_is_the_callers(ctx: Context) -> None:
+    """Whatever a caller does to the lists, pages and dicts that any reading method of the protocols gave, the same call
+    gives the same again, in every instance.
+    """
+    for agent_id in ("a", "b"):
+        await fill(ctx.store, agent_id)
+        await ctx.store.save_snapshot(agent_id, samples.snapshot("s"))
+        await ctx.store.append_messages(agent_id, [Message("assistant", [ToolUseBlock("lonely", "t", {"q": [1]})])])
+    forks = await ctx.store.batch_fork("a", 2)
+    offsets = await ctx.store.append_events("a", samples.events(2, 50))
+    kept = whole_copy([forks, list(offsets)])
+    spoil(forks, offsets)
+    stores = {"": ctx.store, " in another instance": await ctx.another()}
+    for name in _reads():
+        arguments = calls_of(ctx.store)[name].arguments
+        wanted: Any = None
+        for where, store in (*stores.items(), *stores.items()):
+            found = await drive(getattr(store, name), dict(arguments))
+            lasting = _lasting(whole_copy(found))
+            wanted = lasting if wanted is None else wanted
+            ctx.equal(lasting, wanted, f"{name}{where}, after the caller changed what it gave before")
+            spoil(found)
+    ctx.equal(list(await ctx.store.append_events("a", samples.events(2, 50))), kept[1], "the offsets of a repeat")
+    ctx.equal(
+        sorted(await ctx.store.list("agt-")), kept[0], "the forks, after the caller changed the list of their ids"
+    )

@@ -1,0 +1,229 @@
+"""VAL-2, LOCK-5, OPS-9, MSG-3: large calls that end badly, or have company, by every method that takes a list."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from kode_conformance.context import Context, Violation
+from kode_conformance.dimensions import Dimension
+from kode_conformance.large import LARGE, Large, Look, looks_at, state_of
+from kode_conformance.model import StoreModel
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.writes import portrait
+from kode_core.errors import LockLostError
+from kode_core.protocols import ExtendedStore
+
+_D: Final = Dimension
+_FEW: Final = 3
+_LISTS: Final = ("MSG-1", "MSG-3", "TC-1", "TC-3", "TURN-1", "MED-1", "EVT-1")
+
+
+def _counts(ctx: Context) -> Sequence[int]:
+    """One more than each usual batch, so that the last record begins another one."""
+    return (26, 101, 501, 1001) if ctx.settings.tier is Tier.QUICK else (26, 101, 501, 1001, 2500, 10_001)
+
+
+async def _begin(store: ExtendedStore, agent_id: str) -> StoreModel:
+    """An agent with a few of everything that lists are made of, and the model of it."""
+    model = StoreModel()
+    for call in LARGE:
+        if call.whole or call.method in ("append_messages", "upsert_tool_call_records", "save_turn"):
+            continue
+        given = call.arguments(agent_id, _FEW, "old", 0)
+        await call.act(store, agent_id, given)
+        call.note(model, agent_id, given)
+    return model
+
+
+async def _seen(store: ExtendedStore, agent_id: str, looks: Mapping[str, Look]) -> dict[str, str]:
+    return {name: await look(store, agent_id) for name, look in looks.items()}
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+@check("VAL-2", *_LISTS, "ID-4", under=(_D.ITEMS, _D.ORDERS, _D.INSTANCES))
+async def the_last_of_many_is_refused_with_all(ctx: Context) -> None:
+    """When the last record of a call cannot be stored, the 26th, 101st, 501st or 1,001st of any list that a method
+    takes, nothing of the call is there, nor of any other list and part of it.
+    """
+    other = await ctx.another()
+    model = await _begin(ctx.store, "a")
+    before = await portrait(other, "a")
+    for count in in_time(ctx, _counts(ctx)):
+        for call in LARGE:
+            given = call.arguments("a", count)
+            for parameter in call.lists:
+                what = f"{call.name} of {count}, the last of {parameter} being one that cannot be stored"
+                spoilt, error = call.spoilt(given, parameter)
+                await ctx.raises(error, call.act(ctx.store, "a", spoilt), what)
+            looks = looks_at(call, (*ctx.harness.lacks, "QUERYABLE"), count)
+            found = await _seen(other, "a", looks)
+            ctx.equal(found, state_of(model, call, "a", looks), f"the agent after {call.name} of {count} was refused")
+        ctx.equal(await portrait(other, "a"), before, f"the agent after all calls of {count} were refused")
+    ctx.equal(await portrait(ctx.store, "a"), before, "the agent after all of these were refused, in this instance")
+
+
+@check("LOCK-5", *_LISTS, needs=Capability.EXTENDED, under=(_D.ITEMS, _D.INSTANCES))
+async def nothing_of_a_large_call_under_a_lost_lease(ctx: Context) -> None:
+    """A call of hundreds of records under a lease that has ended raises LockLostError, by whatever method and list, and
+    nothing of it is there; under the lease that is held all of it is.
+    """
+    other, count = await ctx.another(), 501 if ctx.settings.tier is Tier.QUICK else 10_001
+    model = await _begin(ctx.store, "a")
+    before = await portrait(other, "a")
+    ended = await ctx.store.acquire_agent_lock("a")
+    await ended.release()
+    lease = await other.acquire_agent_lock("a", ttl_ms=600_000)
+    for call in in_time(ctx, LARGE):
+        made = call.arguments("a", count)
+        await ctx.raises(LockLostError, call.act(ctx.store, "a", made, fence=ended), f"{call.name} of {count}")
+    ctx.equal(await portrait(other, "a"), before, "the agent after all of these were refused")
+    call = LARGE[-1]
+    looks = looks_at(call, ctx.harness.lacks, count)
+    made = call.arguments("a", count)
+    await call.act(other, "a", made, fence=lease)
+    call.note(model, "a", made)
+    ctx.equal(await _seen(ctx.store, "a", looks), state_of(model, call, "a", looks), f"after {call.name}, fenced")
+    await lease.release()
+
+
+# --- cancelled --------------------------------------------------------------------------------------------------------
+
+
+@check("OPS-9", *_LISTS, under=(_D.INTERRUPTIONS, _D.ITEMS, _D.INSTANCES))
+async def a_large_call_that_is_cancelled(ctx: Context) -> None:
+    """A call of hundreds of records, by whatever method and list, that is cancelled at its first step, after a third
+    or after most of its time is there whole or not at all, as the next reads of this store and of others see.
+    """
+    other, quick = await ctx.another(), ctx.settings.tier is Tier.QUICK
+    for count in in_time(ctx, (301,) if quick else (301, 1001, 2500)):
+        for number, call in enumerate(LARGE):
+            agents = [f"{call.name}-{count}-{i}" for i in range(1 if quick else 7)]
+            begun = time.monotonic()
+            await call.act(ctx.store, f"{call.name} timed", call.arguments(f"{call.name} timed", count))
+            takes = time.monotonic() - begun
+            for i, agent_id in enumerate(agents):
+                moment = takes * ((i + number / len(LARGE)) / len(agents))
+                await _cancel(ctx, other, call, agent_id, count, moment)
+
+
+async def _cancel(ctx: Context, other: ExtendedStore, call: Large, agent_id: str, count: int, moment: float) -> None:
+    model, given = await _begin(ctx.store, agent_id), call.arguments(agent_id, count)
+    looks = looks_at(call, ctx.harness.lacks, count)
+    before = state_of(model, call, agent_id, looks)
+    call.note(model, agent_id, given)
+    after = state_of(model, call, agent_id, looks)
+    task = asyncio.ensure_future(call.act(ctx.store, agent_id, given))
+    await asyncio.sleep(moment)
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+        before = after
+    what = f"after {call.name} of {count} was cancelled"
+    found = await _seen(ctx.store, agent_id, looks)
+    ctx.true(found in (before, after), f"{what}, it must be there whole or not at all: {_told(found, before, after)}")
+    ctx.equal(await _seen(other, agent_id, looks), found, f"another instance, {what}")
+
+
+def _told(found: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """What each look gave that gives another thing before and after."""
+    moved = [name for name in found if before[name] != after[name] or found[name] != after[name]]
+    return "; ".join(f"{name} gives {found[name]:.300}, before {before[name]}, after {after[name]}" for name in moved)
+
+
+# --- in company -------------------------------------------------------------------------------------------------------
+
+
+@check(*_LISTS, "OPS-10", under=(_D.ITEMS, _D.COMPANY, _D.INSTANCES))
+async def two_large_calls_at_once(ctx: Context) -> None:
+    """Of two calls of hundreds of records, by the same method to the same agent at once, in two instances, each is
+    there in one piece, in all its kinds, as after one of the two orders.
+    """
+    stores = (ctx.store, await ctx.another())
+    for count in in_time(ctx, (201,) if ctx.settings.tier is Tier.QUICK else (201, 1001, 2500)):
+        for call in LARGE:
+            agent_id = f"{call.name}-{count}"
+            model = await _begin(ctx.store, agent_id)
+            looks = looks_at(call, ctx.harness.lacks, count)
+            both = [call.arguments(agent_id, count, tag, start) for tag, start in (("x", 2), ("y", count // 2))]
+            wanted = []
+            for order in itertools.permutations(both):
+                after = copy.deepcopy(model)
+                for given in order:
+                    call.note(after, agent_id, given)
+                wanted.append(state_of(after, call, agent_id, looks))
+            await asyncio.gather(*(call.act(s, agent_id, given) for s, given in zip(stores, both, strict=True)))
+            for store in stores:
+                found = await _seen(store, agent_id, looks)
+                told = _told(found, wanted[0], wanted[1]).replace("before", "x first").replace("after", "y first")
+                ctx.true(found in wanted, f"two of {call.name} at once, of {count} each: {told}")
+
+
+_POLLED: Final = {Tier.QUICK: (1101,), Tier.STANDARD: (1101, 2500, 10_001), Tier.THOROUGH: (1101, 2500, 10_001)}
+
+
+@check(*_LISTS, "MSG-6", "QRY-8", "LIFE-3", stochastic=True, under=(_D.ITEMS, _D.COMPANY, _D.INSTANCES))
+async def more_than_a_thousand_are_seen_whole(ctx: Context) -> None:
+    """While one call of more than a thousand records is under way, by whatever method and list, who polls loads,
+    queries, counts and the list in another instance sees all of it or nothing, and never nothing again after all; so it
+    is with the delete of it all.
+    """
+    other = await ctx.another()
+    for count in in_time(ctx, _POLLED[ctx.settings.tier]):
+        for call in LARGE:
+            model = await _begin(ctx.store, call.name)
+            looks = looks_at(call, ctx.harness.lacks, count)
+            states = [state_of(model, call, call.name, looks)]
+            given = call.arguments(call.name, count)
+            call.note(model, call.name, given)
+            states.append(state_of(model, call, call.name, looks))
+            acting = call.act(ctx.store, call.name, given)
+            await _poll(other, call.name, looks, acting, states, f"{call.name} of {count}")
+        await _see_the_delete(ctx, other, LARGE[-1], count)
+
+
+async def _see_the_delete(ctx: Context, other: ExtendedStore, call: Large, count: int) -> None:
+    looks = looks_at(call, ctx.harness.lacks, count, streams=False)  # a stream may come to a sudden end
+    before = await _seen(other, call.name, looks)
+    nothing = state_of(StoreModel(), call, call.name, looks)
+    await _poll(other, call.name, looks, ctx.store.delete(call.name), [before, nothing], f"delete of {count} of each")
+
+
+async def _poll(
+    store: ExtendedStore,
+    agent_id: str,
+    looks: Mapping[str, Look],
+    acting: Any,
+    states: Sequence[Mapping[str, str]],
+    what: str,
+) -> None:
+    """Look until the call has ended, and once more."""
+    before, after = states
+    proved = ""
+    task = asyncio.ensure_future(acting)
+    try:
+        ended = False
+        while not ended:
+            ended = task.done()
+            for name, look in looks.items():
+                known = proved
+                found = await look(store, agent_id)
+                told = f"{name} gave {found:.300} while {what} was under way"
+                if found not in (before[name], after[name]):
+                    raise Violation(f"{told}, and may give {before[name]} or {after[name]}")
+                if found != after[name] and (known or ended):
+                    raise Violation(f"{told}, as before it, when {known or 'its end'} had told of it: {after[name]}")
+                proved = proved or (name if found != before[name] else "")
+                await asyncio.sleep(0.001)
+    finally:
+        await asyncio.wait([task])
+    task.result()
