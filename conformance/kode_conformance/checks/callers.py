@@ -114,6 +114,7 @@ async def every_answer_is_the_callers(ctx: Context) -> None:
         await fill(ctx.store, agent_id)
         await ctx.store.save_snapshot(agent_id, samples.snapshot("s"))
         await ctx.store.append_messages(agent_id, [Message("assistant", [ToolUseBlock("lonely", "t", {"q": [1]})])])
+    ctx.equal(len(await ctx.store.load_messages("a")), 4, "how many messages are loaded")
     forks = await ctx.store.batch_fork("a", 2)
     offsets = await ctx.store.append_events("a", samples.events(2, 50))
     kept = whole_copy([forks, list(offsets)])
