@@ -208,24 +208,30 @@ async def _poll(
     states: Sequence[Mapping[str, str]],
     what: str,
 ) -> None:
-    """Look until the call has ended, and once more."""
+    """Look until the call has ended, and once more: at the first list all the time, and at all else in turn."""
     before, after = states
-    proved = ""
+    proved: list[str] = []
     task = asyncio.ensure_future(acting)
-    try:
+
+    async def keep_looking(names: Sequence[str]) -> None:
         ended = False
         while not ended:
             ended = task.done()
-            for name, look in looks.items():
-                known = proved
-                found = await look(store, agent_id)
+            for name in names:
+                known = "".join(proved[:1]) or ("its end" if ended else "")
+                found = await looks[name](store, agent_id)
                 told = f"{name} gave {found:.300} while {what} was under way"
                 if found not in (before[name], after[name]):
                     raise Violation(f"{told}, and may give {before[name]} or {after[name]}")
-                if found != after[name] and (known or ended):
-                    raise Violation(f"{told}, as before it, when {known or 'its end'} had told of it: {after[name]}")
-                proved = proved or (name if found != before[name] else "")
-                await asyncio.sleep(0.001)
+                if found != after[name] and known:
+                    raise Violation(f"{told}, as before it, when {known} had told of it: {after[name]}")
+                if found != before[name]:
+                    proved.append(name)
+                await asyncio.sleep(0)
+
+    first, *others = looks
+    try:
+        await asyncio.gather(keep_looking([first]), keep_looking(others))
     finally:
         await asyncio.wait([task])
     task.result()
