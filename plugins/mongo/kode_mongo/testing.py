@@ -12,6 +12,7 @@ import pymongo
 from kode_conformance import Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
 from kode_conformance.harness import Costs, Given
+from pymongo.errors import AutoReconnect
 
 from kode_core import Store, create_extended_store
 from kode_core.batch import ListKind
@@ -34,6 +35,9 @@ class MongoHarness(StoreHarness):
     driver: ClassVar[str] = "motor"
     client: ClassVar[tuple[str, str]] = ("motor.motor_asyncio", "AsyncIOMotorClient")
     standalone: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._lookers: dict[str, pymongo.MongoClient[dict[str, Any]]] = {}
 
     def _server(self) -> Server:
         return shared_server(standalone=self.standalone)
@@ -60,6 +64,9 @@ class MongoHarness(StoreHarness):
         return await create_extended_store(type="mongo", driver=self.driver, **handle, **options)
 
     async def destroy(self, handle: Handle) -> None:
+        looker = self._lookers.pop(handle["database"], None)
+        if looker is not None:
+            await asyncio.to_thread(looker.close)
         await _looked(handle, lambda database: database.client.drop_database(database.name))
 
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
@@ -88,14 +95,23 @@ class MongoHarness(StoreHarness):
         return [calls.__file__]
 
     async def costs(self, handle: Handle) -> Costs:
-        """The server's, whoever uses it: bytes of the journal, connections."""
+        """The server's, whoever uses it: bytes of the journal, connections.
 
-        def look(database: Any) -> Costs:
-            status = database.client.admin.command("serverStatus")
+        One client looks until the space is destroyed: one for each look would be among what is counted.
+        """
+
+        def look() -> Costs:
+            looker = self._lookers.get(handle["database"])
+            if looker is None:
+                looker = self._lookers[handle["database"]] = pymongo.MongoClient(handle["uri"], maxPoolSize=1)
+            try:
+                status = looker.admin.command("serverStatus")
+            except AutoReconnect:  # its connection is from before a crash of the server
+                status = looker.admin.command("serverStatus")
             written = status.get("wiredTiger", {}).get("log", {}).get("log bytes written")
             return Costs(bytes_written=written, connections=status["connections"]["current"])
 
-        return await _looked(handle, look)
+        return await asyncio.to_thread(look)
 
     async def open_given(self, handle: Handle) -> Given:
         kind = getattr(import_module(self.client[0]), self.client[1])
