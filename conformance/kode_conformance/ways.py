@@ -64,14 +64,14 @@ async def changes_come_back(ctx: Context, phases: Sequence[Rows], *, turning: bo
 
     *turning* lets each method write over the records of another one.
     """
-    for record in phases[0]:
+    for record in in_time(ctx, phases[0]):
         only = [{record: rows_of[record]} for rows_of in phases]
         await _Round(ctx, record.__name__, only[0]).changes(only, turning=turning)
 
 
 async def spoilt_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
     """The same, and all that the store is given, and all that it gives by every method, is spoilt at once."""
-    for record in phases[0]:
+    for record in in_time(ctx, phases[0]):
         only = [{record: rows_of[record]} for rows_of in phases]
         await _Round(ctx, record.__name__, only[0], spoils=True).changes(only)
 
