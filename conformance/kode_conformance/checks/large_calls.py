@@ -13,7 +13,7 @@ from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.large import LARGE, Large, Look, looks_at, state_of
 from kode_conformance.model import StoreModel
-from kode_conformance.pace import in_time
+from kode_conformance.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import portrait
@@ -57,7 +57,7 @@ async def the_last_of_many_is_refused_with_all(ctx: Context) -> None:
     other = await ctx.another()
     model = await _begin(ctx.store, "a")
     before = await portrait(other, "a")
-    for count in in_time(ctx, _counts(ctx)):
+    for count in sizes_in_time(ctx, _counts(ctx)):
         for call in LARGE:
             given = call.arguments("a", count)
             for parameter in call.lists:
@@ -104,7 +104,7 @@ async def a_large_call_that_is_cancelled(ctx: Context) -> None:
     or after most of its time is there whole or not at all, as the next reads of this store and of others see.
     """
     other, quick = await ctx.another(), ctx.settings.tier is Tier.QUICK
-    for count in in_time(ctx, (301,) if quick else (1001,)):
+    for count in sizes_in_time(ctx, (301,) if quick else (1001,)):
         for number, call in enumerate(LARGE):
             agents = [f"{call.name}-{count}-{i}" for i in range(1 if quick else 4)]
             begun = time.monotonic()
@@ -149,7 +149,7 @@ async def two_large_calls_at_once(ctx: Context) -> None:
     there in one piece, in all its kinds, as after one of the two orders.
     """
     stores = (ctx.store, await ctx.another())
-    for count in in_time(ctx, (201,) if ctx.settings.tier is Tier.QUICK else (201, 1001)):
+    for count in sizes_in_time(ctx, (201,) if ctx.settings.tier is Tier.QUICK else (201, 1001)):
         for call in LARGE:
             agent_id = f"{call.name}-{count}"
             model = await _begin(ctx.store, agent_id)
@@ -178,7 +178,7 @@ async def more_than_a_thousand_are_seen_whole(ctx: Context) -> None:
     is with the delete of it all.
     """
     other = await ctx.another()
-    for count in in_time(ctx, _POLLED[ctx.settings.tier]):
+    for count in sizes_in_time(ctx, _POLLED[ctx.settings.tier]):
         for call in LARGE if count < 10_000 else LARGE[ctx.rng.randrange(3) :: 3]:
             agent = f"{call.name}-{count}"
             model = await _begin(ctx.store, agent)

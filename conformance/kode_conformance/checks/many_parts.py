@@ -15,7 +15,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
-from kode_conformance.pace import in_time
+from kode_conformance.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_core.model import (
@@ -140,7 +140,7 @@ async def records_with_any_number_of_parts(ctx: Context) -> None:
     order, in any instance; so they do after the record was replaced by one with fewer.
     """
     stores = [ctx.store, await ctx.another()]
-    for n, count in enumerate(in_time(ctx, [*counts(ctx.settings.tier, most=1001), 101, 0])):
+    for n, count in enumerate(sizes_in_time(ctx, [*counts(ctx.settings.tier, most=1001), 101, 0])):
         made = {name: with_many(kind.record, count) for name, kind in _KINDS.items()}
         made["info"] = made["info"].replace(message_count=1)
         made["event"] = made["event"].replace(cursor=n, bookmark=made["event"].bookmark.replace(seq=n))
@@ -313,7 +313,7 @@ async def many_forks_and_long_lineages(ctx: Context) -> None:
     wanted = samples.messages(3)
     await ctx.store.save_turn("p", info=samples.info("p"), messages=wanted, tool_calls=[samples.tool_call()])
     known = ["p"]
-    for count in in_time(ctx, (1, 2, 25, 26, 101)):
+    for count in sizes_in_time(ctx, (1, 2, 25, 26, 101)):
         forks = await ctx.store.batch_fork("p", count)
         ctx.equal((len(forks), len({*forks, *known})), (count, len(known) + count), "how many new ids of forks came")
         ctx.true(forks == sorted(forks), f"the ids of {count} forks must be in the order of time")
