@@ -242,7 +242,7 @@ async def following_bursts_of_processes(ctx: Context) -> None:
     followers = [Follower(ctx, f"a follower in {name}", store, Asked()) for name, store in _named(ctx.store, other)]
     async with _following(followers):
         processes = [await ctx.process("append_events", "a", 1000 * (i + 1), 300, 100) for i in range(3)]
-        told = [line for process in processes for line in await process.lines(60.0 * ctx.harness.patience)]
+        told = [line for process in processes for line in await process.lines(60.0)]
         log = Log()
         log.entries = sorted(((one["offset"], samples.event(one["seq"])) for one in told), key=lambda pair: pair[0])
         for follower in followers:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context, Violation
@@ -28,6 +28,11 @@ _LISTS: Final = ("MSG-1", "MSG-3", "TC-1", "TC-3", "TURN-1", "MED-1", "EVT-1")
 def _counts(ctx: Context) -> Sequence[int]:
     """One more than each usual batch, so that the last record begins another one."""
     return (26, 101, 501, 1001) if ctx.settings.tier is Tier.QUICK else (26, 101, 501, 1001, 2500, 10_001)
+
+
+def _calls(ctx: Context) -> Iterator[Large]:
+    """All of them, in an order of the run's seed: where the store is slow, as many as there is time for."""
+    return in_time(ctx, ctx.rng.sample(LARGE, len(LARGE)))
 
 
 async def _begin(store: ExtendedStore, agent_id: str) -> StoreModel:
@@ -82,7 +87,7 @@ async def nothing_of_a_large_call_under_a_lost_lease(ctx: Context) -> None:
     ended = await ctx.store.acquire_agent_lock("a")
     await ended.release()
     lease = await other.acquire_agent_lock("a", ttl_ms=600_000)
-    for call in in_time(ctx, LARGE):
+    for call in _calls(ctx):
         made = call.arguments("a", count)
         await ctx.raises(LockLostError, call.act(ctx.store, "a", made, fence=ended), f"{call.name} of {count}")
     ctx.equal(await portrait(other, "a"), before, "the agent after all of these were refused")
@@ -105,7 +110,7 @@ async def a_large_call_that_is_cancelled(ctx: Context) -> None:
     """
     other, quick = await ctx.another(), ctx.settings.tier is Tier.QUICK
     for count in sizes_in_time(ctx, (301,) if quick else (1001,)):
-        for number, call in enumerate(LARGE):
+        for number, call in enumerate(_calls(ctx)):
             agents = [f"{call.name}-{count}-{i}" for i in range(1 if quick else 4)]
             begun = time.monotonic()
             await call.act(ctx.store, f"{call.name} timed", call.arguments(f"{call.name} timed", count))
@@ -150,7 +155,7 @@ async def two_large_calls_at_once(ctx: Context) -> None:
     """
     stores = (ctx.store, await ctx.another())
     for count in sizes_in_time(ctx, (201,) if ctx.settings.tier is Tier.QUICK else (201, 1001)):
-        for call in LARGE:
+        for call in _calls(ctx):
             agent_id = f"{call.name}-{count}"
             model = await _begin(ctx.store, agent_id)
             looks = looks_at(call, ctx.harness.lacks, count)
@@ -179,7 +184,7 @@ async def more_than_a_thousand_are_seen_whole(ctx: Context) -> None:
     """
     other = await ctx.another()
     for count in sizes_in_time(ctx, _POLLED[ctx.settings.tier]):
-        for call in LARGE if count < 10_000 else LARGE[ctx.rng.randrange(3) :: 3]:
+        for call in _calls(ctx) if count < 10_000 else LARGE[ctx.rng.randrange(3) :: 3]:
             agent = f"{call.name}-{count}"
             model = await _begin(ctx.store, agent)
             looks = looks_at(call, ctx.harness.lacks, count)

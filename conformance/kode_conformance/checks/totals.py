@@ -12,7 +12,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.fields import Field, Holds, fields_of, full, put
 from kode_conformance.kinds import kinds
 from kode_conformance.many import all_of, same
-from kode_conformance.pace import in_time
+from kode_conformance.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.ways import all_come_back
@@ -75,7 +75,7 @@ async def ten_thousand_in_one_turn(ctx: Context) -> None:
     statistics count them, after each change too, and the first event again is a repeat.
     """
     other, started = await ctx.another(), time.monotonic()
-    for count in (_FEWER, _MANY):
+    for count in sizes_in_time(ctx, (_FEWER, _MANY)):
         if count > _FEWER and ctx.settings.tier is Tier.QUICK and time.monotonic() - started > _FAST_S:
             return
         agent_id = f"a{count}"
