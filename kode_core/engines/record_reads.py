@@ -51,6 +51,7 @@ _ATTEMPTS: Final = 200
 _OPTIMISTIC: Final = 5
 _SINGLE_CALLS: Final = 32
 _SEARCH_AGAIN: Final = 20
+_WAITS: Final = 20
 _ANYTHING: Final = Span(first="a", last="z", limit=1, bodies=False)
 
 
@@ -257,8 +258,40 @@ class RecordReads:
         return row if head is None or head.info is None else replace(row, info=head.info.body)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        """Rows that match and that the heads of their agents still know."""
+        """Rows that match; those of one agent at one instant, as no write of its own shows in part (MSG-1)."""
         await self._io.recover()
+        if query.agent_id is None:
+            return await self._search(query)
+
+        async def read(instant: Instant) -> Sequence[FoundRow]:
+            await self._end_of_write(instant)
+            found = await self._search(query)
+            now = await self._io.head(instant.place.agent_id)
+            if now is None or now.record != instant.head.record:
+                raise MovedError
+            return found
+
+        return await self.at_once(query.agent_id, read, [])
+
+    async def _end_of_write(self, instant: Instant) -> None:
+        """Wait until nothing is pending, as an index knows nothing of that; who wrote may have died, and is helped.
+
+        Raises:
+            MovedError: something was pending.
+        """
+        head = instant.head
+        if head.state.is_settled or head.state.reserved:  # nothing of a fork is seen before it is whole
+            return
+        for attempt in range(_WAITS):
+            await asyncio.sleep(random.uniform(0, attempt + 1) / 1000)  # noqa: S311
+            now = await self._io.head(head.record.agent_id)
+            if now is None or now.record != head.record:
+                raise MovedError
+        await self._io.settle(head)
+        raise MovedError
+
+    async def _search(self, query: RowQuery) -> Sequence[FoundRow]:
+        """Rows that match and that the heads of their agents still know."""
         most, found, after = query.offset + query.limit, list[FoundRow](), query.after
         while len(found) < most:
             asked = min(most - len(found) + _SEARCH_AGAIN, 1000)
