@@ -35,7 +35,7 @@ PAGES = [
     *sorted((ROOT / "plugins").glob("*/README.md")),
     ROOT / "conformance" / "README.md",
 ]
-LANGUAGES = {"python", "console", "sh", "sql", "toml", "powershell", "bat", "json", ""}
+LANGUAGES = {"python", "console", "sh", "sql", "toml", "powershell", "bat", "json", "yaml", ""}
 
 
 class Block(NamedTuple):

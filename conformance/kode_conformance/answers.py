@@ -12,7 +12,7 @@ from kode_conformance.model import AgentModel, Logged, StoreModel
 from kode_core.model import AgentInfo, Bookmark, Message, StoredEvent, StoredMessage, StoredToolCall, UnknownBlock
 from kode_core.query import DEFAULT_LIMIT, AgentStats, SessionInfo
 
-__all__ = ["answer", "content_types", "same_json", "sessions_found", "stored_event"]
+__all__ = ["answer", "content_types", "matches", "same_json", "sessions_found", "stored_event"]
 
 
 def answer(model: StoreModel, method: str, args: Sequence[Any], filters: Mapping[str, Any], *, whole: bool) -> object:
@@ -170,6 +170,11 @@ PAGING: Final = frozenset({"limit", "offset", "cursor", "order", "sort_by"})
 
 def _matches(record: Any, filters: Mapping[str, Any], value_of: Callable[[Any, str], Any]) -> bool:
     return all(_holds(record, name, wanted, value_of) for name, wanted in filters.items() if name not in PAGING)
+
+
+def matches(kind: str, record: Any, filters: Mapping[str, Any]) -> bool:
+    """Whether one of the sessions, messages or tool_calls matches."""
+    return _matches(record, filters, _session_value if kind == "sessions" else _row_value)
 
 
 def _holds(record: Any, name: str, wanted: Any, value_of: Callable[[Any, str], Any]) -> bool:

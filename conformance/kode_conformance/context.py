@@ -145,7 +145,7 @@ class Context:
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        process = Process(child)
+        process = Process(child, self.harness.patience)
         self._processes.append(process)
         return process
 
@@ -175,7 +175,8 @@ class Context:
         raise Violation(f"{what}: expected {kind.__name__}, but it returned {result!r:.200}")
 
     async def eventually(self, holds: Callable[[], Awaitable[object]], what: str, seconds: float = 10.0) -> None:
-        """*holds* must become true in time."""
+        """*holds* must become true in time: in so many seconds, and more where the harness is patient."""
+        seconds *= self.harness.patience
         try:
             async with asyncio.timeout(seconds):
                 while not await holds():
@@ -221,16 +222,20 @@ def _settle_first(store: Any, settle: Callable[[], Awaitable[None]]) -> None:
 
 
 class Process:
-    """A process of a check. What it prints, line by line as JSON, is what it has to tell."""
+    """A process of a check. What it prints, line by line as JSON, is what it has to tell.
 
-    def __init__(self, child: asyncio.subprocess.Process) -> None:
+    It is waited for as long as its methods say, and longer where the harness is patient.
+    """
+
+    def __init__(self, child: asyncio.subprocess.Process, patience: float = 1.0) -> None:
         self._child = child
+        self._patience = patience
 
     async def line(self, seconds: float = 30.0) -> Any:
         """The next thing the process tells."""
         assert self._child.stdout is not None
         assert self._child.stderr is not None
-        async with _patience(seconds, "said nothing"):
+        async with _patience(seconds * self._patience, "said nothing"):
             raw = await self._child.stdout.readline()
             if not raw:
                 err = await self._child.stderr.read()
@@ -239,7 +244,7 @@ class Process:
 
     async def lines(self, seconds: float = 60.0) -> list[Any]:
         """All the process tells until it ends well."""
-        async with _patience(seconds, "did not end"):
+        async with _patience(seconds * self._patience, "did not end"):
             out, err = await self._child.communicate()
         if self._child.returncode != 0:
             raise Violation(f"a process that used the store failed: {err.decode()[-2000:]}")

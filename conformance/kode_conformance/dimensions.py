@@ -18,6 +18,7 @@ __all__ = [
     "INTEGERS",
     "LOOKALIKES",
     "MEANINGS",
+    "SEPARATORS",
     "TIMES",
     "Dimension",
     "around",
@@ -167,6 +168,10 @@ LOOKALIKES: Final = (
 """Texts that a parser, a pattern, a path, a template or a normal form takes for something else."""
 
 
+SEPARATORS: Final = ":/#|.,-_~@!$+= \t\x1f"
+"""Characters that composed keys are joined with: a name, one of them and more make another name."""
+
+
 def twins(name: str = "Ab") -> Sequence[str]:
     """Names that differ from *name* and from each other, and that something takes for one and the same.
 
@@ -183,6 +188,7 @@ def twins(name: str = "Ab") -> Sequence[str]:
                 *(f"{name}ﬁ", f"{name}fi", f"{name}\uff21", f"{name}a", f"{name}İ", f"{name}i", f"{name}ı", f"{name}I"),
                 *(f"{name}a/b", f"{name}a_b", f"{name}a-b", f"{name}a.b", f"{name}a:b", f"{name}a b", f"{name}a%2Fb"),
                 *(f"{name}a|b", f"{name}a#b", f"{name}a\\b", f"{name}a//b", f"{name}a\u2215b", f"{name}a+b"),
+                *(f"{name}{separator}x" for separator in SEPARATORS),
                 *(f"{name}\u200b", f"{name}\u00ad", f"{name}\ufeff", f"{name}\u00a0", f"{name}\x7f", f"{name}\x1f"),
                 *(f"{name}😀", f"{name}😁", f"{name}𝒳", f"{name}\U0001f601x", f"{name}?", f"{name}*", f"{name}[0]"),
                 *(f"{name}K", f"{name}\u212a", f"{name}k", f"{name}Å", f"{name}\u212b", f"{name}A\u030a"),

@@ -1,16 +1,22 @@
-"""How long random checks go on: for as many rounds as the tier asks for, or until the time for them is used up."""
+"""How long checks of many rounds go on: for all that the tier asks for, or until the time for them is used up.
+
+A store that is slow is asked less, and never in vain: what follows the rounds must hold after any number of them.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from kode_conformance.context import Context
 
-__all__ = ["in_time"]
+__all__ = ["in_time", "sizes_in_time"]
 
 T = TypeVar("T")
+
+_BATCH: Final = 25
+"""Fewer items than this take as long as so many: calls count, and not what is in them."""
 
 
 def in_time(ctx: Context, rounds: Iterable[T], *, begun: float | None = None) -> Iterator[T]:
@@ -20,3 +26,18 @@ def in_time(ctx: Context, rounds: Iterable[T], *, begun: float | None = None) ->
         yield one
         if time.monotonic() > until:
             return
+
+
+def sizes_in_time(ctx: Context, sizes: Iterable[int]) -> Iterator[int]:
+    """The numbers of items, at least the first, that can each be done in time at the pace of the one before.
+
+    A store that writes two hundred items a second is not asked for ten thousand.
+    """
+    begun, takes, before = time.monotonic(), 0.0, _BATCH
+    for size in sizes:
+        started = time.monotonic()
+        needs = takes * max(size, _BATCH) / max(before, _BATCH)
+        if takes and started - begun + needs > ctx.settings.pace:
+            continue
+        yield size
+        takes, before = time.monotonic() - started, size

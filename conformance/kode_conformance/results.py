@@ -68,6 +68,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
         clauses: the clauses it checks.
         claim: what must hold.
         seconds: how long it took.
+        cpu: how many seconds of CPU it took, those of processes that have ended included.
         message: what was found instead, or why there is no finding.
         replay: what to add to the command to run just this again.
     """
@@ -77,6 +78,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
     claim: str
     status: Status
     seconds: float = 0.0
+    cpu: float = 0.0
     message: str = ""
     replay: str = ""
     stochastic: bool = False

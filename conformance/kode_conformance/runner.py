@@ -88,7 +88,7 @@ def run_check(check: Check, harness: StoreHarness, settings: Settings | None = N
 
 def judge(check: Check, harness: StoreHarness, settings: Settings) -> Result:
     """Run a check and say what became of it; an error that is no finding of the check is one of the store."""
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), _cpu()
     status, message = _outcome(check, harness, settings)
     deviation = harness.deviations.get(check.id)
     if deviation is not None and status is Status.FAIL:
@@ -102,10 +102,17 @@ def judge(check: Check, harness: StoreHarness, settings: Settings) -> Result:
         claim=check.claim,
         status=status,
         seconds=round(time.perf_counter() - started, 3),
+        cpu=round(_cpu() - cpu, 3),
         message=message,
         replay=replay_of(check.id, settings) if needs_replay else "",
         stochastic=check.stochastic,
     )
+
+
+def _cpu() -> float:
+    """Seconds of CPU of this process and of the processes that it has waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _outcome(check: Check, harness: StoreHarness, settings: Settings) -> tuple[Status, str]:

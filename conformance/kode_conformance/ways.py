@@ -49,13 +49,18 @@ async def come_back(ctx: Context, values: Values, *, once: bool = False, shares:
     await all_come_back(ctx, {record: rows(record, values, thin=thin) for record in kinds()}, once=once, shares=shares)
 
 
-async def all_come_back(ctx: Context, every: Rows, *, once: bool = False, shares: bool = False) -> None:
-    """The same for these records: in rounds, as many as there is time for, in an order of the run's seed."""
-    starts = list(range(0, max(map(len, every.values())), _ROWS))
+async def all_come_back(ctx: Context, every: Rows, *, once: bool = False, shares: bool = False, much: str = "") -> None:
+    """The same for these records: in rounds, as many as there is time for, in an order of the run's seed.
+
+    *much* is the name of a call with large records: all are in one round, and read in pairs of method and instance.
+    """
+    most = max(map(len, every.values())) if much else _ROWS
+    starts = list(range(0, max(map(len, every.values())), most))
     ctx.rng.shuffle(starts)
     for number, start in enumerate(in_time(ctx, starts)):
-        part = {record: found[start : start + _ROWS] for record, found in every.items()}
-        a_round = _Round(ctx, f"{start}", {record: found for record, found in part.items() if found})
+        part = {record: found[start : start + most] for record, found in every.items()}
+        a_round = _Round(ctx, f"{much}{start}", {record: found for record, found in part.items() if found})
+        a_round.reads_all = ctx.settings.tier > Tier.QUICK and not much
         await a_round.run(once=once, shares=shares, forks=not once and (number == 0 or ctx.settings.tier > Tier.QUICK))
 
 
@@ -64,14 +69,14 @@ async def changes_come_back(ctx: Context, phases: Sequence[Rows], *, turning: bo
 
     *turning* lets each method write over the records of another one.
     """
-    for record in phases[0]:
+    for record in in_time(ctx, ctx.rng.sample([*phases[0]], len(phases[0]))):
         only = [{record: rows_of[record]} for rows_of in phases]
         await _Round(ctx, record.__name__, only[0]).changes(only, turning=turning)
 
 
 async def spoilt_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
     """The same, and all that the store is given, and all that it gives by every method, is spoilt at once."""
-    for record in phases[0]:
+    for record in in_time(ctx, ctx.rng.sample([*phases[0]], len(phases[0]))):
         only = [{record: rows_of[record]} for rows_of in phases]
         await _Round(ctx, record.__name__, only[0], spoils=True).changes(only)
 
@@ -85,6 +90,7 @@ class _Round:
         self._model = StoreModel()
         self._written: list[_Written] = []
         self._shares = ctx.settings.tier is Tier.QUICK
+        self.reads_all = not self._shares
         self._views = 2 if "PERSISTENT" in ctx.harness.lacks else 3
 
     async def run(self, *, once: bool, shares: bool, forks: bool) -> None:
@@ -212,7 +218,7 @@ class _Round:
         reader and instance meet, and all of them otherwise.
         """
         found = [reader for reader in written.kind.readers if self._can(reader)]
-        if self._ctx.settings.tier > Tier.QUICK:
+        if self.reads_all:
             return found
         if not written.kind.is_single and written.records:
             return [found[(i + j) % len(found)]]

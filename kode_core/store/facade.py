@@ -249,9 +249,8 @@ class EngineStore(ExtendedStore):
         await self._save_doc("save_snapshot", agent_id, fence, rows.snapshot_doc, snapshot)
 
     async def load_snapshot(self, agent_id: str, snapshot_id: str) -> Snapshot | None:
-        async def load(agent_id: str) -> Snapshot | None:
-            key = check_key(snapshot_id, "snapshot id")
-            return await self._reader.load_doc(agent_id, DocKind.SNAPSHOTS, key, Snapshot)
+        def load(agent_id: str) -> Awaitable[Snapshot | None]:
+            return self._reader.load_doc(agent_id, DocKind.SNAPSHOTS, check_key(snapshot_id, "snapshot id"), Snapshot)
 
         return await self._load("load_snapshot", agent_id, load)
 
@@ -366,9 +365,8 @@ class EngineStore(ExtendedStore):
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> ConsistencyCheckResult:
         async def check() -> ConsistencyCheckResult:
-            if agent_id is not None:
-                check_agent_id(agent_id)
-            return await consistency.check(self._context, agent_id, _told(progress))
+            checked = None if agent_id is None else check_agent_id(agent_id)
+            return await consistency.check(self._context, checked, _told(progress))
 
         return await self._context.run(OPS["check_consistency"], agent_id, check)
 

@@ -16,6 +16,7 @@ from kode_conformance.fields import full
 from kode_conformance.kinds import Gives, Kind, Writer, kinds
 from kode_conformance.methods import PROTOCOL_METHODS, calls_of, drive
 from kode_conformance.model import StoreModel
+from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.spoiling import spoil, whole_copy
 from kode_conformance.ways import held, spoilt_come_back
@@ -113,12 +114,13 @@ async def every_answer_is_the_callers(ctx: Context) -> None:
         await fill(ctx.store, agent_id)
         await ctx.store.save_snapshot(agent_id, samples.snapshot("s"))
         await ctx.store.append_messages(agent_id, [Message("assistant", [ToolUseBlock("lonely", "t", {"q": [1]})])])
+    ctx.equal(len(await ctx.store.load_messages("a")), 4, "how many messages are loaded")
     forks = await ctx.store.batch_fork("a", 2)
     offsets = await ctx.store.append_events("a", samples.events(2, 50))
     kept = whole_copy([forks, list(offsets)])
     spoil(forks, offsets)
     stores = {"": ctx.store, " in another instance": await ctx.another()}
-    for name in _reads():
+    for name in in_time(ctx, _reads()):
         arguments = calls_of(ctx.store)[name].arguments
         wanted: Any = None
         for where, store in (*stores.items(), *stores.items()):

@@ -53,16 +53,17 @@ def _steps() -> Iterator[int]:
         steps += 1 if steps < 12 else steps // 4 if steps < 50 else steps
 
 
-async def _cancelled(call: Awaitable[T], steps: int) -> asyncio.Future[T]:
+async def _cancelled(ctx: Context, call: Awaitable[T], steps: int) -> asyncio.Future[T]:
     """The call, cancelled after so many steps unless it was done before, and ended."""
     task = asyncio.ensure_future(call)
-    until = asyncio.get_running_loop().time() + _SECONDS
+    seconds = _SECONDS * ctx.harness.patience
+    until = asyncio.get_running_loop().time() + seconds
     for _ in range(steps):
         if task.done():
             break
         await asyncio.sleep(0)
         if asyncio.get_running_loop().time() > until:
-            raise Violation(f"after others were cancelled, a call did not end within {_SECONDS:g} s")
+            raise Violation(f"after others were cancelled, a call did not end within {seconds:g} s")
     task.cancel()
     await asyncio.wait([task])
     error = None if task.cancelled() else task.exception()
@@ -85,7 +86,7 @@ async def _cancel_at_each_step(ctx: Context, other: ExtendedStore, write: Write)
     for steps in _steps():
         agent_id = f"{write.name}-{steps}"
         await seed(ctx.store, agent_id)
-        is_done = not (await _cancelled(write.act(ctx.store, agent_id), steps)).cancelled()
+        is_done = not (await _cancelled(ctx, write.act(ctx.store, agent_id), steps)).cancelled()
         problem = wanted.problem(await portrait(ctx.store, agent_id), done=is_done)
         if problem is not None:
             raise Violation(f"{write.name}, cancelled after {steps} steps: {problem}")
@@ -102,7 +103,7 @@ async def a_fork_cancelled_at_any_step(ctx: Context) -> None:
     (model, *_) = forks = await ctx.store.batch_fork("p", 2)
     whole, known, tasks = forked(await portrait(ctx.store, model)), set(forks), _Tasks()
     for steps in _steps():
-        made = await _cancelled(FORK.act(ctx.store, "p"), steps)
+        made = await _cancelled(ctx, FORK.act(ctx.store, "p"), steps)
         await ctx.store.exists("p")  # waits for a fork that goes on
         new = set(await ctx.store.list("agt-")) - known
         for fork in new:
@@ -146,12 +147,12 @@ async def a_read_cancelled_at_any_step(ctx: Context) -> None:
     tasks = _Tasks()
     for read in reads.values():
         for steps in _steps():
-            together = [asyncio.ensure_future(_cancelled(read(), steps)) for _ in range(3)]
+            together = [asyncio.ensure_future(_cancelled(ctx, read(), steps)) for _ in range(3)]
             results = await asyncio.gather(*together)
             if not any(result.cancelled() for result in results):
                 break
     await tasks.settle()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * ctx.harness.patience):
         for name, read in reads.items():
             for found in await asyncio.gather(*(read() for _ in range(20))):
                 ctx.equal(found, before[name], f"{name} after reads were cancelled")
@@ -260,7 +261,7 @@ async def close_with_every_write_in_flight(ctx: Context) -> None:
         calls = [asyncio.ensure_future(write.act(store, f"{write.name}-{steps}")) for write in WRITES]
         for _ in range(steps):
             await asyncio.sleep(0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(30 * ctx.harness.patience):
             await asyncio.gather(*(store.close() for _ in range(3)))
             results = await asyncio.gather(*calls, return_exceptions=True)
         for write, result in zip(WRITES, results, strict=True):
@@ -286,7 +287,7 @@ async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
             await asyncio.sleep(0)
         first.cancel()
         again = asyncio.ensure_future(store.close())
-        await asyncio.wait([first, write, again], timeout=20)
+        await asyncio.wait([first, write, again], timeout=20 * ctx.harness.patience)
         when = f"a close, after one that was cancelled after {steps} steps,"
         ctx.true(again.done(), f"{when} did not end within 20 s")
         ctx.true(not again.cancelled(), f"{when} was cancelled as well")
@@ -317,7 +318,7 @@ async def close_ends_what_waits(ctx: Context) -> None:
     waiting = [asyncio.ensure_future(follow()), asyncio.ensure_future(wait())]
     await asyncio.sleep(0.05)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * ctx.harness.patience):
             await store.close()
             results = await asyncio.gather(*waiting, _exhaust(reading), return_exceptions=True)
     except TimeoutError:

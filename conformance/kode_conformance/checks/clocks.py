@@ -184,11 +184,11 @@ async def _see_waiters_wait(ctx: Context, other: ExtendedStore) -> None:
         hasty = asyncio.ensure_future(_got(other, agent_id, 100))
         await asyncio.sleep(0.02)
         with clock_off(off):
-            done, _ = await asyncio.wait([hasty], timeout=20)
+            done, _ = await asyncio.wait([hasty], timeout=20 * ctx.harness.patience)
             ctx.true(done, f"one who waits for 100 ms waits on after the clock stepped by {off} s")
             ctx.true(not patient.done(), f"one who waits for 30 s gave up when the clock stepped by {off} s")
             await lease.release()
-            done, _ = await asyncio.wait([patient], timeout=20)
+            done, _ = await asyncio.wait([patient], timeout=20 * ctx.harness.patience)
         ctx.equal(hasty.result(), False, "whether one who waited for 100 ms got a lock that was held")
         ctx.true(done and patient.result(), f"one who waits for 30 s must get the lock after a step by {off} s")
 

@@ -150,7 +150,7 @@ async def what_was_begun_before_close_is_over(ctx: Context) -> None:
     await lease.release()
     write = store.save_todos("a", samples.todos("late"), fence=lease)
     await ctx.raises(StoreClosedError, write, "a write with a lease after close")
-    async with asyncio.timeout(_SECONDS):
+    async with asyncio.timeout(_SECONDS * ctx.harness.patience):
         await asyncio.gather(*(store.close() for _ in range(3)))
 
 

@@ -60,7 +60,7 @@ async def large_calls_of_a_process_are_seen_whole(ctx: Context) -> None:
     agents = [f"a{i}" for i in range(max(3, ctx.effort.schedules // 4))]
     writer = await ctx.process("big_writes", agents, ctx.settings.pace / 2)
     for agent in agents:
-        begun = await writer.line(60.0 * ctx.harness.patience)
+        begun = await writer.line(60.0)
         if begun != {"agent": agent}:
             break
         company, ended = Company(wanted, looks), asyncio.Event()
@@ -69,7 +69,7 @@ async def large_calls_of_a_process_are_seen_whole(ctx: Context) -> None:
             for store, first in ((ctx.store, 0), (other, len(looks) // 2))
         ]
         try:
-            told = await writer.line(120.0 * ctx.harness.patience)
+            told = await writer.line(120.0)
         finally:
             ended.set()
             problems = await asyncio.gather(*readers, return_exceptions=True)

@@ -7,6 +7,7 @@ from kode_conformance.context import Context
 from kode_conformance.crash import kill_mixed, kill_turns
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 
 
 @check(
@@ -14,6 +15,7 @@ from kode_conformance.registry import Capability, check
     "DUR-3",
     "TURN-1",
     needs=Capability.PERSISTENT,
+    tier=Tier.STANDARD,
     stochastic=True,
     under=(Dimension.CRASHES, Dimension.PROCESSES),
 )
@@ -23,7 +25,14 @@ async def turns_survive_a_kill_whole(ctx: Context) -> None:
     ctx.true(turns > 4, "the writer must have written")
 
 
-@check("DUR-1", "DUR-3", needs=Capability.PERSISTENT, stochastic=True, under=(Dimension.CRASHES, Dimension.PROCESSES))
+@check(
+    "DUR-1",
+    "DUR-3",
+    needs=Capability.PERSISTENT,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
 async def single_saves_survive_a_kill(ctx: Context) -> None:
     """After kill -9 at any moment every acknowledged save of every kind is there, in order, none torn."""
     rounds = await kill_mixed(ctx, ctx.effort.kills, ctx.rng.getrandbits(32))

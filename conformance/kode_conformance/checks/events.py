@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context
@@ -79,10 +79,15 @@ async def offsets_go_on_after_a_restart(ctx: Context) -> None:
     ctx.true(third > second, f"{third} must be above {second}")
 
 
-@check("EVT-2", under=(Dimension.COMPANY, Dimension.INSTANCES))
+_BATCHES: Final = (1, 1, 2, 1, 26, 1, 1, 60, 1, 27, 1, 1)
+
+
+@check("EVT-2", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ITEMS))
 async def who_saw_an_offset_missed_nothing_below(ctx: Context) -> None:
-    """A reader that goes on after the last offset it saw gets every event, while many write."""
-    stop = False
+    """A reader that goes on after the last offset it saw gets every event, while many write, one event or a batch at a
+    time, by several instances.
+    """
+    stop, stores = False, (ctx.store, await ctx.another())
     seen: list[StoredEvent] = []
 
     async def read() -> None:
@@ -96,15 +101,24 @@ async def who_saw_an_offset_missed_nothing_below(ctx: Context) -> None:
             await asyncio.sleep(0)
 
     async def write(writer: int) -> None:
-        for i in range(40):
-            await ctx.store.append_event("a", samples.event(writer * 100 + i))
+        first, store = writer * 1000, stores[writer % 2]
+        for size in _BATCHES:
+            batch = samples.events(size, first)
+            if size == 1:
+                await store.append_event("a", batch[0])
+            elif writer == 2:
+                await store.save_turn("a", events=batch)
+            else:
+                await store.append_events("a", batch)
+            first += size
 
     task = asyncio.ensure_future(read())
     await asyncio.gather(*map(write, range(5)))
     stop = True
     await task
     ctx.equal([e.offset for e in seen], sorted({e.offset for e in seen}), "the offsets as they were seen")
-    ctx.equal(len(seen), 200, "how many events were seen")
+    wanted = sorted(writer * 1000 + i for writer in range(5) for i in range(sum(_BATCHES)))
+    ctx.equal(sorted(e.bookmark.seq for e in seen), wanted, "the seqs of the events that were seen, in order")
 
 
 @check("EVT-3", under=(Dimension.EQUALS,))
@@ -263,7 +277,7 @@ async def following_another_process(ctx: Context) -> None:
     offsets = await ctx.store.append_events("a", samples.events(3))
     process = await ctx.process("append_events", "a", 100, 20, 5)
     seen: list[int] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * ctx.harness.patience):
         async for event in ctx.store.follow_events("a", after_offset=offsets[0], channel="progress"):
             seen.append(event.bookmark.seq)
             if len(seen) == 22:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, twins
-from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, put
+from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, made, put, value_in
 from kode_conformance.kinds import Gives, Kind, Reader, kinds
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
@@ -310,17 +310,19 @@ _ODD: Final[tuple[dict[str, Any], ...]] = (
 
 
 def _odd(field: Field) -> Sequence[Any]:
+    falsy = (*_falsy(field), None) if field.optional else _falsy(field)
     if field.holds is Holds.JSON:
         return (*_WHOLE, *_FRACTIONS[:2], *_ODD[len(_WHOLE) :])
     if field.holds is Holds.SPREAD:
-        return [{key: value for key, value in one.items() if key not in field.options} for one in _ODD]
-    return _ODD if field.holds is Holds.DICT else ()
+        return (*falsy, *({key: one[key] for key in one if key not in field.options} for one in _ODD))
+    return (*falsy, *_ODD) if field.holds is Holds.DICT else falsy
 
 
 @check("VAL-1", "VAL-3", under=(_D.NUMBERS, _D.LOOKALIKES, _D.LENGTHS, _D.INSTANCES))
 async def odd_json_in_every_field(ctx: Context) -> None:
     """Whole numbers of up to 4,300 digits, fractions of 17, keys that are empty, long or differ in case only, deep in
-    one another, come back from every field that takes JSON, by every method.
+    one another, come back from every field that takes JSON, by every method, where all other fields are falsy or
+    absent.
     """
     await come_back(ctx, _odd)
 
@@ -338,10 +340,6 @@ _OVER: Final[dict[Holds, tuple[Any, ...]]] = {
 """What is put in place of something else, the first of it over what is full."""
 
 
-def _is_of_the_key(field: Field) -> bool:
-    return field.holds is Holds.KEY or field.name == "RecoveredFile.timestamp"
-
-
 @check(
     "VAL-1", "VAL-3", "MSG-1", "TC-1", "TC-3", "HIS-1", "INFO-1", "MED-1", "TODO-1", under=(_D.CHANGES, _D.INSTANCES)
 )
@@ -350,20 +348,27 @@ async def every_value_replaces_another(ctx: Context) -> None:
     None, the new value comes back, whichever method wrote the record before and whichever replaces it.
     """
 
-    def over(field: Field) -> Sequence[Any]:
-        if _is_of_the_key(field) or not _is_own(field):
-            return ()
-        values = field.options if field.holds is Holds.CHOICE else _OVER.get(field.holds, ())
-        return (*values[:1], None, *values[1:]) if field.optional else values
-
     def records(root: type[Any], phase: int) -> list[Any]:
-        fields = [field for field in fields_of(root) if over(field)]
-        return [_with(full(root, i), field, over(field), phase) for i, field in enumerate(fields)]
+        own = [field for field in fields_of(root) if _is_own(field) and _over(field)]
+        found = [_with(full(root, i), [field], phase) for i, field in enumerate(own)]
+        inner = [field for field in fields_of(root) if not _is_own(field)]
+        return [*found, _with(full(root, len(found)), inner, phase)] if inner else found
 
     phases = 4 if ctx.settings.tier is Tier.QUICK else 9
     rows_of = [{root: records(root, phase) for root in kinds()} for phase in range(phases)]
     await changes_come_back(ctx, rows_of, turning=True)
 
 
-def _with(record: Any, field: Field, values: Sequence[Any], phase: int) -> Any:
-    return put(record, field, values[(phase - 1) % len(values)]) if phase else record
+def _over(field: Field) -> Sequence[Any]:
+    if field.holds is Holds.KEY or field.name == "RecoveredFile.timestamp":
+        return ()
+    values = field.options if field.holds is Holds.CHOICE else _OVER.get(field.holds, ())
+    return (*values[:1], None, *values[1:]) if field.optional else values
+
+
+def _with(record: Any, fields: Sequence[Field], phase: int) -> Any:
+    def value(field: Field) -> Any:
+        values = _over(field) if phase and field in fields else ()
+        return values[(phase - 1) % len(values)] if values else value_in(record, field)
+
+    return made(fields[0].root, value)

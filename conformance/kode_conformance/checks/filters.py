@@ -106,6 +106,8 @@ _VALUES: Final[tuple[Any, ...]] = (
     *({"a": 1}, {"a": True}, {"a": "1"}, {"a": None}, {"a": [1]}, {"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}),
     *({"a.b": 1}, {"a": 1, "b": 2}, {"b": 2}, {"": 1}, {"$gt": 0}, {"A": 1}, {"a\0": 1}),
     *("x" * 3000 + "a", "x" * 3000 + "b", ["x" * 3000, "a"], ["x" * 3000, "b"], {"x" * 3000: 1}, {"x" * 3000: 2}),
+    *("y" * length for length in lengths(up_to=8193) if length > 1),
+    *("z" * length + end for length in (254, 255, 256, 766, 1023, 2703, 8190) for end in "ab"),
     *({"n": [[i] for i in range(300)]}, {"n": [[i] for i in range(299)]}, "1767258000000", "2026-01-01T09:00:00Z"),
 )
 """All are different by value: 1.0 is not among them, for it is 1."""

@@ -242,9 +242,81 @@ async def following_bursts_of_processes(ctx: Context) -> None:
     followers = [Follower(ctx, f"a follower in {name}", store, Asked()) for name, store in _named(ctx.store, other)]
     async with _following(followers):
         processes = [await ctx.process("append_events", "a", 1000 * (i + 1), 300, 100) for i in range(3)]
-        told = [line for process in processes for line in await process.lines(60.0 * ctx.harness.patience)]
+        told = [line for process in processes for line in await process.lines(60.0)]
         log = Log()
         log.entries = sorted(((one["offset"], samples.event(one["seq"])) for one in told), key=lambda pair: pair[0])
         for follower in followers:
             await follower.reach(log.last)
             follower.compare(log, what=" while three processes appended")
+
+
+# --- followers that do not come for their events ----------------------------------------------------------------------
+
+_BURSTS: Final = (1, 99, 1, 100, 26, 401)
+"""How many events an append has, one after the other."""
+
+
+@check("EVT-7", "OPS-14", "EVT-5", under=(Dimension.ITEMS, Dimension.LENGTHS, Dimension.ORDERS, Dimension.INSTANCES))
+async def nothing_is_dropped_for_who_comes_late(ctx: Context) -> None:
+    """Followers that took one event, and come for the next after more than a thousand others were appended, in bursts,
+    large ones among them, get each that they asked for, by offset: all, one channel, since a seq, after an offset.
+    """
+    other, log, count = await ctx.another(), Log(), 1101 if ctx.settings.tier is Tier.QUICK else 5001
+    first = [samples.event(10**6, channel, cursor=i) for i, channel in enumerate(("progress", "control", "progress"))]
+    await log.append(ctx, ctx.store, first)
+    asked = [
+        Asked(),
+        Asked(channel="control"),
+        Asked(since=count // 2),
+        Asked(after_offset=log.offsets[0]),
+        Asked(since=5, after_offset=log.offsets[0], channel="control"),
+    ]
+    streams: list[tuple[str, Asked, Any]] = []
+    for i, one in enumerate(asked):
+        where, store = _named(ctx.store, other)[i % 2]
+        stream = store.follow_events("a", **one.arguments())
+        streams.append((f"a follower in {where} ({one}) that came late", one, stream))
+    try:
+        taken = [[await _next(ctx, stream, name, 0)] for name, _, stream in streams]
+        await _append_in_bursts(ctx, log, (ctx.store, other), count)
+        for (name, one, stream), found in zip(streams, taken, strict=True):
+            wanted = log.part(one if one.after_offset is not None else one._replace(after_offset=0))
+            while len(found) < len(wanted):
+                found.append(await _next(ctx, stream, name, len(found)))
+            log.compare(ctx, found, wanted, f"what came to {name}")
+        await log.append(ctx, other, [samples.event(10**6 + 1, "control", cursor=count)])
+        for name, _, stream in streams:
+            log.compare(ctx, [await _next(ctx, stream, name, -1)], log.entries[-1:], f"the last event of {name}")
+    finally:
+        for _, _, stream in streams:
+            await stream.aclose()
+
+
+async def _next(ctx: Context, stream: Any, name: str, number: int) -> StoredEvent:
+    seconds = _SECONDS * ctx.harness.patience
+    try:
+        async with asyncio.timeout(seconds):
+            found: StoredEvent = await anext(stream)
+    except TimeoutError:
+        raise Violation(f"{name} got nothing more within {seconds:g} s, after {number} events") from None
+    except StopAsyncIteration:
+        raise Violation(f"{name} came to an end after {number} events, though nobody had stopped it") from None
+    return found
+
+
+async def _append_in_bursts(ctx: Context, log: Log, stores: tuple[ExtendedStore, ExtendedStore], count: int) -> None:
+    """So many events of all kinds of seqs; each third of the channel control, and a few of 100 KB."""
+    written = 0
+    while written < count:
+        size = min(_BURSTS[len(log.entries) % len(_BURSTS)], count - written)
+        entries = [
+            samples.event(
+                (i * 7919) % count,
+                "control" if i % 3 == 0 else "progress",
+                cursor=i,
+                text="x" * 100_000 if i % 300 == 150 else f"{i}",
+            )
+            for i in range(written, written + size)
+        ]
+        await log.append(ctx, stores[size % 2], entries)
+        written += size

@@ -10,7 +10,9 @@ from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
+from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 
@@ -115,3 +117,64 @@ async def many_forks_of_a_long_agent(ctx: Context) -> None:
     ctx.equal(len(set(ids)), 50, "how many forks there are")
     for fork in ids[::10]:
         ctx.equal(await ctx.store.load_messages(fork), long, "the messages of a fork")
+
+
+# --- many forks at once -----------------------------------------------------------------------------------------------
+
+
+async def _save_version(store: ExtendedStore, version: int) -> None:
+    """All that a turn writes to the parent, but for its info, in one piece."""
+    await store.save_turn(
+        "p",
+        messages=[samples.message(text=f"{version} {i}") for i in range(12)],
+        tool_calls=[samples.tool_call(i, result=version, audit_trail=[]) for i in range(5)],
+        todos=samples.todos("x").replace(version=version),
+    )
+
+
+async def _versions(store: ExtendedStore, agent: str) -> dict[str, object]:
+    """Which versions there are of each kind, and how many records."""
+    messages, calls = await store.load_messages(agent), await store.load_tool_call_records(agent)
+    todos = await store.load_todos(agent)
+    return {
+        "messages": sorted({int(message.text.split()[0]) for message in messages}),
+        "tool calls": sorted({call.result for call in calls}),
+        "todos": [todos.version] if todos else [],
+        "how many": (len(messages), len(calls)),
+    }
+
+
+@check(
+    *("FORK-1", "FORK-3"),
+    needs=Capability.EXTENDED,
+    stochastic=True,
+    under=(Dimension.ITEMS, Dimension.COMPANY, Dimension.INSTANCES),
+)
+async def all_forks_of_a_call_are_of_one_instant(ctx: Context) -> None:
+    """The forks that one call makes, 26 and 51 of them, while the parent is changed turn by turn, all hold the same
+    turn, of every kind and whole; and no fork is to be seen in part while they are made.
+    """
+    other = await ctx.another()
+    await ctx.store.save_info("p", samples.info("p"))
+    await _save_version(ctx.store, 0)
+    known: set[str] = set()
+    for count in (26, 51) if ctx.settings.tier is Tier.QUICK else (26, 51, 101, 256):
+        forking = asyncio.ensure_future(ctx.store.batch_fork("p", count))
+        version = 0
+        while not forking.done():
+            version += 1
+            await _save_version(other, version)
+            for fork in [fork for fork in await other.list("agt-") if fork not in known][-1:]:
+                _see_one_version(ctx, await _versions(other, fork), f"a fork of {count}, while they were made")
+        forks = await forking
+        ctx.equal(len({*forks} - known), count, "how many new forks there are")
+        known |= {*forks}
+        first = await _versions(other, forks[0])
+        _see_one_version(ctx, first, f"the first of {count} forks")
+        for number, fork in enumerate(forks, 1):
+            ctx.equal(await _versions(other, fork), first, f"fork {number} of {count}, compared with the first")
+
+
+def _see_one_version(ctx: Context, found: dict[str, object], what: str) -> None:
+    wanted = {kind: found["todos"] if kind != "how many" else (12, 5) for kind in found}
+    ctx.equal(found, wanted, f"{what}: the turns that it holds")

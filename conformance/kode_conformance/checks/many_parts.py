@@ -15,8 +15,9 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
-from kode_conformance.pace import in_time
+from kode_conformance.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_core.model import (
     AgentEvent,
     Message,
@@ -139,7 +140,7 @@ async def records_with_any_number_of_parts(ctx: Context) -> None:
     order, in any instance; so they do after the record was replaced by one with fewer.
     """
     stores = [ctx.store, await ctx.another()]
-    for n, count in enumerate(in_time(ctx, [*counts(ctx.settings.tier, most=1001), 101, 0])):
+    for n, count in enumerate(sizes_in_time(ctx, [*counts(ctx.settings.tier, most=1001), 101, 0])):
         made = {name: with_many(kind.record, count) for name, kind in _KINDS.items()}
         made["info"] = made["info"].replace(message_count=1)
         made["event"] = made["event"].replace(cursor=n, bookmark=made["event"].bookmark.replace(seq=n))
@@ -181,8 +182,10 @@ async def nothing_is_left_of_much(ctx: Context) -> None:
     await fill(ctx.store, "b")
     few = await dump(ctx, "b")
     await fill_much(ctx.store, "a")
+    numbers = _NUMBERS | dict.fromkeys(_thousands(ctx), 1001)
+    await more_documents(ctx.store, "a", numbers)
     before = await many_of_all(other, "a")
-    ctx.equal({name: len(records) for name, records in before.items()}, _NUMBERS, "what an agent holds before delete")
+    ctx.equal({name: len(records) for name, records in before.items()}, numbers, "what an agent holds before delete")
     await ctx.store.delete("a")
     for store, where in ((other, "another instance"), (ctx.store, "the one that deleted it")):
         found = await many_of_all(store, "a")
@@ -232,6 +235,29 @@ async def fill_much(store: ExtendedStore, agent: str) -> None:
             store.save_recovered_file(agent, samples.recovered(f"p{i:03d}")),
             store.save_snapshot(agent, samples.snapshot(f"s{i:03d}", count=1)),
         )
+
+
+_DOCUMENTS: Final[Mapping[str, Callable[[ExtendedStore, str, int], Awaitable[object]]]] = {
+    "windows": lambda s, a, i: s.save_history_window(a, samples.window(f"w{i:03d}").replace(messages=[], events=[])),
+    "compressions": lambda s, a, i: s.save_compression_record(a, samples.compression(f"c{i:03d}")),
+    "recovered": lambda s, a, i: s.save_recovered_file(a, samples.recovered(f"p{i:03d}")),
+    "snapshots": lambda s, a, i: s.save_snapshot(a, samples.snapshot(f"s{i:03d}", count=1)),
+}
+
+
+def _thousands(ctx: Context) -> Sequence[str]:
+    """The kinds of which there are more than a thousand: two by the seed at first, all of them from standard on."""
+    kinds = sorted(_DOCUMENTS)
+    if ctx.harness.patience > 1:
+        return ()
+    return kinds if ctx.settings.tier > Tier.QUICK else ctx.rng.sample(kinds, 2)
+
+
+async def more_documents(store: ExtendedStore, agent: str, numbers: Mapping[str, int]) -> None:
+    """Write as many documents of each kind as *numbers* says, behind those of :func:`fill_much`."""
+    for kind, save in _DOCUMENTS.items():
+        for start in range(_NUMBERS[kind], numbers[kind], 100):
+            await asyncio.gather(*(save(store, agent, i) for i in range(start, min(start + 100, numbers[kind]))))
 
 
 async def many_of_all(store: ExtendedStore, agent: str) -> dict[str, Sequence[Any]]:
@@ -287,7 +313,7 @@ async def many_forks_and_long_lineages(ctx: Context) -> None:
     wanted = samples.messages(3)
     await ctx.store.save_turn("p", info=samples.info("p"), messages=wanted, tool_calls=[samples.tool_call()])
     known = ["p"]
-    for count in in_time(ctx, (1, 2, 25, 26, 101)):
+    for count in sizes_in_time(ctx, (1, 2, 25, 26, 101)):
         forks = await ctx.store.batch_fork("p", count)
         ctx.equal((len(forks), len({*forks, *known})), (count, len(known) + count), "how many new ids of forks came")
         ctx.true(forks == sorted(forks), f"the ids of {count} forks must be in the order of time")

@@ -11,7 +11,7 @@ from kode_conformance import samples
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.many import all_of, at_once, same, views
-from kode_conformance.pace import in_time
+from kode_conformance.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_core.model import ToolCallRecord
 from kode_core.protocols import ExtendedStore
@@ -178,7 +178,7 @@ async def many_agents(ctx: Context) -> None:
     """
     other, infos = await ctx.another(), [_info(i) for i in range(_AGENTS[-1])]
     there = 0
-    for number in in_time(ctx, _AGENTS):
+    for number in sizes_in_time(ctx, _AGENTS):
         await at_once((ctx.store.save_info(info.agent_id, info) for info in infos[there:number]), 100)
         there = number
     infos = infos[:there]

@@ -74,6 +74,11 @@ async def each_failure_is_counted_once_and_as_nothing_else(ctx: Context) -> None
             after = await _counted(ctx.store)
             ctx.equal(_moved(before, after), {"errors": 1}, f"the counters that a call of {name} with {wrong} moved")
             before = after
+    for name, filters in ((name, filters) for name in _QUERIES for filters in _WRONG_FILTERS):
+        await _fails(f"{name} with {filters}", getattr(ctx.store, name), filters)
+        after = await _counted(ctx.store)
+        ctx.equal(_moved(before, after), {"errors": 1}, f"the counters that {name} with {filters} moved")
+        before = after
     for write in fenced_writes("a"):
         try:
             await write.act(ctx.store, "a", fence=lease)
@@ -94,6 +99,14 @@ async def _fails(name: str, method: Any, given: Mapping[str, Any]) -> None:
     raise Violation(f"{name} must be refused")
 
 
+_QUERIES: Final = ("query_sessions", "query_messages", "query_tool_calls")
+_WRONG_FILTERS: Final[tuple[Mapping[str, Any], ...]] = (
+    {"limit": -1},
+    {"offset": -1},
+    {"nonsense": 1},
+    {"created_after": "yesterday"},
+    {"cursor": "x"},
+)
 _WRONG: Final[Mapping[str, Any]] = {"agent_id": "", "snapshot_id": "", "count": -1}
 """Arguments that every method refuses which has such a parameter."""
 

@@ -11,7 +11,7 @@ from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
 from kode_conformance.many import DOCUMENTS, LISTS, Documents, Listing, at_once, same, views
 from kode_conformance.model import StoreModel
-from kode_conformance.pace import in_time
+from kode_conformance.pace import in_time, sizes_in_time
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
 
@@ -26,7 +26,7 @@ def _numbers(ctx: Context, *, fast: bool = False) -> Iterator[int]:
     if ctx.settings.tier is Tier.QUICK and fast:
         numbers = [*numbers, _LONG]
     started = time.monotonic()
-    for number in in_time(ctx, numbers):
+    for number in sizes_in_time(ctx, numbers):
         if number >= _LONG and ctx.settings.tier is Tier.QUICK and time.monotonic() - started > _FAST_S:
             return
         yield number
@@ -138,7 +138,7 @@ async def documents_of_any_number(ctx: Context) -> None:
     other = await ctx.another()
     pending = {documents.name: iter(documents.items(1001)) for documents in DOCUMENTS}
     there: dict[str, list[Any]] = {documents.name: [] for documents in DOCUMENTS}
-    for number in in_time(ctx, (0, 1, 101, 501, 1001)):
+    for number in sizes_in_time(ctx, (0, 1, 101, 501, 1001)):
         for documents in DOCUMENTS:
             known = there[documents.name]
             new = [next(pending[documents.name]) for _ in range(number - len(known))]

@@ -212,7 +212,7 @@ async def async_with_closes(ctx: Context) -> None:
             await asyncio.sleep(60)
 
     waiting = asyncio.ensure_future(wait())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(10 * ctx.harness.patience):
         await inside.wait()
     waiting.cancel()
     await asyncio.wait([waiting])

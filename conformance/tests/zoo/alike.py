@@ -15,8 +15,11 @@ from conformance.tests.zoo.lists import Writes
 from conformance.tests.zoo.witnesses import seen, talk, the
 from kode_core.batch import Batch, FoundRow, ListWrite, Outcome, Row
 from kode_core.layers import Layer
+from kode_core.model import Bookmark
 from kode_core.query import RowQuery
 from kode_core.store import EngineStore
+
+_LAST = samples.event(4, cursor=1).replace(bookmark=Bookmark(4, samples.T0))
 
 
 async def _three_times(ctx: Context) -> object:
@@ -168,3 +171,22 @@ class CompressionsAreShared(EngineStore):
         first = self._of.setdefault(record.id, agent_id)
         if first != agent_id:
             await super().save_compression_record(first, record)
+
+
+@mutant(
+    "EVT-6",
+    killed_by="the_last_bookmark_of_equal_seqs",
+    source="max() of Python, which gives the first of the greatest",
+    witness=seen(
+        lambda s: s.append_events("a", [samples.event(4, cursor=0), _LAST]),
+        lambda s: s.last_bookmark("a"),
+    ),
+)
+class FirstOfTheHighest(EngineStore):
+    """Gives the bookmark of the first of several events with the highest seq."""
+
+    async def last_bookmark(self, agent_id: str) -> Any:
+        last = await super().last_bookmark(agent_id)
+        async for event in self.read_events(agent_id, since=last and last.replace(seq=last.seq - 1)):
+            return event.bookmark
+        return last

@@ -256,7 +256,7 @@ class OneAtATime(Layer):
         "kode_core.store.list_pages._FIRST_PAGE": 2,
         "kode_core.store.list_pages._LARGEST_PAGE": 3,
     },
-    without=("long_logs", "a_sound_agent", "iterators_give"),
+    without=("long_logs", "a_sound_agent", "iterators_give", "writes_at_the_pages"),
 )
 class SmallPages(Layer):
     """Reads and writes a few records at a time."""

@@ -248,6 +248,6 @@ def load_mutants() -> list[Mutant]:
     """All mutants, in the order of their modules."""
     package = importlib.import_module(__name__.rpartition(".")[0])
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("matrix", "causes", "rounds"):
+        if module.name not in ("matrix", "causes", "rounds", "worth"):
             importlib.import_module(f"{package.__name__}.{module.name}")
     return list(_MUTANTS.values())

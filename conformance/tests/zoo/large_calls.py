@@ -128,5 +128,5 @@ class SavesCallsByThousands(EngineStore):
     async def save_tool_call_records(self, agent_id: str, records: Sequence[Any], *, fence: Any = None) -> None:
         await super().save_tool_call_records(agent_id, records[:1000], fence=fence)
         if records[1000:]:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
             await super().save_tool_call_records(agent_id, records, fence=fence)

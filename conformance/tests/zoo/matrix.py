@@ -35,7 +35,7 @@ _SECONDS = 10.0
 """How long one check may take on one mutant, unless it is the named one."""
 
 
-_ROW = re.compile(r"^\| (\w+) \| .* \| ([A-Z]+-\d+) \| `([A-Z]+-\d+\.\w+)` \| (\d+) \|$", re.MULTILINE)
+_ROW = re.compile(r"^\| (\w+) \| .* \| ([A-Z]+-\d+) \| `([A-Z]+-\d+\.\w+)` \| (\d+|–) \|$", re.MULTILINE)
 
 
 class Row(NamedTuple):
@@ -92,14 +92,14 @@ def finds(check: Check, mutant: Mutant, seconds: float) -> bool:
     return False
 
 
-def examine(name: str, everything: bool) -> Row:
+def examine(name: str, everything: bool, named_only: bool = False) -> Row:
     """One row."""
     warnings.simplefilter("ignore")
     logging.disable()
     start = time.perf_counter()
     mutant = next(mutant for mutant in load_mutants() if mutant.name == name)
     named = next(check for check in load_checks() if check.id == mutant.killed_by)
-    checks = rivals(mutant, everything=everything)
+    checks = [] if named_only else rivals(mutant, everything=everything)
     killed = finds(named, mutant, 60.0)
     others = tuple(check.id for check in checks if finds(check, mutant, _SECONDS))
     base = mutant.plain.name.removeprefix("plain ")
@@ -148,15 +148,22 @@ def as_markdown(rows: Sequence[Row], *, everything: bool) -> str:
 
 def _line(row: Row) -> str:
     killer = row.killed_by if row.killed else f"**not** by {row.killed_by}"
-    cells = (row.mutant, row.wrong, row.source or "–", row.clause, f"`{killer}`", str(len(row.others)))
+    cells = (
+        row.mutant,
+        row.wrong,
+        row.source or "–",
+        row.clause,
+        f"`{killer}`",
+        str(len(row.others)) if row.tried > 1 else "–",
+    )
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def matrix(names: Iterable[str], *, everything: bool, workers: int) -> list[Row]:
+def matrix(names: Iterable[str], *, everything: bool, named_only: bool, workers: int) -> list[Row]:
     """All rows, in the order of *names*."""
     rows = []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for done in [pool.submit(examine, name, everything) for name in names]:
+        for done in [pool.submit(examine, name, everything, named_only) for name in names]:
             row = done.result()
             rows.append(row)
             sys.stderr.write(f"{row.mutant}: {'killed' if row.killed else 'SURVIVES'}, {len(row.others)} others\n")
@@ -171,7 +178,7 @@ def kept(page: Path) -> dict[str, Row]:
         mutant = known.get(name)
         if mutant is not None and (mutant.clause, mutant.killed_by) == (clause, killed_by):
             base = mutant.plain.name.removeprefix("plain ")
-            numbers = tuple(map(str, range(int(others))))
+            numbers = tuple(map(str, range(int(others)))) if others != "–" else ()
             found[name] = Row(
                 name, mutant.wrong, mutant.source, base, clause, killed_by, True, numbers, len(numbers) + 1, 0.0
             )
@@ -184,13 +191,19 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("kill-matrix.json"), help="where to write the whole of it")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
     parser.add_argument("--keep", type=Path, help="a page whose rows are taken over where they still hold")
+    parser.add_argument("--named", action="store_true", help="only the check that a mutant names")
     parser.add_argument("--all", action="store_true", help="all checks of the first tier, not those of the area")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("mutants", nargs="*", help="all when left out")
     asked = parser.parse_args()
     names = asked.mutants or [mutant.name for mutant in load_mutants()]
     known = kept(asked.keep) if asked.keep else {}
-    fresh = matrix([name for name in names if name not in known], everything=asked.all, workers=asked.workers)
+    fresh = matrix(
+        [name for name in names if name not in known],
+        everything=asked.all,
+        named_only=asked.named,
+        workers=asked.workers,
+    )
     known |= {row.mutant: row for row in fresh}
     rows = [known[name] for name in names]
     asked.json.write_text(json.dumps({**summary(rows), "rows": [row._asdict() for row in rows]}, indent=1) + "\n")

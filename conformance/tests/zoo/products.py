@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import seen
-from kode_core.model import AgentInfo, Snapshot, TodoSnapshot, ToolCallApproval, ToolCallRecord
+from kode_core.model import AgentInfo, MediaCacheRecord, Snapshot, TodoSnapshot, ToolCallApproval, ToolCallRecord
 from kode_core.query import AgentStats
 from kode_core.store import EngineStore
 
@@ -162,3 +162,42 @@ class KeepsVersions(EngineStore):
             old = await self.load_todos(agent_id)
             parts["todos"] = todos.replace(version=old.version) if old is not None else todos
         await super().save_turn(agent_id, **parts)
+
+
+@mutant(
+    "QRY-7",
+    killed_by="MSG-6.ten_thousand_in_one_turn",
+    source="search engines, which count up to 10,000 hits and no further unless they are asked to",
+    witness=seen(
+        lambda s: s.save_turn("a", messages=samples.messages(10_001)),
+        lambda s: s.aggregate_stats("a"),
+    ),
+)
+class CountsTenThousandHits(EngineStore):
+    """Counts no more than 10,000 messages in statistics."""
+
+    async def aggregate_stats(self, agent_id: str) -> AgentStats:
+        stats = await super().aggregate_stats(agent_id)
+        return replace(stats, total_messages=min(stats.total_messages, 10_000))
+
+
+@mutant(
+    "VAL-4",
+    killed_by="megabytes_of_every_kind",
+    source="answers of a server that end at a megabyte",
+    witness=seen(
+        lambda s: s.save_media_cache("a", [samples.media(f"{i}").replace(file_uri="x" * 300_000) for i in range(5)]),
+        lambda s: s.load_media_cache("a"),
+    ),
+)
+class LoadsOneMegabyteOfMedia(EngineStore):
+    """Gives of a media cache what is in its first megabyte."""
+
+    async def load_media_cache(self, agent_id: str) -> list[MediaCacheRecord]:
+        found, size = [], 0
+        for record in await super().load_media_cache(agent_id):
+            size += len(repr(record))
+            if size > 2**20:
+                break
+            found.append(record)
+        return found

@@ -1,0 +1,129 @@
+"""ID-2, ID-4: keys that are put together from several names; OPS-15: waits that leave the loop to others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from kode_conformance import samples
+from kode_conformance.context import Context
+from kode_conformance.dimensions import SEPARATORS, Dimension
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_core.errors import LockUnavailableError
+from kode_core.protocols import ExtendedStore
+
+_SEPARATORS: Final = (*SEPARATORS, "::", "__", "%2F", "\n", "\x01", "\x7f", "\uffff", "\U0010ffff")
+
+Save = Callable[[ExtendedStore, str, str, int], Awaitable[object]]
+Load = Callable[[ExtendedStore, str], Awaitable[list[Any]]]
+
+
+async def _one(load: Awaitable[Any]) -> list[Any]:
+    found = await load
+    return [] if found is None else [found]
+
+
+_KEYED: Final[tuple[tuple[str, Save, Load], ...]] = (
+    (
+        "history windows",
+        lambda s, a, k, i: s.save_history_window(a, samples.window(k, i)),
+        lambda s, a: s.load_history_windows(a),
+    ),
+    (
+        "compression records",
+        lambda s, a, k, i: s.save_compression_record(a, samples.compression(k, i)),
+        lambda s, a: s.load_compression_records(a),
+    ),
+    (
+        "recovered files",
+        lambda s, a, k, i: s.save_recovered_file(a, samples.recovered(k, 1, f"{i}")),
+        lambda s, a: s.load_recovered_files(a),
+    ),
+    (
+        "snapshots",
+        lambda s, a, k, i: s.save_snapshot(a, samples.snapshot(k, i)),
+        lambda s, a: s.list_snapshots(a),
+    ),
+    (
+        "tool calls",
+        lambda s, a, k, i: s.upsert_tool_call_records(a, [samples.tool_call(id=k, error=f"{i}")]),
+        lambda s, a: s.load_tool_call_records(a),
+    ),
+    (
+        "media",
+        lambda s, a, k, i: s.save_media_cache(a, [samples.media(k).replace(size_bytes=i)]),
+        lambda s, a: s.load_media_cache(a),
+    ),
+)
+
+
+@check("ID-2", "ID-4", "HIS-1", "HIS-2", "SNAP-1", "TC-3", "LIFE-3", under=(Dimension.TWINS, Dimension.CHANGES))
+async def an_agent_and_a_key_do_not_run_together(ctx: Context) -> None:
+    """An agent ``x`` with a key ``y-z`` and an agent ``x-y`` with a key ``z`` share nothing, whatever stands for the
+    dash: each has its own record of each kind, also when the other's is replaced, and when the other is deleted.
+    """
+    other = await ctx.another()
+    for name, save, load in in_time(ctx, ctx.rng.sample(_KEYED, len(_KEYED))):
+        pairs = [
+            (f"{name[0]}x{i}", f"y{dash}z", f"{name[0]}x{i}{dash}y", "z", dash) for i, dash in enumerate(_SEPARATORS)
+        ]
+        await asyncio.gather(*(save(ctx.store, short, long_key, 1) for short, long_key, *_ in pairs))
+        await asyncio.gather(*(save(other, long, key, 2) for _, _, long, key, _ in pairs))
+        await asyncio.gather(*(save(ctx.store, long, key, 3) for _, _, long, key, _ in pairs))
+        for short, _, long, _, dash in pairs:
+            found = [len(await load(other, agent)) for agent in (short, long)]
+            ctx.equal(found, [1, 1], f"how many {name} two agents have whose ids and keys are joined by {dash!a}")
+        wanted = [await load(ctx.store, short) for short, *_ in pairs]
+        await asyncio.gather(*(ctx.store.delete(long) for _, _, long, _, _ in pairs))
+        for (short, long_key, long, key, dash), before in zip(pairs, wanted, strict=True):
+            left = await load(other, short)
+            ctx.equal(left, before, f"the {name} of {short!a} after {long!a} was deleted, joined by {dash!a}")
+            ctx.equal(await load(other, long), [], f"the {name} of {long!a}, which was deleted")
+            if name == "snapshots":
+                ctx.equal(await _one(other.load_snapshot(short, long_key)), before, f"the snapshot {long_key!a}")
+                ctx.equal(await _one(other.load_snapshot(long, key)), [], f"the snapshot {key!a} of {long!a}")
+
+
+@check("OPS-15", "OPS-13", needs=Capability.EXTENDED, under=(Dimension.COMPANY, Dimension.COSTS))
+async def waits_leave_the_loop_to_others(ctx: Context) -> None:
+    """While a call waits, for a lock that is held, for an event that does not come, or for the store to close, other
+    tasks of the loop get their turns.
+    """
+    store, other = ctx.store, await ctx.another()
+    turns = 0
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
+
+    async def follow() -> None:
+        async for _ in store.follow_events("a"):
+            return
+
+    async def wait_for_the_lock(waiter: ExtendedStore) -> None:
+        await ctx.raises(LockUnavailableError, _awaited(waiter.acquire_agent_lock("a", wait_ms=400)), "a held lock")
+
+    lease = await store.acquire_agent_lock("a")
+    ticking = asyncio.ensure_future(tick())
+    try:
+        for what, wait in (
+            ("a lock that this store holds", wait_for_the_lock(store)),
+            ("a lock that another store holds", wait_for_the_lock(other)),
+            ("an event that does not come", asyncio.wait({following := asyncio.ensure_future(follow())}, timeout=0.4)),
+        ):
+            turns = 0
+            await wait
+            ctx.true(turns >= 4, f"the loop was held during a wait of 0.4 s for {what}: it had {turns} turns of 10 ms")
+        following.cancel()
+        await asyncio.wait({following})
+    finally:
+        ticking.cancel()
+        await lease.release()
+
+
+async def _awaited(lock: Awaitable[Any]) -> Any:
+    return await lock

@@ -1,0 +1,172 @@
+"""QRY-8, TURN-1, TC-3, VAL-5: streams that are read half, turns at once, upserts of all that is there, other zones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, Final
+
+from kode_conformance import samples
+from kode_conformance.checks.lifecycle import fill
+from kode_conformance.checks.messages import dump
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_core.model import Bookmark
+from kode_core.protocols import ExtendedStore
+
+_STREAMS: Final[Mapping[str, Callable[[ExtendedStore], AsyncIterator[Any]]]] = {
+    "read_events": lambda s: s.read_events("a"),
+    "read_events by offset": lambda s: s.read_events("a", after_offset=0),
+    "follow_events": lambda s: s.follow_events("a"),
+    "iter_sessions": lambda s: s.iter_sessions(),
+    "iter_messages": lambda s: s.iter_messages(agent_id="a"),
+    "iter_tool_calls": lambda s: s.iter_tool_calls(agent_id="a"),
+    "iter_consistency": lambda s: s.iter_consistency(),
+}
+
+
+@check("QRY-8", "EVT-5", "QRY-6", needs=Capability.EXTENDED, under=(Dimension.COMPANY, Dimension.INSTANCES))
+async def streams_that_are_read_half_hide_nothing(ctx: Context) -> None:
+    """While any stream of a store is read half, its loads give what another instance writes meanwhile, of every kind,
+    and so do its queries.
+    """
+    other = await ctx.another()
+    await fill(ctx.store, "a")
+    await ctx.store.append_messages("b", samples.messages(1, 90))
+    calls = [samples.tool_call(i) for i in range(3)]
+    await ctx.store.save_tool_call_records("a", calls)
+    for n, (name, stream) in enumerate(in_time(ctx, _STREAMS.items()), 1):
+        open_stream = stream(ctx.store)
+        try:
+            await asyncio.wait_for(anext(open_stream, None), 30.0 * ctx.harness.patience)
+            before = await dump(ctx)
+            await _change(other, n)
+            after = await dump(ctx)
+            same = [kind for kind in before if before[kind] == after[kind]]
+            ctx.equal(same, [], f"the kinds that were changed and are loaded as they were while {name} is read half")
+            found = await ctx.store.query_sessions(agent_id="a")
+            templates = [session.template_id for session in found]
+            ctx.equal(templates, [f"t{n}"], f"the template that a query finds while {name} is read half")
+        finally:
+            await open_stream.aclose()  # type: ignore[attr-defined]
+
+
+async def _change(store: ExtendedStore, n: int) -> None:
+    """Change every kind of the agent."""
+    await store.save_info("a", samples.info("a", template_id=f"t{n}"))
+    await store.save_messages("a", samples.messages(3, n))
+    await store.save_tool_call_records("a", [samples.tool_call(n), samples.tool_call(n + 1), samples.tool_call(0)])
+    await store.save_todos("a", samples.todos(f"todo {n}"))
+    await store.append_event("a", samples.event(100 + n))
+    await store.save_history_window("a", samples.window(timestamp=n))
+    await store.save_compression_record("a", samples.compression(timestamp=n))
+    await store.save_recovered_file("a", samples.recovered(content=f"{n}"))
+    await store.save_media_cache("a", [samples.media(f"k{n}")])
+    await store.save_snapshot("a", samples.snapshot(created_at=n))
+
+
+@check("TURN-1", "EVT-1", "MSG-3", "TC-3", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ITEMS))
+async def turns_at_once_lose_nothing(ctx: Context) -> None:
+    """Of turns that several instances save for one agent at once every message, tool call and event is there, those of
+    a turn next to each other.
+    """
+    stores, rounds = (ctx.store, await ctx.another(), await ctx.another()), 4
+    for n in in_time(ctx, range(rounds)):
+        agent = f"a{n}"
+        await ctx.store.save_messages(agent, samples.messages(1, 999))
+        if n % 2:
+            await ctx.store.save_info(agent, samples.info(agent))
+        sizes = [(i * 7 + n) % 5 + 1 for i in range(12)]
+        turns = [
+            stores[i % 3].save_turn(
+                agent,
+                append=samples.messages(size, 100 * i),
+                upsert_tool_calls=[samples.tool_call(100 * i + k) for k in range(size)],
+                events=samples.events(size, 100 * i),
+                todos=samples.todos(f"{i}") if i % 2 else None,
+            )
+            for i, size in enumerate(sizes)
+        ]
+        await asyncio.gather(*turns)
+        parts = {i: [100 * i + k for k in range(size)] for i, size in enumerate(sizes)}
+        for store in stores[:2]:
+            texts = [int(message.text.removeprefix("message ")) for message in await store.load_messages(agent)][1:]
+            calls = [int(call.id.removeprefix("call_")) for call in await store.load_tool_call_records(agent)]
+            by_offset = [event.bookmark.seq async for event in store.read_events(agent, after_offset=0)]
+            for what, found in (("messages", texts), ("tool calls", calls), ("events, by offset,", by_offset)):
+                order = list(dict.fromkeys(number // 100 for number in found))
+                wanted = [number for i in order if i in parts for number in parts[i]]
+                ctx.equal(sorted(order), list(range(12)), f"the turns of which there are {what} after twelve at once")
+                ctx.equal(found, wanted, f"the {what} of twelve turns at once, each in one piece")
+
+
+@check("TC-3", under=(Dimension.ITEMS, Dimension.INSTANCES))
+async def upserts_of_all_that_is_there(ctx: Context) -> None:
+    """An upsert of every tool call of a long list, in another order, by an instance that wrote the list, read it or
+    never saw it, replaces each where it is and adds none.
+    """
+    other = await ctx.another()
+    for n, size in enumerate(in_time(ctx, (101, 501, 1101))):
+        calls = [samples.tool_call(i, audit_trail=[]) for i in range(size)]
+        await ctx.store.save_tool_call_records("a", calls)
+        if n % 2:
+            await other.load_tool_call_records("a")
+        for store, what in ((other, "another instance"), (ctx.store, "the one that wrote it")):
+            changed = [call.replace(error=f"{what} {i}") for i, call in enumerate(calls)]
+            await store.upsert_tool_call_records("a", changed[::-1])
+            found = await (await ctx.another()).load_tool_call_records("a")
+            ctx.equal(found, changed, f"{size} tool calls that {what} has upserted, all of them in one call")
+
+
+_ZONES: Final = (
+    UTC,
+    *(timezone(timedelta(hours=hours)) for hours in (2, -8, 14, -12)),
+    timezone(timedelta(hours=5, minutes=45)),
+    timezone(-timedelta(hours=9, minutes=30)),
+)
+
+
+@check("VAL-5", "QRY-2", needs=Capability.QUERYABLE, under=(Dimension.CLOCKS, Dimension.NUMBERS))
+async def filters_take_times_of_every_zone(ctx: Context) -> None:
+    """Each filter of times, of each query and iterator, takes one moment in any zone for the same moment."""
+    store, step = ctx.store, 3_600_000
+    for i in range(4):
+        await store.save_info(f"a{i}", samples.info(f"a{i}", created_at=samples.T0 + i * step))
+    calls = [samples.tool_call(i, created_at=samples.T0 + i * step) for i in range(4)]
+    await store.save_tool_call_records("a0", calls)
+    now = (await store.query_sessions(agent_id="a0"))[0].updated_at
+    await store.save_messages("a0", samples.messages(2))
+    for at, names in ((samples.T0 + step, ("sessions", "tool_calls")), (now, ("messages",))):
+        for name in names:
+            for zone in in_time(ctx, _ZONES):
+                moment = datetime.fromtimestamp(at / 1000, UTC).replace(microsecond=at % 1000 * 1000).astimezone(zone)
+                for bound in ("created_after", "created_before"):
+                    await _same_moment(ctx, name, bound, at, moment)
+    for zone in in_time(ctx, _ZONES):
+        moment = datetime.fromtimestamp(now / 1000, UTC).replace(microsecond=now % 1000 * 1000).astimezone(zone)
+        for bound in ("updated_after", "updated_before"):
+            await _same_moment(ctx, "sessions", bound, now, moment)
+
+
+async def _same_moment(ctx: Context, name: str, bound: str, at: int, moment: datetime) -> None:
+    query: Callable[..., Awaitable[list[Any]]] = getattr(ctx.store, f"query_{name}")
+    stream: Callable[..., AsyncIterator[Any]] = getattr(ctx.store, f"iter_{name}")
+    wanted = list(await query(**{bound: at}))
+    ctx.equal(list(await query(**{bound: moment})), wanted, f"query_{name}({bound}={moment}), as for {at}")
+    streamed = [record async for record in stream(**{bound: moment})]
+    ctx.equal(streamed, wanted, f"iter_{name}({bound}={moment}), as for {at}")
+
+
+@check("EVT-6", "EVT-3", under=(Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))
+async def the_last_bookmark_of_equal_seqs(ctx: Context) -> None:
+    """Of several events with the highest seq the one that was appended last has the bookmark, in every instance."""
+    other = await ctx.another()
+    for n, (seq, cursor) in enumerate(((3, 0), (9, 1), (9, 0), (5, 7), (9, 2), (2, 9))):
+        entry = samples.event(seq, cursor=cursor)
+        entry = entry.replace(bookmark=Bookmark(seq, samples.T0 - n))
+        await (ctx.store, other)[n % 2].append_event("a", entry)
+    for store in (ctx.store, other):
+        ctx.equal(await store.last_bookmark("a"), Bookmark(9, samples.T0 - 4), "the last of three with one seq")

@@ -1,0 +1,119 @@
+"""VAL-4: how much there is in all: records that are large together, and more than ten thousand in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from kode_conformance import samples
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.fields import Field, Holds, fields_of, full, put
+from kode_conformance.kinds import kinds
+from kode_conformance.many import all_of, same
+from kode_conformance.pace import in_time, sizes_in_time
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.ways import all_come_back
+from kode_core.model import Record
+from kode_core.protocols import ExtendedStore
+
+_D = Dimension
+
+_SHAPES: Final[Mapping[Tier, Sequence[tuple[int, int]]]] = {
+    Tier.QUICK: ((5, 300_000), (20, 60_000)),
+    Tier.STANDARD: ((5, 300_000), (20, 60_000), (1000, 5_000)),
+    Tier.THOROUGH: ((5, 300_000), (20, 60_000), (6, 900_000), (1000, 5_000), (5000, 1_000), (80, 64_000)),
+}
+"""(how many records, how long each is)"""
+
+
+@check("VAL-4", "VAL-1", "FORK-1", under=(_D.ITEMS, _D.LENGTHS, _D.INSTANCES))
+async def megabytes_of_every_kind(ctx: Context) -> None:
+    """A few records of hundreds of kilobytes, and many that are as large together, come back whole, of every kind, by
+    every method that writes or gives them, with the large text in another field each, from forks too.
+    """
+    shapes = _SHAPES[ctx.settings.tier]
+    turns = {Tier.QUICK: [0], Tier.STANDARD: [ctx.rng.randrange(len(shapes))]}.get(ctx.settings.tier)
+    for turn in in_time(ctx, range(len(shapes)) if turns is None else turns):
+        every = {record: _large(ctx, record, *shapes[(i + turn) % len(shapes)]) for i, record in enumerate(kinds())}
+        await all_come_back(ctx, every, much=f"{turn}/")
+
+
+def _large(ctx: Context, record: type[Record], count: int, size: int) -> list[Any]:
+    """So many records, each with a text of that size in one of its own fields."""
+    size = min(size, (ctx.harness.limits.max_payload_bytes or 2**40) // 2)
+    fields = [
+        field
+        for field in fields_of(record)
+        if field.holds in (Holds.TEXT, Holds.JSON, Holds.DICT, Holds.SPREAD)
+        and not any(step in ("messages", "events") for step in field.path)
+    ]
+    made = []
+    for i in range(count):
+        field = fields[i % len(fields)]
+        made.append(put(full(record, i), field, _text(field, f"{i}:".ljust(size, "x"))))
+    return made
+
+
+def _text(field: Field, text: str) -> Any:
+    return {"newer": text} if field.holds in (Holds.DICT, Holds.SPREAD) else text
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+_MANY: Final = 10_001
+_FEWER: Final = 1001
+_FAST_S: Final = 2.0
+"""A store that writes the smaller number in this time is asked for the larger one at quick, too."""
+
+
+@check("MSG-6", "QRY-7", "EVT-4", "VAL-4", "TURN-1", needs=Capability.QUERYABLE, under=(_D.ITEMS, _D.INSTANCES))
+async def ten_thousand_in_one_turn(ctx: Context) -> None:
+    """More than ten thousand messages, tool calls and events of one turn are all there: the info, sessions and
+    statistics count them, after each change too, and the first event again is a repeat.
+    """
+    other, started = await ctx.another(), time.monotonic()
+    for count in sizes_in_time(ctx, (_FEWER, _MANY)):
+        if count > _FEWER and ctx.settings.tier is Tier.QUICK and time.monotonic() - started > _FAST_S:
+            return
+        agent_id = f"a{count}"
+        messages, events = samples.messages(count), samples.events(count)
+        calls = [samples.tool_call(i, audit_trail=[], name=f"n{i % 3}") for i in range(count)]
+        await ctx.store.save_turn(
+            agent_id, messages=messages, tool_calls=calls, events=events, info=samples.info(agent_id)
+        )
+        if count == _FEWER and ctx.settings.tier is Tier.QUICK:
+            await _counted(ctx, other, agent_id, count, count)
+            continue
+        same(ctx, await other.load_messages(agent_id), messages, f"{count} messages of one turn")
+        same(ctx, await other.load_tool_call_records(agent_id), calls, f"{count} tool calls of one turn")
+        await _counted(ctx, other, agent_id, count, count)
+        await ctx.store.append_messages(agent_id, messages[:1])
+        await ctx.store.upsert_tool_call_records(agent_id, [calls[0], samples.tool_call(count, name=f"n{count % 3}")])
+        await _counted(ctx, other, agent_id, count + 1, count + 1)
+        offsets = [event.offset for event in await all_of(other.read_events(agent_id))]
+        ctx.equal(len(offsets), count, f"how many of {count} events of one turn are read")
+        again = await ctx.store.append_events(agent_id, [events[0], events[-1], events[1]])
+        ctx.equal(list(again), [offsets[0], offsets[-1], offsets[1]], f"the offsets of repeats of {count} events")
+        ctx.equal(await other.append_event(agent_id, events[0]), offsets[0], "the offset of the first event again")
+        await ctx.store.save_messages(agent_id, messages[:-1])
+        await _counted(ctx, other, agent_id, count - 1, count + 1)
+
+
+async def _counted(ctx: Context, store: ExtendedStore, agent_id: str, messages: int, calls: int) -> None:
+    """Everything that tells how many there are."""
+    told = f"of {messages} messages"
+    info = await store.load_info(agent_id)
+    ctx.equal(info and info.message_count, messages, f"message_count of the info {told}")
+    page = await store.query_sessions(agent_id=agent_id)
+    ctx.equal([one.message_count for one in page], [messages], f"message_count in query_sessions {told}")
+    streamed = await all_of(store.iter_sessions(agent_id=agent_id))
+    ctx.equal([one.message_count for one in streamed], [messages], f"message_count in iter_sessions {told}")
+    stats = await store.aggregate_stats(agent_id)
+    ctx.equal(stats.total_messages, messages, f"the total {told} in the statistics")
+    ctx.equal(stats.total_tool_calls, calls, f"the total of {calls} tool calls in the statistics")
+    ctx.equal(stats.tool_calls_by_state, {"COMPLETED": calls}, f"{calls} tool calls by state")
+    names = {f"n{i}": len(range(i, calls, 3)) for i in range(3)}
+    ctx.equal(dict(sorted(stats.tool_calls_by_name.items())), names, f"{calls} tool calls by name")
