@@ -108,6 +108,16 @@ _ADDING: Final[Mapping[str, Callable[[ExtendedStore, Sequence[Any], int], Awaita
     "save_messages": lambda store, all_of_them, had: store.save_messages("a", all_of_them),
     "save_turn(append)": lambda store, all_of_them, had: store.save_turn("a", append=all_of_them[had:]),
     "save_turn(messages)": lambda store, all_of_them, had: store.save_turn("a", messages=all_of_them),
+    "save_turn(append) with all else": lambda store, all_of_them, had: store.save_turn(
+        "a",
+        append=all_of_them[had:],
+        upsert_tool_calls=[samples.tool_call(had)],
+        todos=samples.todos(f"{had}"),
+        events=[samples.event(had)],
+    ),
+    "save_turn(messages) with all else": lambda store, all_of_them, had: store.save_turn(
+        "a", messages=all_of_them, info=samples.info("a"), tool_calls=[samples.tool_call(had)]
+    ),
 }
 
 
@@ -116,7 +126,7 @@ async def new_messages_are_never_older_under_any_clock(ctx: Context) -> None:
     """A message that is added is not older than those before it, and those keep their times, by whichever of the ways
     to add it, and however the clock steps between the calls.
     """
-    stores, texts = (ctx.store, await ctx.another()), samples.messages(2 * len(_STEPS))
+    stores, texts = (ctx.store, await ctx.another()), samples.messages(4 * len(_STEPS))
     before: list[int] = []
     for number in range(len(texts)):
         name = list(_ADDING)[(number + number // len(_STEPS)) % len(_ADDING)]

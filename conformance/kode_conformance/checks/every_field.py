@@ -300,19 +300,28 @@ def _nested(value: Any) -> Any:
     return value
 
 
+def _deep(levels: int) -> Any:
+    """Lists and dicts in one another, as many levels as are said."""
+    value: Any = [] if levels % 2 else {}
+    for level in range(levels - 1):
+        value = {"k": value} if level % 2 else [value]
+    return value
+
+
 _ODD: Final[tuple[dict[str, Any], ...]] = (
     *({"n": -number, "m": [{"": number}]} for number in _WHOLE),
     {"f": _FRACTIONS[0], "": [*_FRACTIONS, {"": [-fraction for fraction in _FRACTIONS]}]},
     {key: dict.fromkeys(_ODD_KEYS[::-1]) for key in _ODD_KEYS[:6]},
     {"newer": _nested({})},
     {"Key": {"key": [], "KEY": {}}, "key": {"Key": "", "KEY": 0}, "": {"": {"": False}}},
+    {"newer": _deep(99)},
 )
 
 
 def _odd(field: Field) -> Sequence[Any]:
     falsy = (*_falsy(field), None) if field.optional else _falsy(field)
     if field.holds is Holds.JSON:
-        return (*_WHOLE, *_FRACTIONS[:2], *_ODD[len(_WHOLE) :])
+        return (*_WHOLE, *_FRACTIONS[:2], *_ODD[len(_WHOLE) :], _deep(100))
     if field.holds is Holds.SPREAD:
         return (*falsy, *({key: one[key] for key in one if key not in field.options} for one in _ODD))
     return (*falsy, *_ODD) if field.holds is Holds.DICT else falsy
@@ -320,9 +329,9 @@ def _odd(field: Field) -> Sequence[Any]:
 
 @check("VAL-1", "VAL-3", under=(_D.NUMBERS, _D.LOOKALIKES, _D.LENGTHS, _D.INSTANCES))
 async def odd_json_in_every_field(ctx: Context) -> None:
-    """Whole numbers of up to 4,300 digits, fractions of 17, keys that are empty, long or differ in case only, deep in
-    one another, come back from every field that takes JSON, by every method, where all other fields are falsy or
-    absent.
+    """Whole numbers of up to 4,300 digits, fractions of 17, values of a hundred levels, keys that are empty, long or
+    differ in case only, deep in one another, come back from every field that takes JSON, by every method, where all
+    other fields are falsy or absent.
     """
     await come_back(ctx, _odd)
 
