@@ -50,7 +50,7 @@ selftest: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m selftest conformance/tests $(ARGS)
 
 conformance: .venv/.dev
-	@set -e; for store in $(STORES); do $(BIN)/kode conformance $$store --tier $(TIER) --seed 1 --report conformance-reports; done
+	@set -e; for store in $(STORES); do $(BIN)/kode conformance $$store --tier $(TIER) --seed 1 --report conformance-reports $(ARGS); done
 	@$(BIN)/kode compare --matrix $(STORES:%=conformance-reports/%.json)
 
 matrix:
