@@ -9,10 +9,9 @@ from importlib.metadata import version
 from typing import Any, ClassVar, Final
 
 import aioboto3
-from kode_conformance import Handle, Space, StoreHarness
+from kode_conformance import Given, Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
 from kode_conformance.faults import FaultProxy, Mode
-from kode_conformance.harness import Given
 
 from kode_core import Store, create_extended_store
 from kode_core.batch import ListKind

@@ -9,9 +9,8 @@ from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 
 import pymongo
-from kode_conformance import Handle, Space, StoreHarness
+from kode_conformance import Costs, Given, Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
-from kode_conformance.harness import Costs, Given
 from pymongo.errors import AutoReconnect
 
 from kode_core import Store, create_extended_store

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
-from kode_conformance import Handle, Space, StoreHarness
+from kode_conformance import Costs, Given, Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
-from kode_conformance.harness import Costs, Given
 
 from kode_core import Store, create_extended_store
 from kode_core.engines import files

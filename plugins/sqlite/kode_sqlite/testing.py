@@ -10,8 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from kode_conformance import Handle, Space, StoreHarness
-from kode_conformance.harness import Costs
+from kode_conformance import Costs, Handle, Space, StoreHarness
 
 from kode_core import Store, create_extended_store
 
@@ -72,7 +71,8 @@ def _commits_in_log(path: Path) -> int | None:
     page_size, beginnings, salts = _LOG.unpack_from(raw)
     starts = range(_LOG.size, len(raw) - _FRAME.size - page_size + 1, _FRAME.size + page_size)
     frames = (_FRAME.unpack_from(raw, start) for start in starts)
-    return (int(beginnings) << 32) + sum(size > 0 and salt == salts for _, size, salt in frames)
+    commits: int = sum(size > 0 and salt == salts for _, size, salt in frames)
+    return (int(beginnings) << 32) + commits
 
 
 class HybridHarness(SqliteHarness):
