@@ -95,7 +95,7 @@ def finds(check: Check, mutant: Mutant, seconds: float) -> bool:
 def examine(name: str, everything: bool, named_only: bool = False) -> Row:
     """One row."""
     warnings.simplefilter("ignore")
-    logging.disable()
+    logging.getLogger().addHandler(logging.NullHandler())
     start = time.perf_counter()
     mutant = next(mutant for mutant in load_mutants() if mutant.name == name)
     named = next(check for check in load_checks() if check.id == mutant.killed_by)
