@@ -71,7 +71,7 @@ def _numbers(field: Field) -> Sequence[Any]:
     }.get(field.holds, ())
 
 
-@check("VAL-1", "VAL-5", under=(_D.NUMBERS, _D.INSTANCES))
+@check("VAL-1", "VAL-5", "HIS-1", "HIS-2", "SNAP-1", under=(_D.NUMBERS, _D.INSTANCES))
 async def every_number_in_every_field(ctx: Context) -> None:
     """Numbers and times at the edges of what types hold come back to the last bit, whole or not as they were, from
     every field, by every method, from every instance, from forks, and after the store was opened again.

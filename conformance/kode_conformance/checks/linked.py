@@ -1,0 +1,236 @@
+"""MSG-8, LIFE-4, OPS-13, TURN-1: kinds that refer to each other, deletes under other clocks, refusals, whole turns."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from kode_conformance import samples
+from kode_conformance.checks.clocks import clock_off
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.pace import in_time
+from kode_conformance.registry import check
+from kode_conformance.writes import WRITES, portrait
+from kode_core.errors import InvalidValueError
+from kode_core.model import Bookmark, FileBlock, ImageBlock, Message, TextBlock, ToolResultBlock, ToolUseBlock
+from kode_core.protocols import Store
+
+_NAN: Final = float("nan")
+
+
+# --- kinds that refer to each other -----------------------------------------------------------------------------------
+
+
+def _talk() -> list[Message]:
+    """Messages that name tool calls, media and files, of which the agent has records."""
+    talk = [Message.user("go")]
+    for i in range(3):
+        talk += [
+            Message("assistant", [ToolUseBlock(f"call_{i}", "search", {"path": f"f{i}"})]),
+            Message(
+                "user", [ToolResultBlock(f"call_{i}", f"f{i}"), ImageBlock(file_id=f"k{i}"), FileBlock(url=f"f{i}")]
+            ),
+            Message("assistant", [TextBlock(f"message {i}")]),
+        ]
+    return talk
+
+
+async def _link(store: Store, agent: str) -> None:
+    """Make an agent whose records of all kinds name one another."""
+    await store.save_turn(
+        agent,
+        messages=_talk(),
+        tool_calls=[samples.tool_call(i) for i in range(3)],
+        todos=samples.todos(*(f"call_{i}" for i in range(3))),
+        info=samples.info(agent, last_bookmark=Bookmark(2, samples.T0 + 2), breakpoint="call_1"),
+        events=[samples.event(i, cursor=i, id=f"call_{i}") for i in range(3)],
+    )
+    for i in range(3):
+        window = samples.window(f"w{i}", i).replace(messages=_talk()[: 3 * i + 1])
+        compression = samples.compression(f"c{i}", i).replace(window_id=f"w{i}", recovered_files=[f"f{i}"])
+        await store.save_history_window(agent, window)
+        await store.save_compression_record(agent, compression)
+        await store.save_recovered_file(agent, samples.recovered(f"f{i}", i))
+        await store.save_snapshot(agent, samples.snapshot(f"s{i}", i).replace(messages=_talk()[: 3 * i + 1]))
+    await store.save_media_cache(agent, [samples.media(f"k{i}") for i in range(3)])
+
+
+_CHANGES: Final[Mapping[str, tuple[str, Callable[[Store], Awaitable[object]]]]] = {
+    "the first messages are gone": ("messages", lambda s: s.save_messages("a", _talk()[4:])),
+    "the last messages are gone": ("messages", lambda s: s.save_messages("a", _talk()[4:7])),
+    "a message is another": ("messages", lambda s: s.save_messages("a", samples.messages(3, 50))),
+    "all messages are gone": ("messages", lambda s: s.save_messages("a", [])),
+    "a turn replaces the messages": ("messages", lambda s: s.save_turn("a", messages=_talk()[:1])),
+    "tool calls are gone": ("tool calls", lambda s: s.save_tool_call_records("a", [samples.tool_call(1)])),
+    "all tool calls are gone": ("tool calls", lambda s: s.save_tool_call_records("a", [])),
+    "media are gone": ("media", lambda s: s.save_media_cache("a", [samples.media("k1")])),
+    "all media are gone": ("media", lambda s: s.save_media_cache("a", [])),
+    "the todos are done": ("todos", lambda s: s.save_todos("a", samples.todos())),
+    "the info names nothing": ("info", lambda s: s.save_info("a", samples.info("a", last_bookmark=None, metadata={}))),
+    "a snapshot is empty": ("snapshots", lambda s: s.save_snapshot("a", samples.snapshot("s2", 2, count=0))),
+    "a window is empty": (
+        "windows",
+        lambda s: s.save_history_window("a", samples.window("w2", 2).replace(messages=[])),
+    ),
+    "a compression names no file": (
+        "compressions",
+        lambda s: s.save_compression_record("a", samples.compression("c2", 2).replace(recovered_files=[])),
+    ),
+    "a file is another": ("recovered", lambda s: s.save_recovered_file("a", samples.recovered("f2", 2, content=""))),
+    "an event comes": ("events", lambda s: s.append_event("a", samples.event(9, id="call_1"))),
+}
+
+
+@check("MSG-8", "INFO-1", under=(Dimension.CHANGES, Dimension.EQUALS, Dimension.INSTANCES))
+async def kinds_that_refer_to_each_other_are_apart(ctx: Context) -> None:
+    """Where messages, tool calls, media, files, windows, snapshots, events and info name one another, a change of one
+    kind, above all of what the others name, leaves all others as they are.
+    """
+    other = await ctx.another()
+    await _link(ctx.store, "a")
+    before = await _all(ctx.store)
+    for n, (what, (kind, change)) in enumerate(in_time(ctx, _CHANGES.items())):
+        await change((ctx.store, other)[n % 2])
+        after = await _all((other, ctx.store)[n % 2])
+        for name, records in before.items():
+            if name != kind and not (kind == "messages" and name == "info"):
+                ctx.equal(after[name], records, f"the {name} when {what}")
+        before = after
+
+
+async def _all(store: Store) -> dict[str, Any]:
+    return {
+        "messages": await store.load_messages("a"),
+        "tool calls": await store.load_tool_call_records("a"),
+        "todos": await store.load_todos("a"),
+        "info": await store.load_info("a"),
+        "events": [event async for event in store.read_events("a")],
+        "media": await store.load_media_cache("a"),
+        "windows": await store.load_history_windows("a"),
+        "compressions": await store.load_compression_records("a"),
+        "recovered": await store.load_recovered_files("a"),
+        "snapshots": await store.list_snapshots("a"),
+    }
+
+
+# --- deletes under other clocks ---------------------------------------------------------------------------------------
+
+
+@check("LIFE-4", "LIFE-3", "MSG-1", under=(Dimension.CLOCKS, Dimension.CHANGES, Dimension.INSTANCES))
+async def writes_behind_the_clock_of_a_delete_are_there(ctx: Context) -> None:
+    """Each write to an agent that was deleted is there, and the delete holds for what was before, though the clock of
+    the delete was ahead of that of the writes, or behind it, and whichever instance made which.
+    """
+    stores = (ctx.store, await ctx.another())
+    for n, (write, (deleted, written)) in enumerate(
+        in_time(ctx, itertools.product(WRITES, ((3600.0, 0.0), (0.0, -3600.0), (-3600.0, 0.0))))
+    ):
+        if write.name in ("delete", "batch_fork"):
+            continue
+        agent, store = f"{write.name}-{n}", stores[n % 2]
+        await write.prepare(ctx.store, agent)
+        with clock_off(deleted):
+            await store.delete(agent)
+        with clock_off(written):
+            await write.act(stores[n // 2 % 2], agent)
+        await write.act(ctx.store, f"{agent} steady")
+        wanted, found = await portrait(ctx.store, f"{agent} steady"), await portrait(stores[n // 3 % 2], agent)
+        clocks = f"the delete was made with the clock off by {deleted:g} s, and the write by {written:g} s"
+        ctx.equal(found, wanted, f"an agent after delete and {write.name}, when {clocks}")
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+_REFUSED: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
+    "save_messages": lambda s, a: s.save_messages(a, [Message.user("x").replace(metadata={"x": _NAN})]),
+    "append_messages": lambda s, a: s.append_messages(a, [Message.user("x").replace(metadata={"x": _NAN})]),
+    "save_tool_call_records": lambda s, a: s.save_tool_call_records(a, [samples.tool_call(result=_NAN)]),
+    "upsert_tool_call_records": lambda s, a: s.upsert_tool_call_records(a, [samples.tool_call(result=_NAN)]),
+    "save_turn": lambda s, a: s.save_turn(a, events=[samples.event(70, x=_NAN)]),
+    "save_info": lambda s, a: s.save_info(a, samples.info(a, metadata={"x": _NAN})),
+    "save_snapshot": lambda s, a: s.save_snapshot(a, samples.snapshot().replace(metadata={"x": _NAN})),
+    "append_event": lambda s, a: s.append_event(a, samples.event(70, x=_NAN)),
+    "append_events": lambda s, a: s.append_events(a, [samples.event(70, x=_NAN)]),
+    "save_todos": lambda s, a: s.save_todos(a, samples.todos("x").replace(extra={"x": _NAN})),
+    "save_history_window": lambda s, a: s.save_history_window(a, samples.window().replace(extra={"x": _NAN})),
+    "save_compression_record": lambda s, a: s.save_compression_record(a, samples.compression().replace(ratio=_NAN)),
+    "save_recovered_file": lambda s, a: s.save_recovered_file(a, samples.recovered().replace(mtime=_NAN)),
+    "save_media_cache": lambda s, a: s.save_media_cache(a, [samples.media().replace(extra={"x": _NAN})]),
+}
+
+
+@check("OPS-13", "VAL-2", under=(Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
+async def a_refused_write_fails_alone(ctx: Context) -> None:
+    """Of writes by one method that are made at once, for one agent and for others, one that is refused fails alone,
+    whether it is the first, between others or the last: all others are done.
+    """
+    other = await ctx.another()
+    named = {write.name: write for write in WRITES}
+    for n, (name, refused) in enumerate(in_time(ctx, _REFUSED.items())):
+        write, store = named[name], (ctx.store, other)[n % 2]
+        await write.act(ctx.store, f"{name} wanted")
+        wanted = await portrait(ctx.store, f"{name} wanted")
+        for place in range(3):
+            agents = [f"{name}-{place}-{i}" for i in range(2)]
+            calls = [write.act(store, agent) for agent in agents]
+            calls.insert(place, refused(store, agents[place % 2]))
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            told = [type(result).__name__ for result in results if isinstance(result, BaseException)]
+            ctx.equal(
+                told, [InvalidValueError.__name__], f"the errors of three calls of {name}, of which one is refused"
+            )
+            for agent in agents:
+                ctx.equal(await portrait(other, agent), wanted, f"what {name} wrote next to a call that was refused")
+
+
+# --- whole turns ------------------------------------------------------------------------------------------------------
+
+
+async def _has_events(store: Store, agent: str) -> bool:
+    return await store.last_bookmark(agent) is not None
+
+
+_SEEN: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
+    "messages": lambda s, a: s.load_messages(a),
+    "tool calls": lambda s, a: s.load_tool_call_records(a),
+    "events": _has_events,
+    "todos": lambda s, a: s.load_todos(a),
+    "info": lambda s, a: s.load_info(a),
+}
+
+
+@check("TURN-1", "MSG-1", under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
+async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
+    """Who sees one kind of a turn while it is saved, sees each other kind of it afterwards, however many records it has
+    of each.
+    """
+    reader = await ctx.another()
+    sizes = ((1, 1), (60, 60), (30, 101), (501, 3))
+    for n, ((first, second), size) in enumerate(
+        in_time(ctx, itertools.product(itertools.permutations(_SEEN, 2), sizes))
+    ):
+        agent = f"a{n}"
+        saving = asyncio.ensure_future(
+            ctx.store.save_turn(
+                agent,
+                append=samples.messages(size[0]),
+                upsert_tool_calls=[samples.tool_call(i) for i in range(size[1])],
+                events=samples.events(size[0]),
+                todos=samples.todos("x"),
+                info=samples.info(agent),
+            )
+        )
+        try:
+            while not saving.done():
+                seen = await _SEEN[first](reader, agent)
+                then = await _SEEN[second](reader, agent)
+                ctx.true(
+                    not seen or then, f"the {first} of a turn were there, and then its {second} were not, of {size}"
+                )
+                await asyncio.sleep(0)
+        finally:
+            await asyncio.wait({saving})
+        await saving
