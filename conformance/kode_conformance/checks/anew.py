@@ -95,7 +95,11 @@ _STEPS: Final = (0, 3600, -3600, 0, -90_000, 86_400 * 400, 1, -1)
 """How far the clock is off, in seconds, at one call after the other."""
 
 
-@check("MSG-4", "MSG-1", "MSG-8", "FORK-1", needs=_E, under=(_D.CLOCKS, _D.INSTANCES, _D.CHANGES))
+@check(
+    *("MSG-4", "MSG-1", "MSG-8", "TC-1", "TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "INFO-1", "LIFE-4", "FORK-1"),
+    needs=_E,
+    under=(_D.CLOCKS, _D.INSTANCES, _D.CHANGES),
+)
 async def no_write_is_lost_under_any_clock(ctx: Context) -> None:
     """Each write, by each method and part of a turn, first, again, and after a delete, is there though the clock steps
     ahead and back between the calls, for loads, sessions and forks; the times of messages never fall along positions.

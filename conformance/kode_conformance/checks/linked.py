@@ -12,7 +12,7 @@ from kode_conformance.checks.clocks import clock_off
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
-from kode_conformance.registry import check
+from kode_conformance.registry import Capability, check
 from kode_conformance.writes import WRITES, portrait
 from kode_core.errors import InvalidValueError
 from kode_core.model import Bookmark, FileBlock, ImageBlock, Message, TextBlock, ToolResultBlock, ToolUseBlock
@@ -234,3 +234,36 @@ async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
         finally:
             await asyncio.wait({saving})
         await saving
+
+
+# --- instances that close late ----------------------------------------------------------------------------------------
+
+
+@check(
+    "QRY-8",
+    "DUR-1",
+    "OPS-5",
+    needs=Capability.PERSISTENT,
+    under=(Dimension.ORDERS, Dimension.INSTANCES, Dimension.CHANGES),
+)
+async def an_instance_that_closes_late_takes_nothing_back(ctx: Context) -> None:
+    """What an instance wrote, or deleted, is there for all that are open and for those that open later, also when
+    another one, which saw the agent as it was before, is closed afterwards, and whoever wrote it is not closed at all.
+    """
+    writer = ctx.store
+    for n, write in enumerate(in_time(ctx, WRITES)):
+        if write.name == "batch_fork":
+            continue
+        agent, early = f"{write.name}-{n}", await ctx.another()
+        await write.prepare(early if n % 2 else writer, agent)
+        before = await portrait(early, agent)
+        await write.act(writer, agent)
+        wanted = await portrait(writer, agent)
+        ctx.true(before != wanted, f"{write.name} must change what is loaded")
+        if n % 3 == 0:
+            await portrait(early, agent)
+        await ctx.close(early)
+        late = await ctx.another()
+        ctx.equal(await portrait(late, agent), wanted, f"what {write.name} wrote, once an older instance was closed")
+        ctx.equal(await portrait(writer, agent), wanted, f"what {write.name} wrote, for the instance that wrote it")
+        await ctx.close(late)
