@@ -80,7 +80,7 @@ class Context:
             with layers_put(layer) as was_put:
                 store = await self._opened(options)
             if not was_put():
-                await store.close()
+                await self.close(store)
                 raise Unverified("the store is not over an engine that create_store opens: it takes no layer")
         if self.harness.has("settle"):
             _settle_first(store, lambda: self.harness.settle(self.handle))

@@ -32,7 +32,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Call]:
-    """A call of every method with harmless arguments."""
+    """A call of every method that the store has, with harmless arguments."""
     common: dict[str, Any] = {
         "agent_id": agent_id,
         "messages": [],
@@ -50,6 +50,8 @@ def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Cal
     }
     calls = {}
     for name in PROTOCOL_METHODS:
+        if not hasattr(store, name):  # that it has those of its protocol is for another check
+            continue
         parameters = inspect.signature(getattr(ExtendedStore, name)).parameters
         given = {p: v for p, v in common.items() if p in parameters}
         calls[name] = Call(getattr(store, name), {**given, **_SPECIAL.get(name, {})})

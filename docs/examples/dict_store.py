@@ -233,11 +233,15 @@ class DictStore(Store):
 
     async def _follow(self, agent_id: str, since: Any, after_offset: int, channel: Any) -> AsyncIterator[StoredEvent]:
         while True:
+            log = self._place.events.get(agent_id, [])
+            last = log[-1][0] if log else 0  # events that the channel leaves out are looked at once, too
             async for event in self._read(agent_id, since, after_offset, channel):
-                after_offset = event.offset
                 yield event
+                last = max(last, event.offset)
+            after_offset = max(after_offset, last)
             async with self._place.changed:
-                if not any(offset > after_offset for offset, _, _, _ in self._place.events.get(agent_id, [])):
+                log = self._place.events.get(agent_id, [])
+                if not log or log[-1][0] <= after_offset:
                     await self._place.changed.wait()
 
     # --- info and lifecycle
