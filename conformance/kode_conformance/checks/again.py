@@ -1,0 +1,60 @@
+"""QRY-8, QRY-7: what was saved before is saved again, and statistics after each write."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_conformance.writes import WRITES, overwrite, portrait
+
+
+@check(
+    *("MSG-1", "TC-1", "TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "INFO-1", "TURN-1", "QRY-8", "DUR-1"),
+    under=(Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES, Dimension.CHANGES),
+)
+async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
+    """An instance that saves just what it saved before, after another instance saved something else or deleted the
+    agent, has saved it, by each method.
+    """
+    other = await ctx.another()
+    for n, write in enumerate(in_time(ctx, WRITES)):
+        if write.name in ("delete", "batch_fork"):
+            continue
+        for meanwhile in ("overwritten", "deleted"):
+            agent, steady = f"{write.name}-{n} {meanwhile}", f"{write.name}-{n} {meanwhile} steady"
+            for writer, between, name in ((ctx.store, other, agent), (other, other, steady)):
+                await write.prepare(writer, name)
+                await write.act(writer, name)
+                await (overwrite(between, name) if meanwhile == "overwritten" else between.delete(name))
+                await write.act(writer, name)
+            for reader, where in ((other, "the other instance"), (ctx.store, "the one that saved it twice")):
+                found, wanted = await portrait(reader, agent), await portrait(other, steady)
+                if write.name.startswith("append"):  # what is appended again may be in another order of offsets
+                    found, wanted = ({k: v for k, v in one.items() if k != "events"} for one in (found, wanted))
+                what = f"an agent {meanwhile} between two equal calls of {write.name}, seen by {where}"
+                ctx.equal(found, wanted, what)
+
+
+@check("QRY-7", needs=Capability.QUERYABLE, under=(Dimension.CHANGES, Dimension.ORDERS, Dimension.INSTANCES))
+async def statistics_are_of_what_is_there(ctx: Context) -> None:
+    """After each write of each kind, made once, again, by another instance, and over what was there, statistics count
+    what loads give: messages, tool calls by name and state, and snapshots.
+    """
+    other = await ctx.another()
+    for n, write in enumerate(in_time(ctx, [*WRITES, *WRITES[::-1]])):
+        if write.name == "batch_fork":
+            continue
+        store, reader = ((ctx.store, other), (other, ctx.store))[n % 2]
+        await write.act(store, "a")
+        calls, stats = await reader.load_tool_call_records("a"), await reader.aggregate_stats("a")
+        found = (stats.total_messages, stats.total_tool_calls, stats.total_snapshots)
+        loaded = (len(await reader.load_messages("a")), len(calls), len(await reader.list_snapshots("a")))
+        ctx.equal(found, loaded, f"the totals of messages, tool calls and snapshots after {write.name}")
+        by_name, by_state = Counter(call.name for call in calls), Counter(call.state for call in calls)
+        ctx.equal(dict(sorted(stats.tool_calls_by_name.items())), dict(sorted(by_name.items())), f"after {write.name}")
+        ctx.equal(
+            dict(sorted(stats.tool_calls_by_state.items())), dict(sorted(by_state.items())), f"after {write.name}"
+        )
