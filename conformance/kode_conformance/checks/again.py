@@ -1,7 +1,8 @@
-"""QRY-8, QRY-7: what was saved before is saved again, and statistics after each write."""
+"""QRY-8, QRY-7, LOCK-3: what was saved before is saved again, statistics after each write, renewals."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 from kode_conformance.context import Context
@@ -9,6 +10,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.writes import WRITES, overwrite, portrait
+from kode_core.errors import LockUnavailableError
 
 
 @check(
@@ -58,3 +60,22 @@ async def statistics_are_of_what_is_there(ctx: Context) -> None:
         ctx.equal(
             dict(sorted(stats.tool_calls_by_state.items())), dict(sorted(by_state.items())), f"after {write.name}"
         )
+
+
+@check("LOCK-3", "LOCK-1", needs=Capability.EXTENDED, under=(Dimension.CLOCKS, Dimension.INSTANCES))
+async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
+    """A lease that was renewed ends when its own time has passed since, and not some other time."""
+    other = await ctx.another()
+    short = await ctx.store.acquire_agent_lock("short", ttl_ms=400)
+    await asyncio.sleep(0.15)
+    await short.renew()
+    await short.renew()
+
+    async def is_free() -> bool:
+        try:
+            await (await other.acquire_agent_lock("short")).release()
+        except LockUnavailableError:
+            return False
+        return True
+
+    await ctx.eventually(is_free, "a lease of 0.4 s that was renewed must end by itself", seconds=8.0)

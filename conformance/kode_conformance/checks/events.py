@@ -63,6 +63,13 @@ async def offsets_grow_and_never_come_again(ctx: Context) -> None:
     await ctx.store.delete("a")
     again = await ctx.store.append_event("a", samples.event(5))
     ctx.true(again > max(seen), f"an offset after a delete must be new: {again} after {max(seen)}")
+    for _ in range(2):  # an instance that was opened after the delete, and has seen nothing
+        await ctx.store.delete("a")
+        late = await (await ctx.another()).append_event("a", samples.event(5))
+        ctx.true(
+            late > again, f"an offset after a delete, by an instance opened since, must be new: {late} after {again}"
+        )
+        again = late
 
 
 @check("EVT-2", needs=Capability.PERSISTENT, under=(Dimension.INSTANCES, Dimension.CHANGES))
