@@ -46,9 +46,9 @@ async def statistics_are_of_what_is_there(ctx: Context) -> None:
     what loads give: messages, tool calls by name and state, and snapshots.
     """
     other = await ctx.another()
-    for n, write in enumerate(in_time(ctx, [*WRITES, *WRITES[::-1]])):
-        if write.name == "batch_fork":
-            continue
+    writes = [write for write in WRITES if write.name not in ("delete", "batch_fork")]
+    deletes = [write for write in WRITES if write.name == "delete"]
+    for n, write in enumerate(in_time(ctx, [*writes, *writes[::-1], *deletes, *writes])):
         store, reader = ((ctx.store, other), (other, ctx.store))[n % 2]
         await write.act(store, "a")
         calls, stats = await reader.load_tool_call_records("a"), await reader.aggregate_stats("a")

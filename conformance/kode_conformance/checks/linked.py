@@ -13,7 +13,7 @@ from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import WRITES, portrait
+from kode_conformance.writes import WRITES, overwrite, portrait
 from kode_core.errors import InvalidValueError
 from kode_core.model import Bookmark, FileBlock, ImageBlock, Message, TextBlock, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import Store
@@ -266,4 +266,10 @@ async def an_instance_that_closes_late_takes_nothing_back(ctx: Context) -> None:
         late = await ctx.another()
         ctx.equal(await portrait(late, agent), wanted, f"what {write.name} wrote, once an older instance was closed")
         ctx.equal(await portrait(writer, agent), wanted, f"what {write.name} wrote, for the instance that wrote it")
+        await overwrite(late, agent)
         await ctx.close(late)
+        await write.act(writer, agent)
+        last = await ctx.another()
+        found, wanted = await portrait(last, agent), await portrait(writer, agent)
+        ctx.equal(found, wanted, f"what {write.name} wrote after an instance that wrote before was closed")
+        await ctx.close(last)
