@@ -47,10 +47,10 @@ def test_every_fault_has_a_story() -> None:
 
 
 def test_the_last_round_was_found() -> None:
-    """There are more than 150 faulty stores of several rounds; of the last round the suite found 95 % at once."""
+    """There are more than 150 faulty stores, of several rounds; of the last nine in ten were found when it was new."""
     sizes = Counter(fault.round for fault in FAULTS)
     last = max(sizes)
     new = [STORIES[fault.name].then for fault in FAULTS if fault.round == last]
     assert len(FAULTS) >= 150
     assert len(sizes) >= 3
-    assert sum(bool(record.own) for record in new) >= 0.95 * len(new) >= 0.95 * 60
+    assert sum(bool(record.own) for record in new) >= 0.9 * len(new) >= 0.9 * 60
