@@ -170,7 +170,7 @@ def test_a_newer_format_is_refused_as_that() -> None:
 def test_every_field_is_in_the_guide() -> None:
     """The guide names what is in the JSON, and nothing that is not."""
     plain = json.loads(
-        documents.as_json(report(result("MSG-1.a", message="m", replay="r", seconds=1, stochastic=True)))
+        documents.as_json(report(result("MSG-1.a", message="m", replay="r", seconds=1, cpu=1, stochastic=True)))
     )
     guide = GUIDE.read_text()
     tables = {name: re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE) for name, part in _sections(guide).items()}
