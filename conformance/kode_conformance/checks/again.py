@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
@@ -11,6 +12,7 @@ from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.writes import WRITES, overwrite, portrait
 from kode_core.errors import LockUnavailableError
+from kode_core.protocols import Lease
 
 
 @check(
@@ -34,6 +36,7 @@ async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
                 await write.act(writer, name)
             for reader, where in ((other, "the other instance"), (ctx.store, "the one that saved it twice")):
                 found, wanted = await portrait(reader, agent), await portrait(other, steady)
+                ctx.true(any(wanted.values()), f"nothing is there after {write.name}")
                 if write.name.startswith("append"):  # what is appended again may be in another order of offsets
                     found, wanted = ({k: v for k, v in one.items() if k != "events"} for one in (found, wanted))
                 what = f"an agent {meanwhile} between two equal calls of {write.name}, seen by {where}"
@@ -55,6 +58,7 @@ async def statistics_are_of_what_is_there(ctx: Context) -> None:
         found = (stats.total_messages, stats.total_tool_calls, stats.total_snapshots)
         loaded = (len(await reader.load_messages("a")), len(calls), len(await reader.list_snapshots("a")))
         ctx.equal(found, loaded, f"the totals of messages, tool calls and snapshots after {write.name}")
+        ctx.true(any(loaded) or write.name == "delete" or not n, f"nothing is there after {write.name}")
         by_name, by_state = Counter(call.name for call in calls), Counter(call.state for call in calls)
         ctx.equal(dict(sorted(stats.tool_calls_by_name.items())), dict(sorted(by_name.items())), f"after {write.name}")
         ctx.equal(
@@ -70,6 +74,7 @@ async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
     await asyncio.sleep(0.15)
     await short.renew()
     await short.renew()
+    await ctx.raises(LockUnavailableError, _awaited(other.acquire_agent_lock("short")), "a lock that was just renewed")
 
     async def is_free() -> bool:
         try:
@@ -79,3 +84,7 @@ async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
         return True
 
     await ctx.eventually(is_free, "a lease of 0.4 s that was renewed must end by itself", seconds=8.0)
+
+
+async def _awaited(lock: Awaitable[Lease]) -> Lease:
+    return await lock

@@ -116,7 +116,7 @@ async def _see_ended(
             ctx.true(isinstance(error, StoreClosedError), f"{name} must raise StoreClosedError, not {error!r}, {when}")
 
 
-@check("OPS-5", "LOCK-5", needs=_E, absence_ok=True, under=(Dimension.INTERRUPTIONS, Dimension.ORDERS))
+@check("OPS-5", "LOCK-5", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.ORDERS))
 async def what_was_begun_before_close_is_over(ctx: Context) -> None:
     """After close an iterator that was begun before gives all there is or raises StoreClosedError, and never ends as if
     that were all; one that was only made, and every lock and lease that was had, raises it, but for a release.

@@ -92,6 +92,7 @@ async def kinds_that_refer_to_each_other_are_apart(ctx: Context) -> None:
     other = await ctx.another()
     await _link(ctx.store, "a")
     before = await _all(ctx.store)
+    ctx.equal([kind for kind, records in before.items() if not records], [], "the kinds of which nothing is there")
     for n, (what, (kind, change)) in enumerate(in_time(ctx, _CHANGES.items())):
         await change((ctx.store, other)[n % 2])
         after = await _all((other, ctx.store)[n % 2])
@@ -138,6 +139,7 @@ async def writes_behind_the_clock_of_a_delete_are_there(ctx: Context) -> None:
             await write.act(stores[n // 2 % 2], agent)
         await write.act(ctx.store, f"{agent} steady")
         wanted, found = await portrait(ctx.store, f"{agent} steady"), await portrait(stores[n // 3 % 2], agent)
+        ctx.true(any(wanted.values()), f"nothing is there after {write.name}")
         clocks = f"the delete was made with the clock off by {deleted:g} s, and the write by {written:g} s"
         ctx.equal(found, wanted, f"an agent after delete and {write.name}, when {clocks}")
 
@@ -173,6 +175,7 @@ async def a_refused_write_fails_alone(ctx: Context) -> None:
         write, store = named[name], (ctx.store, other)[n % 2]
         await write.act(ctx.store, f"{name} wanted")
         wanted = await portrait(ctx.store, f"{name} wanted")
+        ctx.true(any(wanted.values()), f"nothing is there after {name}")
         for place in range(3):
             agents = [f"{name}-{place}-{i}" for i in range(2)]
             calls = [write.act(store, agent) for agent in agents]
@@ -235,6 +238,7 @@ async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
         finally:
             await asyncio.wait({saving})
         await saving
+        ctx.equal(len(await reader.load_messages(agent)), size[0], "how many messages of a turn there are")
 
 
 # --- instances that close late ----------------------------------------------------------------------------------------
