@@ -68,10 +68,10 @@ def _spoiled(value: Any, bad: Callable[[], Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def overheard(own: Sequence[str]) -> Iterator[list[str]]:
-    """Every warning and log record; below the level of information only those of the code in *own*.
+def overheard(own: Sequence[str] = ("",)) -> Iterator[list[str]]:
+    """Collect all warnings and log records, below INFO only those of the code in *own*, which is all code unless given.
 
-    What drivers log for those who look into them is theirs.
+    Drivers may log more for those who debug them.
     """
     told: list[str] = []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
@@ -12,7 +11,6 @@ from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.writes import WRITES, overwrite, portrait
 from kode_core.errors import LockUnavailableError
-from kode_core.protocols import Lease
 
 
 @check(
@@ -74,7 +72,7 @@ async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
     await asyncio.sleep(0.15)
     await short.renew()
     await short.renew()
-    await ctx.raises(LockUnavailableError, _awaited(other.acquire_agent_lock("short")), "a lock that was just renewed")
+    await ctx.raises(LockUnavailableError, other.acquire_agent_lock("short"), "a lock that was just renewed")
 
     async def is_free() -> bool:
         try:
@@ -84,7 +82,3 @@ async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
         return True
 
     await ctx.eventually(is_free, "a lease of 0.4 s that was renewed must end by itself", seconds=8.0)
-
-
-async def _awaited(lock: Awaitable[Lease]) -> Lease:
-    return await lock

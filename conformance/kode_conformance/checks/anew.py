@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance import samples
-from kode_conformance.checks.clocks import clock_off
 from kode_conformance.checks.times import by_time
+from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.fenced import FencedWrite, fenced_writes

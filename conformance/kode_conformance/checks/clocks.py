@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
-from unittest import mock
 
 from kode_conformance import samples
 from kode_conformance.checks.leases import all_of, take
+from kode_conformance.clock import clock_off
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import TIMES, Dimension
 from kode_conformance.fenced import fenced_writes
@@ -26,17 +26,6 @@ _Q: Final = Capability.QUERYABLE
 _HOUR_S: Final = 3600
 _TEN_MINUTES_MS: Final = 600_000
 """A wrong time zone is wrong by more than this, and clocks of two machines by less."""
-
-
-@contextmanager
-def clock_off(seconds: float) -> Iterator[None]:
-    """The clock of this process stands so far ahead, or behind, for all that asks ``time``; the loop has its own."""
-    now, now_ns = time.time, time.time_ns
-    with (
-        mock.patch.object(time, "time", lambda: now() + seconds),
-        mock.patch.object(time, "time_ns", lambda: now_ns() + int(seconds * 10**9)),
-    ):
-        yield
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, cast
@@ -144,7 +144,7 @@ async def what_was_begun_before_close_is_over(ctx: Context) -> None:
         if name in _ENDLESS:
             continue
         ctx.equal(count, whole[name], f"how many items came of {what}, which ended without an error")
-    await ctx.raises(StoreClosedError, _awaited(lock), "a lock that was asked for before close and awaited after it")
+    await ctx.raises(StoreClosedError, lock, "a lock that was asked for before close and awaited after it")
     await ctx.raises(StoreClosedError, lease.renew(), "renewing a lease after close")
     ctx.equal(lease.is_lost, True, "is_lost of a lease after close")
     await lease.release()
@@ -156,10 +156,6 @@ async def what_was_begun_before_close_is_over(ctx: Context) -> None:
 
 async def _count(iterator: AsyncIterator[Any]) -> int:
     return len(await _to_the_end(iterator))
-
-
-async def _awaited(lock: Awaitable[Any]) -> Any:
-    return await lock
 
 
 @check("OPS-5", "LOCK-1", needs=_E, under=(Dimension.INSTANCES,))
@@ -177,9 +173,7 @@ async def a_closed_instance_takes_nothing_along(ctx: Context) -> None:
             await other.acquire_agent_lock(f"theirs {number}", ttl_ms=600_000)
         await (_failing(other) if number == 3 else other.close())
         ctx.equal(await portrait(ctx.store, "a"), before, f"the agent after instance {number} was closed")
-        await ctx.raises(
-            LockUnavailableError, _awaited(ctx.store.acquire_agent_lock("mine")), "the lock that is still held"
-        )
+        await ctx.raises(LockUnavailableError, ctx.store.acquire_agent_lock("mine"), "the lock that is still held")
         await lease.renew()
     for number, (name, call) in enumerate(calls_of(ctx.store, "b", target=str(ctx.folder / "copy")).items()):
         if name in ("batch_fork", "backup", *_ENDLESS):

@@ -97,7 +97,7 @@ async def waits_leave_the_loop_to_others(ctx: Context) -> None:
             return
 
     async def wait_for_the_lock(waiter: ExtendedStore) -> None:
-        await ctx.raises(LockUnavailableError, _awaited(waiter.acquire_agent_lock("a", wait_ms=400)), "a held lock")
+        await ctx.raises(LockUnavailableError, waiter.acquire_agent_lock("a", wait_ms=400), "a held lock")
 
     lease = await store.acquire_agent_lock("a")
     ticking = asyncio.ensure_future(tick())
@@ -115,7 +115,3 @@ async def waits_leave_the_loop_to_others(ctx: Context) -> None:
     finally:
         ticking.cancel()
         await lease.release()
-
-
-async def _awaited(lock: Awaitable[Any]) -> Any:
-    return await lock

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from kode_conformance import samples
-from kode_conformance.checks.clocks import clock_off
+from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
@@ -79,7 +79,10 @@ _CHANGES: Final[Mapping[str, tuple[str, Callable[[Store], Awaitable[object]]]]] 
         "compressions",
         lambda s: s.save_compression_record("a", samples.compression("c2", 2).replace(recovered_files=[])),
     ),
-    "a file is another": ("recovered", lambda s: s.save_recovered_file("a", samples.recovered("f2", 2, content=""))),
+    "a file is another": (
+        "recovered files",
+        lambda s: s.save_recovered_file("a", samples.recovered("f2", 2, content="")),
+    ),
     "an event comes": ("events", lambda s: s.append_event("a", samples.event(9, id="call_1"))),
 }
 
@@ -91,30 +94,15 @@ async def kinds_that_refer_to_each_other_are_apart(ctx: Context) -> None:
     """
     other = await ctx.another()
     await _link(ctx.store, "a")
-    before = await _all(ctx.store)
+    before = await portrait(ctx.store, "a")
     ctx.equal([kind for kind, records in before.items() if not records], [], "the kinds of which nothing is there")
     for n, (what, (kind, change)) in enumerate(in_time(ctx, _CHANGES.items())):
         await change((ctx.store, other)[n % 2])
-        after = await _all((other, ctx.store)[n % 2])
+        after = await portrait((other, ctx.store)[n % 2], "a")
         for name, records in before.items():
             if name != kind and not (kind == "messages" and name == "info"):
                 ctx.equal(after[name], records, f"the {name} when {what}")
         before = after
-
-
-async def _all(store: Store) -> dict[str, Any]:
-    return {
-        "messages": await store.load_messages("a"),
-        "tool calls": await store.load_tool_call_records("a"),
-        "todos": await store.load_todos("a"),
-        "info": await store.load_info("a"),
-        "events": [event async for event in store.read_events("a")],
-        "media": await store.load_media_cache("a"),
-        "windows": await store.load_history_windows("a"),
-        "compressions": await store.load_compression_records("a"),
-        "recovered": await store.load_recovered_files("a"),
-        "snapshots": await store.list_snapshots("a"),
-    }
 
 
 # --- deletes under other clocks ---------------------------------------------------------------------------------------

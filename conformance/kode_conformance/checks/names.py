@@ -208,12 +208,8 @@ async def twin_agents_have_locks_of_their_own(ctx: Context) -> None:
             raise Violation(f"the lock of {brief(agent_id)}, which nobody holds: {exc}") from exc
     for agent_id, lease in leases.items():
         lock: Awaitable[Any] = ctx.store.acquire_agent_lock(agent_id)
-        await ctx.raises(LockUnavailableError, _awaited(lock), f"the lock of {brief(agent_id)}, which is held")
+        await ctx.raises(LockUnavailableError, lock, f"the lock of {brief(agent_id)}, which is held")
         await lease.release()
-
-
-async def _awaited(call: Awaitable[Any]) -> Any:
-    return await call
 
 
 @check("QRY-5", "QRY-3", "QRY-6", "ID-2", needs=Capability.QUERYABLE, under=(_D.TWINS, _D.EQUALS))

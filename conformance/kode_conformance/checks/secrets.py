@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
-import warnings
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 from kode_conformance import samples
+from kode_conformance.canaries import overheard
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Handle
@@ -22,7 +20,7 @@ async def no_secret_is_told(ctx: Context) -> None:
     """
     if not ctx.harness.secrets:
         raise Unverified("the harness declares no secrets: name the passwords and keys that open uses")
-    with _overheard() as told:
+    with overheard() as told:
         store = await ctx.another()
         await store.save_turn("a", messages=samples.messages(1), info=samples.info("a"))
         told += [repr(store), str(store), str(await store.health_check()), str(await store.get_metrics())]
@@ -35,29 +33,6 @@ async def no_secret_is_told(ctx: Context) -> None:
     for secret in ctx.harness.secrets:
         found = [text.replace(secret, "<THE SECRET>") for text in told if secret in text]
         ctx.true(not found, f"{len(found)} texts tell a secret, as in: {found[:1]}")
-
-
-@contextmanager
-def _overheard() -> Iterator[list[str]]:
-    """Every log record, at every level, and every warning."""
-    told: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            told.append(self.format(record))
-
-    root, listener = logging.getLogger(), Listener(logging.NOTSET)
-    level = root.level
-    root.addHandler(listener)
-    root.setLevel(logging.DEBUG)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield told
-            told += [str(warning.message) for warning in caught]
-    finally:
-        root.removeHandler(listener)
-        root.setLevel(level)
 
 
 async def _in_an_outage(ctx: Context) -> list[str]:

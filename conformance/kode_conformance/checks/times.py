@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
-from unittest import mock
 
 from kode_conformance import samples
+from kode_conformance.clock import clock_off
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
@@ -18,17 +15,6 @@ from kode_core.protocols import ExtendedStore
 
 _Q = Capability.QUERYABLE
 _HOUR_S: Final = 3600
-
-
-@contextmanager
-def an_hour_ago() -> Iterator[None]:
-    """The clock of this process stands an hour back, for all that asks ``time``; the loop has a clock of its own."""
-    now, now_ns = time.time, time.time_ns
-    with (
-        mock.patch.object(time, "time", lambda: now() - _HOUR_S),
-        mock.patch.object(time, "time_ns", lambda: now_ns() - _HOUR_S * 10**9),
-    ):
-        yield
 
 
 async def by_time(store: ExtendedStore, agent_id: str = "a") -> list[StoredMessage]:
@@ -51,12 +37,12 @@ async def appended_messages_are_never_older(ctx: Context) -> None:
     store, other = ctx.store, await ctx.another()
     m = samples.messages(9)
     await store.append_messages("a", m[:2])
-    with an_hour_ago():
+    with clock_off(-_HOUR_S):
         await other.append_messages("probe", m[:1])
     (now,), before = [m.created_at for m in await by_time(store, "probe")], await _by_position(ctx, "at first")
     if now > before[0] - _HOUR_S * 500:
         raise Unverified("the store does not take its times from the clock of this process")
-    with an_hour_ago():
+    with clock_off(-_HOUR_S):
         await store.append_messages("a", m[2:3])
         await other.append_messages("a", m[3:4])
         await store.save_turn("a", append=m[4:5])

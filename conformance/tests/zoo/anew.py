@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from kode_conformance import samples
-from kode_conformance.checks.clocks import clock_off
+from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from msgspec.structs import replace
 

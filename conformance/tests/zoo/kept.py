@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kode_conformance import samples
-from kode_conformance.checks.times import an_hour_ago, by_time
+from kode_conformance.checks.times import by_time
+from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from msgspec.structs import replace
 
@@ -81,7 +82,7 @@ class RestampsEdited(Layer):
 async def _time_of_the_appended(ctx: Context) -> object:
     other = await ctx.another()
     await ctx.store.append_messages("a", talk("1"))
-    with an_hour_ago():
+    with clock_off(-3600):
         await other.append_messages("a", talk("2"))
     return await the("position", by_time(ctx.store))
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from kode_conformance import samples
-from kode_conformance.checks.clocks import clock_off
+from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from msgspec.structs import replace
 

@@ -10,8 +10,9 @@ from typing import Any
 from unittest import mock
 
 from kode_conformance import samples
-from kode_conformance.checks.clocks import clock_off, in_zone
+from kode_conformance.checks.clocks import in_zone
 from kode_conformance.checks.closing import another_place
+from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from msgspec.structs import replace
 
