@@ -44,7 +44,7 @@ def marked(value: Any) -> Any:
 
 
 def spoiled(value: Any) -> Iterator[Any]:
-    """The same record again and again, each time with another of its contents replaced by what no store can keep."""
+    """Yield copies of a record, each with one of its contents replaced by what no store can keep."""
     bad = itertools.cycle((math.nan, f"{CANARY}".encode(), {CANARY}, f"\ud83d\ude00{CANARY}", (CANARY,), {5: CANARY}))
     yield from _spoiled(value, lambda: next(bad))
 

@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
 
 _M: Final = ("m0", "m2", "m.", "m3", "m0", "m1")
-"""The messages of the state; the first is there twice."""
+"""Messages that the state begins with, one of them twice."""
 _C: Final = ("c0", "c.", "c0b", "c1c")
 """The tool calls of the state: an id twice, two with one time."""
 _DOCUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -214,14 +214,14 @@ CHANGES: Final[Mapping[str, Sequence[Change]]] = {
     "events": [*_of_logs(), *_of_refusals()],
     "lives": list(_of_lives()),
 }
-"""All changes, by what they are about."""
+"""Every change, by the kind that it concerns."""
 
 
 def chains(changes: Sequence[Change], length: int, *, restore: bool = True) -> Iterator[list[Step]]:
     """Histories of so many changes each, from a full state of an agent with a neighbour that looks the same.
 
-    Changes are made through one store and the other in turns, and seen by the one that did not make them; those of
-    several calls once all are made.
+    Two stores make the changes in turns, and the store that did not make one looks at the result; a change of several
+    calls is looked at when all of them are done.
     """
     state = [*full_state("a"), *full_state("A"), Step("prime", "a")]
     for start in range(0, len(changes), length):

@@ -34,7 +34,7 @@ async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
                 await write.act(writer, name)
             for reader, where in ((other, "the other instance"), (ctx.store, "the one that saved it twice")):
                 found, wanted = await portrait(reader, agent), await portrait(other, steady)
-                ctx.true(any(wanted.values()), f"nothing is there after {write.name}")
+                ctx.true(any(wanted.values()), f"the agent holds nothing after {write.name}")
                 if write.name.startswith("append"):  # what is appended again may be in another order of offsets
                     found, wanted = ({k: v for k, v in one.items() if k != "events"} for one in (found, wanted))
                 what = f"an agent {meanwhile} between two equal calls of {write.name}, seen by {where}"
@@ -56,7 +56,7 @@ async def statistics_are_of_what_is_there(ctx: Context) -> None:
         found = (stats.total_messages, stats.total_tool_calls, stats.total_snapshots)
         loaded = (len(await reader.load_messages("a")), len(calls), len(await reader.list_snapshots("a")))
         ctx.equal(found, loaded, f"the totals of messages, tool calls and snapshots after {write.name}")
-        ctx.true(any(loaded) or write.name == "delete" or not n, f"nothing is there after {write.name}")
+        ctx.true(any(loaded) or write.name == "delete" or not n, f"the agent holds nothing after {write.name}")
         by_name, by_state = Counter(call.name for call in calls), Counter(call.state for call in calls)
         ctx.equal(dict(sorted(stats.tool_calls_by_name.items())), dict(sorted(by_name.items())), f"after {write.name}")
         ctx.equal(

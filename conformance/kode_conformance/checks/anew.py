@@ -61,7 +61,7 @@ async def every_write_is_new_after_every_delete(ctx: Context) -> None:
             again = await mine.act(stores[(number + round_) % 2], agent)
             await _writes(fresh)[number].act(ctx.store, fresh)
             wanted = await portrait(ctx.store, fresh)
-            ctx.true(any(wanted.values()), f"nothing is there after {write.name} to a new agent")
+            ctx.true(any(wanted.values()), f"the agent holds nothing after {write.name} to a new agent")
             for i in (number, number + 1):
                 found = await portrait(stores[i % 2], agent)
                 ctx.equal(found, wanted, f"the agent after {write.name}, {way}, and {write.name} again")
@@ -113,7 +113,7 @@ async def no_write_is_lost_under_any_clock(ctx: Context) -> None:
         with clock_off(off):
             await calls["stepping"].act(stores[number % 2], "stepping")
         wanted, what = await portrait(ctx.store, "steady"), f"{calls['steady'].name} with the clock off by {off} s"
-        ctx.true(any(wanted.values()) or i < 0, f"nothing is there after {calls['steady'].name}")
+        ctx.true(any(wanted.values()) or i < 0, f"the agent holds nothing after {calls['steady'].name}")
         found = await portrait(stores[(number + 1) % 2], "stepping")
         ctx.equal(found, wanted, f"the agent after {what}")
         messages = sorted(await by_time(ctx.store, "stepping"), key=lambda message: message.position)

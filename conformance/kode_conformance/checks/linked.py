@@ -127,7 +127,7 @@ async def writes_behind_the_clock_of_a_delete_are_there(ctx: Context) -> None:
             await write.act(stores[n // 2 % 2], agent)
         await write.act(ctx.store, f"{agent} steady")
         wanted, found = await portrait(ctx.store, f"{agent} steady"), await portrait(stores[n // 3 % 2], agent)
-        ctx.true(any(wanted.values()), f"nothing is there after {write.name}")
+        ctx.true(any(wanted.values()), f"the agent holds nothing after {write.name}")
         clocks = f"the delete was made with the clock off by {deleted:g} s, and the write by {written:g} s"
         ctx.equal(found, wanted, f"an agent after delete and {write.name}, when {clocks}")
 
@@ -163,7 +163,7 @@ async def a_refused_write_fails_alone(ctx: Context) -> None:
         write, store = named[name], (ctx.store, other)[n % 2]
         await write.act(ctx.store, f"{name} wanted")
         wanted = await portrait(ctx.store, f"{name} wanted")
-        ctx.true(any(wanted.values()), f"nothing is there after {name}")
+        ctx.true(any(wanted.values()), f"the agent holds nothing after {name}")
         for place in range(3):
             agents = [f"{name}-{place}-{i}" for i in range(2)]
             calls = [write.act(store, agent) for agent in agents]
