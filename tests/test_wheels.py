@@ -77,7 +77,7 @@ def test_the_command_judges(installed: Installed) -> None:
         shown = installed.run("kode", "conformance", store, "--tier", "quick", "--only", "TODO")
         assert " failed" not in shown
         assert f"{store}   contract 1.0   tier quick" in shown
-    assert "1 passed" in installed.run("kode", "conformance", "sqlite", "--tier", "quick", "--only", "turns_survive")
+    assert "1 passed" in installed.run("kode", "conformance", "sqlite", "--tier", "standard", "--only", "turns_survive")
     assert "MSG-4  " in installed.run("kode", "conformance", "--explain", "MSG-4")
 
 
