@@ -65,10 +65,16 @@ async def offsets_grow_and_never_come_again(ctx: Context) -> None:
     ctx.true(again > max(seen), f"an offset after a delete must be new: {again} after {max(seen)}")
     for _ in range(2):  # an instance that was opened after the delete, and has seen nothing
         await ctx.store.delete("a")
-        late = await (await ctx.another()).append_event("a", samples.event(5))
+        opened_since = await ctx.another()
+        late = await opened_since.append_event("a", samples.event(5))
         ctx.true(
             late > again, f"an offset after a delete, by an instance opened since, must be new: {late} after {again}"
         )
+        again = late
+        await ctx.store.delete("a")
+        await ctx.close(opened_since)
+        late = await (await ctx.another()).append_event("a", samples.event(5))
+        ctx.true(late > again, f"an offset after a delete, and after the close of who wrote it, must be new: {late}")
         again = late
 
 
@@ -84,6 +90,13 @@ async def offsets_go_on_after_a_restart(ctx: Context) -> None:
     await ctx.reopen()
     third = await ctx.store.append_event("a", samples.event(0))
     ctx.true(third > second, f"{third} must be above {second}")
+    await ctx.store.delete("a")
+    for fresh in (False, True):  # all events gone, nothing else written since, and every instance closed
+        await ctx.reopen()
+        fourth = await (await ctx.another() if fresh else ctx.store).append_event("a", samples.event(0))
+        ctx.true(fourth > third, f"{fourth} must be above {third}, which was deleted before the store was opened")
+        await ctx.store.delete("a")
+        third = fourth
 
 
 _BATCHES: Final = (1, 1, 2, 1, 26, 1, 1, 60, 1, 27, 1, 1)

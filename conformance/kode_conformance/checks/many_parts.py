@@ -312,7 +312,10 @@ async def many_forks_and_long_lineages(ctx: Context) -> None:
     """
     wanted = samples.messages(3)
     await ctx.store.save_turn("p", info=samples.info("p"), messages=wanted, tool_calls=[samples.tool_call()])
-    known = ["p"]
+    await ctx.store.save_snapshot("p", samples.snapshot())
+    await ctx.store.save_media_cache("p", [samples.media()])
+    await ctx.store.save_todos("p", samples.todos("x"))
+    whole, known = dict(_forked(await many_of_all(ctx.store, "p"))), ["p"]
     for count in sizes_in_time(ctx, (1, 2, 25, 26, 101)):
         forks = await ctx.store.batch_fork("p", count)
         ctx.equal((len(forks), len({*forks, *known})), (count, len(known) + count), "how many new ids of forks came")
@@ -323,6 +326,9 @@ async def many_forks_and_long_lineages(ctx: Context) -> None:
             info = await ctx.store.load_info(fork)
             ctx.equal(info and (info.agent_id, info.lineage), (fork, ("p",)), f"a fork of {count} in a batch")
             ctx.equal(await ctx.store.load_messages(fork), wanted, f"the messages of a fork of {count} in a batch")
+        for fork in (*forks[:1], *forks[-1:], *ctx.rng.sample(forks, min(count, 3))):
+            found = dict(_forked(await many_of_all(ctx.store, fork)))
+            ctx.equal(found, whole, f"fork {forks.index(fork)} of {count} in a batch")
     line = ["p"]
     for _ in in_time(ctx, range(26)):
         line += await ctx.store.batch_fork(line[-1], 1)

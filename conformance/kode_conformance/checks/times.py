@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.clock import clock_off
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
+from kode_conformance.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_core.model import StoredMessage
 from kode_core.protocols import ExtendedStore
@@ -83,3 +85,62 @@ async def edited_messages_keep_their_place_in_time(ctx: Context) -> None:
     after = await _by_position(ctx, "after two were edited and one was added")
     ctx.equal(after[:6], before, "the times of what was there")
     ctx.equal(await other.load_messages("a"), m, "the messages")
+
+
+_Write = Callable[[ExtendedStore, str, Sequence[Any]], Awaitable[object]]
+
+
+def _rest(agent: str) -> dict[str, Any]:
+    """What a turn may carry besides its messages."""
+    return {
+        "upsert_tool_calls": [samples.tool_call(1)],
+        "todos": samples.todos("x"),
+        "info": samples.info(agent),
+        "events": samples.events(2),
+    }
+
+
+_WAYS: Final[Mapping[str, tuple[bool, _Write]]] = {
+    "save_messages": (True, lambda s, a, m: s.save_messages(a, m)),
+    "save_turn(messages)": (True, lambda s, a, m: s.save_turn(a, messages=m)),
+    "save_turn(messages) with all else": (True, lambda s, a, m: s.save_turn(a, messages=m, **_rest(a))),
+    "append_messages": (False, lambda s, a, m: s.append_messages(a, m)),
+    "save_turn(append)": (False, lambda s, a, m: s.save_turn(a, append=m)),
+    "save_turn(append) with all else": (False, lambda s, a, m: s.save_turn(a, append=m, **_rest(a))),
+}
+"""Each way to write messages, and whether it takes the whole list."""
+_OLD: Final = 4
+
+
+@check("MSG-4", needs=_Q, under=(Dimension.ITEMS, Dimension.CHANGES, Dimension.INSTANCES))
+async def times_stay_whatever_way_and_however_many(ctx: Context) -> None:
+    """The messages that were there keep their times, also one that is replaced, by whatever way the list is written,
+    in a turn with every other kind too, and however many are added or taken away in the call.
+    """
+    other = await ctx.another()
+    agents = [f"{name}-{added}" for name in _WAYS for added in (1, 1001)]
+    m = samples.messages(_OLD)
+    for message in m:
+        await asyncio.gather(*(ctx.store.append_messages(agent, [message]) for agent in agents))
+        await asyncio.sleep(0.002)
+    for added in sizes_in_time(ctx, (1, 1001)):
+        new = samples.messages(added, _OLD)
+        edited = [m[0], samples.message(text="edited"), *m[2:]]
+        for name, (takes_all, write) in in_time(ctx, _WAYS.items()):
+            agent, wanted = f"{name}-{added}", (edited if takes_all else m) + new
+            before = [found.created_at for found in await by_time(ctx.store, agent)]
+            await write(ctx.store, agent, wanted if takes_all else new)
+            when = f"after {name} with {added} new ones"
+            await _keeps(ctx, other, agent, before, wanted, when)
+            await write(other, agent, edited[:3]) if takes_all else await other.save_messages(agent, wanted[:3])
+            await _keeps(ctx, ctx.store, agent, before[:3], (edited if takes_all else m)[:3], f"{when}, and a cut")
+
+
+async def _keeps(
+    ctx: Context, store: ExtendedStore, agent: str, before: Sequence[int], wanted: Sequence[Any], when: str
+) -> None:
+    """The first messages have the times from before, and all of them are there, in the order of time."""
+    found = (await by_time(store, agent))[: len(wanted)]
+    ctx.equal([message.created_at for message in found[: len(before)]], [*before], f"the times {when}")
+    ctx.equal([message.position for message in found], list(range(min(len(wanted), 1000))), f"positions {when}")
+    ctx.equal(await store.load_messages(agent), [*wanted], f"the messages {when}")

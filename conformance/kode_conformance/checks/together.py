@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
@@ -73,7 +73,7 @@ async def turns_at_once_lose_nothing(ctx: Context) -> None:
     """Of turns that several instances save for one agent at once every message, tool call and event is there, those of
     a turn next to each other.
     """
-    stores, rounds = (ctx.store, await ctx.another(), await ctx.another()), 4
+    stores, rounds = (ctx.store, await ctx.another(), await ctx.another()), 8
     for n in in_time(ctx, range(rounds)):
         agent = f"a{n}"
         await ctx.store.save_messages(agent, samples.messages(1, 999))
@@ -90,7 +90,10 @@ async def turns_at_once_lose_nothing(ctx: Context) -> None:
             )
             for i, size in enumerate(sizes)
         ]
-        await asyncio.gather(*turns)
+        if n % 2:  # each instance one after the other, so that their commits meet in other ways
+            await asyncio.gather(*(_one_by_one(turns[i::3]) for i in range(3)))
+        else:
+            await asyncio.gather(*turns)
         parts = {i: [100 * i + k for k in range(size)] for i, size in enumerate(sizes)}
         for store in stores[:2]:
             texts = [int(message.text.removeprefix("message ")) for message in await store.load_messages(agent)][1:]
@@ -101,6 +104,11 @@ async def turns_at_once_lose_nothing(ctx: Context) -> None:
                 wanted = [number for i in order if i in parts for number in parts[i]]
                 ctx.equal(sorted(order), list(range(12)), f"the turns of which there are {what} after twelve at once")
                 ctx.equal(found, wanted, f"the {what} of twelve turns at once, each in one piece")
+
+
+async def _one_by_one(calls: Sequence[Awaitable[object]]) -> None:
+    for call in calls:
+        await call
 
 
 @check("TC-3", under=(Dimension.ITEMS, Dimension.INSTANCES))
