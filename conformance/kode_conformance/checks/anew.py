@@ -1,4 +1,4 @@
-"""LIFE-3, LIFE-4, MSG-4: every write after every kind of delete, and every write under clocks that step."""
+"""LIFE-3, LIFE-4, MSG-4, LOCK-5: every write after every kind of delete, and under clocks that step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import forked, portrait
+from kode_core.errors import LockLostError
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
@@ -137,3 +138,29 @@ async def _see_a_fork(ctx: Context, store: ExtendedStore, off: float, times: lis
     info: Any = await ctx.store.load_info(fork)
     sessions = await ctx.store.query_sessions(agent_id=fork)
     ctx.equal([s.created_at for s in sessions], [info.created_at], "created_at of the session of a fork")
+
+
+@check("LOCK-5", "EVT-2", "LIFE-3", "LIFE-5", needs=_E, under=(_D.CHANGES, _D.ORDERS, _D.INSTANCES))
+async def tokens_and_offsets_go_on_whatever_is_done(ctx: Context) -> None:
+    """After each way in which an agent can go, and after each write, a lease has a greater token than any before and an
+    event a greater offset, in whichever instance, and who held a lease before is still refused.
+    """
+    stores = (ctx.store, await ctx.another())
+    acts = {**_DELETES, **{write.name: write.act for write in _writes("a")}}
+    for number, (what, act) in enumerate(in_time(ctx, acts.items())):
+        agent = "a" if what not in _DELETES else f"a{number}"
+        await _begin(ctx.store, agent)
+        for i in range(2):  # a second time for the agent that was made anew
+            first, then = stores[(number + i) % 2], stores[number // 2 % 2]
+            old = await first.acquire_agent_lock(agent)
+            offset = await first.append_event(agent, samples.event(number * 10 + i + 1000))
+            await old.release()
+            await act(then, agent)
+            await _begin(then, agent)
+            new = await stores[i].acquire_agent_lock(agent)
+            ctx.true(new.token > old.token, f"the token after {what} must be new: {old.token}, then {new.token}")
+            late = f"todos under a lease from before {what}"
+            await ctx.raises(LockLostError, then.save_todos(agent, samples.todos("late"), fence=old), late)
+            await new.release()
+            following = await stores[i].append_event(agent, samples.event(number * 10 + i + 5000))
+            ctx.true(following > offset, f"the offset after {what} must be new: {offset}, then {following}")

@@ -20,6 +20,10 @@ Save = Callable[[ExtendedStore, str, str, int], Awaitable[object]]
 Load = Callable[[ExtendedStore, str], Awaitable[list[Any]]]
 
 
+async def _snapshots(store: ExtendedStore, agent_id: str) -> list[Any]:
+    return [await store.load_snapshot(agent_id, info.id) for info in await store.list_snapshots(agent_id)]
+
+
 _KEYED: Final[tuple[tuple[str, Save, Load], ...]] = (
     (
         "history windows",
@@ -39,7 +43,7 @@ _KEYED: Final[tuple[tuple[str, Save, Load], ...]] = (
     (
         "snapshots",
         lambda s, a, k, i: s.save_snapshot(a, samples.snapshot(k, i)),
-        lambda s, a: s.list_snapshots(a),
+        lambda s, a: _snapshots(s, a),
     ),
     (
         "tool calls",
@@ -67,9 +71,14 @@ async def an_agent_and_a_key_do_not_run_together(ctx: Context) -> None:
         await asyncio.gather(*(save(ctx.store, short, long_key, 1) for short, long_key, *_ in pairs))
         await asyncio.gather(*(save(other, long, key, 2) for _, _, long, key, _ in pairs))
         await asyncio.gather(*(save(ctx.store, long, key, 3) for _, _, long, key, _ in pairs))
-        for short, _, long, _, dash in pairs:
-            found = [len(await load(other, agent)) for agent in (short, long)]
-            ctx.equal(found, [1, 1], f"how many {name} two agents have whose ids and keys are joined by {dash!a}")
+        for i, (short, long_key, long, key, dash) in enumerate(pairs):
+            for agent, its, number in ((short, long_key, 1), (long, key, 3)):
+                await save(ctx.store, f"{i}-{number}", its, number)
+                wanted = await load(ctx.store, f"{i}-{number}")
+                found = await load(other, agent)
+                ctx.equal(
+                    found, wanted, f"the {name} of {agent!a}; another agent's id and key, joined by {dash!a}, are its"
+                )
         ends = [(short, long) if i % 2 else (long, short) for i, (short, _, long, *_) in enumerate(pairs)]
         wanted = [await load(ctx.store, stays) for stays, _ in ends]
         await asyncio.gather(*(ctx.store.delete(goes) for _, goes in ends))

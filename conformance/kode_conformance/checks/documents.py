@@ -111,7 +111,9 @@ async def info_is_inserted_or_replaced(ctx: Context) -> None:
 
 @check("INFO-2", needs=Capability.QUERYABLE, under=(Dimension.CHANGES,))
 async def updated_at_moves_forward(ctx: Context) -> None:
-    """updated_at of a session moves forward with saves of messages, tool calls and info, and with nothing else."""
+    """updated_at of a session moves forward with saves of messages, tool calls and info, empty lists too, and with
+    nothing else.
+    """
 
     async def updated() -> int:
         return (await ctx.store.query_sessions(agent_id="a"))[0].updated_at
@@ -125,8 +127,14 @@ async def updated_at_moves_forward(ctx: Context) -> None:
         ctx.store.upsert_tool_call_records("a", [samples.tool_call()]),
         ctx.store.save_info("a", samples.info("a")),
         ctx.store.save_turn("a", append=samples.messages(1)),
+        ctx.store.save_turn("a", messages=[]),
+        ctx.store.save_turn("a", tool_calls=[]),
+        ctx.store.save_messages("a", []),
+        ctx.store.append_messages("a", []),
+        ctx.store.save_tool_call_records("a", []),
+        ctx.store.upsert_tool_call_records("a", []),
     ):
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.003)
         await save
         times.append(await updated())
     ctx.equal(times, sorted(set(times)), "updated_at after each save")

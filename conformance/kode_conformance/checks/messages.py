@@ -9,6 +9,7 @@ from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Message, ToolCallRecord, ToolUseBlock
 
@@ -49,7 +50,7 @@ async def callers_keep_their_lists(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), samples.messages(2), "the stored list")
 
 
-@check("MSG-1", needs=Capability.CROSS_PROCESS, under=(Dimension.COMPANY, Dimension.INSTANCES))
+@check("MSG-1", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def readers_see_the_old_list_or_the_new_one(ctx: Context) -> None:
     """A reader in any process sees a whole list at any time, never a mixture."""
     reader = await ctx.another()
@@ -78,7 +79,7 @@ async def concurrent_appends_are_both_kept(ctx: Context) -> None:
         ctx.equal(len({number for number, _ in texts[i : i + 3]}), 1, f"how many groups the one at {i} is of")
 
 
-@check("MSG-3", needs=Capability.CROSS_PROCESS, under=(Dimension.PROCESSES, Dimension.COMPANY))
+@check("MSG-3", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.COMPANY))
 async def appends_of_several_processes_are_kept(ctx: Context) -> None:
     """Of the appends of several processes all are kept, each in one piece."""
     processes = [await ctx.process("append_messages", "a", tag, 25) for tag in ("p", "q", "r")]

@@ -12,6 +12,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
 from kode_conformance.methods import calls_of, drive, takes
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_core.errors import CorruptRecordError, StoreClosedError
 from kode_core.model import Message, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import ExtendedStore, QueryableStore, Store
@@ -219,7 +220,7 @@ async def async_with_closes(ctx: Context) -> None:
     await ctx.raises(StoreClosedError, store.load_messages("a"), "a load after the block was cancelled")
 
 
-@check("OPS-7", needs=Capability.CROSS_PROCESS, under=(Dimension.COMPANY, Dimension.PROCESSES))
+@check("OPS-7", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.PROCESSES))
 async def many_first_starts_at_once(ctx: Context) -> None:
     """Many stores that open an empty place at once, in this process and in others, all succeed."""
     space = Space(f"first_{uuid.uuid4().hex[:16]}", ctx.folder / "first")

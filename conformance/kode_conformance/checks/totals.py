@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance import samples
@@ -18,6 +18,7 @@ from kode_conformance.settings import Tier
 from kode_conformance.ways import all_come_back
 from kode_core.model import Record
 from kode_core.protocols import ExtendedStore
+from kode_core.query import MAX_LIMIT
 
 _D = Dimension
 
@@ -69,10 +70,13 @@ _FAST_S: Final = 2.0
 """A store that writes the smaller number in this time is asked for the larger one at quick, too."""
 
 
-@check("MSG-6", "QRY-7", "EVT-4", "VAL-4", "TURN-1", needs=Capability.QUERYABLE, under=(_D.ITEMS, _D.INSTANCES))
+@check(
+    "MSG-6", "QRY-7", "QRY-5", "EVT-4", "VAL-4", "TURN-1", needs=Capability.QUERYABLE, under=(_D.ITEMS, _D.INSTANCES)
+)
 async def ten_thousand_in_one_turn(ctx: Context) -> None:
     """More than ten thousand messages, tool calls and events of one turn are all there: the info, sessions and
-    statistics count them, after each change too, and the first event again is a repeat.
+    statistics count them, after each change too, pages of the largest limit give them all, and the first event again
+    is a repeat.
     """
     other, started = await ctx.another(), time.monotonic()
     for count in sizes_in_time(ctx, (_FEWER, _MANY)):
@@ -90,6 +94,8 @@ async def ten_thousand_in_one_turn(ctx: Context) -> None:
         same(ctx, await other.load_messages(agent_id), messages, f"{count} messages of one turn")
         same(ctx, await other.load_tool_call_records(agent_id), calls, f"{count} tool calls of one turn")
         await _counted(ctx, other, agent_id, count, count)
+        for what, query in (("messages", other.query_messages), ("tool calls", other.query_tool_calls)):
+            ctx.equal(await _pages(query, agent_id), count, f"how many {what} the largest pages give, to the last")
         await ctx.store.append_messages(agent_id, messages[:1])
         await ctx.store.upsert_tool_call_records(agent_id, [calls[0], samples.tool_call(count, name=f"n{count % 3}")])
         await _counted(ctx, other, agent_id, count + 1, count + 1)
@@ -100,6 +106,16 @@ async def ten_thousand_in_one_turn(ctx: Context) -> None:
         ctx.equal(await other.append_event(agent_id, events[0]), offsets[0], "the offset of the first event again")
         await ctx.store.save_messages(agent_id, messages[:-1])
         await _counted(ctx, other, agent_id, count - 1, count + 1)
+
+
+async def _pages(query: Callable[..., Awaitable[Any]], agent_id: str) -> int:
+    """How many records there are on the pages of the largest limit, from cursor to cursor."""
+    page = await query(agent_id=agent_id, limit=MAX_LIMIT)
+    found = len(page)
+    while page.next_cursor is not None:
+        page = await query(agent_id=agent_id, limit=MAX_LIMIT, cursor=page.next_cursor)
+        found += len(page)
+    return found
 
 
 async def _counted(ctx: Context, store: ExtendedStore, agent_id: str, messages: int, calls: int) -> None:

@@ -177,7 +177,7 @@ async def a_megabyte_in_any_field(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_recovered_files("a"), [file], "a recovered file of one megabyte")
 
 
-@check("VAL-4", under=(Dimension.ITEMS, Dimension.LENGTHS))
+@check("VAL-4", tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.LENGTHS))
 async def large_values_come_back(ctx: Context) -> None:
     """Values of twenty megabytes and of a hundred thousand elements are stored."""
     for payload in _LARGE:
