@@ -6,9 +6,12 @@ measure, retry or read the clock; the core does that once for all engines. The v
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from kode_core.batch import (
     Batch,
@@ -31,7 +34,17 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
-__all__ = ["Engine", "Medium", "Notifies", "Progress", "Watch", "unwatched", "watch"]
+__all__ = [
+    "Engine",
+    "Medium",
+    "Notifies",
+    "Progress",
+    "Watch",
+    "opening_within",
+    "unhurried",
+    "unwatched",
+    "watch",
+]
 
 Medium: TypeAlias = Literal["database", "file_system"]
 
@@ -44,6 +57,37 @@ An error that it raises ends the call, and is raised by it.
 
 def unwatched(done: int, total: int | None) -> None:
     """Ignore the progress of a call."""
+
+
+_opening: Final[ContextVar[tuple[tuple[asyncio.Timeout, float], ...]]] = ContextVar("deadlines of open", default=())
+
+
+@asynccontextmanager
+async def opening_within(seconds: float) -> AsyncIterator[None]:
+    """A deadline for opening an engine, or for a part of it; it raises TimeoutError."""
+    async with asyncio.timeout(seconds) as limit:
+        token = _opening.set((*_opening.get(), (limit, seconds)))
+        try:
+            yield
+        finally:
+            _opening.reset(token)
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Stop the deadlines of opening while what an older version stored becomes what this one reads (OPS-8).
+
+    That takes as long as there is much stored. Afterwards they begin anew.
+    """
+    limits = _opening.get()
+    for limit, _ in limits:
+        limit.reschedule(None)
+    try:
+        yield
+    finally:
+        now = asyncio.get_running_loop().time()
+        for limit, seconds in limits:
+            limit.reschedule(now + seconds)
 
 
 @runtime_checkable

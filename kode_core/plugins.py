@@ -92,6 +92,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         url_parameters: query parameters of a URL that are no options: ``from_url`` reads them itself.
         schema: what has to be run on the server before a store can be opened without the right to make tables, as
             text for ``kode schema``; None when there is nothing to run. Must not connect.
+        schema_from: the same for tables of an older version, whose number it is given; None where there are none.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     is_there: Callable[[Any], bool] | None = None
     url_parameters: frozenset[str] = frozenset()
     schema: Callable[[Any], str] | None = None
+    schema_from: Callable[[Any, int], str] | None = None
 
 
 class Hooks:

@@ -18,6 +18,7 @@ EXAMPLES: Final = (
     "kode schema postgres --print",
     "kode schema postgres --schema agents --print | psql kode_agents",
     "kode schema 'postgres:?table_prefix=bot_' --print",
+    "kode schema postgres --from 1 --print",
 )
 
 
@@ -26,6 +27,9 @@ def schema(
     print_: Annotated[bool, typer.Option("--print", help="Print it; nothing is connected to or changed.")] = False,
     name: Annotated[
         str | None, typer.Option("--schema", metavar="NAME", help="The schema to make the tables in.")
+    ] = None,
+    since: Annotated[
+        int | None, typer.Option("--from", metavar="VERSION", help="The version that is there, to bring to this one.")
     ] = None,
 ) -> None:
     """Print what a store needs on its server before it is opened without the right to make it.
@@ -39,4 +43,9 @@ def schema(
     configured = configure(target, options, registry.backend, os.environ)
     if configured.backend.schema is None:
         raise UnsupportedError(f"backend {configured.backend.name!r} needs nothing that could be printed")
-    write_text(configured.backend.schema(configured.options))
+    if since is None:
+        write_text(configured.backend.schema(configured.options))
+    elif configured.backend.schema_from is None:
+        raise UnsupportedError(f"backend {configured.backend.name!r} prints its newest version alone; leave out --from")
+    else:
+        write_text(configured.backend.schema_from(configured.options, since))

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
-from kode_core.engine import Engine
+from kode_core.engine import Engine, opening_within
 from kode_core.errors import (
     KodeError,
     LockLostError,
@@ -83,7 +83,7 @@ class Context:
         """Open the engine unless it is open; concurrent calls open it once.
 
         Raises:
-            StoreTimeoutError: it was not open within the deadline.
+            StoreTimeoutError: it was not open within the deadline, not counting what migrations take.
         """
         self.check_open()
         return await self._opened()
@@ -100,7 +100,7 @@ class Context:
     async def _open(self) -> Engine:
         """A task of its own: a call that is cancelled opens the store for those that come later."""
         try:
-            async with asyncio.timeout(self.timeout):
+            async with opening_within(self.timeout):
                 return await self._opener()
         except TimeoutError as exc:
             if isinstance(exc, KodeError):

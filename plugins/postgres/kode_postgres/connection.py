@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import asyncpg
 
+from kode_core.engine import opening_within
 from kode_core.errors import (
     ConfigurationError,
     KodeError,
@@ -26,8 +27,9 @@ from kode_core.server_options import password_of
 from kode_postgres.dsn import read_dsn
 from kode_postgres.errors import is_conflict, is_lost, is_starting, to_kode_error
 from kode_postgres.foreign import refuse_foreign
+from kode_postgres.migrations import migrate, version_of
 from kode_postgres.options import PostgresOptions
-from kode_postgres.schema import Tables, migrate, version_of
+from kode_postgres.schema import Tables
 from kode_postgres.session import Doubt, ServerClock, Session, limits
 from kode_postgres.statements import NOW
 from kode_postgres.trouble import LostError, Trouble
@@ -297,7 +299,7 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
 
     With a pooler in between the server's process is not the one that answered.
     """
-    async with asyncio.timeout(max(options.command_timeout_millis, 20_000) / 1000):
+    async with opening_within(max(options.command_timeout_millis, 20_000) / 1000):
         async with con.transaction(isolation="read_committed"):
             process, encoding, version, now = await con.fetchrow(
                 "SELECT pg_backend_pid(), current_setting('server_encoding'),"

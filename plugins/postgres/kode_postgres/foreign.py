@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kode_core.errors import ForeignStoreError
+from kode_postgres.migrations import version_of
 from kode_postgres.options import PostgresOptions
-from kode_postgres.schema import Tables, version_of
+from kode_postgres.schema import Tables
 
 __all__ = ["refuse_foreign"]
 

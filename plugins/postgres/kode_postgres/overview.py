@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kode_core.batch import DocKind, EngineIssue, ListKind, Totals
-from kode_postgres.schema import OF_AN_AGENT, Tables, table_names
+from kode_postgres.schema import OF_AN_AGENT, UNNAMED, Tables, table_names
 from kode_postgres.session import Session
 
 __all__ = ["ONE", "Overview"]
@@ -25,18 +25,25 @@ class Overview:
 
     async def totals(self, session: Session) -> Totals:
         t = self._tables
-        row = await session.fetchrow(
-            f"SELECT count(created_at), least(coalesce(sum(message_count), 0), {_MOST})::bigint,"
-            f" least(coalesce(sum(tool_call_count), 0), {_MOST})::bigint,"
-            " coalesce(bool_or(message_version <> 0 OR tool_call_version <> 0 OR created_at IS NOT NULL), false)"
-            f" OR EXISTS (SELECT FROM {t.events}) OR EXISTS (SELECT FROM {t.docs} WHERE kind <> $1),"
+        row = await session.fetchrow(self.totals_statement(), DocKind.LAYER.value, table_names(t))
+        return Totals(agents=row[0], messages=row[1], tool_calls=row[2], is_used=row[3], size_bytes=row[4])
+
+    def totals_statement(self) -> str:
+        """The statement of the totals: agents with info are counted in an index, those that were deleted nowhere."""
+        t, counts = (
+            self._tables,
+            "count(*) AS agents, sum(message_count) AS messages, sum(tool_call_count) AS tool_calls",
+        )
+        return (
+            f"SELECT n.agents, least(coalesce(n.messages, 0) + coalesce(u.messages, 0), {_MOST})::bigint,"
+            f" least(coalesce(n.tool_calls, 0) + coalesce(u.tool_calls, 0), {_MOST})::bigint,"
+            f" n.agents > 0 OR u.agents > 0 OR EXISTS (SELECT FROM {t.events})"
+            f" OR EXISTS (SELECT FROM {t.docs} WHERE kind <> $1),"
             " (SELECT sum(pg_total_relation_size(coalesce(p.relid, c.name::regclass)))::bigint"
             " FROM unnest($2::text[]) c (name) LEFT JOIN LATERAL pg_partition_tree(c.name::regclass) p ON p.isleaf)"
-            f" FROM {t.agents}",
-            DocKind.LAYER.value,
-            table_names(t),
+            f" FROM (SELECT {counts} FROM {t.agents} WHERE created_at IS NOT NULL) n,"
+            f" (SELECT {counts} FROM {t.agents} WHERE {UNNAMED}) u"
         )
-        return Totals(agents=row[0], messages=row[1], tool_calls=row[2], is_used=row[3], size_bytes=row[4])
 
     # --- agents with records
 

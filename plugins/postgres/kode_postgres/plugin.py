@@ -31,10 +31,10 @@ def _is_there(options: PostgresOptions) -> bool:
         return pool.submit(asyncio.run, has_tables(options)).result()
 
 
-def _schema(options: PostgresOptions) -> str:
+def _schema(options: PostgresOptions, since: int = 0) -> str:
     from kode_postgres.schema import script
 
-    return script(options)
+    return script(options, since)
 
 
 def _from_url(split: SplitResult) -> Mapping[str, Any]:
@@ -62,6 +62,7 @@ def kode_store_backend() -> Backend:
             "POSTGRES_PASSWORD": "password",
         },
         schema=_schema,
+        schema_from=_schema,
         is_there=_is_there,
         summary="a server, for several machines",
     )

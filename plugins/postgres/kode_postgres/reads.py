@@ -29,14 +29,30 @@ from kode_core.engines.reading import MOST, check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_postgres.overview import ONE, Overview
-from kode_postgres.schema import Tables
+from kode_postgres.schema import (
+    COMMON_ROLES,
+    COMMON_STATE,
+    COMMON_TYPES,
+    EARLY,
+    KIND,
+    KIND_LENGTH,
+    RARE_ROLE,
+    RARE_STATE,
+    RARE_TYPES,
+    Tables,
+)
 from kode_postgres.session import Session
 from kode_postgres.writes import key_hash
 
 __all__ = ["Reads"]
 
 _ROW: Final = "r.position, r.body::text, r.digest, r.created_at"
-_EQUAL: Final = ("role", "tool_name", "state", "is_error", "has_approval")
+_RARE: Final[dict[str, tuple[Sequence[str], str]]] = {
+    "role": (COMMON_ROLES, RARE_ROLE),
+    "state": ((COMMON_STATE,), RARE_STATE),
+    "content_type": (COMMON_TYPES, RARE_TYPES),
+}
+"""Values that have no index, and a condition that all others fulfil, for which there is one."""
 
 
 class _Arguments(list[Any]):
@@ -217,13 +233,24 @@ class Reads(Overview):
         if query.after is not None:
             key = f"{args.mark(query.after[0], 'bigint')}, {args.mark(query.after[1], 'text')}"
             where.append(f"({column}, a.agent_id) {'<' if query.descending else '>'} ({key})")
-        statement = (
-            "SELECT a.agent_id, i.body::text, i.digest, a.created_at, a.updated_at, a.message_count"
-            f" FROM {self._tables.agents} a LEFT JOIN {self._tables.infos} i ON i.agent_id = a.agent_id"
-            f" WHERE {' AND '.join(where)} ORDER BY {column} {direction}, a.agent_id {direction}"
-            f" LIMIT {args.mark(query.limit, 'bigint')} OFFSET {args.mark(query.offset, 'bigint')}"
-        )
-        return statement, args
+        order = f"ORDER BY {query.sort_by} {direction}, agent_id {direction}"
+        limit, offset = args.mark(query.limit, "bigint"), args.mark(query.offset, "bigint")
+
+        def page(*more: str) -> str:
+            return (
+                "SELECT a.agent_id, i.body::text, i.digest, a.created_at, a.updated_at, a.message_count"
+                f" FROM {self._tables.agents} a LEFT JOIN {self._tables.infos} i ON i.agent_id = a.agent_id"
+                f" WHERE {' AND '.join([*where, *more])} {order} LIMIT {limit}"
+            )
+
+        if query.sort_by != "created_at" or query.updated.end is None:
+            return f"{page()} OFFSET {offset}", args
+        # Those that were updated last before a time began before it, which is where the search starts then, and not at
+        # the newest. Of those that began later, by clocks that were not set alike, there is an index.
+        end = args.mark(query.updated.end, "bigint")
+        pages = (f"a.created_at < {end}",), (f"a.created_at >= {end}", EARLY)
+        both = " UNION ALL ".join(f"({page(*more)} + {offset})" for more in pages)
+        return f"SELECT * FROM ({both}) a {order} LIMIT {limit} OFFSET {offset}", args
 
     async def find_sessions(self, session: Session, query: SessionQuery) -> Found[SessionRow]:
         """Those whose info is missing are left out, and others are found instead."""
@@ -242,12 +269,17 @@ class Reads(Overview):
         """The statement of a query over list rows and its arguments."""
         args = _Arguments()
         where = [] if query.agent_id is None else [f"agent_id = {args.mark(query.agent_id, 'text')}"]
+        sought = None
         for name, value in query.where:
-            if name == "content_type":
-                types = args.mark(f"\n{value}\n", "text")
-                where.append(f"strpos(content_types, {types}) > 0")
-            elif isinstance(value, bool):
+            if isinstance(value, bool):
                 where.append(name if value else f"NOT {name}")
+                continue
+            common, is_rare = _RARE.get(name, ((value,), ""))
+            where += [is_rare] if value not in common else []
+            if name == "content_type":
+                mark = args.mark(f"\n{value}\n", "text")
+                sought = mark if value not in common and query.agent_id is None else None
+                where.append(f"strpos(content_types, {mark}) > 0")
             else:
                 where.append(f"{name} = {args.mark(value, 'text')}")
         where += args.span("created_at", query.created)
@@ -255,13 +287,28 @@ class Reads(Overview):
             key = ", ".join(args.mark(v, k) for v, k in zip(query.after, ("bigint", "text", "bigint"), strict=True))
             where.append(f"(created_at, agent_id, position) {'<' if query.descending else '>'} ({key})")
         direction = "DESC" if query.descending else "ASC"
+        order = f"ORDER BY created_at {direction}, agent_id {direction}, position {direction}"
+        limit, offset = args.mark(query.limit, "bigint"), args.mark(query.offset, "bigint")
+        with_kinds, source = "", getattr(self._tables, query.kind)
+        if sought is not None:
+            page = f"WHERE {KIND} = k.kind AND role = k.role AND {' AND '.join(where)} {order} LIMIT {limit} + {offset}"
+            source = f"kinds k CROSS JOIN LATERAL (SELECT * FROM {source} {page}) r"
+            where = [f"(strpos(k.kind, {sought}) > 0 OR length(k.kind) = {KIND_LENGTH})"]
+            with_kinds = self._kinds()
         statement = (
-            "SELECT agent_id, position, created_at, body::text, digest"
-            f" FROM {getattr(self._tables, query.kind)} WHERE {' AND '.join(where) or 'TRUE'}"
-            f" ORDER BY created_at {direction}, agent_id {direction}, position {direction}"
-            f" LIMIT {args.mark(query.limit, 'bigint')} OFFSET {args.mark(query.offset, 'bigint')}"
+            f"{with_kinds}SELECT agent_id, position, created_at, body::text, digest"
+            f" FROM {source} WHERE {' AND '.join(where) or 'TRUE'} {order} LIMIT {limit} OFFSET {offset}"
         )
         return statement, args
+
+    def _kinds(self) -> str:
+        """The different types of rare messages, with their roles: for each there is one look into the index."""
+        rows = f"SELECT {KIND} AS kind, role FROM {self._tables.messages} WHERE {RARE_TYPES}"
+        one = f"ORDER BY {KIND}, role LIMIT 1"
+        return (
+            f"WITH RECURSIVE kinds (kind, role) AS (({rows} {one}) UNION ALL SELECT n.kind, n.role FROM kinds k"
+            f" CROSS JOIN LATERAL ({rows} AND ({KIND}, role) > (k.kind, k.role) {one}) n) "
+        )
 
     async def find_rows(self, session: Session, query: RowQuery) -> list[FoundRow]:
         statement, args = self.rows_statement(query)

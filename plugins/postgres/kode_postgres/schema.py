@@ -8,15 +8,17 @@ compared by code point, and no indexed value is longer than an index can hold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-from kode_core.errors import SchemaVersionError, StoreUnavailableError
+from kode_core.errors import InvalidArgumentError
 from kode_postgres.options import PostgresOptions
 
-__all__ = ["KEPT_OPS", "SCHEMA_VERSION", "Tables", "migrate", "script", "statements", "version_of"]
+__all__ = ["KEPT_OPS", "MIGRATIONS", "SCHEMA_VERSION", "Step", "Tables", "script", "statements", "steps"]
 
 KEPT_OPS: Final = 16
 """How many of the last writes' ids a head keeps, to know a write again that is repeated."""
+
+DEFAULT_PREFIX: Final = "kode_"
 
 TABLES: Final = ("agents", "infos", "messages", "tool_calls", "docs", "events", "leases", "followers")
 OF_AN_AGENT: Final = ("infos", "messages", "tool_calls", "docs", "events")
@@ -109,6 +111,34 @@ _INDEXES: Final[tuple[tuple[str, str, str], ...]] = (
 )
 _UNIQUE: Final[tuple[tuple[str, str, str], ...]] = (("events", "seq", "(agent_id, seq, digest)"),)
 
+# What most rows are, in every store, is soon found by reading in the order of time. An index of the others is small,
+# and costs the writers of most rows nothing. A query says these conditions in full, so that a plan that does not know
+# the value that is asked for may use the index, too.
+COMMON_ROLES: Final = ("user", "assistant")
+COMMON_TYPES: Final = ("text", "tool_use", "tool_result", "reasoning")
+COMMON_STATE: Final = "COMPLETED"
+RARE_ROLE: Final = f"role <> ALL ('{{{','.join(COMMON_ROLES)}}}')"
+RARE_TYPES: Final = rf"content_types !~ '^\n(({'|'.join(COMMON_TYPES)})\n)*$'"
+RARE_STATE: Final = f"state <> '{COMMON_STATE}'"
+KIND_LENGTH: Final = 200
+KIND: Final = f"left(content_types, {KIND_LENGTH})"
+"""The types of a message as its index has them: it cannot hold them all."""
+UNNAMED: Final = "created_at IS NULL AND (message_version <> 0 OR tool_call_version <> 0)"
+"""Holds for the head of an agent that has lists and no info."""
+EARLY: Final = "created_at = greatest(created_at, updated_at) AND created_at <> updated_at"
+"""Holds for the head of an agent that was updated before it began, by clocks that were not set alike. The planner takes
+it for rare, as it is, where it would expect ``created_at > updated_at`` of every third."""
+
+_INDEXES_2: Final[tuple[tuple[str, str, str], ...]] = (
+    ("agents", "counts", "(message_count, agent_id) INCLUDE (tool_call_count) WHERE created_at IS NOT NULL"),
+    ("agents", "unnamed", f"(agent_id) WHERE {UNNAMED}"),
+    ("agents", "early", f"(created_at, agent_id) WHERE {EARLY}"),
+    ("messages", "roles", f"(role, created_at, agent_id, position) WHERE {RARE_ROLE}"),
+    ("messages", "types", f"({KIND}, role, created_at, agent_id, position) WHERE {RARE_TYPES}"),
+    ("tool_calls", "states", f"(state, created_at, agent_id, position) WHERE {RARE_STATE}"),
+    ("tool_calls", "approvals", "(created_at, agent_id, position) WHERE has_approval"),
+)
+
 
 class Tables:
     """The names of the tables, quoted, as attributes: ``tables.messages``.
@@ -145,8 +175,20 @@ class Tables:
         return f"{self.home}.{self.prefix}"
 
 
-def _first(tables: Tables, partitions: int) -> list[str]:
-    made = []
+class Step(NamedTuple):
+    """A part of a migration, and one transaction.
+
+    Attributes:
+        makes: the index that it makes, by which is seen whether it was made before; None where it makes something else.
+    """
+
+    statements: Sequence[str]
+    makes: str | None = None
+
+
+def _first(tables: Tables, partitions: int) -> list[Step]:
+    made = [] if tables.schema is None else [make_schema(tables)]
+    made.append(f"CREATE TABLE IF NOT EXISTS {tables.meta} (key text NOT NULL PRIMARY KEY, value bigint NOT NULL)")
     for name, columns in _COLUMNS.items():
         by = " PARTITION BY HASH (agent_id)" if partitions else ""
         made.append(
@@ -162,88 +204,62 @@ def _first(tables: Tables, partitions: int) -> list[str]:
     for kind, indexes in (("UNIQUE INDEX", _UNIQUE), ("INDEX", _INDEXES)):
         for table, name, what in indexes:
             made.append(f'CREATE {kind} "{tables.prefix}{table}_{name}" ON {tables.qualified(table)} {what}')
+    return [Step(made)]
+
+
+def _second(tables: Tables, partitions: int) -> list[Step]:
+    """Indexes alone: a store of version 1 that is open goes on, and one step after the other may be interrupted."""
+    made = []
+    for table, name, what in _INDEXES_2:
+        index = f'"{tables.prefix}{table}_{name}"'
+        statement = f"CREATE INDEX IF NOT EXISTS {index} ON {tables.qualified(table)} {what}"
+        made.append(Step([statement], index if tables.schema is None else f'"{tables.schema}".{index}'))
     return made
 
 
-MIGRATIONS: Final = (_first,)
+MIGRATIONS: Final = (_first, _second)
 """What leads from each version to the next. Append to it; never change what was released."""
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)
 
 
+def make_schema(tables: Tables) -> str:
+    """The statement that makes the schema of the tables."""
+    return f'CREATE SCHEMA IF NOT EXISTS "{tables.schema}"'
+
+
+def steps(tables: Tables, since: int, partitions: int = 0) -> list[Step]:
+    """The steps that lead from version *since* to this one; *partitions* is how many of each new table to make.
+
+    New tables are one step. Others may write to those that are there between two steps.
+    """
+    made: list[Step] = []
+    for version, migration in enumerate(MIGRATIONS[since:], since + 1):
+        known = (
+            f"INSERT INTO {tables.meta} VALUES ('schema_version', {version})"
+            " ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        )
+        made += [*migration(tables, partitions), Step([known])]
+    return made if since else [Step([statement for step in made for statement in step.statements])]
+
+
 def statements(tables: Tables, since: int = 0, partitions: int = 0) -> list[str]:
-    """The statements that lead from version *since* to this one; *partitions* is how many of each table to make."""
-    found = [statement for migration in MIGRATIONS[since:] for statement in migration(tables, partitions)]
-    if not found:
-        return []
-    schema = [f'CREATE SCHEMA IF NOT EXISTS "{tables.schema}"'] if tables.schema is not None and not since else []
-    meta = f"CREATE TABLE IF NOT EXISTS {tables.meta} (key text NOT NULL PRIMARY KEY, value bigint NOT NULL)"
-    version = (
-        f"INSERT INTO {tables.meta} VALUES ('schema_version', {len(MIGRATIONS)})"
-        " ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-    )
-    return [*schema, meta, *found, version]
+    """The statements of these steps."""
+    return [statement for step in steps(tables, since, partitions) for statement in step.statements]
 
 
-def script(options: PostgresOptions) -> str:
-    """The tables of a new database as SQL, for those who may not let a program make them."""
-    lines = "".join(f"{statement};\n" for statement in statements(Tables(options.resolved())))
-    return f"BEGIN;\n{lines}COMMIT;\n"
-
-
-async def version_of(con: Any, tables: Tables) -> int:
-    """The version of the tables, 0 when there are none."""
-    # A statement with a table in it: without one, a session may not know yet of tables that another has just made.
-    if await con.fetchval("SELECT to_regclass($1)::text FROM pg_catalog.pg_class LIMIT 1", tables.meta) is None:
-        return 0
-    return int(await con.fetchval(f"SELECT value FROM {tables.meta} WHERE key = 'schema_version'") or 0)
-
-
-async def _home(con: Any, tables: Tables) -> str:
-    """The schema of the tables; without one in the options it is where the search path leads."""
-    if tables.schema is not None:
-        return tables.schema
-    found = await con.fetchval(
-        "SELECT coalesce((SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n"
-        " ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)), current_schema())::text",
-        tables.meta,
-    )
-    return found or ""
-
-
-async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None:
-    """Bring the tables to this version, in one transaction; many may try at once (OPS-7, OPS-8).
+def script(options: PostgresOptions, since: int = 0) -> str:
+    """What leads from version *since* to this one as SQL, for those who may not let a program make it.
 
     Raises:
-        SchemaVersionError: the tables are of a newer version; nothing is changed.
-        StoreUnavailableError: something is to be made, and *create* forbids it.
+        InvalidArgumentError: there is no such version.
     """
-    async with con.transaction(isolation="read_committed"):
-        tables.home = await _home(con, tables)
-        version = await version_of(con, tables)
-    if version == len(MIGRATIONS):
-        return
-    _see_newer(version, place)
-    if not create:
-        what = "there are no tables of kode" if not version else f"the tables are of version {version}"
-        raise StoreUnavailableError(f"{place}: {what} and create is off; {_REMEDY}")
-    async with con.transaction(isolation="read_committed"):
-        await con.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 20))", f"kode schema {tables.identity}")
-        version = await version_of(con, tables)
-        _see_newer(version, place)
-        for statement in statements(tables, version):
-            await con.execute(statement)
-
-
-_REMEDY: Final = "run what 'kode schema postgres --print' prints, as a user who may create tables"
-
-
-def _see_newer(version: int, place: str) -> None:
-    if version > len(MIGRATIONS):
-        raise SchemaVersionError(
-            f"{place} has schema {version}, and this kode-postgres knows up to {len(MIGRATIONS)}: "
-            "run: pip install --upgrade kode-postgres"
+    if not 0 <= since <= len(MIGRATIONS):
+        raise InvalidArgumentError(
+            f"the versions of the schema are 0, which has no tables, to {len(MIGRATIONS)}; there is no version {since}"
         )
+    found = [step.statements for step in steps(Tables(options.resolved()), since)]
+    return "".join(f"BEGIN;\n{''.join(f'{one};{chr(10)}' for one in several)}COMMIT;\n" for several in found)
 
 
 def table_names(tables: Tables) -> Sequence[str]:

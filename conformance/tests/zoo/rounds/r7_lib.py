@@ -20,8 +20,8 @@ from kode_core.errors import CorruptRecordError, KodeError
 from kode_core.ids import check_agent_id
 from kode_core.layers import Layer
 from kode_core.model import Bookmark, MediaCacheRecord, Message, TodoSnapshot, ToolResultBlock, ToolUseBlock
-from kode_core.query import Page
 from kode_core.pace import Pace
+from kode_core.query import Page
 from kode_core.store import EngineStore, rows
 from kode_core.store.events import stored_event
 from kode_core.store.ops import OPS

@@ -753,7 +753,7 @@ async def _follow_over_a_close(ctx: Any) -> object:
         try:
             async for _ in store.follow_events("a"):
                 pass
-        except Exception as exc:  # noqa: BLE001
+        except Exception as exc:
             return type(exc).__name__
         return "ended"
 
@@ -832,7 +832,7 @@ async def _wait_for_expiry(ctx: Any) -> object:
 async def _outcome_of(lock: Any) -> str:
     try:
         return type(await lock).__name__
-    except Exception as exc:  # noqa: BLE001
+    except Exception as exc:
         return type(exc).__name__
 
 

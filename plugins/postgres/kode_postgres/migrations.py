@@ -1,0 +1,188 @@
+"""Bringing the tables to this version when a store is opened, whoever else tries the same.
+
+Each step is a transaction under an advisory lock. A step that was interrupted left nothing, and the next store that is
+opened goes on with it. Indexes are made in transactions, and not CONCURRENTLY: that would wait for every transaction of
+the database, also a dump that takes hours, leaves an index behind that is of no use when it is interrupted, cannot be
+done to tables in partitions, and needs a lock of the session, which there is none of behind PgBouncer. For that the
+table is read-only while one of its indexes is made. Who cannot have that makes the indexes beforehand, by the same
+names: they are found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import nullcontext
+from typing import Any, Final
+
+import asyncpg
+
+from kode_core.engine import unhurried
+from kode_core.errors import (
+    SchemaVersionError,
+    StorageError,
+    StoreBusyError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+)
+from kode_postgres import schema
+from kode_postgres.errors import is_conflict, is_locked_out
+from kode_postgres.schema import DEFAULT_PREFIX, Step, Tables, make_schema, steps
+
+__all__ = ["migrate", "version_of"]
+
+log = logging.getLogger("kode_core")
+
+_ANY_TIME_S: Final = 7 * 86_400.0
+_TABLE_LOCK: Final = "2s"
+"""How long a step waits for its table: all who write to it wait behind it."""
+_LOCKED_S: Final = 600.0
+_LIMITS: Final = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+
+
+async def version_of(con: Any, tables: Tables) -> int:
+    """The version of the tables, 0 when there are none."""
+    # A statement with a table in it: without one, a session may not know yet of tables that another has just made.
+    if await con.fetchval("SELECT to_regclass($1)::text FROM pg_catalog.pg_class LIMIT 1", tables.meta) is None:
+        return 0
+    return int(await con.fetchval(f"SELECT value FROM {tables.meta} WHERE key = 'schema_version'") or 0)
+
+
+async def _home(con: Any, tables: Tables) -> str:
+    """The schema of the tables; without one in the options it is where the search path leads."""
+    if tables.schema is not None:
+        return tables.schema
+    found = await con.fetchval(
+        "SELECT coalesce((SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n"
+        " ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)), current_schema())::text",
+        tables.meta,
+    )
+    return found or ""
+
+
+async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None:
+    """Bring the tables to this version; many may try at once (OPS-7, OPS-8).
+
+    Raises:
+        SchemaVersionError: the tables are of a newer version; nothing is changed.
+        StoreReadOnlyError: the user may not do that.
+        StoreUnavailableError: something is to be made, and *create* forbids it.
+    """
+    async with con.transaction(isolation="read_committed"):
+        tables.home = await _home(con, tables)
+        version = await version_of(con, tables)
+    if version == len(schema.MIGRATIONS):
+        return
+    _see_newer(version, place)
+    if not create:
+        what = f"the tables are of version {version}" if version else "there are no tables of kode"
+        raise StoreUnavailableError(f"{place}: {what} and create is off; {_remedy(tables, version)}")
+    try:
+        with unhurried() if version else nullcontext():
+            if version:
+                log.info("%s: tables of version %d become version %d", place, version, len(schema.MIGRATIONS))
+            await _Migration(con, tables, place).run()
+    except asyncpg.InsufficientPrivilegeError as exc:
+        if not version:
+            raise
+        raise StoreReadOnlyError(
+            f"{place}: the tables are of version {version}, and the user lacks the right to change them"
+            f" ({exc.sqlstate}: {exc.args[0]}); {_remedy(tables, version)}"
+        ) from exc
+
+
+class _Migration:
+    """The steps of one store, as far as others do not make them."""
+
+    def __init__(self, con: Any, tables: Tables, place: str) -> None:
+        self._con = con
+        self._tables = tables
+        self._place = place
+        self._key = f"kode schema {tables.identity}"
+        self._busy_since: float | None = None
+
+    async def run(self) -> None:
+        """Make step after step, and wait while another store makes one."""
+        while True:
+            try:
+                async with self._con.transaction(isolation="read_committed"):
+                    is_mine = await self._begin()
+                    if is_mine and not await self._step():
+                        return
+                self._busy_since = None
+            except asyncpg.PostgresError as exc:
+                if not (is_locked_out(exc) or is_conflict(exc)):
+                    raise
+                self._note_busy(exc)
+                is_mine = False
+            if not is_mine:
+                await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311
+
+    async def _begin(self) -> bool:
+        """Set this transaction free of limits; whether it has the lock.
+
+        The lock is asked for again and again: a statement that waits for it may be ended by a limit of a pooler.
+        """
+        await self._con.execute(
+            "SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN $2 ELSE '0' END, true) FROM pg_settings"
+            " WHERE name = 'lock_timeout' OR name = ANY ($1::text[])",
+            *(_LIMITS, _TABLE_LOCK),
+        )
+        return bool(await self._con.fetchval("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 20))", self._key))
+
+    async def _step(self) -> bool:
+        """Make the next step, under the lock; False when there is none."""
+        version = await version_of(self._con, self._tables)
+        _see_newer(version, self._place)
+        for step in steps(self._tables, version) if version < len(schema.MIGRATIONS) else ():
+            if not await self._is_made(step):
+                await self._make(step)
+                return True
+        return False
+
+    async def _is_made(self, step: Step) -> bool:
+        if step.makes is None:
+            return False
+        is_valid = await self._con.fetchval(
+            "SELECT indisvalid FROM pg_catalog.pg_index WHERE indexrelid = to_regclass($1)", step.makes
+        )
+        if is_valid is False:
+            raise StorageError(
+                f"{self._place}: the index {step.makes} was not made to its end, or is being made;"
+                f" wait for that, or run: DROP INDEX {step.makes}"
+            )
+        return is_valid is not None
+
+    async def _make(self, step: Step) -> None:
+        schemas = "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1"
+        has_schema = await self._con.fetchval(schemas, self._tables.schema)
+        for statement in step.statements:
+            # Even with IF NOT EXISTS it asks for the right to make schemas.
+            if not (has_schema and statement == make_schema(self._tables)):
+                await self._con.execute(statement, timeout=_ANY_TIME_S)
+
+    def _note_busy(self, exc: Exception) -> None:
+        now = time.monotonic()
+        self._busy_since = self._busy_since or now
+        if now > self._busy_since + _LOCKED_S:
+            raise StoreBusyError(
+                f"{self._place}: the tables are of an older version, and other transactions kept one of them locked for"
+                f" {_LOCKED_S:g} s; end those, and open the store again"
+            ) from exc
+
+
+def _remedy(tables: Tables, version: int) -> str:
+    url = "postgres" if tables.prefix == DEFAULT_PREFIX else f'"postgres:?table_prefix={tables.prefix}"'
+    where = "" if tables.schema is None else f" --schema {tables.schema}"
+    since, right = (f" --from {version}", "change them") if version else ("", "create tables")
+    return f"run what 'kode schema {url}{where}{since} --print' prints, as a user who may {right}"
+
+
+def _see_newer(version: int, place: str) -> None:
+    if version > len(schema.MIGRATIONS):
+        raise SchemaVersionError(
+            f"{place} has schema {version}, and this kode-postgres knows up to {len(schema.MIGRATIONS)}: "
+            "run: pip install --upgrade kode-postgres"
+        )

@@ -1,0 +1,212 @@
+"""Plans of queries on a store of 200,000 rows: how many pages a query touches depends on its page, not on the store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+import pytest
+from kode_postgres.options import PostgresOptions
+from kode_postgres.reads import Reads
+from kode_postgres.schema import Tables, table_names
+from kode_postgres.servers import Server
+
+from kode_core.batch import EventRange
+from kode_core.query import message_query, session_query, tool_call_query
+from plugins.postgres.tests.large import AGENTS, CALLS, EVENTS, MESSAGES, START, STEP, agent, fill
+
+TABLES: Final = Tables(PostgresOptions())
+READS: Final = Reads(TABLES)
+LIMIT: Final = 100
+AROUND: Final = 120
+"""Pages that a query may touch besides those of its rows: levels of indexes, and a few looks in vain."""
+HEAD: Final = 5
+"""Pages for each session of a page: two rows, and the two or three levels of the index of one of them."""
+MIDDLE: Final = START + AGENTS // 2 * STEP
+WHEN: Final = START + MESSAGES // 2 * 1000
+
+
+@pytest.fixture(scope="module")
+def large(server: Server) -> Iterator[str]:
+    """The address of a database with a large store."""
+    name = f"kode_{secrets.token_hex(6)}"
+
+    async def make() -> None:
+        await server.execute(f"CREATE DATABASE {name}")
+        con = await asyncpg.connect(server.url(name))
+        await fill(con, TABLES)
+        await con.close()
+
+    try:
+        asyncio.run(make())
+        yield server.url(name)
+    finally:
+        asyncio.run(server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def con(large: str) -> AsyncIterator[Any]:
+    """A connection to that database."""
+    con = await asyncpg.connect(large)
+    try:
+        yield con
+    finally:
+        await con.close()
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(map(_literal, value))}]"
+    text = re.sub(r"['\\]", r"\\\g<0>", value).replace("\n", "\\n")
+    return f"E'{text}'"
+
+
+async def explained(con: Any, statement: str, args: Sequence[Any]) -> dict[str, Any]:
+    """The plan that a connection has that has sent the same often: the server may keep one that fits no value."""
+    call = f"EXECUTE asked({', '.join(map(_literal, args))})"
+    await con.execute(f"PREPARE asked AS {statement}")
+    await con.execute(";".join([call] * 6))
+    (found,) = json.loads(await con.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {call}"))
+    plan: dict[str, Any] = found["Plan"]
+    return plan
+
+
+def touched(plan: dict[str, Any]) -> int:
+    """Pages, each as often as it was touched, in the server's memory or not."""
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+async def cost(con: Any, make: Callable[[Any], tuple[str, list[Any]]], query: Any, after: Any) -> tuple[int, int]:
+    """How many rows a query finds and how many pages it touches, with the row by which the store looks ahead."""
+    query = msgspec.structs.replace(query, limit=query.limit + 1, after=after)
+    plan = await explained(con, *make(query))
+    return int(plan["Actual Rows"]), touched(plan)
+
+
+SESSIONS: Final[tuple[tuple[dict[str, Any], int], ...]] = (
+    ({}, 1),
+    ({"metadata": {"plan": "gold"}}, 3),  # every third has it
+    ({"metadata": {"plan": "gold"}, "sort_by": "updated_at"}, 3),
+    ({"metadata": {"plan": "gold"}, "sort_by": "message_count"}, 3),
+    ({"metadata": {"plan": "gold"}, "user_id": "u-7"}, 1),
+    ({"metadata": {"plan": "nobody's"}}, 1),
+    ({"user_id": "u-7", "sort_by": "message_count"}, 1),
+    ({"updated_before": MIDDLE}, 1),
+    ({"updated_before": MIDDLE, "order": "asc"}, 1),
+    ({"updated_before": START + 100 * STEP}, 1),
+    ({"updated_before": MIDDLE, "metadata": {"plan": "gold"}}, 3),
+    ({"updated_before": MIDDLE, "template_id": "tpl-3"}, 1),
+    ({"updated_before": MIDDLE, "user_id": "u-7"}, 1),
+    ({"sort_by": "message_count"}, 1),
+    ({"sort_by": "message_count", "order": "asc"}, 1),
+    ({"sort_by": "updated_at"}, 1),
+    ({"template_id": "tpl-3"}, 1),
+)
+MESSAGE_ROWS: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"role": "system"},
+    {"role": "nobody"},
+    {"role": "system", "content_type": "text"},
+    {"role": "system", "created_before": WHEN, "order": "asc"},
+    {"content_type": "image"},
+    {"content_type": "file"},
+    {"content_type": "file", "order": "asc"},
+    {"content_type": "hologram"},
+    {"content_type": "image", "role": "user"},
+    {"content_type": "image", "created_after": WHEN},
+    {"role": "user"},
+    {"content_type": "tool_use"},
+    {"agent_id": agent(77), "content_type": "image"},
+)
+CALL_ROWS: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"state": "FAILED"},
+    {"state": "PENDING"},
+    {"state": "COMPLETED"},
+    {"has_approval": True},
+    {"has_approval": True, "order": "asc"},
+    {"has_approval": True, "state": "APPROVAL_REQUIRED"},
+    {"has_approval": True, "tool_name": "tool_3"},
+    {"state": "FAILED", "tool_name": "tool_3"},
+    {"is_error": True},
+)
+
+
+@pytest.mark.parametrize(("filters", "share"), SESSIONS, ids=str)
+async def test_sessions(con: Any, filters: dict[str, Any], share: int) -> None:
+    """Sessions cost the pages of those that are shown, times how many are looked at for each that matches."""
+    for limit in (LIMIT, 10):
+        query = session_query({**filters, "limit": limit})  # type: ignore[typeddict-item]
+        found, pages = await cost(con, READS.sessions_statement, query, None)
+        assert pages <= AROUND + HEAD * share * (limit + 1), found
+        await con.execute("DEALLOCATE asked")
+
+
+async def test_sessions_from_a_cursor_on(con: Any) -> None:
+    """A page in the middle costs as much as the first, in each order."""
+    for sort_by, value in (("created_at", MIDDLE), ("updated_at", MIDDLE), ("message_count", 9)):
+        query = session_query({"sort_by": sort_by, "updated_before": MIDDLE + STEP})  # type: ignore[typeddict-item]
+        found, pages = await cost(con, READS.sessions_statement, query, (value, agent(AGENTS // 2)))
+        assert found == LIMIT + 1
+        assert pages <= AROUND + 3 * HEAD * (LIMIT + 1)  # of the sorted by count, half were updated later
+        await con.execute("DEALLOCATE asked")
+
+
+@pytest.mark.parametrize("filters", MESSAGE_ROWS, ids=str)
+async def test_messages(con: Any, filters: dict[str, Any]) -> None:
+    """Messages cost the pages of those that are shown, from the start and from a cursor on."""
+    for after in (None, (WHEN, agent(MESSAGES // 8), 2)):
+        found, pages = await cost(con, READS.rows_statement, message_query(filters), after)  # type: ignore[arg-type]
+        assert pages <= AROUND + (LIMIT + 1), found
+        await con.execute("DEALLOCATE asked")
+
+
+@pytest.mark.parametrize("filters", CALL_ROWS, ids=str)
+async def test_tool_calls(con: Any, filters: dict[str, Any]) -> None:
+    """Tool calls cost the pages of those that are shown, from the start and from a cursor on."""
+    for after in (None, (START + CALLS // 2 * STEP, agent(CALLS // 2), 0)):
+        found, pages = await cost(con, READS.rows_statement, tool_call_query(filters), after)  # type: ignore[arg-type]
+        assert pages <= AROUND + (LIMIT + 1), found
+        await con.execute("DEALLOCATE asked")
+
+
+async def test_what_is_rare_is_found(con: Any) -> None:
+    """The searches above do find what there is, as a plain scan does."""
+    count = "SELECT count(*) FROM kode_messages WHERE"
+    for filters, where in (
+        ({"role": "system"}, "role = 'system'"),
+        ({"content_type": "image"}, "strpos(content_types, 'image') > 0"),
+        ({"content_type": "file"}, "strpos(content_types, 'file') > 0"),
+        ({"content_type": "image", "role": "assistant"}, "strpos(content_types, 'image') > 0 AND role = 'assistant'"),
+    ):
+        there = await con.fetchval(f"{count} {where}")
+        assert there
+        found, _ = await cost(con, READS.rows_statement, message_query(filters), None)  # type: ignore[arg-type]
+        assert found == there
+        await con.execute("DEALLOCATE asked")
+
+
+@pytest.mark.parametrize("order", ["offset", "seq"])
+async def test_events(con: Any, order: Any) -> None:
+    """A page of events costs its rows, in both orders and wherever it begins."""
+    for start in (0, EVENTS // 2, EVENTS):
+        span = EventRange(order=order, after=(start, start), limit=LIMIT)
+        plan = await explained(con, *READS.events_statement("ev-big", span))
+        assert touched(plan) <= AROUND + LIMIT
+        await con.execute("DEALLOCATE asked")
+
+
+async def test_totals(con: Any) -> None:
+    """The totals are counted in an index of the agents that there are; heads of deleted ones are not touched."""
+    plan = await explained(con, READS.totals_statement(), ["layer", list(table_names(TABLES))])
+    index = await con.fetchval("SELECT pg_relation_size('kode_agents_counts') / 8192")
+    heads = await con.fetchval("SELECT pg_relation_size('kode_agents') / 8192")
+    assert touched(plan) <= AROUND * 3 + index < heads / 3  # sizes of tables are looked up in catalogues
