@@ -14,7 +14,8 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, Final
 
 import asyncpg
@@ -107,7 +108,7 @@ class _Migration:
         """Make step after step, and wait while another store makes one."""
         while True:
             try:
-                async with self._con.transaction(isolation="read_committed"):
+                async with self._transaction():
                     is_mine = await self._begin()
                     if is_mine and not await self._step():
                         return
@@ -119,6 +120,19 @@ class _Migration:
                 is_mine = False
             if not is_mine:
                 await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[None]:
+        """A transaction whose error is the one that broke it, also where the connection is gone."""
+        transaction = self._con.transaction(isolation="read_committed")
+        await transaction.start()
+        try:
+            yield
+        except BaseException:
+            with suppress(asyncpg.InterfaceError):
+                await transaction.rollback()
+            raise
+        await transaction.commit()
 
     async def _begin(self) -> bool:
         """Set this transaction free of limits; whether it has the lock.

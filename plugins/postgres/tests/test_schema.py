@@ -9,12 +9,12 @@ import random
 import asyncpg
 import pytest
 from kode_conformance import samples
-from kode_postgres import PostgresStore, schema
+from kode_postgres import PostgresStore
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, script, statements
 from kode_postgres.servers import Server
 
-from kode_core import SchemaVersionError, StorageError, StoreReadOnlyError, StoreUnavailableError
+from kode_core import StoreReadOnlyError, StoreUnavailableError
 
 
 @contextlib.asynccontextmanager
@@ -55,48 +55,6 @@ async def test_the_schema_of_the_search_path_is_found(database: str) -> None:
         async with PostgresStore(database) as store:
             await store.append_messages("a", samples.messages(1))
             assert store._context.engine.tables.identity == "We ird.kode_"  # type: ignore[attr-defined]
-
-
-async def test_an_older_schema_is_migrated_in_place(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables of an older version become the present one when opened; records stay; opening again changes nothing."""
-    async with PostgresStore(database) as store:
-        await store.save_messages("a", samples.messages(3))
-
-    def step(tables: Tables, partitions: int) -> list[str]:
-        return [f"ALTER TABLE {tables.agents} ADD COLUMN colour text", f"UPDATE {tables.agents} SET colour = 'red'"]
-
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, step))
-    for _ in range(2):
-        async with PostgresStore(database) as store:
-            assert await store.load_messages("a") == samples.messages(3)
-    async with connected(database) as con:
-        assert await con.fetchval("SELECT colour FROM kode_agents") == "red"
-
-
-async def test_a_migration_that_fails_changes_nothing(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A migration is all or nothing: after one that failed the older version still works."""
-    async with PostgresStore(database) as store:
-        await store.save_messages("a", samples.messages(3))
-
-    def broken(tables: Tables, partitions: int) -> list[str]:
-        return [f"ALTER TABLE {tables.agents} ADD COLUMN colour text", "UPDATE nonsense SET x = 1"]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
-        with pytest.raises(StorageError, match="nonsense"):
-            await PostgresStore(database).open()
-    async with PostgresStore(database) as store:
-        assert await store.load_messages("a") == samples.messages(3)
-
-
-async def test_a_newer_schema_is_refused(database: str) -> None:
-    """Tables of a newer version are refused, with what to upgrade."""
-    async with PostgresStore(database) as store:
-        await store.save_messages("a", samples.messages(1))
-    async with connected(database) as con:
-        await con.execute("UPDATE kode_meta SET value = 99")
-    with pytest.raises(SchemaVersionError, match="has schema 99, and this kode-postgres knows up to 1: .*--upgrade"):
-        await PostgresStore(database).open()
 
 
 async def test_the_printed_schema_is_the_one_that_is_made(database: str) -> None:
