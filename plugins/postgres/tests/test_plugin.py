@@ -133,6 +133,14 @@ def test_the_schema_can_be_printed() -> None:
     assert 'CREATE TABLE "bot_messages"' in run("postgres:?table_prefix=bot_", "--print")[1]
     assert run("sqlite", "--print")[0::2] == (2, "error: backend 'sqlite' needs nothing that could be printed\n")
     assert "say --print" in run("postgres")[2]
+    code, out, _ = run("postgres", "--schema", "bots", "--from", "1", "--print")
+    assert code == 0
+    assert out.startswith('BEGIN;\nCREATE INDEX IF NOT EXISTS "kode_agents_counts" ON "bots"."kode_agents" ')
+    assert out.endswith(
+        "VALUES ('schema_version', 2) ON CONFLICT (key) DO UPDATE SET value = excluded.value;\nCOMMIT;\n"
+    )
+    assert "0, which has no tables, to 2; there is no version 3" in run("postgres", "--from", "3", "--print")[2]
+    assert "leave out --from" in run("dynamodb://eu-central-1/agents", "--from", "1", "--print")[2]
 
 
 @pytest.mark.parametrize(
