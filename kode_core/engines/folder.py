@@ -18,9 +18,7 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -51,6 +49,7 @@ from kode_core.engines.state import AgentState
 from kode_core.engines.stripes import STRIPES, Stripe, stripe_name, stripe_of
 from kode_core.errors import CorruptRecordError, SchemaVersionError, StorageError, StoreUnavailableError
 from kode_core.modes import PRIVATE, create_folders
+from kode_core.paths import remove_abandoned
 
 __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "UnresolvedError", "stripe_of"]
 
@@ -116,10 +115,10 @@ class Folder:
         for folder in (self.base, self.own, self.own / "leases"):
             for entry in os.scandir(folder):
                 if entry.name.endswith(".tmp") or (folder == self.own and entry.name.startswith(("id.", "probe."))):
-                    _remove_abandoned(Path(entry), _ABANDONED_S)
+                    remove_abandoned(Path(entry), _ABANDONED_S)
         with suppress(FileNotFoundError):
             for entry in os.scandir(self.own / "copies"):
-                _remove_abandoned(Path(entry), _ABANDONED_COPY_S)
+                remove_abandoned(Path(entry), _ABANDONED_COPY_S)
 
     def identity(self) -> str:
         """A word that tells this folder from all others, made when it is asked for first."""
@@ -407,16 +406,6 @@ class Folder:
                 replace_file(probe, iter([b"ok"]), durable=self.durable)
             finally:
                 probe.unlink(missing_ok=True)
-
-
-def _remove_abandoned(path: Path, age_s: float) -> None:
-    with suppress(OSError):
-        if time.time() - path.stat().st_mtime <= age_s:
-            return
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
 
 
 def _changes(batch: Batch) -> bool:

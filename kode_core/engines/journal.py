@@ -369,13 +369,9 @@ class Journal:
         if size <= self.end:
             return
         if any(read_at(fd, _PIECE, at).strip(b"\0") for at in range(self.end, size, _PIECE)):
-            kept = keep(fd, self.end, size, self.path, self._mode)
-            _log.warning(
-                "%s: %d bytes behind the last whole write, which were never acknowledged, were moved to %s",
-                self.label,
-                size - self.end,
-                kept,
-            )
+            kept = keep(fd, self.end, size, self.path)
+            told = "%s: %d bytes behind the last whole write, which were never acknowledged, were moved to %s"
+            _log.warning(told, self.label, size - self.end, kept)
         os.ftruncate(fd, self.end)
 
     # --- compaction
