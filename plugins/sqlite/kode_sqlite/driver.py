@@ -163,30 +163,34 @@ class StillConnection(sqlite3.Connection):
 
 
 async def open_connection(
-    options: SqliteOptions, how: Literal["rw", "ro"] | None = None, *, still: tuple[int, ...] | None = None
+    options: SqliteOptions, how: Literal["rwc", "rw", "ro"] = "rwc", *, still: tuple[int, ...] | None = None
 ) -> Connection:
-    """Open a connection with the settings that the engine relies on: one that writes, or with *how* one that reads.
+    """Open a connection with the settings that the engine relies on: one that writes, or one that reads.
 
-    A reader makes no file where one was removed. One that is opened as ``ro`` makes no shared memory either, which
-    those who may write could not use; with *still*, it takes the file for immutable.
+    A reader (``rw``) makes no file where one was removed. One that is opened as ``ro`` makes no shared memory either,
+    which those who may write could not use; with *still*, it takes the file for immutable.
     """
     path = options.db_path
-    name = path if how is None else uri_of(path, f"mode={how}{'&readonly_shm=1' if how == 'ro' else ''}")
 
     def connect() -> sqlite3.Connection:
-        given: dict[str, Any] = {"isolation_level": None, "cached_statements": 256, "check_same_thread": False}
-        if still is None:
-            db: sqlite3.Connection = sqlite3.connect(name, uri=how is not None, **given)
-            return db
-        frozen = sqlite3.connect(f"{name}&immutable=1", uri=True, factory=StillConnection, **given)
-        frozen.path, frozen.still = path, still
-        return frozen
+        more = "&immutable=1" if still is not None else "&readonly_shm=1" if how == "ro" else ""
+        db = sqlite3.connect(
+            path if path == MEMORY else uri_of(path, f"mode={how}{more}"),
+            uri=path != MEMORY,
+            isolation_level=None,
+            cached_statements=256,
+            check_same_thread=False,
+            factory=sqlite3.Connection if still is None else StillConnection,
+        )
+        if still is not None and isinstance(db, StillConnection):
+            db.path, db.still = path, still
+        return db
 
     def configure(db: sqlite3.Connection) -> None:
         db.execute(f"PRAGMA busy_timeout = {options.busy_timeout_ms:d}")
         db.execute("PRAGMA cache_size = -16000")
         db.execute("PRAGMA temp_store = MEMORY")
-        if how is not None:
+        if how != "rwc":
             db.execute("PRAGMA query_only = ON")
             return
         see_encoding(db, path)

@@ -32,7 +32,7 @@ def refuse_foreign(path: str) -> None:
         ForeignStoreError: it is.
     """
     with unused(path) as is_unused:
-        names = _all_tables(path) if is_unused else set()
+        names = _all_tables(os.path.realpath(path)) if is_unused else set()
     if names >= _SDK and not any(table == "kode_meta" for table, _ in names):
         raise ForeignStoreError(path, "sqlite")
 
