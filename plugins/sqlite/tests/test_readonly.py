@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from kode_conformance import samples
-from kode_sqlite import SqliteStore, plugin, readonly
+from kode_sqlite import SqliteStore, plugin, readonly, schema
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 
@@ -52,10 +52,8 @@ class Writer:
 
     def __init__(self, path: Path, count: int) -> None:
         command = [sys.executable, "-c", _WRITER, str(path), str(count)]
-        as_root = (
-            {"user": 0} if os.getuid() == 0 else {}
-        )  # who may write may also read the libraries, wherever they are
-        self._process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, **as_root)
+        user = 0 if os.getuid() == 0 else None  # who may also read the libraries, wherever they are
+        self._process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, user=user)
 
     def do(self, *words: str) -> None:
         assert self._process.stdin
@@ -318,7 +316,7 @@ async def test_tables_that_cannot_be_brought_to_this_version(
 async def test_tables_of_an_older_version(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are migrated where they may be, and refused where they only can be read."""
     close_to_writers(place)
-    monkeypatch.setattr(readonly, "SCHEMA_VERSION", readonly.SCHEMA_VERSION + 1)
+    monkeypatch.setattr("kode_sqlite.readonly.SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
     with pytest.raises(SchemaVersionError, match="and this kode-sqlite reads .*: open it once where it may be written"):
         await SqliteStore(str(place / "a.db")).open()
 
