@@ -275,10 +275,11 @@ class Reads(Overview):
                 where.append(name if value else f"NOT {name}")
                 continue
             common, is_rare = _RARE.get(name, ((value,), ""))
-            where += [is_rare] if value not in common else []
+            is_sought = value not in common and query.agent_id is None  # an agent's rows have an index of their own
+            where += [is_rare] if is_sought else []
             if name == "content_type":
                 mark = args.mark(f"\n{value}\n", "text")
-                sought = mark if value not in common and query.agent_id is None else None
+                sought = mark if is_sought else None
                 where.append(f"strpos(content_types, {mark}) > 0")
             else:
                 where.append(f"{name} = {args.mark(value, 'text')}")

@@ -245,7 +245,10 @@ async def plan(store: PostgresStore, statement: str, args: Any) -> str:
         (tool_call_query({}), "kode_tool_calls_created"),
         (tool_call_query({"tool_name": "bash"}), "kode_tool_calls_name"),
         (tool_call_query({"is_error": True}), "kode_tool_calls_errors"),
-        (tool_call_query({"agent_id": "a", "state": "FAILED"}), "kode_tool_calls_agent_created"),
+        (tool_call_query({"state": "FAILED"}), "kode_tool_calls_states"),
+        (tool_call_query({"has_approval": True}), "kode_tool_calls_approvals"),
+        (message_query({"role": "system"}), "kode_messages_roles"),
+        (tool_call_query({"agent_id": "a", "state": "COMPLETED"}), "kode_tool_calls_agent_created"),
     ],
 )
 async def test_rows_are_found_by_index(store: PostgresStore, query: Any, index: str) -> None:
@@ -263,6 +266,8 @@ async def test_rows_are_found_by_index(store: PostgresStore, query: Any, index: 
         ({}, "kode_agents_created"),
         ({"sort_by": "updated_at"}, "kode_agents_updated"),
         ({"template_id": "t"}, "kode_agents_template"),
+        ({"sort_by": "message_count"}, "kode_agents_counts"),
+        ({"updated_before": 5}, "kode_agents_early"),
     ],
 )
 async def test_sessions_are_found_by_index(store: PostgresStore, filters: Any, index: str) -> None:

@@ -137,6 +137,7 @@ CALL_ROWS: Final[tuple[dict[str, Any], ...]] = (
     {"has_approval": True, "tool_name": "tool_3"},
     {"state": "FAILED", "tool_name": "tool_3"},
     {"is_error": True},
+    {"agent_id": agent(77), "state": "FAILED"},
 )
 
 
