@@ -201,14 +201,15 @@ async def more_than_a_thousand_are_seen_whole(ctx: Context) -> None:
 
 
 async def _see_the_first(ctx: Context, other: ExtendedStore, call: Large, agent: str, count: int) -> None:
-    """The same for the first call that the agent sees, in the loads alone."""
+    """The same for the first call that the agent sees, and for a second one over it, in the loads alone."""
     model = StoreModel()
     looks = dict(itertools.islice(looks_at(call, ctx.harness.lacks, count).items(), max(2, len(call.lists))))
-    states = [state_of(model, call, agent, looks)]
-    given = call.arguments(agent, count)
-    call.note(model, agent, given)
-    states.append(state_of(model, call, agent, looks))
-    await _poll(other, agent, looks, call.act(ctx.store, agent, given), states, f"{call.name} of {count}, the first")
+    for what, tag in (("the first", "new"), ("over as many", "other")):
+        states = [state_of(model, call, agent, looks)]
+        given = call.arguments(agent, count, tag)
+        call.note(model, agent, given)
+        states.append(state_of(model, call, agent, looks))
+        await _poll(other, agent, looks, call.act(ctx.store, agent, given), states, f"{call.name} of {count}, {what}")
 
 
 async def _see_the_delete(ctx: Context, other: ExtendedStore, call: Large, agent: str, count: int) -> None:
