@@ -187,10 +187,14 @@ def test_a_failure_says_what_to_do() -> None:
     assert done.code == 1
     found = done.out.partition("\n\n")[2]
     assert "FAIL  MSG-7.any_order_of_saves_works" in found
-    assert "  contract       MSG-7: Saving before `save_info`, in any order of kinds, works and loses nothing." in found
+    flat = " ".join(found.split())
+    assert " contract MSG-7: Saving before `save_info`, in any order of kinds, works and loses nothing. " in flat
     assert "RuntimeError: todos \\x1b[31m are not there yet" in found
     assert "  at duck.py:" in found
-    assert "  look first at  foreign keys to a row that save_info makes" in found
+    assert " seen before Fails on messages, tool calls and snapshots of an agent that has no info yet. (MSG-7; " in flat
+    assert "look first at" not in found
+    assert re.search(r"^  MSG +messages +x+ +0/1  \(1 of \d\d\)$", done.out, re.MULTILINE)
+    assert " in short" not in found
     assert re.search(r"  the same in    .*TODO-1\.todos_are_replaced", found)
     replay = re.search(
         r"  run it again   kode (conformance duck.py:Faulty --replay MSG-7\.\w+@seed=5,tier=standard)", found
@@ -202,6 +206,19 @@ def test_a_failure_says_what_to_do() -> None:
     assert again.out.startswith("faulty   contract 1.0   tier standard   seed 5\n")
     assert again.out.count("FAIL  ") == 1
     assert "NOT CONFORMANT   1 failed   (a part: " in again.out
+
+
+def test_many_failures_are_told_in_short_at_the_end() -> None:
+    """A line for each finding, with what only random checks found at the end; a clause is quoted once."""
+    done = kode("conformance", "duck.py:Faulty", *only("MSG-8", MEDIA, "VAL-1"), "--tier", "quick")
+    found, _, short = done.out.partition(" findings in short\n")
+    told = [line.split("  ")[1] for line in short.partition("\n\n")[0].splitlines()]
+    assert told == re.findall(r"^FAIL  (\S+)", found, re.MULTILINE)
+    assert len(told) >= 4
+    assert told[-1] == "MSG-8.random_histories_follow_the_model"
+    assert found.count("MSG-8: No save of one kind changes another kind.") == 1
+    assert "  contract       MSG-8 (above)\n" in found
+    assert all(len(line) <= 120 for line in short.splitlines()[:-1])
 
 
 def test_deviations_are_told_with_their_reasons() -> None:
