@@ -60,6 +60,21 @@ class Faulty(MemoryHarness):
         return await NoTodos(engine).open()
 
 
+class Begun(Faulty):
+    name = "begun"
+    deviations = {}
+
+    async def open(self, handle):
+        class Engine(MemoryEngine):
+            async def docs(self, *arguments):
+                raise NotImplementedError("docs is not written yet")
+
+        async def engine():
+            return Engine(SPACES[handle["name"]])
+
+        return await EngineStore(engine).open()
+
+
 class Excused(MemoryHarness):
     name = "excused"
     deviations = {"TODO-1.todos_are_replaced": Deviation("#13: to be done")}
@@ -221,6 +236,16 @@ def test_many_failures_are_told_in_short_at_the_end() -> None:
     assert all(len(line) <= 120 for line in short.splitlines()[:-1])
 
 
+def test_what_is_not_written_yet_is_told_in_short() -> None:
+    """Where it is to be written and who asked for it, without the way through the core."""
+    done = kode("conformance", "duck.py:Begun", *only(TODOS))
+    assert "  found          NotImplementedError: docs is not written yet\n" in done.out
+    places = re.findall(r"^ +at (\S+):\d+ ", done.out, re.MULTILINE)
+    assert places[-1] == "duck.py"
+    assert not [place for place in places if "kode_core" in place]
+    assert "seen before" not in done.out
+
+
 def test_deviations_are_told_with_their_reasons() -> None:
     """A known failure is no failure of the run; one that is gone is."""
     done = kode("conformance", "duck.py:Faulty", *only(MEDIA))
@@ -322,6 +347,15 @@ def test_the_list_for_scripts() -> None:
     assert ids == {check.id for check in load_checks()}
 
 
+@pytest.mark.parametrize("named", [("--only", "TODO", "--only", "dur"), ("DUR", "--only", "TODO-1")])
+def test_a_part_is_listed(named: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """Areas and clauses, by --only or by themselves; the name of a store lists them all."""
+    done = asked(capsys, "conformance", "--list", *named)
+    assert re.findall(r"^  ([A-Z]+-\d+) ", done.out, re.MULTILINE) == ["TODO-1", "DUR-1", "DUR-2", "DUR-3"]
+    assert "4 clauses of contract" in done.out
+    assert "MSG-1" in asked(capsys, "conformance", "memory", "--list").out
+
+
 @pytest.mark.parametrize("named", ["MSG-4", "msg-4", "MSG-4.messages_keep_their_first_time"])
 def test_a_clause_is_explained(named: str) -> None:
     """What it says, where to look, and how it is checked."""
@@ -368,7 +402,10 @@ def test_an_area_is_explained() -> None:
             "is checked with --tier thorough, not with --tier standard",
         ),
         (("memory", "--replay", "MSG-1"), "names no check to run again; a report names one as in MSG-1."),
-        (("memory", "--replay", "MSG-1.foo@seed=1"), "there is no check MSG-1.foo"),
+        (("memory", "--replay", "MSG-1"), "did you mean MSG-1."),
+        (("memory", "--replay", "todos_are"), "did you mean TODO-1.todos_are_replaced?"),
+        (("memory", "--replay", "MSG-1.foo@seed=1"), "there is no check MSG-1.foo; did you mean MSG-1."),
+        (("--list", "--only", "MSG-99"), "the contract has no clause MSG-99; did you mean"),
         (("memory", "--replay", "TODO-1.todos_are_replaced", "--only", "MSG"), "--only has nothing to add"),
         (("memory", "--report", "duck.py"), "the report cannot be written"),
         (("memory", "--badge", "."), "the report cannot be written: . is a folder"),

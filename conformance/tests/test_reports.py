@@ -25,6 +25,7 @@ from kode_conformance.replay import Replay, read_replay, replay_of
 from kode_conformance.results import FORMAT, Report, Result, Status, Verdict, read_report
 from kode_conformance.settings import Settings, Tier
 from kode_conformance.tally import AREAS, by_area, level_of, tally, told
+from kode_conformance.terminal import print_report
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "conformance.md"
 HOSTILE = "a|b\n`c` <d> \x1b[31m \ud800 *e* ```"
@@ -166,6 +167,15 @@ def test_types_are_told_where_they_differ() -> None:
     assert difference("1", 1) == "it is '1' (str), expected 1 (int)"
     assert difference(1.0, 1) == "it is 1.0 (float), expected 1 (int)"
     assert difference(None, "x") == "it is None, expected 'x' (str)"
+
+
+def test_a_long_run_names_its_slowest_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    """In its last lines; a short one does not."""
+    slow = [result(f"MSG-{n}.a", seconds=n) for n in range(1, 6)]
+    print_report(report(*slow, seconds=61.0), "kode conformance x")
+    assert "\nslowest: MSG-5.a 5.0 s, MSG-4.a 4.0 s, MSG-3.a 3.0 s\n" in capsys.readouterr().out
+    print_report(report(*slow), "kode conformance x")
+    assert "slowest" not in capsys.readouterr().out
 
 
 def test_a_search_is_never_told_as_a_proof() -> None:
