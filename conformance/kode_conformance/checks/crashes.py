@@ -139,6 +139,10 @@ async def _stop_holder(ctx: Context, agent_id: str, *, in_block: bool) -> None:
     finally:
         process.kill()
         await process.gone()
-    ctx.true(told == [{"fenced": "refused"}, {"unfenced": "stored"}], f"what the old holder could write: {told}")
+    ctx.true(
+        told == [{"fenced": "refused"}, {"unfenced": "stored"}],
+        f"a holder that goes on after its lease has ended: {told}, expected that its write under the lease is refused, "
+        "and its write without a fence stored",
+    )
     ctx.equal(await ctx.store.load_todos(agent_id), samples.todos("of the new holder"), "the todos")
     ctx.equal(len(await ctx.store.load_media_cache(agent_id)), 1, "the media saved without a fence")
