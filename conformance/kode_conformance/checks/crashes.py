@@ -17,7 +17,14 @@ from kode_conformance.settings import Tier
 from kode_conformance.writes import WRITES, write_named
 
 
-@check("DUR-3", "DUR-1", "TURN-1", needs=Capability.PERSISTENT, under=(Dimension.CRASHES, Dimension.PROCESSES))
+@check(
+    "DUR-3",
+    "DUR-1",
+    "TURN-1",
+    needs=Capability.PERSISTENT,
+    tier=Tier.STANDARD,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
 async def a_turn_killed_at_its_calls(ctx: Context) -> None:
     """A turn whose writer is killed at a call inside the store is there whole or not at all, and is not forgotten; so
     is the first turn of an agent.
