@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 from kode_core.batch import DocKind, DocWrite, EventWrite, ListKind
-from kode_core.engine import Progress, unwatched
+from kode_core.engine import Progress, connection_use, unwatched
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
@@ -379,7 +379,8 @@ class EngineStore(ExtendedStore):
 
     async def get_metrics(self) -> StoreMetrics:
         async def totals() -> StoreMetrics:
-            return self._context.book.metrics(await self._context.engine.totals(), self._context.now())
+            engine = self._context.engine
+            return self._context.book.metrics(await engine.totals(), connection_use(engine), self._context.now())
 
         return await self._run("get_metrics", totals)
 

@@ -235,7 +235,8 @@ async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None
         await con.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 20))", f"kode schema {tables.identity}")
         version = await version_of(con, tables)
         _see_newer(version, place)
-        has_schema = await con.fetchval("SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1", tables.schema)
+        schemas = "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1"
+        has_schema = await con.fetchval(schemas, tables.schema)
         for statement in statements(tables, version):
             # Even with IF NOT EXISTS it asks for the right to make schemas.
             if not (has_schema and statement == _make_schema(tables)):
