@@ -96,6 +96,7 @@ class Dsn(NamedTuple):
     database: str
     application_name: str | None = None
     connect_timeout_millis: int | None = None
+    tls: Mapping[str, str] = {}
 
 
 def see_settings(names: Iterable[str], where: str) -> None:
@@ -178,6 +179,7 @@ def _with_parameters(split: Any, hosts: str) -> Dsn:
         split.path.removeprefix("/") or given.get("dbname", ""),
         given.get("application_name") or given.get("fallback_application_name"),
         _millis(given.get("connect_timeout")),
+        {name: value for name, value in given.items() if name.startswith("ssl")},
     )
 
 

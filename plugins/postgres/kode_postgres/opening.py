@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import ssl
 import time
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
@@ -24,6 +22,7 @@ from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, migrate, version_of
 from kode_postgres.session import ServerClock, limits
 from kode_postgres.statements import NOW
+from kode_postgres.tls import driver_ssl, see_tls
 
 __all__ = ["has_tables", "open_connections"]
 
@@ -31,7 +30,6 @@ _APPLICATION: Final = "kode"
 _OLDEST: Final = 130000
 _CHECKS_CLIENTS: Final = 140000
 _CACHED_STATEMENTS: Final = 256
-_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
@@ -191,6 +189,9 @@ def _arguments(options: PostgresOptions) -> dict[str, Any]:
     dsn = None if options.dsn is None else read_dsn(options.dsn)
     application = options.application_name or (dsn and dsn.application_name) or os.environ.get("PGAPPNAME")
     see_environment(os.environ)
+    tls = driver_ssl(options.ssl)
+    hosts = options.host or (dsn and dsn.hosts) or os.environ.get("PGHOST") or "/"
+    see_tls(tls, dsn.tls if dsn else {}, {} if hosts.lower().startswith(("/", "%2f")) else os.environ)
     given = {
         "dsn": dsn and dsn.for_driver,
         "host": options.host and options.host.split(","),
@@ -198,28 +199,10 @@ def _arguments(options: PostgresOptions) -> dict[str, Any]:
         "database": options.database,
         "user": options.user,
         "password": partial(password_of, options.password) if callable(options.password) else options.password,
-        "ssl": _ssl(options.ssl),
+        "ssl": tls,
     }
     return {
         **{name: value for name, value in given.items() if value is not None},
         "timeout": options.connection_timeout_millis / 1000,
         "server_settings": {**(options.server_settings or {}), "application_name": application or _APPLICATION},
     }
-
-
-def _ssl(wanted: Any) -> Any:
-    """What asyncpg takes."""
-    if wanted is None or isinstance(wanted, (bool, ssl.SSLContext)):
-        return wanted
-    if isinstance(wanted, str) and wanted.lower() in ("true", "false", "1", "0"):
-        return wanted.lower() in ("true", "1")
-    if isinstance(wanted, str) and wanted in _MODES:
-        return wanted
-    if isinstance(wanted, str) and Path(wanted).expanduser().is_file():
-        try:
-            return ssl.create_default_context(cafile=str(Path(wanted).expanduser()))
-        except ssl.SSLError as exc:
-            raise ConfigurationError(f"the file of the option ssl holds no certificates: {exc.reason}") from exc
-    raise ConfigurationError(
-        f"the option ssl is true, false, one of {', '.join(_MODES)}, a file of certificates or an ssl.SSLContext"
-    )
