@@ -1,8 +1,8 @@
 """The tables, and how older versions of them become this one.
 
 Bodies are JSON text that PostgreSQL checks and never changes; the columns next to them are what queries need. Every
-unique constraint begins with ``agent_id``, so that the tables can be partitioned or distributed by it. Texts are
-compared by code point, and no indexed value is longer than an index can hold.
+unique constraint begins with ``agent_id``, so that the tables can be partitioned by it. Texts are compared
+by code point, and no indexed value is longer than an index can hold.
 """
 
 from __future__ import annotations
