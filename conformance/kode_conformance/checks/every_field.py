@@ -87,11 +87,11 @@ _WIDEST: Final = 100_001
 
 
 def _of_length(length: int, form: int) -> str:
-    """A text that ends at a limit, one that has a character of four bytes across it, and one of two bytes a character;
-    each tells its length.
+    """A text that ends at a limit, one that has a character of four bytes across it, one of two bytes a character, and
+    one that ends with half a pair, which UTF-8 cannot tell; each tells its length.
     """
     text = f"{length}:".ljust(length, "x")[:length]
-    return (text, f"{text[:-1]}\U0001f600", text[:6].ljust(length, "é"))[form % 3]
+    return (text, f"{text[:-1]}\U0001f600", text[:6].ljust(length, "é"), f"{text[:-1]}\udc80")[form % 4]
 
 
 def _lengths(ctx: Context) -> Values:
@@ -104,7 +104,7 @@ def _lengths(ctx: Context) -> Values:
         texts = [
             _of_length(length, form + i)
             for i, length in enumerate(known)
-            for form in (range(3) if length <= most else [field.number])
+            for form in (range(4) if length <= most else [field.number])
         ]
         return _texts(list(dict.fromkeys(texts)), str)(field)
 
