@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 from kode_core.batch import DocKind, DocWrite, EventWrite, ListKind
-from kode_core.engine import Progress, connection_use, unwatched
+from kode_core.engine import Progress, unwatched
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
@@ -378,11 +378,7 @@ class EngineStore(ExtendedStore):
         return consistency.issues(self._context, agent_id, _told(progress))
 
     async def get_metrics(self) -> StoreMetrics:
-        async def totals() -> StoreMetrics:
-            engine = self._context.engine
-            return self._context.book.metrics(await engine.totals(), connection_use(engine), self._context.now())
-
-        return await self._run("get_metrics", totals)
+        return await self._run("get_metrics", self._context.metrics)
 
     async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
         async def backup() -> Sequence[Path]:
