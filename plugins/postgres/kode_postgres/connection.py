@@ -32,7 +32,13 @@ Connect: TypeAlias = Callable[[], Awaitable[Any]]
 
 
 class Found(NamedTuple):
-    """Facts about the other end: the server's clock, whether a pooler is in between, and the settings of sessions."""
+    """Facts about the other end.
+
+    Attributes:
+        clock: the server's.
+        pooled: whether each statement needs a transaction: a pooler is in between, or sessions are of another isolation.
+        settings: those of sessions that the store opens.
+    """
 
     clock: ServerClock
     pooled: bool

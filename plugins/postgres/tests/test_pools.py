@@ -14,7 +14,7 @@ from kode_postgres.connection import Connections
 from kode_postgres.engine import PostgresEngine
 from kode_postgres.servers import LocalServer, Server
 
-from kode_core import ConfigurationError, StoreReadOnlyError
+from kode_core import ConfigurationError, StoreReadOnlyError, StoreUnavailableError
 from kode_core.report import ConnectionUse
 from plugins.postgres.tests.bouncer import Bouncer
 
@@ -165,6 +165,17 @@ async def test_a_pooler_that_keeps_sessions_apart_is_none_to_refuse(own_server: 
             assert sum([len(await store.load_messages(f"a{n}")) for n in range(9)]) == 90
         async with PostgresStore(bouncer.dsn, statement_cache_size=100) as store:
             assert len(await store.load_messages("a1")) == 10
+        async with PostgresStore(bouncer.dsn) as store:
+            assert connections_of(store).pooled
+            assert len(await store.load_messages("a1")) == 10
+
+
+async def test_settings_that_a_pooler_does_not_pass_on(bouncer: Bouncer) -> None:
+    """They are an error with the pooler's words, and nothing is opened without them."""
+    with pytest.raises(StoreUnavailableError, match="unsupported startup parameter: work_mem"):
+        await PostgresStore(bouncer.dsn, server_settings={"work_mem": "8MB"}).open()
+    async with PostgresStore(bouncer.dsn, application_name="passed on") as store:
+        assert (await connections_of(store).read(lambda s: s.fetch("SHOW application_name")))[0][0] == "passed on"
 
 
 async def test_a_statement_that_is_not_found_says_why(bouncer: Bouncer) -> None:
