@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
     Attributes:
         clock: the server's.
-        pooled: whether each statement needs a transaction: a pooler is in between, or sessions are of another isolation.
+        pooled: whether each statement needs a transaction: a pooler is in between, or sessions have another isolation.
         settings: those of sessions that the store opens.
     """
 
