@@ -77,7 +77,6 @@ _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "PGREQUIRESSL": ("0",),
     "PGSSLCRLDIR": (),
     "PGHOSTADDR": (),
-    "PGOPTIONS": (),
 }
 """Variables of libpq that the driver does not read, and the values that hold all the same."""
 
@@ -97,6 +96,7 @@ class Dsn(NamedTuple):
     application_name: str | None = None
     connect_timeout_millis: int | None = None
     tls: Mapping[str, str] = {}
+    has_options: bool = False
 
 
 def see_settings(names: Iterable[str], where: str) -> None:
@@ -121,6 +121,7 @@ def see_environment(environment: Mapping[str, str]) -> None:
         if environment.get(name) and environment[name].lower() not in values:
             held = f"only {' or '.join(values)} holds" if values else "no value holds"
             raise ConfigurationError(f"the variable {name} is set, and the driver, asyncpg, does not know it: {held}")
+    see_settings(_SETTING.findall(environment.get("PGOPTIONS", "")), "the variable PGOPTIONS")
 
 
 def read_dsn(dsn: str) -> Dsn:
@@ -180,6 +181,7 @@ def _with_parameters(split: Any, hosts: str) -> Dsn:
         given.get("application_name") or given.get("fallback_application_name"),
         _millis(given.get("connect_timeout")),
         {name: value for name, value in given.items() if name.startswith("ssl")},
+        "options" in given,
     )
 
 

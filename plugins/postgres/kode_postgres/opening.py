@@ -192,6 +192,9 @@ def _arguments(options: PostgresOptions) -> dict[str, Any]:
     tls = driver_ssl(options.ssl)
     hosts = options.host or (dsn and dsn.hosts) or os.environ.get("PGHOST") or "/"
     see_tls(tls, dsn.tls if dsn else {}, {} if hosts.lower().startswith(("/", "%2f")) else os.environ)
+    settings = {**(options.server_settings or {}), "application_name": application or _APPLICATION}
+    if os.environ.get("PGOPTIONS") and not (dsn and dsn.has_options):
+        settings["options"] = os.environ["PGOPTIONS"]
     given = {
         "dsn": dsn and dsn.for_driver,
         "host": options.host and options.host.split(","),
@@ -204,5 +207,5 @@ def _arguments(options: PostgresOptions) -> dict[str, Any]:
     return {
         **{name: value for name, value in given.items() if value is not None},
         "timeout": options.connection_timeout_millis / 1000,
-        "server_settings": {**(options.server_settings or {}), "application_name": application or _APPLICATION},
+        "server_settings": settings,
     }

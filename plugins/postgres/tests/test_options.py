@@ -163,7 +163,6 @@ def test_every_parameter_holds_or_is_refused_by_its_name(name: str) -> None:
         ("PGSSLCRLDIR", "/crl"),
         ("PGSSLCERTMODE", "require"),
         ("PGHOSTADDR", "10.0.0.1"),
-        ("PGOPTIONS", "-csearch_path=x"),
     ],
 )
 async def test_a_variable_is_never_dropped(server: Server, name: str, value: str, monkeypatch: Any) -> None:
@@ -174,12 +173,27 @@ async def test_a_variable_is_never_dropped(server: Server, name: str, value: str
     assert value not in str(caught.value)
 
 
+async def test_the_variable_of_settings(server: Server, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``PGOPTIONS`` reaches the server where the URL has no ``options``, and is held to the same rules."""
+    monkeypatch.setenv("PGOPTIONS", "-c work_mem=5MB")
+    async with PostgresStore(server.dsn, schema=schema, server_settings={"temp_buffers": "2MB"}) as store:
+        assert await settings_of(store, "work_mem", "temp_buffers", "application_name") == ["5MB", "2MB", "kode"]
+    async with PostgresStore(f"{server.dsn}?options=-cwork_mem%3D6MB", schema=schema) as store:
+        assert await settings_of(store, "work_mem") == ["6MB"]
+    monkeypatch.setenv("PGOPTIONS", "-c statement_timeout=77s")
+    with pytest.raises(
+        ConfigurationError, match="the variable PGOPTIONS has statement_timeout, which cannot"
+    ) as caught:
+        await PostgresStore(server.dsn, schema=schema).open()
+    assert "77" not in str(caught.value)
+
+
 async def test_variables_that_ask_for_nothing(server: Server, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are no reason to refuse, nor are any where a pool is given, which has been made already."""
     for name, value in (("PGCHANNELBINDING", "prefer"), ("PGGSSENCMODE", "disable"), ("PGOPTIONS", "")):
         monkeypatch.setenv(name, value)
     async with PostgresStore(server.dsn, schema=schema) as store:
         assert await store.list() == []
-    monkeypatch.setenv("PGOPTIONS", "-cwork_mem=5MB")
+    monkeypatch.setenv("PGREQUIREAUTH", "scram-sha-256")
     async with asyncpg.create_pool(server.dsn, max_size=2, min_size=0) as pool, PostgresStore(pool=pool) as store:
         assert await store.exists("a") is False
