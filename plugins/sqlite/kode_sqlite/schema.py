@@ -67,7 +67,9 @@ def _steps(place: Place) -> list[Step]:
     New tables are made in one. The first of a migration does nothing else, so that others soon see that it was begun.
     """
     if place.version == 0:
-        return [(_META, *(s for migration in MIGRATIONS for step in migration for s in step), *_arrived(len(MIGRATIONS)))]
+        return [
+            (_META, *(s for migration in MIGRATIONS for step in migration for s in step), *_arrived(len(MIGRATIONS)))
+        ]
     steps: list[Step] = []
     begun = place.step
     for version in range(place.version, len(MIGRATIONS)):
@@ -76,7 +78,9 @@ def _steps(place: Place) -> list[Step]:
             steps.append((_NOTE.format("schema_step", 0),))
         for i in range(begun or 0, len(migration)):
             is_last = i + 1 == len(migration)
-            steps.append((*migration[i], *(_arrived(version + 1) if is_last else (_NOTE.format("schema_step", i + 1),))))
+            steps.append(
+                (*migration[i], *(_arrived(version + 1) if is_last else (_NOTE.format("schema_step", i + 1),)))
+            )
         begun = None
     return steps
 
@@ -101,7 +105,9 @@ def script(path: str) -> str:
         with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
             place = place_of(db)
     _see_newer(place, path)
-    transactions = ["".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *s, "COMMIT")) for s in _steps(place)]
+    transactions = [
+        "".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *s, "COMMIT")) for s in _steps(place)
+    ]
     return "\n".join(transactions) or f"-- {path} has schema {place.version}, which is the present one.\n"
 
 
