@@ -92,12 +92,13 @@ def _strange_docs(db: DB, agent_id: str) -> Iterator[EngineIssue]:
 
 
 def _strange_offsets(db: DB, agent_id: str) -> Iterator[EngineIssue]:
-    strange = db.execute(
-        'SELECT 1 FROM kode_events WHERE agent_id = ? AND ("offset" < 1 OR "offset" > coalesce('
-        "(SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'kode_events'), 0)) LIMIT 1",
-        (agent_id,),
+    mine = "SELECT 1 FROM kode_events INDEXED BY kode_events_agent WHERE agent_id = ?"
+    (is_strange,) = db.execute(
+        f'SELECT EXISTS ({mine} AND "offset" < 1) OR EXISTS ({mine} AND "offset" > coalesce('
+        "(SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'kode_events'), 0))",
+        (agent_id, agent_id),
     ).fetchone()
-    if strange is not None:
+    if is_strange:
         yield EngineIssue(
             "repeated_offset", agent_id, "an event has an offset that was not given yet, and may come again"
         )

@@ -202,6 +202,9 @@ def row_ways(query: RowQuery) -> list[Way]:
     """The ways to find the rows of a query; all are in its order, which is that of time."""
     conditions = _row_conditions(query)
     agent = [] if query.agent_id is None else [Condition("r.agent_id = ?", (query.agent_id,))]
+    seen = [
+        Condition(f"+{condition.sql}", condition.args) for condition in agent
+    ]  # or SQLite would sort what is sorted
     order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
     after = [] if query.after is None else [_beyond(order, query.after, descending=query.descending)]
     times = [conditions["created_at"]] if "created_at" in conditions else []
@@ -209,7 +212,7 @@ def row_ways(query: RowQuery) -> list[Way]:
     def along(table: LiteralString, looked_up: Sequence[Condition], *names: str) -> Way:
         rest = others(conditions, (*names, "created_at"))
         columns = _OF_ROW[query.kind]
-        return Way(table, columns, order, query.descending, [*looked_up, *times, *after], [*agent, *rest])
+        return Way(table, columns, order, query.descending, [*looked_up, *times, *after], [*seen, *rest])
 
     ways = []
     if query.agent_id is not None:
@@ -221,7 +224,7 @@ def row_ways(query: RowQuery) -> list[Way]:
         if found is not None:
             ways.append(along(found[0], (conditions[name], found[1]), name))
         if name == "content_type" and value not in COMMON_TYPES:
-            ways.append(_of_type(query, str(value), [*agent, *others(conditions, ("created_at",))]))
+            ways.append(_of_type(query, str(value), [*seen, *others(conditions, ("created_at",))]))
     return ways or [along(_OLDEST[query.kind], ())]
 
 

@@ -30,6 +30,7 @@ from kode_sqlite.sound import INT, RAW, TEXT, search, see, text_of
 from kode_sqlite.ways import Condition, Way, chosen, others
 
 __all__ = [
+    "EVENT",
     "LIST_HEAD",
     "TABLE",
     "agent_ids",
@@ -143,7 +144,7 @@ def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-_EVENT: Final = 'e."offset", e.seq, e.body, e.digest'
+EVENT: Final = 'e."offset", e.seq, e.body, e.digest'
 _OF_EVENT: Final[tuple[LiteralString, ...]] = ('"offset"', "seq", "channel")
 _BY_SEQ: Final = "kode_events e INDEXED BY kode_events_seq"
 _BY_OFFSET: Final = "kode_events e INDEXED BY kode_events_agent"
@@ -183,7 +184,7 @@ def event_ways(agent_id: str, span: EventRange) -> list[Way]:
 
 
 def events(db: DB, agent_id: str, span: EventRange) -> list[EventRow]:
-    statement, args = chosen(db, event_ways(agent_id, span), span.limit).find(_EVENT)
+    statement, args = chosen(db, event_ways(agent_id, span), span.limit).find(EVENT)
     return [_event_row(agent_id, row) for row in db.execute(statement, (*args, span.limit, 0)).fetchall()]
 
 
@@ -194,7 +195,7 @@ def _event_row(agent_id: str, row: tuple[Any, ...]) -> EventRow:
 
 def last_event(db: DB, agent_id: str) -> EventRow | None:
     statement: LiteralString = (
-        f'SELECT {_EVENT} FROM {_BY_SEQ} WHERE e.agent_id = ? ORDER BY e.seq DESC, e."offset" DESC LIMIT 1'
+        f'SELECT {EVENT} FROM {_BY_SEQ} WHERE e.agent_id = ? ORDER BY e.seq DESC, e."offset" DESC LIMIT 1'
     )
     row = db.execute(statement, (agent_id,)).fetchone()
     return None if row is None else _event_row(agent_id, row)
@@ -204,15 +205,13 @@ def last_event(db: DB, agent_id: str) -> EventRow | None:
 
 
 def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> Found[str]:
-    where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id >= ?"]
-    args: list[Any] = [prefix]
+    is_inside = after is not None and after >= prefix  # SQLite would look up one lower bound, and go over the other's
+    where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id > ?" if is_inside else "agent_id >= ?"]
+    args: list[Any] = [after if is_inside else prefix]
     beyond = _beyond(prefix)
     if beyond is not None:
         where.append("agent_id < ?")
         args.append(beyond)
-    if after is not None:
-        where.append("agent_id > ?")
-        args.append(after)
     conditions: LiteralString = " AND ".join(where)
     statement: LiteralString = (
         f"SELECT CAST(agent_id AS BLOB) FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ? OFFSET ?"
