@@ -174,9 +174,14 @@ def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
         steps = _steps(place)
         if steps and place.version:
             _tell(path, place)
-        for statement in steps[0] if steps else ():
-            db.execute(statement)
+        if steps:
+            _do(db, steps[0])
     return len(steps) > 1
+
+
+def _do(db: sqlite3.Connection, step: Step) -> None:
+    for statement in step:
+        db.execute(statement)
 
 
 def _tell(path: str, place: Place) -> None:
