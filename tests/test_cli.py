@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
 import os
@@ -825,7 +826,8 @@ def test_an_interrupted_backup_leaves_nothing() -> None:
         db.commit()
     before = sorted(os.listdir())
     command = (*KODE, "backup", "--store", "sqlite:///large.db", "copies/copy.db")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeds) as running:
         deadline = time.monotonic() + 30
         while not list(Path("copies").glob(".*.part")) and time.monotonic() < deadline:
             time.sleep(0.005)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from kode_conformance import samples
 from kode_conformance.record_tests import Held, OpenRecords, RecordStoreTests
-from kode_conformance.testclass import StoreConformance
+from kode_conformance.testclass import StoreConformance, beyond
 from kode_conformance.writes import FORK, WRITES, Portrait, Write, expected, overwrite, portrait, seed, write_on
 
 from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError, StoreUnavailableError
@@ -37,6 +37,7 @@ class TestRecords(StoreConformance):
 
 class TestTogether(StoreConformance):
     harness = TogetherHarness()
+    later = beyond(2)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_conformance.harness import Handle, Space, StoreHarness
+from kode_conformance.harness import Costs, Given, Handle, HarnessError, Space, StoreHarness
 from kode_conformance.layering import layers_put
 from kode_conformance.settings import Settings
 from kode_core.plugins import EngineLayer
@@ -148,6 +148,22 @@ class Context:
         process = Process(child, self.harness.patience)
         self._processes.append(process)
         return process
+
+    # --- hooks that give something
+
+    async def costs(self) -> Costs:
+        """The counters of the backend; only where the harness has the hook."""
+        found: Any = await self.harness.costs(self.handle)
+        if not isinstance(found, Costs) or any(n is not None and (type(n) is not int or n < 0) for n in found):
+            raise HarnessError(f"its hook costs gave {found!r:.100}; it has to give Costs, of whole numbers or None")
+        return found
+
+    async def given(self) -> Given:
+        """A store over what was passed in; only where the harness has the hook."""
+        found: Any = await self.harness.open_given(self.handle)
+        if not isinstance(found, Given):
+            raise HarnessError(f"its hook open_given gave {found!r:.100}; it has to give Given(store, use, end)")
+        return found
 
     # --- judging
 

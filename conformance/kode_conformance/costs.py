@@ -275,8 +275,8 @@ class Meter:
     async def _look(self) -> _Look:
         harness = self._ctx.harness
         if self._has_hook is None:
-            self._has_hook = harness.has("costs") and (await harness.costs(self._ctx.handle)).bytes_written is not None
-        hook = (await harness.costs(self._ctx.handle)).bytes_written if self._has_hook else None
+            self._has_hook = harness.has("costs") and (await self._ctx.costs()).bytes_written is not None
+        hook = (await self._ctx.costs()).bytes_written if self._has_hook else None
         engine = sum(layer.written for layer in self.layers)
         sockets = _sent_by_sockets(self._listening) if self._connected else {}
         return _Look(hook, _bytes_written(), sum(self._sent), sockets, engine)

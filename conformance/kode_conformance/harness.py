@@ -17,7 +17,19 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from kode_conformance.storecode import code_of
 from kode_core.protocols import Store
 
-__all__ = ["Costs", "Deviation", "Given", "Handle", "Limits", "Space", "StoreHarness", "find_harness", "load_harness"]
+__all__ = [
+    "Costs",
+    "Deviation",
+    "Given",
+    "Handle",
+    "HarnessError",
+    "Limits",
+    "Space",
+    "StoreHarness",
+    "declared",
+    "find_harness",
+    "load_harness",
+]
 
 GROUP: Final = "kode.conformance"
 """The entry point group of harnesses, by the name of their store."""
@@ -27,6 +39,10 @@ _FROM_FILE: Final = "_kode_harness_"
 
 Handle: TypeAlias = dict[str, Any]
 """Where a store's data is, as plain JSON: another process opens the same store from it."""
+
+
+class HarnessError(Exception):
+    """The harness does not do what it promises, so that nothing can be said about the store."""
 
 
 class Space(NamedTuple):
@@ -193,6 +209,53 @@ class StoreHarness(ABC):
         return f"{Path(inspect.getfile(cls)).resolve()}:{cls.__qualname__}"
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _all_texts(value: object) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset)) and all(map(_is_text, value))
+
+
+_DECLARED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "name": (lambda v: _is_text(v) and bool(v.strip()), 'a string, as in name = "duckdb"'),
+    "lacks": (_all_texts, 'a set of names of capabilities, as in lacks = frozenset({"CROSS_PROCESS"})'),
+    "limits": (
+        lambda v: isinstance(v, Limits) and (v[0] is None or (type(v[0]) is int and v[0] > 0)),
+        "Limits of a number of bytes, as in limits = Limits(max_payload_bytes=400_000)",
+    ),
+    "deviations": (
+        lambda v: isinstance(v, Mapping) and _all_texts([*v]) and all(isinstance(d, Deviation) for d in v.values()),
+        'a dict, as in deviations = {"MSG-5.saving_costs_what_changed": Deviation("the driver cannot yet")}',
+    ),
+    "versions": (
+        lambda v: isinstance(v, Mapping) and _all_texts([*v, *v.values()]),
+        'a dict of strings, as in versions = {"duckdb": "1.4"}',
+    ),
+    "secrets": (
+        lambda v: _all_texts(v) and all(v),
+        'a list of strings that are not empty, as in secrets = ["the-password"]',
+    ),
+    "patience": (
+        lambda v: type(v) in (int, float) and 0 < v < float("inf"),
+        "a number above 0, as in patience = 4.0",
+    ),
+}
+"""The attributes of a harness: which values they may have, in words too."""
+
+
+def declared(harness: StoreHarness) -> None:
+    """See that each attribute of the harness is of its kind.
+
+    Raises:
+        HarnessError: one is not; the message says which, what it is, and what it may be.
+    """
+    for name, (is_right, wanted) in _DECLARED.items():
+        value = getattr(harness, name)
+        if not is_right(value):
+            raise HarnessError(f"{type(harness).__name__}.{name} is {value!r:.100}; it has to be {wanted}")
+
+
 def find_harness(wanted: str) -> StoreHarness:
     """The harness of an installed store by its name, or by a ``spec``.
 
@@ -200,6 +263,7 @@ def find_harness(wanted: str) -> StoreHarness:
         LookupError: no installed distribution names such a harness, or its module does not have it.
         ImportError, FileNotFoundError: it cannot be imported.
         TypeError: it is no harness.
+        HarnessError: an attribute of it is not of its kind.
     """
     if ":" in wanted:
         return load_harness(wanted)
@@ -225,6 +289,7 @@ def load_harness(spec: str) -> StoreHarness:
         ImportError: the module cannot be found.
         LookupError: the module has no such class.
         TypeError: it is no harness, or one without all its methods.
+        HarnessError: an attribute of it is not of its kind.
     """
     place, _, name = spec.rpartition(":")
     try:
@@ -240,7 +305,9 @@ def load_harness(spec: str) -> StoreHarness:
         raise TypeError(f"{name} is no StoreHarness: subclass kode_conformance.StoreHarness")
     if inspect.isabstract(cls):
         raise TypeError(f"{name} has to define {', '.join(sorted(cls.__abstractmethods__))}")
-    return cls()
+    harness: StoreHarness = cls()
+    declared(harness)
+    return harness
 
 
 def _module(place: str) -> ModuleType:

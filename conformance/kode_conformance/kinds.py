@@ -25,11 +25,13 @@ class Writer(NamedTuple):
 
     Attributes:
         many: it takes a list.
+        in_company: the call has a part of every other kind, too; only of a turn.
     """
 
     method: str
     parameter: str
     many: bool
+    in_company: bool = False
 
 
 class Gives(Enum):

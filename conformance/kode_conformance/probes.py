@@ -7,7 +7,7 @@ from typing import Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation, prepared
-from kode_conformance.harness import StoreHarness
+from kode_conformance.harness import HarnessError, StoreHarness
 from kode_conformance.registry import Capability
 from kode_core.errors import UnsupportedError
 from kode_core.protocols import ExtendedStore, QueryableStore, Store
@@ -15,10 +15,6 @@ from kode_core.protocols import ExtendedStore, QueryableStore, Store
 __all__ = ["HarnessError", "absence_problem", "probe"]
 
 AGENT: Final = "agt-probe"
-
-
-class HarnessError(Exception):
-    """The harness does not do what it promises, so that nothing can be said about the store."""
 
 
 async def probe(harness: StoreHarness) -> None:

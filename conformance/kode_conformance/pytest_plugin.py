@@ -48,12 +48,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _harness(config: pytest.Config) -> StoreHarness:
     import pytest
 
-    from kode_conformance.harness import find_harness
+    from kode_conformance.harness import HarnessError, find_harness
 
     wanted = config.getoption("kode_store")
     if not wanted:
         raise pytest.UsageError("the conformance suite needs --kode-store: a name, module:Harness or file.py:Harness")
     try:
         return find_harness(wanted)
-    except (LookupError, ImportError, TypeError) as exc:
+    except (LookupError, ImportError, TypeError, HarnessError) as exc:
         raise pytest.UsageError(f"--kode-store {wanted}: {exc}") from exc

@@ -16,9 +16,9 @@ from typing import Final
 from kode_conformance import loop as loops
 from kode_conformance.clauses import CONTRACT, clauses
 from kode_conformance.context import Unverified, Violation, prepared
-from kode_conformance.harness import StoreHarness
+from kode_conformance.harness import HarnessError, StoreHarness, declared
 from kode_conformance.loop import Hung, LoopThread
-from kode_conformance.probes import HarnessError, absence_problem, probe
+from kode_conformance.probes import absence_problem, probe
 from kode_conformance.registry import Capability, Check, load_checks
 from kode_conformance.replay import replay_of
 from kode_conformance.results import Report, Result, Status
@@ -33,8 +33,10 @@ def capabilities_of(harness: StoreHarness) -> Capability:
     """All capabilities but those that the harness says its store lacks.
 
     Raises:
+        HarnessError: an attribute of the harness is not of its kind.
         ValueError: ``lacks`` or ``deviations`` name something that does not exist.
     """
+    declared(harness)
     found = Capability.ALL
     for name in harness.lacks:
         if name not in Capability.__members__:
@@ -128,8 +130,25 @@ def _outcome(check: Check, harness: StoreHarness, settings: Settings) -> tuple[S
     except Violation as exc:
         return Status.FAIL, str(exc.__cause__ or exc)
     except Exception as exc:  # noqa: BLE001 - whatever the store raises where it should not
+        hook = _failing_hook(exc, harness)
+        if hook:
+            return Status.HARNESS_ERROR, f"its hook {hook} raised {_told(exc)}"
         return Status.FAIL, _told(exc)
     return Status.PASS, ""
+
+
+_HOOKS: Final = (
+    *("provision", "destroy", "restored", "corrupt", "files_of", "raw_dump", "break_backend", "heal_backend"),
+    *("crash_backend", "raise_version", "costs", "settle", "code_of"),
+)
+"""The methods of a harness that open no store: an error that comes out of them is not one of the store."""
+
+
+def _failing_hook(exc: Exception, harness: StoreHarness) -> str:
+    """The hook that the error came out of; empty when it came from elsewhere."""
+    codes = {getattr(getattr(type(harness), name), "__code__", None): name for name in _HOOKS if harness.has(name)}
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(exc.__traceback__))
+    return next((codes[code] for code in frames if code in codes), "")
 
 
 def _told(exc: Exception) -> str:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from kode_conformance import samples
 from kode_conformance.answers import answer
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.fields import Holds, Values, fields_of, full, put, rows, value_in
@@ -15,7 +16,7 @@ from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
 from kode_conformance.settings import Tier
 from kode_conformance.spoiling import spoil, whole_copy
-from kode_core.model import AgentInfo, Record
+from kode_core.model import AgentInfo, Message, Record, Timeline, TodoSnapshot, ToolCallRecord
 from kode_core.protocols import ExtendedStore
 from kode_core.query import SessionInfo
 
@@ -96,8 +97,8 @@ class _Round:
     async def run(self, *, once: bool, shares: bool, forks: bool) -> None:
         self._shares, other = self._shares and shares, await self._ctx.another()
         for kind in (kinds()[record] for record in self._records):
-            for writer in kind.writers[:1] if once else kind.writers:
-                await self._write(kind, writer)
+            for number, writer in enumerate(kind.writers[:1] if once else _writers(kind)):
+                await self._write(kind, writer, number)
         if forks and "EXTENDED" not in self._ctx.harness.lacks:
             await self._fork()
         if not once or self._views == 2:
@@ -111,9 +112,10 @@ class _Round:
         for phase, self._records in enumerate(phases):
             self._written.clear()
             for kind in (kinds()[record] for record in self._records):
-                for slot in range(len(kind.writers)):
-                    writer = kind.writers[(slot + phase * turning) % len(kind.writers)]
-                    await self._write(kind, writer, f"{self._name}-{slot}")
+                every = _writers(kind)
+                for slot in range(len(every)):
+                    writer = every[(slot + phase * turning) % len(every)]
+                    await self._write(kind, writer, slot, f"{self._name}-{slot}")
             for i, written in enumerate(self._written):
                 readers = [r for r in written.kind.readers if self._can(r)]
                 if self._spoils:
@@ -136,11 +138,13 @@ class _Round:
 
     # --- writing
 
-    async def _write(self, kind: Kind, writer: Writer, agent_id: str = "") -> None:
-        found, number = self._records[kind.record], list(kind.writers).index(writer)
+    async def _write(self, kind: Kind, writer: Writer, number: int, agent_id: str = "") -> None:
+        found = self._records[kind.record]
         if self._shares and len(kind.writers) > 1:  # each record by every other method
             found = found[number % 2 :: 2]
-        by = writer.method if writer.method != "save_turn" else f"save_turn({writer.parameter}=)"
+        by = writer.method
+        if writer.method == "save_turn":
+            by = f"save_turn({writer.parameter}={', …' if writer.in_company else ''})"
         agent_id = agent_id or f"{self._name}-{by}"
         if writer.many:
             await self._call(writer, agent_id, found)
@@ -154,10 +158,11 @@ class _Round:
             self._written.append(_Written(agent_id, kind, by, found))
 
     async def _call(self, writer: Writer, agent_id: str, given: Any) -> None:
-        getattr(self._model, writer.method)(agent_id, **{writer.parameter: given})
+        rest = _rest(writer, agent_id) if writer.in_company else {}
+        getattr(self._model, writer.method)(agent_id, **{writer.parameter: given}, **rest)
         mine = whole_copy(given) if self._spoils else given
         try:
-            await getattr(self._ctx.store, writer.method)(agent_id, **{writer.parameter: mine})
+            await getattr(self._ctx.store, writer.method)(agent_id, **{writer.parameter: mine}, **rest)
         except Exception as exc:
             blamed = await self._blamed(writer, list(given) if writer.many else [given])
             raise Violation(
@@ -278,6 +283,24 @@ class _Round:
                 for name in set(AgentInfo.__struct_fields__) & set(SessionInfo.__struct_fields__):
                     problem = difference(getattr(got[agent_id], name), getattr(info, name), name)
                     self._ctx.true(problem is None, f"a session of {how}{where}: {problem}")
+
+
+def _writers(kind: Kind) -> Sequence[Writer]:
+    """The methods that write a kind, and each part of a turn once more, with a part of every other kind."""
+    return (*kind.writers, *(w._replace(in_company=True) for w in kind.writers if w.method == "save_turn"))
+
+
+def _rest(writer: Writer, agent_id: str) -> dict[str, Any]:
+    """The parts of a turn that are of other kinds than the one that is written."""
+    parts: dict[str, tuple[type[Record], Any]] = {
+        "append": (Message, [samples.message(text="in company")]),
+        "upsert_tool_calls": (ToolCallRecord, [samples.tool_call(1, id="in company")]),
+        "events": (Timeline, [samples.event(2**40)]),
+        "todos": (TodoSnapshot, samples.todos("in company")),
+        "info": (AgentInfo, samples.info(agent_id)),
+    }
+    mine = next(kind.record for kind in kinds().values() for w in kind.writers if w[:2] == writer[:2])
+    return {name: given for name, (record, given) in parts.items() if record is not mine}
 
 
 def _is_log(kind: Kind) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from kode_conformance import load_checks
 from kode_conformance.builtin import JsonHarness, MemoryHarness
 from kode_conformance.pytest_front import conclude
 from kode_conformance.settings import Tier
-from kode_conformance.testclass import StoreConformance
+from kode_conformance.testclass import StoreConformance, beyond
 
 from kode_core.engines.folder import Folder, Stripe
 from kode_core.engines.journal import Journal
@@ -56,3 +57,13 @@ class TestJsonCompactedAlways(StoreConformance):
                 journal.compact(durable=False)
 
         monkeypatch.setattr(Folder, "tidy", tidied)
+
+
+def test_a_second_layout_keeps_one_check_of_each_clause() -> None:
+    """``beyond`` leaves to the second tier all but so many checks of each clause, and never a whole clause."""
+    checks = [check for check in load_checks() if check.tier is Tier.QUICK]
+    areas = {check.clauses[0] for check in checks}
+    for count in (1, 2):
+        kept = Counter(check.clauses[0] for check in checks if not re.match(beyond(count), check.id))
+        assert set(kept) == areas
+        assert max(kept.values()) == count

@@ -12,18 +12,19 @@ from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import full
-from kode_conformance.kinds import Gives, Kind, Writer, kinds
+from kode_conformance.fields import Holds, fields_of, full, put
+from kode_conformance.kinds import Gives, Kind, Reader, Writer, kinds
 from kode_conformance.methods import PROTOCOL_METHODS, calls_of, drive
 from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.spoiling import spoil, whole_copy
-from kode_conformance.ways import held, spoilt_come_back
-from kode_core.model import AgentInfo, Message, Record, ToolUseBlock
+from kode_conformance.ways import first, held, spoilt_come_back
+from kode_core.model import AgentInfo, Message, Record, Timeline, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _D = Dimension
+_E: Final = Capability.EXTENDED
 _WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
 
 
@@ -133,3 +134,60 @@ async def every_answer_is_the_callers(ctx: Context) -> None:
     ctx.equal(
         sorted(await ctx.store.list("agt-")), kept[0], "the forks, after the caller changed the list of their ids"
     )
+
+
+def _twice(kind: Kind) -> list[Any]:
+    """Two records of one kind that are equal in all but what makes them two."""
+    record = full(kind.record)
+    if kind.record is Timeline:
+        return [record, record.replace(bookmark=record.bookmark.replace(seq=record.bookmark.seq + 1))]
+    keys = [field for field in fields_of(kind.record) if field.holds is Holds.KEY and len(field.path) == 1]
+    return [record, put(record, keys[0], "another") if keys else record]
+
+
+@check("VAL-1", "MSG-1", "TC-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "EVT-5", needs=_E, under=(_D.EQUALS, _D.CHANGES))
+async def equal_records_of_an_answer_are_not_one(ctx: Context) -> None:
+    """Of records that are equal and come in one answer, by whatever method, each is the caller's by itself: who changes
+    the lists and dicts of one changes no other.
+    """
+    for kind in kinds().values():
+        writer = min((w for w in kind.writers if w.method != "save_turn"), key=lambda w: not w.many)
+        agents = ["x", "y"] if kind.is_single else ["x"]
+        for agent in agents:
+            given = [_own(record, agent) for record in (_twice(kind) if not kind.is_single else [full(kind.record)])]
+            for call in [given] if writer.many else given:
+                await getattr(ctx.store, writer.method)(agent, **{writer.parameter: call})
+        for reader in kind.readers:
+            found = await _several(ctx, reader, kind)
+            if len(found) < 2:
+                continue
+            kept = whole_copy(found[1])
+            spoil(found[0])
+            ctx.equal(found[1], kept, f"one of two equal records of {reader.method}, after the other was changed")
+    await ctx.store.save_info("y", samples.info("y", metadata={"tags": ["x"], "of": {"a": [1]}}))
+    await ctx.store.save_info("x", samples.info("x", metadata={"tags": ["x"], "of": {"a": [1]}}))
+    for what, sessions in (
+        ("query_sessions", list(await ctx.store.query_sessions())),
+        ("iter_sessions", [session async for session in ctx.store.iter_sessions()]),
+    ):
+        kept = whole_copy(sessions[1])
+        spoil(sessions[0])
+        ctx.equal(sessions[1], kept, f"one of two equal sessions of {what}, after the other was changed")
+
+
+def _own(record: Any, agent: str) -> Any:
+    return record.replace(agent_id=agent) if isinstance(record, AgentInfo) else record
+
+
+async def _several(ctx: Context, reader: Reader, kind: Kind) -> list[Any]:
+    """What one answer holds; nothing of methods that give one record."""
+    method = getattr(ctx.store, reader.method)
+    if reader.gives is Gives.LIST:
+        return list(await method("x"))
+    if reader.gives is Gives.STREAM:
+        return await first(ctx, method("x"), 2, reader.method)
+    if reader.gives is Gives.PAGE and not kind.is_single:
+        return list(await method(agent_id="x"))
+    if reader.gives is Gives.FOUND and not kind.is_single:
+        return [record async for record in method(agent_id="x")]
+    return []

@@ -364,9 +364,9 @@ async def _commits_of(ctx: Context, layer: Counting | None) -> dict[str, Callabl
     harness = ctx.harness
 
     async def transactions() -> int:
-        return (await harness.costs(ctx.handle)).commits or 0
+        return (await ctx.costs()).commits or 0
 
-    if harness.has("costs") and (await harness.costs(ctx.handle)).commits is not None:
+    if harness.has("costs") and (await ctx.costs()).commits is not None:
         found["the backend"] = transactions
     return found
 

@@ -86,7 +86,11 @@ async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
         ends = await asyncio.gather(*(write.act(store, ids[write]) for write in WRITES), return_exceptions=True)
         slow.before = slow.after = 0.0
         found = dict(
-            zip(WRITES, await asyncio.gather(*(_first_portrait(store, ids[write]) for write in WRITES)), strict=True)
+            zip(
+                WRITES,
+                await asyncio.gather(*(_first_portrait(ctx, store, ids[write]) for write in WRITES)),
+                strict=True,
+            )
         )
         await asyncio.sleep(2 * late)
         for write, end in zip(WRITES, ends, strict=True):
@@ -102,15 +106,16 @@ async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
                 ctx.true(problem is None, f"{what}, as if nothing were written: {problem}")
 
 
-async def _first_portrait(store: ExtendedStore, agent_id: str) -> Any:
+async def _first_portrait(ctx: Context, store: ExtendedStore, agent_id: str) -> Any:
     """The first answer: who waits for a write that goes on has a deadline, too."""
-    for _ in range(40):
+    times = int(40 * ctx.harness.patience)
+    for _ in range(times):
         try:
             return await portrait(store, agent_id)
         except StorageError as exc:
             if not isinstance(exc, TimeoutError):
                 raise
-    raise Violation(f"agent {agent_id!r} could not be read within {40 * _TIMEOUT_MS / 1000:g} s")
+    raise Violation(f"agent {agent_id!r} could not be read within {times * _TIMEOUT_MS / 1000:g} s")
 
 
 @check("OPS-9", "OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))

@@ -224,3 +224,37 @@ async def the_same_keys_in_every_agent_and_kind(ctx: Context) -> None:
             left = await documents.load(ctx.store, agent)
             ctx.equal(len(left), number, f"how many {documents.name} of {agent} are left after a was deleted")
         ctx.equal(len(await ctx.store.load_media_cache(agent)), number, f"the media of {agent} after a was deleted")
+
+
+_SHARING: Final = 130
+
+
+@check("HIS-1", "HIS-2", "SNAP-1", "TC-2", "EVT-3", "MED-1", under=(Dimension.EQUALS, Dimension.ITEMS))
+async def many_share_what_is_not_their_key(ctx: Context) -> None:
+    """More than a hundred records of an agent may share any one thing that is not their whole key: a path, a time, an
+    id of something else, a name or a seq; each is there.
+    """
+    store, n = ctx.store, range(_SHARING)
+    paths = [samples.recovered("one path", i) for i in n]
+    times = [samples.recovered(f"p{i:03}", 10_000) for i in n]
+    windows = [samples.window(f"w{i:03}", 5).replace(messages=[], events=[]) for i in n]
+    compressions = [samples.compression(f"c{i:03}", 5).replace(window_id="one window") for i in n]
+    snapshots = [samples.snapshot(f"s{i:03}", count=1, created_at=7) for i in n]
+    await at_once(store.save_recovered_file("a", file) for file in (*paths, *times))
+    await at_once(store.save_history_window("a", window) for window in windows)
+    await at_once(store.save_compression_record("a", record) for record in compressions)
+    await at_once(store.save_snapshot("a", snapshot) for snapshot in snapshots)
+    calls = [samples.tool_call(7, result=f"{i}", audit_trail=[]) for i in n]
+    media = [samples.media(f"k{i}").replace(file_id="one file") for i in n]
+    events = [samples.event(3, number=i) for i in n]
+    await store.save_turn("a", tool_calls=calls, events=events)
+    await store.save_media_cache("a", media)
+    async for where, seen in views(ctx, await ctx.another()):
+        same(ctx, await seen.load_recovered_files("a"), [*paths, *times], f"files of one path or one time{where}")
+        same(ctx, await seen.load_history_windows("a"), windows, f"windows of one time{where}")
+        same(ctx, await seen.load_compression_records("a"), compressions, f"compressions of one window{where}")
+        same(ctx, await seen.list_snapshots("a"), snapshots, f"snapshots of one time{where}")
+        same(ctx, await seen.load_tool_call_records("a"), calls, f"tool calls of one id{where}")
+        same(ctx, await seen.load_media_cache("a"), media, f"media of one file{where}")
+        found = [event.event.data["number"] async for event in seen.read_events("a")]
+        same(ctx, found, list(n), f"events of one seq{where}")

@@ -87,11 +87,11 @@ _WIDEST: Final = 100_001
 
 
 def _of_length(length: int, form: int) -> str:
-    """A text that ends at a limit, one that has a character of four bytes across it, and one of two bytes a character;
-    each tells its length.
+    """A text that ends at a limit, one that has a character of four bytes across it, one of two bytes a character, and
+    one that ends with half a pair, which UTF-8 cannot tell; each tells its length.
     """
     text = f"{length}:".ljust(length, "x")[:length]
-    return (text, f"{text[:-1]}\U0001f600", text[:6].ljust(length, "é"))[form % 3]
+    return (text, f"{text[:-1]}\U0001f600", text[:6].ljust(length, "é"), f"{text[:-1]}\udc80")[form % 4]
 
 
 def _lengths(ctx: Context) -> Values:
@@ -104,7 +104,7 @@ def _lengths(ctx: Context) -> Values:
         texts = [
             _of_length(length, form + i)
             for i, length in enumerate(known)
-            for form in (range(3) if length <= most else [field.number])
+            for form in (range(4) if length <= most else [field.number])
         ]
         return _texts(list(dict.fromkeys(texts)), str)(field)
 
@@ -122,11 +122,17 @@ async def every_length_in_every_field(ctx: Context) -> None:
 @check("VAL-4", "VAL-1", under=(_D.LENGTHS,))
 async def every_field_takes_long_texts(ctx: Context) -> None:
     """A text that is longer than columns and lines of other systems comes back whole from every field of every record,
-    as a value and as a key.
+    as a value and as a key, with characters of any width and halves of pairs.
     """
     long = [length for length in lengths() if length > _SHORT] if ctx.settings.tier > Tier.QUICK else [_WIDEST]
-    texts = [_of_length(length, 0) for length in long if length < _limit(ctx) // _TEXTS]
-    await come_back(ctx, lambda field: _texts(texts, str)(field) if _is_own(field) else (), once=True)
+    most = _limit(ctx) // _TEXTS
+
+    def values(field: Field) -> Sequence[Any]:
+        longest = [_of_length(length, field.number + i) for i, length in enumerate(long) if length < most]
+        forms = [_of_length(min(_SHORT, most), form) for form in range(4)]
+        return _texts([*longest, *forms], str)(field) if _is_own(field) else ()
+
+    await come_back(ctx, values, once=True)
 
 
 def _limit(ctx: Context) -> int:

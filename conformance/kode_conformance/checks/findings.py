@@ -118,3 +118,21 @@ async def _only(ctx: Context, store: ExtendedStore, call_id: str) -> Sequence[An
     found = (await store.check_consistency("all")).issues
     ctx.equal(len(found), 1, f"how many issues there are where one result, of {call_id!r}, is missing: {found}")
     return found
+
+
+_LONG: Final = 1101
+
+
+@check("OPS-2", needs=_E, under=(Dimension.ITEMS, Dimension.ORDERS))
+async def a_long_sound_agent_is_consistent(ctx: Context) -> None:
+    """Of an agent whose every message uses a tool and whose next one brings its result, nothing is reported, wherever
+    a page of messages or of tool calls begins, and however far the result stands behind its use.
+    """
+    for agent, shift in (("even", 0), ("odd", 1)):
+        pairs = (_LONG - shift) // 2
+        messages = [*samples.messages(shift), *(one for i in range(pairs) for one in (_use(f"{i}"), _result(f"{i}")))]
+        calls = [samples.tool_call(i, id=f"{i}", audit_trail=[]) for i in range(pairs)]
+        await ctx.store.save_turn(agent, messages=messages, tool_calls=calls, info=samples.info(agent))
+    far = [_use(f"{i}") for i in range(_LONG)] + [_result(f"{i}") for i in range(_LONG)]
+    await ctx.store.save_messages("far", far)
+    await _see_issues(ctx, {"even": [], "odd": [], "far": []}, 3, "of three agents that are long and sound")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.context import Context
-from kode_conformance.dimensions import Dimension
+from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_core.errors import InvalidArgumentError, LockUnavailableError
 
@@ -115,11 +117,22 @@ async def _take(lock: Awaitable[object]) -> object:
     return await lock
 
 
-@check("ID-3", absence_ok=True, under=(Dimension.TWINS,))
+@check("ID-3", absence_ok=True, under=(Dimension.TWINS, Dimension.CHANGES))
 async def the_argument_is_the_key(ctx: Context) -> None:
-    """Saving an info under another id than its own is refused, and nothing is written."""
-    await ctx.raises(InvalidArgumentError, ctx.store.save_info("a", samples.info("b")), "an info of another agent")
-    ctx.equal((await ctx.store.exists("a"), await ctx.store.exists("b")), (False, False), "whether the agents exist")
+    """Saving an info under another id than its own is refused, by each method that takes one and however near the two
+    ids are, and nothing is written.
+    """
+    ids = ["b", *twins("a"), "caf\u00e9", "cafe\u0301", "A", "a "]
+    for name, twin in in_time(ctx, [(one, two) for one, two in itertools.pairwise(ids) if one != two]):
+        info = samples.info(twin)
+        for what, call in (
+            ("save_info", ctx.store.save_info(name, info)),
+            ("save_turn", ctx.store.save_turn(name, info=info)),
+            ("a turn of more", ctx.store.save_turn(name, append=samples.messages(1), info=info)),
+        ):
+            await ctx.raises(InvalidArgumentError, call, f"{what} of {name!a} with an info of {twin!a}")
+    ctx.equal([name for name in ids if await ctx.store.exists(name)], [], "the agents that exist")
+    ctx.equal([name for name in ids if await ctx.store.load_messages(name)], [], "the agents that have messages")
 
 
 @check("ID-4", under=(Dimension.LENGTHS, Dimension.LOOKALIKES))

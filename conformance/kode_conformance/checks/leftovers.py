@@ -46,7 +46,7 @@ async def _connections_of(ctx: Context) -> dict[str, int]:
     """What this process holds, and, where the harness counts them, the backend's connections."""
     found = held()
     if ctx.harness.has("costs"):
-        connections = (await ctx.harness.costs(ctx.handle)).connections
+        connections = (await ctx.costs()).connections
         if connections is not None:
             found["connections to the backend"] = connections
     return found
@@ -371,7 +371,7 @@ async def what_was_passed_in_stays_open(ctx: Context) -> None:
     """A pool or client that was passed in is used, and works on when the stores over it are closed."""
     if not ctx.harness.has("open_given"):
         raise Unverified("the harness has no hook open_given: nothing is passed in")
-    given = await ctx.harness.open_given(ctx.handle)
+    given = await ctx.given()
     try:
         for store in (given.store, ctx.store):
             await store.append_messages("a", samples.messages(1))

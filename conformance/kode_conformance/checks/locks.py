@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
@@ -120,6 +121,33 @@ async def a_lease_ends_by_itself(ctx: Context) -> None:
         await (await other.acquire_agent_lock("b")).release()
 
     await asyncio.gather(renewed_by_hand(), renewed_by_the_block())
+
+
+_ODD_MS: Final = (1900, 1099)
+"""Times of leases that are no whole seconds; each must be held for most of its last part of a second."""
+
+
+@check("LOCK-3", "LOCK-1", needs=_E, under=(Dimension.NUMBERS, Dimension.INSTANCES))
+async def a_lease_lasts_its_whole_time(ctx: Context) -> None:
+    """A lease whose time is no whole number of seconds is held until its time is over, taken or renewed for it."""
+    other = await ctx.another()
+
+    async def held(ttl_ms: int, renewed: bool) -> None:
+        agent = f"{ttl_ms}-{renewed}"
+        begun = time.monotonic()
+        lease = await ctx.store.acquire_agent_lock(agent, ttl_ms=ttl_ms)
+        if renewed:
+            begun = time.monotonic()
+            await lease.renew()
+        await asyncio.sleep(ttl_ms // 1000 + ttl_ms % 1000 * 0.0005)
+        try:
+            await other.acquire_agent_lock(agent)
+        except LockUnavailableError:
+            return
+        passed = (time.monotonic() - begun) * 1000
+        ctx.true(passed >= ttl_ms, f"another got a lock that was taken for {ttl_ms} ms, {passed:.0f} ms before")
+
+    await asyncio.gather(*(held(ttl_ms, renewed) for ttl_ms in _ODD_MS for renewed in (False, True)))
 
 
 @check("LOCK-3", needs=_E | Capability.CROSS_PROCESS, under=(Dimension.CRASHES, Dimension.PROCESSES))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 from kode_conformance import samples
@@ -13,7 +13,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.fenced import fenced_writes
 from kode_conformance.methods import calls_of, drive
 from kode_conformance.registry import Capability, check
-from kode_core.errors import KodeError, LockLostError
+from kode_core.errors import KodeError, LockLostError, LockUnavailableError
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
@@ -55,6 +55,26 @@ async def each_method_is_counted_once_where_it_was_called(ctx: Context) -> None:
         ctx.equal(_moved(before, after), {group: 1}, f"the counters that one call of {name} moved")
         before = after
     ctx.equal(_moved(elsewhere, await _counted(other)), {}, "the counters of an instance that nobody used")
+
+
+@check("OPS-3", needs=_E, under=(Dimension.COSTS, Dimension.INTERRUPTIONS))
+async def how_long_failures_take_is_no_latency(ctx: Context) -> None:
+    """A call that fails late counts as an error, and its duration is none of the latencies."""
+    await ctx.store.save_info("a", samples.info("a"))
+    other = await ctx.another()
+    lease = await other.acquire_agent_lock("a", ttl_ms=600_000)
+    before = (await ctx.store.get_metrics()).performance
+    wait_ms = 400 + 3 * int(before.max_latency_ms)
+    lock = ctx.store.acquire_agent_lock("a", wait_ms=wait_ms)
+    await ctx.raises(LockUnavailableError, _take(lock), "a lock that another holds")
+    after = (await ctx.store.get_metrics()).performance
+    ctx.true(after.max_latency_ms < wait_ms, f"max_latency_ms is {after.max_latency_ms:.0f} after a wait in vain")
+    ctx.true(after.avg_latency_ms < wait_ms / 2, f"avg_latency_ms is {after.avg_latency_ms:.0f} after a wait in vain")
+    await lease.release()
+
+
+async def _take(lock: Awaitable[object]) -> object:
+    return await lock
 
 
 @check("OPS-3", "OPS-17", needs=_E, under=(Dimension.CHANGES, Dimension.COSTS))

@@ -114,7 +114,7 @@ async def _pages(ctx: Context, **filters: Any) -> list[Any]:
     return found
 
 
-@check("QRY-2", needs=_Q, under=(Dimension.NUMBERS,))
+@check("QRY-2", "VAL-5", needs=_Q, under=(Dimension.NUMBERS,))
 async def times_of_messages_and_of_changes(ctx: Context) -> None:
     """updated_* of sessions and created_* of messages bound to the millisecond: after is inclusive, before is not."""
     for i in range(3):

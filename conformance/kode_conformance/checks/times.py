@@ -10,7 +10,7 @@ from kode_conformance import samples
 from kode_conformance.clock import clock_off
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time, sizes_in_time
+from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_core.model import StoredMessage
 from kode_core.protocols import ExtendedStore
@@ -110,30 +110,40 @@ _WAYS: Final[Mapping[str, tuple[bool, _Write]]] = {
 }
 """Each way to write messages, and whether it takes the whole list."""
 _OLD: Final = 4
+_CASES: Final = (
+    *(
+        (name, edited, added)
+        for name, (takes_all, _) in _WAYS.items()
+        if takes_all
+        for edited, added in ((0, 0), (0, 1), (_OLD - 1, 0), (_OLD - 1, 1), (2, 1001))
+    ),
+    *((name, None, added) for name, (takes_all, _) in _WAYS.items() if not takes_all for added in (1, 1001)),
+)
+"""A way, the position that it replaces, and how many messages it adds."""
 
 
 @check("MSG-4", needs=_Q, under=(Dimension.ITEMS, Dimension.CHANGES, Dimension.INSTANCES))
 async def times_stay_whatever_way_and_however_many(ctx: Context) -> None:
-    """The messages that were there keep their times, also one that is replaced, by whatever way the list is written,
-    in a turn with every other kind too, and however many are added or taken away in the call.
+    """The messages that were there keep their times, also one that is replaced, the first or the last, by whatever way
+    the list is written, in a turn with every other kind too, and however many the call adds or takes away.
     """
     other = await ctx.another()
-    agents = [f"{name}-{added}" for name in _WAYS for added in (1, 1001)]
     m = samples.messages(_OLD)
     for message in m:
-        await asyncio.gather(*(ctx.store.append_messages(agent, [message]) for agent in agents))
+        await asyncio.gather(*(ctx.store.append_messages(f"{case}", [message]) for case in _CASES))
         await asyncio.sleep(0.002)
-    for added in sizes_in_time(ctx, (1, 1001)):
-        new = samples.messages(added, _OLD)
-        edited = [m[0], samples.message(text="edited"), *m[2:]]
-        for name, (takes_all, write) in in_time(ctx, _WAYS.items()):
-            agent, wanted = f"{name}-{added}", (edited if takes_all else m) + new
-            before = [found.created_at for found in await by_time(ctx.store, agent)]
-            await write(ctx.store, agent, wanted if takes_all else new)
-            when = f"after {name} with {added} new ones"
-            await _keeps(ctx, other, agent, before, wanted, when)
-            await write(other, agent, edited[:3]) if takes_all else await other.save_messages(agent, wanted[:3])
-            await _keeps(ctx, ctx.store, agent, before[:3], (edited if takes_all else m)[:3], f"{when}, and a cut")
+    for case in in_time(ctx, _CASES):
+        (name, position, added), agent = case, f"{case}"
+        _, write = _WAYS[name]
+        new, kept = samples.messages(added, _OLD), list(m)
+        if position is not None:
+            kept[position] = samples.message(text="edited")
+        before = [found.created_at for found in await by_time(ctx.store, agent)]
+        await write(ctx.store, agent, new if position is None else kept + new)
+        when = f"after {name} replaced message {position} and added {added}"
+        await _keeps(ctx, other, agent, before, kept + new, when)
+        await (other.save_messages(agent, kept[:3]) if position is None else write(other, agent, kept[:3]))
+        await _keeps(ctx, ctx.store, agent, before[:3], kept[:3], f"{when}, and a cut")
 
 
 async def _keeps(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -22,6 +22,7 @@ from conformance.tests.zoo.witnesses import talk
 from kode_core.batch import Batch, Outcome, SessionRow
 from kode_core.errors import StoreClosedError
 from kode_core.layers import Layer
+from kode_core.model import now_ms
 from kode_core.query import SessionQuery
 from kode_core.store import EngineStore
 from kode_core.store.book import Book
@@ -281,3 +282,25 @@ class CountsForAllStores(EngineStore):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._context.book = _book
+
+
+async def _times_of_two(ctx: Context) -> object:
+    times = []
+    for i in range(3):
+        await ctx.store.append_messages("a", [samples.message(i)])
+        await asyncio.sleep(0.02)
+        times = [message.created_at for message in await ctx.store.query_messages(agent_id="a")]
+    return len(set(times))
+
+
+@mutant(
+    "QRY-2",
+    killed_by="times_of_messages_and_of_changes",
+    source="DATETIME of MySQL without (3), and dates of HTTP, count seconds",
+    witness=_times_of_two,
+)
+class CountsSeconds(EngineStore):
+    """Takes its times from a clock that counts seconds."""
+
+    def __init__(self, opener: Any, *, clock: Callable[[], int] = now_ms, **options: Any) -> None:
+        super().__init__(opener, clock=lambda: clock() // 1000 * 1000, **options)

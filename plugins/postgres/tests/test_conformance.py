@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kode_conformance.testclass import StoreConformance
+from kode_conformance.testclass import StoreConformance, beyond
 from kode_postgres.testing import PostgresHarness, PostgresHybridHarness
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -15,3 +15,4 @@ class TestPostgres(StoreConformance):
 
 class TestHybrid(StoreConformance):
     harness = PostgresHybridHarness()
+    later = beyond(2)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 from collections import Counter, OrderedDict
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,8 +21,8 @@ from kode_core.errors import CorruptRecordError, KodeError
 from kode_core.ids import check_agent_id
 from kode_core.layers import Layer
 from kode_core.model import Bookmark, MediaCacheRecord, Message, TodoSnapshot, ToolResultBlock, ToolUseBlock
-from kode_core.query import Page
 from kode_core.pace import Pace
+from kode_core.query import Page
 from kode_core.store import EngineStore, rows
 from kode_core.store.events import stored_event
 from kode_core.store.ops import OPS
@@ -561,7 +562,7 @@ async def _moves(ctx: Any) -> object:
     for save in (s.append_messages, s.save_tool_call_records, s.upsert_tool_call_records):
         await save("a", [])
         times.append(await _updated(s))
-    return [a < b for a, b in zip(times, times[1:], strict=False)]
+    return [a < b for a, b in itertools.pairwise(times)]
 
 
 @fault(
@@ -967,10 +968,8 @@ class WritesCompressionsBehind(Wrapper):
                 async def rest(write: DocWrite = write) -> Rest:
                     return Rest(docs=(write,))
 
-                try:
+                with suppress(KodeError):
                     await self.inner._writer.write(agent_id, lambda rest=rest: Turn(rest=rest), None)
-                except KodeError:
-                    pass
                 self.dirty.pop(0)
 
     async def save_compression_record(self, agent_id: str, record: Any, *, fence: Any = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -193,7 +194,7 @@ async def _pieces(ctx: Any) -> object:
     calls = [ctx.store.append_messages("a", talk(*[who] * 250)) for who in "xyz"]
     await asyncio.gather(*calls)
     texts = [m.text for m in await ctx.store.load_messages("a")]
-    changes = sum(a != b for a, b in zip(texts, texts[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(texts))
     return len(texts), changes
 
 
@@ -753,7 +754,7 @@ async def _follow_over_a_close(ctx: Any) -> object:
         try:
             async for _ in store.follow_events("a"):
                 pass
-        except Exception as exc:  # noqa: BLE001
+        except Exception as exc:
             return type(exc).__name__
         return "ended"
 
@@ -832,7 +833,7 @@ async def _wait_for_expiry(ctx: Any) -> object:
 async def _outcome_of(lock: Any) -> str:
     try:
         return type(await lock).__name__
-    except Exception as exc:  # noqa: BLE001
+    except Exception as exc:
         return type(exc).__name__
 
 
@@ -875,7 +876,7 @@ async def _tokens_over_deletes(ctx: Any) -> object:
             lease = await ctx.store.acquire_agent_lock("a")
             tokens.append(lease.token)
             await lease.release()
-    return [a < b for a, b in zip(tokens, tokens[1:], strict=False)]
+    return [a < b for a, b in itertools.pairwise(tokens)]
 
 
 @fault(
