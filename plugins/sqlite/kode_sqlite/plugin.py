@@ -46,8 +46,7 @@ def _is_there(options: SqliteOptions) -> bool:
 def _schema(options: SqliteOptions) -> str:
     from kode_sqlite.schema import script
 
-    path = str(local_path(options.db_path, "db_path"))
-    return script(path)
+    return script(str(local_path(options.db_path, "db_path")))
 
 
 @hookimpl

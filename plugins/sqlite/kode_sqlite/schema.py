@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from kode_core.errors import SchemaVersionError, StoreBusyError
+from kode_sqlite.errors import translated
 from kode_sqlite.tables import MIGRATIONS, Step
 
 __all__ = ["MIGRATIONS", "SCHEMA_VERSION", "Terms", "migrate", "script", "sql", "version_of"]
@@ -99,10 +100,11 @@ def script(path: str) -> str:
 
     Raises:
         SchemaVersionError: the tables are of a newer version.
+        StorageError: the file cannot be read, or is no database.
     """
     place = Place(0)
     if Path(path).is_file():
-        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
+        with translated(path), closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
             place = place_of(db)
     _see_newer(place, path)
     transactions = [
