@@ -172,25 +172,26 @@ _METADATA: Final[Step] = (
 COMMON_TYPES: Final = ("text", "tool_use", "tool_result")
 """Types of content that most messages have: they are found by reading messages, newest or oldest first."""
 
-_COMMON_CONTENTS: Final = ("text", "tool_result", "text\ntool_use", "tool_use")
+_COMMON_CONTENTS: Final = ("\ntext\n", "\ntool_result\n", "\ntext\ntool_use\n", "\ntool_use\n", "\n")
 
 
 def _is_rare(row: str) -> str:
     """Whether a message's types have to be looked through; for most messages a comparison or two say no."""
-    others = " AND ".join(f"{row}.content_types <> '\n{types}\n'" for types in _COMMON_CONTENTS)
+    others = " AND ".join(f"{row}.content_types <> '{types}'" for types in _COMMON_CONTENTS)
     return f"typeof({row}.content_types) = 'text' AND {others}"
 
 
 def _types(row: str) -> str:
-    """A message's types as a JSON array: they stand in lines, and no type has a newline."""
-    quoted = rf"""replace(replace(json_quote({row}.content_types), '\\', '\u005c'), '\n', '","')"""
-    return f"json_each('[' || {quoted} || ']')"
+    """A message's types as a JSON array: each stands between newlines, of which it has none itself."""
+    within = f"substr({row}.content_types, 2, length({row}.content_types) - 2)"
+    quoted = rf"""replace(replace(json_quote({within}), '\\', '\u005c'), '\n', '","')"""
+    return f"json_each(CASE WHEN {_is_rare(row)} THEN '[' || {quoted} || ']' ELSE '[]' END)"
 
 
-_RARE_TYPES: Final = f"j.value NOT IN ('', {', '.join(repr(name) for name in COMMON_TYPES)})"
+_RARE_TYPES: Final = f"j.value NOT IN ({', '.join(repr(name) for name in COMMON_TYPES)})"
 _ADD_TYPES: Final = (
-    "INSERT OR REPLACE INTO kode_message_types (type, created_at, agent_id, position)"
-    f" SELECT j.value, NEW.created_at, NEW.agent_id, NEW.position FROM {_types('NEW')} j WHERE {_RARE_TYPES}"
+    "INSERT INTO kode_message_types (type, created_at, agent_id, position)"
+    f" SELECT DISTINCT j.value, NEW.created_at, NEW.agent_id, NEW.position FROM {_types('NEW')} j WHERE {_RARE_TYPES}"
 )
 _REMOVE_TYPES: Final = (
     f"DELETE FROM kode_message_types WHERE type IN (SELECT j.value FROM {_types('OLD')} j)"
@@ -212,19 +213,15 @@ _MESSAGE_TYPES: Final[Step] = (
     f"""CREATE TRIGGER kode_message_types_delete AFTER DELETE ON kode_messages WHEN {_is_rare("OLD")} BEGIN
         {_REMOVE_TYPES};
     END""",
-    f"""CREATE TRIGGER kode_message_types_before AFTER UPDATE OF agent_id, position, created_at, content_types
-        ON kode_messages WHEN {_is_rare("OLD")}
+    f"""CREATE TRIGGER kode_message_types_update AFTER UPDATE OF agent_id, position, created_at, content_types
+        ON kode_messages WHEN ({_is_rare("OLD")}) OR ({_is_rare("NEW")})
     BEGIN
         {_REMOVE_TYPES};
-    END""",
-    f"""CREATE TRIGGER kode_message_types_after AFTER UPDATE OF agent_id, position, created_at, content_types
-        ON kode_messages WHEN {_is_rare("NEW")}
-    BEGIN
         {_ADD_TYPES};
     END""",
     f"""INSERT INTO kode_message_types (type, created_at, agent_id, position)
         SELECT DISTINCT j.value, m.created_at, m.agent_id, m.position FROM kode_messages m, {_types("m")} j
-            WHERE {_is_rare("m")} AND {_RARE_TYPES}""",
+            WHERE {_RARE_TYPES}""",
 )
 
 _SECOND: Final[tuple[Step, ...]] = (

@@ -77,8 +77,8 @@ def see_derived(db: sqlite3.Connection) -> None:
         for agent_id, position, created, kinds in db.execute(
             "SELECT agent_id, position, created_at, content_types FROM kode_messages"
         )
-        for kind in kinds.split("\n")
-        if kind not in ("", "text", "tool_use", "tool_result")
+        for kind in kinds[1:-1].split("\n")
+        if kinds != "\n" and kind not in ("text", "tool_use", "tool_result")
     }
     assert set(db.execute("SELECT type, created_at, agent_id, position FROM kode_message_types")) == types
     counts = "SELECT count(created_at), sum(message_count), sum(tool_call_count) FROM kode_agents"
@@ -137,6 +137,36 @@ async def test_a_database_of_version_1_takes_writes(old: sqlite3.Connection) -> 
         assert (await store.get_metrics()).storage.total_agents == 7
     with closing(sqlite3.connect("a.db")) as db:
         see_derived(db)
+
+
+ODD_TYPES: Final = (
+    "\n",
+    "\n\n",
+    "\n\n\n",
+    "\ntext\n\n",
+    "\na\na\ntext\na\n",
+    '\n"\n\\005c\nn\n',
+    "\n'\tx\n\u2028\né😀\n",
+)
+
+
+async def test_every_type_of_content_is_derived(old: sqlite3.Connection) -> None:
+    """Also one that is empty, that comes twice, or that JSON would escape; by the migration and afterwards."""
+    put = (
+        "INSERT INTO kode_messages (agent_id, position, created_at, role, content_types, body, digest)"
+        " VALUES (?, ?, 7, 'user', ?, '{}', x'00')"
+    )
+    with closing(sqlite3.connect("a.db", isolation_level=None)) as db:
+        for agent_id in ("before", "after"):
+            db.executemany(put, [(agent_id, i, types) for i, types in enumerate(ODD_TYPES)])
+            async with SqliteStore("a.db"):
+                see_derived(db)
+        for types in ODD_TYPES:
+            db.execute("UPDATE kode_messages SET content_types = ?, created_at = 8 WHERE agent_id = 'after'", (types,))
+            see_derived(db)
+        db.execute("DELETE FROM kode_messages WHERE agent_id IN ('before', 'after')")
+        see_derived(db)
+        assert db.execute("SELECT count(*) FROM kode_message_types").fetchone() == (2,)
 
 
 async def test_a_program_of_version_1_may_go_on_writing(old: sqlite3.Connection) -> None:
