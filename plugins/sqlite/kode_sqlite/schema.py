@@ -189,7 +189,7 @@ def _do(db: sqlite3.Connection, step: Step) -> None:
 def _tell(path: str, place: Place) -> None:
     if place.step is None:
         log.warning(
-            "%s has schema %d and is brought to %d in place, which takes minutes if it is large; calls that open it "
+            "%s has schema %d and is brought to %d in place, which takes a while if it is large; calls that open it "
             "wait. It can be interrupted, and goes on at the next opening",
             path,
             place.version,
