@@ -127,6 +127,10 @@ async def damage_of_any_kind_is_named_and_stays_where_it_is(ctx: Context) -> Non
         told = {(issue.code, issue.agent_id) for issue in found.issues}
         ctx.true(("corrupt_record", _BAD) in told, f"the check must find damaged {part}; it found {sorted(told)}")
         ctx.true({agent for _, agent in told} == {_BAD}, f"the check blames other agents for damaged {part}: {told}")
+        if part == "snapshots":
+            for snapshot in before[_BAD]["snapshots"]:
+                one = store.load_snapshot(_BAD, snapshot.id)
+                await ctx.raises(CorruptRecordError, one, f"loading {snapshot.id!r} with damaged snapshots")
         await _see_calls_of_the_others(ctx, store, part)
     layer.verbs = frozenset()
     ctx.equal(await portrait(store, _BAD), before[_BAD], "the agent after its bytes are right again")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 from kode_conformance.context import Context
@@ -15,7 +16,7 @@ from kode_conformance.pace import in_time
 from kode_conformance.payloads import PAYLOADS
 from kode_conformance.registry import check
 from kode_conformance.ways import held
-from kode_core.errors import InvalidValueError
+from kode_core.errors import InvalidArgumentError, InvalidValueError, KodeError
 from kode_core.model import AgentInfo
 
 _D = Dimension
@@ -60,6 +61,54 @@ async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
         await _unchanged(ctx, model, f"after {writer.method}({writer.parameter}=) refused")
 
 
+class _Word(StrEnum):
+    WORD = "active"
+
+
+class _Number(IntEnum):
+    SEVEN = 7
+
+
+class _Text(str):
+    __slots__ = ()
+
+
+_TYPED: Final[Mapping[Holds, Sequence[Any]]] = {
+    Holds.TEXT: (_Word.WORD, _Text("x"), b"x"),
+    Holds.KEY: (_Word.WORD, _Text("x")),
+    Holds.WHOLE: (_Number.SEVEN, True, 7.0, "7"),
+    Holds.NUMBER: (_Number.SEVEN, True, "7"),
+    Holds.TIME: (_Number.SEVEN, True, 7.0),
+    Holds.BOOL: (1, 0, "true", _Number.SEVEN),
+}
+"""By what a field holds: values that look like it and are of another type."""
+
+
+def _typed(field: Field) -> Sequence[Any]:
+    if field.holds is Holds.CHOICE:
+        choice = field.options[0]
+        return (StrEnum("Choice", {"ONE": choice}).ONE, _Text(choice)) if isinstance(choice, str) else ()  # type: ignore[attr-defined]
+    return _TYPED.get(field.holds, ())
+
+
+@check("VAL-2", "ID-4", "OPS-17", under=(_D.LOOKALIKES, _D.INSTANCES))
+async def every_field_refuses_what_is_of_another_type(ctx: Context) -> None:
+    """A value that is nearly of the type of its field, a member of an Enum, an instance of a subclass of str, True for
+    a number or 7.0 for 7, is refused in every field of every record, by every method, and nothing is written.
+    """
+    cases = [(kind, writer) for kind in kinds().values() for writer in kind.writers]
+    for kind, writer in in_time(ctx, cases):
+        for field in fields_of(kind.record):
+            for value in _typed(field):
+                call = _call(kind, writer, put(full(kind.record, 1), field, value))
+                what = f"{value!r} of {type(value).__name__} in {field.name}, given to {writer.method}"
+                refused = getattr(ctx.store, writer.method)("b", **call)
+                error = await ctx.raises(KodeError, refused, what)
+                is_right = isinstance(error, (InvalidValueError, InvalidArgumentError))
+                ctx.true(is_right, f"{what} raised {type(error).__name__}")
+    await _unchanged(ctx, StoreModel(), "after values of other types were refused", "b")
+
+
 def _call(kind: Kind, writer: Writer, bad: Any) -> dict[str, Any]:
     """The call with the bad record among good ones; of a turn, next to all other parts that go with it."""
     several = [full(kind.record, 2), bad, full(kind.record, 3)]
@@ -74,8 +123,8 @@ def _call(kind: Kind, writer: Writer, bad: Any) -> dict[str, Any]:
     return call
 
 
-async def _unchanged(ctx: Context, model: StoreModel, when: str) -> None:
+async def _unchanged(ctx: Context, model: StoreModel, when: str, agent_id: str = "a") -> None:
     for kind in kinds().values():
         reader = next(reader for reader in kind.readers[::-1] if reader.gives in _WHOLE)
-        found = await drive(getattr(ctx.store, reader.method), {"agent_id": "a"})
-        ctx.equal(found, held(model, reader.method, "a"), f"{reader.method}, {when}")
+        found = await drive(getattr(ctx.store, reader.method), {"agent_id": agent_id})
+        ctx.equal(found, held(model, reader.method, agent_id), f"{reader.method}, {when}")

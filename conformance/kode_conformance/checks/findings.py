@@ -124,9 +124,10 @@ _LONG: Final = 1101
 
 
 @check("OPS-2", needs=_E, under=(Dimension.ITEMS, Dimension.ORDERS))
-async def a_long_sound_agent_is_consistent(ctx: Context) -> None:
+async def long_agents_are_checked_to_the_end(ctx: Context) -> None:
     """Of an agent whose every message uses a tool and whose next one brings its result, nothing is reported, wherever
-    a page of messages or of tool calls begins, and however far the result stands behind its use.
+    a page of messages or of tool calls begins, and however far the result stands behind its use; of a thousand that
+    are missing, each is.
     """
     for agent, shift in (("even", 0), ("odd", 1)):
         pairs = (_LONG - shift) // 2
@@ -136,3 +137,7 @@ async def a_long_sound_agent_is_consistent(ctx: Context) -> None:
     far = [_use(f"{i}") for i in range(_LONG)] + [_result(f"{i}") for i in range(_LONG)]
     await ctx.store.save_messages("far", far)
     await _see_issues(ctx, {"even": [], "odd": [], "far": []}, 3, "of three agents that are long and sound")
+    await ctx.store.save_messages("far", far[:_LONG])
+    await ctx.store.save_messages("odd", [_use("o"), samples.message(), *far[_LONG:]])
+    wanted = {"even": [], "odd": [_USE, *[_RESULT] * _LONG], "far": [_USE] * _LONG}
+    await _see_issues(ctx, wanted, 3, "where more than a thousand uses have no result, and as many the reverse")

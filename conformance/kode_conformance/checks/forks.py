@@ -9,6 +9,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
@@ -78,9 +79,11 @@ async def bad_forks_are_refused(ctx: Context) -> None:
     ctx.equal(await ctx.store.list(), ["p"], "the agents")
 
 
-@check("FORK-1", needs=_E, under=(Dimension.COMPANY,))
+@check("FORK-1", "FORK-3", needs=_E, under=(Dimension.COMPANY, Dimension.ITEMS))
 async def a_fork_is_of_one_instant(ctx: Context) -> None:
-    """A fork taken while the parent is written holds one state of it: all kinds of one turn."""
+    """A fork taken while the parent is written holds one state of it: all kinds of one turn; and so do together all
+    forks of one call, however many.
+    """
     await ctx.store.save_turn("p", info=samples.info("p"), todos=samples.todos("0"))
     stop = False
 
@@ -99,9 +102,15 @@ async def a_fork_is_of_one_instant(ctx: Context) -> None:
     for _ in range(10):
         forks += await ctx.store.batch_fork("p", 1)
         await asyncio.sleep(0.003)
+    together = []
+    for count in sizes_in_time(ctx, (26, 101, 251)):
+        together.append(await ctx.store.batch_fork("p", count))
     stop = True
     await writer
-    for fork in forks:
+    for many in together:
+        turns = {len(await ctx.store.load_messages(fork)) for fork in many}
+        ctx.equal(len(turns), 1, f"of how many instants the {len(many)} forks of one call are: turns {sorted(turns)}")
+    for fork in (*forks, *(many[-1] for many in together)):
         messages, calls = await ctx.store.load_messages(fork), await ctx.store.load_tool_call_records(fork)
         todos = await ctx.store.load_todos(fork)
         turn = int(todos.todos[0].title) if todos else -1

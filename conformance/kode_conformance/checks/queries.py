@@ -145,7 +145,8 @@ async def wrong_filters_are_refused(ctx: Context) -> None:
     for method, filters in own.items():
         ctx.equal(len(await getattr(ctx.store, method)(agent_id="a", limit=5)), 0, f"{method} with good filters")
         for bad in (*both, *filters):
-            await ctx.raises(InvalidArgumentError, getattr(ctx.store, method)(**bad), f"{method}({bad})")
+            for given in (bad, {"limit": 0, **bad}):
+                await ctx.raises(InvalidArgumentError, getattr(ctx.store, method)(**given), f"{method}({given})")
 
 
 @check("QRY-2", "QRY-1", needs=_Q, under=(Dimension.ORDERS,))
