@@ -139,8 +139,10 @@ async def open_engine(configured: Configured) -> Engine:
         from kode_core.layers.hybrid import HybridEngine
 
         durability: Any = getattr(configured.options, "durability", "full")
+        file_mode: str = getattr(configured.options, "file_mode", "0600")
         async with _closed_on_error(engine):
-            engine = HybridEngine(engine, await open_json(JsonOptions(base_dir=folder, durability=durability)))
+            files = JsonOptions(base_dir=folder, durability=durability, file_mode=file_mode)
+            engine = HybridEngine(engine, await open_json(files))
         async with _closed_on_error(engine):
             await engine.bind()
     else:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from kode_core.errors import ConfigurationError
 
-__all__ = ["local_path", "remove_all", "working_folder"]
+__all__ = ["local_path", "remove_abandoned", "remove_all", "working_folder"]
 
 _LONGEST: Final = 4000
 _LONGEST_NAME: Final = 255
@@ -71,3 +73,14 @@ def remove_all(paths: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path, age_s: float) -> None:
+    """Remove a file, or a folder with its contents, that nobody has changed for so long."""
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime <= age_s:
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()

@@ -191,8 +191,8 @@ def recorded(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]
         recording.removed(self)
 
     with monkeypatch.context() as patch:
-        for module in ("files", "journal", "folder"):
-            patch.setattr(f"kode_core.engines.{module}.os", shim)
+        for module in ("modes", "engines.files", "engines.journal", "engines.folder"):
+            patch.setattr(f"kode_core.{module}.os", shim)
         patch.setattr(Path, "replace", replaced)
         patch.setattr(Path, "unlink", unlinked)
         yield recording

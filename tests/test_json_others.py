@@ -484,7 +484,7 @@ async def test_a_backup_that_is_cancelled_or_fails_leaves_nothing(monkeypatch: p
         else:
             shutil.rmtree("copy")
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.copies.os.fsync", _no_room)
+            patch.setattr("kode_core.engines.copies.sync_file", _no_room)
             with pytest.raises(StorageError, match="No space left"):
                 await store.backup("copy")
         assert [path.name for path in Path().iterdir()] == ["store"]

@@ -14,6 +14,7 @@ from kode_core.config import path_from_url
 from kode_core.engines.folder import Folder
 from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import ForeignStoreError
+from kode_core.modes import FileMode, mode_bits
 from kode_core.paths import local_path
 from kode_core.plugins import Backend, hookimpl
 
@@ -35,11 +36,13 @@ class JsonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         durability: ``full`` syncs every write to the device (DUR-2); ``fast`` leaves that to the system, so that a
             crash of the process loses nothing but a loss of power may.
         lock_wait_ms: how long a write waits for another process that writes the same agent.
+        file_mode: the mode of the files that are made; those who may read them may also enter the folders.
     """
 
     base_dir: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] = "./data/store"
     durability: Literal["full", "fast"] = "full"
     lock_wait_ms: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 10_000
+    file_mode: FileMode = "0600"
 
 
 async def open_json(options: JsonOptions) -> JsonFilesEngine:
@@ -50,7 +53,9 @@ async def open_json(options: JsonOptions) -> JsonFilesEngine:
         ForeignStoreError: the KODE SDK wrote it.
     """
     base = await asyncio.to_thread(refuse_foreign, options.base_dir)
-    folder = Folder(base, durable=options.durability == "full", wait_ms=options.lock_wait_ms)
+    folder = Folder(
+        base, durable=options.durability == "full", wait_ms=options.lock_wait_ms, mode=mode_bits(options.file_mode)
+    )
     engine = JsonFilesEngine(folder)
     try:
         await engine.run(folder.open)

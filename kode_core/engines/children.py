@@ -41,7 +41,7 @@ def _make(folder: Folder, states: Iterable[tuple[str, AgentState]], reader: Read
             path = folder.base / f"{file_name(agent_id)}.jsonl"
             with translated(path):
                 made.append(path)
-                write_state(path, state, reader.sound, durable=folder.durable)
+                write_state(path, state, reader.sound, durable=folder.durable, mode=folder.mode)
     except BaseException:
         remove(made)
         raise

@@ -14,12 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kode_core.engines.files import open_file, read_at, replace_file, sync_folder, translated, write_all
+from kode_core.engines.files import (
+    make_file,
+    open_file,
+    read_at,
+    replace_file,
+    sync_file,
+    sync_folder,
+    translated,
+    write_all,
+)
 from kode_core.engines.folder import Folder
 from kode_core.engines.frames import read_line
 from kode_core.engines.journal import Journal
 from kode_core.engines.stripes import Stripe, stripe_bytes
 from kode_core.errors import InvalidArgumentError, KodeError
+from kode_core.modes import PRIVATE, create_folders
 
 __all__ = ["FolderCopy"]
 
@@ -41,7 +51,8 @@ def _link_or_copy(path: Path, held: Path) -> None:
     try:
         os.link(path.resolve(), held)
     except OSError:  # a file system without hard links, or a file of somebody else
-        shutil.copyfile(path, held)
+        with os.fdopen(make_file(held, os.O_WRONLY, PRIVATE), "wb") as copied, path.open("rb") as file:
+            shutil.copyfileobj(file, copied)
 
 
 class FolderCopy:
@@ -67,9 +78,9 @@ class FolderCopy:
         if os.path.lexists(self.target):
             raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
         with translated(self.target):
-            (self._made / ".kode" / "locks").mkdir(parents=True)
+            create_folders(self._made / ".kode" / "locks", self._folder.mode)
         with translated(self._folder.base):
-            self._held.mkdir(parents=True)
+            create_folders(self._held, self._folder.mode, like=self._folder.base)
 
     def fix(self, stripes: list[Stripe]) -> None:
         """Note the files to copy, and the numbers of all stripes."""
@@ -112,14 +123,14 @@ class FolderCopy:
         with translated(self.target):
             reader = open_file(source.held, os.O_RDONLY)
             try:
-                writer = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                writer = make_file(path, os.O_WRONLY, self._folder.mode)
                 try:
                     write_all(writer, source.line, 0)
                     for at in range(len(source.line), source.size, _PIECE):
                         data = read_at(reader, min(_PIECE, source.size - at), at)
                         write_all(writer, data, at)
                         yield len(data)
-                    os.fsync(writer)
+                    sync_file(writer)
                 finally:
                     os.close(writer)
             finally:
@@ -137,19 +148,28 @@ class FolderCopy:
     def finish(self) -> None:
         """Give the copy its name."""
         with translated(self.target):
-            own = self._made / ".kode"
+            own, mode = self._made / ".kode", self._folder.mode
             for name, number in self._numbers.items():
-                replace_file(own / "locks" / name, iter([stripe_bytes(name, number)]), durable=False)
+                replace_file(own / "locks" / name, iter([stripe_bytes(name, number)]), durable=False, mode=mode)
             for name in ("format", "id"):
                 if (self._folder.own / name).exists():
-                    replace_file(own / name, iter([(self._folder.own / name).read_bytes()]), durable=True)
+                    replace_file(own / name, iter([(self._folder.own / name).read_bytes()]), durable=True, mode=mode)
             for folder in (own / "locks", own, self._made):
                 sync_folder(folder)
-            if os.path.lexists(self.target):
-                raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
-            self._made.rename(self.target)
+            self._publish()
             self._is_named = True
             sync_folder(self.target.parent)
+
+    def _publish(self) -> None:
+        """Rename, unless somebody else has made the target meanwhile: a folder with something in it stays in place."""
+        try:
+            if not os.path.lexists(self.target):
+                self._made.rename(self.target)
+                return
+        except OSError:
+            if not os.path.lexists(self.target):
+                raise
+        raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
 
     def clear(self, *, is_kept: bool) -> None:
         """Remove everything but a finished copy that is to be kept."""

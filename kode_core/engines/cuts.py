@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ def keep(fd: int, start: int, end: int, journal: Path) -> Path:
     """Copy these bytes of an open journal to a file next to it, durably, and return its path."""
     path = next(path for path in _names(journal) if not path.exists())
     pieces = (read_at(fd, min(_PIECE, end - at), at) for at in range(start, end, _PIECE))
-    replace_file(path, pieces, durable=True)
+    replace_file(path, pieces, durable=True, mode=os.fstat(fd).st_mode & 0o777)
     return path
 
 

@@ -23,6 +23,7 @@ from kode_core.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
+from kode_core.modes import PRIVATE, create_file, settle
 
 if sys.platform == "win32":
     import msvcrt
@@ -35,6 +36,7 @@ __all__ = [
     "held_too_long",
     "is_long_name",
     "locked",
+    "make_file",
     "open_file",
     "os_error",
     "pauses",
@@ -43,6 +45,7 @@ __all__ = [
     "replacing",
     "sync_file",
     "sync_folder",
+    "take_lock",
     "temporary_name",
     "translated",
     "try_lock",
@@ -53,6 +56,8 @@ __all__ = [
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
 _RESERVED: Final = frozenset({"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))})
 _MAX_NAME: Final = 180
+_TRIES: Final = 100
+_NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _LOCKED_BYTE: Final = 1 << 20  # Windows locks bytes: one that nobody reads or writes
 
 
@@ -112,13 +117,41 @@ def translated(path: Path) -> Iterator[None]:
         raise os_error(exc, path) from exc
 
 
+_PLAINLY: Final = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
+
+
 def open_file(path: Path, flags: int) -> int:
     """A descriptor of *path*, with its bytes as they are on every system, and without waiting for anybody."""
-    extra = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
-    return os.open(path, flags | extra, 0o666)
+    return os.open(path, flags | _PLAINLY)
 
 
-def _try_lock(fd: int) -> bool:
+def make_file(path: Path, flags: int, mode: int, replaced: os.stat_result | None = None) -> int:
+    """A descriptor of a new file, which belongs to whom the file that it will take the place of, or its folder, does.
+
+    Raises:
+        FileExistsError: there is something at *path*.
+    """
+    fd = create_file(path, flags | _PLAINLY, mode)
+    if replaced is not None or (os.name != "nt" and os.geteuid() == 0):
+        settle(fd, mode, replaced or path.parent.stat())
+    return fd
+
+
+def _open_or_make(path: Path, flags: int, mode: int) -> int:
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            return open_file(path, flags)
+        with suppress(FileExistsError):  # somebody else was faster, or a link leads nowhere
+            return make_file(path, flags, mode)
+    raise FileNotFoundError(errno.ENOENT, "it leads nowhere")
+
+
+def take_lock(fd: int) -> bool:
+    """Lock the whole file of *fd*, against other processes too; False when it is held.
+
+    Raises:
+        OSError: the file system keeps no locks.
+    """
     try:
         if sys.platform == "win32":
             os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
@@ -127,17 +160,22 @@ def _try_lock(fd: int) -> bool:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as exc:
+        if exc.errno not in _NO_LOCKS:
+            raise
+        told = f"this file system keeps no locks ({exc.strerror}); put the store on a local disk"
+        raise OSError(exc.errno, told) from exc
     return True
 
 
-def try_lock(path: Path) -> int | None:
+def try_lock(path: Path, mode: int = PRIVATE) -> int | None:
     """Take the lock file at *path*, against other processes too, and return its descriptor; None when it is held.
 
-    The kernel frees the lock of a process that dies.
+    It is made with *mode* if it is not there. The kernel frees the lock of a process that dies.
     """
-    fd = open_file(path, os.O_RDWR | os.O_CREAT)
+    fd = _open_or_make(path, os.O_RDWR, mode)
     try:
-        taken = _try_lock(fd)
+        taken = take_lock(fd)
     except BaseException:
         os.close(fd)
         raise
@@ -173,7 +211,7 @@ def held_too_long(path: Path, wait_ms: int) -> StoreBusyError:
 
 
 @contextmanager
-def locked(path: Path, wait_ms: int) -> Iterator[int]:
+def locked(path: Path, wait_ms: int, mode: int = PRIVATE) -> Iterator[int]:
     """Hold the lock file at *path* and yield its descriptor; blocks while it waits.
 
     Raises:
@@ -181,7 +219,7 @@ def locked(path: Path, wait_ms: int) -> Iterator[int]:
     """
     deadline = time.monotonic() + wait_ms / 1000
     pause = pauses()
-    while (fd := try_lock(path)) is None:
+    while (fd := try_lock(path, mode)) is None:
         if time.monotonic() > deadline:
             raise held_too_long(path, wait_ms)
         time.sleep(next(pause))
@@ -214,7 +252,11 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
 
 
 def sync_file(fd: int) -> None:
-    """Make the contents of *fd* durable."""
+    """Make the contents of *fd* durable. On macOS an ordinary sync leaves them in the cache of the device."""
+    if sys.platform == "darwin":
+        with suppress(OSError):  # a file system that has no such thing
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
@@ -234,22 +276,31 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp")
 
 
+def _found(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
 @contextmanager
-def replacing(path: Path, *, durable: bool) -> Iterator[int]:
+def replacing(path: Path, *, durable: bool, mode: int = PRIVATE) -> Iterator[int]:
     """Yield a descriptor of a new file that takes the place of *path* at the end, unless something is raised.
 
-    Afterwards, and after a crash, the old file is there or the new one.
+    Afterwards, and after a crash, the old file is there or the new one. It has the mode of the old one, and *mode*
+    where there was none.
 
     Raises:
         OutcomeUnknownError: the new file is there, and a loss of power may bring back the old one.
     """
     temporary = temporary_name(path)
-    fd = open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    replaced = _found(path)
+    fd = make_file(temporary, os.O_RDWR, mode if replaced is None else replaced.st_mode & 0o777, replaced)
     try:
         try:
             yield fd
             if durable:
-                os.fsync(fd)
+                sync_file(fd)
         finally:
             os.close(fd)
         temporary.replace(path)
@@ -266,13 +317,18 @@ def replacing(path: Path, *, durable: bool) -> Iterator[int]:
 
 
 def replace_file(
-    path: Path, chunks: Iterator[bytes], *, durable: bool, ending: Callable[[], tuple[int, bytes]] | None = None
+    path: Path,
+    chunks: Iterator[bytes],
+    *,
+    durable: bool,
+    mode: int = PRIVATE,
+    ending: Callable[[], tuple[int, bytes]] | None = None,
 ) -> None:
     """Put a file of these chunks at *path*, as :func:`replacing` does.
 
     *ending* is called after the last chunk, for an offset and the bytes that then go there.
     """
-    with replacing(path, durable=durable) as fd:
+    with replacing(path, durable=durable, mode=mode) as fd:
         offset = 0
         for chunk in chunks:
             write_all(fd, chunk, offset)

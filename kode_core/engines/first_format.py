@@ -118,7 +118,7 @@ def migrate_folder(folder: Folder, mark: Path, layout: int) -> None:
         stripes = []
         for i in range(STRIPES):
             path = folder.lock_path(i)
-            fd = held.enter_context(locked(path, folder.wait_ms))
+            fd = held.enter_context(locked(path, folder.wait_ms, folder.mode))
             stripes.append(Stripe(path, fd, durable=folder.durable))
         if mark.read_bytes().strip() != b"1":  # another process was faster
             return

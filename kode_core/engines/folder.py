@@ -18,9 +18,7 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -50,6 +48,8 @@ from kode_core.engines.leases import LeaseFiles
 from kode_core.engines.state import AgentState
 from kode_core.engines.stripes import STRIPES, Stripe, stripe_name, stripe_of
 from kode_core.errors import CorruptRecordError, SchemaVersionError, StorageError, StoreUnavailableError
+from kode_core.modes import PRIVATE, create_folders
+from kode_core.paths import remove_abandoned
 
 __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "UnresolvedError", "stripe_of"]
 
@@ -68,12 +68,13 @@ _NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 class Folder:
     """See the module. Who writes holds the stripe of the agent, against other processes too."""
 
-    def __init__(self, base: Path, *, durable: bool, wait_ms: int) -> None:
+    def __init__(self, base: Path, *, durable: bool, wait_ms: int, mode: int = PRIVATE) -> None:
         self.base = base
+        self.mode = mode
         self.durable = durable
         self.wait_ms = wait_ms
         self.own = base / ".kode"
-        self._leases = LeaseFiles(self.own / "leases")
+        self._leases = LeaseFiles(self.own / "leases", mode)
         self._journals: OrderedDict[str, Journal] = OrderedDict()
         self._weights: dict[str, int] = {}
         self._memory = 0
@@ -84,12 +85,13 @@ class Folder:
     def open(self) -> None:
         """Make the folder if it is not there, and see that this version can use it."""
         with translated(self.base):
+            create_folders(self.base, self.mode)
             for name in ("locks", "leases"):
-                (self.own / name).mkdir(parents=True, exist_ok=True)
+                create_folders(self.own / name, self.mode, like=self.base)
             mark = self.own / "format"
             if not mark.exists():
                 self._begin_stripes()
-                replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True)
+                replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True, mode=self.mode)
             version = re.fullmatch(rb"(\d{1,9})\s?", mark.read_bytes())
             if version is None:
                 raise CorruptRecordError(f"folder {str(self.base)!r}", f"{mark} is damaged: it must say {FORMAT}")
@@ -105,7 +107,7 @@ class Folder:
         """Give every stripe its first number, so that one that has none later is known to have lost it."""
         for i in range(STRIPES):
             path = self.lock_path(i)
-            with locked(path, self.wait_ms) as fd:
+            with locked(path, self.wait_ms, self.mode) as fd:
                 Stripe(path, fd, durable=False).begin()
 
     def _sweep(self) -> None:
@@ -113,10 +115,10 @@ class Folder:
         for folder in (self.base, self.own, self.own / "leases"):
             for entry in os.scandir(folder):
                 if entry.name.endswith(".tmp") or (folder == self.own and entry.name.startswith(("id.", "probe."))):
-                    _remove_abandoned(Path(entry), _ABANDONED_S)
+                    remove_abandoned(Path(entry), _ABANDONED_S)
         with suppress(FileNotFoundError):
             for entry in os.scandir(self.own / "copies"):
-                _remove_abandoned(Path(entry), _ABANDONED_COPY_S)
+                remove_abandoned(Path(entry), _ABANDONED_COPY_S)
 
     def identity(self) -> str:
         """A word that tells this folder from all others, made when it is asked for first."""
@@ -124,7 +126,7 @@ class Folder:
         with translated(path):
             if not path.exists():
                 draft = self.own / f"id.{secrets.token_hex(8)}"
-                replace_file(draft, iter([secrets.token_hex(16).encode()]), durable=True)
+                replace_file(draft, iter([secrets.token_hex(16).encode()]), durable=True, mode=self.mode)
                 with suppress(FileExistsError):
                     path.hardlink_to(draft)
                 draft.unlink()
@@ -143,7 +145,7 @@ class Folder:
         """Take the lock of a stripe, None when another process or call has it."""
         path = self.lock_path(index)
         with translated(path):
-            fd = try_lock(path)
+            fd = try_lock(path, self.mode)
         return None if fd is None else Stripe(path, fd, durable=self.durable)
 
     def leave(self, stripe: Stripe) -> None:
@@ -162,7 +164,7 @@ class Folder:
     def journal_named(self, name: str) -> Journal:
         """The journal in the file of that name, not refreshed."""
         with self._guard:
-            journal = self._journals.pop(name, None) or Journal(self.base / name)
+            journal = self._journals.pop(name, None) or Journal(self.base / name, self.mode)
             self._journals[name] = journal
             return journal
 
@@ -404,16 +406,6 @@ class Folder:
                 replace_file(probe, iter([b"ok"]), durable=self.durable)
             finally:
                 probe.unlink(missing_ok=True)
-
-
-def _remove_abandoned(path: Path, age_s: float) -> None:
-    with suppress(OSError):
-        if time.time() - path.stat().st_mtime <= age_s:
-            return
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
 
 
 def _changes(batch: Batch) -> bool:

@@ -53,6 +53,7 @@ from kode_core.engines.marks import BLANK, SYNCED, Mark, pair_bytes, slot_at, sl
 from kode_core.engines.spans import Reader, Spans, batches_of, bodies_of
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError, StorageError
+from kode_core.modes import PRIVATE
 
 __all__ = ["COMPACT_FROM", "Frame", "Journal", "Reader", "write_state"]
 
@@ -72,8 +73,9 @@ class Journal:
     Not safe for threads: ``turn`` is held while it is used. Writes need the lock of the agent's stripe besides.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int = PRIVATE) -> None:
         self.path = path
+        self._mode = mode
         self.turn = threading.Lock()
         self.compact_at = COMPACT_FROM
         self.owner = agent_of(path.name.removesuffix(".jsonl"))
@@ -297,7 +299,7 @@ class Journal:
         line = first_line(self.state.agent_id, self.state.log.next_offset)
         parsed = parsed_line(line)
         placed, data = frame_bytes(frame, len(line), parsed.seed)
-        with replacing(self.path, durable=durable) as fd:
+        with replacing(self.path, durable=durable, mode=self._mode) as fd:
             write_all(fd, line + data, 0)
         self._line, self.end, self._last = parsed, len(line) + len(data), len(line)
         self._apply(frame.phase, placed, frame)
@@ -368,12 +370,8 @@ class Journal:
             return
         if any(read_at(fd, _PIECE, at).strip(b"\0") for at in range(self.end, size, _PIECE)):
             kept = keep(fd, self.end, size, self.path)
-            _log.warning(
-                "%s: %d bytes behind the last whole write, which were never acknowledged, were moved to %s",
-                self.label,
-                size - self.end,
-                kept,
-            )
+            told = "%s: %d bytes behind the last whole write, which were never acknowledged, were moved to %s"
+            _log.warning(told, self.label, size - self.end, kept)
         os.ftruncate(fd, self.end)
 
     # --- compaction
@@ -397,7 +395,9 @@ def _worth(mark: Mark | None) -> tuple[bool, int]:
     return (False, -1) if mark is None else (mark.word == SYNCED, mark.number)
 
 
-def write_state(path: Path, state: AgentState, text: Callable[[Body], Body], *, durable: bool) -> None:
+def write_state(
+    path: Path, state: AgentState, text: Callable[[Body], Body], *, durable: bool, mode: int = PRIVATE
+) -> None:
     """Put a file at *path* that says no more than *state*, with the texts that *text* gives for its bodies."""
     line = first_line(state.agent_id, state.log.next_offset)
     parsed = parsed_line(line)
@@ -415,4 +415,4 @@ def write_state(path: Path, state: AgentState, text: Callable[[Body], Body], *, 
         marks = (Mark(end, SYNCED if durable else this_boot()), BLANK)
         return parsed.marks_at, pair_bytes(marks, parsed.seed)
 
-    replace_file(path, chunks(), durable=durable, ending=marks)
+    replace_file(path, chunks(), durable=durable, mode=mode, ending=marks)

@@ -39,8 +39,9 @@ _lease_from = msgspec.json.Decoder(_Lease).decode
 class LeaseFiles:
     """Reads and writes leases. Writers hold the lock of the agent's stripe."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mode: int) -> None:
         self._folder = folder
+        self._mode = mode
 
     def _path(self, agent_id: str) -> Path:
         return self._folder / f"{file_name(agent_id)}.json"
@@ -69,7 +70,7 @@ class LeaseFiles:
         boot, now = host_clock()
         path = self._path(agent_id)
         text = msgspec.json.encode(_Lease(fence.owner, fence.token, now + ttl_ms, boot))
-        replace_file(path, iter([text + b"\n" + _check(path, text)]), durable=False)
+        replace_file(path, iter([text + b"\n" + _check(path, text)]), durable=False, mode=self._mode)
 
     def remove(self, agent_id: str) -> None:
         """End the lease."""

@@ -13,6 +13,7 @@ from typing import Final
 from kode_core.engine import Progress
 from kode_core.errors import InvalidArgumentError, StoreFullError, StoreReadOnlyError, StoreTimeoutError
 from kode_core.ids import quoted
+from kode_core.modes import create_folders
 from kode_core.paths import remove_all
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
@@ -40,7 +41,7 @@ async def backup(context: Context, appender: EventAppender, target: str | Path, 
             has_ended.set()
 
     await steps(appender.drain, seconds=OTHERS_S)
-    with _reserved(absolute), _Folders(absolute.parent):
+    with _reserved(absolute), _folders(absolute.parent):
         try:
             made = await steps.watched(copy, progress, remove_all)
         except StoreTimeoutError as exc:
@@ -85,31 +86,20 @@ def _reserved(place: Path) -> Iterator[None]:
         _under_way.discard(name)
 
 
-class _Folders:
-    """Makes the folders above a backup, and removes those it made when the backup fails."""
-
-    def __init__(self, folder: Path) -> None:
-        self._made: list[Path] = []
-        try:
-            for each in (*reversed(folder.parents), folder):
-                if not each.is_dir():
-                    each.mkdir()
-                    self._made.append(each)
-        except OSError as exc:
-            self._remove()
-            raise _refused(folder, exc) from exc
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._remove()
-
-    def _remove(self) -> None:
+@contextmanager
+def _folders(folder: Path) -> Iterator[None]:
+    """Make the folders above a backup, and remove those that were made when the backup fails."""
+    try:
+        made = create_folders(folder)
+    except OSError as exc:
+        raise _refused(folder, exc) from exc
+    try:
+        yield
+    except BaseException:
         with suppress(OSError):  # somebody has put something there
-            for each in reversed(self._made):
+            for each in reversed(made):
                 each.rmdir()
+        raise
 
 
 def _refused(folder: Path, exc: OSError) -> InvalidArgumentError | StoreReadOnlyError | StoreFullError:

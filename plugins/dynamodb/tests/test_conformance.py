@@ -7,7 +7,9 @@ from kode_conformance.testclass import StoreConformance, beyond
 from kode_dynamodb.servers import LocalServer, NoServerError, shared_server
 from kode_dynamodb.testing import LocalHarness, MotoHarness
 
-MANY_RECORDS = r"VAL-4|OPS-9|LIFE-2\.thousands|OPS-10|OPS-17|MSG-5|EVT-5|LOCK-6|FORK-3|HIS-1\.a_document_moves|QRY-1|DUR-3"
+MANY_RECORDS = (
+    r"VAL-4|OPS-9|LIFE-2\.thousands|OPS-10|OPS-17|MSG-5|EVT-5|LOCK-6|FORK-3|HIS-1\.a_document_moves|QRY-1|DUR-3"
+)
 """An emulator writes some two hundred items a second: these take ten seconds and more each."""
 ALL_BUT_TRANSACTIONS = r"(?!TURN|LOCK-1|DUR-1|MSG-1|OPS-1)"
 """Both emulators do the same; on this one a turn is written in a transaction."""

@@ -11,21 +11,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOENT, EROFS
 from pathlib import Path
-from typing import Any, Final, TypeVar
-from urllib.parse import quote
+from typing import Any, Final, Literal, TypeVar
 
 import aiosqlite
 
+from kode_core.engines.files import take_lock
 from kode_core.errors import ConfigurationError, StoreBusyError, StoreReadOnlyError, StoreUnavailableError
+from kode_core.modes import create_file, settle
 from kode_sqlite.errors import translated
 from kode_sqlite.inuse import note_closed, note_open
 from kode_sqlite.options import SqliteOptions
+from kode_sqlite.uris import uri_of
 
-__all__ = ["Connection", "WriteGuard", "file_identity", "needs_guard", "open_connection", "readably"]
+__all__ = [
+    "MEMORY",
+    "MINIMUM",
+    "Connection",
+    "StillConnection",
+    "WriteGuard",
+    "file_identity",
+    "needs_guard",
+    "open_connection",
+    "readably",
+    "see_encoding",
+    "see_version",
+]
 
 T = TypeVar("T")
 
 MEMORY: Final = ":memory:"
+MINIMUM: Final = (3, 35, 0)
+"""The oldest SQLite that knows all that is used: RETURNING."""
 _TRIES: Final = 100
 
 
@@ -52,7 +68,7 @@ class Connection(aiosqlite.Connection):
     because a function that was begun runs to its end. The thread does not keep the process alive.
     """
 
-    def __init__(self, connector: Callable[[], sqlite3.Connection], path: str) -> None:
+    def __init__(self, connector: Callable[[], sqlite3.Connection], path: str, *, is_still: bool = False) -> None:
         def noted() -> sqlite3.Connection:
             note_open(path)
             try:
@@ -65,6 +81,7 @@ class Connection(aiosqlite.Connection):
 
         super().__init__(noted, iter_chunk_size=64)
         self._thread.daemon = True
+        self.is_still = is_still
         self._path = path
         self._is_noted = False
         self._reading: asyncio.Future[Any] | None = None
@@ -138,32 +155,54 @@ def file_identity(path: str) -> tuple[int, int] | None:
     return None if path == MEMORY else (found.st_dev, found.st_ino)
 
 
-async def open_connection(options: SqliteOptions, *, read_only: bool = False) -> Connection:
-    """Open a connection with the settings that the engine relies on."""
+class StillConnection(sqlite3.Connection):
+    """A connection to a file that is taken for immutable: it has no locks, and is right while the file is *still*."""
+
+    path: str
+    still: tuple[int, ...]
+
+
+async def open_connection(
+    options: SqliteOptions, how: Literal["rwc", "rw", "ro"] = "rwc", *, still: tuple[int, ...] | None = None
+) -> Connection:
+    """Open a connection with the settings that the engine relies on: one that writes, or one that reads.
+
+    A reader (``rw``) makes no file where one was removed. One that is opened as ``ro`` makes no shared memory either,
+    which those who may write could not use; with *still*, it takes the file for immutable.
+    """
     path = options.db_path
 
     def connect() -> sqlite3.Connection:
-        name = f"file:{quote(path)}?mode=rw" if read_only else path  # a reader makes no file where one was removed
-        return sqlite3.connect(
-            name, uri=read_only, isolation_level=None, cached_statements=256, check_same_thread=False
+        more = "&immutable=1" if still is not None else "&readonly_shm=1" if how == "ro" else ""
+        db = sqlite3.connect(
+            path if path == MEMORY else uri_of(path, f"mode={how}{more}"),
+            uri=path != MEMORY,
+            isolation_level=None,
+            cached_statements=256,
+            check_same_thread=False,
+            factory=sqlite3.Connection if still is None else StillConnection,
         )
+        if still is not None and isinstance(db, StillConnection):
+            db.path, db.still = path, still
+        return db
 
     def configure(db: sqlite3.Connection) -> None:
         db.execute(f"PRAGMA busy_timeout = {options.busy_timeout_ms:d}")
         db.execute("PRAGMA cache_size = -16000")
         db.execute("PRAGMA temp_store = MEMORY")
-        if read_only:
+        if how != "rwc":
             db.execute("PRAGMA query_only = ON")
             return
-        _see_encoding(db, path)
+        see_encoding(db, path)
         if path != MEMORY:
             _use_wal(db, options)
         db.execute(f"PRAGMA synchronous = {'FULL' if options.durability == 'full' else 'NORMAL'}")
+        db.execute("PRAGMA fullfsync = ON")  # on macOS an ordinary sync leaves the data in the device's cache
         db.execute("PRAGMA wal_autocheckpoint = 4000")
         db.execute("PRAGMA journal_size_limit = 67108864")
 
     with translated(path):
-        connection = Connection(connect, path)
+        connection = Connection(connect, path, is_still=still is not None)
         try:
             await connection
         except BaseException:
@@ -177,7 +216,16 @@ async def open_connection(options: SqliteOptions, *, read_only: bool = False) ->
     return connection
 
 
-def _see_encoding(db: sqlite3.Connection, path: str) -> None:
+def see_version(version: tuple[int, int, int]) -> None:
+    """An older SQLite fails in the middle of a call: it knows no RETURNING."""
+    if version < MINIMUM:
+        raise ConfigurationError(
+            f"this Python has SQLite {'.'.join(map(str, version))}, and kode-sqlite needs {'.'.join(map(str, MINIMUM))}"
+            " or newer: use a newer Python, or put a newer SQLite library in the place of the system's"
+        )
+
+
+def see_encoding(db: sqlite3.Connection, path: str) -> None:
     """In UTF-16 SQLite gives other texts than it was given, and orders them otherwise (VAL-1, LIFE-2)."""
     (encoding,) = db.execute("PRAGMA encoding").fetchone()
     if encoding != "UTF-8":
@@ -251,30 +299,30 @@ class WriteGuard:
             self._fd = self._opened()
         deadline = time.monotonic() + self._wait_s
         pause = 0.0002
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StoreBusyError(
-                        f"{self._path}: another process has been writing all the time; raise busy_timeout_ms"
-                    ) from None
-                time.sleep(pause)
-                pause = min(pause * 2, 0.01)
+        while not self._try(self._fd):
+            if time.monotonic() > deadline:
+                raise StoreBusyError(
+                    f"{self._path}: another process has been writing all the time; raise busy_timeout_ms"
+                )
+            time.sleep(pause)
+            pause = min(pause * 2, 0.01)
         try:
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    def _try(self, fd: int) -> bool:
+        try:
+            return take_lock(fd)
+        except OSError as exc:
+            raise StoreUnavailableError(f"{self._path}: {exc.strerror}") from exc
+
     def _opened(self) -> int:
-        """A descriptor of the lock file, which gets the owner of the database, as its log does."""
+        """A descriptor of the lock file, which gets the mode and the owner of the database, as its log does."""
         try:
             for _ in range(_TRIES):
                 with suppress(FileExistsError):
-                    fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                    _give(fd, self._database)
-                    return fd
+                    return self._made()
                 with suppress(FileNotFoundError):  # it was removed meanwhile
                     return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no right to write
             raise FileNotFoundError(ENOENT, "it leads nowhere")
@@ -285,17 +333,18 @@ class WriteGuard:
                 " to write the database and its folder, and to read this file"
             ) from exc
 
+    def _made(self) -> int:
+        try:
+            found = self._database.stat()
+        except FileNotFoundError:
+            return create_file(self._path, os.O_RDWR)
+        mode = found.st_mode & 0o666
+        fd = create_file(self._path, os.O_RDWR, mode)
+        settle(fd, mode, found)
+        return fd
+
     def close(self) -> None:
         """Give back the descriptor."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-
-
-def _give(fd: int, database: Path) -> None:
-    """Give a new file the mode of the database, and its owner where this process may."""
-    with suppress(OSError):  # what it was made with will do
-        found = database.stat()
-        os.fchmod(fd, found.st_mode & 0o666)
-        if os.geteuid() == 0:
-            os.fchown(fd, found.st_uid, found.st_gid)

@@ -7,6 +7,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,10 +32,12 @@ from kode_core.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
+from kode_core.modes import create_file, create_folders, mode_bits
 from kode_core.opening import without_deadline
 from kode_sqlite import overview, reads
 from kode_sqlite.driver import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
+from kode_sqlite.inuse import unused
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.schema import Terms, migrate
 from kode_sqlite.upkeep import Tell, copy, do_long, listening
@@ -83,12 +86,12 @@ class SqliteEngine(EngineReads):
         """Open the database, make what is missing, and bring its tables to this version."""
         if options.db_path != MEMORY:  # readers are opened later, perhaps from another working directory
             options = replace(options, db_path=_absolute(options.db_path))
-            _make_folder(options.db_path)
+            await asyncio.to_thread(_make_file, options)
         writer = await open_connection(options)
         engine = cls(options, writer)
         try:
             with without_deadline():
-                await do_long(writer, engine._migrate, unwatched)
+                await do_long(writer, lambda db, call, tell: call(db, tell), engine._migrate, unwatched)
         except BaseException:
             try:
                 await asyncio.shield(writer.close())
@@ -241,11 +244,12 @@ class SqliteEngine(EngineReads):
             self._give_back(reader)
 
     def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
+        """Do *call*, which only reads, in the thread of *db*."""
         self._see_file()
         return readably(db, call, *args)
 
     async def _new_reader(self) -> Connection:
-        return await open_connection(self._options, read_only=True)
+        return await open_connection(self._options, "rw")
 
     # --- operations
 
@@ -274,7 +278,8 @@ class SqliteEngine(EngineReads):
             raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
         made: list[Path] = []
         try:
-            await self._do_long(copy, progress, target, self._options.db_path != MEMORY, made)
+            mode = mode_bits(self._options.file_mode)
+            await self._do_long(copy, progress, target, mode, self._options.db_path != MEMORY, made)
         except BaseException:  # it may have been whole a moment before
             for path in made:
                 path.unlink(missing_ok=True)
@@ -284,11 +289,10 @@ class SqliteEngine(EngineReads):
     async def _do_long(self, call: Callable[..., T], progress: Progress, *args: Any) -> T:
         """Do what takes long on a connection of its own; a database in memory has only one."""
         if self._options.db_path == MEMORY:
-            return await do_long(self._writer, call, progress, *args)
+            return await do_long(self._writer, self._look, call, progress, *args)
         connection = await self._new_reader()
         try:
-            await connection.run(lambda _: self._see_file())
-            return await do_long(connection, call, progress, *args)
+            return await do_long(connection, self._look, call, progress, *args)
         finally:
             await asyncio.shield(connection.close())
 
@@ -323,14 +327,25 @@ def _absolute(db_path: str) -> str:
     return path
 
 
-def _make_folder(db_path: str) -> None:
-    path = Path(db_path)
+def _make_file(options: SqliteOptions) -> None:
+    """Make the file with its folders if it is not there: SQLite itself would let others read it."""
+    path, mode = Path(options.db_path), mode_bits(options.file_mode)
     try:
-        is_folder = path.is_dir()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise StoreUnavailableError(f"{path} is a folder; db_path must name a file, as in {path}/agents.db")
+        create_folders(path.parent, mode)
     except PermissionError as exc:
         raise StoreReadOnlyError(f"{path.parent} cannot be made: {exc.strerror}") from exc
     except OSError as exc:
+        if isinstance(exc, KodeError):
+            raise
         raise StoreUnavailableError(f"{path.parent} cannot be made: {exc.strerror}") from exc
-    if is_folder:
-        raise StoreUnavailableError(f"{db_path} is a folder; db_path must name a file, as in {db_path}/agents.db")
+    with unused(str(path)), suppress(OSError):  # of what cannot be made SQLite says more
+        os.close(create_file(Path(os.path.realpath(path)), os.O_RDWR, mode))
+    with suppress(OSError):
+        links = path.stat().st_nlink
+        if links > 1:
+            raise ConfigurationError(
+                f"{path} has {links} names (hard links): SQLite keeps a log for each of them, and two that are used "
+                f"damage the database; keep one of them (find / -samefile {path}), or copy the file"
+            )

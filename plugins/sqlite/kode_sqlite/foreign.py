@@ -9,10 +9,10 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from kode_core.errors import ForeignStoreError
 from kode_sqlite.inuse import unused
+from kode_sqlite.uris import uri_of
 
 __all__ = ["refuse_foreign"]
 
@@ -32,7 +32,7 @@ def refuse_foreign(path: str) -> None:
         ForeignStoreError: it is.
     """
     with unused(path) as is_unused:
-        names = _all_tables(path) if is_unused else set()
+        names = _all_tables(os.path.realpath(path)) if is_unused else set()
     if names >= _SDK and not any(table == "kode_meta" for table, _ in names):
         raise ForeignStoreError(path, "sqlite")
 
@@ -50,7 +50,7 @@ def _all_tables(path: str) -> set[tuple[str, str]]:
 def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]:
     """Tables with their columns; none of what cannot be read, about which an open says more."""
     try:
-        with closing(sqlite3.connect(f"file:{quote(path)}?{how}", uri=True)) as db:
+        with closing(sqlite3.connect(uri_of(path, how), uri=True)) as db:
             return set(
                 db.execute(
                     "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'"

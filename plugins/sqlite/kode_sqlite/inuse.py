@@ -1,9 +1,9 @@
 """Database files that this process has open.
 
 POSIX takes all locks of a process on a file away as soon as the process closes any descriptor of that file. SQLite
-therefore puts off closing; whoever opens and closes such a file by another way, or as immutable, takes the locks of
-every connection of the process. Another process then takes itself for the last one when it closes, and removes the
-write-ahead log under those who use it: they read what is old, and what they write damages the file.
+therefore puts off closing; whoever opens and closes such a file by another way takes the locks of every connection of
+the process. Another process then takes itself for the last one when it closes, and removes the write-ahead log under
+those who use it: they read what is old, and what they write damages the file.
 """
 
 from __future__ import annotations

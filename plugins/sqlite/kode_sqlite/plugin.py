@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from msgspec.structs import replace
 
@@ -18,12 +17,19 @@ if TYPE_CHECKING:
 
 
 async def _open(options: SqliteOptions) -> SqliteEngine:
+    import sqlite3
+
+    from kode_sqlite.driver import see_version
     from kode_sqlite.engine import SqliteEngine
     from kode_sqlite.foreign import refuse_foreign
+    from kode_sqlite.readonly import ReadOnlyEngine, may_only_read
 
+    see_version(sqlite3.sqlite_version_info)
     if options.db_path != ":memory:":  # readers are opened later, perhaps from another working directory
         options = replace(options, db_path=str(local_path(options.db_path, "db_path")))
         await asyncio.to_thread(refuse_foreign, options.db_path)
+        if await asyncio.to_thread(may_only_read, options.db_path):
+            return await ReadOnlyEngine.open(options)
     return await SqliteEngine.open(options)
 
 
@@ -33,13 +39,18 @@ def _is_there(options: SqliteOptions) -> bool:
     from contextlib import closing
 
     from kode_sqlite.foreign import refuse_foreign
+    from kode_sqlite.inuse import unused
+    from kode_sqlite.readonly import stillness
+    from kode_sqlite.uris import uri_of
 
     path = str(local_path(options.db_path, "db_path"))
     refuse_foreign(path)
     try:
-        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
-            return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
-    except sqlite3.Error:
+        with unused(path) as is_unused:  # a look at a file without a log would leave an empty log behind
+            how = "mode=ro&immutable=1" if is_unused and stillness(path) else "mode=ro"
+            with closing(sqlite3.connect(uri_of(path, how), uri=True)) as db:
+                return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
+    except (sqlite3.Error, OSError):
         return True
 
 

@@ -24,13 +24,13 @@ class Insert:
         self._columns = columns
         marks: LiteralString = ", ".join(["?"] * columns)
         self._row: LiteralString = f"({marks})"
-        self._most = 3000 // columns
 
     def run(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
         """Insert the rows and return how many were inserted or changed."""
         changed = 0
-        for i in range(0, len(rows), self._most):
-            some = rows[i : i + self._most]
+        most = min(3000, db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)) // self._columns
+        for i in range(0, len(rows), most):
+            some = rows[i : i + most]
             marks: LiteralString = ", ".join([self._row] * len(some))
             statement: LiteralString = f"{self._start} {marks} {self._end}"
             changed += db.execute(statement, [value for row in some for value in row]).rowcount

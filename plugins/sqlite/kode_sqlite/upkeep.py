@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from kode_core.engine import Progress
 from kode_core.errors import InvalidArgumentError, KodeError, StoreFullError, StoreReadOnlyError, StoreUnavailableError
+from kode_core.modes import create_file
 from kode_sqlite.driver import Connection
 from kode_sqlite.errors import to_kode_error
 
@@ -64,13 +65,15 @@ class _Work:
             self.stop.set()
 
 
-async def do_long(connection: Connection, call: Callable[..., T], progress: Progress, *args: Any) -> T:
-    """Call with the sqlite3 connection, a Tell and *args*, in the connection's thread.
+async def do_long(
+    connection: Connection, look: Callable[..., T], call: Callable[..., T], progress: Progress, *args: Any
+) -> T:
+    """Let *look* call with the sqlite3 connection, a Tell and *args*, in the connection's thread.
 
     A caller that is cancelled waits until the thread has stopped.
     """
     work = _Work(progress)
-    job = asyncio.ensure_future(connection.run(call, work.tell, *args))
+    job = asyncio.ensure_future(connection.run(look, call, work.tell, *args))
     try:
         result = await asyncio.shield(job)
     except asyncio.CancelledError:
@@ -113,7 +116,7 @@ def listening(db: sqlite3.Connection, tell: Tell, call: Callable[[sqlite3.Connec
 # --- copying ----------------------------------------------------------------------------------------------------------
 
 
-def copy(db: sqlite3.Connection, tell: Tell, target: Path, in_transaction: bool, made: list[Path]) -> None:
+def copy(db: sqlite3.Connection, tell: Tell, target: Path, mode: int, in_transaction: bool, made: list[Path]) -> None:
     """Copy one instant of the database to a new file, which is put into *made* when it has its name.
 
     *in_transaction* holds that instant while others write: without it, each of their writes would make the copy begin
@@ -122,6 +125,7 @@ def copy(db: sqlite3.Connection, tell: Tell, target: Path, in_transaction: bool,
     part = target.with_name(f".kode-{secrets.token_hex(8)}.part")
     try:
         with _translated(target):
+            os.close(create_file(part, os.O_RDWR, mode))
             _fill(db, tell, part, in_transaction=in_transaction)
             _publish(part, target)
             made.append(target)
@@ -133,7 +137,6 @@ def copy(db: sqlite3.Connection, tell: Tell, target: Path, in_transaction: bool,
 
 
 def _fill(db: sqlite3.Connection, tell: Tell, part: Path, *, in_transaction: bool) -> None:
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _mode_of(db)))
     with closing(sqlite3.connect(part, isolation_level=None)) as copied:
         copied.execute("PRAGMA synchronous = OFF")  # the file is synced once, when it is whole
         if in_transaction:
@@ -147,22 +150,18 @@ def _fill(db: sqlite3.Connection, tell: Tell, part: Path, *, in_transaction: boo
     _sync(part)
 
 
-def _mode_of(db: sqlite3.Connection) -> int:
-    """The mode of the database's file: the copy gets the same."""
-    (_, _, path) = db.execute("PRAGMA database_list").fetchone()
-    return Path(path).stat().st_mode & 0o777 if path else 0o600
-
-
 def _publish(part: Path, target: Path) -> None:
     """Give the copy its name, unless somebody else has taken it meanwhile."""
     try:
-        os.link(part, target)
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: the name is taken first, and the copy put there
+            os.close(create_file(target, os.O_RDWR))
+            part.replace(target)
     except FileExistsError:
         raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite") from None
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite") from None
-        part.rename(target)
 
 
 def _sync(path: Path) -> None:

@@ -22,7 +22,7 @@ def lines() -> Iterator[str]:
     yield ""
     yield "| round | faulty stores | found when new, for their own reason | at all | found today, for their own reason |"
     yield "|---|---:|---:|---:|---:|"
-    for series in sorted({fault.round for fault, _ in told}):
+    for series in sorted({fault.round for fault, _ in told}, key=lambda name: int(name[1:])):
         yield _sum(series, [story for fault, story in told if fault.round == series])
     yield ""
     yield "| faulty store | what is wrong | seen in | clauses | when new found by | today found by |"

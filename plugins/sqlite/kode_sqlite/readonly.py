@@ -1,0 +1,140 @@
+"""Databases that this process may read and not write: on a medium that is read-only, or of somebody else.
+
+While a log adds to the file, SQLite reads both with the shared memory of those who write. Without a log there is none,
+and none can be made: the file is then taken for immutable, which is right for as long as nobody writes it. So each
+read looks at the file before and after; one during which it changed is done again, with another connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from kode_core.batch import Batch
+from kode_core.errors import SchemaVersionError, StoreBusyError, StoreReadOnlyError
+from kode_sqlite.driver import Connection, StillConnection, open_connection, see_encoding
+from kode_sqlite.engine import SqliteEngine
+from kode_sqlite.options import SqliteOptions
+from kode_sqlite.schema import SCHEMA_VERSION, version_of
+from kode_sqlite.writes import Transaction
+
+__all__ = ["ReadOnlyEngine", "may_only_read", "stillness"]
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("kode_sqlite")
+
+_TRIES: Final = 20
+
+
+class _ChangedError(StoreBusyError):
+    """The file was written while it was read as one that nobody writes."""
+
+
+def may_only_read(path: str) -> bool:
+    """Whether this process may read the database at *path*, and cannot write it."""
+    path = os.path.realpath(path)
+    if not os.path.isfile(path) or not _may(path, os.R_OK):  # noqa: PTH113 - raises nothing
+        return False
+    if not _may(path, os.W_OK):
+        return True
+    log_is_there = all(_may(f"{path}{end}", os.W_OK) for end in ("-wal", "-shm"))
+    return not log_is_there and not _may(os.path.dirname(path), os.W_OK)  # noqa: PTH120
+
+
+def _may(path: str, how: int) -> bool:
+    return os.access(path, how, effective_ids=os.access in os.supports_effective_ids)
+
+
+def stillness(path: str) -> tuple[int, ...] | None:
+    """What tells this state of the file from others; None while a log adds to it."""
+    path = os.path.realpath(path)
+    if _size(f"{path}-wal") or _size(f"{path}-journal"):
+        return None
+    found = os.stat(path)  # noqa: PTH116
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)  # noqa: PTH202
+    except FileNotFoundError:
+        return 0
+
+
+class ReadOnlyEngine(SqliteEngine):
+    """The engine of a database that only can be read; every write is refused."""
+
+    @classmethod
+    async def open(cls, options: SqliteOptions) -> ReadOnlyEngine:
+        """See that the database can be read, which is all that is done to it."""
+        first = await _reader(options)
+        engine = cls(options, first)
+        try:
+            await first.run(engine._look, _see_store, options.db_path)
+        except BaseException:
+            await engine.close()
+            raise
+        _log.warning("%s can only be read by this process: writes will be refused", options.db_path)
+        return engine
+
+    async def _done(self, call: Callable[[Transaction], Any] | None, batches: Sequence[Batch]) -> Any:
+        raise StoreReadOnlyError(
+            f"{self._options.db_path}: the database cannot be written; check the file's and folder's mode, and whether "
+            "the medium is read-only"
+        )
+
+    async def _read(self, call: Callable[..., T], *args: Any) -> T:
+        for _ in range(_TRIES):
+            try:
+                return await super()._read(call, *args)
+            except _ChangedError:
+                stale = [reader for reader in self._idle_readers if reader.is_still]
+                self._idle_readers = [reader for reader in self._idle_readers if not reader.is_still]
+                for reader in stale:
+                    await reader.close()
+        return await super()._read(call, *args)
+
+    def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
+        if not isinstance(db, StillConnection):
+            return super()._look(db, call, *args)
+        self._see_still(db)
+        try:
+            return super()._look(db, call, *args)
+        finally:
+            self._see_still(db)  # it goes before an error, which may come of the change
+
+    def _see_still(self, db: StillConnection) -> None:
+        self._see_file()
+        if stillness(db.path) != db.still:
+            raise _ChangedError(f"{db.path} was written by another process while it was read; try again")
+
+    async def _new_reader(self) -> Connection:
+        return await _reader(self._options)
+
+    def _close_last(self, db: sqlite3.Connection) -> None:
+        db.close()
+
+
+async def _reader(options: SqliteOptions) -> Connection:
+    path = os.path.realpath(options.db_path)
+    still = stillness(path)
+    if still is None and _size(f"{path}-wal") and not os.path.exists(f"{path}-shm"):  # noqa: PTH110
+        raise StoreReadOnlyError(
+            f"{options.db_path}: its log, {path}-wal, has writes that must be brought into the database: open it once "
+            "where it may be written, or copy both files to such a place"
+        )
+    return await open_connection(options, "ro", still=still)
+
+
+def _see_store(db: sqlite3.Connection, path: str) -> None:
+    see_encoding(db, path)
+    version = version_of(db)
+    if not version:
+        raise StoreReadOnlyError(f"{path} has no tables of a store, and this process may not make them")
+    if version != SCHEMA_VERSION:
+        todo = "open it once where it may be written" if version < SCHEMA_VERSION else "upgrade kode-sqlite"
+        raise SchemaVersionError(f"{path} has schema {version}, and this kode-sqlite reads {SCHEMA_VERSION}: {todo}")
