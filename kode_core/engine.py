@@ -30,8 +30,19 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_core.report import ConnectionUse
 
-__all__ = ["Engine", "Medium", "Notifies", "Progress", "Watch", "unwatched", "watch"]
+__all__ = [
+    "Connects",
+    "Engine",
+    "Medium",
+    "Notifies",
+    "Progress",
+    "Watch",
+    "connection_use",
+    "unwatched",
+    "watch",
+]
 
 Medium: TypeAlias = Literal["database", "file_system"]
 
@@ -203,3 +214,17 @@ class Notifies(Protocol):
 def watch(engine: Engine, agent_id: str, wake: Callable[[], None]) -> Watch | None:
     """A watch of *engine*, if it has such a thing."""
     return engine.watch(agent_id, wake) if isinstance(engine, Notifies) else None
+
+
+@runtime_checkable
+class Connects(Protocol):
+    """An optional part of an engine: its calls share connections to a server, which it counts."""
+
+    def connection_use(self) -> ConnectionUse | None:
+        """The counts now; None when there are none."""
+        ...
+
+
+def connection_use(engine: Engine) -> ConnectionUse | None:
+    """The counts of *engine*'s connections, if it has such a thing."""
+    return engine.connection_use() if isinstance(engine, Connects) else None

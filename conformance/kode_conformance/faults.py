@@ -221,6 +221,8 @@ class FaultProxy(Startable):
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(5):  # transports that were aborted end in some turns of the loop, one below the other
+            await asyncio.sleep(0)
         await self._loop.shutdown_asyncgens()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
-from kode_core.engine import Engine
+from kode_core.engine import Engine, connection_use
 from kode_core.errors import (
     KodeError,
     LockLostError,
@@ -24,6 +24,7 @@ from kode_core.errors import (
     StoreTimeoutError,
 )
 from kode_core.opening import hearing
+from kode_core.report import StoreMetrics
 from kode_core.store.book import Book, Op
 from kode_core.store.underway import Underway, is_in_doubt
 
@@ -73,6 +74,10 @@ class Context:
         if self.is_closed:
             return "closed"
         return "not open yet" if self._engine is None else repr(self._engine)
+
+    async def metrics(self) -> StoreMetrics:
+        """The book of calls, the size of what is stored, and the use of connections."""
+        return self.book.metrics(await self.engine.totals(), connection_use(self.engine), self.now())
 
     # --- opening and closing
 

@@ -1,8 +1,8 @@
 """The tables, and how older versions of them become this one.
 
 Bodies are JSON text that PostgreSQL checks and never changes; the columns next to them are what queries need. Every
-unique constraint begins with ``agent_id``, so that the tables can be partitioned or distributed by it. Texts are
-compared by code point, and no indexed value is longer than an index can hold.
+unique constraint begins with ``agent_id``, so that the tables can be partitioned by it. Texts are compared
+by code point, and no indexed value is longer than an index can hold.
 """
 
 from __future__ import annotations
@@ -176,13 +176,17 @@ def statements(tables: Tables, since: int = 0, partitions: int = 0) -> list[str]
     found = [statement for migration in MIGRATIONS[since:] for statement in migration(tables, partitions)]
     if not found:
         return []
-    schema = [f'CREATE SCHEMA IF NOT EXISTS "{tables.schema}"'] if tables.schema is not None and not since else []
+    schema = [_make_schema(tables)] if tables.schema is not None and not since else []
     meta = f"CREATE TABLE IF NOT EXISTS {tables.meta} (key text NOT NULL PRIMARY KEY, value bigint NOT NULL)"
     version = (
         f"INSERT INTO {tables.meta} VALUES ('schema_version', {len(MIGRATIONS)})"
         " ON CONFLICT (key) DO UPDATE SET value = excluded.value"
     )
     return [*schema, meta, *found, version]
+
+
+def _make_schema(tables: Tables) -> str:
+    return f'CREATE SCHEMA IF NOT EXISTS "{tables.schema}"'
 
 
 def script(options: PostgresOptions) -> str:
@@ -231,8 +235,12 @@ async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None
         await con.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 20))", f"kode schema {tables.identity}")
         version = await version_of(con, tables)
         _see_newer(version, place)
+        schemas = "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1"
+        has_schema = await con.fetchval(schemas, tables.schema)
         for statement in statements(tables, version):
-            await con.execute(statement)
+            # Even with IF NOT EXISTS it asks for the right to make schemas.
+            if not (has_schema and statement == _make_schema(tables)):
+                await con.execute(statement)
 
 
 _REMEDY: Final = "run what 'kode schema postgres --print' prints, as a user who may create tables"
