@@ -6,12 +6,9 @@ measure, retry or read the clock; the core does that once for all engines. The v
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from kode_core.batch import (
     Batch,
@@ -33,15 +30,16 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_core.report import ConnectionUse
 
 __all__ = [
+    "Connects",
     "Engine",
     "Medium",
     "Notifies",
     "Progress",
     "Watch",
-    "opening_within",
-    "unhurried",
+    "connection_use",
     "unwatched",
     "watch",
 ]
@@ -57,37 +55,6 @@ An error that it raises ends the call, and is raised by it.
 
 def unwatched(done: int, total: int | None) -> None:
     """Ignore the progress of a call."""
-
-
-_opening: Final[ContextVar[tuple[tuple[asyncio.Timeout, float], ...]]] = ContextVar("deadlines of open", default=())
-
-
-@asynccontextmanager
-async def opening_within(seconds: float) -> AsyncIterator[None]:
-    """A deadline for opening an engine, or for a part of it; it raises TimeoutError."""
-    async with asyncio.timeout(seconds) as limit:
-        token = _opening.set((*_opening.get(), (limit, seconds)))
-        try:
-            yield
-        finally:
-            _opening.reset(token)
-
-
-@contextmanager
-def unhurried() -> Iterator[None]:
-    """Stop the deadlines of opening while what an older version stored becomes what this one reads (OPS-8).
-
-    That takes as long as there is much stored. Afterwards they begin anew.
-    """
-    limits = _opening.get()
-    for limit, _ in limits:
-        limit.reschedule(None)
-    try:
-        yield
-    finally:
-        now = asyncio.get_running_loop().time()
-        for limit, seconds in limits:
-            limit.reschedule(now + seconds)
 
 
 @runtime_checkable
@@ -247,3 +214,17 @@ class Notifies(Protocol):
 def watch(engine: Engine, agent_id: str, wake: Callable[[], None]) -> Watch | None:
     """A watch of *engine*, if it has such a thing."""
     return engine.watch(agent_id, wake) if isinstance(engine, Notifies) else None
+
+
+@runtime_checkable
+class Connects(Protocol):
+    """An optional part of an engine: its calls share connections to a server, which it counts."""
+
+    def connection_use(self) -> ConnectionUse | None:
+        """The counts now; None when there are none."""
+        ...
+
+
+def connection_use(engine: Engine) -> ConnectionUse | None:
+    """The counts of *engine*'s connections, if it has such a thing."""
+    return engine.connection_use() if isinstance(engine, Connects) else None

@@ -91,7 +91,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
             cannot be told. For commands that only look.
         url_parameters: query parameters of a URL that are no options: ``from_url`` reads them itself.
         schema: what has to be run on the server before a store can be opened without the right to make tables, as
-            text for ``kode schema``; None when there is nothing to run. Must not connect.
+            text for ``kode schema``; None when there is nothing to run. Must not connect to it; a file may be read.
         schema_from: the same for tables of an older version, whose number it is given; None where there are none.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 __all__ = [
+    "ConnectionUse",
     "ConsistencyCheckResult",
     "ConsistencyIssue",
     "MediumHealth",
@@ -45,13 +46,36 @@ class StorageSize(msgspec.Struct, frozen=True, kw_only=True):
     db_size_bytes: int | None = None
 
 
+class ConnectionUse(msgspec.Struct, frozen=True, kw_only=True):
+    """How a store uses its connections to a server, now and since it was opened.
+
+    Attributes:
+        most: how many the calls may have between them.
+        open: how many there are now, those that listen for events included.
+        busy: how many of them calls are using now.
+        waiting: how many calls wait for one now.
+        retries: how many attempts were made again since the store was opened: after a lost connection, a conflict, or
+            because somebody kept a row locked.
+    """
+
+    most: int
+    open: int
+    busy: int
+    waiting: int
+    retries: int
+
+
 class StoreMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``get_metrics`` returns; ``collected_at`` is in milliseconds since the epoch."""
+    """What ``get_metrics`` returns; ``collected_at`` is in milliseconds since the epoch.
+
+    ``connections`` is None where the backend has no pool of them, or does not count.
+    """
 
     operations: OperationCounts
     performance: Performance
     storage: StorageSize
     collected_at: int
+    connections: ConnectionUse | None = None
 
 
 class MediumHealth(msgspec.Struct, frozen=True, kw_only=True):

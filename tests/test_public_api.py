@@ -18,7 +18,7 @@ import kode_sqlite
 import pytest
 
 import kode_core
-from kode_core.engine import Engine, Notifies
+from kode_core.engine import Connects, Engine, Notifies
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = [
@@ -80,9 +80,10 @@ def documented(name: str, thing: Any, home: str) -> Iterator[str]:
                 routine = value.fget
             if member.startswith("_") or not inspect.isfunction(routine):
                 continue
-            if any(hasattr(said, member) for said in (Engine, Notifies)) and thing not in (
+            if any(hasattr(said, member) for said in (Engine, Notifies, Connects)) and thing not in (
                 Engine,
                 Notifies,
+                Connects,
             ):  # said there
                 continue
             if not inspect.getdoc(getattr(thing, member)) and not routine.__doc__:

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import functools
+import re
 from importlib.resources import files
+from typing import Final
 
 import msgspec
 
-__all__ = ["Cause", "causes_of"]
+from kode_core.protocols import ExtendedStore
+from kode_core.query import MessageFilter, SessionFilter, ToolCallFilter
+
+__all__ = ["Cause", "causes_of", "likely"]
+
+_METHODS: Final = frozenset(name for name in dir(ExtendedStore) if not name.startswith("_"))
+_FILTERS: Final = frozenset(
+    name for kind in (MessageFilter, SessionFilter, ToolCallFilter) for name in kind.__annotations__
+) | {"since", "after_offset", "channel"}
+_KINDS: Final = (
+    *("address", "approval", "audit", "bookmark", "breakpoint", "clock", "cursor", "document", "fence", "follower"),
+    *("lease", "lineage", "page", "parent", "path", "seq", "statistics", "template", "threshold", "time", "token"),
+    *("totals", "user", "version"),
+)
+"""What findings and causes are about, and no method or filter names."""
+_RECORDS: Final = frozenset(
+    {"message", "call", "event", "todo", "window", "compression", "file", "medium", "snapshot", "info"}
+)
+"""What kinds of records are named by."""
+_OF_ALL: Final = frozenset({"agent", "id", "at", "by", "is", "has", "many", "after", "before"})
+_WORD: Final = re.compile(r"[A-Za-z]+")
+_NAME: Final = re.compile(r"\w+")
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -35,3 +58,43 @@ def _known() -> dict[str, tuple[Cause, ...]]:
 def causes_of(check_id: str) -> tuple[Cause, ...]:
     """The causes of a failure, the most frequent first; none for a check that found no faulty store yet."""
     return _known().get(check_id, ())
+
+
+def likely(check_id: str, found: str) -> list[Cause]:
+    """The causes of a failure that may be those of *found*, the likeliest first.
+
+    The more words of methods, filters and kinds one shares with what was found, the sooner it comes. One that names
+    another method, filter or kind of record is left out.
+    """
+    words = _words(found)
+    known = [cause for cause in causes_of(check_id) if not _is_of_another(cause.wrong, found)]
+    return sorted(known, key=lambda cause: -len(_words(cause.wrong) & words))
+
+
+def _is_of_another(wrong: str, found: str) -> bool:
+    pairs = [(_named(names, wrong), _named(names, found)) for names in (_METHODS, _FILTERS)]
+    pairs.append((_words(wrong) & _RECORDS, _words(found) & _RECORDS))
+    return any(said and seen and not said & seen for said, seen in pairs)
+
+
+def _named(names: frozenset[str], text: str) -> set[str]:
+    """Which of the names are in a text; words of English, as ``list`` and ``state``, are none there."""
+    return {word for word in _NAME.findall(text) if word in names and "_" in word and word != "agent_id"}
+
+
+def _words(text: str) -> set[str]:
+    """The words of a text that a method, a filter or a kind of record is named by, in the singular."""
+    return {word for one in _WORD.findall(text.lower()) if (word := _singular(one)) in _vocabulary()}
+
+
+@functools.cache
+def _vocabulary() -> frozenset[str]:
+    named = [word for name in (*_METHODS, *_FILTERS) for word in name.split("_")]
+    return frozenset(_singular(word) for word in (*named, *_KINDS)) - _OF_ALL
+
+
+def _singular(word: str) -> str:
+    """As in ``medium``, ``query`` and ``message``."""
+    if word == "media":
+        return "medium"
+    return f"{word[:-3]}y" if word.endswith("ies") else word.removesuffix("s")

@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -36,6 +36,7 @@ EXAMPLES: Final = {
         "kode conformance my_store/testing.py:MyHarness --tier quick",
         "kode conformance sqlite --tier thorough --report out --badge conformance.svg",
         "kode conformance sqlite --only MSG --only DUR-1",
+        "kode conformance --list --only MSG",
         "kode conformance --explain MSG-4",
         "kode conformance --coverage",
     ),
@@ -83,7 +84,9 @@ def conformance(
     replay: Annotated[
         str | None, typer.Option(metavar="CHECK", help="Run one check again, as a report names it.")
     ] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="List the clauses and their checks.")] = False,
+    list_all: Annotated[
+        bool, typer.Option("--list", help="List the clauses and their checks, all or those of --only.")
+    ] = False,
     explain: Annotated[
         str | None, typer.Option(metavar="CLAUSE", help="Print a clause or an area, its checks and where to look.")
     ] = None,
@@ -101,7 +104,7 @@ def conformance(
         print_json(coverages.as_json()) if as_json else coverages.print_coverage()
         return
     if list_all or explain is not None:
-        _tell(explain, as_json)
+        _tell(explain, [*(only or []), *_meant(store)], as_json)
         return
     harness = harness_named(store)
     settings, patterns = _asked(tier, seed, only or [], replay)
@@ -112,16 +115,26 @@ def conformance(
     _judge(harness, settings, patterns, _Files(report, badge), command, as_json=as_json, patience=patience)
 
 
-def _tell(explain: str | None, as_json: bool) -> None:
-    """The clauses themselves."""
+def _meant(store: str | None) -> list[str]:
+    """The area or the clause that stands where a store does, as in ``--list MSG``."""
     try:
-        ids = list(clauses()) if explain is None else find_clauses(explain)
+        return [store] if store is not None and find_clauses(store) else []
+    except ValueError:
+        return []
+
+
+def _tell(explain: str | None, only: Sequence[str], as_json: bool) -> None:
+    """The clauses themselves; of a list only those that were asked for."""
+    try:
+        wanted = only if explain is None else [explain]
+        found = {clause_id for name in wanted for clause_id in find_clauses(name)}
+        ids = [clause_id for clause_id in clauses() if clause_id in found or not wanted]
     except ValueError as exc:
         raise InvalidArgumentError(str(exc)) from None
     if as_json:
         print_json(listing.as_json(ids))
     elif explain is None:
-        listing.print_list()
+        listing.print_list(ids)
     else:
         listing.print_clauses(ids)
 
@@ -145,13 +158,13 @@ def _asked(tier: str | None, seed: int | None, only: Sequence[str], replay: str 
 
 def _again(text: str, tier: str | None, seed: int | None) -> tuple[Settings, list[str]]:
     """What a replay says, unless another tier or seed was given with it."""
+    known = {check.id: check for check in load_checks()}
     try:
         wanted = read_replay(text)
     except ValueError as exc:
-        raise InvalidArgumentError(f"--replay: {exc}") from None
-    known = {check.id: check for check in load_checks()}
+        raise InvalidArgumentError(f"--replay: {exc}; {_near_ids(text.partition('@')[0], known)}") from None
     if wanted.check not in known:
-        raise InvalidArgumentError(f"--replay: there is no check {wanted.check}; {_near(wanted.check)}")
+        raise InvalidArgumentError(f"--replay: there is no check {wanted.check}; {_near_ids(wanted.check, known)}")
     usual = max(Tier.STANDARD, known[wanted.check].tier)
     asked = _tier(tier) if tier else usual if wanted.tier is None else wanted.tier
     _refuse_unmatched(asked, wanted.check)
@@ -183,8 +196,19 @@ def _refuse_unmatched(tier: Tier, pattern: str) -> None:
 
 def _near(wanted: str) -> str:
     """A hint that names checks and clauses like *wanted*."""
-    names = {name: name for check in load_checks() for name in (check.id, check.name, *check.clauses)}
-    near = get_close_matches(wanted, names, n=2, cutoff=0.7)
+    names = dict.fromkeys(name for check in load_checks() for name in (check.id, check.name, *check.clauses))
+    return _hint(get_close_matches(wanted, names, n=2, cutoff=0.7))
+
+
+def _near_ids(wanted: str, ids: Iterable[str]) -> str:
+    """A hint that names checks by their ids: those that have *wanted* in it, are like it, or are of its clause."""
+    known = list(ids)
+    having = [check_id for check_id in known if wanted and wanted.lower() in check_id.lower()]
+    of_clause = [check_id for check_id in known if check_id.startswith(f"{wanted.upper().partition('.')[0]}.")]
+    return _hint((having or get_close_matches(wanted, known, n=2, cutoff=0.7) or of_clause)[:2])
+
+
+def _hint(near: Sequence[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "kode conformance --list shows them all"
 
 

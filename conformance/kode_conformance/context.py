@@ -353,7 +353,7 @@ def _difference(got: object, want: object, path: str = "") -> str | None:
         pairs = enumerate(zip(got, want, strict=True))
         return _first(difference(g, w, f"{path}[{i}]") for i, (g, w) in pairs)
     if type(got) is not type(want):
-        return f"{path or 'it'} is {_shown(got)}, expected {_shown(want)}"
+        return f"{path or 'it'} is {_typed(got)}, expected {_typed(want)}"
     if isinstance(want, dict) and isinstance(got, dict):
         if list(got) != list(want):
             lost = [key for key in want if key not in got]
@@ -374,8 +374,13 @@ _MANY: Final = 10
 
 
 def _shown(value: Any) -> str:
-    text, kind = ascii(value), type(value).__name__
+    text = ascii(value)
     if len(text) < _SHOWN:
-        return f"{text} ({kind})"
-    length = f" of {len(value)} characters" if kind == "str" else ""
-    return f"{text[: _SHOWN - 3]}... ({kind}{length})"
+        return text
+    length = f" ({len(value)} characters)" if isinstance(value, str) else ""
+    return f"{text[: _SHOWN - 3]}...{length}"
+
+
+def _typed(value: Any) -> str:
+    """With its type, unless that can be seen."""
+    return _shown(value) if value is None else f"{_shown(value)} ({type(value).__name__})"

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 HOOK: Final = "bytes that the backend wrote"
-PROCESS: Final = "bytes that the process wrote"
+PROCESS: Final = "bytes (all that the process wrote to files and sent)"
 ENGINE: Final = "bytes that the engine was given"
 MEMORY: Final = "bytes of memory that it took"
 

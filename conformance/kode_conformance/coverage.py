@@ -82,14 +82,19 @@ def print_coverage() -> None:
             area = clause.area
             grid.add_row(Text(f"{area} {AREAS.get(area, '')}", "bold"))
         grid.add_row(f"  {clause.id}", *(cell.mark for cell in cells(clause.id).values()))
-    show(grid, Text())
+    grid.add_row(*(Text(name, "bold") for name in ("", *map(_code, Dimension))))
+    show(
+        grid,
+        Text(),
+        Text("q, s, t: varied with --tier quick, standard, thorough.  ·: not varied, for a reason; ?: not yet."),
+        Text(),
+    )
     legend = Table.grid(padding=(0, 2, 0, 0))
     for dimension in Dimension:
         legend.add_row(f"  {_code(dimension)}", dimension.value, MEANINGS[dimension])
     show(legend, Text())
     checked, possible = share()
     show(
-        Text("q, s, t: varied with --tier quick, standard, thorough.  ·: not varied, for a reason; ?: not yet."),
         Text("kode conformance --explain CLAUSE gives the reasons."),
         Text(f"{checked} of {count(possible, 'pair')} of a clause and a dimension that can be varied are."),
     )

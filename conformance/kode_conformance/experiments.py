@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from kode_conformance.changes import full_state
 from kode_conformance.context import Context, Violation, prepared
-from kode_conformance.findings import Finding, How
+from kode_conformance.findings import GOES_WRONG, NOT_ALWAYS, Finding, How
 from kode_conformance.harness import load_harness
 from kode_conformance.histories import Step, history, told
 from kode_conformance.leases import Leases
 from kode_conformance.machine import Machine
 from kode_conformance.pace import in_time
-from kode_conformance.programs import Program
+from kode_conformance.programs import RULER, Program
 from kode_conformance.remote import another_process
 from kode_conformance.shrinking import shortest
 from kode_conformance.translation import made_up
@@ -24,6 +24,10 @@ __all__ = ["follow", "follow_the_model", "replay"]
 _SHORTEN_SECONDS = 10.0
 _SOON_S: Final = 1.0
 """For so long a follower may see nothing while a history is shortened."""
+_MORE_RUNS: Final = 2
+"""How often a shortened history has to fail again to be one that always does."""
+_STEPS: Final = "steps = ["
+"""Is in a program that names the values of a history, and does not say what they are."""
 _SIMPLY: Final = How()
 
 
@@ -93,9 +97,13 @@ class _Trials:
         if not found.is_of_times or not machine.made:
             return ""
         agent = program.agent(machine.made[-1].step.agent)
-        check = "assert not times_problem(*before, *after), times_problem(*before, *after)"
         before = f"before = await stamped(store, {agent})"
-        return str(program.make(machine.made).around_the_last([before], [before.replace("before", "after", 1), check]))
+        after = [
+            before.replace("before", "after", 1),
+            "found = times_problem(*before, *after)",
+            'assert not found, f"{found}\\nbefore: {before}\\nafter:  {after}"',
+        ]
+        return str(program.make(machine.made).around_the_last([before], after))
 
 
 def machine_steps(machine: Machine) -> list[Step]:
@@ -105,7 +113,7 @@ def machine_steps(machine: Machine) -> list[Step]:
 
 def replayed(spec: str, steps: Sequence[Step], how: How) -> str:
     """A program that lets the machine itself make the steps."""
-    lines = ",\n    ".join(map(repr, (step._asdict() for step in steps)))
+    lines = ",\n    ".join(map(_short, steps))
     return f"""\
 import asyncio
 
@@ -113,11 +121,18 @@ from kode_conformance.experiments import replay
 from kode_conformance.findings import How
 from kode_conformance.histories import Step
 
-steps = [
+{_STEPS}
     {lines},
 ]
-asyncio.run(replay({spec!r}, [Step(**step) for step in steps], {how!r}))
+asyncio.run(replay({spec!r}, steps, {_short(how)}))
 """
+
+
+def _short(given: Any) -> str:
+    """A step, or how to look, as Python: what is as always is left out."""
+    usual = type(given)._field_defaults
+    fields = (f"{name}={value!r}" for name, value in given._asdict().items() if usual.get(name, ...) != value)
+    return f"{type(given).__name__}({', '.join(fields)})"
 
 
 async def replay(spec: str, steps: Sequence[Step], how: How) -> None:
@@ -147,9 +162,13 @@ async def follow(ctx: Context, stores: list[Any], histories: Iterable[Sequence[S
         short = await trials.shortest(steps, found)
         machine, again = await trials.run(short)
         if again is None:
-            raise Violation(f"this history goes wrong at {found} (not every time)\n{told(steps)}")
-        program = await trials.program(short, machine, again)
-        raise Violation(f"this history goes wrong at {again}\n{told(short)}\n\nAs a program:\n\n{program}")
+            raise Violation(f"{GOES_WRONG} {found} {NOT_ALWAYS}\n{told(steps)}")
+        always = all([(await trials.run(short))[1] is not None for _ in range(_MORE_RUNS)])
+        program = (await trials.program(short, machine, again)).strip()
+        raise Violation(
+            f"{GOES_WRONG} {again}{'' if always else f' {NOT_ALWAYS}'}\n{told(short, values=_STEPS in program)}\n\n"
+            f"As a program:\n\n{RULER}\n{program}\n{RULER}"
+        )
 
 
 async def follow_the_model(

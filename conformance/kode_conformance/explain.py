@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Final
 
-from kode_conformance.causes import Cause, causes_of
+from kode_conformance.causes import Cause, likely
 from kode_conformance.clauses import clauses
+from kode_conformance.findings import GOES_WRONG, NOT_ALWAYS
+from kode_conformance.programs import RULER
 from kode_conformance.registry import Check, load_checks
 from kode_conformance.results import Report, Result, Status
 from kode_conformance.settings import Settings, Tier
@@ -22,6 +24,7 @@ __all__ = [
     "finding_lines",
     "grouped",
     "higher_tiers",
+    "is_search",
     "look_at",
     "search_line",
     "sentence",
@@ -65,19 +68,49 @@ def look_at(clause_ids: Iterable[str]) -> str:
     return next((text for clause_id in clause_ids if (text := clauses()[clause_id].look_at)), "")
 
 
-def finding_lines(result: Result, command: str) -> list[tuple[str, str]]:
-    """(label, text) of what to print of a finding; *command* is what the result's replay is added to."""
-    lines = [("contract", sentence(clause_id)) for clause_id in result.clauses[:1]]
+def finding_lines(result: Result, command: str, told: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(label, text) of what to print of a finding; *command* is what the result's replay is added to, and *told* are
+    the clauses that were printed in full before.
+    """
+    lines = [
+        ("contract", f"{clause_id} (above)" if clause_id in told else sentence(clause_id))
+        for clause_id in result.clauses[:1]
+    ]
     lines += [("checked", result.claim), ("found", result.message)]
-    hint = look_at(result.clauses)
     if "NotImplementedError" not in result.message:
-        lines += [("look first at", hint)] if hint else []
-        lines += [("likely cause", _told(cause)) for cause in causes_of(result.check)]
+        lines += _hints(result)
     if result.replay:
-        if any(check.id == result.check and check.depends_on_timing for check in load_checks()):
+        if _may_pass(result):
             lines.append(("timing", "it may not fail in every run: the replay repeats it for up to a minute"))
         lines.append(("run it again", f"{command} --replay {result.replay}"))
     return lines
+
+
+def _hints(result: Result) -> list[tuple[str, str]]:
+    """What was wrong in stores that failed the check before; otherwise where the fault usually is."""
+    seen = likely(result.check, result.message.partition(RULER)[0])
+    if seen:
+        return [("seen before", _told(cause)) for cause in seen]
+    hint = look_at(result.clauses)
+    return [("look first at", hint)] if hint else []
+
+
+def _may_pass(result: Result) -> bool:
+    """Whether the check depends on timing, and did not find a history that failed each time."""
+    if not any(check.id == result.check and check.depends_on_timing for check in load_checks()):
+        return False
+    found, ruler, _ = result.message.partition(RULER)
+    return not (is_of_a_history(result) and ruler and NOT_ALWAYS not in found)
+
+
+def is_of_a_history(result: Result) -> bool:
+    """Whether it was found by a history."""
+    return result.message.startswith(GOES_WRONG)
+
+
+def is_search(result: Result) -> bool:
+    """Whether it was found by a history or at random: what a plain check finds is easier to understand."""
+    return result.stochastic or is_of_a_history(result)
 
 
 def _told(cause: Cause) -> str:
@@ -93,10 +126,16 @@ def checks_of(clause_id: str) -> list[Check]:
 
 
 def grouped(results: Iterable[Result]) -> list[list[Result]]:
-    """Results that tell the same, together, in the order of the contract: one fault is often found by many checks."""
+    """Results that tell the same, together, as one fault is often found by many checks: in the order of the contract,
+    and last what only histories and random checks found.
+    """
     order = {clause: index for index, clause in enumerate(clauses())}
     found: dict[tuple[str, ...], list[Result]] = {}
-    for result in sorted(results, key=lambda result: order.get(result.check.partition(".")[0], len(order))):
+
+    def place(result: Result) -> tuple[bool, int]:
+        return is_search(result), order.get(result.check.partition(".")[0], len(order))
+
+    for result in sorted(results, key=place):
         lines = result.message.splitlines() or [""]
         ends = (lines[0], lines[-1]) if lines[-1].startswith("  at ") else (result.message,)  # however it came there
         found.setdefault((result.status, *ends), []).append(result)

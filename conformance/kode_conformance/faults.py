@@ -99,7 +99,9 @@ class _Link:
 
     def reset(self) -> None:
         for writer in self.writers:
-            _have_reset(writer.get_extra_info("socket"))
+            connection = writer.get_extra_info("socket")
+            if connection is not None:  # one under TLS that was closed already has none
+                _have_reset(connection)
             writer.transport.abort()
 
 
@@ -221,6 +223,11 @@ class FaultProxy(Startable):
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        left: Any = getattr(self._loop, "_transports", {})  # those below a handshake that failed are nobody's
+        for transport in list(left.values()):
+            transport.abort()
+        for _ in range(5):  # transports that were aborted end in some turns of the loop, one below the other
+            await asyncio.sleep(0)
         await self._loop.shutdown_asyncgens()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

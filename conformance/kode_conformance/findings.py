@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kode_conformance.context import Violation
 from kode_conformance.looks import Look
 
-__all__ = ["Finding", "How"]
+__all__ = ["GOES_WRONG", "NOT_ALWAYS", "Finding", "How"]
+
+GOES_WRONG: Final = "this history goes wrong at"
+"""How a finding begins that was made by a history."""
+NOT_ALWAYS: Final = "(not every time)"
+"""Stands in its first line where the shortened history, run some times, did not always fail."""
 
 
 class Finding(Violation):

@@ -64,9 +64,11 @@ def _shown(arg: Any) -> str:
     return f"[{', '.join(arg)}]" if isinstance(arg, tuple) else str(arg)
 
 
-def told(steps: Sequence[Step]) -> str:
-    """A history for a person: numbered calls, then the values they name."""
+def told(steps: Sequence[Step], *, values: bool = True) -> str:
+    """A history for a person: numbered calls, then the *values* they name."""
     lines = [f"  {i}. {step}" for i, step in enumerate(steps, 1)]
+    if not values:
+        return "\n".join(lines)
     names = dict.fromkeys(name for step in steps for name in step.names())
     single = {name: values_of(name)[0] for name in names if "#" not in name}
     return "\n".join([*lines, *(f"  {name} = {value!r:.400}" for name, value in single.items())])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -20,22 +20,22 @@ from kode_core.cli.output import count, show
 __all__ = ["as_json", "print_clauses", "print_list"]
 
 
-def print_list() -> None:
-    """All clauses, each with its checks below it."""
+def print_list(ids: Sequence[str]) -> None:
+    """Clauses, each with its checks below it."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column()
     area = ""
-    for clause in clauses().values():
+    for clause in map(clauses().__getitem__, ids):
         if clause.area != area:
             area = clause.area
             grid.add_row(Text(area, "bold"), Text(AREAS.get(area, ""), "bold"))
         for index, line in enumerate(_lines(clause)):
             grid.add_row("" if index else f"  {clause.id}", line)
-    checks = list(load_checks())
+    checks = [check for check in load_checks() if set(check.clauses) & set(ids)]
     show(grid, Text())
     tiers = ", ".join(f"{sum(check.tier <= tier for check in checks)} with --tier {tier.name.lower()}" for tier in Tier)
-    show(Text(f"{count(len(clauses()), 'clause')} of contract {CONTRACT}, {count(len(checks), 'check')}: {tiers}"))
+    show(Text(f"{count(len(ids), 'clause')} of contract {CONTRACT}, {count(len(checks), 'check')}: {tiers}"))
 
 
 def _lines(clause: Clause) -> Iterator[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -9,10 +10,11 @@ from typing import Any, Final, NamedTuple
 from kode_conformance.histories import Step
 from kode_conformance.looks import Known, Look, all_pages, ask, loads
 from kode_conformance.vocabulary import code_of, runs_of, values_of
+from kode_core import model, query
 from kode_core.model import AgentInfo, Message, StoredEvent, StoredMessage, StoredToolCall, Timeline, ToolCallRecord
 from kode_core.query import SessionInfo
 
-__all__ = ["Made", "Program", "offsets", "plain", "refused", "see", "stamped"]
+__all__ = ["RULER", "Made", "Program", "offsets", "plain", "refused", "see", "stamped"]
 
 
 class Made(NamedTuple):
@@ -29,40 +31,40 @@ class Made(NamedTuple):
     refused: str = ""
 
 
+RULER: Final = f"# {'-' * 78}"
+"""Stands before a program that is printed, and after it."""
 _STORES: Final = ("store", "other")
-_HEAD: Final = """
-import asyncio
-import tempfile
-from pathlib import Path
-
-from kode_conformance import samples
-from kode_conformance.context import difference
-from kode_conformance.harness import Space, load_harness
-from kode_conformance.looks import all_pages
-from kode_conformance.programs import offsets, plain, refused, see, stamped
-from kode_conformance.stamps import times_problem
-from kode_core.model import *
-from kode_core.query import AgentStats, SessionInfo
-
-nan, inf = float("nan"), float("inf")
-"""
 _MAIN: Final = """
 
 async def main(folder):
     harness = load_harness({spec!r})
     handle = await harness.provision(Space("kode_program", Path(folder)))
-    store, other = await harness.open(handle), await harness.open(handle)
+{opened}
     try:
 {body}
     finally:
-        await store.close()
-        await other.close()
+{closed}
         await harness.destroy(handle)
 
 
 with tempfile.TemporaryDirectory() as folder:
     asyncio.run(main(folder))
 """
+
+
+_IMPORTS: Final[Mapping[str, Sequence[str]]] = {
+    "kode_conformance": ("samples",),
+    "kode_conformance.context": ("difference",),
+    "kode_conformance.harness": ("Space", "load_harness"),
+    "kode_conformance.looks": ("all_pages",),
+    "kode_conformance.programs": ("offsets", "plain", "refused", "see", "stamped"),
+    "kode_conformance.stamps": ("times_problem",),
+    "kode_core.model": model.__all__,
+    "kode_core.query": query.__all__,
+}
+"""Where the names come from that a program may use."""
+_NUMBERS: Final = {"nan": 'nan = float("nan")', "inf": 'inf = float("inf")'}
+"""What the repr of a number names."""
 
 
 class Program:
@@ -138,7 +140,8 @@ class Program:
         self._lines += [
             f"got = {self._local(look.code(_STORES[via]))}",
             f"want = {self._local(code_of(plain(want)))}",
-            "assert difference(plain(got), want) is None, difference(plain(got), want)",
+            "found = difference(plain(got), want)",
+            'assert found is None, f"{found}\\ngot:  {plain(got)}\\nwant: {want}"',
         ]
         return self
 
@@ -154,9 +157,33 @@ class Program:
         return code.replace(f"'{self._prefix}", "'") if self._prefix else code
 
     def __str__(self) -> str:
-        values = [f"{_variable(name)} = {code_of(values_of(name)[0])}" for name in self._names]
+        """Only what is used is imported, opened and defined."""
         body = "\n".join(f"        {line}" for line in self._lines)
-        return "\n".join([_HEAD.strip(), *values, _MAIN.format(spec=self._spec, body=body)])
+        values = [f"{_variable(name)} = {code_of(values_of(name)[0])}" for name in self._names]
+        used = _names_in("\n".join([*values, f"async def main():\n{body}"]))
+        stores = [store for store in _STORES if store == _STORES[0] or store in used]
+        main = _MAIN.format(
+            spec=self._spec,
+            opened="\n".join(f"    {store} = await harness.open(handle)" for store in stores),
+            body=body,
+            closed="\n".join(f"        await {store}.close()" for store in stores),
+        )
+        used |= _names_in(main)
+        numbers = [line for name, line in _NUMBERS.items() if name in used]
+        return "\n".join([*_imports(used), *([""] if numbers or values else []), *numbers, *values, main])
+
+
+def _names_in(code: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+
+
+def _imports(used: set[str]) -> list[str]:
+    """The lines that import what is used, and what every program needs."""
+    found = ["import asyncio", "import tempfile", "from pathlib import Path", ""]
+    for module, names in _IMPORTS.items():
+        needed = [name for name in names if name in used]
+        found += [f"from {module} import {', '.join(needed)}"] if needed else []
+    return found
 
 
 class _Code(str):

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import kode_core
 from kode_conformance import loop as loops
 from kode_conformance.clauses import CONTRACT, clauses
 from kode_conformance.context import Unverified, Violation, prepared
@@ -152,12 +153,17 @@ def _failing_hook(exc: Exception, harness: StoreHarness) -> str:
 
 
 def _told(exc: Exception) -> str:
-    """An error of the store, with the last places it went through, other than here and in the standard library."""
-    own, library = (__file__, loops.__file__), sysconfig.get_path("stdlib")
+    """An error of the store, with the last places it went through, other than here and in the standard library; where
+    something is not written yet, other than in the core, too.
+    """
+    own, library = [__file__, loops.__file__], sysconfig.get_path("stdlib")
+    core = str(Path(kode_core.__file__).parent)
     frames = [
         frame
         for frame in traceback.extract_tb(exc.__traceback__)
-        if frame.filename not in own and ("site-packages" in frame.filename or not frame.filename.startswith(library))
+        if frame.filename not in own
+        and ("site-packages" in frame.filename or not frame.filename.startswith(library))
+        and not (isinstance(exc, NotImplementedError) and frame.filename.startswith(core))
     ]
     here = f"{Path.cwd()}{os.sep}"
     places = (f"\n  at {one.filename.removeprefix(here)}:{one.lineno} {one.line}" for one in frames[-3:])

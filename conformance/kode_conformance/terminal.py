@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 from typing import Final, Self
 
 from rich import progress
@@ -15,12 +16,13 @@ from rich.text import Text
 from kode_conformance.clauses import CONTRACT
 from kode_conformance.explain import conditions_line, finding_lines, grouped, higher_tiers, search_line
 from kode_conformance.harness import StoreHarness
+from kode_conformance.programs import RULER
 from kode_conformance.registry import Check
 from kode_conformance.results import BAD, Report, Result, Status, Verdict
 from kode_conformance.runner import versions_of
 from kode_conformance.settings import Settings
 from kode_conformance.tally import AREAS, Tally, by_area, told, told_tier
-from kode_core.cli.output import console, count, note, show, visible
+from kode_core.cli.output import console, count, note, one_line, show, show_line, visible
 
 __all__ = ["Progress", "print_header", "print_report"]
 
@@ -35,6 +37,12 @@ _VERDICT_STYLES: Final = {
 TELLS_EVERY_S: Final = 60.0
 _MOST_NAMES: Final = 10
 _LABEL_WIDTH: Final = len("  look first at")
+_PROSE: Final = frozenset({"contract", "checked", "seen before", "look first at"})
+_USUAL_WIDTH: Final = 120
+_MANY: Final = 4
+"""So many findings are told once more in short."""
+_LONG_S: Final = 60.0
+_SLOWEST: Final = 3
 
 
 class Progress:
@@ -102,8 +110,10 @@ def print_report(report: Report, command: str) -> None:
     """All that a run found; *command* is what runs it again."""
     if set(report.counts()) != {Status.HARNESS_ERROR}:
         show(_areas(report), Text())
-    for group in grouped(report.failures()):
-        _print_failure(group, command)
+    groups = grouped(report.failures())
+    told: set[str] = set()
+    for group in groups:
+        _print_failure(group, command, told)
     for result in report.results:
         if result.status is Status.DEVIATION:
             reason, _, found = result.message.partition("\n")
@@ -111,6 +121,8 @@ def print_report(report: Report, command: str) -> None:
     notes = list(_notes(report))
     if notes:
         show(*notes, Text())
+    if len(groups) >= _MANY:
+        _print_in_short(groups)
     show(_verdict(report))
 
 
@@ -124,7 +136,10 @@ def _areas(report: Report) -> Table:
         if not numbers.eligible and not numbers.apart(ran=True):
             continue
         passed = f"{numbers.passed}/{numbers.eligible}" if numbers.eligible else "-"
-        grid.add_row(f"  {area}", AREAS.get(area, ""), _bar(numbers, _bar_width()), passed, numbers.apart(ran=True))
+        left_out, number = numbers.counts[Status.NOT_RUN], numbers.counts.total()
+        part = f"({number - left_out} of {number})" if left_out else ""
+        apart = "  ".join(filter(None, (part, numbers.apart(ran=True))))
+        grid.add_row(f"  {area}", AREAS.get(area, ""), _bar(numbers, _bar_width()), passed, apart)
     return grid
 
 
@@ -148,11 +163,14 @@ def _bar(numbers: Tally, width: int) -> Text:
 # --- Findings ---------------------------------------------------------------------------------------------------------
 
 
-def _print_failure(group: Sequence[Result], command: str) -> None:
+def _print_failure(group: Sequence[Result], command: str, told: set[str]) -> None:
+    """A finding; the clause that it is of is printed in full unless it is in *told*, and is put there."""
     first = group[0]
-    lines = finding_lines(first, command)
+    lines = finding_lines(first, command, told)
     if first.status is Status.HARNESS_ERROR:
         lines = [line for line in lines if line[0] in ("found", "run it again")]
+    else:
+        told.update(first.clauses[:1])
     if len(group) > 1:
         lines.insert(-1, ("the same in", _names(group[1:])))
     _print_finding(Text(first.status.upper(), "bold red"), first, lines)
@@ -165,13 +183,41 @@ def _print_finding(title: Text, result: Result, lines: Sequence[tuple[str, str]]
         first, *rest = visible(text, lines=True).split("\n")
         if first and label != "run it again":
             grid = _grid(Column(style="dim", no_wrap=True, min_width=_LABEL_WIDTH), Column())
-            grid.add_row(f"  {label}", Text(first))
+            grid.add_row(f"  {label}", Text(_wrapped(first) if label in _PROSE else first))
             show(grid)
-        for line in rest:
-            _print_whole(Text(f"    {line}"))
+        _print_below(rest)
     replay = dict(lines).get("run it again")
     if replay:
         _print_whole(Text.assemble((f"{'  run it again':<{_LABEL_WIDTH + 2}}", "dim"), visible(replay)))
+    show(Text())
+
+
+def _print_below(lines: Sequence[str]) -> None:
+    """What else is said of a finding; a program flush left, so that it can be pasted with its rulers or without."""
+    in_program = False
+    for line in lines:
+        is_ruler = line == RULER
+        _print_whole(Text(line if in_program or is_ruler else f"    {line}".rstrip()))
+        in_program ^= is_ruler
+
+
+def _wrapped(text: str) -> str:
+    """Words of ours, in lines that are no longer than those of the terminal that there is or was meant."""
+    width = max(shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns - _LABEL_WIDTH - 2, _LABEL_WIDTH)
+    return "\n".join(wrap(text, width, break_long_words=False, break_on_hyphens=False))
+
+
+def _print_in_short(groups: Sequence[Sequence[Result]]) -> None:
+    """Many failures once more, each in a line."""
+    width = max(len(visible(group[0].check)) for group in groups)
+    show(Text(f"{len(groups)} findings in short", "bold"))
+    for group in groups:
+        first = group[0]
+        more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
+        found = one_line(first.message.partition("\n")[0])
+        line = Text.assemble(f"  {visible(first.check):<{width}}  ", (f"{found}{more}", "dim"))
+        line.truncate(shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns, overflow="ellipsis")
+        show_line(line)
     show(Text())
 
 
@@ -209,6 +255,9 @@ def _notes(report: Report) -> Iterator[Table | Text]:
     for line in (conditions_line(report), search_line(report), higher_tiers(report)):
         if line and not report.partial:
             yield Text(line)
+    if report.seconds > _LONG_S:
+        slowest = sorted(report.results, key=lambda result: -result.seconds)[:_SLOWEST]
+        yield Text("slowest: " + visible(", ".join(f"{one.check} {one.seconds:.1f} s" for one in slowest)))
 
 
 def _verdict(report: Report) -> Text:

@@ -97,7 +97,8 @@ class _Round:
     async def run(self, *, once: bool, shares: bool, forks: bool) -> None:
         self._shares, other = self._shares and shares, await self._ctx.another()
         for kind in (kinds()[record] for record in self._records):
-            for number, writer in enumerate(kind.writers[:1] if once else _writers(kind)):
+            every = kind.writers if self._ctx.settings.tier is Tier.QUICK else _writers(kind)
+            for number, writer in enumerate(every[:1] if once else every):
                 await self._write(kind, writer, number)
         if forks and "EXTENDED" not in self._ctx.harness.lacks:
             await self._fork()

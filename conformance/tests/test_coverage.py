@@ -67,6 +67,11 @@ def test_the_table_for_people_and_for_scripts(capsys: pytest.CaptureFixture[str]
     """The table has a line for each clause and a sum; the JSON names the checks and the reasons."""
     lines = printed(capsys, "--coverage").splitlines()
     assert {line.split()[0] for line in lines if line.startswith("  ")} >= set(clauses())
+    codes = [dimension.value[:3] for dimension in Dimension]
+    at = next(i for i, line in enumerate(lines) if line.startswith("  DUR-3"))
+    assert lines[at + 1].split() == lines[0].split() == codes
+    assert lines[at + 3].startswith("q, s, t: varied with --tier quick, standard, thorough.  ·: not varied")
+    assert [line.split()[0] for line in lines[at + 5 : at + 5 + len(codes)]] == codes
     assert lines[-1].startswith("{:,} of {:,} pairs".format(*share()))
     found = {one["clause"]: one["dimensions"] for one in json.loads(printed(capsys, "--coverage", "--json"))["clauses"]}
     assert list(found) == list(clauses())

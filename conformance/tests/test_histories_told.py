@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from kode_conformance.histories import Step, history
 from kode_conformance.looks import KINDS, looks
 from kode_conformance.machine import Machine
 from kode_conformance.model import WRITES
+from kode_conformance.programs import RULER
 from kode_conformance.results import Status
 from kode_conformance.runner import judge
 from kode_conformance.settings import Settings
@@ -182,6 +185,15 @@ def run_program(text: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, env=env, timeout=60, check=False)
 
 
+def unused(program: str) -> set[str]:
+    """The names that a program imports, or defines at its beginning, and does not use."""
+    module = ast.parse(program)
+    nodes = list(ast.walk(module))
+    had = {alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
+    had |= {ast.unparse(target) for node in module.body if isinstance(node, ast.Assign) for target in node.targets}
+    return had - {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
 FAULTY: Final = {
     "a stale index": (changes.IndexesContentsAnew, "QRY-2.queries_after_each_change_of_a_list", "has"),
     "another type": (changes.ComparesMetadata, "QRY-2.queries_after_each_change_of_an_info", "has"),
@@ -206,8 +218,14 @@ def test_a_finding_is_a_program_that_fails(name: str, tmp_path: Path) -> None:
     harness = cast(StoreHarness, cast(Any, part).Harness())
     result = judge(CHECKS[check], harness, Settings())
     assert result.status is Status.FAIL
-    program = result.message.partition("As a program:\n\n")[2]
+    history, _, program = result.message.partition("As a program:\n\n")
     assert "Step(" in program or "await store." in program
+    assert program.startswith(f"{RULER}\nimport asyncio\n")
+    assert program.endswith(f"\n{RULER}")
+    if "steps = [" not in program:
+        assert not re.search(r"^  \S+ = ", history, re.MULTILINE)
+    assert "want: " in program or "got = " not in program
+    assert unused(program) == set()
     failing = run_program(program, tmp_path)
     assert failing.returncode == 1
     assert wrong in failing.stderr

@@ -21,6 +21,7 @@ from kode_conformance.replay import Replay, read_replay, replay_of
 from kode_conformance.results import FORMAT, Report, Result, Status, Verdict, read_report
 from kode_conformance.settings import Settings, Tier
 from kode_conformance.tally import AREAS, by_area, level_of, tally, told
+from kode_conformance.terminal import print_report
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "conformance.md"
 HOSTILE = "a|b\n`c` <d> \x1b[31m \ud800 *e* ```"
@@ -105,6 +106,15 @@ def test_one_fault_is_told_once() -> None:
     ]
     other = result("VAL-1.a", Status.FAIL, message="KeyError: 1\n  at s.py:4 y")
     assert grouped([*same, other]) == [[other], same]
+
+
+def test_a_long_run_names_its_slowest_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    """In its last lines; a short one does not."""
+    slow = [result(f"MSG-{n}.a", seconds=n) for n in range(1, 6)]
+    print_report(report(*slow, seconds=61.0), "kode conformance x")
+    assert "\nslowest: MSG-5.a 5.0 s, MSG-4.a 4.0 s, MSG-3.a 3.0 s\n" in capsys.readouterr().out
+    print_report(report(*slow), "kode conformance x")
+    assert "slowest" not in capsys.readouterr().out
 
 
 def test_a_search_is_never_told_as_a_proof() -> None:
@@ -220,7 +230,7 @@ def test_a_page_has_all_there_is_to_say() -> None:
     page.encode()
     assert "**NOT CONFORMANT**: 1 failed, 1 deviation, 2 passed" in page
     assert "kode conformance x.py:Y --replay MSG-1.save_replaces_the_whole_list@seed=7" in page
-    assert "- look first at: delete and insert without a transaction" in page
+    assert "- seen before: " in page
     assert "| unverified | no hook corrupt | 1 | `OPS-4.y` |" in page
     assert "\x1b" not in page
     assert next(line for line in page.splitlines() if line.startswith("| MSG-1 |")).endswith("| **fail** | 2 checks |")

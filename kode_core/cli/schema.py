@@ -1,4 +1,4 @@
-"""``kode schema``: what has to be run on a server by somebody who may make tables."""
+"""``kode schema``: what has to be run on a database by somebody who may make tables."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ EXAMPLES: Final = (
     "kode schema postgres --schema agents --print | psql kode_agents",
     "kode schema 'postgres:?table_prefix=bot_' --print",
     "kode schema postgres --from 1 --print",
+    "kode schema sqlite:///agents.db --print | sqlite3 -bail agents.db",
 )
 
 
 def schema(
     backend: Annotated[str, typer.Argument(metavar="BACKEND|URL", help="A backend's name, or a URL with its options.")],
-    print_: Annotated[bool, typer.Option("--print", help="Print it; nothing is connected to or changed.")] = False,
+    print_: Annotated[
+        bool, typer.Option("--print", help="Print it; no server is connected to, and nothing is changed.")
+    ] = False,
     name: Annotated[
         str | None, typer.Option("--schema", metavar="NAME", help="The schema to make the tables in.")
     ] = None,
@@ -32,9 +35,10 @@ def schema(
         int | None, typer.Option("--from", metavar="VERSION", help="The version that is there, to bring to this one.")
     ] = None,
 ) -> None:
-    """Print what a store needs on its server before it is opened without the right to make it.
+    """Print what a store needs before it is opened without the right to make it.
 
-    For PostgreSQL that is SQL. A store that is opened with that right makes it by itself.
+    For PostgreSQL that is the SQL of a new database, for SQLite the SQL that leads from what the file holds to the
+    present version. A store that is opened with that right makes it by itself.
     """
     if not print_:
         raise InvalidArgumentError("kode schema changes nothing by itself; say --print, and run what it prints")
@@ -46,6 +50,8 @@ def schema(
     if since is None:
         write_text(configured.backend.schema(configured.options))
     elif configured.backend.schema_from is None:
-        raise UnsupportedError(f"backend {configured.backend.name!r} prints its newest version alone; leave out --from")
+        raise UnsupportedError(
+            f"backend {configured.backend.name!r} has one way to its newest version; leave out --from"
+        )
     else:
         write_text(configured.backend.schema_from(configured.options, since))

@@ -6,18 +6,18 @@ import asyncio
 import random
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from typing import ClassVar, Final
 
-__all__ = ["Watcher"]
+__all__ = ["Watch", "Watcher"]
 
 _LOST_S: Final = 3.0
 
 Wake = Callable[[], None]
 
 
-class _Watch:
+class Watch:
     """See :class:`kode_core.engine.Watch`."""
 
     def __init__(self, watcher: Watcher, agent_id: str, wake: Wake) -> None:
@@ -46,8 +46,8 @@ class Watcher(ABC):
     lost: ClassVar[tuple[type[Exception], ...]]
 
     def __init__(self) -> None:
-        self.told: frozenset[str] = frozenset()
-        self.watches: defaultdict[str, set[_Watch]] = defaultdict(set)
+        self.told: Set[str] = frozenset()
+        self.watches: defaultdict[str, set[Watch]] = defaultdict(set)
         self.changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -59,16 +59,16 @@ class Watcher(ABC):
         Wake an agent's followers once after subscribing, so that they read what was written before.
         """
 
-    def watch(self, agent_id: str, wake: Wake) -> _Watch:
+    def watch(self, agent_id: str, wake: Wake) -> Watch:
         """Have *wake* called after appends for the agent, and now and then without any."""
-        watch = _Watch(self, agent_id, wake)
+        watch = Watch(self, agent_id, wake)
         self.watches[agent_id].add(watch)
         self.changed.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
         return watch
 
-    def leave(self, watch: _Watch) -> None:
+    def leave(self, watch: Watch) -> None:
         """End a watch."""
         self.watches[watch.agent_id].discard(watch)
         if not self.watches[watch.agent_id]:

@@ -25,8 +25,9 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Engine, Medium, Progress, Watch, unwatched, watch
+from kode_core.engine import Engine, Medium, Progress, Watch, connection_use, unwatched, watch
 from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_core.report import ConnectionUse
 
 __all__ = ["Layer"]
 
@@ -108,6 +109,9 @@ class Layer:
 
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
         return watch(self.inner, agent_id, wake)
+
+    def connection_use(self) -> ConnectionUse | None:
+        return connection_use(self.inner)
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return self.inner.probes()

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from kode_core.batch import Totals
-from kode_core.report import OperationCounts, Performance, StorageSize, StoreMetrics
+from kode_core.report import ConnectionUse, OperationCounts, Performance, StorageSize, StoreMetrics
 
 __all__ = ["Book", "Observer", "Op", "Operation"]
 
@@ -91,7 +91,7 @@ class Book:
                     self._reported = True
                     log.exception("a kode_operation hook failed; further failures of hooks are not reported")
 
-    def metrics(self, totals: Totals, now: int) -> StoreMetrics:
+    def metrics(self, totals: Totals, connections: ConnectionUse | None, now: int) -> StoreMetrics:
         """The book so far."""
         counts = self._counts
         calls = sum(counts.values()) - counts["errors"]
@@ -115,4 +115,5 @@ class Book:
                 db_size_bytes=totals.size_bytes,
             ),
             collected_at=now,
+            connections=connections,
         )

@@ -9,12 +9,12 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
-from kode_core.engine import Engine, opening_within
+from kode_core.engine import Engine, connection_use
 from kode_core.errors import (
     KodeError,
     LockLostError,
@@ -23,6 +23,8 @@ from kode_core.errors import (
     StoreClosedError,
     StoreTimeoutError,
 )
+from kode_core.opening import hearing
+from kode_core.report import StoreMetrics
 from kode_core.store.book import Book, Op
 from kode_core.store.underway import Underway, is_in_doubt
 
@@ -59,6 +61,8 @@ class Context:
         self._opener = opener
         self._engine: Engine | None = None
         self._opening: asyncio.Task[Engine] | None = None
+        self._is_unhurried = False
+        self._deadlines: dict[asyncio.Timeout, float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed: asyncio.Task[None] | None = None
         self._active = 0
@@ -70,6 +74,10 @@ class Context:
         if self.is_closed:
             return "closed"
         return "not open yet" if self._engine is None else repr(self._engine)
+
+    async def metrics(self) -> StoreMetrics:
+        """The book of calls, the size of what is stored, and the use of connections."""
+        return self.book.metrics(await self.engine.totals(), connection_use(self.engine), self.now())
 
     # --- opening and closing
 
@@ -83,7 +91,7 @@ class Context:
         """Open the engine unless it is open; concurrent calls open it once.
 
         Raises:
-            StoreTimeoutError: it was not open within the deadline, not counting what migrations take.
+            StoreTimeoutError: it was not open within the deadline.
         """
         self.check_open()
         return await self._opened()
@@ -100,12 +108,45 @@ class Context:
     async def _open(self) -> Engine:
         """A task of its own: a call that is cancelled opens the store for those that come later."""
         try:
-            async with opening_within(self.timeout):
-                return await self._opener()
+            async with asyncio.timeout(self.timeout) as deadline:
+                with self._with_deadline(deadline, self.timeout), hearing(self._without_deadline):
+                    return await self._opener()
         except TimeoutError as exc:
             if isinstance(exc, KodeError):
                 raise
             raise StoreTimeoutError(f"the store was not open after {self.timeout:g} s; nothing was written") from exc
+        except asyncio.CancelledError:
+            if self.is_closed:
+                raise StoreClosedError("this store was closed while it was opened") from None
+            raise
+
+    @contextmanager
+    def _with_deadline(self, deadline: asyncio.Timeout, seconds: float) -> Iterator[None]:
+        """Let *deadline*, of *seconds*, rest while the opening has none."""
+        self._deadlines[deadline] = seconds
+        if self._is_unhurried:
+            deadline.reschedule(None)
+        try:
+            yield
+        finally:
+            del self._deadlines[deadline]
+
+    @contextmanager
+    def _without_deadline(self) -> Iterator[None]:
+        """See :func:`kode_core.opening.without_deadline`."""
+        self.check_open()
+        self._set_unhurried(True)
+        try:
+            yield
+        finally:
+            self._set_unhurried(False)
+
+    def _set_unhurried(self, is_unhurried: bool) -> None:
+        self._is_unhurried = is_unhurried
+        now = asyncio.get_running_loop().time()
+        for deadline, seconds in self._deadlines.items():
+            if not deadline.expired():
+                deadline.reschedule(None if is_unhurried else now + seconds)
 
     def _open_ended(self, opening: asyncio.Task[Engine]) -> None:
         """Let the next call open the engine again after a failure, also when no caller was left to see it."""
@@ -130,6 +171,8 @@ class Context:
         if self._closed is None:
             self.check_open()
             self.closing.set()
+            if self._is_unhurried and self._opening is not None:
+                self._opening.cancel()
             for call in self.on_closing:
                 call()
             self._closed = asyncio.get_running_loop().create_task(self._close(before))
@@ -204,9 +247,7 @@ class Context:
             self.book.enter(op, time.perf_counter() - start, error)
 
     async def begin(self, agent_id: str | None) -> None:
-        """Open the engine, and wait for the writes that were left: what every call does first."""
-        if self._engine is None:
-            await self._opened()
+        """Wait for the writes that were left: what every call does first when the engine is open."""
         if self.underway.is_any_left:
             await self.underway.settled(agent_id)
 
@@ -221,7 +262,11 @@ class Context:
         self.check_open()
         self._active += 1
         try:
-            async with asyncio.timeout(self.timeout + op.extra_seconds):
+            seconds = self.timeout + op.extra_seconds
+            async with asyncio.timeout(seconds) as deadline:
+                if self._engine is None:
+                    with self._with_deadline(deadline, seconds):
+                        await self._opened()
                 return await call(*args, **kwargs)
         except TimeoutError as exc:
             error = exc if isinstance(exc, KodeError) else self._overdue(op, exc)

@@ -11,6 +11,7 @@ from typing import Final
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
 from kode_core.engine import Watch, watch
 from kode_core.errors import (
+    CorruptRecordError,
     InvalidArgumentError,
     KodeError,
     OutcomeUnknownError,
@@ -285,7 +286,9 @@ class EventReader:
     ) -> AsyncIterator[StoredEvent]:
         with self._appender.watching(agent_id) as appended, ExitStack() as stack:
             told: Watch | None = None
-            limit, pace, is_through = FIRST_PAGE, Pace(), False
+            limit, pace = FIRST_PAGE, Pace()
+            is_through = since_seq is None and channel is None
+            seen = after_offset if is_through else await self._some_offset(agent_id)
             while True:
                 appended.clear()
                 span = EventRange(
@@ -295,7 +298,6 @@ class EventReader:
                     span = EventRange(order="offset", after=(0, after_offset), limit=limit)
                 rows = deque(await self._page(OPS["follow_events"], agent_id, span))
                 is_last = len(rows) < limit
-                is_through = is_through or is_last
                 limit = _limit_after(rows, limit)
                 while rows:
                     row = rows.popleft()
@@ -305,12 +307,24 @@ class EventReader:
                     event = await stored_event(agent_id, row, pace)
                     if channel in (None, event.event.channel):
                         yield event
+                if is_last and not is_through:
+                    is_through, after_offset = True, max(after_offset, seen)
                 if told is None and is_last:
                     told = watch(self._context.engine, agent_id, appended.set)
                     if told is not None:
                         stack.callback(told.close)
                 if is_last:
                     await self._wait(appended, told)
+
+    async def _some_offset(self, agent_id: str) -> int:
+        """The offset of an event that is stored now: a look that begins later passes over all up to it (EVT-2)."""
+        try:
+            last = await self._context.run(
+                OPS["follow_events"], agent_id, lambda: self._context.engine.last_event(agent_id)
+            )
+        except CorruptRecordError:  # the look at all events meets it, behind what can be read
+            return 0
+        return 0 if last is None else last.offset
 
     async def _wait(self, appended: asyncio.Event, told: Watch | None) -> None:
         """Until this store appends, or another may have."""

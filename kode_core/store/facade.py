@@ -378,10 +378,7 @@ class EngineStore(ExtendedStore):
         return consistency.issues(self._context, agent_id, _told(progress))
 
     async def get_metrics(self) -> StoreMetrics:
-        async def totals() -> StoreMetrics:
-            return self._context.book.metrics(await self._context.engine.totals(), self._context.now())
-
-        return await self._run("get_metrics", totals)
+        return await self._run("get_metrics", self._context.metrics)
 
     async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
         async def backup() -> Sequence[Path]:

@@ -22,7 +22,7 @@ _TEXT: Final = "x" * 20_000
 
 def _need_restored(ctx: Context) -> None:
     if not ctx.harness.has("restored"):
-        raise Unverified("the harness has no hook restored: the store has no backup, or it cannot be opened")
+        raise Unverified("the harness has no hook restored, so that backups are not opened")
 
 
 async def _fill(ctx: Context, count: int = 40) -> None:

@@ -30,7 +30,7 @@ async def a_backup_has_everything(ctx: Context) -> None:
     all records of every kind, however many, and the times that the store gave them.
     """
     if not ctx.harness.has("restored"):
-        raise Unverified("the harness has no hook restored: the store has no backup, or it cannot be opened")
+        raise Unverified("the harness has no hook restored, so that backups are not opened")
     store = ctx.store
     await seed_big(store, "big")
     await fill(store, "all kinds")

@@ -266,7 +266,7 @@ class _Comparison:
         self._ctx.true(
             after <= before + self._limit,
             f"{what} costs {before:,} {counter} where there are {self._short.count} records of a kind, and {after:,} "
-            f"where there are {self._long.count:,} of {self._long.whole:,} bytes",
+            f"where there are {self._long.count:,} records, {self._long.whole:,} bytes together",
         )
 
 

@@ -17,7 +17,14 @@ from kode_conformance.settings import Tier
 from kode_conformance.writes import WRITES, write_named
 
 
-@check("DUR-3", "DUR-1", "TURN-1", needs=Capability.PERSISTENT, under=(Dimension.CRASHES, Dimension.PROCESSES))
+@check(
+    "DUR-3",
+    "DUR-1",
+    "TURN-1",
+    needs=Capability.PERSISTENT,
+    tier=Tier.STANDARD,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
 async def a_turn_killed_at_its_calls(ctx: Context) -> None:
     """A turn whose writer is killed at a call inside the store is there whole or not at all, and is not forgotten; so
     is the first turn of an agent.
@@ -139,6 +146,10 @@ async def _stop_holder(ctx: Context, agent_id: str, *, in_block: bool) -> None:
     finally:
         process.kill()
         await process.gone()
-    ctx.true(told == [{"fenced": "refused"}, {"unfenced": "stored"}], f"what the old holder could write: {told}")
+    ctx.true(
+        told == [{"fenced": "refused"}, {"unfenced": "stored"}],
+        f"a holder that goes on after its lease has ended: {told}, expected that its write under the lease is refused, "
+        "and its write without a fence stored",
+    )
     ctx.equal(await ctx.store.load_todos(agent_id), samples.todos("of the new holder"), "the todos")
     ctx.equal(len(await ctx.store.load_media_cache(agent_id)), 1, "the media saved without a fence")

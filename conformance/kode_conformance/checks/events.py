@@ -9,6 +9,7 @@ from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Bookmark, StoredEvent, Timeline
 from kode_core.protocols import ExtendedStore
@@ -44,7 +45,9 @@ async def events_survive_a_restart(ctx: Context) -> None:
     ctx.equal(await _seqs(ctx.store), list(range(11)), "the seqs")
 
 
-@check("EVT-1", "EVT-2", needs=Capability.CROSS_PROCESS, under=(Dimension.PROCESSES, Dimension.COMPANY))
+@check(
+    "EVT-1", "EVT-2", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.COMPANY)
+)
 async def appends_of_several_processes(ctx: Context) -> None:
     """Of the events of several processes none is lost, and every process is told the offset that is stored."""
     processes = [await ctx.process("append_events", "a", start, 60, 10) for start in (0, 1000, 2000)]

@@ -25,6 +25,14 @@ _REFUSED: Final = [payload for payload in PAYLOADS if not payload.is_json and "5
 _ALWAYS: Final = [payload for payload in _REFUSED if payload.name in ("nan", "datetime_aware")]
 
 
+_TOPS: Final = [
+    payload._replace(name=f"{payload.name}, by itself", value=next(iter(payload.value.values())))
+    for payload in _REFUSED
+    if len(payload.value) == 1 and not payload.name.endswith("_key")
+]
+"""The same, where they are the whole value of a field."""
+
+
 def _of(agent_id: str, record: Any) -> Any:
     return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
 
@@ -53,9 +61,13 @@ async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
         for field in _free(kind):
             number += 2
             turn = [_REFUSED[i % len(_REFUSED)] for i in range(number, number + 2)]
-            for payload in (*_ALWAYS, *turn):
+            rest = _REFUSED if writer.method != "save_turn" else turn
+            tops = _TOPS if field.holds is Holds.JSON and writer.method != "save_turn" else ()
+            for payload in (*_ALWAYS, *rest, *tops):
                 value = payload.value if field.holds is Holds.JSON else {"new": payload.value}
-                call = _call(kind, writer, put(full(kind.record, 1), field, value))
+                bad = put(full(kind.record, 1), field, value)
+                alone = {writer.parameter: [bad] if writer.many else _of("a", bad)}
+                call = alone if payload not in (*_ALWAYS, *turn) else _call(kind, writer, bad)
                 what = f"{payload.name} in {field.name}, given to {writer.method}({writer.parameter}=)"
                 await ctx.raises(InvalidValueError, getattr(ctx.store, writer.method)("a", **call), what)
         await _unchanged(ctx, model, f"after {writer.method}({writer.parameter}=) refused")

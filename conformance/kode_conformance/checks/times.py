@@ -154,3 +154,22 @@ async def _keeps(
     ctx.equal([message.created_at for message in found[: len(before)]], [*before], f"the times {when}")
     ctx.equal([message.position for message in found], list(range(min(len(wanted), 1000))), f"positions {when}")
     ctx.equal(await store.load_messages(agent), [*wanted], f"the messages {when}")
+
+
+@check("VAL-5", "MSG-4", "INFO-2", needs=_Q, under=(Dimension.CLOCKS, Dimension.CHANGES))
+async def calls_a_moment_apart_have_two_times(ctx: Context) -> None:
+    """Messages of two calls that are some milliseconds apart have two times, by whatever way they are written, and so
+    has the session before and after.
+    """
+    for name, (takes_all, write) in in_time(ctx, _WAYS.items()):
+        await ctx.store.save_info(name, samples.info(name))
+        updated = []
+        for count in range(1, 4):
+            messages = samples.messages(count)
+            await write(ctx.store, name, messages if takes_all else messages[-1:])
+            updated += [session.updated_at for session in await ctx.store.query_sessions(agent_id=name)]
+            await asyncio.sleep(0.02)
+        times = [message.created_at for message in await by_time(ctx.store, name)]
+        ctx.equal(len(set(times)), 3, f"how many times three messages have, each added by {name} 20 ms later")
+        near = updated[2] - updated[0] < 10_000
+        ctx.true(updated == sorted(set(updated)) and near, f"updated_at of the session after {name}: {updated}")

@@ -26,7 +26,7 @@ from kode_postgres.doubts import Doubts, Never
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.queues import Item, Queues
 from kode_postgres.session import Doubt, Session
-from kode_postgres.trouble import LONGEST_PAUSE_S, AgainError, locked_s, timed_out
+from kode_postgres.trouble import LONGEST_PAUSE_S, AgainError, timed_out
 from kode_postgres.writes import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
@@ -154,12 +154,13 @@ class Committer:
             await self._doubts.settle(batch.agent_id)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is for the caller
             return exc
-        end, pause = time.monotonic() + locked_s(self._connections.answer_s), 0.002
+        end, pause = time.monotonic() + self._connections.locked_s, 0.002
         without_lock = 0 if is_unseen(batch) else _ATTEMPTS_WITHOUT_LOCK  # under the lock no writer comes in between
         for attempt in itertools.count():
             async with self._alone:
                 if len(unanswered) >= _UNANSWERED:
                     return unanswered[0]
+                self._connections.retries += 1
                 try:
                     found = await self._attempt([batch], doubt, locks=attempt >= without_lock)
                     if found:

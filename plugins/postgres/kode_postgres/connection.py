@@ -3,65 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import asyncpg
 
-from kode_core.engine import opening_within
-from kode_core.errors import (
-    ConfigurationError,
-    KodeError,
-    OutcomeUnknownError,
-    StoreBusyError,
-    StoreTimeoutError,
-    StoreUnavailableError,
-)
-from kode_core.server_options import password_of
-from kode_postgres.dsn import read_dsn
-from kode_postgres.errors import is_conflict, is_lost, is_starting, to_kode_error
-from kode_postgres.foreign import refuse_foreign
-from kode_postgres.migrations import migrate, version_of
+from kode_core.errors import KodeError, OutcomeUnknownError, StoreBusyError, StoreTimeoutError
+from kode_postgres.errors import is_lost, is_read_only, to_kode_error
 from kode_postgres.options import PostgresOptions
-from kode_postgres.schema import Tables
-from kode_postgres.session import Doubt, ServerClock, Session, limits
-from kode_postgres.statements import NOW
-from kode_postgres.trouble import LostError, Trouble
+from kode_postgres.session import Doubt, ServerClock, Session
+from kode_postgres.trouble import LostError, Trouble, locked_s
 
-__all__ = ["Connections", "has_tables", "open_connections"]
+__all__ = ["Connections", "Found"]
 
 T = TypeVar("T")
 
-_APPLICATION: Final = "kode"
 _CANCEL_S: Final = 2.0
 """How long the server may take to say that it ended a statement."""
-_OLDEST: Final = 130000
-_CHECKS_CLIENTS: Final = 140000
-_CACHED_STATEMENTS: Final = 256
+_RENEWED_AGAIN_S: Final = 5.0
+"""How soon the connections are replaced again because of a server that takes no writes."""
 _MISTAKES: Final = (AttributeError, NameError, TypeError, LookupError, AssertionError)
 """What no driver raises: mistakes of this package, which must not look like trouble with the server."""
-_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-
-
-class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection whose session is never changed, so that there is nothing to undo when it is given back."""
-
-    def get_reset_query(self) -> str:
-        return ""
-
 
 Call: TypeAlias = Callable[[Session], Awaitable[T]]
 Connect: TypeAlias = Callable[[], Awaitable[Any]]
 
 
 class Found(NamedTuple):
-    """Facts about the other end: the server's clock, whether a pooler is in between, and the settings of sessions."""
+    """Facts about the other end.
+
+    Attributes:
+        clock: the server's.
+        pooled: whether each statement needs a transaction: a pooler is in between, or sessions have another isolation.
+        settings: those of sessions that the store opens.
+    """
 
     clock: ServerClock
     pooled: bool
@@ -78,9 +55,13 @@ class Connections:
 
     Attributes:
         clock: the server's.
-        pooled: whether another pooler is in between, which gives each transaction another session.
+        pooled: whether each statement stands in a transaction of its own making.
         connect: opens a connection outside the pool; None where that is of no use.
         answer_s: how long an answer is waited for.
+        locked_s: how long an agent is waited for that another session keeps locked.
+        busy: how many connections are in use.
+        waiting: how many calls wait for one.
+        retries: how many attempts were made again.
     """
 
     def __init__(self, pool: Any, options: PostgresOptions, found: Found, *, connect: Connect | None = None) -> None:
@@ -91,15 +72,18 @@ class Connections:
         self.place = options.place
         self.max: int = pool.get_max_size()
         self.answer_s = options.command_timeout_millis / 1000
+        self.locked_s = locked_s(options.lock_wait_millis, self.answer_s)
+        self.busy = self.waiting = self.retries = 0
         self._owned = options.pool is None
         self._connect_s = options.connection_timeout_millis / 1000
         self._wait_s = max(self.answer_s, self._connect_s)
         self._slots = asyncio.Semaphore(self.max)
         self._giving_back: set[asyncio.Task[None]] = set()
+        self._renewed_at = -_RENEWED_AGAIN_S
 
     async def read(self, call: Call[T], seconds: float | None = None) -> T:
         """Make a call that changes nothing; its answer may take *seconds*."""
-        trouble = Trouble(self.answer_s, self._connect_s, writes=False)
+        trouble = Trouble(self.locked_s, self._connect_s, writes=False)
         return await self._run(call, trouble, Doubt(), seconds)
 
     async def write(
@@ -110,7 +94,7 @@ class Connections:
         *doubt* holds the unknown outcomes of earlier attempts at the same, and of this one. Without *waits* the call
         ends when a row is locked, or when there was no answer in time; with it, both are tried again for a while.
         """
-        trouble = Trouble(self.answer_s, self._connect_s, writes=True, waits=waits)
+        trouble = Trouble(self.locked_s, self._connect_s, writes=True, waits=waits)
         return await self._run(call, trouble, doubt or Doubt(), seconds)
 
     async def probe(self, call: Call[T]) -> T:
@@ -123,18 +107,33 @@ class Connections:
 
     async def _run(self, call: Call[T], trouble: Trouble, doubt: Doubt, seconds: float | None) -> T:
         while True:
+            begun = time.monotonic()
             try:
                 return await self._attempt(call, doubt, seconds or self.answer_s)
             except _MISTAKES:
                 raise
             except Exception as exc:
-                pause = trouble.note(exc)
+                pause = 0.0 if is_read_only(exc) and await self._renew(begun) else trouble.note(exc)
                 if pause is None:
                     error = self._error(exc)
                     if trouble.writes and doubt.since is not None and not isinstance(error, OutcomeUnknownError):
                         raise OutcomeUnknownError(f"{error}; it may have been written, or not: read first") from exc
                     raise error from (exc if error is not exc else None)
+            self.retries += 1
             await asyncio.sleep(pause)
+
+    async def _renew(self, begun: float) -> bool:
+        """Replace the connections, each when it is asked for next; False when the one that was just used was new.
+
+        A server takes no writes any more: another one may stand at its address, to which old connections do not lead.
+        """
+        if begun > self._renewed_at:
+            now = time.monotonic()
+            if now - self._renewed_at < _RENEWED_AGAIN_S:
+                return False
+            self._renewed_at = now
+            await self.pool.expire_connections()
+        return True
 
     async def _attempt(self, call: Call[T], doubt: Doubt, seconds: float) -> T:
         con = await self._acquire()
@@ -164,11 +163,15 @@ class Connections:
     # --- connections from the pool
 
     async def _acquire(self) -> Any:
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._slots.acquire()
         except TimeoutError as exc:
             raise self._too_few() from exc
+        finally:
+            self.waiting -= 1
+        self.busy += 1
         # One that has to be opened first is opened although its caller is cancelled: it is the next caller's.
         asked = asyncio.ensure_future(self.pool.acquire(timeout=self._wait_s))
         try:
@@ -177,7 +180,7 @@ class Connections:
             self._in_background(self._unwanted(asked))
             raise
         except BaseException as exc:
-            self._slots.release()
+            self._free_slot()
             if isinstance(exc, TimeoutError) and self.pool.get_size() == self.max and not self.pool.get_idle_size():
                 raise self._too_few() from exc
             raise
@@ -195,7 +198,7 @@ class Connections:
         try:
             con = await asked
         except Exception:  # noqa: BLE001 - there is none to give back
-            self._slots.release()
+            self._free_slot()
         else:
             await self._release(con)
 
@@ -220,7 +223,11 @@ class Connections:
             with suppress(Exception):  # it was terminated
                 await self.pool.release(con, timeout=_CANCEL_S)
         finally:
-            self._slots.release()
+            self._free_slot()
+
+    def _free_slot(self) -> None:
+        self.busy -= 1
+        self._slots.release()
 
     def _error(self, exc: BaseException) -> KodeError:
         if not isinstance(exc, LostError) or exc.__cause__ is None:
@@ -241,141 +248,3 @@ class Connections:
                 await self.pool.close()
         except TimeoutError:
             self.pool.terminate()
-
-
-# --- Opening ----------------------------------------------------------------------------------------------------------
-
-
-async def open_connections(options: PostgresOptions, tables: Tables) -> Connections:
-    """Connect, see what is at the other end, and bring the tables to this version.
-
-    Raises:
-        StorageError: it cannot be reached or used; says why.
-    """
-    deadline = time.monotonic() + options.connection_timeout_millis / 1000
-    while True:
-        try:
-            return await _open(options, tables)
-        except KodeError:
-            raise
-        except Exception as exc:
-            transient = is_starting(exc) or is_conflict(exc)
-            if not transient or time.monotonic() > deadline:
-                raise to_kode_error(exc, options.place) from exc
-        await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311
-
-
-async def _open(options: PostgresOptions, tables: Tables) -> Connections:
-    if options.pool is not None:
-        async with options.pool.acquire(timeout=options.connection_timeout_millis / 1000) as con:
-            return Connections(options.pool, options, await _prepare(con, options, tables))
-    arguments = _arguments(options)
-    con = await asyncpg.connect(**arguments, statement_cache_size=0)
-    try:
-        found = await _prepare(con, options, tables)
-    finally:
-        con.terminate()
-    pooled = found.pooled
-    arguments["server_settings"] = {**arguments["server_settings"], **found.settings}
-    cached = options.statement_cache_size
-    pool = await asyncpg.create_pool(
-        **arguments,
-        statement_cache_size=(0 if pooled else _CACHED_STATEMENTS) if cached is None else cached,
-        max_cached_statement_lifetime=60,  # a plan that was right for empty tables is soon made anew
-        max_cacheable_statement_size=0,
-        connection_class=_Connection,
-        min_size=0,
-        max_size=options.max,
-        max_inactive_connection_lifetime=options.idle_timeout_millis / 1000,
-    )
-    if pooled:
-        return Connections(pool, options, found._replace(pooled=not cached))
-    answer_s = options.command_timeout_millis / 1000
-    return Connections(pool, options, found, connect=lambda: asyncpg.connect(**arguments, command_timeout=answer_s))
-
-
-async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
-    """Make the tables, and learn about the other end.
-
-    With a pooler in between the server's process is not the one that answered.
-    """
-    async with opening_within(max(options.command_timeout_millis, 20_000) / 1000):
-        async with con.transaction(isolation="read_committed"):
-            process, encoding, version, now = await con.fetchrow(
-                "SELECT pg_backend_pid(), current_setting('server_encoding'),"
-                f" current_setting('server_version_num')::int, {NOW}"
-            )
-        clock = ServerClock(now)
-        if version < _OLDEST:
-            raise StoreUnavailableError(f"{options.place}: kode-postgres needs PostgreSQL 13 or later, not {version}")
-        if encoding != "UTF8":
-            raise ConfigurationError(
-                f"{options.place}: the database's encoding is {encoding}, which cannot hold every text; "
-                "make one with: createdb --encoding=UTF8 --template=template0"
-            )
-        await refuse_foreign(con, options, tables)
-        await migrate(con, tables, options.place, create=options.create)
-        pooled = bool(process != con.get_server_pid())
-        settings = {} if pooled or options.pool is not None else await _settings(con, options, version)
-    return Found(clock, pooled, settings)
-
-
-async def _settings(con: Any, options: PostgresOptions, version: int) -> dict[str, str]:
-    """The settings of the pool's sessions, with which the server ends abandoned statements."""
-    settings = {**limits(options.command_timeout_millis / 1000), "default_transaction_isolation": "read committed"}
-    if version >= _CHECKS_CLIENTS:
-        with suppress(asyncpg.PostgresError):  # not every system can tell
-            await con.execute("SET client_connection_check_interval = '1s'")
-            settings["client_connection_check_interval"] = "1s"
-    return settings
-
-
-async def has_tables(options: PostgresOptions) -> bool:
-    """True if kode's tables exist, or if that cannot be determined."""
-    options = options.resolved()
-    try:
-        con = await asyncpg.connect(**_arguments(options), statement_cache_size=0)
-        try:
-            async with con.transaction(), asyncio.timeout(options.command_timeout_millis / 1000):
-                return await version_of(con, Tables(options)) > 0
-        finally:
-            con.terminate()
-    except Exception:  # noqa: BLE001 - an open will say it better
-        return True
-
-
-def _arguments(options: PostgresOptions) -> dict[str, Any]:
-    dsn = None if options.dsn is None else read_dsn(options.dsn)
-    application = dsn.application_name if dsn else None
-    given = {
-        "dsn": dsn and dsn.for_driver,
-        "host": options.host and options.host.split(","),
-        "port": options.port,
-        "database": options.database,
-        "user": options.user,
-        "password": partial(password_of, options.password) if callable(options.password) else options.password,
-        "ssl": _ssl(options.ssl),
-    }
-    return {
-        **{name: value for name, value in given.items() if value is not None},
-        "timeout": options.connection_timeout_millis / 1000,
-        "server_settings": {"application_name": application or _APPLICATION},
-    }
-
-
-def _ssl(wanted: Any) -> Any:
-    """What asyncpg takes."""
-    if wanted is None or isinstance(wanted, (bool, ssl.SSLContext)):
-        return wanted
-    if isinstance(wanted, str) and wanted.lower() in ("true", "false", "1", "0"):
-        return wanted.lower() in ("true", "1")
-    if isinstance(wanted, str) and wanted in _MODES:
-        return wanted
-    if isinstance(wanted, str) and Path(wanted).expanduser().is_file():
-        try:
-            return ssl.create_default_context(cafile=str(Path(wanted).expanduser()))
-        except ssl.SSLError as exc:
-            raise ConfigurationError(f"the file of the option ssl holds no certificates: {exc.reason}") from exc
-    raise ConfigurationError(
-        f"the option ssl is true, false, one of {', '.join(_MODES)}, a file of certificates or an ssl.SSLContext"
-    )

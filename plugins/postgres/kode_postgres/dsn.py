@@ -6,13 +6,13 @@ Each of libpq's parameters is passed on, or kept by this backend itself, or refu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from kode_core.errors import ConfigurationError
 
-__all__ = ["PARAMETERS", "Dsn", "read_dsn"]
+__all__ = ["PARAMETERS", "Dsn", "read_dsn", "see_environment", "see_settings"]
 
 _PASSED: Final = frozenset(
     {
@@ -22,7 +22,7 @@ _PASSED: Final = frozenset(
     }
 )
 """Parameters that the driver understands; ``options`` reaches the server."""
-_OURS: Final = frozenset({"application_name", "connect_timeout"})
+_OURS: Final = frozenset({"application_name", "fallback_application_name", "connect_timeout"})
 """Parameters that this backend handles itself."""
 _HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "channel_binding": ("prefer", "disable"),
@@ -30,6 +30,10 @@ _HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "sslcompression": ("0",),
     "sslsni": ("1",),
     "client_encoding": ("utf8", "utf-8", "auto"),
+    "load_balance_hosts": ("disable",),
+    "gssdelegation": ("0",),
+    "sslcertmode": ("allow",),
+    "replication": ("false", "off", "no", "0"),
 }
 """What the driver does not know, and the values that hold all the same."""
 _TLS_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
@@ -42,10 +46,42 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "gsslib": ("gssapi", "sspi"),
 }
 """What these parameters may be: the driver would quote what else they are."""
-PARAMETERS: Final = _PASSED | _OURS | _HELD.keys()
+_REFUSED: Final = frozenset(
+    {
+        *("hostaddr", "require_auth", "requirepeer", "requiressl", "sslcrldir", "sslkeylogfile", "tcp_user_timeout"),
+        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "scram_client_key"),
+        *("scram_server_key", "min_protocol_version", "max_protocol_version", "oauth_issuer", "oauth_client_id"),
+        *("oauth_client_secret", "oauth_scope"),
+    }
+)
+"""Parameters of libpq that mean nothing here, whatever their value."""
+PARAMETERS: Final = _PASSED | _OURS | _HELD.keys() | _REFUSED
 """Parameters of a URL that are libpq's and no options of this backend."""
 
+_MADE: Final[Mapping[str, str]] = {
+    "application_name": "it is an option",
+    "statement_timeout": "it follows from command_timeout_millis",
+    "idle_in_transaction_session_timeout": "it follows from command_timeout_millis",
+    "lock_timeout": "see lock_wait_millis",
+    "default_transaction_isolation": "the store chooses it",
+    "client_connection_check_interval": "the store chooses it",
+    "client_encoding": "it is UTF-8",
+}
+"""Settings of a session that the store makes itself."""
+_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "PGCHANNELBINDING": ("prefer", "disable"),
+    "PGGSSENCMODE": ("prefer", "disable"),
+    "PGSSLCERTMODE": ("allow",),
+    "PGREQUIREAUTH": (),
+    "PGREQUIREPEER": (),
+    "PGREQUIRESSL": ("0",),
+    "PGSSLCRLDIR": (),
+    "PGHOSTADDR": (),
+}
+"""Variables of libpq that the driver does not read, and the values that hold all the same."""
+
 _HOST: Final = r"(\[[0-9A-Fa-f:.]+(%25[\w.]+)?\]|[^\[\]:,\s/?#@%]*|(%2[Ff][\w.%-]*))(:\d{1,5})?"
+_SETTING: Final = re.compile(r"(?:-c\s*|--)([A-Za-z_.-]+)\s*=")
 _HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
 _MALFORMED: Final = "the dsn is malformed: "
 _ENCODE: Final = "in a user or password, write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A and % as %25"
@@ -59,6 +95,33 @@ class Dsn(NamedTuple):
     database: str
     application_name: str | None = None
     connect_timeout_millis: int | None = None
+    tls: Mapping[str, str] = {}
+    has_options: bool = False
+
+
+def see_settings(names: Iterable[str], where: str) -> None:
+    """See that none of these settings of a session is one that the store makes itself.
+
+    Raises:
+        ConfigurationError: one is.
+    """
+    for name in names:
+        setting = name.lower().replace("-", "_")
+        if setting in _MADE:
+            raise ConfigurationError(f"{where} has {setting}, which cannot be set there: {_MADE[setting]}")
+
+
+def see_environment(environment: Mapping[str, str]) -> None:
+    """See that no variable of libpq asks for what the driver does not do.
+
+    Raises:
+        ConfigurationError: one does; no value is quoted.
+    """
+    for name, values in _VARIABLES.items():
+        if environment.get(name) and environment[name].lower() not in values:
+            held = f"only {' or '.join(values)} holds" if values else "no value holds"
+            raise ConfigurationError(f"the variable {name} is set, and the driver, asyncpg, does not know it: {held}")
+    see_settings(_SETTING.findall(environment.get("PGOPTIONS", "")), "the variable PGOPTIONS")
 
 
 def read_dsn(dsn: str) -> Dsn:
@@ -96,6 +159,9 @@ def _with_parameters(split: Any, hosts: str) -> Dsn:
         raise ConfigurationError(
             f"{_MALFORMED}it has a parameter that is none of {', '.join(sorted(PARAMETERS))}; {_ENCODE}"
         )
+    for name in sorted(_REFUSED & given.keys()):
+        raise ConfigurationError(f"the dsn has {name}, which the driver, asyncpg, does not know; leave it out")
+    see_settings(_SETTING.findall(given.get("options", "")), "the dsn, in options,")
     for name, values in _HELD.items():
         if name in given and given[name].lower() not in values:
             raise ConfigurationError(
@@ -112,8 +178,10 @@ def _with_parameters(split: Any, hosts: str) -> Dsn:
         urlunsplit(("postgresql", split.netloc, split.path, kept, "")),
         hosts or given.get("host", ""),
         split.path.removeprefix("/") or given.get("dbname", ""),
-        given.get("application_name"),
+        given.get("application_name") or given.get("fallback_application_name"),
         _millis(given.get("connect_timeout")),
+        {name: value for name, value in given.items() if name.startswith("ssl")},
+        "options" in given,
     )
 
 

@@ -16,11 +16,13 @@ from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.reading import EngineReads
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, UnsupportedError
+from kode_core.report import ConnectionUse
 from kode_postgres.commits import Committer
-from kode_postgres.connection import Connections, open_connections
+from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
 from kode_postgres.forks import Forks, Leases
 from kode_postgres.listen import Listener
+from kode_postgres.opening import open_connections
 from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables
@@ -119,6 +121,17 @@ class PostgresEngine(EngineReads):
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
         """None behind a pooler in transaction mode, which passes no notifications on, and with a caller's pool."""
         return None if self._listener is None else self._listener.watch(agent_id, wake)
+
+    def connection_use(self) -> ConnectionUse:
+        """The connection that listens for events is one more than calls may have."""
+        used, listens = self.connections, self._listener is not None and self._listener.is_connected
+        return ConnectionUse(
+            most=used.max,
+            open=used.pool.get_size() + listens,
+            busy=used.busy,
+            waiting=used.waiting,
+            retries=used.retries,
+        )
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return [("database", self._ping)]

@@ -19,10 +19,14 @@ from kode_core.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["is_conflict", "is_locked_out", "is_lost", "is_starting", "to_kode_error"]
+__all__ = ["NO_NAMES", "is_conflict", "is_locked_out", "is_lost", "is_read_only", "is_starting", "to_kode_error"]
 
 _Kind = tuple[type[KodeError], str]
 
+NO_NAMES: Final = (
+    "a pooler in front of the server gives each transaction another session, and does not keep prepared statements "
+    "apart: make the pool with statement_cache_size=0, or set max_prepared_statements of PgBouncer"
+)
 # By SQLSTATE, or its first two characters (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _BY_CODE: Final[dict[str, _Kind]] = {
     "08": (StoreUnavailableError, "the connection failed"),
@@ -31,11 +35,13 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "22": (StorageError, "the server refused a value"),
     "23505": (CorruptRecordError, "a row stands where its head says that there is none; nothing was written"),
     "25006": (StoreReadOnlyError, "the server is read-only, perhaps a standby; connect to the primary"),
+    "26": (ConfigurationError, NO_NAMES),
     "28": (StoreUnavailableError, "the server refused the user or the password; check both, and pg_hba.conf"),
     "3D000": (StoreUnavailableError, "there is no such database; make it with createdb"),
     "3F000": (StoreUnavailableError, "there is no such schema; make it, or leave create on"),
     "40": (StoreBusyError, "other writers were in the way again and again"),
     "42501": (StoreReadOnlyError, "the user lacks a right; see GRANT, or 'kode schema postgres --print'"),
+    "42P05": (ConfigurationError, NO_NAMES),
     "42P01": (StoreUnavailableError, "tables of kode are missing; run what 'kode schema postgres --print' prints"),
     "42": (StorageError, "the tables are not those of this version; see 'kode schema postgres --print'"),
     "53100": (StoreFullError, "the server's disk is full; make room and try again"),
@@ -83,6 +89,11 @@ def is_conflict(exc: BaseException | None) -> bool:
 def is_locked_out(exc: BaseException | None) -> bool:
     """Whether another session kept a row locked for longer than the statement would wait."""
     return isinstance(exc, asyncpg.LockNotAvailableError)
+
+
+def is_read_only(exc: BaseException) -> bool:
+    """Whether the session takes no writes, as those of a standby do."""
+    return isinstance(exc, asyncpg.ReadOnlySQLTransactionError)
 
 
 def to_kode_error(exc: BaseException, place: str) -> KodeError:

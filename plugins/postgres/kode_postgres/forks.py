@@ -110,9 +110,12 @@ class Leases:
         given = (
             f"(SELECT set_config('lock_timeout', '{LOCK_WAIT}', true) AS limited, {sync(durable)} AS synced OFFSET 0) s"
         )
+        # One that is held is only looked at: to try for its row would take a transaction id, again and again.
+        held = f"SELECT FROM {t} h WHERE h.agent_id = $1 AND h.owner <> $2 AND h.expires > clock_timestamp()"
         self._acquire = (
             f"WITH taken AS (INSERT INTO {t} AS l (agent_id, owner, token, expires)"
             f" SELECT $1, $2, 1, {until} FROM {given} WHERE s.limited IS NOT NULL AND {is_wanted}"
+            f" AND NOT EXISTS ({held})"
             " ON CONFLICT (agent_id) DO UPDATE SET owner = excluded.owner,"
             " token = CASE l.owner WHEN excluded.owner THEN l.token ELSE l.token + 1 END, expires = excluded.expires"
             f" WHERE (l.expires <= clock_timestamp() OR l.owner = excluded.owner) AND {is_wanted} RETURNING token)"

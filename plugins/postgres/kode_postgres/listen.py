@@ -7,13 +7,14 @@ follows the agent: followers note themselves in a table, for a minute at a time,
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any, Final
 
 import asyncpg
 
-from kode_core.engines.watching import Watcher
+from kode_core.engines.watching import Watch, Watcher
 from kode_postgres.schema import Tables
 
 __all__ = ["Listener", "channel_of", "payload_of"]
@@ -34,14 +35,24 @@ def payload_of(agent_id: str) -> str:
 
 
 class Listener(Watcher):
-    """Listens for appends of the agents that it noted."""
+    """Listens for appends of the agents that it noted.
+
+    One more follower costs the same however many there are: it is noted by itself, and a notification is looked up.
+
+    Attributes:
+        is_connected: whether it has its connection now.
+    """
 
     lost = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
     def __init__(self, connect: Callable[[], Awaitable[Any]], tables: Tables) -> None:
         super().__init__()
+        self.is_connected = False
         self._connect = connect
         self._channel = channel_of(tables)
+        self._changes: set[str] = set()
+        self._agents: dict[str, str] = {}
+        """The agents that are noted, by what stands for them in a notification."""
         self._note = (
             f"INSERT INTO {tables.followers} AS f (agent_id, expires)"
             f" SELECT a, clock_timestamp() + interval '{_NOTED_S} seconds' FROM unnest($1::text[]) a ORDER BY a"
@@ -49,12 +60,22 @@ class Listener(Watcher):
         )
         self._tidy = f"DELETE FROM {tables.followers} WHERE expires < clock_timestamp() - interval '1 hour'"
 
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch:
+        self._changes.add(agent_id)
+        return super().watch(agent_id, wake)
+
+    def leave(self, watch: Watch) -> None:
+        super().leave(watch)
+        self._changes.add(watch.agent_id)
+
     async def listen(self) -> None:
         """Over a connection of its own."""
         con = await self._connect()
+        self.is_connected = True
         try:
             await self._listen(con)
         finally:
+            self.is_connected = False
             con.terminate()
 
     async def _listen(self, con: Any) -> None:
@@ -68,20 +89,38 @@ class Listener(Watcher):
         con.add_termination_listener(lost)
         await con.add_listener(self._channel, self._heard)
         await con.execute(self._tidy)
+        self.told = told = set[str]()
+        self._agents.clear()
+        self._changes = set(self.watches)
+        noted_at = time.monotonic()
         while not broken.is_set():
             self.changed.clear()
-            watched = frozenset(self.watches)
-            if watched:
-                await con.execute(self._note, sorted(watched))
-            fresh, self.told = watched - self.told, watched
-            self.wake(fresh)  # what was appended before this moment has to be looked for
+            await self._note_changes(con, told)
+            if time.monotonic() - noted_at >= _NOTED_AGAIN_S:
+                noted_at = time.monotonic()
+                await con.execute(self._note, sorted(told))
             try:
-                async with asyncio.timeout(_NOTED_AGAIN_S if watched else _IDLE_S):
+                async with asyncio.timeout(_NOTED_AGAIN_S if self.watches else _IDLE_S):
                     await self.changed.wait()
             except TimeoutError:
                 if not self.watches:
                     return
         raise ConnectionError("the connection ended")
 
+    async def _note_changes(self, con: Any, told: set[str]) -> None:
+        """Note the agents that somebody began to watch, and leave out those that nobody watches any more."""
+        changes, self._changes = self._changes, set()
+        fresh = [agent_id for agent_id in changes if agent_id in self.watches]
+        told -= changes
+        for agent_id in changes:
+            self._agents.pop(payload_of(agent_id), None)
+        if fresh:
+            await con.execute(self._note, sorted(fresh))
+            self._agents.update((payload_of(agent_id), agent_id) for agent_id in fresh)
+            told.update(fresh)
+            self.wake(fresh)  # what was appended before this moment has to be looked for
+
     def _heard(self, con: Any, process: int, channel: str, payload: object) -> None:
-        self.wake([agent_id for agent_id in self.watches if payload_of(agent_id) == payload])
+        agent_id = self._agents.get(str(payload))
+        if agent_id is not None:
+            self.wake([agent_id])

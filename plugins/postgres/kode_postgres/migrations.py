@@ -15,12 +15,11 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import asyncpg
 
-from kode_core.engine import unhurried
 from kode_core.errors import (
     SchemaVersionError,
     StorageError,
@@ -28,6 +27,7 @@ from kode_core.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
+from kode_core.opening import without_deadline
 from kode_postgres import schema
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.schema import DEFAULT_PREFIX, Step, Tables, make_schema, steps
@@ -63,15 +63,15 @@ async def _home(con: Any, tables: Tables) -> str:
     return found or ""
 
 
-async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None:
-    """Bring the tables to this version; many may try at once (OPS-7, OPS-8).
+async def migrate(con: Any, tables: Tables, place: str, *, create: bool, seconds: float) -> None:
+    """Bring the tables to this version; many may try at once (OPS-7, OPS-8). To make new ones may take *seconds*.
 
     Raises:
         SchemaVersionError: the tables are of a newer version; nothing is changed.
         StoreReadOnlyError: the user may not do that.
         StoreUnavailableError: something is to be made, and *create* forbids it.
     """
-    async with con.transaction(isolation="read_committed"):
+    async with asyncio.timeout(seconds), con.transaction(isolation="read_committed"):
         tables.home = await _home(con, tables)
         version = await version_of(con, tables)
     if version == len(schema.MIGRATIONS):
@@ -81,9 +81,11 @@ async def migrate(con: Any, tables: Tables, place: str, *, create: bool) -> None
         what = f"the tables are of version {version}" if version else "there are no tables of kode"
         raise StoreUnavailableError(f"{place}: {what} and create is off; {_remedy(tables, version)}")
     try:
-        with unhurried() if version else nullcontext():
-            if version:
-                log.info("%s: tables of version %d become version %d", place, version, len(schema.MIGRATIONS))
+        if not version:
+            async with asyncio.timeout(seconds):
+                return await _Migration(con, tables, place).run()
+        log.info("%s: tables of version %d become version %d", place, version, len(schema.MIGRATIONS))
+        with without_deadline():
             await _Migration(con, tables, place).run()
     except asyncpg.InsufficientPrivilegeError as exc:
         if not version:

@@ -17,7 +17,7 @@ from kode_core.server_options import (
     see_password,
     shown,
 )
-from kode_postgres.dsn import read_dsn
+from kode_postgres.dsn import read_dsn, see_settings
 
 __all__ = ["PostgresOptions"]
 
@@ -29,6 +29,16 @@ _Name = Annotated[
         extra={"form": "letters of ASCII, digits and '_', and begin with no digit"},
     ),
 ]
+
+_Setting = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?\Z",
+        max_length=63,
+        extra={"form": "a mapping of settings, by their names"},
+    ),
+]
+_Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*\Z", max_length=1000, extra={"form": "a text without NUL"})]
 
 
 class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
@@ -48,7 +58,12 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
         max: how many connections at most.
         idle_timeout_millis: after how long an idle connection is closed.
         connection_timeout_millis: how long to try to get a connection to a server that does not answer or is starting.
-        command_timeout_millis: how long to wait for the answer to one statement before the connection counts as broken.
+        command_timeout_millis: how long to wait for the answer to one statement; then it is ended on the server, too,
+            whose own limit, ``statement_timeout``, is 2 s more.
+        lock_wait_millis: how long to wait for an agent that another session keeps locked. Unless given, 8 s, and less
+            where ``command_timeout_millis`` is below 10 s.
+        application_name: the name that the server shows of the connections; ``kode`` unless given.
+        server_settings: settings of the sessions, as in ``{"work_mem": "8MB"}``, without those that the store makes.
         durability: ``full`` waits until a commit is on the server's disk, whatever the server's settings. With
             ``fast`` a crash of the server may lose the last commits, all of what each wrote.
         schema: the schema to keep the tables in; made when it is not there. The server's search path unless given.
@@ -71,6 +86,9 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     idle_timeout_millis: Millis = 30_000
     connection_timeout_millis: Millis = 5_000
     command_timeout_millis: Millis = 10_000
+    lock_wait_millis: Millis | None = None
+    application_name: _Text | None = None
+    server_settings: dict[_Setting, _Text] | None = None
     durability: Literal["full", "fast"] = "full"
     schema: _Name | None = None
     table_prefix: Prefix = "kode_"
@@ -79,18 +97,19 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     pool: Any = None
 
     url_option: ClassVar[str] = "dsn"
-    hidden: ClassVar[frozenset[str]] = frozenset({"dsn", "password", "ssl"})
+    hidden: ClassVar[frozenset[str]] = frozenset({"dsn", "password", "ssl", "server_settings"})
     objects: ClassVar[frozenset[str]] = frozenset({"pool"})
 
     def __post_init__(self) -> None:
         """Refuse at once what could be shown with a password in it.
 
         Raises:
-            ConfigurationError: the dsn is malformed, the host is a URL, or the password neither text nor function;
-                nothing of them is quoted.
+            ConfigurationError: the dsn is malformed, the host is a URL, the password neither text nor function, or a
+                setting is one that the store makes; nothing of them is quoted.
         """
         see_host(self.host)
         see_password(self.password)
+        see_settings(self.server_settings or (), "server_settings")
         if self.dsn is not None:
             read_dsn(self.dsn)
 

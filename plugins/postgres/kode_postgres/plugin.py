@@ -25,7 +25,7 @@ def _is_there(options: PostgresOptions) -> bool:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    from kode_postgres.connection import has_tables
+    from kode_postgres.opening import has_tables
 
     with ThreadPoolExecutor(1) as pool:  # the caller may be in an event loop
         return pool.submit(asyncio.run, has_tables(options)).result()

@@ -9,9 +9,9 @@ from typing import Final
 from kode_core.errors import StoreBusyError
 from kode_postgres.errors import is_conflict, is_locked_out, is_starting
 
-__all__ = ["LOCKED_S", "LONGEST_PAUSE_S", "AgainError", "LostError", "Trouble", "locked_s", "timed_out"]
+__all__ = ["LONGEST_PAUSE_S", "AgainError", "LostError", "Trouble", "locked_s", "timed_out"]
 
-LOCKED_S: Final = 8.0
+_LOCKED_S: Final = 8.0
 _CONFLICTS: Final = 20
 _READS: Final = 3
 LONGEST_PAUSE_S: Final = 0.25
@@ -31,9 +31,9 @@ def timed_out(exc: BaseException) -> bool:
     return isinstance(cause, LostError) and isinstance(cause.__cause__, TimeoutError)
 
 
-def locked_s(answer_s: float) -> float:
-    """How long to wait for an agent that another session keeps locked."""
-    return min(LOCKED_S, 0.8 * answer_s)
+def locked_s(given_millis: int | None, answer_s: float) -> float:
+    """How long to wait for an agent that another session keeps locked, in seconds."""
+    return min(_LOCKED_S, 0.8 * answer_s) if given_millis is None else given_millis / 1000
 
 
 class Trouble:
@@ -44,11 +44,11 @@ class Trouble:
             answered the next time either, and one that ends its connection is not sent for ever.
     """
 
-    def __init__(self, answer_s: float, connect_s: float, *, writes: bool, waits: bool = True) -> None:
+    def __init__(self, locked_s: float, connect_s: float, *, writes: bool, waits: bool = True) -> None:
         self.writes = writes
         self._waits = waits
         self._connect_s = connect_s
-        self._locked_s = locked_s(answer_s)
+        self._locked_s = locked_s
         self._locked_since: float | None = None
         self._lost_since: float | None = None
         self._lost = 0

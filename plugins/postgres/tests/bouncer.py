@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, which many have in front of their server."""
+"""PgBouncer, which many have in front of their server."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = {users}
 admin_users = {user}
-pool_mode = transaction
+pool_mode = {pool_mode}
 default_pool_size = {pool_size}
 max_client_conn = 200
 """
 
 
 class Bouncer(Server, LocalProcess):
-    """A pool of *pool_size* connections for each database of *server*, shared by all clients a transaction at a time.
+    """A pool of *pool_size* connections for each database of *server*.
+
+    In the mode ``transaction`` all clients share them, a transaction at a time.
 
     Its address is in ``dsn``; ``url("pgbouncer")`` is the console.
     """
 
-    def __init__(self, server: Server, pool_size: int = 4) -> None:
+    def __init__(self, server: Server, pool_size: int = 4, pool_mode: str = "transaction") -> None:
         program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
         if program is None:
             raise NoServerError("there is no pgbouncer on this machine", REMEDY)
@@ -45,14 +47,21 @@ class Bouncer(Server, LocalProcess):
         self._command = [program, str(home / "pgbouncer.ini")]
         self.port = free_port()
         parts = urlsplit(server.dsn)
-        self._configure(home, parts.hostname, parts.port or 5432, parts.username, parts.password, pool_size)
+        host, port = parts.hostname, parts.port or 5432
+        self._configure(home, host, port, parts.username, parts.password, pool_size, pool_mode)
         super().__init__(parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self.port}").geturl())
 
-    def _configure(self, home: Path, host, server_port, user, password, pool_size) -> None:
+    def _configure(self, home: Path, host, server_port, user, password, pool_size, pool_mode) -> None:
         users = home / "users"
         users.write_text(f'"{user}" "{password}"\n')
         text = CONFIG.format(
-            host=host, server_port=server_port, port=self.port, users=users, user=user, pool_size=pool_size
+            host=host,
+            server_port=server_port,
+            port=self.port,
+            users=users,
+            user=user,
+            pool_size=pool_size,
+            pool_mode=pool_mode,
         )
         (home / "pgbouncer.ini").write_text(text)
         self._account.own(home)

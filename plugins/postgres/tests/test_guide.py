@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import asyncpg
+import pytest
 from kode_conformance import samples
 from kode_postgres.servers import LocalServer
 
 from kode_core import ExtendedStore, create_extended_store
+from tests.test_cli import kode
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "postgres.md"
 
@@ -35,6 +39,10 @@ async def portrait(store: ExtendedStore) -> list[object]:
         [event async for event in store.read_events("a")],
         list(await store.query_messages(agent_id="a")),
     ]
+
+
+def statements_of_the_guide() -> list[str]:
+    return re.findall(r"^```sql\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def run(server: LocalServer, program: str, *arguments: str) -> None:
@@ -70,10 +78,54 @@ async def test_the_queries_of_the_guide(own_server: LocalServer) -> None:
     async with create_extended_store(url) as store:
         await filled(store)
         async with store.acquire_agent_lock("a"):
-            size, active, locked = re.findall(r"^```sql\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+            _, size, active, locked = statements_of_the_guide()
             tables = {row["relname"] for row in await own_server.execute(size, database="kode_agents")}
             connections = await own_server.execute(active, database="kode_agents")
             leases = await own_server.execute(locked, database="kode_agents")
     assert {"kode_agents", "kode_messages", "kode_events"} <= tables
     assert connections
     assert [row["agent_id"] for row in leases] == ["a"]
+
+
+async def test_the_role_that_may_do_little(own_server: LocalServer) -> None:
+    """It is made as the guide says, does all that a store does, and may neither make nor read anything else."""
+    await own_server.execute("CREATE DATABASE kode_agents")
+    printed = await asyncio.to_thread(kode, "schema", "postgres", "--schema", "kode", "--print")
+    admin = await asyncpg.connect(own_server.url("kode_agents"))
+    await admin.execute(printed[0])
+    await admin.execute(statements_of_the_guide()[0])
+    await admin.execute("CREATE TABLE kode.others (x int); CREATE TABLE public.others (x int)")
+    await admin.execute("REVOKE ALL ON kode.others FROM kode_app")
+    await admin.close()
+    credentials = f"postgres:{own_server.password}"
+    url = own_server.url("kode_agents").replace(credentials, "kode_app:change-me")
+
+    async with create_extended_store(url, schema="kode", create=False) as store:
+        following = asyncio.ensure_future(anext(aiter(store.follow_events("a"))))
+        await filled(store)
+        assert (await following).offset == 1
+        async with store.acquire_agent_lock("a") as lease:
+            await lease.renew()
+            await store.append_messages("a", samples.messages(1, 20), fence=lease)
+        children = await store.batch_fork("a", 2)
+        await store.upsert_tool_call_records("a", [samples.tool_call(1)])
+        await store.save_messages("a", samples.messages(5))
+        assert [session.agent_id for session in await store.query_sessions(limit=10)] != []
+        assert await store.delete_many(agent_id=children[0]) == 1
+        await store.delete("a")
+        assert await store.list() == [children[1]]
+        assert (await store.health_check()).healthy
+        assert (await store.check_consistency()).consistent
+        assert (await store.get_metrics()).storage.total_agents == 1
+    con = await asyncpg.connect(url)
+    for statement in (
+        "CREATE TABLE kode.mine (x int)",
+        "CREATE SCHEMA mine",
+        "SELECT * FROM kode.others",
+        "SELECT * FROM public.others",
+        "DROP TABLE kode.kode_events",
+        "TRUNCATE kode.kode_events",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await con.execute(statement)
+    await con.close()

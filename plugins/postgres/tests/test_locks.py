@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import pytest
 from kode_conformance import samples
+from kode_postgres.forks import Leases
 from kode_postgres.servers import LocalServer, Server
 
 from kode_core import create_extended_store
@@ -154,3 +155,29 @@ async def test_a_thousand_leases_cost_four_connections(own_server: LocalServer) 
         for lease in leases[::100]:
             again = await other.acquire_agent_lock(lease.agent_id)
             assert again.token > lease.token
+
+
+async def test_who_waits_for_a_lock_uses_no_transactions(own_server: LocalServer, monkeypatch: Any) -> None:
+    """Twenty waiters look again and again at a lease that is held, and the server counts no transaction for that."""
+    looks = 0
+    ask = Leases.acquire
+
+    async def counted(*args: Any) -> int | None:
+        nonlocal looks
+        looks += 1
+        return await ask(*args)
+
+    async def transactions() -> int:
+        return int((await own_server.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))[0][0])
+
+    monkeypatch.setattr(Leases, "acquire", counted)
+    async with await create_extended_store(type="postgres", dsn=own_server.dsn) as store:
+        lease = await store.acquire_agent_lock("a", ttl_ms=60_000)
+        before, looks = await transactions(), 0
+        waiting = [store.acquire_agent_lock("a", wait_ms=2000) for _ in range(20)]
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(end) for end in ends} == {LockUnavailableError}
+        assert looks >= 60
+        assert await transactions() - before < 5
+        await lease.release()
+        assert (await store.acquire_agent_lock("a")).token == lease.token + 1

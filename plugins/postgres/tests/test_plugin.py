@@ -131,7 +131,7 @@ def test_the_schema_can_be_printed() -> None:
     assert out.startswith('BEGIN;\nCREATE SCHEMA IF NOT EXISTS "bots";\n')
     assert 'CREATE TABLE "bots"."kode_messages"' in out
     assert 'CREATE TABLE "bot_messages"' in run("postgres:?table_prefix=bot_", "--print")[1]
-    assert run("sqlite", "--print")[0::2] == (2, "error: backend 'sqlite' needs nothing that could be printed\n")
+    assert run("json", "--print")[0::2] == (2, "error: backend 'json' needs nothing that could be printed\n")
     assert "say --print" in run("postgres")[2]
     code, out, _ = run("postgres", "--schema", "bots", "--from", "1", "--print")
     assert code == 0
@@ -155,18 +155,17 @@ def test_the_schema_can_be_printed() -> None:
         ("connect_timeout=0", "connect_timeout that is no number of seconds"),
         ("connect_timeout=soon", "connect_timeout that is no number of seconds"),
         ("port=x", "port has to be a number"),
-        ("hostaddr=1.2.3.4", "has no option"),
-        ("require_auth=scram-sha-256", "has no option"),
-        ("sslcrldir=/x", "has no option"),
+        ("hostaddr=1.2.3.4", "hostaddr, which the driver, asyncpg, does not know; leave it out"),
+        ("require_auth=scram-sha-256", "require_auth, which the driver, asyncpg, does not know; leave it out"),
+        ("sslcrldir=/x", "sslcrldir, which the driver, asyncpg, does not know; leave it out"),
     ],
 )
 def test_a_parameter_is_never_dropped(parameter: str, says: str) -> None:
     """What the driver does not know is refused: a URL must not seem to protect what it does not."""
     with pytest.raises(ConfigurationError, match=says):
         options_of(f"postgres://h/d?{parameter}")
-    if "has no option" not in says:
-        with pytest.raises(ConfigurationError, match=says):
-            options_of({"type": "postgres", "dsn": f"postgres://h/d?{parameter}"})
+    with pytest.raises(ConfigurationError, match=says):
+        options_of({"type": "postgres", "dsn": f"postgres://h/d?{parameter}"})
 
 
 def test_parameters_reach_the_driver() -> None:

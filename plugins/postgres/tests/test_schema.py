@@ -92,6 +92,21 @@ async def test_a_user_who_may_not_make_tables(server: Server, database: str) -> 
         await con.execute(f"DROP ROLE {name}")
 
 
+async def test_a_user_who_may_make_tables_and_no_schemas(server: Server, database: str) -> None:
+    """A schema that is there is used without the right to make one; where it is missing, the right is."""
+    name = f"owner_{database.rpartition('_')[2]}"
+    mine = database.replace(server.dsn.split("//")[1].split("@")[0], f"{name}:pw")
+    async with connected(database) as con:
+        await con.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'pw'; CREATE SCHEMA bots AUTHORIZATION {name}")
+    async with PostgresStore(mine, schema="bots") as store:
+        await store.append_messages("a", samples.messages(1))
+        assert store._context.engine.tables.identity == "bots.kode_"  # type: ignore[attr-defined]
+    with pytest.raises(StoreReadOnlyError, match="the user lacks a right"):
+        await PostgresStore(mine, schema="others").open()
+    async with connected(database) as con:
+        await con.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
 async def test_stores_beside_each_other(database: str) -> None:
     """Schemas and prefixes keep stores apart in one database, and leave the tables of others alone."""
     async with connected(database) as con:

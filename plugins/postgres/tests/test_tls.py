@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from kode_conformance import samples
@@ -78,3 +79,65 @@ async def test_a_server_without_tls_is_refused_where_it_is_required(own_server: 
         async with await create_extended_store(**options) as store:
             await store.exists("a")
     assert own_server.password not in str(caught.value)
+
+
+async def test_a_certificate_that_was_revoked_is_refused(server: Server, authority: Authority) -> None:
+    """``sslcrl`` reaches the driver, which looks into the list: of two that differ by the one certificate."""
+    plain = urlsplit(server.dsn)
+    with authority.front(plain.port or 5432, "localhost") as front:
+        netloc = f"{plain.netloc.rpartition('@')[0]}@localhost:{front.port}"
+        encrypted = Server(plain._replace(netloc=netloc).geturl())
+
+        def revoking(file: Path) -> str:
+            return encrypted.url(sslmode="verify-full", sslrootcert=str(authority.file), sslcrl=str(file))
+
+        async with await create_extended_store(revoking(authority.revoking())) as store:
+            assert await store.exists("a") is False
+        with pytest.raises((StoreUnavailableError, ConfigurationError), match="(?i)certificate.*revoked"):
+            await create_extended_store(revoking(authority.revoking(authority.issued)))
+
+
+@pytest.mark.parametrize("mode", [None, "disable", "allow", "prefer", "require"])
+@pytest.mark.parametrize("by", ["url", "option", "variable"])
+@pytest.mark.parametrize("name", ["sslrootcert", "sslcrl"])
+async def test_files_that_would_not_be_looked_at_are_refused(
+    name: str, by: str, mode: str | None, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver reads them at modes that verify only: at others the store does not open, and says which to take."""
+    file, query, options = str(authority.file), "", {}
+    if by == "variable":
+        monkeypatch.setenv(f"PG{name.upper()}", file)
+    else:
+        query = f"{name}={quote(file, safe='')}"
+    if mode and by == "option":
+        options["ssl"] = mode
+    elif mode:
+        query += f"&sslmode={mode}"
+    url = f"postgres://u@localhost:1/d?{query}"
+    is_looked_at = name == "sslrootcert" and mode == "require"
+    says = (
+        "cannot be reached"
+        if is_looked_at
+        else f"(?i){name}.* ignores at sslmode {mode or 'prefer'}; add sslmode=verify"
+    )
+    with pytest.raises((ConfigurationError, StoreUnavailableError), match=says) as caught:
+        await create_extended_store(url, connection_timeout_millis=100, **options)
+    assert isinstance(caught.value, StoreUnavailableError) is is_looked_at
+    assert file not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sslrootcert", "sslcrl", "sslcert", "sslkey"])
+async def test_a_file_that_is_not_there_is_named(name: str) -> None:
+    """By its parameter, and not as a server that cannot be reached."""
+    with pytest.raises(ConfigurationError, match=f"the dsn has a {name} that is no file that can be read"):
+        await create_extended_store(f"postgres://u@localhost:1/d?sslmode=verify-full&{name}=%2Fno%2Fsuch")
+
+
+@pytest.mark.parametrize("name", ["sslrootcert", "sslcrl", "sslcert", "sslkey", "ssl_min_protocol_version"])
+async def test_one_says_how_to_encrypt(name: str, authority: Authority) -> None:
+    """Next to an option that is a file of its own, a parameter of the URL would be given in vain."""
+    value = "TLSv1.3" if name.startswith("ssl_") else quote(str(authority.file), safe="")
+    url = f"postgres://u@localhost:1/d?{name}={value}"
+    for given in (str(authority.file), ssl.create_default_context(), True):
+        with pytest.raises(ConfigurationError, match=f"the dsn has {name}, which means nothing next to the option ssl"):
+            await create_extended_store(type="postgres", dsn=url, ssl=given)

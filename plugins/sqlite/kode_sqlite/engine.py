@@ -33,13 +33,14 @@ from kode_core.errors import (
     StoreUnavailableError,
 )
 from kode_core.modes import create_file, create_folders, mode_bits
+from kode_core.opening import without_deadline
 from kode_sqlite import overview, reads
 from kode_sqlite.driver import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.inuse import unused
 from kode_sqlite.options import SqliteOptions
-from kode_sqlite.schema import migrate
-from kode_sqlite.upkeep import copy, do_long
+from kode_sqlite.schema import Terms, migrate
+from kode_sqlite.upkeep import Tell, copy, do_long, listening
 from kode_sqlite.writes import Transaction
 
 __all__ = ["SqliteEngine"]
@@ -89,7 +90,8 @@ class SqliteEngine(EngineReads):
         writer = await open_connection(options)
         engine = cls(options, writer)
         try:
-            await writer.run(engine._migrate)
+            with without_deadline():
+                await do_long(writer, lambda db, call, tell: call(db, tell), engine._migrate, unwatched)
         except BaseException:
             try:
                 await asyncio.shield(writer.close())
@@ -98,9 +100,10 @@ class SqliteEngine(EngineReads):
             raise
         return engine
 
-    def _migrate(self, db: sqlite3.Connection) -> None:
-        with self._guard.held():
-            migrate(db, self._options.db_path)
+    def _migrate(self, db: sqlite3.Connection, tell: Tell) -> None:
+        path = self._options.db_path
+        terms = Terms(self._guard.held, self._options.busy_timeout_ms / 1000, lambda: tell(0, None))
+        listening(db, tell, lambda db: migrate(db, path, terms))
 
     # --- writing
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from typing import Any, Final, LiteralString
+from collections.abc import Callable, Iterator
+from typing import Any, Final, LiteralString, TypeVar
 
 from kode_core.batch import DocKind, EngineIssue, Found, ListKind, Totals
 from kode_sqlite.reads import LIST_HEAD, TABLE, in_one_instant
 from kode_sqlite.sound import text_of
+from kode_sqlite.tables import COUNT_ALL
 from kode_sqlite.upkeep import Tell, listening
 
 __all__ = ["inspect", "quick_check", "stored_ids", "totals"]
 
 DB = sqlite3.Connection
+T = TypeVar("T")
 
 _OF_AN_AGENT: Final[tuple[LiteralString, ...]] = (
     "kode_agents",
@@ -90,29 +92,48 @@ def _strange_docs(db: DB, agent_id: str) -> Iterator[EngineIssue]:
 
 
 def _strange_offsets(db: DB, agent_id: str) -> Iterator[EngineIssue]:
-    strange = db.execute(
-        'SELECT 1 FROM kode_events WHERE agent_id = ? AND ("offset" < 1 OR "offset" > coalesce('
-        "(SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'kode_events'), 0)) LIMIT 1",
-        (agent_id,),
+    mine = "SELECT 1 FROM kode_events INDEXED BY kode_events_agent WHERE agent_id = ?"
+    (is_strange,) = db.execute(
+        f'SELECT EXISTS ({mine} AND "offset" < 1) OR EXISTS ({mine} AND "offset" > coalesce('
+        "(SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'kode_events'), 0))",
+        (agent_id, agent_id),
     ).fetchone()
-    if strange is not None:
+    if is_strange:
         yield EngineIssue(
             "repeated_offset", agent_id, "an event has an offset that was not given yet, and may come again"
         )
 
 
 def quick_check(db: DB, tell: Tell) -> list[EngineIssue]:
-    """The findings of SQLite's own check."""
-    found = listening(db, tell, lambda db: db.execute("PRAGMA quick_check(20)").fetchall())
-    problems = [text for (text,) in found if text != "ok"]
-    return [EngineIssue("corrupt_record", "", f"SQLite's own check: {text}") for text in problems]
+    """The findings of SQLite's own check, and whether the totals are those of the heads."""
+
+    def find(db: DB) -> tuple[list[tuple[str]], bool]:
+        return db.execute("PRAGMA quick_check(20)").fetchall(), _kept(db) in (None, db.execute(COUNT_ALL).fetchone())
+
+    found, is_right = listening(db, tell, lambda db: _at_once(db, find))
+    issues = [EngineIssue("corrupt_record", "", f"SQLite's own check: {text}") for (text,) in found if text != "ok"]
+    if not is_right:
+        text = "the totals that get_metrics tells are not those of the agents; DELETE FROM kode_totals has them counted"
+        issues.append(EngineIssue("count_disagrees", "", text))
+    return issues
+
+
+def _at_once(db: DB, find: Callable[[DB], T]) -> T:
+    db.execute("BEGIN")
+    try:
+        return find(db)
+    finally:
+        if db.in_transaction:
+            db.execute("COMMIT")
+
+
+def _kept(db: DB) -> Any:
+    """The numbers of agents, messages and tool calls that triggers keep."""
+    return db.execute("SELECT agents, messages, tool_calls FROM kode_totals").fetchone()
 
 
 def totals(db: DB) -> Totals:
-    agents, messages, calls = db.execute(  # sum() fails where one count is damaged and very large
-        "SELECT count(created_at), CAST(total(message_count) AS INTEGER), CAST(total(tool_call_count) AS INTEGER)"
-        " FROM kode_agents"
-    ).fetchone()
+    agents, messages, calls = _kept(db) or db.execute(COUNT_ALL).fetchone()
     (is_used,) = db.execute(
         "SELECT EXISTS (SELECT 1 FROM kode_agents) OR EXISTS (SELECT 1 FROM kode_events)"
         " OR EXISTS (SELECT 1 FROM kode_docs WHERE kind <> ?)",

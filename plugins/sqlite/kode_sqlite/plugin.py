@@ -54,6 +54,12 @@ def _is_there(options: SqliteOptions) -> bool:
         return True
 
 
+def _schema(options: SqliteOptions) -> str:
+    from kode_sqlite.schema import script
+
+    return script(str(local_path(options.db_path, "db_path")))
+
+
 @hookimpl
 def kode_store_backend() -> Backend:
     return Backend(
@@ -63,5 +69,6 @@ def kode_store_backend() -> Backend:
         from_url=path_from_url("db_path"),
         variables={"KODE_SQLITE_PATH": "db_path"},
         is_there=_is_there,
+        schema=_schema,
         summary="one file, no server",
     )

@@ -7,6 +7,7 @@ read looks at the file before and after; one during which it changed is done aga
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from kode_core.batch import Batch
-from kode_core.errors import SchemaVersionError, StoreBusyError, StoreReadOnlyError
+from kode_core.errors import SchemaVersionError, StorageError, StoreBusyError, StoreReadOnlyError
 from kode_sqlite.driver import Connection, StillConnection, open_connection, see_encoding
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
@@ -28,6 +29,9 @@ T = TypeVar("T")
 _log: Final = logging.getLogger("kode_sqlite")
 
 _TRIES: Final = 20
+_LOOKS: Final = 3
+"""So often a file that looks the same is opened before it is held to be one that cannot be."""
+_PAUSE_S: Final = 0.01
 
 
 class _ChangedError(StoreBusyError):
@@ -120,8 +124,20 @@ class ReadOnlyEngine(SqliteEngine):
 
 
 async def _reader(options: SqliteOptions) -> Connection:
-    path = os.path.realpath(options.db_path)
-    still = stillness(path)
+    """A connection to the file as it is; a file or log that came or went meanwhile is looked at again."""
+    path, failed = os.path.realpath(options.db_path), 0
+    while True:
+        still = stillness(path)
+        try:
+            return await _opened(options, path, still)
+        except StorageError:
+            failed += 1
+            if failed >= _TRIES or (stillness(path) == still and failed >= _LOOKS):
+                raise
+            await asyncio.sleep(_PAUSE_S)
+
+
+async def _opened(options: SqliteOptions, path: str, still: tuple[int, ...] | None) -> Connection:
     if still is None and _size(f"{path}-wal") and not os.path.exists(f"{path}-shm"):  # noqa: PTH110
         raise StoreReadOnlyError(
             f"{options.db_path}: its log, {path}-wal, has writes that must be brought into the database: open it once "

@@ -14,27 +14,28 @@ from kode_core.batch import (
     EventRange,
     EventRow,
     Found,
-    FoundRow,
     Head,
     Info,
     ListHead,
     ListKind,
     ListRows,
     Outline,
-    SessionRow,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import MOST, check_head, list_rows
+from kode_core.engines.reading import check_head, list_rows
 from kode_core.errors import CorruptRecordError
-from kode_core.ids import row_name
-from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
-from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, see, text_of
+from kode_core.query import AgentStats
+from kode_sqlite.queries import find_rows, find_sessions
+from kode_sqlite.sound import INT, RAW, TEXT, search, see, text_of
+from kode_sqlite.ways import Condition, Way, chosen, others
 
 __all__ = [
+    "EVENT",
     "LIST_HEAD",
     "TABLE",
     "agent_ids",
     "docs",
+    "event_ways",
     "events",
     "find_rows",
     "find_sessions",
@@ -44,8 +45,6 @@ __all__ = [
     "outline",
     "rows",
     "rows_at",
-    "rows_statement",
-    "sessions_statement",
     "stats",
 ]
 
@@ -56,8 +55,6 @@ LIST_HEAD: Final[dict[str, LiteralString]] = {
     "messages": "SELECT message_version, message_count FROM kode_agents WHERE agent_id = ?",
     "tool_calls": "SELECT tool_call_version, tool_call_count FROM kode_agents WHERE agent_id = ?",
 }
-_NEAR_THE_END: Final = 20_000
-
 
 _HEADLESS: Final = (  # at one instant: the agent may have been made since its head was looked for
     "SELECT 1 FROM kode_infos LEFT JOIN kode_agents USING (agent_id) WHERE agent_id = ? AND message_version IS NULL"
@@ -133,12 +130,12 @@ def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -
 
 def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
     statement: LiteralString = "SELECT key, time, body, digest FROM kode_docs WHERE agent_id = ? AND kind = ?"
-    if key is None:
-        found = db.execute(statement, (agent_id, kind.value))
-    else:
-        found = db.execute(statement + " AND key = ?", (agent_id, kind.value, key))
+    args = [agent_id, kind.value]
+    if key is not None:
+        statement += " AND key = ?"
+        args.append(key)
     made = []
-    for row in found:
+    for row in db.execute(statement, args).fetchall():  # a cursor that an error leaves half read holds an old instant
         see(row, (TEXT, INT, TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
         made.append(Doc(row[0], row[1], Body(row[2], row[3])))
     return made
@@ -147,18 +144,48 @@ def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-def events(db: DB, agent_id: str, span: EventRange) -> list[EventRow]:
-    where: list[LiteralString] = ["agent_id = ?"]
-    args: list[Any] = [agent_id]
+EVENT: Final = 'e."offset", e.seq, e.body, e.digest'
+_OF_EVENT: Final[tuple[LiteralString, ...]] = ('"offset"', "seq", "channel")
+_BY_SEQ: Final = "kode_events e INDEXED BY kode_events_seq"
+_BY_OFFSET: Final = "kode_events e INDEXED BY kode_events_agent"
+_BY_CHANNEL: Final = "kode_events e INDEXED BY kode_events_channel"
+
+
+def event_ways(agent_id: str, span: EventRange) -> list[Way]:
+    """The ways to find the events of a span."""
+    conditions = {"agent": Condition("e.agent_id = ?", (agent_id,))}
     if span.since_seq is not None:
-        where.append("seq > ?")
-        args.append(span.since_seq)
+        conditions["seq"] = Condition("e.seq > ?", (span.since_seq,))
     if span.channel is not None:
-        where.append("channel = ?")
-        args.append(span.channel)
-    find = _by_offset if span.order == "offset" else _by_seq
-    found = find(db, span, where, args)
-    return [_event_row(agent_id, row) for row in found]
+        conditions["channel"] = Condition("e.channel = ?", (span.channel,))
+    by_offset = span.order == "offset"
+    if span.after is not None and by_offset:
+        conditions["after"] = Condition('e."offset" > ?', span.after[1:])
+    elif span.after is not None:
+        conditions["after"] = Condition('e.seq >= ? AND (e.seq > ? OR e."offset" > ?)', (span.after[0], *span.after))
+    order: tuple[LiteralString, ...] = ('e."offset"',) if by_offset else ("e.seq", 'e."offset"')
+
+    def along(table: LiteralString, *names: str, in_order: bool, also: Sequence[Condition] = ()) -> Way:
+        looked_up = [condition for name, condition in conditions.items() if name in names]
+        return Way(table, _OF_EVENT, order, False, [*looked_up, *also], others(conditions, names), is_in_order=in_order)
+
+    ways = []
+    if span.channel not in (None, "progress"):  # most events are progress, which has no index of its own
+        rare = [Condition("e.channel <> 'progress'")]
+        names = ("agent", "channel", "after") if by_offset else ("agent", "channel")
+        ways.append(along(_BY_CHANNEL, *names, in_order=by_offset, also=rare))
+    elif by_offset:
+        ways.append(along(_BY_OFFSET, "agent", "after", in_order=True))
+    if not by_offset:
+        ways.append(along(_BY_SEQ, "agent", "seq", "after", in_order=True))
+    elif span.since_seq is not None:
+        ways.append(along(_BY_SEQ, "agent", "seq", in_order=False))
+    return ways
+
+
+def events(db: DB, agent_id: str, span: EventRange) -> list[EventRow]:
+    statement, args = chosen(db, event_ways(agent_id, span), span.limit).find(EVENT)
+    return [_event_row(agent_id, row) for row in db.execute(statement, (*args, span.limit, 0)).fetchall()]
 
 
 def _event_row(agent_id: str, row: tuple[Any, ...]) -> EventRow:
@@ -166,55 +193,25 @@ def _event_row(agent_id: str, row: tuple[Any, ...]) -> EventRow:
     return EventRow(row[0], row[1], Body(row[2], row[3]))
 
 
-_EVENT: Final = 'SELECT "offset", seq, body, digest FROM kode_events'
-
-
-def _by_seq(db: DB, span: EventRange, where: list[LiteralString], args: list[Any]) -> Any:
-    if span.after is not None:
-        where.append('seq >= ? AND (seq > ? OR "offset" > ?)')
-        args += [span.after[0], *span.after]
-    conditions: LiteralString = " AND ".join(where)
-    statement: LiteralString = f'{_EVENT} WHERE {conditions} ORDER BY seq, "offset" LIMIT ?'
-    return db.execute(statement, (*args, span.limit)).fetchall()
-
-
-def _by_offset(db: DB, span: EventRange, where: list[LiteralString], args: list[Any]) -> Any:
-    """By offset there is no index for one agent: near the end the table itself is read, else the agent's index."""
-    after = 0 if span.after is None else span.after[1]
-    last = db.execute('SELECT max("offset") FROM kode_events').fetchone()[0] or 0
-    if last <= after:
-        return []
-    conditions: LiteralString = " AND ".join(where)
-    if last - after < _NEAR_THE_END:
-        statement: LiteralString = f'{_EVENT} NOT INDEXED WHERE "offset" > ? AND {conditions} ORDER BY "offset" LIMIT ?'
-        return db.execute(statement, (after, *args, span.limit)).fetchall()
-    inner: LiteralString = (
-        f'SELECT "offset" FROM kode_events INDEXED BY kode_events_seq WHERE {conditions} AND "offset" > ?'
-        ' ORDER BY "offset" LIMIT ?'
-    )
-    outer: LiteralString = f'{_EVENT} WHERE "offset" IN ({inner}) ORDER BY "offset"'
-    return db.execute(outer, (*args, after, span.limit)).fetchall()
-
-
 def last_event(db: DB, agent_id: str) -> EventRow | None:
-    statement: LiteralString = f'{_EVENT} WHERE agent_id = ? ORDER BY seq DESC, "offset" DESC LIMIT 1'
+    statement: LiteralString = (
+        f'SELECT {EVENT} FROM {_BY_SEQ} WHERE e.agent_id = ? ORDER BY e.seq DESC, e."offset" DESC LIMIT 1'
+    )
     row = db.execute(statement, (agent_id,)).fetchone()
     return None if row is None else _event_row(agent_id, row)
 
 
-# --- queries over all agents ------------------------------------------------------------------------------------------
+# --- ids --------------------------------------------------------------------------------------------------------------
 
 
 def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> Found[str]:
-    where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id >= ?"]
-    args: list[Any] = [prefix]
+    is_inside = after is not None and after >= prefix  # SQLite would look up one lower bound, and go over the other's
+    where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id > ?" if is_inside else "agent_id >= ?"]
+    args: list[Any] = [after if is_inside else prefix]
     beyond = _beyond(prefix)
     if beyond is not None:
         where.append("agent_id < ?")
         args.append(beyond)
-    if after is not None:
-        where.append("agent_id > ?")
-        args.append(after)
     conditions: LiteralString = " AND ".join(where)
     statement: LiteralString = (
         f"SELECT CAST(agent_id AS BLOB) FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ? OFFSET ?"
@@ -231,116 +228,13 @@ def _beyond(prefix: str) -> str | None:
     return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
 
 
-def _span(column: LiteralString, span: Range, where: list[LiteralString], args: list[Any]) -> None:
-    if span.start is not None:
-        where.append(f"{column} >= ?")
-        args.append(span.start)
-    if span.end is not None:
-        where.append(f"{column} < ?")
-        args.append(span.end)
-
-
-def sessions_statement(query: SessionQuery) -> tuple[LiteralString, list[Any]]:
-    """The statement of a session query and its arguments."""
-    where: list[LiteralString] = ["a.created_at IS NOT NULL"]
-    args: list[Any] = []
-    if query.agent_id is not None:
-        where.append("a.agent_id = ?")
-        args.append(query.agent_id)
-    if query.template_id is not None:
-        where.append("a.template_id = ?")
-        args.append(query.template_id)
-    for pair in query.metadata:
-        where.append("a.agent_id IN (SELECT agent_id FROM kode_metadata WHERE key = ? AND value = ?)")
-        args += pair
-    _span("a.created_at", query.created, where, args)
-    _span("a.updated_at", query.updated, where, args)
-    columns: dict[str, LiteralString] = {
-        "created_at": "a.created_at",
-        "updated_at": "a.updated_at",
-        "message_count": "a.message_count",
-    }
-    column = columns[query.sort_by]
-    if query.after is not None:
-        where.append(f"({column}, a.agent_id) {'<' if query.descending else '>'} (?, ?)")
-        args += query.after
-    direction: LiteralString = "DESC" if query.descending else "ASC"
-    conditions: LiteralString = " AND ".join(where)
-    statement: LiteralString = (
-        "SELECT a.agent_id, i.body, i.digest, a.created_at, a.updated_at, a.message_count"
-        f" FROM kode_agents a LEFT JOIN kode_infos i ON i.agent_id = a.agent_id WHERE {conditions}"
-        f" ORDER BY {column} {direction}, a.agent_id {direction} LIMIT ? OFFSET ?"
-    )
-    return statement, [*args, query.limit, query.offset]
-
-
-def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
-    def read(row: tuple[Any, ...]) -> SessionRow | None:
-        is_whole = is_sound(row, (TEXT, TEXT, RAW, INT, INT, INT)) and 0 <= row[5] < MOST
-        return SessionRow(row[0], Body(row[1], row[2]), *row[3:]) if is_whole else None
-
-    statement, args = sessions_statement(query)
-    return search(
-        db, statement, args[:-2], query.limit, query.offset, read, lambda row: f"the info of agent {row[0]!r}"
-    )
-
-
-_CONDITIONS: Final[dict[str, LiteralString]] = {
-    "role": "role = ?",
-    "content_type": "instr(content_types, char(10) || ? || char(10)) > 0",
-    "tool_name": "tool_name = ?",
-    "state": "state = ?",
-}
-_FLAGS: Final[dict[tuple[str, str | bool], LiteralString]] = {
-    ("is_error", True): "is_error",
-    ("is_error", False): "NOT is_error",
-    ("has_approval", True): "has_approval",
-    ("has_approval", False): "NOT has_approval",
-}
-
-
-def rows_statement(query: RowQuery) -> tuple[LiteralString, list[Any]]:
-    """The statement of a query over list rows and its arguments."""
-    where: list[LiteralString] = []
-    args: list[Any] = []
-    if query.agent_id is not None:
-        where.append("agent_id = ?")
-        args.append(query.agent_id)
-    for name, value in query.where:
-        if (name, value) in _FLAGS:
-            where.append(_FLAGS[name, value])
-        else:
-            where.append(_CONDITIONS[name])
-            args.append(value)
-    _span("created_at", query.created, where, args)
-    if query.after is not None:
-        where.append(f"(created_at, agent_id, position) {'<' if query.descending else '>'} (?, ?, ?)")
-        args += query.after
-    direction: LiteralString = "DESC" if query.descending else "ASC"
-    conditions: LiteralString = " AND ".join(where) if where else "TRUE"
-    statement: LiteralString = (
-        f"SELECT agent_id, position, created_at, body, digest FROM {TABLE[query.kind]} WHERE {conditions}"
-        f" ORDER BY created_at {direction}, agent_id {direction}, position {direction} LIMIT ? OFFSET ?"
-    )
-    return statement, [*args, query.limit, query.offset]
-
-
-def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
-    def read(row: tuple[Any, ...]) -> FoundRow | None:
-        is_whole = is_sound(row, (TEXT, INT, INT, TEXT, RAW))
-        return FoundRow(row[0], row[1], row[2], Body(row[3], row[4])) if is_whole else None
-
-    def name(row: tuple[Any, ...]) -> str:
-        return row_name(ListKind(query.kind), row[1], row[0])
-
-    statement, args = rows_statement(query)
-    return search(db, statement, args[:-2], query.limit, query.offset, read, name)
-
-
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-STATS: Final = "SELECT tool_name, state, count(*) FROM kode_tool_calls WHERE agent_id = ? GROUP BY tool_name, state"
+STATS: Final = (
+    "SELECT tool_name, state, count(*) FROM kode_tool_calls INDEXED BY kode_tool_calls_agent WHERE agent_id = ?"
+    " GROUP BY tool_name, state"
+)
 _HAS_MESSAGES: Final = "SELECT 1 FROM kode_messages WHERE agent_id = ? LIMIT 1"
 
 

@@ -1,149 +1,235 @@
-"""The tables, and how older versions of them become this one.
-
-Bodies are JSON text that SQLite never looks into; the columns next to them are what queries need. All names begin
-with ``kode_``, so that the tables can stand in a database of your own.
-"""
+"""How the tables are made, and how those of an older version become the present ones."""
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-from typing import Final
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote
 
-from kode_core.errors import SchemaVersionError
+from kode_core.errors import SchemaVersionError, StoreBusyError
+from kode_sqlite.errors import translated
+from kode_sqlite.tables import MIGRATIONS, Step
 
-__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "migrate", "sql"]
+__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "Terms", "migrate", "script", "sql", "version_of"]
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
-    (
-        # An agent's head: made with its first list or info; created_at and template_id are NULL until info is saved.
-        """CREATE TABLE kode_agents (
-            agent_id TEXT NOT NULL PRIMARY KEY,
-            message_version INTEGER NOT NULL,
-            message_count INTEGER NOT NULL,
-            tool_call_version INTEGER NOT NULL,
-            tool_call_count INTEGER NOT NULL,
-            updated_at INTEGER NOT NULL,
-            last_op TEXT NOT NULL,
-            template_id TEXT,
-            created_at INTEGER
-        ) WITHOUT ROWID""",
-        "CREATE INDEX kode_agents_created ON kode_agents (created_at, agent_id) WHERE created_at IS NOT NULL",
-        "CREATE INDEX kode_agents_updated ON kode_agents (updated_at, agent_id) WHERE created_at IS NOT NULL",
-        """CREATE INDEX kode_agents_template ON kode_agents (template_id, created_at, agent_id)
-            WHERE created_at IS NOT NULL""",
-        """CREATE TABLE kode_infos (
-            agent_id TEXT NOT NULL PRIMARY KEY,
-            body TEXT NOT NULL,
-            digest BLOB NOT NULL
-        )""",
-        """CREATE TABLE kode_metadata (
-            agent_id TEXT NOT NULL,
-            key TEXT NOT NULL,
-            value TEXT NOT NULL,
-            PRIMARY KEY (agent_id, key)
-        ) WITHOUT ROWID""",
-        "CREATE INDEX kode_metadata_value ON kode_metadata (key, value, agent_id)",
-        """CREATE TABLE kode_messages (
-            agent_id TEXT NOT NULL,
-            position INTEGER NOT NULL,
-            created_at INTEGER NOT NULL,
-            role TEXT NOT NULL,
-            content_types TEXT NOT NULL,
-            body TEXT NOT NULL,
-            digest BLOB NOT NULL
-        )""",
-        "CREATE UNIQUE INDEX kode_messages_position ON kode_messages (agent_id, position)",
-        "CREATE INDEX kode_messages_agent_created ON kode_messages (agent_id, created_at, position)",
-        "CREATE INDEX kode_messages_created ON kode_messages (created_at, agent_id, position)",
-        """CREATE TABLE kode_tool_calls (
-            agent_id TEXT NOT NULL,
-            position INTEGER NOT NULL,
-            created_at INTEGER NOT NULL,
-            call_id TEXT NOT NULL,
-            tool_name TEXT NOT NULL,
-            state TEXT NOT NULL,
-            is_error INTEGER NOT NULL,
-            has_approval INTEGER NOT NULL,
-            body TEXT NOT NULL,
-            digest BLOB NOT NULL
-        )""",
-        "CREATE UNIQUE INDEX kode_tool_calls_position ON kode_tool_calls (agent_id, position)",
-        "CREATE INDEX kode_tool_calls_agent_created ON kode_tool_calls (agent_id, created_at, position)",
-        "CREATE INDEX kode_tool_calls_created ON kode_tool_calls (created_at, agent_id, position)",
-        "CREATE INDEX kode_tool_calls_name ON kode_tool_calls (tool_name, created_at, agent_id, position)",
-        "CREATE INDEX kode_tool_calls_errors ON kode_tool_calls (created_at, agent_id, position) WHERE is_error",
-        "CREATE INDEX kode_tool_calls_stats ON kode_tool_calls (agent_id, tool_name, state)",
-        "CREATE INDEX kode_tool_calls_call ON kode_tool_calls (agent_id, call_id, position)",
-        """CREATE TABLE kode_docs (
-            agent_id TEXT NOT NULL,
-            kind TEXT NOT NULL,
-            key TEXT NOT NULL,
-            time INTEGER NOT NULL,
-            body TEXT NOT NULL,
-            digest BLOB NOT NULL
-        )""",
-        "CREATE UNIQUE INDEX kode_docs_key ON kode_docs (agent_id, kind, key)",
-        # One sequence for all agents: an append touches the end of the table and one index, whichever agent it is for.
-        """CREATE TABLE kode_events (
-            "offset" INTEGER PRIMARY KEY AUTOINCREMENT,
-            agent_id TEXT NOT NULL,
-            seq INTEGER NOT NULL,
-            channel TEXT NOT NULL,
-            body TEXT NOT NULL,
-            digest BLOB NOT NULL
-        )""",
-        "CREATE UNIQUE INDEX kode_events_seq ON kode_events (agent_id, seq, digest)",
-        """CREATE TABLE kode_leases (
-            agent_id TEXT NOT NULL PRIMARY KEY,
-            owner TEXT NOT NULL,
-            token INTEGER NOT NULL,
-            boot TEXT NOT NULL,
-            expires INTEGER NOT NULL
-        ) WITHOUT ROWID""",
-    ),
-)
-"""What leads from each version to the next. Append to it; never change what was released."""
+log = logging.getLogger("kode_sqlite")
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)
 
 _META: Final = (
     "CREATE TABLE IF NOT EXISTS kode_meta (key TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID"
 )
+_NOTE: Final = "INSERT OR REPLACE INTO kode_meta VALUES ('{}', {})"
+_ENDED: Final = "DELETE FROM kode_meta WHERE key = 'schema_step'"
+_PAUSE_S: Final = 0.02
+_BUSY_MS: Final = 200
+_IN_FILES: Final = 1
+"""Of ``temp_store``: what an index is sorted in may be larger than memory."""
+_CACHE: Final = -65536
+_TELL_EVERY_S: Final = 10.0
+
+
+class Place(NamedTuple):
+    """How far the tables are.
+
+    Attributes:
+        version: 0 where there are none.
+        step: how many steps to the next version are done; None when none was begun.
+    """
+
+    version: int
+    step: int | None = None
+
+
+def place_of(db: sqlite3.Connection) -> Place:
+    """How far the tables are."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone():
+        return Place(0)
+    found = dict(db.execute("SELECT key, value FROM kode_meta WHERE key IN ('schema_version', 'schema_step')"))
+    return Place(int(found.get("schema_version", 0)), found.get("schema_step"))
 
 
 def version_of(db: sqlite3.Connection) -> int:
     """The version of the tables, 0 when there are none."""
-    found = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone()
-    row = found and db.execute("SELECT value FROM kode_meta WHERE key = 'schema_version'").fetchone()
-    return int(row[0]) if row else 0
+    return place_of(db).version
 
 
-def migrate(db: sqlite3.Connection, path: str) -> None:
-    """Bring the tables to this version, in one transaction; several processes may try at once (OPS-7, OPS-8).
+# --- what is to be done -----------------------------------------------------------------------------------------------
+
+
+def _steps(place: Place) -> list[Step]:
+    """The transactions that lead from *place* to this version; each notes how far it came.
+
+    New tables are made in one. The first of a migration does nothing else, so that others soon see that it was begun.
+    """
+    if place.version == 0:
+        return [
+            (_META, *(s for migration in MIGRATIONS for step in migration for s in step), *_arrived(len(MIGRATIONS)))
+        ]
+    steps: list[Step] = []
+    begun = place.step
+    for version in range(place.version, len(MIGRATIONS)):
+        migration = MIGRATIONS[version]
+        if begun is None:
+            steps.append((_NOTE.format("schema_step", 0),))
+        for i in range(begun or 0, len(migration)):
+            is_last = i + 1 == len(migration)
+            steps.append(
+                (*migration[i], *(_arrived(version + 1) if is_last else (_NOTE.format("schema_step", i + 1),)))
+            )
+        begun = None
+    return steps
+
+
+def _arrived(version: int) -> Step:
+    return (_NOTE.format("schema_version", version), _ENDED)
+
+
+def sql(since: int = 0, step: int | None = None) -> list[str]:
+    """The statements that lead from version *since*, of whose migration *step* steps are done, to this one."""
+    return [statement for some in _steps(Place(since, step)) for statement in some]
+
+
+def script(path: str) -> str:
+    """What brings the database at *path* to this version, as SQL; all of it where there is no database.
+
+    Raises:
+        SchemaVersionError: the tables are of a newer version.
+        StorageError: the file cannot be read, or is no database.
+    """
+    place = Place(0)
+    if Path(path).is_file():
+        with translated(path), closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
+            place = place_of(db)
+    _see_newer(place, path)
+    transactions = [
+        "".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *s, "COMMIT")) for s in _steps(place)
+    ]
+    return "\n".join(transactions) or f"-- {path} has schema {place.version}, which is the present one.\n"
+
+
+def _see_newer(place: Place, path: str) -> None:
+    if place.version > len(MIGRATIONS):
+        raise SchemaVersionError(
+            f"{path} has schema {place.version}, and this kode-sqlite knows up to {len(MIGRATIONS)}: "
+            "run: pip install --upgrade kode-sqlite"
+        )
+
+
+# --- doing it ---------------------------------------------------------------------------------------------------------
+
+
+class Terms(NamedTuple):
+    """How to take turns with other processes.
+
+    Attributes:
+        lock: what is held while something is written.
+        patience_s: how long to wait for others that write; for one that migrates there is no limit.
+        heed: called now and then; ends the work with what it raises.
+    """
+
+    lock: Callable[[], AbstractContextManager[None]]
+    patience_s: float
+    heed: Callable[[], None]
+
+
+def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
+    """Bring the tables to this version, however long it takes; several processes may try at once (OPS-7, OPS-8).
+
+    Each step is a transaction, so that after a kill the next one goes on where it ended, and others can write between
+    two steps. Processes take turns: whichever has the lock takes the next step.
 
     Raises:
         SchemaVersionError: the tables are of a newer version; nothing is changed.
+        StoreBusyError: another process has been writing all the time.
     """
-    if version_of(db) == len(MIGRATIONS):
+    if place_of(db) == Place(len(MIGRATIONS)):
         return
-    db.execute("BEGIN IMMEDIATE")
+    with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE):
+        while _take_step(db, path, terms):
+            pass
+
+
+@contextmanager
+def _settings(db: sqlite3.Connection, **wanted: int) -> Iterator[None]:
+    """Settings of the connection, set back in the end."""
+    before = {name: db.execute(f"PRAGMA {name}").fetchone()[0] for name in wanted}
     try:
-        version = version_of(db)
-        if version > len(MIGRATIONS):
-            raise SchemaVersionError(
-                f"{path} has schema {version}, and this kode-sqlite knows up to {len(MIGRATIONS)}: "
-                "run: pip install --upgrade kode-sqlite"
-            )
-        for statement in sql(version):
-            db.execute(statement)
-        db.execute("COMMIT")
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
+        for name, value in wanted.items():
+            db.execute(f"PRAGMA {name} = {value:d}")
+        yield
+    finally:
+        for name, value in before.items():
+            db.execute(f"PRAGMA {name} = {value:d}")
 
 
-def sql(since: int = 0) -> list[str]:
-    """The statements that lead from version *since* to this one."""
-    statements = [statement for migration in MIGRATIONS[since:] for statement in migration]
-    version = f"INSERT OR REPLACE INTO kode_meta VALUES ('schema_version', {len(MIGRATIONS)})"
-    return [_META, *statements, version] if statements else []
+def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
+    """Take the next step; False when there is none."""
+    with _turn(db, path, terms):
+        place = place_of(db)
+        _see_newer(place, path)
+        steps = _steps(place)
+        if steps and place.version:
+            _tell(path, place)
+        if steps:
+            _do(db, steps[0])
+    return len(steps) > 1
+
+
+def _do(db: sqlite3.Connection, step: Step) -> None:
+    for statement in step:
+        db.execute(statement)
+
+
+def _tell(path: str, place: Place) -> None:
+    if place.step is None:
+        log.warning(
+            "%s has schema %d and is brought to %d in place, which takes a while if it is large; calls that open it "
+            "wait. It can be interrupted, and goes on at the next opening",
+            path,
+            place.version,
+            place.version + 1,
+        )
+    else:
+        of = len(MIGRATIONS[place.version])
+        log.info("%s: step %d of %d to schema %d", path, place.step + 1, of, place.version + 1)
+
+
+@contextmanager
+def _turn(db: sqlite3.Connection, path: str, terms: Terms) -> Iterator[None]:
+    """A write transaction, begun as soon as no other process has one."""
+    with _begun(db, path, terms):
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:  # SQLite gives a transaction up by itself, as when the disk is full
+                db.execute("ROLLBACK")
+            raise
+
+
+def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
+    """Begin a transaction, and return what is held for it."""
+    start = told = time.monotonic()
+    while True:
+        terms.heed()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(terms.lock())
+                db.execute("BEGIN IMMEDIATE")
+                return stack.pop_all()
+        except (sqlite3.OperationalError, StoreBusyError) as exc:
+            if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            now = time.monotonic()
+            if now - start > terms.patience_s and place_of(db).step is None:
+                raise
+            if now - told > _TELL_EVERY_S:
+                told = now
+                log.warning("%s: another process brings it to another schema; waiting", path)
+        time.sleep(_PAUSE_S)

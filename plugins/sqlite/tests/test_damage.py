@@ -161,3 +161,19 @@ async def test_an_append_replaces_nothing_that_a_head_does_not_know(base: Path) 
                 with pytest.raises(CorruptRecordError, match="the head counts"):
                     await store.append_messages(agent_id, samples.messages(1))
         assert db.execute(rows).fetchall() == before
+
+
+async def test_totals_that_were_changed_by_hand(base: Path) -> None:
+    """The check tells of them; where they are gone, everything is counted."""
+    shutil.copy(base, "agents.db")
+    with closing(sqlite3.connect("agents.db")) as db:
+        for statement, codes in (
+            ("UPDATE kode_totals SET messages = 99", ["count_disagrees"]),
+            ("DELETE FROM kode_totals", []),
+        ):
+            db.execute(statement)
+            db.commit()
+            async with SqliteStore("agents.db") as store:
+                assert [issue.code for issue in (await store.check_consistency()).issues] == codes
+                storage = (await store.get_metrics()).storage
+                assert (storage.total_agents, storage.total_messages == 10) == (2, not codes)

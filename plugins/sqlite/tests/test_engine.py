@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from kode_conformance import samples
-from kode_sqlite import SqliteStore, driver, errors, reads, schema
+from kode_sqlite import SqliteStore, driver, errors
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 
@@ -23,8 +23,6 @@ from kode_core import (
     CorruptRecordError,
     KodeError,
     PayloadTooLargeError,
-    SchemaVersionError,
-    StorageError,
     StoreBusyError,
     StoreFullError,
     StoreReadOnlyError,
@@ -32,7 +30,6 @@ from kode_core import (
     create_extended_store,
 )
 from kode_core.batch import EventRange
-from kode_core.query import message_query, session_query, tool_call_query
 
 
 def engine_of(store: SqliteStore) -> SqliteEngine:
@@ -167,75 +164,7 @@ async def test_cancellations_leave_no_transaction_open() -> None:
         assert 0 < len(acknowledged) < 300
 
 
-# --- plans ------------------------------------------------------------------------------------------------------------
-
-
-async def plan(store: SqliteStore, statement: str, args: Any) -> str:
-    rows = await engine_of(store)._read(lambda db: db.execute(f"EXPLAIN QUERY PLAN {statement}", args).fetchall())
-    return "; ".join(row[3] for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("filters", "index"),
-    [
-        ({}, "kode_agents_created"),
-        ({"order": "asc"}, "kode_agents_created"),
-        ({"sort_by": "updated_at"}, "kode_agents_updated"),
-        ({"created_after": 5, "created_before": 9}, "kode_agents_created"),
-        ({"template_id": "t"}, "kode_agents_template"),
-        ({"user_id": "u"}, "kode_metadata_value"),
-        ({"metadata": {"plan": "gold"}}, "kode_metadata_value"),
-        ({"agent_id": "a"}, "PRIMARY KEY"),
-    ],
-)
-async def test_sessions_are_found_by_index(filters: Any, index: str) -> None:
-    """A page of sessions is found by an index, without looking at every agent."""
-    async with SqliteStore("a.db") as store:
-        found = await plan(store, *reads.sessions_statement(session_query(filters)))
-        assert index in found
-        assert "SCAN i" not in found
-        if not filters.keys() & {"user_id", "metadata", "agent_id"}:
-            assert "TEMP B-TREE" not in found, f"sorted, not read in order: {found}"
-
-
-@pytest.mark.parametrize(
-    ("query", "index"),
-    [
-        (message_query({}), "kode_messages_created"),
-        (message_query({"agent_id": "a"}), "kode_messages_agent_created"),
-        (message_query({"agent_id": "a", "role": "user", "content_type": "text"}), "kode_messages_agent_created"),
-        (tool_call_query({}), "kode_tool_calls_created"),
-        (tool_call_query({"tool_name": "bash"}), "kode_tool_calls_name"),
-        (tool_call_query({"is_error": True}), "kode_tool_calls_errors"),
-        (tool_call_query({"agent_id": "a", "state": "FAILED"}), "kode_tool_calls_agent_created"),
-    ],
-)
-async def test_rows_are_found_by_index(query: Any, index: str) -> None:
-    """A page of messages or tool calls is read from an index in its order, also after a cursor."""
-    async with SqliteStore("a.db") as store:
-        for after in (None, (5, "a", 3)):
-            statement, args = reads.rows_statement(query.__class__(**{**_fields(query), "after": after}))
-            found = await plan(store, statement, args)
-            assert f"INDEX {index}" in found
-            assert "TEMP B-TREE" not in found, f"sorted, not read in order: {found}"
-
-
-def _fields(query: Any) -> dict[str, Any]:
-    return {name: getattr(query, name) for name in query.__struct_fields__}
-
-
-async def test_statistics_are_counted_from_an_index() -> None:
-    """Statistics of an agent are counted from an index alone."""
-    async with SqliteStore("a.db") as store:
-        found = await plan(store, reads.STATS, ("a",))
-        assert "COVERING INDEX kode_tool_calls_stats (agent_id=?)" in found
-
-
-async def test_events_are_found_by_index() -> None:
-    """Events of an agent are found by its index, by seq and, far from the end, by offset."""
-    async with SqliteStore("a.db") as store:
-        statement = f'{reads._EVENT} WHERE agent_id = ? AND seq > ? ORDER BY seq, "offset" LIMIT ?'
-        assert "INDEX kode_events_seq (agent_id=? AND seq>?)" in await plan(store, statement, ("a", 5, 10))
+# --- events -----------------------------------------------------------------------------------------------------------
 
 
 async def test_events_by_offset_among_many() -> None:
@@ -249,59 +178,6 @@ async def test_events_by_offset_among_many() -> None:
         assert seen == [*first, *last]
         rows = await engine_of(store).events("a", EventRange(order="offset", after=(0, last[5]), limit=3))
         assert [row.offset for row in rows] == list(last[6:9])
-
-
-# --- schema -----------------------------------------------------------------------------------------------------------
-
-
-async def test_an_older_schema_is_migrated_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables of an older version become the present one when opened; records stay; opening again changes nothing."""
-    async with SqliteStore("a.db") as store:
-        await store.save_messages("a", samples.messages(3))
-    step = ("ALTER TABLE kode_agents ADD COLUMN colour TEXT", "UPDATE kode_agents SET colour = 'red'")
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, step))
-    for _ in range(2):
-        async with SqliteStore("a.db") as store:
-            assert await store.load_messages("a") == samples.messages(3)
-            colours = await engine_of(store)._read(lambda db: db.execute("SELECT colour FROM kode_agents").fetchall())
-            assert colours == [("red",)]
-
-
-async def test_a_migration_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A migration is all or nothing: after one that failed the older version still works."""
-    async with SqliteStore("a.db") as store:
-        await store.save_messages("a", samples.messages(3))
-    broken = ("ALTER TABLE kode_agents ADD COLUMN colour TEXT", "UPDATE nonsense SET x = 1")
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
-        with pytest.raises(StorageError, match="nonsense"):
-            await SqliteStore("a.db").open()
-    async with SqliteStore("a.db") as store:
-        assert await store.load_messages("a") == samples.messages(3)
-
-
-async def test_a_newer_schema_is_refused() -> None:
-    """Tables of a newer version are refused, with what to upgrade, and stay as they are."""
-    async with SqliteStore("a.db") as store:
-        await store.save_messages("a", samples.messages(3))
-    with closing(sqlite3.connect("a.db")) as db:
-        db.execute("UPDATE kode_meta SET value = 99 WHERE key = 'schema_version'")
-        db.commit()
-    with pytest.raises(
-        SchemaVersionError, match="has schema 99, and this kode-sqlite knows up to 1: .*pip install --upgrade"
-    ):
-        await SqliteStore("a.db").open()
-    with closing(sqlite3.connect("a.db")) as db:
-        assert db.execute("SELECT count(*) FROM kode_messages").fetchone() == (3,)
-
-
-def test_the_schema_can_be_printed() -> None:
-    """The statements that make the tables are there for those who may not let a program run them."""
-    with closing(sqlite3.connect(":memory:")) as db:
-        for statement in schema.sql():
-            db.execute(statement)
-        assert schema.version_of(db) == schema.SCHEMA_VERSION
-        assert schema.sql(schema.SCHEMA_VERSION) == []
 
 
 # --- the system says no -----------------------------------------------------------------------------------------------

@@ -1,0 +1,214 @@
+"""Opening: what is at the other end is seen, the tables are made, and a pool is begun that fits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+import asyncpg
+
+from kode_core.errors import ConfigurationError, KodeError, StoreUnavailableError
+from kode_core.server_options import password_of
+from kode_postgres.connection import Connections, Found
+from kode_postgres.dsn import read_dsn, see_environment
+from kode_postgres.errors import NO_NAMES, is_conflict, is_starting, to_kode_error
+from kode_postgres.foreign import refuse_foreign
+from kode_postgres.migrations import migrate, version_of
+from kode_postgres.options import PostgresOptions
+from kode_postgres.schema import Tables
+from kode_postgres.session import ServerClock, limits
+from kode_postgres.statements import NOW
+from kode_postgres.tls import driver_ssl, see_tls
+
+__all__ = ["has_tables", "open_connections"]
+
+_APPLICATION: Final = "kode"
+_OLDEST: Final = 130000
+_CHECKS_CLIENTS: Final = 140000
+_CACHED_STATEMENTS: Final = 256
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection whose session is never changed, so that there is nothing to undo when it is given back."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+async def open_connections(options: PostgresOptions, tables: Tables) -> Connections:
+    """Connect, see what is at the other end, and bring the tables to this version.
+
+    Raises:
+        StorageError: it cannot be reached or used; says why.
+    """
+    deadline = time.monotonic() + options.connection_timeout_millis / 1000
+    while True:
+        try:
+            return await _open(options, tables)
+        except KodeError:
+            raise
+        except Exception as exc:
+            transient = is_starting(exc) or is_conflict(exc)
+            if not transient or time.monotonic() > deadline:
+                raise to_kode_error(exc, options.place) from exc
+        await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311
+
+
+async def _open(options: PostgresOptions, tables: Tables) -> Connections:
+    if options.pool is not None:
+        async with options.pool.acquire(timeout=options.connection_timeout_millis / 1000) as con:
+            found = await _prepare(con, options, tables)
+        if found.pooled:
+            await _see_names(options.pool, options)
+        return Connections(options.pool, options, found)
+    arguments = _arguments(options)
+    con = await asyncpg.connect(**arguments, statement_cache_size=0)
+    try:
+        found = await _prepare(con, options, tables)
+    finally:
+        con.terminate()
+    pooled = found.pooled
+    arguments["server_settings"] = {**arguments["server_settings"], **found.settings}
+    cached = options.statement_cache_size
+    pool = await asyncpg.create_pool(
+        **arguments,
+        statement_cache_size=(0 if pooled else _CACHED_STATEMENTS) if cached is None else cached,
+        max_cached_statement_lifetime=60,  # a plan that was right for empty tables is soon made anew
+        max_cacheable_statement_size=0,
+        connection_class=_Connection,
+        min_size=0,
+        max_size=options.max,
+        max_inactive_connection_lifetime=options.idle_timeout_millis / 1000,
+    )
+    if pooled and cached:
+        try:
+            await _see_names(pool, options)
+        except BaseException:
+            pool.terminate()
+            raise
+    if pooled:
+        return Connections(pool, options, found._replace(pooled=not cached))
+    answer_s = options.command_timeout_millis / 1000
+    return Connections(pool, options, found, connect=lambda: asyncpg.connect(**arguments, command_timeout=answer_s))
+
+
+async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
+    """Make the tables, and learn about the other end.
+
+    With a pooler in between the server's process is not the one that answered.
+    """
+    seconds = max(options.command_timeout_millis, 20_000) / 1000
+    async with asyncio.timeout(seconds):
+        async with con.transaction(isolation="read_committed"):
+            process, encoding, version, isolation, now = await con.fetchrow(
+                "SELECT pg_backend_pid(), current_setting('server_encoding'),"
+                " current_setting('server_version_num')::int, current_setting('default_transaction_isolation'),"
+                f" {NOW}"
+            )
+        clock = ServerClock(now)
+        if version < _OLDEST:
+            raise StoreUnavailableError(f"{options.place}: kode-postgres needs PostgreSQL 13 or later, not {version}")
+        if encoding != "UTF8":
+            raise ConfigurationError(
+                f"{options.place}: the database's encoding is {encoding}, which cannot hold every text; "
+                "make one with: createdb --encoding=UTF8 --template=template0"
+            )
+        await refuse_foreign(con, options, tables)
+    await migrate(con, tables, options.place, create=options.create, seconds=seconds)
+    async with asyncio.timeout(seconds):
+        pooled = bool(process != con.get_server_pid())
+        if options.pool is not None:  # whose sessions stay as they are
+            return Found(clock, pooled or isolation != "read committed", {})
+        return Found(clock, pooled, {} if pooled else await _settings(con, options, version))
+
+
+async def _see_names(pool: Any, options: PostgresOptions) -> None:
+    """See that the pool's prepared statements are found again behind a pooler.
+
+    They are not where a pooler passes their names on and gives each transaction another session. Where that cannot be
+    seen at once, as with a pool of one connection, the first statement that is not found says the same.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    answer_s = min(options.command_timeout_millis, options.connection_timeout_millis) / 1000
+    try:
+        async with asyncio.timeout(answer_s), pool.acquire() as con:
+            if await _passes_names(con) and pool.get_max_size() > 1 and await _is_shared(con, pool):
+                raise ConfigurationError(f"{options.place}: {NO_NAMES}")
+    except TimeoutError:
+        return  # nobody else's transaction ended meanwhile
+
+
+async def _passes_names(con: Any) -> bool:
+    """Whether the server knows a statement by the name that the driver gave it."""
+    looked = f"kode {random.getrandbits(64):x}"
+    async with con.transaction(isolation="read_committed"):
+        found = await con.fetch(f"SELECT name FROM pg_prepared_statements WHERE statement LIKE '%{looked}%'")
+    return any(row[0].startswith("__asyncpg") for row in found)
+
+
+async def _is_shared(con: Any, pool: Any) -> bool:
+    """Whether another connection gets the session that this one has just had."""
+    process = "SELECT pg_backend_pid()"
+    for _ in range(3):
+        mine = await con.fetchval(process)
+        async with pool.acquire() as other, other.transaction(isolation="read_committed"):
+            if await other.fetchval(process) == mine or await con.fetchval(process) != mine:
+                return True
+    return False
+
+
+async def _settings(con: Any, options: PostgresOptions, version: int) -> dict[str, str]:
+    """The settings of the pool's sessions, with which the server ends abandoned statements."""
+    settings = {**limits(options.command_timeout_millis / 1000), "default_transaction_isolation": "read committed"}
+    if version >= _CHECKS_CLIENTS:
+        with suppress(asyncpg.PostgresError):  # not every system can tell
+            await con.execute("SET client_connection_check_interval = '1s'")
+            settings["client_connection_check_interval"] = "1s"
+    return settings
+
+
+async def has_tables(options: PostgresOptions) -> bool:
+    """True if kode's tables exist, or if that cannot be determined."""
+    options = options.resolved()
+    try:
+        con = await asyncpg.connect(**_arguments(options), statement_cache_size=0)
+        try:
+            async with con.transaction(), asyncio.timeout(options.command_timeout_millis / 1000):
+                return await version_of(con, Tables(options)) > 0
+        finally:
+            con.terminate()
+    except Exception:  # noqa: BLE001 - an open will say it better
+        return True
+
+
+def _arguments(options: PostgresOptions) -> dict[str, Any]:
+    dsn = None if options.dsn is None else read_dsn(options.dsn)
+    application = options.application_name or (dsn and dsn.application_name) or os.environ.get("PGAPPNAME")
+    see_environment(os.environ)
+    tls = driver_ssl(options.ssl)
+    hosts = options.host or (dsn and dsn.hosts) or os.environ.get("PGHOST") or "/"
+    see_tls(tls, dsn.tls if dsn else {}, {} if hosts.lower().startswith(("/", "%2f")) else os.environ)
+    settings = {**(options.server_settings or {}), "application_name": application or _APPLICATION}
+    if os.environ.get("PGOPTIONS") and not (dsn and dsn.has_options):
+        settings["options"] = os.environ["PGOPTIONS"]
+    given = {
+        "dsn": dsn and dsn.for_driver,
+        "host": options.host and options.host.split(","),
+        "port": options.port,
+        "database": options.database,
+        "user": options.user,
+        "password": partial(password_of, options.password) if callable(options.password) else options.password,
+        "ssl": tls,
+    }
+    return {
+        **{name: value for name, value in given.items() if value is not None},
+        "timeout": options.connection_timeout_millis / 1000,
+        "server_settings": settings,
+    }

@@ -1,0 +1,273 @@
+"""Queries over all agents: sessions, messages and tool calls.
+
+A page costs what it holds where one index has its order and its filter; offsets are gone over one by one. Several
+filters are met by the index of one of them, and seen row by row for the others.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, LiteralString
+
+from kode_core.batch import Found, FoundRow, ListKind, SessionRow
+from kode_core.codec import Body
+from kode_core.engines.reading import MOST
+from kode_core.ids import row_name
+from kode_core.query import Range, RowQuery, SessionQuery
+from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search
+from kode_sqlite.tables import COMMON_TYPES
+from kode_sqlite.ways import Condition, Way, chosen, others
+
+__all__ = ["find_rows", "find_sessions", "row_ways", "rows_statement", "session_ways", "sessions_statement"]
+
+DB = sqlite3.Connection
+
+
+def _span(column: LiteralString, span: Range) -> Condition | None:
+    """The condition that *column* is in a span of time; None when that is open."""
+    ends: list[LiteralString] = []
+    if span.start is not None:
+        ends.append(f"{column} >= ?")
+    if span.end is not None:
+        ends.append(f"{column} < ?")
+    together: LiteralString = " AND ".join(ends)
+    return Condition(together, [end for end in (span.start, span.end) if end is not None]) if ends else None
+
+
+def _beyond(columns: Sequence[LiteralString], after: Sequence[Any], *, descending: bool) -> Condition:
+    together: LiteralString = ", ".join(columns)
+    marks: LiteralString = ", ".join(["?"] * len(columns))
+    return Condition(f"({together}) {'<' if descending else '>'} ({marks})", after)
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+_SORTED: Final[dict[str, tuple[LiteralString, LiteralString]]] = {
+    "created_at": ("created_at", "kode_agents a INDEXED BY kode_agents_created"),
+    "updated_at": ("updated_at", "kode_agents a INDEXED BY kode_agents_updated"),
+    "message_count": ("message_count", "kode_agents a INDEXED BY kode_agents_count"),
+}
+_OF_AGENT: Final[tuple[LiteralString, ...]] = ("agent_id", "template_id", "created_at", "updated_at", "message_count")
+_HAS_INFO: Final = Condition("a.created_at IS NOT NULL")
+_HAS_VALUE: Final = "EXISTS (SELECT 1 FROM kode_metadata p WHERE p.agent_id = a.agent_id AND p.key = ? AND p.value = ?)"
+
+
+def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
+    """What must hold for an agent, by names; a pair of metadata is its own name."""
+    found: dict[Any, Condition | None] = {
+        "info": _HAS_INFO,
+        "agent": None if query.agent_id is None else Condition("a.agent_id = ?", (query.agent_id,)),
+        "template": None if query.template_id is None else Condition("a.template_id = ?", (query.template_id,)),
+        **{pair: Condition(_HAS_VALUE, pair) for pair in query.metadata},
+        "created_at": _span("a.created_at", query.created),
+        "updated_at": _span("a.updated_at", query.updated),
+    }
+    if query.after is not None:
+        columns = (f"a.{_SORTED[query.sort_by][0]}", "a.agent_id")
+        found["after"] = _beyond(columns, query.after, descending=query.descending)
+    return {name: condition for name, condition in found.items() if condition is not None}
+
+
+def session_ways(query: SessionQuery) -> list[Way]:
+    """The ways to find the agents of a query."""
+    conditions = _session_conditions(query)
+
+    def along(table: LiteralString, *looked_up: str, in_order: bool = False) -> Way:
+        names = {"info", *looked_up, *(("after",) if in_order else ())}
+        return Way(
+            table,
+            _OF_AGENT,
+            (f"a.{_SORTED[query.sort_by][0]}", "a.agent_id"),
+            query.descending,
+            [condition for name, condition in conditions.items() if name in names],
+            others(conditions, names),
+            is_in_order=in_order,
+        )
+
+    if query.agent_id is not None:
+        return [along("kode_agents a", "agent")]
+    by_age = query.sort_by == "created_at"
+    ways = [_of_value(query, conditions, pair) for pair in _rarest_first(query.metadata)]
+    if query.template_id is not None:
+        ways.append(along("kode_agents a INDEXED BY kode_agents_template", "template", "created_at", in_order=by_age))
+    if not (by_age and ways):
+        ways.append(along(_SORTED[query.sort_by][1], query.sort_by, in_order=True))
+    for column in ("created_at", "updated_at"):
+        if column in conditions and column != query.sort_by:
+            ways.append(along(_SORTED[column][1], column))
+    return ways
+
+
+def _rarest_first(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A user's agents are likely few."""
+    return sorted(metadata, key=lambda pair: pair[0] != "userId")
+
+
+def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple[str, str]) -> Way:
+    """By the agents that have a value in their metadata, which are in the order of their age."""
+    by_age = query.sort_by == "created_at"
+    looked_up = [Condition("m.key = ? AND m.value = ?", pair), _span("m.created_at", query.created)]
+    order: tuple[LiteralString, ...] = ("m.created_at", "m.agent_id")
+    if by_age and query.after is not None:
+        looked_up.append(_beyond(order, query.after, descending=query.descending))
+    return Way(
+        "kode_metadata m INDEXED BY kode_metadata_created",
+        ("created_at", "agent_id"),
+        order if by_age else (f"a.{_SORTED[query.sort_by][0]}", "a.agent_id"),
+        query.descending,
+        [condition for condition in looked_up if condition is not None],
+        others(conditions, (pair, "created_at", *(("after",) if by_age else ()))),
+        " CROSS JOIN kode_agents a ON a.agent_id = m.agent_id",
+        by_age,
+    )
+
+
+def sessions_statement(query: SessionQuery, way: Way) -> tuple[LiteralString, list[Any]]:
+    """The statement that finds a page of sessions, and its arguments but for limit and offset."""
+    found, args = way.find("a.agent_id, a.created_at, a.updated_at, a.message_count")
+    direction: LiteralString = "DESC" if query.descending else "ASC"
+    statement: LiteralString = (
+        "SELECT f.agent_id, i.body, i.digest, f.created_at, f.updated_at, f.message_count"
+        f" FROM ({found}) f LEFT JOIN kode_infos i ON i.agent_id = f.agent_id"
+        f" ORDER BY f.{_SORTED[query.sort_by][0]} {direction}, f.agent_id {direction}"
+    )
+    return statement, args
+
+
+def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
+    def read(row: tuple[Any, ...]) -> SessionRow | None:
+        is_whole = is_sound(row, (TEXT, TEXT, RAW, INT, INT, INT)) and 0 <= row[5] < MOST
+        return SessionRow(row[0], Body(row[1], row[2]), *row[3:]) if is_whole else None
+
+    way = chosen(db, session_ways(query), query.limit + query.offset)
+    statement, args = sessions_statement(query, way)
+    return search(db, statement, args, query.limit, query.offset, read, lambda row: f"the info of agent {row[0]!r}")
+
+
+# --- messages and tool calls ------------------------------------------------------------------------------------------
+
+_IS: Final[dict[str, LiteralString]] = {
+    "role": "r.role = ?",
+    "content_type": "instr(r.content_types, char(10) || ? || char(10)) > 0",
+    "tool_name": "r.tool_name = ?",
+    "state": "r.state = ?",
+}
+_FLAGS: Final[dict[tuple[str, str | bool], LiteralString]] = {
+    ("is_error", True): "r.is_error",
+    ("is_error", False): "NOT r.is_error",
+    ("has_approval", True): "r.has_approval",
+    ("has_approval", False): "NOT r.has_approval",
+}
+_OF_ROW: Final[dict[str, tuple[LiteralString, ...]]] = {
+    "messages": ("agent_id", "position", "created_at", "role", "content_types"),
+    "tool_calls": ("agent_id", "position", "created_at", "tool_name", "state", "is_error", "has_approval"),
+}
+_OLDEST: Final[dict[str, LiteralString]] = {
+    "messages": "kode_messages r INDEXED BY kode_messages_created",
+    "tool_calls": "kode_tool_calls r INDEXED BY kode_tool_calls_created",
+}
+_OF_ONE: Final[dict[str, LiteralString]] = {
+    "messages": "kode_messages r INDEXED BY kode_messages_agent_created",
+    "tool_calls": "kode_tool_calls r INDEXED BY kode_tool_calls_agent",
+}
+
+
+def _index_of(name: str, value: str | bool) -> tuple[LiteralString, Condition] | None:
+    """The index of what is equal to *value*, with what it holds as well; None for values that most rows have."""
+    if name == "role" and value not in ("user", "assistant"):
+        rare = Condition("r.role <> 'user' AND r.role <> 'assistant'")
+        return "kode_messages r INDEXED BY kode_messages_role", rare
+    if name == "tool_name":
+        return "kode_tool_calls r INDEXED BY kode_tool_calls_name", Condition("TRUE")
+    if name == "state" and value != "COMPLETED":
+        return "kode_tool_calls r INDEXED BY kode_tool_calls_state", Condition("r.state <> 'COMPLETED'")
+    if name == "is_error" and value is True:
+        return "kode_tool_calls r INDEXED BY kode_tool_calls_errors", Condition("TRUE")
+    if name == "has_approval" and value is True:
+        return "kode_tool_calls r INDEXED BY kode_tool_calls_approval", Condition("TRUE")
+    return None
+
+
+def _row_conditions(query: RowQuery) -> dict[str, Condition]:
+    found = {}
+    for name, value in query.where:
+        is_flag = (name, value) in _FLAGS
+        found[name] = Condition(_FLAGS[name, value]) if is_flag else Condition(_IS[name], (value,))
+    span = _span("r.created_at", query.created)
+    return found if span is None else {**found, "created_at": span}
+
+
+def row_ways(query: RowQuery) -> list[Way]:
+    """The ways to find the rows of a query; all are in its order, which is that of time."""
+    conditions = _row_conditions(query)
+    agent = [] if query.agent_id is None else [Condition("r.agent_id = ?", (query.agent_id,))]
+    seen = [
+        Condition(f"+{condition.sql}", condition.args) for condition in agent
+    ]  # or SQLite would sort what is sorted
+    order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
+    after = [] if query.after is None else [_beyond(order, query.after, descending=query.descending)]
+    times = [conditions["created_at"]] if "created_at" in conditions else []
+
+    def along(table: LiteralString, looked_up: Sequence[Condition], *names: str) -> Way:
+        rest = others(conditions, (*names, "created_at"))
+        columns = _OF_ROW[query.kind]
+        return Way(table, columns, order, query.descending, [*looked_up, *times, *after], [*seen, *rest])
+
+    ways = []
+    if query.agent_id is not None:
+        rest = others(conditions, ("created_at",))
+        here = [*agent, *times, *_after_in_agent(query)]
+        ways.append(Way(_OF_ONE[query.kind], _OF_ROW[query.kind], order, query.descending, here, rest))
+    for name, value in query.where:
+        found = _index_of(name, value)
+        if found is not None:
+            ways.append(along(found[0], (conditions[name], found[1]), name))
+        if name == "content_type" and value not in COMMON_TYPES:
+            ways.append(_of_type(query, str(value), [*seen, *others(conditions, ("created_at",))]))
+    return ways or [along(_OLDEST[query.kind], ())]
+
+
+def _after_in_agent(query: RowQuery) -> list[Condition]:
+    """Where to go on in one agent, whose rows may all be of one moment."""
+    if query.after is None:
+        return []
+    time, agent_id, position = query.after
+    if agent_id == query.agent_id:
+        return [_beyond(("r.created_at", "r.position"), (time, position), descending=query.descending)]
+    return [_beyond(("r.created_at", "r.agent_id", "r.position"), query.after, descending=query.descending)]
+
+
+def _of_type(query: RowQuery, content_type: str, rest: Sequence[Condition]) -> Way:
+    """By the messages that have a rare type of content; the message is seen to have it."""
+    order: tuple[LiteralString, ...] = ("t.created_at", "t.agent_id", "t.position")
+    looked_up = [Condition("t.type = ?", (content_type,)), _span("t.created_at", query.created)]
+    if query.after is not None:
+        looked_up.append(_beyond(order, query.after, descending=query.descending))
+    return Way(
+        "kode_message_types t",
+        ("type", "created_at", "agent_id", "position"),
+        order,
+        query.descending,
+        [condition for condition in looked_up if condition is not None],
+        rest,
+        " CROSS JOIN kode_messages r INDEXED BY kode_messages_position"
+        " ON r.agent_id = t.agent_id AND r.position = t.position AND r.created_at = t.created_at",
+    )
+
+
+def rows_statement(way: Way) -> tuple[LiteralString, list[Any]]:
+    """The statement that finds a page of rows, and its arguments but for limit and offset."""
+    return way.find("r.agent_id, r.position, r.created_at, r.body, r.digest")
+
+
+def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
+    def read(row: tuple[Any, ...]) -> FoundRow | None:
+        is_whole = is_sound(row, (TEXT, INT, INT, TEXT, RAW))
+        return FoundRow(row[0], row[1], row[2], Body(row[3], row[4])) if is_whole else None
+
+    def name(row: tuple[Any, ...]) -> str:
+        return row_name(ListKind(query.kind), row[1], row[0])
+
+    statement, args = rows_statement(chosen(db, row_ways(query), query.limit + query.offset))
+    return search(db, statement, args, query.limit, query.offset, read, name)

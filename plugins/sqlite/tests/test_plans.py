@@ -1,0 +1,319 @@
+"""What queries cost on SQLite: steps of its machine, counted on a large store, and the indexes that plans name."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Final
+
+import pytest
+from kode_sqlite import overview, queries, reads, schema
+from kode_sqlite.ways import Way, chosen
+from msgspec.structs import replace
+
+from kode_core.batch import EventRange
+from kode_core.query import RowQuery, SessionQuery, message_query, session_query, tool_call_query
+from plugins.sqlite.tests import large
+
+PAGE: Final = 100
+A_PAGE: Final = 80 * PAGE
+"""Steps for a page that one index finds in its order: some dozens for a row."""
+A_CHOICE: Final = 10 * A_PAGE
+"""Steps for a page that several indexes could find: each is tried on a few rows."""
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """A store of 200,000 rows and more."""
+    with closing(sqlite3.connect(tmp_path_factory.mktemp("large") / "agents.db", isolation_level="DEFERRED")) as made:
+        made.execute("PRAGMA synchronous = OFF")
+        for statement in schema.sql():
+            made.execute(statement)
+        made.commit()
+        large.fill(made)
+        made.isolation_level = None
+        yield made
+
+
+@contextmanager
+def counted(db: sqlite3.Connection) -> Iterator[list[int]]:
+    """A list whose one number is how many steps were done inside."""
+    steps = [0]
+
+    def count() -> int:
+        steps[0] += 10
+        return 0
+
+    db.set_progress_handler(count, 10)
+    try:
+        yield steps
+    finally:
+        db.set_progress_handler(None, 0)
+
+
+def plan(db: sqlite3.Connection, statement: str, args: Sequence[Any]) -> str:
+    return "; ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", args))
+
+
+def plan_of(db: sqlite3.Connection, way: Way, columns: str) -> str:
+    statement, args = way.find(columns)  # type: ignore[arg-type]
+    return plan(db, statement, (*args, PAGE, 0))
+
+
+HALF: Final = large.EPOCH + large.AGENTS // 2
+
+
+@pytest.mark.parametrize(
+    ("filters", "index", "most"),
+    [
+        ({}, "kode_agents_created", A_PAGE),
+        ({"order": "asc"}, "kode_agents_created", A_PAGE),
+        ({"sort_by": "updated_at"}, "kode_agents_updated", A_PAGE),
+        ({"sort_by": "message_count"}, "kode_agents_count", A_PAGE),
+        ({"created_after": HALF, "created_before": HALF + 500}, "kode_agents_created", A_PAGE),
+        ({"updated_before": HALF, "sort_by": "updated_at"}, "kode_agents_updated", A_PAGE),
+        ({"template_id": "template-1"}, "kode_agents_template", A_PAGE),
+        ({"template_id": "none"}, "kode_agents_template", A_PAGE),
+        ({"template_id": "template-1", "sort_by": "updated_at"}, "kode_agents_updated", A_CHOICE),
+        ({"template_id": "none", "sort_by": "updated_at"}, "kode_agents_template", A_CHOICE),
+        ({"template_id": "template-1", "sort_by": "message_count"}, "kode_agents_count", A_CHOICE),
+        ({"user_id": "u-7"}, "kode_metadata_created", A_PAGE),
+        ({"user_id": "none"}, "kode_metadata_created", A_PAGE),
+        ({"metadata": {"plan": "gold"}}, "kode_metadata_created", A_PAGE),
+        ({"metadata": {"plan": "gold"}, "order": "asc"}, "kode_metadata_created", A_PAGE),
+        ({"metadata": {"campaign": "first"}}, "kode_metadata_created", A_PAGE),
+        ({"metadata": {"plan": "gold"}, "created_before": HALF}, "kode_metadata_created", A_PAGE),
+        ({"metadata": {"plan": "gold"}, "sort_by": "updated_at"}, "kode_agents_updated", A_CHOICE),
+        ({"metadata": {"plan": "gold"}, "sort_by": "message_count"}, "kode_agents_count", A_CHOICE),
+        ({"metadata": {"plan": "gold"}, "user_id": "u-7"}, "kode_metadata_created", A_PAGE),
+        ({"metadata": {"plan": "gold"}, "template_id": "template-1"}, "kode_agents_template", A_CHOICE),
+        ({"metadata": {"plan": "gold"}, "user_id": "u-7", "sort_by": "updated_at"}, "kode_metadata_created", A_CHOICE),
+        ({"template_id": "template-1", "user_id": "u-6"}, "kode_metadata_created", A_CHOICE),
+        ({"updated_before": HALF}, "kode_agents_created", A_CHOICE),
+        ({"updated_before": large.EPOCH + 50}, "kode_agents_updated", A_CHOICE),
+        ({"created_before": HALF, "updated_after": HALF + 5}, "kode_agents_created", A_CHOICE),
+        ({"created_before": large.EPOCH + 50, "sort_by": "updated_at"}, "kode_agents_created", A_CHOICE),
+        ({"updated_before": HALF, "sort_by": "message_count"}, "kode_agents_count", A_CHOICE),
+        ({"agent_id": large.BUSY}, "PRIMARY KEY", A_PAGE),
+        ({"agent_id": large.BUSY, "user_id": "u-7", "template_id": "template-2"}, "PRIMARY KEY", A_PAGE),
+    ],
+    ids=str,
+)
+def test_a_page_of_sessions(db: sqlite3.Connection, filters: Any, index: str, most: int) -> None:
+    """A page of sessions costs what it holds, at the start and after a cursor, and is what a look at all would give."""
+    asked = session_query(filters)
+    query = replace(asked, limit=PAGE)
+    pages = []
+    for _ in range(3):
+        with counted(db) as steps:
+            page = queries.find_sessions(db, query)
+        assert steps[0] <= most, steps
+        pages += page
+        if len(page) < PAGE:
+            break
+        query = replace(query, after=(getattr(page[-1], query.sort_by), page[-1].agent_id))
+    assert [(row.agent_id, row.updated_at) for row in pages] == _all_sessions(db, asked)[: len(pages)]
+    assert len(pages) in (3 * PAGE, len(_all_sessions(db, asked)))
+    way = chosen(db, queries.session_ways(replace(asked, limit=PAGE)), PAGE)
+    assert index in plan_of(db, way, "a.agent_id, a.created_at, a.updated_at, a.message_count")
+
+
+def _all_sessions(db: sqlite3.Connection, query: SessionQuery) -> list[tuple[str, int]]:
+    """The answer by reading everything."""
+    rows = db.execute("SELECT agent_id, template_id, created_at, updated_at, message_count FROM kode_agents").fetchall()
+    has = {
+        pair: {found for (found,) in db.execute("SELECT agent_id FROM kode_metadata WHERE key = ? AND value = ?", pair)}
+        for pair in query.metadata
+    }
+    found = [
+        (
+            (created, updated, count)[("created_at", "updated_at", "message_count").index(query.sort_by)],
+            agent_id,
+            updated,
+        )
+        for agent_id, template, created, updated, count in rows
+        if query.agent_id in (None, agent_id)
+        and query.template_id in (None, template)
+        and all(agent_id in ids for ids in has.values())
+        and created in query.created
+        and updated in query.updated
+    ]
+    return [(agent_id, updated) for _, agent_id, updated in sorted(found, reverse=query.descending)]
+
+
+M = message_query
+T = tool_call_query
+
+
+@pytest.mark.parametrize(
+    ("query", "index", "most"),
+    [
+        (M({}), "kode_messages_created", A_PAGE),
+        (M({"order": "asc"}), "kode_messages_created", A_PAGE),
+        (M({"role": "user"}), "kode_messages_created", A_PAGE),
+        (M({"role": "system"}), "kode_messages_role", A_PAGE),
+        (M({"role": "system", "order": "asc"}), "kode_messages_role", A_PAGE),
+        (M({"role": "none"}), "kode_messages_role", A_PAGE),
+        (M({"content_type": "text"}), "kode_messages_created", A_PAGE),
+        (M({"content_type": "video"}), "SEARCH t USING PRIMARY KEY (type=?", A_PAGE),
+        (M({"content_type": "none"}), "SEARCH t USING PRIMARY KEY (type=?", A_PAGE),
+        (M({"content_type": "video", "role": "system"}), "kode_messages_role", A_PAGE),
+        (M({"content_type": "video", "role": "assistant"}), "SEARCH t USING PRIMARY KEY (type=?", A_PAGE),
+        (M({"content_type": "video", "created_after": large.NEWEST}), "SEARCH t USING PRIMARY KEY (type=?", A_PAGE),
+        (M({"created_after": large.NEWEST - 9, "role": "system"}), "kode_messages_role", A_PAGE),
+        (M({"agent_id": large.BUSY}), "kode_messages_agent_created", A_PAGE),
+        (M({"agent_id": large.BUSY, "order": "asc"}), "kode_messages_agent_created", A_PAGE),
+        (M({"agent_id": large.BUSY, "role": "user", "content_type": "text"}), "kode_messages_agent_created", A_PAGE),
+        (M({"agent_id": large.BUSY, "role": "system"}), "kode_messages_role", A_CHOICE),
+        (M({"agent_id": large.BUSY, "content_type": "video"}), "SEARCH t USING PRIMARY KEY (type=?", A_CHOICE),
+        (T({}), "kode_tool_calls_created", A_PAGE),
+        (T({"tool_name": "tool-3"}), "kode_tool_calls_name", A_PAGE),
+        (T({"tool_name": "none"}), "kode_tool_calls_name", A_PAGE),
+        (T({"state": "COMPLETED"}), "kode_tool_calls_created", A_PAGE),
+        (T({"state": "PENDING"}), "kode_tool_calls_state", A_PAGE),
+        (T({"state": "none", "order": "asc"}), "kode_tool_calls_state", A_PAGE),
+        (T({"is_error": True}), "kode_tool_calls_errors", A_PAGE),
+        (T({"is_error": False}), "kode_tool_calls_created", A_PAGE),
+        (T({"has_approval": True}), "kode_tool_calls_approval", A_PAGE),
+        (T({"has_approval": False}), "kode_tool_calls_created", A_PAGE),
+        (T({"has_approval": True, "state": "PENDING"}), "kode_tool_calls_state", A_PAGE),
+        (T({"tool_name": "tool-3", "state": "FAILED"}), "kode_tool_calls_state", A_CHOICE),
+        (T({"tool_name": "tool-4", "is_error": True}), "kode_tool_calls_errors", A_CHOICE),
+        (T({"state": "PENDING", "created_after": large.EPOCH + 4}), "kode_tool_calls_state", A_PAGE),
+        (T({"agent_id": large.name(4), "state": "FAILED"}), "kode_tool_calls_agent", A_PAGE),
+    ],
+    ids=str,
+)
+def test_a_page_of_rows(db: sqlite3.Connection, query: RowQuery, index: str, most: int) -> None:
+    """A page of messages or tool calls costs what it holds, read in the order of an index, and is right."""
+    asked, query = query, replace(query, limit=PAGE)
+    pages = []
+    for _ in range(3):
+        with counted(db) as steps:
+            page = queries.find_rows(db, query)
+        assert steps[0] <= most, steps
+        pages += page
+        if len(page) < PAGE:
+            break
+        query = replace(query, after=(page[-1].created_at, page[-1].agent_id, page[-1].position))
+    expected = _all_rows(db, asked)
+    assert [(row.created_at, row.agent_id, row.position) for row in pages] == expected[: len(pages)]
+    assert len(pages) in (3 * PAGE, len(expected))
+    way = chosen(db, queries.row_ways(replace(asked, limit=PAGE)), PAGE)
+    found = plan_of(db, way, "r.agent_id, r.position, r.created_at, r.body, r.digest")
+    assert index in found
+    assert "TEMP B-TREE" not in found, f"sorted, not read in order: {found}"
+
+
+def _all_rows(db: sqlite3.Connection, query: RowQuery) -> list[tuple[int, str, int]]:
+    """The answer by reading everything."""
+    own = "role, content_types" if query.kind == "messages" else "tool_name, state, is_error, has_approval"
+    rows = db.execute(f"SELECT created_at, agent_id, position, {own} FROM kode_{query.kind}").fetchall()
+    found = []
+    for created, agent_id, position, *values in rows:
+        if query.kind == "messages":
+            matches = all(value in (values[0], *values[1].split()) for _, value in query.where)
+        else:
+            columns = dict(zip(("tool_name", "state", "is_error", "has_approval"), values, strict=True))
+            matches = all(columns[column] == value for column, value in query.where)
+        if matches and query.agent_id in (None, agent_id) and created in query.created:
+            found.append((created, agent_id, position))
+    return sorted(found, reverse=query.descending)
+
+
+def test_an_offset_is_gone_over_one_by_one(db: sqlite3.Connection) -> None:
+    """A number to begin at costs some steps for each row before it, in the index alone; a cursor costs none."""
+    costs = []
+    for offset in (10_000, 40_000):
+        with counted(db) as steps:
+            assert len(queries.find_rows(db, message_query({"offset": offset, "limit": PAGE}))) == PAGE
+        costs.append(steps[0])
+    assert costs[1] - costs[0] <= 5 * 30_000
+    assert costs[0] >= 10_000
+
+
+@pytest.mark.parametrize(
+    ("agent_id", "span", "index"),
+    [
+        (large.BUSY, EventRange(limit=PAGE), "kode_events_seq"),
+        (large.BUSY, EventRange(limit=PAGE, since_seq=20_000), "kode_events_seq"),
+        (large.BUSY, EventRange(limit=PAGE, after=(20_000, 20_000)), "kode_events_seq"),
+        (large.BUSY, EventRange(limit=PAGE, channel="monitor"), "kode_events_channel"),
+        (large.BUSY, EventRange(limit=PAGE, channel="progress", since_seq=500), "kode_events_seq"),
+        (large.BUSY, EventRange(limit=PAGE, order="offset", after=(0, 0)), "kode_events_agent"),
+        (large.BUSY, EventRange(limit=PAGE, order="offset", after=(0, 20_000)), "kode_events_agent"),
+        (large.BUSY, EventRange(limit=PAGE, order="offset", after=(0, large.EVENTS)), "kode_events_agent"),
+        (large.BUSY, EventRange(limit=PAGE, order="offset", after=(0, 0), channel="progress"), "kode_events_agent"),
+        (large.BUSY, EventRange(limit=PAGE, order="offset", after=(0, 0), channel="monitor"), "kode_events_channel"),
+        (large.BUSY, EventRange(limit=PAGE, order="offset", after=(0, 60), channel="control"), "kode_events_channel"),
+        (
+            large.BUSY,
+            EventRange(limit=PAGE, order="offset", after=(0, 0), since_seq=large.EVENTS - 9),
+            "kode_events_seq",
+        ),
+        (large.BUSY, EventRange(limit=PAGE, order="offset", after=(0, 0), since_seq=9), "kode_events_agent"),
+        (large.name(8), EventRange(limit=PAGE, order="offset", after=(0, 0)), "kode_events_agent"),
+        (large.name(8), EventRange(limit=PAGE, order="offset", after=(0, large.EVENTS - 500)), "kode_events_agent"),
+        (large.name(9), EventRange(limit=PAGE, order="offset", after=(0, 0)), "kode_events_agent"),
+    ],
+    ids=str,
+)
+def test_a_page_of_events(db: sqlite3.Connection, agent_id: str, span: EventRange, index: str) -> None:
+    """A page of events costs what it holds, in both orders, wherever it lies and whoever else appends."""
+    with counted(db) as steps:
+        found = reads.events(db, agent_id, span)
+    assert steps[0] <= A_CHOICE, steps
+    after = -1 if span.after is None else span.after[1]
+    rows = db.execute(
+        'SELECT "offset" FROM kode_events WHERE agent_id = ? AND "offset" > ? AND seq > ? AND channel LIKE ?'
+        ' ORDER BY "offset" LIMIT ?',
+        (agent_id, after, -1 if span.since_seq is None else span.since_seq, span.channel or "%", span.limit),
+    )
+    assert [row.offset for row in found] == [offset for (offset,) in rows]
+    assert index in plan_of(db, chosen(db, reads.event_ways(agent_id, span), span.limit), reads.EVENT)
+
+
+def test_all_events_by_offset_cost_the_same_for_each(db: sqlite3.Connection) -> None:
+    """To read a log by offset, page after page, costs as many steps for the last event as for the first."""
+    costs, offset = [], 0
+    while True:
+        with counted(db) as steps:
+            page = reads.events(db, large.BUSY, EventRange(order="offset", after=(0, offset), limit=2000))
+        if len(page) < 2000:
+            break
+        costs.append(steps[0])
+        offset = page[-1].offset
+    assert len(costs) >= 15
+    assert max(costs) - min(costs) <= 100
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda db: reads.last_event(db, large.BUSY),
+        lambda db: reads.head(db, large.BUSY),
+        overview.totals,
+        lambda db: reads.agent_ids(db, "", None, PAGE),
+        lambda db: reads.agent_ids(db, "agt-01", large.name(15_000), PAGE),
+        lambda db: overview.stored_ids(db, large.name(15_000), PAGE),
+        lambda db: list(overview._strange_offsets(db, large.BUSY)),
+    ],
+)
+def test_reads_that_look_at_few_rows(db: sqlite3.Connection, read: Callable[[sqlite3.Connection], Any]) -> None:
+    """The numbers that get_metrics tells, ids and heads are read without looking at everything."""
+    with counted(db) as steps:
+        read(db)
+    assert steps[0] <= A_CHOICE, steps
+
+
+def test_the_totals_are_those_of_the_heads(db: sqlite3.Connection) -> None:
+    """The numbers that are kept are those that a count of everything gives."""
+    told = overview.totals(db)
+    counts = db.execute("SELECT count(*), sum(message_count), sum(tool_call_count) FROM kode_agents").fetchone()
+    assert (told.agents, told.messages, told.tool_calls) == counts == (large.AGENTS, large.MESSAGES, large.CALLS)
+
+
+def test_statistics_are_counted_from_an_index(db: sqlite3.Connection) -> None:
+    """Statistics of an agent are counted from an index alone."""
+    assert "COVERING INDEX kode_tool_calls_agent (agent_id=?)" in plan(db, reads.STATS, ("a",))
