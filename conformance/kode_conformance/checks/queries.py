@@ -155,10 +155,10 @@ async def message_filters_select(ctx: Context) -> None:
     talk = [
         Message.system("s"),
         Message.user("u"),
-        Message("assistant", [TextBlock("t"), ToolUseBlock("c", "x", {})]),
+        Message("assistant", [TextBlock("t"), ToolUseBlock("c", "x", {}), ToolUseBlock("e", "x", {})]),
         Message("user", [ToolResultBlock("c", "r")]),
         Message("assistant", [ToolUseBlock("d", "x", {})]),
-        Message("User", [TextBlock("other case")]),
+        Message("User", [TextBlock("other case"), TextBlock("again")]),
     ]
     await ctx.store.save_messages("a", talk)
     await ctx.store.save_messages("b", talk[:3])
