@@ -11,6 +11,8 @@ from kode_conformance.checks.many_reads import in_pages
 from kode_conformance.checks.times import by_time
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.fields import full
+from kode_conformance.kinds import Gives, kinds
 from kode_conformance.logs import Asked, Log
 from kode_conformance.many import DOCUMENTS, at_once, same, views
 from kode_conformance.registry import Capability, check
@@ -258,3 +260,23 @@ async def many_share_what_is_not_their_key(ctx: Context) -> None:
         same(ctx, await seen.load_media_cache("a"), media, f"media of one file{where}")
         found = [event.event.data["number"] async for event in seen.read_events("a")]
         same(ctx, found, list(n), f"events of one seq{where}")
+
+
+@check("MSG-2", "TC-1", "MED-1", "TODO-1", under=(Dimension.ORDERS, Dimension.EQUALS))
+async def lists_stay_in_the_order_given(ctx: Context) -> None:
+    """A list comes back in the order in which it was given, whatever its records hold: no field of them sorts it, and
+    none groups it.
+    """
+    numbers = (3, 1, 2, 1, 3, 2, 0, 3)
+    for kind in kinds().values():
+        for writer in (writer for writer in kind.writers if writer.many and not kind.is_single):
+            given = [full(kind.record, number) for number in numbers]
+            reader = next((reader for reader in kind.readers if reader.gives is Gives.LIST), None)
+            if reader is None or writer.parameter == "upsert_tool_calls" or "upsert" in writer.method:
+                continue
+            agent = f"{writer.method} {writer.parameter}"
+            await getattr(ctx.store, writer.method)(agent, **{writer.parameter: given})
+            ctx.equal(await getattr(ctx.store, reader.method)(agent), given, f"{reader.method} after {agent}")
+    todos = samples.todos(*(f"{number}" for number in numbers))
+    await ctx.store.save_todos("todos", todos)
+    ctx.equal(await ctx.store.load_todos("todos"), todos, "the todos")

@@ -59,6 +59,10 @@ async def forks_are_independent(ctx: Context) -> None:
         ctx.equal(await ctx.store.load_messages(agent), samples.messages(3), f"the messages of {agent}")
         ctx.equal(await ctx.store.load_todos(agent), samples.todos("x"), f"the todos of {agent}")
     ctx.equal([s.id for s in await ctx.store.list_snapshots(first)], ["sfp-1"], "the fork's snapshots")
+    ctx.equal(await ctx.store.load_snapshot(first, "late"), None, "a snapshot that the parent saved after the fork")
+    await ctx.store.save_snapshot(first, samples.snapshot("mine"))
+    for agent in ("p", second, third):
+        ctx.equal(await ctx.store.load_snapshot(agent, "mine"), None, f"a snapshot of a fork, loaded for {agent}")
     await ctx.store.delete("p")
     await ctx.store.delete(first)
     for agent in (second, third, again):

@@ -71,7 +71,15 @@ _FAST_S: Final = 2.0
 
 
 @check(
-    "MSG-6", "QRY-7", "QRY-5", "EVT-4", "VAL-4", "TURN-1", needs=Capability.QUERYABLE, under=(_D.ITEMS, _D.INSTANCES)
+    "MSG-6",
+    "QRY-7",
+    "QRY-5",
+    "QRY-6",
+    "EVT-4",
+    "VAL-4",
+    "TURN-1",
+    needs=Capability.QUERYABLE,
+    under=(_D.ITEMS, _D.INSTANCES),
 )
 async def ten_thousand_in_one_turn(ctx: Context) -> None:
     """More than ten thousand messages, tool calls and events of one turn are all there: the info, sessions and
@@ -96,6 +104,9 @@ async def ten_thousand_in_one_turn(ctx: Context) -> None:
         await _counted(ctx, other, agent_id, count, count)
         for what, query in (("messages", other.query_messages), ("tool calls", other.query_tool_calls)):
             ctx.equal(await _pages(query, agent_id), count, f"how many {what} the largest pages give, to the last")
+        for what, stream in (("messages", other.iter_messages), ("tool calls", other.iter_tool_calls)):
+            streamed = len(await all_of(stream(agent_id=agent_id)))
+            ctx.equal(streamed, count, f"how many {what} an iterator gives, to the last")
         await ctx.store.append_messages(agent_id, messages[:1])
         await ctx.store.upsert_tool_call_records(agent_id, [calls[0], samples.tool_call(count, name=f"n{count % 3}")])
         await _counted(ctx, other, agent_id, count + 1, count + 1)
