@@ -216,6 +216,7 @@ def _turn(db: sqlite3.Connection, path: str, terms: Terms) -> Iterator[None]:
 def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
     """Begin a transaction, and return what is held for it."""
     start = told = time.monotonic()
+    place = place_of(db)
     while True:
         terms.heed()
         try:
@@ -226,8 +227,10 @@ def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
         except (sqlite3.OperationalError, StoreBusyError) as exc:
             if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            now = time.monotonic()
-            if now - start > terms.patience_s and place_of(db).step is None:
+            now, before, place = time.monotonic(), place, place_of(db)
+            if place != before:  # somebody takes steps, and has perhaps just taken the last one
+                start = now
+            if now - start > terms.patience_s and place.step is None:
                 raise
             if now - told > _TELL_EVERY_S:
                 told = now
