@@ -277,7 +277,7 @@ def test_nothing_that_applies_is_no_success() -> None:
 
 def test_processes_find_a_harness_of_a_file() -> None:
     """A harness of a file serves the checks that use other processes too."""
-    done = kode("conformance", "duck.py:Files", "--only", "EVT-1.appends_of_several_processes", "--tier", "quick")
+    done = kode("conformance", "duck.py:Files", "--only", "EVT-1.appends_of_several_processes", "--tier", "standard")
     assert done.code == 0, done.out
 
 
