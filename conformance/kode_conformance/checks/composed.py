@@ -75,6 +75,7 @@ async def an_agent_and_a_key_do_not_run_together(ctx: Context) -> None:
             for agent, its, number in ((short, long_key, 1), (long, key, 3)):
                 await save(ctx.store, f"{i}-{number}", its, number)
                 wanted = await load(ctx.store, f"{i}-{number}")
+                ctx.equal(len(wanted), 1, f"how many {name} an agent of its own has")
                 found = await load(other, agent)
                 ctx.equal(
                     found, wanted, f"the {name} of {agent!a}; another agent's id and key, joined by {dash!a}, are its"

@@ -103,7 +103,7 @@ def _typed(field: Field) -> Sequence[Any]:
     return _TYPED.get(field.holds, ())
 
 
-@check("VAL-2", "ID-4", "OPS-17", under=(_D.LOOKALIKES, _D.INSTANCES))
+@check("VAL-2", "ID-4", "OPS-17", absence_ok=True, under=(_D.LOOKALIKES, _D.INSTANCES))
 async def every_field_refuses_what_is_of_another_type(ctx: Context) -> None:
     """A value that is nearly of the type of its field, a member of an Enum, an instance of a subclass of str, True for
     a number or 7.0 for 7, is refused in every field of every record, by every method, and nothing is written.
