@@ -61,7 +61,7 @@ def causes_of(check_id: str) -> tuple[Cause, ...]:
 
 
 def likely(check_id: str, found: str) -> list[Cause]:
-    """The causes of a failure that may be those of *found*, the likeliest first.
+    """The known causes that fit *found*, the likeliest first.
 
     The more words of methods, filters and kinds one shares with what was found, the sooner it comes. One that names
     another method, filter or kind of record is left out.

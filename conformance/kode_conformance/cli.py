@@ -85,7 +85,7 @@ def conformance(
         str | None, typer.Option(metavar="CHECK", help="Run one check again, as a report names it.")
     ] = None,
     list_all: Annotated[
-        bool, typer.Option("--list", help="List the clauses and their checks, all or those of --only.")
+        bool, typer.Option("--list", help="List clauses and their checks: all, or those of --only.")
     ] = False,
     explain: Annotated[
         str | None, typer.Option(metavar="CLAUSE", help="Print a clause or an area, its checks and where to look.")
@@ -124,7 +124,7 @@ def _meant(store: str | None) -> list[str]:
 
 
 def _tell(explain: str | None, only: Sequence[str], as_json: bool) -> None:
-    """The clauses themselves; of a list only those that were asked for."""
+    """Print the clauses that were asked for; a list has all of them where nothing was."""
     try:
         wanted = only if explain is None else [explain]
         found = {clause_id for name in wanted for clause_id in find_clauses(name)}

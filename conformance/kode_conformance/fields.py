@@ -16,10 +16,10 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from kode_conformance.samples import T0
-from kode_core.model import UnknownBlock
+from kode_core.model import AgentInfo, UnknownBlock
 from kode_core.model.content import BLOCKS
 
-__all__ = ["Field", "Holds", "Values", "alone", "fields_of", "full", "made", "put", "rows", "value_in"]
+__all__ = ["Field", "Holds", "Values", "alone", "fields_of", "full", "made", "of_agent", "put", "rows", "value_in"]
 
 
 class Holds(Enum):
@@ -244,6 +244,11 @@ def alone(field: Field, value: Any, number: int = 0) -> Any:
 def put(record: Any, field: Field, value: Any) -> Any:
     """A copy of a record of :func:`full` or :func:`rows` with *value* in one field."""
     return made(field.root, lambda other: value if other is field else value_in(record, other))
+
+
+def of_agent(record: Any, agent_id: str) -> Any:
+    """The record, for that agent where it names one."""
+    return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
 
 
 def value_in(record: Any, field: Field) -> Any:

@@ -72,6 +72,14 @@ async def views(ctx: Context, other: ExtendedStore) -> AsyncIterator[tuple[str, 
         yield ", opened again", await ctx.reopen()
 
 
+def see_pieces(ctx: Context, found: Sequence[int], pieces: Sequence[Sequence[int]], what: str) -> None:
+    """The numbers must be those of all *pieces*, in any order of these, and each piece together and in its order."""
+    piece_of = {number: i for i, piece in enumerate(pieces) for number in piece}
+    order = list(dict.fromkeys(piece_of.get(number, -1) for number in found))
+    ctx.equal(sorted(order), list(range(len(pieces))), f"the calls of which there are {what}")
+    ctx.equal(list(found), [number for i in order for number in pieces[i]], f"the {what}, each call's in one piece")
+
+
 async def at_once(calls: Iterable[Awaitable[object]], most: int = 50) -> None:
     """Make the calls, so many at a time."""
     waiting = list(calls)

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from kode_conformance import fields
-from kode_conformance.fields import Field, alone, fields_of
+from kode_conformance.fields import Field, alone, fields_of, of_agent
 from kode_conformance.kinds import Gives, Kind, kinds
 from kode_core.model import AgentInfo
 from kode_core.protocols import Store
@@ -58,7 +58,7 @@ class Place(NamedTuple):
     async def save(self, store: Store, agent_id: str, record: Any) -> None:
         """Save a record, in place of an old one where the kind replaces."""
         writer = next(writer for writer in self.kind.writers if writer.method.startswith(("save_", "append_event")))
-        owned = record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
+        owned = of_agent(record, agent_id)
         given = {writer.parameter: [owned] if writer.many else owned}
         await getattr(store, writer.method)(agent_id, **given)
 

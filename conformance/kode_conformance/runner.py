@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from inspect import isfunction
 from pathlib import Path
 from typing import Final
 
@@ -138,9 +139,10 @@ def _outcome(check: Check, harness: StoreHarness, settings: Settings) -> tuple[S
     return Status.PASS, ""
 
 
-_HOOKS: Final = (
-    *("provision", "destroy", "restored", "corrupt", "files_of", "raw_dump", "break_backend", "heal_backend"),
-    *("crash_backend", "raise_version", "costs", "settle", "code_of"),
+_HOOKS: Final = tuple(
+    name
+    for name, method in vars(StoreHarness).items()
+    if isfunction(method) and not name.startswith(("_", "open")) and name != StoreHarness.has.__name__
 )
 """The methods of a harness that open no store: an error that comes out of them is not one of the store."""
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from kode_conformance import samples
 from kode_conformance.answers import answer
 from kode_conformance.context import Context, Violation, difference
-from kode_conformance.fields import Holds, Values, fields_of, full, put, rows, value_in
+from kode_conformance.fields import Holds, Values, fields_of, full, of_agent, put, rows, value_in
 from kode_conformance.kinds import Gives, Kind, Reader, Writer, kinds
 from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
@@ -151,7 +151,7 @@ class _Round:
             await self._call(writer, agent_id, found)
             self._written.append(_Written(agent_id, kind, by, found))
         elif kind.is_single:
-            owned = {f"{agent_id}-{i}": _of_agent(record, f"{agent_id}-{i}") for i, record in enumerate(found)}
+            owned = {f"{agent_id}-{i}": of_agent(record, f"{agent_id}-{i}") for i, record in enumerate(found)}
             await at_once(self._call(writer, its_id, record) for its_id, record in owned.items())
             self._written += [_Written(its_id, kind, by, [record]) for its_id, record in owned.items()]
         else:
@@ -181,7 +181,7 @@ class _Round:
                     value = value_in(record, field)
                 except LookupError:
                     continue
-                alone = _of_agent(put(full(type(record), i), field, value), agent_id)
+                alone = of_agent(put(full(type(record), i), field, value), agent_id)
                 try:
                     given = [alone] if writer.many else alone
                     await getattr(self._ctx.store, writer.method)(agent_id, **{writer.parameter: given})
@@ -194,12 +194,12 @@ class _Round:
         parent = f"{self._name}-parent"
         for kind in map(kinds().__getitem__, self._records):
             writer = min((w for w in kind.writers if w.method != "save_turn"), key=lambda w: not w.many)
-            found = [_of_agent(record, parent) for record in self._records[kind.record]]
+            found = [of_agent(record, parent) for record in self._records[kind.record]]
             keyed = any(reader.gives is Gives.KEYED for reader in kind.readers)
             calls: Sequence[Any] = [found] if writer.many else found if keyed else found[-1:]
             await at_once(self._call(writer, parent, given) for given in calls)
         if AgentInfo not in self._records:
-            await self._call(Writer("save_info", "info", many=False), parent, _of_agent(full(AgentInfo), parent))
+            await self._call(Writer("save_info", "info", many=False), parent, of_agent(full(AgentInfo), parent))
         (fork,) = await self._ctx.store.batch_fork(parent, 1)
         info = await self._ctx.store.load_info(fork)
         self._ctx.true(info is not None, "the fork has no info")
@@ -306,10 +306,6 @@ def _rest(writer: Writer, agent_id: str) -> dict[str, Any]:
 
 def _is_log(kind: Kind) -> bool:
     return any(reader.gives is Gives.STREAM for reader in kind.readers)
-
-
-def _of_agent(record: Any, agent_id: str) -> Any:
-    return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
 
 
 def _as_it_is(item: Any) -> Any:

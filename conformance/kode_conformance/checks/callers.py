@@ -12,7 +12,7 @@ from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import Holds, fields_of, full, put
+from kode_conformance.fields import Holds, fields_of, full, of_agent, put
 from kode_conformance.kinds import Gives, Kind, Reader, Writer, kinds
 from kode_conformance.methods import PROTOCOL_METHODS, calls_of, drive
 from kode_conformance.model import StoreModel
@@ -20,7 +20,7 @@ from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.spoiling import spoil, whole_copy
 from kode_conformance.ways import first, held, spoilt_come_back
-from kode_core.model import AgentInfo, Message, Record, Timeline, ToolUseBlock
+from kode_core.model import Message, Record, Timeline, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _D = Dimension
@@ -51,7 +51,7 @@ async def records_changed_in_place_are_saved(ctx: Context) -> None:
         for number, writer in enumerate(kind.writers):
             agent_id = f"{kind.record.__name__}-{number}"
             record = full(kind.record, number)
-            record = record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
+            record = of_agent(record, agent_id)
             await _give(ctx, model, writer, agent_id, record)
             if not spoil(record):
                 continue
@@ -154,7 +154,9 @@ async def equal_records_of_an_answer_are_not_one(ctx: Context) -> None:
         writer = min((w for w in kind.writers if w.method != "save_turn"), key=lambda w: not w.many)
         agents = ["x", "y"] if kind.is_single else ["x"]
         for agent in agents:
-            given = [_own(record, agent) for record in (_twice(kind) if not kind.is_single else [full(kind.record)])]
+            given = [
+                of_agent(record, agent) for record in (_twice(kind) if not kind.is_single else [full(kind.record)])
+            ]
             for call in [given] if writer.many else given:
                 await getattr(ctx.store, writer.method)(agent, **{writer.parameter: call})
         for reader in kind.readers:
@@ -173,10 +175,6 @@ async def equal_records_of_an_answer_are_not_one(ctx: Context) -> None:
         kept = whole_copy(sessions[1])
         spoil(sessions[0])
         ctx.equal(sessions[1], kept, f"one of two equal sessions of {what}, after the other was changed")
-
-
-def _own(record: Any, agent: str) -> Any:
-    return record.replace(agent_id=agent) if isinstance(record, AgentInfo) else record
 
 
 async def _several(ctx: Context, reader: Reader, kind: Kind) -> list[Any]:

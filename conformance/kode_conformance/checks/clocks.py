@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, Final
+from typing import Final
 
 from kode_conformance import samples
 from kode_conformance.checks.leases import all_of, take
+from kode_conformance.checks.times import WAYS
 from kode_conformance.clock import clock_off
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import TIMES, Dimension
@@ -92,24 +93,6 @@ async def updated_at_only_grows_under_any_clock(ctx: Context) -> None:
     ctx.equal(await _updated(ctx.store, "a"), before, "updated_at after the agent was locked")
 
 
-_ADDING: Final[Mapping[str, Callable[[ExtendedStore, Sequence[Any], int], Awaitable[object]]]] = {
-    "append_messages": lambda store, all_of_them, had: store.append_messages("a", all_of_them[had:]),
-    "save_messages": lambda store, all_of_them, had: store.save_messages("a", all_of_them),
-    "save_turn(append)": lambda store, all_of_them, had: store.save_turn("a", append=all_of_them[had:]),
-    "save_turn(messages)": lambda store, all_of_them, had: store.save_turn("a", messages=all_of_them),
-    "save_turn(append) with all else": lambda store, all_of_them, had: store.save_turn(
-        "a",
-        append=all_of_them[had:],
-        upsert_tool_calls=[samples.tool_call(had)],
-        todos=samples.todos(f"{had}"),
-        events=[samples.event(had)],
-    ),
-    "save_turn(messages) with all else": lambda store, all_of_them, had: store.save_turn(
-        "a", messages=all_of_them, info=samples.info("a"), tool_calls=[samples.tool_call(had)]
-    ),
-}
-
-
 @check("MSG-4", needs=_Q, under=(Dimension.CLOCKS, Dimension.INSTANCES, Dimension.ORDERS))
 async def new_messages_are_never_older_under_any_clock(ctx: Context) -> None:
     """A message that is added is not older than those before it, and those keep their times, by whichever of the ways
@@ -118,10 +101,10 @@ async def new_messages_are_never_older_under_any_clock(ctx: Context) -> None:
     stores, texts = (ctx.store, await ctx.another()), samples.messages(4 * len(_STEPS))
     before: list[int] = []
     for number in range(len(texts)):
-        name = list(_ADDING)[(number + number // len(_STEPS)) % len(_ADDING)]
+        name, (takes_all, write) = list(WAYS.items())[(number + number // len(_STEPS)) % len(WAYS)]
         off = _STEPS[number % len(_STEPS)]
         with clock_off(off):
-            await _ADDING[name](stores[number % 2], texts[: number + 1], number)
+            await write(stores[number % 2], "a", texts[0 if takes_all else number : number + 1])
         found = await stores[number // 2 % 2].query_messages(agent_id="a", order="asc", limit=1000)
         when = f"message {number} was added by {name} with the clock off by {off} s"
         ctx.equal(

@@ -21,7 +21,8 @@ Load = Callable[[ExtendedStore, str], Awaitable[list[Any]]]
 
 
 async def _snapshots(store: ExtendedStore, agent_id: str) -> list[Any]:
-    return [await store.load_snapshot(agent_id, info.id) for info in await store.list_snapshots(agent_id)]
+    """Each by its id: a list may be right where an id leads to another agent's."""
+    return [await store.load_snapshot(agent_id, one.id) for one in await store.list_snapshots(agent_id)]
 
 
 _KEYED: Final[tuple[tuple[str, Save, Load], ...]] = (

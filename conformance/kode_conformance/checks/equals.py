@@ -233,8 +233,8 @@ _SHARING: Final = 130
 
 @check("HIS-1", "HIS-2", "SNAP-1", "TC-2", "EVT-3", "MED-1", under=(Dimension.EQUALS, Dimension.ITEMS))
 async def many_share_what_is_not_their_key(ctx: Context) -> None:
-    """More than a hundred records of an agent may share any one thing that is not their whole key: a path, a time, an
-    id of something else, a name or a seq; each is there.
+    """Each record is there when more than a hundred of an agent share one thing that is not their whole key: a path, a
+    time, another record's id, a name or a seq.
     """
     store, n = ctx.store, range(_SHARING)
     paths = [samples.recovered("one path", i) for i in n]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, twins
-from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, made, put, value_in
+from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, made, of_agent, put, value_in
 from kode_conformance.kinds import Gives, Kind, Reader, kinds
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
@@ -284,7 +284,7 @@ async def _saved_again(ctx: Context, other: ExtendedStore, kind: Kind, reader: R
     ctx.true(records and records != [None], f"{reader.method} must give what was saved")
     for writer in kind.writers:
         target = f"{agent_id}-{writer.method}-{writer.parameter}"
-        owned = [one.replace(agent_id=target) if isinstance(one, AgentInfo) else one for one in records]
+        owned = [of_agent(one, target) for one in records]
         for given in [owned] if writer.many else owned:
             await getattr(other, writer.method)(target, **{writer.parameter: given})
         found = await getattr(ctx.store, reader.method)(target)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import Field, Holds, fields_of, full, put
+from kode_conformance.fields import Field, Holds, fields_of, full, of_agent, put
 from kode_conformance.kinds import Gives, Kind, Writer, kinds
 from kode_conformance.methods import drive
 from kode_conformance.model import StoreModel
@@ -17,7 +17,6 @@ from kode_conformance.payloads import PAYLOADS
 from kode_conformance.registry import check
 from kode_conformance.ways import held
 from kode_core.errors import InvalidArgumentError, InvalidValueError, KodeError
-from kode_core.model import AgentInfo
 
 _D = Dimension
 _WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
@@ -31,10 +30,6 @@ _TOPS: Final = [
     if len(payload.value) == 1 and not payload.name.endswith("_key")
 ]
 """The same, where they are the whole value of a field."""
-
-
-def _of(agent_id: str, record: Any) -> Any:
-    return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
 
 
 def _free(kind: Kind) -> Sequence[Field]:
@@ -52,7 +47,7 @@ async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
     model, number = StoreModel(), 0
     for kind in kinds().values():
         writer = kind.writers[0]
-        record = _of("a", full(kind.record))
+        record = of_agent(full(kind.record), "a")
         given = {writer.parameter: [record] if writer.many else record}
         getattr(model, writer.method)("a", **given)
         await getattr(ctx.store, writer.method)("a", **given)
@@ -66,7 +61,7 @@ async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
             for payload in (*_ALWAYS, *rest, *tops):
                 value = payload.value if field.holds is Holds.JSON else {"new": payload.value}
                 bad = put(full(kind.record, 1), field, value)
-                alone = {writer.parameter: [bad] if writer.many else _of("a", bad)}
+                alone = {writer.parameter: [bad] if writer.many else of_agent(bad, "a")}
                 call = alone if payload not in (*_ALWAYS, *turn) else _call(kind, writer, bad)
                 what = f"{payload.name} in {field.name}, given to {writer.method}({writer.parameter}=)"
                 await ctx.raises(InvalidValueError, getattr(ctx.store, writer.method)("a", **call), what)
@@ -93,7 +88,7 @@ _TYPED: Final[Mapping[Holds, Sequence[Any]]] = {
     Holds.TIME: (_Number.SEVEN, True, 7.0),
     Holds.BOOL: (1, 0, "true", _Number.SEVEN),
 }
-"""By what a field holds: values that look like it and are of another type."""
+"""Values that look like what a field holds and are of another type, by what it holds."""
 
 
 def _typed(field: Field) -> Sequence[Any]:
@@ -124,13 +119,13 @@ async def every_field_refuses_what_is_of_another_type(ctx: Context) -> None:
 def _call(kind: Kind, writer: Writer, bad: Any) -> dict[str, Any]:
     """The call with the bad record among good ones; of a turn, next to all other parts that go with it."""
     several = [full(kind.record, 2), bad, full(kind.record, 3)]
-    call: dict[str, Any] = {writer.parameter: several if writer.many else _of("a", bad)}
+    call: dict[str, Any] = {writer.parameter: several if writer.many else of_agent(bad, "a")}
     if writer.method == "save_turn":
         for other in kinds().values():
             if other is not kind:
                 part = next((w for w in other.writers if w.method == "save_turn"), None)
                 if part is not None:
-                    record = _of("a", full(other.record, 4))
+                    record = of_agent(full(other.record, 4), "a")
                     call[part.parameter] = [record] if part.many else record
     return call
 

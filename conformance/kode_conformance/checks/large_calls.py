@@ -192,12 +192,8 @@ async def more_than_a_thousand_are_seen_whole(ctx: Context) -> None:
                     continue
             model = await _begin(ctx.store, agent)
             looks = looks_at(call, ctx.harness.lacks, count)
-            states = [state_of(model, call, agent, looks)]
             given = call.arguments(agent, count)
-            call.note(model, agent, given)
-            states.append(state_of(model, call, agent, looks))
-            acting = call.act(ctx.store, agent, given)
-            await _poll(other, agent, looks, acting, states, f"{call.name} of {count}")
+            await _see_a_call(ctx, other, call, agent, given, model, looks, f"{call.name} of {count}")
             if call is LARGE[-1]:
                 await _see_the_delete(ctx, other, call, agent, count)
 
@@ -207,11 +203,25 @@ async def _see_the_first(ctx: Context, other: ExtendedStore, call: Large, agent:
     model = StoreModel()
     looks = dict(itertools.islice(looks_at(call, ctx.harness.lacks, count).items(), max(2, len(call.lists))))
     for what, tag in (("the first", "new"), ("over as many", "other")):
-        states = [state_of(model, call, agent, looks)]
         given = call.arguments(agent, count, tag)
-        call.note(model, agent, given)
-        states.append(state_of(model, call, agent, looks))
-        await _poll(other, agent, looks, call.act(ctx.store, agent, given), states, f"{call.name} of {count}, {what}")
+        await _see_a_call(ctx, other, call, agent, given, model, looks, f"{call.name} of {count}, {what}")
+
+
+async def _see_a_call(
+    ctx: Context,
+    other: ExtendedStore,
+    call: Large,
+    agent: str,
+    given: Mapping[str, Any],
+    model: StoreModel,
+    looks: Mapping[str, Look],
+    what: str,
+) -> None:
+    """Make the call, in the model too; while it is under way the other instance gives what was there or what is."""
+    before = state_of(model, call, agent, looks)
+    call.note(model, agent, given)
+    after = state_of(model, call, agent, looks)
+    await _poll(other, agent, looks, call.act(ctx.store, agent, given), [before, after], what)
 
 
 async def _see_the_delete(ctx: Context, other: ExtendedStore, call: Large, agent: str, count: int) -> None:

@@ -181,10 +181,10 @@ async def nothing_is_left_of_much(ctx: Context) -> None:
     await fill(ctx.store, "b")
     few = await dump(ctx, "b")
     await fill_much(ctx.store, "a")
-    numbers = dict(_NUMBERS)
-    for kind in in_time(ctx, ctx.rng.sample(_thousands(ctx), len(_thousands(ctx)))):
+    numbers, more = dict(_NUMBERS), _thousands(ctx)
+    for kind in in_time(ctx, ctx.rng.sample(more, len(more))):
         numbers[kind] = 1003
-        await more_documents(ctx.store, "a", numbers)
+        await more_documents(ctx.store, "a", {kind: numbers[kind]})
     before = await many_of_all(other, "a")
     ctx.equal({name: len(records) for name, records in before.items()}, numbers, "what an agent holds before delete")
     await ctx.store.delete("a")
@@ -253,9 +253,9 @@ def _thousands(ctx: Context) -> Sequence[str]:
 
 async def more_documents(store: ExtendedStore, agent: str, numbers: Mapping[str, int]) -> None:
     """Write as many documents of each kind as *numbers* says, behind those of :func:`fill_much`."""
-    for kind, save in _DOCUMENTS.items():
-        for start in range(_NUMBERS[kind], numbers[kind], 100):
-            await asyncio.gather(*(save(store, agent, i) for i in range(start, min(start + 100, numbers[kind]))))
+    for kind, number in numbers.items():
+        for start in range(_NUMBERS[kind], number, 100):
+            await asyncio.gather(*(_DOCUMENTS[kind](store, agent, i) for i in range(start, min(start + 100, number))))
 
 
 async def many_of_all(store: ExtendedStore, agent: str) -> dict[str, Sequence[Any]]:

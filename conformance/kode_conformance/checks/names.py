@@ -12,7 +12,7 @@ from typing import Any, Final
 from kode_conformance import samples
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension, twins
-from kode_conformance.fields import Field, Holds, fields_of, full, put
+from kode_conformance.fields import Field, Holds, fields_of, full, of_agent, put
 from kode_conformance.kinds import Gives, Kind, Writer, kinds
 from kode_conformance.methods import calls_of, drive
 from kode_conformance.model import StoreModel
@@ -20,7 +20,6 @@ from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.ways import at_once, brief, held
 from kode_core.errors import InvalidArgumentError, LockUnavailableError
-from kode_core.model import AgentInfo, Record
 
 _D = Dimension
 _AGENT_BYTES: Final = 256
@@ -146,11 +145,6 @@ def _given(writer: Writer, record: Any) -> Any:
     return [record] if writer.many else record
 
 
-def _of(agent_id: str, root: type[Record], number: int) -> Any:
-    record = full(root, number)
-    return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
-
-
 @check("ID-2", "ID-1", "LIFE-2", "LIFE-3", under=(_D.TWINS, _D.LENGTHS, _D.INSTANCES))
 async def twin_agents_share_nothing(ctx: Context) -> None:
     """Agents whose ids differ in what comparisons and file systems overlook have records of every kind of their own;
@@ -166,7 +160,7 @@ async def twin_agents_share_nothing(ctx: Context) -> None:
         writers = {kind: _of_turn(kind) or kind.writers[0] for kind in together}
         method = writers[together[0]].method
         every = [
-            {w.parameter: _given(w, _of(agent_id, kind.record, i)) for kind, w in writers.items()}
+            {w.parameter: _given(w, of_agent(full(kind.record, i), agent_id)) for kind, w in writers.items()}
             for i, agent_id in enumerate(ids)
         ]
         for agent_id, given in zip(ids, every, strict=True):

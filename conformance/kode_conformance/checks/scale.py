@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import statistics
-import threading
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
+from kode_conformance.costs import held
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -159,27 +158,19 @@ async def opening_and_closing_leaves_nothing(ctx: Context) -> None:
         await cycle()
     opened, grown = 5, {}
     for _ in range(2):  # a pool of threads may still fill in the first round, and is full in the second
-        before = _held()
+        before = held()
         for _ in range(200 if ctx.settings.tier is Tier.THOROUGH else 50):
             await cycle()
             opened += 1
         for _ in range(int(_ENDINGS * max(1.0, ctx.harness.patience))):  # threads of drivers end a moment after close
             await asyncio.sleep(0.1)
-            grown = {name: (before[name], count) for name, count in _held().items() if count > before[name] + 5}
+            grown = {name: (before[name], count) for name, count in held().items() if count > before[name] + 5}
             if not grown:
                 break
         if not grown:
             break
     ctx.equal(len(await ctx.store.load_messages("a")), opened, "what the stores appended that were closed")
     ctx.equal(grown, {}, "what grew, from and to")
-
-
-def _held() -> dict[str, int]:
-    gc.collect()
-    held = {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
-    with suppress(OSError):
-        held["descriptors"] = len(list(Path("/proc/self/fd").iterdir()))
-    return held
 
 
 @check("MSG-5", "SNAP-1", tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.EQUALS))

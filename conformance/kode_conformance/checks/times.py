@@ -100,7 +100,7 @@ def _rest(agent: str) -> dict[str, Any]:
     }
 
 
-_WAYS: Final[Mapping[str, tuple[bool, _Write]]] = {
+WAYS: Final[Mapping[str, tuple[bool, _Write]]] = {
     "save_messages": (True, lambda s, a, m: s.save_messages(a, m)),
     "save_turn(messages)": (True, lambda s, a, m: s.save_turn(a, messages=m)),
     "save_turn(messages) with all else": (True, lambda s, a, m: s.save_turn(a, messages=m, **_rest(a))),
@@ -108,16 +108,16 @@ _WAYS: Final[Mapping[str, tuple[bool, _Write]]] = {
     "save_turn(append)": (False, lambda s, a, m: s.save_turn(a, append=m)),
     "save_turn(append) with all else": (False, lambda s, a, m: s.save_turn(a, append=m, **_rest(a))),
 }
-"""Each way to write messages, and whether it takes the whole list."""
+"""Each way to write messages, and whether it takes the whole list; what it takes otherwise is added."""
 _OLD: Final = 4
 _CASES: Final = (
     *(
         (name, edited, added)
-        for name, (takes_all, _) in _WAYS.items()
+        for name, (takes_all, _) in WAYS.items()
         if takes_all
         for edited, added in ((0, 0), (0, 1), (_OLD - 1, 0), (_OLD - 1, 1), (2, 1001))
     ),
-    *((name, None, added) for name, (takes_all, _) in _WAYS.items() if not takes_all for added in (1, 1001)),
+    *((name, None, added) for name, (takes_all, _) in WAYS.items() if not takes_all for added in (1, 1001)),
 )
 """A way, the position that it replaces, and how many messages it adds."""
 
@@ -134,7 +134,7 @@ async def times_stay_whatever_way_and_however_many(ctx: Context) -> None:
         await asyncio.sleep(0.002)
     for case in in_time(ctx, _CASES):
         (name, position, added), agent = case, f"{case}"
-        _, write = _WAYS[name]
+        _, write = WAYS[name]
         new, kept = samples.messages(added, _OLD), list(m)
         if position is not None:
             kept[position] = samples.message(text="edited")
@@ -149,7 +149,7 @@ async def times_stay_whatever_way_and_however_many(ctx: Context) -> None:
 async def _keeps(
     ctx: Context, store: ExtendedStore, agent: str, before: Sequence[int], wanted: Sequence[Any], when: str
 ) -> None:
-    """The first messages have the times from before, and all of them are there, in the order of time."""
+    """The first messages keep their times, and all messages are there, in the order of time."""
     found = (await by_time(store, agent))[: len(wanted)]
     ctx.equal([message.created_at for message in found[: len(before)]], [*before], f"the times {when}")
     ctx.equal([message.position for message in found], list(range(min(len(wanted), 1000))), f"positions {when}")
@@ -161,7 +161,7 @@ async def calls_a_moment_apart_have_two_times(ctx: Context) -> None:
     """Messages of two calls that are some milliseconds apart have two times, by whatever way they are written, and so
     has the session before and after.
     """
-    for name, (takes_all, write) in in_time(ctx, _WAYS.items()):
+    for name, (takes_all, write) in in_time(ctx, WAYS.items()):
         await ctx.store.save_info(name, samples.info(name))
         updated = []
         for count in range(1, 4):

@@ -12,6 +12,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.many import see_pieces
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_core.model import Bookmark
@@ -94,16 +95,13 @@ async def turns_at_once_lose_nothing(ctx: Context) -> None:
             await asyncio.gather(*(_one_by_one(turns[i::3]) for i in range(3)))
         else:
             await asyncio.gather(*turns)
-        parts = {i: [100 * i + k for k in range(size)] for i, size in enumerate(sizes)}
+        pieces = [[100 * i + k for k in range(size)] for i, size in enumerate(sizes)]
         for store in stores[:2]:
             texts = [int(message.text.removeprefix("message ")) for message in await store.load_messages(agent)][1:]
             calls = [int(call.id.removeprefix("call_")) for call in await store.load_tool_call_records(agent)]
             by_offset = [event.bookmark.seq async for event in store.read_events(agent, after_offset=0)]
             for what, found in (("messages", texts), ("tool calls", calls), ("events, by offset,", by_offset)):
-                order = list(dict.fromkeys(number // 100 for number in found))
-                wanted = [number for i in order if i in parts for number in parts[i]]
-                ctx.equal(sorted(order), list(range(12)), f"the turns of which there are {what} after twelve at once")
-                ctx.equal(found, wanted, f"the {what} of twelve turns at once, each in one piece")
+                see_pieces(ctx, found, pieces, f"{what} of twelve turns at once")
 
 
 async def _one_by_one(calls: Sequence[Awaitable[object]]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance import samples
+from kode_conformance.checks.many_reads import in_pages
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.fields import Field, Holds, fields_of, full, put
@@ -102,8 +103,9 @@ async def ten_thousand_in_one_turn(ctx: Context) -> None:
         same(ctx, await other.load_messages(agent_id), messages, f"{count} messages of one turn")
         same(ctx, await other.load_tool_call_records(agent_id), calls, f"{count} tool calls of one turn")
         await _counted(ctx, other, agent_id, count, count)
-        for what, query in (("messages", other.query_messages), ("tool calls", other.query_tool_calls)):
-            ctx.equal(await _pages(query, agent_id), count, f"how many {what} the largest pages give, to the last")
+        for what in ("messages", "tool_calls"):
+            paged = len(await in_pages(other, f"query_{what}", agent_id=agent_id, limit=MAX_LIMIT))
+            ctx.equal(paged, count, f"how many {what} the largest pages give, to the last")
         for what, stream in (("messages", other.iter_messages), ("tool calls", other.iter_tool_calls)):
             streamed = len(await all_of(stream(agent_id=agent_id)))
             ctx.equal(streamed, count, f"how many {what} an iterator gives, to the last")
@@ -117,16 +119,6 @@ async def ten_thousand_in_one_turn(ctx: Context) -> None:
         ctx.equal(await other.append_event(agent_id, events[0]), offsets[0], "the offset of the first event again")
         await ctx.store.save_messages(agent_id, messages[:-1])
         await _counted(ctx, other, agent_id, count - 1, count + 1)
-
-
-async def _pages(query: Callable[..., Awaitable[Any]], agent_id: str) -> int:
-    """How many records there are on the pages of the largest limit, from cursor to cursor."""
-    page = await query(agent_id=agent_id, limit=MAX_LIMIT)
-    found = len(page)
-    while page.next_cursor is not None:
-        page = await query(agent_id=agent_id, limit=MAX_LIMIT, cursor=page.next_cursor)
-        found += len(page)
-    return found
 
 
 async def _counted(ctx: Context, store: ExtendedStore, agent_id: str, messages: int, calls: int) -> None:

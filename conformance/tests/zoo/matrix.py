@@ -1,4 +1,4 @@
-"""The kill matrix: ``python -m conformance.tests.zoo.matrix --json kill-matrix.json --markdown docs/kill-matrix.md``.
+"""The kill matrix: ``python -m conformance.tests.zoo.matrix --json FILE --markdown docs/kill-matrix.md``.
 
 Runs each mutant against every check of its area, or with ``--all`` against every check of the first tier that starts no
 other process, and writes down which ones find it.
@@ -188,7 +188,7 @@ def kept(page: Path) -> dict[str, Row]:
 def main() -> int:
     """Make the matrix; ends with 1 when a mutant survives."""
     parser = argparse.ArgumentParser(prog="python -m conformance.tests.zoo.matrix", description=__doc__)
-    parser.add_argument("--json", type=Path, default=Path("kill-matrix.json"), help="where to write the whole of it")
+    parser.add_argument("--json", type=Path, help="where to write the whole of it")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
     parser.add_argument("--keep", type=Path, help="a page whose rows are taken over where they still hold")
     parser.add_argument("--named", action="store_true", help="only the check that a mutant names")
@@ -206,7 +206,8 @@ def main() -> int:
     )
     known |= {row.mutant: row for row in fresh}
     rows = [known[name] for name in names]
-    asked.json.write_text(json.dumps({**summary(rows), "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+    if asked.json is not None:
+        asked.json.write_text(json.dumps({**summary(rows), "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
     if asked.markdown is not None:
         asked.markdown.write_text(as_markdown(rows, everything=asked.all))
     survivors = summary(rows)["survivors"]
