@@ -16,6 +16,7 @@ __all__ = ["leave_nothing_behind"]
 FAULTS = load_faults()
 STORIES = records()
 CHECKS = {check.id: check for check in load_checks()}
+_LOOKS = 5
 
 pytestmark = [
     pytest.mark.selftest,
@@ -34,10 +35,14 @@ FOUND = [fault for fault in FAULTS if (story := STORIES.get(fault.name)) and (st
 
 @pytest.mark.parametrize("fault", FOUND, ids=[fault.name for fault in FOUND])
 def test_the_fault_is_found(fault: Fault) -> None:
-    """The check that found the fault when it was judged last finds it again."""
+    """The check that found the fault when it was judged last finds it again; one that depends on timing may have to
+    look again, as its replay does.
+    """
     now = STORIES[fault.name].now
+    check = CHECKS[now.own or now.others[0]]
     with pytest.raises(Exception):  # noqa: B017 - a finding, or the store's own error
-        run_check(CHECKS[now.own or now.others[0]], fault.harness(), Settings(Tier[now.tier.upper()], 1))
+        for _ in range(_LOOKS if check.depends_on_timing else 1):
+            run_check(check, fault.harness(), Settings(Tier[now.tier.upper()], 1))
 
 
 def test_every_fault_has_a_story() -> None:
