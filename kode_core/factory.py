@@ -138,10 +138,9 @@ async def open_engine(configured: Configured) -> Engine:
     if folder is not None:
         from kode_core.layers.hybrid import HybridEngine
 
-        durability: Any = getattr(configured.options, "durability", "full")
-        file_mode: str = getattr(configured.options, "file_mode", "0600")
+        shared = {name for name in ("durability", "file_mode") if hasattr(configured.options, name)}
         async with _closed_on_error(engine):
-            files = JsonOptions(base_dir=folder, durability=durability, file_mode=file_mode)
+            files = JsonOptions(base_dir=folder, **{name: getattr(configured.options, name) for name in shared})
             engine = HybridEngine(engine, await open_json(files))
         async with _closed_on_error(engine):
             await engine.bind()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import io
 import json
 import os
@@ -520,6 +519,11 @@ def test_events_are_filtered(store: str) -> None:
     assert err == "3 events\n"
 
 
+def heed_interrupts() -> None:
+    """In a process that is about to begin: jobs in the background of a shell ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_follow_gets_what_another_process_appends(store: str) -> None:
     """As JSON Lines, at once; Ctrl-C ends it without a word."""
     url = copy(store)
@@ -527,7 +531,7 @@ def test_follow_gets_what_another_process_appends(store: str) -> None:
         (*KODE, "events", "agt-0", "--follow", "--json", "--store", url, "--since", "1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+        preexec_fn=heed_interrupts,
     )
     try:
         assert follower.stdout is not None
@@ -826,8 +830,9 @@ def test_an_interrupted_backup_leaves_nothing() -> None:
         db.commit()
     before = sorted(os.listdir())
     command = (*KODE, "backup", "--store", "sqlite:///large.db", "copies/copy.db")
-    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeds) as running:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts
+    ) as running:
         deadline = time.monotonic() + 30
         while not list(Path("copies").glob(".*.part")) and time.monotonic() < deadline:
             time.sleep(0.005)

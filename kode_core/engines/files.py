@@ -38,6 +38,7 @@ __all__ = [
     "locked",
     "make_file",
     "open_file",
+    "open_or_make",
     "os_error",
     "pauses",
     "read_at",
@@ -137,12 +138,17 @@ def make_file(path: Path, flags: int, mode: int, replaced: os.stat_result | None
     return fd
 
 
-def _open_or_make(path: Path, flags: int, mode: int) -> int:
+def open_or_make(path: Path, flags: int, make: Callable[[], int]) -> int:
+    """A descriptor of *path*, or of the file that *make* makes there where there is none.
+
+    Raises:
+        FileNotFoundError: it is a link that leads nowhere.
+    """
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):
             return open_file(path, flags)
         with suppress(FileExistsError):  # somebody else was faster, or a link leads nowhere
-            return make_file(path, flags, mode)
+            return make()
     raise FileNotFoundError(errno.ENOENT, "it leads nowhere")
 
 
@@ -173,7 +179,7 @@ def try_lock(path: Path, mode: int = PRIVATE) -> int | None:
 
     It is made with *mode* if it is not there. The kernel frees the lock of a process that dies.
     """
-    fd = _open_or_make(path, os.O_RDWR, mode)
+    fd = open_or_make(path, os.O_RDWR, lambda: make_file(path, os.O_RDWR, mode))
     try:
         taken = take_lock(fd)
     except BaseException:

@@ -8,16 +8,16 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from errno import ENOENT, EROFS
+from contextlib import contextmanager
+from errno import EROFS
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import aiosqlite
 
-from kode_core.engines.files import take_lock
+from kode_core.engines.files import make_file, open_or_make, take_lock
 from kode_core.errors import ConfigurationError, StoreBusyError, StoreReadOnlyError, StoreUnavailableError
-from kode_core.modes import create_file, settle
+from kode_core.modes import create_file
 from kode_sqlite.errors import translated
 from kode_sqlite.inuse import note_closed, note_open
 from kode_sqlite.options import SqliteOptions
@@ -320,12 +320,7 @@ class WriteGuard:
     def _opened(self) -> int:
         """A descriptor of the lock file, which gets the mode and the owner of the database, as its log does."""
         try:
-            for _ in range(_TRIES):
-                with suppress(FileExistsError):
-                    return self._made()
-                with suppress(FileNotFoundError):  # it was removed meanwhile
-                    return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no right to write
-            raise FileNotFoundError(ENOENT, "it leads nowhere")
+            return open_or_make(self._path, os.O_RDONLY, self._made)  # a lock needs no right to write
         except OSError as exc:
             is_denied = isinstance(exc, PermissionError) or exc.errno == EROFS
             raise (StoreReadOnlyError if is_denied else StoreUnavailableError)(
@@ -338,10 +333,7 @@ class WriteGuard:
             found = self._database.stat()
         except FileNotFoundError:
             return create_file(self._path, os.O_RDWR)
-        mode = found.st_mode & 0o666
-        fd = create_file(self._path, os.O_RDWR, mode)
-        settle(fd, mode, found)
-        return fd
+        return make_file(self._path, os.O_RDWR, found.st_mode & 0o666, found)
 
     def close(self) -> None:
         """Give back the descriptor."""

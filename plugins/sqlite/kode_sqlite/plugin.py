@@ -36,20 +36,15 @@ async def _open(options: SqliteOptions) -> SqliteEngine:
 def _is_there(options: SqliteOptions) -> bool:
     """A file that cannot be read as a database is left to ``open``, which says what is wrong with it."""
     import sqlite3
-    from contextlib import closing
 
     from kode_sqlite.foreign import refuse_foreign
-    from kode_sqlite.inuse import unused
-    from kode_sqlite.readonly import stillness
-    from kode_sqlite.uris import uri_of
+    from kode_sqlite.looking import looking
 
     path = str(local_path(options.db_path, "db_path"))
     refuse_foreign(path)
     try:
-        with unused(path) as is_unused:  # a look at a file without a log would leave an empty log behind
-            how = "mode=ro&immutable=1" if is_unused and stillness(path) else "mode=ro"
-            with closing(sqlite3.connect(uri_of(path, how), uri=True)) as db:
-                return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
+        with looking(path) as db:
+            return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
     except (sqlite3.Error, OSError):
         return True
 

@@ -18,11 +18,12 @@ from kode_core.batch import Batch
 from kode_core.errors import SchemaVersionError, StorageError, StoreBusyError, StoreReadOnlyError
 from kode_sqlite.driver import Connection, StillConnection, open_connection, see_encoding
 from kode_sqlite.engine import SqliteEngine
+from kode_sqlite.looking import has_log, stillness
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.schema import SCHEMA_VERSION, version_of
 from kode_sqlite.writes import Transaction
 
-__all__ = ["ReadOnlyEngine", "may_only_read", "stillness"]
+__all__ = ["ReadOnlyEngine", "may_only_read"]
 
 T = TypeVar("T")
 
@@ -51,22 +52,6 @@ def may_only_read(path: str) -> bool:
 
 def _may(path: str, how: int) -> bool:
     return os.access(path, how, effective_ids=os.access in os.supports_effective_ids)
-
-
-def stillness(path: str) -> tuple[int, ...] | None:
-    """What tells this state of the file from others; None while a log adds to it."""
-    path = os.path.realpath(path)
-    if _size(f"{path}-wal") or _size(f"{path}-journal"):
-        return None
-    found = os.stat(path)  # noqa: PTH116
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)  # noqa: PTH202
-    except FileNotFoundError:
-        return 0
 
 
 class ReadOnlyEngine(SqliteEngine):
@@ -138,7 +123,7 @@ async def _reader(options: SqliteOptions) -> Connection:
 
 
 async def _opened(options: SqliteOptions, path: str, still: tuple[int, ...] | None) -> Connection:
-    if still is None and _size(f"{path}-wal") and not os.path.exists(f"{path}-shm"):  # noqa: PTH110
+    if still is None and has_log(path) and not os.path.exists(f"{path}-shm"):  # noqa: PTH110
         raise StoreReadOnlyError(
             f"{options.db_path}: its log, {path}-wal, has writes that must be brought into the database: open it once "
             "where it may be written, or copy both files to such a place"

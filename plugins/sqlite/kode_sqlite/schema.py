@@ -6,13 +6,13 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import quote
 
 from kode_core.errors import SchemaVersionError, StoreBusyError
 from kode_sqlite.errors import translated
+from kode_sqlite.looking import looking
 from kode_sqlite.tables import MIGRATIONS, Step
 
 __all__ = ["MIGRATIONS", "SCHEMA_VERSION", "Terms", "migrate", "script", "sql", "version_of"]
@@ -104,7 +104,7 @@ def script(path: str) -> str:
     """
     place = Place(0)
     if Path(path).is_file():
-        with translated(path), closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
+        with translated(path), looking(path) as db:
             place = place_of(db)
     _see_newer(place, path)
     transactions = [
