@@ -1,4 +1,4 @@
-"""What followers of events read, and the deadline of a store that is opened."""
+"""The reads of followers, and the deadline of a store that is opened."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def event(seq: int, channel: Any) -> Timeline:
     ids=["channel", "since", "both"],
 )
 async def test_a_follower_looks_at_no_event_twice(filters: Any, first: int) -> None:
-    """What a follower's filter left out of the stored events is not read when it is woken, and nothing is missed."""
+    """A follower that is woken does not read again what its filter left out, and misses nothing."""
     engine = Counting(MemoryEngine())
 
     async def opener() -> Engine:
@@ -128,7 +128,7 @@ async def test_an_opening_has_a_deadline_after_its_migration() -> None:
 
 
 async def test_to_close_a_store_ends_a_migration() -> None:
-    """Whoever waits for the opening is told that the store was closed."""
+    """Calls that wait for the opening raise that the store was closed."""
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def opener() -> Engine:

@@ -1,4 +1,4 @@
-"""Who may read the files of JSON stores, and to whom they belong."""
+"""The modes and the owners of the files of JSON stores."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_mode_that_is_none(mode: str) -> None:
 
 
 def test_folders_that_cannot_all_be_made() -> None:
-    """Those that were made before the one that could not be are gone again."""
+    """Folders that were made before the one that could not be are gone again."""
     with pytest.raises(OSError, match="too long"):
         create_folders(Path("one/two") / ("x" * 300))
     assert os.listdir() == []

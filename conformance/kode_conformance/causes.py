@@ -23,11 +23,11 @@ _KINDS: Final = (
     *("lease", "lineage", "page", "parent", "path", "seq", "statistics", "template", "threshold", "time", "token"),
     *("totals", "user", "version"),
 )
-"""What findings and causes are about, and no method or filter names."""
+"""Subjects of findings and causes that no method or filter names."""
 _RECORDS: Final = frozenset(
     {"message", "call", "event", "todo", "window", "compression", "file", "medium", "snapshot", "info"}
 )
-"""What kinds of records are named by."""
+"""Words for the kinds of records."""
 _OF_ALL: Final = frozenset({"agent", "id", "at", "by", "is", "has", "many", "after", "before"})
 _WORD: Final = re.compile(r"[A-Za-z]+")
 _NAME: Final = re.compile(r"\w+")

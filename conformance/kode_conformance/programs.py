@@ -64,7 +64,7 @@ _IMPORTS: Final[Mapping[str, Sequence[str]]] = {
 }
 """Where the names come from that a program may use."""
 _NUMBERS: Final = {"nan": 'nan = float("nan")', "inf": 'inf = float("inf")'}
-"""What the repr of a number names."""
+"""Names in the repr of a number."""
 
 
 class Program:

@@ -193,7 +193,7 @@ def _print_finding(title: Text, result: Result, lines: Sequence[tuple[str, str]]
 
 
 def _print_below(lines: Sequence[str]) -> None:
-    """What else is said of a finding; a program flush left, so that it can be pasted with its rulers or without."""
+    """The other lines of a finding; a program flush left, so that it can be pasted with its rulers or without."""
     in_program = False
     for line in lines:
         is_ruler = line == RULER

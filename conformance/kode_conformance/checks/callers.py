@@ -147,8 +147,8 @@ def _twice(kind: Kind) -> list[Any]:
 
 @check("VAL-1", "MSG-1", "TC-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "EVT-5", needs=_E, under=(_D.EQUALS, _D.CHANGES))
 async def equal_records_of_an_answer_are_not_one(ctx: Context) -> None:
-    """Of records that are equal and come in one answer, by whatever method, each is the caller's by itself: who changes
-    the lists and dicts of one changes no other.
+    """A caller who changes the lists and dicts of one record changes no other of the same answer, though the records
+    are equal, whichever method gave them.
     """
     for kind in kinds().values():
         writer = min((w for w in kind.writers if w.method != "save_turn"), key=lambda w: not w.many)
@@ -178,7 +178,7 @@ async def equal_records_of_an_answer_are_not_one(ctx: Context) -> None:
 
 
 async def _several(ctx: Context, reader: Reader, kind: Kind) -> list[Any]:
-    """What one answer holds; nothing of methods that give one record."""
+    """The records of one answer; none of methods that give one record."""
     method = getattr(ctx.store, reader.method)
     if reader.gives is Gives.LIST:
         return list(await method("x"))

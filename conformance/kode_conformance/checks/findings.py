@@ -125,9 +125,8 @@ _LONG: Final = 1101
 
 @check("OPS-2", needs=_E, under=(Dimension.ITEMS, Dimension.ORDERS))
 async def long_agents_are_checked_to_the_end(ctx: Context) -> None:
-    """Of an agent whose every message uses a tool and whose next one brings its result, nothing is reported, wherever
-    a page of messages or of tool calls begins, and however far the result stands behind its use; of a thousand that
-    are missing, each is.
+    """No issue is reported of an agent whose uses of tools all have results, wherever a page of messages or of tool
+    calls begins, and however far a result stands behind its use; a thousand missing ones are reported each.
     """
     for agent, shift in (("even", 0), ("odd", 1)):
         pairs = (_LONG - shift) // 2

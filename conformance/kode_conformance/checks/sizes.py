@@ -23,7 +23,7 @@ _SIZES: Final = (10, 2**20 + 1, 11)
 """Small, then more than caches, items and packets take, then small again: what did not fit must not remain."""
 _MORE: Final = (65_536, 10, 400_001, 2**24, 12)
 _HEADROOM: Final = 4096
-"""What the rest of a record takes."""
+"""The room that the rest of a record takes."""
 
 
 def _rooms(root: type[Any]) -> list[Field]:

@@ -91,7 +91,7 @@ _Write = Callable[[ExtendedStore, str, Sequence[Any]], Awaitable[object]]
 
 
 def _rest(agent: str) -> dict[str, Any]:
-    """What a turn may carry besides its messages."""
+    """The parts that a turn may carry besides its messages."""
     return {
         "upsert_tool_calls": [samples.tool_call(1)],
         "todos": samples.todos("x"),

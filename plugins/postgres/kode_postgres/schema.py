@@ -111,9 +111,9 @@ _INDEXES: Final[tuple[tuple[str, str, str], ...]] = (
 )
 _UNIQUE: Final[tuple[tuple[str, str, str], ...]] = (("events", "seq", "(agent_id, seq, digest)"),)
 
-# What most rows are, in every store, is soon found by reading in the order of time. An index of the others is small,
-# and costs the writers of most rows nothing. A query says these conditions in full, so that a plan that does not know
-# the value that is asked for may use the index, too.
+# The values of most rows, in every store, are soon found by reading in the order of time. An index of the others is
+# small, and costs the writers of most rows nothing. A query says these conditions in full, so that a plan that does not
+# know the value that is asked for may use the index, too.
 COMMON_ROLES: Final = ("user", "assistant")
 COMMON_TYPES: Final = ("text", "tool_use", "tool_result", "reasoning")
 COMMON_STATE: Final = "COMPLETED"
@@ -249,7 +249,7 @@ def statements(tables: Tables, since: int = 0, partitions: int = 0) -> list[str]
 
 
 def script(options: PostgresOptions, since: int = 0) -> str:
-    """What leads from version *since* to this one as SQL, for those who may not let a program make it.
+    """The SQL that leads from version *since* to this one, for those who may not let a program run it.
 
     Raises:
         InvalidArgumentError: there is no such version.

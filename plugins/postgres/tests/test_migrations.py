@@ -117,7 +117,7 @@ async def test_the_tables_are_those_of_a_new_store(old: str, server: Server) -> 
 
 
 async def test_the_printed_steps(old: str) -> None:
-    """What ``kode schema postgres --from 1 --print`` prints brings the tables to this version, by psql's way."""
+    """``kode schema postgres --from 1 --print`` prints SQL that brings the tables to this version."""
     async with connected(old) as con:
         await con.execute(script(PostgresOptions(), 1))
     await see_all(old, create=False)

@@ -166,7 +166,7 @@ def test_every_parameter_holds_or_is_refused_by_its_name(name: str) -> None:
     ],
 )
 async def test_a_variable_is_never_dropped(server: Server, name: str, value: str, monkeypatch: Any) -> None:
-    """What the driver does not read is refused by its name, where it asks for anything."""
+    """A variable that the driver does not read is refused by its name, where it asks for anything."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=f"the variable {name} is set, and the driver, asyncpg") as caught:
         await PostgresStore(server.dsn).open()

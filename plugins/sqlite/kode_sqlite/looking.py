@@ -19,7 +19,7 @@ def has_log(path: str) -> bool:
 
 
 def stillness(path: str) -> tuple[int, ...] | None:
-    """What tells this state of the file from others; None while a log adds to it."""
+    """A key of this state of the file; None while a log adds to it."""
     path = os.path.realpath(path)
     if has_log(path) or _size(f"{path}-journal"):
         return None

@@ -54,7 +54,7 @@ _HAS_VALUE: Final = "EXISTS (SELECT 1 FROM kode_metadata p WHERE p.agent_id = a.
 
 
 def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
-    """What must hold for an agent, by names; a pair of metadata is its own name."""
+    """The conditions that an agent must meet, by names; a pair of metadata is its own name."""
     found: dict[Any, Condition | None] = {
         "info": _HAS_INFO,
         "agent": None if query.agent_id is None else Condition("a.agent_id = ?", (query.agent_id,)),

@@ -29,7 +29,7 @@ _ENDED: Final = "DELETE FROM kode_meta WHERE key = 'schema_step'"
 _PAUSE_S: Final = 0.02
 _BUSY_MS: Final = 200
 _IN_FILES: Final = 1
-"""Of ``temp_store``: what an index is sorted in may be larger than memory."""
+"""A value of ``temp_store``: an index may be sorted in more than there is memory for."""
 _CACHE: Final = -65536
 _TELL_EVERY_S: Final = 10.0
 
@@ -96,7 +96,7 @@ def sql(since: int = 0, step: int | None = None) -> list[str]:
 
 
 def script(path: str) -> str:
-    """What brings the database at *path* to this version, as SQL; all of it where there is no database.
+    """The SQL that brings the database at *path* to this version; all of it where there is no database.
 
     Raises:
         SchemaVersionError: the tables are of a newer version.

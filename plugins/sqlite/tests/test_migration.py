@@ -44,7 +44,7 @@ def old() -> sqlite3.Connection:
 
 
 def rows(db: sqlite3.Connection, old: sqlite3.Connection) -> dict[str, list[Any]]:
-    """What stands in the columns that version 1 had."""
+    """The columns that version 1 had."""
     found = {}
     for table in TABLES:
         columns = ", ".join(f'"{row[1]}"' for row in old.execute(f"PRAGMA table_info(kode_{table})"))
@@ -71,7 +71,7 @@ def _tables(db: sqlite3.Connection) -> dict[str, str]:
 
 
 def see_derived(db: sqlite3.Connection) -> None:
-    """What triggers keep is what the rows say."""
+    """Triggers keep what the rows say."""
     types = {
         (kind, created, agent_id, position)
         for agent_id, position, created, kinds in db.execute(
@@ -266,7 +266,7 @@ async def test_processes_take_turns(old: sqlite3.Connection) -> None:
 
 
 async def test_a_write_that_does_not_end_is_no_migration(old: sqlite3.Connection) -> None:
-    """Who holds a transaction open for another reason is waited for as for any write."""
+    """A transaction that is held open for another reason is waited for as any write is."""
     with closing(sqlite3.connect("a.db", isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreBusyError):

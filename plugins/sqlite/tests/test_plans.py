@@ -1,4 +1,4 @@
-"""What queries cost on SQLite: steps of its machine, counted on a large store, and the indexes that plans name."""
+"""Costs of queries on SQLite: steps of its machine, counted on a large store, and the indexes that plans name."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ async def test_a_hybrid_store_on_a_medium_that_is_read_only(unprivileged: Path) 
 
 @pytest.mark.parametrize("has_log", [True, False])
 async def test_a_store_in_use_of_somebody_else(place: Path, has_log: bool) -> None:
-    """Who may only read sees each write of those who write, and leaves nothing that is in their way."""
+    """A process that may only read sees each write of the others, and leaves nothing that is in their way."""
     with writer(place / "a.db", 1) as other:
         other.do("open", *["append"] * has_log)
         close_to_writers(place)
@@ -261,7 +261,7 @@ async def test_a_store_that_writes_beside_one_that_reads(place: Path) -> None:
 
 
 async def test_a_log_that_cannot_be_read(place: Path) -> None:
-    """What a crash left in a log is never left out: the error says what to do, and with its memory it is read."""
+    """Writes that a crash left in a log are never left out: the error says what to do, and the log's memory does it."""
     copies = [place.parent / "with", place.parent / "without"]
     async with SqliteStore(str(place / "a.db")) as store:
         await store.append_messages("a", samples.messages(1, 1))
