@@ -7,6 +7,7 @@ no retries. A store cannot be much faster than this, only write the same with fe
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
@@ -53,6 +54,10 @@ class Floor(ABC):
         """One transaction, at the durability that the store has by default."""
 
     @abstractmethod
+    async def load(self, agent: str) -> list[Any]:
+        """All messages of an agent, as ``json.loads`` makes them of their bodies."""
+
+    @abstractmethod
     async def fork(self, agent: str, children: Sequence[str]) -> None:
         """Copy an agent's head, info, messages and tool calls to each child, in one transaction."""
 
@@ -67,7 +72,8 @@ _HEAD = (
 )
 _INFO = "INSERT INTO kode_infos VALUES (?, ?, ?) ON CONFLICT (agent_id) DO UPDATE SET body = excluded.body"
 _METADATA = (
-    "INSERT INTO kode_metadata VALUES (?, ?, ?) ON CONFLICT (agent_id, key) DO UPDATE SET value = excluded.value"
+    "INSERT INTO kode_metadata (agent_id, key, value) VALUES (?, ?, ?) ON CONFLICT (agent_id, key)"
+    " DO UPDATE SET value = excluded.value"
 )
 _COPIES = {
     "kode_agents": "message_version, message_count, tool_call_version, tool_call_count, updated_at, last_op,"
@@ -106,6 +112,12 @@ class SqliteFloor(Floor):
 
     async def commit(self, commit: Commit) -> None:
         await self._write([(statement, rows) for statement, rows in _rows(commit).items() if rows])
+
+    async def load(self, agent: str) -> list[Any]:
+        found = await self._db.execute_fetchall(
+            "SELECT body FROM kode_messages WHERE agent_id = ? ORDER BY position", (agent,)
+        )
+        return [json.loads(body) for (body,) in found]
 
     async def fork(self, agent: str, children: Sequence[str]) -> None:
         await self._write(

@@ -118,6 +118,11 @@ class PostgresFloor(Floor):
                 for name, table in rows.items():
                     await con.executemany(self._one(name), table)
 
+    async def load(self, agent: str) -> list[Any]:
+        statement = f"SELECT body FROM {self._tables.messages} WHERE agent_id = $1 ORDER BY position"
+        async with self._pool.acquire() as con:
+            return [json.loads(body) for (body,) in await con.fetch(statement, agent)]
+
     async def fork(self, agent: str, children: Sequence[str]) -> None:
         copies = [
             f"INSERT INTO {getattr(self._tables, table)} (agent_id, {columns}) SELECT c, {columns}"

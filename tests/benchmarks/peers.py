@@ -40,7 +40,7 @@ from tests.benchmarks.backends import Backend, Options, opened
 from tests.benchmarks.measure import Report, Row, interleaved
 from tests.benchmarks.workload import LENGTHS, four_messages
 
-__all__ = ["Conversation", "run"]
+__all__ = ["Conversation", "OpenAISession", "has_modules", "run", "session_engine"]
 
 ROUNDS = 12
 INSTALL = ".venv/bin/pip install -c constraints.txt -r tests/benchmarks/requirements-peers.txt"
@@ -65,6 +65,11 @@ class Conversation(ABC):
     @abstractmethod
     async def load(self, i: int) -> None:
         """Read all messages, as objects."""
+
+
+def has_modules(modules: Sequence[str]) -> bool:
+    """Whether all of these can be imported."""
+    return all(map(_is_there, modules))
 
 
 def _is_there(module: str) -> bool:
@@ -112,7 +117,7 @@ async def _conversations(stack: AsyncExitStack, backend: Backend) -> dict[str, C
 
     places = [await stack.enter_async_context(backend.space()) for _ in range(3)]
     store = await stack.enter_async_context(opened(places[0]))
-    engine = await stack.enter_async_context(_engine(places[1]))
+    engine = await stack.enter_async_context(session_engine(places[1]))
     saver = await stack.enter_async_context(saver_at(places[2]))
     return {
         OURS_AT_ONCE: Ours(store, "agt-once", at_once=True),
@@ -148,7 +153,7 @@ class Ours(Conversation):
 
 
 @asynccontextmanager
-async def _engine(options: Options) -> AsyncIterator[Any]:
+async def session_engine(options: Options) -> AsyncIterator[Any]:
     """SQLAlchemy's engine with its own defaults, one for all sessions, as its manual has it."""
     from sqlalchemy.ext.asyncio import create_async_engine
 

@@ -11,6 +11,8 @@ from tests.benchmarks.measure import Report, Row, interleaved
 
 AGENTS = 10_000
 CALLS = 100_000
+DEEP = 51
+_MOST_OF_FIRST = 1.2
 
 
 def _info(i: int) -> AgentInfo:
@@ -39,13 +41,14 @@ async def run(report: Report, backend: Backend) -> None:
     async with backend.space() as options, opened(options) as store:
         await _fill(store)
         await backend.settle(options)
-        cursor = (await store.query_sessions(limit=5000)).next_cursor
+        cursor = None
+        for _ in range(DEEP - 1):
+            cursor = (await store.query_sessions(cursor=cursor)).next_cursor
         queries: dict[str, Callable[[int], Awaitable[object]]] = {
             "query_sessions, newest 100": lambda _: store.query_sessions(),
             "query_sessions, by updated_at": lambda _: store.query_sessions(sort_by="updated_at"),
             "query_sessions, one template": lambda _: store.query_sessions(template_id="t3"),
             "query_sessions, one user of a hundred": lambda _: store.query_sessions(user_id="u42"),
-            "query_sessions, page 51 by cursor": lambda _: store.query_sessions(limit=5000, cursor=cursor),
             "query_tool_calls, one tool, 100 of 5,000": lambda _: store.query_tool_calls(tool_name="tool_3"),
             "query_tool_calls, errors": lambda _: store.query_tool_calls(is_error=True),
             "aggregate_stats, 100,000 calls": lambda _: store.aggregate_stats("agt-000000"),
@@ -53,3 +56,10 @@ async def run(report: Report, backend: Backend) -> None:
         for name, query in queries.items():
             times = await interleaved(7, query=query)
             report.add(Row(name, times["query"] * 1000, "ms"))
+        pages = await interleaved(
+            15, first=lambda _: store.query_sessions(), deep=lambda _: store.query_sessions(cursor=cursor)
+        )
+        ratio = pages["deep"] / pages["first"]
+        report.add(
+            Row(f"query_sessions, page {DEEP} by cursor", pages["deep"] * 1000, "ms", ratio, "page 1", _MOST_OF_FIRST)
+        )

@@ -66,5 +66,7 @@ async def run(report: Report, backend: Backend) -> None:
     report.add(Row("find the plugin, import its driver, open", median(ours, "opened"), "ms"))
     report.add(Row("  the same the first time, making the tables", first["opened"] * 1000, "ms"))
     report.add(Row(f"  bare {backend.driver}: connect, ask, close", median(floor, "opened"), "ms"))
+    whole, least = (median(runs, "imported") + median(runs, "opened") for runs in (ours, floor))
+    report.add(Row("all of it, beside the bare driver", whole, "ms", whole / least, f"bare {backend.driver}", 2.0))
     print(f"drivers and tools imported by the store: {', '.join(first['drivers'])}")
     assert first["drivers"] == [backend.driver], "only the driver of the backend that is used may be imported"
