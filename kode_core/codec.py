@@ -18,7 +18,7 @@ from kode_core.jsonvalue import Problem, check_json, decode_json, dump
 from kode_core.model import Json, Record, Timeline
 from kode_core.shapes import read_list, read_struct, shape_of, write_list, write_struct
 
-__all__ = ["Body", "decode", "decode_list", "digest", "encode", "encode_list", "from_dict", "to_dict"]
+__all__ = ["Body", "decode", "decode_list", "decode_run", "digest", "encode", "encode_list", "from_dict", "to_dict"]
 
 R = TypeVar("R", bound=Record)
 
@@ -73,6 +73,22 @@ def decode(cls: type[R], body: Body, label: str) -> R:
         CorruptRecordError: the text is not what was written.
     """
     return cast(R, _decode(cls, functools.partial(read_struct, cls), body, label))
+
+
+def decode_run(cls: type[R], bodies: Sequence[Body]) -> list[R] | None:
+    """The records of several small bodies in one go, which costs a third of one after the other.
+
+    None when there is one that :func:`decode` has to look at, because it is damaged or has what this version does not
+    know.
+    """
+    texts = [body.text for body in bodies]
+    if [blake2b(text.encode(), digest_size=16).digest() for text in texts] != [body.digest for body in bodies]:
+        return None
+    try:
+        records: list[R] = _decoder(cast(Any, list[cls]))(f"[{','.join(texts)}]")  # type: ignore[valid-type]
+    except msgspec.MsgspecError:
+        return None
+    return records if len(records) == len(bodies) else None
 
 
 def decode_list(cls: type[R], body: Body, label: str) -> list[R]:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_core.codec import Body, decode, decode_list, digest, read_wire
+from kode_core.codec import Body, decode, decode_list, decode_run, digest, read_wire
 from kode_core.errors import CorruptRecordError, InvalidValueError
 from kode_core.jsonslices import LARGE_TEXT, JsonWriter, Raw, batches, joined, read_json, split_list, split_object
 from kode_core.jsonvalue import Problem, dump, fingerprint, step, walk
@@ -24,7 +24,6 @@ from kode_core.shapes import (
     Shape,
     class_of_block,
     from_wire,
-    parts_of,
     plan_of,
     shape_of,
     write_list,
@@ -37,9 +36,9 @@ __all__ = [
     "Written",
     "decode_in_slices",
     "decode_list_in_slices",
+    "decode_run_in_slices",
     "digest_of",
     "is_unchanged",
-    "proof_of_read",
     "write",
     "write_body",
     "write_list_of",
@@ -73,15 +72,6 @@ class Written(msgspec.Struct, frozen=True, gc=False):
 
 _hash = functools.partial(blake2b, digest_size=16)
 _fresh = _hash()
-
-
-def proof_of_read(record: Record, body: Body) -> Proof | None:
-    """The proof of a record just read from *body*."""
-    if len(body.text) > LARGE_TEXT:
-        return Proof(None, None)
-    parts: list[Any] = []
-    parts_of(record, parts)
-    return _proof(parts)
 
 
 def _proof(parts: Sequence[Any]) -> Proof | None:
@@ -243,6 +233,15 @@ async def decode_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> 
     if len(body.text) <= LARGE_TEXT:
         return decode(cls, body, label)
     return cast(R, await _decode(shape_of(cls), body, label, pace))
+
+
+async def decode_run_in_slices(cls: type[R], bodies: Sequence[Body], label: Callable[[int], str], pace: Pace) -> list[R]:
+    """The records of several bodies, all of them small or one alone; *label* names each by its place among them."""
+    await pace.rest()
+    records = decode_run(cls, bodies) if len(bodies) > 1 else None
+    if records is None:
+        records = [await decode_in_slices(cls, body, label(i), pace) for i, body in enumerate(bodies)]
+    return records
 
 
 async def decode_list_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> list[R]:

@@ -44,7 +44,7 @@ __all__ = [
     "expected",
     "from_wire",
     "is_of",
-    "parts_of",
+    "has_parts",
     "plan_of",
     "read_list",
     "read_struct",
@@ -143,7 +143,7 @@ def shape_of(hint: Any) -> Shape:
         return Shape(_NOTHING_PLAIN, _checking(check), check)
     if origin is dict:
         return Shape(_NOTHING_PLAIN, _write_dict, functools.partial(_expect, (dict,), "an object"), is_loose=True)
-    if origin is Sequence:
+    if origin in (Sequence, tuple):
         item = shape_of(args[0])
         write, read = functools.partial(write_list, item), functools.partial(read_list, item)
         return Shape(_NOTHING_PLAIN, write, read, is_loose=item.is_loose, item=item)
@@ -330,19 +330,20 @@ class _Loose(dict[type, Callable[[Any], tuple[Any, ...]]]):
 _LOOSE: Final = _Loose()
 
 
-def parts_of(record: Any, parts: list[Any]) -> None:
-    """Add to *parts* the dicts and lists in a record: all of it that can change while it stays the same object."""
+def has_parts(record: Any) -> bool:
+    """Whether there are dicts or lists in a record, which can change while it stays the same object."""
     for value in _LOOSE[type(record)](record):
         if value is None:
             continue
         kind = type(value)
         if kind is dict or kind is list:
-            parts.append(value)
-        elif kind is tuple:
-            for item in value:
-                parts_of(item, parts)
-        elif kind is not str and isinstance(value, msgspec.Struct):
-            parts_of(value, parts)
+            return True
+        if kind is tuple:
+            if any(map(has_parts, value)):
+                return True
+        elif kind is not str and isinstance(value, msgspec.Struct) and has_parts(value):
+            return True
+    return False
 
 
 def is_of(cls: type, record: Any) -> bool:

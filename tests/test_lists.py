@@ -288,7 +288,9 @@ async def test_a_limit_of_nothing_remembers_nothing() -> None:
 
 
 async def test_the_second_save_costs_what_changed() -> None:
-    """After the first save, and after a change in place, only what is new or changed is encoded again."""
+    """After the first save, and after a change in place, only what is new or changed is encoded again; the first save
+    after a load encodes what has dicts or lists, and no other.
+    """
     talk = [Message("user", [ToolUseBlock(f"c{i}", "t", {"n": [i]})]) for i in range(1_000)]
     encoded: list[int] = []
 
@@ -317,8 +319,15 @@ async def test_the_second_save_costs_what_changed() -> None:
             assert encoded == []
             del talk
             loaded = await store.load_messages("a")
-            await store.save_messages("a", [*loaded, Message.user("more")])
-            assert encoded == [len(loaded)]
+            loaded[3].content[0].input["n"].append("changed")  # type: ignore[union-attr]
+            loaded.append(Message.user("more"))
+            await store.save_messages("a", loaded)
+            assert encoded == [*range(1_000), len(loaded) - 1]
+            assert written(spy.last) == ([3], 1)
+            encoded.clear()
+            loaded[4].content[0].input["n"].append("changed")  # type: ignore[union-attr]
+            await store.save_messages("a", loaded)
+            assert encoded == [4]
 
 
 async def test_sizes_count_all_that_is_held() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Self, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 
 import msgspec
 from msgspec import field
@@ -20,6 +21,17 @@ Spread = Annotated[dict[str, Json], msgspec.Meta(min_length=2**62)]
 def now_ms() -> int:
     """The time of this machine's clock in milliseconds since the epoch, UTC."""
     return time.time_ns() // 1_000_000
+
+
+if TYPE_CHECKING:
+    Items: TypeAlias = Sequence
+else:  # a decoder then makes the tuple that records keep, and no list that becomes one
+
+    class Items:
+        """A list or tuple of items that a caller gives, and the tuple that the record keeps."""
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            return tuple[item, ...]
 
 
 def empty() -> tuple[Any, ...]:

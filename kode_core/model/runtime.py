@@ -10,7 +10,7 @@ from msgspec import field
 from msgspec.structs import force_setattr
 
 from kode_core.errors import InvalidArgumentError
-from kode_core.model.base import Json, Record, Spread, empty, freeze, now_ms
+from kode_core.model.base import Items, Json, Record, Spread, empty, freeze, now_ms
 from kode_core.model.content import BLOCKS, ContentBlock, TextBlock
 
 AgentChannel: TypeAlias = Literal["progress", "control", "monitor"]
@@ -28,7 +28,7 @@ class Message(Record, frozen=True, gc=True, weakref=True):
     """
 
     role: str
-    content: Sequence[ContentBlock]
+    content: Items[ContentBlock]
     metadata: dict[str, Json] | None = None
 
     if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Message(Record, frozen=True, gc=True, weakref=True):
 
     def __post_init__(self) -> None:
         content: object = self.content
+        if type(content) is tuple:
+            return
         if type(content) is str:
             force_setattr(self, "content", (TextBlock(content),))
         else:
@@ -138,7 +140,7 @@ class ToolCallRecord(Record, frozen=True, kw_only=True, gc=True, weakref=True):
     duration_ms: int | float | None = None
     created_at: int = field(default_factory=now_ms)
     updated_at: int = field(default_factory=now_ms)
-    audit_trail: Sequence[ToolCallAuditEntry] = field(default_factory=empty)
+    audit_trail: Items[ToolCallAuditEntry] = field(default_factory=empty)
 
     def __post_init__(self) -> None:
         freeze(self, "audit_trail")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -12,7 +13,7 @@ from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import is_shortened, plain_text, row_name
-from kode_core.large import decode_in_slices, decode_list_in_slices, proof_of_read
+from kode_core.large import decode_in_slices, decode_list_in_slices, decode_run_in_slices
 from kode_core.model import (
     AgentInfo,
     Bookmark,
@@ -47,6 +48,8 @@ __all__ = ["Reader", "Search"]
 log = logging.getLogger("kode_core")
 
 _IDS_AT_ONCE: Final = 10_000
+_RUN: Final = 128
+_RUN_CHARACTERS: Final = 2**16
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -71,12 +74,12 @@ class Reader:
         records: list[Any] = []
         tail = Tail()
         while pending:
-            body, created_at = pending.pop()
-            record = await decode_in_slices(codec.cls, body, row_name(kind, len(records), agent_id), pace)
-            records.append(record)
+            run = _next_run(pending)
+            name = functools.partial(_row_name, kind, agent_id, len(records))
+            some = await decode_run_in_slices(codec.cls, [body for body, _ in run], name, pace)
+            records += some
             if is_new:
-                key = None if codec.key is None else codec.key(record)
-                tail.add(record, proof_of_read(record, body), body.digest, created_at, key)
+                tail.add_read(some, run, codec.key)
         if is_new and version:
             self._memory.put(agent_id, kind, Remembered.of_tail(version, tail))
         return records
@@ -131,6 +134,23 @@ class Reader:
             ids.extend(page)
             if len(page) < _IDS_AT_ONCE:
                 return ids
+
+
+def _next_run(pending: list[tuple[Body, int]]) -> list[tuple[Body, int]]:
+    """Take the next rows off the end of *pending*: so many that they are decoded in less than a millisecond."""
+    run = pending[: -_RUN - 1 : -1]
+    size = 0
+    for place, (body, _) in enumerate(run):
+        size += len(body.text)
+        if size > _RUN_CHARACTERS and place:
+            del run[place:]
+            break
+    del pending[-len(run) :]
+    return run
+
+
+def _row_name(kind: ListKind, agent_id: str, start: int, place: int) -> str:
+    return row_name(kind, start + place, agent_id)
 
 
 def _label(agent_id: str, kind: DocKind, key: str) -> str:

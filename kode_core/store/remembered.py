@@ -7,13 +7,16 @@ is a proof, a digest of what they were. Records are held weakly: to remember the
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Self
 from weakref import ref
 
 from kode_core.batch import Outline, Row, ToolCallIndex
+from kode_core.codec import Body
+from kode_core.jsonslices import LARGE_TEXT
 from kode_core.large import Proof, digest_of, is_unchanged
 from kode_core.pace import Pace
+from kode_core.shapes import has_parts
 from kode_core.store.rows import Encoded, ListCodec
 
 __all__ = ["Remembered", "Tail", "key_of"]
@@ -53,6 +56,8 @@ class _Nobody:
 
 _NONE: Final = Held(_Nobody())
 _UNPROVED: Final = b""
+_UNTAKEN: Final = b"?"
+"""Stands for the proof of a small record that was read, and not looked at since: the digest of its text is its proof."""
 
 
 def _holds(parts: Any, proof: bytes) -> bool:
@@ -81,6 +86,16 @@ class Tail:
         self.created.append(created_at)
         self.proofs.append(_digest(proof))
         self.keys.append(key)
+
+    def add_read(
+        self, records: Sequence[Any], rows: Sequence[tuple[Body, int]], key: Callable[[Any], str] | None
+    ) -> None:
+        """Note the next records, as they were just read from *rows*: their proofs are taken when they are saved."""
+        self.held += map(Held, records)
+        self.digests += [body.digest for body, _ in rows]
+        self.created += [created_at for _, created_at in rows]
+        self.proofs += [_UNTAKEN if len(body.text) <= LARGE_TEXT else _UNPROVED for body, _ in rows]
+        self.keys += [None] * len(records) if key is None else map(key, records)
 
     @classmethod
     async def of(cls, records: Sequence[Any], encoded: Sequence[Encoded], pace: Pace) -> Self:
@@ -181,7 +196,11 @@ class Remembered:
         for i, record in enumerate(records, start):
             held, proof = self.held[i], self.proofs[i]
             parts.append(held.parts)
+            if proof == _UNTAKEN and not has_parts(record):
+                self.proofs[i] = proof = None
             if held() is not record:
+                found.append(i)
+            elif proof == _UNTAKEN:
                 found.append(i)
             elif proof is not None and held.parts is None:
                 large.append(i)
