@@ -42,6 +42,7 @@ __all__ = [
     "write",
     "write_body",
     "write_list_of",
+    "write_small",
 ]
 
 R = TypeVar("R", bound=Record)
@@ -101,6 +102,16 @@ async def write(cls: type[Record], record: Record, label: str, pace: Pace) -> Wr
     if not (digest or sink.later):
         return Written(body, _proof(sink.parts))
     return Written(body, None if digest is None else Proof(digest, None))
+
+
+def write_small(cls: type[Record], record: Record, label: str) -> Body | None:
+    """The stored form of a small record; None for a large one, which is written in slices."""
+    sink = Sink()
+    try:
+        raw = dump(write_struct(cls, record, sink))
+    except Problem as problem:
+        raise InvalidValueError(label, f"${problem.path}", problem.what) from None
+    return None if sink.later or len(raw) > _LONG_TEXT else Body(raw.decode(), digest(raw))
 
 
 async def write_body(cls: type[Record], record: Record, label: str, pace: Pace) -> Body:

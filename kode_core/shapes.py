@@ -20,6 +20,7 @@ from kode_core.jsonvalue import (
     LONG,
     SCALARS,
     Problem,
+    check_deep,
     check_json,
     is_flat,
     type_name,
@@ -203,16 +204,13 @@ def _one_of(options: tuple[str, ...], value: Any) -> Any:
 
 
 def _write_json(value: Any, sink: Sink | None) -> Json:
-    if sink is not None and not is_flat(value):
-        cost = weight(value)
-        if cost > sink.left and type(value) is not int:  # a number cannot be cut, however long it is
-            return sink.defer(Later(value))
-        sink.left = max(sink.left - cost, 0)
-    return _checked_json(value, sink)
-
-
-def _checked_json(value: Any, sink: Sink | None) -> Json:
-    check_json(value)
+    if not is_flat(value):
+        if sink is not None:
+            cost = weight(value)
+            if cost > sink.left and type(value) is not int:  # a number cannot be cut, however long it is
+                return sink.defer(Later(value))
+            sink.left = max(sink.left - cost, 0)
+        check_deep(value)
     if sink is not None and (type(value) is dict or type(value) is list):
         sink.parts.append(value)
     return value

@@ -35,7 +35,7 @@ class Sink:
     """Notes about a record, taken while its wire form is made.
 
     Attributes:
-        parts: the dicts and lists inside the record, as :func:`parts_of` finds them, except those left for later.
+        parts: the dicts and lists inside the record, which can change, except those left for later.
         left: how many nodes may still be written at once.
         later: its large parts, in their order.
     """

@@ -11,7 +11,8 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, ParamSpec, TypeVar
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engine import Engine, connection_use
@@ -26,6 +27,7 @@ from kode_core.errors import (
 from kode_core.opening import hearing
 from kode_core.report import StoreMetrics
 from kode_core.store.book import Book, Op
+from kode_core.store.deadlines import Deadline, Deadlines
 from kode_core.store.underway import Underway, is_in_doubt
 
 __all__ = ["Context", "Opener"]
@@ -62,7 +64,8 @@ class Context:
         self._engine: Engine | None = None
         self._opening: asyncio.Task[Engine] | None = None
         self._is_unhurried = False
-        self._deadlines: dict[asyncio.Timeout, float] = {}
+        self._deadlines = Deadlines()
+        self._opened_for: set[Deadline] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed: asyncio.Task[None] | None = None
         self._active = 0
@@ -108,8 +111,8 @@ class Context:
     async def _open(self) -> Engine:
         """A task of its own: a call that is cancelled opens the store for those that come later."""
         try:
-            async with asyncio.timeout(self.timeout) as deadline:
-                with self._with_deadline(deadline, self.timeout), hearing(self._without_deadline):
+            with Deadline(self._deadlines, self.timeout) as deadline, self._waiting(deadline):
+                with hearing(self._without_deadline):
                     return await self._opener()
         except TimeoutError as exc:
             if isinstance(exc, KodeError):
@@ -121,15 +124,15 @@ class Context:
             raise
 
     @contextmanager
-    def _with_deadline(self, deadline: asyncio.Timeout, seconds: float) -> Iterator[None]:
-        """Let *deadline*, of *seconds*, rest while the opening has none."""
-        self._deadlines[deadline] = seconds
+    def _waiting(self, deadline: Deadline) -> Iterator[None]:
+        """Let *deadline* rest while the opening has none."""
+        self._opened_for.add(deadline)
         if self._is_unhurried:
-            deadline.reschedule(None)
+            deadline.rest()
         try:
             yield
         finally:
-            del self._deadlines[deadline]
+            self._opened_for.discard(deadline)
 
     @contextmanager
     def _without_deadline(self) -> Iterator[None]:
@@ -143,10 +146,11 @@ class Context:
 
     def _set_unhurried(self, is_unhurried: bool) -> None:
         self._is_unhurried = is_unhurried
-        now = asyncio.get_running_loop().time()
-        for deadline, seconds in self._deadlines.items():
-            if not deadline.expired():
-                deadline.reschedule(None if is_unhurried else now + seconds)
+        for deadline in self._opened_for:
+            if is_unhurried:
+                deadline.rest()
+            else:
+                deadline.begin_anew()
 
     def _open_ended(self, opening: asyncio.Task[Engine]) -> None:
         """Let the next call open the engine again after a failure, also when no caller was left to see it."""
@@ -239,7 +243,12 @@ class Context:
             if op.in_steps:
                 await self.step(op, self.begin, agent_id)
                 return await call(*args, **kwargs)
-            return await self.step(op, self._run, agent_id, call, *args, **kwargs)
+            with _Step(self, self._deadlines, op) as step:
+                if self._engine is None:
+                    await self._open_within(step)
+                if self.underway.is_any_left:
+                    await self.underway.settled(agent_id)
+                return await call(*args, **kwargs)
         except BaseException as exc:
             error = exc
             raise
@@ -251,32 +260,30 @@ class Context:
         if self.underway.is_any_left:
             await self.underway.settled(agent_id)
 
-    async def _run(
-        self, agent_id: str | None, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        await self.begin(agent_id)
-        return await call(*args, **kwargs)
-
     async def step(self, op: Op, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do a call, or a step of one, within the deadline; to close the store waits for it."""
+        """Do a step of a call within the deadline; to close the store waits for it."""
         self.check_open()
-        self._active += 1
-        try:
-            seconds = self.timeout + op.extra_seconds
-            async with asyncio.timeout(seconds) as deadline:
-                if self._engine is None:
-                    with self._with_deadline(deadline, seconds):
-                        await self._opened()
-                return await call(*args, **kwargs)
-        except TimeoutError as exc:
-            error = exc if isinstance(exc, KodeError) else self._overdue(op, exc)
-            raise error from exc.__cause__
-        finally:
-            self._active -= 1
-            if not self._active:
-                self._idle.set()
+        with _Step(self, self._deadlines, op) as step:
+            if self._engine is None:
+                await self._open_within(step)
+            return await call(*args, **kwargs)
 
-    def _overdue(self, op: Op, exc: TimeoutError) -> StorageError:
+    async def _open_within(self, step: Deadline) -> None:
+        with self._waiting(step):
+            await self._opened()
+
+    def enter(self) -> None:
+        """Count a call that begins; to close the store waits for its end."""
+        self._active += 1
+
+    def leave(self) -> None:
+        """Count a call that has ended."""
+        self._active -= 1
+        if not self._active:
+            self._idle.set()
+
+    def overdue(self, op: Op, exc: TimeoutError) -> StorageError:
+        """The error of a call whose deadline has passed."""
         what = f"a step of {op.name}" if op.in_steps else op.name
         after = f"{what} was not done after {self.timeout + op.extra_seconds:g} s"
         if is_in_doubt(exc.__cause__):
@@ -302,6 +309,33 @@ class Context:
 
     async def _engine_commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         return await self.engine.commit(batches)
+
+
+class _Step(Deadline):
+    """A call, or a step of one, with its deadline, which ends in an error of this library."""
+
+    __slots__ = ("_context", "_op")
+
+    def __init__(self, context: Context, deadlines: Deadlines, op: Op) -> None:
+        super().__init__(deadlines, context.timeout + op.extra_seconds)
+        self._context = context
+        self._op = op
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._context.enter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.leave()
+        try:
+            super().__exit__(kind, exc, trace)
+        except TimeoutError as late:
+            raise self._context.overdue(self._op, late) from exc
+        if isinstance(exc, TimeoutError) and not isinstance(exc, KodeError):
+            raise self._context.overdue(self._op, exc) from exc.__cause__
 
 
 async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:

@@ -45,7 +45,7 @@ class _Append:
     def __init__(self, events: Sequence[EventWrite], fence: Fence | None) -> None:
         self.events = events
         self.fence = fence
-        self.size = sum(len(event.body.text) for event in events)
+        self.size = sum([len(event.body.text) for event in events])
         self.done: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
         """The caller waits for it; it is done, too, when the caller gives up."""
         self.has_ended = False
@@ -156,7 +156,7 @@ class EventAppender:
                 self._queues.pop(agent_id, None)
 
     async def _write_group(self, agent_id: str, group: list[_Append]) -> None:
-        events = tuple(event for item in group for event in item.events)
+        events = tuple([event for item in group for event in item.events])
         batch = self._context.batch(agent_id, fence=group[0].fence, events=events)
         try:
             (outcome,) = await self._context.engine.commit([batch])

@@ -262,10 +262,10 @@ class EngineStore(ExtendedStore):
     # --- events
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Lease | None = None) -> int:
-        async def append() -> Sequence[int]:
-            return await self._append(agent_id, (await rows.event_write(timeline),), fence)
+        return await self._context.run(OPS["append_event"], agent_id, self._append_one, agent_id, timeline, fence)
 
-        return (await self._context.run(OPS["append_event"], agent_id, append))[0]
+    async def _append_one(self, agent_id: str, timeline: Timeline, fence: Lease | None) -> int:
+        return (await self._append(agent_id, (await rows.event_write(timeline),), fence))[0]
 
     async def append_events(
         self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -28,6 +28,7 @@ _MIN_TTL_MS: Final = 10
 _MAX_TTL_MS: Final = 24 * 3600 * 1000
 _POLL_S: Final = 0.02
 _STEPS_OF_A_FINALIZER: Final = 4
+_NO_FENCE: Final = nullcontext[Fence | None]()
 """How many turns the event loop needs to begin to close an async generator that was dropped."""
 
 _entered: ContextVar[tuple[HeldLease, ...]] = ContextVar("kode_leases", default=())
@@ -194,7 +195,10 @@ class Locks:
 
     def _inside(self, agent_id: str) -> HeldLease | None:
         """The lease of the innermost block that this task is in, of this store and for that agent."""
-        held = reversed(_entered.get())
+        entered = _entered.get()
+        if not entered:
+            return None
+        held = reversed(entered)
         return next((lease for lease in held if lease.agent_id == agent_id and lease.locks is self), None)
 
     def fence(self, agent_id: str, lease: Lease | None) -> Fence | None:
@@ -208,14 +212,16 @@ class Locks:
             raise InvalidArgumentError(f"the lease is for agent {lease.agent_id!r}, the write for {agent_id!r}")
         return lease.fence
 
-    @contextmanager
-    def fencing(self, agent_id: str, lease: Lease | None) -> Iterator[Fence | None]:
+    def fencing(self, agent_id: str, lease: Lease | None) -> AbstractContextManager[Fence | None]:
         """The fence of a write that is made inside; leaving the lease's block waits for the end of that write."""
         fence = self.fence(agent_id, lease)
-        held = self._inside(agent_id) if lease is None else lease
+        held = self._inside(agent_id) if lease is None and fence is not None else lease
         if fence is None or not isinstance(held, HeldLease):
-            yield fence
-            return
+            return _NO_FENCE
+        return self._fenced(held, fence)
+
+    @contextmanager
+    def _fenced(self, held: HeldLease, fence: Fence) -> Iterator[Fence]:
         ended = asyncio.get_running_loop().create_future()
         held.writes.add(ended)
         try:

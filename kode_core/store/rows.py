@@ -12,7 +12,7 @@ from kode_core.codec import Body
 from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.ids import check_key, index_text
 from kode_core.jsonvalue import encode_json, type_name
-from kode_core.large import Proof, write, write_body, write_list_of
+from kode_core.large import Proof, write, write_body, write_list_of, write_small
 from kode_core.metadata import index_of_metadata
 from kode_core.model import (
     AgentInfo,
@@ -138,7 +138,7 @@ async def event_write(timeline: Timeline, pace: Pace | None = None) -> EventWrit
     """The stored form of an event."""
     label = "event"
     _check_class(Timeline, timeline, label)
-    body = await write_body(Timeline, timeline, label, pace or Pace())
+    body = write_small(Timeline, timeline, label) or await write_body(Timeline, timeline, label, pace or Pace())
     return EventWrite(_int64(timeline.bookmark.seq, label, "$.bookmark.seq"), timeline.event.channel, body)
 
 
