@@ -7,7 +7,6 @@ store ``default`` of ``kode.toml``; SQLite at ``./data/agents.db``. Keyword opti
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from kode_core.errors import ConfigurationError
+from kode_core.ids import nearest
 from kode_core.plugins import Backend, registry
 from kode_core.server_options import ServerOptions
 from kode_core.sources.files import named_stores, relative_to
@@ -159,7 +159,7 @@ def _from_name(name: str, find: BackendFinder, environ: Mapping[str, str]) -> Wa
         return _from_toml(name, *stores[name], find)
     if name.lower().endswith(DATABASE_SUFFIXES):
         return from_path(name, find)
-    have = f"; did you mean {found[0]!r}?" if (found := difflib.get_close_matches(name, stores, 1)) else ""
+    have = f"; did you mean {found!r}?" if (found := nearest(name, stores)) else ""
     if not have and name in registry.names():
         have = f"; {name} is a backend: give a URL, which begins with {name}:"
     raise ConfigurationError(

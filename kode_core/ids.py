@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import threading
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_key",
     "index_text",
     "is_shortened",
+    "nearest",
     "new_agent_id",
     "plain_text",
     "quoted",
@@ -84,6 +86,13 @@ def quoted(value: object) -> str:
     if type(value) is str:
         return f"{value!r:.60}"
     return str(value) if type(value) is int and abs(value) < _LONG else type(value).__name__
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that a misspelt one is most like; *cutoff*, of 1, is how like it has to be."""
+    from difflib import get_close_matches  # imported by those that have erred
+
+    return next(iter(get_close_matches(name, list(known), 1, cutoff)), None)
 
 
 def new_agent_id() -> str:

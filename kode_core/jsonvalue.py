@@ -8,7 +8,6 @@ is written with ``\u`` escapes.
 from __future__ import annotations
 
 import itertools
-import json
 import marshal
 import re
 from collections.abc import Callable, Iterator
@@ -237,6 +236,8 @@ def dump(wire: Json) -> bytes:
 
 def escaped(value: Json) -> bytes:
     """JSON text that is ASCII, which can hold lone surrogates."""
+    import json  # few programs ever need it
+
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), check_circular=False).encode()
 
 
@@ -258,6 +259,8 @@ def decode_json(text: str) -> Json:
     try:
         return _from_json(text)
     except msgspec.DecodeError:  # escaped lone surrogates, or no JSON at all
+        import json
+
         return json.loads(text, parse_constant=_refuse_constant)
 
 

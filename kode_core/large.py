@@ -246,7 +246,9 @@ async def decode_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> 
     return cast(R, await _decode(shape_of(cls), body, label, pace))
 
 
-async def decode_run_in_slices(cls: type[R], bodies: Sequence[Body], label: Callable[[int], str], pace: Pace) -> list[R]:
+async def decode_run_in_slices(
+    cls: type[R], bodies: Sequence[Body], label: Callable[[int], str], pace: Pace
+) -> list[R]:
     """The records of several bodies, all of them small or one alone; *label* names each by its place among them."""
     await pace.rest()
     records = decode_run(cls, bodies) if len(bodies) > 1 else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -70,7 +69,7 @@ def remove_all(paths: Iterable[Path]) -> None:
     """Remove files, and folders with their contents; a path where nothing is stays so."""
     for path in paths:
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_folder(path)
         else:
             path.unlink(missing_ok=True)
 
@@ -81,6 +80,12 @@ def remove_abandoned(path: Path, age_s: float) -> None:
         if time.time() - path.stat().st_mtime <= age_s:
             return
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_folder(path)
         else:
             path.unlink()
+
+
+def _remove_folder(path: Path) -> None:
+    import shutil  # with its archives it takes longer to import than a store to open
+
+    shutil.rmtree(path, ignore_errors=True)

@@ -11,14 +11,12 @@ loaded, the others are not even imported. The entry module must not import its d
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, TypeAlias
 from urllib.parse import SplitResult
 
@@ -33,7 +31,8 @@ from kode_core.errors import (
     IncompatibleBackendError,
     UnknownBackendError,
 )
-from kode_core.installed import InstalledPlugin, described, distribution_of, in_metadata, normal_name
+from kode_core.ids import nearest
+from kode_core.installed import InstalledPlugin, described, in_metadata, normal_name
 from kode_core.protocols import Store
 from kode_core.store.book import Observer, Operation
 
@@ -140,7 +139,7 @@ class Plugins:
         self._loaded = False
         given = os.environ.get("KODE_DISABLE_PLUGINS", "").split(",") if disabled is None else disabled
         self._disabled = frozenset(filter(None, map(str.strip, given)))
-        self._seen = disabled is not None
+        self._seen = disabled is not None or not self._disabled
         self._failed: set[str] = set()
         if os.environ.get("KODE_TRACE_PLUGINS"):
             self._manager.enable_tracing()
@@ -173,8 +172,8 @@ class Plugins:
         known |= set(FIRST_PARTY.values()) | {name for name, _ in self._manager.list_name_plugin()}
         for name in sorted(self._disabled):
             if name not in known and normal_name(name) not in map(normal_name, known):
-                near = difflib.get_close_matches(name, sorted(known), 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+                near = nearest(name, sorted(known))
+                hint = f"did you mean {near!r}?" if near else f"known are {', '.join(sorted(known))}"
                 raise UnknownBackendError(f"KODE_DISABLE_PLUGINS names {name!r}, which is no plugin; {hint}")
         self._seen = True
 
@@ -193,23 +192,23 @@ class Plugins:
 
     def _load(self, name: str) -> Backend:
         self.see_disabled()
-        everything = entry_points(group=GROUP)
+        everything = self.installed()
         named = [ep for ep in everything if ep.name == name]
-        found = [ep for ep in named if not self.is_disabled(name, distribution_of(ep)[0])]
+        found = [ep for ep in named if not self.is_disabled(name, ep.distribution)]
         if self.is_disabled(name) or (named and not found):
             raise DisabledBackendError(f"backend {name!r} is disabled by KODE_DISABLE_PLUGINS")
         if not found:
             raise _unknown(name, sorted({ep.name for ep in everything} | self._added.keys()))
         if len(found) > 1:
             who = ", ".join(sorted(map(described, found)))
-            first = min(distribution_of(ep)[0] for ep in found)
+            first = min(ep.distribution for ep in found)
             raise AmbiguousBackendError(
                 f"backend {name!r} comes from more than one distribution ({who}); uninstall all but one, or disable "
                 f"the others, as in KODE_DISABLE_PLUGINS={first}"
             )
         return self._register(name, found[0])
 
-    def _register(self, name: str, ep: EntryPoint) -> Backend:
+    def _register(self, name: str, ep: InstalledPlugin) -> Backend:
         try:
             plugin = ep.load()
         except Exception as exc:
@@ -236,8 +235,8 @@ class Plugins:
         if self._loaded:
             return
         self.see_disabled()
-        for ep in entry_points(group=PLUGIN_GROUP):
-            if self.is_disabled(ep.name, distribution_of(ep)[0]) or self._manager.has_plugin(ep.name):
+        for ep in self.extensions():
+            if self.is_disabled(ep.name, ep.distribution) or self._manager.has_plugin(ep.name):
                 continue
             try:
                 self._add(ep.load(), ep.name)
@@ -375,8 +374,8 @@ def _unknown(name: str, installed: list[str]) -> UnknownBackendError:
     if name in FIRST_PARTY:
         text = f"backend {name!r} is not installed; run: pip install {FIRST_PARTY[name]} (installed: {have})"
         return UnknownBackendError(text)
-    near = difflib.get_close_matches(name, [*installed, *FIRST_PARTY], 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, [*installed, *FIRST_PARTY])
+    hint = f"did you mean {near!r}? " if near else ""
     text = f"no backend is named {name!r}{f'; {hint}' if hint else ' '}(installed: {have})"
     return UnknownBackendError(text, f"{hint}(installed: {have})")
 

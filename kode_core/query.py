@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -18,7 +17,7 @@ from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 import msgspec
 
 from kode_core.errors import InvalidArgumentError
-from kode_core.ids import check_agent_id, index_text, quoted
+from kode_core.ids import check_agent_id, index_text, nearest, quoted
 from kode_core.jsonvalue import decode_json, encode_json
 from kode_core.metadata import metadata_index
 from kode_core.model import Bookmark, Json
@@ -254,8 +253,8 @@ class _Given:
         known = shape.__annotations__.keys() | _Paging.__annotations__.keys() | _Created.__annotations__.keys()
         for name in filters:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+                near = nearest(name, known)
+                hint = f"; did you mean {near!r}?" if near else f"; known are {', '.join(sorted(known))}"
                 raise InvalidArgumentError(f"unknown filter {name!r} for {kind}{hint}")
 
     def take(self, name: str, check: Callable[[str, Any], Any]) -> Any:

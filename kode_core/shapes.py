@@ -36,6 +36,7 @@ from kode_core.model import (
     ToolCallRecord,
     UnknownBlock,
 )
+from kode_core.model.content import KNOWN_BLOCKS
 from kode_core.sink import MARK, SPREAD, Later, Sink
 
 __all__ = [
@@ -44,8 +45,8 @@ __all__ = [
     "class_of_block",
     "expected",
     "from_wire",
-    "is_of",
     "has_parts",
+    "is_of",
     "plan_of",
     "read_list",
     "read_struct",
@@ -390,6 +391,5 @@ def from_wire(plan: Plan, value: dict[str, Any], ready: Mapping[str, Any] = {}) 
 
 _STORED: Final[dict[type, type]] = {StoredMessage: Message, StoredToolCall: ToolCallRecord, StoredEvent: Timeline}
 """Records that a query found can be saved again, without the place where they stood."""
-_BLOCKS: Final[tuple[type, ...]] = typing.get_args(typing.get_args(typing.get_type_hints(Message)["content"])[0])
-_BLOCKS_BY_CLASS: Final = frozenset(_BLOCKS)
-_BLOCKS_BY_TAG: Final = {plan_of(cls).tag: cls for cls in _BLOCKS}
+_BLOCKS_BY_TAG: Final[dict[Any, type]] = {cls.__struct_config__.tag: cls for cls in KNOWN_BLOCKS}
+_BLOCKS_BY_CLASS: Final = frozenset(_BLOCKS_BY_TAG.values())

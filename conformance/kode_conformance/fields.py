@@ -138,8 +138,8 @@ class _Tree:
         origin, args = typing.get_origin(hint), typing.get_args(hint)
         optional = types.NoneType in args
         kinds = tuple(arg for arg in args if arg is not types.NoneType)
-        if origin is Sequence:
-            items = typing.get_args(kinds[0]) or kinds
+        if origin in (Sequence, tuple):
+            items = typing.get_args(kinds[0]) or kinds[:1]
             items = BLOCKS if set(items) <= set(BLOCKS) else items
             return _List(path, tuple(self._node(owner, name, item, (*path, i)) for i, item in enumerate(items)))
         if origin is typing.Literal:

@@ -1,6 +1,22 @@
 """Layers: engines that wrap engines. Policy goes here, not into the backends."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from kode_core.layers.base import Layer
-from kode_core.layers.hybrid import HybridEngine
+
+if TYPE_CHECKING:
+    from kode_core.layers.hybrid import HybridEngine as HybridEngine
+else:
+
+    def __getattr__(name: str) -> object:
+        """The hybrid layout, imported when it is asked for: with it come the JSON files."""
+        if name != "HybridEngine":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from kode_core.layers.hybrid import HybridEngine
+
+        return HybridEngine
+
 
 __all__ = ["HybridEngine", "Layer"]

@@ -89,5 +89,7 @@ if TYPE_CHECKING:
 else:  # msgspec builds decoders from the annotations; unknown blocks take the codec's second path
     ContentBlock = _KnownBlock
 
-BLOCKS: Final[tuple[type, ...]] = (*get_args(_KnownBlock), UnknownBlock)
+KNOWN_BLOCKS: Final[tuple[type[Record], ...]] = get_args(_KnownBlock)
+"""The classes of the content blocks that this version knows."""
+BLOCKS: Final[tuple[type, ...]] = (*KNOWN_BLOCKS, UnknownBlock)
 """The classes of all content blocks."""

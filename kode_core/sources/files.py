@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,8 @@ def _has_our_table(project: Path) -> bool:
         return False
     if "kode" not in text:
         return False
+    import tomllib
+
     try:
         tool = tomllib.loads(text).get("tool")
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -72,6 +73,8 @@ def _has_our_table(project: Path) -> bool:
 
 
 def _toml(path: Path) -> dict[str, Any]:
+    import tomllib  # most programs have no such file
+
     try:
         with path.open("rb") as file:
             return tomllib.load(file)

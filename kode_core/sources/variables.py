@@ -6,7 +6,6 @@ Any variable may be given as the path of a file that holds the value, as Docker 
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Final
 import msgspec
 
 from kode_core.errors import ConfigurationError, PluginError
+from kode_core.ids import nearest
 from kode_core.plugins import registry
 from kode_core.sources.wanted import BackendFinder, Wanted, near
 
@@ -112,9 +112,9 @@ class Variables:
         for name in others:
             if name.startswith(prefixes):
                 continue
-            found = difflib.get_close_matches(name, sorted(known), 1, _CLOSE)
+            found = nearest(name, sorted(known), _CLOSE)
             if found or name.startswith("KODE_STORE_"):
-                hint = f"did you mean {found[0]}?" if found else f"known are {', '.join(sorted(CHOOSING))}"
+                hint = f"did you mean {found}?" if found else f"known are {', '.join(sorted(CHOOSING))}"
                 raise ConfigurationError(f"the variable {name} means nothing here; {hint}")
             _log.warning("the variable %s means nothing to kode_core, and no installed backend is named so", name)
 
@@ -134,7 +134,7 @@ class Variables:
             options = [field.name.upper() for field in fields]
             for name in given:
                 option = name.removeprefix(prefix).removesuffix("_FILE")
-                if difflib.get_close_matches(option, options, 1, _CLOSE):
+                if nearest(option, options, _CLOSE):
                     return name
         return None
 

@@ -6,7 +6,6 @@ a value. It says the kind of mistake and where it is (OPS-12).
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args, get_ori
 
 import msgspec
 
+from kode_core.ids import nearest
 from kode_core.plugins import Backend
 
 __all__ = [
@@ -57,8 +57,8 @@ def named(name: object) -> str:
 def near(name: object, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the nearest of the known ones, or all."""
     known = sorted(known)
-    found = difflib.get_close_matches(str(name), known, 1, 0.5)
-    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
+    found = nearest(str(name), known, 0.5)
+    return f"; did you mean {found!r}?" if found else f"; known are {', '.join(known)}"
 
 
 def marked_options(options: type[msgspec.Struct], mark: str) -> set[str]:

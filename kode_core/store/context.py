@@ -111,9 +111,9 @@ class Context:
     async def _open(self) -> Engine:
         """A task of its own: a call that is cancelled opens the store for those that come later."""
         try:
-            with Deadline(self._deadlines, self.timeout) as deadline, self._waiting(deadline):
-                with hearing(self._without_deadline):
-                    return await self._opener()
+            deadline = Deadline(self._deadlines, self.timeout)
+            with deadline, self._waiting(deadline), hearing(self._without_deadline):
+                return await self._opener()
         except TimeoutError as exc:
             if isinstance(exc, KodeError):
                 raise

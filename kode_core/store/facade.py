@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 from kode_core.batch import DocKind, DocWrite, EventWrite, ListKind
-from kode_core.engine import Progress, unwatched
+from kode_core.engine import Progress
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
@@ -32,7 +32,7 @@ from kode_core.model import (
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
-from kode_core.store import backups, consistency, health, rows
+from kode_core.store import rows
 from kode_core.store.book import Book, Observer
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
@@ -43,6 +43,7 @@ from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.locks import LeaseContext, Locks
 from kode_core.store.ops import OPS
 from kode_core.store.reader import Reader, Search, every
+from kode_core.store.steps import told
 from kode_core.store.writer import ListEdit, ListHow, Rest, Turn, Writer
 
 __all__ = ["EngineStore"]
@@ -352,37 +353,45 @@ class EngineStore(ExtendedStore):
 
     async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
         async def delete() -> int:
-            return await self._deletions.delete_many(self._search.sessions, filters, _told(progress))
+            return await self._deletions.delete_many(self._search.sessions, filters, told(progress))
 
         return await self._run("delete_many", delete)
 
     # --- operations
 
     async def health_check(self) -> StoreHealthStatus:
+        from kode_core.store import health
+
         return await health.health(self._context)
 
     async def check_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> ConsistencyCheckResult:
+        from kode_core.store import consistency  # what serves the upkeep of stores is imported with the first of it
+
         async def check() -> ConsistencyCheckResult:
             checked = None if agent_id is None else check_agent_id(agent_id)
-            return await consistency.check(self._context, checked, _told(progress))
+            return await consistency.check(self._context, checked, told(progress))
 
         return await self._context.run(OPS["check_consistency"], agent_id, check)
 
     def iter_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> AsyncIterator[ConsistencyIssue]:
+        from kode_core.store import consistency
+
         if agent_id is not None:
             check_agent_id(agent_id)
-        return consistency.issues(self._context, agent_id, _told(progress))
+        return consistency.issues(self._context, agent_id, told(progress))
 
     async def get_metrics(self) -> StoreMetrics:
         return await self._run("get_metrics", self._context.metrics)
 
     async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
+        from kode_core.store import backups
+
         async def backup() -> Sequence[Path]:
-            return await backups.backup(self._context, self._appender, target, _told(progress))
+            return await backups.backup(self._context, self._appender, target, told(progress))
 
         return [*await self._run("backup", backup)]
 
@@ -391,15 +400,6 @@ class EngineStore(ExtendedStore):
 
     async def batch_fork(self, agent_id: str, count: int) -> _Ids:
         return await self._load("batch_fork", agent_id, self._forks.fork, count)
-
-
-def _told(progress: Progress | None) -> Progress:
-    """The caller's function for progress, or one that does nothing."""
-    if progress is None:
-        return unwatched
-    if not callable(progress):
-        raise InvalidArgumentError(f"progress must be a function, got {type(progress).__name__}")
-    return progress
 
 
 def _given(records: object, what: str) -> bool:

@@ -57,7 +57,7 @@ class _Nobody:
 _NONE: Final = Held(_Nobody())
 _UNPROVED: Final = b""
 _UNTAKEN: Final = b"?"
-"""Stands for the proof of a small record that was read, and not looked at since: the digest of its text is its proof."""
+"""Stands for the proof of a small record that was read and not looked at since: its proof is the digest of its text."""
 
 
 def _holds(parts: Any, proof: bytes) -> bool:
@@ -198,9 +198,7 @@ class Remembered:
             parts.append(held.parts)
             if proof == _UNTAKEN and not has_parts(record):
                 self.proofs[i] = proof = None
-            if held() is not record:
-                found.append(i)
-            elif proof == _UNTAKEN:
+            if held() is not record or proof == _UNTAKEN:
                 found.append(i)
             elif proof is not None and held.parts is None:
                 large.append(i)

@@ -7,14 +7,24 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
-from kode_core.engine import Progress
+from kode_core.engine import Progress, unwatched
+from kode_core.errors import InvalidArgumentError
 from kode_core.store.book import Op
 from kode_core.store.context import Context
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "told"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def told(progress: Progress | None) -> Progress:
+    """The caller's function for progress, or one that does nothing."""
+    if progress is None:
+        return unwatched
+    if not callable(progress):
+        raise InvalidArgumentError(f"progress must be a function, got {type(progress).__name__}")
+    return progress
 
 
 class Steps:

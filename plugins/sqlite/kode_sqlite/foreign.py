@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -61,6 +59,9 @@ def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]
 
 
 def _tables_of_copy(path: str, log: str) -> set[tuple[str, str]]:
+    import shutil  # both take longer to import than a store to open
+    import tempfile
+
     try:
         with tempfile.TemporaryDirectory() as folder:
             copy = str(Path(folder) / "copy.db")

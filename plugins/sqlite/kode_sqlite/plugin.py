@@ -21,16 +21,23 @@ async def _open(options: SqliteOptions) -> SqliteEngine:
 
     from kode_sqlite.driver import see_version
     from kode_sqlite.engine import SqliteEngine
-    from kode_sqlite.foreign import refuse_foreign
-    from kode_sqlite.readonly import ReadOnlyEngine, may_only_read
+    from kode_sqlite.readonly import ReadOnlyEngine
 
     see_version(sqlite3.sqlite_version_info)
     if options.db_path != ":memory:":  # readers are opened later, perhaps from another working directory
         options = replace(options, db_path=str(local_path(options.db_path, "db_path")))
-        await asyncio.to_thread(refuse_foreign, options.db_path)
-        if await asyncio.to_thread(may_only_read, options.db_path):
+        if await asyncio.to_thread(_looked_at, options.db_path):
             return await ReadOnlyEngine.open(options)
     return await SqliteEngine.open(options)
+
+
+def _looked_at(path: str) -> bool:
+    """Refuse a database of another project, and return whether this process may only read the file."""
+    from kode_sqlite.foreign import refuse_foreign
+    from kode_sqlite.readonly import may_only_read
+
+    refuse_foreign(path)
+    return may_only_read(path)
 
 
 def _is_there(options: SqliteOptions) -> bool:
