@@ -11,7 +11,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
@@ -89,10 +89,15 @@ class _Field(NamedTuple):
     shape: Shape
 
 
+_Step: TypeAlias = tuple[str, str, bool, frozenset[type], Callable[[Any, Sink | None], Json]]
+"""How a field is written: its attribute and its name, whether None is left out, and what its shape says."""
+
+
 class Plan(NamedTuple):
     """How the records of a class are written and read.
 
     Attributes:
+        steps: how the fields are written, one after the other.
         spread: the field whose contents are spread over the record.
         names: the names that the wire form has, whatever is spread.
         loose: gives a record's fields that are, or hold, dicts and lists: in the order in which they are written.
@@ -101,6 +106,7 @@ class Plan(NamedTuple):
     cls: type
     tag: str | None
     fields: tuple[_Field, ...]
+    steps: tuple[_Step, ...]
     spread: str | None
     names: frozenset[str]
     loose: Callable[[Any], tuple[Any, ...]]
@@ -120,7 +126,8 @@ def plan_of(cls: type) -> Plan:
     tag = config.tag
     names = {f.wire for f in fields} | ({config.tag_field} if tag else set())
     loose = [f.attr for f in fields if f.shape.is_loose] + ([spread] if spread else [])
-    return Plan(cls, tag, tuple(fields), spread, frozenset(names), _getter(loose))
+    steps = [(f.attr, f.wire, f.shape.optional and not f.required, f.shape.plain, f.shape.write) for f in fields]
+    return Plan(cls, tag, tuple(fields), tuple(steps), spread, frozenset(names), _getter(loose))
 
 
 def _getter(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
@@ -141,8 +148,14 @@ def shape_of(hint: Any) -> Shape:
     if origin in (typing.Union, types.UnionType):
         return _union_shape(tuple(a for a in args if a is not types.NoneType), types.NoneType in args)
     if origin is typing.Literal:
-        check = functools.partial(_one_of, args)
-        return Shape(_NOTHING_PLAIN, _checking(check), check)
+        options = frozenset(args)
+
+        def choose(value: Any, _: Sink | None = None) -> Any:
+            if type(value) is str and value in options:
+                return value
+            raise Problem(f"expected one of {', '.join(args)}, got {quoted(value)}")
+
+        return Shape(_NOTHING_PLAIN, choose, choose)
     if origin is dict:
         return Shape(_NOTHING_PLAIN, _write_dict, functools.partial(_expect, (dict,), "an object"), is_loose=True)
     if origin in (Sequence, tuple):
@@ -198,12 +211,6 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _one_of(options: tuple[str, ...], value: Any) -> Any:
-    if type(value) is str and value in options:
-        return value
-    raise Problem(f"expected one of {', '.join(options)}, got {quoted(value)}")
-
-
 def _write_json(value: Any, sink: Sink | None) -> Json:
     if not is_flat(value):
         if sink is not None:
@@ -218,7 +225,8 @@ def _write_json(value: Any, sink: Sink | None) -> Json:
 
 
 def _write_dict(value: Any, sink: Sink | None) -> Json:
-    _expect((dict,), "a dict", value)
+    if type(value) is not dict:
+        _expect((dict,), "a dict", value)
     return _write_json(value, sink)
 
 
@@ -243,7 +251,7 @@ def write_list(shape: Shape, value: Any, sink: Sink | None) -> Json:
 
 
 def write_struct(cls: type, value: Any, sink: Sink | None) -> Json:
-    if not is_of(cls, value):
+    if type(value) is not cls and not is_of(cls, value):
         raise Problem(f"expected {expected(cls, type(value))}")
     return _to_wire(plan_of(cls), value, sink)
 
@@ -267,21 +275,19 @@ def _write_block(value: Any, sink: Sink | None) -> Json:
 
 
 def _to_wire(plan: Plan, record: Any, sink: Sink | None) -> dict[str, Json]:
-    wire: dict[str, Json] = {}
-    if plan.tag is not None:
-        wire["type"] = plan.tag
-    for attr, name, required, shape in plan.fields:
+    wire: dict[str, Json] = {} if plan.tag is None else {"type": plan.tag}
+    for attr, name, may_be_absent, plain, write in plan.steps:
         value = getattr(record, attr)
-        if value is None and shape.optional and not required:
+        if value is None and may_be_absent:
             continue
         kind = type(value)
-        if kind in shape.plain:
+        if kind in plain:
             if kind is str and len(value) > LONG and sink is not None:
                 value = sink.defer(Later(value))
             wire[name] = value
             continue
         try:
-            wire[name] = shape.write(value, sink)
+            wire[name] = write(value, sink)
         except Problem as problem:
             raise problem.under(name) from None
     if plan.spread is not None:
@@ -292,11 +298,9 @@ def _to_wire(plan: Plan, record: Any, sink: Sink | None) -> dict[str, Json]:
 
 
 def _write_spread(plan: Plan, spread: Any, wire: dict[str, Json], sink: Sink | None) -> None:
-    _expect((dict,), "a dict", spread)
-    written = _write_json(spread, sink)
-    clash = plan.names.intersection(spread)
-    if clash:
-        name = min(clash)
+    written = _write_dict(spread, sink)
+    if not plan.names.isdisjoint(spread):
+        name = min(plan.names.intersection(spread))
         raise Problem(f"{name!r} is a field of {plan.cls.__name__}: give it there, not in {plan.spread}")
     if written is MARK and sink is not None:
         sink.later[-1].is_spread = True
