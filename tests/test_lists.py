@@ -41,7 +41,7 @@ from kode_core import (
 from kode_core.batch import ListKind, Outline
 from kode_core.engine import Engine
 from kode_core.engines.memory import MemoryEngine, MemorySpace
-from kode_core.store import EngineStore, writer
+from kode_core.store import EngineStore, remembered, writer
 from kode_core.store.list_memory import ListMemory, size_of
 from kode_core.store.lists import Replace
 from kode_core.store.remembered import Remembered
@@ -328,6 +328,37 @@ async def test_the_second_save_costs_what_changed() -> None:
             loaded[4].content[0].input["n"].append("changed")  # type: ignore[union-attr]
             await store.save_messages("a", loaded)
             assert encoded == [4]
+
+
+async def test_a_run_that_grows_is_looked_at_where_it_grew() -> None:
+    """A record that was found unchanged is not looked at alone again when others were appended behind it."""
+    talk = [Message("user", [ToolUseBlock(f"c{i}", "t", {"n": [i]})]) for i in range(300)]
+    async with spied() as (store, spy):
+        await store.save_messages("a", talk)
+        for n in range(5):
+            talk.append(Message("user", [ToolUseBlock(f"d{n}", "t", {"n": [n]})]))
+            with pytest.MonkeyPatch.context() as patch:
+                seen: list[Any] = []
+                patch.setattr(remembered, "_holds", lambda parts, proof, seen=seen: seen.append(parts) or True)
+                await store.save_messages("a", talk)
+            assert written(spy.last) == ([], 1)
+            assert len(seen) == (300 if n == 0 else 1)
+        talk[299].content[0].input["n"].append("changed")  # type: ignore[union-attr]
+        talk[3].content[0].input["n"].append("changed")  # type: ignore[union-attr]
+        await store.save_messages("a", talk[:301])
+        assert written(spy.last) == ([3, 299], 0)
+
+
+async def test_a_save_that_is_refused_leaves_what_was_read_as_it_is() -> None:
+    """A record in the place of one with dicts, in a save that is refused, hides no change of that one."""
+    async with spied() as (store, spy):
+        await store.save_messages("a", [Message("user", [ToolUseBlock("c", "t", {"n": [1]})]), Message.user("x")])
+        loaded = await store.load_messages("a")
+        with pytest.raises(InvalidValueError):
+            await store.save_messages("a", [Message.user("plain"), Message("user", [ToolUseBlock("c", "t", {1: 2})])])
+        loaded[0].content[0].input["n"].append("changed")  # type: ignore[union-attr]
+        await store.save_messages("a", loaded)
+        assert written(spy.last) == ([0], 0)
 
 
 async def test_sizes_count_all_that_is_held() -> None:

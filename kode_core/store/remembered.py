@@ -138,7 +138,7 @@ class Remembered:
         self.keys = keys
         self.newest: int | None = max(created, default=None)
         self._places: dict[str | None, int] | None = None
-        self._runs: dict[int, bytes] = {}
+        self._runs: dict[int, tuple[int, bytes]] = {}
 
     @classmethod
     def of_nothing(cls) -> Self:
@@ -174,38 +174,46 @@ class Remembered:
         shared = min(len(self), len(records))
         for start in range(0, shared, _RUN):
             new = records[start : min(start + _RUN, shared)]
-            held = self.held[start : start + len(new)]
-            parts = list(map(_parts, held))
-            if not (all(map(operator.is_, map(operator.call, held), new)) and self._is_proved(start, parts)):
-                found += await self._suspects_in_run(codec, start, new, pace)
+            proved = self._proved(start, new)
+            if proved < len(new):
+                found += await self._suspects_in_run(codec, start, proved, new, pace)
             await pace.rest()
         return found
 
-    def _is_proved(self, start: int, parts: list[Any]) -> bool:
-        """Whether a run of records was found unchanged before, and has the same digest now."""
-        known = self._runs.get(start)
+    def _proved(self, start: int, records: Sequence[Any]) -> int:
+        """How many of a run's first records were found unchanged before, and have the same digest now."""
+        count, digest = self._runs.get(start, (0, _UNPROVED))
+        if not 0 < count <= len(records):
+            return 0
+        held = self.held[start : start + count]
         try:
-            return known is not None and digest_of(parts) == known
+            is_same = all(map(operator.is_, map(operator.call, held), records))
+            return count if is_same and digest_of(list(map(_parts, held))) == digest else 0
         except ValueError:  # something that is not JSON was put in
-            return False
+            return 0
 
-    async def _suspects_in_run(self, codec: ListCodec, start: int, records: Sequence[Any], pace: Pace) -> list[int]:
+    async def _suspects_in_run(
+        self, codec: ListCodec, start: int, proved: int, records: Sequence[Any], pace: Pace
+    ) -> list[int]:
+        """The suspects of a run from *start* on, behind the first *proved* records."""
         found: list[int] = []
         large: list[int] = []
-        parts = []
-        for i, record in enumerate(records, start):
-            held, proof = self.held[i], self.proofs[i]
-            parts.append(held.parts)
-            if proof == _UNTAKEN and not has_parts(record):
-                self.proofs[i] = proof = None
-            if held() is not record or proof == _UNTAKEN:
+        parts = list(map(_parts, self.held[start : start + len(records)]))
+        for i in range(start + proved, start + len(records)):
+            record, held, proof = records[i - start], self.held[i], self.proofs[i]
+            if held() is not record:
                 found.append(i)
+            elif proof == _UNTAKEN:
+                if has_parts(record):
+                    found.append(i)
+                else:
+                    self.proofs[i] = None
             elif proof is not None and held.parts is None:
                 large.append(i)
             elif proof is not None and not _holds(held.parts, proof):
                 found.append(i)
         if not (found or large):
-            self._runs[start] = digest_of(parts)
+            self._runs[start] = (len(records), digest_of(parts))
         for i in large:
             if not await is_unchanged(codec.cls, records[i - start], self.proofs[i] or _UNPROVED, pace):
                 found.append(i)
@@ -215,7 +223,6 @@ class Remembered:
 
     def extend(self, version: int, tail: Tail) -> None:
         """Note that *tail* was appended."""
-        self._runs.pop(len(self) // _RUN * _RUN, None)
         if self._places is not None:
             self._places.update(zip(tail.keys, range(len(self), len(self) + len(tail.keys)), strict=True))
         self.version = version
@@ -238,7 +245,7 @@ class Remembered:
             self.keys[:length],
         )
         copy._places = self._places if keys_stay else None
-        copy._runs = {start: proof for start, proof in self._runs.items() if start + _RUN <= length}
+        copy._runs = {start: run for start, run in self._runs.items() if start + run[0] <= length}
         return copy
 
     def hold(self, i: int, record: Any, proof: Proof | None) -> None:
