@@ -101,6 +101,40 @@ print(json.dumps([before, plugin, asyncio.run(main())]))
     assert (before, plugin, opened) == ([], [], ["aiosqlite", "sqlite3"])
 
 
+def test_what_is_heavy_is_not_imported() -> None:
+    """A fresh process that opens SQLite, writes and reads imports nothing for metadata, archives, settings, upkeep or
+    other backends.
+    """
+    script = """
+import asyncio, json, sys
+there = set(sys.modules)
+from kode_core import Message, create_extended_store
+imported = sorted(set(sys.modules) - there)
+async def main():
+    async with create_extended_store("sqlite:///x.db") as store:
+        await store.save_messages("a", [Message.user("hi")])
+        await store.load_messages("a")
+asyncio.run(main())
+print(json.dumps([imported, sorted(set(sys.modules) - there)]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    imported, used = map(set, json.loads(done.stdout))
+    heavy = {
+        "difflib",
+        "email",
+        "importlib.metadata",
+        "importlib.resources",
+        "shutil",
+        "tempfile",
+        "tomllib",
+        "zipfile",
+    }
+    own = {"engines.json_files", "layers.hybrid", "store.backups", "store.consistency"}
+    assert {"kode_core.store.facade", "msgspec", "pluggy"} <= imported
+    assert imported & {*heavy, "json", *(f"kode_core.{name}" for name in own)} == set()
+    assert used & {*heavy, *(f"kode_core.{name}" for name in own)} == set()
+
+
 async def test_backups_are_stores(tmp_path: Path) -> None:
     """A backup is a store of its own, hybrid or not, taken while the store is used; memory has none."""
     async with create_extended_store(type="sqlite", db_path="a.db", file_store_base_dir="files") as store:

@@ -41,7 +41,7 @@ from kode_core import (
 )
 from kode_core.codec import Body, decode, digest, encode
 from kode_core.jsonvalue import MAX_DEPTH
-from kode_core.large import decode_in_slices, digest_of, is_unchanged, write
+from kode_core.large import decode_in_slices, decode_run_in_slices, digest_of, is_unchanged, write
 from kode_core.metadata import index_of_metadata, metadata_index
 from kode_core.pace import Pace
 from tests.test_codec import any_json
@@ -169,6 +169,29 @@ async def test_damage_to_large_text_is_found(tiny: None) -> None:
     for text in ('{"role":"user","content":[{"type":"text"}]}', '["something else"]', '{"role":"user","content":[1,2,'):
         with pytest.raises(CorruptRecordError, match="the message"):
             await decode_in_slices(Message, Body(text, digest(text.encode())), "the message", Pace())
+
+
+async def test_a_run_gives_what_its_records_give_alone() -> None:
+    """Records decoded in one go are those decoded one after the other, also such as this version does not know."""
+    records = [Message.user(f"m{i}") for i in range(5)]
+    records[2] = Message("user", [UnknownBlock({"type": "hologram", "x": [1]})])
+    records[4] = Message("user", "x", extra={"later": True})
+    for some in (records, records[:2], records[:1]):
+        bodies = [encode(Message, record, "m") for record in some]
+        read = await decode_run_in_slices(Message, bodies, str, Pace())
+        assert difference(read, some) is None
+        assert difference(read, [decode(Message, body, "m") for body in bodies]) is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"role":"a","content":[]},{"role":"b","content":[]}', '{"role":"a","content":[]', "[]"]
+)
+async def test_damage_in_a_run_is_told_of_its_record(text: str) -> None:
+    """A body that is no record, or two, or has another digest, fails with its own name, whatever stands around it."""
+    sound = encode(Message, Message.user("x"), "m")
+    for body in (Body(text, digest(text.encode())), Body(sound.text, bytes(16))):
+        with pytest.raises(CorruptRecordError, match="^message 1 "):
+            await decode_run_in_slices(Message, [sound, body, sound], "message {} ".format, Pace())
 
 
 @pytest.mark.parametrize("change", ["item", "key", "type", "order", "nan", "deep"])

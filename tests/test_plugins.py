@@ -7,8 +7,10 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -27,8 +29,9 @@ from kode_core import (
 from kode_core.config import configure
 from kode_core.engine import Engine
 from kode_core.engines.memory import MemoryOptions, open_memory
+from kode_core.installed import InstalledPlugin, in_metadata
 from kode_core.layers import Layer
-from kode_core.plugins import FIRST_PARTY, Backend, Plugins, hookimpl, registry
+from kode_core.plugins import FIRST_PARTY, GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
 from kode_core.store.book import Operation
 
 Install = Callable[..., None]
@@ -66,6 +69,53 @@ def test_installed_backends_are_listed_without_importing(install: Install) -> No
     found = {backend.name: backend for backend in Plugins(()).installed()}
     assert {"memory", "json", "sqlite", "acme"} <= set(found)
     assert (found["acme"].distribution, found["acme"].version, found["acme"].value) == ("kode-acme", "1.0", "acme_one")
+
+
+def test_folders_say_what_importlib_says(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry points that are read from the folders of the path are those of importlib.metadata."""
+    install("kode-acme", "acme", "acme_one", "raise RuntimeError('must not be imported')")
+    install("kode-other", "other", "other_one", "", group="kode.plugins")
+    shadowed = tmp_path / "older" / "kode_acme-0.9.dist-info"
+    shadowed.mkdir(parents=True)
+    (shadowed / "METADATA").write_text("Metadata-Version: 2.1\nName: kode-acme\nVersion: 0.9\n\nName: no\n")
+    (shadowed / "entry_points.txt").write_text("[kode.stores]\nolder = acme_zero\n")
+    with_extras = tmp_path / "older" / "Kode_More.egg-info"
+    with_extras.mkdir()
+    (with_extras / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: Kode.More\nVersion: 2\n")
+    lines = "[other]\nno = no\n\n[kode.stores]\n# more = no\nmore = more.part:hooks [extra]\n"
+    (with_extras / "entry_points.txt").write_text(lines)
+    monkeypatch.syspath_prepend(str(tmp_path / "nowhere"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "older")])
+    for group in (GROUP, PLUGIN_GROUP):
+        found = in_metadata(group)
+        asked = [(ep.name, ep.dist.name, ep.dist.version, ep.value) for ep in entry_points(group=group) if ep.dist]
+        assert [(one.name, one.distribution, one.version, one.value) for one in found] == sorted(asked)
+    assert {"acme", "more"} <= {one.name for one in in_metadata(GROUP)}
+    assert "older" not in {one.name for one in in_metadata(GROUP)}
+
+
+def test_an_archive_on_the_path_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution in a ZIP file, from which Python imports, too, is found as those in folders are."""
+    with ZipFile(tmp_path / "acme.zip", "w") as archive:
+        archive.writestr("kode_acme-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: kode-acme\nVersion: 1.0\n")
+        archive.writestr("kode_acme-1.0.dist-info/entry_points.txt", "[kode.stores]\nacme = acme_zipped\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "acme.zip"))
+    found = {one.name: one for one in in_metadata(GROUP)}
+    assert (found["acme"].distribution, found["acme"].version) == ("kode-acme", "1.0")
+    assert "sqlite" in found
+
+
+def test_an_entry_point_may_name_an_attribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind the colon is taken from the module; extras mean nothing."""
+    (tmp_path / "acme_parts.py").write_text("class hooks:\n    inner = 'found'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for value, wanted in (
+        ("acme_parts", "acme_parts"),
+        ("acme_parts:hooks", "hooks"),
+        ("acme_parts : hooks [x]", "hooks"),
+    ):
+        assert getattr(InstalledPlugin("a", "d", "1", value).load(), "__name__", None) == wanted
+    assert InstalledPlugin("a", "d", "1", "acme_parts:hooks.inner").load() == "found"
 
 
 async def test_a_backend_is_found_by_name(install: Install) -> None:
