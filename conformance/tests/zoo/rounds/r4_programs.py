@@ -31,9 +31,9 @@ from kode_core.model import AgentInfo, Snapshot, Timeline, TodoSnapshot, ToolCal
 from kode_core.query import Page
 from kode_core.store import EngineStore
 from kode_core.store import rows as stored
-from kode_core.store.facade import _told
 from kode_core.store.locks import LeaseContext
 from kode_core.store.ops import OPS
+from kode_core.store.steps import told as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
 

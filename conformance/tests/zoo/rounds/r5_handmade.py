@@ -34,9 +34,9 @@ from kode_core.model import (
     ToolUseBlock,
 )
 from kode_core.store import EngineStore
-from kode_core.store.facade import _told
 from kode_core.store.lists import Upsert
 from kode_core.store.rows import event_writes
+from kode_core.store.steps import told as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
 

@@ -34,8 +34,8 @@ from kode_core.pace import Pace
 from kode_core.query import Page
 from kode_core.store import EngineStore, rows
 from kode_core.store.events import stored_event
-from kode_core.store.facade import _told
 from kode_core.store.locks import _entered
+from kode_core.store.steps import told as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
