@@ -362,7 +362,7 @@ async def test_a_save_that_is_refused_leaves_what_was_read_as_it_is() -> None:
 
 
 async def test_sizes_count_all_that_is_held() -> None:
-    """A record with dicts, one without, and a tool call each count for at least what remembering it takes."""
+    """Records with dicts, without, and tool calls, written or read, count for at least what remembering them takes."""
     kinds: dict[str, list[Any]] = {
         "plain": [Message.user("x") for _ in range(2_000)],
         "loose": [Message("user", [ToolUseBlock("c", "t", {"n": [i]})]) for i in range(2_000)],
@@ -375,21 +375,29 @@ async def test_sizes_count_all_that_is_held() -> None:
                 await store.save_tool_call_records("a", records)
             else:
                 await store.save_messages("a", records)
-            remembered = memory_of(store).get("a", kind)
-            assert remembered is not None
-            gc.collect()
-            tracemalloc.start()
-            try:
-                copy = remembered.copy(len(remembered))
-                copy.last_places(["x"])
-                copy.held = [type(held)(held()) for held in copy.held]
-                copy.digests = [bytes(bytearray(digest)) for digest in copy.digests]
-                copy.proofs = [proof and bytes(bytearray(proof)) for proof in copy.proofs]
-                copy.created = [time + 0 for time in copy.created]
-                held, _ = tracemalloc.get_traced_memory()
-            finally:
-                tracemalloc.stop()
-            assert held <= size_of(remembered) <= held * 2.5, (name, held, size_of(remembered))
+            _see_size(name, memory_of(store).get("a", kind))
+            load = store.load_tool_call_records if name == "calls" else store.load_messages
+            records.clear()
+            records.extend(await load("a"))
+            _see_size(f"{name}, loaded", memory_of(store).get("a", kind))
+
+
+def _see_size(name: str, known: Remembered | None) -> None:
+    """See that a list counts for what remembering it takes, and not for much more."""
+    assert known is not None
+    gc.collect()
+    tracemalloc.start()
+    try:
+        copy = known.copy(len(known))
+        copy.last_places(["x"])
+        copy.held = [type(held)(held()) for held in copy.held]
+        copy.digests = [bytes(bytearray(digest)) for digest in copy.digests]
+        copy.proofs = [proof and bytes(bytearray(proof)) for proof in copy.proofs]
+        copy.created = [time + 0 for time in copy.created]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held <= size_of(known) <= held * 2.5, (name, held, size_of(known))
 
 
 # --- The times of messages (MSG-4) ------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Final
 
 from kode_core.batch import ListKind
-from kode_core.store.remembered import Remembered
+from kode_core.store.remembered import UNTAKEN, Remembered
 
 __all__ = ["ListMemory"]
 
@@ -20,7 +20,7 @@ _CHAR_BYTES: Final = 4
 def size_of(remembered: Remembered) -> int:
     """The bytes that a list takes while it is remembered; the records themselves are not held."""
     count = len(remembered)
-    proofs = count - remembered.proofs.count(None)
+    proofs = count - remembered.proofs.count(None) - remembered.proofs.count(UNTAKEN)
     keys = count - remembered.keys.count(None)
     characters = sum(map(len, filter(None, remembered.keys))) if keys else 0
     return _LIST_BYTES + count * _RECORD_BYTES + proofs * _PROOF_BYTES + keys * _KEY_BYTES + characters * _CHAR_BYTES

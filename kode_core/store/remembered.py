@@ -19,7 +19,7 @@ from kode_core.pace import Pace
 from kode_core.shapes import has_parts
 from kode_core.store.rows import Encoded, ListCodec
 
-__all__ = ["Remembered", "Tail", "key_of"]
+__all__ = ["UNTAKEN", "Remembered", "Tail", "key_of"]
 
 _RUN: Final = 256
 
@@ -56,7 +56,7 @@ class _Nobody:
 
 _NONE: Final = Held(_Nobody())
 _UNPROVED: Final = b""
-_UNTAKEN: Final = b"?"
+UNTAKEN: Final = b"?"
 """Stands for the proof of a small record that was read and not looked at since: its proof is the digest of its text."""
 
 
@@ -94,7 +94,7 @@ class Tail:
         self.held += map(Held, records)
         self.digests += [body.digest for body, _ in rows]
         self.created += [created_at for _, created_at in rows]
-        self.proofs += [_UNTAKEN if len(body.text) <= LARGE_TEXT else _UNPROVED for body, _ in rows]
+        self.proofs += [UNTAKEN if len(body.text) <= LARGE_TEXT else _UNPROVED for body, _ in rows]
         self.keys += [None] * len(records) if key is None else map(key, records)
 
     @classmethod
@@ -203,7 +203,7 @@ class Remembered:
             record, held, proof = records[i - start], self.held[i], self.proofs[i]
             if held() is not record:
                 found.append(i)
-            elif proof == _UNTAKEN:
+            elif proof == UNTAKEN:
                 if has_parts(record):
                     found.append(i)
                 else:
