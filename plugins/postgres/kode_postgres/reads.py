@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -81,6 +82,11 @@ def _head_of(found: Sequence[Any]) -> tuple[int, int]:
     return (found[0][0] or 0, found[0][1] or 0)
 
 
+def _rows_of(found: Sequence[Any]) -> list[Any]:
+    """The rows of a list without its head, by position, which is their first column."""
+    return sorted((row[2:] for row in found if row[2] is not None), key=itemgetter(0))
+
+
 class Reads(Overview):
     """The queries over one store's tables."""
 
@@ -108,18 +114,22 @@ class Reads(Overview):
 
     # --- lists
 
-    def _list(self, kind: ListKind, columns: str, matching: str = "") -> str:
-        """A list with its version and count in each row, and one row where there is neither."""
+    def list_statement(self, kind: ListKind, columns: str = _ROW, matching: str = "") -> str:
+        """A list with its version and count in each row, and one row where there is neither.
+
+        Its rows are put in order by the client, which finds them nearly so; to sort a long list the server would
+        write all its bodies to a file first.
+        """
         one, table = ONE[kind], getattr(self._tables, kind.value)
         return (
             f"SELECT a.{one}_version, a.{one}_count, {columns} FROM (SELECT) one"
             f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1"
-            f" LEFT JOIN {table} r ON r.agent_id = $1{matching} ORDER BY r.position"
+            f" LEFT JOIN {table} r ON r.agent_id = $1{matching}"
         )
 
     async def rows(self, session: Session, agent_id: str, kind: ListKind) -> ListRows:
-        found = await session.fetch(self._list(kind, _ROW), agent_id)
-        return list_rows(agent_id, kind, _head_of(found), [row[2:] for row in found if row[2] is not None])
+        found = await session.fetch(self.list_statement(kind), agent_id)
+        return list_rows(agent_id, kind, _head_of(found), _rows_of(found))
 
     async def rows_at(self, session: Session, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
         one = ONE[kind]
@@ -129,28 +139,27 @@ class Reads(Overview):
         )
         found = await session.fetch(
             f"SELECT a.{one}_version, a.{one}_count, {_ROW} FROM (SELECT) one"
-            f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1 LEFT JOIN ({page}) r ON true ORDER BY r.position",
+            f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1 LEFT JOIN ({page}) r ON true",
             agent_id,
             start,
             limit,
         )
-        rows = [row[2:] for row in found if row[2] is not None]
-        return list_rows(agent_id, kind, _head_of(found), rows, start, limit)
+        return list_rows(agent_id, kind, _head_of(found), _rows_of(found), start, limit)
 
     async def outline(self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
         key = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
         columns = f"r.position, r.digest, r.created_at, {key}"
         if keys is None:
-            found = await session.fetch(self._list(kind, columns), agent_id)
+            found = await session.fetch(self.list_statement(kind, columns), agent_id)
         else:
             last = (
                 " AND r.position IN (SELECT (SELECT max(t.position) FROM"
                 f" {self._tables.tool_calls} t WHERE t.agent_id = $1 AND t.call_id = k.id)"
                 " FROM unnest($2::text[]) k (id))"
             )
-            found = await session.fetch(self._list(kind, columns, last), agent_id, list(keys))
+            found = await session.fetch(self.list_statement(kind, columns, last), agent_id, list(keys))
         version, count = _head_of(found)
-        rows = [tuple(row)[2:] for row in found if row[2] is not None]
+        rows = _rows_of(found)
         if keys is None:
             list_rows(agent_id, kind, (version, count), [(row[0], "", row[1], row[2]) for row in rows])
         return Outline(version, count, rows)

@@ -17,7 +17,7 @@ from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables, table_names
 from kode_postgres.servers import Server
 
-from kode_core.batch import EventRange
+from kode_core.batch import EventRange, ListKind
 from kode_core.query import message_query, session_query, tool_call_query
 from plugins.postgres.tests.large import AGENTS, CALLS, EVENTS, MESSAGES, START, STEP, agent, fill
 
@@ -177,6 +177,19 @@ async def test_tool_calls(con: Any, filters: dict[str, Any]) -> None:
         found, pages = await cost(con, READS.rows_statement, tool_call_query(filters), after)  # type: ignore[arg-type]
         assert pages <= AROUND + (LIMIT + 1), found
         await con.execute("DEALLOCATE asked")
+
+
+def nodes(plan: dict[str, Any]) -> set[str]:
+    """The kinds of steps that a plan has."""
+    return {plan["Node Type"]}.union(*map(nodes, plan.get("Plans", ())))
+
+
+@pytest.mark.parametrize("kind", ListKind)
+async def test_a_list_is_read_as_it_lies(con: Any, kind: ListKind) -> None:
+    """No list is sorted by the server, whose memory for that ends at 4 MB."""
+    plan = await explained(con, READS.list_statement(kind), [agent(77)])
+    assert plan["Actual Rows"]
+    assert not {name for name in nodes(plan) if "Sort" in name}
 
 
 async def test_what_is_rare_is_found(con: Any) -> None:
