@@ -1,8 +1,8 @@
 """``make bench``: all measurements on all backends, or those that are named in ``ARGS``.
 
-The parts startup, turns, loads, workers, streams, follow, searches and forks measure sqlite and postgres next to bare drivers;
-heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents (``agents=200`` for
-fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such
+The parts startup, turns, loads, workers, streams, follow, searches and forks measure sqlite and postgres next to bare
+drivers; heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents
+(``agents=200`` for fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such
 (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory is the backend
 of that name). peers, other projects that keep conversations, are measured only when they are named.
 """
@@ -14,7 +14,20 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tests.benchmarks import follow, forks, heartbeat, loads, matrix, memory, peers, searches, startup, streams, turns, workers
+from tests.benchmarks import (
+    follow,
+    forks,
+    heartbeat,
+    loads,
+    matrix,
+    memory,
+    peers,
+    searches,
+    startup,
+    streams,
+    turns,
+    workers,
+)
 from tests.benchmarks.backends import BACKENDS, NoServerError
 from tests.benchmarks.measure import Report
 
