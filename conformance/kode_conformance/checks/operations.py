@@ -132,9 +132,11 @@ async def _see_totals(ctx: Context, store: ExtendedStore, agents: int, what: str
     ctx.equal(totals, (agents, 3 * agents, 2 * agents), f"agents, messages and tool calls of {what}")
 
 
-@check("OPS-4", "OPS-2", needs=_E, under=(Dimension.DAMAGE,))
+@check("OPS-4", "OPS-2", needs=_E, under=(Dimension.DAMAGE, Dimension.EQUALS))
 async def corrupt_records_are_named(ctx: Context) -> None:
-    """A corrupt record raises CorruptRecordError that names it, is found by the check, and all others stay readable."""
+    """A corrupt record raises CorruptRecordError that names it, is found by the check, and all others stay readable,
+    equal ones of another agent among them.
+    """
     if not ctx.harness.has("corrupt"):
         raise Unverified("the harness has no hook corrupt")
     for agent in ("a", "b"):
