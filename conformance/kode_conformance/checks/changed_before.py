@@ -1,0 +1,128 @@
+"""OPS-10: writes that are in doubt, on agents that each kind of change has made what they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Final
+
+from kode_conformance import samples
+from kode_conformance.checks.doubt import doubtful
+from kode_conformance.context import Context, difference
+from kode_conformance.dimensions import Dimension
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.writes import WRITES, Expected, Portrait, Write, overwrite, portrait, seed
+from kode_core.errors import OutcomeUnknownError
+from kode_core.protocols import ExtendedStore
+
+_E: Final = Capability.EXTENDED
+
+Past = Callable[[ExtendedStore, str, Write], Awaitable[str]]
+"""Makes an agent for a write, and tells its id, which for a fork is another."""
+
+
+async def _equal(store: ExtendedStore, agent_id: str, write: Write) -> str:
+    await seed(store, agent_id)
+    await write.act(store, agent_id)
+    return agent_id
+
+
+async def _deleted(store: ExtendedStore, agent_id: str, write: Write) -> str:
+    await _equal(store, agent_id, write)
+    await store.delete(agent_id)
+    if write.name == "delete":
+        await store.save_todos(agent_id, samples.todos("of the next life"))
+    return agent_id
+
+
+async def _made_anew(store: ExtendedStore, agent_id: str, write: Write) -> str:
+    await _deleted(store, agent_id, write)
+    await seed(store, agent_id)
+    return agent_id
+
+
+async def _shrunk(store: ExtendedStore, agent_id: str, write: Write) -> str:
+    await _equal(store, agent_id, write)
+    if write.name == "delete":
+        await seed(store, agent_id)
+    await store.save_turn(agent_id, messages=samples.messages(1), tool_calls=[])
+    return agent_id
+
+
+async def _replaced(store: ExtendedStore, agent_id: str, write: Write) -> str:
+    await _equal(store, agent_id, write)
+    await overwrite(store, agent_id)
+    return agent_id
+
+
+async def _forked(store: ExtendedStore, agent_id: str, write: Write) -> str:
+    await seed(store, agent_id)
+    (fork,) = await store.batch_fork(agent_id, 1)
+    return fork
+
+
+_PASTS: Final[Mapping[str, Past]] = {
+    "after the same write": _equal,
+    "after a deletion": _deleted,
+    "after it was deleted and made anew": _made_anew,
+    "after its lists shrank": _shrunk,
+    "after everything was replaced": _replaced,
+    "of a fork": _forked,
+}
+
+
+def _cases(ctx: Context) -> Iterator[tuple[int, str, Past, Write]]:
+    """Each write with each past; in the first tier after the same write, and with one of the others in turn."""
+    for number, write in enumerate(WRITES):
+        for at, (name, past) in enumerate(_PASTS.items()):
+            if at == 0 or (number + at) % 5 == 0 or ctx.settings.tier > Tier.QUICK:
+                yield number + at, name, past, write
+
+
+async def _portrait(store: ExtendedStore, agent_id: str) -> Portrait:
+    """Everything of an agent, but for when a fork was made and of whom."""
+    found = await portrait(store, agent_id)
+    info = found["info"]
+    return {**found, "info": info and info.replace(created_at=0, lineage=[], metadata={})}
+
+
+async def _wanted(store: ExtendedStore, write: Write, past: Past) -> Expected:
+    """What the write does to such an agent when nothing interrupts it; it may change nothing."""
+    agent_id = await past(store, f"model-{write.name}-{past.__name__}", write)
+    before = await _portrait(store, agent_id)
+    await write.act(store, agent_id)
+    return Expected(before, await _portrait(store, agent_id))
+
+
+@check("OPS-10", needs=_E, under=(Dimension.EQUALS, Dimension.CHANGES, Dimension.INTERRUPTIONS))
+async def a_doubtful_write_is_told_from_those_before_it(ctx: Context) -> None:
+    """A write whose answer is lost is there whole or not at all, and repeated where it is missing it is done once more,
+    though the same write was made before, or the agent was deleted, made anew, forked, shrunk or replaced since.
+    """
+    store, doubt = await doubtful(ctx)
+    for number, told, past, write in in_time(ctx, _cases(ctx)):
+        wanted = await _wanted(ctx.store, write, past)
+        does_nothing = difference(wanted.before, wanted.after) is None
+        for writes in (True, False) if told == "after the same write" else (bool(number % 2),):
+            agent_id = await past(store, f"{write.name}-{past.__name__}-{writes}", write)
+            what = f"{write.name} {told}, whose answer was lost when it was {'' if writes else 'not '}done,"
+            doubt.loses, doubt.writes = True, writes
+            try:
+                (end,) = await asyncio.gather(write.act(store, agent_id), return_exceptions=True)
+            finally:
+                doubt.loses = False
+            is_told = isinstance(end, OutcomeUnknownError) or (does_nothing and not isinstance(end, BaseException))
+            ctx.true(is_told, f"{what} must be told as in doubt, and gave {end!r}")
+            await _see(ctx, store, agent_id, wanted, what, done=does_nothing or writes)
+            if not writes:
+                await write.act(store, agent_id)
+                await _see(ctx, store, agent_id, wanted, f"{what} and was then repeated,", done=True)
+
+
+async def _see(ctx: Context, store: ExtendedStore, agent_id: str, wanted: Expected, what: str, *, done: bool) -> None:
+    found = await _portrait(store, agent_id)
+    only = wanted if done else wanted._replace(after=wanted.before)
+    problem = only.problem(found, done=True)
+    ctx.true(problem is None, f"{what} {problem}")
