@@ -93,7 +93,7 @@ def _problem(found: Portrait, wanted: Portrait) -> str | None:
 
     def plain(one: Portrait) -> Portrait:
         info = one["info"]
-        return {**one, "events": None, "info": info and info.replace(lineage=[], metadata={}, last_bookmark=None)}
+        return {**one, "events": None, "info": info and info.replace(lineage=[], last_bookmark=None)}
 
     return difference(plain(forked(found)), plain(wanted) | {kind: found[kind] for kind in _NOT_FORKED})
 
@@ -180,6 +180,7 @@ async def a_backup_is_of_one_instant_for_other_processes_too(ctx: Context) -> No
     await asyncio.gather(*(ctx.store.save_messages(f"m{i}", [samples.message(text=text)]) for i in range(40)))
     done = {"a": 0, "z": 0}
     async with _remote(ctx) as remote:
+        await remote.list()  # once it answers it is at work
 
         async def write() -> None:
             while True:
