@@ -126,3 +126,31 @@ async def _see(ctx: Context, store: ExtendedStore, agent_id: str, wanted: Expect
     only = wanted if done else wanted._replace(after=wanted.before)
     problem = only.problem(found, done=True)
     ctx.true(problem is None, f"{what} {problem}")
+
+
+@check("FORK-3", "OPS-10", "FORK-1", needs=_E, under=(Dimension.CHANGES, Dimension.EQUALS, Dimension.INTERRUPTIONS))
+async def forks_in_doubt_are_whole_whatever_the_parent_was(ctx: Context) -> None:
+    """When the answer to batch_fork is lost each fork is whole or absent, and so are those of a repetition, though the
+    parent was forked before, is a fork, was deleted and made anew, or its lists shrank or were replaced.
+    """
+    store, doubt = await doubtful(ctx)
+    written = next(write for write in WRITES if write.name == "save_turn")
+    for told, past in in_time(ctx, [(told, past) for told, past in _PASTS.items() if past is not _deleted]):
+        parent = await past(store, f"parent-{past.__name__}", written)
+        (model,) = await store.batch_fork(parent, 1)
+        whole = await _portrait(ctx.store, model)
+        known = {*await ctx.store.list("agt-")}
+        for writes in (True, False):
+            doubt.loses, doubt.writes = True, writes
+            try:
+                await asyncio.gather(store.batch_fork(parent, 2), return_exceptions=True)
+            finally:
+                doubt.loses = False
+            await store.batch_fork(parent, 1)
+            for one in (store, ctx.store):
+                for fork in sorted({*await one.list("agt-")} - known):
+                    problem = difference(await _portrait(one, fork), whole)
+                    what = f"a fork of a parent {told}, when the answer was lost to a call that was"
+                    ctx.true(problem is None, f"{what} {'' if writes else 'not '}done: {problem}")
+        found = len({*await ctx.store.list("agt-")} - known)
+        ctx.true(found in (2, 3, 4), f"{found} forks are there of a parent {told}, of 2 acknowledged and 2 in doubt")

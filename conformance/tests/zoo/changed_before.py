@@ -1,15 +1,17 @@
-"""Stores that take a write for another one that was equal, once it was in doubt (OPS-10)."""
+"""Stores that guess after doubt and outages: by what is equal, by what was there, or by what failed (OPS-7, OPS-10)."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+from kode_conformance import samples
 from kode_conformance.checks.doubt import doubtful
 from kode_conformance.context import Context
 
-from conformance.tests.zoo.base import mutant
+from conformance.tests.zoo.base import OnJson, mutant
 from conformance.tests.zoo.witnesses import talk
+from kode_core.engines.folder import Folder
 from kode_core.errors import OutcomeUnknownError
 from kode_core.store import EngineStore
 
@@ -43,4 +45,71 @@ class TakesAnEarlierForTheDoubtful(EngineStore):
             await super().append_messages(agent_id, messages, fence=fence)
         except OutcomeUnknownError:
             self._open = agent_id, messages
+            raise
+
+
+async def _forked_in_doubt(ctx: Context) -> object:
+    store, doubt = await doubtful(ctx)
+    await store.save_turn("a", messages=talk("1"), info=samples.info("a"))
+    (parent,) = await store.batch_fork("a", 1)
+    doubt.loses = doubt.writes = True
+    await asyncio.gather(store.batch_fork(parent, 1), return_exceptions=True)
+    doubt.loses = False
+    await store.batch_fork(parent, 1)
+    return sorted([len(await store.load_messages(agent_id)) for agent_id in await store.list()])
+
+
+@mutant(
+    "FORK-3",
+    killed_by="forks_in_doubt_are_whole_whatever_the_parent_was",
+    witness=_forked_in_doubt,
+    source="what a call that failed left behind is removed by the next one, found by its lineage",
+)
+class TidiesUpAfterForksInDoubt(EngineStore):
+    """Takes the messages of a fork in doubt away when its parent, which is a fork itself, is forked again."""
+
+    _open: str | None = None
+
+    async def batch_fork(self, agent_id: str, count: int) -> list[str]:
+        if self._open == agent_id:
+            self._open = None
+            for session in await self.query_sessions():
+                info = await self.load_info(session.agent_id)
+                if info is not None and len(info.lineage) > 1 and info.lineage[-1] == agent_id:
+                    await self.save_messages(session.agent_id, [])
+        try:
+            return await super().batch_fork(agent_id, count)
+        except OutcomeUnknownError:
+            self._open = agent_id
+            raise
+
+
+async def _opened_after_an_outage(ctx: Context) -> object:
+    await ctx.harness.break_backend(ctx.handle)
+    await asyncio.gather(ctx.another(), return_exceptions=True)
+    await ctx.harness.heal_backend(ctx.handle)
+    (end,) = await asyncio.gather(ctx.another(), return_exceptions=True)
+    return isinstance(end, BaseException)
+
+
+_failed: dict[str, Exception] = {}
+
+
+@mutant(
+    "OPS-7",
+    killed_by="many_open_a_place_that_comes_back",
+    on=OnJson,
+    witness=_opened_after_an_outage,
+    source="a cache of openings by path, which keeps the future that failed",
+)
+class RemembersThatItCouldNotOpen(Folder):
+    """Raises the error of the first opening again, for as long as the process lasts."""
+
+    def open(self) -> None:
+        if str(self.base) in _failed:
+            raise _failed[str(self.base)]
+        try:
+            super().open()
+        except Exception as exc:
+            _failed[str(self.base)] = exc
             raise
