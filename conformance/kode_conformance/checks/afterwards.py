@@ -36,7 +36,7 @@ async def _failures(ctx: Context, store: ExtendedStore) -> AsyncIterator[tuple[s
     await lease.release()
     held = await ctx.store.acquire_agent_lock("held", ttl_ms=600_000)
     yield "a wrong argument", store.load_messages("")
-    yield "a wrong filter", store.query_sessions(**{"nonsense": 1})  # type: ignore[arg-type]
+    yield "a wrong filter", store.query_sessions(nonsense=1)  # type: ignore[call-arg]
     yield "a value that is none", store.save_todos("a", samples.todos("\ud83d\ude00"))
     yield "an info of another agent", store.save_info("a", samples.info("b"))
     yield "a write under an ended lease", store.append_messages("lost", samples.messages(1), fence=lease)
@@ -201,7 +201,7 @@ async def _fail_in_the_engine(ctx: Context, writes: list[Any], told: list[tuple[
         return
     for kind in _ENGINE_ERRORS:
         trouble.failing = {"a": kind("it failed in the engine")}
-        calls = {write.name: partial(write.act, store, "a") for write in writes}
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {w.name: partial(w.act, store, "a") for w in writes}
         calls |= {f"{w.name} of another": partial(w.act, store, "b") for w in writes if "info" not in w.name}
         told += await _all_at_once(ctx, calls)
     trouble.failing = {}

@@ -1,4 +1,4 @@
-"""OPS-10: writes that are in doubt, on agents that each kind of change has made what they are."""
+"""OPS-9, OPS-10, FORK-3: writes in doubt or given up, on agents that each kind of change has made what they are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Final
 
 from kode_conformance import samples
 from kode_conformance.checks.doubt import doubtful
+from kode_conformance.checks.maintenance import stepping
 from kode_conformance.context import Context, difference
 from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import WRITES, Expected, Portrait, Write, overwrite, portrait, seed
+from kode_conformance.writes import LOOKS, WRITES, Expected, Portrait, Write, overwrite, portrait, seed
 from kode_core.errors import OutcomeUnknownError
 from kode_core.protocols import ExtendedStore
 
@@ -110,9 +111,10 @@ async def a_doubtful_write_is_told_from_those_before_it(ctx: Context) -> None:
             what = f"{write.name} {told}, whose answer was lost when it was {'' if writes else 'not '}done,"
             doubt.loses, doubt.writes = True, writes
             try:
-                (end,) = await asyncio.gather(write.act(store, agent_id), return_exceptions=True)
+                ends = await asyncio.gather(*[write.act(store, agent_id)], return_exceptions=True)
             finally:
                 doubt.loses = False
+            (end,) = ends
             is_told = isinstance(end, OutcomeUnknownError) or (does_nothing and not isinstance(end, BaseException))
             ctx.true(is_told, f"{what} must be told as in doubt, and gave {end!r}")
             await _see(ctx, store, agent_id, wanted, what, done=does_nothing or writes)
@@ -154,3 +156,45 @@ async def forks_in_doubt_are_whole_whatever_the_parent_was(ctx: Context) -> None
                     ctx.true(problem is None, f"{what} {'' if writes else 'not '}done: {problem}")
         found = len({*await ctx.store.list("agt-")} - known)
         ctx.true(found in (2, 3, 4), f"{found} forks are there of a parent {told}, of 2 acknowledged and 2 in doubt")
+
+
+@check("OPS-9", needs=_E, under=(Dimension.CHANGES, Dimension.INTERRUPTIONS, Dimension.EQUALS))
+async def a_write_that_goes_on_is_waited_for_whatever_was_before(ctx: Context) -> None:
+    """A write that is cancelled while the engine is at it goes on to its end, for which every later read of the agent
+    waits, or never began, though the same write was made before, or the agent was deleted, made anew, forked, shrunk
+    or replaced.
+    """
+    store, steps = await stepping(ctx)
+    cases = [case for case in _cases(ctx) if case[2] is not _equal or case[0] % 3 == 0]
+    for number, told, past, write in in_time(ctx, cases):
+        wanted = await _wanted(ctx.store, write, past)
+        agent_id = await past(store, f"{write.name}-{past.__name__}", write)
+        begun, let_go = asyncio.Event(), asyncio.Event()
+
+        async def hang(verb: str, _: object, begun: asyncio.Event = begun, let_go: asyncio.Event = let_go) -> None:
+            if verb == "commit":
+                begun.set()
+                await let_go.wait()
+
+        steps.before = hang
+        call = asyncio.ensure_future(write.act(store, agent_id))
+        waits = asyncio.ensure_future(begun.wait())
+        await asyncio.wait([call, waits], return_when=asyncio.FIRST_COMPLETED)  # it may have nothing to write
+        call.cancel()
+        await asyncio.wait([call], timeout=0.01 * (number % 2))
+        looks = [asyncio.ensure_future(look(store, agent_id)) for look in LOOKS.values()]
+        await asyncio.sleep(0.001)
+        steps.before = None
+        let_go.set()
+        first = dict(zip(LOOKS, await asyncio.gather(*looks), strict=True))
+        found = await _portrait(store, agent_id)
+        waits.cancel()
+        await asyncio.wait([call])
+        what = f"{write.name} {told}, cancelled while the engine was at it,"
+        problem = wanted.problem(found, done=not call.cancelled() and call.exception() is None)
+        ctx.true(problem is None, f"{what} {problem}")
+        for name in first.keys() - {"info"}:
+            early = difference(first[name], found[name])
+            ctx.true(early is None, f"{what} and {name} were read at once; read again, they are others: {early}")
+        stays = difference(await _portrait(ctx.store, agent_id), found)
+        ctx.true(stays is None, f"{what} as it was read, and as another instance reads it later: {stays}")

@@ -1,4 +1,4 @@
-"""OPS-9, OPS-14: deadlines and limits of memory at the edges of what can be configured, and under a clock that steps."""
+"""OPS-9, OPS-14: deadlines and limits of memory at the edges of what is configured, and under a clock that steps."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _SECONDS: Final = 20.0
 
 @check("OPS-9", needs=_E, under=(Dimension.NUMBERS, Dimension.INTERRUPTIONS))
 async def deadlines_of_a_millisecond_and_of_weeks(ctx: Context) -> None:
-    """With a deadline of minutes to weeks every call succeeds; with one of milliseconds every call ends, with its result
-    or an error of this library, a write is there whole or not at all, and the store can be closed.
+    """With a deadline of minutes to weeks every call succeeds; with one of milliseconds every call ends, with its
+    result or an error of this library, a write is there whole or not at all, and the store can be closed.
     """
     await fill(ctx.store, "model")
     wanted = await portrait(ctx.store, "model")

@@ -40,7 +40,9 @@ async def hundreds_wait_for_one_lock(ctx: Context) -> None:
             async with asyncio.timeout(_SOON_S * ctx.harness.patience):
                 await _work(ctx, stores[1], lease, f"other-{count}")
                 vain = [token for token, wait in zip(waiting, waits, strict=True) if wait != _LONG_MS]
-                ctx.equal([token for token in await asyncio.gather(*vain) if token], [], "tokens of a lock that is held")
+                ctx.equal(
+                    [token for token in await asyncio.gather(*vain) if token], [], "tokens of a lock that is held"
+                )
                 await lease.release()
                 tokens = sorted(filter(None, await asyncio.gather(*waiting)))
         except TimeoutError:
@@ -154,7 +156,7 @@ async def blocks_of_several_stores_are_apart(ctx: Context) -> None:
     for order in ("ab", "ba"):
         locks = {agent_id: store.acquire_agent_lock(agent_id) for agent_id, store in stores.items()}
         leases = {agent_id: await lock.__aenter__() for agent_id, lock in locks.items()}
-        for left, other in (order, order[::-1]):
+        for left, other in ((order[0], order[1]), (order[1], order[0])):
             await stores[left].append_messages(left, samples.messages(1))
             await locks[left].__aexit__(None, None, None)
             told = f"whether {left} is fenced, once the block of its instance was left"

@@ -1,4 +1,4 @@
-"""ID-2, FORK-1, FORK-2, LIFE-5, OPS-11, OPS-16: names, forks, deletions and backups that two processes have to do with."""
+"""ID-2, FORK-1, FORK-2, LIFE-5, OPS-11, OPS-16: names, forks, deletions and backups between two processes."""
 
 from __future__ import annotations
 
@@ -132,7 +132,6 @@ async def what_another_process_changes_is_not_deleted(ctx: Context) -> None:
         await ctx.store.save_turn(agent_id, append=samples.messages(2), info=samples.info(agent_id))
     store, steps = await stepping(ctx)
     async with _remote(ctx) as remote:
-
         altered: list[asyncio.Future[None]] = []
         finding: list[str] = []
 
@@ -155,7 +154,9 @@ async def what_another_process_changes_is_not_deleted(ctx: Context) -> None:
         steps.before = None
         ctx.true(altered, "delete_many must have deleted something")
         for one, where in ((store, "the instance that deletes"), (remote, "the other process")):
-            ctx.equal(await one.list(), ["c", "d"], f"sessions that another process changed meanwhile, as {where} lists")
+            ctx.equal(
+                await one.list(), ["c", "d"], f"sessions that another process changed meanwhile, as {where} lists"
+            )
             counts = [len(await one.load_messages(agent_id)) for agent_id in "abcd"]
             ctx.equal(counts, [0, 0, 2, 1], f"messages of each of four sessions, as {where} loads them")
 
@@ -198,7 +199,9 @@ async def a_backup_is_of_one_instant_for_other_processes_too(ctx: Context) -> No
                 found = {agent_id: len(await copy.load_messages(agent_id)) for agent_id in done}
                 await ctx.close(copy)
                 is_whole = all(found[agent_id] >= before[agent_id] for agent_id in done)
-                ctx.true(is_whole, f"a copy has {found} messages, of {before} that were acknowledged before it was begun")
+                ctx.true(
+                    is_whole, f"a copy has {found} messages, of {before} that were acknowledged before it was begun"
+                )
                 ctx.true(found["a"] - found["z"] in (0, 1), f"a copy has messages of two instants: {found}")
         finally:
             if writer.done() and not writer.cancelled():

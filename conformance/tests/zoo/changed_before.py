@@ -7,12 +7,17 @@ from typing import Any
 
 from kode_conformance import samples
 from kode_conformance.checks.doubt import doubtful
+from kode_conformance.checks.isolation import troubled
 from kode_conformance.context import Context
 
 from conformance.tests.zoo.base import OnJson, mutant
 from conformance.tests.zoo.witnesses import talk
+from kode_core.batch import ListKind
+from kode_core.codec import decode
 from kode_core.engines.folder import Folder
 from kode_core.errors import OutcomeUnknownError
+from kode_core.layers import Layer
+from kode_core.model import Message
 from kode_core.store import EngineStore
 
 
@@ -46,6 +51,49 @@ class TakesAnEarlierForTheDoubtful(EngineStore):
         except OutcomeUnknownError:
             self._open = agent_id, messages
             raise
+
+
+async def _read_after_giving_up(ctx: Context) -> object:
+    store, trouble = await troubled(ctx)
+    await store.save_messages("a", talk("1"))
+    await store.delete("a")
+    trouble.hanging = {"a"}
+    call = asyncio.ensure_future(store.append_messages("a", talk("2")))
+    await asyncio.sleep(0.02)
+    call.cancel()
+    await asyncio.wait([call], timeout=0.01)
+    read = asyncio.ensure_future(store.load_messages("a"))
+    await asyncio.sleep(0.02)
+    trouble.hanging = set()
+    trouble.let_go.set()
+    return len(await read)
+
+
+@mutant(
+    "OPS-9",
+    killed_by="a_write_that_goes_on_is_waited_for_whatever_was_before",
+    witness=_read_after_giving_up,
+    source="a table of what is under way by agent, from which a delete takes the agent",
+)
+class WaitsForNothingOfTheDeleted(EngineStore):
+    """Reads the messages of an agent that it deleted once without waiting for a write that goes on."""
+
+    def __init__(self, opener: Any, **options: Any) -> None:
+        super().__init__(opener, **options)
+        self._gone: set[str] = set()
+
+    async def delete(self, agent_id: str, *, fence: Any = None) -> None:
+        await super().delete(agent_id, fence=fence)
+        self._gone.add(agent_id)
+
+    async def load_messages(self, agent_id: str) -> list[Message]:
+        if agent_id not in self._gone:
+            return await super().load_messages(agent_id)
+        engine: Any = self._context.engine
+        while isinstance(engine, Layer):
+            engine = engine.inner
+        found = await engine.rows(agent_id, ListKind.MESSAGES)
+        return [decode(Message, body, "a message") for body, _ in found.rows]
 
 
 async def _forked_in_doubt(ctx: Context) -> object:

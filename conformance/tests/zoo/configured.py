@@ -1,4 +1,4 @@
-"""Stores that are right with the deadline and the memory that everybody configures, and not with others (OPS-9, OPS-14)."""
+"""Stores that are right with the usual deadline and limit of memory, and not with others (OPS-9, OPS-14)."""
 
 from __future__ import annotations
 
