@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -10,8 +9,9 @@ from typing import Any, Final
 from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, twins
-from kode_conformance.pace import in_time
+from kode_conformance.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.ways import at_once
 from kode_conformance.writes import portrait
 from kode_core.model import Message, TextBlock, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import ExtendedStore
@@ -129,13 +129,13 @@ _LONG: Final = 1101
 async def every_agent_of_many_is_checked(ctx: Context) -> None:
     """Of more than a thousand agents each is checked, with info and without: an issue of each is reported once."""
     wanted: dict[str, list[str]] = {}
-    for start in in_time(ctx, range(0, _LONG, 100)):
-        agents = [f"agent-{i:04d}" for i in range(start, min(start + 100, _LONG))]
-        infos = [samples.info(agent) if i % 2 else None for i, agent in enumerate(agents)]
+    for count in sizes_in_time(ctx, (105, _LONG)):
+        agents = [f"agent-{i:04d}" for i in range(len(wanted), count)]
+        infos = (samples.info(agent) if i % 2 else None for i, agent in enumerate(agents))
         turns = zip(agents, infos, strict=True)
-        await asyncio.gather(*(ctx.store.save_turn(agent, messages=[_use("o")], info=info) for agent, info in turns))
+        await at_once(ctx.store.save_turn(agent, messages=[_use("o")], info=info) for agent, info in turns)
         wanted |= {agent: [_USE] for agent in agents}
-    await _see_issues(ctx, wanted, len(wanted), "where each has a use without its result", each_alone=False)
+        await _see_issues(ctx, wanted, count, f"where each of {count:,} has a use without its result", each_alone=False)
 
 
 @check("OPS-2", needs=_E, under=(Dimension.ITEMS, Dimension.ORDERS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import sqlite3
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kode_conformance import samples
+from kode_sqlite.engine import SqliteEngine
+from kode_sqlite.options import SqliteOptions
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper
@@ -41,8 +44,6 @@ from kode_core.pace import Pace
 from kode_core.query import Page
 from kode_core.store import EngineStore
 from kode_core.store.rows import LISTS
-from kode_sqlite.engine import SqliteEngine
-from kode_sqlite.options import SqliteOptions
 
 
 class _Commits(MemoryLayer):
@@ -935,7 +936,7 @@ async def _two_long_appends(ctx: Any) -> object:
     one, two = ctx.store, await ctx.another()
     await asyncio.gather(one.append_messages("a", talk(*["x"] * 700)), two.append_messages("a", talk(*["y"] * 700)))
     texts = [m.text for m in await one.load_messages("a")]
-    return len(texts), sum(a != b for a, b in zip(texts, texts[1:], strict=False))
+    return len(texts), sum(a != b for a, b in itertools.pairwise(texts))
 
 
 @fault(
