@@ -50,8 +50,11 @@ class Damaging(Layer):
         if args and isinstance(args[0], str):
             is_meant = args[0] == _BAD and self.kind in (None, *map(str, args[1:2]))
             return _damaged(found) if is_meant else found
-        if isinstance(found, list):  # of a search over many agents
-            found[:] = [_damaged(one) if getattr(one, "agent_id", None) == _BAD else one for one in found]
+        if isinstance(found, (list, tuple)):  # of a search over many agents
+            shown = [_damaged(one) if getattr(one, "agent_id", None) == _BAD else one for one in found]
+            if isinstance(found, tuple):
+                return tuple(shown)
+            found[:] = shown
         return found
 
 
