@@ -15,7 +15,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.methods import calls_of, drive
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import WRITES, expected, portrait
+from kode_conformance.writes import WRITES, Expected, Write, expected, portrait
 from kode_core.errors import ConfigurationError, KodeError, StorageError
 from kode_core.protocols import ExtendedStore
 
@@ -79,10 +79,11 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
 @check("OPS-14", "MSG-1", needs=_E, under=(Dimension.NUMBERS, Dimension.CHANGES))
 async def a_limit_of_memory_changes_no_answer(ctx: Context) -> None:
     """A store that may remember nothing, a few bytes, or more than there is, does and gives what any other does."""
-    wanted = {write: await expected(ctx.store, write) for write in WRITES}
+    wanted: dict[Write, Expected] = {}
     for number, limit in enumerate(in_time(ctx, _LIMITS)):
         store = await _limited(ctx, limit)
         for write in WRITES[number % 4 :: 4]:
+            wanted[write] = wanted.get(write) or await expected(ctx.store, write)
             agent_id = f"{write.name}-{limit}"
             await write.prepare(store, agent_id)
             await write.act(store, agent_id)

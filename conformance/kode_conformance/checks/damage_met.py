@@ -14,7 +14,7 @@ from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import FORK, LOOKS, WRITES, Portrait, expected, portrait, seed
+from kode_conformance.writes import FORK, LOOKS, WRITES, Expected, Portrait, Write, expected, portrait, seed
 from kode_core.errors import CorruptRecordError, KodeError
 from kode_core.protocols import ExtendedStore, QueryableStore
 
@@ -203,12 +203,13 @@ async def what_is_called_next_to_damage_succeeds(ctx: Context) -> None:
     agents, fail none of those, and raise errors of this library if any; a search that began before goes on to its end.
     """
     await fill(ctx.store, _BAD)
-    wanted = {write: await expected(ctx.store, write) for write in WRITES}
+    wanted: dict[Write, Expected] = {}
     store, layer = await damaging(ctx)
     for number, part in enumerate(in_time(ctx, PARTS)):
         writes = [WRITES[(number * _SOUND_WRITES + i) % len(WRITES)] for i in range(_SOUND_WRITES)]
         layer.verbs = frozenset()
         for write in writes:
+            wanted[write] = wanted.get(write) or await expected(ctx.store, write)
             await write.prepare(store, f"{part}-{write.name}")
         stream = store.iter_messages().__aiter__()
         await anext(stream)
