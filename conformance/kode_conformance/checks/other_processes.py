@@ -64,7 +64,9 @@ async def _remote(ctx: Context) -> AsyncIterator[RemoteStore]:
         await remote.close()
 
 
-@check("FORK-1", "FORK-2", needs=_P, under=(Dimension.PROCESSES, Dimension.CHANGES, Dimension.COMPANY))
+@check(
+    "FORK-1", "FORK-2", needs=_P, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.CHANGES, Dimension.COMPANY)
+)
 async def processes_fork_one_parent(ctx: Context) -> None:
     """Forks that two processes make of one parent, in turns and at once, have ids of their own, which ascend over time,
     and each is whole for both; then what one process changes or deletes, the parent or a fork, is only that.
@@ -123,7 +125,7 @@ def _shown(found: Portrait) -> Portrait:
     return {**found, "info": None, "events": found["events"][-1:]}
 
 
-@check("LIFE-5", needs=_E | _P, under=(Dimension.PROCESSES, Dimension.CHANGES, Dimension.COMPANY))
+@check("LIFE-5", needs=_E | _P, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.CHANGES, Dimension.COMPANY))
 async def what_another_process_changes_is_not_deleted(ctx: Context) -> None:
     """A session that another process changes so that the filter matches it no more, after delete_many found it, stays,
     and one that it makes anew under the id of a deleted one does, too.
