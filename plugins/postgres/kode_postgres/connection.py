@@ -58,6 +58,7 @@ class Connections:
         pooled: whether each statement stands in a transaction of its own making.
         connect: opens a connection outside the pool; None where that is of no use.
         answer_s: how long an answer is waited for.
+        connect_s: how long a server is waited for that does not answer, or is starting.
         locked_s: how long an agent is waited for that another session keeps locked.
         busy: how many connections are in use.
         waiting: how many calls wait for one.
@@ -75,15 +76,15 @@ class Connections:
         self.locked_s = locked_s(options.lock_wait_millis, self.answer_s)
         self.busy = self.waiting = self.retries = 0
         self._owned = options.pool is None
-        self._connect_s = options.connection_timeout_millis / 1000
-        self._wait_s = max(self.answer_s, self._connect_s)
+        self.connect_s = options.connection_timeout_millis / 1000
+        self._wait_s = max(self.answer_s, self.connect_s)
         self._slots = asyncio.Semaphore(self.max)
         self._giving_back: set[asyncio.Task[None]] = set()
         self._renewed_at = -_RENEWED_AGAIN_S
 
     async def read(self, call: Call[T], seconds: float | None = None) -> T:
         """Make a call that changes nothing; its answer may take *seconds*."""
-        trouble = Trouble(self.locked_s, self._connect_s, writes=False)
+        trouble = Trouble(self.locked_s, self.connect_s, writes=False)
         return await self._run(call, trouble, Doubt(), seconds)
 
     async def write(
@@ -94,7 +95,7 @@ class Connections:
         *doubt* holds the unknown outcomes of earlier attempts at the same, and of this one. Without *waits* the call
         ends when a row is locked, or when there was no answer in time; with it, both are tried again for a while.
         """
-        trouble = Trouble(self.locked_s, self._connect_s, writes=True, waits=waits)
+        trouble = Trouble(self.locked_s, self.connect_s, writes=True, waits=waits)
         return await self._run(call, trouble, doubt or Doubt(), seconds)
 
     async def probe(self, call: Call[T]) -> T:

@@ -12,17 +12,17 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from kode_core.errors import ConfigurationError
 
-__all__ = ["PARAMETERS", "Dsn", "read_dsn", "see_environment", "see_settings"]
+__all__ = ["CHOICES", "PARAMETERS", "Dsn", "millis_of", "read_dsn", "see_settings", "settings_in"]
 
 _PASSED: Final = frozenset(
     {
-        *("host", "port", "user", "password", "dbname", "database", "passfile", "options", "service", "servicefile"),
+        *("host", "port", "user", "password", "dbname", "database", "passfile", "options"),
         *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "sslnegotiation"),
         *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "krbsrvname", "gsslib"),
     }
 )
 """Parameters that the driver understands; ``options`` reaches the server."""
-_OURS: Final = frozenset({"application_name", "fallback_application_name", "connect_timeout"})
+_OURS: Final = frozenset({"application_name", "fallback_application_name", "connect_timeout", "service", "servicefile"})
 """Parameters that this backend handles itself."""
 _HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "channel_binding": ("prefer", "disable"),
@@ -37,7 +37,7 @@ _HELD: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What the driver does not know, and the values that hold all the same."""
 _TLS_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
     "ssl_min_protocol_version": _TLS_VERSIONS,
@@ -68,18 +68,6 @@ _MADE: Final[Mapping[str, str]] = {
     "client_encoding": "it is UTF-8",
 }
 """Settings of a session that the store makes itself."""
-_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
-    "PGCHANNELBINDING": ("prefer", "disable"),
-    "PGGSSENCMODE": ("prefer", "disable"),
-    "PGSSLCERTMODE": ("allow",),
-    "PGREQUIREAUTH": (),
-    "PGREQUIREPEER": (),
-    "PGREQUIRESSL": ("0",),
-    "PGSSLCRLDIR": (),
-    "PGHOSTADDR": (),
-}
-"""Variables of libpq that the driver does not read, and the values that hold all the same."""
-
 _HOST: Final = r"(\[[0-9A-Fa-f:.]+(%25[\w.]+)?\]|[^\[\]:,\s/?#@%]*|(%2[Ff][\w.%-]*))(:\d{1,5})?"
 _SETTING: Final = re.compile(r"(?:-c\s*|--)([A-Za-z_.-]+)\s*=")
 _HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
@@ -88,7 +76,11 @@ _ENCODE: Final = "in a user or password, write / as %2F, ? as %3F, # as %23, @ a
 
 
 class Dsn(NamedTuple):
-    """A URL in two parts: one for the driver, and the parameters that this backend handles."""
+    """A URL in two parts: one for the driver, and the parameters that this backend handles.
+
+    Attributes:
+        names: the names of all its parameters.
+    """
 
     for_driver: str
     hosts: str
@@ -96,7 +88,7 @@ class Dsn(NamedTuple):
     application_name: str | None = None
     connect_timeout_millis: int | None = None
     tls: Mapping[str, str] = {}
-    has_options: bool = False
+    names: frozenset[str] = frozenset()
 
 
 def see_settings(names: Iterable[str], where: str) -> None:
@@ -111,17 +103,9 @@ def see_settings(names: Iterable[str], where: str) -> None:
             raise ConfigurationError(f"{where} has {setting}, which cannot be set there: {_MADE[setting]}")
 
 
-def see_environment(environment: Mapping[str, str]) -> None:
-    """See that no variable of libpq asks for what the driver does not do.
-
-    Raises:
-        ConfigurationError: one does; no value is quoted.
-    """
-    for name, values in _VARIABLES.items():
-        if environment.get(name) and environment[name].lower() not in values:
-            held = f"only {' or '.join(values)} holds" if values else "no value holds"
-            raise ConfigurationError(f"the variable {name} is set, and the driver, asyncpg, does not know it: {held}")
-    see_settings(_SETTING.findall(environment.get("PGOPTIONS", "")), "the variable PGOPTIONS")
+def settings_in(options: str) -> list[str]:
+    """The names of the settings in libpq's ``options``."""
+    return _SETTING.findall(options)
 
 
 def read_dsn(dsn: str) -> Dsn:
@@ -161,14 +145,14 @@ def _with_parameters(split: Any, hosts: str) -> Dsn:
         )
     for name in sorted(_REFUSED & given.keys()):
         raise ConfigurationError(f"the dsn has {name}, which the driver, asyncpg, does not know; leave it out")
-    see_settings(_SETTING.findall(given.get("options", "")), "the dsn, in options,")
+    see_settings(settings_in(given.get("options", "")), "the dsn, in options,")
     for name, values in _HELD.items():
         if name in given and given[name].lower() not in values:
             raise ConfigurationError(
                 f"the dsn has {name}, which the driver, asyncpg, does not know: only "
                 f"{' or '.join(values)} holds; leave it out, or give another"
             )
-    for name, values in _CHOICES.items():
+    for name, values in CHOICES.items():
         if name in given and given[name] not in values:
             raise ConfigurationError(f"the dsn has a {name} that is none of {', '.join(values)}")
     if not re.fullmatch(r"(\d{1,5}(,\d{1,5})*)?", given.get("port", "")):
@@ -179,16 +163,20 @@ def _with_parameters(split: Any, hosts: str) -> Dsn:
         hosts or given.get("host", ""),
         split.path.removeprefix("/") or given.get("dbname", ""),
         given.get("application_name") or given.get("fallback_application_name"),
-        _millis(given.get("connect_timeout")),
+        millis_of(given.get("connect_timeout"), "the dsn has a connect_timeout"),
         {name: value for name, value in given.items() if name.startswith("ssl")},
-        "options" in given,
+        frozenset(given),
     )
 
 
-def _millis(seconds: str | None) -> int | None:
-    """libpq's ``connect_timeout``: whole seconds, of which 0 is none, which is what this backend does not have."""
+def millis_of(seconds: str | None, what: str) -> int | None:
+    """libpq's ``connect_timeout``: whole seconds, of which 0 is none, which is what this backend does not have.
+
+    Raises:
+        ConfigurationError: it is none; *what* it is called stands at the beginning.
+    """
     if seconds is None:
         return None
     if not re.fullmatch(r"[1-9]\d{0,5}", seconds):
-        raise ConfigurationError("the dsn has a connect_timeout that is no number of seconds from 1 to 999999")
+        raise ConfigurationError(f"{what} that is no number of seconds from 1 to 999999")
     return int(seconds) * 1000

@@ -11,19 +11,22 @@ from functools import partial
 from typing import Any, Final
 
 import asyncpg
+import msgspec
 
 from kode_core.errors import ConfigurationError, KodeError, StoreUnavailableError
 from kode_core.server_options import password_of
 from kode_postgres.connection import Connections, Found
-from kode_postgres.dsn import read_dsn, see_environment
+from kode_postgres.dsn import read_dsn
 from kode_postgres.errors import NO_NAMES, is_conflict, is_starting, to_kode_error
 from kode_postgres.foreign import refuse_foreign
 from kode_postgres.migrations import migrate, version_of
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables
+from kode_postgres.services import with_service
 from kode_postgres.session import ServerClock, limits
 from kode_postgres.statements import NOW
 from kode_postgres.tls import driver_ssl, see_tls
+from kode_postgres.variables import connect_millis, see_variables, settings_of
 
 __all__ = ["has_tables", "open_connections"]
 
@@ -46,6 +49,7 @@ async def open_connections(options: PostgresOptions, tables: Tables) -> Connecti
     Raises:
         StorageError: it cannot be reached or used; says why.
     """
+    options = _with_variables(options)
     deadline = time.monotonic() + options.connection_timeout_millis / 1000
     while True:
         try:
@@ -57,6 +61,15 @@ async def open_connections(options: PostgresOptions, tables: Tables) -> Connecti
             if not transient or time.monotonic() > deadline:
                 raise to_kode_error(exc, options.place) from exc
         await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311
+
+
+def _with_variables(options: PostgresOptions) -> PostgresOptions:
+    """The options with what libpq's variables and services say of the connection and of the time to try it."""
+    if options.pool is not None:
+        return options
+    options = msgspec.structs.replace(options, dsn=with_service(options.dsn, os.environ)).resolved()
+    millis = None if options.has_connection_timeout else connect_millis(os.environ)
+    return options if millis is None else msgspec.structs.replace(options, connection_timeout_millis=millis)
 
 
 async def _open(options: PostgresOptions, tables: Tables) -> Connections:
@@ -178,7 +191,7 @@ async def has_tables(options: PostgresOptions) -> bool:
     """True if kode's tables exist, or if that cannot be determined."""
     options = options.resolved()
     try:
-        con = await asyncpg.connect(**_arguments(options), statement_cache_size=0)
+        con = await asyncpg.connect(**_arguments(_with_variables(options)), statement_cache_size=0)
         try:
             async with con.transaction(), asyncio.timeout(options.command_timeout_millis / 1000):
                 return await version_of(con, Tables(options)) > 0
@@ -191,13 +204,12 @@ async def has_tables(options: PostgresOptions) -> bool:
 def _arguments(options: PostgresOptions) -> dict[str, Any]:
     dsn = None if options.dsn is None else read_dsn(options.dsn)
     application = options.application_name or (dsn and dsn.application_name) or os.environ.get("PGAPPNAME")
-    see_environment(os.environ)
     tls = driver_ssl(options.ssl)
+    see_variables(os.environ, dsn, has_port=options.port is not None, has_ssl=tls is not None)
     hosts = options.host or (dsn and dsn.hosts) or os.environ.get("PGHOST") or "/"
     see_tls(tls, dsn.tls if dsn else {}, {} if hosts.lower().startswith(("/", "%2f")) else os.environ)
-    settings = {**(options.server_settings or {}), "application_name": application or _APPLICATION}
-    if os.environ.get("PGOPTIONS") and not (dsn and dsn.has_options):
-        settings["options"] = os.environ["PGOPTIONS"]
+    own = options.server_settings or {}
+    settings = {**settings_of(os.environ, own, dsn), **own, "application_name": application or _APPLICATION}
     given = {
         "dsn": dsn and dsn.for_driver,
         "host": options.host and options.host.split(","),

@@ -122,6 +122,12 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
         return msgspec.structs.replace(options, connection_timeout_millis=millis)
 
     @property
+    def has_connection_timeout(self) -> bool:
+        """Whether the time to connect was given, as an option or in the dsn."""
+        in_dsn = self.dsn is not None and read_dsn(self.dsn).connect_timeout_millis is not None
+        return in_dsn or "connection_timeout_millis" in self._given()
+
+    @property
     def place(self) -> str:
         """Where the database is, for messages."""
         if self.pool is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -54,6 +55,11 @@ _RARE: Final[dict[str, tuple[Sequence[str], str]]] = {
 }
 """Values that have no index, and a condition that all others fulfil, for which there is one."""
 
+_NOTHING: Final = ", ".join(f"json_array_elements('[]') nothing_{n}" for n in range(6))
+_DEAR: Final = f"(SELECT count(*) FROM {_NOTHING}) > 0"
+"""Stands behind an argument that is true. A plan for these arguments alone is free of it. In one for any arguments the
+server expects 100 rows of each call, where there are none, and finds it too dear to keep."""
+
 
 class _Arguments(list[Any]):
     """The arguments of a statement that is put together."""
@@ -79,6 +85,11 @@ def beyond(prefix: str) -> str | None:
 def _head_of(found: Sequence[Any]) -> tuple[int, int]:
     """The version and the count of a list, as each row of a query has them."""
     return (found[0][0] or 0, found[0][1] or 0)
+
+
+def _rows_of(found: Sequence[Any]) -> list[Any]:
+    """The rows of a list without its head, by position, which is their first column."""
+    return sorted((row[2:] for row in found if row[2] is not None), key=itemgetter(0))
 
 
 class Reads(Overview):
@@ -108,18 +119,22 @@ class Reads(Overview):
 
     # --- lists
 
-    def _list(self, kind: ListKind, columns: str, matching: str = "") -> str:
-        """A list with its version and count in each row, and one row where there is neither."""
+    def list_statement(self, kind: ListKind, columns: str = _ROW, matching: str = "") -> str:
+        """A list with its version and count in each row, and one row where there is neither.
+
+        Its rows are put in order by the client, which finds them nearly so; to sort a long list the server would
+        write all its bodies to a file first.
+        """
         one, table = ONE[kind], getattr(self._tables, kind.value)
         return (
             f"SELECT a.{one}_version, a.{one}_count, {columns} FROM (SELECT) one"
             f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1"
-            f" LEFT JOIN {table} r ON r.agent_id = $1{matching} ORDER BY r.position"
+            f" LEFT JOIN {table} r ON r.agent_id = $1{matching}"
         )
 
     async def rows(self, session: Session, agent_id: str, kind: ListKind) -> ListRows:
-        found = await session.fetch(self._list(kind, _ROW), agent_id)
-        return list_rows(agent_id, kind, _head_of(found), [row[2:] for row in found if row[2] is not None])
+        found = await session.fetch(self.list_statement(kind), agent_id)
+        return list_rows(agent_id, kind, _head_of(found), _rows_of(found))
 
     async def rows_at(self, session: Session, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
         one = ONE[kind]
@@ -129,28 +144,27 @@ class Reads(Overview):
         )
         found = await session.fetch(
             f"SELECT a.{one}_version, a.{one}_count, {_ROW} FROM (SELECT) one"
-            f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1 LEFT JOIN ({page}) r ON true ORDER BY r.position",
+            f" LEFT JOIN {self._tables.agents} a ON a.agent_id = $1 LEFT JOIN ({page}) r ON true",
             agent_id,
             start,
             limit,
         )
-        rows = [row[2:] for row in found if row[2] is not None]
-        return list_rows(agent_id, kind, _head_of(found), rows, start, limit)
+        return list_rows(agent_id, kind, _head_of(found), _rows_of(found), start, limit)
 
     async def outline(self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
         key = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
         columns = f"r.position, r.digest, r.created_at, {key}"
         if keys is None:
-            found = await session.fetch(self._list(kind, columns), agent_id)
+            found = await session.fetch(self.list_statement(kind, columns), agent_id)
         else:
             last = (
                 " AND r.position IN (SELECT (SELECT max(t.position) FROM"
                 f" {self._tables.tool_calls} t WHERE t.agent_id = $1 AND t.call_id = k.id)"
                 " FROM unnest($2::text[]) k (id))"
             )
-            found = await session.fetch(self._list(kind, columns, last), agent_id, list(keys))
+            found = await session.fetch(self.list_statement(kind, columns, last), agent_id, list(keys))
         version, count = _head_of(found)
-        rows = [tuple(row)[2:] for row in found if row[2] is not None]
+        rows = _rows_of(found)
         if keys is None:
             list_rows(agent_id, kind, (version, count), [(row[0], "", row[1], row[2]) for row in rows])
         return Outline(version, count, rows)
@@ -229,6 +243,11 @@ class Reads(Overview):
         for key, value in query.metadata:  # one by one: a key may be asked for twice
             where.append(f"i.metadata @> {args.mark(json.dumps({key: value}), 'text')}::jsonb")
         where += [*args.span("a.created_at", query.created), *args.span("a.updated_at", query.updated)]
+        if query.updated.end is not None:  # deleted agents have 0, which the statistics count as well
+            where.append("a.updated_at > 0")
+        if query.metadata or query.created != Range() or query.updated != Range():
+            # A window of five minutes wants another index than one of a year, and a rare value than a common one.
+            where.append(f"({args.mark(True, 'boolean')} OR {_DEAR})")
         column, direction = f"a.{query.sort_by}", "DESC" if query.descending else "ASC"
         if query.after is not None:
             key = f"{args.mark(query.after[0], 'bigint')}, {args.mark(query.after[1], 'text')}"

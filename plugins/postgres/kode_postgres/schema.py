@@ -22,7 +22,18 @@ DEFAULT_PREFIX: Final = "kode_"
 
 TABLES: Final = ("agents", "infos", "messages", "tool_calls", "docs", "events", "leases", "followers")
 OF_AN_AGENT: Final = ("infos", "messages", "tool_calls", "docs", "events")
-"""The tables that a delete empties. The head stays behind, empty, so that no offset comes again."""
+"""The tables that a delete empties.
+
+The head stays behind, empty: it alone knows the last offset, and the writes of before that may be made again. To remove
+it, all heads that are made later would have to begin beyond its offset. Stores of an older version that are open do not
+know that, so that a trigger would have to see to it; it would have to hold a lock until its commit, or another session
+could make, fill, delete and remove the agent between the trigger and its row. And a write that is made again after the
+removal would bring the agent back. 380 bytes for each deleted agent are cheaper than a rule that all must keep; the
+guide has a statement for those whose ids never come again.
+
+A head is not split in two for the sake of heap-only updates: the time and the count of messages, by which sessions are
+found, change with each message, so that a row with these alone would be a second one to write, with the same indexes.
+"""
 
 _KEYS: Final[dict[str, str]] = {
     "agents": "agent_id",

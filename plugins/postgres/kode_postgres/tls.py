@@ -18,6 +18,7 @@ __all__ = ["driver_ssl", "see_tls"]
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _VERIFIES: Final = ("verify-ca", "verify-full")
 _FILES: Final = ("sslrootcert", "sslcrl", "sslcert", "sslkey")
+_VARIABLES: Final = {name: f"PG{name.upper()}" for name in _FILES}
 _OF_A_CONTEXT: Final = (*_FILES, "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
 """Parameters that make a context of TLS, and mean nothing where there is one."""
 
@@ -58,11 +59,16 @@ def see_tls(given: Any, parameters: Mapping[str, str], variables: Mapping[str, s
         if name in parameters and not Path(parameters[name]).is_file():
             raise ConfigurationError(f"the dsn has a {name} that is no file that can be read")
     mode = given or parameters.get("sslmode") or variables.get("PGSSLMODE") or "prefer"
+    for name, variable in _VARIABLES.items():
+        is_read = mode != "disable" and name not in parameters and variables.get(variable)
+        if is_read and not Path(variables[variable]).is_file():
+            raise ConfigurationError(f"the variable {variable} names no file that can be read")
     asked = {name: f"the dsn has {name}" for name in ("sslrootcert", "sslcrl") if name in parameters}
     if given is None:
-        named = {name: f"PG{name.upper()}" for name in ("sslrootcert", "sslcrl")}
         asked = {
-            name: f"the variable {variable} is set" for name, variable in named.items() if variables.get(variable)
+            name: f"the variable {_VARIABLES[name]} is set"
+            for name in ("sslrootcert", "sslcrl")
+            if variables.get(_VARIABLES[name])
         } | asked
     if "sslrootcert" in asked and mode not in (*_VERIFIES, "require"):
         raise ConfigurationError(f"{asked['sslrootcert']}, which the driver ignores at sslmode {mode}; {_REMEDY}")

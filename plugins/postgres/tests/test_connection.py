@@ -267,4 +267,4 @@ async def test_the_urls_own_parameters(server: Server, schema: str) -> None:
             "SELECT current_setting('application_name'), current_setting('work_mem')"
         )
         assert tuple(found) == ("my bot", "1234kB")
-        assert engine_of(store).connections._connect_s == 7
+        assert engine_of(store).connections.connect_s == 7

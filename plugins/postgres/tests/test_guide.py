@@ -78,13 +78,53 @@ async def test_the_queries_of_the_guide(own_server: LocalServer) -> None:
     async with create_extended_store(url) as store:
         await filled(store)
         async with store.acquire_agent_lock("a"):
-            _, size, active, locked = statements_of_the_guide()
+            _, size, active, locked, _ = statements_of_the_guide()
             tables = {row["relname"] for row in await own_server.execute(size, database="kode_agents")}
             connections = await own_server.execute(active, database="kode_agents")
             leases = await own_server.execute(locked, database="kode_agents")
     assert {"kode_agents", "kode_messages", "kode_events"} <= tables
     assert connections
     assert [row["agent_id"] for row in leases] == ["a"]
+
+
+async def test_what_stays_of_deleted_agents_is_removed(own_server: LocalServer) -> None:
+    """A day after they were deleted, and nothing of others: neither of those that are younger, nor of those that have
+    events or documents alone.
+    """
+    await own_server.execute("CREATE DATABASE kode_agents")
+    remove = statements_of_the_guide()[4]
+
+    async def left() -> list[list[str]]:
+        tables = ("kode_agents", "kode_leases")
+        found = [
+            await own_server.execute(f"SELECT agent_id FROM {t} ORDER BY 1", database="kode_agents") for t in tables
+        ]
+        return [[row[0] for row in rows] for rows in found]
+
+    async with create_extended_store(own_server.url("kode_agents")) as store:
+        await filled(store)
+        await store.append_event("events", samples.event(1))
+        await store.save_todos("todos", samples.todos("one"))
+        for agent_id in ("gone", "young"):
+            await store.save_turn(agent_id, append=samples.messages(3), info=samples.info(agent_id))
+        for agent_id in ("a", "gone", "young", "events"):
+            await (await store.acquire_agent_lock(agent_id)).release()
+        await store.delete("gone")
+        await store.delete("young")
+        day = 86_400_000
+        await own_server.execute(
+            f"UPDATE kode_agents SET op_times = (SELECT array_agg(t - {day}) FROM unnest(op_times) t)"
+            " WHERE agent_id <> 'young'",
+            "UPDATE kode_leases SET expires = expires - interval '25 hours' WHERE agent_id <> 'young'",
+            database="kode_agents",
+        )
+        was = await portrait(store)
+        await own_server.execute(remove, database="kode_agents")
+        assert await left() == [["a", "events", "todos", "young"], ["a", "events", "young"]]
+        assert await portrait(store) == was
+        assert (await store.check_consistency()).consistent
+        await store.save_turn("gone", append=samples.messages(2), info=samples.info("gone"))
+        assert len(await store.load_messages("gone")) == 2
 
 
 async def test_the_role_that_may_do_little(own_server: LocalServer) -> None:

@@ -31,7 +31,7 @@ import asyncio, sys
 from kode_postgres import PostgresStore
 
 async def main():
-    async with PostgresStore(sys.argv[1], timeout_ms=1000) as store:
+    async with PostgresStore(sys.argv[1], timeout_ms=4000) as store:
         print(len(await store.load_messages("agent-00")))
 
 asyncio.run(main())
@@ -194,7 +194,7 @@ async def test_no_deadline_ends_it(old: str) -> None:
     async with connected(old) as con:
         await con.execute(f"ALTER DATABASE {old.rpartition('/')[2]} SET statement_timeout = '500ms'")
         await con.execute(f"ALTER DATABASE {old.rpartition('/')[2]} SET lock_timeout = '100ms'")
-    store = PostgresStore(old, timeout_ms=1000, command_timeout_millis=500, connection_timeout_millis=500)
+    store = PostgresStore(old, timeout_ms=4000, command_timeout_millis=500, connection_timeout_millis=500)
     async with halted(old) as wait:
         opening = asyncio.ensure_future(store.open())
         await wait()
@@ -209,7 +209,7 @@ async def test_no_deadline_ends_it(old: str) -> None:
 
 async def test_closing_ends_it(old: str) -> None:
     """A store that is closed while it brings tables to this version ends that, and the next one goes on."""
-    store = PostgresStore(old, timeout_ms=1000)
+    store = PostgresStore(old, timeout_ms=4000)
     async with halted(old) as wait:
         opening = asyncio.ensure_future(store.open())
         await wait()
@@ -259,7 +259,7 @@ async def test_processes_at_once(old: str) -> None:
             for _ in range(3)
         ]
         await wait()
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(4.5)
         assert all(process.returncode is None for process in processes)
     answers = await asyncio.gather(*(process.communicate() for process in processes))
     assert [out for out, _ in answers] == [b"4\n"] * 3

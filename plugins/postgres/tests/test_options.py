@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
 
 import asyncpg
 import pytest
@@ -12,6 +14,7 @@ from kode_postgres import PostgresStore
 from kode_postgres.dsn import read_dsn
 from kode_postgres.engine import PostgresEngine
 from kode_postgres.servers import Server
+from kode_postgres.variables import VARIABLES
 
 from kode_core import ConfigurationError, StoreBusyError, create_extended_store
 from plugins.postgres.tests.test_plugin import options_of
@@ -26,12 +29,24 @@ gssdelegation scram_client_key scram_server_key service servicefile target_sessi
 oauth_issuer oauth_client_id oauth_client_secret oauth_scope
 """
 """All that the manual of PostgreSQL 18 has (section 34.1.2)."""
+LIBPQ_VARIABLES = """
+PGHOST PGSSLNEGOTIATION PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGPASSFILE PGREQUIREAUTH PGCHANNELBINDING
+PGSERVICE PGSERVICEFILE PGOPTIONS PGAPPNAME PGSSLMODE PGREQUIRESSL PGSSLCOMPRESSION PGSSLCERT PGSSLKEY PGSSLCERTMODE
+PGSSLROOTCERT PGSSLCRL PGSSLCRLDIR PGSSLSNI PGREQUIREPEER PGSSLMINPROTOCOLVERSION PGSSLMAXPROTOCOLVERSION
+PGGSSENCMODE PGKRBSRVNAME PGGSSLIB PGGSSDELEGATION PGCONNECT_TIMEOUT PGCLIENTENCODING PGTARGETSESSIONATTRS
+PGLOADBALANCEHOSTS PGMINPROTOCOLVERSION PGMAXPROTOCOLVERSION PGDATESTYLE PGTZ PGGEQO PGSYSCONFDIR PGLOCALEDIR
+"""
+"""All that the manual of PostgreSQL 18 has (section 34.15)."""
+
+
+def engine_of(store: Any) -> PostgresEngine:
+    engine = store._context.engine
+    assert isinstance(engine, PostgresEngine)
+    return engine
 
 
 async def settings_of(store: Any, *names: str) -> list[str]:
-    engine = store._context.engine
-    assert isinstance(engine, PostgresEngine)
-    found = await engine.connections.read(
+    found = await engine_of(store).connections.read(
         lambda s: s.fetch("SELECT current_setting(n) FROM unnest($1::text[]) n", names)
     )
     return [row[0] for row in found]
@@ -146,10 +161,16 @@ def test_every_parameter_holds_or_is_refused_by_its_name(name: str) -> None:
     if None in problems:
         assert problems == [None] * 3
         dsn = read_dsn(url)
-        assert f"{name}=s3cret" in dsn.for_driver or "s3cret" in dsn[3:]
+        is_read_here = name in ("service", "servicefile")  # with what it names: see test_services
+        assert is_read_here or f"{name}=s3cret" in dsn.for_driver or "s3cret" in dsn[3:]
     for said in filter(None, problems):
         assert name in said
         assert "s3cret" not in said
+
+
+def test_every_variable_of_libpq_is_known() -> None:
+    """Each is read by the driver, or kept here, or refused."""
+    assert set(LIBPQ_VARIABLES.split()) == VARIABLES
 
 
 @pytest.mark.parametrize(
@@ -163,6 +184,11 @@ def test_every_parameter_holds_or_is_refused_by_its_name(name: str) -> None:
         ("PGSSLCRLDIR", "/crl"),
         ("PGSSLCERTMODE", "require"),
         ("PGHOSTADDR", "10.0.0.1"),
+        ("PGGSSDELEGATION", "1"),
+        ("PGLOADBALANCEHOSTS", "random"),
+        ("PGSSLCOMPRESSION", "1"),
+        ("PGSSLSNI", "0"),
+        ("PGMINPROTOCOLVERSION", "3.2"),
     ],
 )
 async def test_a_variable_is_never_dropped(server: Server, name: str, value: str, monkeypatch: Any) -> None:
@@ -170,7 +196,104 @@ async def test_a_variable_is_never_dropped(server: Server, name: str, value: str
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=f"the variable {name} is set, and the driver, asyncpg") as caught:
         await PostgresStore(server.dsn).open()
-    assert value not in str(caught.value)
+    assert value in ("0", "1", "3.2") or value not in str(caught.value)  # these are in any sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PGCONNECT_TIMEOUT", "s3cret"),
+        ("PGCONNECT_TIMEOUT", "0"),
+        ("PGSSLMODE", "s3cret"),
+        ("PGSSLNEGOTIATION", "s3cret"),
+        ("PGSSLMINPROTOCOLVERSION", "s3cret"),
+        ("PGSSLMAXPROTOCOLVERSION", "s3cret"),
+        ("PGTARGETSESSIONATTRS", "s3cret"),
+        ("PGGSSLIB", "s3cret"),
+        ("PGSSLCERT", "/no/s3cret"),
+        ("PGSSLKEY", "/no/s3cret"),
+        ("PGSSLROOTCERT", "/no/s3cret"),
+        ("PGSSLCRL", "/no/s3cret"),
+    ],
+)
+async def test_a_malformed_variable_is_named(server: Server, name: str, value: str, monkeypatch: Any) -> None:
+    """At once, and its value is not shown."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=f"the variable {name} ") as caught:
+        await PostgresStore(server.dsn).open()
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_the_variable_of_the_port(server: Server, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver reads it even where the URL has a port; not where an option has."""
+    with monkeypatch.context() as patch:
+        for port in ("s3cret", "70000", "5432,"):
+            patch.setenv("PGPORT", port)
+            with pytest.raises(ConfigurationError, match="the variable PGPORT is no number of a port") as caught:
+                await PostgresStore(server.dsn).open()
+            assert port not in str(caught.value)
+        async with PostgresStore(server.dsn, port=urlsplit(server.dsn).port, schema=schema) as store:
+            assert await store.list() == []
+
+
+async def test_the_variable_of_the_time_to_connect(
+    server: Server, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``PGCONNECT_TIMEOUT`` counts where neither the options nor the URL say how long to try."""
+
+    async def seconds(url: str, **options: Any) -> float:
+        async with PostgresStore(url, schema=schema, **options) as store:
+            return engine_of(store).connections.connect_s
+
+    assert await seconds(server.dsn) == 5
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "7")
+    assert await seconds(server.dsn) == 7
+    assert await seconds(f"{server.dsn}?connect_timeout=8") == 8
+    assert await seconds(server.dsn, connection_timeout_millis=9000) == 9
+
+
+async def test_variables_of_a_session(server: Server, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They reach the server, as libpq sends them, unless an option has the same setting."""
+    for name, value in (("PGTZ", "Asia/Tokyo"), ("PGDATESTYLE", "SQL, DMY"), ("PGGEQO", "off")):
+        monkeypatch.setenv(name, value)
+    names = ("TimeZone", "DateStyle", "geqo")
+    async with PostgresStore(server.dsn, schema=schema) as store:
+        assert await settings_of(store, *names) == ["Asia/Tokyo", "SQL, DMY", "off"]
+    async with PostgresStore(server.dsn, schema=schema, server_settings={"TimeZone": "Europe/Oslo"}) as store:
+        assert await settings_of(store, *names) == ["Europe/Oslo", "SQL, DMY", "off"]
+
+
+async def test_services(server: Server, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service of the URL, or of ``PGSERVICE``, gives what the URL does not have; with the rules of a URL."""
+    url = urlsplit(server.dsn)
+    where = f"host={url.hostname}\nport={url.port}\nuser={url.username}\ndbname={url.path[1:]}"
+    (tmp_path / "mine").write_text(
+        f"# several\n[other]\nhost=nowhere.invalid\n[bookings]\n{where}\npassword={url.password}\n"
+        "application_name=booker\nconnect_timeout=8\noptions=-c work_mem=5MB\n[vain]\nhostaddr=s3cret\n"
+    )
+    names = ("application_name", "work_mem")
+
+    async def found(target: str, **options: Any) -> list[Any]:
+        async with create_extended_store(target, schema=schema, **options) as store:
+            return [*await settings_of(store, *names), engine_of(store).connections.connect_s]
+
+    file = f"servicefile={quote(str(tmp_path / 'mine'))}"
+    assert await found(f"postgres://?service=bookings&{file}") == ["booker", "5MB", 8]
+    assert await found(f"{server.dsn}?service=other&{file}") == ["kode", "4MB", 5]
+    monkeypatch.setenv("PGSERVICE", "bookings")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "mine"))
+    assert await found("postgres:", application_name="own") == ["own", "5MB", 8]
+    assert await found("postgres://?connect_timeout=9&application_name=url") == ["url", "5MB", 9]
+    with pytest.raises(ConfigurationError, match=r"a service that is not defined in \S+mine"):
+        await found("postgres://?service=s3cret")
+    with pytest.raises(ConfigurationError, match="has hostaddr, which the driver") as caught:
+        await found("postgres://?service=vain")
+    assert "s3cret" not in str(caught.value)
+    monkeypatch.delenv("PGSERVICEFILE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PGSYSCONFDIR", str(tmp_path))
+    (tmp_path / "mine").rename(tmp_path / "pg_service.conf")
+    assert await found("postgres:") == ["booker", "5MB", 8]
 
 
 async def test_the_variable_of_settings(server: Server, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +311,21 @@ async def test_the_variable_of_settings(server: Server, schema: str, monkeypatch
     assert "77" not in str(caught.value)
 
 
+NOTHING_ASKED: Final = (
+    ("PGCHANNELBINDING", "prefer"),
+    ("PGGSSENCMODE", "disable"),
+    ("PGLOADBALANCEHOSTS", "disable"),
+    ("PGMAXPROTOCOLVERSION", "latest"),
+    ("PGCLIENTENCODING", "LATIN1"),
+    ("PGOPTIONS", ""),
+    ("PGSERVICE", ""),
+    ("PGCONNECT_TIMEOUT", ""),
+)
+
+
 async def test_variables_that_ask_for_nothing(server: Server, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are no reason to refuse, nor are any where a pool is given, which has been made already."""
-    for name, value in (("PGCHANNELBINDING", "prefer"), ("PGGSSENCMODE", "disable"), ("PGOPTIONS", "")):
+    for name, value in NOTHING_ASKED:
         monkeypatch.setenv(name, value)
     async with PostgresStore(server.dsn, schema=schema) as store:
         assert await store.list() == []

@@ -17,7 +17,7 @@ from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables, table_names
 from kode_postgres.servers import Server
 
-from kode_core.batch import EventRange
+from kode_core.batch import EventRange, ListKind
 from kode_core.query import message_query, session_query, tool_call_query
 from plugins.postgres.tests.large import AGENTS, CALLS, EVENTS, MESSAGES, START, STEP, agent, fill
 
@@ -69,12 +69,19 @@ def _literal(value: Any) -> str:
     return f"E'{text}'"
 
 
-async def explained(con: Any, statement: str, args: Sequence[Any]) -> dict[str, Any]:
-    """The plan that a connection has that has sent the same often: the server may keep one that fits no value."""
-    call = f"EXECUTE asked({', '.join(map(_literal, args))})"
+def _call(args: Sequence[Any]) -> str:
+    return f"EXECUTE asked({', '.join(map(_literal, args))})"
+
+
+async def explained(
+    con: Any, statement: str, args: Sequence[Any], before: Sequence[Any] | None = None
+) -> dict[str, Any]:
+    """The plan that a connection has that has sent the same often, with the same arguments unless others are given:
+    the server may keep one that fits no value.
+    """
     await con.execute(f"PREPARE asked AS {statement}")
-    await con.execute(";".join([call] * 6))
-    (found,) = json.loads(await con.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {call}"))
+    await con.execute(";".join([_call(args if before is None else before)] * 6))
+    (found,) = json.loads(await con.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {_call(args)}"))
     plan: dict[str, Any] = found["Plan"]
     return plan
 
@@ -151,6 +158,37 @@ async def test_sessions(con: Any, filters: dict[str, Any], share: int) -> None:
         await con.execute("DEALLOCATE asked")
 
 
+END: Final = START + AGENTS * STEP
+WINDOWS: Final[tuple[tuple[dict[str, Any], dict[str, Any]], ...]] = (
+    ({"updated_after": 0}, {"updated_after": END - 5 * STEP}),
+    ({"updated_after": 0, "order": "asc"}, {"updated_after": END - 5 * STEP, "order": "asc"}),
+    ({"updated_after": 0, "updated_before": END * 2}, {"updated_after": MIDDLE, "updated_before": MIDDLE + 5 * STEP}),
+    ({"created_after": 0, "sort_by": "updated_at"}, {"created_after": END - 5 * STEP, "sort_by": "updated_at"}),
+    ({"updated_after": 0, "sort_by": "message_count"}, {"updated_after": END - 5 * STEP, "sort_by": "message_count"}),
+    ({"updated_before": END, "sort_by": "message_count"}, {"updated_before": START + STEP, "sort_by": "message_count"}),
+    (
+        {"created_after": 0, "metadata": {"plan": "gold"}},
+        {"created_after": END - 5 * STEP, "metadata": {"plan": "gold"}},
+    ),
+    ({"metadata": {"plan": "gold"}}, {"metadata": {"plan": "nobody's"}}),
+    ({"user_id": "u-7", "metadata": {"plan": "gold"}}, {"user_id": "u-8", "metadata": {"plan": "free"}}),
+)
+
+
+@pytest.mark.parametrize(("often", "filters"), WINDOWS, ids=str)
+async def test_a_narrow_window_after_wide_ones(con: Any, often: dict[str, Any], filters: dict[str, Any]) -> None:
+    """No plan is kept from queries that match most agents for one that matches few, nor the other way round."""
+    for before, now, most in ((often, filters, LIMIT), (filters, often, 3 * LIMIT)):
+        (statement, others), (same, args) = (
+            READS.sessions_statement(session_query({**query, "limit": limit}))  # type: ignore[typeddict-item]
+            for query, limit in ((before, 10_000), (now, LIMIT))
+        )
+        assert same == statement
+        plan = await explained(con, statement, args, others)
+        assert touched(plan) <= AROUND + HEAD * most
+        await con.execute("DEALLOCATE asked")
+
+
 async def test_sessions_from_a_cursor_on(con: Any) -> None:
     """A page in the middle costs as much as the first, in each order."""
     for sort_by, value in (("created_at", MIDDLE), ("updated_at", MIDDLE), ("message_count", 9)):
@@ -177,6 +215,19 @@ async def test_tool_calls(con: Any, filters: dict[str, Any]) -> None:
         found, pages = await cost(con, READS.rows_statement, tool_call_query(filters), after)  # type: ignore[arg-type]
         assert pages <= AROUND + (LIMIT + 1), found
         await con.execute("DEALLOCATE asked")
+
+
+def nodes(plan: dict[str, Any]) -> set[str]:
+    """The kinds of steps that a plan has."""
+    return {plan["Node Type"]}.union(*map(nodes, plan.get("Plans", ())))
+
+
+@pytest.mark.parametrize("kind", ListKind)
+async def test_a_list_is_read_as_it_lies(con: Any, kind: ListKind) -> None:
+    """No list is sorted by the server, whose memory for that ends at 4 MB."""
+    plan = await explained(con, READS.list_statement(kind), [agent(77)])
+    assert plan["Actual Rows"]
+    assert not {name for name in nodes(plan) if "Sort" in name}
 
 
 async def test_what_is_rare_is_found(con: Any) -> None:
