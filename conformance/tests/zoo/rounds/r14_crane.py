@@ -30,8 +30,8 @@ from kode_core.metadata import metadata_index
 from kode_core.model import Message, Snapshot, ToolCallRecord, ToolResultBlock
 from kode_core.query import Page
 from kode_core.store import EngineStore, rows
-from kode_core.store.facade import _told
 from kode_core.store.locks import LeaseContext, _entered
+from kode_core.store.steps import told as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
