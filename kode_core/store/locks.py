@@ -28,8 +28,8 @@ _MIN_TTL_MS: Final = 10
 _MAX_TTL_MS: Final = 24 * 3600 * 1000
 _POLL_S: Final = 0.02
 _STEPS_OF_A_FINALIZER: Final = 4
-_NO_FENCE: Final = nullcontext[Fence | None]()
 """How many turns the event loop needs to begin to close an async generator that was dropped."""
+_NO_FENCE: Final = nullcontext[Fence | None]()
 
 _entered: ContextVar[tuple[HeldLease, ...]] = ContextVar("kode_leases", default=())
 """The leases whose blocks this context is in, the innermost last. A task that is started inside gets a copy."""
