@@ -331,7 +331,8 @@ class QueryableStore(Store, Protocol):
         ...
 
     async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
-        """Delete every session that matches, and return how many (LIFE-5). An empty filter is refused.
+        """Delete every session that matches, and return how many (LIFE-5). An empty filter, as
+        ``metadata={}``, is refused.
 
         The deadline holds for each step, not for the whole (OPS-16); *progress* is called after each with how many
         were deleted. An error that ends it early says how many were deleted, as its ``deleted`` does.

@@ -265,3 +265,19 @@ class RoomyHarness(RecordsHarness):
     """The engine over a store that has room, and writes heads alone."""
 
     options: ClassVar[dict[str, Any]] = {"inline_bytes": 4_000_000, "part_bytes": 8_000_000}
+
+
+class StopsAt(MemoryRecords):
+    """Stops for ever at the n-th call, as a process does that was killed there."""
+
+    def __init__(self, contents: Contents, n: int, **options: Any) -> None:
+        super().__init__(contents, **options)
+        self.left = n
+        self.stopped = asyncio.Event()
+
+    async def step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            self.stopped.set()
+            await asyncio.Event().wait()
+        await super().step()

@@ -156,7 +156,7 @@ def test_commands_run(page: Path, block: Block, tmp_path: Path) -> None:
         command = line[2:].split(" #")[0].strip()
         words = shlex.split(command)
         if words[0] == "kode":
-            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False, input="y\n")
+            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600, check=False, input="y\n")
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         elif words[0] == "make":
             targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)

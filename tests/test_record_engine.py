@@ -22,7 +22,7 @@ from kode_core.engines.record_state import AgentHead
 from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place
 from kode_core.query import RowQuery
 from kode_core.store import EngineStore
-from tests.memory_records import Contents, MemoryRecords, RecordsHarness, TogetherHarness
+from tests.memory_records import Contents, MemoryRecords, RecordsHarness, StopsAt, TogetherHarness
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "tight": {},
@@ -50,22 +50,6 @@ class TestPieces(RecordStoreTests):
             return MemoryRecords(contents, **options)
 
         return open_records
-
-
-class StopsAt(MemoryRecords):
-    """Stops for ever at the n-th call, as a process does that was killed there."""
-
-    def __init__(self, contents: Contents, n: int, **options: Any) -> None:
-        super().__init__(contents, **options)
-        self.left = n
-        self.stopped = asyncio.Event()
-
-    async def step(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            self.stopped.set()
-            await asyncio.Event().wait()
-        await super().step()
 
 
 async def opened(records: Any) -> EngineStore:

@@ -163,6 +163,11 @@ class FaultProxy(Startable):
     def mode(self, mode: Mode) -> None:
         self._run(self._turn(mode))
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._links)
+
     def cut_all(self) -> None:
         """Reset every connection that is open; new ones are taken."""
         self._run(self._reset(torn_only=False))

@@ -53,6 +53,10 @@ class Link:
         """A store whose network the proxy is."""
         return await self._opened(self._openers[1], options)
 
+    async def by_the_proxy_alone(self, **options: Any) -> ExtendedStore:
+        """A store whose network the proxy is; the caller closes it, in an event loop of its own."""
+        return await self._openers[1](**options)
+
     async def _opened(self, opener: Opener, options: dict[str, Any]) -> ExtendedStore:
         store = await opener(**options)
         self._stores.append(store)
@@ -276,6 +280,24 @@ class NetworkTests:
             await store.close()
         ends = await asyncio.gather(*writes, return_exceptions=True)
         assert all(isinstance(end, StorageError) for end in ends), ends
+
+    async def test_connections_end_with_the_event_loop(self, link: Link) -> None:
+        """The close of a store gives up a write that nobody answers, and the loop ends: no connection is left open."""
+
+        async def work() -> None:
+            store = await link.by_the_proxy_alone(timeout_ms=500, command_timeout_millis=2500)
+            await store.append_messages("a", [NEW])
+            link.proxy.mode = Mode.BLACK_HOLE
+            writing = asyncio.ensure_future(store.append_messages("a", [NEW]))
+            await asyncio.sleep(0.05)
+            await store.close()
+            await asyncio.gather(writing, return_exceptions=True)
+
+        await asyncio.to_thread(asyncio.run, work())
+        link.proxy.mode = Mode.FORWARD
+        async with asyncio.timeout(20):
+            while link.proxy.connections:
+                await asyncio.sleep(0.1)
 
     async def test_what_was_given_up_and_is_read_as_absent_does_not_appear_later(self, link: Link) -> None:
         """A write is given up while the network stands still, and delivered afterwards: the first read of the same

@@ -382,9 +382,11 @@ class JsonFilesEngine:
         await self._threads.run_whole(copy.finish)
 
     async def close(self) -> None:
-        while self._jobs:
-            await asyncio.gather(*self._jobs, return_exceptions=True)
-        self._threads.close()
+        try:
+            while self._jobs:
+                await asyncio.gather(*self._jobs, return_exceptions=True)
+        finally:
+            self._threads.close()
 
 
 class _MovedError(Exception):

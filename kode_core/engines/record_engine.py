@@ -14,6 +14,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
+from kode_core.engines.closing import close_all
 from kode_core.engines.reading import EngineReads
 from kode_core.engines.record_forks import RecordForks
 from kode_core.engines.record_io import RecordIO
@@ -74,6 +75,4 @@ class RecordEngine(EngineReads):
         return await self.store.backup(target, progress)
 
     async def close(self) -> None:
-        await self._writer.close()
-        await self.io.close()
-        await self.store.close()
+        await close_all(self._writer.close, self.io.close, self.store.close)

@@ -31,6 +31,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body, digest
 from kode_core.engine import Engine, Medium, Progress, Watch, unwatched, watch
+from kode_core.engines.closing import close_all
 from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.layers.base import Layer
@@ -226,10 +227,7 @@ class HybridEngine(Layer):
         return [*made, files]
 
     async def close(self) -> None:
-        try:
-            await self.files.close()
-        finally:
-            await self.inner.close()
+        await close_all(self.files.close, self.inner.close)
 
 
 async def _made(backup: asyncio.Future[Sequence[Path]]) -> Sequence[Path]:

@@ -91,6 +91,32 @@ async def a_slow_follower_holds_a_page(ctx: Context) -> None:
         await _close(follower)
 
 
+_MISSED: Final = 2_501
+
+
+@check("EVT-7", under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
+async def a_slow_follower_misses_nothing(ctx: Context) -> None:
+    """While followers of two instances look at one event, more are appended than any buffer of theirs holds; each then
+    gets every one of them once and in order, whether it waited for the first one or found it there.
+    """
+    other = await ctx.another()
+    followers = [store.follow_events("a") for store in (ctx.store, other) * 2]
+    waiting = [asyncio.ensure_future(anext(follower)) for follower in followers[:2]]
+    await asyncio.sleep(0.05)
+    await ctx.store.append_event("a", samples.event(-1))
+    for first in (*waiting, *map(anext, followers[2:])):
+        ctx.equal((await first).bookmark.seq, -1, "the event that is followed first")
+    count = 0
+    for start in in_time(ctx, range(0, _MISSED, 100)):
+        until = min(start + 100, _MISSED)
+        await (ctx.store, other)[start // 100 % 2].append_events("a", [samples.event(i) for i in range(start, until)])
+        count = until
+    for follower in followers:
+        seqs = [(await anext(follower)).bookmark.seq for _ in range(count)]
+        ctx.equal(seqs, list(range(count)), "the events that are followed in the end")
+        await _close(follower)
+
+
 async def _close(stream: Any) -> None:
     close = getattr(stream, "aclose", None)
     if close is not None:

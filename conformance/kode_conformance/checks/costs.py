@@ -104,6 +104,11 @@ def _last_replaced(talk: Talk) -> _Call:
     return talk.save()
 
 
+def _first_replaced(talk: Talk) -> _Call:
+    talk.messages[0] = talk.message()
+    return talk.save()
+
+
 def _near_the_end(talk: Talk) -> _Call:
     talk.messages[-6] = talk.message()
     return talk.save()
@@ -128,6 +133,16 @@ def _one_more_call(talk: Talk) -> _Call:
 def _last_call_changed(talk: Talk) -> _Call:
     talk.calls[-1] = talk.calls[-1].replace(state="FAILED", result=_text(len(talk.calls), 500))
     return talk.save_calls()
+
+
+def _first_call_changed(talk: Talk) -> _Call:
+    talk.calls[0] = talk.calls[0].replace(result=talk.message().text)
+    return talk.save_calls()
+
+
+def _first_call_upserted(talk: Talk) -> _Call:
+    changed = talk.calls[0] = talk.calls[0].replace(result=talk.message().text)
+    return lambda store: store.upsert_tool_call_records(talk.agent_id, [changed])
 
 
 def _cut_calls(talk: Talk) -> _Call:
@@ -163,17 +178,20 @@ _LISTS: Final[Mapping[str, Callable[[Talk], _Call]]] = {
     "save_messages of the same list again": Talk.save,
     "save_messages of a list whose last message was replaced": _last_replaced,
     "save_messages of a list whose sixth message from its end was replaced": _near_the_end,
+    "save_messages of a list whose first message was replaced": _first_replaced,
     "append_messages of two": _appended,
     "save_messages of a list that lost its last three": _cut,
     "save_tool_call_records of a list with one more at its end": _one_more_call,
     "save_tool_call_records of the same list again": Talk.save_calls,
     "save_tool_call_records of a list whose last call changed": _last_call_changed,
     "upsert_tool_call_records of the last call and of another": _upserted,
+    "save_tool_call_records of a list whose first call changed": _first_call_changed,
+    "upsert_tool_call_records of the first call": _first_call_upserted,
     "save_tool_call_records of a list that lost its last two": _cut_calls,
     "save_turn that adds one record to each list": _turn,
     "save_turn of both lists with one more at their ends": _whole_turn,
 }
-"""Changes of the two lists whose beginning stays."""
+"""Changes of the two lists after which most records stay where they were."""
 
 
 def _events(talk: Talk) -> _Call:

@@ -81,14 +81,14 @@ class _Text(str):
 
 
 _TYPED: Final[Mapping[Holds, Sequence[Any]]] = {
-    Holds.TEXT: (_Word.WORD, _Text("x"), b"x"),
-    Holds.KEY: (_Word.WORD, _Text("x")),
+    Holds.TEXT: (_Word.WORD, _Text("x"), b"x", "\ud83d\ude00"),
+    Holds.KEY: (_Word.WORD, _Text("x"), "\ud83d\ude00"),
     Holds.WHOLE: (_Number.SEVEN, True, 7.0, "7"),
     Holds.NUMBER: (_Number.SEVEN, True, "7"),
     Holds.TIME: (_Number.SEVEN, True, 7.0),
     Holds.BOOL: (1, 0, "true", _Number.SEVEN),
 }
-"""Values that look like what a field holds and are of another type, by what it holds."""
+"""Values that look like what a field holds and are of another type, or of another text where JSON joins a pair."""
 
 
 def _typed(field: Field) -> Sequence[Any]:
@@ -101,7 +101,8 @@ def _typed(field: Field) -> Sequence[Any]:
 @check("VAL-2", "ID-4", "OPS-17", absence_ok=True, under=(_D.LOOKALIKES, _D.INSTANCES))
 async def every_field_refuses_what_is_of_another_type(ctx: Context) -> None:
     """A value that is nearly of the type of its field, a member of an Enum, an instance of a subclass of str, True for
-    a number or 7.0 for 7, is refused in every field of every record, by every method, and nothing is written.
+    a number or 7.0 for 7, is refused in every field of every record, by every method, and nothing is written. So is a
+    text of two surrogates that JSON would join.
     """
     cases = [(kind, writer) for kind in kinds().values() for writer in kind.writers]
     for kind, writer in in_time(ctx, cases):

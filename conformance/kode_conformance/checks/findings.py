@@ -9,7 +9,9 @@ from typing import Any, Final
 from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.ways import at_once
 from kode_conformance.writes import portrait
 from kode_core.model import Message, TextBlock, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import ExtendedStore
@@ -121,6 +123,19 @@ async def _only(ctx: Context, store: ExtendedStore, call_id: str) -> Sequence[An
 
 
 _LONG: Final = 1101
+
+
+@check("OPS-2", needs=_E, under=(Dimension.ITEMS, Dimension.COMPANY))
+async def every_agent_of_many_is_checked(ctx: Context) -> None:
+    """Of more than a thousand agents each is checked, with info and without: an issue of each is reported once."""
+    wanted: dict[str, list[str]] = {}
+    for count in sizes_in_time(ctx, (105, _LONG)):
+        agents = [f"agent-{i:04d}" for i in range(len(wanted), count)]
+        infos = (samples.info(agent) if i % 2 else None for i, agent in enumerate(agents))
+        turns = zip(agents, infos, strict=True)
+        await at_once(ctx.store.save_turn(agent, messages=[_use("o")], info=info) for agent, info in turns)
+        wanted |= {agent: [_USE] for agent in agents}
+        await _see_issues(ctx, wanted, count, f"where each of {count:,} has a use without its result", each_alone=False)
 
 
 @check("OPS-2", needs=_E, under=(Dimension.ITEMS, Dimension.ORDERS))

@@ -161,6 +161,7 @@ async def delete_many_refuses_to_delete_all(ctx: Context) -> None:
     await fill(ctx.store, "a")
     wrong: list[dict[str, Any]] = [
         {},
+        {"metadata": {}},
         {"templateId": "x"},
         {"template_id": None},
         {"limit": 5},

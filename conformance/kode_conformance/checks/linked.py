@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.fields import Holds, fields_of, full, of_agent, put
+from kode_conformance.kinds import Gives, Kind, Writer, kinds
+from kode_conformance.methods import drive
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.writes import WRITES, overwrite, portrait
 from kode_core.errors import InvalidValueError
-from kode_core.model import Bookmark, FileBlock, ImageBlock, Message, TextBlock, ToolResultBlock, ToolUseBlock
+from kode_core.model import (
+    AgentInfo,
+    Bookmark,
+    FileBlock,
+    ImageBlock,
+    Message,
+    TextBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from kode_core.protocols import Store
 
 _NAN: Final = float("nan")
@@ -104,6 +116,55 @@ async def kinds_that_refer_to_each_other_are_apart(ctx: Context) -> None:
             if name != kind and not (kind == "messages" and name == "info"):
                 ctx.equal(after[name], records, f"the {name} when {what}")
         before = after
+
+
+_WORDED: Final = (Holds.TEXT, Holds.KEY)
+
+
+def _worded(kind: Kind, number: int) -> Any:
+    """A record whose every field that can name something holds the same word."""
+    word = f"w{number}"
+    record = full(kind.record, number)
+    for field in fields_of(kind.record):
+        if field.holds in _WORDED:
+            record = put(record, field, word)
+        elif field.holds is Holds.DICT:
+            record = put(record, field, {word: word})
+    return of_agent(record, "a")
+
+
+async def _give(store: Any, writer: Writer, records: Sequence[Any]) -> None:
+    given = [list(records)] if writer.many else records
+    for value in given:
+        await getattr(store, writer.method)("a", **{writer.parameter: value})
+
+
+async def _of_each_kind(store: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind in kinds().values():
+        reader = next(reader for reader in kind.readers[::-1] if reader.gives in (Gives.LIST, Gives.ONE, Gives.STREAM))
+        found[kind.record.__name__] = await drive(getattr(store, reader.method), {"agent_id": "a"})
+    found[AgentInfo.__name__] = found[AgentInfo.__name__].replace(message_count=0)
+    return found
+
+
+@check("MSG-8", "INFO-1", "MED-1", under=(Dimension.CHANGES, Dimension.EQUALS, Dimension.INSTANCES))
+async def one_word_in_every_field_links_no_kinds(ctx: Context) -> None:
+    """Where every text of every record is the same word, so that any field could name any record of another kind, a
+    record that goes or changes leaves all other kinds as they are, by every method.
+    """
+    stores = (ctx.store, await ctx.another())
+    for kind in kinds().values():
+        await _give(ctx.store, kind.writers[0], [_worded(kind, n) for n in range(1 if kind.is_single else 3)])
+    before = await _of_each_kind(ctx.store)
+    changes = [(kind, writer, ns) for ns in ((1, 2), (5,), ()) for kind in kinds().values() for writer in kind.writers]
+    for n, (kind, writer, numbers) in enumerate(in_time(ctx, changes)):
+        await _give(stores[n % 2], writer, [_worded(kind, n) for n in numbers])
+        after = await _of_each_kind(stores[1 - n % 2])
+        before[kind.record.__name__] = after[kind.record.__name__]
+        told = f"after {writer.method}({writer.parameter}=) of the records {numbers}"
+        for name, records in before.items():
+            ctx.equal(after[name], records, f"the records of {name} {told}")
 
 
 # --- deletes under other clocks ---------------------------------------------------------------------------------------

@@ -354,7 +354,28 @@ class DeletesEverything(EngineStore):
         filters = {name: value for name, value in filters.items() if value is not None}
         if filters:
             return await super().delete_many(**filters)
-        everyone = await self.list()
-        for agent_id in everyone:
-            await self.delete(agent_id)
-        return len(everyone)
+        return await _delete_all(self)
+
+
+async def _delete_all(store: EngineStore) -> int:
+    everyone = await store.list()
+    for agent_id in everyone:
+        await store.delete(agent_id)
+    return len(everyone)
+
+
+@mutant(
+    "LIFE-5",
+    killed_by="delete_many_refuses_to_delete_all",
+    source="a filter of another document database: {} matches everything",
+    witness=seen(
+        lambda s: _saved(s, ["a"]),
+        lambda s: s.delete_many(metadata={}),
+        lambda s: s.list(),
+    ),
+)
+class DeletesAllOfNoMetadata(EngineStore):
+    """Takes metadata={} for a filter, which every agent matches."""
+
+    async def delete_many(self, **filters: Any) -> int:
+        return await (_delete_all(self) if filters == {"metadata": {}} else super().delete_many(**filters))

@@ -7,10 +7,12 @@ awaited, is here and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 import pymongo
@@ -188,8 +190,9 @@ class Connection:
         with pymongo.timeout(_CLOSE_S):
             if inspect.iscoroutinefunction(self._client.close):
                 await self._client.close()
-            else:  # motor's speaks to the server, and blocks
-                await asyncio.to_thread(self._client.close)
+            else:  # motor's blocks; a task of to_thread could be cancelled before it begins
+                close = partial(contextvars.copy_context().run, self._client.close)
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, close))
 
 
 def weight(document: Document) -> int:

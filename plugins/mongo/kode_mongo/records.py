@@ -10,6 +10,7 @@ from pymongo import IndexModel
 
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
+from kode_core.engines.closing import close_all
 from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
@@ -241,9 +242,7 @@ class MongoRecords:
         raise UnsupportedError(f"a MongoDB database is backed up with mongodump: mongodump --archive={target}")
 
     async def close(self) -> None:
-        if self._watcher is not None:
-            await self._watcher.close()
-        await self.connection.close()
+        await close_all(*([] if self._watcher is None else [self._watcher.close]), self.connection.close)
 
 
 def _head_change(head: HeadRecord, fields: Document) -> Document:

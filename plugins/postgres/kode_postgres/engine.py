@@ -14,6 +14,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
+from kode_core.engines.closing import close_all
 from kode_core.engines.reading import EngineReads
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, UnsupportedError
 from kode_core.report import ConnectionUse
@@ -152,9 +153,10 @@ class PostgresEngine(EngineReads):
         )
 
     async def close(self) -> None:
-        if self._listener is not None:
-            await self._listener.close()
-        await self._committer.close()
-        await self._doubts.close()
-        await self._doubtful_leases.close()
-        await self.connections.close()
+        await close_all(
+            *([] if self._listener is None else [self._listener.close]),
+            self._committer.close,
+            self._doubts.close,
+            self._doubtful_leases.close,
+            self.connections.close,
+        )

@@ -23,6 +23,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
+from kode_core.engines.closing import close_all
 from kode_core.engines.reading import EngineReads
 from kode_core.errors import (
     ConfigurationError,
@@ -297,16 +298,23 @@ class SqliteEngine(EngineReads):
             await asyncio.shield(connection.close())
 
     async def close(self) -> None:
+        try:
+            await close_all(self._quiet, self._close_readers, self._fold, self._writer.close)
+        finally:
+            self._guard.close()
+
+    async def _quiet(self) -> None:
         if self._working is not None:
             await asyncio.shield(self._working)
         while self._abandoned:
             await asyncio.wait(self._abandoned)
-        for reader in self._idle_readers:
-            await reader.close()
+
+    async def _close_readers(self) -> None:
+        await close_all(*(reader.close for reader in self._idle_readers))
         self._idle_readers.clear()
+
+    async def _fold(self) -> None:
         await self._writer.run(self._close_last)
-        await self._writer.close()
-        self._guard.close()
 
     def _close_last(self, db: sqlite3.Connection) -> None:
         """The last connection folds the log into the database when it closes, which is a write."""

@@ -1,0 +1,48 @@
+"""LOCK-5: writes under a lease that has ended are refused, whatever they would change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension
+from kode_conformance.fields import full, of_agent
+from kode_conformance.kinds import Kind, Writer, kinds
+from kode_conformance.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_conformance.writes import portrait
+from kode_core.errors import LockLostError
+
+
+def _call(kind: Kind, writer: Writer, agent_id: str) -> dict[str, Any]:
+    record = of_agent(full(kind.record), agent_id)
+    return {writer.parameter: [record] if writer.many else record}
+
+
+@check(
+    "LOCK-5",
+    "LOCK-3",
+    needs=Capability.EXTENDED,
+    under=(Dimension.EQUALS, Dimension.CHANGES, Dimension.INSTANCES, Dimension.ORDERS),
+)
+async def a_repeat_under_an_ended_lease_is_refused(ctx: Context) -> None:
+    """The same records, given again by any method under a lease that has ended since, are refused though they would
+    change nothing, before and after somebody else took the lock.
+    """
+    stores = (ctx.store, await ctx.another())
+    cases = [(kind, writer) for kind in kinds().values() for writer in kind.writers]
+    for n, (kind, writer) in enumerate(in_time(ctx, cases)):
+        agent_id = f"{writer.method}-{writer.parameter}"
+        call = _call(kind, writer, agent_id)
+        first, second = stores[n % 2], stores[1 - n % 2]
+        lease = await first.acquire_agent_lock(agent_id)
+        await getattr(first, writer.method)(agent_id, **call, fence=lease)
+        await lease.release()
+        before = await portrait(second, agent_id)
+        told = f"{writer.method}({writer.parameter}=) of what it wrote before, under the lease that has ended"
+        for store in (first, second):
+            await ctx.raises(LockLostError, getattr(store, writer.method)(agent_id, **call, fence=lease), told)
+        async with second.acquire_agent_lock(agent_id):
+            again = getattr(first, writer.method)(agent_id, **call, fence=lease)
+            await ctx.raises(LockLostError, again, f"{told}, while another is held")
+        ctx.equal(await portrait(first, agent_id), before, f"the agent after {told}")

@@ -1,0 +1,19 @@
+"""Closing of parts that depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+__all__ = ["close_all"]
+
+
+async def close_all(*parts: Callable[[], Awaitable[None]]) -> None:
+    """Close the parts in this order, each also when one before it failed or was cancelled.
+
+    A part that waits for a server is cancelled when the event loop ends. The connection behind it has to be closed all
+    the same.
+    """
+    async with AsyncExitStack() as stack:
+        for close in reversed(parts):
+            stack.push_async_callback(close)
