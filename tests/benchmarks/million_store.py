@@ -24,7 +24,7 @@ from kode_core import (
 )
 from kode_core.store.dated import dated
 
-__all__ = ["AGENTS", "Search", "combined", "fill", "named"]
+__all__ = ["AGENTS", "Search", "at_last", "combined", "fill", "named"]
 
 AGENTS: Final = 10_000
 MESSAGES: Final = 100
@@ -92,8 +92,8 @@ def _event(seq: int) -> Timeline:
 
 async def _agent(store: ExtendedStore, i: int, agents: int) -> None:
     """The first half was used last, so that the orders by both times have nothing in common."""
-    last = _began((i + agents // 2) % agents) + agents * _STEP
-    times = [*(_began(i) + k * 100 for k in range(MESSAGES - 1)), last]
+    used = _began((i + agents // 2) % agents) + agents * _STEP
+    times = [*(_began(i) + k * 100 for k in range(MESSAGES)), used]  # the last one is of the turn, and of no message
     with dated(times):
         await store.save_turn(
             _name(i),
@@ -129,14 +129,16 @@ def _tell(text: str, *, ended: bool = False) -> None:
 
 
 class Search(NamedTuple):
-    """A call that only reads.
+    """A call.
 
     Attributes:
         ask: makes it.
+        once: it takes long, or changes what is stored, and is made once.
     """
 
     name: str
     ask: Callable[[ExtendedStore], Awaitable[object]]
+    once: bool = False
 
 
 async def _events(store: ExtendedStore, most: int, **how: Any) -> int:
@@ -206,6 +208,14 @@ async def named(store: ExtendedStore, agents: int) -> list[Search]:
         Search("last_bookmark", lambda s: s.last_bookmark(_LOG)),
         Search("check_consistency of one agent", lambda s: s.check_consistency(_name(77))),
         Search("get_metrics", lambda s: s.get_metrics()),
+    ]
+
+
+def at_last() -> list[Search]:
+    """What goes through everything, and what changes it."""
+    return [
+        Search("check_consistency of all", lambda s: s.check_consistency(), once=True),
+        Search("delete_many of a fifth of the agents", lambda s: s.delete_many(template_id="template-4"), once=True),
     ]
 
 

@@ -47,12 +47,13 @@ async def _new(ctx: Context, mask: int) -> AsyncIterator[tuple[Context, _Kept]]:
         space = Space(f"conf_{uuid.uuid4().hex[:16]}", Path(folder))
         handle = await ctx.harness.provision(space)
         try:
-            places = await ctx.harness.made_at(handle) if ctx.harness.has("made_at") else (space.folder,)
+            places = [space.folder, *(await ctx.harness.made_at(handle) if ctx.harness.has("made_at") else ())]
             fresh, kept = Context(ctx.harness, handle, space.folder, ctx.settings), _Kept(places)
             with _umask(mask):
                 try:
                     await fresh.start()
-                    if not kept.judge(fresh, f"with the umask {mask:03o}, when it was opened"):
+                    made = kept.judge(fresh, f"with the umask {mask:03o}, when it was opened")
+                    if not made and not ctx.harness.has("made_at"):
                         raise Unverified(_NOTHING)
                     yield fresh, kept
                 finally:
