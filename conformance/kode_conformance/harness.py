@@ -160,7 +160,7 @@ class StoreHarness(ABC):
         raise NotImplementedError
 
     async def made_at(self, handle: Handle) -> Sequence[Path]:
-        """Files and folders in which the store makes files, besides the space's folder; none where only a server does."""
+        """Where the store makes files and folders, besides the space's folder; nowhere, where only a server does."""
         raise NotImplementedError
 
     async def raw_dump(self, handle: Handle) -> str:

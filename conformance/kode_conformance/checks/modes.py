@@ -107,13 +107,13 @@ async def what_is_made_is_for_its_owner_alone(ctx: Context) -> None:
     for mask in _UMASKS:
         async with _new(ctx, mask) as (fresh, kept):
             under = f"with the umask {mask:03o}"
-            for number, agent in enumerate(("a", "b/c", "a")):
+            for number, agent in enumerate(("a", "b/c", "a") if mask == _UMASKS[0] else ("a",)):
                 store = fresh.store if number != 1 else await fresh.another()
                 await seed(store, agent)
                 kept.judge(fresh, f"{under}, after the first writes for {agent!r}")
                 await overwrite(store, agent)
-                await store.save_messages(agent, [samples.message(text="x" * 300_000), *samples.messages(700)])
-                await store.append_events(agent, samples.events(700, 100))
+                await store.save_messages(agent, [samples.message(text="x" * 300_000), *samples.messages(120)])
+                await store.append_events(agent, samples.events(120, 100))
                 kept.judge(fresh, f"{under}, after every kind was saved for {agent!r}")
                 if number == 0:
                     await store.delete(agent)
