@@ -24,6 +24,7 @@ __all__ = [
     "around",
     "counts",
     "lengths",
+    "text_of",
     "twins",
 ]
 
@@ -105,6 +106,17 @@ search engines at 32,766; pages at 4,096 and 8,192; readers of lines at 65,536; 
 def lengths(*, up_to: int = 1_000_000) -> Sequence[int]:
     """Lengths of a text, in bytes of UTF-8 where the text is ASCII, around every usual limit, ascending."""
     return [length for length in (*_LENGTHS, *_LONG, *_HUGE) if length <= up_to]
+
+
+_SIGNS: Final = "ab\r\nc\td\re\\f\"g'h%i_j<k&l;m{n}o[p]q r\x7fs\x1bt"
+
+
+def text_of(length: int) -> str:
+    """A text of so many ASCII characters, among them line ends, quotes, escapes and other signs, again and again.
+
+    Where long texts take another way than short ones, each character may be lost there.
+    """
+    return (_SIGNS * (length // len(_SIGNS) + 1))[:length]
 
 
 # --- which numbers ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from kode_conformance import samples
 from kode_conformance.changes import CHANGES, chains, full_state
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
+from kode_conformance.fields import full, of_agent
 from kode_conformance.histories import Step, history, told
+from kode_conformance.kinds import kinds
 from kode_conformance.looks import Known, Look, ask, loads
 from kode_conformance.machine import Machine
 from kode_conformance.pace import in_time
@@ -216,6 +218,44 @@ _LOOKS: Final[Sequence[tuple[str, dict[str, Any]]]] = (
     ("query_tool_calls", {"is_error": True, "limit": 1}),
     ("query_tool_calls", {"created_after": samples.T0 + 1, "offset": 1}),
 )
+
+
+# --- what was not there -----------------------------------------------------------------------------------------------
+
+
+def _all_looks(agent_id: str, known: Known) -> list[Look]:
+    queries = [Look(f"query_{kind}", (), {"agent_id": agent_id}) for kind in ("sessions", "messages", "tool_calls")]
+    return [*loads(agent_id, known, 0), *queries, Look("aggregate_stats", (agent_id,))]
+
+
+@check(
+    *("QRY-8", "INFO-3", "SNAP-1", "LIFE-3", "LIFE-4"),
+    needs=Capability.EXTENDED,
+    under=(Dimension.ORDERS, Dimension.CHANGES, Dimension.INSTANCES),
+)
+async def what_was_read_as_absent_is_read_when_it_is_there(ctx: Context) -> None:
+    """Each read of an agent by every instance gives what is there now, though it gave nothing before: after a write by
+    any method and any instance, after a delete, and after the same write again.
+    """
+    stores = (ctx.store, await ctx.another())
+    cases = [(kind, writer) for kind in kinds().values() for writer in kind.writers]
+    async with _reference() as reference:
+        for n, (kind, writer) in enumerate(in_time(ctx, cases)):
+            agent_id, known = f"{writer.method}-{writer.parameter}", Known()
+            record = of_agent(full(kind.record), agent_id)
+            known.keys[getattr(record, "id", "none")] = None
+            looks = _all_looks(agent_id, known)
+            write = Look(writer.method, (agent_id,), {writer.parameter: [record] if writer.many else record})
+            before = "before anything was written"
+            for step, call in enumerate((None, write, Look("delete", (agent_id,)), write)):
+                if call is not None:
+                    await ask(reference, call)
+                    await ask(stores[(n + step) % 2], call)
+                    before = f"after {call.method} by instance {(n + step) % 2 + 1}, read before that too"
+                for i, look in itertools.product((0, 1), looks):
+                    want, got = await _outcome(reference, look), await _outcome(stores[i], look)
+                    found = difference(got, want)
+                    ctx.true(found is None, f"{look} by instance {i + 1} {before}: {found}; it is {want!s:.200}")
 
 
 def _of(look: Look, agent_id: str, by_filter: bool) -> Look:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from string import ascii_lowercase
 from typing import Any, Final
 
 from kode_conformance.context import Context
-from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, twins
+from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, text_of, twins
 from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, made, of_agent, put, value_in
 from kode_conformance.kinds import Gives, Kind, Reader, kinds
 from kode_conformance.registry import check
@@ -86,12 +87,15 @@ _WIDEST: Final = 100_001
 """Longer than what columns, index entries and lines of other systems hold, in quick runs."""
 
 
+_TWO_BYTES: Final = {ord(letter): "é" for letter in ascii_lowercase}
+
+
 def _of_length(length: int, form: int) -> str:
-    """A text that ends at a limit, one that has a character of four bytes across it, one of two bytes a character, and
-    one that ends with half a pair, which UTF-8 cannot tell; each tells its length.
+    """A text that ends at a limit, one that has a character of four bytes across it, one whose letters have two bytes,
+    and one that ends with half a pair, which UTF-8 cannot tell; each tells its length.
     """
-    text = f"{length}:".ljust(length, "x")[:length]
-    return (text, f"{text[:-1]}\U0001f600", text[:6].ljust(length, "é"), f"{text[:-1]}\udc80")[form % 4]
+    text = f"{length}:{text_of(length)}"[:length]
+    return (text, f"{text[:-1]}\U0001f600", text[:6] + text[6:].translate(_TWO_BYTES), f"{text[:-1]}\udc80")[form % 4]
 
 
 def _lengths(ctx: Context) -> Values:

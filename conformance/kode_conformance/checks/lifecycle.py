@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.ways import at_once
 from kode_core.errors import InvalidArgumentError
 from kode_core.protocols import ExtendedStore
 
@@ -53,14 +56,19 @@ async def the_prefix_is_literal(ctx: Context) -> None:
     await ctx.raises(InvalidArgumentError, ctx.store.list(5), "a prefix that is no string")  # type: ignore[arg-type]
 
 
+_LISTED: Final = (1_200, 5_001, 10_001)
+
+
 @check("LIFE-2", under=(Dimension.ITEMS,))
 async def thousands_are_listed(ctx: Context) -> None:
-    """A list of more than a thousand agents is whole."""
-    ids = [f"agt-{i:05d}" for i in range(1200)]
-    for i in range(0, 1200, 100):
-        await asyncio.gather(*(ctx.store.save_info(agent, samples.info(agent)) for agent in ids[i : i + 100]))
-    ctx.equal(await ctx.store.list(), ids, "1,200 agents")
-    ctx.equal(await ctx.store.list("agt-011"), ids[1100:1200], "a hundred of them")
+    """A list of thousands of agents is whole."""
+    ids: list[str] = []
+    for count in sizes_in_time(ctx, _LISTED if ctx.settings.tier > Tier.QUICK else _LISTED[:1]):
+        more = [f"agt-{i:05d}" for i in range(len(ids), count)]
+        await at_once(ctx.store.save_info(agent, samples.info(agent)) for agent in more)
+        ids += more
+        ctx.equal(await ctx.store.list(), ids, f"{count:,} agents")
+        ctx.equal(await ctx.store.list("agt-011"), ids[1100:1200], f"a hundred of {count:,} agents")
 
 
 @check("LIFE-3", under=(Dimension.CHANGES,))
