@@ -1,8 +1,8 @@
 """``make bench ARGS=million``: what searches touch in a store of a million messages, 100,000 tool calls and 10,000
-agents, on SQLite and on PostgreSQL, beside one of a tenth of that.
+agents, on SQLite and on PostgreSQL, next to one of a tenth of that.
 
 SQLite counts the steps of its machine; on PostgreSQL each statement that the store sends is explained, and its pages
-are counted. What grows with the store is marked. The documentation has the table; ``bench/million.json`` has all of it.
+are counted. Whatever grows with the store is marked. The documentation has the table; ``bench/million.json`` has all of it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Ask = Callable[[ExtendedStore], Awaitable[object]]
 
 @dataclass
 class Cost:
-    """What one search took.
+    """The cost of one search.
 
     Attributes:
         work: steps or pages, in the smaller store and in the whole one.
@@ -147,7 +147,7 @@ async def _pages(options: Options) -> AsyncIterator[Callable[[Ask], Awaitable[in
 
 
 async def _settle(backend: Backend, options: Options) -> None:
-    """What a server does by itself in time."""
+    """Do what a server does by itself in time."""
     await backend.settle(options)
     if options["type"] == "postgres":
         con = await asyncpg.connect(options["dsn"])

@@ -212,7 +212,7 @@ async def named(store: ExtendedStore, agents: int) -> list[Search]:
 
 
 def at_last() -> list[Search]:
-    """What goes through everything, and what changes it."""
+    """Calls that go through everything, and one that changes it."""
     return [
         Search("check_consistency of all", lambda s: s.check_consistency(), once=True),
         Search("delete_many of a fifth of the agents", lambda s: s.delete_many(template_id="template-4"), once=True),

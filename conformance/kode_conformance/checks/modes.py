@@ -21,7 +21,7 @@ from kode_conformance.writes import overwrite, seed
 from kode_core.errors import UnsupportedError
 
 _UMASKS: Final = (0o000, 0o022)
-"""What takes nothing away from a new file's mode, and the usual one."""
+"""One that takes nothing away from the mode of a new file, and the usual one."""
 
 
 _NOTHING: Final = (
@@ -63,7 +63,7 @@ async def _new(ctx: Context, mask: int) -> AsyncIterator[tuple[Context, _Kept]]:
 
 
 class _Kept:
-    """What is at some places, but for what was there before."""
+    """The files and folders at some places, but for those that were there before."""
 
     def __init__(self, places: Sequence[Path]) -> None:
         self._places = places
@@ -147,7 +147,7 @@ async def what_is_there_keeps_its_mode(ctx: Context) -> None:
 
 @check("OPS-18", needs=Capability.CROSS_PROCESS | Capability.PERSISTENT, under=(Dimension.PROCESSES,))
 async def what_other_processes_make_is_for_its_owner_alone(ctx: Context) -> None:
-    """What a process makes that is the first to open a store, and is killed, can be used by its owner only."""
+    """Files that another process makes, and leaves when it is killed, can be used by their owner only."""
     async with _new(ctx, 0o000) as (fresh, kept):
         await fresh.close(fresh.store)
         process = await fresh.process("append_events", "other", 0, 100_000, 20)

@@ -29,5 +29,5 @@ def counted(db: sqlite3.Connection) -> Iterator[list[int]]:
 
 
 def plan(db: sqlite3.Connection, statement: str, args: Sequence[Any]) -> str:
-    """What SQLite says that it would do."""
+    """The plan that SQLite tells."""
     return "; ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", args))
