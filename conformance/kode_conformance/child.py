@@ -88,6 +88,17 @@ async def hold_lock(store: ExtendedStore, agent_id: str, ttl_ms: int) -> None:
         await asyncio.sleep(3600)
 
 
+async def hold_locks(store: ExtendedStore, agents: list[str], ttl_ms: int) -> None:
+    """Write to each of these agents under its lock, tell the tokens, and hold the locks until the end of days."""
+    tokens = []
+    for agent_id in agents:
+        lease = await store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms)
+        await store.save_messages(agent_id, [samples.message(text=f"by another process: {agent_id}")], fence=lease)
+        tokens.append(lease.token)
+    tell(tokens=tokens)
+    await asyncio.sleep(3600)
+
+
 async def stopped_holder(store: ExtendedStore, agent_id: str, ttl_ms: int, in_block: bool) -> None:
     """Take the lock, stop this whole process, and, continued by somebody, write under the lease and without it."""
     lock = store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms)
@@ -138,6 +149,19 @@ async def leave_open(store: ExtendedStore, agent_id: str) -> None:
     await store.save_messages(agent_id, samples.messages(1))
     await store.append_event(agent_id, samples.event(1))
     tell(written=agent_id)
+
+
+async def leave_several_open(store: ExtendedStore, spec: str, handle: Handle, count: int) -> None:
+    """Write by so many instances, each with a reader that has begun, and end the process without closing any."""
+    stores = [store, *[cast(ExtendedStore, await load_harness(spec).open(handle)) for _ in range(count - 1)]]
+    left_open.update(stores)
+    for number, one in enumerate(stores):
+        await one.save_messages(f"a{number}", samples.messages(2))
+        await one.append_event(f"a{number}", samples.event(number))
+        reader = one.read_events(f"a{number}").__aiter__()
+        await anext(reader)
+        left_open.add(reader)
+    tell(written=count)
 
 
 async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], until: str) -> None:
@@ -269,11 +293,13 @@ SCRIPTS: Final = {
         write_turns,
         mixed_writes,
         hold_lock,
+        hold_locks,
         stopped_holder,
         count_up,
         open_only,
         leave_open,
         leave_all_open,
+        leave_several_open,
         live_with_locks,
         tell_events,
         big_writes,

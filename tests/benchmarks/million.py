@@ -2,7 +2,7 @@
 agents, on SQLite and on PostgreSQL, next to one of a tenth of that.
 
 SQLite counts the steps of its machine; on PostgreSQL each statement that the store sends is explained, and its pages
-are counted. Whatever grows with the store is marked. The documentation has the table; ``bench/million.json`` has all of it.
+are counted. Whatever grows with the store is marked. The documentation has the table, ``bench/million.json`` all of it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ async def _write(store: ExtendedStore, agent_id: str = "a") -> None:
     await store.append_messages(agent_id, samples.messages(1))
 
 
-async def _is_fenced(store: ExtendedStore, other: ExtendedStore, agent_id: str = "a") -> bool:
+async def is_fenced(store: ExtendedStore, other: ExtendedStore, agent_id: str = "a") -> bool:
     """Whether this task's writes are: while another instance has the lock, only a write without a fence is done."""
     lease = await other.acquire_agent_lock(agent_id, wait_ms=20_000)
     before = len(await store.load_messages(agent_id))
@@ -56,7 +56,7 @@ async def blocks_are_left_in_any_order(ctx: Context) -> None:
         leases = {agent_id: await lock.__aenter__() for agent_id, lock in locks.items()}
         for place, left in enumerate(order):
             await locks[left].__aexit__(None, None, None)
-            ctx.equal(await _is_fenced(store, other, left), False, f"whether a write to {left} is fenced, once left")
+            ctx.equal(await is_fenced(store, other, left), False, f"whether a write to {left} is fenced, once left")
             for agent_id in order[place + 1 :]:
                 await _write(store, agent_id)
         ctx.equal([lease.is_lost for lease in leases.values()], [False] * 3, f"leases that were lost, order {order}")
@@ -65,10 +65,10 @@ async def blocks_are_left_in_any_order(ctx: Context) -> None:
     lease = await second.__aenter__()
     await first.__aexit__(None, None, None)
     await lease.release()
-    ctx.equal(await _is_fenced(store, other, "b"), True, "whether the second block fences after the first was left")
+    ctx.equal(await is_fenced(store, other, "b"), True, "whether the second block fences after the first was left")
     await second.__aexit__(None, None, None)
     for agent_id in "ab":
-        ctx.equal(await _is_fenced(store, other, agent_id), False, f"whether {agent_id} is fenced after all blocks")
+        ctx.equal(await is_fenced(store, other, agent_id), False, f"whether {agent_id} is fenced after all blocks")
 
 
 @check("LOCK-7", needs=_E, under=(Dimension.ORDERS, Dimension.INTERRUPTIONS))
@@ -88,23 +88,23 @@ async def a_block_that_ends_elsewhere_fences_no_more(ctx: Context) -> None:
         async for _ in turns():
             break
         await _write(store)
-    await _soon(asyncio.gather(_is_fenced(store, other)), "a write after a generator was dropped")
-    ctx.equal(await _is_fenced(store, other), False, "whether a task is fenced after it dropped the generator")
+    await _soon(asyncio.gather(is_fenced(store, other)), "a write after a generator was dropped")
+    ctx.equal(await is_fenced(store, other), False, "whether a task is fenced after it dropped the generator")
     turn = turns()
     await anext(turn)
     await asyncio.ensure_future(turn.aclose())
-    (in_child,) = await asyncio.gather(_is_fenced(store, other))
+    (in_child,) = await asyncio.gather(is_fenced(store, other))
     ctx.equal(in_child, False, "whether a task that is started after the block is fenced")
-    ctx.equal(await _is_fenced(store, other), False, "whether a task is fenced after another one closed the generator")
+    ctx.equal(await is_fenced(store, other), False, "whether a task is fenced after another one closed the generator")
     lock = store.acquire_agent_lock("a")
     await lock.__aenter__()
 
     async def leave() -> bool:
         await lock.__aexit__(None, None, None)
-        return await _is_fenced(store, other)
+        return await is_fenced(store, other)
 
     ctx.equal(await asyncio.ensure_future(leave()), False, "whether the task is fenced that left another one's block")
-    ctx.equal(await _is_fenced(store, other), False, "whether a task is fenced whose block another one left")
+    ctx.equal(await is_fenced(store, other), False, "whether a task is fenced whose block another one left")
 
 
 @check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.ORDERS, Dimension.COMPANY))
@@ -124,7 +124,7 @@ async def tasks_that_outlive_the_block_come_too_late(ctx: Context) -> None:
         await _write(store, "b")
         async with store.acquire_agent_lock("a", wait_ms=20_000):
             await _write(store)
-        ctx.equal(await _is_fenced(store, other), False, "whether it is fenced after it had the lock itself")
+        ctx.equal(await is_fenced(store, other), False, "whether it is fenced after it had the lock itself")
 
     async with store.acquire_agent_lock("a"):
         task = asyncio.ensure_future(child())
@@ -175,6 +175,6 @@ async def a_store_is_closed_inside_a_block(ctx: Context) -> None:
     await ctx.raises(StoreClosedError, waiter, "waiting for a lock of a store that is closed meanwhile")
     await holder.release()
     fresh = await ctx.another()
-    ctx.equal(await _is_fenced(fresh, store), False, "whether a write of another instance is fenced after that")
+    ctx.equal(await is_fenced(fresh, store), False, "whether a write of another instance is fenced after that")
     async with fresh.acquire_agent_lock("b", wait_ms=20_000):
         await _write(fresh, "b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -85,7 +86,9 @@ async def _see(ctx: Context, model: StoreModel, kind: Kind, agent_id: str, other
 
 _OTHER_WAYS: Final = ("acquire_agent_lock", "backup", "batch_fork", "delete", "delete_many", "follow_events")
 """Methods that change something, do not end, or give what holds no data."""
-_OF_THE_CALL: Final = frozenset({"checked_at", "collected_at", "operations", "performance", "db_size_bytes"})
+_OF_THE_CALL: Final = frozenset(
+    ("checked_at", "collected_at", "operations", "performance", "db_size_bytes", "connections")
+)
 """Fields that tell of the call or of the moment."""
 
 
@@ -130,6 +133,10 @@ async def every_answer_is_the_callers(ctx: Context) -> None:
             wanted = lasting if wanted is None else wanted
             ctx.equal(lasting, wanted, f"{name}{where}, after the caller changed what it gave before")
             spoil(found)
+        one, two = await asyncio.gather(*(drive(getattr(ctx.store, name), dict(arguments)) for _ in range(2)))
+        lasting = _lasting(whole_copy(two))
+        spoil(one)
+        ctx.equal(_lasting(two), lasting, f"what {name} gave, after the caller changed what it gave to a call at once")
     ctx.equal(list(await ctx.store.append_events("a", samples.events(2, 50))), kept[1], "the offsets of a repeat")
     ctx.equal(
         sorted(await ctx.store.list("agt-")), kept[0], "the forks, after the caller changed the list of their ids"

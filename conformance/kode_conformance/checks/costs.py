@@ -18,8 +18,8 @@ from kode_conformance.settings import Tier
 from kode_core.model import Message, Timeline, ToolCallRecord
 from kode_core.protocols import ExtendedStore
 
-_SHORT: Final = 50
-_LONG: Final = {Tier.QUICK: 600, Tier.STANDARD: 3000, Tier.THOROUGH: 10_000}
+SHORT: Final = 50
+LONG: Final = {Tier.QUICK: 600, Tier.STANDARD: 3000, Tier.THOROUGH: 10_000}
 _LONG_FOR_THE_SLOW: Final = 300
 _SLOW_S: Final = 1.0
 """A store that takes longer for the short lists is spared the long ones, and some rounds."""
@@ -37,7 +37,7 @@ _TRIES: Final = 3
 _LEAST: Final = 100
 """A counter that sees fewer bytes of a call says nothing of it."""
 
-_Call = Callable[[ExtendedStore], Awaitable[object]]
+CostedCall = Callable[[ExtendedStore], Awaitable[object]]
 
 
 def _text(number: int, size: int) -> str:
@@ -82,11 +82,11 @@ class Talk:
         for start in range(0, self.count, 500):
             await store.append_events(self.agent_id, events[start : start + 500])
 
-    def save(self) -> _Call:
+    def save(self) -> CostedCall:
         """A save of the messages as they are now."""
         return lambda store: store.save_messages(self.agent_id, self.messages)
 
-    def save_calls(self) -> _Call:
+    def save_calls(self) -> CostedCall:
         """A save of the tool calls as they are now."""
         return lambda store: store.save_tool_call_records(self.agent_id, self.calls)
 
@@ -94,70 +94,70 @@ class Talk:
 # --- the calls --------------------------------------------------------------------------------------------------------
 
 
-def _one_more(talk: Talk) -> _Call:
+def _one_more(talk: Talk) -> CostedCall:
     talk.messages.append(talk.message())
     return talk.save()
 
 
-def _last_replaced(talk: Talk) -> _Call:
+def _last_replaced(talk: Talk) -> CostedCall:
     talk.messages[-1] = talk.message()
     return talk.save()
 
 
-def _first_replaced(talk: Talk) -> _Call:
+def _first_replaced(talk: Talk) -> CostedCall:
     talk.messages[0] = talk.message()
     return talk.save()
 
 
-def _near_the_end(talk: Talk) -> _Call:
+def _near_the_end(talk: Talk) -> CostedCall:
     talk.messages[-6] = talk.message()
     return talk.save()
 
 
-def _cut(talk: Talk) -> _Call:
+def _cut(talk: Talk) -> CostedCall:
     del talk.messages[-3:]
     return talk.save()
 
 
-def _appended(talk: Talk) -> _Call:
+def _appended(talk: Talk) -> CostedCall:
     added = [talk.message(), talk.message()]
     talk.messages += added
     return lambda store: store.append_messages(talk.agent_id, added)
 
 
-def _one_more_call(talk: Talk) -> _Call:
+def _one_more_call(talk: Talk) -> CostedCall:
     talk.calls.append(talk.call())
     return talk.save_calls()
 
 
-def _last_call_changed(talk: Talk) -> _Call:
+def _last_call_changed(talk: Talk) -> CostedCall:
     talk.calls[-1] = talk.calls[-1].replace(state="FAILED", result=_text(len(talk.calls), 500))
     return talk.save_calls()
 
 
-def _first_call_changed(talk: Talk) -> _Call:
+def _first_call_changed(talk: Talk) -> CostedCall:
     talk.calls[0] = talk.calls[0].replace(result=talk.message().text)
     return talk.save_calls()
 
 
-def _first_call_upserted(talk: Talk) -> _Call:
+def _first_call_upserted(talk: Talk) -> CostedCall:
     changed = talk.calls[0] = talk.calls[0].replace(result=talk.message().text)
     return lambda store: store.upsert_tool_call_records(talk.agent_id, [changed])
 
 
-def _cut_calls(talk: Talk) -> _Call:
+def _cut_calls(talk: Talk) -> CostedCall:
     del talk.calls[-2:]
     return talk.save_calls()
 
 
-def _upserted(talk: Talk) -> _Call:
+def _upserted(talk: Talk) -> CostedCall:
     changed = talk.calls[-1].replace(state="SEALED", result=_text(-len(talk.calls), 500))
     added = talk.call()
     talk.calls[-1:] = [changed, added]
     return lambda store: store.upsert_tool_call_records(talk.agent_id, [changed, added])
 
 
-def _turn(talk: Talk) -> _Call:
+def _turn(talk: Talk) -> CostedCall:
     message, call, event = talk.message(), talk.call(), talk.event()
     talk.messages.append(message)
     talk.calls.append(call)
@@ -167,13 +167,13 @@ def _turn(talk: Talk) -> _Call:
     )
 
 
-def _whole_turn(talk: Talk) -> _Call:
+def _whole_turn(talk: Talk) -> CostedCall:
     talk.messages.append(talk.message())
     talk.calls.append(talk.call())
     return lambda store: store.save_turn(talk.agent_id, messages=talk.messages, tool_calls=talk.calls)
 
 
-_LISTS: Final[Mapping[str, Callable[[Talk], _Call]]] = {
+_LISTS: Final[Mapping[str, Callable[[Talk], CostedCall]]] = {
     "save_messages of a list with one more at its end": _one_more,
     "save_messages of the same list again": Talk.save,
     "save_messages of a list whose last message was replaced": _last_replaced,
@@ -194,27 +194,27 @@ _LISTS: Final[Mapping[str, Callable[[Talk], _Call]]] = {
 """Changes of the two lists after which most records stay where they were."""
 
 
-def _events(talk: Talk) -> _Call:
+def _events(talk: Talk) -> CostedCall:
     events = [talk.event(), talk.event()]
     return lambda store: store.append_events(talk.agent_id, events)
 
 
-def _event(talk: Talk) -> _Call:
+def _event(talk: Talk) -> CostedCall:
     event = talk.event()
     return lambda store: store.append_event(talk.agent_id, event)
 
 
-def _info(talk: Talk) -> _Call:
+def _info(talk: Talk) -> CostedCall:
     info = samples.info(talk.agent_id, metadata={"userId": talk.message().text[:20]})
     return lambda store: store.save_info(talk.agent_id, info)
 
 
-def _todos(talk: Talk) -> _Call:
+def _todos(talk: Talk) -> CostedCall:
     todos = samples.todos(talk.message().text)
     return lambda store: store.save_todos(talk.agent_id, todos)
 
 
-_BLIND: Final[Mapping[str, Callable[[Talk], _Call]]] = {
+_BLIND: Final[Mapping[str, Callable[[Talk], CostedCall]]] = {
     "append_messages of two": _appended,
     "append_events of two": _events,
     "append_event": _event,
@@ -244,7 +244,7 @@ class _Comparison:
         self._ctx, self._short, self._long, self._rounds, self._memory = ctx, short, long, rounds, memory
         self._limit = long.whole // _SHARE
 
-    async def see(self, meter: Meter, calls: Mapping[str, Callable[[Talk], _Call]], told: str) -> None:
+    async def see(self, meter: Meter, calls: Mapping[str, Callable[[Talk], CostedCall]], told: str) -> None:
         """Make each call some times, by the instances in turn: none may cost more with the long lists, by any counter,
         nor may all together.
 
@@ -272,7 +272,7 @@ class _Comparison:
                 f"each of these {len(calls)} calls, {told},",
             )
 
-    async def _measured(self, meter: Meter, talk: Talk, change: Callable[[Talk], _Call]) -> _Costs:
+    async def _measured(self, meter: Meter, talk: Talk, change: Callable[[Talk], CostedCall]) -> _Costs:
         costs: _Costs = {}
         for store in itertools.islice(itertools.cycle(meter.stores), self._rounds):
             call = change(talk)
@@ -294,8 +294,8 @@ def _mean(costs: list[int]) -> int:
     return sum(kept) // len(kept)
 
 
-async def _see_costs(
-    ctx: Context, long: tuple[int, int], short: tuple[int, int], calls: Mapping[str, Callable[[Talk], _Call]]
+async def see_costs(
+    ctx: Context, long: tuple[int, int], short: tuple[int, int], calls: Mapping[str, Callable[[Talk], CostedCall]]
 ) -> None:
     """The calls cost about the same with lists of both (count, size), by one instance and by two in turns."""
     with sending() as sent:
@@ -325,19 +325,19 @@ async def saving_costs_what_changed(ctx: Context) -> None:
     """A save of a list that kept its beginning writes no more the longer that is, for messages and tool calls, however
     the end changed and whichever instance saved it before.
     """
-    await _see_costs(ctx, (_LONG[ctx.settings.tier], 500), (_SHORT, 500), _LISTS)
+    await see_costs(ctx, (LONG[ctx.settings.tier], 500), (SHORT, 500), _LISTS)
 
 
 @check("MSG-5", "TC-1", under=(*_UNDER, Dimension.LENGTHS))
 async def saving_costs_what_changed_next_to_large_records(ctx: Context) -> None:
     """A save of a small change writes no more for the large records that stay in the list."""
-    await _see_costs(ctx, (20, 50_000), (_SHORT, 50), _LISTS)
+    await see_costs(ctx, (20, 50_000), (SHORT, 50), _LISTS)
 
 
 @check("MSG-5", "EVT-1", "MSG-8", under=_UNDER)
 async def what_is_saved_beside_long_lists_costs_the_same(ctx: Context) -> None:
     """An append writes no more the longer the list or the log is, and a save of another kind writes neither again."""
-    await _see_costs(ctx, (_LONG[ctx.settings.tier], 500), (_SHORT, 500), _BLIND)
+    await see_costs(ctx, (LONG[ctx.settings.tier], 500), (SHORT, 500), _BLIND)
 
 
 @check("TURN-1", under=(Dimension.COSTS, Dimension.ITEMS, Dimension.CHANGES))

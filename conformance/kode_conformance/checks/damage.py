@@ -50,8 +50,11 @@ class Damaging(Layer):
         if args and isinstance(args[0], str):
             is_meant = args[0] == _BAD and self.kind in (None, *map(str, args[1:2]))
             return _damaged(found) if is_meant else found
-        if isinstance(found, list):  # of a search over many agents
-            found[:] = [_damaged(one) if getattr(one, "agent_id", None) == _BAD else one for one in found]
+        if isinstance(found, (list, tuple)):  # of a search over many agents
+            shown = [_damaged(one) if getattr(one, "agent_id", None) == _BAD else one for one in found]
+            if isinstance(found, tuple):
+                return tuple(shown)
+            found[:] = shown
         return found
 
 
@@ -68,7 +71,7 @@ def _damaged(found: Any) -> Any:
     return found if name is None else replace(found, **{name: _damaged(getattr(found, name))})
 
 
-_PARTS: Final[dict[str, tuple[frozenset[str], str | None, tuple[str, ...]]]] = {
+PARTS: Final[dict[str, tuple[frozenset[str], str | None, tuple[str, ...]]]] = {
     "messages": (frozenset({"rows", "rows_at"}), "messages", ("messages",)),
     "tool calls": (frozenset({"rows", "rows_at"}), "tool_calls", ("tool calls",)),
     "todos": (frozenset({"docs"}), "todos", ("todos",)),
@@ -96,7 +99,7 @@ async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:
 
 async def damage_each_part(ctx: Context) -> AsyncIterator[tuple[str, ExtendedStore]]:
     """One store after the other that shows another part of the agent ``a`` damaged, and which."""
-    for part, (verbs, kind, _) in _PARTS.items():
+    for part, (verbs, kind, _) in PARTS.items():
         store, layer = await damaging(ctx)
         layer.verbs, layer.kind = verbs, kind
         yield part, store
@@ -112,7 +115,7 @@ async def damage_of_any_kind_is_named_and_stays_where_it_is(ctx: Context) -> Non
         await fill(ctx.store, agent_id)
     before = {agent_id: await portrait(ctx.store, agent_id) for agent_id in (_BAD, _SOUND)}
     store, layer = await damaging(ctx)
-    for part, (verbs, kind, unreadable) in _PARTS.items():
+    for part, (verbs, kind, unreadable) in PARTS.items():
         layer.verbs, layer.kind = verbs, kind
         for name, look in LOOKS.items():
             if name in unreadable:

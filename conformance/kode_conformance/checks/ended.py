@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.fields import full, of_agent
@@ -46,3 +48,25 @@ async def a_repeat_under_an_ended_lease_is_refused(ctx: Context) -> None:
             again = getattr(first, writer.method)(agent_id, **call, fence=lease)
             await ctx.raises(LockLostError, again, f"{told}, while another is held")
         ctx.equal(await portrait(first, agent_id), before, f"the agent after {told}")
+
+
+@check("LOCK-5", "TURN-1", needs=Capability.EXTENDED, under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.ORDERS))
+async def a_turn_of_any_parts_is_refused_under_an_ended_lease(ctx: Context) -> None:
+    """A turn under a lease that has ended is refused whatever its parts: one, two, or all that go together."""
+    stores = (ctx.store, await ctx.another())
+    writers = [(kind, w) for kind in kinds().values() for w in kind.writers if w.method == "save_turn"]
+    sizes = (1, 2, len(writers) - 2)
+    await ctx.store.save_messages("a", samples.messages(2))
+    lease = await ctx.store.acquire_agent_lock("a")
+    await lease.release()
+    before = await portrait(ctx.store, "a")
+    parts = [combination for size in sizes for combination in itertools.combinations(writers, size)]
+    for n, chosen in enumerate(in_time(ctx, parts)):
+        turn: dict[str, Any] = {}
+        for kind, writer in chosen:
+            turn |= _call(kind, writer, "a")
+        if {"append", "messages"} <= turn.keys() or {"tool_calls", "upsert_tool_calls"} <= turn.keys():
+            continue
+        refused = stores[n % 2].save_turn("a", **turn, fence=lease)
+        await ctx.raises(LockLostError, refused, f"save_turn({', '.join(turn)}) under a lease that has ended")
+    ctx.equal(await portrait(ctx.store, "a"), before, "the agent after turns under a lease that has ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -116,12 +117,15 @@ _VALUES: Final[tuple[Any, ...]] = (
 @check("QRY-2", "VAL-1", needs=_Q, under=(_D.NUMBERS, _D.LOOKALIKES, _D.LENGTHS))
 async def metadata_is_compared_by_value(ctx: Context) -> None:
     """A filter of metadata finds exactly the sessions whose value is equal, to the last bit and the last item: numbers
-    by value, whole or not, booleans and texts never as numbers, lists and dicts as wholes.
+    by value, whole or not, booleans and texts never as numbers, lists and dicts as wholes. So does a filter of the
+    user, which is a text.
     """
     values = list(_VALUES)
     ctx.rng.shuffle(values)
     await at_once(
-        ctx.store.save_info(f"{i}", samples.info(f"{i}", metadata={"v": value, "a": {"b": i}, "a.b": -i}))
+        ctx.store.save_info(
+            f"{i}", samples.info(f"{i}", metadata={"v": value, "userId": value, "a": {"b": i}, "a.b": -i})
+        )
         for i, value in enumerate(values)
     )
     await ctx.store.save_info("without", samples.info("without", metadata={"w": 1}))
@@ -129,6 +133,11 @@ async def metadata_is_compared_by_value(ctx: Context) -> None:
         await _finds(ctx, {"v": value}, [f"{i}"])
         if type(value) is int and abs(value) <= 2**53:
             await _finds(ctx, {"v": float(value)}, [f"{i}"])
+        text = value if isinstance(value, str) else json.dumps(value)
+        found = [session.agent_id for session in await ctx.store.query_sessions(user_id=text)]
+        ctx.equal(
+            found, [f"{k}" for k, one in enumerate(values) if one == text], f"who is found by user_id={text!a:.100}"
+        )
     for filters, wanted in (
         ({"a": {"b": 3}}, ["3"]),
         ({"a.b": -3}, ["3"]),

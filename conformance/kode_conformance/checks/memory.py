@@ -49,7 +49,7 @@ class _Memory:
 
 
 @contextmanager
-def _measured() -> Iterator[_Memory]:
+def measured() -> Iterator[_Memory]:
     gc.collect()
     tracemalloc.start()
     try:
@@ -73,7 +73,7 @@ async def what_is_remembered_is_bounded(ctx: Context) -> None:
     writer, reader = await ctx.another(memory_limit_bytes=_LIMIT), await ctx.another(memory_limit_bytes=_LIMIT)
     await _write(writer, "warm", 0)
     await reader.load_messages("warm")
-    with _measured() as memory:
+    with measured() as memory:
         for number in range(_AGENTS):
             await _write(writer, f"a{number}", number)
             if number % 4 == 0:
@@ -101,7 +101,7 @@ async def what_was_deleted_is_forgotten(ctx: Context) -> None:
     """A store whose agents were deleted, by itself one by one or many at once, holds nothing of them."""
     await _write(ctx.store, "warm", 0)
     await ctx.store.delete("warm")
-    with _measured() as memory:
+    with measured() as memory:
         for number in range(_AGENTS // 2):
             await _write(ctx.store, f"a{number}", number)
             await ctx.store.save_info(f"a{number}", samples.info(f"a{number}"))
@@ -129,7 +129,7 @@ async def iterators_hold_a_page(ctx: Context) -> None:
     }
     for name, stream in streams.items():
         await _first(stream(), 1) if name != "iter_consistency" else None
-        with _measured() as memory:
+        with measured() as memory:
             count = await _first(stream(), 10_000)
             peak = memory.peak
         ctx.equal(count, 0 if name == "iter_consistency" else 10_000, f"how many records {name} gave")

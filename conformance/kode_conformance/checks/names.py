@@ -55,11 +55,19 @@ async def twin_keys_are_different_keys(ctx: Context) -> None:
         model, agent_id = StoreModel(), f"{writer.method}-{writer.parameter}"
         for again in range(2):
             records = [_named(kind, name, i if again else 0) for i, name in enumerate(names) if i % 3 == 0 or not again]
+            save = getattr(ctx.store, writer.method)
             calls: Sequence[Any] = [records] if writer.many else records
+            if (
+                "upsert" in writer.method + writer.parameter
+            ):  # twins in calls of their own, as stored ones are looked for by their ids
+                calls = [records[::2], records[1::2]]
             for given in calls:
                 getattr(model, writer.method)(agent_id, **{writer.parameter: given})
-            save = getattr(ctx.store, writer.method)
-            await at_once(save(agent_id, **{writer.parameter: given}) for given in calls)
+            if len(calls) > 2:
+                await at_once(save(agent_id, **{writer.parameter: given}) for given in calls)
+            else:
+                for given in calls:
+                    await save(agent_id, **{writer.parameter: given})
         for reader in kind.readers:
             if reader.gives is Gives.LIST:
                 what = f"{reader.method} of what {writer.method} wrote, each third one twice"

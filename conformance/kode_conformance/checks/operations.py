@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from typing import Final
+from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
@@ -132,9 +132,11 @@ async def _see_totals(ctx: Context, store: ExtendedStore, agents: int, what: str
     ctx.equal(totals, (agents, 3 * agents, 2 * agents), f"agents, messages and tool calls of {what}")
 
 
-@check("OPS-4", "OPS-2", needs=_E, under=(Dimension.DAMAGE,))
+@check("OPS-4", "OPS-2", needs=_E, under=(Dimension.DAMAGE, Dimension.EQUALS))
 async def corrupt_records_are_named(ctx: Context) -> None:
-    """A corrupt record raises CorruptRecordError that names it, is found by the check, and all others stay readable."""
+    """A corrupt record raises CorruptRecordError that names it, is found by the check, and all others stay readable,
+    equal ones of another agent among them.
+    """
     if not ctx.harness.has("corrupt"):
         raise Unverified("the harness has no hook corrupt")
     for agent in ("a", "b"):
@@ -186,6 +188,10 @@ async def every_call_after_close_raises(ctx: Context) -> None:
         await ctx.raises(StoreClosedError, drive(method, given), f"{name} after close")
 
 
+_TURNS: Final = 20
+"""How many turns of the event loop a call takes at most to tell its caller."""
+
+
 @check("OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def close_waits_for_what_was_accepted(ctx: Context) -> None:
     """Writes that were called before close are done, or refused, and never dropped after they were acknowledged."""
@@ -200,6 +206,29 @@ async def close_waits_for_what_was_accepted(ctx: Context) -> None:
     acknowledged = sum(not isinstance(result, Exception) for result in results[:100])
     stored = len([e async for e in ctx.store.read_events("a")])
     ctx.true(stored >= acknowledged, f"{acknowledged} events were acknowledged, {stored} are stored")
+
+
+@check("OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
+async def each_close_waits(ctx: Context) -> None:
+    """Every one of several calls of close returns when the writes that were accepted have ended, and not before."""
+    for first in range(2):
+        store = await ctx.another()
+        writes: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(store.save_messages(f"m{i}", samples.messages(20, 100 * first))) for i in range(20)
+        ]
+        await asyncio.sleep(0)
+        closes = [asyncio.ensure_future(store.close()) for _ in range(3)]
+        await closes[-1 if first else 1]
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        under_way = sum(not write.done() for write in writes)
+        await asyncio.gather(*closes, *writes, return_exceptions=True)
+        ctx.equal(under_way, 0, "how many writes were under way when a close that was not the first returned")
+        stored = [await ctx.store.load_messages(f"m{i}") for i in range(20)]
+        done = [write.exception() is None for write in writes]
+        for is_done, found in zip(done, stored, strict=True):
+            if is_done:
+                ctx.equal(found, samples.messages(20, 100 * first), "what was acknowledged")
 
 
 @check("OPS-5", needs=_E, absence_ok=True, under=(Dimension.INTERRUPTIONS,))

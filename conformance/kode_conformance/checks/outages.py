@@ -71,6 +71,33 @@ async def an_outage_is_told_and_ends(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_messages("a"), samples.messages(4), "a write after the outage")
 
 
+@check("OPS-7", "OPS-6", under=(Dimension.DAMAGE, Dimension.COMPANY))
+async def many_open_a_place_that_comes_back(ctx: Context) -> None:
+    """Stores that open an empty place at once while it cannot be used all fail with an error of this library that may
+    be tried again; when it can be used again, stores that open it at once all succeed, in the same process.
+    """
+    _need(ctx, "break_backend", "heal_backend")
+    await ctx.close(ctx.store)
+    await ctx.harness.break_backend(ctx.handle)
+    try:
+        ends = await asyncio.gather(*(_opened(ctx) for _ in range(_OPEN_AT_ONCE)), return_exceptions=True)
+    finally:
+        await ctx.harness.heal_backend(ctx.handle)
+    for end in ends:
+        told = "opening at once with others, during an outage, and loading"
+        ctx.true(isinstance(end, StorageError) and end.retry is not Retry.NEVER, f"{told} gave {end!r}")
+    stores = await asyncio.gather(*(ctx.another() for _ in range(_OPEN_AT_ONCE)), return_exceptions=True)
+    for number, store in enumerate(stores):
+        if isinstance(store, BaseException):
+            raise Violation(f"opening at once with others, after the outage, raised {store!r}") from store
+        await store.append_messages("a", samples.messages(1, number))
+    ctx.store = await ctx.another()
+    ctx.equal(await ctx.store.load_messages("a"), samples.messages(_OPEN_AT_ONCE), "what stores wrote after an outage")
+
+
+_OPEN_AT_ONCE: Final = 5
+
+
 def _reads(ctx: Context) -> dict[str, Callable[[], Awaitable[object]]]:
     """A call of every method that reads and has an answer of its own; where queries lag behind, without them."""
     store = ctx.store

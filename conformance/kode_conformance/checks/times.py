@@ -156,6 +156,31 @@ async def _keeps(
     ctx.equal(await store.load_messages(agent), [*wanted], f"the messages {when}")
 
 
+@check("MSG-4", needs=_Q, under=(Dimension.CLOCKS, Dimension.CHANGES, Dimension.ORDERS))
+async def an_appended_message_is_older_than_none_before_it(ctx: Context) -> None:
+    """A message that is added by whatever way, by an instance whose clock is an hour behind, is as new as the newest
+    before it, also where that one is not the last: the oldest was moved behind it, or it to the front.
+    """
+    with clock_off(-3600.0):
+        behind = await ctx.another()
+        await behind.save_messages("another", samples.messages(1))
+    moves = {"the oldest was moved to the end": (1, 2, 3, 0), "the newest was moved to the front": (3, 0, 1, 2)}
+    for name, (takes_all, write) in in_time(ctx, WAYS.items()):
+        for i, (how, order) in enumerate(moves.items()):
+            agent, messages = f"{name}-{i}", samples.messages(4)
+            for message in messages:
+                await ctx.store.append_messages(agent, [message])
+                await asyncio.sleep(0.002)
+            moved, new = [messages[place] for place in order], samples.message(text="new")
+            await ctx.store.save_messages(agent, moved)
+            with clock_off(-3600.0):
+                await write(behind, agent, [*moved, new] if takes_all else [new])
+            found = sorted(await by_time(ctx.store, agent), key=lambda message: message.position)
+            times = [message.created_at for message in found]
+            ctx.equal(len(times), 5, f"how many messages there are after {name}")
+            ctx.true(times[-1] >= max(times), f"times after {how}, and {name} added one: {times}")
+
+
 @check("VAL-5", "MSG-4", "INFO-2", needs=_Q, under=(Dimension.CLOCKS, Dimension.CHANGES))
 async def calls_a_moment_apart_have_two_times(ctx: Context) -> None:
     """Messages of two calls that are some milliseconds apart have two times, by whatever way they are written, and so

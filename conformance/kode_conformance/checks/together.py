@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Final
 
 from kode_conformance import samples
@@ -127,11 +127,28 @@ async def upserts_of_all_that_is_there(ctx: Context) -> None:
             ctx.equal(found, changed, f"{size} tool calls that {what} has upserted, all of them in one call")
 
 
+class _EndOfSummer(tzinfo):
+    """The hour that comes twice, in which ``fold`` says which of the two it is."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        return timedelta(hours=1 if moment is not None and moment.fold else 2)
+
+    def dst(self, moment: datetime | None) -> timedelta:
+        return self.utcoffset(moment) - timedelta(hours=1)
+
+    def tzname(self, _: datetime | None) -> str:
+        return "the end of summer"
+
+    def fromutc(self, moment: datetime) -> datetime:
+        return (moment + timedelta(hours=1)).replace(fold=1)
+
+
 _ZONES: Final = (
     UTC,
     *(timezone(timedelta(hours=hours)) for hours in (2, -8, 14, -12)),
     timezone(timedelta(hours=5, minutes=45)),
     timezone(-timedelta(hours=9, minutes=30)),
+    _EndOfSummer(),
 )
 
 
