@@ -156,7 +156,7 @@ class Store(Protocol):
         """Write all of it in one atomic commit (TURN-1): after a crash all is there, or nothing.
 
         ``append`` adds to the messages and ``messages`` replaces them; give one of the two. The same goes for
-        ``upsert_tool_calls`` and ``tool_calls``.
+        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4).
         """
         ...
 
@@ -183,7 +183,12 @@ class Store(Protocol):
     async def append_events(
         self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None
     ) -> Sequence[int]:
-        """Append events in one piece and return their offsets."""
+        """Append events in one piece and return their offsets; those that are there already are not stored again.
+
+        Raises:
+            InvalidArgumentError: two of *timelines* are identical; the error says which, and nothing is written
+                (EVT-4).
+        """
         ...
 
     def read_events(

@@ -143,7 +143,7 @@ def _of_documents() -> Iterator[Change]:
 def _of_logs() -> Iterator[Change]:
     for name in ("e0", "e0b", "e0c", "e1b", "e2"):
         yield Change(f"append_event {name}", [], [Step("append_event", "a", (name,))])
-    for new in (("e1", "e1"), ("e2", "e0", "eN7"), ("eN8", "eN6", "eN8"), ()):
+    for new in (("e1",), ("e2", "e0", "eN7"), ("eN8", "eN6"), ("eN6", "eN8"), ()):
         yield Change(f"append_events {new}", [], [Step("append_events", "a", (new,))])
     yield Change("events of a turn", [], [Step("save_turn", "a", named=(("events", ("eN9", "e0")),))])
 
@@ -198,6 +198,8 @@ def _of_refusals() -> Iterator[Change]:
         Step("save_messages", "a", (("m0", "m!"),)),
         Step("upsert_tool_call_records", "a", (("c.state1", "c!"),)),
         Step("append_events", "a", (("eN9", "e!"),)),
+        Step("append_events", "a", (("eN9", "e2", "eN9"),)),
+        Step("save_turn", "a", named=(("append", ("m0",)), ("events", ("eN7", "eN7")))),
         Step("save_info", "a", ("i!",)),
         Step("save_turn", "a", named=refused),
     ):

@@ -159,6 +159,10 @@ class StoreHarness(ABC):
         """The files that hold this agent and no other, if a damaged byte of them can be told from a sound one."""
         raise NotImplementedError
 
+    async def made_at(self, handle: Handle) -> Sequence[Path]:
+        """Where the store makes files and folders, besides the space's folder; nowhere, where only a server does."""
+        raise NotImplementedError
+
     async def raw_dump(self, handle: Handle) -> str:
         """All that the store keeps, read without it, as text: what was deleted must not be in it."""
         raise NotImplementedError

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
-from kode_conformance.vocabulary import FAMILIES, run, values_of
+from kode_conformance.model import has_repeats
+from kode_conformance.vocabulary import FAMILIES, REFUSED, run, values_of
+from kode_core.errors import InvalidArgumentError
+from kode_core.model import Timeline
 
-__all__ = ["Step", "history", "told"]
+__all__ = ["Step", "history", "refusal_of", "told"]
 
 
 class Step(NamedTuple):
@@ -58,6 +61,17 @@ class Step(NamedTuple):
                 yield arg
             elif isinstance(arg, tuple):
                 yield from arg
+
+
+def refusal_of(step: Step) -> type[Exception] | None:
+    """The error that a store must raise, because of a value that none may take, or of an event that is there twice."""
+    for name in step.names():
+        if name in REFUSED:
+            return REFUSED[name]
+    events = step.args[0] if step.op == "append_events" else dict(step.named).get("events", ())
+    if has_repeats([cast(Timeline, value) for name in events for value in values_of(name)]):
+        return InvalidArgumentError
+    return None
 
 
 def _shown(arg: Any) -> str:
@@ -204,6 +218,9 @@ class _Generator:
     def _some(self, kind: str, most: int = 3) -> tuple[str, ...]:
         return tuple(self._rng.choices(self._pools[kind], k=self._rng.randint(0, most)))
 
+    def _distinct(self, kind: str, most: int = 3) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._some(kind, most)))
+
     def _edited(self, agent: str, kind: str) -> tuple[str, ...]:
         """The list with more at the end, some gone, one changed, moved or put in between; or any list."""
         old = list(self._lists.get((agent, kind), ()))
@@ -236,7 +253,7 @@ class _Generator:
         return Step("upsert_tool_call_records", agent, (self._some("c"),))
 
     def _append_events(self, agent: str) -> Step:
-        return Step("append_events", agent, (self._some("e"),))
+        return Step("append_events", agent, (self._distinct("e"),))
 
     def _save_media_cache(self, agent: str) -> Step:
         return Step("save_media_cache", agent, (self._some("d"),))
@@ -250,7 +267,7 @@ class _Generator:
             rng.choice(calls),
             ("todos", rng.choice(self._pools["t"])),
             ("info", rng.choice(self._pools["i"])),
-            ("events", self._some("e")),
+            ("events", self._distinct("e")),
         )
         return Step("save_turn", agent, named=tuple(part for part in parts if rng.random() < 0.5))
 
@@ -288,6 +305,12 @@ class _Generator:
                 Step("append_messages", agent, (("m0", "m!"),)),
                 Step("upsert_tool_call_records", agent, (("c0", "c!"),)),
                 Step("append_events", agent, (("e2", "e!"),)),
+                self._rng.choice(
+                    (
+                        Step("append_events", agent, (("e2", "e0b", "e1b", "e0b"),)),
+                        Step("save_turn", agent, named=(("append", ("m0",)), ("events", ("e1", "e1")))),
+                    )
+                ),
                 Step("save_info", agent, (self._rng.choice(("i!", "i?")),)),
                 Step("save_turn", agent, named=(("append", ("m0",)), ("info", "i?"))),
                 Step("save_turn", agent, named=(("append", ("m0",)), ("todos", "t0"), ("events", ("e!",)))),

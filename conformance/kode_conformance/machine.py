@@ -11,14 +11,14 @@ from kode_conformance.answers import sessions_found, stored_event
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.findings import Finding, How
 from kode_conformance.following import Followers
-from kode_conformance.histories import Step
+from kode_conformance.histories import Step, refusal_of
 from kode_conformance.leases import Leases
 from kode_conformance.looks import KINDS, Known, Look, all_pages, ask, kinds_of, loads, looks, problem_of
 from kode_conformance.model import AgentModel, Logged, StoreModel
 from kode_conformance.programs import Made, plain, see
 from kode_conformance.stamps import times_problem
 from kode_conformance.translation import translated
-from kode_conformance.vocabulary import REFUSED, values_of
+from kode_conformance.vocabulary import values_of
 from kode_core.errors import AgentNotFoundError
 from kode_core.model import AgentInfo, StoredEvent
 
@@ -137,8 +137,8 @@ class Machine:
         before = (await store.get_metrics()).operations
         touched = await self._call(step)
         after = (await store.get_metrics()).operations
-        is_refused = any(name in REFUSED for name in step.names())
-        want = {name: int(name == ("errors" if is_refused else group)) for name in _COUNTERS}
+        moving = group if refusal_of(step) is None else "errors"
+        want = {name: int(name == moving) for name in _COUNTERS}
         moved = {name: getattr(after, name) - getattr(before, name) for name in _COUNTERS}
         self._ctx.equal(moved, want, f"how far {step.op} moved the counters of get_metrics")
         return touched
@@ -146,7 +146,7 @@ class Machine:
     async def _call(self, step: Step) -> Sequence[str]:
         """Make a call; the agents that it touched."""
         agent_id = self._id(step.agent)
-        refused = next((REFUSED[name] for name in step.names() if name in REFUSED), None)
+        refused = refusal_of(step)
         self.made.append(Made(step, (), "" if refused is None else refused.__name__))
         if step.op == "pause":
             await asyncio.sleep(_PAUSE_S)

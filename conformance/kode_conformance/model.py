@@ -25,7 +25,7 @@ from kode_core.model import (
     ToolCallRecord,
 )
 
-__all__ = ["AgentModel", "Logged", "StoreModel"]
+__all__ = ["AgentModel", "Logged", "StoreModel", "has_repeats"]
 
 
 class Logged:
@@ -34,6 +34,17 @@ class Logged:
     def __init__(self, timeline: Timeline) -> None:
         self.timeline = timeline
         self.offset: int | None = None
+
+
+def has_repeats(timelines: Sequence[Timeline]) -> bool:
+    """Whether two entries are identical, so that no store takes them in one call (EVT-4)."""
+    seen: defaultdict[tuple[int, int], list[Timeline]] = defaultdict(list)
+    for timeline in timelines:
+        same = seen[_key(timeline)]
+        if any(difference(one, timeline) is None for one in same):
+            return True
+        same.append(timeline)
+    return False
 
 
 class Learned:

@@ -53,7 +53,7 @@ def histories(seed: int, count: int) -> list[list[Step]]:
 def test_a_seed_makes_one_sequence_of_histories() -> None:
     """The same random numbers make the same histories, others other ones; together they hold all there is."""
     assert histories(7, 40) == histories(7, 40) != histories(8, 40)
-    steps = [step for steps in histories(7, 60) for step in steps]
+    steps = [step for steps in histories(7, 200) for step in steps]
     assert {name for step in steps for name in step.names() if name not in ("t0", "t1")} >= set(VALUES) - {"t0", "t1"}
     assert {step.op for step in steps} > {"save_turn", "append_events", "delete", "reopen", "batch_fork", "delete_many"}
     assert {step.agent for step in steps} >= {"a", "A", "ab", "a/b", "a_b", "f1", "f2"}

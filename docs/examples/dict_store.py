@@ -114,7 +114,7 @@ class DictStore(Store):
             changes["todos"] = encode(TodoSnapshot, todos, "todos")
         if info is not None:
             changes["info"] = _info(agent_id, info)
-        encoded = [_event(event) for event in events]
+        encoded = _events(events)
         if changes:
             self._write(agent_id, **changes)
         if encoded:
@@ -195,7 +195,7 @@ class DictStore(Store):
         return (await self.append_events(agent_id, [timeline]))[0]
 
     async def append_events(self, agent_id: str, timelines: Sequence[Timeline], *, fence: Any = None) -> Sequence[int]:
-        offsets = self._append(agent_id, [_event(timeline) for timeline in timelines])
+        offsets = self._append(agent_id, _events(timelines))
         async with self._place.changed:
             self._place.changed.notify_all()
         return offsets
@@ -299,9 +299,16 @@ def _info(agent_id: str, info: AgentInfo) -> Body:
     return body
 
 
-def _event(timeline: Timeline) -> tuple[int, str, Body]:
-    body = encode(Timeline, timeline, "event")
-    return timeline.bookmark.seq, timeline.event.channel, body
+def _events(timelines: Sequence[Timeline]) -> list[tuple[int, str, Body]]:
+    places: dict[bytes, int] = {}
+    events = []
+    for i, timeline in enumerate(timelines):
+        body = encode(Timeline, timeline, f"events[{i}]")
+        first = places.setdefault(body.digest, i)
+        if first != i:
+            raise InvalidArgumentError(f"events[{first}] and events[{i}] are identical; leave one of them out")
+        events.append((timeline.bookmark.seq, timeline.event.channel, body))
+    return events
 
 
 def _check_reading(agent_id: str, since: Any, after_offset: Any, channel: Any) -> None:

@@ -35,6 +35,8 @@ from kode_core.store.dated import message_time
 __all__ = ["INT64", "LISTS", "Encoded", "ListCodec", "event_write", "event_writes", "info_of", "records_of"]
 
 INT64: Final = range(-(2**63), 2**63)
+_NAMED: Final = 5
+"""How many identical entries an error names."""
 
 
 def _int64(value: int, label: str, path: str) -> int:
@@ -143,13 +145,31 @@ async def event_write(timeline: Timeline, pace: Pace | None = None) -> EventWrit
 
 
 async def event_writes(timelines: Any) -> tuple[EventWrite, ...]:
-    """The stored form of events."""
+    """The stored form of the events of one call, of which no two are identical (EVT-4)."""
     pace = Pace()
     events = []
     for timeline in records_of(Timeline, timelines, "events"):
         events.append(await event_write(timeline, pace))
         await pace.rest()
+    digests = [event.body.digest for event in events]
+    if len(set(digests)) < len(digests):
+        raise _repeated(digests)
     return tuple(events)
+
+
+def _repeated(digests: Sequence[bytes]) -> InvalidArgumentError:
+    """The error of a call whose entries have *digests*, some of them several times."""
+    places: dict[bytes, list[int]] = {}
+    for i, digest in enumerate(digests):
+        places.setdefault(digest, []).append(i)
+    first, *others = [found for found in places.values() if len(found) > 1]
+    named = [f"events[{i}]" for i in first[:_NAMED]]
+    more = len(first) - len(named) + sum(map(len, others))
+    return InvalidArgumentError(
+        f"{', '.join(named[:-1])} and {named[-1]} are identical, in seq, cursor, timestamp and event, and only one of "
+        "them would be stored: leave the others out, or give each a seq or cursor of its own"
+        + (f"; {more} more are in the call again" if more else "")
+    )
 
 
 async def _body(cls: type[Record], record: Record, label: str) -> Body:

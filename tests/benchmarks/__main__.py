@@ -4,7 +4,8 @@ The parts startup, turns, loads, workers, streams, follow, searches and forks me
 drivers; heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents
 (``agents=200`` for fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such
 (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory is the backend
-of that name). peers, other projects that keep conversations, are measured only when they are named.
+of that name). peers, other projects that keep conversations, are measured only when they are named; and so is million,
+what searches touch in a store of a million messages, which takes minutes and goes alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tests.benchmarks import (
     loads,
     matrix,
     memory,
+    million,
     peers,
     searches,
     startup,
@@ -90,6 +92,8 @@ if __name__ == "__main__":
     for option in sys.argv[1:]:
         if option not in names:
             memory.AGENTS = int(option.removeprefix(AGENTS_OPTION))
+    if names == ["million"]:
+        sys.exit(asyncio.run(million.run()))
     unknown = [name for name in names if name not in {*PARTS, *EXTRAS, *BACKENDS, *matrix.PLACES, "matrix"}]
     if unknown:
         sys.exit(f"no such part: {unknown[0]}; there are {', '.join([*matrix.PLACES, *PARTS, 'matrix', *EXTRAS])}")

@@ -92,8 +92,8 @@ async def logs_of_any_length(ctx: Context) -> None:
 
 @check("EVT-4", "EVT-2", under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))
 async def repeats_far_apart(ctx: Context) -> None:
-    """The identical entry again after more than a thousand others, alone, in a batch, in a turn, among new ones, or at
-    both ends of one large append, is stored once, and the offsets returned are those of the entries in the order given.
+    """The identical entry again after more than a thousand others, alone, in a batch, in a turn, or among new ones, is
+    stored once, and the offsets returned are those of the entries in the order given.
     """
     log, other = Log(), await ctx.another()
     await _write(ctx, log, [samples.event(i // 3, cursor=i) for i in range(1101)], at_once=1101)
@@ -104,16 +104,18 @@ async def repeats_far_apart(ctx: Context) -> None:
     mixed: list[Timeline] = []
     for i, entry in enumerate(new):
         mixed += [entry, log.entries[(i * 37) % 1101][1]] if i % 5 == 0 else [entry]
-    mixed += [new[0], new[-1], log.entries[0][1], new[250]]
     told = list(await other.append_events("a", mixed))
     known = {entry.cursor: offset for offset, entry in log.entries}
-    fresh: dict[int, int] = {}
-    for entry, offset in zip(mixed, told, strict=True):
-        if entry.cursor not in known:
-            fresh.setdefault(entry.cursor, offset)
+    fresh = {e.cursor: offset for e, offset in zip(mixed, told, strict=True) if e.cursor not in known}
     wanted = [{**known, **fresh}[entry.cursor] for entry in mixed]
-    same(ctx, told, wanted, f"the offsets of {len(mixed)} entries, of which some are there and some come twice")
+    same(ctx, told, wanted, f"the offsets of {len(mixed)} entries, of which some are there")
     log.note(ctx, list(fresh.values()), new)
+    known |= fresh
+    mixed = [new[0], samples.event(-1, cursor=6000), new[-1], log.entries[0][1], new[250]]
+    told = list(await ctx.store.append_events("a", mixed))
+    log.note(ctx, [told[1]], [mixed[1]])
+    wanted = [known.get(entry.cursor, log.last) for entry in mixed]
+    same(ctx, told, wanted, "the offsets of the ends and the middle of what was appended just now, and of a new entry")
     await other.save_turn("a", events=[log.entries[500][1], new[7]])
     async for where, store in views(ctx, other):
         again = list(await store.append_events("a", [entry for _, entry in log.entries[::-1]]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -14,7 +16,8 @@ from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
-from kode_core.model import MediaCacheRecord, Message, TextBlock, TodoItem, TodoSnapshot, ToolCallRecord
+from kode_core.errors import InvalidArgumentError
+from kode_core.model import MediaCacheRecord, Message, TextBlock, Timeline, TodoItem, TodoSnapshot, ToolCallRecord
 
 _D: Final = Dimension
 _STORED: Final = ("", "a", "ab", "aba", "baa", "cab", "bbb")
@@ -55,11 +58,10 @@ async def an_upsert_of_one_id_several_times(ctx: Context) -> None:
         ctx.equal([(call.id, call.result) for call in found], wanted, what)
 
 
-@check("EVT-4", "EVT-3", "EVT-2", under=(_D.EQUALS, _D.ORDERS, _D.INSTANCES))
+@check("EVT-4", "EVT-3", "EVT-2", under=(_D.EQUALS, _D.ORDERS, _D.INSTANCES, _D.COMPANY))
 async def an_append_of_one_event_several_times(ctx: Context) -> None:
-    """The identical entry several times in one append, before, behind and between others, some of which are stored and
-    some have only the same seq, is stored once where it comes first, and each time its offset is returned; by save_turn
-    and one by one it is the same.
+    """Entries that are new, stored, or of the same seq as others, in any order, and the identical one by several calls,
+    one after the other or at once, are each stored once, and each call returns the offset of its entry.
     """
     stores, number = (ctx.store, await ctx.another()), 0
     names = {"a": samples.event(1, n=1), "b": samples.event(2, n=1), "c": samples.event(1, n=2)}
@@ -68,30 +70,69 @@ async def an_append_of_one_event_several_times(ctx: Context) -> None:
             number += 1
             agent, store, model = f"{stored}-{''.join(ids)}", stores[number % 2], StoreModel()
             first = [names[name] for name in stored]
-            offsets = list(await stores[number // 2 % 2].append_events(agent, first))
-            for logged, offset in zip(model.append_events(agent, first), offsets, strict=True):
-                logged.offset = offset
+            old = list(await stores[number // 2 % 2].append_events(agent, first))
+            model.append_events(agent, first)
             given, what = [names[name] for name in ids], f"of the events {[*ids]} where {[*stored]} were stored"
             told = model.append_events(agent, given)
-            if number % 3 == 0:
+            in_one, at_once = len(set(ids)) == len(ids), number % 3 == 1
+            offsets: list[int] | None = None
+            if in_one and number % 3 == 0:
                 await store.save_turn(agent, events=given)
-            elif number % 3 == 1:
+            elif in_one:
                 offsets = list(await store.append_events(agent, given))
+            elif at_once:
+                calls = [stores[(number + i) % 2].append_event(agent, entry) for i, entry in enumerate(given)]
+                offsets = list(await asyncio.gather(*calls))
             else:
                 offsets = [await store.append_event(agent, entry) for entry in given]
             found = [event async for event in stores[(number + 1) % 2].read_events(agent, after_offset=0)]
-            wanted = [
-                logged.timeline.event.data | {"seq": logged.timeline.bookmark.seq}
-                for logged in model.agents[agent].events
-            ]
-            ctx.equal(
-                [e.event.data | {"seq": e.bookmark.seq} for e in found], wanted, f"the log after an append {what}"
-            )
-            if number % 3:
-                places = [model.agents[agent].events.index(logged) for logged in told]
-                ctx.equal(
-                    offsets, [found[place].offset for place in places], f"the offsets that an append returned {what}"
-                )
+            wanted, got = [_told(logged.timeline) for logged in model.agents[agent].events], [*map(_told, found)]
+            if at_once:
+                wanted, got = sorted(wanted, key=str), sorted(got, key=str)
+            ctx.equal(got, wanted, f"the log after an append {what}")
+            ctx.equal([event.offset for event in found][: len(old)], old, f"the offsets of what was stored {what}")
+            if offsets is not None:
+                places = {str(_told(event)): event.offset for event in found}
+                wanted_offsets = [places[str(_told(logged.timeline))] for logged in told]
+                ctx.equal(offsets, wanted_offsets, f"the offsets that an append returned {what}")
+
+
+def _told(entry: Timeline) -> dict[str, Any]:
+    return entry.event.data | {"seq": entry.bookmark.seq}
+
+
+_PLACES: Final = ((0, 1, 2), (2, 4, 5), (0, 5, 6), (3, 7, 8), (0, 1199, 1200), (1, 1000, 1001), (499, 500, 1000))
+"""Where the identical entry stands in a list, twice, and how long the list is."""
+
+
+@check("EVT-4", "EVT-1", "TURN-1", under=(_D.EQUALS, _D.ORDERS, _D.ITEMS, _D.INSTANCES))
+async def an_entry_twice_in_one_call_is_refused(ctx: Context) -> None:
+    """A list of events that holds an entry twice, next to each other or far apart, new or stored, is refused by
+    append_events and by save_turn with an error that names both positions, and nothing of the call is written; the same
+    list without the repeat is taken, and taken for what is stored when it is given again.
+    """
+    stores = (ctx.store, await ctx.another())
+    for number, (one, two, size) in enumerate(in_time(ctx, _PLACES)):
+        agent, store, other = f"a{number}", stores[number % 2], stores[(number + 1) % 2]
+        entries = [samples.event(i % 7, cursor=i) for i in range(size)]
+        given = [*entries[:two], entries[one].replace(), *entries[two:]]
+        known = [await other.append_event(agent, entries[one])] if number % 2 else []
+        what = f"a list of {size + 1} events in which {one} and {two} are identical"
+        rest: dict[str, Any] = {"append": samples.messages(1), "todos": samples.todos("x"), "info": samples.info(agent)}
+        for method in ("append_events", "save_turn"):
+            turn = method == "save_turn"
+            call = store.save_turn(agent, **rest, events=given) if turn else store.append_events(agent, given)
+            error = await ctx.raises(InvalidArgumentError, call, f"{method} of {what}")
+            places = set(re.findall(r"\d+", str(error)))
+            ctx.true({str(one), str(two)} <= places, f"the error of {method} of {what} must name them, it was: {error}")
+        for view in stores:
+            found = [event.offset async for event in view.read_events(agent)]
+            ctx.equal(found, known, f"the offsets of the log after {what} was refused")
+            left = (await view.load_messages(agent), await view.load_todos(agent), await view.load_info(agent))
+            ctx.equal(left, ([], None, None), f"messages, todos and info after {what} was refused")
+        offsets = list(await store.append_events(agent, entries))
+        ctx.equal(len(set(offsets)), size, f"how many offsets {size} events got that differ")
+        ctx.equal(list(await other.append_events(agent, entries)), offsets, "the offsets of the same call again")
 
 
 # --- lists that overlap -----------------------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from kode_conformance import samples
 
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import each, seen, the
+from kode_core.codec import encode
+from kode_core.errors import InvalidArgumentError
+from kode_core.model import Timeline
 from kode_core.store import EngineStore
 
 
@@ -34,17 +38,118 @@ class UpsertsAtTheLaterPlace(EngineStore):
     killed_by="an_append_of_one_event_several_times",
     source="a lookup of what is stored by seq, made once before the batch",
     witness=seen(
-        lambda s: s.append_event("a", samples.event(1, n=1)),
-        lambda s: s.append_events("a", [samples.event(2), samples.event(1, n=1), samples.event(1, n=1)]),
+        lambda s: s.append_events("a", [samples.event(1), samples.event(2)]),
+        lambda s: s.append_events("a", [samples.event(3), samples.event(2), samples.event(1)]),
     ),
 )
 class ForgetsTheThirdOffset(EngineStore):
-    """Returns for a stored event that is twice in a call the offset of the last one."""
+    """Returns for a stored event behind two others that are new or stored the offset of the last one."""
 
     async def append_events(self, agent_id: str, timelines: Sequence[Any], *, fence: Any = None) -> Sequence[int]:
         offsets = list(await super().append_events(agent_id, timelines, fence=fence))
-        twice = len(offsets) != len(set(offsets)) and offsets != sorted(offsets)
-        return [*offsets[:-1], max(offsets)] if twice else offsets
+        is_third = len(offsets) == 3 and offsets != sorted(offsets)
+        return [*offsets[:-1], max(offsets)] if is_third else offsets
+
+
+def _keys(timelines: Any) -> list[bytes]:
+    return [encode(Timeline, timeline, "event").digest for timeline in timelines]
+
+
+def _distinct(timelines: Any) -> Any:
+    """The entries without repeats; what is no list of sound ones is left for the store to refuse."""
+    with suppress(Exception):
+        keys = _keys(timelines)
+        return [timeline for i, timeline in enumerate(timelines) if keys.index(keys[i]) == i]
+    return timelines
+
+
+def _twice(size: int = 2) -> list[Any]:
+    return [*samples.events(size), samples.event(0)]
+
+
+@mutant(
+    "EVT-4",
+    killed_by="an_entry_twice_in_one_call_is_refused",
+    source="INSERT … ON CONFLICT DO NOTHING",
+    witness=seen(
+        lambda s: s.append_events("a", _twice()),
+        lambda s: s.save_turn("b", events=_twice()),
+        lambda s: s.read_events("a"),
+    ),
+)
+class StoresTwinsOnce(EngineStore):
+    """Stores an entry once that is twice in a call, and says nothing."""
+
+    async def append_events(self, agent_id: str, timelines: Sequence[Any], *, fence: Any = None) -> Sequence[int]:
+        kept = _distinct(timelines)
+        offsets = await super().append_events(agent_id, kept, fence=fence)
+        places = dict(zip(_keys(kept), offsets, strict=True))
+        return [places[key] for key in _keys(timelines)]
+
+    async def save_turn(self, agent_id: str, *, events: Sequence[Any] = (), **turn: Any) -> None:
+        await super().save_turn(agent_id, events=_distinct(events), **turn)
+
+
+@mutant(
+    "EVT-4",
+    killed_by="an_entry_twice_in_one_call_is_refused",
+    source="a list that is cut into statements of a thousand rows, each looked at by itself",
+    witness=seen(
+        lambda s: s.append_events("a", _twice(1000)),
+        lambda s: the("offset", _all(s.read_events("a"))),
+    ),
+)
+class SeesTwinsOfOneStatement(EngineStore):
+    """Stores an entry once, and says nothing, when it is in a call again a thousand entries later."""
+
+    async def append_events(self, agent_id: str, timelines: Sequence[Any], *, fence: Any = None) -> Sequence[int]:
+        offsets: list[int] = []
+        for start in range(0, len(timelines) if type(timelines) is list else 1, 1000):
+            part = timelines[start : start + 1000] if type(timelines) is list else timelines
+            offsets += await super().append_events(agent_id, part, fence=fence)
+        return offsets
+
+
+@mutant(
+    "EVT-4",
+    killed_by="an_entry_twice_in_one_call_is_refused",
+    source="a unique violation of a database, which names the key and not the place in the list",
+    witness=seen(lambda s: _message(s.append_events("a", _twice()))),
+)
+class NamesNoPositions(EngineStore):
+    """Refuses a call that has an entry twice, and does not say where."""
+
+    async def append_events(self, agent_id: str, timelines: Sequence[Any], *, fence: Any = None) -> Sequence[int]:
+        try:
+            return await super().append_events(agent_id, timelines, fence=fence)
+        except InvalidArgumentError as exc:
+            if "identical" not in str(exc):
+                raise
+            raise InvalidArgumentError("duplicate key value violates unique constraint") from None
+
+
+@mutant(
+    "EVT-4",
+    killed_by="an_entry_twice_in_one_call_is_refused",
+    source="the events of a turn go by another path than append_events",
+    witness=seen(lambda s: s.save_turn("a", events=_twice()), lambda s: s.read_events("a")),
+)
+class TurnsStoreTwinsOnce(EngineStore):
+    """Stores an entry once that is twice among the events of a turn."""
+
+    async def save_turn(self, agent_id: str, *, events: Sequence[Any] = (), **turn: Any) -> None:
+        await super().save_turn(agent_id, events=_distinct(events), **turn)
+
+
+async def _all(events: Any) -> list[Any]:
+    return [event async for event in events]
+
+
+async def _message(call: Any) -> str:
+    try:
+        return str(await call)
+    except InvalidArgumentError as exc:
+        return str(exc)
 
 
 def _media(*keys: str) -> list[Any]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import aioboto3
@@ -95,6 +96,9 @@ class MotoHarness(StoreHarness):
             item: Any = await table.get(key)
             item["b"] = {"S": text_of(item["b"]).replace("message 0", "message !")}
             await table.repeat("put_item", Item=item)
+
+    async def made_at(self, handle: Handle) -> Sequence[Path]:
+        return ()
 
     async def raw_dump(self, handle: Handle) -> str:
         async with _looked(handle) as table:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pymongo
@@ -78,6 +79,9 @@ class MongoHarness(StoreHarness):
             assert done.modified_count == 1
 
         await _looked(handle, damage)
+
+    async def made_at(self, handle: Handle) -> Sequence[Path]:
+        return ()
 
     async def raw_dump(self, handle: Handle) -> str:
         def dump(database: Any) -> str:

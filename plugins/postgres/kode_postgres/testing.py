@@ -69,6 +69,9 @@ class PostgresHarness(StoreHarness):
             )
             assert done == "UPDATE 1"
 
+    async def made_at(self, handle: Handle) -> Sequence[Path]:
+        return ()
+
     async def raw_dump(self, handle: Handle) -> str:
         async with _connection(handle) as con:
             lines = [

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import asyncpg
@@ -20,6 +18,7 @@ from kode_postgres.servers import Server
 from kode_core.batch import EventRange, ListKind
 from kode_core.query import message_query, session_query, tool_call_query
 from plugins.postgres.tests.large import AGENTS, CALLS, EVENTS, MESSAGES, START, STEP, agent, fill
+from plugins.postgres.tests.plans import explained, touched
 
 TABLES: Final = Tables(PostgresOptions())
 READS: Final = Reads(TABLES)
@@ -58,37 +57,6 @@ async def con(large: str) -> AsyncIterator[Any]:
         yield con
     finally:
         await con.close()
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, list):
-        return f"ARRAY[{', '.join(map(_literal, value))}]"
-    text = re.sub(r"['\\]", r"\\\g<0>", value).replace("\n", "\\n")
-    return f"E'{text}'"
-
-
-def _call(args: Sequence[Any]) -> str:
-    return f"EXECUTE asked({', '.join(map(_literal, args))})"
-
-
-async def explained(
-    con: Any, statement: str, args: Sequence[Any], before: Sequence[Any] | None = None
-) -> dict[str, Any]:
-    """The plan that a connection has that has sent the same often, with the same arguments unless others are given:
-    the server may keep one that fits no value.
-    """
-    await con.execute(f"PREPARE asked AS {statement}")
-    await con.execute(";".join([_call(args if before is None else before)] * 6))
-    (found,) = json.loads(await con.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {_call(args)}"))
-    plan: dict[str, Any] = found["Plan"]
-    return plan
-
-
-def touched(plan: dict[str, Any]) -> int:
-    """Pages, each as often as it was touched, in the server's memory or not."""
-    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
 
 
 async def cost(con: Any, make: Callable[[Any], tuple[str, list[Any]]], query: Any, after: Any) -> tuple[int, int]:

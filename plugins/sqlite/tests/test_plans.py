@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any, Final
 
 import pytest
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from kode_core.batch import EventRange
 from kode_core.query import RowQuery, SessionQuery, message_query, session_query, tool_call_query
 from plugins.sqlite.tests import large
+from plugins.sqlite.tests.plans import counted, plan
 
 PAGE: Final = 100
 A_PAGE: Final = 80 * PAGE
@@ -34,26 +35,6 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]
         large.fill(made)
         made.isolation_level = None
         yield made
-
-
-@contextmanager
-def counted(db: sqlite3.Connection) -> Iterator[list[int]]:
-    """A list whose one number is how many steps were done inside."""
-    steps = [0]
-
-    def count() -> int:
-        steps[0] += 10
-        return 0
-
-    db.set_progress_handler(count, 10)
-    try:
-        yield steps
-    finally:
-        db.set_progress_handler(None, 0)
-
-
-def plan(db: sqlite3.Connection, statement: str, args: Sequence[Any]) -> str:
-    return "; ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", args))
 
 
 def plan_of(db: sqlite3.Connection, way: Way, columns: str) -> str:

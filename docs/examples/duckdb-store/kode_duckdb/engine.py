@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from uuid import uuid4
 
@@ -24,6 +27,7 @@ from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines.reading import EngineReads
 from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreUnavailableError
+from kode_core.modes import PRIVATE, create_file, create_folders
 from kode_duckdb import reads, writes
 from kode_duckdb.options import DuckdbOptions
 from kode_duckdb.schema import Connection, prepare
@@ -51,6 +55,9 @@ class DuckdbEngine(EngineReads):
         self._thread = ThreadPoolExecutor(1, "kode-duckdb")
         self._writer = _writers.setdefault(str(path), threading.Lock())
         self._db: Connection | None = None
+        self._log = Path(f"{path}.wal")
+        self._spilled = Path(f"{path}.tmp")
+        """Where DuckDB puts what does not fit into memory."""
 
     def __repr__(self) -> str:
         return f"{self.name} at {self._path}"
@@ -69,8 +76,18 @@ class DuckdbEngine(EngineReads):
 
     def _connect(self) -> None:
         with _translated(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            create_folders(self._path.parent)
+            if not self._path.exists():
+                with suppress(FileExistsError), _alone(self._path) as new:
+                    duckdb.connect(new).close()
+            create_folders(self._spilled)
+            self._make_log()
             self._db = duckdb.connect(self._path)
+
+    def _make_log(self) -> None:
+        """Make the log if it is not there: DuckDB itself would let others read it, and removes it now and then."""
+        with suppress(FileExistsError):
+            os.close(create_file(self._log, os.O_WRONLY))
 
     def _connection(self) -> Connection:
         assert self._db is not None, "opened by open()"
@@ -90,10 +107,17 @@ class DuckdbEngine(EngineReads):
 
     async def _write(self, call: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         def write() -> T:
-            with self._writer, self._transaction() as db:
+            with self._writing() as db:
                 return call(db, *args, **kwargs)
 
         return await self._run(write)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._writer, _translated(self._path):
+            self._make_log()
+            with self._transaction() as db:
+                yield db
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -117,7 +141,7 @@ class DuckdbEngine(EngineReads):
     def _commit(self, batches: Sequence[Batch]) -> list[Outcome]:
         """All in one transaction, which is one sync of the device; where one fails, each in its own."""
         try:
-            with self._writer, self._transaction() as db:
+            with self._writing() as db:
                 return [writes.apply(db, batch) for batch in batches]
         except StorageError as exc:
             if len(batches) == 1 or isinstance(exc, OutcomeUnknownError):
@@ -145,8 +169,7 @@ class DuckdbEngine(EngineReads):
         return await self._read(reads.totals, self._size())
 
     def _size(self) -> int:
-        files = (self._path, Path(f"{self._path}.wal"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        return sum(file.stat().st_size for file in (self._path, self._log) if file.exists())
 
     # --- operations
 
@@ -164,21 +187,17 @@ class DuckdbEngine(EngineReads):
 
     def _copy_to(self, target: Path) -> None:
         """Copy one instant of the database to a file that has its name only once it is whole."""
-        part = target.with_name(f".{uuid4().hex}.part")
-        copy, file = f"copy_{uuid4().hex}", str(part).replace("'", "''")
         with _translated(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            create_folders(target.parent)
             db = self._connection()
             (own,) = db.execute("SELECT current_database()").fetchone() or ("",)
-            db.execute(f"ATTACH '{file}' AS {copy}")
-            try:
+            with _alone(target) as part:
+                copy, file = f"copy_{uuid4().hex}", str(part).replace("'", "''")
+                db.execute(f"ATTACH '{file}' AS {copy}")
                 try:
                     db.execute(f"COPY FROM DATABASE {_quoted(own)} TO {copy}")
                 finally:
                     db.execute(f"DETACH {copy}")
-                part.rename(target)
-            finally:
-                part.unlink(missing_ok=True)
 
     async def close(self) -> None:
         await self._run(self._disconnect)
@@ -188,6 +207,27 @@ class DuckdbEngine(EngineReads):
         if self._db is not None:
             with _translated(self._path):
                 self._db.close()
+                with suppress(OSError):  # another store of this process may use it
+                    self._spilled.rmdir()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Where to make a file that gets the name *path* at the end: in a folder that nobody else enters.
+
+    DuckDB makes files by the umask, and takes no empty file that was made before (OPS-18).
+
+    Raises:
+        FileExistsError: somebody else was faster.
+    """
+    folder = Path(mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        new = folder / path.name
+        yield new
+        new.chmod(PRIVATE)
+        os.link(new, path)
+    finally:
+        rmtree(folder)
 
 
 _UNAVAILABLE: Final = (
