@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from typing import Any, Final
 from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.kinds import kinds
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_core.errors import UnsupportedError
+from kode_core.model import Timeline
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
@@ -92,6 +95,7 @@ async def a_slow_follower_holds_a_page(ctx: Context) -> None:
 
 
 _MISSED: Final = 2_501
+_WAKES_S: Final = 10.0
 
 
 @check("EVT-7", under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
@@ -114,6 +118,29 @@ async def a_slow_follower_misses_nothing(ctx: Context) -> None:
     for follower in followers:
         seqs = [(await anext(follower)).bookmark.seq for _ in range(count)]
         ctx.equal(seqs, list(range(count)), "the events that are followed in the end")
+        await _close(follower)
+
+
+@check("EVT-7", "TURN-1", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.CHANGES))
+async def every_way_to_append_wakes_followers(ctx: Context) -> None:
+    """Who waits for events of the same instance or of another one gets those of every method that appends, without
+    another write after it.
+    """
+    stores = (ctx.store, await ctx.another())
+    for writer, (i, store) in in_time(ctx, itertools.product(kinds()[Timeline].writers, enumerate(stores))):
+        agent_id = f"{writer.method}-{i}"
+        await ctx.store.append_event(agent_id, samples.event(1))
+        follower = store.follow_events(agent_id)
+        await anext(follower)
+        waiting = asyncio.ensure_future(anext(follower))
+        await asyncio.sleep(0.05)
+        event = samples.event(2)
+        await getattr(ctx.store, writer.method)(agent_id, **{writer.parameter: [event] if writer.many else event})
+        done, _ = await asyncio.wait([waiting], timeout=_WAKES_S * ctx.harness.patience)
+        waiting.cancel()
+        whose = f"another instance, of {writer.method}" if i else f"the same instance, of {writer.method}"
+        ctx.true(bool(done), f"who follows an agent in {whose} was not given its event within {_WAKES_S:g} s")
+        ctx.equal(waiting.result().bookmark.seq, 2, f"the event that is followed in {whose}")
         await _close(follower)
 
 

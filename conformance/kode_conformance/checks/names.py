@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from kode_conformance import samples
+from kode_conformance.checks.many_reads import in_pages
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension, twins
 from kode_conformance.fields import Field, Holds, fields_of, full, of_agent, put
@@ -240,3 +241,26 @@ async def twin_agents_are_all_on_some_page(ctx: Context) -> None:
             ctx.true(not lost, f"{what}: on no page is {', '.join(map(brief, sorted(lost)))}")
             ctx.true(not twice, f"{what}: on several pages is {', '.join(map(brief, sorted(twice)))}")
             ctx.equal(found, wanted, f"{what}, next to iter_{kind}, ascending, for the ids")
+
+
+@check("QRY-3", "QRY-5", "ID-3", needs=Capability.QUERYABLE, under=(_D.TWINS, _D.EQUALS, _D.ITEMS))
+async def ties_break_on_ids_by_their_code_points(ctx: Context) -> None:
+    """Sessions and tool calls of one time stand in the order of the code points of their agents' ids, both ways and
+    from page to page, also where comparisons of other systems take two ids for one.
+    """
+    agents = [name for name in dict.fromkeys(twins()) if name]
+    ctx.rng.shuffle(agents)
+    call = samples.tool_call(1, created_at=samples.T0)
+    await at_once(ctx.store.save_tool_call_records(agent, [call]) for agent in agents)
+    await at_once(ctx.store.save_info(agent, samples.info(agent, created_at=samples.T0)) for agent in agents)
+    for what, filters in (
+        ("sessions", {}),
+        ("sessions", {"sort_by": "message_count"}),
+        ("tool_calls", {}),
+    ):
+        for order in ("asc", "desc"):
+            for limit in (7, 10_000):
+                found = await in_pages(ctx.store, f"query_{what}", order=order, limit=limit, **filters)
+                wanted = sorted(agents, reverse=order == "desc")
+                told = f"the agents of {what} of one time, {filters}, {order}, in pages of {limit}"
+                ctx.equal([record.agent_id for record in found], wanted, told)
