@@ -32,6 +32,12 @@ _TOPS: Final = [
 """The same, where they are the whole value of a field."""
 
 
+_KEYS: Final = [
+    payload._replace(name=f"{payload.name}, at the top") for payload in _REFUSED if payload.name.endswith("_key")
+]
+"""Keys that are refused, where they are the first keys of a field."""
+
+
 def _free(kind: Kind) -> Sequence[Field]:
     """The fields for JSON, of the record itself and one of each record inside that is saved alone as well."""
     loose = (Holds.JSON, Holds.DICT, Holds.SPREAD)
@@ -58,8 +64,9 @@ async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
             turn = [_REFUSED[i % len(_REFUSED)] for i in range(number, number + 2)]
             rest = _REFUSED if writer.method != "save_turn" else turn
             tops = _TOPS if field.holds is Holds.JSON and writer.method != "save_turn" else ()
-            for payload in (*_ALWAYS, *rest, *tops):
-                value = payload.value if field.holds is Holds.JSON else {"new": payload.value}
+            for payload in (*_ALWAYS, *rest, *tops, *_KEYS):
+                is_whole = field.holds is Holds.JSON or payload in _KEYS
+                value = payload.value if is_whole else {"new": payload.value}
                 bad = put(full(kind.record, 1), field, value)
                 alone = {writer.parameter: [bad] if writer.many else of_agent(bad, "a")}
                 call = alone if payload not in (*_ALWAYS, *turn) else _call(kind, writer, bad)
