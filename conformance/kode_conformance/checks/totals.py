@@ -136,3 +136,26 @@ async def _counted(ctx: Context, store: ExtendedStore, agent_id: str, messages: 
     ctx.equal(stats.tool_calls_by_state, {"COMPLETED": calls}, f"{calls} tool calls by state")
     names = {f"n{i}": len(range(i, calls, 3)) for i in range(3)}
     ctx.equal(dict(sorted(stats.tool_calls_by_name.items())), names, f"{calls} tool calls by name")
+
+
+_OF_16_BITS: Final = 32_769
+
+
+@check("MSG-6", "QRY-7", needs=Capability.QUERYABLE, under=(_D.ITEMS, _D.NUMBERS, _D.INSTANCES))
+async def counts_go_past_16_bits(ctx: Context) -> None:
+    """Messages and tool calls that are more than a number of 16 bits counts are counted by info, sessions and
+    statistics, also after the next append and after a cut.
+    """
+    other, there, message = await ctx.another(), 0, samples.message(text="x")
+    three = [samples.tool_call(i, audit_trail=[], name=f"n{i}") for i in range(3)]
+    sizes = (_FEWER, _OF_16_BITS, 65_537) if ctx.settings.tier > Tier.QUICK else (_FEWER, _OF_16_BITS)
+    await ctx.store.save_info("a", samples.info("a"))
+    for count in sizes_in_time(ctx, sizes):
+        calls = [three[i % 3] for i in range(count)]
+        await ctx.store.save_turn("a", append=[message] * (count - there), tool_calls=calls)
+        await _counted(ctx, other, "a", count, count)
+        there = count
+    await ctx.store.append_messages("a", [message])
+    await _counted(ctx, other, "a", there + 1, there)
+    await ctx.store.save_messages("a", [message])
+    await _counted(ctx, other, "a", 1, there)
