@@ -183,12 +183,7 @@ class Store(Protocol):
     async def append_events(
         self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None
     ) -> Sequence[int]:
-        """Append events in one piece and return their offsets; those that are there already are not stored again.
-
-        Raises:
-            InvalidArgumentError: two of *timelines* are identical; the error says which, and nothing is written
-                (EVT-4).
-        """
+        """Append events in one piece and return their offsets; two identical ones are refused (EVT-4)."""
         ...
 
     def read_events(
@@ -331,8 +326,7 @@ class QueryableStore(Store, Protocol):
         ...
 
     async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
-        """Delete every session that matches, and return how many (LIFE-5). An empty filter, as
-        ``metadata={}``, is refused.
+        """Delete every session that matches, and return how many (LIFE-5). ``metadata={}`` alone is refused.
 
         The deadline holds for each step, not for the whole (OPS-16); *progress* is called after each with how many
         were deleted. An error that ends it early says how many were deleted, as its ``deleted`` does.

@@ -26,6 +26,7 @@ import kode_core
 from conformance.tests.zoo.base import load_mutants
 from kode_core import errors
 from kode_core.config import StoreOptions
+from kode_core.plugins import registry
 from plugins.postgres.tests.conftest import had
 
 ROOT = Path(__file__).parents[1]
@@ -105,8 +106,24 @@ def test_blocks_say_what_they_are(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=name_of)
-def test_python_runs(page: Path) -> None:
+def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of a page runs from top to bottom, and prints what the page says it prints."""
+    added: list[object] = []
+    add = registry.add
+
+    def noted(plugin: object, *name: str) -> None:
+        add(plugin, *name)
+        added.append(plugin)
+
+    monkeypatch.setattr(registry, "add", noted)
+    try:
+        run_page(page)
+    finally:
+        for plugin in added:
+            registry.remove(plugin)
+
+
+def run_page(page: Path) -> None:
     printed: dict[str, Any] = {}
     namespace: dict[str, Any] = {"__name__": "docs"}
     previous = ""

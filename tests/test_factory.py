@@ -102,8 +102,8 @@ print(json.dumps([before, plugin, asyncio.run(main())]))
 
 
 def test_what_is_heavy_is_not_imported() -> None:
-    """A fresh process that opens SQLite, writes and reads imports nothing for metadata, archives, settings, upkeep or
-    other backends.
+    """A fresh process that opens SQLite, writes and reads imports nothing for metadata, archives, settings or other
+    backends.
     """
     script = """
 import asyncio, json, sys
@@ -129,7 +129,7 @@ print(json.dumps([imported, sorted(set(sys.modules) - there)]))
         "tomllib",
         "zipfile",
     }
-    own = {"engines.json_files", "layers.hybrid", "store.backups", "store.consistency"}
+    own = {"engines.json_files", "layers.hybrid"}
     assert {"kode_core.store.facade", "msgspec", "pluggy"} <= imported
     assert imported & {*heavy, "json", *(f"kode_core.{name}" for name in own)} == set()
     assert used & {*heavy, *(f"kode_core.{name}" for name in own)} == set()

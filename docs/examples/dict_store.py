@@ -118,7 +118,7 @@ class DictStore(Store):
         if changes:
             self._write(agent_id, **changes)
         if encoded:
-            self._append(agent_id, encoded)
+            await self._append(agent_id, encoded)
 
     # --- documents
 
@@ -179,7 +179,7 @@ class DictStore(Store):
 
     # --- events
 
-    def _append(self, agent_id: str, events: Sequence[tuple[int, str, Body]]) -> list[int]:
+    async def _append(self, agent_id: str, events: Sequence[tuple[int, str, Body]]) -> list[int]:
         log = self._place.events[check_agent_id(agent_id)]
         known = {(seq, body.digest): offset for offset, seq, _, body in log}
         offsets = []
@@ -189,16 +189,15 @@ class DictStore(Store):
                 offset = known[seq, body.digest] = next(self._place.offsets)
                 log.append((offset, seq, channel, body))
             offsets.append(offset)
+        async with self._place.changed:
+            self._place.changed.notify_all()
         return offsets
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Any = None) -> int:
         return (await self.append_events(agent_id, [timeline]))[0]
 
     async def append_events(self, agent_id: str, timelines: Sequence[Timeline], *, fence: Any = None) -> Sequence[int]:
-        offsets = self._append(agent_id, _events(timelines))
-        async with self._place.changed:
-            self._place.changed.notify_all()
-        return offsets
+        return await self._append(agent_id, _events(timelines))
 
     def read_events(
         self, agent_id: str, *, since: Any = None, after_offset: Any = None, channel: Any = None

@@ -32,7 +32,7 @@ from kode_core.model import (
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
-from kode_core.store import rows
+from kode_core.store import backups, consistency, health, rows  # not later: a full table of files allows no import
 from kode_core.store.book import Book, Observer
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
@@ -360,15 +360,11 @@ class EngineStore(ExtendedStore):
     # --- operations
 
     async def health_check(self) -> StoreHealthStatus:
-        from kode_core.store import health
-
         return await health.health(self._context)
 
     async def check_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> ConsistencyCheckResult:
-        from kode_core.store import consistency  # what serves the upkeep of stores is imported with the first of it
-
         async def check() -> ConsistencyCheckResult:
             checked = None if agent_id is None else check_agent_id(agent_id)
             return await consistency.check(self._context, checked, told(progress))
@@ -378,8 +374,6 @@ class EngineStore(ExtendedStore):
     def iter_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> AsyncIterator[ConsistencyIssue]:
-        from kode_core.store import consistency
-
         if agent_id is not None:
             check_agent_id(agent_id)
         return consistency.issues(self._context, agent_id, told(progress))
@@ -388,8 +382,6 @@ class EngineStore(ExtendedStore):
         return await self._run("get_metrics", self._context.metrics)
 
     async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
-        from kode_core.store import backups
-
         async def backup() -> Sequence[Path]:
             return await backups.backup(self._context, self._appender, target, told(progress))
 
