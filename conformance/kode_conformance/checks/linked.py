@@ -122,7 +122,7 @@ _WORDED: Final = (Holds.TEXT, Holds.KEY)
 
 
 def _worded(kind: Kind, number: int) -> Any:
-    """A record whose every field that can name something holds the same word."""
+    """A record whose every field that can name something holds the same word, and every number the same number."""
     word = f"w{number}"
     record = full(kind.record, number)
     for field in fields_of(kind.record):
@@ -130,6 +130,8 @@ def _worded(kind: Kind, number: int) -> Any:
             record = put(record, field, word)
         elif field.holds is Holds.DICT:
             record = put(record, field, {word: word})
+        elif field.holds is Holds.WHOLE:
+            record = put(record, field, 1000 * number + 1)
     return of_agent(record, "a")
 
 
@@ -150,15 +152,18 @@ async def _of_each_kind(store: Any) -> dict[str, Any]:
 
 @check("MSG-8", "INFO-1", "MED-1", under=(Dimension.CHANGES, Dimension.EQUALS, Dimension.INSTANCES))
 async def one_word_in_every_field_links_no_kinds(ctx: Context) -> None:
-    """Where every text of every record is the same word, so that any field could name any record of another kind, a
-    record that goes or changes leaves all other kinds as they are, by every method.
+    """Where every text of every record is the same word, and every number the same number, so that any field could name
+    any record of another kind or be a copy of it, a record that goes or changes leaves all other kinds as they are, by
+    every method.
     """
     stores = (ctx.store, await ctx.another())
     for kind in kinds().values():
         await _give(ctx.store, kind.writers[0], [_worded(kind, n) for n in range(1 if kind.is_single else 3)])
     before = await _of_each_kind(ctx.store)
-    changes = [(kind, writer, ns) for ns in ((1, 2), (5,), ()) for kind in kinds().values() for writer in kind.writers]
-    for n, (kind, writer, numbers) in enumerate(in_time(ctx, changes)):
+    writers = [(kind, writer) for kind in kinds().values() for writer in kind.writers]
+    changes = [(kind, writer, number) for number in ((1, 2), None, ()) for kind, writer in writers]
+    for n, (kind, writer, given) in enumerate(in_time(ctx, changes)):
+        numbers = (10 + n,) if given is None else given  # a number above all that were there
         await _give(stores[n % 2], writer, [_worded(kind, n) for n in numbers])
         after = await _of_each_kind(stores[1 - n % 2])
         before[kind.record.__name__] = after[kind.record.__name__]
