@@ -12,6 +12,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.writes import portrait
 from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError
 from kode_core.protocols import ExtendedStore
@@ -48,7 +49,12 @@ async def _take(lock: Awaitable[object]) -> object:
     return await lock
 
 
-@check("LOCK-1", needs=_E | Capability.CROSS_PROCESS, under=(Dimension.PROCESSES, Dimension.COMPANY))
+@check(
+    "LOCK-1",
+    needs=_E | Capability.CROSS_PROCESS,
+    tier=Tier.STANDARD,
+    under=(Dimension.PROCESSES, Dimension.COMPANY),
+)
 async def one_holder_over_processes(ctx: Context) -> None:
     """What one process holds no other gets, and processes that count up under the lock lose no count."""
     holder = await ctx.process("hold_lock", "b", 60_000)

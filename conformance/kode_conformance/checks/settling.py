@@ -154,7 +154,7 @@ async def _forks(ctx: Context, parent: str) -> list[str]:
     return sorted(info.agent_id for info in infos if info is not None and parent in info.lineage)
 
 
-@check("OPS-9", "TURN-1", under=(Dimension.INTERRUPTIONS, Dimension.ORDERS))
+@check("OPS-9", "TURN-1", tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS, Dimension.ORDERS))
 async def what_is_written_after_a_cancellation_is_last(ctx: Context) -> None:
     """A write that follows one that was cancelled, with no read in between, has the last word, whatever the kind."""
     await overwrite(ctx.store, "plain")
