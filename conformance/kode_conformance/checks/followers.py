@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from kode_conformance import samples
+from kode_conformance.checks.deadlines import hasty
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.logs import Asked, Log
@@ -185,7 +186,7 @@ def _named(*stores: ExtendedStore) -> list[tuple[str, ExtendedStore]]:
 @check("EVT-7", "OPS-9", under=(Dimension.COMPANY, Dimension.CLOCKS))
 async def following_through_silence(ctx: Context) -> None:
     """A follower that saw nothing for several times as long as a call may take is still there, and gets what comes."""
-    short = await ctx.another(timeout_ms=400) if ctx.harness.has("open_with") else ctx.store
+    short = await hasty(ctx, timeout_ms=400) if ctx.harness.has("open_with") else ctx.store
     log = Log()
     await log.append(ctx, ctx.store, samples.events(3))
     followers = [
