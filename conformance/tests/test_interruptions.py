@@ -307,7 +307,7 @@ class OpensAnything(OnFiles):
 
 class LeavesThreads(OnFiles):
     async def open(self, handle: Handle) -> Store:
-        threading.Thread(target=time.sleep, args=(10,), daemon=True).start()
+        threading.Thread(target=time.sleep, args=(120,), daemon=True).start()
         return await super().open(handle)
 
 
@@ -325,7 +325,7 @@ FAULTS: list[tuple[StoreHarness, str, str]] = [
     (Harness(KeepsTodos), "nothing_of_a_deleted_agent_is_stored", "still holds: message, tool call, todo"),
     (Harness(store=ShowsItself), "no_secret_is_told", "<THE SECRET>"),
     (Harness(store=ReadsAllFirst), "a_long_log_is_read_in_little_memory", "MB of memory"),
-    (OnFilesUnfenced(), "a_stopped_holder_is_fenced_off", "what the old holder could write"),
+    (OnFilesUnfenced(), "a_stopped_holder_is_fenced_off", "a holder that goes on after its lease has ended"),
     (LosesTheLast(), "acknowledged_writes_survive_a_crash_of_the_server", "acknowledged and are lost"),
     (OpensAnything(), "a_newer_version_is_refused", "expected SchemaVersionError, but it returned"),
     (LeavesThreads(), "opening_and_closing_leaves_nothing", "threads"),

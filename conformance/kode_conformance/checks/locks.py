@@ -363,7 +363,8 @@ async def who_waits_for_a_lock_holds_up_nobody(ctx: Context) -> None:
         for i, store in enumerate(stores):
             async with asyncio.timeout(20 * ctx.harness.patience):
                 await fill(store, f"other-{i}")
-                await store.load_messages(f"other-{i}")
+                loaded = await store.load_messages(f"other-{i}")
+                ctx.true(bool(loaded), "the messages of another agent must be there")
                 await store.query_messages(agent_id=f"other-{i}")
                 async with store.acquire_agent_lock(f"other-{i}"):
                     await store.append_messages(f"other-{i}", samples.messages(1))

@@ -164,6 +164,6 @@ class LeavesThreads(Layer):
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)
-        self._timer = threading.Timer(20, lambda: None)
+        self._timer = threading.Timer(120, lambda: None)
         self._timer.daemon = True
         self._timer.start()
