@@ -38,7 +38,7 @@ IDLE = {
     "DUR-1.acknowledged_writes_survive_a_crash_of_the_server",
     "OPS-18.what_other_processes_make_is_for_its_owner_alone",
 }
-"""Checks that no mutant can fail here: one needs a server that can be killed, one a store whose processes are faulty."""
+"""Checks that no mutant can fail here: one needs a server that can be killed, one a faulty store in other processes."""
 
 HEAVY = {
     "VAL-4.large_values_come_back",

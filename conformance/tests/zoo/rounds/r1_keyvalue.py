@@ -334,6 +334,7 @@ class AppendsAHundredAtATime(Keyed):
             (outcome,) = await super().commit([replace(batch, messages=part, op_id=f"{batch.op_id}-{i}")])
             if not isinstance(outcome, Applied):
                 break
+            await asyncio.sleep(0)
         return outcome
 
 
