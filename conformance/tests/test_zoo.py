@@ -41,6 +41,8 @@ IDLE = {
 """Checks that no mutant can fail here: one needs a server that can be killed, one a faulty store in other processes."""
 
 HEAVY = {
+    "MSG-6.counts_go_past_16_bits",
+    "MSG-6.ten_thousand_in_one_turn",
     "VAL-4.large_values_come_back",
     "VAL-4.a_list_of_twenty_megabytes",
     "VAL-1.hostile_values_in_every_field",
