@@ -90,8 +90,10 @@ def quoted(value: object) -> str:
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that a misspelt one is most like; *cutoff*, of 1, is how like it has to be."""
-    from difflib import get_close_matches  # imported by those that have erred
-
+    try:
+        from difflib import get_close_matches  # imported by those that have erred
+    except OSError:  # a process with no descriptor left imports nothing, and errs without a hint
+        return None
     return next(iter(get_close_matches(name, list(known), 1, cutoff)), None)
 
 

@@ -8,6 +8,7 @@ is written with ``\u`` escapes.
 from __future__ import annotations
 
 import itertools
+import json
 import marshal
 import re
 from collections.abc import Callable, Iterator
@@ -236,8 +237,6 @@ def dump(wire: Json) -> bytes:
 
 def escaped(value: Json) -> bytes:
     """JSON text that is ASCII, which can hold lone surrogates."""
-    import json  # few programs ever need it
-
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), check_circular=False).encode()
 
 
@@ -259,8 +258,6 @@ def decode_json(text: str) -> Json:
     try:
         return _from_json(text)
     except msgspec.DecodeError:  # escaped lone surrogates, or no JSON at all
-        import json
-
         return json.loads(text, parse_constant=_refuse_constant)
 
 

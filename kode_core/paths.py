@@ -86,6 +86,7 @@ def remove_abandoned(path: Path, age_s: float) -> None:
 
 
 def _remove_folder(path: Path) -> None:
-    import shutil  # with its archives it takes longer to import than a store to open
+    with suppress(OSError):  # a process with no descriptor left imports nothing, and could list no folder
+        import shutil  # with its archives it takes longer to import than a store to open
 
-    shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)

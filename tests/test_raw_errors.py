@@ -376,6 +376,9 @@ async def main():
         ("delete", "new"), ("health_check",), ("save_messages", "b", [Message.user("x")]),
     ):
         await tried(name, getattr(store, name)(*args))
+    await tried("half a pair", store.save_messages("half", [Message.user("\\ud83d")]))
+    await tried("a misspelt filter", store.query_messages(rol="user"))
+    await tried("a misspelt option", opened(f"{url}?tiemout_ms=5"))
     await tried("open", opened(url))
     await tried("open another", opened(url.replace("store", "other")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))

@@ -63,19 +63,21 @@ def _has_our_table(project: Path) -> bool:
         return False
     if "kode" not in text:
         return False
-    import tomllib
-
     try:
+        import tomllib  # most programs have no such file
+
         tool = tomllib.loads(text).get("tool")
+    except OSError:  # no descriptor is left to import it with
+        return False
     except (tomllib.TOMLDecodeError, RecursionError):
         return re.search(r"^\s*\[+\s*tool\s*\.\s*kode\b", text, re.MULTILINE) is not None
     return isinstance(tool, dict) and "kode" in tool
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    import tomllib  # most programs have no such file
-
     try:
+        import tomllib
+
         with path.open("rb") as file:
             return tomllib.load(file)
     except OSError as exc:

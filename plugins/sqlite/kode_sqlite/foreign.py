@@ -59,10 +59,10 @@ def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]
 
 
 def _tables_of_copy(path: str, log: str) -> set[tuple[str, str]]:
-    import shutil  # both take longer to import than a store to open
-    import tempfile
-
     try:
+        import shutil  # both take longer to import than a store to open
+        import tempfile
+
         with tempfile.TemporaryDirectory() as folder:
             copy = str(Path(folder) / "copy.db")
             shutil.copyfile(path, copy)
