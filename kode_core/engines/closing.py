@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 __all__ = ["close_all"]
 
 
-async def close_all(*parts: Callable[[], Awaitable[None]]) -> None:
-    """Close the parts in this order, each also when one before it failed or was cancelled.
+async def close_all(*parts: Callable[[], Awaitable[object]] | None) -> None:
+    """Close the parts in this order, each also when one before it failed or was cancelled; None is a part not in use.
 
     A part that waits for a server is cancelled when the event loop ends. The connection behind it has to be closed all
     the same.
     """
     async with AsyncExitStack() as stack:
-        for close in reversed(parts):
+        for close in filter(None, reversed(parts)):
             stack.push_async_callback(close)

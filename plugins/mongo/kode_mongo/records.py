@@ -242,7 +242,7 @@ class MongoRecords:
         raise UnsupportedError(f"a MongoDB database is backed up with mongodump: mongodump --archive={target}")
 
     async def close(self) -> None:
-        await close_all(*([] if self._watcher is None else [self._watcher.close]), self.connection.close)
+        await close_all(None if self._watcher is None else self._watcher.close, self.connection.close)
 
 
 def _head_change(head: HeadRecord, fields: Document) -> Document:

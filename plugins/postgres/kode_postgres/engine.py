@@ -154,7 +154,7 @@ class PostgresEngine(EngineReads):
 
     async def close(self) -> None:
         await close_all(
-            *([] if self._listener is None else [self._listener.close]),
+            None if self._listener is None else self._listener.close,
             self._committer.close,
             self._doubts.close,
             self._doubtful_leases.close,

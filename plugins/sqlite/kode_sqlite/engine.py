@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -299,7 +300,8 @@ class SqliteEngine(EngineReads):
 
     async def close(self) -> None:
         try:
-            await close_all(self._quiet, self._close_readers, self._fold, self._writer.close)
+            fold = partial(self._writer.run, self._close_last)
+            await close_all(self._quiet, self._close_readers, fold, self._writer.close)
         finally:
             self._guard.close()
 
@@ -312,9 +314,6 @@ class SqliteEngine(EngineReads):
     async def _close_readers(self) -> None:
         await close_all(*(reader.close for reader in self._idle_readers))
         self._idle_readers.clear()
-
-    async def _fold(self) -> None:
-        await self._writer.run(self._close_last)
 
     def _close_last(self, db: sqlite3.Connection) -> None:
         """The last connection folds the log into the database when it closes, which is a write."""
