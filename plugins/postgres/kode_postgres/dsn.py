@@ -12,7 +12,17 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from kode_core.errors import ConfigurationError
 
-__all__ = ["CHOICES", "PARAMETERS", "Dsn", "millis_of", "read_dsn", "see_settings", "settings_in"]
+__all__ = [
+    "CHOICES",
+    "HELD",
+    "PARAMETERS",
+    "Dsn",
+    "millis_of",
+    "read_dsn",
+    "see_settings",
+    "settings_in",
+    "variable_of",
+]
 
 _PASSED: Final = frozenset(
     {
@@ -24,7 +34,7 @@ _PASSED: Final = frozenset(
 """Parameters that the driver understands; ``options`` reaches the server."""
 _OURS: Final = frozenset({"application_name", "fallback_application_name", "connect_timeout", "service", "servicefile"})
 """Parameters that this backend handles itself."""
-_HELD: Final[Mapping[str, tuple[str, ...]]] = {
+HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "channel_binding": ("prefer", "disable"),
     "gssencmode": ("prefer", "disable"),
     "sslcompression": ("0",),
@@ -55,7 +65,7 @@ _REFUSED: Final = frozenset(
     }
 )
 """Parameters of libpq that mean nothing here, whatever their value."""
-PARAMETERS: Final = _PASSED | _OURS | _HELD.keys() | _REFUSED
+PARAMETERS: Final = _PASSED | _OURS | HELD.keys() | _REFUSED
 """Parameters of a URL that are libpq's and no options of this backend."""
 
 _MADE: Final[Mapping[str, str]] = {
@@ -103,6 +113,11 @@ def see_settings(names: Iterable[str], where: str) -> None:
             raise ConfigurationError(f"{where} has {setting}, which cannot be set there: {_MADE[setting]}")
 
 
+def variable_of(parameter: str) -> str:
+    """The variable of libpq that stands for a parameter which the URL does not have."""
+    return f"PG{parameter.replace('_', '').upper()}"
+
+
 def settings_in(options: str) -> list[str]:
     """The names of the settings in libpq's ``options``."""
     return _SETTING.findall(options)
@@ -146,7 +161,7 @@ def _with_parameters(split: Any, hosts: str) -> Dsn:
     for name in sorted(_REFUSED & given.keys()):
         raise ConfigurationError(f"the dsn has {name}, which the driver, asyncpg, does not know; leave it out")
     see_settings(settings_in(given.get("options", "")), "the dsn, in options,")
-    for name, values in _HELD.items():
+    for name, values in HELD.items():
         if name in given and given[name].lower() not in values:
             raise ConfigurationError(
                 f"the dsn has {name}, which the driver, asyncpg, does not know: only "

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from kode_core.errors import ConfigurationError
+from kode_postgres.dsn import variable_of
 
 __all__ = ["driver_ssl", "see_tls"]
 
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _VERIFIES: Final = ("verify-ca", "verify-full")
 _FILES: Final = ("sslrootcert", "sslcrl", "sslcert", "sslkey")
-_VARIABLES: Final = {name: f"PG{name.upper()}" for name in _FILES}
+_VARIABLES: Final = {name: variable_of(name) for name in _FILES}
 _OF_A_CONTEXT: Final = (*_FILES, "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
 """Parameters that make a context of TLS, and mean nothing where there is one."""
 

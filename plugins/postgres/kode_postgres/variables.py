@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from kode_core.errors import ConfigurationError
-from kode_postgres.dsn import CHOICES, Dsn, millis_of, see_settings, settings_in
+from kode_postgres.dsn import CHOICES, HELD, Dsn, millis_of, see_settings, settings_in, variable_of
 
 __all__ = ["VARIABLES", "connect_millis", "see_variables", "settings_of"]
 
@@ -25,13 +25,7 @@ _READ: Final = frozenset(
 _NOTHING: Final = frozenset({"PGCLIENTENCODING", "PGLOCALEDIR"})
 """Variables that change nothing here: texts are Unicode, and messages are English."""
 _HELD: Final[Mapping[str, tuple[str, ...]]] = {
-    "PGCHANNELBINDING": ("prefer", "disable"),
-    "PGGSSENCMODE": ("prefer", "disable"),
-    "PGGSSDELEGATION": ("0",),
-    "PGLOADBALANCEHOSTS": ("disable",),
-    "PGSSLCERTMODE": ("allow",),
-    "PGSSLCOMPRESSION": ("0",),
-    "PGSSLSNI": ("1",),
+    **{variable_of(name): values for name, values in HELD.items() if name not in ("client_encoding", "replication")},
     "PGMINPROTOCOLVERSION": ("3.0",),
     "PGMAXPROTOCOLVERSION": ("3.0", "3.2", "latest"),
     "PGREQUIREAUTH": (),
@@ -40,8 +34,8 @@ _HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "PGSSLCRLDIR": (),
     "PGHOSTADDR": (),
 }
-"""What the driver does not read, and the values that hold all the same."""
-_CHOICES: Final = {name: f"PG{name.replace('_', '').upper()}" for name in CHOICES}
+"""Variables that the driver does not read, and the values that hold all the same, as of the parameters of a URL."""
+_CHOICES: Final = {name: variable_of(name) for name in CHOICES}
 """The variables of parameters that have certain values; the driver does not say of which one it speaks."""
 _SETTINGS: Final = {"PGTZ": "timezone", "PGDATESTYLE": "datestyle", "PGGEQO": "geqo"}
 """Settings of a session, which libpq sends, too."""
