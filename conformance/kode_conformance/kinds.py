@@ -33,6 +33,10 @@ class Writer(NamedTuple):
     many: bool
     in_company: bool = False
 
+    def given(self, record: Any) -> dict[str, Any]:
+        """The argument that gives one record."""
+        return {self.parameter: [record] if self.many else record}
+
 
 class Gives(Enum):
     """How a method gives records back."""
@@ -63,6 +67,11 @@ class Kind(NamedTuple):
     def is_single(self) -> bool:
         """Whether an agent has one record of the kind at most."""
         return any(reader.gives is Gives.ONE for reader in self.readers)
+
+    @property
+    def whole(self) -> Reader:
+        """The method that gives all records of an agent."""
+        return next(reader for reader in self.readers[::-1] if reader.gives in (Gives.LIST, Gives.ONE, Gives.STREAM))
 
 
 @functools.cache

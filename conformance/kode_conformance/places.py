@@ -58,14 +58,11 @@ class Place(NamedTuple):
     async def save(self, store: Store, agent_id: str, record: Any) -> None:
         """Save a record, in place of an old one where the kind replaces."""
         writer = next(writer for writer in self.kind.writers if writer.method.startswith(("save_", "append_event")))
-        owned = of_agent(record, agent_id)
-        given = {writer.parameter: [owned] if writer.many else owned}
-        await getattr(store, writer.method)(agent_id, **given)
+        await getattr(store, writer.method)(agent_id, **writer.given(of_agent(record, agent_id)))
 
     async def load(self, store: Store, agent_id: str) -> Sequence[Any]:
         """All records of the kind."""
-        wanted = (Gives.LIST, Gives.ONE, Gives.STREAM)
-        reader = next(reader for reader in self.kind.readers[::-1] if reader.gives in wanted)
+        reader = self.kind.whole
         found = getattr(store, reader.method)(agent_id)
         if isinstance(found, AsyncIterator):
             return [event async for event in found]

@@ -134,8 +134,7 @@ async def every_way_to_append_wakes_followers(ctx: Context) -> None:
         await anext(follower)
         waiting = asyncio.ensure_future(anext(follower))
         await asyncio.sleep(0.05)
-        event = samples.event(2)
-        await getattr(ctx.store, writer.method)(agent_id, **{writer.parameter: [event] if writer.many else event})
+        await getattr(ctx.store, writer.method)(agent_id, **writer.given(samples.event(2)))
         done, _ = await asyncio.wait([waiting], timeout=_WAKES_S * ctx.harness.patience)
         waiting.cancel()
         whose = f"another instance, of {writer.method}" if i else f"the same instance, of {writer.method}"

@@ -26,7 +26,6 @@ from kode_core.protocols import ExtendedStore
 
 _D = Dimension
 _E: Final = Capability.EXTENDED
-_WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
 
 
 def _rows(*numbers: int) -> Mapping[type[Record], Sequence[Any]]:
@@ -67,19 +66,17 @@ async def records_changed_in_place_are_saved(ctx: Context) -> None:
 
 async def _give(ctx: Context, model: StoreModel, writer: Writer, agent_id: str, record: Any) -> None:
     copied = whole_copy(record)
-    getattr(model, writer.method)(agent_id, **{writer.parameter: [copied] if writer.many else copied})
-    await getattr(ctx.store, writer.method)(agent_id, **{writer.parameter: [record] if writer.many else record})
+    getattr(model, writer.method)(agent_id, **writer.given(copied))
+    await getattr(ctx.store, writer.method)(agent_id, **writer.given(record))
 
 
 async def _loaded(store: ExtendedStore, kind: Kind, agent_id: str) -> Any:
-    reader = next(reader for reader in kind.readers[::-1] if reader.gives in _WHOLE)
-    return await drive(getattr(store, reader.method), {"agent_id": agent_id})
+    return await drive(getattr(store, kind.whole.method), {"agent_id": agent_id})
 
 
 async def _see(ctx: Context, model: StoreModel, kind: Kind, agent_id: str, other: ExtendedStore, what: str) -> None:
-    reader = next(reader for reader in kind.readers[::-1] if reader.gives in _WHOLE)
-    found = await drive(getattr(other, reader.method), {"agent_id": agent_id})
-    ctx.equal(found, held(model, reader.method, agent_id), f"{reader.method} in another instance, of {what}")
+    found, method = await _loaded(other, kind, agent_id), kind.whole.method
+    ctx.equal(found, held(model, method, agent_id), f"{method} in another instance, of {what}")
 
 
 # --- what is no record ------------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ async def what_was_read_as_absent_is_read_when_it_is_there(ctx: Context) -> None
             record = of_agent(full(kind.record), agent_id)
             known.keys[getattr(record, "id", "none")] = None
             looks = _all_looks(agent_id, known)
-            write = Look(writer.method, (agent_id,), {writer.parameter: [record] if writer.many else record})
+            write = Look(writer.method, (agent_id,), writer.given(record))
             before = "before anything was written"
             for step, call in enumerate((None, write, Look("delete", (agent_id,)), write)):
                 if call is not None:

@@ -17,8 +17,7 @@ from kode_core.errors import LockLostError
 
 
 def _call(kind: Kind, writer: Writer, agent_id: str) -> dict[str, Any]:
-    record = of_agent(full(kind.record), agent_id)
-    return {writer.parameter: [record] if writer.many else record}
+    return writer.given(of_agent(full(kind.record), agent_id))
 
 
 @check(

@@ -9,7 +9,7 @@ from typing import Any, Final
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.fields import Field, Holds, fields_of, full, of_agent, put
-from kode_conformance.kinds import Gives, Kind, Writer, kinds
+from kode_conformance.kinds import Kind, Writer, kinds
 from kode_conformance.methods import drive
 from kode_conformance.model import StoreModel
 from kode_conformance.pace import in_time
@@ -19,7 +19,6 @@ from kode_conformance.ways import held
 from kode_core.errors import InvalidArgumentError, InvalidValueError, KodeError
 
 _D = Dimension
-_WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
 _REFUSED: Final = [payload for payload in PAYLOADS if not payload.is_json and "5000" not in payload.name]
 _ALWAYS: Final = [payload for payload in _REFUSED if payload.name in ("nan", "datetime_aware")]
 
@@ -54,9 +53,8 @@ async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
     for kind in kinds().values():
         writer = kind.writers[0]
         record = of_agent(full(kind.record), "a")
-        given = {writer.parameter: [record] if writer.many else record}
-        getattr(model, writer.method)("a", **given)
-        await getattr(ctx.store, writer.method)("a", **given)
+        getattr(model, writer.method)("a", **writer.given(record))
+        await getattr(ctx.store, writer.method)("a", **writer.given(record))
     cases = [(kind, writer) for kind in kinds().values() for writer in kind.writers]
     for kind, writer in in_time(ctx, cases):
         for field in _free(kind):
@@ -133,13 +131,12 @@ def _call(kind: Kind, writer: Writer, bad: Any) -> dict[str, Any]:
             if other is not kind:
                 part = next((w for w in other.writers if w.method == "save_turn"), None)
                 if part is not None:
-                    record = of_agent(full(other.record, 4), "a")
-                    call[part.parameter] = [record] if part.many else record
+                    call |= part.given(of_agent(full(other.record, 4), "a"))
     return call
 
 
 async def _unchanged(ctx: Context, model: StoreModel, when: str, agent_id: str = "a") -> None:
     for kind in kinds().values():
-        reader = next(reader for reader in kind.readers[::-1] if reader.gives in _WHOLE)
-        found = await drive(getattr(ctx.store, reader.method), {"agent_id": agent_id})
-        ctx.equal(found, held(model, reader.method, agent_id), f"{reader.method}, {when}")
+        method = kind.whole.method
+        found = await drive(getattr(ctx.store, method), {"agent_id": agent_id})
+        ctx.equal(found, held(model, method, agent_id), f"{method}, {when}")

@@ -12,7 +12,7 @@ from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.fields import Holds, fields_of, full, of_agent, put
-from kode_conformance.kinds import Gives, Kind, Writer, kinds
+from kode_conformance.kinds import Kind, Writer, kinds
 from kode_conformance.methods import drive
 from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
@@ -144,8 +144,7 @@ async def _give(store: Any, writer: Writer, records: Sequence[Any]) -> None:
 async def _of_each_kind(store: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in kinds().values():
-        reader = next(reader for reader in kind.readers[::-1] if reader.gives in (Gives.LIST, Gives.ONE, Gives.STREAM))
-        found[kind.record.__name__] = await drive(getattr(store, reader.method), {"agent_id": "a"})
+        found[kind.record.__name__] = await drive(getattr(store, kind.whole.method), {"agent_id": "a"})
     found[AgentInfo.__name__] = found[AgentInfo.__name__].replace(message_count=0)
     return found
 

@@ -25,7 +25,6 @@ from kode_core.errors import InvalidArgumentError, LockUnavailableError
 _D = Dimension
 _AGENT_BYTES: Final = 256
 _KEY_BYTES: Final = 4096
-_WHOLE: Final = (Gives.LIST, Gives.ONE, Gives.STREAM)
 
 
 def _ends(limit: int) -> list[str]:
@@ -121,7 +120,7 @@ async def names_over_the_limit_are_refused(ctx: Context) -> None:
         what = f"a key of {len(bad.encode())} bytes"
         for kind, key, writer in _keyed_writers():
             record = put(full(kind.record), key, bad)
-            call = getattr(ctx.store, writer.method)("a", **{writer.parameter: [record] if writer.many else record})
+            call = getattr(ctx.store, writer.method)("a", **writer.given(record))
             await ctx.raises(InvalidArgumentError, call, f"{writer.method}({writer.parameter}=) of {what}")
             for reader in kind.readers:
                 if reader.gives is Gives.KEYED:
@@ -176,7 +175,7 @@ async def twin_agents_share_nothing(ctx: Context) -> None:
             getattr(model, method)(agent_id, **given)
         save = getattr(ctx.store, method)
         await at_once(save(agent_id, **given) for agent_id, given in zip(ids, every, strict=True))
-        methods = [next(r.method for r in kind.readers[::-1] if r.gives in _WHOLE) for kind in together]
+        methods = [kind.whole.method for kind in together]
         written += methods
         await at_once(_compared(ctx, other, model, *what, "") for what in itertools.product(ids[::2], methods))
     await _listed(ctx, model)
