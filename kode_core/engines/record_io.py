@@ -26,7 +26,7 @@ from kode_core.engines.record_state import (
 from kode_core.engines.records import Change, Cut, HeadRecord, Item, Place, RecordStore
 from kode_core.errors import CorruptRecordError, KodeError, OutcomeUnknownError, StorageError
 
-__all__ = ["AT_ONCE", "FORK_DEAD_SECONDS", "MovedError", "RecordIO", "each"]
+__all__ = ["AT_ONCE", "FORK_DEAD_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -44,7 +44,11 @@ _decode_changes = msgspec.msgpack.Decoder(tuple[Step, ...]).decode
 
 
 class MovedError(Exception):
-    """What was read is not of one instant: somebody wrote meanwhile."""
+    """The read is not of one instant: another writer came between."""
+
+
+class MissingError(MovedError):
+    """A part of the read is not there: another writer removed it, or it is lost when the head is still the same."""
 
 
 async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A], *, at_once: int = AT_ONCE) -> list[B]:
@@ -120,7 +124,7 @@ class RecordIO:
             return head.state.pending
         parts = await self.store.parts(head.record.place, stash.key, head.record.rev)
         if len(parts) < stash.parts:
-            raise MovedError
+            raise MissingError
         try:
             return _decode_changes(b"".join(parts))
         except msgspec.MsgspecError:
@@ -143,7 +147,7 @@ class RecordIO:
     async def _text(self, place: Place, key: str, rev: int, count: int) -> str:
         parts = await self.store.parts(place, key, rev)
         if len(parts) < count:
-            raise MovedError
+            raise MissingError
         return b"".join(parts).decode(errors="replace")  # what is damaged has another digest
 
     async def whole(self, place: Place, items: Iterable[Item]) -> list[Item]:

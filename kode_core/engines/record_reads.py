@@ -25,7 +25,7 @@ from kode_core.batch import (
     ToolCallIndex,
     Totals,
 )
-from kode_core.engines.record_io import MovedError, RecordIO, each
+from kode_core.engines.record_io import MissingError, MovedError, RecordIO, each
 from kode_core.engines.record_state import (
     AgentHead,
     Overlay,
@@ -75,23 +75,29 @@ class RecordReads:
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
         """The result of *read* at one instant; *nothing* where there is no head.
 
-        *read* raises MovedError when others seem to have written meanwhile. When the head is the same afterwards they
-        did not, and an item is missing.
+        *read* raises MovedError when others wrote meanwhile, and MissingError when something is not found. When the
+        head is the same afterwards nobody wrote, and it is lost. A MovedError says nothing of the head: the mark that a
+        head is settled may be acknowledged some time before a read shows it.
+
+        Raises:
+            CorruptRecordError: something of the agent is lost.
+            StoreBusyError: other writers change the agent faster than it can be read.
         """
-        failed: HeadRecord | None = None
+        missed: HeadRecord | None = None
         frozen: AgentHead | None = None
         for attempt in range(_ATTEMPTS):
             head = await self._io.head(agent_id)
             if head is None:
                 return nothing
-            if failed is not None and failed == head.record:
+            if missed == head.record:
                 raise CorruptRecordError(f"agent {agent_id!r}", "something of it is missing, and nobody is writing")
-            failed = None
+            missed = None
             try:
                 if attempt >= _OPTIMISTIC:
                     head = frozen = await self._io.freeze(head)
-                failed = head.record
                 return await read(Instant(head, await self._io.overlay(head)))
+            except MissingError:
+                missed = head.record
             except MovedError:
                 pass
             finally:
@@ -138,7 +144,7 @@ class RecordReads:
             return []
         items = await self.items(instant, row_span(kind, 0, count - 1, bodies=bodies))
         if len(items) != count:
-            raise MovedError
+            raise MissingError
         return items
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
@@ -157,7 +163,7 @@ class RecordReads:
                 return ListRows(head.version, [])
             items = await self.items(instant, row_span(kind, start, end - 1))
             if len(items) != end - start:
-                raise MovedError
+                raise MissingError
             whole = await self._io.whole(instant.place, items)
             return ListRows(head.version, [(item.body, item.time) for item in whole])
 
