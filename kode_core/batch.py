@@ -7,8 +7,9 @@ same atomic step as the write.
   under a kind and a key; an *event log*; an *info*; and a *lease*.
 - Agent ids have at most 300 bytes (those of callers 256), keys of documents 4,096, texts of an index 1,024. Times,
   seqs, offsets, versions and tokens fit 64 bits, with a sign.
-- Every list has a *version*, which grows by one with every write to the list and never returns to an earlier value,
-  not even after the agent was deleted and made again. The core relies on it to write only what changed.
+- Every list has a *version*, which grows by the ``step`` of each write to the list, and no two contents of a list ever
+  have the same: not after the agent was deleted and made again, and not after a crash took back writes that others had
+  seen. The core relies on it to write only what changed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -206,7 +207,7 @@ class ListHead(_Value, frozen=True):
         """The head that *write* leads to."""
         if write is None:
             return self
-        return ListHead((self.version or first_version()) + 1, self.kept(write) + len(write.append))
+        return ListHead((self.version or first_version()) + write.step, self.kept(write) + len(write.append))
 
 
 class Head(_Value, frozen=True, kw_only=True):
@@ -224,6 +225,13 @@ class Head(_Value, frozen=True, kw_only=True):
 
 
 # --- Writes -----------------------------------------------------------------------------------------------------------
+
+_STEP_BITS: Final = 32
+"""Versions begin below 2 ** 52: there is room for billions of writes."""
+
+
+def _step() -> int:
+    return secrets.randbits(_STEP_BITS) + 1
 
 
 class Fence(_Value, frozen=True):
@@ -244,12 +252,15 @@ class ListWrite(_Value, frozen=True, kw_only=True):
             they come with times of their own, which for a message that only moved may be older. Otherwise, see
             ``is_blind``, the engine gives appended *messages* at least the greatest ``created_at`` of the stored rows
             that stay before them, in the same atomic step (MSG-4); never tool calls.
+        step: how much the list's version grows, at random: where a crash takes this write back, the next one does not
+            lead to the version that those remember who saw it.
     """
 
     expect: int | None = None
     length: int | None = None
     put: tuple[tuple[int, Row], ...] = ()
     append: tuple[Row, ...] = ()
+    step: int = msgspec.field(default_factory=_step)
 
     @property
     def is_blind(self) -> bool:
@@ -366,7 +377,11 @@ def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
 
 
 class Applied(_Value, frozen=True):
-    """The batch is durable. ``offsets`` are those of its events, in order, old ones for repeated events."""
+    """The batch is durable. ``offsets`` are those of its events, in order, old ones for repeated events.
+
+    A list has the version 0 where it was written by an earlier attempt, and the engine cannot tell which version that
+    led to, because others may have changed the list since.
+    """
 
     messages: ListHead = ListHead()
     tool_calls: ListHead = ListHead()

@@ -162,7 +162,7 @@ class Append:
         old = self._old
         if head.count == len(self._tail.held):
             old = Remembered.of_nothing()
-        elif old is None or head.version != old.version + 1:
+        elif old is None or head.version != old.version + self.write.step:
             return None
         old.extend(head.version, self._tail)
         return old

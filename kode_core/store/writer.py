@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
-from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListKind
+from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListHead, ListKind
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.list_memory import ListMemory
@@ -94,10 +94,8 @@ class Writer:
             outcome = await self._context.commit(batch)
         finally:
             for kind, change in changes.items():
-                remembered = None
-                if isinstance(outcome, Applied):
-                    remembered = change.remember(getattr(outcome, kind.value))
-                self._memory.put(agent_id, kind, remembered)
+                head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
+                self._memory.put(agent_id, kind, change.remember(head) if head.version else None)
         return isinstance(outcome, Applied)
 
     async def _change(self, agent_id: str, kind: ListKind, edit: ListEdit, *, whole: bool) -> Change:

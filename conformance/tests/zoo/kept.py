@@ -245,8 +245,8 @@ class VersionsComeAgain(MemoryLayer):
             return outcome
         for kind in ListKind:
             rows = self.space.state(batch.agent_id).lists[kind]
-            if getattr(batch, kind.value) is not None:
-                known = rows.version - 1
+            if kind in batch.lists:
+                known = rows.version - batch.lists[kind].step
                 rows.version = known + 1 if 0 < known < 2**20 else 1
                 outcome = replace(outcome, **{kind.value: rows.head})
         return outcome

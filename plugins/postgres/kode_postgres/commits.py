@@ -213,9 +213,8 @@ class Committer:
         """Outcomes of those that were applied."""
         text, arguments = self._statements.write(batches, session.since, session.until)
         rows = await session.fetch(text, *arguments)
-        if rows:
-            session.clock.heard(rows[0][7])
-        return {row[0] - 1: applied(batches[row[0] - 1], row) for row in rows}
+        session.clock.heard(rows[0][7])
+        return {row[0] - 1: applied(batches[row[0] - 1], row) for row in rows if row[0] is not None}
 
     async def _heads(self, session: Session, batches: Sequence[Batch], statement: str) -> dict[str, Head]:
         rows = await session.fetch(statement, [batch.agent_id for batch in batches])
@@ -242,18 +241,24 @@ class Committer:
         return outcomes
 
     async def _known(self, session: Session, batch: Batch, head: Head) -> Outcome | None:
-        """The outcome of a batch that was applied already."""
+        """The outcome of a batch that was applied already, after a write of its own: its commit waits as others do.
+
+        The attempt that applied it may have been given up while it waited for a standby: then it is on the primary
+        alone.
+        """
         is_known = head.knows(op_number(batch.op_id))
         is_forgotten = session.is_retry and head.may_have_forgotten(session.since)
         if not (is_known or is_forgotten):
             return None
         old = await self._offsets(session, batch) if batch.events else {}
         if is_known:
-            first = 0
-            if len(old) < len({(event.seq, event.body.digest) for event in batch.events}):  # deleted since
-                last = await session.fetchrow(self._statements.skip_offsets, batch.agent_id, len(batch.events))
-                first = last[0] - len(batch.events) + 1
-            return Applied(head.messages, head.tool_calls, offsets_of(batch, first, old))
+            is_gone = len(old) < len({(event.seq, event.body.digest) for event in batch.events})  # deleted since
+            skipped = len(batch.events) if is_gone else 0
+            last = await session.fetchrow(self._statements.confirm, batch.agent_id, skipped)
+            lists = [head.messages, head.tool_calls]
+            if not head.is_last(op_number(batch.op_id)):
+                lists = [replace(one, version=0) for one in lists]
+            return Applied(*lists, offsets_of(batch, last[0] - skipped + 1, old))
         return OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
 
     async def _offsets(self, session: Session, batch: Batch) -> dict[tuple[str, int, bytes], int]:
@@ -268,26 +273,28 @@ class Committer:
     ) -> dict[int, Outcome]:
         """Deletes, and lists that are replaced without a precondition: the rows to remove are found under the lock.
 
-        What needed no write is noted in *decided*: it stays so although the connection breaks afterwards.
+        What needs no write is noted in *decided*: it stays so although the connection breaks afterwards.
         """
         statements = self._statements
         places = [i for i in range(len(batches)) if i not in decided]
         some = [batches[i] for i in places]
         async with session.transaction():
-            await session.fetch(statements.begin)
+            [begun] = await session.fetch(statements.begin)
+            session.clock.heard(begun[-1])
             heads = await self._heads(session, some, statements.lock_heads if len(some) > 1 else statements.lock_head)
             if len(some) > 1:
                 others = (await self._heads(session, some, statements.heads)).keys() - heads.keys()
                 places = [i for i in places if batches[i].agent_id not in others]
                 some = [batches[i] for i in places]
             explained = await self._explained(session, some, heads, statements.lock_leases)
-            decided |= {places[i]: outcome for i, outcome in explained.items()}
+            known = {places[i]: outcome for i, outcome in explained.items() if isinstance(outcome, Applied)}
+            decided |= {places[i]: outcome for i, outcome in explained.items() if places[i] not in known}
             # What has no head has nothing else, and nothing that would keep others from making it meanwhile.
-            undecided = [i for i in places if i not in decided]
+            undecided = [i for i in places if i not in decided and i not in known]
             decided |= {i: Applied() for i in undecided if batches[i].is_empty and batches[i].agent_id not in heads}
-            todo = {i: batches[i] for i in places if i not in decided}
+            todo = {i: batches[i] for i in undecided if i not in decided}
             session.begin_now()
-            outcomes = decided | await self._write_locked(session, todo, heads)
+            outcomes = decided | known | await self._write_locked(session, todo, heads)
         return outcomes
 
     async def _write_locked(

@@ -23,10 +23,15 @@ class Forks:
         self._tables = tables
         self._statement = self._text(sync(durable))
         self._never = (
-            f"INSERT INTO {tables.agents} (agent_id, message_version, message_count, tool_call_version,"
+            f"INSERT INTO {tables.agents} AS a (agent_id, message_version, message_count, tool_call_version,"
             " tool_call_count, updated_at, last_offset, ops, op_times)"
-            f" SELECT a, 0, 0, 0, 0, 0, 0, '{{}}', '{{}}' FROM unnest($1::text[]) a"
-            f" ON CONFLICT (agent_id) DO NOTHING RETURNING {sync(durable)}"
+            f" SELECT c, 0, 0, 0, 0, 0, 0, '{{}}', '{{}}' FROM unnest($1::text[]) c"
+            f" ON CONFLICT (agent_id) DO UPDATE SET last_offset = a.last_offset RETURNING {sync(durable)}"
+        )
+        # Writes, so that its commit waits for the disks that the commit of an attempt before may not have waited for.
+        self._confirm = (
+            f"UPDATE {tables.agents} SET last_offset = last_offset WHERE agent_id = ANY ($1::text[])"
+            f" RETURNING {sync(durable)}"
         )
 
     def never(self, children: Sequence[Child]) -> Never:
@@ -35,10 +40,8 @@ class Forks:
 
     async def fork(self, session: Session, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
         """Copy one instant of the agent to each child, all or none; False when its info is no longer *expect*."""
-        if session.is_retry:
-            made = f"SELECT count(*) FROM {self._tables.agents} WHERE agent_id = ANY ($1::text[])"
-            if (await session.fetch(made, [child.agent_id for child in children]))[0][0]:
-                return True
+        if session.is_retry and await session.fetch(self._confirm, [child.agent_id for child in children]):
+            return True
         infos = [child.info for child in children]
         rows = await session.fetch(
             self._statement,

@@ -47,12 +47,14 @@ class Column(NamedTuple):
 
 
 def _list_columns(one: str) -> tuple[Column, ...]:
-    """Of a list in a batch: the version before the first, NULL where the list is not written; what must hold; its end.
+    """Of a list in a batch: the version before the first, NULL where the list is not written; what is added to the
+    version; what must hold; its end.
 
     ``least`` is how long it is at least after rows were put.
     """
     return (
         Column(f"{one}_first", "bigint"),
+        Column(f"{one}_step", "bigint"),
         Column(f"{one}_expect", "bigint"),
         Column(f"{one}_length", "bigint"),
         Column(f"{one}_least", "bigint"),
@@ -187,7 +189,7 @@ class WriteStatement:
             f"({oldest} IS NULL OR {oldest} < i.since OR {oldest} > {NOW})",  # a clock may be set back
         ]
         for _, one in self._lists():
-            version = f"CASE a.{one}_version WHEN 0 THEN i.{one}_first ELSE a.{one}_version END + 1"
+            version = f"CASE a.{one}_version WHEN 0 THEN i.{one}_first ELSE a.{one}_version END + i.{one}_step"
             count = f"greatest(least(a.{one}_count, i.{one}_length), i.{one}_least) + i.{one}_append"
             sets.append(f"{one}_version = CASE WHEN i.{one}_first IS NULL THEN a.{one}_version ELSE {version} END")
             sets.append(f"{one}_count = CASE WHEN i.{one}_first IS NULL THEN a.{one}_count ELSE {count} END")
@@ -224,7 +226,7 @@ class WriteStatement:
         }
         holds = [f"NOT EXISTS (SELECT FROM {self._tables.agents} a WHERE a.agent_id = i.agent_id)"]
         for _, one in self._lists():
-            values[f"{one}_version"] = f"coalesce(i.{one}_first + 1, 0)"
+            values[f"{one}_version"] = f"coalesce(i.{one}_first + i.{one}_step, 0)"
             values[f"{one}_count"] = f"coalesce(i.{one}_least + i.{one}_append, 0)"
             holds.append(f"coalesce(i.{one}_expect, 0) = 0")
         if Part.TOUCH in self:
@@ -333,16 +335,17 @@ class WriteStatement:
         ]
 
     def _answer(self) -> str:
-        """A row for each batch that was applied; the columns after its head are the same in all of them.
+        """A row for each batch that was applied, or one without a head; the columns after it are the same in all.
 
         These are the server's time and, where there are events, those that were there before: agents, seqs, digests
-        and offsets.
+        and offsets. The time is told also where nothing was applied: it may be why.
         """
-        answer = [f"h.n, {self._returned('h')}, {NOW} AS now"]
+        answer = [f"h.n, {self._returned('h')}, t.now"]
         if Part.EVENTS in self:
             answer += [f"(SELECT array_agg({c}) FROM repeated)" for c in ("agent_id", "seq", "digest", '"offset"')]
             answer.append(self._notified())
-        return f"SELECT {', '.join([*answer, sync(self._durable)])} FROM head h"
+        columns = ", ".join([*answer, sync(self._durable)])
+        return f"SELECT {columns} FROM (SELECT {NOW} AS now) t LEFT JOIN head h ON true"
 
     def _notified(self) -> str:
         """Wakes those who follow the agents."""

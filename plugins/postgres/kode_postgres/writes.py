@@ -117,20 +117,23 @@ class Statements:
             f" ELSE (array_prepend({NOW}, a.op_times))[1:{KEPT_OPS}] END"
             " FROM unnest($1::text[], $2::bigint[]) i (agent_id, op) WHERE a.agent_id = i.agent_id"
         )
-        self.begin = f"SELECT {sync(durable)}, set_config('lock_timeout', '{LOCK_WAIT}', true)"
-        self.skip_offsets = (
+        self.begin = f"SELECT {sync(durable)}, set_config('lock_timeout', '{LOCK_WAIT}', true), {NOW}"
+        # Writes, so that its commit waits for the disks that the commits before it may not have waited for.
+        self.confirm = (
             f"UPDATE {tables.agents} SET last_offset = last_offset + $2::bigint WHERE agent_id = $1"
-            " RETURNING last_offset"
+            f" RETURNING last_offset, {sync(durable)}"
         )
-        known = f"ops = (array_prepend($2::bigint, a.ops))[1:{KEPT_OPS}]"
+        is_known = "CASE WHEN $2::bigint = ANY (a.ops) THEN"
         # Has an operation count as applied that may have been sent: if it was not applied, it never will be.
+        # It writes in any case, for the same reason.
         self.never = (
             f"INSERT INTO {tables.agents} AS a (agent_id, message_version, message_count, tool_call_version,"
             " tool_call_count, updated_at, last_offset, ops, op_times)"
             f" VALUES ($1, 0, 0, 0, 0, 0, 0, ARRAY[$2::bigint], ARRAY[{NOW}])"
-            f" ON CONFLICT (agent_id) DO UPDATE SET {known},"
-            f" op_times = (array_prepend({NOW}, a.op_times))[1:{KEPT_OPS}]"
-            f" WHERE $2::bigint <> ALL (a.ops) RETURNING {sync(durable)}"
+            " ON CONFLICT (agent_id) DO UPDATE SET"
+            f" ops = {is_known} a.ops ELSE (array_prepend($2::bigint, a.ops))[1:{KEPT_OPS}] END,"
+            f" op_times = {is_known} a.op_times ELSE (array_prepend({NOW}, a.op_times))[1:{KEPT_OPS}] END"
+            f" RETURNING {sync(durable)}"
         )
 
     def write(self, batches: Sequence[Batch], since: int, until: int) -> tuple[str, list[Any]]:
@@ -174,9 +177,9 @@ def _input(batch: Batch, parts: Part, since: int) -> tuple[Any, ...]:
 
 def _list_input(write: ListWrite | None) -> tuple[Any, ...]:
     if write is None:
-        return (None, None, None, None, None)
+        return (None, None, None, None, None, None)
     least = write.put[-1][0] + 1 if write.put else 0
-    return (first_version(), write.expect, write.length, least, len(write.append))
+    return (first_version(), write.step, write.expect, write.length, least, len(write.append))
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -252,6 +255,10 @@ class Head:
     def knows(self, op: int) -> bool:
         """Whether the operation is among the last that were applied."""
         return op in self.ops
+
+    def is_last(self, op: int) -> bool:
+        """Whether nothing was applied after the operation: otherwise the lists' versions may be those of others."""
+        return bool(self.ops) and self.ops[0] == op
 
     def may_have_forgotten(self, since: int) -> bool:
         """Whether an operation of that time may have been applied and pushed out by later ones."""
