@@ -14,7 +14,7 @@ from kode_core.errors import KodeError, OutcomeUnknownError, StoreBusyError, Sto
 from kode_postgres.errors import is_lost, is_read_only, to_kode_error
 from kode_postgres.options import PostgresOptions
 from kode_postgres.session import Doubt, ServerClock, Session
-from kode_postgres.trouble import LostError, Trouble, locked_s
+from kode_postgres.trouble import AgainError, LostError, Trouble, locked_s
 
 __all__ = ["Connections", "Found"]
 
@@ -231,6 +231,8 @@ class Connections:
         self._slots.release()
 
     def _error(self, exc: BaseException) -> KodeError:
+        if isinstance(exc, AgainError):
+            return StoreBusyError(f"{self.place}: {exc}")
         if not isinstance(exc, LostError) or exc.__cause__ is None:
             return to_kode_error(exc, self.place)
         if isinstance(exc.__cause__, TimeoutError):

@@ -19,7 +19,16 @@ from kode_core.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["NO_NAMES", "is_conflict", "is_locked_out", "is_lost", "is_read_only", "is_starting", "to_kode_error"]
+__all__ = [
+    "NO_NAMES",
+    "is_conflict",
+    "is_locked_out",
+    "is_lost",
+    "is_overdue",
+    "is_read_only",
+    "is_starting",
+    "to_kode_error",
+]
 
 _Kind = tuple[type[KodeError], str]
 
@@ -34,6 +43,8 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "22003": (CorruptRecordError, "a number in its head is larger than any can be"),
     "22": (StorageError, "the server refused a value"),
     "23505": (CorruptRecordError, "a row stands where its head says that there is none; nothing was written"),
+    "25P03": (StoreTimeoutError, "the server ended the transaction; see its idle_in_transaction_session_timeout"),
+    "25P04": (StoreTimeoutError, "the server ended the transaction; see its transaction_timeout"),
     "25006": (StoreReadOnlyError, "the server is read-only, perhaps a standby; connect to the primary"),
     "26": (ConfigurationError, NO_NAMES),
     "28": (StoreUnavailableError, "the server refused the user or the password; check both, and pg_hba.conf"),
@@ -57,12 +68,23 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "XX002": (CorruptRecordError, "an index is damaged; run REINDEX"),
 }
 _STARTING: Final = ("57P03", "53300")
-_ENDED: Final = ("57P01", "57P02", "57P05", "08")
+_TOO_LONG: Final = "25P04"
+_ENDED: Final = ("25P03", _TOO_LONG, "57P01", "57P02", "57P05", "08")
 _CONFLICT: Final = ("40001", "40P01")
 
 
 def _code(exc: BaseException) -> str:
     return getattr(exc, "sqlstate", None) or ""
+
+
+def _told(exc: BaseException) -> BaseException:
+    """The server's own error, where it said why it closed the connection."""
+    said = exc.__cause__
+    return (
+        said
+        if isinstance(exc, asyncpg.ConnectionDoesNotExistError) and isinstance(said, asyncpg.PostgresError)
+        else exc
+    )
 
 
 def is_lost(exc: BaseException) -> bool:
@@ -72,6 +94,11 @@ def is_lost(exc: BaseException) -> bool:
     if isinstance(exc, asyncpg.DataError):
         return False
     return isinstance(exc, (OSError, TimeoutError, EOFError, asyncpg.InterfaceError, asyncpg.InternalClientError))
+
+
+def is_overdue(exc: BaseException | None) -> bool:
+    """Whether a statement that ended its connection took too long, for the store or for the server."""
+    return isinstance(exc, TimeoutError) or (exc is not None and _code(_told(exc)) == _TOO_LONG)
 
 
 def is_starting(exc: BaseException) -> bool:
@@ -100,6 +127,7 @@ def to_kode_error(exc: BaseException, place: str) -> KodeError:
     """The error of this library for *exc*; the server's words stay, what it quotes of the data does not."""
     if isinstance(exc, KodeError):
         return exc
+    exc = _told(exc)
     if isinstance(exc, asyncpg.PostgresError):
         code = _code(exc)
         kind, remedy = _BY_CODE.get(code) or _BY_CODE.get(code[:2]) or (StorageError, "PostgreSQL failed")

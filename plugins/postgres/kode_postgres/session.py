@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import asyncpg
@@ -127,7 +127,8 @@ class Session:
         try:
             yield
         except (asyncpg.PostgresError, KodeError):
-            await self.con.execute("ROLLBACK")
+            with suppress(Exception):  # where the connection is gone, so is the transaction
+                await self.con.execute("ROLLBACK")
             raise
         finally:
             self._in_transaction = False

@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from kode_core.errors import StoreBusyError
-from kode_postgres.errors import is_conflict, is_locked_out, is_starting
+from kode_postgres.errors import is_conflict, is_locked_out, is_overdue, is_starting
 
 __all__ = ["LONGEST_PAUSE_S", "AgainError", "LostError", "Trouble", "locked_s", "timed_out"]
 
@@ -28,7 +28,7 @@ class AgainError(StoreBusyError):
 def timed_out(exc: BaseException) -> bool:
     """Whether *exc* says that there was no answer in time."""
     cause = exc.__cause__
-    return isinstance(cause, LostError) and isinstance(cause.__cause__, TimeoutError)
+    return isinstance(cause, LostError) and is_overdue(cause.__cause__)
 
 
 def locked_s(given_millis: int | None, answer_s: float) -> float:
@@ -65,7 +65,7 @@ class Trouble:
             return self._note_locked()
         if isinstance(exc, LostError):
             self._lost += 1
-            if isinstance(exc.__cause__, TimeoutError):
+            if is_overdue(exc.__cause__):
                 self._unanswered += 1
                 if not self.writes or not self._waits or self._unanswered > 1:
                     return None
