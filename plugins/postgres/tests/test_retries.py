@@ -243,6 +243,26 @@ async def test_an_append_that_others_wrote_over_many_times_is_told_in_doubt(stor
     assert in_doubt > 0
 
 
+async def test_a_save_after_a_retry_stores_all_it_was_given(stores: Any) -> None:
+    """The answer to a save is lost, and another store appends before the retry: the next save of the first one still
+    stores the list that it was given.
+    """
+    two: Two = await stores()
+    for skip in range(10):
+        agent_id = f"agent-{skip}"
+        await two.here.save_messages("warm", samples.messages(2 + skip))
+        await two.here.save_messages(agent_id, samples.messages(2))
+
+        async def others(agent_id: str = agent_id) -> None:
+            await two.there.append_messages(agent_id, [samples.message(77)])
+
+        if not await two.cut(two.here.save_messages(agent_id, samples.messages(3)), others, skip=skip):
+            break
+        await two.here.save_messages(agent_id, samples.messages(4))
+        assert await two.there.load_messages(agent_id) == samples.messages(4)
+    assert skip > 0
+
+
 # --- Requests that arrive late ----------------------------------------------------------------------------------------
 
 IMPATIENT = {"command_timeout_millis": 400, "connection_timeout_millis": 400}
