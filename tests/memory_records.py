@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from kode_conformance import Handle, Space, StoreHarness
 
 from kode_core import Store
-from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Span
 from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
@@ -30,6 +30,7 @@ class Contents:
         self.leases: dict[str, tuple[Fence, float]] = {}
         self.items: dict[Place, dict[str, Item]] = defaultdict(dict)
         self.parts: dict[Place, dict[tuple[str, int], list[bytes]]] = defaultdict(dict)
+        self.notes: set[Note] = set()
         self.tokens = 0
 
 
@@ -68,7 +69,7 @@ class MemoryRecords:
         await self.step()
         return True
 
-    async def settle(self, head: HeadRecord) -> bool:
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
         await self.step()
         if self.contents.heads[head.agent_id].rev != head.rev:
             return False
@@ -130,6 +131,28 @@ class MemoryRecords:
         parts = self.contents.parts.get(place, {})
         for key in [k for k in parts if first <= k[0] <= last and k[1] < rev]:
             del parts[key]
+
+    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+        await self.step()
+        return sorted(key for key in self.contents.parts.get(place, {}) if first <= key[0] <= last)
+
+    # --- notes
+
+    async def note(self, note: Note) -> None:
+        await self.step()
+        self.contents.notes.add(note)
+
+    async def notes(self, until: int, limit: int) -> list[Note]:
+        await self.step()
+        return sorted((note for note in self.contents.notes if note.at <= until), key=lambda note: note.at)[:limit]
+
+    async def notes_of(self, agent_id: str) -> list[Note]:
+        await self.step()
+        return [note for note in self.contents.notes if note.place.agent_id == agent_id]
+
+    async def forget(self, note: Note) -> None:
+        await self.step()
+        self.contents.notes.discard(note)
 
     # --- queries
 
@@ -215,9 +238,6 @@ class MemoryRecords:
         return None
 
     def probes(self) -> list[tuple[Medium, Callable[[], Awaitable[None]]]]:
-        return []
-
-    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
         return []
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:

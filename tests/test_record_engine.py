@@ -570,7 +570,9 @@ class LateMarks(Between):
         super().__init__(contents, **options)
         self.marks = dict[str, tuple[HeadRecord, int]]()
 
-    async def settle(self, head: HeadRecord) -> bool:
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
+        if lasting:
+            return await super().settle(head, lasting=True)
         if self.contents.heads[head.agent_id].rev != head.rev:
             return False
         self.marks[head.agent_id] = head, 3

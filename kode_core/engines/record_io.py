@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
@@ -23,10 +24,10 @@ from kode_core.engines.record_state import (
     new_epoch,
     stash_key,
 )
-from kode_core.engines.records import Change, Cut, HeadRecord, Item, Place, RecordStore
+from kode_core.engines.records import Change, Cut, HeadRecord, Item, Note, Place, RecordStore
 from kode_core.errors import CorruptRecordError, KodeError, OutcomeUnknownError, StorageError
 
-__all__ = ["AT_ONCE", "FORK_DEAD_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
+__all__ = ["AT_ONCE", "FORK_DEAD_SECONDS", "LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -38,6 +39,9 @@ _RECOVER_PATIENCE: Final = 5.0
 """How long a query waits for what the dead left."""
 FORK_DEAD_SECONDS: Final = 60.0
 """After how long a fork that shows no sign of life is taken for dead."""
+LEFT_SECONDS: Final = 600.0
+"""How old a note is before what is left at its place is removed. What is begun under it is begun in half that time."""
+_KNOWN: Final = 512
 
 _encode_changes = msgspec.msgpack.Encoder().encode
 _decode_changes = msgspec.msgpack.Decoder(tuple[Step, ...]).decode
@@ -79,6 +83,7 @@ class RecordIO:
     def __init__(self, store: RecordStore) -> None:
         self.store = store
         self._seen: dict[str, _Seen] = {}
+        self._noted: OrderedDict[Place, float] = OrderedDict()
         self._recovery: asyncio.Task[None] | None = None
         self._recovered_at = 0.0
 
@@ -164,6 +169,7 @@ class RecordIO:
 
     async def stash(self, place: Place, rev: int, changes: Sequence[Step]) -> Stash:
         """Keep pending changes beside the head."""
+        await self.note(place)
         key = stash_key(nonce())
         return Stash(key, await self._put_text(place, key, rev, _encode_changes(changes)))
 
@@ -173,6 +179,7 @@ class RecordIO:
         if info is None or len(info.body.text) <= self.store.inline_bytes // 4:
             return head
         name = nonce()
+        await self.note(record.place)
         count = await self._put_text(record.place, info_key(name), record.rev, info.body.text.encode())
         record = replace(record, info=replace(info, body=Body("", info.body.digest)))
         return AgentHead(record, head.state).with_state(replace(head.state, info=(name, record.rev, count)))
@@ -211,26 +218,59 @@ class RecordIO:
         return await self.settled(head)
 
     async def settled(self, head: AgentHead) -> AgentHead:
-        """The head once its changes are applied, with what nobody needs any more removed."""
+        """The head once its changes are applied, with what nobody needs any more removed.
+
+        A stash is needed until the mark that the head is settled is as durable as the head: if the mark were lost, the
+        head would ask for it again. Doomed epochs are needed by no head, and may be removed before the mark.
+        """
         record, state = head.record, head.state
-        await each(lambda epoch: self.store.drop(Place(record.agent_id, epoch)), state.doomed)
+        await each(lambda epoch: self.remove(Place(record.agent_id, epoch)), state.doomed)
         done = head.with_state(replace(state, pending=(), stash=None, doomed=()))
-        await self.tell(done.record)
+        await self.tell(done.record, lasting=state.stash is not None)
         if state.stash is not None:
             await self.store.drop_parts(record.place, stash_key(""), stash_key("~"), record.rev + 1)
         return done
 
-    async def tell(self, record: HeadRecord) -> None:
+    async def tell(self, record: HeadRecord, *, lasting: bool = False) -> None:
         """Write that a head is settled. What was applied to an agent that was deleted meanwhile is removed again."""
-        if not await self.store.settle(record):
-            now = await self.store.heads([record.agent_id])
-            if not any(head.epoch == record.epoch for head in now):
-                await self.store.drop(record.place)
+        if not await self.store.settle(record, lasting=lasting):
+            await self.leave(record)
+
+    async def leave(self, record: HeadRecord) -> None:
+        """Remove what was put at the place of a head, if the agent was deleted since.
+
+        A head of a newer revision at another epoch says so. An older one says nothing: it may be read late.
+        """
+        now = await self.store.heads([record.agent_id])
+        if any(head.rev > record.rev and head.epoch != record.epoch for head in now):
+            await self.remove(record.place)
+
+    async def remove(self, place: Place) -> None:
+        """Remove all that is at a place that no head names any more; what others put there late is removed later."""
+        await self.note(place)
+        await self.store.drop(place)
+
+    async def note(self, place: Place) -> None:
+        """Have a look taken at a place later; before anything is put there, or given up, that no head refers to."""
+        now = time.monotonic()
+        noted = self._noted.get(place)
+        if noted is not None and now - noted < LEFT_SECONDS / 2:
+            return
+        await self.store.note(Note(place, int(time.time() * 1000)))
+        self._noted[place] = now
+        self._noted.move_to_end(place)
+        if len(self._noted) > _KNOWN:
+            self._noted.popitem(last=False)
+
+    @staticmethod
+    def overdue(times: int = 1) -> int:
+        """The time of notes that are just so old that what is left at their places is removed, or several times so."""
+        return int((time.time() - times * LEFT_SECONDS) * 1000)
 
     async def _give_up(self, head: AgentHead) -> AgentHead:
         """End a fork that nobody goes on with; who does after all finds another head, and begins anew."""
         record, state = head.record, head.state
-        given_up = replace(state, reserved=False, doomed=(record.epoch,))
+        given_up = replace(state, reserved=False, doomed=(*state.doomed, record.epoch))
         after = AgentHead(replace(record, rev=record.rev + 1, epoch=new_epoch()), given_up).with_state(given_up)
         if not await self.swap(head, after):
             raise MovedError

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from kode_core.batch import (
     Doc,
     DocKind,
-    EngineIssue,
     EventRange,
     EventRow,
     FoundRow,
@@ -52,7 +51,6 @@ _OPTIMISTIC: Final = 5
 _SINGLE_CALLS: Final = 32
 _SEARCH_AGAIN: Final = 20
 _WAITS: Final = 20
-_ANYTHING: Final = Span(first="a", last="z", limit=1, bodies=False)
 
 
 class Instant(NamedTuple):
@@ -346,32 +344,6 @@ class RecordReads:
 
     async def totals(self) -> Totals:
         return await self._io.store.totals()
-
-    # --- inspection
-
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        """What does not fit together, of one agent or of the store."""
-        own = [] if agent_id is None else await self._inspect(agent_id)
-        return [*own, *await self._io.store.inspect(agent_id)]
-
-    async def _inspect(self, agent_id: str) -> list[EngineIssue]:
-        """Missing rows are not looked for here: reading the list finds them."""
-
-        async def read(instant: Instant) -> list[EngineIssue]:
-            issues = list[EngineIssue]()
-            for epoch in instant.head.state.doomed:  # a head may be read as it was before it was settled
-                if await self._io.store.items(Place(agent_id, epoch), _ANYTHING):
-                    text = "what was stored before a delete is still there"
-                    issues.append(EngineIssue("half_done_delete", agent_id, text))
-            last = await self.items(instant, replace(event_span(), descending=True, limit=1, bodies=False))
-            if any(_event_row(event).offset >= instant.head.state.next_offset for event in last):
-                issues.append(
-                    EngineIssue("repeated_offset", agent_id, "an event stands where the next one will be put")
-                )
-            await self.still(instant)
-            return issues
-
-        return await self.at_once(agent_id, read, [])
 
 
 def _last_of(items: Iterable[Item], keys: set[str]) -> list[Item]:

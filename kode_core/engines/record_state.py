@@ -26,6 +26,7 @@ __all__ = [
     "event_key",
     "event_span",
     "info_key",
+    "info_spans",
     "list_of",
     "new_epoch",
     "position_of",
@@ -122,6 +123,15 @@ def stash_key(nonce: str) -> str:
 def info_key(nonce: str) -> str:
     """Under what an info is kept that is too large for the head."""
     return f"i/{nonce}"
+
+
+def info_spans(info: tuple[str, int, int] | None) -> list[tuple[str, str]]:
+    """The keys under which infos are kept, but for that of the info that a head names: from the first to the last."""
+    if info is None:
+        return [(info_key(""), info_key(_END))]
+    name, digits = int(info[0], 16), len(info[0])
+    before, after = f"{max(name - 1, 0):0{digits}x}", f"{name + 1:0{digits}x}"
+    return [(info_key(""), info_key(before)), (info_key(after), info_key(_END))]
 
 
 # --- State ------------------------------------------------------------------------------------------------------------

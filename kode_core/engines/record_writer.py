@@ -8,14 +8,16 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, ListKind, MessageIndex, Outcome, Refused
+from kode_core.engines.record_debts import RecordDebts
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, row_span, seq_span
+from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, info_key, row_span, seq_span
+from kode_core.engines.record_sweep import RecordSweep
 from kode_core.engines.records import EventIndex, Item
 from kode_core.errors import (
     KodeError,
@@ -28,6 +30,8 @@ from kode_core.errors import (
 )
 
 __all__ = ["RecordWriter"]
+
+T = TypeVar("T")
 
 _GROUP: Final = KEPT_OPS // 2
 _ATTEMPTS: Final = 200
@@ -49,8 +53,10 @@ class _Waiting(NamedTuple):
 class RecordWriter:
     """Commits batches: one after the other for one agent, side by side for different agents (OPS-13)."""
 
-    def __init__(self, io: RecordIO) -> None:
+    def __init__(self, io: RecordIO, debts: RecordDebts, sweep: RecordSweep) -> None:
         self._io = io
+        self._debts = debts
+        self._sweep = sweep
         self._queues: dict[str, deque[_Waiting]] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
@@ -196,9 +202,19 @@ class RecordWriter:
             await asyncio.sleep(0.002)
             head = await self._io.head(agent_id)
         is_delete = len(batches) == 1 and batches[0].delete
-        if head is None or (is_delete and head.record.is_used and not head.state.reserved):
+        if is_delete and (head is None or not head.record.is_used):
+            return await self._swept(agent_id, head), True
+        if head is None or (is_delete and not head.state.reserved):
             return head, True
         return await self._io.settle(head), True
+
+    async def _swept(self, agent_id: str, head: AgentHead | None) -> AgentHead | None:
+        """The head of an agent that was deleted, and is deleted again: what is left of it goes at once (LIFE-3)."""
+        if head is not None:
+            await self._io.settle(head)
+        await self._sweep.sweep_agent(agent_id)
+        head = await self._io.head(agent_id)
+        return None if head is None else await self._io.settle(head)
 
     async def _known_events(self, old: AgentHead | None, batches: Sequence[Batch]) -> Mapping[tuple[int, bytes], int]:
         """The offsets of those events that are stored; only those of a seq that was there can be."""
@@ -239,6 +255,9 @@ class RecordWriter:
         state = replace(plan.state, has_parts=plan.state.has_parts or large)
         head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
+        is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
+        if is_replacing_info:
+            await self._before_swap(io.note(head.record.place))
         together = _together(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
         if together is not None and not state.doomed:
             if not await io.store.swap(before, head.record, fence, together):
@@ -250,14 +269,14 @@ class RecordWriter:
                 await self._unstash(pending)
                 return False
             await self._finish(pending, changes)
-        if old is not None and old.state.info is not None and plan.info_body is not None:
-            await self._forget_info(old, head)
+        if is_replacing_info:
+            await self._forget_info(head)
         return True
 
-    async def _before_swap(self, head: Awaitable[AgentHead]) -> AgentHead:
+    async def _before_swap(self, preparation: Awaitable[T]) -> T:
         """What is kept beside a head commits nothing: when that is in doubt, the write is not."""
         try:
-            return await head
+            return await preparation
         except OutcomeUnknownError as exc:
             raise _not_written(exc) from exc
 
@@ -276,7 +295,7 @@ class RecordWriter:
             await self._io.store.drop_parts(head.record.place, stash.key, stash.key, rev + 1)
 
     async def _finish(self, head: AgentHead, changes: Sequence[Step]) -> None:
-        """Do what is pending. It is committed already: when this fails it is done later, by whoever comes first."""
+        """Do what is pending. It is committed already: when this fails it is tried again soon, here or elsewhere."""
         record, state = head.record, head.state
         try:
             if changes:
@@ -289,21 +308,28 @@ class RecordWriter:
             self._remember(done)
         except (KodeError, MovedError):
             self.forget(record.agent_id)
+            self._debts.owe(head)
+            self.spawn(self._debts.repeat(record.agent_id, self._closing))
 
     async def _settle(self, head: AgentHead) -> None:
-        """Say that all is done, unless more is written soon: the next swap says it, too."""
+        """Say that all is done, unless more is written soon: the next swap of the same epoch says it, too.
+
+        One of another epoch does not: what was applied may have come too late to be removed with the old one.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await self._closing.wait()
         try:
-            if self._heads.get(head.record.agent_id, head) is head:  # else the next swap has said it
+            latest = self._heads.get(head.record.agent_id, head)
+            if latest is head or latest.record.epoch != head.record.epoch:
                 await self._io.tell(head.record)
         except StorageError:
             return  # it stays to be done again, which changes nothing
 
-    async def _forget_info(self, old: AgentHead, new: AgentHead) -> None:
+    async def _forget_info(self, head: AgentHead) -> None:
+        """Remove the info that a swap replaced, and all before it."""
         try:
-            await self._io.store.drop_parts(old.record.place, "i/", "i/~", new.record.rev)
+            await self._io.store.drop_parts(head.record.place, info_key(""), info_key("~"), head.record.rev)
         except StorageError:
             return
 

@@ -10,6 +10,8 @@ enough: :class:`kode_core.engines.record_engine.RecordEngine` makes a whole engi
   and only a greater one replaces it.
 - The items of a deleted agent stay behind at its old *epoch*, where nobody looks, until they are removed.
 - What is too large for one record is kept in *parts*.
+- A *note* is made of every place where a process that dies may leave something that no head refers to, before that can
+  happen. Some minutes later, somebody removes what is left there, and then the note.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from typing import NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from kode_core.batch import (
-    EngineIssue,
     Fence,
     Info,
     ListHead,
@@ -43,6 +44,7 @@ __all__ = [
     "HeadRecord",
     "Item",
     "ItemIndex",
+    "Note",
     "Place",
     "RecordStore",
     "Span",
@@ -172,6 +174,16 @@ class FoundItem(NamedTuple):
     item: Item
 
 
+class Note(NamedTuple):
+    """That something may be left at a place, and since when, in milliseconds of the clock of the process that says so.
+
+    ``at`` is 0 where nobody made a note, and the database shows that something is there.
+    """
+
+    place: Place
+    at: int
+
+
 class RecordStore(Protocol):
     """What is written for one database. All reads by agent are current, except where it says otherwise.
 
@@ -206,10 +218,12 @@ class RecordStore(Protocol):
         """
         ...
 
-    async def settle(self, head: HeadRecord) -> bool:
-        """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that. Need not be durable.
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
+        """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that.
 
-        False when the head has another ``rev`` by now, or is gone.
+        False when the head has another ``rev`` by now, or is gone. A *lasting* one is as durable when it returns as a
+        swap is, the answer False, too: the engine removes then what the head needed until now. Another one need not
+        be durable: a head that is found unsettled again is settled again.
         """
         ...
 
@@ -248,6 +262,28 @@ class RecordStore(Protocol):
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
         """Remove the parts under keys from *first* to *last*, both inclusive, of revisions below *rev*."""
+        ...
+
+    async def part_keys(self, place: Place, first: str, last: str) -> Sequence[tuple[str, int]]:
+        """The keys from *first* to *last*, both inclusive, under which there are parts, and their revisions."""
+        ...
+
+    # --- notes
+
+    async def note(self, note: Note) -> None:
+        """Keep a note. Durable: what it is about is done afterwards. A place may have several."""
+        ...
+
+    async def notes(self, until: int, limit: int) -> Sequence[Note]:
+        """The notes that were made until then, the oldest first, at most so many; without a look at anything else."""
+        ...
+
+    async def notes_of(self, agent_id: str) -> Sequence[Note]:
+        """The notes of an agent, and those places without one where an index shows that something is, if one does."""
+        ...
+
+    async def forget(self, note: Note) -> None:
+        """Remove a note. A later one of the same place stays."""
         ...
 
     # --- queries, which may lag behind where the backend declares that
@@ -301,10 +337,6 @@ class RecordStore(Protocol):
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         """As ``Engine.probes``."""
-        ...
-
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        """Problems that only the store can see; the engine itself compares items with heads."""
         ...
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:

@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_io import each
-from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Note, Place, Span
 from kode_core.errors import KodeError, PayloadTooLargeError, StorageError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_dynamodb.connection import AT_ONCE, Connection, Record, connect
 from kode_dynamodb.leases import Leases
+from kode_dynamodb.notes import Notes
 from kode_dynamodb.options import DynamoDBOptions
 from kode_dynamodb.queries import Queries
 from kode_dynamodb.table import has_schema, open_table
@@ -89,6 +90,7 @@ class DynamoRecords:
     def __init__(self, connection: Connection, *, transactions: bool = False) -> None:
         self.together = _TOGETHER if transactions else 0
         self.connection = connection
+        self._notes = Notes(connection)
         self._leases = Leases(connection)
         self._queries = Queries(connection)
 
@@ -121,7 +123,7 @@ class DynamoRecords:
         writes = [{"Update": {**table, **change}}, *({"Put": {**table, **_put(new.place, item)}} for item in items)]
         return await self.connection.write("transact_write_items", TransactItems=writes)
 
-    async def settle(self, head: HeadRecord) -> bool:
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:  # every write lasts
         change = _update(head.agent_id, settled_values(head), "rev = :old", {":old": {"N": str(head.rev)}})
         return await self.connection.repeat("update_item", **change)
 
@@ -232,6 +234,26 @@ class DynamoRecords:
             ]
             await self.connection.delete_all(keys)
 
+    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+        wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
+        found = await self.connection.query(**wanted, ProjectionExpression=_REVS)
+        keys = ((part["sk"]["S"].rsplit("/", 2)[0], int(part["rev"]["N"])) for part in found)
+        return [key for key in dict.fromkeys(keys) if first <= key[0] <= last]
+
+    # --- notes
+
+    async def note(self, note: Note) -> None:
+        await self._notes.add(note)
+
+    async def notes(self, until: int, limit: int) -> list[Note]:
+        return await self._notes.until(until, limit)
+
+    async def notes_of(self, agent_id: str) -> list[Note]:
+        return await self._notes.of(agent_id)
+
+    async def forget(self, note: Note) -> None:
+        await self._notes.remove(note)
+
     # --- queries
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> list[str]:
@@ -276,9 +298,6 @@ class DynamoRecords:
             await self.connection.repeat("put_item", Item={"pk": {"S": "meta"}, "sk": {"S": "health"}})
 
         return [("database", probe)]
-
-    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
-        return []
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         raise UnsupportedError(

@@ -26,6 +26,7 @@ __all__ = [
     "HEAD",
     "INDEX_PREFIX",
     "agent_of",
+    "bucket_of",
     "buckets",
     "filed_counts",
     "filed_row",
@@ -120,7 +121,8 @@ def buckets(kind: str) -> list[str]:
     return [f"{kind}{n}" for n in range(BUCKETS)]
 
 
-def _bucket(kind: str, agent_id: str) -> Record:
+def bucket_of(kind: str, agent_id: str) -> Record:
+    """The partition of an agent, for one kind of item."""
     digest = blake2b(agent_id.encode(), digest_size=2).digest()
     return {"S": f"{kind}{int.from_bytes(digest, 'big') % BUCKETS}"}
 
@@ -190,7 +192,7 @@ def _intact(what: str) -> Callable[[Callable[[Record], _T]], Callable[[Record], 
 
 def head_values(head: HeadRecord) -> dict[str, Record | None]:
     """All of a head but its lease; None for what it does not have."""
-    info, known = head.info, _bucket("h", head.agent_id)
+    info, known = head.info, bucket_of("h", head.agent_id)
     stamp = position_key(head.updated_at, head.agent_id)
     return {
         "hx": {"S": hexed(head.agent_id)},
@@ -214,7 +216,7 @@ def settled_values(head: HeadRecord) -> dict[str, Record | None]:
     """
     return {
         "hd": {"B": zlib.compress(_pack(head), 1)},
-        "pd": None if head.is_settled else _bucket("h", head.agent_id),
+        "pd": None if head.is_settled else bucket_of("h", head.agent_id),
         TTL: _number(int(time.time()) + DAY_S) if head.may_be_forgotten else None,
     }
 
@@ -278,7 +280,7 @@ def item_values(place: Place, item: Item) -> Record:
     if isinstance(item.index, (MessageIndex, ToolCallIndex)):
         position = int(item.key[2:])
         values["ts"] = {"S": f"{item.key[0]}/{row_key(item.time, position)}"}
-        values["rb"] = _bucket(item.key[0], place.agent_id)
+        values["rb"] = bucket_of(item.key[0], place.agent_id)
         values["row"] = {"S": position_key(item.time, place.agent_id, position)}
     return {name: value for name, value in values.items() if value is not None}
 

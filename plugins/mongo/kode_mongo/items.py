@@ -134,6 +134,13 @@ class Items:
         wanted["key"] = {"$gte": first, "$lte": last}
         await self._connection.repeat(lambda: self._parts.delete_many(wanted))
 
+    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+        """See ``RecordStore.part_keys``."""
+        bounds = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
+        wanted = {"agent_id": place.agent_id, "key": {"$gte": first, "$lte": last}}
+        found = await self._connection.pages(self._parts, wanted, "_id", bounds, projection={"key": 1, "rev": 1})
+        return list(dict.fromkeys((part["key"], int(part["rev"])) for part in found))
+
     async def _write(self, collection: Any, writes: Sequence[Any]) -> Any:
         return await self._connection.repeat(lambda: collection.bulk_write(writes, ordered=False))
 

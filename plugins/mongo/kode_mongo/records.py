@@ -8,10 +8,10 @@ from typing import Final
 
 from pymongo import IndexModel
 
-from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.closing import close_all
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_mongo.connection import Connection, Document, connect
@@ -19,6 +19,7 @@ from kode_mongo.documents import found_anywhere, found_head, found_session, head
 from kode_mongo.errors import is_duplicate
 from kode_mongo.items import Items
 from kode_mongo.leases import Leases, held
+from kode_mongo.notes import Notes
 from kode_mongo.options import MongoOptions
 from kode_mongo.queries import next_prefix, rows_wanted, sessions_wanted
 from kode_mongo.schema import HEADS, INDEXES, ITEMS, META, PARTS, SCHEMA_VERSION, see_version
@@ -74,9 +75,9 @@ class MongoRecords:
         self._heads = connection.collection(HEADS)
         self._settled = connection.collection(HEADS, lasting=False)
         self._items = connection.collection(ITEMS)
-        self._parts = connection.collection(PARTS)
         self._meta = connection.collection(META)
         self._rows = Items(connection)
+        self._notes = Notes(connection)
         self._leases = Leases(connection, self._heads)
         self._watcher = watcher
 
@@ -109,9 +110,10 @@ class MongoRecords:
 
         return await self.connection.write(call)
 
-    async def settle(self, head: HeadRecord) -> bool:
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
         wanted, change = {"_id": head.agent_id, "rev": head.rev}, _head_change(head, settled_fields(head))
-        done = await self.connection.repeat(lambda: self._settled.update_one(wanted, change))
+        heads = self._heads if lasting else self._settled
+        done = await self.connection.repeat(lambda: heads.update_one(wanted, change))
         return bool(done.matched_count)
 
     async def unsettled(self) -> list[str]:
@@ -137,6 +139,23 @@ class MongoRecords:
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
         await self._rows.drop_parts(place, first, last, rev)
+
+    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+        return await self._rows.part_keys(place, first, last)
+
+    # --- notes
+
+    async def note(self, note: Note) -> None:
+        await self._notes.add(note)
+
+    async def notes(self, until: int, limit: int) -> list[Note]:
+        return await self._notes.until(until, limit)
+
+    async def notes_of(self, agent_id: str) -> list[Note]:
+        return await self._notes.of(agent_id)
+
+    async def forget(self, note: Note) -> None:
+        await self._notes.remove(note)
 
     # --- queries
 
@@ -224,19 +243,6 @@ class MongoRecords:
             await self.connection.repeat(lambda: self._meta.update_one({"_id": "health"}, write, upsert=True))
 
         return [("database", probe)]
-
-    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
-        if agent_id is None:
-            return []
-        heads = await self.heads([agent_id])
-        if any(not head.is_settled for head in heads):
-            return []
-        wanted = {"agent_id": agent_id, "epoch": {"$nin": [head.epoch for head in heads]}}
-        for collection in (self._items, self._parts):
-            if await self.connection.read(lambda c=collection: c.find_one(wanted, {"_id": 1})):  # type: ignore[misc]
-                text = "what was stored before a delete is still there"
-                return [EngineIssue("half_done_delete", agent_id, text)]
-        return []
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         raise UnsupportedError(f"a MongoDB database is backed up with mongodump: mongodump --archive={target}")
