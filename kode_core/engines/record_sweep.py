@@ -78,7 +78,7 @@ class RecordSweep:
             try:
                 await self.sweep_place(note.place)
             except (MovedError, KodeError):
-                await self._io.store.note(note._replace(at=self._io.overdue(0)))
+                await self._io.store.note(note._replace(at=max(self._io.overdue(0), note.at + 1)))
             await self._io.store.forget(note)
             return True
         return False

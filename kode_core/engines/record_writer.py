@@ -312,16 +312,18 @@ class RecordWriter:
             self.spawn(self._debts.repeat(record.agent_id, self._closing))
 
     async def _settle(self, head: AgentHead) -> None:
-        """Say that all is done, unless more is written soon: the next swap of the same epoch says it, too.
+        """Say that all is done, unless more is written soon: the next swap says it, too.
 
-        One of another epoch does not: what was applied may have come too late to be removed with the old one.
+        It does not say so when it is of another epoch and others came between: then what was applied may have come too
+        late to be removed with the old epoch.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await self._closing.wait()
+        latest = self._heads.get(head.record.agent_id, head)
+        is_next = latest.record.epoch == head.record.epoch or latest.record.rev == head.record.rev + 1
         try:
-            latest = self._heads.get(head.record.agent_id, head)
-            if latest is head or latest.record.epoch != head.record.epoch:
+            if latest is head or not is_next:
                 await self._io.tell(head.record)
         except StorageError:
             return  # it stays to be done again, which changes nothing
