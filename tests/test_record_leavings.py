@@ -11,6 +11,7 @@ import pytest
 from kode_conformance import samples
 from kode_conformance.record_tests import Held
 from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
+from msgspec.structs import replace
 
 from kode_core import OutcomeUnknownError, StoreUnavailableError
 from kode_core.batch import Fence
@@ -259,6 +260,8 @@ async def test_a_writer_that_is_killed_leaves_nothing_that_is_not_swept(
         contents = Contents()
         async with await opened(MemoryRecords(contents, **options)) as store:
             await seed(store, "a")
+        await sweep(contents, **options)
+        assert not contents.notes
         done = await interrupted(StopsAt(contents, n, **options), write)
         await abandon()
         async with await opened(MemoryRecords(contents, **options)) as store:
@@ -378,6 +381,10 @@ class Zombie(MemoryRecords):
             assert await super().swap(old, new, None, ())
         return found
 
+    async def drop(self, place: Place) -> None:
+        assert place not in {head.place for head in self.contents.heads.values()}
+        await super().drop(place)
+
 
 @pytest.mark.parametrize("at", [1, 2], ids=["it is reserved", "it is done"])
 async def test_a_fork_that_lands_late_is_whole(at: int) -> None:
@@ -390,6 +397,23 @@ async def test_a_fork_that_lands_late_is_whole(at: int) -> None:
         (child,) = await store.batch_fork("a", 1)
         assert await store.load_messages(child) == samples.messages(5)
         assert sorted(await store.list()) == sorted(["a", child])
+    assert needless(contents) == []
+
+
+async def test_a_fork_in_place_of_another_that_is_given_up_leaves_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head names the epoch that it was to replace until that is removed."""
+    monkeypatch.setattr("kode_core.engines.record_io.FORK_DEAD_SECONDS", 0)
+    contents = Contents()
+    async with await opened(MemoryRecords(contents, **ROOMY)) as store:
+        await store.append_messages("x", samples.messages(2))
+        await settled(contents)
+        old = AgentHead(contents.heads["x"])
+        state = replace(old.state, reserved=True, doomed=(old.record.epoch,))
+        record = replace(old.record, rev=old.record.rev + 1, epoch="f" * 16, is_used=False)
+        contents.heads["x"] = AgentHead(record, state).with_state(state).record
+        contents.items[record.place] = dict(contents.items[old.record.place])
+        await store.query_sessions()
+    assert contents.heads["x"].is_settled
     assert needless(contents) == []
 
 
@@ -445,3 +469,40 @@ async def test_a_writer_applies_by_itself_what_it_could_not(meanwhile: str) -> N
         wanted = {"nothing": samples.messages(2), "a write": [samples.message(7)], "a delete": []}
         assert await store.load_messages("x") == wanted[meanwhile]
     assert needless(contents) == []
+
+
+class AnswersTooLate(MemoryRecords):
+    """Applies changes after others did something, and loses the answer."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
+        await super().apply(place, changes, fresh=fresh)
+        if meanwhile is not None:
+            raise OutcomeUnknownError("the connection broke")
+
+
+@pytest.mark.parametrize("then", ["nothing", "a write"])
+async def test_what_was_applied_too_late_is_removed_although_nobody_said_that_it_was(then: str) -> None:
+    """The agent was deleted before, and perhaps written again."""
+    contents = Contents()
+    records = AnswersTooLate(contents, **ROOMY)
+    async with await opened(records) as store, await opened(MemoryRecords(contents, **ROOMY)) as other:
+        await store.append_messages("x", samples.messages(1))
+        await settled(contents)
+
+        async def meanwhile() -> None:
+            await other.delete("x")
+            if then == "a write":
+                await other.append_messages("x", samples.messages(1))
+
+        records.meanwhile = meanwhile
+        await store.append_messages("x", [samples.message(1)])
+        assert needless(contents) != []
+        async with asyncio.timeout(20):
+            while needless(contents):
+                await asyncio.sleep(0.01)
+        assert len(await store.load_messages("x")) == (then == "a write")
