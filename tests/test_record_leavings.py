@@ -349,6 +349,27 @@ async def test_parts_of_writers_that_were_killed_are_told_of_when_nobody_sweeps(
         assert len(await store.load_messages("x")) == 5
 
 
+class KeepsParts(MemoryRecords):
+    """Removes no part, as when the process was killed just before."""
+
+    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+        raise StoreUnavailableError("not now")
+
+
+async def test_an_info_that_was_replaced_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long ago it was saved: the write that replaces it makes a note of its own."""
+    contents = Contents()
+    async with await opened(MemoryRecords(contents)) as store:
+        await store.save_info("x", samples.info("x", metadata={"long": "y" * 5_000}))
+    contents.notes.clear()
+    async with await opened(KeepsParts(contents)) as store:
+        await store.save_info("x", samples.info("x", metadata={}))
+        assert needless(contents) != []
+    monkeypatch.setattr(LEFT, 0)
+    await sweep(contents)
+    assert needless(contents) == []
+
+
 async def test_many_large_writes_are_noted_once() -> None:
     """A note covers what is begun soon after it."""
     contents = Contents()
