@@ -359,10 +359,10 @@ class KeepsParts(MemoryRecords):
 async def test_an_info_that_was_replaced_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long ago it was saved: the write that replaces it makes a note of its own."""
     contents = Contents()
-    async with await opened(MemoryRecords(contents)) as store:
+    async with await opened(MemoryRecords(contents, inline_bytes=4_000)) as store:
         await store.save_info("x", samples.info("x", metadata={"long": "y" * 5_000}))
     contents.notes.clear()
-    async with await opened(KeepsParts(contents)) as store:
+    async with await opened(KeepsParts(contents, inline_bytes=4_000)) as store:
         await store.save_info("x", samples.info("x", metadata={}))
         assert needless(contents) != []
     monkeypatch.setattr(LEFT, 0)
