@@ -20,7 +20,7 @@ from kode_core.engines.record_state import AgentHead
 from kode_core.engines.records import Change, HeadRecord, Item, Note, Place
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, StopsAt
-from tests.test_record_engine import OPTIONS, abandon, interrupted, opened
+from tests.test_record_engine import OPTIONS, abandon, interrupted, opened, unsettle
 
 ROOMY = {"inline_bytes": 4_000_000, "part_bytes": 8_000_000}
 LARGE = samples.message(text="y" * 5_000)
@@ -206,8 +206,8 @@ async def test_what_arrives_after_a_delete_goes_with_the_next() -> None:
 
 async def test_the_sweep_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first call of an engine on, round after round, until it is closed."""
-    for name in ("_FIRST_SECONDS", "_ROUND_SECONDS"):
-        monkeypatch.setattr(f"kode_core.engines.record_sweep.{name}", 0.01)
+    for name in ("record_sweep._FIRST_SECONDS", "record_sweep._ROUND_SECONDS", "record_io._RECOVER_SECONDS"):
+        monkeypatch.setattr(f"kode_core.engines.{name}", 0.01)
     monkeypatch.setattr(LEFT, 0)
     contents = Contents()
     async with await opened(MemoryRecords(contents, **ROOMY)) as store, asyncio.timeout(20):
@@ -216,6 +216,9 @@ async def test_the_sweep_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> N
             await settled(contents)
             await store.delete("x")
             while contents.notes:
+                await asyncio.sleep(0.01)
+            unsettle(contents)
+            while not contents.heads["x"].is_settled or contents.notes:
                 await asyncio.sleep(0.01)
     note = Note(Place("x", "0" * 16), 0)
     contents.notes.add(note)

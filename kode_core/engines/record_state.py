@@ -129,8 +129,8 @@ def info_spans(info: tuple[str, int, int] | None) -> list[tuple[str, str]]:
     """The keys under which infos are kept, but for that of the info that a head names: from the first to the last."""
     if info is None:
         return [(info_key(""), info_key(_END))]
-    name, digits = int(info[0], 16), len(info[0])
-    before, after = f"{max(name - 1, 0):0{digits}x}", f"{name + 1:0{digits}x}"
+    name = info[0]  # of a fixed length, in hexadecimal digits
+    before, after = f"{name[:-1]}{chr(ord(name[-1]) - 1)}{_END}", f"{name}0"
     return [(info_key(""), info_key(before)), (info_key(after), info_key(_END))]
 
 

@@ -39,7 +39,10 @@ _ATTEMPTS: Final = 5
 
 
 class RecordSweep:
-    """Looks now and then for notes that are due, from the first call of an engine on; a round costs one read."""
+    """Looks now and then, from the first call of an engine on, for heads that are not settled and notes that are due.
+
+    A round costs the two reads that find them.
+    """
 
     def __init__(self, io: RecordIO) -> None:
         self._io = io
@@ -60,6 +63,7 @@ class RecordSweep:
 
     async def _go_round(self) -> None:
         with suppress(KodeError):  # a later round does it
+            await self._io.recover()
             await self.sweep()
         self._wait(_ROUND_SECONDS)
 
