@@ -36,7 +36,9 @@ from kode_core.engines.record_state import (
     count_of,
     doc_key,
     event_key,
+    list_of,
     new_epoch,
+    position_of,
     row_key,
     row_span,
     seq_key,
@@ -88,6 +90,7 @@ class Plan:
         self.rev = self.head.rev + 1
         self.info_body: Body | None = None
         self._known = dict(known)
+        self._counts = {kind: count_of(self.head, kind).count for kind in ListKind}
         self._puts: dict[str, Item] = {}
         self._cuts: list[Cut] = []
         self._freed: list[Freed] = []
@@ -100,7 +103,7 @@ class Plan:
 
     @property
     def changes(self) -> tuple[Step, ...]:
-        return (*self._cuts, *self._freed, *self._puts.values())
+        return (*self._cuts, *self._list_cuts(), *self._freed, *self._list_freed(), *self._puts.values())
 
     def result(self, state: State) -> AgentHead:
         """The new head, with *state*."""
@@ -144,6 +147,7 @@ class Plan:
         self._puts, self._cuts, self._freed, self._known, self.info_body = {}, [], [], {}, None
         if not was_used:
             return
+        self._counts = dict.fromkeys(ListKind, 0)
         doomed = (*self.state.doomed, self.head.epoch)
         kept = State(next_offset=self.state.next_offset, ops=self.state.ops, doomed=doomed)
         fresh = new_head(self.head.agent_id)
@@ -155,9 +159,7 @@ class Plan:
         if kind is ListKind.MESSAGES:
             write = self._in_order(write, old)
         if write.length is not None and write.length < old.count:
-            self._cut(row_key(kind, write.length), row_span(kind).last)
-        if self.state.has_parts:
-            self._free([position for position, _ in write.put if position < old.count], kind)
+            self._take_back(row_key(kind, write.length), row_span(kind).last)
         for position, row in (*write.put, *enumerate(write.append, old.kept(write))):
             self._put(_row_item(kind, position, row, self.rev))
         self.head = replace(self.head, **{kind.value: old.after(write)})
@@ -170,16 +172,33 @@ class Plan:
         self.state = self.state.times_after(write, kept)
         return write
 
-    def _free(self, positions: Sequence[int], kind: ListKind) -> None:
-        """Rows that are put again, in runs, ascending."""
-        for _, run in itertools.groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
-            places = [position for _, position in run]
-            self._freed.append(Freed(first=row_key(kind, places[0]), last=row_key(kind, places[-1]), rev=self.rev))
+    def _list_cuts(self) -> list[Cut]:
+        """The rows that lists had and have no more; those behind them are marks already."""
+        after = {kind: count_of(self.head, kind).count for kind in ListKind}
+        shorter = [(kind, after[kind], before) for kind, before in self._counts.items() if after[kind] < before]
+        return [
+            Cut(first=row_key(kind, count), last=row_key(kind, before - 1), rev=self.rev)
+            for kind, count, before in shorter
+        ]
+
+    def _list_freed(self) -> list[Freed]:
+        """The rows that were there and are put again, in runs, where they may have parts."""
+        if not self.state.has_parts:
+            return []
+        freed = []
+        for kind, before in self._counts.items():
+            positions = sorted(position_of(key) for key in self._puts if list_of(key) is kind)
+            again = [position for position in positions if position < before]
+            for _, run in itertools.groupby(enumerate(again), lambda pair: pair[1] - pair[0]):
+                places = [row_key(kind, position) for _, position in run]
+                freed.append(Freed(first=places[0], last=places[-1], rev=self.rev))
+        return freed
 
     def _write_doc(self, write: DocWrite) -> None:
         key = doc_key(write.kind, write.key)
         if write.doc is None:
-            self._cut(key, key)
+            self._take_back(key, key)
+            self._cuts.append(Cut(first=key, last=key, rev=self.rev))
             return
         if self.state.has_parts:
             self._freed.append(Freed(first=key, last=key, rev=self.rev))
@@ -197,9 +216,9 @@ class Plan:
         self._puts[item.key] = item
         self._is_changed = True
 
-    def _cut(self, first: str, last: str) -> None:
+    def _take_back(self, first: str, last: str) -> None:
+        """Leave out what this swap would put from the first to the last key."""
         self._puts = {key: item for key, item in self._puts.items() if not first <= key <= last}
-        self._cuts.append(Cut(first=first, last=last, rev=self.rev))
         self._is_changed = True
 
     # --- events

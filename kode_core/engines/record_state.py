@@ -256,7 +256,7 @@ class Overlay:
 
     def over(self, stored: Sequence[Item], span: Span) -> list[Item]:
         """The items of *span* in its order, given those that are stored."""
-        kept = {item.key: item for item in stored if item.key not in self._put and not self._is_cut(item)}
+        kept = {i.key: i for i in stored if not (i.is_removed or i.key in self._put or self._is_cut(i))}
         put = [item for item in self._put.values() if is_in(item, span)]
         if stored and len(stored) == span.limit:  # behind the last one there may be others
             last = _key(stored[-1], span)

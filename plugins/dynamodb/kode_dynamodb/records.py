@@ -10,7 +10,7 @@ from typing import Any, Final
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_io import each
-from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span, removed
 from kode_core.errors import KodeError, PayloadTooLargeError, StorageError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_dynamodb.connection import AT_ONCE, Connection, Record, connect
@@ -40,10 +40,10 @@ _TOGETHER: Final = 9
 _INLINE_BYTES: Final = 100_000
 _PART_BYTES: Final = 340_000
 _PARTS_AT_ONCE: Final = 4
-_UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev"
+_UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev OR (rev = :rev AND attribute_exists(gone))"
 _KEYS: Final = "pk, sk"
-_REVS: Final = "pk, sk, rev"
-_NO_BODIES: Final = "sk, rev, t, h, ix, p, alt"
+_REVS: Final = "pk, sk, rev, gone"
+_NO_BODIES: Final = "sk, rev, t, h, ix, p, alt, gone"
 
 
 async def open_records(options: DynamoDBOptions) -> DynamoRecords:
@@ -188,17 +188,18 @@ class DynamoRecords:
             await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
             for change in changes:
                 if isinstance(change, Cut):
-                    await self._cut(items_pk(place), change)
+                    await self._cut(place, change)
 
-    async def _cut(self, pk: Record, cut: Cut) -> None:
+    async def _cut(self, place: Place, cut: Cut) -> None:
         rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
 
-        async def delete(one: Record) -> None:
-            await self.connection.repeat("delete_item", Key={"pk": one["pk"], "sk": one["sk"]}, **rev)
+        async def mark(one: Record) -> None:
+            await self.connection.repeat("put_item", Item=item_values(place, removed(one["sk"]["S"], cut.rev)), **rev)
 
-        wanted = _between(pk, cut.first, cut.last, "sk")
+        wanted = _between(items_pk(place), cut.first, cut.last, "sk")
         async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
-            await each(delete, [one for one in page if int(one["rev"]["N"]) < cut.rev], at_once=AT_ONCE)
+            older = [one for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
+            await each(mark, older, at_once=AT_ONCE)
 
     async def drop(self, place: Place) -> None:
         for pk in (items_pk(place), parts_pk(place)):

@@ -17,7 +17,7 @@ import msgspec
 
 from kode_core.batch import Info, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place
+from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place, removed
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError
 from kode_dynamodb.connection import Record
 from kode_dynamodb.schema import BUCKETS, DAY_S, TTL
@@ -265,6 +265,8 @@ def found_head(found: Record) -> HeadRecord | None:
 
 def item_values(place: Place, item: Item) -> Record:
     """An item."""
+    if item.is_removed:
+        return {**item_key(place, item.key), "rev": _number(item.rev), "gone": {"BOOL": True}}
     values: dict[str, Record | None] = {
         **item_key(place, item.key),
         "rev": _number(item.rev),
@@ -296,6 +298,8 @@ def _filed(found: Record) -> tuple[int, ItemIndex, int]:
 @_intact("one of its items")
 def found_item(found: Record) -> Item:
     """An item; its text is empty where it was not asked for."""
+    if "gone" in found:
+        return removed(found["sk"]["S"], int(found["rev"]["N"]))
     value: Any = found.get("b") or found.get("ev")
     milliseconds, index, rev = _filed(found)
     return Item(

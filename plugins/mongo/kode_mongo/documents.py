@@ -15,7 +15,7 @@ from bson.int64 import Int64
 
 from kode_core.batch import Info, ListHead, MessageIndex, SessionRow, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.records import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place
+from kode_core.engines.records import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place, removed
 from kode_core.errors import CorruptRecordError
 from kode_mongo.connection import Document
 
@@ -31,6 +31,7 @@ __all__ = [
     "item_document",
     "metadata_pairs",
     "part_id",
+    "removal",
     "settled_fields",
 ]
 
@@ -175,6 +176,12 @@ def item_document(place: Place, item: Item) -> Document:
     return document
 
 
+def removal(rev: int) -> Document:
+    """The update that leaves of an item the mark that it was removed."""
+    fields = ("time", "text", "digest", "parts", "index", "list", "alt")
+    return {"$set": {"rev": Int64(rev), "gone": True}, "$unset": dict.fromkeys(fields, "")}
+
+
 def _index(key: str, fields: Mapping[str, Any]) -> ItemIndex:
     match key[0]:
         case "m":
@@ -195,6 +202,8 @@ def found_item(found: Mapping[str, Any]) -> Item:
     """
     with _damaged(*_named(found)):
         key, alt = _text(found["key"]), found.get("alt")
+        if found.get("gone") is True:
+            return removed(key, int(found["rev"]))
         return Item(
             key=key,
             rev=int(found["rev"]),
