@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -36,6 +37,8 @@ AT_ONCE: Final = 16
 _RECOVER_SECONDS: Final = 1.0
 _RECOVER_PATIENCE: Final = 5.0
 """How long a query waits for what the dead left."""
+_FROZEN_SECONDS: Final = 1.0
+"""How long writers wait for a reader that gives no sign."""
 FORK_DEAD_SECONDS: Final = 60.0
 """After how long a fork that shows no sign of life is taken for dead."""
 
@@ -238,12 +241,57 @@ class RecordIO:
 
     # --- readers that others are too fast for
 
-    async def freeze(self, head: AgentHead) -> AgentHead:
-        """Ask writers to wait until this head was read: they do so for a moment, and then go on whatever became of it.
+    @asynccontextmanager
+    async def frozen(self, head: AgentHead) -> AsyncGenerator[AgentHead]:
+        """Ask writers to wait while this head is read, and show them again and again that it is: see :meth:`thawed`.
 
         Raises:
             MovedError: another writer was faster, or there was no answer.
         """
+        frozen, has_ended = await self.freeze(head), asyncio.Event()
+        renewing = asyncio.get_running_loop().create_task(self._renew(frozen, has_ended))
+        try:
+            yield frozen
+        finally:
+            has_ended.set()
+            await asyncio.wait([renewing])  # what it wrote last must not come after the end
+            await self._mark(frozen, None)
+
+    async def _renew(self, head: AgentHead, has_ended: asyncio.Event) -> None:
+        while not has_ended.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FROZEN_SECONDS / 4):
+                    await has_ended.wait()
+            if not has_ended.is_set() and not await self._mark(head, nonce()):
+                return
+
+    async def _mark(self, head: AgentHead, sign: str | None) -> bool:
+        """Change the sign of a reader, or take it back; False when others wrote meanwhile."""
+        try:
+            return await self.store.settle(head.with_state(replace(head.state, frozen=sign)).record)
+        except StorageError:
+            return True  # without a sign writers go on by themselves
+
+    async def thawed(self, agent_id: str, until: float) -> AgentHead | None:
+        """The agent's head for a writer, once no reader asks to wait.
+
+        One that gives no new sign for a second is not waited for, as it may be dead, and none is *until* then: a slow
+        reader of a long list gets its turn, and a writer ends within its deadline whatever readers there are.
+        """
+        sign, silent_at, pause = None, 0.0, 0.002
+        while True:
+            head = await self.head(agent_id)
+            if head is None or head.state.frozen is None:
+                return head
+            now = time.monotonic()
+            if head.state.frozen != sign:
+                sign, silent_at = head.state.frozen, now + _FROZEN_SECONDS
+            if now >= min(silent_at, until):
+                return head
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _FROZEN_SECONDS / 20)
+
+    async def freeze(self, head: AgentHead) -> AgentHead:
         head = await self.settle(head)
         state = replace(head.state, frozen=nonce())
         frozen = AgentHead(replace(head.record, rev=head.record.rev + 1), state).with_state(state)
@@ -254,13 +302,6 @@ class RecordIO:
         if not is_frozen:
             raise MovedError
         return frozen
-
-    async def thaw(self, head: AgentHead) -> None:
-        """Let writers go on."""
-        try:
-            await self.store.settle(head.with_state(replace(head.state, frozen=None)).record)
-        except StorageError:
-            return  # they go on by themselves
 
     # --- what the dead left
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -27,6 +28,7 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engines.record_state import (
     KEPT_OPS,
+    UNNAMED,
     AgentHead,
     Freed,
     Op,
@@ -37,6 +39,7 @@ from kode_core.engines.record_state import (
     doc_key,
     event_key,
     list_of,
+    name_key,
     new_epoch,
     position_of,
     row_key,
@@ -90,6 +93,9 @@ class Plan:
         self.rev = self.head.rev + 1
         self.info_body: Body | None = None
         self._known = dict(known)
+        self._of_seq = Counter(seq for seq, _ in known)
+        if self.state.named_from is None:
+            self.state = replace(self.state, named_from=self.state.next_offset)
         self._counts = {kind: count_of(self.head, kind).count for kind in ListKind}
         self._puts: dict[str, Item] = {}
         self._cuts: list[Cut] = []
@@ -145,11 +151,13 @@ class Plan:
     def _delete(self) -> None:
         was_used = self.head.is_used or bool(self._puts)
         self._puts, self._cuts, self._freed, self._known, self.info_body = {}, [], [], {}, None
+        self._of_seq = Counter[int]()
         if not was_used:
             return
         self._counts = dict.fromkeys(ListKind, 0)
         doomed = (*self.state.doomed, self.head.epoch)
-        kept = State(next_offset=self.state.next_offset, ops=self.state.ops, doomed=doomed)
+        offset = self.state.next_offset
+        kept = State(next_offset=offset, ops=self.state.ops, doomed=doomed, named_from=offset)
         fresh = new_head(self.head.agent_id)
         self.head, self.state = replace(fresh, rev=self.head.rev), kept
         self._is_changed = True
@@ -233,6 +241,9 @@ class Plan:
             self.state = replace(self.state, next_offset=offset + 1, last_seq=last)
             self.head = replace(self.head, is_used=True)
             self._put(_event_item(event, offset, self.rev))
+            self._of_seq[event.seq] += 1
+            if self._of_seq[event.seq] > UNNAMED:
+                self._put(_name_item(event, offset, self.rev))
         return self._offsets(events)
 
     def _offsets(self, events: Sequence[EventWrite], first: int = 0) -> tuple[int, ...]:
@@ -254,6 +265,12 @@ def _row_item(kind: ListKind, position: int, row: Row, rev: int) -> Item:
 def _event_item(event: EventWrite, offset: int, rev: int) -> Item:
     index = EventIndex(event.seq, event.channel)
     return Item(key=event_key(offset), rev=rev, body=event.body, index=index, alt=seq_key(event.seq, offset))
+
+
+def _name_item(event: EventWrite, offset: int, rev: int) -> Item:
+    """The note of an event by which one of the same name is found, however many there are of its seq."""
+    index = DocIndex("event", str(offset))
+    return Item(key=name_key(event.seq, event.body.digest), rev=rev, body=Body("", event.body.digest), index=index)
 
 
 def nonce() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar, cast
@@ -49,6 +50,8 @@ T = TypeVar("T")
 
 _ATTEMPTS: Final = 200
 _OPTIMISTIC: Final = 5
+_OPTIMISTIC_SECONDS: Final = 0.5
+"""After so many attempts, or so long, a reader asks writers to wait."""
 _SINGLE_CALLS: Final = 32
 _SEARCH_AGAIN: Final = 20
 _WAITS: Final = 20
@@ -84,7 +87,7 @@ class RecordReads:
             StoreBusyError: other writers change the agent faster than it can be read.
         """
         missed: HeadRecord | None = None
-        frozen: AgentHead | None = None
+        began = time.monotonic()
         for attempt in range(_ATTEMPTS):
             head = await self._io.head(agent_id)
             if head is None:
@@ -93,17 +96,14 @@ class RecordReads:
                 raise CorruptRecordError(f"agent {agent_id!r}", "something of it is missing, and nobody is writing")
             missed = None
             try:
-                if attempt >= _OPTIMISTIC:
-                    head = frozen = await self._io.freeze(head)
-                return await read(Instant(head, await self._io.overlay(head)))
+                if attempt < _OPTIMISTIC and not (attempt and time.monotonic() - began > _OPTIMISTIC_SECONDS):
+                    return await read(Instant(head, await self._io.overlay(head)))
+                async with self._io.frozen(head) as frozen:
+                    return await read(Instant(frozen, await self._io.overlay(frozen)))
             except MissingError:
                 missed = head.record
             except MovedError:
                 pass
-            finally:
-                if frozen is not None:
-                    await self._io.thaw(frozen)
-                    frozen = None
             await asyncio.sleep(random.uniform(0, min(attempt + 1, 20)) / 1000)  # noqa: S311
         raise StoreBusyError(f"agent {agent_id!r}: others write faster than it can be read")
 
@@ -273,7 +273,7 @@ class RecordReads:
             await self._end_of_write(instant)
             found = await self._search(query)
             now = await self._io.head(instant.place.agent_id)
-            if now is None or now.record != instant.head.record:
+            if now is None or (now.record.epoch, now.record.rev) != (instant.place.epoch, instant.head.record.rev):
                 raise MovedError
             return found
 

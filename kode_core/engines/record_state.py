@@ -14,6 +14,7 @@ from kode_core.engines.records import Change, Cut, EventIndex, HeadRecord, Item,
 
 __all__ = [
     "KEPT_OPS",
+    "UNNAMED",
     "AgentHead",
     "Op",
     "Overlay",
@@ -27,6 +28,7 @@ __all__ = [
     "event_span",
     "info_key",
     "list_of",
+    "name_key",
     "new_epoch",
     "position_of",
     "row_key",
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 KEPT_OPS: Final = 8
+UNNAMED: Final = 8
+"""How many events of one seq have no name: those are read to see whether an event is stored already."""
 
 _LIST_PREFIX: Final = {ListKind.MESSAGES: "m/", ListKind.TOOL_CALLS: "t/"}
 _LISTS: Final = {prefix: kind for kind, prefix in _LIST_PREFIX.items()}
@@ -114,6 +118,11 @@ def seq_span(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int 
     return Span(first=start, last=seq_key(last, _LAST_OFFSET), by_alt=True, bodies=bodies)
 
 
+def name_key(seq: int, digest: bytes) -> str:
+    """Under what an event is noted that came after many others of its seq."""
+    return f"x/{seq + 2**63:020d}/{digest.hex()}"
+
+
 def stash_key(nonce: str) -> str:
     """Under what pending changes are kept that are too large for the head."""
     return f"p/{nonce}"
@@ -178,6 +187,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
         frozen: the nonce of a reader that asks writers to wait a moment.
         latest: no message is newer than that; None where it is not known, or there is none.
         is_latest: whether a message is just as new.
+        named_from: events from this offset on have a name when many of their seq came before; None where no event of
+            the agent is known to have one.
     """
 
     next_offset: int = 1
@@ -192,6 +203,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     frozen: str | None = None
     latest: int | None = None
     is_latest: bool = False
+    named_from: int | None = None
 
     @property
     def is_settled(self) -> bool:
