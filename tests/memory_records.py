@@ -15,7 +15,7 @@ from kode_core import Store
 from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span, removed
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Remains, Span, removed
 from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
@@ -73,6 +73,19 @@ class MemoryRecords:
         if self.contents.heads[head.agent_id].rev != head.rev:
             return False
         self.contents.heads[head.agent_id] = head
+        return True
+
+    async def remains(self, agent_id: str) -> Remains | None:
+        await self.step()
+        head = self.contents.heads.get(agent_id)
+        epochs = {place.epoch for place in (*self.contents.items, *self.contents.parts) if place.agent_id == agent_id}
+        return None if head is None else Remains(agent_id, sorted(epochs), head)
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        await self.step()
+        if self.contents.heads.get(new.agent_id) != remains.stored or not self._is_held(new.agent_id, fence):
+            return False
+        self.contents.heads[new.agent_id] = new
         return True
 
     async def unsettled(self) -> list[str]:

@@ -11,14 +11,15 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from kode_core.batch import Info
+from kode_core.batch import Fence, Info
 from kode_core.codec import Body
-from kode_core.engines.record_plan import nonce
+from kode_core.engines.record_plan import new_head, nonce
 from kode_core.engines.record_state import (
     AgentHead,
     Freed,
     Overlay,
     Stash,
+    State,
     Step,
     info_key,
     new_epoch,
@@ -91,6 +92,42 @@ class RecordIO:
         """The agent's head; None where there is none."""
         found = await self.store.heads([agent_id])
         return AgentHead(found[0]) if found else None
+
+    async def sound(self, agent_ids: Sequence[str]) -> tuple[list[AgentHead], list[str]]:
+        """The heads of these agents that can be read, and the names of those that cannot: they fail their own alone."""
+        if not agent_ids:
+            return [], []
+        heads, damaged = list[AgentHead](), list[str]()
+        try:
+            found = await self.store.heads(agent_ids)
+        except CorruptRecordError as exc:
+            if len(agent_ids) == 1:
+                return [], [exc.record]
+            middle = len(agent_ids) // 2
+            for some, names in await each(self.sound, (agent_ids[:middle], agent_ids[middle:])):
+                heads += some
+                damaged += names
+            return heads, damaged
+        for record in found:
+            try:
+                heads.append(AgentHead(record))
+            except CorruptRecordError as exc:
+                damaged.append(exc.record)
+        return heads, damaged
+
+    async def supplant(self, agent_id: str, fence: Fence | None) -> None:
+        """Put the head of an agent that was deleted in place of one that cannot be read, and remove what was there.
+
+        Nobody knows which offsets were given. There was less than one event in each millisecond since 1970, so that the
+        time is a greater one, also when this happens to an agent more than once (EVT-2).
+        """
+        remains = await self.store.remains(agent_id)
+        if remains is None:
+            return
+        state = State(next_offset=time.time_ns() // 1_000_000, doomed=tuple(remains.epochs))
+        head = AgentHead(new_head(agent_id), state).with_state(state)
+        if await self.store.supplant(remains, head.record, fence):
+            await self.settle(head)
 
     async def swap(self, old: AgentHead | None, new: AgentHead) -> bool:
         """Swap a head; when the answer is lost the head is read, to see whether it is the new one. False if it is not.
@@ -321,7 +358,7 @@ class RecordIO:
     async def _recover(self, *, is_first: bool) -> None:
         """What others are about to settle gets time for it; what was there before this store was opened does not."""
         found = await self.store.unsettled()
-        heads = [AgentHead(record) for record in await self._sound(found) if not record.is_settled]
+        heads = [head for head in (await self.sound(found))[0] if not head.record.is_settled]
         now, seen = time.monotonic(), self._seen
         self._seen = {}
         left = []
@@ -337,16 +374,6 @@ class RecordIO:
             if is_left:
                 left.append(head)
         await each(self._try_to_settle, left)
-
-    async def _sound(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
-        """Those heads that can be read: a damaged one is told of where it is asked for."""
-        if not agent_ids:
-            return []
-        try:
-            return await self.store.heads(agent_ids)
-        except CorruptRecordError:
-            one_by_one = [] if len(agent_ids) == 1 else [[agent_id] for agent_id in agent_ids]
-            return [record for records in await each(self._sound, one_by_one) for record in records]
 
     async def _try_to_settle(self, head: AgentHead) -> None:
         try:

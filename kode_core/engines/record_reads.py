@@ -17,6 +17,7 @@ from kode_core.batch import (
     EngineIssue,
     EventRange,
     EventRow,
+    Found,
     FoundRow,
     Head,
     ListKind,
@@ -255,12 +256,20 @@ class RecordReads:
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         await self._io.recover()
         rows = await self._io.store.find_sessions(query)
-        return await each(self._whole_session, rows) if any(not row.info.text for row in rows) else rows
+        if all(row.info.text for row in rows):
+            return rows
+        left_out = list(_left_out(rows))
+        whole = await each(lambda row: self._whole_session(row, left_out), rows)
+        return Found([row for row in whole if row is not None], left_out)
 
-    async def _whole_session(self, row: SessionRow) -> SessionRow:
+    async def _whole_session(self, row: SessionRow, left_out: list[str]) -> SessionRow | None:
         if row.info.text:
             return row
-        head = await self.head(row.agent_id)
+        try:
+            head = await self.head(row.agent_id)
+        except CorruptRecordError as exc:
+            left_out.append(exc.record)
+            return None
         return row if head is None or head.info is None else replace(row, info=head.info.body)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
@@ -299,20 +308,28 @@ class RecordReads:
     async def _search(self, query: RowQuery) -> Sequence[FoundRow]:
         """Rows that match and that the heads of their agents still know."""
         most, found, after = query.offset + query.limit, list[FoundRow](), query.after
+        left_out = dict[str, None]()
         while len(found) < most:
             asked = min(most - len(found) + _SEARCH_AGAIN, 1000)
             page = await self._io.store.find_items(replace(query, offset=0, limit=asked, after=after))
-            found += await self._known(page, query)
-            if len(page) < asked:
+            known, damaged = await self._known(page, query)
+            found += known
+            left_out |= dict.fromkeys((*_left_out(page), *damaged))
+            if len(page) + len(_left_out(page)) < asked or not page:
                 break
             last = page[-1]
             after = (last.item.time, last.place.agent_id, position_of(last.item.key))
-        return found[query.offset : most]
+        return Found(found[query.offset : most], left_out)
 
-    async def _known(self, page: Sequence[FoundItem], query: RowQuery) -> list[FoundRow]:
-        ids = list(dict.fromkeys(found.place.agent_id for found in page))
-        heads = {record.agent_id: AgentHead(record) for record in await self._io.store.heads(ids)} if ids else {}
-        instants = {agent_id: Instant(head, await self._overlay(head)) for agent_id, head in heads.items()}
+    async def _known(self, page: Sequence[FoundItem], query: RowQuery) -> tuple[list[FoundRow], list[str]]:
+        """Those of the items that their heads know, and the names of heads that cannot be read (QRY-9)."""
+        heads, damaged = await self._io.sound(list(dict.fromkeys(found.place.agent_id for found in page)))
+        instants = dict[str, Instant]()
+        for head in heads:
+            try:
+                instants[head.record.agent_id] = Instant(head, await self._overlay(head))
+            except CorruptRecordError as exc:
+                damaged.append(exc.record)
 
         async def row(found: FoundItem) -> FoundRow | None:
             instant = instants.get(found.place.agent_id)
@@ -330,7 +347,7 @@ class RecordReads:
                 return None
             return FoundRow(found.place.agent_id, position, item.time, item.body)
 
-        return [found for found in await each(row, page) if found is not None]
+        return [found for found in await each(row, page) if found is not None], damaged
 
     async def _overlay(self, head: AgentHead) -> Overlay:
         try:
@@ -378,6 +395,11 @@ def _last_of(items: Iterable[Item], keys: set[str]) -> list[Item]:
     """The last row of each of these call ids, in order of position."""
     last = {cast(ToolCallIndex, item.index).call_id: item for item in items}
     return sorted((item for call_id, item in last.items() if call_id in keys), key=lambda item: item.key)
+
+
+def _left_out(found: Sequence[object]) -> Sequence[str]:
+    """The names of what a store could not read."""
+    return found.left_out if isinstance(found, Found) else ()
 
 
 def _outlined(item: Item) -> tuple[int, bytes, int, str | None]:

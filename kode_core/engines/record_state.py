@@ -10,7 +10,9 @@ from typing import Final, TypeAlias
 import msgspec
 
 from kode_core.batch import DocKind, ListHead, ListKind, ListWrite
+from kode_core.codec import Body
 from kode_core.engines.records import Change, Cut, EventIndex, HeadRecord, Item, Span
+from kode_core.errors import CorruptRecordError
 
 __all__ = [
     "KEPT_OPS",
@@ -233,20 +235,58 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(State).decode
 
 
+_SEALED: Final = b"\xc1"
+"""With what a state begins that has a seal: no MessagePack does. States of earlier versions have none."""
+_SEAL_BYTES: Final = 8
+
+
+def _seal(record: HeadRecord, state: bytes) -> bytes:
+    """A digest of all of a head, the text of its info excepted, which has one of its own."""
+    info = record.info
+    if info is not None:
+        info = msgspec.structs.replace(info, body=Body("", info.body.digest))
+    fields = msgspec.structs.replace(record, state=b"", info=info)
+    sealed = blake2b(state, digest_size=_SEAL_BYTES)
+    sealed.update(_encode(fields))
+    return sealed.digest()
+
+
+def _opened(record: HeadRecord) -> State:
+    """The state of a head.
+
+    Raises:
+        CorruptRecordError: the head is not what was written.
+    """
+    state = record.state
+    try:
+        if state[:1] == _SEALED:
+            seal, state = state[1 : 1 + _SEAL_BYTES], state[1 + _SEAL_BYTES :]
+            if seal != _seal(record, state):
+                raise ValueError
+        return _decode(state)
+    except (ValueError, RecursionError):  # those of msgspec are ValueErrors
+        raise CorruptRecordError(f"agent {record.agent_id!r}", "its head is damaged") from None
+
+
 class AgentHead:
-    """A head with its state read."""
+    """A head with its state read, which has a seal over all of it.
+
+    Raises:
+        CorruptRecordError: the head is not what was written.
+    """
 
     __slots__ = ("record", "state")
 
     def __init__(self, record: HeadRecord, state: State | None = None) -> None:
         self.record = record
-        self.state = _decode(record.state) if state is None else state
+        self.state = _opened(record) if state is None else state
 
     def with_state(self, state: State) -> AgentHead:
-        """The same revision with another state."""
-        is_numbered = state.next_offset > 1
-        changed = {"state": _encode(state), "is_settled": state.is_settled, "is_numbered": is_numbered}
-        return AgentHead(msgspec.structs.replace(self.record, **changed), state)
+        """The same revision with another state, to be written."""
+        flags = {"is_settled": state.is_settled, "is_numbered": state.next_offset > 1}
+        record, encoded = msgspec.structs.replace(self.record, **flags), _encode(state)
+        sealed = _SEALED + _seal(record, encoded) + encoded
+        return AgentHead(msgspec.structs.replace(record, state=sealed), state)
 
 
 def count_of(record: HeadRecord, kind: ListKind) -> ListHead:

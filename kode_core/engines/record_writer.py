@@ -19,6 +19,7 @@ from kode_core.engines.record_plan import Plan
 from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, row_span
 from kode_core.engines.records import Item
 from kode_core.errors import (
+    CorruptRecordError,
     KodeError,
     OutcomeUnknownError,
     PayloadTooLargeError,
@@ -147,6 +148,13 @@ class RecordWriter:
                 plan = Plan(agent_id, old, known, await self._latest(old, batches))
             except MovedError:
                 await _pause(attempt)
+                continue
+            except CorruptRecordError:
+                if not _may_supplant(batches):
+                    raise
+                if not await self._is_held(agent_id, fence, in_doubt=doubt is not None):
+                    return [Refused("fence")]
+                await self._io.supplant(agent_id, fence)
                 continue
             except StorageError as exc:
                 if doubt is not None:
@@ -341,6 +349,11 @@ def _take(queue: deque[_Waiting]) -> list[_Waiting]:
             break
         group.append(queue.popleft())
     return group
+
+
+def _may_supplant(batches: Sequence[Batch]) -> bool:
+    """Whether a head that cannot be read is in the way of a delete, which needs nothing of it."""
+    return len(batches) == 1 and batches[0].delete and batches[0].expect_updated_at is None
 
 
 def _is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:

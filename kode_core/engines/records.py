@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -46,6 +46,7 @@ __all__ = [
     "ItemIndex",
     "Place",
     "RecordStore",
+    "Remains",
     "Removed",
     "Span",
     "removed",
@@ -187,6 +188,19 @@ class HeadRecord(_Value, frozen=True, kw_only=True):
         return self.is_settled and not self.is_used and self.info is None and not self.is_numbered
 
 
+class Remains(NamedTuple):
+    """What can be told of a head that may be damaged.
+
+    Attributes:
+        epochs: those at which items or parts of the agent may be, as far as they can be found.
+        stored: all of the head but its lease, as the store has it, for the store to compare.
+    """
+
+    agent_id: str
+    epochs: Sequence[str]
+    stored: Any
+
+
 class FoundItem(NamedTuple):
     """An item that a query found; whether its head still knows it is for the engine to see."""
 
@@ -217,7 +231,11 @@ class RecordStore(Protocol):
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
-        """The heads of these agents, those that there are, in any order. A lease alone is no head."""
+        """The heads of these agents, those that there are, in any order. A lease alone is no head.
+
+        Raises:
+            CorruptRecordError: one of them is damaged. It names the agent.
+        """
         ...
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
@@ -232,6 +250,17 @@ class RecordStore(Protocol):
         """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that. Need not be durable.
 
         False when the head has another ``rev`` by now, or is gone.
+        """
+        ...
+
+    async def remains(self, agent_id: str) -> Remains | None:
+        """What can be told of a head, however damaged it is; None where there is none."""
+        ...
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        """Write *new* in place of a head that is still as it was found, if the fence's lease is held, as ``swap`` does.
+
+        The lease stays. False when the condition does not hold: nothing was written.
         """
         ...
 
@@ -284,13 +313,13 @@ class RecordStore(Protocol):
         ...
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        """As ``Engine.find_sessions``."""
+        """As ``Engine.find_sessions``; in a ``Found`` where it had to leave out what is damaged."""
         ...
 
     async def find_items(self, query: RowQuery) -> Sequence[FoundItem]:
         """Messages or tool calls that match, in the query's order, at most ``limit``; ``offset`` is 0.
 
-        Items of old epochs may be among them, and no marks.
+        Items of old epochs may be among them, and no marks. It is a ``Found`` where damaged ones had to be left out.
         """
         ...
 

@@ -114,6 +114,12 @@ class Items:
         for collection in (self._items, self._parts):
             await self._connection.repeat(lambda c=collection: c.delete_many(wanted))  # type: ignore[misc]
 
+    async def epochs(self, agent_id: str) -> list[str]:
+        """The epochs at which there is anything of an agent."""
+        stages: list[Document] = [{"$match": {"agent_id": agent_id}}, {"$group": {"_id": "$epoch"}}]
+        found = [one for of in (self._items, self._parts) for one in await self._connection.aggregate(of, stages)]
+        return sorted({one["_id"] for one in found if isinstance(one["_id"], str)})
+
     # --- parts
 
     async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
