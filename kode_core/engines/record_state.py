@@ -211,6 +211,11 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     def is_settled(self) -> bool:
         return not (self.pending or self.stash or self.doomed or self.reserved)
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether an offset was given to an event."""
+        return self.next_offset > 1
+
     def times_after(self, write: ListWrite, kept: int) -> State:
         """The state with the latest message time, if it is known, after a write that keeps *kept* old messages."""
         new = write.times()
@@ -263,7 +268,10 @@ def _opened(record: HeadRecord) -> State:
             seal, state = state[1 : 1 + _SEAL_BYTES], state[1 + _SEAL_BYTES :]
             if seal != _seal(record, state):
                 raise ValueError
-        return _decode(state)
+        opened = _decode(state)
+        if (record.is_settled, record.is_numbered) != (opened.is_settled, opened.is_numbered):
+            raise ValueError
+        return opened
     except (ValueError, RecursionError):  # those of msgspec are ValueErrors
         raise CorruptRecordError(f"agent {record.agent_id!r}", "its head is damaged") from None
 
@@ -283,7 +291,7 @@ class AgentHead:
 
     def with_state(self, state: State) -> AgentHead:
         """The same revision with another state, to be written."""
-        flags = {"is_settled": state.is_settled, "is_numbered": state.next_offset > 1}
+        flags = {"is_settled": state.is_settled, "is_numbered": state.is_numbered}
         record, encoded = msgspec.structs.replace(self.record, **flags), _encode(state)
         sealed = _SEALED + _seal(record, encoded) + encoded
         return AgentHead(msgspec.structs.replace(record, state=sealed), state)

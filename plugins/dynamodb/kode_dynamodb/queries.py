@@ -108,7 +108,9 @@ class Queries:
 
         async def step(of: _Bucket) -> _Ordered | None:
             entry = await of.next()
-            return None if entry is None else _Ordered(entry[sk]["S"], entry, of, is_reversed=descending)
+            if entry is None:
+                return None
+            return _Ordered(entry[sk].get("S", ""), entry, of, is_reversed=descending)  # "" where it is damaged
 
         firsts = await each(step, [bucket(name) for name in pks])
         heap = [first for first in firsts if first is not None]

@@ -56,8 +56,8 @@ _PART_BYTES: Final = 340_000
 _PARTS_AT_ONCE: Final = 4
 _UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev OR (rev = :rev AND attribute_exists(gone))"
 _NO_HEAD: Final = " AND ".join(f"attribute_not_exists({name})" for name in sorted(HEAD_FIELDS))
-_LOOKS: Final = 3
-_BETWEEN_LOOKS_S: Final = 0.02
+_LOOKS: Final = 2
+_BETWEEN_LOOKS_S: Final = 0.01
 _KEYS: Final = "pk, sk"
 _REVS: Final = "pk, sk, rev, gone"
 _NO_BODIES: Final = "sk, rev, t, h, ix, p, alt, gone"
