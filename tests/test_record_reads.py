@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 from kode_conformance import samples
+from kode_conformance.record_damage import check_damaged_heads
+from msgspec.structs import replace
 
 from kode_core import OutcomeUnknownError, StoreTimeoutError
-from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite, Fence
+from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite, Fence, Info, ListHead, Refused
 from kode_core.codec import Body, digest
 from kode_core.engines.record_engine import RecordEngine
 from kode_core.engines.record_state import UNNAMED, AgentHead
@@ -276,6 +278,73 @@ async def test_a_write_that_lost_to_others_is_not_tried_again_without_its_caller
         assert records.swaps == sent
         assert await store.load_messages("a") == []
     await rival.close()
+
+
+# --- Heads that somebody damaged --------------------------------------------------------------------------------------
+
+
+async def test_every_field_of_a_head_is_under_its_seal() -> None:
+    """A value that may be there, but was not written, is no less damaged than one that cannot be read."""
+    contents = Contents()
+
+    def changed(**fields: Any) -> Callable[[str], Awaitable[object]]:
+        async def damage(agent_id: str) -> None:
+            head = contents.heads[agent_id]
+            state = fields.get("state", lambda state: state)(head.state)
+            contents.heads[agent_id] = replace(head, **{**fields, "state": state})
+
+        return damage
+
+    a_list, info = ListHead(7, 2), Info(Body("{}", b"d"), "t", 3)
+    values = {
+        "epoch": "f" * 16, "rev": 5, "info": info, "updated_at": 7, "messages": a_list, "tool_calls": a_list,
+        "is_used": False, "is_settled": False, "is_numbered": False,
+    }  # fmt: skip
+    states: list[Callable[[bytes], bytes]] = [
+        lambda state: b"",
+        lambda state: b"\x80",
+        lambda state: b"\xc1junk",
+        lambda state: state[:-1],
+        lambda state: state[:20] + bytes([state[20] ^ 1]) + state[21:],
+    ]
+    damages = [(name, changed(**{name: value})) for name, value in values.items()]
+    damages += [(f"state {n}", changed(state=state)) for n, state in enumerate(states)]
+    damages.append(("info", changed(info=None)))
+    store = MemoryRecords(contents, **ROOMY)
+    unread = await check_damaged_heads(lambda: _Opening(store), damages)
+    assert unread == [name for name, _ in damages]
+
+
+class _Opening:
+    """A store that is opened and closed by ``async with``."""
+
+    def __init__(self, records: MemoryRecords) -> None:
+        self._records = records
+
+    async def __aenter__(self) -> EngineStore:
+        self._store = await opened(self._records)
+        return self._store
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._store.close()
+
+
+async def test_a_damaged_head_is_deleted_by_its_holder_alone() -> None:
+    """A delete under a lease that has ended changes nothing, damaged or not."""
+    contents = Contents()
+    engine = RecordEngine(MemoryRecords(contents, **ROOMY))
+    async with await opened(MemoryRecords(contents, **ROOMY)) as store:
+        await store.append_messages("a", samples.messages(1))
+    contents.heads["a"] = damaged = replace(contents.heads["a"], state=b"\xc1junk")
+    token = await engine.acquire_lease("a", "me", 60_000)
+    assert token is not None
+    for fence, outcome in ((Fence("you", token), Refused("fence")), (Fence("me", token), Applied())):
+        assert contents.heads["a"] == damaged
+        (done,) = await engine.commit([Batch(agent_id="a", op_id=fence.owner, now=1, fence=fence, delete=True)])
+        assert done == outcome
+    assert not contents.heads["a"].is_used
+    assert not any(contents.items.values())
+    await engine.close()
 
 
 # --- Costs ------------------------------------------------------------------------------------------------------------

@@ -90,9 +90,9 @@ def damages(options: DynamoDBOptions) -> list[Damage]:
 async def test_a_damaged_head_fails_its_own_agent_alone(options: DynamoDBOptions, request: Any) -> None:
     """Whatever of it is damaged, and a delete ends it; moto is slow, and gets some of it."""
     given = {name: value for name, value in asdict(options).items() if value is not None}
-    needed = {f"{name} {way}" for name in ("ep", "rev", "u", "mc", "tc", "hd") for way in ("is junk", "is another")}
-    needed |= {"rev missing", "u missing", "hd missing"}
-    others = {"nb missing", "hb missing", "meta is junk", "up is another", "pd is another"}
+    needed = {f"{name} is another" for name in ("ep", "rev", "u", "mc", "tc", "hd")}
+    needed |= {"rev is junk", "hd is junk", "rev missing", "u missing", "hd missing"}
+    others = {"nb missing", "meta is junk"}
     if request.node.callspec.id == "moto":
         needed, others = {"ep is another", "rev missing", "hd is junk"}, set()
     chosen = {name: damage for name, damage in damages(options) if name in needed | others}
