@@ -118,6 +118,7 @@ async def test_a_late_put_brings_no_document_back() -> None:
     writing = asyncio.ensure_future(write(slow, "1", "old"))
     await late.reached.wait()
     await write(other, "2", None)
+    await settled(contents)
     late.let_go.set()
     await writing
     assert await texts() == []
@@ -216,6 +217,20 @@ async def test_a_reader_that_never_ends_holds_no_writer_up() -> None:
             await writer.upsert_tool_call_records("a", [samples.tool_call(1)])
             assert slow.signs >= 3
         assert len(await writer.load_tool_call_records("a")) == 2
+
+
+async def test_a_reader_that_has_ended_is_waited_for_by_nobody() -> None:
+    """Its last sign does not come after its end."""
+    contents = Contents()
+    records = SlowReads(contents, 0)
+    async with await opened(records) as store:
+        await store.append_messages("a", samples.messages(1))
+        io = RecordEngine(records).io
+        head = await io.head("a")
+        assert head is not None
+        async with io.frozen(head) as frozen:
+            assert AgentHead(contents.heads["a"]).state.frozen == frozen.state.frozen is not None
+        assert AgentHead(contents.heads["a"]).state.frozen is None
 
 
 # --- Writes that nobody waits for -------------------------------------------------------------------------------------
