@@ -39,8 +39,8 @@ async def settled(contents: Contents) -> None:
 class Gated(MemoryRecords):
     """Holds the next call of one name until it is let go."""
 
-    def __init__(self, contents: Contents) -> None:
-        super().__init__(contents, **ROOMY)
+    def __init__(self, contents: Contents, **options: Any) -> None:
+        super().__init__(contents, **{**ROOMY, **options})
         self.held: str | None = None
         self.reached, self.let_go = asyncio.Event(), asyncio.Event()
 
@@ -56,6 +56,10 @@ class Gated(MemoryRecords):
     async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await self._gate("apply")
         await super().apply(place, changes, fresh=fresh)
+
+    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+        await self._gate("put_parts")
+        await super().put_parts(place, key, rev, parts)
 
     async def items(self, place: Place, span: Span) -> list[Item]:
         await self._gate("items")
@@ -275,6 +279,23 @@ async def test_what_was_queued_when_its_caller_left_is_not_sent() -> None:
         assert await store.load_messages("a") == [samples.message(0)]
         assert records.swaps == 1
     assert AgentHead(contents.heads["a"]).state.next_offset == 1
+
+
+async def test_what_is_put_down_before_a_commit_is_taken_up_again() -> None:
+    """A large change is not committed when its caller left while it was put next to the head; nothing of it stays."""
+    contents = Contents()
+    records = Counted(contents, inline_bytes=100)
+    async with await opened(records) as store:
+        records.hold("put_parts")
+        writing = asyncio.ensure_future(store.append_messages("a", samples.messages(50)))
+        await records.reached.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        records.let_go.set()
+        assert await store.load_messages("a") == []
+        assert records.swaps == 0
+    assert not any(contents.parts.values())
 
 
 async def test_a_write_that_lost_to_others_is_not_tried_again_without_its_caller() -> None:

@@ -258,7 +258,7 @@ class RecordWriter:
             self._remember(head)
         else:
             pending = await self._before_swap(self._with_pending(head, changes))
-            if not await io.store.swap(before, pending.record, fence, ()):
+            if not (plan.is_wanted and await io.store.swap(before, pending.record, fence, ())):  # a stash takes time
                 await self._unstash(pending)
                 return False
             await self._finish(pending, changes)
