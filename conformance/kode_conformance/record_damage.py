@@ -59,7 +59,7 @@ async def _fill(store: ExtendedStore, agent_id: str) -> None:
 async def _others_are_found(store: ExtendedStore) -> None:
     for agent_id in _SOUND:
         assert await store.load_messages(agent_id) == samples.messages(3)
-    found = [
+    found: list[Sequence[Any]] = [
         await store.query_sessions(limit=1000),
         await store.query_sessions(limit=1000, sort_by="updated_at"),
         await store.query_sessions(limit=1000, sort_by="message_count"),
