@@ -15,7 +15,7 @@ from kode_core import Store
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Span
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span, removed
 from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
@@ -76,6 +76,19 @@ class MemoryRecords:
         self.contents.heads[head.agent_id] = head
         return True
 
+    async def remains(self, agent_id: str) -> Remains | None:
+        await self.step()
+        head = self.contents.heads.get(agent_id)
+        epochs = {place.epoch for place in (*self.contents.items, *self.contents.parts) if place.agent_id == agent_id}
+        return None if head is None else Remains(agent_id, sorted(epochs), head)
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        await self.step()
+        if self.contents.heads.get(new.agent_id) != remains.stored or not self._is_held(new.agent_id, fence):
+            return False
+        self.contents.heads[new.agent_id] = new
+        return True
+
     async def unsettled(self) -> list[str]:
         await self.step()
         return [agent_id for agent_id, head in self.contents.heads.items() if not head.is_settled]
@@ -100,14 +113,15 @@ class MemoryRecords:
                 self._put(place, [change])
             else:
                 items = self.contents.items[place]
-                for key in [k for k, v in items.items() if change.first <= k <= change.last and v.rev < change.rev]:
-                    del items[key]
+                for key, item in items.items():
+                    if change.first <= key <= change.last and item.rev < change.rev and not item.is_removed:
+                        items[key] = removed(key, change.rev)
 
     def _put(self, place: Place, items: Sequence[Item]) -> None:
         for item in items:
             assert len(item.body.text.encode()) <= self.part_bytes
             there = self.contents.items[place].get(item.key)
-            if there is None or there.rev < item.rev:
+            if there is None or there.rev < item.rev or (there.is_removed and there.rev == item.rev):
                 self.contents.items[place][item.key] = item
 
     async def drop(self, place: Place) -> None:
@@ -186,7 +200,7 @@ class MemoryRecords:
             for place, items in self.contents.items.items()
             if query.agent_id in (None, place.agent_id)
             for item in items.values()
-            if item.key.startswith(prefix) and row_matches(item.time, item.index, query)
+            if item.key.startswith(prefix) and not item.is_removed and row_matches(item.time, item.index, query)
         ]
         keyed = (((f.item.time, f.place.agent_id, int(f.item.key[2:])), f) for f in found)
         return page(keyed, query)

@@ -109,7 +109,7 @@ class RecordForks:
     async def _alive(self, reserved: AgentHead) -> AgentHead:
         """Show those who look for what the dead left that this fork goes on."""
         record = reserved.record
-        after = AgentHead(replace(record, rev=record.rev + 1), reserved.state)
+        after = AgentHead(replace(record, rev=record.rev + 1), reserved.state).with_state(reserved.state)
         if not await self._io.swap(reserved, after):
             await self._io.leave(record)
             raise MovedError

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from kode_core.batch import Info
+from kode_core.batch import Fence, Info
 from kode_core.codec import Body
-from kode_core.engines.record_plan import nonce
+from kode_core.engines.record_plan import new_head, nonce
 from kode_core.engines.record_state import (
     AgentHead,
     Freed,
     Overlay,
     Stash,
+    State,
     Step,
     info_key,
     new_epoch,
@@ -37,6 +39,8 @@ AT_ONCE: Final = 16
 _RECOVER_SECONDS: Final = 1.0
 _RECOVER_PATIENCE: Final = 5.0
 """How long a query waits for what the dead left."""
+_FROZEN_SECONDS: Final = 1.0
+"""How long writers wait for a reader that gives no sign."""
 FORK_DEAD_SECONDS: Final = 60.0
 """After how long a fork that shows no sign of life is taken for dead."""
 LEFT_SECONDS: Final = 600.0
@@ -93,6 +97,42 @@ class RecordIO:
         """The agent's head; None where there is none."""
         found = await self.store.heads([agent_id])
         return AgentHead(found[0]) if found else None
+
+    async def sound(self, agent_ids: Sequence[str]) -> tuple[list[AgentHead], list[str]]:
+        """The heads of these agents that can be read, and the names of those that cannot: they fail their own alone."""
+        if not agent_ids:
+            return [], []
+        heads, damaged = list[AgentHead](), list[str]()
+        try:
+            found = await self.store.heads(agent_ids)
+        except CorruptRecordError as exc:
+            if len(agent_ids) == 1:
+                return [], [exc.record]
+            middle = len(agent_ids) // 2
+            for some, names in await each(self.sound, (agent_ids[:middle], agent_ids[middle:])):
+                heads += some
+                damaged += names
+            return heads, damaged
+        for record in found:
+            try:
+                heads.append(AgentHead(record))
+            except CorruptRecordError as exc:
+                damaged.append(exc.record)
+        return heads, damaged
+
+    async def supplant(self, agent_id: str, fence: Fence | None) -> None:
+        """Put the head of an agent that was deleted in place of one that cannot be read, and remove what was there.
+
+        Nobody knows which offsets were given. There was less than one event in each millisecond since 1970, so that the
+        time is a greater one, also when this happens to an agent more than once (EVT-2).
+        """
+        remains = await self.store.remains(agent_id)
+        if remains is None:
+            return
+        state = State(next_offset=time.time_ns() // 1_000_000, doomed=tuple(remains.epochs))
+        head = AgentHead(new_head(agent_id), state).with_state(state)
+        if await self.store.supplant(remains, head.record, fence):
+            await self.settle(head)
 
     async def swap(self, old: AgentHead | None, new: AgentHead) -> bool:
         """Swap a head; when the answer is lost the head is read, to see whether it is the new one. False if it is not.
@@ -278,12 +318,57 @@ class RecordIO:
 
     # --- readers that others are too fast for
 
-    async def freeze(self, head: AgentHead) -> AgentHead:
-        """Ask writers to wait until this head was read: they do so for a moment, and then go on whatever became of it.
+    @asynccontextmanager
+    async def frozen(self, head: AgentHead) -> AsyncGenerator[AgentHead]:
+        """Ask writers to wait while this head is read, and show them again and again that it is: see :meth:`thawed`.
 
         Raises:
             MovedError: another writer was faster, or there was no answer.
         """
+        frozen, has_ended = await self.freeze(head), asyncio.Event()
+        renewing = asyncio.get_running_loop().create_task(self._renew(frozen, has_ended))
+        try:
+            yield frozen
+        finally:
+            has_ended.set()
+            await asyncio.wait([renewing])  # what it wrote last must not come after the end
+            await self._mark(frozen, None)
+
+    async def _renew(self, head: AgentHead, has_ended: asyncio.Event) -> None:
+        while not has_ended.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FROZEN_SECONDS / 4):
+                    await has_ended.wait()
+            if not has_ended.is_set() and not await self._mark(head, nonce()):
+                return
+
+    async def _mark(self, head: AgentHead, sign: str | None) -> bool:
+        """Change the sign of a reader, or take it back; False when others wrote meanwhile."""
+        try:
+            return await self.store.settle(head.with_state(replace(head.state, frozen=sign)).record)
+        except StorageError:
+            return True  # without a sign writers go on by themselves
+
+    async def thawed(self, agent_id: str, until: float) -> AgentHead | None:
+        """The agent's head for a writer, once no reader asks to wait.
+
+        One that gives no new sign for a second is not waited for, as it may be dead, and none is *until* then: a slow
+        reader of a long list gets its turn, and a writer ends within its deadline whatever readers there are.
+        """
+        sign, silent_at, pause = None, 0.0, 0.002
+        while True:
+            head = await self.head(agent_id)
+            if head is None or head.state.frozen is None:
+                return head
+            now = time.monotonic()
+            if head.state.frozen != sign:
+                sign, silent_at = head.state.frozen, now + _FROZEN_SECONDS
+            if now >= min(silent_at, until):
+                return head
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _FROZEN_SECONDS / 20)
+
+    async def freeze(self, head: AgentHead) -> AgentHead:
         head = await self.settle(head)
         state = replace(head.state, frozen=nonce())
         frozen = AgentHead(replace(head.record, rev=head.record.rev + 1), state).with_state(state)
@@ -294,13 +379,6 @@ class RecordIO:
         if not is_frozen:
             raise MovedError
         return frozen
-
-    async def thaw(self, head: AgentHead) -> None:
-        """Let writers go on."""
-        try:
-            await self.store.settle(head.with_state(replace(head.state, frozen=None)).record)
-        except StorageError:
-            return  # they go on by themselves
 
     # --- what the dead left
 
@@ -320,7 +398,7 @@ class RecordIO:
     async def _recover(self, *, is_first: bool) -> None:
         """What others are about to settle gets time for it; what was there before this store was opened does not."""
         found = await self.store.unsettled()
-        heads = [AgentHead(record) for record in await self._sound(found) if not record.is_settled]
+        heads = [head for head in (await self.sound(found))[0] if not head.record.is_settled]
         now, seen = time.monotonic(), self._seen
         self._seen = {}
         left = []
@@ -336,16 +414,6 @@ class RecordIO:
             if is_left:
                 left.append(head)
         await each(self._try_to_settle, left)
-
-    async def _sound(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
-        """Those heads that can be read: a damaged one is told of where it is asked for."""
-        if not agent_ids:
-            return []
-        try:
-            return await self.store.heads(agent_ids)
-        except CorruptRecordError:
-            one_by_one = [] if len(agent_ids) == 1 else [[agent_id] for agent_id in agent_ids]
-            return [record for records in await each(self._sound, one_by_one) for record in records]
 
     async def _try_to_settle(self, head: AgentHead) -> None:
         try:

@@ -7,7 +7,8 @@ enough: :class:`kode_core.engines.record_engine.RecordEngine` makes a whole engi
 - Nothing but the swap of a head commits. The new head says what changes in the items; whoever comes first applies it
   to them: the writer, or when it died, anybody else. Readers lay what is pending over the items they read.
 - To apply changes twice, late or after newer ones does no harm: every item has the revision of the head that wrote it,
-  and only a greater one replaces it.
+  and only a greater one replaces it. An item that is removed leaves a mark with the revision of its removal, so that a
+  late put of an older one does not bring it back, and a reader sees that it came too late.
 - The items of a deleted agent stay behind at its old *epoch*, where nobody looks, until they are removed.
 - What is too large for one record is kept in *parts*.
 - A *note* is made of every place where a process that dies may leave something that no head refers to, before that can
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -47,7 +48,10 @@ __all__ = [
     "Note",
     "Place",
     "RecordStore",
+    "Remains",
+    "Removed",
     "Span",
+    "removed",
 ]
 
 
@@ -76,7 +80,11 @@ class DocIndex(_Value, frozen=True, tag="doc"):
     key: str
 
 
-ItemIndex: TypeAlias = MessageIndex | ToolCallIndex | EventIndex | DocIndex
+class Removed(_Value, frozen=True, tag="removed"):
+    """In place of what an item is found by, when it was removed and its mark is left."""
+
+
+ItemIndex: TypeAlias = MessageIndex | ToolCallIndex | EventIndex | DocIndex | Removed
 
 
 class Item(_Value, frozen=True, kw_only=True, tag="item"):
@@ -99,9 +107,24 @@ class Item(_Value, frozen=True, kw_only=True, tag="item"):
     alt: str | None = None
     parts: int = 0
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether it is the mark of an item that was removed."""
+        return type(self.index) is Removed
+
+
+def removed(key: str, rev: int) -> Item:
+    """The mark of an item that was removed at a revision."""
+    return Item(key=key, rev=rev, body=Body("", b""), index=Removed())
+
 
 class Cut(_Value, frozen=True, kw_only=True, tag="cut"):
-    """Removes the items with keys from ``first`` to ``last``, both inclusive, whose revision is below ``rev``."""
+    """Removes the items with keys from ``first`` to ``last``, both inclusive, whose revision is below ``rev``.
+
+    Each leaves a mark of that revision, which stays until an item is put there again or the place is dropped. All older
+    items were put before the cut was committed, so that one of them is at each key that was ever used: a put of an
+    older revision finds it or the mark, however late it is, and does nothing.
+    """
 
     first: str
     last: str
@@ -167,6 +190,19 @@ class HeadRecord(_Value, frozen=True, kw_only=True):
         return self.is_settled and not self.is_used and self.info is None and not self.is_numbered
 
 
+class Remains(NamedTuple):
+    """What can be told of a head that may be damaged.
+
+    Attributes:
+        epochs: those at which items or parts of the agent may be, as far as they can be found.
+        stored: all of the head but its lease, as the store has it, for the store to compare.
+    """
+
+    agent_id: str
+    epochs: Sequence[str]
+    stored: Any
+
+
 class FoundItem(NamedTuple):
     """An item that a query found; whether its head still knows it is for the engine to see."""
 
@@ -207,7 +243,11 @@ class RecordStore(Protocol):
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
-        """The heads of these agents, those that there are, in any order. A lease alone is no head."""
+        """The heads of these agents, those that there are, in any order. A lease alone is no head.
+
+        Raises:
+            CorruptRecordError: one of them is damaged. It names the agent.
+        """
         ...
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
@@ -227,6 +267,17 @@ class RecordStore(Protocol):
         """
         ...
 
+    async def remains(self, agent_id: str) -> Remains | None:
+        """What can be told of a head, however damaged it is; None where there is none."""
+        ...
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        """Write *new* in place of a head that is still as it was found, if the fence's lease is held, as ``swap`` does.
+
+        The lease stays. False when the condition does not hold: nothing was written.
+        """
+        ...
+
     async def unsettled(self) -> Sequence[str]:
         """Agents whose heads are not settled."""
         ...
@@ -234,13 +285,14 @@ class RecordStore(Protocol):
     # --- items
 
     async def items(self, place: Place, span: Span) -> Sequence[Item]:
-        """The items of a span."""
+        """The items of a span, and the marks of those that were removed, which have no ``alt`` and no channel."""
         ...
 
     async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
         """Put items, each unless there is one of the same or a greater ``rev``, and remove what is cut. Durable.
 
-        In any order: what is cut is of an older revision than what is put. At a *fresh* place there is nothing yet,
+        In any order: what is cut is of an older revision than what is put, and an item goes over a mark of its own
+        ``rev``. A mark needs no other one in its place when it is cut again. At a *fresh* place there is nothing yet,
         nobody else looks or writes there, and the caller leaves it for good when this raises: items may be put
         whatever is there, as long as no put can arrive after this returned.
         """
@@ -297,13 +349,13 @@ class RecordStore(Protocol):
         ...
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        """As ``Engine.find_sessions``."""
+        """As ``Engine.find_sessions``; in a ``Found`` where it had to leave out what is damaged."""
         ...
 
     async def find_items(self, query: RowQuery) -> Sequence[FoundItem]:
         """Messages or tool calls that match, in the query's order, at most ``limit``; ``offset`` is 0.
 
-        Items of old epochs may be among them.
+        Items of old epochs may be among them, and no marks. It is a ``Found`` where damaged ones had to be left out.
         """
         ...
 

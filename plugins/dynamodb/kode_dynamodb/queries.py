@@ -6,15 +6,16 @@ A global index lags behind the table. What it finds is looked up in the table, a
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import SessionRow, Totals
+from kode_core.batch import Found, SessionRow, Totals
 from kode_core.engines.record_io import each
 from kode_core.engines.records import FoundItem, Place
 from kode_core.engines.scan import page, row_matches, session_matches
+from kode_core.errors import CorruptRecordError
 from kode_core.query import Range, RowQuery, SessionQuery
 from kode_dynamodb.connection import Connection, Record
 from kode_dynamodb.values import (
@@ -36,6 +37,9 @@ from kode_dynamodb.values import (
 )
 
 __all__ = ["Queries"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PAGE: Final = 100
 _FIRST, _END = "!", "~"
@@ -104,7 +108,9 @@ class Queries:
 
         async def step(of: _Bucket) -> _Ordered | None:
             entry = await of.next()
-            return None if entry is None else _Ordered(entry[sk]["S"], entry, of, is_reversed=descending)
+            if entry is None:
+                return None
+            return _Ordered(entry[sk].get("S", ""), entry, of, is_reversed=descending)  # "" where it is damaged
 
         firsts = await each(step, [bucket(name) for name in pks])
         heap = [first for first in firsts if first is not None]
@@ -143,11 +149,12 @@ class Queries:
 
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         """As ``Engine.find_sessions``."""
+        left_out = list[str]()
         if query.agent_id is not None:
-            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query, set())
-            return page(_keyed(rows, query), query)
+            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query, set(), left_out)
+            return Found(page(_keyed(rows, query), query), left_out)
         if query.sort_by == "message_count":
-            return page(_keyed(await self._all_sessions(query), query), query)
+            return Found(page(_keyed(await self._all_sessions(query, left_out), query), query), left_out)
         index = "created" if query.sort_by == "created_at" else "updated"
         span = _span(query.created if index == "created" else query.updated, query.after, descending=query.descending)
         most, found, some, seen = query.offset + query.limit, list[SessionRow](), list[Record](), set[str]()
@@ -155,33 +162,36 @@ class Queries:
         async for entry in entries:
             some.append(entry)
             if len(some) == min(most - len(found), _PAGE):
-                found += await self._sessions(some, query, seen)
+                found += await self._sessions(some, query, seen, left_out)
                 some = []
                 if len(found) >= most:
                     break
-        found += await self._sessions(some, query, seen)
-        return found[query.offset : most]
+        found += await self._sessions(some, query, seen, left_out)
+        return Found(found[query.offset : most], left_out)
 
-    async def _all_sessions(self, query: SessionQuery) -> list[SessionRow]:
+    async def _all_sessions(self, query: SessionQuery, left_out: list[str]) -> list[SessionRow]:
         """All that match, for an order that no index has."""
         every = self._entries("updated", buckets("h"), (_FIRST, _END), size=1000)
         entries = [entry async for entry in every]
         pieces, seen = (entries[i : i + _PAGE] for i in range(0, len(entries), _PAGE)), set[str]()
-        return [row for piece in pieces for row in await self._sessions(piece, query, seen)]
+        return [row for piece in pieces for row in await self._sessions(piece, query, seen, left_out)]
 
-    async def _sessions(self, entries: Sequence[Record], query: SessionQuery, seen: set[str]) -> list[SessionRow]:
+    async def _sessions(
+        self, entries: Sequence[Record], query: SessionQuery, seen: set[str], left_out: list[str]
+    ) -> list[SessionRow]:
         """Those of the entries that match, in their order, with their infos from the table.
 
         Of an agent that the index has at two places, which happens while it lags, the one that the table agrees with,
-        or else the first; and none where it is one of *seen*, to which all that are returned are added.
+        or else the first; and none where it is one of *seen*, to which all that are returned are added. The names of
+        those that are damaged go to *left_out* (QRY-9).
         """
-        wanted = [entry for entry in entries if _may_match(entry, query)]
+        wanted = [entry for entry in entries if _sound(left_out, _may_match, entry, query)]
         heads = await self._connection.get_all([head_key(agent_of(entry)) for entry in wanted]) if wanted else []
         by_agent = {agent_of(head): head for head in heads}
         found, chosen = list[tuple[Record, SessionRow]](), dict[str, Record]()
         for entry in wanted:
             stored = by_agent.get(agent_of(entry))
-            row = _session(entry, stored, query)
+            row = _sound(left_out, _session, entry, stored, query)
             if stored is None or row is None or row.agent_id in seen:
                 continue
             found.append((entry, row))
@@ -194,7 +204,7 @@ class Queries:
         """As ``Engine.totals``: of the index, which has every agent."""
         agents = messages = calls = used = 0
         async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
-            counts = filed_counts(entry)
+            counts = _sound([], filed_counts, entry)
             agents += "meta" in entry
             messages += counts.messages if counts else 0
             calls += counts.tool_calls if counts else 0
@@ -215,20 +225,23 @@ class Queries:
             of_agent = items_pk(place)["S"]
             span = (f"{kind}/{first}", f"{kind}/{last}")
             entries = self._entries("by_time", [of_agent], span, descending=descending, size=query.limit)
-        found, chosen = list[FoundItem](), list[Record]()
+        found, chosen, left_out = list[FoundItem](), list[Record](), list[str]()
         async for entry in entries:
-            time, index, _ = filed_row(entry)
-            if row_matches(time, index, query):
+            filed = _sound(left_out, filed_row, entry)
+            if filed is not None and row_matches(filed[0], filed[1], query):
                 chosen.append(entry)
             if len(found) + len(chosen) == query.limit:
-                found += await self._rows(chosen, query)
+                found += await self._rows(chosen, query, left_out)
                 chosen = []
                 if len(found) == query.limit:
-                    return found
-        return found + await self._rows(chosen, query)
+                    return Found(found, left_out)
+        return Found(found + await self._rows(chosen, query, left_out), left_out)
 
-    async def _rows(self, entries: Sequence[Record], query: RowQuery) -> list[FoundItem]:
-        """The rows of entries as the table has them; one that changed meanwhile only if it is still at its place."""
+    async def _rows(self, entries: Sequence[Record], query: RowQuery, left_out: list[str]) -> list[FoundItem]:
+        """The rows of entries as the table has them; one that changed meanwhile only if it is still at its place.
+
+        The names of those that are damaged go to *left_out* (QRY-9).
+        """
         if not entries:
             return []
         keys = [{"pk": entry["pk"], "sk": entry["sk"]} for entry in entries]
@@ -238,8 +251,8 @@ class Queries:
             stored = by_key.get((entry["pk"]["S"], entry["sk"]["S"]))
             if stored is None:
                 continue
-            item = found_item(stored)
-            if item.time == int(entry["t"]["N"]) and row_matches(item.time, item.index, query):
+            item = _sound(left_out, found_item, stored)
+            if item is not None and item.time == int(entry["t"]["N"]) and row_matches(item.time, item.index, query):
                 found.append(FoundItem(place_of(stored), item))
         return found
 
@@ -251,6 +264,15 @@ _KEYS: Final = {
     "created": ("nb", "cr"),
     "updated": ("hb", "up"),
 }
+
+
+def _sound(left_out: list[str], read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """What *read* returns; None where it finds damage, whose name goes to *left_out*."""
+    try:
+        return read(*args, **kwargs)
+    except CorruptRecordError as exc:
+        left_out.append(exc.record)
+        return None
 
 
 def _span(times: Range, after: tuple[Any, ...] | None, *, descending: bool) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, TypeVar
@@ -17,17 +18,19 @@ import msgspec
 
 from kode_core.batch import Info, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place
+from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place, removed
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError
 from kode_dynamodb.connection import Record
 from kode_dynamodb.schema import BUCKETS, DAY_S, TTL
 
 __all__ = [
     "HEAD",
+    "HEAD_FIELDS",
     "INDEX_PREFIX",
     "agent_of",
     "bucket_of",
     "buckets",
+    "epochs_of",
     "filed_counts",
     "filed_row",
     "found_head",
@@ -48,6 +51,8 @@ __all__ = [
 ]
 
 HEAD: Final = "head"
+HEAD_FIELDS: Final = frozenset(("hd", "rev", "ep"))
+"""A lease alone has none of these. A head that has lost one of them is damaged, and not absent."""
 INDEX_PREFIX: Final = {"messages": "m", "tool_calls": "t"}
 
 _PLAIN_BYTES: Final = 1024
@@ -192,10 +197,20 @@ def _intact(what: str) -> Callable[[Callable[[Record], _T]], Callable[[Record], 
 
 def head_values(head: HeadRecord) -> dict[str, Record | None]:
     """All of a head but its lease; None for what it does not have."""
+    return {
+        **_filed_values(head),
+        "meta": None if head.info is None else {"B": _meta_of(head.info)},
+        **settled_values(head),
+    }
+
+
+def _filed_values(head: HeadRecord) -> dict[str, Record | None]:
+    """What conditions and indexes need of a head besides."""
     info, known = head.info, bucket_of("h", head.agent_id)
     stamp = position_key(head.updated_at, head.agent_id)
     return {
         "hx": {"S": hexed(head.agent_id)},
+        "ep": {"S": head.epoch},
         "rev": _number(head.rev),
         "u": _number(head.updated_at),
         "mc": _number(head.messages.count),
@@ -204,8 +219,6 @@ def head_values(head: HeadRecord) -> dict[str, Record | None]:
         "up": {"S": stamp} if head.is_used else None,
         "nb": None if info is None else known,
         "cr": None if info is None else {"S": position_key(info.created_at, head.agent_id)},
-        "meta": None if info is None else {"B": _meta_of(info)},
-        **settled_values(head),
     }
 
 
@@ -216,9 +229,14 @@ def settled_values(head: HeadRecord) -> dict[str, Record | None]:
     """
     return {
         "hd": {"B": zlib.compress(_pack(head), 1)},
-        "pd": None if head.is_settled else bucket_of("h", head.agent_id),
+        "pd": _settled_bucket(head),
         TTL: _number(int(time.time()) + DAY_S) if head.may_be_forgotten else None,
     }
+
+
+def _settled_bucket(head: HeadRecord) -> Record | None:
+    """Where a head that is not settled is found."""
+    return None if head.is_settled else bucket_of("h", head.agent_id)
 
 
 def _meta_of(info: Info) -> bytes:
@@ -256,10 +274,29 @@ def found_meta(found: Record) -> Info | None:
 
 @_intact("its head")
 def found_head(found: Record) -> HeadRecord | None:
-    """The head of an item; None when there is a lease alone."""
-    if "hd" not in found:
+    """The head of an item; None when there is a lease alone.
+
+    What stands there for conditions and indexes must be the same, or writes would be refused, and queries wrong.
+    """
+    if not HEAD_FIELDS & found.keys():
         return None
-    return _unpack(zlib.decompress(found["hd"]["B"]))
+    head = _unpack(zlib.decompress(found["hd"]["B"]))
+    filed = {**_filed_values(head), "pd": _settled_bucket(head)}
+    if "ep" not in found:  # which earlier versions did not write
+        del filed["ep"]
+    if agent_of(found) != head.agent_id or any(found.get(name) != value for name, value in filed.items()):
+        raise ValueError
+    return head
+
+
+def epochs_of(found: Record) -> list[str]:
+    """The epochs that a head names, however damaged it is."""
+    epochs = set[str]()
+    with suppress(LookupError, TypeError, ValueError, zlib.error, msgspec.MsgspecError):
+        epochs.add(_unpack(zlib.decompress(found["hd"]["B"])).epoch)
+    with suppress(LookupError, TypeError):
+        epochs.add(str(found["ep"]["S"]))
+    return sorted(epochs)
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -267,6 +304,8 @@ def found_head(found: Record) -> HeadRecord | None:
 
 def item_values(place: Place, item: Item) -> Record:
     """An item."""
+    if item.is_removed:
+        return {**item_key(place, item.key), "rev": _number(item.rev), "gone": {"BOOL": True}}
     values: dict[str, Record | None] = {
         **item_key(place, item.key),
         "rev": _number(item.rev),
@@ -298,6 +337,8 @@ def _filed(found: Record) -> tuple[int, ItemIndex, int]:
 @_intact("one of its items")
 def found_item(found: Record) -> Item:
     """An item; its text is empty where it was not asked for."""
+    if "gone" in found:
+        return removed(found["sk"]["S"], int(found["rev"]["N"]))
     value: Any = found.get("b") or found.get("ev")
     milliseconds, index, rev = _filed(found)
     return Item(

@@ -11,11 +11,21 @@ from pymongo import IndexModel
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.closing import close_all
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Span
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_mongo.connection import Connection, Document, connect
-from kode_mongo.documents import found_anywhere, found_head, found_session, head_fields, settled_fields
+from kode_mongo.documents import (
+    NO_HEAD,
+    as_found,
+    found_anywhere,
+    found_head,
+    found_session,
+    head_fields,
+    is_lease_alone,
+    settled_fields,
+    sound,
+)
 from kode_mongo.errors import is_duplicate
 from kode_mongo.items import Items
 from kode_mongo.leases import Leases, held
@@ -87,13 +97,12 @@ class MongoRecords:
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
-        wanted = {"rev": {"$exists": True}}
         these = {"$in": list(agent_ids)}
-        found = await self.connection.pages(self._heads, wanted, "_id", these, projection=_NO_LEASE)
-        return [found_head(head) for head in found]
+        found = await self.connection.pages(self._heads, {}, "_id", these, projection=_NO_LEASE)
+        return [found_head(head) for head in found if not is_lease_alone(head)]
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
-        wanted: Document = {"_id": new.agent_id, "rev": {"$exists": False} if old is None else old.rev}
+        wanted: Document = {"_id": new.agent_id, **(NO_HEAD if old is None else {"rev": old.rev})}
         if fence is not None:
             wanted |= held(fence)
         upsert = old is None and fence is None
@@ -114,6 +123,18 @@ class MongoRecords:
         wanted, change = {"_id": head.agent_id, "rev": head.rev}, _head_change(head, settled_fields(head))
         heads = self._heads if lasting else self._settled
         done = await self.connection.repeat(lambda: heads.update_one(wanted, change))
+        return bool(done.matched_count)
+
+    async def remains(self, agent_id: str) -> Remains | None:
+        found = await self.connection.read(lambda: self._heads.find_one({"_id": agent_id}, _NO_LEASE))
+        if found is None or is_lease_alone(found):
+            return None
+        return Remains(agent_id, await self._rows.epochs(agent_id), found)
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        wanted = as_found(remains.stored, held(fence) if fence is not None else {})
+        change = _head_change(new, head_fields(new))
+        done = await self.connection.write(lambda: self._heads.update_one(wanted, change))
         return bool(done.matched_count)
 
     async def unsettled(self) -> list[str]:
@@ -190,12 +211,12 @@ class MongoRecords:
         found = await self.connection.find(
             self._heads, wanted, projection=dict.fromkeys(fields, 1), sort=sort, skip=query.offset, limit=query.limit
         )
-        return [found_session(head) for head in found]
+        return sound(found_session, found)
 
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
         wanted, sort = rows_wanted(query)
         found = await self.connection.find(self._items, wanted, sort=sort, limit=query.limit)
-        return [found_anywhere(document) for document in found]
+        return sound(found_anywhere, found)
 
     async def totals(self) -> Totals:
         counts: Document = {
