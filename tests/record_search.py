@@ -1,0 +1,268 @@
+"""Searches all that can happen to those who take part in :mod:`tests.record_model`, breadth first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from tests.record_model import (
+    BUSY,
+    CORRUPT,
+    LOST,
+    Apply,
+    Call,
+    Calls,
+    Choose,
+    Disk,
+    Drop,
+    DropParts,
+    Head,
+    Heads,
+    PutParts,
+    Rules,
+    Settle,
+    Swap,
+    collect,
+    perform,
+    read,
+)
+
+__all__ = ["Fault", "Found", "explore"]
+
+Actor: TypeAlias = Callable[[Rules], Calls]
+
+
+class Fault(NamedTuple):
+    """What went wrong, and after which calls."""
+
+    kind: str
+    text: str
+    trace: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.kind}: {self.text}", *self.trace])
+
+
+class Found(NamedTuple):
+    """How much was searched, and what was found first."""
+
+    states: int
+    fault: Fault | None
+
+
+class _Node(NamedTuple):
+    """Where an actor is: the answers that it had; its next call, or its result."""
+
+    actor: int
+    answers: tuple[Any, ...]
+    call: Call | None
+    result: Any
+
+
+class _Actors:
+    """All that actors may be doing, by number. An actor is begun anew and given the answers to see what it does next."""
+
+    def __init__(self, actors: Sequence[Actor], rules: Rules) -> None:
+        self._actors, self._rules = actors, rules
+        self.nodes: list[_Node] = []
+        self._numbers: dict[tuple[int, Any], int] = {}
+        self._next: dict[tuple[int, Any], int] = {}
+        self.first = tuple(self._of(n, ()) for n in range(len(actors)))
+
+    def _of(self, actor: int, answers: tuple[Any, ...]) -> int:
+        calls = self._actors[actor](self._rules)
+        call, result = None, None
+        try:
+            call = next(calls)
+            for answer in answers:
+                call = calls.send(answer)
+        except StopIteration as end:
+            call, result = None, end.value
+        key = (actor, answers if call is not None else ("ended", result))
+        if key not in self._numbers:
+            self._numbers[key] = len(self.nodes)
+            self.nodes.append(_Node(actor, answers, call, result))
+        return self._numbers[key]
+
+    def after(self, number: int, answer: Any) -> int:
+        key = (number, answer)
+        if key not in self._next:
+            node = self.nodes[number]
+            self._next[key] = self._of(node.actor, (*node.answers, answer))
+        return self._next[key]
+
+
+_State: TypeAlias = tuple[int, tuple[int, ...], int]
+"""The number of what is stored, those of what the actors do, and how much trouble there may still be."""
+_NO_STEP: Final = -1
+
+
+class _Search:
+    def __init__(self, disk: Disk, actors: Sequence[Actor], rules: Rules, trouble: frozenset[str]) -> None:
+        self.rules, self.trouble = rules, trouble
+        self.actors = _Actors(actors, rules)
+        self.disks: list[Disk] = []
+        self._numbers: dict[Disk, int] = {}
+        self._outcomes: dict[tuple[int, int], list[tuple[Any, int, int]]] = {}
+        self.first = self.number(disk)
+
+    def number(self, disk: Disk) -> int:
+        found = self._numbers.get(disk)
+        if found is None:
+            found = self._numbers[disk] = len(self.disks)
+            self.disks.append(disk)
+        return found
+
+    def outcomes(self, disk: int, node: int) -> list[tuple[int, int, int]]:
+        """What may become of an actor's next call: its next node, what is stored, and how much trouble that was."""
+        key = (disk, node)
+        if key not in self._outcomes:
+            call = self.actors.nodes[node].call
+            assert call is not None
+            self._outcomes[key] = [
+                (self.actors.after(node, answer), self.number(now), cost)
+                for answer, now, cost in self._possible(self.disks[disk], call)
+            ]
+        return self._outcomes[key]
+
+    def _possible(self, disk: Disk, call: Call) -> Iterator[tuple[Any, Disk, int]]:
+        if isinstance(call, Choose):
+            yield from ((choice, disk, 0) for choice in call.of)
+            return
+        answer, now = perform(disk, call, self.rules)
+        yield answer, now, 0
+        if isinstance(call, Heads):
+            if disk.weak is not None:  # one member has acknowledged the mark, a majority has not
+                yield disk.weak, disk, 0
+            if "stale" in self.trouble and not call.is_current:
+                yield from ((commit.head, disk, 1) for commit in disk.log[:-1])
+        if isinstance(call, Swap) and "lost" in self.trouble:
+            yield from ((LOST, after, 1) for after in {now, disk})
+            if disk.late is None:
+                yield LOST, disk._replace(late=call), 1
+        if isinstance(call, Apply | PutParts | Settle | Drop | DropParts) and "late" in self.trouble and disk.late is None:
+            yield answer, now._replace(late=call), 1
+
+    def next(self, nodes: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Those that may go on. A choice is no call: when it is made is all the same to others."""
+        going = [(place, node) for place, node in enumerate(nodes) if self.actors.nodes[node].call is not None]
+        return [one for one in going if isinstance(self.actors.nodes[one[1]].call, Choose)][:1] or going
+
+    def by_itself(self, number: int) -> Iterator[tuple[str, int, int]]:
+        """What happens while nobody calls."""
+        disk = self.disks[number]
+        if disk.late is not None:
+            now = perform(disk._replace(late=None), disk.late, self.rules)[1]
+            yield f"late: {disk.late}", self.number(now), 0
+        if disk.weak is not None and "rollback" in self.trouble:
+            yield f"rolled back: {disk.weak}", self.number(disk._replace(head=disk.weak, weak=None)), 1
+
+
+def explore(
+    disk: Disk, actors: Sequence[Actor], rules: Rules = Rules(), *, trouble: Sequence[str] = (), times: int = 1
+) -> Found:
+    """Search all states that can be reached, until a fault is found.
+
+    Args:
+        trouble: ``lost`` answers, ``late`` calls, ``stale`` reads of heads, ``rollback`` of a settle.
+        times: how much of that may happen in one run.
+    """
+    search = _Search(disk, actors, rules, frozenset(trouble))
+    first: _State = (search.first, search.actors.first, times)
+    before: dict[_State, tuple[_State, str] | None] = {first: None}
+    judged = set[int]()
+    level = [first]
+    while level:
+        found: list[_State] = []
+        for state in level:
+            number, nodes, left = state
+            if number not in judged:
+                judged.add(number)
+                fault = afterwards(search.disks[number], rules)
+                if fault is not None:
+                    return Found(len(before), fault._replace(trace=_trace(search, before, state)))
+            for place, node in search.next(nodes):
+                for after, now, cost in search.outcomes(number, node):
+                    if cost > left:
+                        continue
+                    next_state = (now, (*nodes[:place], after, *nodes[place + 1 :]), left - cost)
+                    if next_state not in before:
+                        before[next_state] = (state, place)
+                        found.append(next_state)
+                        ended = search.actors.nodes[after]
+                        if ended.call is None:
+                            fault = judge(ended.result, search.disks[now])
+                            if fault is not None:
+                                return Found(len(before), fault._replace(trace=_trace(search, before, next_state)))
+            for _, now, cost in search.by_itself(number):
+                next_state = (now, nodes, left - cost)
+                if cost <= left and next_state not in before:
+                    before[next_state] = (state, _NO_STEP)
+                    found.append(next_state)
+        level = found
+    return Found(len(before), None)
+
+
+def _trace(search: _Search, before: dict[_State, Any], state: _State) -> tuple[str, ...]:
+    steps: list[str] = []
+    while (step := before[state]) is not None:
+        earlier, place = step
+        if place == _NO_STEP:
+            steps += [what for what, now, _ in search.by_itself(earlier[0]) if now == state[0]]
+        else:
+            call = search.actors.nodes[earlier[1][place]].call
+            node = search.actors.nodes[state[1][place]]
+            steps.append(f"{place}: {call} -> {node.answers[-1] if node.call else node.result}")
+        state = earlier
+    return tuple(reversed(steps))
+
+
+# --- The judge --------------------------------------------------------------------------------------------------------
+
+
+def judge(result: Any, disk: Disk) -> Fault | None:
+    """Whether what an actor ended with can be."""
+    if result == CORRUPT:
+        return Fault("unreadable", "a reader took the agent for damaged")
+    if isinstance(result, tuple):
+        began, value = result
+        seen = [commit.value for commit in disk.log if commit.head.rev >= began]
+        if value not in seen:
+            return Fault("torn", f"a reader that began at revision {began} saw {value}, and never was that so: {seen}")
+    return None
+
+
+def alone(actor: Calls, disk: Disk, rules: Rules) -> tuple[Any, Disk]:
+    """What somebody does whom nobody disturbs."""
+    answer: Any = None
+    while True:
+        try:
+            call = actor.send(answer)
+        except StopIteration as end:
+            return end.value, disk
+        if isinstance(call, Choose):
+            answer = call.of[0]
+        else:
+            answer, disk = perform(disk, call, rules)
+
+
+def afterwards(disk: Disk, rules: Rules) -> Fault | None:
+    """Everybody is dead: whether a reader still finds the agent as it is, and a collector leaves nothing else."""
+    value = disk.log[-1].value
+    for settled in (False, True):
+        if settled:
+            disk = alone(collect(rules), disk, rules)[1]
+        for how in ("list", "documents"):
+            result = alone(read(rules, how=how), disk, rules)[0]
+            if result in (CORRUPT, BUSY):
+                return Fault("unreadable", f"the agent is {result} for all who come, and is {value}")
+            if result[1] != value:
+                return Fault("torn", f"all who come see {result[1]}, and it is {value}")
+    head = disk.head
+    if not head.is_settled:
+        return Fault("unsettled", "what the dead left cannot be settled")
+    left = [(at, row) for at, row in disk.rows if at != head.epoch or (row.value and (row.key, row.value) not in value)]
+    parts = list(disk.parts)
+    if left or parts:
+        return Fault("left", f"nobody removes {left or parts}")
+    return None
