@@ -98,6 +98,7 @@ class Commit(NamedTuple):
 
     head: Head
     value: Value
+    op: str | None = None
 
 
 class Disk(NamedTuple):
@@ -126,12 +127,13 @@ class Heads(NamedTuple):
 
 
 class Swap(NamedTuple):
-    """Commits: the rows that it adds to the agent's, or has in their place, are for the log alone."""
+    """Commits. The rows that it adds to the agent's, or has in their place, and whose they are, is for the log alone."""
 
     old: int
     new: Head
     adds: Value = ()
     is_whole: bool = False
+    op: str | None = None
 
 
 class Settle(NamedTuple):
@@ -195,11 +197,11 @@ def perform(disk: Disk, call: Call, rules: Rules) -> tuple[Any, Disk]:
     match call:
         case Heads():
             return disk.head, disk
-        case Swap(old, new, adds, is_whole):
+        case Swap(old, new, adds, is_whole, op):
             if rules.swaps_by_rev and disk.head.rev != old:
                 return False, disk
             value = adds if is_whole else (*disk.log[-1].value, *adds)
-            return True, disk._replace(head=new, weak=None, log=(*disk.log, Commit(new, value)))
+            return True, disk._replace(head=new, weak=None, log=(*disk.log, Commit(new, value, op)))
         case Settle(head, is_durable):
             if rules.settles_by_rev and disk.head.rev != head.rev:
                 return False, disk
@@ -229,9 +231,7 @@ def perform(disk: Disk, call: Call, rules: Rules) -> tuple[Any, Disk]:
             raise AssertionError("the search chooses")
 
 
-def _applied(
-    rows: Iterable[tuple[str, Put]], epoch: str, change: Change, rules: Rules
-) -> Iterable[tuple[str, Put]]:
+def _applied(rows: Iterable[tuple[str, Put]], epoch: str, change: Change, rules: Rules) -> Iterable[tuple[str, Put]]:
     is_met = False
     for at, row in rows:
         if at != epoch:
@@ -255,9 +255,12 @@ def _applied(
 
 
 def _apply(epoch: str, changes: Sequence[Change]) -> Calls:
-    orders = tuple(permutations(changes))
-    for change in (yield Choose(orders)) if len(orders) > 1 else changes:
-        yield Apply(epoch, change)
+    left = tuple(changes)
+    if len(left) > 1:
+        left = yield Choose(tuple(permutations(left)))
+    while left:
+        yield Apply(epoch, left[0])
+        left = left[1:]
 
 
 def settle(head: Head, rules: Rules) -> Calls:
@@ -334,6 +337,19 @@ class Write(NamedTuple):
         return Head(rev, old.epoch, last, ops), (*cuts, *puts)
 
 
+class Wrote(NamedTuple):
+    """The operations that a writer was told are done."""
+
+    ops: tuple[str, ...]
+
+
+class Saw(NamedTuple):
+    """What a reader saw, and the revision that it began with."""
+
+    began: int
+    value: Value
+
+
 def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
     """A process that writes, one call after another. It keeps the head that it wrote."""
     known: Head | None = None
@@ -357,7 +373,7 @@ def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
             return BUSY
     if untold is not None:
         yield from _tell(untold, rules)
-    return "ok"
+    return Wrote(tuple(one.op for one in writes))
 
 
 def _commit(old: Head, one: Write, attempt: int, rules: Rules) -> Calls:
@@ -372,7 +388,7 @@ def _commit(old: Head, one: Write, attempt: int, rules: Rules) -> Calls:
         yield PutParts(Part(new.epoch, stash, new.rev, changes))
     else:
         new = new._replace(pending=changes)
-    answer = yield Swap(old.rev, new, adds, one.is_delete or one.save is not None)
+    answer = yield Swap(old.rev, new, adds, one.is_delete or one.save is not None, one.op)
     if answer is False and new.stash is not None:
         yield DropParts(new.epoch, new.rev, new.stash)
     if answer is not True:
@@ -382,7 +398,7 @@ def _commit(old: Head, one: Write, attempt: int, rules: Rules) -> Calls:
 
 
 def read(rules: Rules, *, how: Literal["list", "documents"], attempts: int = 2) -> Calls:
-    """One that reads all rows, each in a call of its own; (the revision that it began with, what it saw)."""
+    """A reader of all rows, each in a call of its own. A list has a count in the head; documents have none."""
     missed: Head | None = None
     began: int | None = None
     for _ in range(attempts):
@@ -391,7 +407,7 @@ def read(rules: Rules, *, how: Literal["list", "documents"], attempts: int = 2) 
         if head == missed:
             return CORRUPT
         if head.is_reserved:
-            return began, ()
+            return Saw(began, ())
         missed = None
         pending = head.pending if head.stash is None else (yield Parts(head.epoch, head.stash))
         if pending is None:
@@ -415,7 +431,7 @@ def read(rules: Rules, *, how: Literal["list", "documents"], attempts: int = 2) 
             continue
         if how == "documents" and (yield Heads(is_current=True)).epoch != head.epoch:
             continue
-        return began, value
+        return Saw(began, value)
     return BUSY
 
 
@@ -424,18 +440,17 @@ def collect(rules: Rules) -> Calls:
     head = yield Heads()
     if (yield from settle(head, rules)) is None:
         return BUSY
-    for epoch in (yield Notes()):
+    noted = yield Notes()
+    for epoch in noted:
         head = yield Heads()
         head = yield from settle(head, rules)
         if head is None:
             return BUSY
-        if rules.fences:
-            fence = head._replace(rev=head.rev + 1)
-            if (yield Swap(head.rev, fence)) is not True:
-                return BUSY
-            head = fence
-        yield Drop(epoch) if epoch != head.epoch else DropParts(epoch, head.rev)
-    return "ok"
+        fence = head._replace(rev=head.rev + 1)
+        if rules.fences and (yield Swap(head.rev, fence)) is not True:
+            return BUSY
+        yield Drop(epoch) if epoch != fence.epoch else DropParts(epoch, fence.rev)
+    return Wrote(())
 
 
 def fork(rules: Rules, value: Value) -> Calls:
@@ -461,4 +476,4 @@ def fork(rules: Rules, value: Value) -> Calls:
         yield from _leave(head, rules)
         return BUSY
     yield from settle(forked, rules)
-    return "ok"
+    return Wrote(())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from tests.record_model import (
-    BUSY,
     CORRUPT,
     LOST,
     Apply,
@@ -20,11 +19,16 @@ from tests.record_model import (
     Heads,
     PutParts,
     Rules,
+    Saw,
     Settle,
     Swap,
+    Value,
+    Write,
+    Wrote,
     collect,
     perform,
     read,
+    write,
 )
 
 __all__ = ["Fault", "Found", "explore"]
@@ -78,7 +82,7 @@ class _Actors:
                 call = calls.send(answer)
         except StopIteration as end:
             call, result = None, end.value
-        key = (actor, answers if call is not None else ("ended", result))
+        key = (actor, _frames(calls) if call is not None else ("ended", result))
         if key not in self._numbers:
             self._numbers[key] = len(self.nodes)
             self.nodes.append(_Node(actor, answers, call, result))
@@ -92,9 +96,23 @@ class _Actors:
         return self._next[key]
 
 
+def _frames(calls: Calls | None) -> tuple[Any, ...]:
+    """Where a generator is, and what it knows: one that is there with the same values goes on in the same way.
+
+    An iterator is not among the values: a loop's variable has to tell how far the loop is.
+    """
+    frames: list[Any] = []
+    while calls is not None:
+        frame = calls.gi_frame
+        values = ((name, tuple(v.items()) if isinstance(v, dict) else v) for name, v in frame.f_locals.items())
+        frames += [frame.f_lasti, tuple(sorted((n, v) for n, v in values if not isinstance(v, Rules)))]
+        calls = calls.gi_yieldfrom
+    return tuple(frames)
+
+
 _State: TypeAlias = tuple[int, tuple[int, ...], int]
 """The number of what is stored, those of what the actors do, and how much trouble there may still be."""
-_NO_STEP: Final = -1
+_NOBODY: Final = -1
 
 
 class _Search:
@@ -140,7 +158,11 @@ class _Search:
             yield from ((LOST, after, 1) for after in {now, disk})
             if disk.late is None:
                 yield LOST, disk._replace(late=call), 1
-        if isinstance(call, Apply | PutParts | Settle | Drop | DropParts) and "late" in self.trouble and disk.late is None:
+        if (
+            isinstance(call, Apply | PutParts | Settle | Drop | DropParts)
+            and "late" in self.trouble
+            and disk.late is None
+        ):
             yield answer, now._replace(late=call), 1
 
     def next(self, nodes: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -197,7 +219,7 @@ def explore(
             for _, now, cost in search.by_itself(number):
                 next_state = (now, nodes, left - cost)
                 if cost <= left and next_state not in before:
-                    before[next_state] = (state, _NO_STEP)
+                    before[next_state] = (state, _NOBODY)
                     found.append(next_state)
         level = found
     return Found(len(before), None)
@@ -207,7 +229,7 @@ def _trace(search: _Search, before: dict[_State, Any], state: _State) -> tuple[s
     steps: list[str] = []
     while (step := before[state]) is not None:
         earlier, place = step
-        if place == _NO_STEP:
+        if place == _NOBODY:
             steps += [what for what, now, _ in search.by_itself(earlier[0]) if now == state[0]]
         else:
             call = search.actors.nodes[earlier[1][place]].call
@@ -221,14 +243,15 @@ def _trace(search: _Search, before: dict[_State, Any], state: _State) -> tuple[s
 
 
 def judge(result: Any, disk: Disk) -> Fault | None:
-    """Whether what an actor ended with can be."""
+    """Whether an actor may end so."""
     if result == CORRUPT:
         return Fault("unreadable", "a reader took the agent for damaged")
-    if isinstance(result, tuple):
-        began, value = result
-        seen = [commit.value for commit in disk.log if commit.head.rev >= began]
-        if value not in seen:
-            return Fault("torn", f"a reader that began at revision {began} saw {value}, and never was that so: {seen}")
+    if isinstance(result, Saw):
+        values = [commit.value for commit in disk.log if commit.head.rev >= result.began]
+        if result.value not in values:
+            return Fault("torn", f"a reader saw {result.value}; from when it began the agent was {values}")
+    if isinstance(result, Wrote) and not {commit.op for commit in disk.log}.issuperset(result.ops):
+        return Fault("lost", f"a writer was told that {result.ops} is done")
     return None
 
 
@@ -247,22 +270,36 @@ def alone(actor: Calls, disk: Disk, rules: Rules) -> tuple[Any, Disk]:
 
 
 def afterwards(disk: Disk, rules: Rules) -> Fault | None:
-    """Everybody is dead: whether a reader still finds the agent as it is, and a collector leaves nothing else."""
-    value = disk.log[-1].value
-    for settled in (False, True):
-        if settled:
-            disk = alone(collect(rules), disk, rules)[1]
-        for how in ("list", "documents"):
-            result = alone(read(rules, how=how), disk, rules)[0]
-            if result in (CORRUPT, BUSY):
-                return Fault("unreadable", f"the agent is {result} for all who come, and is {value}")
-            if result[1] != value:
-                return Fault("torn", f"all who come see {result[1]}, and it is {value}")
+    """Everybody died just now: whether readers still see what was committed, nothing else is left, and a delete works."""
+    ops = [commit.op for commit in disk.log if commit.op is not None]
+    if len(ops) > len(set(ops)):
+        return Fault("doubled", f"{ops} were committed")
+    fault = _seen(disk, disk.log[-1].value, rules)
+    if fault is not None:
+        return fault
+    disk = alone(collect(rules), disk, rules)[1]
+    fault = _seen(disk, disk.log[-1].value, rules) or _left(disk, disk.log[-1].value)
+    if fault is not None:
+        return fault
+    disk = alone(write(rules, Write("last", is_delete=True)), disk, rules)[1]
+    return _seen(disk, (), rules) or _left(disk, ())
+
+
+def _seen(disk: Disk, value: Value, rules: Rules) -> Fault | None:
+    ways: tuple[Literal["list", "documents"], ...] = ("list", "documents")
+    for how in ways:
+        saw = alone(read(rules, how=how), disk, rules)[0]
+        if not isinstance(saw, Saw):
+            return Fault("unreadable", f"the agent is {saw} for all who come, and is {value}")
+        if saw.value != value:
+            return Fault("torn", f"all who come see {saw.value}, and the agent is {value}")
+    return None
+
+
+def _left(disk: Disk, value: Value) -> Fault | None:
     head = disk.head
     if not head.is_settled:
-        return Fault("unsettled", "what the dead left cannot be settled")
-    left = [(at, row) for at, row in disk.rows if at != head.epoch or (row.value and (row.key, row.value) not in value)]
-    parts = list(disk.parts)
-    if left or parts:
-        return Fault("left", f"nobody removes {left or parts}")
-    return None
+        return Fault("unsettled", f"nobody can settle {head}")
+    marks = {(at, row) for at, row in disk.rows if at == head.epoch and row.value is None}
+    rows = [(at, row) for at, row in disk.rows - marks if at != head.epoch or (row.key, row.value) not in value]
+    return Fault("left", f"nobody removes {[*rows, *disk.parts]}") if rows or disk.parts else None
