@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from tests.record_model import (
-    CORRUPT,
+from tests.record_disk import (
     LOST,
     Apply,
     Call,
@@ -15,21 +14,15 @@ from tests.record_model import (
     Disk,
     Drop,
     DropParts,
-    Head,
     Heads,
     PutParts,
     Rules,
-    Saw,
     Settle,
     Swap,
     Value,
-    Write,
-    Wrote,
-    collect,
     perform,
-    read,
-    write,
 )
+from tests.record_model import CORRUPT, Saw, Write, Wrote, collect, read, write
 
 __all__ = ["Fault", "Found", "explore"]
 
@@ -64,7 +57,7 @@ class _Node(NamedTuple):
 
 
 class _Actors:
-    """All that actors may be doing, by number. An actor is begun anew and given the answers to see what it does next."""
+    """All that actors may be doing, by number. One is begun anew, and given the answers, to see what it does next."""
 
     def __init__(self, actors: Sequence[Actor], rules: Rules) -> None:
         self._actors, self._rules = actors, rules
@@ -96,7 +89,7 @@ class _Actors:
         return self._next[key]
 
 
-def _frames(calls: Calls | None) -> tuple[Any, ...]:
+def _frames(calls: Any) -> tuple[Any, ...]:
     """Where a generator is, and what it knows: one that is there with the same values goes on in the same way.
 
     An iterator is not among the values: a loop's variable has to tell how far the loop is.
@@ -180,9 +173,7 @@ class _Search:
             yield f"rolled back: {disk.weak}", self.number(disk._replace(head=disk.weak, weak=None)), 1
 
 
-def explore(
-    disk: Disk, actors: Sequence[Actor], rules: Rules = Rules(), *, trouble: Sequence[str] = (), times: int = 1
-) -> Found:
+def explore(disk: Disk, actors: Sequence[Actor], rules: Rules, *, trouble: Sequence[str] = (), times: int = 1) -> Found:
     """Search all states that can be reached, until a fault is found.
 
     Args:
@@ -191,7 +182,7 @@ def explore(
     """
     search = _Search(disk, actors, rules, frozenset(trouble))
     first: _State = (search.first, search.actors.first, times)
-    before: dict[_State, tuple[_State, str] | None] = {first: None}
+    before: dict[_State, tuple[_State, int] | None] = {first: None}
     judged = set[int]()
     level = [first]
     while level:
@@ -270,7 +261,7 @@ def alone(actor: Calls, disk: Disk, rules: Rules) -> tuple[Any, Disk]:
 
 
 def afterwards(disk: Disk, rules: Rules) -> Fault | None:
-    """Everybody died just now: whether readers still see what was committed, nothing else is left, and a delete works."""
+    """Everybody died just now: whether readers see what was committed, nothing else is left, and a delete works."""
     ops = [commit.op for commit in disk.log if commit.op is not None]
     if len(ops) > len(set(ops)):
         return Fault("doubled", f"{ops} were committed")

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.record_model import Calls, Commit, Disk, Head, Put, Rules, Write, collect, fork, read, write
+from tests.record_disk import Calls, Commit, Disk, Head, Put, Rules
+from tests.record_model import Write, collect, fork, read, write
 from tests.record_search import Actor, Found, explore
 
 _EMPTY = Head(0, "first")
-_ONE = Head(0, "first", count=1)
+_ONE = Head(0, "first", length=1)
 EMPTY = Disk(_EMPTY, frozenset(), (Commit(_EMPTY, ()),))
 ONE_ROW = Disk(_ONE, frozenset({("first", Put(0, 0, "s"))}), (Commit(_ONE, ((0, "s"),)),))
 
