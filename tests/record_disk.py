@@ -58,6 +58,8 @@ class Rules(NamedTuple):
     notes: bool = True  # 13
     fences: bool = True  # 14
     reserves: bool = True  # 15
+    cleans_up: bool = True  # this and the next only save time and room
+    drops_stashes: bool = True
 
 
 # --- What is stored ---------------------------------------------------------------------------------------------------

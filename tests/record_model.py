@@ -76,14 +76,14 @@ def _settled(head: Head, rules: Rules) -> Calls:
     for epoch in head.doomed:
         yield from _remove(epoch, rules)
     yield from _tell(head.done, rules, is_durable=head.stash is not None and rules.settles_durably)
-    if head.stash is not None:
+    if head.stash is not None and rules.drops_stashes:
         yield DropParts(head.epoch, head.rev)
     return head.done
 
 
 def _tell(head: Head, rules: Rules, *, is_durable: bool = False) -> Calls:
     """Write that a head is settled. What was applied to an agent that was deleted meanwhile is removed again."""
-    if not (yield Settle(head, is_durable)):
+    if not (yield Settle(head, is_durable)) and rules.cleans_up:
         yield from _leave(head, rules)
 
 
