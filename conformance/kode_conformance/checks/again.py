@@ -71,8 +71,8 @@ _RENEWALS: Final = 30
 @check("LOCK-3", "LOCK-1", needs=Capability.EXTENDED, under=(Dimension.CLOCKS, Dimension.INSTANCES))
 async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
     """A lease that was renewed ends when its own time has passed since, and not some other time."""
-    other = await ctx.another()
-    short = await ctx.store.acquire_agent_lock("short", ttl_ms=400)
+    other, seconds = await ctx.another(), 0.4 * ctx.harness.patience
+    short = await ctx.store.acquire_agent_lock("short", ttl_ms=int(1000 * seconds))
     await asyncio.sleep(0.15)
     for _ in range(_RENEWALS):  # their times do not add up
         await short.renew()
@@ -85,4 +85,4 @@ async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
             return False
         return True
 
-    await ctx.eventually(is_free, "a lease of 0.4 s that was renewed must end by itself", seconds=8.0)
+    await ctx.eventually(is_free, f"a lease of {seconds:g} s that was renewed must end by itself", seconds=8.0)

@@ -20,12 +20,12 @@ _NEEDS: Final = Capability.EXTENDED | Capability.PERSISTENT
 _TEXT: Final = "x" * 20_000
 
 
-def _need_restored(ctx: Context) -> None:
+def need_restored(ctx: Context) -> None:
     if not ctx.harness.has("restored"):
         raise Unverified("the harness has no hook restored, so that backups are not opened")
 
 
-async def _fill(ctx: Context, count: int = 40) -> None:
+async def fill_much(ctx: Context, count: int = 40) -> None:
     """Agents enough that a copy takes more than a moment."""
     saves = (ctx.store.save_messages(f"much-{i}", [samples.message(text=_TEXT)]) for i in range(count))
     await asyncio.gather(*saves)
@@ -87,8 +87,8 @@ async def a_backup_is_of_one_instant(ctx: Context) -> None:
     """A backup that is made while turns are written, and agents deleted and made anew, opens as a store that is
     consistent: turns are whole, and what was written later is not there without what was written before.
     """
-    _need_restored(ctx)
-    await _fill(ctx)
+    need_restored(ctx)
+    await fill_much(ctx)
     for number, store in enumerate((ctx.store, await ctx.another(), ctx.store)):
         writer = _Writer(store)
         await ctx.store.delete("first")
@@ -135,7 +135,7 @@ async def a_backup_goes_on_where_the_store_was(ctx: Context) -> None:
     """In the copy the offsets of events and the tokens of leases are greater than any before, also of an agent that was
     deleted; what is written there and here stays apart.
     """
-    _need_restored(ctx)
+    need_restored(ctx)
     offsets, tokens = {}, {}
     for agent_id in ("kept", "gone", "only-locked"):
         if agent_id != "only-locked":
@@ -176,8 +176,8 @@ async def a_backup_that_is_cancelled_leaves_nothing(ctx: Context) -> None:
     """A backup that is cancelled, at whatever step, leaves nothing where the copy was to be, and one to the same place
     works afterwards and is whole.
     """
-    _need_restored(ctx)
-    await _fill(ctx, 60)
+    need_restored(ctx)
+    await fill_much(ctx, 60)
     await seed(ctx.store, "a")
     wanted, targets = await portrait(ctx.store, "a"), ctx.folder / "copies"
     targets.mkdir()
@@ -214,11 +214,11 @@ async def _see_nothing_left(ctx: Context, targets: Path, steps: int) -> None:
 @check("OPS-16", "OPS-13", needs=_NEEDS, tier=Tier.STANDARD, under=(Dimension.COMPANY,))
 async def a_backup_holds_up_no_writer(ctx: Context) -> None:
     """While a backup is made writes begin and end, in its store and in another."""
-    _need_restored(ctx)
+    need_restored(ctx)
     other = await ctx.another()
     count, ended = 100, [0, 0]
     for attempt in range(3):  # until the copy takes longer than a write
-        await _fill(ctx, count)
+        await fill_much(ctx, count)
         backup = asyncio.ensure_future(ctx.store.backup(ctx.folder / f"copy-{attempt}"))
         await asyncio.sleep(0)
         ended = [0, 0]
@@ -243,7 +243,7 @@ async def a_backup_that_cannot_be_made_leaves_nothing(ctx: Context) -> None:
     """A backup below a file, or to a place where something is, fails with an error of this library, and what is there
     stays.
     """
-    _need_restored(ctx)
+    need_restored(ctx)
     await seed(ctx.store, "a")
     (ctx.folder / "file").write_text("precious")
     (ctx.folder / "full").mkdir()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from kode_conformance import samples
+from kode_conformance.checks.followers import next_event
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.kinds import kinds
@@ -116,15 +117,15 @@ async def a_slow_follower_misses_nothing(ctx: Context) -> None:
         await (ctx.store, other)[start // 100 % 2].append_events("a", [samples.event(i) for i in range(start, until)])
         count = until
     for follower in followers:
-        seqs = [(await anext(follower)).bookmark.seq for _ in range(count)]
+        seqs = [(await next_event(ctx, follower, "a slow follower", i + 1)).bookmark.seq for i in range(count)]
         ctx.equal(seqs, list(range(count)), "the events that are followed in the end")
         await _close(follower)
 
 
 @check("EVT-7", "TURN-1", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.CHANGES))
 async def every_way_to_append_wakes_followers(ctx: Context) -> None:
-    """Who waits for events of the same instance or of another one gets those of every method that appends, without
-    another write after it.
+    """A waiting follower gets the event of every method that appends, by the same instance or another one, without a
+    further write.
     """
     stores = (ctx.store, await ctx.another())
     for writer, (i, store) in in_time(ctx, itertools.product(kinds()[Timeline].writers, enumerate(stores))):

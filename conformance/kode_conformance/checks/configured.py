@@ -29,8 +29,8 @@ _SECONDS: Final = 20.0
 
 @check("OPS-9", needs=_E, under=(Dimension.NUMBERS, Dimension.INTERRUPTIONS))
 async def deadlines_of_a_millisecond_and_of_weeks(ctx: Context) -> None:
-    """With a deadline of minutes to weeks every call succeeds; with one of milliseconds every call ends, with its
-    result or an error of this library, a write is there whole or not at all, and the store can be closed.
+    """Every call succeeds under a deadline of minutes to weeks. Under one of milliseconds every call ends, with its
+    result or an error of this library, a write is whole or absent, and the store can be closed.
     """
     await fill(ctx.store, "model")
     wanted = await portrait(ctx.store, "model")
@@ -62,7 +62,7 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
         if name not in ("delete", "delete_many", "follow_events")  # which goes on until the caller stops
     }
     messages = samples.messages(60, 100)
-    calls["a save of sixty messages"] = store.save_messages("long", messages)
+    calls["a save of sixty messages"] = store.save_messages(f"long{timeout_ms}", messages)
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
     await asyncio.wait(tasks.values(), timeout=_SECONDS * ctx.harness.patience)
     for name, task in tasks.items():
@@ -71,9 +71,9 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
         ctx.true(error is None or isinstance(error, KodeError), f"{name} {told} raised {error!r}")
     await asyncio.gather(ctx.close(store), return_exceptions=True)
     ctx.leave(store)
-    found = len(await ctx.store.load_messages("long"))
+    found = len(await ctx.store.load_messages(f"long{timeout_ms}"))
     is_done = tasks["a save of sixty messages"].exception() is None
-    ctx.true(found in ((60,) if is_done else (0, 60)), f"{found} of 60 messages {told} are there, saved={is_done}")
+    ctx.true(found in ((60,) if is_done else (0, 60)), f"{found} of 60 messages were stored {told}, saved={is_done}")
 
 
 @check("OPS-14", "MSG-1", needs=_E, under=(Dimension.NUMBERS, Dimension.CHANGES))

@@ -22,16 +22,17 @@ from kode_conformance.registry import Capability, check
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
-_CORE: Final = f"{Path(kode_core.__file__).parent}{os.sep}"
+CORE: Final = f"{Path(kode_core.__file__).parent}{os.sep}"
 
 
-class _Ears:
-    """What was told, by whom; nothing of it may have the canary."""
+class Ears:
+    """The texts that were told, and by whom; none may have the canary."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
 
     def hear(self, by: str, *texts: object) -> None:
+        """Note texts that were told."""
         self.told += [(by, str(text)) for text in texts]
 
     async def error_of(self, by: str, call: Callable[[], Awaitable[object]]) -> Exception | None:
@@ -44,17 +45,15 @@ class _Ears:
         return None
 
     def judge(self, ctx: Context) -> None:
+        """See that no text has the canary."""
         for by, text in self.told:
             at = text.find(CANARY)
             ctx.true(at < 0, f"{by} tells the contents of a record: …{text[max(0, at - 100) : at + 60]}…")
 
 
-def _marked(write: FencedWrite) -> FencedWrite:
-    return write._replace(arguments=marked(dict(write.arguments)))
-
-
-def _writes() -> list[FencedWrite]:
-    return [_marked(write) for write in fenced_writes("a") if write.method != "delete"]
+def marked_writes() -> list[FencedWrite]:
+    """Each way to write, whose records hold the canary wherever they can."""
+    return [w._replace(arguments=marked(dict(w.arguments))) for w in fenced_writes("a") if w.method != "delete"]
 
 
 @check(
@@ -64,10 +63,10 @@ async def contents_are_told_to_nobody(ctx: Context) -> None:
     """No content of a record, of any kind and field, stored or refused, is in an error, a log, a repr, a report of
     health or metrics, or an issue: not when values are refused, leases are lost, records damaged or the store closed.
     """
-    ears = _Ears()
-    with overheard([_CORE, *ctx.harness.code_of(ctx.store)]) as logged:
+    ears = Ears()
+    with overheard([CORE, *ctx.harness.code_of(ctx.store)]) as logged:
         store = await ctx.another()
-        for write in _writes():
+        for write in marked_writes():
             await write.act(store, "a")
         await _asked(ears, store)
         await _refused(ctx, ears, store)
@@ -84,7 +83,7 @@ def marked_in(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value if isinstance(value, str) else marked(value) for name, value in given.items()}
 
 
-async def _asked(ears: _Ears, store: ExtendedStore) -> None:
+async def _asked(ears: Ears, store: ExtendedStore) -> None:
     """What a store says of itself when all is well."""
     ears.hear("health_check", await store.health_check())
     ears.hear("get_metrics", await store.get_metrics())
@@ -93,15 +92,18 @@ async def _asked(ears: _Ears, store: ExtendedStore) -> None:
     ears.hear("repr", repr(store), str(store), repr(store.acquire_agent_lock("a")), repr(store.list))
 
 
-async def _refused(ctx: Context, ears: _Ears, store: ExtendedStore) -> None:
+async def _refused(ctx: Context, ears: Ears, store: ExtendedStore) -> None:
     """What is told of writes that are refused for their values, or for their lease."""
     lease = await store.acquire_agent_lock("a")
     ears.hear("repr of a lease", repr(lease))
     await lease.release()
-    for write in _writes():
+    for write in marked_writes():
         await ears.error_of(f"{write.name} under an ended lease", partial(write.act, store, "a", fence=lease))
     values = [
-        (write, name, one) for write in _writes() for name, given in write.arguments.items() for one in spoiled(given)
+        (write, name, one)
+        for write in marked_writes()
+        for name, given in write.arguments.items()
+        for one in spoiled(given)
     ]
     for write, name, value in in_time(ctx, values):
         bad = write._replace(arguments={**write.arguments, name: value})
@@ -113,13 +115,13 @@ async def damaged_records_are_not_quoted(ctx: Context) -> None:
     """The error about a damaged record of any kind, the issue that a check finds, and what is logged of it, name it and
     quote nothing of it.
     """
-    ears = _Ears()
-    for write in _writes():
+    ears = Ears()
+    for write in marked_writes():
         await write.act(ctx.store, "a")
     first = samples.message(0).replace(metadata={"whole": CANARY})
     await ctx.store.save_turn("b", messages=[first, samples.message(text=CANARY)], info=samples.info("b"))
     until = time.monotonic() + ctx.settings.pace
-    with overheard([_CORE, *ctx.harness.code_of(ctx.store)]) as logged:
+    with overheard([CORE, *ctx.harness.code_of(ctx.store)]) as logged:
         async for what, store, agent_id in _damaged(ctx):
             if time.monotonic() > until:
                 break

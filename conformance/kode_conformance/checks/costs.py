@@ -94,24 +94,23 @@ class Talk:
 # --- the calls --------------------------------------------------------------------------------------------------------
 
 
+Change = Callable[[Talk], CostedCall]
+"""Changes what an agent has to be, and gives the call that saves it."""
+
+
 def _one_more(talk: Talk) -> CostedCall:
     talk.messages.append(talk.message())
     return talk.save()
 
 
-def _last_replaced(talk: Talk) -> CostedCall:
-    talk.messages[-1] = talk.message()
-    return talk.save()
+def replaced_at(place: int) -> Change:
+    """A save of messages of which the one at *place* was replaced."""
 
+    def change(talk: Talk) -> CostedCall:
+        talk.messages[place] = talk.message()
+        return talk.save()
 
-def _first_replaced(talk: Talk) -> CostedCall:
-    talk.messages[0] = talk.message()
-    return talk.save()
-
-
-def _near_the_end(talk: Talk) -> CostedCall:
-    talk.messages[-6] = talk.message()
-    return talk.save()
+    return change
 
 
 def _cut(talk: Talk) -> CostedCall:
@@ -135,12 +134,18 @@ def _last_call_changed(talk: Talk) -> CostedCall:
     return talk.save_calls()
 
 
-def _first_call_changed(talk: Talk) -> CostedCall:
-    talk.calls[0] = talk.calls[0].replace(result=talk.message().text)
-    return talk.save_calls()
+def call_changed_at(place: int) -> Change:
+    """A save of tool calls of which the one at *place* has another result."""
+
+    def change(talk: Talk) -> CostedCall:
+        talk.calls[place] = talk.calls[place].replace(result=talk.message().text)
+        return talk.save_calls()
+
+    return change
 
 
-def _first_call_upserted(talk: Talk) -> CostedCall:
+def first_call_upserted(talk: Talk) -> CostedCall:
+    """An upsert of the first tool call."""
     changed = talk.calls[0] = talk.calls[0].replace(result=talk.message().text)
     return lambda store: store.upsert_tool_call_records(talk.agent_id, [changed])
 
@@ -173,20 +178,20 @@ def _whole_turn(talk: Talk) -> CostedCall:
     return lambda store: store.save_turn(talk.agent_id, messages=talk.messages, tool_calls=talk.calls)
 
 
-_LISTS: Final[Mapping[str, Callable[[Talk], CostedCall]]] = {
+_LISTS: Final[Mapping[str, Change]] = {
     "save_messages of a list with one more at its end": _one_more,
     "save_messages of the same list again": Talk.save,
-    "save_messages of a list whose last message was replaced": _last_replaced,
-    "save_messages of a list whose sixth message from its end was replaced": _near_the_end,
-    "save_messages of a list whose first message was replaced": _first_replaced,
+    "save_messages of a list whose last message was replaced": replaced_at(-1),
+    "save_messages of a list whose sixth message from its end was replaced": replaced_at(-6),
+    "save_messages of a list whose first message was replaced": replaced_at(0),
     "append_messages of two": _appended,
     "save_messages of a list that lost its last three": _cut,
     "save_tool_call_records of a list with one more at its end": _one_more_call,
     "save_tool_call_records of the same list again": Talk.save_calls,
     "save_tool_call_records of a list whose last call changed": _last_call_changed,
     "upsert_tool_call_records of the last call and of another": _upserted,
-    "save_tool_call_records of a list whose first call changed": _first_call_changed,
-    "upsert_tool_call_records of the first call": _first_call_upserted,
+    "save_tool_call_records of a list whose first call changed": call_changed_at(0),
+    "upsert_tool_call_records of the first call": first_call_upserted,
     "save_tool_call_records of a list that lost its last two": _cut_calls,
     "save_turn that adds one record to each list": _turn,
     "save_turn of both lists with one more at their ends": _whole_turn,
@@ -214,7 +219,7 @@ def _todos(talk: Talk) -> CostedCall:
     return lambda store: store.save_todos(talk.agent_id, todos)
 
 
-_BLIND: Final[Mapping[str, Callable[[Talk], CostedCall]]] = {
+_BLIND: Final[Mapping[str, Change]] = {
     "append_messages of two": _appended,
     "append_events of two": _events,
     "append_event": _event,
@@ -244,7 +249,7 @@ class _Comparison:
         self._ctx, self._short, self._long, self._rounds, self._memory = ctx, short, long, rounds, memory
         self._limit = long.whole // _SHARE
 
-    async def see(self, meter: Meter, calls: Mapping[str, Callable[[Talk], CostedCall]], told: str) -> None:
+    async def see(self, meter: Meter, calls: Mapping[str, Change], told: str) -> None:
         """Make each call some times, by the instances in turn: none may cost more with the long lists, by any counter,
         nor may all together.
 
@@ -272,7 +277,7 @@ class _Comparison:
                 f"each of these {len(calls)} calls, {told},",
             )
 
-    async def _measured(self, meter: Meter, talk: Talk, change: Callable[[Talk], CostedCall]) -> _Costs:
+    async def _measured(self, meter: Meter, talk: Talk, change: Change) -> _Costs:
         costs: _Costs = {}
         for store in itertools.islice(itertools.cycle(meter.stores), self._rounds):
             call = change(talk)
@@ -294,9 +299,7 @@ def _mean(costs: list[int]) -> int:
     return sum(kept) // len(kept)
 
 
-async def see_costs(
-    ctx: Context, long: tuple[int, int], short: tuple[int, int], calls: Mapping[str, Callable[[Talk], CostedCall]]
-) -> None:
+async def see_costs(ctx: Context, long: tuple[int, int], short: tuple[int, int], calls: Mapping[str, Change]) -> None:
     """The calls cost about the same with lists of both (count, size), by one instance and by two in turns."""
     with sending() as sent:
         both = await meter(ctx, sent, instances=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -23,11 +23,12 @@ from kode_core.codec import Body
 from kode_core.engine import Engine
 from kode_core.errors import CorruptRecordError, KodeError
 from kode_core.layers import Layer
-from kode_core.protocols import ExtendedStore
+from kode_core.protocols import ExtendedStore, QueryableStore
 
 _E = Capability.EXTENDED
 _BAD: Final = "a"
 _SOUND: Final = "b"
+_PAGES: Final = 40
 
 
 class Damaging(Layer):
@@ -169,6 +170,21 @@ class _Said(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+async def paged(store: QueryableStore, what: str, how: Mapping[str, Any], limit: int) -> tuple[list[Any], list[str]]:
+    """The records on all pages of a query, and the names that the pages leave out."""
+    found: list[Any] = []
+    left_out: list[str] = []
+    cursor: str | None = None
+    for _ in range(_PAGES):
+        page = await getattr(store, f"query_{what}")(**how, limit=limit, cursor=cursor)
+        found += page
+        left_out += page.left_out
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return found, left_out
+
+
 @contextmanager
 def _listened() -> Iterator[_Said]:
     said, root = _Said(), logging.getLogger()
@@ -193,16 +209,8 @@ async def queries_leave_out_what_is_damaged_and_name_it(ctx: Context) -> None:
     store = await ctx.another()
     wanted = sorted((agent, i) for agent in ("a", "b", "c") for i in range(3) if (agent, i) != ("b", 0))
     for limit in (1, 2, 100):
-        found: list[tuple[str, int]] = []
-        left_out: list[str] = []
-        cursor: str | None = None
-        for _ in range(20):
-            page = await store.query_messages(limit=limit, cursor=cursor)
-            found += [(message.agent_id, message.position) for message in page]
-            left_out += page.left_out
-            cursor = page.next_cursor
-            if cursor is None:
-                break
+        messages, left_out = await paged(store, "messages", {}, limit)
+        found = [(message.agent_id, message.position) for message in messages]
         ctx.equal(sorted(found), wanted, f"what pages of {limit} messages give")
         named = [name for name in left_out if "message 0" in name and "'b'" in name]
         ctx.equal(

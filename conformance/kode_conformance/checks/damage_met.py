@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from kode_conformance import samples
 from kode_conformance.canaries import overheard
-from kode_conformance.checks.damage import PARTS, damaging
+from kode_conformance.checks.damage import PARTS, damaging, paged
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
@@ -21,7 +21,6 @@ from kode_core.protocols import ExtendedStore, QueryableStore
 _E: Final = Capability.EXTENDED
 _BAD: Final = "a"
 """The agent that a layer shows damaged."""
-_PAGES: Final = 40
 
 _SINCE: Final = {"created_after": 0}
 _FILTERS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
@@ -29,7 +28,7 @@ _FILTERS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
     "messages": ({}, {"role": "user"}, {"content_type": "text"}, _SINCE),
     "tool_calls": ({}, {"tool_name": "search"}, {"state": "COMPLETED"}, {"is_error": False}, _SINCE),
 }
-"""Filters that match everything, by what is searched."""
+"""Filters that match every row, by the kind of row."""
 _SORTS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
     "sessions": tuple({"sort_by": sort} for sort in ("created_at", "updated_at", "message_count")),
     "messages": ({},),
@@ -45,34 +44,19 @@ def _searches() -> Iterator[tuple[str, dict[str, Any]]]:
             yield what, {**some, **sorts[number % len(sorts)], "order": order}
 
 
-async def _paged(store: QueryableStore, what: str, how: Mapping[str, Any], limit: int) -> tuple[list[Any], list[str]]:
-    """All that a query finds, page by page, and what the pages name as left out."""
-    found: list[Any] = []
-    left_out: list[str] = []
-    cursor: str | None = None
-    for _ in range(_PAGES):
-        page = await getattr(store, f"query_{what}")(**how, limit=limit, cursor=cursor)
-        found += [_place(one) for one in page]
-        left_out += page.left_out
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return found, left_out
-
-
 def _place(found: Any) -> tuple[str, int]:
     return found.agent_id, getattr(found, "position", -1)
 
 
 async def _see_search(ctx: Context, store: QueryableStore, what: str, how: Mapping[str, Any]) -> None:
     """A search gives what it gives to who sees no damage, without the damaged, each of which it names."""
-    everything, _ = await _paged(ctx.store, what, how, 100)
-    sound = [place for place in everything if place[0] != _BAD]
+    everything, _ = await paged(ctx.store, what, how, 100)
+    sound = [_place(one) for one in everything if one.agent_id != _BAD]
     bad = len(everything) - len(sound)
     for limit in (2, 100):
         name = f"query_{what}({how}) in pages of {limit}, with {_BAD!r} damaged,"
-        found, left_out = await _paged(store, what, how, limit)
-        ctx.equal(found, sound, f"{name} gives")
+        found, left_out = await paged(store, what, how, limit)
+        ctx.equal([_place(one) for one in found], sound, f"{name} gives")
         named = [text for text in left_out if repr(_BAD) in text]
         ctx.equal((len(named), len(left_out)), (bad, bad), f"how many of {bad} damaged ones {name} names")
     with overheard() as logged:
@@ -161,9 +145,10 @@ async def what_replaces_the_damaged_is_found(ctx: Context) -> None:
     ids = {name: name.replace(" ", "-") for name in changes}
     for agent_id in ids.values():
         await ctx.store.save_turn(agent_id, messages=m(3), info=samples.info(agent_id))
-    await ctx.reopen()
+    await ctx.close(ctx.store)  # until then a store may have what it wrote in a second place
     for agent_id in ids.values():
         await ctx.harness.corrupt(ctx.handle, agent_id)
+    ctx.store = await ctx.another()
     ctx.equal(len((await ctx.store.query_messages()).left_out), len(ids), "how many damaged messages a query names")
     for name, change in changes.items():
         await asyncio.gather(change(ids[name]), return_exceptions=True)  # it may be refused, which replaces nothing
@@ -188,7 +173,7 @@ async def _see_same(ctx: Context, store: QueryableStore, agent_id: str, told: st
         ctx.equal(len(named), 1, f"how many messages that cannot be loaded a query names, {told}")
         return
     ctx.equal(named, [], f"what a query names as left out, though all can be loaded, {told}")
-    found = sorted((one for one in page), key=lambda one: one.position)
+    found = sorted(page, key=lambda one: one.position)
     ctx.equal([one.text for one in found], [one.text for one in loaded], f"the messages that a query finds {told}")
 
 

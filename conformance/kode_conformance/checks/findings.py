@@ -127,13 +127,14 @@ _LONG: Final = 1101
 
 @check("OPS-2", needs=_E, under=(Dimension.ITEMS, Dimension.COMPANY))
 async def every_agent_of_many_is_checked(ctx: Context) -> None:
-    """Of more than a thousand agents each is checked, with info and without: an issue of each is reported once."""
+    """Each of more than a thousand agents is checked, with info and without: an issue of each is reported once."""
     wanted: dict[str, list[str]] = {}
     for count in sizes_in_time(ctx, (105, _LONG)):
         agents = [f"agent-{i:04d}" for i in range(len(wanted), count)]
-        infos = (samples.info(agent) if i % 2 else None for i, agent in enumerate(agents))
-        turns = zip(agents, infos, strict=True)
-        await at_once(ctx.store.save_turn(agent, messages=[_use("o")], info=info) for agent, info in turns)
+        await at_once(
+            ctx.store.save_turn(agent, messages=[_use("o")], info=samples.info(agent) if i % 2 else None)
+            for i, agent in enumerate(agents)
+        )
         wanted |= {agent: [_USE] for agent in agents}
         await _see_issues(ctx, wanted, count, f"where each of {count:,} has a use without its result", each_alone=False)
 

@@ -278,22 +278,23 @@ async def nothing_is_dropped_for_who_comes_late(ctx: Context) -> None:
         stream = store.follow_events("a", **one.arguments())
         streams.append((f"a follower in {where} ({one}) that came late", one, stream))
     try:
-        taken = [[await _next(ctx, stream, name, 0)] for name, _, stream in streams]
+        taken = [[await next_event(ctx, stream, name, 0)] for name, _, stream in streams]
         await _append_in_bursts(ctx, log, (ctx.store, other), count)
         for (name, one, stream), found in zip(streams, taken, strict=True):
             wanted = log.part(one if one.after_offset is not None else one._replace(after_offset=0))
             while len(found) < len(wanted):
-                found.append(await _next(ctx, stream, name, len(found)))
+                found.append(await next_event(ctx, stream, name, len(found)))
             log.compare(ctx, found, wanted, f"what came to {name}")
         await log.append(ctx, other, [samples.event(10**6 + 1, "control", cursor=count)])
         for name, _, stream in streams:
-            log.compare(ctx, [await _next(ctx, stream, name, -1)], log.entries[-1:], f"the last event of {name}")
+            log.compare(ctx, [await next_event(ctx, stream, name, -1)], log.entries[-1:], f"the last event of {name}")
     finally:
         for _, _, stream in streams:
             await stream.aclose()
 
 
-async def _next(ctx: Context, stream: Any, name: str, number: int) -> StoredEvent:
+async def next_event(ctx: Context, stream: Any, name: str, number: int) -> StoredEvent:
+    """The next event of a stream that gave *number* events before."""
     seconds = _SECONDS * ctx.harness.patience
     try:
         async with asyncio.timeout(seconds):

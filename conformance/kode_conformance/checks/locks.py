@@ -346,37 +346,3 @@ async def bad_arguments_of_locks_are_refused(ctx: Context) -> None:
     fake = ctx.store.save_messages("a", [], fence=5)  # type: ignore[arg-type]
     await ctx.raises(InvalidArgumentError, fake, "a fence that is no lease")
     await lease.release()
-
-
-_WAITERS: Final = 24
-
-
-@check("OPS-13", "LOCK-2", "LOCK-6", needs=_E, under=(Dimension.COMPANY, Dimension.INSTANCES))
-async def who_waits_for_a_lock_holds_up_nobody(ctx: Context) -> None:
-    """While many wait for a lock in two instances, every call for other agents is done before the lock is free."""
-    stores = (ctx.store, await ctx.another())
-    held = await ctx.store.acquire_agent_lock("held", ttl_ms=600_000)
-    locks = [stores[i % 2].acquire_agent_lock("held", wait_ms=600_000) for i in range(_WAITERS)]
-    waiting = [asyncio.ensure_future(_taken(lock)) for lock in locks]
-    try:
-        await asyncio.sleep(0.05)
-        for i, store in enumerate(stores):
-            async with asyncio.timeout(20 * ctx.harness.patience):
-                await fill(store, f"other-{i}")
-                loaded = await store.load_messages(f"other-{i}")
-                ctx.true(bool(loaded), "the messages of another agent must be there")
-                await store.query_messages(agent_id=f"other-{i}")
-                async with store.acquire_agent_lock(f"other-{i}"):
-                    await store.append_messages(f"other-{i}", samples.messages(1))
-                await store.delete(f"other-{i}")
-    except TimeoutError:
-        ctx.true(False, f"a call for another agent waits while {_WAITERS} wait for a lock")
-    finally:
-        for one in waiting:
-            one.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        await held.release()
-
-
-async def _taken(lock: Any) -> None:
-    await (await lock).release()

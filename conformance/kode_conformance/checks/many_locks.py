@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 from kode_conformance import samples
 from kode_conformance.checks.blocks import is_fenced
+from kode_conformance.checks.closing import another_place
+from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.harness import Space
 from kode_conformance.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_core.errors import LockLostError, LockUnavailableError
@@ -24,7 +22,9 @@ _WAITERS: Final = (10, 150)
 _SOON_S: Final = 20.0
 
 
-@check("LOCK-2", "LOCK-3", "OPS-13", needs=_E, under=(Dimension.ITEMS, Dimension.COMPANY, Dimension.INSTANCES))
+@check(
+    "LOCK-2", "LOCK-3", "LOCK-6", "OPS-13", needs=_E, under=(Dimension.ITEMS, Dimension.COMPANY, Dimension.INSTANCES)
+)
 async def hundreds_wait_for_one_lock(ctx: Context) -> None:
     """While hundreds wait for a lock, its holder renews, writes and releases, and others read, write and lock; who
     waits long enough has it then, one after the other, and everybody else is told that it is held.
@@ -60,10 +60,12 @@ async def _work(ctx: Context, store: ExtendedStore, lease: Lease, other: str) ->
     await lease.renew()
     await ctx.store.append_messages(lease.agent_id, samples.messages(1), fence=lease)
     for one in (ctx.store, store):
-        await one.append_messages(other, samples.messages(1))
+        await fill(one, other)
+        ctx.true(bool(await one.query_messages(agent_id=other)), "messages of another agent must be found")
         ctx.equal(await one.load_messages(lease.agent_id), samples.messages(1), "what the holder of the lock wrote")
-        free = await one.acquire_agent_lock(other)
-        await free.release()
+        async with one.acquire_agent_lock(other):
+            await one.append_messages(other, samples.messages(1))
+        await one.delete(other)
 
 
 async def _token(store: ExtendedStore, agent_id: str, wait_ms: int) -> int:
@@ -115,25 +117,13 @@ async def a_task_is_inside_many_blocks(ctx: Context) -> None:
 # --- several stores ---------------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def elsewhere(ctx: Context) -> AsyncIterator[ExtendedStore]:
-    """A store of another place."""
-    space = Space(f"conf_{uuid.uuid4().hex[:16]}", ctx.folder / "elsewhere")
-    space.folder.mkdir()
-    place = Context(ctx.harness, await ctx.harness.provision(space), space.folder, ctx.settings)
-    try:
-        yield await place.another()
-    finally:
-        await place.finish()
-        await ctx.harness.destroy(place.handle)
-
-
 @check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.INSTANCES, Dimension.ORDERS))
 async def blocks_of_several_stores_are_apart(ctx: Context) -> None:
     """A task that is inside blocks of two databases, for agents of one name, or of two instances, for two agents, is
     fenced in each by its own lease, and not by that of the other, in whatever order the blocks are left.
     """
-    async with elsewhere(ctx) as away:
+    async with another_place(ctx) as place:
+        away = place.store
         for first, second in ((ctx.store, away), (away, ctx.store)):
             outer = first.acquire_agent_lock("a", ttl_ms=_LONG_MS)
             lease = await outer.__aenter__()

@@ -74,7 +74,8 @@ async def an_append_of_one_event_several_times(ctx: Context) -> None:
             model.append_events(agent, first)
             given, what = [names[name] for name in ids], f"of the events {[*ids]} where {[*stored]} were stored"
             told = model.append_events(agent, given)
-            in_one, at_once = len(set(ids)) == len(ids), number % 3 == 1
+            in_one = len(set(ids)) == len(ids)
+            at_once = not in_one and number % 3 == 1
             offsets: list[int] | None = None
             if in_one and number % 3 == 0:
                 await store.save_turn(agent, events=given)

@@ -14,6 +14,7 @@ from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.schema import sql, version_of
+from kode_sqlite.upkeep import Tell
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, Wrapper, mutant
 from conformance.tests.zoo.witnesses import happened, seen, talk
@@ -165,7 +166,7 @@ async def _first_starts(ctx: Context) -> object:
 class MakesTablesUnguarded(SqliteEngine):
     """Looks whether there are tables, and makes them a moment later."""
 
-    def _migrate(self, db: sqlite3.Connection) -> None:
+    def _migrate(self, db: sqlite3.Connection, tell: Tell) -> None:
         if version_of(db) == 0:
             time.sleep(0.2)
             for statement in sql():

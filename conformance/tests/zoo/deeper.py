@@ -313,7 +313,7 @@ class MarksInSteps(Folder):
         mark.parent.mkdir(parents=True, exist_ok=True)
         if not mark.exists():
             mark.touch()
-            time.sleep(0.001)
+            time.sleep(0.02)
             mark.write_text(f"{FORMAT}\n")
         super().open()
 

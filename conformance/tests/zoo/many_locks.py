@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from kode_conformance.checks.many_locks import elsewhere
+from kode_conformance.checks.closing import another_place
 from kode_conformance.context import Context
 
 from conformance.tests.zoo.base import mutant
@@ -98,8 +98,8 @@ class KnowsTheLastEightBlocks(EngineStore):
 
 
 async def _two_databases(ctx: Context) -> object:
-    async with elsewhere(ctx) as other, ctx.store.acquire_agent_lock("a"):
-        return await _outcome(other.append_messages("a", talk("1")))
+    async with another_place(ctx) as place, ctx.store.acquire_agent_lock("a"):
+        return await _outcome(place.store.append_messages("a", talk("1")))
 
 
 class _OfAnyStore(Locks):

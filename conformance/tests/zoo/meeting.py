@@ -164,8 +164,9 @@ async def _fork_and_write(ctx: Context) -> object:
     other = await ctx.another()
     await ctx.store.save_info("p", samples.info("p"))
     forking = asyncio.ensure_future(ctx.store.batch_fork("p", 1))
-    for n in range(20):
-        await other.save_media_cache("p", [samples.media()] * n)
+    await asyncio.sleep(0.0005)
+    while not forking.done():
+        await other.save_media_cache("p", [samples.media()])
         await asyncio.sleep(0.0005)
     (fork,) = await forking
     media = len(await ctx.store.load_media_cache(fork))
@@ -183,7 +184,7 @@ class ForksMediaLater(EngineStore):
 
     async def batch_fork(self, agent_id: str, count: int) -> list[str]:
         forks = await super().batch_fork(agent_id, count)
-        await asyncio.sleep(0.004)
+        await asyncio.sleep(0.02)
         media = await self.load_media_cache(agent_id)
         for fork in forks:
             await self.save_media_cache(fork, media)

@@ -18,6 +18,7 @@ from typing import Any
 from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_sqlite.engine import SqliteEngine
+from kode_sqlite.upkeep import Tell
 from kode_sqlite.writes import Transaction
 from msgspec.structs import replace
 
@@ -1141,8 +1142,8 @@ def _is_alive(pid: int) -> bool:
 class KeepsMediaUnlogged(SqliteEngine):
     """Empties the media cache of all agents when the database is opened after a process was killed."""
 
-    def _migrate(self, db: sqlite3.Connection) -> None:
-        super()._migrate(db)
+    def _migrate(self, db: sqlite3.Connection, tell: Tell) -> None:
+        super()._migrate(db, tell)
         self._mark = f"unlogged-{secrets.token_hex(6)}"
         with self._guard.held():
             db.execute("BEGIN IMMEDIATE")
