@@ -167,9 +167,9 @@ class SlowReads(MemoryRecords):
             await asyncio.sleep(self.seconds)
         return await super().items(place, span)
 
-    async def settle(self, head: HeadRecord) -> bool:
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
         self.signs += AgentHead(head).state.frozen is not None
-        return await super().settle(head)
+        return await super().settle(head, lasting=lasting)
 
 
 @pytest.fixture

@@ -221,7 +221,11 @@ class Note(NamedTuple):
 
 
 class RecordStore(Protocol):
-    """What is written for one database. All reads by agent are current, except where it says otherwise.
+    """What is written for one database; ``docs/record-engine.md`` says what the engine makes of it.
+
+    All reads by agent are current, by either key of an item: they show every call that was answered before, whoever
+    made it. They need not be of one instant, but miss no record that was there all the while: a record is replaced in
+    one step. What is durable survives the loss of a member, as far as the database survives it.
 
     Every method may raise the subclasses of ``StorageError``, and no other exception of its driver's: when it is not
     known whether a write happened, OutcomeUnknownError; when it is known that it did not and it may soon,
@@ -254,7 +258,8 @@ class RecordStore(Protocol):
         """Write *new* if the head's ``rev`` is still that of *old* (None: there is no head) and the fence's lease held.
 
         It leaves the lease as it is. *items*, at most ``together``, are put in the same atomic write. Durable when it
-        returns. False when the condition does not hold: nothing was written.
+        returns. False when the condition does not hold: nothing was written, and nothing of this call will be. So it is
+        made once, unless the database knows a repetition: another one would take its own write for somebody else's.
         """
         ...
 
@@ -279,7 +284,7 @@ class RecordStore(Protocol):
         ...
 
     async def unsettled(self) -> Sequence[str]:
-        """Agents whose heads are not settled."""
+        """Agents whose heads are not settled. May lag as queries do."""
         ...
 
     # --- items
@@ -299,13 +304,16 @@ class RecordStore(Protocol):
         ...
 
     async def drop(self, place: Place) -> None:
-        """Remove all items and parts at a place."""
+        """Remove all items, marks and parts at a place. Durable. What is put there meanwhile may stay."""
         ...
 
     # --- parts
 
     async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
-        """Keep parts of at most ``part_bytes`` under a key of the form of an item's and a revision. Durable."""
+        """Keep parts of at most ``part_bytes`` under a key of the form of an item's and a revision. Durable.
+
+        Under the same key and revision there are never other parts.
+        """
         ...
 
     async def parts(self, place: Place, key: str, rev: int) -> Sequence[bytes]:
@@ -313,7 +321,10 @@ class RecordStore(Protocol):
         ...
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
-        """Remove the parts under keys from *first* to *last*, both inclusive, of revisions below *rev*."""
+        """Remove the parts under keys from *first* to *last*, both inclusive, of revisions below *rev*. Durable.
+
+        Others must stay: writers put parts of the next revision before they commit it.
+        """
         ...
 
     async def part_keys(self, place: Place, first: str, last: str) -> Sequence[tuple[str, int]]:
