@@ -14,13 +14,14 @@ from kode_core.errors import StoreBusyError
 from kode_mongo.connection import Connection, Document, weight
 from kode_mongo.documents import NO_BODIES, after_place, found_item, id_of, item_document, part_id
 from kode_mongo.errors import is_duplicate
-from kode_mongo.schema import ITEMS, PARTS
+from kode_mongo.schema import ITEMS, PARTS, is_common_channel
 
 __all__ = ["Items"]
 
 _AT_ONCE: Final = 1_000
 _BYTES_AT_ONCE: Final = 4_000_000
 _ROUNDS: Final = 30
+_CHANNEL: Final = "index.channel"
 
 
 class Items:
@@ -37,7 +38,7 @@ class Items:
         """See ``RecordStore.items``."""
         wanted: Document = {"agent_id": place.agent_id}
         if span.channel is not None:
-            wanted["index.channel"] = span.channel
+            wanted[_CHANNEL] = span.channel
         found = await self._connection.pages(
             self._items,
             wanted,
@@ -46,6 +47,7 @@ class Items:
             descending=span.descending,
             limit=span.limit,
             projection=None if span.bodies else NO_BODIES,
+            index=None if span.channel is None or is_common_channel(span.channel) else _CHANNEL,
         )
         return [found_item(document) for document in found]
 

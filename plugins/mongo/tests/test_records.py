@@ -255,7 +255,7 @@ async def test_a_newer_schema_is_refused(server: Server, database: str) -> None:
 
 async def test_without_the_right_to_make_indexes(server: Server, database: str) -> None:
     """With ``create`` off nothing is made, and the error says what to run; afterwards the store opens."""
-    with pytest.raises(StoreUnavailableError, match="kode schema mongo --print"):
+    with pytest.raises(StoreUnavailableError, match=rf"kode schema 'mongo:\?database={database}' --print"):
         await MongoStore(server.uri, database=database, create=False).open()
     with server.client() as client:
         assert client[database].list_collection_names() == []
