@@ -137,7 +137,7 @@ class Connection:
     ) -> list[Document]:
         """The documents within the bounds of a key that is no two documents', in its order.
 
-        Each page is a call of its own: what is long takes longer, and is not too long for the time of one call. Pages are
+        Each page is a call of its own: what is long takes longer, and is not too long for the time of one call. It is
         found by the index of the key, or by that of *index* and the key, where *wanted* has a value of that field.
         """
         found: list[Document] = []

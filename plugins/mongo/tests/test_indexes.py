@@ -168,7 +168,11 @@ def is_rare(query: RowQuery) -> bool:
 def is_common(index: Any) -> bool:
     """Whether a row has common values only."""
     if "role" in index:
-        return index["role"] in ("user", "assistant") and {*index["content_types"]} <= {"text", "tool_use", "tool_result"}
+        return index["role"] in ("user", "assistant") and {*index["content_types"]} <= {
+            "text",
+            "tool_use",
+            "tool_result",
+        }
     return index["state"] == "COMPLETED" and not index["is_error"] and not index["has_approval"]
 
 
