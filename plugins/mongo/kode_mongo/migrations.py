@@ -1,9 +1,10 @@
 """Bringing the indexes to this version when a store is opened, whoever else tries the same.
 
-An index of a large collection takes longer to make than a call may. The server goes on with it when the client leaves;
-who asks for the same meanwhile is answered when it is done. So the time limit of a call only decides how long to wait
-for that answer: afterwards the server is asked now and then whether it still makes the index, and, as soon as it does
-not, for the index again, which it then has, or begins anew if something stopped it. Others read and write meanwhile.
+An index of a large collection takes longer to make than a call may. The server goes on with it when the client leaves,
+so that the time limit of a call only decides how long to wait for the answer: afterwards the server is asked now and
+then whether it still makes the index, and, as soon as it does not, for the index again, which it then has, or begins
+anew if something stopped it. An answer alone is no proof: the server may give it while it makes the index for somebody
+else. Others read and write meanwhile.
 """
 
 from __future__ import annotations
@@ -77,17 +78,19 @@ async def _make(connection: Connection, name: str, *, is_voted: bool) -> None:
     quorum = {"commitQuorum": "majority"} if is_voted else {}
     pause = _FIRST_LOOK_S
     while True:
+        is_answered = True
         try:
             await connection.write(lambda: collection.create_indexes(models, **quorum))
         except OutcomeUnknownError:
-            log.info("%s: the server still makes indexes of %s", connection.place, name)
-        else:
+            is_answered = False
+        is_busy = await _are_made(connection, collection, models)
+        if is_answered and not is_busy:
             return
-        while True:
+        log.info("%s: the server still makes indexes of %s", connection.place, name)
+        while is_busy:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LATER_LOOKS_S)
-            if not await _are_made(connection, collection, models):
-                break
+            is_busy = await _are_made(connection, collection, models)
 
 
 async def _are_made(connection: Connection, collection: Any, models: Sequence[IndexModel]) -> bool:

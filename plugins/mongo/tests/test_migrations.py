@@ -34,7 +34,7 @@ async def main():
 asyncio.run(main())
 """
 """A process that opens the store and reads."""
-SOON: Final[dict[str, Any]] = {"command_timeout_millis": 300, "timeout_ms": 2000}
+SOON: Final[dict[str, Any]] = {"command_timeout_millis": 500, "connection_timeout_millis": 3_000, "timeout_ms": 4_000}
 
 
 async def make_old(server: Server, database: str) -> None:
@@ -183,9 +183,9 @@ def halting(request: pytest.FixtureRequest) -> Iterator[HaltingServer]:
 
 
 def waiting(client: Any) -> list[Any]:
-    """The commands that wait for indexes, each with its client."""
+    """The commands that wait for indexes, also those whose client left. Of long ones the server shows the beginning."""
     found = client.admin.command("currentOp")["inprog"]
-    return [op for op in found if "createIndexes" in op.get("command", {}) and "client" in op]
+    return [op for op in found if "createIndexes" in str(op.get("command")) and "connectionId" in op]
 
 
 def is_made(client: Any, database: str) -> bool:
@@ -209,12 +209,12 @@ async def test_no_time_limit_ends_it(halting: HaltingServer, driver: Any) -> Non
         opening = asyncio.gather(*(store.open() for store in stores))
         reading = asyncio.ensure_future(stores[0].load_messages("a0"))
         await until_made(client, "old")
-        end = time.monotonic() + 4
+        end = time.monotonic() + 6
         while time.monotonic() < end:
             assert not opening.done()
             await asyncio.sleep(0.2)
         assert not reading.done()
-        assert len(await asyncio.to_thread(waiting, client)) <= len(stores)
+        assert 0 < len(await asyncio.to_thread(waiting, client)) <= len(stores)
         assert version_of(halting, "old") == 1
     await opening
     assert len(await reading) == len(samples.rich_messages())
