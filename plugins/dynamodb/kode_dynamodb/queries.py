@@ -17,9 +17,11 @@ from kode_core.engines.records import FoundItem, Place
 from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.errors import CorruptRecordError
 from kode_core.query import Range, RowQuery, SessionQuery
-from kode_dynamodb.connection import Connection, Record
+from kode_dynamodb.connection import ALL, LOOKING, Connection, Record, Sizes, first_of
 from kode_dynamodb.values import (
     INDEX_PREFIX,
+    NO_FILTER,
+    Filter,
     agent_of,
     buckets,
     filed_counts,
@@ -29,6 +31,7 @@ from kode_dynamodb.values import (
     found_meta,
     head_key,
     hexed,
+    index_filter,
     items_pk,
     moment,
     place_of,
@@ -48,9 +51,10 @@ _FIRST, _END = "!", "~"
 class _Bucket:
     """One partition of an index, read as far as somebody asks."""
 
-    def __init__(self, connection: Connection, arguments: Record, size: int) -> None:
+    def __init__(self, connection: Connection, arguments: Record, sizes: Sizes) -> None:
         self._connection = connection
-        self._arguments = {**arguments, "Limit": size}
+        self._arguments = {**arguments, "Limit": sizes.first}
+        self._later = sizes.later
         self._entries: list[Record] = []
         self._at = 0
         self._is_done = False
@@ -64,7 +68,7 @@ class _Bucket:
             self._entries, self._at = found["Items"], 0
             start = found.get("LastEvaluatedKey")
             self._is_done = not start
-            self._arguments["ExclusiveStartKey"] = start
+            self._arguments |= {"ExclusiveStartKey": start, "Limit": self._later}
         self._at += 1
         return self._entries[self._at - 1]
 
@@ -88,7 +92,14 @@ class Queries:
         self._connection = connection
 
     async def _entries(
-        self, index: str, pks: Sequence[str], span: tuple[str, str], *, descending: bool = False, size: int = _PAGE
+        self,
+        index: str,
+        pks: Sequence[str],
+        span: tuple[str, str],
+        *,
+        descending: bool = False,
+        sizes: Sizes = ALL,
+        filtered: Filter = NO_FILTER,
     ) -> AsyncIterator[Record]:
         """The entries of an index in their order, from the first key to the last, both inclusive."""
         pk, sk = _KEYS[index]
@@ -104,7 +115,7 @@ class Queries:
                 "ScanIndexForward": not descending,
                 "ConsistentRead": pk == "pk",
             }
-            return _Bucket(self._connection, arguments, min(max(size, 1), 1000))
+            return _Bucket(self._connection, filtered.added_to(arguments), sizes)
 
         async def step(of: _Bucket) -> _Ordered | None:
             entry = await of.next()
@@ -130,7 +141,9 @@ class Queries:
         """As ``Engine.agent_ids``."""
         first = max(hexed(prefix), "" if after is None else f"{hexed(after)}!") or _FIRST
         found: list[str] = []
-        async for entry in self._entries("agents", buckets("h"), (first, f"{hexed(prefix)}{_END}"), size=limit):
+        async for entry in self._entries(
+            "agents", buckets("h"), (first, f"{hexed(prefix)}{_END}"), sizes=first_of(limit)
+        ):
             found.append(agent_of(entry))
             if len(found) == limit:
                 break
@@ -139,7 +152,7 @@ class Queries:
     async def stored_ids(self, after: str | None, limit: int) -> list[str]:
         """As ``Engine.stored_ids``: of the index that has every agent, which is not in the order of their ids."""
         least: list[str] = []
-        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
+        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
             agent_id = agent_of(entry)
             if after is None or agent_id > after:
                 least.append(agent_id)
@@ -158,7 +171,8 @@ class Queries:
         index = "created" if query.sort_by == "created_at" else "updated"
         span = _span(query.created if index == "created" else query.updated, query.after, descending=query.descending)
         most, found, some, seen = query.offset + query.limit, list[SessionRow](), list[Record](), set[str]()
-        entries = self._entries(index, buckets("h"), span, descending=query.descending, size=min(most, _PAGE))
+        sizes = LOOKING if _is_looking(query, index) else first_of(min(most, _PAGE))
+        entries = self._entries(index, buckets("h"), span, descending=query.descending, sizes=sizes)
         async for entry in entries:
             some.append(entry)
             if len(some) == min(most - len(found), _PAGE):
@@ -171,7 +185,7 @@ class Queries:
 
     async def _all_sessions(self, query: SessionQuery, left_out: list[str]) -> list[SessionRow]:
         """All that match, for an order that no index has."""
-        every = self._entries("updated", buckets("h"), (_FIRST, _END), size=1000)
+        every = self._entries("updated", buckets("h"), (_FIRST, _END))
         entries = [entry async for entry in every]
         pieces, seen = (entries[i : i + _PAGE] for i in range(0, len(entries), _PAGE)), set[str]()
         return [row for piece in pieces for row in await self._sessions(piece, query, seen, left_out)]
@@ -203,7 +217,7 @@ class Queries:
     async def totals(self) -> Totals:
         """As ``Engine.totals``: of the index, which has every agent."""
         agents = messages = calls = used = 0
-        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
+        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
             counts = _sound([], filed_counts, entry)
             agents += "meta" in entry
             messages += counts.messages if counts else 0
@@ -216,15 +230,19 @@ class Queries:
     async def find_items(self, query: RowQuery, place: Place | None) -> list[FoundItem]:
         """As ``RecordStore.find_items``; *place* is where the agent's items are, None for those of all agents."""
         kind, descending = INDEX_PREFIX[query.kind], query.descending
+        sizes, filtered = first_of(query.limit), NO_FILTER
+        if query.where:
+            sizes, filtered = LOOKING, index_filter(query.kind, query.where)
+        how: dict[str, Any] = {"descending": descending, "sizes": sizes, "filtered": filtered}
         if place is None:
             span = _span(query.created, query.after, descending=descending)
-            entries = self._entries("rows", buckets(kind), span, descending=descending, size=query.limit)
+            entries = self._entries("rows", buckets(kind), span, **how)
         else:
             after = None if query.after is None else row_key(query.after[0], query.after[2])
             first, last = _bounds(query.created, after, descending=descending)
             of_agent = items_pk(place)["S"]
             span = (f"{kind}/{first}", f"{kind}/{last}")
-            entries = self._entries("by_time", [of_agent], span, descending=descending, size=query.limit)
+            entries = self._entries("by_time", [of_agent], span, **how)
         found, chosen, left_out = list[FoundItem](), list[Record](), list[str]()
         async for entry in entries:
             filed = _sound(left_out, filed_row, entry)
@@ -273,6 +291,12 @@ def _sound(left_out: list[str], read: Callable[P, T], *args: P.args, **kwargs: P
     except CorruptRecordError as exc:
         left_out.append(exc.record)
         return None
+
+
+def _is_looking(query: SessionQuery, index: str) -> bool:
+    """Whether a query passes over sessions that the index has in its span."""
+    other = query.updated if index == "created" else query.created
+    return query.template_id is not None or bool(query.metadata) or other != Range()
 
 
 def _span(times: Range, after: tuple[Any, ...] | None, *, descending: bool) -> tuple[str, str]:

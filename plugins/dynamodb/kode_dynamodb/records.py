@@ -26,7 +26,7 @@ from kode_core.engines.records import (
 )
 from kode_core.errors import CorruptRecordError, KodeError, PayloadTooLargeError, StorageError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
-from kode_dynamodb.connection import AT_ONCE, Connection, Record, connect
+from kode_dynamodb.connection import AT_ONCE, LOOKING, Connection, Record, connect
 from kode_dynamodb.leases import Leases
 from kode_dynamodb.notes import Notes
 from kode_dynamodb.options import DynamoDBOptions
@@ -41,6 +41,7 @@ from kode_dynamodb.values import (
     found_item,
     head_key,
     head_values,
+    index_filter,
     item_key,
     item_values,
     items_pk,
@@ -213,18 +214,13 @@ class DynamoRecords:
     async def _of_channel(self, wanted: Record, span: Span) -> list[Item]:
         """The events of a channel, which is not part of a key."""
         found: list[Item] = []
-        limit = span.limit
-        while True:
-            items = await self._decoded(wanted, None if limit is None else limit * 4)
+        wanted = index_filter("events", [("channel", span.channel or "")]).added_to(wanted)
+        async for page in self.connection.pages(**wanted, sizes=LOOKING):
+            items = map(found_item, page)
             found += [i for i in items if isinstance(i.index, EventIndex) and i.index.channel == span.channel]
-            if limit is None or len(found) >= limit or len(items) < limit * 4:
-                return found[:limit]
-            values, last = wanted["ExpressionAttributeValues"], items[-1].alt if span.by_alt else items[-1].key
-            assert last is not None
-            if span.descending:
-                values[":last"] = {"S": f"{last[:-1]}{chr(ord(last[-1]) - 1)}~"}
-            else:
-                values[":first"] = {"S": f"{last}~"}
+            if span.limit is not None and len(found) >= span.limit:
+                return found[: span.limit]
+        return found
 
     async def _with_bodies(self, place: Place, items: Sequence[Item]) -> list[Item]:
         stored = await self.connection.get_all([item_key(place, item.key) for item in items])

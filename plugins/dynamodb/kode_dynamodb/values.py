@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
 from hashlib import blake2b
@@ -27,6 +27,8 @@ __all__ = [
     "HEAD",
     "HEAD_FIELDS",
     "INDEX_PREFIX",
+    "NO_FILTER",
+    "Filter",
     "agent_of",
     "bucket_of",
     "buckets",
@@ -39,6 +41,7 @@ __all__ = [
     "head_key",
     "head_values",
     "hexed",
+    "index_filter",
     "item_key",
     "item_values",
     "moment",
@@ -54,6 +57,7 @@ HEAD: Final = "head"
 HEAD_FIELDS: Final = frozenset(("hd", "rev", "ep"))
 """A lease alone has none of these. A head that has lost one of them is damaged, and not absent."""
 INDEX_PREFIX: Final = {"messages": "m", "tool_calls": "t"}
+_TAGS: Final = {"messages": "message", "tool_calls": "tool_call", "events": "event"}
 
 _PLAIN_BYTES: Final = 1024
 _META_BYTES: Final = 100_000
@@ -322,6 +326,36 @@ def item_values(place: Place, item: Item) -> Record:
         values["rb"] = bucket_of(item.key[0], place.agent_id)
         values["row"] = {"S": position_key(item.time, place.agent_id, position)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+class Filter(NamedTuple):
+    """Which of the items that a query reads are sent; reading costs the same."""
+
+    expression: str = ""
+    values: Record = {}  # noqa: RUF012 - never changed
+
+    def added_to(self, arguments: Record) -> Record:
+        """The arguments of a query, with this filter."""
+        if not self.expression:
+            return arguments
+        values = {**arguments["ExpressionAttributeValues"], **self.values}
+        return {**arguments, "FilterExpression": self.expression, "ExpressionAttributeValues": values}
+
+
+NO_FILTER: Final = Filter()
+
+
+def index_filter(kind: str, where: Sequence[tuple[str, str | bool]]) -> Filter:
+    """Leaves out items whose index is sure to have other values. It has to be looked at again in what is left.
+
+    An index is a text, in which a value stands as it was written; one that is compressed, or damaged, passes.
+    """
+    values = {":tag": {"S": f'{{"type":"{_TAGS[kind]}"'}}
+    for number, (name, value) in enumerate(where):
+        written = _encode(value).decode()
+        values[f":w{number}"] = {"S": written if name == "content_type" else f'"{name}":{written}'}
+    every = " AND ".join(f"contains(ix, :w{number})" for number in range(len(where)))
+    return Filter(f"(NOT begins_with(ix, :tag)) OR ({every})", values)
 
 
 @_intact("what a row is found by")

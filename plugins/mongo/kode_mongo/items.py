@@ -14,7 +14,7 @@ from kode_core.errors import StoreBusyError
 from kode_mongo.connection import Connection, Document, weight
 from kode_mongo.documents import NO_BODIES, after_place, found_item, id_of, item_document, part_id, removal
 from kode_mongo.errors import is_duplicate
-from kode_mongo.schema import ITEMS, PARTS
+from kode_mongo.schema import ITEMS, PARTS, is_common_channel
 
 __all__ = ["Items"]
 
@@ -22,6 +22,7 @@ _AT_ONCE: Final = 1_000
 _BYTES_AT_ONCE: Final = 4_000_000
 _ROUNDS: Final = 30
 _REVS: Final = {"rev": 1, "gone": 1}
+_CHANNEL: Final = "index.channel"
 
 
 class Items:
@@ -38,7 +39,7 @@ class Items:
         """See ``RecordStore.items``."""
         wanted: Document = {"agent_id": place.agent_id}
         if span.channel is not None:
-            wanted["index.channel"] = span.channel
+            wanted[_CHANNEL] = span.channel
         found = await self._connection.pages(
             self._items,
             wanted,
@@ -47,6 +48,7 @@ class Items:
             descending=span.descending,
             limit=span.limit,
             projection=None if span.bodies else NO_BODIES,
+            index=None if span.channel is None or is_common_channel(span.channel) else _CHANNEL,
         )
         return [found_item(document) for document in found]
 

@@ -6,15 +6,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from pymongo import IndexModel
-
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.closing import close_all
 from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
-from kode_mongo.connection import Connection, Document, connect
+from kode_mongo.connection import Connection, Document, connect, is_replicated
 from kode_mongo.documents import (
     NO_HEAD,
     as_found,
@@ -29,10 +27,11 @@ from kode_mongo.documents import (
 from kode_mongo.errors import is_duplicate
 from kode_mongo.items import Items
 from kode_mongo.leases import Leases, held
+from kode_mongo.migrations import migrate
 from kode_mongo.notes import Notes
 from kode_mongo.options import MongoOptions
 from kode_mongo.queries import next_prefix, rows_wanted, sessions_wanted
-from kode_mongo.schema import HEADS, INDEXES, ITEMS, META, PARTS, SCHEMA_VERSION, see_version
+from kode_mongo.schema import HEADS, ITEMS, META
 from kode_mongo.watch import HeadWatcher
 
 __all__ = ["MongoRecords", "open_records"]
@@ -43,7 +42,7 @@ _NO_LEASE: Final = {"lease": 0}
 
 
 async def open_records(options: MongoOptions) -> MongoRecords:
-    """Connect, and make what is missing; many may do so at once.
+    """Connect, and bring the indexes to this version; many may do so at once.
 
     Raises:
         StorageError: the server cannot be reached or used; says why.
@@ -51,25 +50,12 @@ async def open_records(options: MongoOptions) -> MongoRecords:
     connection = connect(options)
     try:
         hello = await connection.hello()
-        meta = connection.collection(META)
-        found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
-        if not see_version(found, connection.place, create=options.create):
-            await _make(connection)
+        await migrate(connection, options, hello)
     except BaseException:
         await connection.close()
         raise
-    streams = "setName" in hello or hello.get("msg") == "isdbgrid"
+    streams = is_replicated(hello)
     return MongoRecords(connection, watcher=HeadWatcher(connection.collection(HEADS)) if streams else None)
-
-
-async def _make(connection: Connection) -> None:
-    for name in (HEADS, ITEMS, PARTS):
-        models = [IndexModel(index.keys, **index.options) for index in INDEXES if index.collection == name]
-        collection = connection.collection(name)
-        await connection.repeat(lambda c=collection, m=models: c.create_indexes(m))  # type: ignore[misc]
-    meta = connection.collection(META)
-    version = {"$max": {"version": SCHEMA_VERSION}}
-    await connection.repeat(lambda: meta.update_one({"_id": "schema"}, version, upsert=True))
 
 
 class MongoRecords:

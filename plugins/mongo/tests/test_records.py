@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from statistics import median
@@ -48,6 +47,7 @@ from kode_core.errors import (
     UnsupportedError,
 )
 from kode_core.query import RowQuery, SessionQuery
+from plugins.mongo.tests.mongosh import run_in_mongosh
 
 
 @pytest.fixture(params=["motor", "pymongo"])
@@ -257,26 +257,14 @@ async def test_a_newer_schema_is_refused(server: Server, database: str) -> None:
 
 async def test_without_the_right_to_make_indexes(server: Server, database: str) -> None:
     """With ``create`` off nothing is made, and the error says what to run; afterwards the store opens."""
-    with pytest.raises(StoreUnavailableError, match="kode schema mongo --print"):
+    with pytest.raises(StoreUnavailableError, match=rf"kode schema 'mongo:\?database={database}' --print"):
         await MongoStore(server.uri, database=database, create=False).open()
     with server.client() as client:
         assert client[database].list_collection_names() == []
-        for line in script(MongoOptions(database=database)).splitlines()[1:]:
-            run_in_mongosh(client[database], line)
+        run_in_mongosh(client[database], script(MongoOptions(database=database)))
     async with MongoStore(server.uri, database=database, create=False) as store:
         await store.append_messages("a", samples.messages(2))
         assert len(await store.load_messages("a")) == 2
-
-
-def run_in_mongosh(database: Any, line: str) -> None:
-    """What mongosh makes of a printed line."""
-    collection, _, call = line.removeprefix('db.getCollection("').partition('").')
-    method, _, arguments = call.removesuffix(");").partition("(")
-    values = json.loads(f"[{arguments}]")
-    if method == "createIndex":
-        database[collection].create_index(list(values[0].items()), **values[1])
-    else:
-        database[collection].update_one(values[0], values[1], **values[2])
 
 
 async def test_what_is_told_when_it_cannot_be_opened(server: Server) -> None:
