@@ -206,7 +206,7 @@ async def test_what_arrives_after_a_delete_goes_with_the_next() -> None:
 
 async def test_the_sweep_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first call of an engine on, round after round, until it is closed."""
-    for name in ("record_sweep._FIRST_SECONDS", "record_sweep._ROUND_SECONDS", "record_io._RECOVER_SECONDS"):
+    for name in ("record_sweep._FIRST_SECONDS", "record_sweep._ROUND_SECONDS", "record_recovery._RECOVER_SECONDS"):
         monkeypatch.setattr(f"kode_core.engines.{name}", 0.01)
     monkeypatch.setattr(LEFT, 0)
     contents = Contents()
@@ -255,7 +255,7 @@ async def test_a_writer_that_is_killed_leaves_nothing_that_is_not_swept(
 ) -> None:
     """Between whichever two calls, with what it had put beside the head; and the sweep takes nothing that is needed."""
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_io.FORK_DEAD_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
     monkeypatch.setattr(LEFT, 0)
     async with await opened(MemoryRecords(Contents(), **options)) as store:
         allowed = await expected(store, write)
@@ -426,7 +426,7 @@ async def test_a_fork_that_lands_late_is_whole(at: int) -> None:
 
 async def test_a_fork_in_place_of_another_that_is_given_up_leaves_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its head names the epoch that it was to replace until that is removed."""
-    monkeypatch.setattr("kode_core.engines.record_io.FORK_DEAD_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
     contents = Contents()
     async with await opened(MemoryRecords(contents, **ROOMY)) as store:
         await store.append_messages("x", samples.messages(2))

@@ -21,6 +21,7 @@ from kode_core.engines.record_forks import RecordForks
 from kode_core.engines.record_inspection import RecordInspection
 from kode_core.engines.record_io import RecordIO
 from kode_core.engines.record_reads import RecordReads
+from kode_core.engines.record_recovery import RecordRecovery
 from kode_core.engines.record_sweep import RecordSweep
 from kode_core.engines.record_writer import RecordWriter
 from kode_core.engines.records import RecordStore
@@ -39,10 +40,11 @@ class RecordEngine(EngineReads):
         self.store = store
         self.name = store.name
         self.io = RecordIO(store)
-        self._reads = RecordReads(self.io)
+        self._recovery = RecordRecovery(self.io)
+        self._reads = RecordReads(self.io, self._recovery)
         self._inspection = RecordInspection(self.io, self._reads)
         self._debts = RecordDebts(self.io)
-        self._sweep = RecordSweep(self.io)
+        self._sweep = RecordSweep(self.io, self._recovery)
         self._writer = RecordWriter(self.io, self._debts, self._sweep)
         self._forks = RecordForks(self.io, self._reads)
 
@@ -94,4 +96,5 @@ class RecordEngine(EngineReads):
         return await self.store.backup(target, progress)
 
     async def close(self) -> None:
-        await close_all(self._sweep.close, self._writer.close, self._debts.close, self.io.close, self.store.close)
+        mine = self._sweep.close, self._writer.close, self._debts.close, self._recovery.close
+        await close_all(*mine, self.store.close)

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from kode_core.batch import FORKED_DOCS, Child, ListHead, ListKind, first_version
 from kode_core.codec import Body
-from kode_core.engines.record_io import FORK_DEAD_SECONDS, MovedError, RecordIO, each
+from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head
 from kode_core.engines.record_reads import Instant, RecordReads
+from kode_core.engines.record_recovery import FORK_DEAD_SECONDS
 from kode_core.engines.record_state import AgentHead, State, count_of, doc_span, list_of, new_epoch
 from kode_core.engines.records import HeadRecord, Item
 from kode_core.errors import KodeError, OutcomeUnknownError, StoreBusyError

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -27,22 +27,17 @@ from kode_core.engines.record_state import (
     stash_key,
 )
 from kode_core.engines.records import Change, Cut, HeadRecord, Item, Note, Place, RecordStore
-from kode_core.errors import CorruptRecordError, KodeError, OutcomeUnknownError, StorageError
+from kode_core.errors import CorruptRecordError, OutcomeUnknownError, StorageError
 
-__all__ = ["AT_ONCE", "FORK_DEAD_SECONDS", "LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
+__all__ = ["AT_ONCE", "LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 AT_ONCE: Final = 16
 """How many calls to the store one call of the engine makes side by side."""
-_RECOVER_SECONDS: Final = 1.0
-_RECOVER_PATIENCE: Final = 5.0
-"""How long a query waits for what the dead left."""
 _FROZEN_SECONDS: Final = 1.0
 """How long writers wait for a reader that gives no sign."""
-FORK_DEAD_SECONDS: Final = 60.0
-"""After how long a fork that shows no sign of life is taken for dead."""
 LEFT_SECONDS: Final = 600.0
 """How old a note is before what is left at its place is removed. What is begun under it is begun in half that time."""
 _KNOWN: Final = 512
@@ -74,22 +69,12 @@ async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A], *, at_onc
     return [result for result in results if not isinstance(result, BaseException)]
 
 
-class _Seen(NamedTuple):
-    """A head that was not settled, and since when it is the same."""
-
-    rev: int
-    since: float
-
-
 class RecordIO:
     """A record store, with what is too large for a record in parts, and what is pending settled."""
 
     def __init__(self, store: RecordStore) -> None:
         self.store = store
-        self._seen: dict[str, _Seen] = {}
         self._noted: OrderedDict[Place, float] = OrderedDict()
-        self._recovery: asyncio.Task[None] | None = None
-        self._recovered_at = 0.0
 
     # --- heads
 
@@ -379,50 +364,3 @@ class RecordIO:
         if not is_frozen:
             raise MovedError
         return frozen
-
-    # --- what the dead left
-
-    async def recover(self) -> None:
-        """Settle what somebody left who died, before a query: it is waited for a while, and then goes on by itself."""
-        now, is_first = time.monotonic(), self._recovery is None
-        if self._recovery is None or self._recovery.done():
-            if not is_first and now - self._recovered_at < _RECOVER_SECONDS:
-                return
-            self._recovered_at = now
-            self._recovery = asyncio.get_running_loop().create_task(self._recover(is_first=is_first))
-            self._recovery.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait([self._recovery], timeout=max(0.0, self._recovered_at + _RECOVER_PATIENCE - now))
-        if self._recovery.done() and not self._recovery.cancelled():
-            self._recovery.result()
-
-    async def _recover(self, *, is_first: bool) -> None:
-        """What others are about to settle gets time for it; what was there before this store was opened does not."""
-        found = await self.store.unsettled()
-        heads = [head for head in (await self.sound(found))[0] if not head.record.is_settled]
-        now, seen = time.monotonic(), self._seen
-        self._seen = {}
-        left = []
-        for head in heads:
-            agent_id, rev = head.record.agent_id, head.record.rev
-            before = seen.get(agent_id)
-            since = before.since if before is not None and before.rev == rev else None
-            self._seen[agent_id] = _Seen(rev, now if since is None else since)
-            if head.state.reserved:
-                is_left = now - self._seen[agent_id].since >= FORK_DEAD_SECONDS
-            else:
-                is_left = is_first or since is not None
-            if is_left:
-                left.append(head)
-        await each(self._try_to_settle, left)
-
-    async def _try_to_settle(self, head: AgentHead) -> None:
-        try:
-            await self.settle(head)
-        except (MovedError, KodeError):
-            return  # somebody else goes on with it, or a later call does
-
-    async def close(self) -> None:
-        """End what goes on by itself; whoever comes next does it again."""
-        if self._recovery is not None and not self._recovery.done():
-            self._recovery.cancel()
-            await asyncio.wait([self._recovery])

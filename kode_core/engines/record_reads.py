@@ -27,6 +27,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.engines.record_io import MissingError, MovedError, RecordIO, each
+from kode_core.engines.record_recovery import RecordRecovery
 from kode_core.engines.record_state import (
     AgentHead,
     Overlay,
@@ -71,8 +72,9 @@ class Instant(NamedTuple):
 class RecordReads:
     """What is stored of one agent, or of many."""
 
-    def __init__(self, io: RecordIO) -> None:
+    def __init__(self, io: RecordIO, recovery: RecordRecovery) -> None:
         self._io = io
+        self._recovery = recovery
 
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
         """The result of *read* at one instant; *nothing* where there is no head.
@@ -252,7 +254,7 @@ class RecordReads:
     # --- many agents
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        await self._io.recover()
+        await self._recovery.recover()
         rows = await self._io.store.find_sessions(query)
         if all(row.info.text for row in rows):
             return rows
@@ -272,7 +274,7 @@ class RecordReads:
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
         """Rows that match; those of one agent at one instant, as no write of its own shows in part (MSG-1)."""
-        await self._io.recover()
+        await self._recovery.recover()
         if query.agent_id is None:
             return await self._search(query)
 

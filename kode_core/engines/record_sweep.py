@@ -25,6 +25,7 @@ from msgspec.structs import replace
 
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head
+from kode_core.engines.record_recovery import RecordRecovery
 from kode_core.engines.record_state import AgentHead, State, info_spans, stash_key
 from kode_core.engines.records import HeadRecord, Note, Place
 from kode_core.errors import KodeError
@@ -44,8 +45,9 @@ class RecordSweep:
     A round costs the two reads that find them.
     """
 
-    def __init__(self, io: RecordIO) -> None:
+    def __init__(self, io: RecordIO, recovery: RecordRecovery) -> None:
         self._io = io
+        self._recovery = recovery
         self._timer: asyncio.TimerHandle | None = None
         self._job: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -63,7 +65,7 @@ class RecordSweep:
 
     async def _go_round(self) -> None:
         with suppress(KodeError):  # a later round does it
-            await self._io.recover()
+            await self._recovery.recover()
             await self.sweep()
         self._wait(_ROUND_SECONDS)
 
