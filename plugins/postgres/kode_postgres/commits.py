@@ -255,10 +255,10 @@ class Committer:
             is_gone = len(old) < len({(event.seq, event.body.digest) for event in batch.events})  # deleted since
             skipped = len(batch.events) if is_gone else 0
             last = await session.fetchrow(self._statements.confirm, batch.agent_id, skipped)
-            lists = [head.messages, head.tool_calls]
+            messages, tool_calls = head.messages, head.tool_calls
             if not head.is_last(op_number(batch.op_id)):
-                lists = [replace(one, version=0) for one in lists]
-            return Applied(*lists, offsets_of(batch, last[0] - skipped + 1, old))
+                messages, tool_calls = replace(messages, version=0), replace(tool_calls, version=0)
+            return Applied(messages, tool_calls, offsets_of(batch, last[0] - skipped + 1, old))
         return OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
 
     async def _offsets(self, session: Session, batch: Batch) -> dict[tuple[str, int, bytes], int]:
