@@ -212,12 +212,13 @@ def _same(value: Any) -> Any:
 
 
 def _write_json(value: Any, sink: Sink | None) -> Json:
-    if not is_flat(value):
-        if sink is not None:
-            cost = weight(value)
-            if cost > sink.left and type(value) is not int:  # a number cannot be cut, however long it is
-                return sink.defer(Later(value))
-            sink.left = max(sink.left - cost, 0)
+    if sink is None:
+        check_json(value)
+    elif not is_flat(value):
+        cost = weight(value)
+        if cost > sink.left and type(value) is not int:  # a number cannot be cut, however long it is
+            return sink.defer(Later(value))
+        sink.left = max(sink.left - cost, 0)
         check_deep(value)
     if sink is not None and (type(value) is dict or type(value) is list):
         sink.parts.append(value)
