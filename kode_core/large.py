@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_core.codec import Body, decode, decode_list, decode_run, digest, read_wire
+from kode_core.codec import Body, decode, decode_list, decode_run, decoder_of, digest, read_wire
 from kode_core.errors import CorruptRecordError, InvalidValueError
 from kode_core.imprint import imprint_of
 from kode_core.jsonslices import LARGE_TEXT, JsonWriter, Raw, batches, joined, read_json, split_list, split_object
@@ -333,12 +333,7 @@ class _Reader:
 def _read_batch(shape: Shape, text: bytes) -> Sequence[Any]:
     if shape.hint is not None and shape.cls is not Timeline:  # an event's fields are always spread
         try:
-            return _decoder(shape.hint)(text)
+            return cast("list[Any]", decoder_of(list[shape.hint])(text))  # type: ignore[name-defined]
         except msgspec.MsgspecError:
             pass
     return [shape.read(item) for item in msgspec.json.decode(text)]
-
-
-@functools.cache
-def _decoder(item: Any) -> Callable[[bytes], list[Any]]:
-    return msgspec.json.Decoder(list[item]).decode
