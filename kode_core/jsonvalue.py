@@ -40,6 +40,7 @@ _CHARS_A_NODE: Final = 128
 _LONG_INT: Final = 1_024
 """An integer of more bits is as much work as many items."""
 _STEPS: Final = 2_000
+_SHOWN: Final = 100
 _MANY: Final = 2**22
 _OFTEN: Final = 16
 _RECORD_DEPTH: Final = 16  # how deep records nest around a free-form value
@@ -61,14 +62,17 @@ class Problem(Exception):
 
 
 def step(key: object) -> str:
-    if isinstance(key, str) and key.isidentifier():
-        return f".{key}"
-    return f"[{key!r}]" if isinstance(key, str | int) else f"[{type(key).__name__}]"
+    """One step of a path; of a long key its start."""
+    if type(key) is str:
+        shown = key if len(key) <= _SHOWN else f"{key[:_SHOWN]}…"
+        return f".{key}" if shown is key and key.isidentifier() else f"[{shown!r}]"
+    return f"[{key}]" if type(key) is int and -_SMALL < key < _SMALL else f"[{type(key).__name__}]"
 
 
 to_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _from_json: Callable[[str], Json] = msgspec.json.Decoder().decode
-NOT_ENCODABLE = (ValueError, TypeError, OverflowError, RecursionError, NotImplementedError, msgspec.MsgspecError)
+NOT_ENCODABLE: Final = (Exception,)
+"""msgspec also takes what is no JSON, and runs code of others for it, as that of a time zone."""
 
 
 def check_json(value: Json) -> None:

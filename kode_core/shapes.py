@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
-from kode_core.ids import quoted
 from kode_core.jsonvalue import (
     LONG,
     SCALARS,
@@ -153,7 +152,8 @@ def shape_of(hint: Any) -> Shape:
         def choose(value: Any, _: Sink | None = None) -> Any:
             if type(value) is str and value in options:
                 return value
-            raise Problem(f"expected one of {', '.join(args)}, got {quoted(value)}")
+            given = "another text" if type(value) is str else type_name(type(value))
+            raise Problem(f"expected one of {', '.join(args)}, got {given}")
 
         return Shape(_NOTHING_PLAIN, choose, choose)
     if origin is dict:
