@@ -7,6 +7,7 @@ in slices, by :mod:`kode_core.large`.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, TypeVar, cast
@@ -18,9 +19,22 @@ from kode_core.jsonvalue import Problem, check_json, decode_json, dump
 from kode_core.model import Json, Record, Timeline
 from kode_core.shapes import read_list, read_struct, shape_of, write_list, write_struct
 
-__all__ = ["Body", "decode", "decode_list", "decode_run", "digest", "encode", "encode_list", "from_dict", "to_dict"]
+__all__ = [
+    "Body",
+    "decode",
+    "decode_list",
+    "decode_run",
+    "decoder_of",
+    "digest",
+    "encode",
+    "encode_list",
+    "from_dict",
+    "to_dict",
+]
 
 R = TypeVar("R", bound=Record)
+
+_making = threading.Lock()
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -62,8 +76,14 @@ def encode_list(cls: type[Record], records: Sequence[Record], label: str) -> Bod
 
 
 @functools.cache
-def _decoder(shape: type) -> Callable[[str], Any]:
-    return msgspec.json.Decoder(shape).decode
+def decoder_of(shape: Any) -> Callable[[bytes | str], Any]:
+    """Reads JSON text as values of *shape*.
+
+    Decoders are made one at a time: msgspec notes what it knows of a class before it knows all of it, and a decoder
+    that another thread makes from such a note reads memory that is not its own.
+    """
+    with _making:
+        return msgspec.json.Decoder(shape).decode
 
 
 def decode(cls: type[R], body: Body, label: str) -> R:
@@ -85,7 +105,7 @@ def decode_run(cls: type[R], bodies: Sequence[Body]) -> list[R] | None:
     if [digest(text.encode()) for text in texts] != [body.digest for body in bodies]:
         return None
     try:
-        records: list[R] = _decoder(cast(Any, list[cls]))(f"[{','.join(texts)}]")  # type: ignore[valid-type]
+        records: list[R] = decoder_of(list[cls])(f"[{','.join(texts)}]")  # type: ignore[valid-type]
     except msgspec.MsgspecError:
         return None
     return records if len(records) == len(bodies) else None
@@ -101,7 +121,7 @@ def _decode(shape: type, read: Callable[[Any], Any], body: Body, label: str) -> 
         raise CorruptRecordError(label, "the stored text does not match its checksum")
     if shape is not Timeline:  # an event's fields are always spread
         try:
-            return _decoder(cast(Any, shape))(body.text)
+            return decoder_of(shape)(body.text)
         except msgspec.MsgspecError:
             pass
     return read_wire(read, body.text, label)

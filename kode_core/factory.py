@@ -14,7 +14,8 @@ from kode_core.config import Configured, configure
 from kode_core.engine import Engine
 from kode_core.errors import IncompatibleBackendError, KodeError, StoreUnavailableError
 from kode_core.layers.companion import refuse_without_files
-from kode_core.plugins import Backend, EngineLayer, opened_engine, opened_store, registry
+from kode_core.opened import layered_engine, opened_engine, opened_store
+from kode_core.plugins import Backend, EngineLayer, registry
 from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
@@ -155,10 +156,10 @@ async def open_engine(configured: Configured) -> Engine:
 
 def _around(layer: EngineLayer, engine: Engine) -> Engine:
     try:
-        return layer(engine)
+        return layered_engine(engine, layer(engine))
     except KodeError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise IncompatibleBackendError(f"a layer cannot be put around {engine!r}: {type(exc).__name__}") from exc
 
 
@@ -168,7 +169,7 @@ async def opened(configured: Configured) -> Any:
         return await configured.backend.open(configured.options)
     except KodeError:
         raise
-    except Exception as exc:  # noqa: BLE001 - a backend's code
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - a backend's code
         places = traceback.extract_tb(exc.__traceback__)
         problem = f"{type(exc).__name__} at {places[-1].filename}:{places[-1].lineno}"
     raise StoreUnavailableError(f"the backend {configured.backend.name!r} could not be opened: {problem}")

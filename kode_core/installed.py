@@ -7,6 +7,7 @@ an importer that finds distributions of its own.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -16,10 +17,15 @@ from typing import Final
 
 import msgspec
 
+from kode_core.errors import StoreUnavailableError
+
 __all__ = ["InstalledPlugin", "described", "in_metadata", "normal_name"]
 
 _UNKNOWN: Final = "unknown distribution"
 _INFO_FILES: Final = ("METADATA", "PKG-INFO")
+_LEFT: Final = "~"
+"""The first character of a folder that pip moved away to remove or replace a distribution, and could not remove."""
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class InstalledPlugin(msgspec.Struct, frozen=True):
@@ -31,9 +37,19 @@ class InstalledPlugin(msgspec.Struct, frozen=True):
     value: str
 
     def load(self) -> object:
-        """Import what the entry point names."""
+        """Import what the entry point names.
+
+        Raises:
+            StoreUnavailableError: the system has no room for it at the moment.
+        """
         module, _, attributes = self.value.partition("[")[0].strip().partition(":")
-        found: object = import_module(module.strip())
+        try:
+            found: object = import_module(module.strip())
+        except SystemExit as exc:
+            raise ImportError(f"it ends the program, by sys.exit({exc})") from exc
+        except OSError as exc:
+            _refuse_passing(exc)
+            raise
         for attribute in filter(None, attributes.strip().split(".")):
             found = getattr(found, attribute)
         return found
@@ -59,6 +75,8 @@ def _by_importlib(group: str) -> Iterator[InstalledPlugin]:
     from importlib.metadata import entry_points
 
     for ep in entry_points(group=group):
+        if getattr(getattr(ep.dist, "_path", None), "name", "").startswith(_LEFT):
+            continue
         name, version = (ep.dist.name, ep.dist.version) if ep.dist else (_UNKNOWN, "")
         yield InstalledPlugin(ep.name, name, version, ep.value)
 
@@ -84,9 +102,14 @@ def _in_folders(group: str) -> Iterator[InstalledPlugin]:
     for part in _path():
         try:
             names = os.listdir(part or ".")  # noqa: PTH208 - there may be hundreds, and a Path of each takes its time
-        except OSError:
+        except OSError as exc:
+            _refuse_passing(exc)
+            continue
+        except ValueError:  # no path at all
             continue
         for name in names:
+            if name.startswith(_LEFT):
+                continue
             stem, dot, suffix = name.rpartition(".")
             if dot and suffix.lower() in ("dist-info", "egg-info"):
                 normal = normal_name(stem.partition("-")[0])
@@ -126,5 +149,13 @@ def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
             return file.read()
-    except OSError:
+    except OSError as exc:
+        _refuse_passing(exc)
         return ""
+
+
+def _refuse_passing(exc: OSError) -> None:
+    """Raise when the system has no room at the moment: then a plugin that is there would seem not to be."""
+    if exc.errno in _PASSING:
+        text = f"the plugins that are installed cannot be read at the moment: {os.strerror(exc.errno or 0)}"
+        raise StoreUnavailableError(text) from exc

@@ -40,6 +40,9 @@ _CHARS_A_NODE: Final = 128
 _LONG_INT: Final = 1_024
 """An integer of more bits is as much work as many items."""
 _STEPS: Final = 2_000
+_SHOWN: Final = 100
+_MANY: Final = 2**22
+_OFTEN: Final = 16
 _RECORD_DEPTH: Final = 16  # how deep records nest around a free-form value
 _MARSHAL: Final = 2  # the last format without references: equal values of equal types have equal bytes
 SCALARS: Final[frozenset[type]] = frozenset({str, bool, type(None)})
@@ -59,26 +62,57 @@ class Problem(Exception):
 
 
 def step(key: object) -> str:
-    if isinstance(key, str) and key.isidentifier():
-        return f".{key}"
-    return f"[{key!r}]" if isinstance(key, str | int) else f"[{type(key).__name__}]"
+    """One step of a path; of a long key its start."""
+    if type(key) is str:
+        shown = key if len(key) <= _SHOWN else f"{key[:_SHOWN]}…"
+        return f".{key}" if shown is key and key.isidentifier() else f"[{shown!r}]"
+    return f"[{key}]" if type(key) is int and -_SMALL < key < _SMALL else f"[{type(key).__name__}]"
 
 
 to_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _from_json: Callable[[str], Json] = msgspec.json.Decoder().decode
-NOT_ENCODABLE = (ValueError, TypeError, OverflowError, RecursionError, NotImplementedError, msgspec.MsgspecError)
+NOT_ENCODABLE: Final = (Exception,)
+"""msgspec also takes what is no JSON, and runs code of others for it, as that of a time zone."""
 
 
 def check_json(value: Json) -> None:
     """Raise Problem unless *value* is JSON that comes back exactly."""
-    if not is_flat(value):
+    if is_flat(value):
+        return
+    if is_tangled(value):
+        walk_through(value)
+    else:
         check_deep(value)
 
 
 def check_deep(value: Json) -> None:
-    """The same for a value that is not flat."""
+    """The same for a value that is neither flat nor tangled."""
     if type(value) not in SCALARS and exact_text(value) is None:
         walk_through(value)
+
+
+def is_tangled(value: Json) -> bool:
+    """Whether *value* nests too deep, as cycles do, or its text is far longer than what it holds.
+
+    Ninety lists, each of which holds the next one twice, are a text of more than 2**90 characters.
+    """
+    if weight(value) <= NODES:
+        return False
+    total, seen = 0, 0
+    level: dict[int, tuple[Json, int]] = {id(value): (value, 1)}
+    for _ in range(MAX_DEPTH + 1):
+        below: dict[int, tuple[Json, int]] = {}
+        for part, times in level.values():
+            if type(part) is not dict and type(part) is not list:
+                continue
+            seen += len(part)
+            total += len(part) * times
+            for item in part.values() if type(part) is dict else part:
+                if type(item) is dict or type(item) is list:
+                    _, before = below.get(id(item), (item, 0))
+                    below[id(item)] = item, before + times
+        level = below
+    return bool(level) or (total > _MANY and total > _OFTEN * seen)
 
 
 def exact_text(value: Json, max_depth: int = MAX_DEPTH) -> tuple[bytes, bytes] | None:
@@ -96,6 +130,8 @@ def exact_text(value: Json, max_depth: int = MAX_DEPTH) -> tuple[bytes, bytes] |
 
 def fingerprint(value: Json) -> bytes:
     """Bytes that are equal for equal values of equal types, in equal order, and for nothing else.
+
+    Only for a value that was weighed: it takes the time of its whole text, and a cycle of two branches has no end.
 
     Raises:
         ValueError: it holds something that is not even near to JSON.
@@ -155,8 +191,11 @@ def weight(value: Json) -> int:
     return count
 
 
-_Level: TypeAlias = tuple[Iterator[tuple[object, Json]], bool, tuple[object, ...] | None]
-"""Members of a dict or list that were not looked at, whether it is a dict, and its path, None above the root."""
+_Level: TypeAlias = tuple[Json, Iterator[tuple[object, Json]], tuple[object, ...] | None]
+"""A dict or list, its members that were not looked at, and its path, None above the root."""
+
+
+_NOWHERE: Final = (-1, None)
 
 
 def walk_through(root: Json, max_depth: int = MAX_DEPTH) -> None:
@@ -166,27 +205,33 @@ def walk_through(root: Json, max_depth: int = MAX_DEPTH) -> None:
 
 
 def walk(root: Json, max_depth: int = MAX_DEPTH) -> Iterator[None]:
-    """The slow check, which knows where the problem is and raises it; pauses now and then."""
-    levels: list[_Level] = [(iter([(None, root)]), False, None)]
+    """The slow check, which knows where the problem is and raises it; pauses now and then.
+
+    It looks once at a list or dict that stands in several places, and again only where that place is deeper.
+    """
+    levels: list[_Level] = [([root], iter([(None, root)]), None)]
+    sound: dict[int, tuple[int, Json]] = {}
     for steps in itertools.count(1):
         if not levels:
             return
         if steps % _STEPS == 0:
             yield
-        members, is_dict, above = levels[-1]
+        holder, members, above = levels[-1]
+        path = above or ()
         member = next(members, None)
         if member is None:
             levels.pop()
+            sound[id(holder)] = len(path), holder
             continue
         key, value = member
-        path = above or ()
-        problem = _problem_of_key(key) if is_dict else None
+        problem = _problem_of_key(key) if type(holder) is dict else None
         if problem is None:
             path = () if above is None else (*above, key)
             problem = problem_of(value)
             if problem is None and type(value) in (dict, list):
                 if len(path) < max_depth:
-                    levels.append(_members(value, path))
+                    if sound.get(id(value), _NOWHERE)[0] < len(path):
+                        levels.append((value, _members(value), path))
                 else:
                     problem = f"nested deeper than {MAX_DEPTH} levels"
         if problem is not None:
@@ -194,11 +239,9 @@ def walk(root: Json, max_depth: int = MAX_DEPTH) -> Iterator[None]:
             raise Problem(problem, "".join(map(step, shown)))
 
 
-def _members(value: Json, path: tuple[object, ...]) -> _Level:
+def _members(value: Json) -> Iterator[tuple[object, Json]]:
     """What is in a dict, as it is now, or in a list."""
-    if type(value) is dict:
-        return iter(tuple(value.items())), True, path
-    return enumerate(value), False, path
+    return iter(tuple(value.items())) if type(value) is dict else enumerate(value)
 
 
 def _problem_of_key(key: object) -> str | None:
@@ -248,6 +291,8 @@ def encode_json(value: Json, label: str) -> str:
     """
     try:
         check_json(value)
+        if is_tangled(value):
+            raise Problem("the same lists and dicts stand in it so often that its text would have no end")
         return dump(value).decode()
     except Problem as problem:
         raise InvalidValueError(label, f"${problem.path}", problem.what) from None

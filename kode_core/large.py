@@ -14,8 +14,9 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_core.codec import Body, decode, decode_list, decode_run, digest, read_wire
+from kode_core.codec import Body, decode, decode_list, decode_run, decoder_of, digest, read_wire
 from kode_core.errors import CorruptRecordError, InvalidValueError
+from kode_core.imprint import imprint_of
 from kode_core.jsonslices import LARGE_TEXT, JsonWriter, Raw, batches, joined, read_json, split_list, split_object
 from kode_core.jsonvalue import Problem, dump, fingerprint, step, walk
 from kode_core.model import Json, Record, Timeline
@@ -37,7 +38,6 @@ __all__ = [
     "decode_in_slices",
     "decode_list_in_slices",
     "decode_run_in_slices",
-    "digest_of",
     "is_unchanged",
     "write",
     "write_body",
@@ -72,25 +72,13 @@ class Written(msgspec.Struct, frozen=True, gc=False):
 
 
 _hash = functools.partial(blake2b, digest_size=16)
-_fresh = _hash()
 
 
 def _proof(parts: Sequence[Any]) -> Proof | None:
     if not parts:
         return None
     taken = parts[0] if len(parts) == 1 else tuple(parts)  # a tuple of its own would be the garbage collector's, too
-    return Proof(digest_of(taken), taken)
-
-
-def digest_of(parts: Any) -> bytes:
-    """16 bytes that stand for dicts and lists.
-
-    Raises:
-        ValueError: something that is not JSON was put in.
-    """
-    copy = _fresh.copy()
-    copy.update(fingerprint(parts))
-    return copy.digest()
+    return Proof(imprint_of(taken), taken)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -345,12 +333,7 @@ class _Reader:
 def _read_batch(shape: Shape, text: bytes) -> Sequence[Any]:
     if shape.hint is not None and shape.cls is not Timeline:  # an event's fields are always spread
         try:
-            return _decoder(shape.hint)(text)
+            return cast("list[Any]", decoder_of(list[shape.hint])(text))  # type: ignore[name-defined]
         except msgspec.MsgspecError:
             pass
     return [shape.read(item) for item in msgspec.json.decode(text)]
-
-
-@functools.cache
-def _decoder(item: Any) -> Callable[[bytes], list[Any]]:
-    return msgspec.json.Decoder(list[item]).decode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from itertools import takewhile
@@ -10,7 +11,7 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-__all__ = ["PRIVATE", "FileMode", "create_file", "create_folders", "mode_bits", "settle"]
+__all__ = ["PRIVATE", "FileMode", "create_file", "create_folders", "mode_bits", "settle", "sync_folder"]
 
 FileMode: TypeAlias = Annotated[
     str, msgspec.Meta(pattern=r"^0?6[046][046]\Z", extra={"form": "a mode such as 0600, 0640 or 0660, as a text"})
@@ -18,6 +19,8 @@ FileMode: TypeAlias = Annotated[
 """The type of the option ``file_mode``; folders can be entered by those who may read the files."""
 
 PRIVATE: Final = 0o600
+_NO_SYNC: Final = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Of a folder that others made and this process may not read, and of file systems that sync no folders."""
 
 
 def mode_bits(file_mode: str) -> int:
@@ -55,11 +58,13 @@ def settle(fd: int, mode: int, like: os.stat_result | None = None) -> None:
 def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = None) -> list[Path]:
     """Make a folder with those above it, and return the ones that were made, outermost first; after an error, none.
 
-    Those who may read files of this *mode* may enter them. They belong to whom the folder *like* belongs to.
+    Those who may read files of this *mode* may enter them. They belong to whom the folder *like* belongs to. Their
+    names are durable, so that no file in them is lost with a folder above it.
     """
     made: list[Path] = []
     try:
-        for each in reversed(list(takewhile(lambda each: not each.is_dir(), (folder, *folder.parents)))):
+        missing = list(takewhile(lambda each: not each.is_dir(), (folder, *folder.parents)))
+        for each in reversed(missing):
             try:
                 each.mkdir(0o700)
             except FileExistsError:
@@ -68,6 +73,8 @@ def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = Non
                 continue  # somebody else was faster
             made.append(each)
             _open_up(each, 0o700 | mode | (mode & 0o044) >> 2, like)
+        for each in missing:  # also where somebody else was faster, who may not have come to it
+            _sync_names(each.parent)
     except OSError:
         with suppress(OSError):
             for each in reversed(made):
@@ -79,8 +86,32 @@ def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = Non
 def _open_up(folder: Path, mode: int, like: Path | None) -> None:
     if os.name == "nt":
         return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(folder, flags)
+    except PermissionError:  # a umask that takes the right to read from the owner, too
+        folder.chmod(0o700)
+        fd = os.open(folder, flags)
     try:
         settle(fd, mode, None if like is None else like.stat())
     finally:
         os.close(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in *folder* durable; a no-op where folders cannot be opened."""
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_names(folder: Path) -> None:
+    try:
+        sync_folder(folder)
+    except OSError as exc:
+        if exc.errno not in _NO_SYNC:
+            raise

@@ -29,11 +29,11 @@ from kode_core.errors import (
     BackendImportError,
     DisabledBackendError,
     IncompatibleBackendError,
+    StorageError,
     UnknownBackendError,
 )
 from kode_core.ids import nearest
 from kode_core.installed import InstalledPlugin, described, in_metadata, normal_name
-from kode_core.protocols import Store
 from kode_core.store.book import Observer, Operation
 
 __all__ = [
@@ -211,6 +211,8 @@ class Plugins:
     def _register(self, name: str, ep: InstalledPlugin) -> Backend:
         try:
             plugin = ep.load()
+        except StorageError:
+            raise
         except Exception as exc:
             raise BackendImportError(
                 f"backend {name!r} ({described(ep)}) is installed but {ep.value!r} does not import: {exc}"
@@ -218,7 +220,7 @@ class Plugins:
         try:
             self._add(plugin, name)
             return _checked_backend(plugin, name)
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             self._manager.unregister(name=name)  # pluggy < 1.7 leaves a plugin that it refused half registered
             raise IncompatibleBackendError(
                 f"backend {name!r} ({described(ep)}) does not fit this kode-core: {exc}"
@@ -240,6 +242,8 @@ class Plugins:
                 continue
             try:
                 self._add(ep.load(), ep.name)
+            except StorageError:
+                raise
             except Exception as exc:
                 raise BackendImportError(
                     f"plugin {ep.name!r} ({described(ep)}) is installed but cannot be used: {exc}; "
@@ -313,7 +317,7 @@ class Plugins:
             self._trace(implementation)
             try:
                 layer = _call(implementation, options=options)
-            except Exception as exc:
+            except (Exception, SystemExit) as exc:
                 raise IncompatibleBackendError(
                     f"kode_engine_layers of plugin {implementation.plugin_name!r} failed: {type(exc).__name__}"
                 ) from exc
@@ -331,7 +335,7 @@ class Plugins:
         self._trace(implementation)
         try:
             _call(implementation, operation=operation)
-        except Exception:  # noqa: BLE001 - a plugin's code
+        except (Exception, SystemExit):  # noqa: BLE001 - a plugin's code
             if implementation.plugin_name not in self._failed:
                 self._failed.add(implementation.plugin_name)
                 _log.exception(
@@ -384,28 +388,6 @@ def _write_trace(text: str) -> None:
     import sys
 
     sys.stderr.write(text)
-
-
-def opened_store(backend: Backend, opened: object) -> Store:
-    """What a backend of stores opened, checked against the protocol."""
-    if not isinstance(opened, Store):
-        raise IncompatibleBackendError(_lacking(backend, opened, Store))
-    return opened
-
-
-def opened_engine(backend: Backend, opened: object) -> Engine:
-    """What a backend of engines opened, checked against the protocol."""
-    if not isinstance(opened, Engine):
-        hint = "; Backend(gives='store') is for what opens a store" if isinstance(opened, Store) else ""
-        raise IncompatibleBackendError(_lacking(backend, opened, Engine) + hint)
-    return opened
-
-
-def _lacking(backend: Backend, opened: object, protocol: type) -> str:
-    names = {*dir(protocol), *protocol.__annotations__}
-    missing = sorted(name for name in names if not name.startswith("_") and not hasattr(opened, name))
-    what = f"backend {backend.name!r} opened a {type(opened).__name__}"
-    return f"{what}, which is no {protocol.__name__}: it lacks {', '.join(missing)}"
 
 
 registry: Final = Plugins()

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
-from kode_core.ids import quoted
 from kode_core.jsonvalue import (
     LONG,
     SCALARS,
@@ -153,7 +152,8 @@ def shape_of(hint: Any) -> Shape:
         def choose(value: Any, _: Sink | None = None) -> Any:
             if type(value) is str and value in options:
                 return value
-            raise Problem(f"expected one of {', '.join(args)}, got {quoted(value)}")
+            given = "another text" if type(value) is str else type_name(type(value))
+            raise Problem(f"expected one of {', '.join(args)}, got {given}")
 
         return Shape(_NOTHING_PLAIN, choose, choose)
     if origin is dict:
@@ -212,12 +212,13 @@ def _same(value: Any) -> Any:
 
 
 def _write_json(value: Any, sink: Sink | None) -> Json:
-    if not is_flat(value):
-        if sink is not None:
-            cost = weight(value)
-            if cost > sink.left and type(value) is not int:  # a number cannot be cut, however long it is
-                return sink.defer(Later(value))
-            sink.left = max(sink.left - cost, 0)
+    if sink is None:
+        check_json(value)
+    elif not is_flat(value):
+        cost = weight(value)
+        if cost > sink.left and type(value) is not int:  # a number cannot be cut, however long it is
+            return sink.defer(Later(value))
+        sink.left = max(sink.left - cost, 0)
         check_deep(value)
     if sink is not None and (type(value) is dict or type(value) is list):
         sink.parts.append(value)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from kode_conformance import samples
 
-from kode_core import ConfigurationError, StoreReadOnlyError, TodoSnapshot, create_extended_store
+from kode_core import ConfigurationError, Message, StoreReadOnlyError, TodoSnapshot, create_extended_store
+from kode_core.direct import JsonStore
 from kode_core.engines.journal import COMPACT_FROM
 from kode_core.modes import create_folders
 
@@ -125,3 +128,62 @@ def test_folders_that_cannot_all_be_made() -> None:
     assert os.listdir() == []
     assert create_folders(Path("one/two")) == [Path("one"), Path("one/two")]
     assert create_folders(Path("one/two")) == []
+
+
+async def test_no_folder_that_is_made_can_vanish_with_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first write is acknowledged the name of each new folder is synced, in the folder above it."""
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    async with JsonStore("one/two/store") as store:
+        await store.append_messages("a", [Message.user("x")])
+        above = [Path(), Path("one"), Path("one/two"), Path("one/two/store"), Path("one/two/store/.kode")]
+        assert {path.stat().st_ino for path in above} <= set(synced)
+        synced.clear()
+        await store.backup("copies/of/store/now")
+        assert {path.stat().st_ino for path in (Path(), Path("copies"), Path("copies/of"))} <= set(synced)
+
+
+def test_a_folder_above_that_only_can_be_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the folder above cannot be read or synced the new one is made all the same; a device that fails is told."""
+    for number, is_told in ((errno.EACCES, False), (errno.EINVAL, False), (errno.EIO, True)):
+
+        def fails(fd: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        place = Path(f"n{number}/inner")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fails)
+            if is_told:
+                with pytest.raises(OSError, match=os.strerror(number)):
+                    create_folders(place)
+            else:
+                create_folders(place)
+        assert place.parent.exists() is not is_told
+
+
+@pytest.mark.parametrize("mask", [0o777, 0o700, 0o500])
+async def test_a_umask_that_lets_nobody_read(mask: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who is not root can make and use a store with any umask."""
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # every user can enter the folders above it
+        monkeypatch.chdir(place)
+        before = os.umask(mask)
+        try:
+            if is_root:
+                os.chown(place, 65_534, -1)
+                os.seteuid(65_534)
+            await filled("outer/store")
+            async with JsonStore("outer/store") as store:
+                assert await store.list() == ["a"]
+        finally:
+            if is_root:
+                os.seteuid(0)
+            os.umask(before)
+        assert modes(Path("outer")) == {(False, 0o600), (True, 0o700)}
+        monkeypatch.undo()

@@ -585,3 +585,91 @@ async def test_a_backend_whose_driver_fails() -> None:
     while error is not None:
         assert "Tr0ub4dor" not in str(error)
         error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_leftover_of_pip_is_no_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: bool) -> None:
+    """A folder that pip moved away before it replaced the distribution counts as little as pip counts it."""
+    left = tmp_path / "~ode_sqlite-0.9.dist-info"
+    left.mkdir()
+    (left / "METADATA").write_text("Metadata-Version: 2.1\nName: kode-sqlite\nVersion: 0.9\n")
+    (left / "entry_points.txt").write_text("[kode.stores]\nsqlite = kode_sqlite.plugin\nleft = kode_left\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if archive:  # then importlib.metadata is asked
+        with ZipFile(tmp_path / "some.zip", "w") as file:
+            file.writestr("some.py", "")
+        monkeypatch.syspath_prepend(str(tmp_path / "some.zip"))
+    names = [one.name for one in in_metadata(GROUP)]
+    assert (names.count("sqlite"), names.count("left")) == (1, 0)
+    assert Plugins(()).backend("sqlite").name == "sqlite"
+
+
+def test_a_system_without_descriptors_is_no_missing_plugin() -> None:
+    """Where the system opens no more files, the error says so, and not that something has to be installed."""
+    code = """
+import os, resource, sys
+from kode_core import StoreUnavailableError
+from kode_core.plugins import Plugins
+for part in ("kode_core.engines.memory", *sys.argv[1:]): __import__(part)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True: taken.append(os.open(os.devnull, os.O_RDONLY))
+except OSError: pass
+plugins = Plugins(())
+for call in (lambda: plugins.backend("sqlite"), plugins.load_all, plugins.names):
+    try: call()
+    except StoreUnavailableError as exc: print(exc.retry.value, "Too many open files" in str(exc))
+for one in taken: os.close(one)
+print(plugins.backend("sqlite").name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["later True"] * 3 + ["sqlite"], done.stderr
+
+
+def test_a_path_that_cannot_be_one_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry of the path with a zero byte, or of a folder that is none, hides no plugin."""
+    monkeypatch.setattr(sys, "path", ["with\0zero", "/dev/null/none", *sys.path])
+    assert "sqlite" in {one.name for one in in_metadata(GROUP)}
+
+
+async def test_a_plugin_that_ends_the_program_is_an_error(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sys.exit in a plugin ends the call with an error that names it; an interrupt of the user's goes through."""
+    install("kode-acme", "acme", "acme_exits", "import sys; sys.exit('no licence')")
+    install("kode-stop", "stop", "acme_stops", "raise KeyboardInterrupt")
+    with pytest.raises(BackendImportError, match=r"'acme' \(kode-acme 1.0\) .* by sys.exit\(no licence\)"):
+        Plugins(()).backend("acme")
+    with pytest.raises(KeyboardInterrupt):
+        Plugins(()).backend("stop")
+    install("kode-ext", "ext", "acme_ext", "import sys; sys.exit(3)", group="kode.plugins")
+    with pytest.raises(BackendImportError, match=r"plugin 'ext' .* KODE_DISABLE_PLUGINS=ext"):
+        Plugins(()).load_all()
+    Plugins(["ext"]).load_all()
+
+    class Exits:
+        @hookimpl
+        def kode_engine_layers(self, options: Any) -> Any:
+            sys.exit(1)
+
+    plugins = Plugins(())
+    plugins.add(Exits())
+    with pytest.raises(IncompatibleBackendError, match="SystemExit"):
+        plugins.layers(MemoryOptions())
+
+
+@pytest.mark.parametrize("given", [None, 5, "engine"])
+async def test_a_layer_that_gives_no_engine_is_refused_at_once(given: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store is not opened over what a layer gives in the place of an engine."""
+    plugins = Plugins(())
+
+    class Forgets:
+        @hookimpl
+        def kode_engine_layers(self, options: Any) -> Any:
+            return lambda engine: given
+
+    plugins.add(Forgets())
+    monkeypatch.setattr("kode_core.factory.registry", plugins)
+    with pytest.raises(
+        IncompatibleBackendError, match=f"layer around memory gives a {type(given).__name__}, .* commit"
+    ):
+        await create_extended_store("memory:")

@@ -5,17 +5,36 @@ from __future__ import annotations
 import random
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from kode_mongo import MongoStore
 from kode_postgres import PostgresStore
+from msgspec.structs import replace
 
-from kode_core import ConfigurationError, KodeError, create_extended_store
+from kode_core import (
+    AgentEvent,
+    AgentInfo,
+    Bookmark,
+    ConfigurationError,
+    ExtendedStore,
+    InvalidValueError,
+    KodeError,
+    Message,
+    Record,
+    Snapshot,
+    Timeline,
+    ToolCallRecord,
+    ToolUseBlock,
+    create_extended_store,
+    from_dict,
+)
 from kode_core.cli import main
 from kode_core.config import Configured, configure
+from kode_core.direct import JsonStore, MemoryStore
 from kode_core.plugins import registry
 
 HEAD, TAIL = "Tr0ub4dor", "Xk9zQw7v"
@@ -204,3 +223,108 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         monkeypatch.setenv("KODE_STORE_URL", url.replace("\0", ""))
         assert not leaks(command(capsys, "doctor"))
         monkeypatch.delenv("KODE_STORE_URL")
+
+
+SECRET: Final = HEAD + TAIL
+EVENT: Final = {"cursor": 1, "bookmark": {"seq": 1, "timestamp": 1}}
+
+
+class Rude:
+    """Fails at whatever an error might do with it."""
+
+    def _fail(self, *_: object) -> Any:
+        raise RuntimeError(SECRET)
+
+    __eq__ = __hash__ = __repr__ = __str__ = __bool__ = __len__ = _fail  # type: ignore[assignment]
+
+
+class RudeZone(tzinfo):
+    """A time zone whose code fails when a time is written."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        raise RuntimeError(SECRET)
+
+
+HELD: Final[Mapping[str, Callable[[], Any]]] = {
+    "text": lambda: SECRET,
+    "bytes": SECRET.encode,
+    "dict": lambda: {"password": SECRET},
+    "set": lambda: {SECRET},
+    "tuple": lambda: (SECRET,),
+    "object": Rude,
+    "time": lambda: datetime(2026, 1, 1, tzinfo=RudeZone()),
+    "number": lambda: 10**5_000,
+    "keys": lambda: {(SECRET,): 1},
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+async def test_what_a_record_holds_is_told_in_no_refusal(kind: str) -> None:
+    """A value in any field of any record, however odd, is named by its place and its type alone (OPS-12, OPS-17)."""
+    refused = 0
+    async with MemoryStore() as store:
+        for cls, save in saves(store).items():
+            base = base_of(cls)
+            for name in cls.__struct_fields__:
+                value = HELD[kind]()
+                try:
+                    await save(replace(base, **{name: value}))
+                except KodeError as exc:
+                    assert not leaks(told(exc).replace(f"'{SECRET}'", "") if name == "agent_id" else told(exc)), name
+                    assert len(str(exc)) < 500
+                    refused += 1
+                except TypeError:  # the class itself refuses
+                    refused += 1
+    assert refused > 5
+
+
+def saves(store: ExtendedStore) -> Mapping[type[Record], Callable[[Any], Awaitable[Any]]]:
+    """How records of each class are saved."""
+    return {
+        ToolUseBlock: lambda block: store.save_messages("a", [Message("assistant", [block])]),
+        Message: lambda message: store.save_messages("a", [message]),
+        AgentInfo: lambda info: store.save_info("a", info),
+        ToolCallRecord: lambda record: store.save_tool_call_records("a", [record]),
+        AgentEvent: lambda event: store.append_event("a", Timeline(1, Bookmark(1, 1), event)),
+        Timeline: lambda timeline: store.append_event("a", timeline),
+        Snapshot: lambda snapshot: store.save_snapshot("a", snapshot),
+    }
+
+
+def base_of(cls: type[Record]) -> Any:
+    """A sound record of each class."""
+    return {
+        ToolUseBlock: ToolUseBlock(id="i", name="n", input={}),
+        Message: Message.user("x"),
+        AgentInfo: AgentInfo(agent_id="a", template_id="t"),
+        ToolCallRecord: ToolCallRecord(id="c", name="n"),
+        AgentEvent: AgentEvent("monitor", "x", {}),
+        Timeline: Timeline(1, Bookmark(1, 1), AgentEvent("monitor", "x", {})),
+        Snapshot: Snapshot(id="s", messages=[], created_at=1),
+    }[cls]
+
+
+def test_a_dict_that_fits_no_record_is_not_quoted() -> None:
+    """What from_dict refuses, which may be what was stored, is not quoted either."""
+    wire = {**EVENT, "event": {"channel": SECRET, "type": "t"}}
+    with pytest.raises(
+        InvalidValueError, match="expected one of progress, control, monitor, got another text"
+    ) as caught:
+        from_dict(Timeline, wire)
+    assert not leaks(told(caught.value))
+
+
+async def test_errors_are_short_however_long_what_they_are_about(tmp_path: Path) -> None:
+    """A key, a path or an id of millions of characters makes no error of millions."""
+    long = "k" * 5_000_000
+    async with JsonStore(tmp_path / "store") as store:
+        for call in (
+            lambda: store.save_messages("a", [Message("user", [ToolUseBlock(id="i", name="n", input={long: {1}})])]),
+            lambda: store.backup(tmp_path / long),
+            lambda: store.backup("/".join([str(tmp_path), *["k" * 100] * 50_000])),
+            lambda: store.save_info("a", AgentInfo(agent_id=long, template_id="t")),
+            lambda: store.load_messages(long),
+        ):
+            with pytest.raises(KodeError) as caught:
+                await call()
+            assert len(str(caught.value)) < 1_500

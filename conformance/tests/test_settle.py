@@ -30,7 +30,9 @@ class Place:
         self.catch_up()
 
     def catch_up(self) -> None:
-        self.replica = MemoryEngine(copy.deepcopy(self.space))
+        space, copied = self.space, MemorySpace()
+        copied.states, copied.leases, copied.counter = copy.deepcopy((space.states, space.leases, space.counter))
+        self.replica = MemoryEngine(copied)
 
 
 class Lagging(Layer):

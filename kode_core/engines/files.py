@@ -23,7 +23,7 @@ from kode_core.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from kode_core.modes import PRIVATE, create_file, settle
+from kode_core.modes import PRIVATE, create_file, settle, sync_folder
 
 if sys.platform == "win32":
     import msvcrt
@@ -264,17 +264,6 @@ def sync_file(fd: int) -> None:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             return
     getattr(os, "fdatasync", os.fsync)(fd)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in *folder* durable; a no-op where folders cannot be opened."""
-    if os.name == "nt":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def temporary_name(path: Path) -> Path:

@@ -39,6 +39,9 @@ class _Head(msgspec.Struct, frozen=True):
     next_offset: int = 1
 
 
+_head_from = msgspec.json.Decoder(_Head).decode
+
+
 class _Frame(NamedTuple):
     header_at: int
     header_size: int
@@ -62,7 +65,7 @@ def migrate_journal(path: Path, *, durable: bool) -> None:
     try:
         line = read_line(fd)
         try:
-            head = msgspec.json.decode(line, type=_Head)
+            head = _head_from(line)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         if (head.kode, head.format) != ("journal", 1):

@@ -1,8 +1,13 @@
-"""An engine that keeps everything in this process: for tests, and for agents that may be forgotten."""
+"""An engine that keeps everything in this process: for tests, and for agents that may be forgotten.
+
+Stores of one space may be used in several threads, each with an event loop of its own. So each call holds the lock of
+the space, from its first look at what is stored to its last change, and waits for nothing meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -45,6 +50,7 @@ class MemorySpace:
     """What one or more memory engines hold together."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.states: dict[str, AgentState] = {}
         self.leases: dict[str, tuple[Fence, float]] = {}
         self.counter = 0
@@ -72,7 +78,8 @@ class MemoryEngine:
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         await asyncio.sleep(0)  # others get their turn, as with every other engine
-        return [self._commit(batch) for batch in batches]
+        with self._space.lock:
+            return [self._commit(batch) for batch in batches]
 
     def _commit(self, batch: Batch) -> Applied | Refused:
         space, agent_id = self._space, batch.agent_id
@@ -95,78 +102,95 @@ class MemoryEngine:
         return outcome
 
     async def head(self, agent_id: str) -> Head | None:
-        return self._space.state(agent_id).head()
+        with self._space.lock:
+            return self._space.state(agent_id).head()
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
-        return self._space.state(agent_id).rows(kind)
+        with self._space.lock:
+            return self._space.state(agent_id).rows(kind)
 
     async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
-        return self._space.state(agent_id).rows_at(kind, start, limit)
+        with self._space.lock:
+            return self._space.state(agent_id).rows_at(kind, start, limit)
 
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
-        return self._space.state(agent_id).outline(kind, keys)
+        with self._space.lock:
+            return self._space.state(agent_id).outline(kind, keys)
 
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
-        return self._space.state(agent_id).docs_of(kind, key)
+        with self._space.lock:
+            return self._space.state(agent_id).docs_of(kind, key)
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        return self._space.state(agent_id).log.read(span)
+        with self._space.lock:
+            return self._space.state(agent_id).log.read(span)
 
     async def last_event(self, agent_id: str) -> EventRow | None:
-        return self._space.state(agent_id).log.last()
+        with self._space.lock:
+            return self._space.state(agent_id).log.last()
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        return scan.agent_ids(self._space.states.values(), prefix, after, limit)
+        with self._space.lock:
+            return scan.agent_ids(self._space.states.values(), prefix, after, limit)
 
     async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
-        return scan.stored_ids(self._space.states.values(), after, limit)
+        with self._space.lock:
+            return scan.stored_ids(self._space.states.values(), after, limit)
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        return scan.find_sessions(self._space.states.values(), query)
+        with self._space.lock:
+            return scan.find_sessions(self._space.states.values(), query)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        return scan.find_rows(self._space.states.values(), query)
+        with self._space.lock:
+            return scan.find_rows(self._space.states.values(), query)
 
     async def stats(self, agent_id: str) -> AgentStats:
-        return self._space.state(agent_id).stats()
+        with self._space.lock:
+            return self._space.state(agent_id).stats()
 
     async def totals(self) -> Totals:
-        states = [state for state in self._space.states.values() if state.info is not None]
-        everyone = self._space.states.values()
-        return Totals(
-            agents=len(states),
-            messages=sum(len(s.lists[ListKind.MESSAGES].rows) for s in everyone),
-            tool_calls=sum(len(s.lists[ListKind.TOOL_CALLS].rows) for s in everyone),
-            is_used=bool(everyone),
-        )
+        with self._space.lock:
+            states = [state for state in self._space.states.values() if state.info is not None]
+            everyone = self._space.states.values()
+            return Totals(
+                agents=len(states),
+                messages=sum(len(s.lists[ListKind.MESSAGES].rows) for s in everyone),
+                tool_calls=sum(len(s.lists[ListKind.TOOL_CALLS].rows) for s in everyone),
+                is_used=bool(everyone),
+            )
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        parent = self._space.state(agent_id)
-        if parent.info is None or parent.info.body != expect:
-            return False
-        for child in children:
-            self._space.states[child.agent_id] = forked(parent, child, now, self._space.counter + 1)
-        return True
+        with self._space.lock:
+            parent = self._space.state(agent_id)
+            if parent.info is None or parent.info.body != expect:
+                return False
+            for child in children:
+                self._space.states[child.agent_id] = forked(parent, child, now, self._space.counter + 1)
+            return True
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        space, now = self._space, time.monotonic()
-        held = space.leases.get(agent_id)
-        if held is not None and held[1] > now:
-            return None
-        space.counter += 1
-        space.leases[agent_id] = (Fence(owner, space.counter), now + ttl_ms / 1000)
-        return space.counter
+        with self._space.lock:
+            space, now = self._space, time.monotonic()
+            held = space.leases.get(agent_id)
+            if held is not None and held[1] > now:
+                return None
+            space.counter += 1
+            space.leases[agent_id] = (Fence(owner, space.counter), now + ttl_ms / 1000)
+            return space.counter
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        if not self._space.holds(agent_id, fence):
-            return False
-        self._space.leases[agent_id] = (fence, time.monotonic() + ttl_ms / 1000)
-        return True
+        with self._space.lock:
+            if not self._space.holds(agent_id, fence):
+                return False
+            self._space.leases[agent_id] = (fence, time.monotonic() + ttl_ms / 1000)
+            return True
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        held = self._space.leases.get(agent_id)
-        if held is not None and held[0] == fence:
-            del self._space.leases[agent_id]
+        with self._space.lock:
+            held = self._space.leases.get(agent_id)
+            if held is not None and held[0] == fence:
+                del self._space.leases[agent_id]
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         return []

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from kode_core.errors import InvalidArgumentError
-from kode_core.ids import check_key
+from kode_core.ids import check_key, quoted
 from kode_core.jsonvalue import decode_json, encode_json
 from kode_core.model import (
     AudioBlock,
@@ -103,7 +103,7 @@ def _requests(fields: Fields, index: int) -> Iterator[ToolRequest]:
         with at(f"tool call {i}"):
             kind = _object(call).get("type", "function")
             if kind != "function":
-                raise InvalidArgumentError(f"type {kind!r:.60} is not known; only 'function' is")
+                raise InvalidArgumentError(f"type {quoted(kind)} is not known; only 'function' is")
             call_id = check_key(_text(call, "id"), "id")
             yield _request(_field(call, "function"), ("id", call_id), call_id)
     if fields.get("function_call") is not None:

@@ -39,7 +39,7 @@ from kode_core.formats.chat_calls import ChatCall, call_record, is_failure, matc
 from kode_core.formats.chat_events import chat_events
 from kode_core.formats.chat_messages import ChatMessage, at, kind_of, metadata_of, read_message
 from kode_core.formats.documents import Document, read_documents
-from kode_core.ids import check_agent_id
+from kode_core.ids import check_agent_id, quoted
 from kode_core.jsonvalue import encode_json
 from kode_core.model import (
     AgentInfo,
@@ -333,7 +333,7 @@ def _time_ms(value: Json) -> int:
             return round(value if abs(value) >= _FIRST_MS else value * 1000)
     except (ValueError, OverflowError):
         pass
-    raise InvalidArgumentError(f"{value!r:.60} is no time; write seconds since the epoch or 2025-01-31T12:00:00Z")
+    raise InvalidArgumentError(f"{quoted(value)} is no time; write seconds since the epoch or 2025-01-31T12:00:00Z")
 
 
 _LAST_MS: Final = 10**15  # the year 33658: more is no time

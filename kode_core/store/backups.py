@@ -23,6 +23,8 @@ from kode_core.store.underway import OTHERS_S
 
 __all__ = ["backup"]
 
+_LONGEST: Final = 1_024
+
 _under_way: Final[set[str]] = set()
 """The targets of all backups of this process."""
 
@@ -73,6 +75,12 @@ def _place(target: object) -> Path:
     raise InvalidArgumentError(f"{place} exists already; a backup does not overwrite")
 
 
+def _shown(path: Path) -> str:
+    """A path in an error: of one that is too long for a system, its start."""
+    text = str(path)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
 @contextmanager
 def _reserved(place: Path) -> Iterator[None]:
     """Refuse a second backup of this process to one target; between two processes the engine decides."""
@@ -103,7 +111,7 @@ def _folders(folder: Path) -> Iterator[None]:
 
 
 def _refused(folder: Path, exc: OSError) -> InvalidArgumentError | StoreReadOnlyError | StoreFullError:
-    told = f"{folder} cannot be made: {exc.strerror}"
+    told = f"{_shown(folder)} cannot be made: {exc.strerror}"
     if isinstance(exc, PermissionError) or exc.errno == errno.EROFS:
         return StoreReadOnlyError(told)
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -45,14 +45,14 @@ class Pairing:
             self._answered.add(call_id)
             return
         if call_id in self._answered:
-            text = f"the tool call {call_id!r} was answered twice, the second time in message {position}"
+            text = f"the tool call {call_id!r:.80} was answered twice, the second time in message {position}"
         else:
-            text = f"message {position} has a result of the call {call_id!r}, which was not asked for"
+            text = f"message {position} has a result of the call {call_id!r:.80}, which was not asked for"
         self._problems.setdefault(f"result {call_id}", Problem("result_without_use", text))
 
     def problems(self) -> dict[str, Problem]:
         """The problems of these messages, by a key that stays the same when messages move."""
         left = sorted(call_id for call_id, count in self._open.items() if count > 0)
-        text = "the tool call {!r} has no result"
+        text = "the tool call {!r:.80} has no result"
         uses = {f"use {call_id}": Problem("use_without_result", text.format(call_id)) for call_id in left}
         return {**self._problems, **uses}

@@ -13,8 +13,9 @@ from weakref import ref
 
 from kode_core.batch import Outline, Row, ToolCallIndex
 from kode_core.codec import Body
+from kode_core.imprint import imprint_of, still_has
 from kode_core.jsonslices import LARGE_TEXT
-from kode_core.large import Proof, digest_of, is_unchanged
+from kode_core.large import Proof, is_unchanged
 from kode_core.pace import Pace
 from kode_core.shapes import has_parts
 from kode_core.store.rows import Encoded, ListCodec
@@ -61,10 +62,7 @@ UNTAKEN: Final = b"?"
 
 
 def _holds(parts: Any, proof: bytes) -> bool:
-    try:
-        return parts is not None and digest_of(parts) == proof
-    except ValueError:  # something that is not JSON was put in
-        return False
+    return parts is not None and still_has(parts, proof)
 
 
 class Tail:
@@ -182,15 +180,12 @@ class Remembered:
 
     def _proved(self, start: int, records: Sequence[Any]) -> int:
         """How many of a run's first records were found unchanged before, and have the same digest now."""
-        count, digest = self._runs.get(start, (0, _UNPROVED))
+        count, imprint = self._runs.get(start, (0, _UNPROVED))
         if not 0 < count <= len(records):
             return 0
         held = self.held[start : start + count]
-        try:
-            is_same = all(map(operator.is_, map(operator.call, held), records))
-            return count if is_same and digest_of(list(map(_parts, held))) == digest else 0
-        except ValueError:  # something that is not JSON was put in
-            return 0
+        is_same = all(map(operator.is_, map(operator.call, held), records))
+        return count if is_same and still_has(list(map(_parts, held)), imprint) else 0
 
     async def _suspects_in_run(
         self, codec: ListCodec, start: int, proved: int, records: Sequence[Any], pace: Pace
@@ -213,7 +208,7 @@ class Remembered:
             elif proof is not None and not _holds(held.parts, proof):
                 found.append(i)
         if not (found or large):
-            self._runs[start] = (len(records), digest_of(parts))
+            self._runs[start] = (len(records), imprint_of(parts))
         for i in large:
             if not await is_unchanged(codec.cls, records[i - start], self.proofs[i] or _UNPROVED, pace):
                 found.append(i)

@@ -123,11 +123,13 @@ LISTS: Final = {
 async def info_of(agent_id: str, info: AgentInfo) -> Info:
     """The stored form of an agent's info, checked against the id it is saved under (ID-3)."""
     _check_class(AgentInfo, info, "info")
+    label, pace = f"info of agent {agent_id!r}", Pace()
+    if type(info.agent_id) is not str:
+        raise InvalidValueError(label, "$.agentId", f"expected a string, got {type_name(type(info.agent_id))}")
     if info.agent_id != agent_id:
         raise InvalidArgumentError(
             f"info.agent_id is {info.agent_id!r:.80} but it is saved as {agent_id!r:.80}: they must be the same"
         )
-    label, pace = f"info of agent {agent_id!r}", Pace()
     return Info(
         await write_body(AgentInfo, info, label, pace),
         index_text(info.template_id),

@@ -1,0 +1,92 @@
+"""Imprints of dicts and lists, which show later whether anything in them changed (MSG-5).
+
+An imprint is taken of parts that were just found to be small and exact. When it is compared they may be anything: a
+cycle, a few lists that are a text without end, a list of millions, objects of any class. So each list is looked at
+once, whatever refers to it, and nothing beyond the length of the imprint.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final, NoReturn
+
+from kode_core.jsonvalue import MAX_DEPTH
+
+__all__ = ["imprint_of", "still_has"]
+
+_PROTOCOL: Final = 5
+_DIGEST: Final = 16
+_LENGTH: Final = 6
+_SAFE_RECURSION: Final = 10_000
+"""A limit of recursion beyond this one lets a deep value overrun the stack of the C library."""
+_fresh = blake2b(digest_size=_DIGEST)
+
+
+def _refuse(_: object) -> NoReturn:
+    raise TypeError("not JSON")
+
+
+class _RefuseAll(dict[type, Callable[[Any], Any]]):
+    def __missing__(self, kind: type) -> Callable[[Any], Any]:
+        return _refuse
+
+
+class _Pickler(pickle.Pickler):
+    """Looks at builtin types only: no code of other classes is run, which pickle would call."""
+
+    dispatch_table = _RefuseAll()
+
+
+class _Changed(Exception):
+    pass
+
+
+class _Taker:
+    """Takes the pieces of an imprint, and no more than *most* bytes."""
+
+    __slots__ = ("hash", "length", "most")
+
+    def __init__(self, most: int) -> None:
+        self.hash = _fresh.copy()
+        self.length = 0
+        self.most = most
+
+    def write(self, data: bytes) -> None:
+        self.length += len(data)
+        if self.length > self.most:
+            raise _Changed
+        self.hash.update(data)
+
+
+def imprint_of(parts: Any) -> bytes:
+    """Some bytes that stand for small dicts and lists of JSON."""
+    data = pickle.dumps(parts, _PROTOCOL)
+    copy = _fresh.copy()
+    copy.update(data)
+    return copy.digest() + len(data).to_bytes(_LENGTH, "big")
+
+
+def still_has(parts: Any, imprint: bytes) -> bool:
+    """Whether *parts* are as they were when *imprint* was taken, in every item, its type and its place."""
+    if sys.getrecursionlimit() > _SAFE_RECURSION and _is_deep(parts):
+        return False
+    taker = _Taker(int.from_bytes(imprint[_DIGEST:], "big"))
+    try:
+        _Pickler(taker, _PROTOCOL).dump(parts)
+    except Exception:  # noqa: BLE001 - whatever it is now, it is not what it was
+        return False
+    return taker.length == taker.most and imprint.startswith(taker.hash.digest())
+
+
+def _is_deep(parts: Any) -> bool:
+    """Whether lists and dicts nest deeper than records can."""
+    level = {id(parts): parts}
+    for _ in range(2 * MAX_DEPTH):
+        members = (part.values() if type(part) is dict else part for part in level.values())
+        level = {id(item): item for part in members for item in part if type(item) in (dict, list, tuple)}
+        if not level:
+            return False
+    return True
