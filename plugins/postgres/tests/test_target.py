@@ -137,7 +137,10 @@ TAKEN: Final[list[tuple[str | None, dict[str, str], dict[str, Any]]]] = [
     ("postgres://u@h:1/k", {"PGPORT": "s3cret"}, {"port": "1"}),
     ("postgres://u@h/k?target_session_attrs=any", {"PGTARGETSESSIONATTRS": "s3cret"}, {"host": "h"}),
 ]
-"""What stands before the last is what psql 15 was given; the last is where it went, and as who."""
+"""What stands before the last is what libpq was given; the last is where it went, and as who.
+
+``database`` is a name of this store's for ``dbname``.
+"""
 AS_OPTION: Final[list[tuple[str | None, dict[str, str], dict[str, Any]]]] = [
     ("postgres://u@h:/k", {"PGPORT": "7"}, {"port": "7"}),
     ("postgres://u@h%2Ci/k", {"PGPORT": "9"}, {"host": "h,i", "port": "9,9"}),
@@ -189,7 +192,7 @@ REFUSED: Final[list[tuple[str | None, dict[str, str], str]]] = [
     ("postgres://?service=odd", {}, "the service has a line that is no parameter"),
     ("postgres://?service=s3cret", {}, "a service that is not defined in"),
 ]
-"""What psql 15 does not go anywhere with."""
+"""What psql does not go anywhere with; nor the store with a text that is not UTF-8, which libpq passes on."""
 
 
 @pytest.mark.parametrize(("url", "variables", "says"), REFUSED)
