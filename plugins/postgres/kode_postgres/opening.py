@@ -11,26 +11,21 @@ from functools import partial
 from typing import Any, Final
 
 import asyncpg
-import msgspec
 
 from kode_core.errors import ConfigurationError, KodeError, StoreUnavailableError
-from kode_core.server_options import password_of
-from kode_postgres.connection import Connections, Found
-from kode_postgres.dsn import read_dsn
+from kode_postgres.connection import Connect, Connections, Found
 from kode_postgres.errors import NO_NAMES, is_conflict, is_starting, to_kode_error
 from kode_postgres.foreign import refuse_foreign
 from kode_postgres.migrations import migrate, version_of
 from kode_postgres.options import PostgresOptions
+from kode_postgres.reach import Reach
 from kode_postgres.schema import Tables
-from kode_postgres.services import with_service
 from kode_postgres.session import ServerClock, limits
 from kode_postgres.statements import NOW
-from kode_postgres.tls import driver_ssl, see_tls
-from kode_postgres.variables import connect_millis, see_variables, settings_of
+from kode_postgres.target import target_of
 
 __all__ = ["has_tables", "open_connections"]
 
-_APPLICATION: Final = "kode"
 _OLDEST: Final = 130000
 _CHECKS_CLIENTS: Final = 140000
 _CACHED_STATEMENTS: Final = 256
@@ -49,11 +44,14 @@ async def open_connections(options: PostgresOptions, tables: Tables) -> Connecti
     Raises:
         StorageError: it cannot be reached or used; says why.
     """
-    options = _with_variables(options)
+    reach = None
+    if options.pool is None:
+        target = target_of(options, os.environ)
+        options, reach = target.options, Reach(target)
     deadline = time.monotonic() + options.connection_timeout_millis / 1000
     while True:
         try:
-            return await _open(options, tables)
+            return await _open(options, tables, reach)
         except KodeError:
             raise
         except Exception as exc:
@@ -63,33 +61,24 @@ async def open_connections(options: PostgresOptions, tables: Tables) -> Connecti
         await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311
 
 
-def _with_variables(options: PostgresOptions) -> PostgresOptions:
-    """The options with what libpq's variables and services say of the connection and of the time to try it."""
-    if options.pool is not None:
-        return options
-    options = msgspec.structs.replace(options, dsn=with_service(options.dsn, os.environ)).resolved()
-    millis = None if options.has_connection_timeout else connect_millis(os.environ)
-    return options if millis is None else msgspec.structs.replace(options, connection_timeout_millis=millis)
-
-
-async def _open(options: PostgresOptions, tables: Tables) -> Connections:
-    if options.pool is not None:
+async def _open(options: PostgresOptions, tables: Tables, reach: Reach | None) -> Connections:
+    if reach is None:
         async with options.pool.acquire(timeout=options.connection_timeout_millis / 1000) as con:
             found = await _prepare(con, options, tables)
         if found.pooled:
             await _see_names(options.pool, options)
         return Connections(options.pool, options, found)
-    arguments = _arguments(options)
-    con = await asyncpg.connect(**arguments, statement_cache_size=0)
+    con = await reach.connect(statement_cache_size=0)
     try:
         found = await _prepare(con, options, tables)
     finally:
         con.terminate()
     pooled = found.pooled
-    arguments["server_settings"] = {**arguments["server_settings"], **found.settings}
+    settings = {**reach.settings, **found.settings}
     cached = options.statement_cache_size
     pool = await asyncpg.create_pool(
-        **arguments,
+        connect=_of_a_pool(reach),
+        server_settings=settings,
         statement_cache_size=(0 if pooled else _CACHED_STATEMENTS) if cached is None else cached,
         max_cached_statement_lifetime=60,  # a plan that was right for empty tables is soon made anew
         max_cacheable_statement_size=0,
@@ -107,7 +96,17 @@ async def _open(options: PostgresOptions, tables: Tables) -> Connections:
     if pooled:
         return Connections(pool, options, found._replace(pooled=not cached))
     answer_s = options.command_timeout_millis / 1000
-    return Connections(pool, options, found, connect=lambda: asyncpg.connect(**arguments, command_timeout=answer_s))
+    connect = partial(reach.connect, server_settings=settings, command_timeout=answer_s)
+    return Connections(pool, options, found, connect=connect)
+
+
+def _of_a_pool(reach: Reach) -> Connect:
+    """What the pool connects with; it is asked with the URL of the pool, which has none."""
+
+    async def connect(_: None = None, **arguments: Any) -> Any:
+        return await reach.connect(**arguments)
+
+    return connect
 
 
 async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
@@ -191,7 +190,7 @@ async def has_tables(options: PostgresOptions) -> bool:
     """True if kode's tables exist, or if that cannot be determined."""
     options = options.resolved()
     try:
-        con = await asyncpg.connect(**_arguments(_with_variables(options)), statement_cache_size=0)
+        con = await Reach(target_of(options, os.environ)).connect(statement_cache_size=0)
         try:
             async with con.transaction(), asyncio.timeout(options.command_timeout_millis / 1000):
                 return await version_of(con, Tables(options)) > 0
@@ -199,28 +198,3 @@ async def has_tables(options: PostgresOptions) -> bool:
             con.terminate()
     except Exception:  # noqa: BLE001 - an open will say it better
         return True
-
-
-def _arguments(options: PostgresOptions) -> dict[str, Any]:
-    dsn = None if options.dsn is None else read_dsn(options.dsn)
-    application = options.application_name or (dsn and dsn.application_name) or os.environ.get("PGAPPNAME")
-    tls = driver_ssl(options.ssl)
-    see_variables(os.environ, dsn, has_port=options.port is not None, has_ssl=tls is not None)
-    hosts = options.host or (dsn and dsn.hosts) or os.environ.get("PGHOST") or "/"
-    see_tls(tls, dsn.tls if dsn else {}, {} if hosts.lower().startswith(("/", "%2f")) else os.environ)
-    own = options.server_settings or {}
-    settings = {**settings_of(os.environ, own, dsn), **own, "application_name": application or _APPLICATION}
-    given = {
-        "dsn": dsn and dsn.for_driver,
-        "host": options.host and options.host.split(","),
-        "port": options.port,
-        "database": options.database,
-        "user": options.user,
-        "password": partial(password_of, options.password) if callable(options.password) else options.password,
-        "ssl": tls,
-    }
-    return {
-        **{name: value for name, value in given.items() if value is not None},
-        "timeout": options.connection_timeout_millis / 1000,
-        "server_settings": settings,
-    }

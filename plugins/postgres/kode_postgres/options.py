@@ -17,7 +17,8 @@ from kode_core.server_options import (
     see_password,
     shown,
 )
-from kode_postgres.dsn import read_dsn, see_settings
+from kode_postgres.dsn import read_dsn
+from kode_postgres.parameters import see_settings
 
 __all__ = ["PostgresOptions"]
 
@@ -117,15 +118,14 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
         """The options with those of ``connection`` and of the dsn's own parameters in their places."""
         options = super().resolved()
         millis = None if options.dsn is None else read_dsn(options.dsn).connect_timeout_millis
-        if millis is None or "connection_timeout_millis" in options._given():
+        if millis is None or options.has_connection_timeout:
             return options
         return msgspec.structs.replace(options, connection_timeout_millis=millis)
 
     @property
     def has_connection_timeout(self) -> bool:
-        """Whether the time to connect was given, as an option or in the dsn."""
-        in_dsn = self.dsn is not None and read_dsn(self.dsn).connect_timeout_millis is not None
-        return in_dsn or "connection_timeout_millis" in self._given()
+        """Whether the time to connect was given."""
+        return "connection_timeout_millis" in self._given()
 
     @property
     def place(self) -> str:

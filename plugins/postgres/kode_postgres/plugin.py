@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, parse_qsl, urlencode
+from urllib.parse import SplitResult, unquote
 
 from kode_core.plugins import Backend, hookimpl
-from kode_postgres.dsn import PARAMETERS
 from kode_postgres.options import PostgresOptions
+from kode_postgres.parameters import PARAMETERS
 
 if TYPE_CHECKING:
     from kode_postgres.engine import PostgresEngine
@@ -38,12 +38,11 @@ def _schema(options: PostgresOptions, since: int = 0) -> str:
 
 
 def _from_url(split: SplitResult) -> Mapping[str, Any]:
-    pairs = parse_qsl(split.query, keep_blank_values=True)
-    kept = [(name, value) for name, value in pairs if name in PARAMETERS]
+    kept = [part for part in split.query.split("&") if unquote(part.partition("=")[0]) in PARAMETERS]
     if not (split.netloc or split.path or kept):
         return {}
-    where = f"{split.netloc}{split.path or ('/' if not split.netloc else '')}"
-    return {"dsn": f"postgresql://{where}{f'?{urlencode(kept)}' if kept else ''}"}
+    query = f"?{'&'.join(kept)}" if kept else ""
+    return {"dsn": f"postgresql://{split.netloc}{split.path}{query}"}
 
 
 @hookimpl

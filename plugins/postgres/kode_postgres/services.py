@@ -1,80 +1,75 @@
 """libpq's services: parameters of a connection under a name, in a file.
 
-They are read here, and become parameters of the URL: the driver takes a service that is not there for one that says
-nothing, and drops what it does not know of one that is.
+They are read here: the driver takes a service that is not there for one that says nothing, and drops what it does not
+know of one that is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from kode_core.errors import ConfigurationError
-from kode_postgres.dsn import read_dsn
+from kode_postgres.parameters import PARAMETERS, Given, see_parameter
 
-__all__ = ["with_service"]
+__all__ = ["service_of"]
 
 _PERSONAL: Final = ".pg_service.conf"
 _COMMON: Final = "pg_service.conf"
+_NESTED: Final = ("service", "servicefile")
 
 
-def with_service(dsn: str | None, variables: Mapping[str, str]) -> str | None:
-    """The URL with the parameters of its service, or of ``PGSERVICE``, as far as it has not the same itself.
+def service_of(given: Mapping[str, Given], variables: Mapping[str, str]) -> dict[str, Given]:
+    """The parameters of the service that the *given* ones name, or ``PGSERVICE``; none where nothing names one.
 
     Raises:
         ConfigurationError: there is no such service, or it has a parameter that would be given in vain; no value is
             quoted.
     """
-    split = urlsplit(dsn or "postgresql://")
-    given = dict(parse_qsl(split.query, keep_blank_values=True))
-    name = given.get("service") or variables.get("PGSERVICE")
+    named, file = (given[name].text if name in given else "" for name in _NESTED)
+    name = named or variables.get("PGSERVICE")
     if not name:
-        return dsn
-    found = _service(name, given.get("servicefile") or variables.get("PGSERVICEFILE"), variables.get("PGSYSCONFDIR"))
-    auth, _, hosts = split.netloc.rpartition("@")
-    taken = {
-        *given,
-        *(("user",) if auth.partition(":")[0] else ()),
-        *(("password",) if ":" in auth else ()),
-        *(("host", "port") if hosts else ()),  # which belong together
-        *(("dbname", "database") if split.path.removeprefix("/") else ()),
-    }
-    kept = {key: value for key, value in given.items() if key not in ("service", "servicefile")}
-    kept |= {key: value for key, value in found.items() if key not in taken}
-    whole = f"postgresql://{split.netloc}{split.path}?{urlencode(kept)}"
-    try:
-        read_dsn(whole)
-    except ConfigurationError as exc:
-        raise ConfigurationError(f"{exc} (where the dsn is that of a service, too)") from None
-    return whole
+        return {}
+    found = _service(name, file or variables.get("PGSERVICEFILE"), variables.get("PGSYSCONFDIR"))
+    parameters = {key: Given(value, "the service") for key, value in found.items()}
+    for key, value in parameters.items():
+        see_parameter(key, value)
+    return parameters
 
 
 def _service(name: str, file: str | None, folder: str | None) -> dict[str, str]:
     files = [Path(file) if file else Path("~", _PERSONAL).expanduser(), *([Path(folder, _COMMON)] if folder else [])]
     for one in files:
         try:
-            text = one.read_text()
-        except (OSError, UnicodeDecodeError):
+            text = one.read_text(encoding="utf-8")
+        except (OSError, ValueError):
             continue
-        for section, parameters in _sections(text):
-            if section == name:
-                return parameters
+        found = _section(text, name, one)
+        if found is not None:
+            return found
     where = " and in ".join(map(str, files))
     raise ConfigurationError(f"the dsn or the variable PGSERVICE has a service that is not defined in {where}")
 
 
-def _sections(text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """The services of a file, in its order, with their parameters."""
-    name, parameters = "", dict[str, str]()
-    for line in map(str.strip, text.splitlines()):
+def _section(text: str, name: str, file: Path) -> dict[str, str] | None:
+    """The parameters of a service of a file, of which each is what it is first; None where the file has it not."""
+    found: dict[str, str] | None = None
+    for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
         if not line or line.startswith("#"):
             continue
-        if line.startswith("[") and line.endswith("]"):
-            yield name, parameters
-            name, parameters = line[1:-1], {}
-        else:
-            key, _, value = line.partition("=")
-            parameters[key.strip()] = value.strip()
-    yield name, parameters
+        if line.startswith("["):
+            if found is not None:
+                break
+            found = {} if line[1:].startswith(f"{name}]") else None  # behind it there may be a comment
+        elif found is not None:
+            key, equals, value = line.partition("=")
+            if key in _NESTED:
+                raise ConfigurationError(f"the service has {key}, which no service can have ({file}, line {number})")
+            if not equals or key not in PARAMETERS:
+                raise ConfigurationError(
+                    f"the service has a line that is no parameter of libpq's with = and a value, and no blank before "
+                    f"the = ({file}, line {number})"
+                )
+            found.setdefault("dbname" if key == "database" else key, value)
+    return found

@@ -10,17 +10,18 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from kode_core.errors import ConfigurationError
-from kode_postgres.dsn import variable_of
+from kode_postgres.parameters import Given
 
-__all__ = ["driver_ssl", "see_tls"]
+__all__ = ["driver_ssl", "encryption"]
 
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_WEAK: Final = ("disable", "allow", "prefer")
 _VERIFIES: Final = ("verify-ca", "verify-full")
 _FILES: Final = ("sslrootcert", "sslcrl", "sslcert", "sslkey")
-_VARIABLES: Final = {name: variable_of(name) for name in _FILES}
-_OF_A_CONTEXT: Final = (*_FILES, "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
+_OF_A_CONTEXT: Final[tuple[str, ...]] = (*_FILES, "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
 """Parameters that make a context of TLS, and mean nothing where there is one."""
 
 
@@ -42,35 +43,57 @@ def driver_ssl(wanted: Any) -> Any:
     )
 
 
-def see_tls(given: Any, parameters: Mapping[str, str], variables: Mapping[str, str]) -> None:
-    """See that the driver does all that is asked for.
+def encryption(wanted: Any, given: Mapping[str, Given], *, over_tcp: bool) -> dict[str, Any]:
+    """The driver's arguments for encrypted connections.
 
-    *given* is what :func:`driver_ssl` made of the option; *parameters* are the URL's; *variables* are libpq's, and
-    empty where the server is on this machine's socket.
+    *wanted* is the option ``ssl``; *given* are the parameters, of which variables mean nothing where all servers are on
+    sockets of this machine.
 
     Raises:
-        ConfigurationError: it would not; the parameter is named, and not quoted.
+        ConfigurationError: the driver would not do all that is asked for; the parameter is named, and not quoted.
     """
-    if isinstance(given, (bool, ssl.SSLContext)):
+    ssl_ = driver_ssl(wanted)
+    given = {name: one for name, one in given.items() if over_tcp or not one.is_variable}
+    _see(ssl_, given)
+    is_direct = "sslnegotiation" in given and given["sslnegotiation"].text == "direct"
+    if isinstance(ssl_, (bool, ssl.SSLContext)):
+        return {"ssl": ssl_, "direct_tls": is_direct and ssl_ is not False}
+    mode = _mode(ssl_, given)
+    if is_direct and mode in _WEAK:
+        raise ConfigurationError(
+            f"{given['sslnegotiation'].says('sslnegotiation')} that asks for TLS at once, and sslmode {mode} does not "
+            "ask for TLS; add sslmode=require"
+        )
+    context = [(name, given[name].text) for name in _OF_A_CONTEXT if name in given and given[name].text]
+    # for which the driver has no arguments of their own
+    return {"dsn": f"postgresql://?{urlencode(context)}", "ssl": mode, "direct_tls": is_direct}
+
+
+def _mode(ssl_: str | None, given: Mapping[str, Given]) -> str:
+    return ssl_ or (given["sslmode"].text if "sslmode" in given else "prefer")
+
+
+def _see(ssl_: Any, given: Mapping[str, Given]) -> None:
+    if isinstance(ssl_, (bool, ssl.SSLContext)):
         for name in _OF_A_CONTEXT:
-            if name in parameters:
-                raise ConfigurationError(f"the dsn has {name}, which means nothing next to the option ssl; give one")
+            if name in given and not given[name].is_variable:
+                raise ConfigurationError(
+                    f"{given[name].origin} has {name}, which means nothing next to the option ssl; give one"
+                )
         return
+    mode = _mode(ssl_, given)
     for name in _FILES:
-        if name in parameters and not Path(parameters[name]).is_file():
-            raise ConfigurationError(f"the dsn has a {name} that is no file that can be read")
-    mode = given or parameters.get("sslmode") or variables.get("PGSSLMODE") or "prefer"
-    for name, variable in _VARIABLES.items():
-        is_read = mode != "disable" and name not in parameters and variables.get(variable)
-        if is_read and not Path(variables[variable]).is_file():
-            raise ConfigurationError(f"the variable {variable} names no file that can be read")
-    asked = {name: f"the dsn has {name}" for name in ("sslrootcert", "sslcrl") if name in parameters}
-    if given is None:
-        asked = {
-            name: f"the variable {_VARIABLES[name]} is set"
-            for name in ("sslrootcert", "sslcrl")
-            if variables.get(_VARIABLES[name])
-        } | asked
+        if name not in given or Path(given[name].text).is_file():
+            continue
+        if not given[name].is_variable:
+            raise ConfigurationError(f"{given[name].says(name)} that is no file that can be read")
+        if mode != "disable":
+            raise ConfigurationError(f"{given[name].origin} names no file that can be read")
+    asked = {
+        name: f"{given[name].origin} is set" if given[name].is_variable else f"{given[name].origin} has {name}"
+        for name in ("sslrootcert", "sslcrl")
+        if name in given and (ssl_ is None or not given[name].is_variable)
+    }
     if "sslrootcert" in asked and mode not in (*_VERIFIES, "require"):
         raise ConfigurationError(f"{asked['sslrootcert']}, which the driver ignores at sslmode {mode}; {_REMEDY}")
     if "sslcrl" in asked and mode not in _VERIFIES and not (mode == "require" and "sslrootcert" in asked):

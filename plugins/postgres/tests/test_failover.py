@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from kode_conformance import samples
 from kode_conformance.load import AppendLog
 from kode_conformance.servers import had
+from kode_postgres.reach import Reach
 from kode_postgres.servers import LocalServer
+from kode_postgres.target import target_of
 
 from kode_core import create_extended_store
-from kode_core.errors import StoreReadOnlyError
+from kode_core.errors import StoreReadOnlyError, StoreUnavailableError
+from plugins.postgres.tests.test_plugin import options_of
 
 
 @pytest.fixture
@@ -32,13 +36,16 @@ async def standby(primary: LocalServer) -> AsyncIterator[LocalServer]:
         yield other
 
 
+def url_of(first: LocalServer, second: LocalServer, **parameters: str) -> str:
+    """The URL with both, in this order."""
+    return first.url(**parameters).replace(f"127.0.0.1:{first.port}", f"127.0.0.1:{first.port},127.0.0.1:{second.port}")
+
+
 async def test_a_standby_that_takes_over_has_all_that_was_acknowledged(
     primary: LocalServer, standby: LocalServer
 ) -> None:
     """Both are in the URL: the store finds the one that takes writes, and nobody sees that the other has gone."""
-    both = primary.url(target_session_attrs="read-write").replace(
-        f"127.0.0.1:{primary.port}", f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
-    )
+    both = url_of(primary, standby, target_session_attrs="read-write")
     async with await create_extended_store(type="postgres", dsn=both, max=4) as store:
         log = AppendLog(store)
         async with log.load():
@@ -62,3 +69,52 @@ async def test_a_standby_is_read_and_says_that_it_takes_no_writes(primary: Local
             with pytest.raises(StoreReadOnlyError, match="connect to the primary"):
                 await follower.append_messages("a", samples.messages(1))
             assert not (await follower.health_check()).healthy
+
+
+async def test_a_host_that_hangs_is_passed_over(primary: LocalServer, standby: LocalServer) -> None:
+    """By an open store, what its followers listen over and a new store, though the first host takes connections."""
+    both = url_of(primary, standby, target_session_attrs="read-write")
+    options: dict[str, Any] = {"dsn": both, "command_timeout_millis": 2000, "connection_timeout_millis": 2000}
+    async with create_extended_store(type="postgres", **options) as store:
+        await store.append_events("a", samples.events(1))
+        follower = store.follow_events("a").__aiter__()
+        async with asyncio.timeout(60):
+            first = await anext(follower)
+        primary.pause()
+        try:
+            await standby.execute("SELECT pg_promote()")
+            async with asyncio.timeout(60):
+                await store.append_events("a", [samples.event(7)])
+                second = await anext(follower)
+            assert [first.bookmark.seq, second.bookmark.seq] == [0, 7]
+            connections: Any = store._context.engine.connections  # type: ignore[attr-defined]
+            listening = await connections.connect()
+            assert await listening.fetchval("SELECT pg_is_in_recovery()") is False
+            await listening.close()
+            async with create_extended_store(type="postgres", **options) as another:
+                assert [e.bookmark.seq async for e in another.read_events("a")] == [0, 7]
+        finally:
+            primary.resume()
+
+
+async def test_the_host_that_is_wanted(primary: LocalServer, standby: LocalServer) -> None:
+    """Whichever stands first; where a standby is preferred and none answers, the other one is taken."""
+    for wanted, follows in (
+        *(("any", False), ("read-write", False), ("primary", False)),
+        *(("standby", True), ("read-only", True), ("prefer-standby", True)),
+    ):
+        found = Reach(target_of(options_of(url_of(primary, standby, target_session_attrs=wanted)), {}))
+        con = await found.connect()
+        assert (await con.fetchval("SELECT pg_is_in_recovery()"), con.is_closed()) == (follows, False), wanted
+        await con.close()
+    with pytest.raises(StoreUnavailableError, match="None of the hosts match the target attribute"):
+        await create_extended_store(primary.url(target_session_attrs="standby"))
+    for first, second in ((primary, standby), (standby, primary)):
+        both = url_of(first, second, target_session_attrs="prefer-standby", connect_timeout="2")
+        standby.pause()
+        try:
+            con = await Reach(target_of(options_of(both), {})).connect()
+            assert await con.fetchval("SELECT pg_is_in_recovery()") is False
+            await con.close()
+        finally:
+            standby.resume()

@@ -8,15 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import kode_postgres
 import pytest
 from kode_postgres import PostgresStore
-from kode_postgres.dsn import read_dsn
 from kode_postgres.options import PostgresOptions
 from kode_postgres.plugin import kode_store_backend
 from kode_postgres.servers import Server
+from kode_postgres.target import target_of
 
 from kode_core.config import configure
 from kode_core.errors import ConfigurationError
@@ -154,7 +154,7 @@ def test_the_schema_can_be_printed() -> None:
         ("target_session_attrs=x", "target_session_attrs that is none of any"),
         ("connect_timeout=0", "connect_timeout that is no number of seconds"),
         ("connect_timeout=soon", "connect_timeout that is no number of seconds"),
-        ("port=x", "port has to be a number"),
+        ("port=x", "port that is no number of a port from 1 to 65535"),
         ("hostaddr=1.2.3.4", "hostaddr, which the driver, asyncpg, does not know; leave it out"),
         ("require_auth=scram-sha-256", "require_auth, which the driver, asyncpg, does not know; leave it out"),
         ("sslcrldir=/x", "sslcrldir, which the driver, asyncpg, does not know; leave it out"),
@@ -170,13 +170,15 @@ def test_a_parameter_is_never_dropped(parameter: str, says: str) -> None:
 
 def test_parameters_reach_the_driver() -> None:
     """Those of TLS above all, a list of revoked certificates included."""
-    kept = "sslmode=verify-full&sslcrl=%2Fetc%2Fcrl.pem&sslrootcert=%2Fetc%2Fca.pem&target_session_attrs=read-write"
+    kept = f"sslmode=verify-full&sslcrl={__file__}&sslrootcert={__file__}&target_session_attrs=read-write"
     options = options_of(f"postgres://h/d?{kept}&channel_binding=prefer&connect_timeout=3&application_name=x")
-    dsn = read_dsn(options.dsn or "")
-    assert dsn.for_driver == f"postgresql://h/d?{kept}"
-    assert (dsn.application_name, options.resolved().connection_timeout_millis) == ("x", 3000)
-    given = options_of("postgres://h/d?connect_timeout=3&connection_timeout_millis=50")
-    assert given.resolved().connection_timeout_millis == 50
+    target = target_of(options, {})
+    given = target.arguments(target.hosts[0])
+    assert parse_qs(urlsplit(given["dsn"]).query) == {"sslcrl": [__file__], "sslrootcert": [__file__]}
+    assert (given["ssl"], target.wanted, target.settings) == ("verify-full", "read-write", {"application_name": "x"})
+    assert options.resolved().connection_timeout_millis == 3000
+    both = options_of("postgres://h/d?connect_timeout=3&connection_timeout_millis=50")
+    assert both.resolved().connection_timeout_millis == 50
 
 
 @pytest.mark.parametrize("host", ["postgres://u:s3cret@h", "u:s3cret@h", "h:5432", "", "a b", "h?x", "a,,b"])
