@@ -10,12 +10,15 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, LiteralString
 
+from msgspec.structs import replace
+
 from kode_core.batch import Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.engines.reading import MOST
 from kode_core.ids import row_name
 from kode_core.query import Range, RowQuery, SessionQuery
-from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search
+from kode_sqlite.entries import INFOS, LISTED
+from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, sound_key
 from kode_sqlite.tables import COMMON_TYPES
 from kode_sqlite.ways import Condition, Way, chosen, others
 
@@ -124,25 +127,37 @@ def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple
 
 
 def sessions_statement(query: SessionQuery, way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds a page of sessions, and its arguments but for limit and offset."""
-    found, args = way.find("a.agent_id, a.created_at, a.updated_at, a.message_count")
+    """The statement that finds a page of sessions, and its arguments but for limit and offset.
+
+    An index leads to each head, which is read by itself: so what the index says can be compared with it.
+    """
+    column = _SORTED[query.sort_by][0]
+    found, args = way.find(f"a.agent_id, a.{column} AS place")
     direction: LiteralString = "DESC" if query.descending else "ASC"
     statement: LiteralString = (
-        "SELECT f.agent_id, i.body, i.digest, f.created_at, f.updated_at, f.message_count"
-        f" FROM ({found}) f LEFT JOIN kode_infos i ON i.agent_id = f.agent_id"
-        f" ORDER BY f.{_SORTED[query.sort_by][0]} {direction}, f.agent_id {direction}"
+        f"SELECT f.agent_id, CASE WHEN a.{column} = f.place THEN {INFOS.own('body')} END, r.digest,"
+        f" a.created_at, a.updated_at, a.message_count, f.place FROM ({found}) f"
+        " LEFT JOIN kode_agents a ON a.agent_id = f.agent_id"
+        f" LEFT JOIN kode_infos i INDEXED BY {INFOS.name} ON i.agent_id = f.agent_id{INFOS.row}"
+        f" ORDER BY f.place {direction}, f.agent_id {direction}"
     )
     return statement, args
 
 
 def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
-    def read(row: tuple[Any, ...]) -> SessionRow | None:
-        is_whole = is_sound(row, (TEXT, TEXT, RAW, INT, INT, INT)) and 0 <= row[5] < MOST
-        return SessionRow(row[0], Body(row[1], row[2]), *row[3:]) if is_whole else None
+    def find(after: Any, most: int, offset: int) -> list[tuple[Any, ...]]:
+        asked = query if after is None else replace(query, after=after)
+        statement, args = sessions_statement(asked, chosen(db, session_ways(asked), most + offset))
+        return db.execute(statement, (*args, most, offset)).fetchall()
 
-    way = chosen(db, session_ways(query), query.limit + query.offset)
-    statement, args = sessions_statement(query, way)
-    return search(db, statement, args, query.limit, query.offset, read, lambda row: f"the info of agent {row[0]!r}")
+    def read(row: tuple[Any, ...]) -> SessionRow | None:
+        is_whole = is_sound(row[:6], (TEXT, TEXT, RAW, INT, INT, INT)) and 0 <= row[5] < MOST
+        return SessionRow(row[0], Body(row[1], row[2]), *row[3:6]) if is_whole else None
+
+    def name(row: tuple[Any, ...]) -> str:
+        return f"the info of agent {row[0]!r}"
+
+    return search(find, query.limit, query.offset, read, name, lambda row: sound_key((row[6], row[0]), (INT, TEXT)))
 
 
 # --- messages and tool calls ------------------------------------------------------------------------------------------
@@ -256,12 +271,32 @@ def _of_type(query: RowQuery, content_type: str, rest: Sequence[Condition]) -> W
     )
 
 
-def rows_statement(way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds a page of rows, and its arguments but for limit and offset."""
-    return way.find("r.agent_id, r.position, r.created_at, r.body, r.digest")
+_SAME: Final = "r.agent_id = f.agent_id AND r.position = f.position AND r.created_at = f.created_at"
+
+
+def rows_statement(query: RowQuery, way: Way) -> tuple[LiteralString, list[Any]]:
+    """The statement that finds a page of rows, and its arguments but for limit and offset.
+
+    An index leads to each row, which is read by itself: so what the index says can be compared with it.
+    """
+    found, args = way.find("r.agent_id, r.position, r.created_at, r.rowid AS id")
+    own = [condition for name, condition in _row_conditions(query).items() if name != "created_at"]
+    is_own: LiteralString = " AND ".join([_SAME, *(condition.sql for condition in own)])
+    direction: LiteralString = "DESC" if query.descending else "ASC"
+    statement: LiteralString = (
+        f"SELECT f.agent_id, f.position, f.created_at, CASE WHEN {is_own} THEN r.body END, r.digest"
+        f" FROM ({found}) f LEFT JOIN {LISTED[query.kind].table} r ON r.rowid = f.id"
+        f" ORDER BY f.created_at {direction}, f.agent_id {direction}, f.position {direction}"
+    )
+    return statement, [value for condition in own for value in condition.args] + args
 
 
 def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
+    def find(after: Any, most: int, offset: int) -> list[tuple[Any, ...]]:
+        asked = query if after is None else replace(query, after=after)
+        statement, args = rows_statement(asked, chosen(db, row_ways(asked), most + offset))
+        return db.execute(statement, (*args, most, offset)).fetchall()
+
     def read(row: tuple[Any, ...]) -> FoundRow | None:
         is_whole = is_sound(row, (TEXT, INT, INT, TEXT, RAW))
         return FoundRow(row[0], row[1], row[2], Body(row[3], row[4])) if is_whole else None
@@ -269,5 +304,7 @@ def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
     def name(row: tuple[Any, ...]) -> str:
         return row_name(ListKind(query.kind), row[1], row[0])
 
-    statement, args = rows_statement(chosen(db, row_ways(query), query.limit + query.offset))
-    return search(db, statement, args, query.limit, query.offset, read, name)
+    def key(row: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return sound_key((row[2], row[0], row[1]), (INT, TEXT, INT))
+
+    return search(find, query.limit, query.offset, read, name, key)
