@@ -112,11 +112,15 @@ def quick_check(db: DB, tell: Tell) -> list[EngineIssue]:
         return found, _kept(db) in (None, db.execute(COUNT_ALL).fetchone())
 
     found, is_right = listening(db, tell, lambda db: _at_once(db, find))
-    issues = [EngineIssue("corrupt_record", "", f"SQLite's own check: {text}") for (text,) in found if text != "ok"]
+    issues = [EngineIssue("corrupt_record", "", _advised(text)) for (text,) in found if text != "ok"]
     if not is_right:
         text = "the totals that get_metrics tells are not those of the agents; DELETE FROM kode_totals has them counted"
         issues.append(EngineIssue("count_disagrees", "", text))
     return issues
+
+
+def _advised(text: str) -> str:
+    return f"SQLite's own check: {text}{'; REINDEX mends indexes' if 'index' in text else ''}"
 
 
 def _at_once(db: DB, find: Callable[[DB], T]) -> T:

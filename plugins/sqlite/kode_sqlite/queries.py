@@ -26,6 +26,8 @@ __all__ = ["find_rows", "find_sessions", "row_ways", "rows_statement", "session_
 
 DB = sqlite3.Connection
 
+_TIMES: Final = ("created_at", "updated_at")
+
 
 def _span(column: LiteralString, span: Range) -> Condition | None:
     """The condition that *column* is in a span of time; None when that is open."""
@@ -133,15 +135,18 @@ def sessions_statement(query: SessionQuery, way: Way) -> tuple[LiteralString, li
     """
     column = _SORTED[query.sort_by][0]
     found, args = way.find(f"a.agent_id, a.{column} AS place")
+    conditions = _session_conditions(query)
+    own = [c for c in others(conditions, ("info", "agent", *_TIMES, "after")) if c not in way.rest]
+    is_own: LiteralString = " AND ".join([f"a.{column} = f.place", *(condition.sql for condition in own)])
     direction: LiteralString = "DESC" if query.descending else "ASC"
     statement: LiteralString = (
-        f"SELECT f.agent_id, CASE WHEN a.{column} = f.place THEN {INFOS.own('body')} END, r.digest,"
+        f"SELECT f.agent_id, CASE WHEN {is_own} THEN {INFOS.own('body')} END, r.digest,"
         f" a.created_at, a.updated_at, a.message_count, f.place FROM ({found}) f"
         " LEFT JOIN kode_agents a ON a.agent_id = f.agent_id"
         f" LEFT JOIN kode_infos i INDEXED BY {INFOS.name} ON i.agent_id = f.agent_id{INFOS.row}"
         f" ORDER BY f.place {direction}, f.agent_id {direction}"
     )
-    return statement, args
+    return statement, [value for condition in own for value in condition.args] + args
 
 
 def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
@@ -239,7 +244,7 @@ def row_ways(query: RowQuery) -> list[Way]:
         if found is not None:
             ways.append(along(found[0], (conditions[name], found[1]), name))
         if name == "content_type" and value not in COMMON_TYPES:
-            ways.append(_of_type(query, str(value), [*seen, *others(conditions, ("created_at",))]))
+            ways.append(_of_type(query, str(value), others(conditions, ("created_at",))))
     return ways or [along(_OLDEST[query.kind], ())]
 
 
@@ -253,21 +258,30 @@ def _after_in_agent(query: RowQuery) -> list[Condition]:
     return [_beyond(("r.created_at", "r.agent_id", "r.position"), query.after, descending=query.descending)]
 
 
+_OTHER: Final = "r.agent_id IS NOT t.agent_id OR r.position IS NOT t.position OR r.created_at IS NOT t.created_at"
+
+
 def _of_type(query: RowQuery, content_type: str, rest: Sequence[Condition]) -> Way:
-    """By the messages that have a rare type of content; the message is seen to have it."""
+    """By the messages that have a rare type of content; the message is seen to have it.
+
+    Where its row is that of something else, it is not left out here: this one can be named, which comes later.
+    """
+    entries = LISTED["messages"]
     order: tuple[LiteralString, ...] = ("t.created_at", "t.agent_id", "t.position")
     looked_up = [Condition("t.type = ?", (content_type,)), _span("t.created_at", query.created)]
     if query.after is not None:
         looked_up.append(_beyond(order, query.after, descending=query.descending))
+    seen = [Condition(f"({_OTHER} OR {condition.sql})", condition.args) for condition in rest]
+    if query.agent_id is not None:
+        seen.append(Condition("+t.agent_id = ?", (query.agent_id,)))
     return Way(
         "kode_message_types t",
         ("type", "created_at", "agent_id", "position"),
         order,
         query.descending,
         [condition for condition in looked_up if condition is not None],
-        rest,
-        " CROSS JOIN kode_messages r INDEXED BY kode_messages_position"
-        " ON r.agent_id = t.agent_id AND r.position = t.position AND r.created_at = t.created_at",
+        seen,
+        f" LEFT JOIN {entries.entry} ON i.agent_id = t.agent_id AND i.position = t.position{entries.row}",
     )
 
 
@@ -279,8 +293,9 @@ def rows_statement(query: RowQuery, way: Way) -> tuple[LiteralString, list[Any]]
 
     An index leads to each row, which is read by itself: so what the index says can be compared with it.
     """
-    found, args = way.find("r.agent_id, r.position, r.created_at, r.rowid AS id")
-    own = [condition for name, condition in _row_conditions(query).items() if name != "created_at"]
+    time, agent_id, position = way.order
+    found, args = way.find(f"{agent_id} AS agent_id, {position} AS position, {time} AS created_at, r.rowid AS id")
+    own = [c for c in others(_row_conditions(query), _TIMES) if c not in way.rest]
     is_own: LiteralString = " AND ".join([_SAME, *(condition.sql for condition in own)])
     direction: LiteralString = "DESC" if query.descending else "ASC"
     statement: LiteralString = (
