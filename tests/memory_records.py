@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from kode_conformance import Handle, Space, StoreHarness
 
 from kode_core import Store
-from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span, removed
 from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
@@ -30,6 +30,7 @@ class Contents:
         self.leases: dict[str, tuple[Fence, float]] = {}
         self.items: dict[Place, dict[str, Item]] = defaultdict(dict)
         self.parts: dict[Place, dict[tuple[str, int], list[bytes]]] = defaultdict(dict)
+        self.notes: set[Note] = set()
         self.tokens = 0
 
 
@@ -68,11 +69,24 @@ class MemoryRecords:
         await self.step()
         return True
 
-    async def settle(self, head: HeadRecord) -> bool:
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
         await self.step()
         if self.contents.heads[head.agent_id].rev != head.rev:
             return False
         self.contents.heads[head.agent_id] = head
+        return True
+
+    async def remains(self, agent_id: str) -> Remains | None:
+        await self.step()
+        head = self.contents.heads.get(agent_id)
+        epochs = {place.epoch for place in (*self.contents.items, *self.contents.parts) if place.agent_id == agent_id}
+        return None if head is None else Remains(agent_id, sorted(epochs), head)
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        await self.step()
+        if self.contents.heads.get(new.agent_id) != remains.stored or not self._is_held(new.agent_id, fence):
+            return False
+        self.contents.heads[new.agent_id] = new
         return True
 
     async def unsettled(self) -> list[str]:
@@ -99,14 +113,15 @@ class MemoryRecords:
                 self._put(place, [change])
             else:
                 items = self.contents.items[place]
-                for key in [k for k, v in items.items() if change.first <= k <= change.last and v.rev < change.rev]:
-                    del items[key]
+                for key, item in items.items():
+                    if change.first <= key <= change.last and item.rev < change.rev and not item.is_removed:
+                        items[key] = removed(key, change.rev)
 
     def _put(self, place: Place, items: Sequence[Item]) -> None:
         for item in items:
             assert len(item.body.text.encode()) <= self.part_bytes
             there = self.contents.items[place].get(item.key)
-            if there is None or there.rev < item.rev:
+            if there is None or there.rev < item.rev or (there.is_removed and there.rev == item.rev):
                 self.contents.items[place][item.key] = item
 
     async def drop(self, place: Place) -> None:
@@ -130,6 +145,28 @@ class MemoryRecords:
         parts = self.contents.parts.get(place, {})
         for key in [k for k in parts if first <= k[0] <= last and k[1] < rev]:
             del parts[key]
+
+    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+        await self.step()
+        return sorted(key for key in self.contents.parts.get(place, {}) if first <= key[0] <= last)
+
+    # --- notes
+
+    async def note(self, note: Note) -> None:
+        await self.step()
+        self.contents.notes.add(note)
+
+    async def notes(self, until: int, limit: int) -> list[Note]:
+        await self.step()
+        return sorted((note for note in self.contents.notes if note.at <= until), key=lambda note: note.at)[:limit]
+
+    async def notes_of(self, agent_id: str) -> list[Note]:
+        await self.step()
+        return [note for note in self.contents.notes if note.place.agent_id == agent_id]
+
+    async def forget(self, note: Note) -> None:
+        await self.step()
+        self.contents.notes.discard(note)
 
     # --- queries
 
@@ -163,7 +200,7 @@ class MemoryRecords:
             for place, items in self.contents.items.items()
             if query.agent_id in (None, place.agent_id)
             for item in items.values()
-            if item.key.startswith(prefix) and row_matches(item.time, item.index, query)
+            if item.key.startswith(prefix) and not item.is_removed and row_matches(item.time, item.index, query)
         ]
         keyed = (((f.item.time, f.place.agent_id, int(f.item.key[2:])), f) for f in found)
         return page(keyed, query)
@@ -215,9 +252,6 @@ class MemoryRecords:
         return None
 
     def probes(self) -> list[tuple[Medium, Callable[[], Awaitable[None]]]]:
-        return []
-
-    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
         return []
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:

@@ -36,7 +36,7 @@ PAGES = [
     *sorted((ROOT / "plugins").glob("*/README.md")),
     ROOT / "conformance" / "README.md",
 ]
-LANGUAGES = {"python", "console", "sh", "sql", "toml", "powershell", "bat", "json", "yaml", ""}
+LANGUAGES = {"python", "console", "sh", "sql", "toml", "powershell", "bat", "json", "yaml", "mermaid", ""}
 
 
 class Block(NamedTuple):

@@ -85,7 +85,7 @@ async def test_a_writer_that_stops_between_any_two_calls(
 ) -> None:
     """What it wrote is there whole or not at all, for those who come after it, and nothing of it stays behind."""
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_io.FORK_DEAD_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
     async with await opened(MemoryRecords(Contents(), **options)) as store:
         allowed = await expected(store, write)
     for n in range(10_000):
@@ -365,8 +365,8 @@ class Slow(MemoryRecords):
 
 async def test_queries_leave_forks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork may take longer than others need to look twice: as long as it shows that it goes on nobody removes it."""
-    monkeypatch.setattr("kode_core.engines.record_io._RECOVER_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_io.FORK_DEAD_SECONDS", 0.3)
+    monkeypatch.setattr("kode_core.engines.record_recovery._RECOVER_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0.3)
     monkeypatch.setattr("kode_core.engines.record_forks._SIGN_SECONDS", 0.05)
     contents = Contents()
     slow = Slow(contents, **OPTIONS["roomy"])
@@ -434,7 +434,7 @@ def unsettle(contents: Contents) -> None:
 
 
 async def test_a_query_does_not_wait_for_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kode_core.engines.record_io._RECOVER_PATIENCE", 0.05)
+    monkeypatch.setattr("kode_core.engines.record_recovery._RECOVER_PATIENCE", 0.05)
     contents = Contents()
     async with await opened(MemoryRecords(contents)) as store:
         await store.append_messages("a", samples.messages(1))
@@ -570,7 +570,9 @@ class LateMarks(Between):
         super().__init__(contents, **options)
         self.marks = dict[str, tuple[HeadRecord, int]]()
 
-    async def settle(self, head: HeadRecord) -> bool:
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
+        if lasting:
+            return await super().settle(head, lasting=True)
         if self.contents.heads[head.agent_id].rev != head.rev:
             return False
         self.marks[head.agent_id] = head, 3

@@ -23,7 +23,18 @@ from kode_conformance import samples
 from kode_core.batch import Fence, Info, ListHead, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
 from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.records import Change, Cut, EventIndex, HeadRecord, Item, Place, RecordStore, Span
+from kode_core.engines.records import (
+    Change,
+    Cut,
+    EventIndex,
+    HeadRecord,
+    Item,
+    Note,
+    Place,
+    RecordStore,
+    Span,
+    removed,
+)
 from kode_core.errors import PayloadTooLargeError
 from kode_core.model import UnknownBlock
 from kode_core.store import EngineStore
@@ -119,11 +130,19 @@ class RecordStoreTests:
         assert await records.swap(None, head, None, [])
         assert list(await records.unsettled()) == ["a"]
         assert not await records.settle(a_head(2))
+        assert not await records.settle(a_head(2), lasting=True)
         done = a_head(1, info=info, messages=ListHead(9, 2), state=b"new")
         assert await records.settle(done)
         async with asyncio.timeout(10):  # it may be told of before it is durable, and so before it is read
             while list(await records.heads(["a"])) != [done] or list(await records.unsettled()):
                 await asyncio.sleep(0.01)
+
+    async def test_a_lasting_mark_is_read_at_once(self, records: RecordStore) -> None:
+        """What is removed after it is needed by nobody who reads."""
+        for rev in range(1, 20):
+            assert await records.swap(None if rev == 1 else a_head(rev - 1), a_head(rev, is_settled=False), None, [])
+            assert await records.settle(a_head(rev), lasting=True)
+            assert list(await records.heads(["a"])) == [a_head(rev)]
 
     async def test_items_are_written_with_the_head_or_not_at_all(self, records: RecordStore) -> None:
         """As many as the store says that it can."""
@@ -164,18 +183,19 @@ class RecordStoreTests:
 
     @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
     async def test_changes_may_come_late_and_in_any_order(self, records: RecordStore, order: tuple[int, ...]) -> None:
-        """Only a greater revision replaces an item, and a cut takes only older ones."""
+        """Only a greater revision replaces an item; a cut takes only older ones, and what it took stays removed."""
         changes: list[list[Change]] = [
             [a_message(0, 1), a_message(1, 1), a_message(2, 1)],
             [a_message(0, 2, "second"), Cut(first="m/000000000001", last="m/~", rev=2), a_message(1, 2, "second")],
             [a_message(1, 3, "third")],
         ]
-        for number in (*order, 2, 1):
+        for number in (*order, 1, 2, 0):  # whatever came first, all older ones were put before a cut
             await records.apply(PLACE, changes[number])
         found = {one.key: (one.rev, one.body.text) for one in await records.items(PLACE, MESSAGES)}
         assert found["m/000000000000"] == (2, "second")
         assert found["m/000000000001"] == (3, "third")
-        assert "m/000000000002" not in found or order.index(0) > order.index(1)
+        last = [one for one in await records.items(PLACE, MESSAGES) if one.key == "m/000000000002"]
+        assert last == [removed("m/000000000002", 2)]
 
     async def test_a_fresh_place_is_filled(self, records: RecordStore) -> None:
         """By hundreds of items at a time; they are guarded as others are afterwards."""
@@ -224,6 +244,35 @@ class RecordStoreTests:
         assert len(await records.parts(PLACE, "m/2", 1)) == 3
         await records.drop(PLACE)
         assert list(await records.parts(PLACE, "m/2", 1)) == []
+
+    async def test_the_keys_of_parts(self, records: RecordStore) -> None:
+        """Each once with its revision, those of a span alone."""
+        for key, rev in (("i/a", 3), ("p/1", 1), ("p/2", 2), ("p/2", 5)):
+            await records.put_parts(PLACE, key, rev, [b"1", b"2"])
+        assert sorted(await records.part_keys(PLACE, "p/", "p/~")) == [("p/1", 1), ("p/2", 2), ("p/2", 5)]
+        assert list(await records.part_keys(PLACE, "i/a", "i/a")) == [("i/a", 3)]
+        assert len(await records.part_keys(PLACE, "a", "z")) == 4
+        assert list(await records.part_keys(PLACE, "m/", "m/~")) == []
+        assert list(await records.part_keys(Place("b", PLACE.epoch), "a", "z")) == []
+
+    async def test_notes_are_found_by_time_and_by_agent(self, records: RecordStore) -> None:
+        """The oldest first, so many at most, until they are forgotten; whatever an agent is called."""
+        names = ["b", "a", "a/b", "é#~", "x" * 100]
+        notes = [Note(Place(name, f"{n:016x}"), 1_700_000_000_000 + n) for n, name in enumerate(names)]
+        assert list(await records.notes(2_000_000_000_000, 10)) == []
+        for note in (*reversed(notes), notes[0]):
+            await records.note(note)
+        assert list(await records.notes(2_000_000_000_000, 10)) == notes
+        assert list(await records.notes(notes[2].at, 10)) == notes[:3]
+        assert list(await records.notes(2_000_000_000_000, 2)) == notes[:2]
+        assert list(await records.notes_of("a")) == [notes[1]]
+        await records.forget(notes[1])
+        await records.forget(notes[1])
+        assert list(await records.notes_of("a")) == []
+        again = notes[2]._replace(at=notes[2].at + 5)
+        await records.note(again)
+        await records.forget(notes[2])
+        assert list(await records.notes_of("a/b")) == [again]
 
     # --- what the engine makes of it when somebody is slow
 

@@ -16,15 +16,21 @@ from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.closing import close_all
 from kode_core.engines.reading import EngineReads
+from kode_core.engines.record_debts import RecordDebts
 from kode_core.engines.record_forks import RecordForks
+from kode_core.engines.record_inspection import RecordInspection
 from kode_core.engines.record_io import RecordIO
 from kode_core.engines.record_reads import RecordReads
+from kode_core.engines.record_recovery import RecordRecovery
+from kode_core.engines.record_sweep import RecordSweep
 from kode_core.engines.record_writer import RecordWriter
 from kode_core.engines.records import RecordStore
 
 __all__ = ["RecordEngine"]
 
 T = TypeVar("T")
+
+_QUERIES = frozenset({"find_sessions", "find_rows"})
 
 
 class RecordEngine(EngineReads):
@@ -34,8 +40,12 @@ class RecordEngine(EngineReads):
         self.store = store
         self.name = store.name
         self.io = RecordIO(store)
-        self._reads = RecordReads(self.io)
-        self._writer = RecordWriter(self.io)
+        self._recovery = RecordRecovery(self.io)
+        self._reads = RecordReads(self.io, self._recovery)
+        self._inspection = RecordInspection(self.io, self._reads)
+        self._debts = RecordDebts(self.io)
+        self._sweep = RecordSweep(self.io, self._recovery)
+        self._writer = RecordWriter(self.io, self._debts, self._sweep)
         self._forks = RecordForks(self.io, self._reads)
 
     def __repr__(self) -> str:
@@ -44,9 +54,11 @@ class RecordEngine(EngineReads):
     # --- writing
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        self._sweep.start()
         return await self._writer.commit(batches)
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        self._sweep.start()
         return await self._forks.fork(agent_id, children, expect, now)
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
@@ -61,7 +73,16 @@ class RecordEngine(EngineReads):
     # --- reading
 
     async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
+        self._sweep.start()
+        if verb == "inspect":
+            return await self._inspection.inspect(*args)
+        if verb in _QUERIES:
+            await self._debts.pay()
         return await getattr(self._reads, verb)(*args)
+
+    async def sweep(self) -> None:
+        """Remove what the dead left, where it is old enough: this goes on by itself, and need not be called."""
+        await self._sweep.sweep()
 
     # --- operations
 
@@ -75,4 +96,5 @@ class RecordEngine(EngineReads):
         return await self.store.backup(target, progress)
 
     async def close(self) -> None:
-        await close_all(self._writer.close, self.io.close, self.store.close)
+        mine = self._sweep.close, self._writer.close, self._debts.close, self._recovery.close
+        await close_all(*mine, self.store.close)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
 
 from kode_core.batch import FORKED_DOCS, Child, ListHead, ListKind, first_version
 from kode_core.codec import Body
-from kode_core.engines.record_io import FORK_DEAD_SECONDS, MovedError, RecordIO, each
+from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head
 from kode_core.engines.record_reads import Instant, RecordReads
+from kode_core.engines.record_recovery import FORK_DEAD_SECONDS
 from kode_core.engines.record_state import AgentHead, State, count_of, doc_span, list_of, new_epoch
 from kode_core.engines.records import HeadRecord, Item
-from kode_core.errors import OutcomeUnknownError, StoreBusyError
+from kode_core.errors import KodeError, OutcomeUnknownError, StoreBusyError
 
 __all__ = ["RecordForks"]
 
@@ -74,7 +76,10 @@ class RecordForks:
     ) -> bool:
         """Reserve the child's head, put its items where nobody looks, and let the head say that they are there."""
         base = new_head(child.agent_id) if old is None else replace(old.record, epoch=new_epoch())
-        state = State(reserved=True) if old is None else State(next_offset=old.state.next_offset, reserved=True)
+        state = State(reserved=True)
+        if old is not None:
+            doomed = (old.record.epoch,) if old.record.is_used else ()
+            state = State(next_offset=old.state.next_offset, reserved=True, doomed=doomed)
         reserved = AgentHead(replace(base, rev=base.rev + 1), state).with_state(state)
         if not await self._io.swap(old, reserved):
             return False
@@ -95,17 +100,19 @@ class RecordForks:
         rev = reserved.record.rev + 1
         record = replace(reserved.record, rev=rev, info=child.info, updated_at=now, is_used=True, **lists)
         forked = await self._io.with_info_beside(AgentHead(record, state).with_state(state))
-        if await self._io.swap(reserved, forked):
-            return True
-        await self._io.store.drop(place)
-        return False
+        if not await self._io.swap(reserved, forked):
+            await self._io.leave(reserved.record)
+            return False
+        with suppress(KodeError, MovedError):  # it is a fork already, and who comes next does it
+            await self._io.settle(forked)
+        return True
 
     async def _alive(self, reserved: AgentHead) -> AgentHead:
         """Show those who look for what the dead left that this fork goes on."""
         record = reserved.record
-        after = AgentHead(replace(record, rev=record.rev + 1), reserved.state)
+        after = AgentHead(replace(record, rev=record.rev + 1), reserved.state).with_state(reserved.state)
         if not await self._io.swap(reserved, after):
-            await self._io.store.drop(record.place)
+            await self._io.leave(record)
             raise MovedError
         return after
 

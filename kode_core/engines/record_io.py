@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from kode_core.batch import Info
+from kode_core.batch import Fence, Info
 from kode_core.codec import Body
-from kode_core.engines.record_plan import nonce
+from kode_core.engines.record_plan import new_head, nonce
 from kode_core.engines.record_state import (
     AgentHead,
     Freed,
     Overlay,
     Stash,
+    State,
     Step,
     info_key,
     new_epoch,
     stash_key,
 )
-from kode_core.engines.records import Change, Cut, HeadRecord, Item, Place, RecordStore
-from kode_core.errors import CorruptRecordError, KodeError, OutcomeUnknownError, StorageError
+from kode_core.engines.records import Change, Cut, HeadRecord, Item, Note, Place, RecordStore
+from kode_core.errors import CorruptRecordError, OutcomeUnknownError, StorageError
 
-__all__ = ["AT_ONCE", "FORK_DEAD_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
+__all__ = ["AT_ONCE", "LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 AT_ONCE: Final = 16
 """How many calls to the store one call of the engine makes side by side."""
-_RECOVER_SECONDS: Final = 1.0
-_RECOVER_PATIENCE: Final = 5.0
-"""How long a query waits for what the dead left."""
-FORK_DEAD_SECONDS: Final = 60.0
-"""After how long a fork that shows no sign of life is taken for dead."""
+_FROZEN_SECONDS: Final = 1.0
+"""How long writers wait for a reader that gives no sign."""
+LEFT_SECONDS: Final = 600.0
+"""How old a note is before what is left at its place is removed. What is begun under it is begun in half that time."""
+_KNOWN: Final = 512
 
 _encode_changes = msgspec.msgpack.Encoder().encode
 _decode_changes = msgspec.msgpack.Decoder(tuple[Step, ...]).decode
@@ -66,21 +69,12 @@ async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A], *, at_onc
     return [result for result in results if not isinstance(result, BaseException)]
 
 
-class _Seen(NamedTuple):
-    """A head that was not settled, and since when it is the same."""
-
-    rev: int
-    since: float
-
-
 class RecordIO:
     """A record store, with what is too large for a record in parts, and what is pending settled."""
 
     def __init__(self, store: RecordStore) -> None:
         self.store = store
-        self._seen: dict[str, _Seen] = {}
-        self._recovery: asyncio.Task[None] | None = None
-        self._recovered_at = 0.0
+        self._noted: OrderedDict[Place, float] = OrderedDict()
 
     # --- heads
 
@@ -88,6 +82,42 @@ class RecordIO:
         """The agent's head; None where there is none."""
         found = await self.store.heads([agent_id])
         return AgentHead(found[0]) if found else None
+
+    async def sound(self, agent_ids: Sequence[str]) -> tuple[list[AgentHead], list[str]]:
+        """The heads of these agents that can be read, and the names of those that cannot: they fail their own alone."""
+        if not agent_ids:
+            return [], []
+        heads, damaged = list[AgentHead](), list[str]()
+        try:
+            found = await self.store.heads(agent_ids)
+        except CorruptRecordError as exc:
+            if len(agent_ids) == 1:
+                return [], [exc.record]
+            middle = len(agent_ids) // 2
+            for some, names in await each(self.sound, (agent_ids[:middle], agent_ids[middle:])):
+                heads += some
+                damaged += names
+            return heads, damaged
+        for record in found:
+            try:
+                heads.append(AgentHead(record))
+            except CorruptRecordError as exc:
+                damaged.append(exc.record)
+        return heads, damaged
+
+    async def supplant(self, agent_id: str, fence: Fence | None) -> None:
+        """Put the head of an agent that was deleted in place of one that cannot be read, and remove what was there.
+
+        Nobody knows which offsets were given. There was less than one event in each millisecond since 1970, so that the
+        time is a greater one, also when this happens to an agent more than once (EVT-2).
+        """
+        remains = await self.store.remains(agent_id)
+        if remains is None:
+            return
+        state = State(next_offset=time.time_ns() // 1_000_000, doomed=tuple(remains.epochs))
+        head = AgentHead(new_head(agent_id), state).with_state(state)
+        if await self.store.supplant(remains, head.record, fence):
+            await self.settle(head)
 
     async def swap(self, old: AgentHead | None, new: AgentHead) -> bool:
         """Swap a head; when the answer is lost the head is read, to see whether it is the new one. False if it is not.
@@ -164,6 +194,7 @@ class RecordIO:
 
     async def stash(self, place: Place, rev: int, changes: Sequence[Step]) -> Stash:
         """Keep pending changes beside the head."""
+        await self.note(place)
         key = stash_key(nonce())
         return Stash(key, await self._put_text(place, key, rev, _encode_changes(changes)))
 
@@ -173,6 +204,7 @@ class RecordIO:
         if info is None or len(info.body.text) <= self.store.inline_bytes // 4:
             return head
         name = nonce()
+        await self.note(record.place)
         count = await self._put_text(record.place, info_key(name), record.rev, info.body.text.encode())
         record = replace(record, info=replace(info, body=Body("", info.body.digest)))
         return AgentHead(record, head.state).with_state(replace(head.state, info=(name, record.rev, count)))
@@ -211,26 +243,59 @@ class RecordIO:
         return await self.settled(head)
 
     async def settled(self, head: AgentHead) -> AgentHead:
-        """The head once its changes are applied, with what nobody needs any more removed."""
+        """The head once its changes are applied, with what nobody needs any more removed.
+
+        A stash is needed until the mark that the head is settled is as durable as the head: if the mark were lost, the
+        head would ask for it again. Doomed epochs are needed by no head, and may be removed before the mark.
+        """
         record, state = head.record, head.state
-        await each(lambda epoch: self.store.drop(Place(record.agent_id, epoch)), state.doomed)
+        await each(lambda epoch: self.remove(Place(record.agent_id, epoch)), state.doomed)
         done = head.with_state(replace(state, pending=(), stash=None, doomed=()))
-        await self.tell(done.record)
+        await self.tell(done.record, lasting=state.stash is not None)
         if state.stash is not None:
             await self.store.drop_parts(record.place, stash_key(""), stash_key("~"), record.rev + 1)
         return done
 
-    async def tell(self, record: HeadRecord) -> None:
+    async def tell(self, record: HeadRecord, *, lasting: bool = False) -> None:
         """Write that a head is settled. What was applied to an agent that was deleted meanwhile is removed again."""
-        if not await self.store.settle(record):
-            now = await self.store.heads([record.agent_id])
-            if not any(head.epoch == record.epoch for head in now):
-                await self.store.drop(record.place)
+        if not await self.store.settle(record, lasting=lasting):
+            await self.leave(record)
+
+    async def leave(self, record: HeadRecord) -> None:
+        """Remove what was put at the place of a head, if the agent was deleted since.
+
+        A head of a newer revision at another epoch says so. An older one says nothing: it may be read late.
+        """
+        now = await self.store.heads([record.agent_id])
+        if any(head.rev > record.rev and head.epoch != record.epoch for head in now):
+            await self.remove(record.place)
+
+    async def remove(self, place: Place) -> None:
+        """Remove all that is at a place that no head names any more; what others put there late is removed later."""
+        await self.note(place)
+        await self.store.drop(place)
+
+    async def note(self, place: Place) -> None:
+        """Have a look taken at a place later; before anything is put there, or given up, that no head refers to."""
+        now = time.monotonic()
+        noted = self._noted.get(place)
+        if noted is not None and now - noted < LEFT_SECONDS / 2:
+            return
+        await self.store.note(Note(place, int(time.time() * 1000)))
+        self._noted[place] = now
+        self._noted.move_to_end(place)
+        if len(self._noted) > _KNOWN:
+            self._noted.popitem(last=False)
+
+    @staticmethod
+    def overdue(times: int = 1) -> int:
+        """The time of notes that are just so old that what is left at their places is removed, or several times so."""
+        return int((time.time() - times * LEFT_SECONDS) * 1000)
 
     async def _give_up(self, head: AgentHead) -> AgentHead:
         """End a fork that nobody goes on with; who does after all finds another head, and begins anew."""
         record, state = head.record, head.state
-        given_up = replace(state, reserved=False, doomed=(record.epoch,))
+        given_up = replace(state, reserved=False, doomed=(*state.doomed, record.epoch))
         after = AgentHead(replace(record, rev=record.rev + 1, epoch=new_epoch()), given_up).with_state(given_up)
         if not await self.swap(head, after):
             raise MovedError
@@ -238,12 +303,57 @@ class RecordIO:
 
     # --- readers that others are too fast for
 
-    async def freeze(self, head: AgentHead) -> AgentHead:
-        """Ask writers to wait until this head was read: they do so for a moment, and then go on whatever became of it.
+    @asynccontextmanager
+    async def frozen(self, head: AgentHead) -> AsyncGenerator[AgentHead]:
+        """Ask writers to wait while this head is read, and show them again and again that it is: see :meth:`thawed`.
 
         Raises:
             MovedError: another writer was faster, or there was no answer.
         """
+        frozen, has_ended = await self.freeze(head), asyncio.Event()
+        renewing = asyncio.get_running_loop().create_task(self._renew(frozen, has_ended))
+        try:
+            yield frozen
+        finally:
+            has_ended.set()
+            await asyncio.wait([renewing])  # what it wrote last must not come after the end
+            await self._mark(frozen, None)
+
+    async def _renew(self, head: AgentHead, has_ended: asyncio.Event) -> None:
+        while not has_ended.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FROZEN_SECONDS / 4):
+                    await has_ended.wait()
+            if not has_ended.is_set() and not await self._mark(head, nonce()):
+                return
+
+    async def _mark(self, head: AgentHead, sign: str | None) -> bool:
+        """Change the sign of a reader, or take it back; False when others wrote meanwhile."""
+        try:
+            return await self.store.settle(head.with_state(replace(head.state, frozen=sign)).record)
+        except StorageError:
+            return True  # without a sign writers go on by themselves
+
+    async def thawed(self, agent_id: str, until: float) -> AgentHead | None:
+        """The agent's head for a writer, once no reader asks to wait.
+
+        One that gives no new sign for a second is not waited for, as it may be dead, and none is *until* then: a slow
+        reader of a long list gets its turn, and a writer ends within its deadline whatever readers there are.
+        """
+        sign, silent_at, pause = None, 0.0, 0.002
+        while True:
+            head = await self.head(agent_id)
+            if head is None or head.state.frozen is None:
+                return head
+            now = time.monotonic()
+            if head.state.frozen != sign:
+                sign, silent_at = head.state.frozen, now + _FROZEN_SECONDS
+            if now >= min(silent_at, until):
+                return head
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _FROZEN_SECONDS / 20)
+
+    async def freeze(self, head: AgentHead) -> AgentHead:
         head = await self.settle(head)
         state = replace(head.state, frozen=nonce())
         frozen = AgentHead(replace(head.record, rev=head.record.rev + 1), state).with_state(state)
@@ -254,67 +364,3 @@ class RecordIO:
         if not is_frozen:
             raise MovedError
         return frozen
-
-    async def thaw(self, head: AgentHead) -> None:
-        """Let writers go on."""
-        try:
-            await self.store.settle(head.with_state(replace(head.state, frozen=None)).record)
-        except StorageError:
-            return  # they go on by themselves
-
-    # --- what the dead left
-
-    async def recover(self) -> None:
-        """Settle what somebody left who died, before a query: it is waited for a while, and then goes on by itself."""
-        now, is_first = time.monotonic(), self._recovery is None
-        if self._recovery is None or self._recovery.done():
-            if not is_first and now - self._recovered_at < _RECOVER_SECONDS:
-                return
-            self._recovered_at = now
-            self._recovery = asyncio.get_running_loop().create_task(self._recover(is_first=is_first))
-            self._recovery.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait([self._recovery], timeout=max(0.0, self._recovered_at + _RECOVER_PATIENCE - now))
-        if self._recovery.done() and not self._recovery.cancelled():
-            self._recovery.result()
-
-    async def _recover(self, *, is_first: bool) -> None:
-        """What others are about to settle gets time for it; what was there before this store was opened does not."""
-        found = await self.store.unsettled()
-        heads = [AgentHead(record) for record in await self._sound(found) if not record.is_settled]
-        now, seen = time.monotonic(), self._seen
-        self._seen = {}
-        left = []
-        for head in heads:
-            agent_id, rev = head.record.agent_id, head.record.rev
-            before = seen.get(agent_id)
-            since = before.since if before is not None and before.rev == rev else None
-            self._seen[agent_id] = _Seen(rev, now if since is None else since)
-            if head.state.reserved:
-                is_left = now - self._seen[agent_id].since >= FORK_DEAD_SECONDS
-            else:
-                is_left = is_first or since is not None
-            if is_left:
-                left.append(head)
-        await each(self._try_to_settle, left)
-
-    async def _sound(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
-        """Those heads that can be read: a damaged one is told of where it is asked for."""
-        if not agent_ids:
-            return []
-        try:
-            return await self.store.heads(agent_ids)
-        except CorruptRecordError:
-            one_by_one = [] if len(agent_ids) == 1 else [[agent_id] for agent_id in agent_ids]
-            return [record for records in await each(self._sound, one_by_one) for record in records]
-
-    async def _try_to_settle(self, head: AgentHead) -> None:
-        try:
-            await self.settle(head)
-        except (MovedError, KodeError):
-            return  # somebody else goes on with it, or a later call does
-
-    async def close(self) -> None:
-        """End what goes on by itself; whoever comes next does it again."""
-        if self._recovery is not None and not self._recovery.done():
-            self._recovery.cancel()
-            await asyncio.wait([self._recovery])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -27,6 +28,7 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engines.record_state import (
     KEPT_OPS,
+    UNNAMED,
     AgentHead,
     Freed,
     Op,
@@ -36,7 +38,10 @@ from kode_core.engines.record_state import (
     count_of,
     doc_key,
     event_key,
+    list_of,
+    name_key,
     new_epoch,
+    position_of,
     row_key,
     row_span,
     seq_key,
@@ -88,10 +93,20 @@ class Plan:
         self.rev = self.head.rev + 1
         self.info_body: Body | None = None
         self._known = dict(known)
+        self._of_seq = Counter(seq for seq, _ in known)
+        if self.state.named_from is None:
+            self.state = replace(self.state, named_from=self.state.next_offset)
+        self._counts = {kind: count_of(self.head, kind).count for kind in ListKind}
+        self._batches: list[Batch] = []
         self._puts: dict[str, Item] = {}
         self._cuts: list[Cut] = []
         self._freed: list[Freed] = []
         self._is_changed = False
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for the outcome of one of the batches."""
+        return any(batch.is_wanted() for batch in self._batches)
 
     @property
     def is_changed(self) -> bool:
@@ -100,7 +115,7 @@ class Plan:
 
     @property
     def changes(self) -> tuple[Step, ...]:
-        return (*self._cuts, *self._freed, *self._puts.values())
+        return (*self._cuts, *self._list_cuts(), *self._freed, *self._list_freed(), *self._puts.values())
 
     def result(self, state: State) -> AgentHead:
         """The new head, with *state*."""
@@ -110,6 +125,7 @@ class Plan:
 
     def add(self, batch: Batch) -> Applied | Refused:
         """Apply a batch, its fence excepted."""
+        self._batches.append(batch)
         known = next((op for op in self.state.ops if op.op_id == batch.op_id), None)
         if known is not None:
             return Applied(known.messages, known.tool_calls, self._offsets(batch.events, known.first_offset))
@@ -142,10 +158,13 @@ class Plan:
     def _delete(self) -> None:
         was_used = self.head.is_used or bool(self._puts)
         self._puts, self._cuts, self._freed, self._known, self.info_body = {}, [], [], {}, None
+        self._of_seq = Counter[int]()
         if not was_used:
             return
+        self._counts = dict.fromkeys(ListKind, 0)
         doomed = (*self.state.doomed, self.head.epoch)
-        kept = State(next_offset=self.state.next_offset, ops=self.state.ops, doomed=doomed)
+        offset = self.state.next_offset
+        kept = State(next_offset=offset, ops=self.state.ops, doomed=doomed, named_from=offset)
         fresh = new_head(self.head.agent_id)
         self.head, self.state = replace(fresh, rev=self.head.rev), kept
         self._is_changed = True
@@ -155,9 +174,7 @@ class Plan:
         if kind is ListKind.MESSAGES:
             write = self._in_order(write, old)
         if write.length is not None and write.length < old.count:
-            self._cut(row_key(kind, write.length), row_span(kind).last)
-        if self.state.has_parts:
-            self._free([position for position, _ in write.put if position < old.count], kind)
+            self._take_back(row_key(kind, write.length), row_span(kind).last)
         for position, row in (*write.put, *enumerate(write.append, old.kept(write))):
             self._put(_row_item(kind, position, row, self.rev))
         self.head = replace(self.head, **{kind.value: old.after(write)})
@@ -170,16 +187,33 @@ class Plan:
         self.state = self.state.times_after(write, kept)
         return write
 
-    def _free(self, positions: Sequence[int], kind: ListKind) -> None:
-        """Rows that are put again, in runs, ascending."""
-        for _, run in itertools.groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
-            places = [position for _, position in run]
-            self._freed.append(Freed(first=row_key(kind, places[0]), last=row_key(kind, places[-1]), rev=self.rev))
+    def _list_cuts(self) -> list[Cut]:
+        """The rows that lists had and have no more; those behind them are marks already."""
+        after = {kind: count_of(self.head, kind).count for kind in ListKind}
+        shorter = [(kind, after[kind], before) for kind, before in self._counts.items() if after[kind] < before]
+        return [
+            Cut(first=row_key(kind, count), last=row_key(kind, before - 1), rev=self.rev)
+            for kind, count, before in shorter
+        ]
+
+    def _list_freed(self) -> list[Freed]:
+        """The rows that were there and are put again, in runs, where they may have parts."""
+        if not self.state.has_parts:
+            return []
+        freed = []
+        for kind, before in self._counts.items():
+            positions = sorted(position_of(key) for key in self._puts if list_of(key) is kind)
+            again = [position for position in positions if position < before]
+            for _, run in itertools.groupby(enumerate(again), lambda pair: pair[1] - pair[0]):
+                places = [row_key(kind, position) for _, position in run]
+                freed.append(Freed(first=places[0], last=places[-1], rev=self.rev))
+        return freed
 
     def _write_doc(self, write: DocWrite) -> None:
         key = doc_key(write.kind, write.key)
         if write.doc is None:
-            self._cut(key, key)
+            self._take_back(key, key)
+            self._cuts.append(Cut(first=key, last=key, rev=self.rev))
             return
         if self.state.has_parts:
             self._freed.append(Freed(first=key, last=key, rev=self.rev))
@@ -197,9 +231,9 @@ class Plan:
         self._puts[item.key] = item
         self._is_changed = True
 
-    def _cut(self, first: str, last: str) -> None:
+    def _take_back(self, first: str, last: str) -> None:
+        """Leave out what this swap would put from the first to the last key."""
         self._puts = {key: item for key, item in self._puts.items() if not first <= key <= last}
-        self._cuts.append(Cut(first=first, last=last, rev=self.rev))
         self._is_changed = True
 
     # --- events
@@ -214,6 +248,9 @@ class Plan:
             self.state = replace(self.state, next_offset=offset + 1, last_seq=last)
             self.head = replace(self.head, is_used=True)
             self._put(_event_item(event, offset, self.rev))
+            self._of_seq[event.seq] += 1
+            if self._of_seq[event.seq] > UNNAMED:
+                self._put(_name_item(event, offset, self.rev))
         return self._offsets(events)
 
     def _offsets(self, events: Sequence[EventWrite], first: int = 0) -> tuple[int, ...]:
@@ -235,6 +272,12 @@ def _row_item(kind: ListKind, position: int, row: Row, rev: int) -> Item:
 def _event_item(event: EventWrite, offset: int, rev: int) -> Item:
     index = EventIndex(event.seq, event.channel)
     return Item(key=event_key(offset), rev=rev, body=event.body, index=index, alt=seq_key(event.seq, offset))
+
+
+def _name_item(event: EventWrite, offset: int, rev: int) -> Item:
+    """The note of an event by which one of the same name is found, however many there are of its seq."""
+    index = DocIndex("event", str(offset))
+    return Item(key=name_key(event.seq, event.body.digest), rev=rev, body=Body("", event.body.digest), index=index)
 
 
 def nonce() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar, cast
@@ -13,9 +14,9 @@ from msgspec.structs import replace
 from kode_core.batch import (
     Doc,
     DocKind,
-    EngineIssue,
     EventRange,
     EventRow,
+    Found,
     FoundRow,
     Head,
     ListKind,
@@ -26,6 +27,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.engines.record_io import MissingError, MovedError, RecordIO, each
+from kode_core.engines.record_recovery import RecordRecovery
 from kode_core.engines.record_state import (
     AgentHead,
     Overlay,
@@ -49,10 +51,11 @@ T = TypeVar("T")
 
 _ATTEMPTS: Final = 200
 _OPTIMISTIC: Final = 5
+_OPTIMISTIC_SECONDS: Final = 0.5
+"""After so many attempts, or so long, a reader asks writers to wait."""
 _SINGLE_CALLS: Final = 32
 _SEARCH_AGAIN: Final = 20
 _WAITS: Final = 20
-_ANYTHING: Final = Span(first="a", last="z", limit=1, bodies=False)
 
 
 class Instant(NamedTuple):
@@ -69,8 +72,9 @@ class Instant(NamedTuple):
 class RecordReads:
     """What is stored of one agent, or of many."""
 
-    def __init__(self, io: RecordIO) -> None:
+    def __init__(self, io: RecordIO, recovery: RecordRecovery) -> None:
         self._io = io
+        self._recovery = recovery
 
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
         """The result of *read* at one instant; *nothing* where there is no head.
@@ -84,7 +88,7 @@ class RecordReads:
             StoreBusyError: other writers change the agent faster than it can be read.
         """
         missed: HeadRecord | None = None
-        frozen: AgentHead | None = None
+        began = time.monotonic()
         for attempt in range(_ATTEMPTS):
             head = await self._io.head(agent_id)
             if head is None:
@@ -93,17 +97,14 @@ class RecordReads:
                 raise CorruptRecordError(f"agent {agent_id!r}", "something of it is missing, and nobody is writing")
             missed = None
             try:
-                if attempt >= _OPTIMISTIC:
-                    head = frozen = await self._io.freeze(head)
-                return await read(Instant(head, await self._io.overlay(head)))
+                if attempt < _OPTIMISTIC and not (attempt and time.monotonic() - began > _OPTIMISTIC_SECONDS):
+                    return await read(Instant(head, await self._io.overlay(head)))
+                async with self._io.frozen(head) as frozen:
+                    return await read(Instant(frozen, await self._io.overlay(frozen)))
             except MissingError:
                 missed = head.record
             except MovedError:
                 pass
-            finally:
-                if frozen is not None:
-                    await self._io.thaw(frozen)
-                    frozen = None
             await asyncio.sleep(random.uniform(0, min(attempt + 1, 20)) / 1000)  # noqa: S311
         raise StoreBusyError(f"agent {agent_id!r}: others write faster than it can be read")
 
@@ -253,19 +254,27 @@ class RecordReads:
     # --- many agents
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        await self._io.recover()
+        await self._recovery.recover()
         rows = await self._io.store.find_sessions(query)
-        return await each(self._whole_session, rows) if any(not row.info.text for row in rows) else rows
+        if all(row.info.text for row in rows):
+            return rows
+        left_out = list(_left_out(rows))
+        whole = await each(lambda row: self._whole_session(row, left_out), rows)
+        return Found([row for row in whole if row is not None], left_out)
 
-    async def _whole_session(self, row: SessionRow) -> SessionRow:
+    async def _whole_session(self, row: SessionRow, left_out: list[str]) -> SessionRow | None:
         if row.info.text:
             return row
-        head = await self.head(row.agent_id)
+        try:
+            head = await self.head(row.agent_id)
+        except CorruptRecordError as exc:
+            left_out.append(exc.record)
+            return None
         return row if head is None or head.info is None else replace(row, info=head.info.body)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
         """Rows that match; those of one agent at one instant, as no write of its own shows in part (MSG-1)."""
-        await self._io.recover()
+        await self._recovery.recover()
         if query.agent_id is None:
             return await self._search(query)
 
@@ -273,7 +282,7 @@ class RecordReads:
             await self._end_of_write(instant)
             found = await self._search(query)
             now = await self._io.head(instant.place.agent_id)
-            if now is None or now.record != instant.head.record:
+            if now is None or (now.record.epoch, now.record.rev) != (instant.place.epoch, instant.head.record.rev):
                 raise MovedError
             return found
 
@@ -299,20 +308,28 @@ class RecordReads:
     async def _search(self, query: RowQuery) -> Sequence[FoundRow]:
         """Rows that match and that the heads of their agents still know."""
         most, found, after = query.offset + query.limit, list[FoundRow](), query.after
+        left_out = dict[str, None]()
         while len(found) < most:
             asked = min(most - len(found) + _SEARCH_AGAIN, 1000)
             page = await self._io.store.find_items(replace(query, offset=0, limit=asked, after=after))
-            found += await self._known(page, query)
-            if len(page) < asked:
+            known, damaged = await self._known(page, query)
+            found += known
+            left_out |= dict.fromkeys((*_left_out(page), *damaged))
+            if len(page) + len(_left_out(page)) < asked or not page:
                 break
             last = page[-1]
             after = (last.item.time, last.place.agent_id, position_of(last.item.key))
-        return found[query.offset : most]
+        return Found(found[query.offset : most], left_out)
 
-    async def _known(self, page: Sequence[FoundItem], query: RowQuery) -> list[FoundRow]:
-        ids = list(dict.fromkeys(found.place.agent_id for found in page))
-        heads = {record.agent_id: AgentHead(record) for record in await self._io.store.heads(ids)} if ids else {}
-        instants = {agent_id: Instant(head, await self._overlay(head)) for agent_id, head in heads.items()}
+    async def _known(self, page: Sequence[FoundItem], query: RowQuery) -> tuple[list[FoundRow], list[str]]:
+        """Those of the items that their heads know, and the names of heads that cannot be read (QRY-9)."""
+        heads, damaged = await self._io.sound(list(dict.fromkeys(found.place.agent_id for found in page)))
+        instants = dict[str, Instant]()
+        for head in heads:
+            try:
+                instants[head.record.agent_id] = Instant(head, await self._overlay(head))
+            except CorruptRecordError as exc:
+                damaged.append(exc.record)
 
         async def row(found: FoundItem) -> FoundRow | None:
             instant = instants.get(found.place.agent_id)
@@ -330,7 +347,7 @@ class RecordReads:
                 return None
             return FoundRow(found.place.agent_id, position, item.time, item.body)
 
-        return [found for found in await each(row, page) if found is not None]
+        return [found for found in await each(row, page) if found is not None], damaged
 
     async def _overlay(self, head: AgentHead) -> Overlay:
         try:
@@ -347,37 +364,16 @@ class RecordReads:
     async def totals(self) -> Totals:
         return await self._io.store.totals()
 
-    # --- inspection
-
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        """What does not fit together, of one agent or of the store."""
-        own = [] if agent_id is None else await self._inspect(agent_id)
-        return [*own, *await self._io.store.inspect(agent_id)]
-
-    async def _inspect(self, agent_id: str) -> list[EngineIssue]:
-        """Missing rows are not looked for here: reading the list finds them."""
-
-        async def read(instant: Instant) -> list[EngineIssue]:
-            issues = list[EngineIssue]()
-            for epoch in instant.head.state.doomed:  # a head may be read as it was before it was settled
-                if await self._io.store.items(Place(agent_id, epoch), _ANYTHING):
-                    text = "what was stored before a delete is still there"
-                    issues.append(EngineIssue("half_done_delete", agent_id, text))
-            last = await self.items(instant, replace(event_span(), descending=True, limit=1, bodies=False))
-            if any(_event_row(event).offset >= instant.head.state.next_offset for event in last):
-                issues.append(
-                    EngineIssue("repeated_offset", agent_id, "an event stands where the next one will be put")
-                )
-            await self.still(instant)
-            return issues
-
-        return await self.at_once(agent_id, read, [])
-
 
 def _last_of(items: Iterable[Item], keys: set[str]) -> list[Item]:
     """The last row of each of these call ids, in order of position."""
     last = {cast(ToolCallIndex, item.index).call_id: item for item in items}
     return sorted((item for call_id, item in last.items() if call_id in keys), key=lambda item: item.key)
+
+
+def _left_out(found: Sequence[object]) -> Sequence[str]:
+    """The names of what a store could not read."""
+    return found.left_out if isinstance(found, Found) else ()
 
 
 def _outlined(item: Item) -> tuple[int, bytes, int, str | None]:

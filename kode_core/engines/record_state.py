@@ -10,10 +10,13 @@ from typing import Final, TypeAlias
 import msgspec
 
 from kode_core.batch import DocKind, ListHead, ListKind, ListWrite
+from kode_core.codec import Body
 from kode_core.engines.records import Change, Cut, EventIndex, HeadRecord, Item, Span
+from kode_core.errors import CorruptRecordError
 
 __all__ = [
     "KEPT_OPS",
+    "UNNAMED",
     "AgentHead",
     "Op",
     "Overlay",
@@ -26,7 +29,9 @@ __all__ = [
     "event_key",
     "event_span",
     "info_key",
+    "info_spans",
     "list_of",
+    "name_key",
     "new_epoch",
     "position_of",
     "row_key",
@@ -37,6 +42,8 @@ __all__ = [
 ]
 
 KEPT_OPS: Final = 8
+UNNAMED: Final = 8
+"""How many events of one seq have no name: those are read to see whether an event is stored already."""
 
 _LIST_PREFIX: Final = {ListKind.MESSAGES: "m/", ListKind.TOOL_CALLS: "t/"}
 _LISTS: Final = {prefix: kind for kind, prefix in _LIST_PREFIX.items()}
@@ -114,6 +121,11 @@ def seq_span(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int 
     return Span(first=start, last=seq_key(last, _LAST_OFFSET), by_alt=True, bodies=bodies)
 
 
+def name_key(seq: int, digest: bytes) -> str:
+    """Under what an event is noted that came after many others of its seq."""
+    return f"x/{seq + 2**63:020d}/{digest.hex()}"
+
+
 def stash_key(nonce: str) -> str:
     """Under what pending changes are kept that are too large for the head."""
     return f"p/{nonce}"
@@ -122,6 +134,15 @@ def stash_key(nonce: str) -> str:
 def info_key(nonce: str) -> str:
     """Under what an info is kept that is too large for the head."""
     return f"i/{nonce}"
+
+
+def info_spans(info: tuple[str, int, int] | None) -> list[tuple[str, str]]:
+    """The keys under which infos are kept, but for that of the info that a head names: from the first to the last."""
+    if info is None:
+        return [(info_key(""), info_key(_END))]
+    name = info[0]  # of a fixed length, in hexadecimal digits
+    before, after = f"{name[:-1]}{chr(ord(name[-1]) - 1)}{_END}", f"{name}0"
+    return [(info_key(""), info_key(before)), (info_key(after), info_key(_END))]
 
 
 # --- State ------------------------------------------------------------------------------------------------------------
@@ -178,6 +199,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
         frozen: the nonce of a reader that asks writers to wait a moment.
         latest: no message is newer than that; None where it is not known, or there is none.
         is_latest: whether a message is just as new.
+        named_from: events from this offset on have a name when many of their seq came before; None where no event of
+            the agent is known to have one.
     """
 
     next_offset: int = 1
@@ -192,10 +215,16 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     frozen: str | None = None
     latest: int | None = None
     is_latest: bool = False
+    named_from: int | None = None
 
     @property
     def is_settled(self) -> bool:
         return not (self.pending or self.stash or self.doomed or self.reserved)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether an offset was given to an event."""
+        return self.next_offset > 1
 
     def times_after(self, write: ListWrite, kept: int) -> State:
         """The state with the latest message time, if it is known, after a write that keeps *kept* old messages."""
@@ -221,20 +250,61 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(State).decode
 
 
+_SEALED: Final = b"\xc1"
+"""With what a state begins that has a seal: no MessagePack does. States of earlier versions have none."""
+_SEAL_BYTES: Final = 8
+
+
+def _seal(record: HeadRecord, state: bytes) -> bytes:
+    """A digest of all of a head, the text of its info excepted, which has one of its own."""
+    info = record.info
+    if info is not None:
+        info = msgspec.structs.replace(info, body=Body("", info.body.digest))
+    fields = msgspec.structs.replace(record, state=b"", info=info)
+    sealed = blake2b(state, digest_size=_SEAL_BYTES)
+    sealed.update(_encode(fields))
+    return sealed.digest()
+
+
+def _opened(record: HeadRecord) -> State:
+    """The state of a head.
+
+    Raises:
+        CorruptRecordError: the head is not what was written.
+    """
+    state = record.state
+    try:
+        if state[:1] == _SEALED:
+            seal, state = state[1 : 1 + _SEAL_BYTES], state[1 + _SEAL_BYTES :]
+            if seal != _seal(record, state):
+                raise ValueError
+        opened = _decode(state)
+        if (record.is_settled, record.is_numbered) != (opened.is_settled, opened.is_numbered):
+            raise ValueError
+        return opened
+    except (ValueError, RecursionError):  # those of msgspec are ValueErrors
+        raise CorruptRecordError(f"agent {record.agent_id!r}", "its head is damaged") from None
+
+
 class AgentHead:
-    """A head with its state read."""
+    """A head with its state read, which has a seal over all of it.
+
+    Raises:
+        CorruptRecordError: the head is not what was written.
+    """
 
     __slots__ = ("record", "state")
 
     def __init__(self, record: HeadRecord, state: State | None = None) -> None:
         self.record = record
-        self.state = _decode(record.state) if state is None else state
+        self.state = _opened(record) if state is None else state
 
     def with_state(self, state: State) -> AgentHead:
-        """The same revision with another state."""
-        is_numbered = state.next_offset > 1
-        changed = {"state": _encode(state), "is_settled": state.is_settled, "is_numbered": is_numbered}
-        return AgentHead(msgspec.structs.replace(self.record, **changed), state)
+        """The same revision with another state, to be written."""
+        flags = {"is_settled": state.is_settled, "is_numbered": state.is_numbered}
+        record, encoded = msgspec.structs.replace(self.record, **flags), _encode(state)
+        sealed = _SEALED + _seal(record, encoded) + encoded
+        return AgentHead(msgspec.structs.replace(record, state=sealed), state)
 
 
 def count_of(record: HeadRecord, kind: ListKind) -> ListHead:
@@ -256,7 +326,7 @@ class Overlay:
 
     def over(self, stored: Sequence[Item], span: Span) -> list[Item]:
         """The items of *span* in its order, given those that are stored."""
-        kept = {item.key: item for item in stored if item.key not in self._put and not self._is_cut(item)}
+        kept = {i.key: i for i in stored if not (i.is_removed or i.key in self._put or self._is_cut(i))}
         put = [item for item in self._put.values() if is_in(item, span)]
         if stored and len(stored) == span.limit:  # behind the last one there may be others
             last = _key(stored[-1], span)

@@ -8,37 +8,49 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, ListKind, MessageIndex, Outcome, Refused
-from kode_core.engines.record_io import MovedError, RecordIO, each
+from kode_core.engines.record_debts import RecordDebts
+from kode_core.engines.record_io import MovedError, RecordIO
+from kode_core.engines.record_names import known_events
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, row_span, seq_span
-from kode_core.engines.records import EventIndex, Item
+from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, info_key, row_span
+from kode_core.engines.record_sweep import RecordSweep
+from kode_core.engines.records import Item
 from kode_core.errors import (
+    CorruptRecordError,
     KodeError,
     OutcomeUnknownError,
     PayloadTooLargeError,
     Retry,
     StorageError,
     StoreBusyError,
+    StoreTimeoutError,
     StoreUnavailableError,
 )
 
 __all__ = ["RecordWriter"]
 
+T = TypeVar("T")
+
 _GROUP: Final = KEPT_OPS // 2
 _ATTEMPTS: Final = 200
 _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
-_FROZEN_SECONDS: Final = 1.0
+_PATIENT_SHARE: Final = 1 / 3
+"""How much of its caller's time a write waits for readers."""
 _SETTLE_SECONDS: Final = 0.05
-_SINGLE_SEQS: Final = 4
 _INDEX_CHARACTERS: Final = 50_000
 _DOUBT_SECONDS: Final = 30.0
+_GIVEN_UP: Final = "nobody waited for the write any more when its turn came; nothing was written"
 _IN_DOUBT: Final = "the connection broke, and nobody can say what became of the write: read before you repeat"
+
+
+class _UnwantedError(Exception):
+    """Of some of the batches nobody waits for the outcome, and they were not sent yet."""
 
 
 class _Waiting(NamedTuple):
@@ -49,8 +61,10 @@ class _Waiting(NamedTuple):
 class RecordWriter:
     """Commits batches: one after the other for one agent, side by side for different agents (OPS-13)."""
 
-    def __init__(self, io: RecordIO) -> None:
+    def __init__(self, io: RecordIO, debts: RecordDebts, sweep: RecordSweep) -> None:
         self._io = io
+        self._debts = debts
+        self._sweep = sweep
         self._queues: dict[str, deque[_Waiting]] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
@@ -113,8 +127,14 @@ class RecordWriter:
                     one.done.set_result(OutcomeUnknownError("the event loop was shut down while this was written"))
 
     async def _outcomes(self, agent_id: str, batches: Sequence[Batch]) -> Sequence[Outcome | Exception]:
+        wanted = [batch for batch in batches if batch.is_wanted()]
+        if len(wanted) < len(batches):
+            done = {id(b): o for b, o in zip(wanted, await self._outcomes(agent_id, wanted), strict=True)}
+            return [done.get(id(batch), StoreTimeoutError(_GIVEN_UP)) for batch in batches]
         try:
-            return await self._write(agent_id, batches)
+            return await self._write(agent_id, batches) if batches else []
+        except _UnwantedError:
+            return await self._outcomes(agent_id, batches)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
             if len(batches) == 1 or (isinstance(exc, KodeError) and exc.retry is not Retry.NEVER):
                 return [exc] * len(batches)
@@ -126,13 +146,21 @@ class RecordWriter:
         doubt: int | None = None
         doubted_at = 0.0
         was_lost = False
+        until = time.monotonic() + min(batch.patience for batch in batches) * _PATIENT_SHARE
         for attempt in range(_ATTEMPTS):
             try:
-                old, is_fresh = await self._head(agent_id, batches)
+                old, is_fresh = await self._head(agent_id, batches, until)
                 known = await self._known_events(old, batches)
                 plan = Plan(agent_id, old, known, await self._latest(old, batches))
             except MovedError:
                 await _pause(attempt)
+                continue
+            except CorruptRecordError:
+                if not _may_supplant(batches):
+                    raise
+                if not await self._is_held(agent_id, fence, in_doubt=doubt is not None):
+                    return [Refused("fence")]
+                await self._io.supplant(agent_id, fence)
                 continue
             except StorageError as exc:
                 if doubt is not None:
@@ -149,6 +177,7 @@ class RecordWriter:
             if not plan.is_changed:
                 is_held = await self._is_held(agent_id, fence, in_doubt=doubt is not None)
                 return outcomes if is_held else [Refused("fence")] * len(batches)
+            _check_wanted(batches, in_doubt=doubt is not None)
             try:
                 if await self._swap(old, plan, fence):
                     return outcomes
@@ -181,8 +210,8 @@ class RecordWriter:
                 raise OutcomeUnknownError(_IN_DOUBT) from exc
             raise
 
-    async def _head(self, agent_id: str, batches: Sequence[Batch]) -> tuple[AgentHead | None, bool]:
-        """The head to build on, settled, and whether it was just read.
+    async def _head(self, agent_id: str, batches: Sequence[Batch], until: float) -> tuple[AgentHead | None, bool]:
+        """The head to build on, settled, and whether it was just read; readers are waited for *until* then at most.
 
         For a delete alone it need not be settled: all that is pending goes with the epoch, also what cannot be applied.
         """
@@ -190,30 +219,29 @@ class RecordWriter:
         if known is not None:
             self._heads.move_to_end(agent_id)
             return known, False
-        head = await self._io.head(agent_id)
-        until = time.monotonic() + _FROZEN_SECONDS
-        while head is not None and head.state.frozen is not None and time.monotonic() < until:
-            await asyncio.sleep(0.002)
-            head = await self._io.head(agent_id)
+        head = await self._io.thawed(agent_id, until)
         is_delete = len(batches) == 1 and batches[0].delete
-        if head is None or (is_delete and head.record.is_used and not head.state.reserved):
+        if is_delete and (head is None or not head.record.is_used):
+            return await self._swept(agent_id, head), True
+        if head is None or (is_delete and not head.state.reserved):
             return head, True
         return await self._io.settle(head), True
+
+    async def _swept(self, agent_id: str, head: AgentHead | None) -> AgentHead | None:
+        """The head of an agent that was deleted, and is deleted again: what is left of it goes at once (LIFE-3)."""
+        if head is not None:
+            await self._io.settle(head)
+        await self._sweep.sweep_agent(agent_id)
+        head = await self._io.head(agent_id)
+        return None if head is None else await self._io.settle(head)
 
     async def _known_events(self, old: AgentHead | None, batches: Sequence[Batch]) -> Mapping[tuple[int, bytes], int]:
         """The offsets of those events that are stored; only those of a seq that was there can be."""
         events = [event for batch in batches for event in batch.events]
         if old is None or old.state.last_seq is None:
             return {}
-        seqs = sorted({event.seq for event in events if event.seq <= old.state.last_seq})
-        if not seqs:
-            return {}
-        spans = [seq_span(seq, seq, bodies=False) for seq in seqs]
-        if len(spans) > _SINGLE_SEQS:
-            spans = [seq_span(seqs[0], seqs[-1], bodies=False)]
-        place = old.record.place
-        found = await each(lambda span: self._io.store.items(place, span), spans)
-        return {_name(item): int(item.key[2:]) for items in found for item in items if item.rev <= old.record.rev}
+        names = {(event.seq, event.body.digest) for event in events if event.seq <= old.state.last_seq}
+        return await known_events(self._io.store, old, names) if names else {}
 
     async def _latest(self, old: AgentHead | None, batches: Sequence[Batch]) -> int | None:
         """The greatest time of a message, where something is appended that may be older and the head does not say it.
@@ -239,6 +267,9 @@ class RecordWriter:
         state = replace(plan.state, has_parts=plan.state.has_parts or large)
         head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
+        is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
+        if is_replacing_info:
+            await self._before_swap(io.note(head.record.place))
         together = _together(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
         if together is not None and not state.doomed:
             if not await io.store.swap(before, head.record, fence, together):
@@ -246,18 +277,18 @@ class RecordWriter:
             self._remember(head)
         else:
             pending = await self._before_swap(self._with_pending(head, changes))
-            if not await io.store.swap(before, pending.record, fence, ()):
+            if not (plan.is_wanted and await io.store.swap(before, pending.record, fence, ())):  # a stash takes time
                 await self._unstash(pending)
                 return False
             await self._finish(pending, changes)
-        if old is not None and old.state.info is not None and plan.info_body is not None:
-            await self._forget_info(old, head)
+        if is_replacing_info:
+            await self._forget_info(head)
         return True
 
-    async def _before_swap(self, head: Awaitable[AgentHead]) -> AgentHead:
+    async def _before_swap(self, preparation: Awaitable[T]) -> T:
         """What is kept beside a head commits nothing: when that is in doubt, the write is not."""
         try:
-            return await head
+            return await preparation
         except OutcomeUnknownError as exc:
             raise _not_written(exc) from exc
 
@@ -276,7 +307,7 @@ class RecordWriter:
             await self._io.store.drop_parts(head.record.place, stash.key, stash.key, rev + 1)
 
     async def _finish(self, head: AgentHead, changes: Sequence[Step]) -> None:
-        """Do what is pending. It is committed already: when this fails it is done later, by whoever comes first."""
+        """Do what is pending. It is committed already: when this fails it is tried again soon, here or elsewhere."""
         record, state = head.record, head.state
         try:
             if changes:
@@ -289,21 +320,30 @@ class RecordWriter:
             self._remember(done)
         except (KodeError, MovedError):
             self.forget(record.agent_id)
+            self._debts.owe(head)
+            self.spawn(self._debts.repeat(record.agent_id, self._closing))
 
     async def _settle(self, head: AgentHead) -> None:
-        """Say that all is done, unless more is written soon: the next swap says it, too."""
+        """Say that all is done, unless more is written soon: the next swap says it, too.
+
+        It does not say so when it is of another epoch and others came between: then what was applied may have come too
+        late to be removed with the old epoch.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await self._closing.wait()
+        latest = self._heads.get(head.record.agent_id, head)
+        is_next = latest.record.epoch == head.record.epoch or latest.record.rev == head.record.rev + 1
         try:
-            if self._heads.get(head.record.agent_id, head) is head:  # else the next swap has said it
+            if latest is head or not is_next:
                 await self._io.tell(head.record)
         except StorageError:
             return  # it stays to be done again, which changes nothing
 
-    async def _forget_info(self, old: AgentHead, new: AgentHead) -> None:
+    async def _forget_info(self, head: AgentHead) -> None:
+        """Remove the info that a swap replaced, and all before it."""
         try:
-            await self._io.store.drop_parts(old.record.place, "i/", "i/~", new.record.rev)
+            await self._io.store.drop_parts(head.record.place, info_key(""), info_key("~"), head.record.rev)
         except StorageError:
             return
 
@@ -316,6 +356,18 @@ class RecordWriter:
                 self._heads.popitem(last=False)
 
 
+def _check_wanted(batches: Sequence[Batch], *, in_doubt: bool) -> None:
+    """Send nothing more of what nobody waits for: who was told that it is in doubt must not wait for it for ever.
+
+    When it is in doubt already, a batch stays together with the others that were sent with it.
+    """
+    wanted = [batch.is_wanted() for batch in batches]
+    if in_doubt and not any(wanted):
+        raise OutcomeUnknownError(_IN_DOUBT)
+    if not in_doubt and not all(wanted):
+        raise _UnwantedError
+
+
 def _take(queue: deque[_Waiting]) -> list[_Waiting]:
     """The next batches that one swap can write: under one fence, and no more than are remembered for a while."""
     group = [queue.popleft()]
@@ -325,6 +377,11 @@ def _take(queue: deque[_Waiting]) -> list[_Waiting]:
             break
         group.append(queue.popleft())
     return group
+
+
+def _may_supplant(batches: Sequence[Batch]) -> bool:
+    """Whether a head that cannot be read is in the way of a delete, which needs nothing of it."""
+    return len(batches) == 1 and batches[0].delete and batches[0].expect_updated_at is None
 
 
 def _is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:
@@ -357,11 +414,6 @@ def _check_indexes(changes: Sequence[Step]) -> None:
 def _not_written(exc: OutcomeUnknownError) -> StoreUnavailableError:
     """The error of what was in doubt before a swap: it is not the write that was asked for."""
     return StoreUnavailableError(f"nothing was written: what had to be done before failed ({exc})")
-
-
-def _name(item: Item) -> tuple[int, bytes]:
-    assert isinstance(item.index, EventIndex)
-    return item.index.seq, item.body.digest
 
 
 async def _pause(attempt: int) -> None:

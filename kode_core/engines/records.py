@@ -7,21 +7,23 @@ enough: :class:`kode_core.engines.record_engine.RecordEngine` makes a whole engi
 - Nothing but the swap of a head commits. The new head says what changes in the items; whoever comes first applies it
   to them: the writer, or when it died, anybody else. Readers lay what is pending over the items they read.
 - To apply changes twice, late or after newer ones does no harm: every item has the revision of the head that wrote it,
-  and only a greater one replaces it.
+  and only a greater one replaces it. An item that is removed leaves a mark with the revision of its removal, so that a
+  late put of an older one does not bring it back, and a reader sees that it came too late.
 - The items of a deleted agent stay behind at its old *epoch*, where nobody looks, until they are removed.
 - What is too large for one record is kept in *parts*.
+- A *note* is made of every place where a process that dies may leave something that no head refers to, before that can
+  happen. Some minutes later, somebody removes what is left there, and then the note.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from kode_core.batch import (
-    EngineIssue,
     Fence,
     Info,
     ListHead,
@@ -43,9 +45,13 @@ __all__ = [
     "HeadRecord",
     "Item",
     "ItemIndex",
+    "Note",
     "Place",
     "RecordStore",
+    "Remains",
+    "Removed",
     "Span",
+    "removed",
 ]
 
 
@@ -74,7 +80,11 @@ class DocIndex(_Value, frozen=True, tag="doc"):
     key: str
 
 
-ItemIndex: TypeAlias = MessageIndex | ToolCallIndex | EventIndex | DocIndex
+class Removed(_Value, frozen=True, tag="removed"):
+    """In place of what an item is found by, when it was removed and its mark is left."""
+
+
+ItemIndex: TypeAlias = MessageIndex | ToolCallIndex | EventIndex | DocIndex | Removed
 
 
 class Item(_Value, frozen=True, kw_only=True, tag="item"):
@@ -97,9 +107,24 @@ class Item(_Value, frozen=True, kw_only=True, tag="item"):
     alt: str | None = None
     parts: int = 0
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether it is the mark of an item that was removed."""
+        return type(self.index) is Removed
+
+
+def removed(key: str, rev: int) -> Item:
+    """The mark of an item that was removed at a revision."""
+    return Item(key=key, rev=rev, body=Body("", b""), index=Removed())
+
 
 class Cut(_Value, frozen=True, kw_only=True, tag="cut"):
-    """Removes the items with keys from ``first`` to ``last``, both inclusive, whose revision is below ``rev``."""
+    """Removes the items with keys from ``first`` to ``last``, both inclusive, whose revision is below ``rev``.
+
+    Each leaves a mark of that revision, which stays until an item is put there again or the place is dropped. All older
+    items were put before the cut was committed, so that one of them is at each key that was ever used: a put of an
+    older revision finds it or the mark, however late it is, and does nothing.
+    """
 
     first: str
     last: str
@@ -165,6 +190,19 @@ class HeadRecord(_Value, frozen=True, kw_only=True):
         return self.is_settled and not self.is_used and self.info is None and not self.is_numbered
 
 
+class Remains(NamedTuple):
+    """What can be told of a head that may be damaged.
+
+    Attributes:
+        epochs: those at which items or parts of the agent may be, as far as they can be found.
+        stored: all of the head but its lease, as the store has it, for the store to compare.
+    """
+
+    agent_id: str
+    epochs: Sequence[str]
+    stored: Any
+
+
 class FoundItem(NamedTuple):
     """An item that a query found; whether its head still knows it is for the engine to see."""
 
@@ -172,8 +210,22 @@ class FoundItem(NamedTuple):
     item: Item
 
 
+class Note(NamedTuple):
+    """That something may be left at a place, and since when, in milliseconds of the clock of the process that says so.
+
+    ``at`` is 0 where nobody made a note, and the database shows that something is there.
+    """
+
+    place: Place
+    at: int
+
+
 class RecordStore(Protocol):
-    """What is written for one database. All reads by agent are current, except where it says otherwise.
+    """What is written for one database; ``docs/record-engine.md`` says what the engine makes of it.
+
+    All reads by agent are current, by either key of an item: they show every call that was answered before, whoever
+    made it. They need not be of one instant, but miss no record that was there all the while: a record is replaced in
+    one step. What is durable survives the loss of a member, as far as the database survives it.
 
     Every method may raise the subclasses of ``StorageError``, and no other exception of its driver's: when it is not
     known whether a write happened, OutcomeUnknownError; when it is known that it did not and it may soon,
@@ -195,51 +247,73 @@ class RecordStore(Protocol):
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
-        """The heads of these agents, those that there are, in any order. A lease alone is no head."""
+        """The heads of these agents, those that there are, in any order. A lease alone is no head.
+
+        Raises:
+            CorruptRecordError: one of them is damaged. It names the agent.
+        """
         ...
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         """Write *new* if the head's ``rev`` is still that of *old* (None: there is no head) and the fence's lease held.
 
         It leaves the lease as it is. *items*, at most ``together``, are put in the same atomic write. Durable when it
-        returns. False when the condition does not hold: nothing was written.
+        returns. False when the condition does not hold: nothing was written, and nothing of this call will be. So it is
+        made once, unless the database knows a repetition: another one would take its own write for somebody else's.
         """
         ...
 
-    async def settle(self, head: HeadRecord) -> bool:
-        """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that. Need not be durable.
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
+        """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that.
 
-        False when the head has another ``rev`` by now, or is gone.
+        False when the head has another ``rev`` by now, or is gone. A *lasting* one is as durable when it returns as a
+        swap is, the answer False, too: the engine removes then what the head needed until now. Another one need not
+        be durable: a head that is found unsettled again is settled again.
+        """
+        ...
+
+    async def remains(self, agent_id: str) -> Remains | None:
+        """What can be told of a head, however damaged it is; None where there is none."""
+        ...
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        """Write *new* in place of a head that is still as it was found, if the fence's lease is held, as ``swap`` does.
+
+        The lease stays. False when the condition does not hold: nothing was written.
         """
         ...
 
     async def unsettled(self) -> Sequence[str]:
-        """Agents whose heads are not settled."""
+        """Agents whose heads are not settled. May lag as queries do."""
         ...
 
     # --- items
 
     async def items(self, place: Place, span: Span) -> Sequence[Item]:
-        """The items of a span."""
+        """The items of a span, and the marks of those that were removed, which have no ``alt`` and no channel."""
         ...
 
     async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
         """Put items, each unless there is one of the same or a greater ``rev``, and remove what is cut. Durable.
 
-        In any order: what is cut is of an older revision than what is put. At a *fresh* place there is nothing yet,
+        In any order: what is cut is of an older revision than what is put, and an item goes over a mark of its own
+        ``rev``. A mark needs no other one in its place when it is cut again. At a *fresh* place there is nothing yet,
         nobody else looks or writes there, and the caller leaves it for good when this raises: items may be put
         whatever is there, as long as no put can arrive after this returned.
         """
         ...
 
     async def drop(self, place: Place) -> None:
-        """Remove all items and parts at a place."""
+        """Remove all items, marks and parts at a place. Durable. What is put there meanwhile may stay."""
         ...
 
     # --- parts
 
     async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
-        """Keep parts of at most ``part_bytes`` under a key of the form of an item's and a revision. Durable."""
+        """Keep parts of at most ``part_bytes`` under a key of the form of an item's and a revision. Durable.
+
+        Under the same key and revision there are never other parts.
+        """
         ...
 
     async def parts(self, place: Place, key: str, rev: int) -> Sequence[bytes]:
@@ -247,7 +321,32 @@ class RecordStore(Protocol):
         ...
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
-        """Remove the parts under keys from *first* to *last*, both inclusive, of revisions below *rev*."""
+        """Remove the parts under keys from *first* to *last*, both inclusive, of revisions below *rev*. Durable.
+
+        Others must stay: writers put parts of the next revision before they commit it.
+        """
+        ...
+
+    async def part_keys(self, place: Place, first: str, last: str) -> Sequence[tuple[str, int]]:
+        """The keys from *first* to *last*, both inclusive, under which there are parts, and their revisions."""
+        ...
+
+    # --- notes
+
+    async def note(self, note: Note) -> None:
+        """Keep a note. Durable: what it is about is done afterwards. A place may have several."""
+        ...
+
+    async def notes(self, until: int, limit: int) -> Sequence[Note]:
+        """The notes that were made until then, the oldest first, at most so many; without a look at anything else."""
+        ...
+
+    async def notes_of(self, agent_id: str) -> Sequence[Note]:
+        """The notes of an agent, and those places without one where an index shows that something is, if one does."""
+        ...
+
+    async def forget(self, note: Note) -> None:
+        """Remove a note. A later one of the same place stays."""
         ...
 
     # --- queries, which may lag behind where the backend declares that
@@ -261,13 +360,13 @@ class RecordStore(Protocol):
         ...
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        """As ``Engine.find_sessions``."""
+        """As ``Engine.find_sessions``; in a ``Found`` where it had to leave out what is damaged."""
         ...
 
     async def find_items(self, query: RowQuery) -> Sequence[FoundItem]:
         """Messages or tool calls that match, in the query's order, at most ``limit``; ``offset`` is 0.
 
-        Items of old epochs may be among them.
+        Items of old epochs may be among them, and no marks. It is a ``Found`` where damaged ones had to be left out.
         """
         ...
 
@@ -301,10 +400,6 @@ class RecordStore(Protocol):
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
         """As ``Engine.probes``."""
-        ...
-
-    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        """Problems that only the store can see; the engine itself compares items with heads."""
         ...
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from msgspec.structs import replace
+
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engine import Engine, connection_use
 from kode_core.errors import (
@@ -297,14 +299,21 @@ class Context:
     def batch(self, agent_id: str, *, fence: Fence | None = None, **contents: Any) -> Batch:
         """A batch of this moment."""
         op_id = f"{self._op_prefix}-{next(self._op_ids)}"
-        return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), fence=fence, **contents)
+        how = {"fence": fence, "patience": self.timeout, **contents}
+        return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), **how)
 
     async def commit(self, batch: Batch) -> Applied | Refused:
-        """Commit one batch, to the end whatever becomes of the caller.
+        """Commit one batch, to the end whatever becomes of the caller; what was not sent when it left need not be.
 
         A lost lease and a storage error are raised, other refusals returned.
         """
-        (outcome,) = await self.underway.finish([batch.agent_id], self._engine_commit([batch]))
+        is_waiting = True
+        batch = replace(batch, is_wanted=lambda: is_waiting)
+        try:
+            (outcome,) = await self.underway.finish([batch.agent_id], self._engine_commit([batch]))
+        except asyncio.CancelledError:
+            is_waiting = False
+            raise
         return settled(batch, outcome)
 
     async def _engine_commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:

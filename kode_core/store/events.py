@@ -157,7 +157,8 @@ class EventAppender:
 
     async def _write_group(self, agent_id: str, group: list[_Append]) -> None:
         events = tuple([event for item in group for event in item.events])
-        batch = self._context.batch(agent_id, fence=group[0].fence, events=events)
+        wanted = {"is_wanted": lambda: not all(item.done.done() for item in group)}
+        batch = self._context.batch(agent_id, fence=group[0].fence, events=events, **wanted)
         try:
             (outcome,) = await self._context.engine.commit([batch])
             offsets = _offsets(batch, outcome)

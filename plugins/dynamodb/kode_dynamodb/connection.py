@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import aioboto3
@@ -22,7 +22,7 @@ from kode_core.errors import ConfigurationError, KodeError, StoreBusyError
 from kode_dynamodb.errors import DRIVER_ERRORS, is_in_doubt, is_refused, is_throttled, is_transient, to_kode_error
 from kode_dynamodb.options import DynamoDBOptions
 
-__all__ = ["AT_ONCE", "Connection", "Record", "connect"]
+__all__ = ["ALL", "AT_ONCE", "LOOKING", "Connection", "Record", "Sizes", "connect", "first_of"]
 
 Record: TypeAlias = dict[str, Any]
 """An item as the service takes it: ``{"pk": {"S": "…"}, …}``."""
@@ -34,6 +34,26 @@ _GET_AT_ONCE: Final = 100
 _WRITE_AT_ONCE: Final = 25
 _PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 0.5
+
+
+class Sizes(NamedTuple):
+    """How many items the first page of a query has at most, and how many each later one."""
+
+    first: int
+    later: int
+
+
+ALL: Final = Sizes(1000, 1000)
+"""For a query of which everything is wanted."""
+LOOKING: Final = Sizes(100, 1000)
+"""For a query that looks for something, however much of it is wanted: what is usual is soon found at low cost, and what
+is rare in few pages."""
+
+
+def first_of(limit: int) -> Sizes:
+    """For a query whose first items are wanted, so many."""
+    size = min(max(limit, 1), ALL.first)
+    return Sizes(size, size)
 
 
 class Connection:
@@ -129,16 +149,20 @@ class Connection:
 
     # --- items
 
-    async def pages(self, *, limit: int | None = None, **arguments: Any) -> AsyncIterator[list[Record]]:
-        """All items of a query, or the first so many, in pages of at most a megabyte."""
-        count, start = 0, Record()
+    async def pages(
+        self, *, limit: int | None = None, sizes: Sizes | None = None, **arguments: Any
+    ) -> AsyncIterator[list[Record]]:
+        """All items of a query, or the first so many, in pages of these sizes, or of a megabyte at most."""
+        count, start, size = 0, Record(), sizes and sizes.first
         while limit is None or count < limit:
-            most = {} if limit is None else {"Limit": limit - count}
+            left = size if limit is None else limit - count
+            most = {} if left is None else {"Limit": left}
             page = await self.read("query", **arguments, **start, **most)
             yield page["Items"]
             if not page.get("LastEvaluatedKey"):
                 break
             count, start = count + len(page["Items"]), {"ExclusiveStartKey": page["LastEvaluatedKey"]}
+            size = sizes and sizes.later
 
     async def query(self, *, limit: int | None = None, **arguments: Any) -> list[Record]:
         """All items of a query, or the first so many."""

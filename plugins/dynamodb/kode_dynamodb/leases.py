@@ -18,7 +18,7 @@ from kode_dynamodb.values import head_key
 
 __all__ = ["Condition", "Leases"]
 
-_WANTED: Final = "lo, ln, lr, lt, #rev, #ttl"
+_WANTED: Final = "lo, ln, lr, lt, ep, #rev, #ttl"
 _NAMES: Final = {"#rev": "rev", "#ttl": TTL}
 _TTL_NAME: Final = {"ExpressionAttributeNames": {"#ttl": TTL}}
 _KEPT: Final = 10_000
@@ -69,7 +69,7 @@ class Leases:
         key = head_key(agent_id)
         found = await self._connection.get(key, ProjectionExpression=_WANTED, ExpressionAttributeNames=_NAMES) or {}
         token, holder = int(found.get("ln", {"N": "0"})["N"]), found.get("lo", {}).get("S")
-        is_alone = "rev" not in found or TTL in found
+        is_alone = TTL in found or ("rev" not in found and "ep" not in found)
         held = _Held(begun + ttl_ms / 1000, is_alone)
         if holder == owner:
             self._held.setdefault((agent_id, Fence(owner, token)), held)

@@ -6,19 +6,22 @@ A global index lags behind the table. What it finds is looked up in the table, a
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import SessionRow, Totals
+from kode_core.batch import Found, SessionRow, Totals
 from kode_core.engines.record_io import each
 from kode_core.engines.records import FoundItem, Place
 from kode_core.engines.scan import page, row_matches, session_matches
+from kode_core.errors import CorruptRecordError
 from kode_core.query import Range, RowQuery, SessionQuery
-from kode_dynamodb.connection import Connection, Record
+from kode_dynamodb.connection import ALL, LOOKING, Connection, Record, Sizes, first_of
 from kode_dynamodb.values import (
     INDEX_PREFIX,
+    NO_FILTER,
+    Filter,
     agent_of,
     buckets,
     filed_counts,
@@ -28,6 +31,7 @@ from kode_dynamodb.values import (
     found_meta,
     head_key,
     hexed,
+    index_filter,
     items_pk,
     moment,
     place_of,
@@ -37,6 +41,9 @@ from kode_dynamodb.values import (
 
 __all__ = ["Queries"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _PAGE: Final = 100
 _FIRST, _END = "!", "~"
 
@@ -44,9 +51,10 @@ _FIRST, _END = "!", "~"
 class _Bucket:
     """One partition of an index, read as far as somebody asks."""
 
-    def __init__(self, connection: Connection, arguments: Record, size: int) -> None:
+    def __init__(self, connection: Connection, arguments: Record, sizes: Sizes) -> None:
         self._connection = connection
-        self._arguments = {**arguments, "Limit": size}
+        self._arguments = {**arguments, "Limit": sizes.first}
+        self._later = sizes.later
         self._entries: list[Record] = []
         self._at = 0
         self._is_done = False
@@ -60,7 +68,7 @@ class _Bucket:
             self._entries, self._at = found["Items"], 0
             start = found.get("LastEvaluatedKey")
             self._is_done = not start
-            self._arguments["ExclusiveStartKey"] = start
+            self._arguments |= {"ExclusiveStartKey": start, "Limit": self._later}
         self._at += 1
         return self._entries[self._at - 1]
 
@@ -84,7 +92,14 @@ class Queries:
         self._connection = connection
 
     async def _entries(
-        self, index: str, pks: Sequence[str], span: tuple[str, str], *, descending: bool = False, size: int = _PAGE
+        self,
+        index: str,
+        pks: Sequence[str],
+        span: tuple[str, str],
+        *,
+        descending: bool = False,
+        sizes: Sizes = ALL,
+        filtered: Filter = NO_FILTER,
     ) -> AsyncIterator[Record]:
         """The entries of an index in their order, from the first key to the last, both inclusive."""
         pk, sk = _KEYS[index]
@@ -100,11 +115,13 @@ class Queries:
                 "ScanIndexForward": not descending,
                 "ConsistentRead": pk == "pk",
             }
-            return _Bucket(self._connection, arguments, min(max(size, 1), 1000))
+            return _Bucket(self._connection, filtered.added_to(arguments), sizes)
 
         async def step(of: _Bucket) -> _Ordered | None:
             entry = await of.next()
-            return None if entry is None else _Ordered(entry[sk]["S"], entry, of, is_reversed=descending)
+            if entry is None:
+                return None
+            return _Ordered(entry[sk].get("S", ""), entry, of, is_reversed=descending)  # "" where it is damaged
 
         firsts = await each(step, [bucket(name) for name in pks])
         heap = [first for first in firsts if first is not None]
@@ -124,7 +141,9 @@ class Queries:
         """As ``Engine.agent_ids``."""
         first = max(hexed(prefix), "" if after is None else f"{hexed(after)}!") or _FIRST
         found: list[str] = []
-        async for entry in self._entries("agents", buckets("h"), (first, f"{hexed(prefix)}{_END}"), size=limit):
+        async for entry in self._entries(
+            "agents", buckets("h"), (first, f"{hexed(prefix)}{_END}"), sizes=first_of(limit)
+        ):
             found.append(agent_of(entry))
             if len(found) == limit:
                 break
@@ -133,7 +152,7 @@ class Queries:
     async def stored_ids(self, after: str | None, limit: int) -> list[str]:
         """As ``Engine.stored_ids``: of the index that has every agent, which is not in the order of their ids."""
         least: list[str] = []
-        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
+        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
             agent_id = agent_of(entry)
             if after is None or agent_id > after:
                 least.append(agent_id)
@@ -143,45 +162,50 @@ class Queries:
 
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         """As ``Engine.find_sessions``."""
+        left_out = list[str]()
         if query.agent_id is not None:
-            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query, set())
-            return page(_keyed(rows, query), query)
+            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query, set(), left_out)
+            return Found(page(_keyed(rows, query), query), left_out)
         if query.sort_by == "message_count":
-            return page(_keyed(await self._all_sessions(query), query), query)
+            return Found(page(_keyed(await self._all_sessions(query, left_out), query), query), left_out)
         index = "created" if query.sort_by == "created_at" else "updated"
         span = _span(query.created if index == "created" else query.updated, query.after, descending=query.descending)
         most, found, some, seen = query.offset + query.limit, list[SessionRow](), list[Record](), set[str]()
-        entries = self._entries(index, buckets("h"), span, descending=query.descending, size=min(most, _PAGE))
+        sizes = LOOKING if _is_looking(query, index) else first_of(min(most, _PAGE))
+        entries = self._entries(index, buckets("h"), span, descending=query.descending, sizes=sizes)
         async for entry in entries:
             some.append(entry)
             if len(some) == min(most - len(found), _PAGE):
-                found += await self._sessions(some, query, seen)
+                found += await self._sessions(some, query, seen, left_out)
                 some = []
                 if len(found) >= most:
                     break
-        found += await self._sessions(some, query, seen)
-        return found[query.offset : most]
+        found += await self._sessions(some, query, seen, left_out)
+        return Found(found[query.offset : most], left_out)
 
-    async def _all_sessions(self, query: SessionQuery) -> list[SessionRow]:
+    async def _all_sessions(self, query: SessionQuery, left_out: list[str]) -> list[SessionRow]:
         """All that match, for an order that no index has."""
-        every = self._entries("updated", buckets("h"), (_FIRST, _END), size=1000)
+        every = self._entries("updated", buckets("h"), (_FIRST, _END))
         entries = [entry async for entry in every]
         pieces, seen = (entries[i : i + _PAGE] for i in range(0, len(entries), _PAGE)), set[str]()
-        return [row for piece in pieces for row in await self._sessions(piece, query, seen)]
+        return [row for piece in pieces for row in await self._sessions(piece, query, seen, left_out)]
 
-    async def _sessions(self, entries: Sequence[Record], query: SessionQuery, seen: set[str]) -> list[SessionRow]:
+    async def _sessions(
+        self, entries: Sequence[Record], query: SessionQuery, seen: set[str], left_out: list[str]
+    ) -> list[SessionRow]:
         """Those of the entries that match, in their order, with their infos from the table.
 
         Of an agent that the index has at two places, which happens while it lags, the one that the table agrees with,
-        or else the first; and none where it is one of *seen*, to which all that are returned are added.
+        or else the first; and none where it is one of *seen*, to which all that are returned are added. The names of
+        those that are damaged go to *left_out* (QRY-9).
         """
-        wanted = [entry for entry in entries if _may_match(entry, query)]
+        wanted = [entry for entry in entries if _sound(left_out, _may_match, entry, query)]
         heads = await self._connection.get_all([head_key(agent_of(entry)) for entry in wanted]) if wanted else []
         by_agent = {agent_of(head): head for head in heads}
         found, chosen = list[tuple[Record, SessionRow]](), dict[str, Record]()
         for entry in wanted:
             stored = by_agent.get(agent_of(entry))
-            row = _session(entry, stored, query)
+            row = _sound(left_out, _session, entry, stored, query)
             if stored is None or row is None or row.agent_id in seen:
                 continue
             found.append((entry, row))
@@ -193,8 +217,8 @@ class Queries:
     async def totals(self) -> Totals:
         """As ``Engine.totals``: of the index, which has every agent."""
         agents = messages = calls = used = 0
-        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END), size=1000):
-            counts = filed_counts(entry)
+        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
+            counts = _sound([], filed_counts, entry)
             agents += "meta" in entry
             messages += counts.messages if counts else 0
             calls += counts.tool_calls if counts else 0
@@ -206,29 +230,36 @@ class Queries:
     async def find_items(self, query: RowQuery, place: Place | None) -> list[FoundItem]:
         """As ``RecordStore.find_items``; *place* is where the agent's items are, None for those of all agents."""
         kind, descending = INDEX_PREFIX[query.kind], query.descending
+        sizes, filtered = first_of(query.limit), NO_FILTER
+        if query.where:
+            sizes, filtered = LOOKING, index_filter(query.kind, query.where)
+        how: dict[str, Any] = {"descending": descending, "sizes": sizes, "filtered": filtered}
         if place is None:
             span = _span(query.created, query.after, descending=descending)
-            entries = self._entries("rows", buckets(kind), span, descending=descending, size=query.limit)
+            entries = self._entries("rows", buckets(kind), span, **how)
         else:
             after = None if query.after is None else row_key(query.after[0], query.after[2])
             first, last = _bounds(query.created, after, descending=descending)
             of_agent = items_pk(place)["S"]
             span = (f"{kind}/{first}", f"{kind}/{last}")
-            entries = self._entries("by_time", [of_agent], span, descending=descending, size=query.limit)
-        found, chosen = list[FoundItem](), list[Record]()
+            entries = self._entries("by_time", [of_agent], span, **how)
+        found, chosen, left_out = list[FoundItem](), list[Record](), list[str]()
         async for entry in entries:
-            time, index, _ = filed_row(entry)
-            if row_matches(time, index, query):
+            filed = _sound(left_out, filed_row, entry)
+            if filed is not None and row_matches(filed[0], filed[1], query):
                 chosen.append(entry)
             if len(found) + len(chosen) == query.limit:
-                found += await self._rows(chosen, query)
+                found += await self._rows(chosen, query, left_out)
                 chosen = []
                 if len(found) == query.limit:
-                    return found
-        return found + await self._rows(chosen, query)
+                    return Found(found, left_out)
+        return Found(found + await self._rows(chosen, query, left_out), left_out)
 
-    async def _rows(self, entries: Sequence[Record], query: RowQuery) -> list[FoundItem]:
-        """The rows of entries as the table has them; one that changed meanwhile only if it is still at its place."""
+    async def _rows(self, entries: Sequence[Record], query: RowQuery, left_out: list[str]) -> list[FoundItem]:
+        """The rows of entries as the table has them; one that changed meanwhile only if it is still at its place.
+
+        The names of those that are damaged go to *left_out* (QRY-9).
+        """
         if not entries:
             return []
         keys = [{"pk": entry["pk"], "sk": entry["sk"]} for entry in entries]
@@ -238,8 +269,8 @@ class Queries:
             stored = by_key.get((entry["pk"]["S"], entry["sk"]["S"]))
             if stored is None:
                 continue
-            item = found_item(stored)
-            if item.time == int(entry["t"]["N"]) and row_matches(item.time, item.index, query):
+            item = _sound(left_out, found_item, stored)
+            if item is not None and item.time == int(entry["t"]["N"]) and row_matches(item.time, item.index, query):
                 found.append(FoundItem(place_of(stored), item))
         return found
 
@@ -251,6 +282,21 @@ _KEYS: Final = {
     "created": ("nb", "cr"),
     "updated": ("hb", "up"),
 }
+
+
+def _sound(left_out: list[str], read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """What *read* returns; None where it finds damage, whose name goes to *left_out*."""
+    try:
+        return read(*args, **kwargs)
+    except CorruptRecordError as exc:
+        left_out.append(exc.record)
+        return None
+
+
+def _is_looking(query: SessionQuery, index: str) -> bool:
+    """Whether a query passes over sessions that the index has in its span."""
+    other = query.updated if index == "created" else query.created
+    return query.template_id is not None or bool(query.metadata) or other != Range()
 
 
 def _span(times: Range, after: tuple[Any, ...] | None, *, descending: bool) -> tuple[str, str]:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record_io import each
-from kode_core.engines.records import Change, Cut, EventIndex, FoundItem, HeadRecord, Item, Place, Span
-from kode_core.errors import KodeError, PayloadTooLargeError, StorageError, UnsupportedError
+from kode_core.engines.records import (
+    Change,
+    Cut,
+    EventIndex,
+    FoundItem,
+    HeadRecord,
+    Item,
+    Note,
+    Place,
+    Remains,
+    Span,
+    removed,
+)
+from kode_core.errors import CorruptRecordError, KodeError, PayloadTooLargeError, StorageError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
-from kode_dynamodb.connection import AT_ONCE, Connection, Record, connect
+from kode_dynamodb.connection import AT_ONCE, LOOKING, Connection, Record, connect
 from kode_dynamodb.leases import Leases
+from kode_dynamodb.notes import Notes
 from kode_dynamodb.options import DynamoDBOptions
 from kode_dynamodb.queries import Queries
 from kode_dynamodb.table import has_schema, open_table
 from kode_dynamodb.values import (
+    HEAD_FIELDS,
     agent_of,
     buckets,
+    epochs_of,
     found_head,
     found_item,
     head_key,
     head_values,
+    index_filter,
     item_key,
     item_values,
     items_pk,
@@ -40,10 +57,13 @@ _TOGETHER: Final = 9
 _INLINE_BYTES: Final = 100_000
 _PART_BYTES: Final = 340_000
 _PARTS_AT_ONCE: Final = 4
-_UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev"
+_UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev OR (rev = :rev AND attribute_exists(gone))"
+_NO_HEAD: Final = " AND ".join(f"attribute_not_exists({name})" for name in sorted(HEAD_FIELDS))
+_LOOKS: Final = 2
+_BETWEEN_LOOKS_S: Final = 0.01
 _KEYS: Final = "pk, sk"
-_REVS: Final = "pk, sk, rev"
-_NO_BODIES: Final = "sk, rev, t, h, ix, p, alt"
+_REVS: Final = "pk, sk, rev, gone"
+_NO_BODIES: Final = "sk, rev, t, h, ix, p, alt, gone"
 
 
 async def open_records(options: DynamoDBOptions) -> DynamoRecords:
@@ -89,6 +109,7 @@ class DynamoRecords:
     def __init__(self, connection: Connection, *, transactions: bool = False) -> None:
         self.together = _TOGETHER if transactions else 0
         self.connection = connection
+        self._notes = Notes(connection)
         self._leases = Leases(connection)
         self._queries = Queries(connection)
 
@@ -103,17 +124,26 @@ class DynamoRecords:
             found = [] if one is None else [one]
         else:
             found = await self.connection.get_all([head_key(agent_id) for agent_id in dict.fromkeys(agent_ids)])
-        return [head for head in map(found_head, found) if head is not None]
+        return [head for head in [await self._head(one) for one in found] if head is not None]
+
+    async def _head(self, found: Record) -> HeadRecord | None:
+        """The head of an item. moto shows items that are half changed: what looks damaged is looked at once more."""
+        for _ in range(_LOOKS):
+            try:
+                return found_head(found)
+            except CorruptRecordError:
+                await asyncio.sleep(_BETWEEN_LOOKS_S)
+                found = await self.connection.get({"pk": found["pk"], "sk": found["sk"]}) or {}
+        return found_head(found)
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
-        condition, values = "attribute_not_exists(rev)", dict[str, Any]()
+        condition, values = _NO_HEAD, dict[str, Any]()
         if old is not None:
             condition, values[":old"] = "rev = :old", {"N": str(old.rev)}
-        if fence is not None:
-            held = self._leases.held(new.agent_id, fence)
-            if held is None:
-                return False
-            condition, values = f"{condition} AND {held.text}", {**values, **held.values}
+        fenced = self._fenced(new.agent_id, fence, condition, values)
+        if fenced is None:
+            return False
+        condition, values = fenced
         change = _update(new.agent_id, head_values(new), condition, values)
         if not items:
             return await self.connection.write("update_item", **change)
@@ -121,7 +151,33 @@ class DynamoRecords:
         writes = [{"Update": {**table, **change}}, *({"Put": {**table, **_put(new.place, item)}} for item in items)]
         return await self.connection.write("transact_write_items", TransactItems=writes)
 
-    async def settle(self, head: HeadRecord) -> bool:
+    def _fenced(self, agent_id: str, fence: Fence | None, condition: str, values: Record) -> tuple[str, Record] | None:
+        """The condition, and that the fence's lease is held; None where it is not."""
+        if fence is None:
+            return condition, values
+        held = self._leases.held(agent_id, fence)
+        return None if held is None else (f"{condition} AND {held.text}", {**values, **held.values})
+
+    async def remains(self, agent_id: str) -> Remains | None:
+        found = await self.connection.get(head_key(agent_id))
+        if found is None or not HEAD_FIELDS & found.keys():
+            return None
+        return Remains(agent_id, epochs_of(found), found)
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        tests, values = list[str](), dict[str, Any]()
+        for name in HEAD_FIELDS:
+            if name in remains.stored:
+                tests.append(f"{name} = :old_{name}")
+                values[f":old_{name}"] = remains.stored[name]
+            else:
+                tests.append(f"attribute_not_exists({name})")
+        fenced = self._fenced(new.agent_id, fence, " AND ".join(tests), values)
+        return fenced is not None and await self.connection.write(
+            "update_item", **_update(new.agent_id, head_values(new), *fenced)
+        )
+
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:  # every write lasts
         change = _update(head.agent_id, settled_values(head), "rev = :old", {":old": {"N": str(head.rev)}})
         return await self.connection.repeat("update_item", **change)
 
@@ -158,18 +214,13 @@ class DynamoRecords:
     async def _of_channel(self, wanted: Record, span: Span) -> list[Item]:
         """The events of a channel, which is not part of a key."""
         found: list[Item] = []
-        limit = span.limit
-        while True:
-            items = await self._decoded(wanted, None if limit is None else limit * 4)
+        wanted = index_filter("events", [("channel", span.channel or "")]).added_to(wanted)
+        async for page in self.connection.pages(**wanted, sizes=LOOKING):
+            items = map(found_item, page)
             found += [i for i in items if isinstance(i.index, EventIndex) and i.index.channel == span.channel]
-            if limit is None or len(found) >= limit or len(items) < limit * 4:
-                return found[:limit]
-            values, last = wanted["ExpressionAttributeValues"], items[-1].alt if span.by_alt else items[-1].key
-            assert last is not None
-            if span.descending:
-                values[":last"] = {"S": f"{last[:-1]}{chr(ord(last[-1]) - 1)}~"}
-            else:
-                values[":first"] = {"S": f"{last}~"}
+            if span.limit is not None and len(found) >= span.limit:
+                return found[: span.limit]
+        return found
 
     async def _with_bodies(self, place: Place, items: Sequence[Item]) -> list[Item]:
         stored = await self.connection.get_all([item_key(place, item.key) for item in items])
@@ -188,17 +239,18 @@ class DynamoRecords:
             await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
             for change in changes:
                 if isinstance(change, Cut):
-                    await self._cut(items_pk(place), change)
+                    await self._cut(place, change)
 
-    async def _cut(self, pk: Record, cut: Cut) -> None:
+    async def _cut(self, place: Place, cut: Cut) -> None:
         rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
 
-        async def delete(one: Record) -> None:
-            await self.connection.repeat("delete_item", Key={"pk": one["pk"], "sk": one["sk"]}, **rev)
+        async def mark(one: Record) -> None:
+            await self.connection.repeat("put_item", Item=item_values(place, removed(one["sk"]["S"], cut.rev)), **rev)
 
-        wanted = _between(pk, cut.first, cut.last, "sk")
+        wanted = _between(items_pk(place), cut.first, cut.last, "sk")
         async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
-            await each(delete, [one for one in page if int(one["rev"]["N"]) < cut.rev], at_once=AT_ONCE)
+            older = [one for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
+            await each(mark, older, at_once=AT_ONCE)
 
     async def drop(self, place: Place) -> None:
         for pk in (items_pk(place), parts_pk(place)):
@@ -231,6 +283,26 @@ class DynamoRecords:
                 if int(part["rev"]["N"]) < rev and first <= part["sk"]["S"].rsplit("/", 2)[0] <= last
             ]
             await self.connection.delete_all(keys)
+
+    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+        wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
+        found = await self.connection.query(**wanted, ProjectionExpression=_REVS)
+        keys = ((part["sk"]["S"].rsplit("/", 2)[0], int(part["rev"]["N"])) for part in found)
+        return [key for key in dict.fromkeys(keys) if first <= key[0] <= last]
+
+    # --- notes
+
+    async def note(self, note: Note) -> None:
+        await self._notes.add(note)
+
+    async def notes(self, until: int, limit: int) -> list[Note]:
+        return await self._notes.until(until, limit)
+
+    async def notes_of(self, agent_id: str) -> list[Note]:
+        return await self._notes.of(agent_id)
+
+    async def forget(self, note: Note) -> None:
+        await self._notes.remove(note)
 
     # --- queries
 
@@ -276,9 +348,6 @@ class DynamoRecords:
             await self.connection.repeat("put_item", Item={"pk": {"S": "meta"}, "sk": {"S": "health"}})
 
         return [("database", probe)]
-
-    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
-        return []
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         raise UnsupportedError(

@@ -7,6 +7,7 @@ head     ``a#`` agent id               ``head``                     the lease; `
 item     ``i#`` epoch ``#`` agent id   ``m/…``, ``t/…``, ``d/…``,   ``alt``: calls by id, events by seq; ``ts``: rows
                                        ``e/…``                      by time; ``rb`` and ``row``: rows of all agents
 part     ``p#`` epoch ``#`` agent id   key ``/`` revision ``/`` n   ``b``
+note     ``left`` n                    agent id ``/`` epoch         ``ts``: notes of where something may be left by time
 meta     ``meta``                      ``schema``                   ``version``
 ======== ============================= ============================ ==================================================
 

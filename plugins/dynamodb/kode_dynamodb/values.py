@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, TypeVar
@@ -17,16 +18,21 @@ import msgspec
 
 from kode_core.batch import Info, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place
+from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place, removed
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError
 from kode_dynamodb.connection import Record
 from kode_dynamodb.schema import BUCKETS, DAY_S, TTL
 
 __all__ = [
     "HEAD",
+    "HEAD_FIELDS",
     "INDEX_PREFIX",
+    "NO_FILTER",
+    "Filter",
     "agent_of",
+    "bucket_of",
     "buckets",
+    "epochs_of",
     "filed_counts",
     "filed_row",
     "found_head",
@@ -35,6 +41,7 @@ __all__ = [
     "head_key",
     "head_values",
     "hexed",
+    "index_filter",
     "item_key",
     "item_values",
     "moment",
@@ -47,7 +54,10 @@ __all__ = [
 ]
 
 HEAD: Final = "head"
+HEAD_FIELDS: Final = frozenset(("hd", "rev", "ep"))
+"""A lease alone has none of these. A head that has lost one of them is damaged, and not absent."""
 INDEX_PREFIX: Final = {"messages": "m", "tool_calls": "t"}
+_TAGS: Final = {"messages": "message", "tool_calls": "tool_call", "events": "event"}
 
 _PLAIN_BYTES: Final = 1024
 _META_BYTES: Final = 100_000
@@ -120,7 +130,8 @@ def buckets(kind: str) -> list[str]:
     return [f"{kind}{n}" for n in range(BUCKETS)]
 
 
-def _bucket(kind: str, agent_id: str) -> Record:
+def bucket_of(kind: str, agent_id: str) -> Record:
+    """The partition of an agent, for one kind of item."""
     digest = blake2b(agent_id.encode(), digest_size=2).digest()
     return {"S": f"{kind}{int.from_bytes(digest, 'big') % BUCKETS}"}
 
@@ -190,10 +201,20 @@ def _intact(what: str) -> Callable[[Callable[[Record], _T]], Callable[[Record], 
 
 def head_values(head: HeadRecord) -> dict[str, Record | None]:
     """All of a head but its lease; None for what it does not have."""
-    info, known = head.info, _bucket("h", head.agent_id)
+    return {
+        **_filed_values(head),
+        "meta": None if head.info is None else {"B": _meta_of(head.info)},
+        **settled_values(head),
+    }
+
+
+def _filed_values(head: HeadRecord) -> dict[str, Record | None]:
+    """What conditions and indexes need of a head besides."""
+    info, known = head.info, bucket_of("h", head.agent_id)
     stamp = position_key(head.updated_at, head.agent_id)
     return {
         "hx": {"S": hexed(head.agent_id)},
+        "ep": {"S": head.epoch},
         "rev": _number(head.rev),
         "u": _number(head.updated_at),
         "mc": _number(head.messages.count),
@@ -202,8 +223,6 @@ def head_values(head: HeadRecord) -> dict[str, Record | None]:
         "up": {"S": stamp} if head.is_used else None,
         "nb": None if info is None else known,
         "cr": None if info is None else {"S": position_key(info.created_at, head.agent_id)},
-        "meta": None if info is None else {"B": _meta_of(info)},
-        **settled_values(head),
     }
 
 
@@ -214,9 +233,14 @@ def settled_values(head: HeadRecord) -> dict[str, Record | None]:
     """
     return {
         "hd": {"B": zlib.compress(_pack(head), 1)},
-        "pd": None if head.is_settled else _bucket("h", head.agent_id),
+        "pd": _settled_bucket(head),
         TTL: _number(int(time.time()) + DAY_S) if head.may_be_forgotten else None,
     }
+
+
+def _settled_bucket(head: HeadRecord) -> Record | None:
+    """Where a head that is not settled is found."""
+    return None if head.is_settled else bucket_of("h", head.agent_id)
 
 
 def _meta_of(info: Info) -> bytes:
@@ -254,10 +278,29 @@ def found_meta(found: Record) -> Info | None:
 
 @_intact("its head")
 def found_head(found: Record) -> HeadRecord | None:
-    """The head of an item; None when there is a lease alone."""
-    if "hd" not in found:
+    """The head of an item; None when there is a lease alone.
+
+    What stands there for conditions and indexes must be the same, or writes would be refused, and queries wrong.
+    """
+    if not HEAD_FIELDS & found.keys():
         return None
-    return _unpack(zlib.decompress(found["hd"]["B"]))
+    head = _unpack(zlib.decompress(found["hd"]["B"]))
+    filed = {**_filed_values(head), "pd": _settled_bucket(head)}
+    if "ep" not in found:  # which earlier versions did not write
+        del filed["ep"]
+    if agent_of(found) != head.agent_id or any(found.get(name) != value for name, value in filed.items()):
+        raise ValueError
+    return head
+
+
+def epochs_of(found: Record) -> list[str]:
+    """The epochs that a head names, however damaged it is."""
+    epochs = set[str]()
+    with suppress(LookupError, TypeError, ValueError, zlib.error, msgspec.MsgspecError):
+        epochs.add(_unpack(zlib.decompress(found["hd"]["B"])).epoch)
+    with suppress(LookupError, TypeError):
+        epochs.add(str(found["ep"]["S"]))
+    return sorted(epochs)
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -265,6 +308,8 @@ def found_head(found: Record) -> HeadRecord | None:
 
 def item_values(place: Place, item: Item) -> Record:
     """An item."""
+    if item.is_removed:
+        return {**item_key(place, item.key), "rev": _number(item.rev), "gone": {"BOOL": True}}
     values: dict[str, Record | None] = {
         **item_key(place, item.key),
         "rev": _number(item.rev),
@@ -278,9 +323,39 @@ def item_values(place: Place, item: Item) -> Record:
     if isinstance(item.index, (MessageIndex, ToolCallIndex)):
         position = int(item.key[2:])
         values["ts"] = {"S": f"{item.key[0]}/{row_key(item.time, position)}"}
-        values["rb"] = _bucket(item.key[0], place.agent_id)
+        values["rb"] = bucket_of(item.key[0], place.agent_id)
         values["row"] = {"S": position_key(item.time, place.agent_id, position)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+class Filter(NamedTuple):
+    """Which of the items that a query reads are sent; reading costs the same."""
+
+    expression: str = ""
+    values: Record = {}  # noqa: RUF012 - never changed
+
+    def added_to(self, arguments: Record) -> Record:
+        """The arguments of a query, with this filter."""
+        if not self.expression:
+            return arguments
+        values = {**arguments["ExpressionAttributeValues"], **self.values}
+        return {**arguments, "FilterExpression": self.expression, "ExpressionAttributeValues": values}
+
+
+NO_FILTER: Final = Filter()
+
+
+def index_filter(kind: str, where: Sequence[tuple[str, str | bool]]) -> Filter:
+    """Leaves out items whose index is sure to have other values. It has to be looked at again in what is left.
+
+    An index is a text, in which a value stands as it was written; one that is compressed, or damaged, passes.
+    """
+    values = {":tag": {"S": f'{{"type":"{_TAGS[kind]}"'}}
+    for number, (name, value) in enumerate(where):
+        written = _encode(value).decode()
+        values[f":w{number}"] = {"S": written if name == "content_type" else f'"{name}":{written}'}
+    every = " AND ".join(f"contains(ix, :w{number})" for number in range(len(where)))
+    return Filter(f"(NOT begins_with(ix, :tag)) OR ({every})", values)
 
 
 @_intact("what a row is found by")
@@ -296,6 +371,8 @@ def _filed(found: Record) -> tuple[int, ItemIndex, int]:
 @_intact("one of its items")
 def found_item(found: Record) -> Item:
     """An item; its text is empty where it was not asked for."""
+    if "gone" in found:
+        return removed(found["sk"]["S"], int(found["rev"]["N"]))
     value: Any = found.get("b") or found.get("ev")
     milliseconds, index, rev = _filed(found)
     return Item(

@@ -28,7 +28,7 @@ from kode_mongo.options import MongoOptions
 from kode_mongo.schema import META
 from kode_mongo.uris import split_uri
 
-__all__ = ["Connection", "Document", "connect", "has_collections", "settled", "weight"]
+__all__ = ["Connection", "Document", "connect", "has_collections", "is_replicated", "settled", "weight"]
 
 T = TypeVar("T")
 Document: TypeAlias = dict[str, Any]
@@ -133,16 +133,19 @@ class Connection:
         limit: int | None = None,
         projection: Document | None = None,
         first_page: int = _FIRST_PAGE,
+        index: str | None = None,
     ) -> list[Document]:
         """The documents within the bounds of a key that is no two documents', in its order.
 
-        Each page is a call of its own: what is long takes longer, and is not too long for the time of one call.
+        Each page is a call of its own: what is long takes longer, and is not too long for the time of one call. It is
+        found by the index of the key, or by that of *index* and the key, where *wanted* has a value of that field.
         """
         found: list[Document] = []
         size, sort = first_page, [(by, -1 if descending else 1)]
+        hint = [(by, 1)] if index is None else [(index, 1), (by, 1)]
         while True:
             count = size if limit is None else min(size, limit - len(found))
-            how = {"projection": projection, "sort": sort, "hint": [(by, 1)], "limit": count, "batch_size": count + 1}
+            how = {"projection": projection, "sort": sort, "hint": hint, "limit": count, "batch_size": count + 1}
             page = await self.find(collection, {**wanted, by: bounds}, **how)
             found += page
             if len(page) < count or len(found) == limit:
@@ -198,6 +201,11 @@ class Connection:
 def weight(document: Document) -> int:
     """About how large a document is."""
     return _LEAST + sum(len(document.get(name) or "") for name in ("text", "bytes", "info", "state"))
+
+
+def is_replicated(hello: Document) -> bool:
+    """Whether a server that says this of itself is of a replica set, or leads to some."""
+    return "setName" in hello or hello.get("msg") == "isdbgrid"
 
 
 async def settled(value: Any) -> Any:

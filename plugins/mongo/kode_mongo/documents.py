@@ -5,36 +5,46 @@ No text of a caller's is ever a field's name: metadata is an array of ``{k, v}``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bson import Binary
 from bson.int64 import Int64
 
-from kode_core.batch import Info, ListHead, MessageIndex, SessionRow, ToolCallIndex
+from kode_core.batch import Found, Info, ListHead, MessageIndex, SessionRow, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.records import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place
+from kode_core.engines.records import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place, removed
 from kode_core.errors import CorruptRecordError
 from kode_mongo.connection import Document
 
 __all__ = [
     "NO_BODIES",
+    "NO_HEAD",
     "after_place",
+    "as_found",
     "found_anywhere",
     "found_head",
     "found_item",
     "found_session",
     "head_fields",
     "id_of",
+    "is_lease_alone",
     "item_document",
     "metadata_pairs",
     "part_id",
+    "removal",
     "settled_fields",
+    "sound",
 ]
 
 NO_BODIES: Final = {"text": 0}
+NO_HEAD: Final[Document] = {"rev": {"$exists": False}, "epoch": {"$exists": False}}
+"""The filter for a lease alone, or nothing. A head that has lost one of the two is damaged, and not absent."""
+
+
+T = TypeVar("T")
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
@@ -98,6 +108,29 @@ def _list(head: ListHead) -> Document:
     return {"version": Int64(head.version), "count": Int64(head.count)}
 
 
+def is_lease_alone(found: Mapping[str, Any]) -> bool:
+    """Whether a document, read without its lease, is no head; see :data:`NO_HEAD`."""
+    return not any(field in found for field in NO_HEAD)
+
+
+def as_found(found: Mapping[str, Any], wanted: Document) -> Document:
+    """The filter for a head that is still as it was found, and for which *wanted* holds."""
+    fields = ("epoch", "rev", "updated_at", "messages", "tool_calls", "pending", "state")
+    same = {name: {"$eq": found[name]} if name in found else {"$exists": False} for name in fields}
+    return {"_id": found["_id"], **same, **wanted}
+
+
+def sound(read: Callable[[Mapping[str, Any]], T], found: Sequence[Mapping[str, Any]]) -> Found[T]:
+    """What documents say, those that are damaged left out and named (QRY-9)."""
+    done, left_out = list[T](), list[str]()
+    for document in found:
+        try:
+            done.append(read(document))
+        except CorruptRecordError as exc:
+            left_out.append(exc.record)
+    return Found(done, left_out)
+
+
 def found_head(found: Mapping[str, Any]) -> HeadRecord:
     """The head of a document.
 
@@ -108,14 +141,14 @@ def found_head(found: Mapping[str, Any]) -> HeadRecord:
         return HeadRecord(
             agent_id=found["_id"],
             epoch=_text(found["epoch"]),
-            rev=int(found["rev"]),
-            info=_info(found) if found["listed"] else None,
-            updated_at=int(found["updated_at"]),
+            rev=_whole(found["rev"]),
+            info=_info(found) if _flag(found["listed"]) else None,
+            updated_at=_whole(found["updated_at"]),
             messages=_list_head(found["messages"]),
             tool_calls=_list_head(found["tool_calls"]),
-            is_used=bool(found["used"]),
-            is_numbered=bool(found["numbered"]),
-            is_settled=not found["pending"],
+            is_used=_flag(found["used"]),
+            is_numbered=_flag(found["numbered"]),
+            is_settled=not _flag(found["pending"]),
             state=_bytes(found["state"]),
         )
 
@@ -130,20 +163,20 @@ def found_session(found: Mapping[str, Any]) -> SessionRow:
         return SessionRow(
             found["_id"],
             Body(_text(found["info"]), _bytes(found["digest"])),
-            int(found["created_at"]),
-            int(found["updated_at"]),
-            int(found["messages"]["count"]),
+            _whole(found["created_at"]),
+            _whole(found["updated_at"]),
+            _whole(found["messages"]["count"]),
         )
 
 
 def _list_head(found: Mapping[str, Any]) -> ListHead:
-    return ListHead(int(found["version"]), int(found["count"]))
+    return ListHead(_whole(found["version"]), _whole(found["count"]))
 
 
 def _info(found: Mapping[str, Any]) -> Info:
     pairs = tuple((_text(pair["k"]), _text(pair["v"])) for pair in found["metadata"])
     body = Body(_text(found["info"]), _bytes(found["digest"]))
-    return Info(body, _text(found["template_id"]), int(found["created_at"]), pairs)
+    return Info(body, _text(found["template_id"]), _whole(found["created_at"]), pairs)
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -175,6 +208,12 @@ def item_document(place: Place, item: Item) -> Document:
     return document
 
 
+def removal(rev: int) -> Document:
+    """The update that leaves of an item the mark that it was removed."""
+    fields = ("time", "text", "digest", "parts", "index", "list", "alt")
+    return {"$set": {"rev": Int64(rev), "gone": True}, "$unset": dict.fromkeys(fields, "")}
+
+
 def _index(key: str, fields: Mapping[str, Any]) -> ItemIndex:
     match key[0]:
         case "m":
@@ -195,6 +234,8 @@ def found_item(found: Mapping[str, Any]) -> Item:
     """
     with _damaged(*_named(found)):
         key, alt = _text(found["key"]), found.get("alt")
+        if found.get("gone") is True:
+            return removed(key, int(found["rev"]))
         return Item(
             key=key,
             rev=int(found["rev"]),
@@ -232,6 +273,19 @@ def _damaged(record: str, problem: str) -> Iterator[None]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _whole(value: Any) -> int:
+    """A number that equals the one that was written, for us and for the filters of the server."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value:
+        raise TypeError
+    return int(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
         raise TypeError
     return value
 

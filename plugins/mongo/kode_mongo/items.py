@@ -7,20 +7,22 @@ from typing import Any, Final
 
 from bson import Binary
 from bson.int64 import Int64
-from pymongo import DeleteMany, InsertOne, ReplaceOne
+from pymongo import InsertOne, ReplaceOne, UpdateMany
 
 from kode_core.engines.records import Change, Cut, Item, Place, Span
 from kode_core.errors import StoreBusyError
 from kode_mongo.connection import Connection, Document, weight
-from kode_mongo.documents import NO_BODIES, after_place, found_item, id_of, item_document, part_id
+from kode_mongo.documents import NO_BODIES, after_place, found_item, id_of, item_document, part_id, removal
 from kode_mongo.errors import is_duplicate
-from kode_mongo.schema import ITEMS, PARTS
+from kode_mongo.schema import ITEMS, PARTS, is_common_channel
 
 __all__ = ["Items"]
 
 _AT_ONCE: Final = 1_000
 _BYTES_AT_ONCE: Final = 4_000_000
 _ROUNDS: Final = 30
+_REVS: Final = {"rev": 1, "gone": 1}
+_CHANNEL: Final = "index.channel"
 
 
 class Items:
@@ -37,7 +39,7 @@ class Items:
         """See ``RecordStore.items``."""
         wanted: Document = {"agent_id": place.agent_id}
         if span.channel is not None:
-            wanted["index.channel"] = span.channel
+            wanted[_CHANNEL] = span.channel
         found = await self._connection.pages(
             self._items,
             wanted,
@@ -46,12 +48,17 @@ class Items:
             descending=span.descending,
             limit=span.limit,
             projection=None if span.bodies else NO_BODIES,
+            index=None if span.channel is None or is_common_channel(span.channel) else _CHANNEL,
         )
         return [found_item(document) for document in found]
 
     async def apply(self, place: Place, changes: Sequence[Change]) -> None:
         """See ``RecordStore.apply``. What is cut goes first: then fewer items stand in the way of what is put."""
-        cuts = [DeleteMany(_cut(place, change)) for change in changes if isinstance(change, Cut)]
+        cuts = [
+            UpdateMany({**_cut(place, change), "gone": None}, removal(change.rev))
+            for change in changes
+            if isinstance(change, Cut)
+        ]
         for i in range(0, len(cuts), _AT_ONCE):
             await self._write(self._items, cuts[i : i + _AT_ONCE])
         puts = [item_document(place, change) for change in changes if isinstance(change, Item)]
@@ -94,10 +101,10 @@ class Items:
     async def _replace(self, documents: Sequence[Document]) -> list[Document]:
         """Replace what is older; those documents that are to be inserted, as there is none by now."""
         wanted = {"_id": {"$in": [document["_id"] for document in documents]}, "agent_id": documents[0]["agent_id"]}
-        found = await self._connection.find(self._items, wanted, projection={"rev": 1}, batch_size=len(documents) + 1)
-        revs = {one["_id"]: one["rev"] for one in found}
-        absent = [document for document in documents if document["_id"] not in revs]
-        older = [document for document in documents if revs.get(document["_id"], document["rev"]) < document["rev"]]
+        found = await self._connection.find(self._items, wanted, projection=_REVS, batch_size=len(documents) + 1)
+        first = {one["_id"]: one["rev"] + (not one.get("gone")) for one in found}  # the least revision that may be put
+        absent = [document for document in documents if document["_id"] not in first]
+        older = [one for one in documents if one["_id"] in first and first[one["_id"]] <= one["rev"]]
         if not older:
             return absent
         done = await self._write(self._items, [ReplaceOne(_guarded(document), document) for document in older])
@@ -108,6 +115,12 @@ class Items:
         wanted = {"_id": {"$gte": id_of(place, ""), "$lt": after_place(place)}, "agent_id": place.agent_id}
         for collection in (self._items, self._parts):
             await self._connection.repeat(lambda c=collection: c.delete_many(wanted))  # type: ignore[misc]
+
+    async def epochs(self, agent_id: str) -> list[str]:
+        """The epochs at which there is anything of an agent."""
+        stages: list[Document] = [{"$match": {"agent_id": agent_id}}, {"$group": {"_id": "$epoch"}}]
+        found = [one for of in (self._items, self._parts) for one in await self._connection.aggregate(of, stages)]
+        return sorted({one["_id"] for one in found if isinstance(one["_id"], str)})
 
     # --- parts
 
@@ -134,6 +147,13 @@ class Items:
         wanted["key"] = {"$gte": first, "$lte": last}
         await self._connection.repeat(lambda: self._parts.delete_many(wanted))
 
+    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+        """See ``RecordStore.part_keys``."""
+        bounds = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
+        wanted = {"agent_id": place.agent_id, "key": {"$gte": first, "$lte": last}}
+        found = await self._connection.pages(self._parts, wanted, "_id", bounds, projection={"key": 1, "rev": 1})
+        return list(dict.fromkeys((part["key"], int(part["rev"])) for part in found))
+
     async def _write(self, collection: Any, writes: Sequence[Any]) -> Any:
         return await self._connection.repeat(lambda: collection.bulk_write(writes, ordered=False))
 
@@ -154,7 +174,10 @@ def _slices(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 
 def _guarded(document: Document) -> Document:
-    return {"_id": document["_id"], "agent_id": document["agent_id"], "rev": {"$lt": document["rev"]}}
+    """The filter for what a document may replace: an older one, or the mark of a removal at its own revision."""
+    rev = document["rev"]
+    is_before = {"$or": [{"rev": {"$lt": rev}}, {"rev": rev, "gone": True}]}
+    return {"_id": document["_id"], "agent_id": document["agent_id"], **is_before}
 
 
 def _cut(place: Place, cut: Cut) -> Document:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from kode_core.batch import Fence
 from kode_mongo.connection import Connection, Document
+from kode_mongo.documents import NO_HEAD
 from kode_mongo.errors import is_duplicate
 
 __all__ = ["Leases", "held"]
@@ -89,5 +90,6 @@ def _lease(owner: str, mine: Document, ttl_ms: int) -> Document:
 
 def _not_forgotten(ttl_ms: int) -> Document:
     """What has no head, or was deleted, is removed a day after its lease."""
-    is_nothing = {"$or": [{"$eq": [{"$type": "$rev"}, "missing"]}, {"$eq": [{"$type": "$gone"}, "date"]}]}
+    no_head = {"$and": [{"$eq": [{"$type": f"${field}"}, "missing"]} for field in NO_HEAD]}
+    is_nothing = {"$or": [no_head, {"$eq": [{"$type": "$gone"}, "date"]}]}
     return {"gone": {"$cond": [is_nothing, _until(ttl_ms), None]}}

@@ -11,7 +11,7 @@ from kode_core.errors import ConfigurationError
 from kode_core.server_options import Millis, Password, Port, Prefix, Secret, ServerOptions, see_host, see_password
 from kode_mongo.uris import see_parameters, shown_hosts, split_uri
 
-__all__ = ["MongoOptions"]
+__all__ = ["DEFAULT_DATABASE", "DEFAULT_PREFIX", "MongoOptions"]
 
 _NAME: Final = r'^[^/\\. "$*<>:|?\x00]+\Z'
 _NAME_BYTES: Final = 63
@@ -20,7 +20,8 @@ _Database = Annotated[
     msgspec.Meta(pattern=_NAME, max_length=_NAME_BYTES, extra={"form": "a name that MongoDB takes for a database"}),
 ]
 
-_DEFAULT_DATABASE: Final = "kode"
+DEFAULT_DATABASE: Final = "kode"
+DEFAULT_PREFIX: Final = "kode_"
 
 
 class MongoOptions(ServerOptions, frozen=True, kw_only=True):
@@ -60,7 +61,7 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
     idle_timeout_millis: Millis = 30_000
     connection_timeout_millis: Millis = 15_000
     command_timeout_millis: Millis = 10_000
-    collection_prefix: Prefix = "kode_"
+    collection_prefix: Prefix = DEFAULT_PREFIX
     create: bool = True
     client: Any = None
 
@@ -82,7 +83,7 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
     @property
     def database_name(self) -> str:
         """The database, wherever it was named."""
-        return self.database or (split_uri(self.uri).database if self.uri else "") or _DEFAULT_DATABASE
+        return self.database or (split_uri(self.uri).database if self.uri else "") or DEFAULT_DATABASE
 
     @property
     def place(self) -> str:

@@ -6,22 +6,32 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from pymongo import IndexModel
-
-from kode_core.batch import EngineIssue, Fence, SessionRow, Totals
+from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.closing import close_all
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
-from kode_mongo.connection import Connection, Document, connect
-from kode_mongo.documents import found_anywhere, found_head, found_session, head_fields, settled_fields
+from kode_mongo.connection import Connection, Document, connect, is_replicated
+from kode_mongo.documents import (
+    NO_HEAD,
+    as_found,
+    found_anywhere,
+    found_head,
+    found_session,
+    head_fields,
+    is_lease_alone,
+    settled_fields,
+    sound,
+)
 from kode_mongo.errors import is_duplicate
 from kode_mongo.items import Items
 from kode_mongo.leases import Leases, held
+from kode_mongo.migrations import migrate
+from kode_mongo.notes import Notes
 from kode_mongo.options import MongoOptions
 from kode_mongo.queries import next_prefix, rows_wanted, sessions_wanted
-from kode_mongo.schema import HEADS, INDEXES, ITEMS, META, PARTS, SCHEMA_VERSION, see_version
+from kode_mongo.schema import HEADS, ITEMS, META
 from kode_mongo.watch import HeadWatcher
 
 __all__ = ["MongoRecords", "open_records"]
@@ -32,7 +42,7 @@ _NO_LEASE: Final = {"lease": 0}
 
 
 async def open_records(options: MongoOptions) -> MongoRecords:
-    """Connect, and make what is missing; many may do so at once.
+    """Connect, and bring the indexes to this version; many may do so at once.
 
     Raises:
         StorageError: the server cannot be reached or used; says why.
@@ -40,25 +50,12 @@ async def open_records(options: MongoOptions) -> MongoRecords:
     connection = connect(options)
     try:
         hello = await connection.hello()
-        meta = connection.collection(META)
-        found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
-        if not see_version(found, connection.place, create=options.create):
-            await _make(connection)
+        await migrate(connection, options, hello)
     except BaseException:
         await connection.close()
         raise
-    streams = "setName" in hello or hello.get("msg") == "isdbgrid"
+    streams = is_replicated(hello)
     return MongoRecords(connection, watcher=HeadWatcher(connection.collection(HEADS)) if streams else None)
-
-
-async def _make(connection: Connection) -> None:
-    for name in (HEADS, ITEMS, PARTS):
-        models = [IndexModel(index.keys, **index.options) for index in INDEXES if index.collection == name]
-        collection = connection.collection(name)
-        await connection.repeat(lambda c=collection, m=models: c.create_indexes(m))  # type: ignore[misc]
-    meta = connection.collection(META)
-    version = {"$max": {"version": SCHEMA_VERSION}}
-    await connection.repeat(lambda: meta.update_one({"_id": "schema"}, version, upsert=True))
 
 
 class MongoRecords:
@@ -74,9 +71,9 @@ class MongoRecords:
         self._heads = connection.collection(HEADS)
         self._settled = connection.collection(HEADS, lasting=False)
         self._items = connection.collection(ITEMS)
-        self._parts = connection.collection(PARTS)
         self._meta = connection.collection(META)
         self._rows = Items(connection)
+        self._notes = Notes(connection)
         self._leases = Leases(connection, self._heads)
         self._watcher = watcher
 
@@ -86,13 +83,12 @@ class MongoRecords:
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
-        wanted = {"rev": {"$exists": True}}
         these = {"$in": list(agent_ids)}
-        found = await self.connection.pages(self._heads, wanted, "_id", these, projection=_NO_LEASE)
-        return [found_head(head) for head in found]
+        found = await self.connection.pages(self._heads, {}, "_id", these, projection=_NO_LEASE)
+        return [found_head(head) for head in found if not is_lease_alone(head)]
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
-        wanted: Document = {"_id": new.agent_id, "rev": {"$exists": False} if old is None else old.rev}
+        wanted: Document = {"_id": new.agent_id, **(NO_HEAD if old is None else {"rev": old.rev})}
         if fence is not None:
             wanted |= held(fence)
         upsert = old is None and fence is None
@@ -109,9 +105,22 @@ class MongoRecords:
 
         return await self.connection.write(call)
 
-    async def settle(self, head: HeadRecord) -> bool:
+    async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
         wanted, change = {"_id": head.agent_id, "rev": head.rev}, _head_change(head, settled_fields(head))
-        done = await self.connection.repeat(lambda: self._settled.update_one(wanted, change))
+        heads = self._heads if lasting else self._settled
+        done = await self.connection.repeat(lambda: heads.update_one(wanted, change))
+        return bool(done.matched_count)
+
+    async def remains(self, agent_id: str) -> Remains | None:
+        found = await self.connection.read(lambda: self._heads.find_one({"_id": agent_id}, _NO_LEASE))
+        if found is None or is_lease_alone(found):
+            return None
+        return Remains(agent_id, await self._rows.epochs(agent_id), found)
+
+    async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
+        wanted = as_found(remains.stored, held(fence) if fence is not None else {})
+        change = _head_change(new, head_fields(new))
+        done = await self.connection.write(lambda: self._heads.update_one(wanted, change))
         return bool(done.matched_count)
 
     async def unsettled(self) -> list[str]:
@@ -137,6 +146,23 @@ class MongoRecords:
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
         await self._rows.drop_parts(place, first, last, rev)
+
+    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+        return await self._rows.part_keys(place, first, last)
+
+    # --- notes
+
+    async def note(self, note: Note) -> None:
+        await self._notes.add(note)
+
+    async def notes(self, until: int, limit: int) -> list[Note]:
+        return await self._notes.until(until, limit)
+
+    async def notes_of(self, agent_id: str) -> list[Note]:
+        return await self._notes.of(agent_id)
+
+    async def forget(self, note: Note) -> None:
+        await self._notes.remove(note)
 
     # --- queries
 
@@ -171,12 +197,12 @@ class MongoRecords:
         found = await self.connection.find(
             self._heads, wanted, projection=dict.fromkeys(fields, 1), sort=sort, skip=query.offset, limit=query.limit
         )
-        return [found_session(head) for head in found]
+        return sound(found_session, found)
 
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
         wanted, sort = rows_wanted(query)
         found = await self.connection.find(self._items, wanted, sort=sort, limit=query.limit)
-        return [found_anywhere(document) for document in found]
+        return sound(found_anywhere, found)
 
     async def totals(self) -> Totals:
         counts: Document = {
@@ -224,19 +250,6 @@ class MongoRecords:
             await self.connection.repeat(lambda: self._meta.update_one({"_id": "health"}, write, upsert=True))
 
         return [("database", probe)]
-
-    async def inspect(self, agent_id: str | None) -> list[EngineIssue]:
-        if agent_id is None:
-            return []
-        heads = await self.heads([agent_id])
-        if any(not head.is_settled for head in heads):
-            return []
-        wanted = {"agent_id": agent_id, "epoch": {"$nin": [head.epoch for head in heads]}}
-        for collection in (self._items, self._parts):
-            if await self.connection.read(lambda c=collection: c.find_one(wanted, {"_id": 1})):  # type: ignore[misc]
-                text = "what was stored before a delete is still there"
-                return [EngineIssue("half_done_delete", agent_id, text)]
-        return []
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         raise UnsupportedError(f"a MongoDB database is backed up with mongodump: mongodump --archive={target}")

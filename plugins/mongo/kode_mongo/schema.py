@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
 from kode_core.errors import SchemaVersionError, StoreUnavailableError
-from kode_mongo.options import MongoOptions
+from kode_mongo.options import DEFAULT_DATABASE, DEFAULT_PREFIX, MongoOptions
 
 __all__ = [
     "COLLECTIONS",
@@ -18,11 +19,13 @@ __all__ = [
     "PARTS",
     "SCHEMA_VERSION",
     "Index",
+    "is_common_channel",
+    "remedy",
     "script",
     "see_version",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 HEADS: Final = "heads"
 ITEMS: Final = "items"
@@ -44,8 +47,36 @@ class Index(NamedTuple):
         return [(field, 1) for field in self.fields]
 
 
-_LISTED: Final = {"partialFilterExpression": {"listed": True}}
-_ROWS: Final = {"partialFilterExpression": {"list": {"$exists": True}}}
+def _where(condition: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"partialFilterExpression": condition}
+
+
+def _outside(field: str, *spans: tuple[str, str]) -> list[dict[str, Any]]:
+    """Conditions of which one holds where a field has a text outside of all spans: partial indexes know no ``$ne``.
+
+    They are ranges, since the server sees of ranges that what is asked for lies within them.
+    """
+    ends: list[str | None] = [None, *(end for span in spans for end in span), None]
+    pairs = zip(ends[::2], ends[1::2], strict=True)
+    bounds = ({"$gt": low, "$lt": high} for low, high in pairs)
+    return [{field: {name: end for name, end in bound.items() if end is not None}} for bound in bounds]
+
+
+_LISTED: Final = _where({"listed": True})
+_ROWS: Final = _where({"list": {"$exists": True}})
+_COMMON_CHANNEL: Final = "progress"
+
+# What most rows have, in every store, is soon found by reading them in the order of time. An index of the others is
+# small, and costs the writers of most rows nothing but the look at its condition.
+_RARE_ROLE: Final = _outside("index.role", ("assistant", "assistant"), ("user", "user"))
+_RARE_TYPE: Final = _outside("index.content_types", ("text", "tool_use"))  # and "tool_result", between the two
+_RARE_STATE: Final = _outside("index.state", ("COMPLETED", "COMPLETED"))
+_RARE_CHANNEL: Final = _outside("index.channel", (_COMMON_CHANNEL, _COMMON_CHANNEL))
+_ERROR: Final = {"index.is_error": True}
+_APPROVAL: Final = {"index.has_approval": True}
+
+_BY_TIME: Final = ("time", "agent_id", "key")
+_OF_ONE: Final = ("agent_id", "time", "key")
 
 INDEXES: Final = (
     Index(HEADS, ["created_at", "_id"], _LISTED),
@@ -53,16 +84,45 @@ INDEXES: Final = (
     Index(HEADS, ["messages.count", "_id"], _LISTED),
     Index(HEADS, ["template_id", "created_at", "_id"], _LISTED),
     Index(HEADS, ["metadata"], _LISTED),
-    Index(HEADS, ["pending"], {"partialFilterExpression": {"pending": True}}),
+    Index(HEADS, ["pending"], _where({"pending": True})),
     Index(HEADS, ["gone"], {"expireAfterSeconds": 86_400}),
     Index(ITEMS, ["alt"], {"sparse": True}),
-    Index(ITEMS, ["agent_id", "list", "time", "key"], _ROWS),
-    Index(ITEMS, ["list", "time", "agent_id", "key"], _ROWS),
-    Index(ITEMS, ["index.tool_name", "time", "agent_id", "key"], {"partialFilterExpression": {"list": "tool_calls"}}),
+    Index(ITEMS, ["agent_id", "list", *_BY_TIME[::2]], _ROWS),
+    Index(ITEMS, ["list", *_BY_TIME], _ROWS),
+    Index(ITEMS, ["index.tool_name", *_BY_TIME], _where({"list": "tool_calls"})),
     Index(ITEMS, ["agent_id", "epoch"]),
     Index(PARTS, ["agent_id", "epoch"]),
+    # Version 2. Rare rows of all agents, in the order of a query: a page costs what it holds. A rare row has an entry
+    # for each of its rare values; a message with a rare type has one for each of its types.
+    Index(ITEMS, ["index.role", *_BY_TIME], _where({"$or": _RARE_ROLE})),
+    Index(ITEMS, ["index.content_types", *_BY_TIME], _where({"$or": _RARE_TYPE})),
+    Index(ITEMS, ["index.state", *_BY_TIME], _where({"$or": _RARE_STATE})),
+    Index(ITEMS, ["index.is_error", *_BY_TIME], _where(_ERROR)),
+    Index(ITEMS, ["index.has_approval", *_BY_TIME], _where(_APPROVAL)),
+    # The same of one agent, which may be large among many: one index for each list. What rows are found by stands
+    # behind their place, so that a page passes over entries of the agent's other rare rows, and reads none but its own.
+    # A rare row has one more entry here, a message one for each of its types.
+    Index(ITEMS, [*_OF_ONE, "index.role", "index.content_types"], _where({"$or": [*_RARE_ROLE, *_RARE_TYPE]})),
+    Index(
+        ITEMS,
+        [*_OF_ONE, "index.state", "index.is_error", "index.has_approval"],
+        _where({"$or": [*_RARE_STATE, _ERROR, _APPROVAL]}),
+    ),
+    # Events of rare channels, by offset and by seq; ids and alts begin with what stands for the agent. Each such event
+    # has two entries; one of progress, as most are, has none.
+    Index(ITEMS, ["index.channel", "_id"], _where({"$or": _RARE_CHANNEL})),
+    Index(ITEMS, ["index.channel", "alt"], _where({"$or": _RARE_CHANNEL})),
 )
-"""Beside those of ``_id``, which begins with what stands for the agent, so that an agent's items lie together."""
+"""Next to those of ``_id``, which begins with what stands for the agent, so that an agent's items lie together.
+
+Those of version 2 are of fields that version 1 wrote already: its documents stay as they are, and its programs that
+still run keep them right. A ``$or`` in a condition needs MongoDB 6.0.
+"""
+
+
+def is_common_channel(channel: str) -> bool:
+    """Whether the events of a channel are in no index of channels."""
+    return channel == _COMMON_CHANNEL
 
 
 def script(options: MongoOptions) -> str:
@@ -77,22 +137,29 @@ def script(options: MongoOptions) -> str:
     return f"db = db.getSiblingDB({json.dumps(options.database_name)});\n{''.join(made)}{version}"
 
 
-def see_version(found: Mapping[str, Any] | None, place: str, *, create: bool) -> bool:
-    """Whether the indexes are those of this version; False when they are to be made.
+def remedy(options: MongoOptions) -> str:
+    """The command that makes the indexes, for those who may."""
+    given = {"database": options.database_name, "collection_prefix": options.collection_prefix}
+    usual = {"database": DEFAULT_DATABASE, "collection_prefix": DEFAULT_PREFIX}
+    named = urlencode([(name, value) for name, value in given.items() if value != usual[name]])
+    where = f"'mongo:?{named}'" if named else "mongo"
+    return f"run what kode schema {where} --print prints, in mongosh, as a user who may make indexes"
+
+
+def see_version(found: Mapping[str, Any] | None, options: MongoOptions) -> int:
+    """The version of what is there, 0 for nothing. Only with ``create`` it may be less than this one.
 
     Raises:
-        SchemaVersionError: they are of a newer version.
-        StoreUnavailableError: they are to be made, and *create* forbids it.
+        SchemaVersionError: the indexes are of a newer version.
+        StoreUnavailableError: they are to be made, and ``create`` is off.
     """
     version = 0 if found is None else int(found["version"])
     if version > SCHEMA_VERSION:
         raise SchemaVersionError(
-            f"{place} has schema {version}, and this kode-mongo knows up to {SCHEMA_VERSION}: "
+            f"{options.place} has schema {version}, and this kode-mongo knows up to {SCHEMA_VERSION}: "
             "run: pip install --upgrade kode-mongo"
         )
-    if version < SCHEMA_VERSION and not create:
-        raise StoreUnavailableError(
-            f"{place}: there are no collections of kode and create is off; "
-            "run what 'kode schema mongo --print' prints, in mongosh"
-        )
-    return version == SCHEMA_VERSION
+    if version < SCHEMA_VERSION and not options.create:
+        what = f"the indexes are of version {version}" if version else "there are no collections of kode"
+        raise StoreUnavailableError(f"{options.place}: {what} and create is off; {remedy(options)}")
+    return version

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from statistics import median
 from typing import Any
 
 import pymongo
 import pytest
 from bson.errors import BSONError
+from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
 from kode_conformance import samples
+from kode_conformance.record_damage import Damage, check_damaged_heads
 from kode_conformance.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_head, a_message
 from kode_mongo import MongoStore
 from kode_mongo.connection import connect, settled
@@ -28,7 +29,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from msgspec.structs import replace
 from pymongo import errors
 
-from kode_core.batch import Info
+from kode_core.batch import Found, Info
 from kode_core.codec import Body
 from kode_core.engines.records import Cut, Span
 from kode_core.errors import (
@@ -46,6 +47,7 @@ from kode_core.errors import (
     UnsupportedError,
 )
 from kode_core.query import RowQuery, SessionQuery
+from plugins.mongo.tests.mongosh import run_in_mongosh
 
 
 @pytest.fixture(params=["motor", "pymongo"])
@@ -255,26 +257,14 @@ async def test_a_newer_schema_is_refused(server: Server, database: str) -> None:
 
 async def test_without_the_right_to_make_indexes(server: Server, database: str) -> None:
     """With ``create`` off nothing is made, and the error says what to run; afterwards the store opens."""
-    with pytest.raises(StoreUnavailableError, match="kode schema mongo --print"):
+    with pytest.raises(StoreUnavailableError, match=rf"kode schema 'mongo:\?database={database}' --print"):
         await MongoStore(server.uri, database=database, create=False).open()
     with server.client() as client:
         assert client[database].list_collection_names() == []
-        for line in script(MongoOptions(database=database)).splitlines()[1:]:
-            run_in_mongosh(client[database], line)
+        run_in_mongosh(client[database], script(MongoOptions(database=database)))
     async with MongoStore(server.uri, database=database, create=False) as store:
         await store.append_messages("a", samples.messages(2))
         assert len(await store.load_messages("a")) == 2
-
-
-def run_in_mongosh(database: Any, line: str) -> None:
-    """What mongosh makes of a printed line."""
-    collection, _, call = line.removeprefix('db.getCollection("').partition('").')
-    method, _, arguments = call.removesuffix(");").partition("(")
-    values = json.loads(f"[{arguments}]")
-    if method == "createIndex":
-        database[collection].create_index(list(values[0].items()), **values[1])
-    else:
-        database[collection].update_one(values[0], values[1], **values[2])
 
 
 async def test_what_is_told_when_it_cannot_be_opened(server: Server) -> None:
@@ -539,14 +529,56 @@ async def test_what_somebody_damaged_is_said_to_be_damaged(server: Server, datab
 
 
 async def is_damaged(read: Any) -> bool:
-    """Whether a read says so; otherwise it needs nothing of what was damaged."""
+    """Whether a read says so, or a query names it; otherwise it needs nothing of what was damaged."""
     try:
-        await read()
+        found = await read()
+        return isinstance(found, Found) and any("'a'" in name for name in found.left_out)
     except CorruptRecordError as exc:
         assert "'a'" in str(exc)
         assert "s3cret" not in str(exc)
         return True
-    return False
+
+
+def damages(server: Server, database: str) -> list[Damage]:
+    """Every field of a head: missing, of another type, empty, or another one that may be there."""
+
+    def change(update: dict[str, Any]) -> Callable[[str], Awaitable[object]]:
+        async def damage(agent_id: str) -> None:
+            with server.client() as client:
+                done = client[database]["kode_heads"].update_one({"_id": agent_id}, update)
+                assert done.matched_count
+
+        return damage
+
+    others: dict[str, Any] = {
+        "epoch": "f" * 16, "rev": Int64(5), "updated_at": Int64(7), "messages": {"version": 9, "count": 3},
+        "messages.count": Int64(1), "tool_calls.count": Int64(2), "used": False, "numbered": False, "listed": False,
+        "pending": True, "digest": b"0123456789abcdef", "template_id": "other", "created_at": Int64(9),
+        "state": b"\x80", "info": "{}", "metadata": [],
+    }  # fmt: skip
+    junk = ["junk", None]
+    made = [(f"{field} missing", change({"$unset": {field: 1}})) for field in others]
+    made += [(f"{field} is {one!r}", change({"$set": {field: one}})) for field in others for one in junk]
+    return made + [(f"{field} is another", change({"$set": {field: one}})) for field, one in others.items()]
+
+
+async def test_a_damaged_head_fails_its_own_agent_alone(server: Server, database: str) -> None:
+    """Whatever of it is damaged, and a delete ends it."""
+    unread = await check_damaged_heads(lambda: MongoStore(server.uri, database=database), damages(server, database))
+    needed = (
+        "epoch",
+        "rev",
+        "updated_at",
+        "messages",
+        "tool_calls.count",
+        "used",
+        "pending",
+        "state",
+        "messages.count",
+    )
+    for field in needed:
+        ways = {"missing", "is 'junk'", "is None", "is another"}
+        assert {f"{field} {way}" for way in ways} <= set(unread)
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------

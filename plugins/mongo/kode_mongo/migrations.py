@@ -1,0 +1,101 @@
+"""Bringing the indexes to this version when a store is opened, whoever else tries the same.
+
+An index of a large collection takes longer to make than a call may. The server goes on with it when the client leaves,
+so that the time limit of a call only decides how long to wait for the answer: afterwards the server is asked now and
+then whether it still makes the index, and, as soon as it does not, for the index again, which it then has, or begins
+anew if something stopped it. An answer alone is no proof: the server may give it while it makes the index for somebody
+else. Others read and write meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Final
+
+from pymongo import IndexModel
+from pymongo.read_concern import ReadConcern
+
+from kode_core.errors import OutcomeUnknownError, StoreReadOnlyError, StoreUnavailableError
+from kode_core.opening import without_deadline
+from kode_mongo.connection import Connection, Document, is_replicated
+from kode_mongo.options import MongoOptions
+from kode_mongo.schema import HEADS, INDEXES, ITEMS, META, PARTS, SCHEMA_VERSION, remedy, see_version
+
+__all__ = ["migrate"]
+
+log = logging.getLogger("kode_core")
+
+_OLDEST: Final = 17
+"""The version of MongoDB 6.0's protocol: older servers know no ``$or`` in the condition of an index."""
+_FIRST_LOOK_S: Final = 0.1
+_LATER_LOOKS_S: Final = 5.0
+
+
+async def migrate(connection: Connection, options: MongoOptions, hello: Document) -> None:
+    """Make the indexes that are missing; many may try at once (OPS-7, OPS-8).
+
+    *hello* is what the server says of itself.
+
+    Raises:
+        SchemaVersionError: the indexes are of a newer version; nothing is changed.
+        StoreReadOnlyError: the user may not make them.
+        StoreUnavailableError: something is to be made, and the options forbid it, or the server is too old.
+    """
+    meta = connection.collection(META)
+    found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
+    version = see_version(found, options)
+    if version == SCHEMA_VERSION:
+        return
+    if hello.get("maxWireVersion", 0) < _OLDEST:
+        raise StoreUnavailableError(f"{options.place}: kode-mongo needs MongoDB 6.0 or later to make its indexes")
+    if version:
+        log.info("%s: indexes of version %d become version %d", options.place, version, SCHEMA_VERSION)
+    try:
+        with without_deadline() if version else nullcontext():
+            for name in (HEADS, ITEMS, PARTS):
+                await _make(connection, name, is_voted=is_replicated(hello))
+            reached = {"$max": {"version": SCHEMA_VERSION}}
+            await connection.repeat(lambda: meta.update_one({"_id": "schema"}, reached, upsert=True))
+    except StoreReadOnlyError as exc:
+        if not version:
+            raise
+        raise StoreReadOnlyError(
+            f"{options.place}: the indexes are of version {version}, and the user lacks the right to make those of"
+            f" version {SCHEMA_VERSION}; {remedy(options)}"
+        ) from exc
+
+
+async def _make(connection: Connection, name: str, *, is_voted: bool) -> None:
+    """Make the indexes of a collection, in one pass over it, however long that takes.
+
+    With a majority, as all writes: the server would wait for every member otherwise, also for one that is down.
+    """
+    collection = connection.collection(name)
+    models = [IndexModel(index.keys, **index.options) for index in INDEXES if index.collection == name]
+    quorum = {"commitQuorum": "majority"} if is_voted else {}
+    pause = _FIRST_LOOK_S
+    while True:
+        is_answered = True
+        try:
+            await connection.write(lambda: collection.create_indexes(models, **quorum))
+        except OutcomeUnknownError:
+            is_answered = False
+        is_busy = await _are_made(connection, collection, models)
+        if is_answered and not is_busy:
+            return
+        log.info("%s: the server still makes indexes of %s", connection.place, name)
+        while is_busy:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LATER_LOOKS_S)
+            is_busy = await _are_made(connection, collection, models)
+
+
+async def _are_made(connection: Connection, collection: Any, models: Sequence[IndexModel]) -> bool:
+    """Whether the server makes some of the indexes at this moment."""
+    local = collection.with_options(read_concern=ReadConcern("local"))  # that of a majority cannot be asked for this
+    found = await connection.aggregate(local, [{"$collStats": {"storageStats": {}}}])
+    building = {name for shard in found for name in shard["storageStats"].get("indexBuilds", ())}
+    return not building.isdisjoint(model.document["name"] for model in models)

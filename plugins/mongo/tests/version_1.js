@@ -1,0 +1,14 @@
+db.getCollection("kode_heads").createIndex({"created_at": 1, "_id": 1}, {"partialFilterExpression": {"listed": true}});
+db.getCollection("kode_heads").createIndex({"updated_at": 1, "_id": 1}, {"partialFilterExpression": {"listed": true}});
+db.getCollection("kode_heads").createIndex({"messages.count": 1, "_id": 1}, {"partialFilterExpression": {"listed": true}});
+db.getCollection("kode_heads").createIndex({"template_id": 1, "created_at": 1, "_id": 1}, {"partialFilterExpression": {"listed": true}});
+db.getCollection("kode_heads").createIndex({"metadata": 1}, {"partialFilterExpression": {"listed": true}});
+db.getCollection("kode_heads").createIndex({"pending": 1}, {"partialFilterExpression": {"pending": true}});
+db.getCollection("kode_heads").createIndex({"gone": 1}, {"expireAfterSeconds": 86400});
+db.getCollection("kode_items").createIndex({"alt": 1}, {"sparse": true});
+db.getCollection("kode_items").createIndex({"agent_id": 1, "list": 1, "time": 1, "key": 1}, {"partialFilterExpression": {"list": {"$exists": true}}});
+db.getCollection("kode_items").createIndex({"list": 1, "time": 1, "agent_id": 1, "key": 1}, {"partialFilterExpression": {"list": {"$exists": true}}});
+db.getCollection("kode_items").createIndex({"index.tool_name": 1, "time": 1, "agent_id": 1, "key": 1}, {"partialFilterExpression": {"list": "tool_calls"}});
+db.getCollection("kode_items").createIndex({"agent_id": 1, "epoch": 1}, {});
+db.getCollection("kode_parts").createIndex({"agent_id": 1, "epoch": 1}, {});
+db.getCollection("kode_meta").updateOne({"_id": "schema"}, {"$max": {"version": 1}}, {"upsert": true});
