@@ -40,6 +40,18 @@ def _span(column: LiteralString, span: Range) -> Condition | None:
     return Condition(together, [end for end in (span.start, span.end) if end is not None]) if ends else None
 
 
+def _ahead(query: SessionQuery | RowQuery, column: str) -> Range:
+    """The span of a column of time, without the bound that what the query goes on behind is past already.
+
+    Of two bounds on one side SQLite looks up one, and goes over all rows that are between them.
+    """
+    span: Range = getattr(query, column.removesuffix("_at"))
+    sort_by = query.sort_by if isinstance(query, SessionQuery) else "created_at"
+    if query.after is None or column != sort_by:
+        return span
+    return replace(span, end=None) if query.descending else replace(span, start=None)
+
+
 def _beyond(columns: Sequence[LiteralString], after: Sequence[Any], *, descending: bool) -> Condition:
     together: LiteralString = ", ".join(columns)
     marks: LiteralString = ", ".join(["?"] * len(columns))
@@ -65,8 +77,8 @@ def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
         "agent": None if query.agent_id is None else Condition("a.agent_id = ?", (query.agent_id,)),
         "template": None if query.template_id is None else Condition("a.template_id = ?", (query.template_id,)),
         **{pair: Condition(_HAS_VALUE, pair) for pair in query.metadata},
-        "created_at": _span("a.created_at", query.created),
-        "updated_at": _span("a.updated_at", query.updated),
+        "created_at": _span("a.created_at", _ahead(query, "created_at")),
+        "updated_at": _span("a.updated_at", _ahead(query, "updated_at")),
     }
     if query.after is not None:
         columns = (f"a.{_SORTED[query.sort_by][0]}", "a.agent_id")
@@ -112,7 +124,7 @@ def _rarest_first(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple[str, str]) -> Way:
     """By the agents that have a value in their metadata, which are in the order of their age."""
     by_age = query.sort_by == "created_at"
-    looked_up = [Condition("m.key = ? AND m.value = ?", pair), _span("m.created_at", query.created)]
+    looked_up = [Condition("m.key = ? AND m.value = ?", pair), _span("m.created_at", _ahead(query, "created_at"))]
     order: tuple[LiteralString, ...] = ("m.created_at", "m.agent_id")
     if by_age and query.after is not None:
         looked_up.append(_beyond(order, query.after, descending=query.descending))
@@ -214,7 +226,7 @@ def _row_conditions(query: RowQuery) -> dict[str, Condition]:
     for name, value in query.where:
         is_flag = (name, value) in _FLAGS
         found[name] = Condition(_FLAGS[name, value]) if is_flag else Condition(_IS[name], (value,))
-    span = _span("r.created_at", query.created)
+    span = _span("r.created_at", _ahead(query, "created_at"))
     return found if span is None else {**found, "created_at": span}
 
 
@@ -268,7 +280,7 @@ def _of_type(query: RowQuery, content_type: str, rest: Sequence[Condition]) -> W
     """
     entries = LISTED["messages"]
     order: tuple[LiteralString, ...] = ("t.created_at", "t.agent_id", "t.position")
-    looked_up = [Condition("t.type = ?", (content_type,)), _span("t.created_at", query.created)]
+    looked_up = [Condition("t.type = ?", (content_type,)), _span("t.created_at", _ahead(query, "created_at"))]
     if query.after is not None:
         looked_up.append(_beyond(order, query.after, descending=query.descending))
     seen = [Condition(f"({_OTHER} OR {condition.sql})", condition.args) for condition in rest]

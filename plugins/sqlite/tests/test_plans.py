@@ -18,9 +18,9 @@ from plugins.sqlite.tests import large
 from plugins.sqlite.tests.plans import counted, plan
 
 PAGE: Final = 100
-A_PAGE: Final = 90 * PAGE
+A_PAGE: Final = 80 * PAGE
 """Steps for a page that one index finds in its order: some dozens for a row."""
-A_CHOICE: Final = 800 * PAGE
+A_CHOICE: Final = 10 * A_PAGE
 """Steps for a page that several indexes could find: each is tried on a few rows."""
 
 
