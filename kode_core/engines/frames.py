@@ -226,7 +226,7 @@ def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, byte
         texts.append(body.text.encode(errors="surrogateescape"))  # a damaged one stays as it is
         return Body(str(len(texts[-1])), body.digest)
 
-    batch = None if frame.batch is None else with_bodies(frame.batch, sized)
+    batch = None if frame.batch is None else with_bodies(frame.batch.data, sized)
     header = msgspec.json.encode(msgspec.structs.replace(frame, batch=batch)) + b"\n"
     bodies = b"".join(text + b"\n" for text in texts)
     prefix = prefix_of(header, start, len(bodies), seed)

@@ -169,9 +169,12 @@ class Search:
 
     async def sessions(self, filters: Any) -> Page[SessionInfo]:
         query = session_query(filters)
-        rows = await self._context.engine.find_sessions(replace(query, limit=query.limit + 1)) if query.limit else []
         return await _page(
-            query, rows, lambda row: row.info, _session, lambda row: (getattr(row, query.sort_by), row.agent_id)
+            query,
+            self._context.engine.find_sessions,
+            lambda row: row.info,
+            _session,
+            lambda row: (getattr(row, query.sort_by), row.agent_id),
         )
 
     async def messages(self, filters: Any) -> Page[StoredMessage]:
@@ -181,9 +184,12 @@ class Search:
         return await self._rows(tool_call_query(filters), _stored_tool_call)
 
     async def _rows(self, query: RowQuery, item: Callable[[FoundRow, Pace], Awaitable[T]]) -> Page[T]:
-        rows = await self._context.engine.find_rows(replace(query, limit=query.limit + 1)) if query.limit else []
         return await _page(
-            query, rows, lambda row: row.body, item, lambda row: (row.created_at, row.agent_id, row.position)
+            query,
+            self._context.engine.find_rows,
+            lambda row: row.body,
+            item,
+            lambda row: (row.created_at, row.agent_id, row.position),
         )
 
     async def stats(self, agent_id: str) -> AgentStats:
@@ -214,6 +220,7 @@ class Search:
 
 
 Row = TypeVar("Row")
+Query = TypeVar("Query", SessionQuery, RowQuery)
 
 
 class SizedPage(Page[T]):
@@ -225,24 +232,40 @@ class SizedPage(Page[T]):
 
 
 async def _page(
-    query: SessionQuery | RowQuery,
-    rows: Sequence[Row],
+    query: Query,
+    find: Callable[[Query], Awaitable[Sequence[Row]]],
     body: Callable[[Row], Body],
     item: Callable[[Row, Pace], Awaitable[T]],
     key: Callable[[Row], tuple[Any, ...]],
 ) -> Page[T]:
-    shown = rows[: query.limit]
-    cursor = make_cursor(query, key(shown[-1])) if len(rows) > query.limit and shown else None
+    """A page; others that match are read in the place of those that cannot be, which are named (QRY-5, QRY-9)."""
     pace = Pace()
     items: list[T] = []
-    left_out = list(left_out_of(rows))
-    for row in shown:
-        try:
-            items.append(await item(row, pace))
-        except CorruptRecordError as exc:
-            left_out.append(exc.record)
+    left_out: list[str] = []
+    characters = 0
+    cursor: str | None = None
+    asked, most = query, query.limit
+    while len(items) < query.limit:
+        rows = await find(replace(asked, limit=most + 1))
+        left_out += left_out_of(rows)
+        shown = 0
+        for row in rows[:most]:
+            shown += 1
+            characters += len(body(row).text)
+            try:
+                items.append(await item(row, pace))
+            except CorruptRecordError as exc:
+                left_out.append(exc.record)
+            if len(items) == query.limit:
+                break
+        if shown == len(rows):
+            break
+        if len(items) == query.limit:
+            cursor = make_cursor(query, key(rows[shown - 1]))
+        asked = replace(asked, after=key(rows[shown - 1]), offset=0)
+        most = max(query.limit - len(items), min(2 * most, FIRST_PAGE))  # or a row at a time, where many are damaged
     page = SizedPage(items, cursor, tuple(left_out))
-    page.characters = sum(len(body(row).text) for row in shown)
+    page.characters = characters
     return page
 
 

@@ -33,6 +33,12 @@ _BY_CODE: Final[dict[int, tuple[type[KodeError], str]]] = {
     sqlite3.SQLITE_NOMEM: (StoreUnavailableError, "out of memory"),
     sqlite3.SQLITE_TOOBIG: (PayloadTooLargeError, "a record is larger than the 1 GB that SQLite holds"),
 }
+_PRIMARY: Final = {  # extended codes that say more than their low byte
+    sqlite3.SQLITE_IOERR_SHMSIZE: sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR_NOMEM: sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_IOERR_DATA: sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_IOERR_CORRUPTFS: sqlite3.SQLITE_CORRUPT,
+}
 _CORRUPT: Final = {
     sqlite3.SQLITE_CORRUPT: "the database file is damaged; put back a backup, or try 'sqlite3 FILE .recover'",
     sqlite3.SQLITE_NOTADB: "this file is no SQLite database; give another db_path",
@@ -45,6 +51,8 @@ DRIVER_ERRORS: Final = (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeEr
 
 def to_kode_error(exc: BaseException, path: str) -> KodeError:
     """The error of this library for one of the driver's, whose text is kept behind the remedy."""
+    if isinstance(exc, UnicodeDecodeError):  # of a name in the schema
+        return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
     if isinstance(exc, UnicodeError):  # it quotes the text
         return InvalidArgumentError(f"{path}: a text holds what SQLite cannot keep, such as a lone surrogate")
     if isinstance(exc, OverflowError):
@@ -53,7 +61,8 @@ def to_kode_error(exc: BaseException, path: str) -> KodeError:
         return StoreUnavailableError(f"{path}: out of memory")
     if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is what was stored
         return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
-    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    extended = getattr(exc, "sqlite_errorcode", 0)
+    code = _PRIMARY.get(extended, extended & 0xFF)
     if code in _CORRUPT:
         return CorruptRecordError(f"database {path}", f"{_CORRUPT[code]} ({exc})")
     kind, remedy = _BY_CODE.get(code, (StorageError, "SQLite failed"))

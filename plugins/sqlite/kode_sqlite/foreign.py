@@ -54,7 +54,7 @@ def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]
                     "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'"
                 )
             )
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeError):  # a name in a schema that is damaged may be no UTF-8
         return set()
 
 

@@ -105,17 +105,22 @@ def _strange_offsets(db: DB, agent_id: str) -> Iterator[EngineIssue]:
 
 
 def quick_check(db: DB, tell: Tell) -> list[EngineIssue]:
-    """The findings of SQLite's own check, and whether the totals are those of the heads."""
+    """The findings of SQLite's own check, which compares indexes with tables, and whether the totals are right."""
 
     def find(db: DB) -> tuple[list[tuple[str]], bool]:
-        return db.execute("PRAGMA quick_check(20)").fetchall(), _kept(db) in (None, db.execute(COUNT_ALL).fetchone())
+        found = db.execute("PRAGMA integrity_check(20)").fetchall()
+        return found, _kept(db) in (None, db.execute(COUNT_ALL).fetchone())
 
     found, is_right = listening(db, tell, lambda db: _at_once(db, find))
-    issues = [EngineIssue("corrupt_record", "", f"SQLite's own check: {text}") for (text,) in found if text != "ok"]
+    issues = [EngineIssue("corrupt_record", "", _advised(text)) for (text,) in found if text != "ok"]
     if not is_right:
         text = "the totals that get_metrics tells are not those of the agents; DELETE FROM kode_totals has them counted"
         issues.append(EngineIssue("count_disagrees", "", text))
     return issues
+
+
+def _advised(text: str) -> str:
+    return f"SQLite's own check: {text}{'; REINDEX mends indexes' if 'index' in text else ''}"
 
 
 def _at_once(db: DB, find: Callable[[DB], T]) -> T:

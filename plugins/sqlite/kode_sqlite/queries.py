@@ -10,18 +10,23 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, LiteralString
 
+from msgspec.structs import replace
+
 from kode_core.batch import Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.engines.reading import MOST
 from kode_core.ids import row_name
 from kode_core.query import Range, RowQuery, SessionQuery
-from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search
+from kode_sqlite.entries import INFOS, LISTED
+from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, sound_key
 from kode_sqlite.tables import COMMON_TYPES
 from kode_sqlite.ways import Condition, Way, chosen, others
 
 __all__ = ["find_rows", "find_sessions", "row_ways", "rows_statement", "session_ways", "sessions_statement"]
 
 DB = sqlite3.Connection
+
+_TIMES: Final = ("created_at", "updated_at")
 
 
 def _span(column: LiteralString, span: Range) -> Condition | None:
@@ -33,6 +38,18 @@ def _span(column: LiteralString, span: Range) -> Condition | None:
         ends.append(f"{column} < ?")
     together: LiteralString = " AND ".join(ends)
     return Condition(together, [end for end in (span.start, span.end) if end is not None]) if ends else None
+
+
+def _ahead(query: SessionQuery | RowQuery, column: str) -> Range:
+    """The span of a column of time, without the bound that what the query goes on behind is past already.
+
+    Of two bounds on one side SQLite looks up one, and goes over all rows that are between them.
+    """
+    span: Range = getattr(query, column.removesuffix("_at"))
+    sort_by = query.sort_by if isinstance(query, SessionQuery) else "created_at"
+    if query.after is None or column != sort_by:
+        return span
+    return replace(span, end=None) if query.descending else replace(span, start=None)
 
 
 def _beyond(columns: Sequence[LiteralString], after: Sequence[Any], *, descending: bool) -> Condition:
@@ -60,8 +77,8 @@ def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
         "agent": None if query.agent_id is None else Condition("a.agent_id = ?", (query.agent_id,)),
         "template": None if query.template_id is None else Condition("a.template_id = ?", (query.template_id,)),
         **{pair: Condition(_HAS_VALUE, pair) for pair in query.metadata},
-        "created_at": _span("a.created_at", query.created),
-        "updated_at": _span("a.updated_at", query.updated),
+        "created_at": _span("a.created_at", _ahead(query, "created_at")),
+        "updated_at": _span("a.updated_at", _ahead(query, "updated_at")),
     }
     if query.after is not None:
         columns = (f"a.{_SORTED[query.sort_by][0]}", "a.agent_id")
@@ -107,7 +124,7 @@ def _rarest_first(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple[str, str]) -> Way:
     """By the agents that have a value in their metadata, which are in the order of their age."""
     by_age = query.sort_by == "created_at"
-    looked_up = [Condition("m.key = ? AND m.value = ?", pair), _span("m.created_at", query.created)]
+    looked_up = [Condition("m.key = ? AND m.value = ?", pair), _span("m.created_at", _ahead(query, "created_at"))]
     order: tuple[LiteralString, ...] = ("m.created_at", "m.agent_id")
     if by_age and query.after is not None:
         looked_up.append(_beyond(order, query.after, descending=query.descending))
@@ -124,25 +141,40 @@ def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple
 
 
 def sessions_statement(query: SessionQuery, way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds a page of sessions, and its arguments but for limit and offset."""
-    found, args = way.find("a.agent_id, a.created_at, a.updated_at, a.message_count")
+    """The statement that finds a page of sessions, and its arguments but for limit and offset.
+
+    An index leads to each head, which is read by itself: so what the index says can be compared with it.
+    """
+    column = _SORTED[query.sort_by][0]
+    found, args = way.find(f"a.agent_id, a.{column} AS place")
+    conditions = _session_conditions(query)
+    own = [c for c in others(conditions, ("info", "agent", *_TIMES, "after")) if c not in way.rest]
+    is_own: LiteralString = " AND ".join([f"a.{column} = f.place", *(condition.sql for condition in own)])
     direction: LiteralString = "DESC" if query.descending else "ASC"
     statement: LiteralString = (
-        "SELECT f.agent_id, i.body, i.digest, f.created_at, f.updated_at, f.message_count"
-        f" FROM ({found}) f LEFT JOIN kode_infos i ON i.agent_id = f.agent_id"
-        f" ORDER BY f.{_SORTED[query.sort_by][0]} {direction}, f.agent_id {direction}"
+        f"SELECT f.agent_id, CASE WHEN {is_own} THEN {INFOS.own('body')} END, r.digest,"
+        f" a.created_at, a.updated_at, a.message_count, f.place FROM ({found}) f"
+        " LEFT JOIN kode_agents a ON a.agent_id = f.agent_id"
+        f" LEFT JOIN kode_infos i INDEXED BY {INFOS.name} ON i.agent_id = f.agent_id{INFOS.row}"
+        f" ORDER BY f.place {direction}, f.agent_id {direction}"
     )
-    return statement, args
+    return statement, [value for condition in own for value in condition.args] + args
 
 
 def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
-    def read(row: tuple[Any, ...]) -> SessionRow | None:
-        is_whole = is_sound(row, (TEXT, TEXT, RAW, INT, INT, INT)) and 0 <= row[5] < MOST
-        return SessionRow(row[0], Body(row[1], row[2]), *row[3:]) if is_whole else None
+    def find(after: Any, most: int, offset: int) -> list[tuple[Any, ...]]:
+        asked = query if after is None else replace(query, after=after)
+        statement, args = sessions_statement(asked, chosen(db, session_ways(asked), most + offset))
+        return db.execute(statement, (*args, most, offset)).fetchall()
 
-    way = chosen(db, session_ways(query), query.limit + query.offset)
-    statement, args = sessions_statement(query, way)
-    return search(db, statement, args, query.limit, query.offset, read, lambda row: f"the info of agent {row[0]!r}")
+    def read(row: tuple[Any, ...]) -> SessionRow | None:
+        is_whole = is_sound(row[:6], (TEXT, TEXT, RAW, INT, INT, INT)) and 0 <= row[5] < MOST
+        return SessionRow(row[0], Body(row[1], row[2]), *row[3:6]) if is_whole else None
+
+    def name(row: tuple[Any, ...]) -> str:
+        return f"the info of agent {row[0]!r}"
+
+    return search(find, query.limit, query.offset, read, name, lambda row: sound_key((row[6], row[0]), (INT, TEXT)))
 
 
 # --- messages and tool calls ------------------------------------------------------------------------------------------
@@ -194,7 +226,7 @@ def _row_conditions(query: RowQuery) -> dict[str, Condition]:
     for name, value in query.where:
         is_flag = (name, value) in _FLAGS
         found[name] = Condition(_FLAGS[name, value]) if is_flag else Condition(_IS[name], (value,))
-    span = _span("r.created_at", query.created)
+    span = _span("r.created_at", _ahead(query, "created_at"))
     return found if span is None else {**found, "created_at": span}
 
 
@@ -224,7 +256,7 @@ def row_ways(query: RowQuery) -> list[Way]:
         if found is not None:
             ways.append(along(found[0], (conditions[name], found[1]), name))
         if name == "content_type" and value not in COMMON_TYPES:
-            ways.append(_of_type(query, str(value), [*seen, *others(conditions, ("created_at",))]))
+            ways.append(_of_type(query, str(value), others(conditions, ("created_at",))))
     return ways or [along(_OLDEST[query.kind], ())]
 
 
@@ -238,30 +270,60 @@ def _after_in_agent(query: RowQuery) -> list[Condition]:
     return [_beyond(("r.created_at", "r.agent_id", "r.position"), query.after, descending=query.descending)]
 
 
+_OTHER: Final = "r.agent_id IS NOT t.agent_id OR r.position IS NOT t.position OR r.created_at IS NOT t.created_at"
+
+
 def _of_type(query: RowQuery, content_type: str, rest: Sequence[Condition]) -> Way:
-    """By the messages that have a rare type of content; the message is seen to have it."""
+    """By the messages that have a rare type of content; the message is seen to have it.
+
+    Where its row is that of something else, it is not left out here: this one can be named, which comes later.
+    """
+    entries = LISTED["messages"]
     order: tuple[LiteralString, ...] = ("t.created_at", "t.agent_id", "t.position")
-    looked_up = [Condition("t.type = ?", (content_type,)), _span("t.created_at", query.created)]
+    looked_up = [Condition("t.type = ?", (content_type,)), _span("t.created_at", _ahead(query, "created_at"))]
     if query.after is not None:
         looked_up.append(_beyond(order, query.after, descending=query.descending))
+    seen = [Condition(f"({_OTHER} OR {condition.sql})", condition.args) for condition in rest]
+    if query.agent_id is not None:
+        seen.append(Condition("+t.agent_id = ?", (query.agent_id,)))
     return Way(
         "kode_message_types t",
         ("type", "created_at", "agent_id", "position"),
         order,
         query.descending,
         [condition for condition in looked_up if condition is not None],
-        rest,
-        " CROSS JOIN kode_messages r INDEXED BY kode_messages_position"
-        " ON r.agent_id = t.agent_id AND r.position = t.position AND r.created_at = t.created_at",
+        seen,
+        f" LEFT JOIN {entries.entry} ON i.agent_id = t.agent_id AND i.position = t.position{entries.row}",
     )
 
 
-def rows_statement(way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds a page of rows, and its arguments but for limit and offset."""
-    return way.find("r.agent_id, r.position, r.created_at, r.body, r.digest")
+_SAME: Final = "r.agent_id = f.agent_id AND r.position = f.position AND r.created_at = f.created_at"
+
+
+def rows_statement(query: RowQuery, way: Way) -> tuple[LiteralString, list[Any]]:
+    """The statement that finds a page of rows, and its arguments but for limit and offset.
+
+    An index leads to each row, which is read by itself: so what the index says can be compared with it.
+    """
+    time, agent_id, position = way.order
+    found, args = way.find(f"{agent_id} AS agent_id, {position} AS position, {time} AS created_at, r.rowid AS id")
+    own = [c for c in others(_row_conditions(query), _TIMES) if c not in way.rest]
+    is_own: LiteralString = " AND ".join([_SAME, *(condition.sql for condition in own)])
+    direction: LiteralString = "DESC" if query.descending else "ASC"
+    statement: LiteralString = (
+        f"SELECT f.agent_id, f.position, f.created_at, CASE WHEN {is_own} THEN r.body END, r.digest"
+        f" FROM ({found}) f LEFT JOIN {LISTED[query.kind].table} r ON r.rowid = f.id"
+        f" ORDER BY f.created_at {direction}, f.agent_id {direction}, f.position {direction}"
+    )
+    return statement, [value for condition in own for value in condition.args] + args
 
 
 def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
+    def find(after: Any, most: int, offset: int) -> list[tuple[Any, ...]]:
+        asked = query if after is None else replace(query, after=after)
+        statement, args = rows_statement(asked, chosen(db, row_ways(asked), most + offset))
+        return db.execute(statement, (*args, most, offset)).fetchall()
+
     def read(row: tuple[Any, ...]) -> FoundRow | None:
         is_whole = is_sound(row, (TEXT, INT, INT, TEXT, RAW))
         return FoundRow(row[0], row[1], row[2], Body(row[3], row[4])) if is_whole else None
@@ -269,5 +331,7 @@ def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
     def name(row: tuple[Any, ...]) -> str:
         return row_name(ListKind(query.kind), row[1], row[0])
 
-    statement, args = rows_statement(chosen(db, row_ways(query), query.limit + query.offset))
-    return search(db, statement, args, query.limit, query.offset, read, name)
+    def key(row: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return sound_key((row[2], row[0], row[1]), (INT, TEXT, INT))
+
+    return search(find, query.limit, query.offset, read, name, key)

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final, LiteralString
 
 from kode_core.batch import (
@@ -25,18 +26,28 @@ from kode_core.codec import Body
 from kode_core.engines.reading import check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats
+from kode_sqlite.entries import (
+    CALLS_BY_ID,
+    DOCS,
+    EVENTS_BY_CHANNEL,
+    EVENTS_BY_OFFSET,
+    EVENTS_BY_SEQ,
+    INFOS,
+    LISTED,
+    Entries,
+)
 from kode_sqlite.queries import find_rows, find_sessions
 from kode_sqlite.sound import INT, RAW, TEXT, search, see, text_of
 from kode_sqlite.ways import Condition, Way, chosen, others
 
 __all__ = [
-    "EVENT",
     "LIST_HEAD",
     "TABLE",
     "agent_ids",
     "docs",
     "event_ways",
     "events",
+    "events_statement",
     "find_rows",
     "find_sessions",
     "head",
@@ -61,12 +72,15 @@ _HEADLESS: Final = (  # at one instant: the agent may have been made since its h
 )
 
 
+_HEAD: Final = (
+    "SELECT a.message_version, a.message_count, a.tool_call_version, a.tool_call_count, a.updated_at, a.template_id,"
+    f" a.created_at, {INFOS.own('body')}, r.digest FROM kode_agents a"
+    f" LEFT JOIN kode_infos i INDEXED BY {INFOS.name} ON i.agent_id = a.agent_id {INFOS.row} WHERE a.agent_id = ?"
+)
+
+
 def head(db: DB, agent_id: str) -> Head | None:
-    row = db.execute(
-        "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at, template_id,"
-        " created_at, body, digest FROM kode_agents LEFT JOIN kode_infos USING (agent_id) WHERE agent_id = ?",
-        (agent_id,),
-    ).fetchone()
+    row = db.execute(_HEAD, (agent_id,)).fetchone()
     if row is None:
         if db.execute(_HEADLESS, (agent_id,)).fetchone():
             raise CorruptRecordError(f"the head of agent {agent_id!r}", "it is missing")
@@ -94,33 +108,38 @@ def in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralStri
         db.execute("COMMIT")
 
 
-_ROW: Final = "SELECT position, body, digest, created_at FROM"
+def _rows_of(kind: ListKind, columns: LiteralString) -> LiteralString:
+    return f"SELECT i.position, {columns} FROM {LISTED[kind].source} WHERE i.agent_id = ?"
+
+
+def _bodies_of(kind: ListKind) -> LiteralString:
+    return _rows_of(kind, f"{LISTED[kind].own('body')}, r.digest, r.created_at")
 
 
 def rows(db: DB, agent_id: str, kind: ListKind) -> ListRows:
-    statement: LiteralString = f"{_ROW} {TABLE[kind]} WHERE agent_id = ? ORDER BY position"
+    statement: LiteralString = f"{_bodies_of(kind)} ORDER BY i.position"
     head, found = in_one_instant(db, LIST_HEAD[kind], agent_id, statement, (agent_id,))
     return list_rows(agent_id, kind, head, found)
 
 
 def rows_at(db: DB, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
-    statement: LiteralString = f"{_ROW} {TABLE[kind]} WHERE agent_id = ? AND position >= ? ORDER BY position LIMIT ?"
+    statement: LiteralString = f"{_bodies_of(kind)} AND i.position >= ? ORDER BY i.position LIMIT ?"
     head, found = in_one_instant(db, LIST_HEAD[kind], agent_id, statement, (agent_id, start, limit))
     return list_rows(agent_id, kind, head, found, start, limit)
 
 
 def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
-    key: LiteralString = "call_id" if kind == ListKind.TOOL_CALLS else "NULL"
-    statement: LiteralString = f"SELECT position, digest, created_at, {key} FROM {TABLE[kind]} WHERE agent_id = ?"
     if keys is None:
+        key: LiteralString = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
+        statement: LiteralString = _rows_of(kind, f"{LISTED[kind].own('digest')}, r.created_at, {key}")
         (version, count), found = in_one_instant(
-            db, LIST_HEAD[kind], agent_id, f"{statement} ORDER BY position", (agent_id,)
+            db, LIST_HEAD[kind], agent_id, f"{statement} ORDER BY i.position", (agent_id,)
         )
         list_rows(agent_id, kind, (version, count), [(row[0], "", row[1], row[2]) for row in found])
         return Outline(version, count, found)
     last: LiteralString = (  # beside max(position), SQLite takes the other columns from the row that has it
-        "SELECT max(position), digest, created_at, call_id FROM kode_tool_calls"
-        " WHERE agent_id = ? AND call_id IN (SELECT value FROM json_each(?)) GROUP BY call_id"
+        f"SELECT max(i.position), {CALLS_BY_ID.own('digest')}, r.created_at, i.call_id FROM {CALLS_BY_ID.source}"
+        " WHERE i.agent_id = ? AND i.call_id IN (SELECT value FROM json_each(?)) GROUP BY i.call_id"
     )
     (version, count), found = in_one_instant(db, LIST_HEAD[kind], agent_id, last, (agent_id, json.dumps(list(keys))))
     for row in found:
@@ -129,10 +148,12 @@ def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -
 
 
 def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
-    statement: LiteralString = "SELECT key, time, body, digest FROM kode_docs WHERE agent_id = ? AND kind = ?"
+    statement: LiteralString = (
+        f"SELECT i.key, r.time, {DOCS.own('body')}, r.digest FROM {DOCS.source} WHERE i.agent_id = ? AND i.kind = ?"
+    )
     args = [agent_id, kind.value]
     if key is not None:
-        statement += " AND key = ?"
+        statement += " AND i.key = ?"
         args.append(key)
     made = []
     for row in db.execute(statement, args).fetchall():  # a cursor that an error leaves half read holds an old instant
@@ -144,48 +165,64 @@ def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-EVENT: Final = 'e."offset", e.seq, e.body, e.digest'
 _OF_EVENT: Final[tuple[LiteralString, ...]] = ('"offset"', "seq", "channel")
-_BY_SEQ: Final = "kode_events e INDEXED BY kode_events_seq"
-_BY_OFFSET: Final = "kode_events e INDEXED BY kode_events_agent"
-_BY_CHANNEL: Final = "kode_events e INDEXED BY kode_events_channel"
 
 
 def event_ways(agent_id: str, span: EventRange) -> list[Way]:
     """The ways to find the events of a span."""
-    conditions = {"agent": Condition("e.agent_id = ?", (agent_id,))}
+    conditions = {"agent": Condition("i.agent_id = ?", (agent_id,))}
     if span.since_seq is not None:
-        conditions["seq"] = Condition("e.seq > ?", (span.since_seq,))
+        conditions["seq"] = Condition("i.seq > ?", (span.since_seq,))
     if span.channel is not None:
-        conditions["channel"] = Condition("e.channel = ?", (span.channel,))
+        conditions["channel"] = Condition("i.channel = ?", (span.channel,))
     by_offset = span.order == "offset"
     if span.after is not None and by_offset:
-        conditions["after"] = Condition('e."offset" > ?', span.after[1:])
+        conditions["after"] = Condition('i."offset" > ?', span.after[1:])
     elif span.after is not None:
-        conditions["after"] = Condition('e.seq >= ? AND (e.seq > ? OR e."offset" > ?)', (span.after[0], *span.after))
-    order: tuple[LiteralString, ...] = ('e."offset"',) if by_offset else ("e.seq", 'e."offset"')
+        conditions["after"] = Condition('i.seq >= ? AND (i.seq > ? OR i."offset" > ?)', (span.after[0], *span.after))
+    order: tuple[LiteralString, ...] = ('i."offset"',) if by_offset else ("i.seq", 'i."offset"')
 
-    def along(table: LiteralString, *names: str, in_order: bool, also: Sequence[Condition] = ()) -> Way:
+    def along(entries: Entries, *names: str, in_order: bool, also: Sequence[Condition] = ()) -> Way:
         looked_up = [condition for name, condition in conditions.items() if name in names]
-        return Way(table, _OF_EVENT, order, False, [*looked_up, *also], others(conditions, names), is_in_order=in_order)
+        rest = others(conditions, names)
+        return Way(entries.entry, _OF_EVENT, order, False, [*looked_up, *also], rest, is_in_order=in_order)
 
     ways = []
     if span.channel not in (None, "progress"):  # most events are progress, which has no index of its own
-        rare = [Condition("e.channel <> 'progress'")]
+        rare = [Condition("i.channel <> 'progress'")]
         names = ("agent", "channel", "after") if by_offset else ("agent", "channel")
-        ways.append(along(_BY_CHANNEL, *names, in_order=by_offset, also=rare))
+        ways.append(along(EVENTS_BY_CHANNEL, *names, in_order=by_offset, also=rare))
     elif by_offset:
-        ways.append(along(_BY_OFFSET, "agent", "after", in_order=True))
+        ways.append(along(EVENTS_BY_OFFSET, "agent", "after", in_order=True))
     if not by_offset:
-        ways.append(along(_BY_SEQ, "agent", "seq", "after", in_order=True))
+        ways.append(along(EVENTS_BY_SEQ, "agent", "seq", "after", in_order=True))
     elif span.since_seq is not None:
-        ways.append(along(_BY_SEQ, "agent", "seq", in_order=False))
+        ways.append(along(EVENTS_BY_SEQ, "agent", "seq", in_order=False))
     return ways
 
 
+_EVENTS: Final = {entries.entry: entries for entries in (EVENTS_BY_SEQ, EVENTS_BY_OFFSET, EVENTS_BY_CHANNEL)}
+
+
+def events_statement(way: Way) -> tuple[LiteralString, list[Any]]:
+    """The statement that finds events, and its arguments but for limit and offset."""
+    entries = _EVENTS[way.table]
+    return way.find(_event_of(entries), entries.row)
+
+
+def _event_of(entries: Entries) -> LiteralString:
+    return f'i."offset", r.seq, {entries.own("body")}, r.digest'
+
+
 def events(db: DB, agent_id: str, span: EventRange) -> list[EventRow]:
-    statement, args = chosen(db, event_ways(agent_id, span), span.limit).find(EVENT)
-    return [_event_row(agent_id, row) for row in db.execute(statement, (*args, span.limit, 0)).fetchall()]
+    statement, args = events_statement(chosen(db, event_ways(agent_id, span), span.limit))
+    found = [_event_row(agent_id, row) for row in db.execute(statement, (*args, span.limit, 0)).fetchall()]
+    by_offset = span.order == "offset"
+    for before, row in pairwise(found):
+        if row.offset <= before.offset if by_offset else (row.seq, row.offset) <= (before.seq, before.offset):
+            # an entry led to another event of the agent
+            raise CorruptRecordError(f"event {row.offset} of agent {agent_id!r}", "an index has it in two places")
+    return found
 
 
 def _event_row(agent_id: str, row: tuple[Any, ...]) -> EventRow:
@@ -193,11 +230,14 @@ def _event_row(agent_id: str, row: tuple[Any, ...]) -> EventRow:
     return EventRow(row[0], row[1], Body(row[2], row[3]))
 
 
+_LAST: Final = (
+    f"SELECT {_event_of(EVENTS_BY_SEQ)} FROM {EVENTS_BY_SEQ.source} WHERE i.agent_id = ?"
+    ' ORDER BY i.seq DESC, i."offset" DESC LIMIT 1'
+)
+
+
 def last_event(db: DB, agent_id: str) -> EventRow | None:
-    statement: LiteralString = (
-        f'SELECT {EVENT} FROM {_BY_SEQ} WHERE e.agent_id = ? ORDER BY e.seq DESC, e."offset" DESC LIMIT 1'
-    )
-    row = db.execute(statement, (agent_id,)).fetchone()
+    row = db.execute(_LAST, (agent_id,)).fetchone()
     return None if row is None else _event_row(agent_id, row)
 
 
@@ -205,6 +245,14 @@ def last_event(db: DB, agent_id: str) -> EventRow | None:
 
 
 def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> Found[str]:
+    def find(behind: str | None, most: int, offset: int) -> list[tuple[Any, ...]]:
+        statement, args = _ids_statement(prefix, after if behind is None else behind)
+        return db.execute(statement, (*args, most, offset)).fetchall()
+
+    return search(find, limit, 0, lambda row: text_of(row[0]), lambda row: "an agent's id", lambda row: text_of(row[0]))
+
+
+def _ids_statement(prefix: str, after: str | None) -> tuple[LiteralString, list[Any]]:
     is_inside = after is not None and after >= prefix  # SQLite would look up one lower bound, and go over the other's
     where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id > ?" if is_inside else "agent_id >= ?"]
     args: list[Any] = [after if is_inside else prefix]
@@ -213,10 +261,7 @@ def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> Found[str]:
         where.append("agent_id < ?")
         args.append(beyond)
     conditions: LiteralString = " AND ".join(where)
-    statement: LiteralString = (
-        f"SELECT CAST(agent_id AS BLOB) FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ? OFFSET ?"
-    )
-    return search(db, statement, args, limit, 0, lambda row: text_of(row[0]), lambda row: "an agent's id")
+    return f"SELECT CAST(agent_id AS BLOB) FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ? OFFSET ?", args
 
 
 def _beyond(prefix: str) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kode_core.errors import SchemaVersionError, StoreBusyError
+from kode_core.errors import CorruptRecordError, SchemaVersionError, StoreBusyError
 from kode_sqlite.errors import translated
 from kode_sqlite.looking import looking
 from kode_sqlite.tables import MIGRATIONS, Step
@@ -173,6 +173,10 @@ def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
     with _turn(db, path, terms):
         place = place_of(db)
         _see_newer(place, path)
+        if not place.version and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_agents'").fetchone():
+            raise CorruptRecordError(
+                f"database {path}", "it has tables of a store, and not their version; put back a backup"
+            )
         steps = _steps(place)
         if steps and place.version:
             _tell(path, place)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any, Final, LiteralString, TypeVar
+from typing import Any, Final, TypeVar
 
 from kode_core.batch import Found
 from kode_core.errors import CorruptRecordError
 
-__all__ = ["INT", "RAW", "TEXT", "is_sound", "search", "see", "text_of"]
+__all__ = ["INT", "RAW", "TEXT", "is_sound", "search", "see", "sound_key", "text_of"]
 
 T = TypeVar("T")
 
 INT: Final = int
 TEXT: Final = str
 RAW: Final = bytes
+_ROWS_AT_ONCE: Final = 1000
 
 
 def is_sound(values: Sequence[Any], kinds: Sequence[type]) -> bool:
@@ -38,24 +38,41 @@ def text_of(raw: Any) -> str | None:
 
 
 def search(
-    db: sqlite3.Connection,
-    statement: LiteralString,
-    args: Sequence[Any],
+    find: Callable[[Any, int, int], list[tuple[Any, ...]]],
     limit: int,
     offset: int,
     read: Callable[[tuple[Any, ...]], T | None],
     name: Callable[[tuple[Any, ...]], str],
+    key: Callable[[tuple[Any, ...]], Any],
 ) -> Found[T]:
-    """The values that *read* makes from *limit* rows of a statement that ends with ``LIMIT ? OFFSET ?``.
+    """The first *limit* values that *read* makes of the rows that *find* gives.
 
-    A row of which it makes None is left out, by the *name* that is given to it, and another one is read instead.
+    A row of which it makes None is left out, by the *name* that is given to it, and another one is read instead. *find*
+    is called with a key behind which it goes on, None for the start; with how many rows to give; and with how many to
+    go over before. *key* gives the key of a row, None for one behind which *find* cannot go on.
     """
-    more = 0
+    found: list[T] = []
+    left_out: list[str] = []
+    after: Any = None
+    most = limit
     while True:
-        rows = db.execute(statement, (*args, limit + more, offset)).fetchall()
-        read_rows = [(row, read(row)) for row in rows]
-        found = [value for _, value in read_rows if value is not None]
-        left_out = [name(row) for row, value in read_rows if value is None]
-        if len(rows) < limit + more or len(found) >= limit:
-            return Found(found[:limit], left_out)
-        more += limit - len(found)
+        rows = find(after, most, offset)
+        for row in rows:
+            value = read(row)
+            if value is None:
+                left_out.append(name(row))
+                continue
+            found.append(value)
+            if len(found) == limit:
+                return Found(found, left_out)
+        if len(rows) < most:
+            return Found(found, left_out)
+        last = key(rows[-1])
+        after, offset = (after, offset + len(rows)) if last is None else (last, 0)
+        most = max(limit - len(found), min(2 * most, _ROWS_AT_ONCE))  # or a row at a time, where many are damaged
+
+
+def sound_key(values: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...] | None:
+    """The values of a row as what to go on behind; None where a damaged text may stand for another one."""
+    is_exact = is_sound(values, kinds) and not any(type(value) is str and "\ufffd" in value for value in values)
+    return tuple(values) if is_exact else None

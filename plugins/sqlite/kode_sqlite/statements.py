@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Final, LiteralString, NamedTuple
 
 from kode_core.batch import ListKind, MessageIndex, Row, ToolCallIndex
+from kode_sqlite.entries import DOCS, EVENTS_BY_OFFSET, INFOS, LISTED, Entries
 
-__all__ = ["EVENTS", "LISTS", "TABLES_OF_AN_AGENT", "Insert", "row_values"]
+__all__ = ["EVENTS", "KEYED_BY_AGENT", "LISTS", "OF_AN_AGENT", "Insert", "row_values"]
 
 
 class Insert:
@@ -44,42 +45,41 @@ _ROW_COLUMNS: Final[dict[ListKind, tuple[LiteralString, ...]]] = {
 
 
 class _ListStatements(NamedTuple):
-    cut: LiteralString
+    entries: Entries
     put: Insert
     append: Insert
     """As ``put``, where there must be no row yet."""
     copy: LiteralString
 
 
-def _list_statements(table: LiteralString, own: tuple[LiteralString, ...]) -> _ListStatements:
+def _list_statements(kind: ListKind, own: tuple[LiteralString, ...]) -> _ListStatements:
+    entries = LISTED[kind]
+    table = entries.table
     rest = ("position", "created_at", *own, "body", "digest")
     updates: LiteralString = ", ".join([f"{column} = excluded.{column}" for column in rest[1:]])
     columns: LiteralString = ", ".join(rest)
     insert: LiteralString = f"INSERT INTO {table} (agent_id, {columns}) VALUES"
+    copied: LiteralString = ", ".join([f"r.{column}" for column in rest if column != "body"])
+    names: LiteralString = ", ".join(column for column in rest if column != "body")
     return _ListStatements(
-        f"DELETE FROM {table} WHERE agent_id = ? AND position >= ?",
-        Insert(insert, len(rest) + 1, f"ON CONFLICT (agent_id, position) DO UPDATE SET {updates}"),
+        entries,
+        Insert(insert, len(rest) + 1, f"ON CONFLICT (agent_id, position) DO UPDATE SET {updates} {entries.kept}"),
         Insert(insert, len(rest) + 1),
-        f"INSERT INTO {table} (agent_id, {columns}) SELECT ?, {columns} FROM {table} WHERE agent_id = ?",
+        f"INSERT INTO {table} (agent_id, {names}, body) SELECT ?, {copied}, {entries.own('body')}"
+        f" FROM {entries.source} WHERE i.agent_id = ?",
     )
 
 
 LISTS: Final = {
-    ListKind.MESSAGES: _list_statements("kode_messages", _ROW_COLUMNS[ListKind.MESSAGES]),
-    ListKind.TOOL_CALLS: _list_statements("kode_tool_calls", _ROW_COLUMNS[ListKind.TOOL_CALLS]),
+    ListKind.MESSAGES: _list_statements(ListKind.MESSAGES, _ROW_COLUMNS[ListKind.MESSAGES]),
+    ListKind.TOOL_CALLS: _list_statements(ListKind.TOOL_CALLS, _ROW_COLUMNS[ListKind.TOOL_CALLS]),
 }
 EVENTS: Final = Insert(
     'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest) VALUES', columns=6
 )
-TABLES_OF_AN_AGENT: Final = (
-    "kode_agents",
-    "kode_infos",
-    "kode_metadata",
-    "kode_messages",
-    "kode_tool_calls",
-    "kode_docs",
-    "kode_events",
-)
+KEYED_BY_AGENT: Final = ("kode_agents", "kode_metadata")
+"""The tables of an agent that are an index themselves."""
+OF_AN_AGENT: Final = (INFOS, *LISTED.values(), DOCS, EVENTS_BY_OFFSET)
 
 
 def row_values(agent_id: str, position: int, row: Row) -> tuple[Any, ...]:

@@ -46,11 +46,14 @@ class Way(NamedTuple):
     joins: LiteralString = ""
     is_in_order: bool = True
 
-    def find(self, columns: LiteralString) -> tuple[LiteralString, list[Any]]:
-        """The statement that finds the rows, which ends with ``LIMIT ? OFFSET ?``, and the arguments before those."""
+    def find(self, columns: LiteralString, more: LiteralString = "") -> tuple[LiteralString, list[Any]]:
+        """The statement that finds the rows, which ends with ``LIMIT ? OFFSET ?``, and the arguments before those.
+
+        *more* are joins that only *columns* use.
+        """
         conditions = [*self.looked_up, *self.rest]
         statement: LiteralString = (
-            f"SELECT {columns} FROM {self.table}{self.joins} WHERE {_all(conditions)} ORDER BY {self._order}"
+            f"SELECT {columns} FROM {self.table}{self.joins}{more} WHERE {_all(conditions)} ORDER BY {self._order}"
             " LIMIT ? OFFSET ?"
         )
         return statement, _args(conditions)

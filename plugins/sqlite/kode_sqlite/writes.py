@@ -27,9 +27,10 @@ from kode_core.clock import host_clock
 from kode_core.codec import Body
 from kode_core.engines.reading import MOST, check_head
 from kode_core.errors import CorruptRecordError, KodeError
+from kode_sqlite.entries import DOCS, EVENTS_BY_SEQ, INFOS, misled
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.sound import text_of
-from kode_sqlite.statements import EVENTS, LISTS, TABLES_OF_AN_AGENT, row_values
+from kode_sqlite.statements import EVENTS, KEYED_BY_AGENT, LISTS, OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
 
@@ -117,8 +118,10 @@ class Transaction:
         return batch.refusal(head.updated_at, head.messages, head.tool_calls)
 
     def _delete(self, agent_id: str) -> None:
-        for table in TABLES_OF_AN_AGENT:
+        for table in KEYED_BY_AGENT:
             self._db.execute(f"DELETE FROM {table} WHERE agent_id = ?", (agent_id,))
+        for entries in OF_AN_AGENT:
+            entries.remove(self._db, "i.agent_id = ?", (agent_id,), f"agent {agent_id!r}")
 
     # --- head and info
 
@@ -167,11 +170,13 @@ class Transaction:
             " AND (template_id IS NOT ? OR created_at IS NOT ?)",
             (info.template_id, info.created_at, agent_id, info.template_id, info.created_at),
         )
-        self._db.execute(
+        written = self._db.execute(
             "INSERT INTO kode_infos (agent_id, body, digest) VALUES (?, ?, ?)"
-            " ON CONFLICT (agent_id) DO UPDATE SET body = excluded.body, digest = excluded.digest",
+            f" ON CONFLICT (agent_id) DO UPDATE SET body = excluded.body, digest = excluded.digest {INFOS.kept}",
             (agent_id, *info.body),
         )
+        if not written.rowcount:
+            raise misled(f"the info of agent {agent_id!r}")
         stored = "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM kode_metadata WHERE agent_id = ?"
         old = {text_of(key): text_of(value) for key, value in self._db.execute(stored, (agent_id,))}
         new = dict(info.metadata)
@@ -195,18 +200,21 @@ class Transaction:
     def _write_list(self, agent_id: str, kind: ListKind, write: ListWrite | None, head: ListHead) -> ListHead:
         if write is None:
             return head
-        statements = LISTS[kind]
+        statements, name = LISTS[kind], f"the {kind.value.replace('_', ' ')} of agent {agent_id!r}"
         if write.length is not None and write.length < head.count:
-            self._db.execute(statements.cut, (agent_id, write.length))
+            beyond = (agent_id, write.length)
+            statements.entries.remove(self._db, "i.agent_id = ? AND i.position >= ?", beyond, name)
         if kind is ListKind.MESSAGES and write.is_blind:
             write = self._in_order(agent_id, write)
-        statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in write.put])
+        put = statements.put.run(self._db, [row_values(agent_id, position, row) for position, row in write.put])
+        if put < len(write.put):
+            raise misled(name)
         appended = enumerate(write.append, head.kept(write))
         try:
             statements.append.run(self._db, [row_values(agent_id, position, row) for position, row in appended])
         except sqlite3.IntegrityError as exc:
             raise CorruptRecordError(
-                f"the {kind.value.replace('_', ' ')} of agent {agent_id!r}",
+                name,
                 f"the head counts {head.count}, and there are more; nothing was written",
             ) from exc
         return head.after(write)
@@ -221,15 +229,18 @@ class Transaction:
 
     def _write_doc(self, agent_id: str, write: DocWrite) -> None:
         key = (agent_id, write.kind.value, write.key)
+        name = f"{write.kind.value} {write.key!r:.80} of agent {agent_id!r}"
         if write.doc is None:
-            self._db.execute("DELETE FROM kode_docs WHERE agent_id = ? AND kind = ? AND key = ?", key)
+            DOCS.remove(self._db, "i.agent_id = ? AND i.kind = ? AND i.key = ?", key, name)
             return
-        self._db.execute(
+        written = self._db.execute(
             "INSERT INTO kode_docs (agent_id, kind, key, time, body, digest) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (agent_id, kind, key) DO UPDATE SET"
-            " time = excluded.time, body = excluded.body, digest = excluded.digest",
+            f" time = excluded.time, body = excluded.body, digest = excluded.digest {DOCS.kept}",
             (*key, write.doc.time, *write.doc.body),
         )
+        if not written.rowcount:
+            raise misled(name)
 
     # --- events
 
@@ -266,10 +277,11 @@ class Transaction:
 
     def _offset_of(self, agent_id: str, event: EventWrite) -> int:
         row = self._db.execute(
-            'SELECT "offset" FROM kode_events WHERE agent_id = ? AND seq = ? AND digest = ?',
+            f"SELECT {EVENTS_BY_SEQ.own('rowid')} FROM {EVENTS_BY_SEQ.source}"
+            " WHERE i.agent_id = ? AND i.seq = ? AND i.digest = ? AND r.digest = i.digest",
             (agent_id, event.seq, event.body.digest),
         ).fetchone()
-        if row is None:
+        if row is None or row[0] is None:
             raise CorruptRecordError(f"the events of agent {agent_id!r}", "another row stands where one was to be put")
         return int(row[0])
 
@@ -285,15 +297,25 @@ class Transaction:
             lists = [ListHead(h.version and first_version(), h.count) for h in (head.messages, head.tool_calls)]
             self._write_head(child.agent_id, _Head(lists[0], lists[1], now, ""))
             self._write_info(child.agent_id, child.info)
-            for statements in LISTS.values():
-                self._db.execute(statements.copy, (child.agent_id, agent_id))
-            for kind in FORKED_DOCS:
-                self._db.execute(
-                    "INSERT INTO kode_docs (agent_id, kind, key, time, body, digest)"
-                    " SELECT ?, kind, key, time, body, digest FROM kode_docs WHERE agent_id = ? AND kind = ?",
-                    (child.agent_id, agent_id, kind.value),
-                )
+            try:
+                self._copy(agent_id, child.agent_id)
+            except sqlite3.IntegrityError as exc:
+                if exc.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_NOTNULL:
+                    raise
+                raise misled(f"agent {agent_id!r}") from exc
         return True
+
+    def _copy(self, agent_id: str, child_id: str) -> None:
+        """Copy lists and documents; what an index leads to in place of another record has no body, and ends it."""
+        for statements in LISTS.values():
+            self._db.execute(statements.copy, (child_id, agent_id))
+        for kind in FORKED_DOCS:
+            self._db.execute(
+                "INSERT INTO kode_docs (agent_id, kind, key, time, body, digest)"
+                f" SELECT ?, r.kind, r.key, r.time, {DOCS.own('body')}, r.digest FROM {DOCS.source}"
+                " WHERE i.agent_id = ? AND i.kind = ?",
+                (child_id, agent_id, kind.value),
+            )
 
     # --- leases
 

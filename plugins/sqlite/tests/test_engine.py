@@ -300,15 +300,39 @@ asyncio.run(main())
 """
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    """On a real device without room the write is refused and what was acknowledged stays."""
+FULL_AT_ONCE = """
+import asyncio, os, sys
+from pathlib import Path
+from kode_core import StoreFullError, create_extended_store
+async def main():
+    disk = Path(sys.argv[1])
+    for left in range(0, 40_961, 4096):
+        for path in disk.iterdir():
+            path.unlink()
+        with (disk / "fill").open("wb", buffering=0) as fill:
+            try:
+                while fill.write(bytes(4096)):
+                    pass
+            except OSError:
+                fill.truncate(fill.tell() - left)
+        try:
+            await (await create_extended_store(type="sqlite", db_path=str(disk / "a.db"))).close()
+        except StoreFullError as exc:
+            print(left, exc)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("program", [FULL, FULL_AT_ONCE], ids=["later", "at once"])
+def test_a_full_disk(tmp_path: Path, program: str) -> None:
+    """On a real device without room an opening or a write is refused, and what was acknowledged stays."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a small device needs root; the same fault by SQLite's own limit is tested above")
     try:
-        run = [sys.executable, "-c", FULL, str(disk)]
+        run = [sys.executable, "-c", program, str(disk)]
         done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert "the disk or its quota is full" in done.stdout

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 from kode_sqlite import overview, queries, reads, schema
-from kode_sqlite.ways import Way, chosen
+from kode_sqlite.ways import chosen
 from msgspec.structs import replace
 
 from kode_core.batch import EventRange
@@ -37,8 +37,8 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]
         yield made
 
 
-def plan_of(db: sqlite3.Connection, way: Way, columns: str) -> str:
-    statement, args = way.find(columns)  # type: ignore[arg-type]
+def plan_of(db: sqlite3.Connection, found: tuple[str, list[Any]]) -> str:
+    statement, args = found
     return plan(db, statement, (*args, PAGE, 0))
 
 
@@ -97,7 +97,7 @@ def test_a_page_of_sessions(db: sqlite3.Connection, filters: Any, index: str, mo
     assert [(row.agent_id, row.updated_at) for row in pages] == _all_sessions(db, asked)[: len(pages)]
     assert len(pages) in (3 * PAGE, len(_all_sessions(db, asked)))
     way = chosen(db, queries.session_ways(replace(asked, limit=PAGE)), PAGE)
-    assert index in plan_of(db, way, "a.agent_id, a.created_at, a.updated_at, a.message_count")
+    assert index in plan_of(db, queries.sessions_statement(asked, way))
 
 
 def _all_sessions(db: sqlite3.Connection, query: SessionQuery) -> list[tuple[str, int]]:
@@ -182,8 +182,8 @@ def test_a_page_of_rows(db: sqlite3.Connection, query: RowQuery, index: str, mos
     assert [(row.created_at, row.agent_id, row.position) for row in pages] == expected[: len(pages)]
     assert len(pages) in (3 * PAGE, len(expected))
     way = chosen(db, queries.row_ways(replace(asked, limit=PAGE)), PAGE)
-    found = plan_of(db, way, "r.agent_id, r.position, r.created_at, r.body, r.digest")
-    assert index in found
+    assert index in plan_of(db, queries.rows_statement(asked, way))
+    found = plan_of(db, way.find("r.rowid"))
     assert "TEMP B-TREE" not in found, f"sorted, not read in order: {found}"
 
 
@@ -252,7 +252,8 @@ def test_a_page_of_events(db: sqlite3.Connection, agent_id: str, span: EventRang
         (agent_id, after, -1 if span.since_seq is None else span.since_seq, span.channel or "%", span.limit),
     )
     assert [row.offset for row in found] == [offset for (offset,) in rows]
-    assert index in plan_of(db, chosen(db, reads.event_ways(agent_id, span), span.limit), reads.EVENT)
+    way = chosen(db, reads.event_ways(agent_id, span), span.limit)
+    assert index in plan_of(db, reads.events_statement(way))
 
 
 def test_all_events_by_offset_cost_the_same_for_each(db: sqlite3.Connection) -> None:
