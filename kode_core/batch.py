@@ -300,9 +300,6 @@ class EventWrite(_Value, frozen=True):
     body: Body
 
 
-_PATIENCE: Final = 30.0
-
-
 def _always() -> bool:
     return True
 
@@ -337,12 +334,7 @@ class Batch(_Value, frozen=True, kw_only=True):
     docs: tuple[DocWrite, ...] = ()
     events: tuple[EventWrite, ...] = ()
     is_wanted: Callable[[], bool] = _always
-    patience: float = _PATIENCE
-
-    @property
-    def data(self) -> Batch:
-        """The batch without its caller, as a log keeps it."""
-        return replace(self, is_wanted=_always, patience=_PATIENCE)
+    patience: float = 30.0
 
     @property
     def lists(self) -> Mapping[ListKind, ListWrite]:
