@@ -285,7 +285,7 @@ class NetworkTests:
         """The close of a store gives up a write that nobody answers, and the loop ends: no connection is left open."""
 
         async def work() -> None:
-            store = await link.by_the_proxy_alone(timeout_ms=500, command_timeout_millis=2500)
+            store = await link.by_the_proxy_alone(timeout_ms=2_000, command_timeout_millis=8_000)
             await store.append_messages("a", [NEW])
             link.proxy.mode = Mode.BLACK_HOLE
             writing = asyncio.ensure_future(store.append_messages("a", [NEW]))
