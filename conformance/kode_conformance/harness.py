@@ -269,6 +269,8 @@ def find_harness(wanted: str) -> StoreHarness:
         TypeError: it is no harness.
         HarnessError: an attribute of it is not of its kind.
     """
+    if "://" in wanted:
+        raise LookupError(f"{wanted.partition(':')[0]}://… is the address of a store; name a harness, as in sqlite")
     if ":" in wanted:
         return load_harness(wanted)
     known = {entry.name: entry for entry in entry_points(group=GROUP)}

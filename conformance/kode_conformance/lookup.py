@@ -30,6 +30,8 @@ def harness_named(wanted: str | None) -> StoreHarness:
         harness = find_harness(wanted)
         capabilities_of(harness)
     except Exception as exc:
+        if "://" in wanted:  # an address may hold a password
+            raise ConfigurationError(str(exc)) from exc
         raise ConfigurationError(f"{wanted}: {_told(exc)}") from exc
     return harness
 

@@ -56,4 +56,5 @@ def _harness(config: pytest.Config) -> StoreHarness:
     try:
         return find_harness(wanted)
     except (LookupError, ImportError, TypeError, HarnessError) as exc:
-        raise pytest.UsageError(f"--kode-store {wanted}: {exc}") from exc
+        told = "--kode-store" if "://" in wanted else f"--kode-store {wanted}"  # an address may hold a password
+        raise pytest.UsageError(f"{told}: {exc}") from exc

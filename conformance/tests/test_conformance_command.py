@@ -381,6 +381,7 @@ def test_an_area_is_explained() -> None:
         ((), "which store? Name one of "),
         (("memroy",), "did you mean memory?"),
         (("zzz",), "no installed store has this name; there are "),
+        (("postgresql://me:hunter2@db/k",), "error: postgresql://… is the address of a store; name a harness"),
         (("duck.py",), "say which class of the file is the harness, as in duck.py:MyHarness"),
         (("nowhere.py:X",), "there is no file nowhere.py"),
         (("no.where:X",), "No module named 'no'"),
