@@ -55,6 +55,9 @@ _RARE: Final[dict[str, tuple[Sequence[str], str]]] = {
 }
 """Values that have no index, and a condition that all others fulfil, for which there is one."""
 
+_FURTHEST: Final = 2**62
+"""No store has so many rows, and a limit can be added to it."""
+
 _NOTHING: Final = ", ".join(f"json_array_elements('[]') nothing_{n}" for n in range(6))
 _DEAR: Final = f"(SELECT count(*) FROM {_NOTHING}) > 0"
 """Stands behind an argument that is true. A plan for these arguments alone is free of it. In one for any arguments the
@@ -253,7 +256,7 @@ class Reads(Overview):
             key = f"{args.mark(query.after[0], 'bigint')}, {args.mark(query.after[1], 'text')}"
             where.append(f"({column}, a.agent_id) {'<' if query.descending else '>'} ({key})")
         order = f"ORDER BY {query.sort_by} {direction}, agent_id {direction}"
-        limit, offset = args.mark(query.limit, "bigint"), args.mark(query.offset, "bigint")
+        limit, offset = args.mark(query.limit, "bigint"), args.mark(min(query.offset, _FURTHEST), "bigint")
 
         def page(*more: str) -> str:
             return (
@@ -308,7 +311,7 @@ class Reads(Overview):
             where.append(f"(created_at, agent_id, position) {'<' if query.descending else '>'} ({key})")
         direction = "DESC" if query.descending else "ASC"
         order = f"ORDER BY created_at {direction}, agent_id {direction}, position {direction}"
-        limit, offset = args.mark(query.limit, "bigint"), args.mark(query.offset, "bigint")
+        limit, offset = args.mark(query.limit, "bigint"), args.mark(min(query.offset, _FURTHEST), "bigint")
         with_kinds, source = "", getattr(self._tables, query.kind)
         if sought is not None:
             page = f"WHERE {KIND} = k.kind AND role = k.role AND {' AND '.join(where)} {order} LIMIT {limit} + {offset}"

@@ -217,6 +217,17 @@ async def test_a_thousand_leases_over_four_connections(server: Server, schema: s
 # --- what is stored ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("offset", [2**31, 2**62, 2**63 - 1])
+async def test_an_offset_beyond_all_rows_finds_none(store: PostgresStore, offset: int) -> None:
+    """However large it is, and whatever the statement adds to it."""
+    await store.save_turn("a", info=samples.info("a"), messages=[samples.message()])
+    assert await store.query_messages(offset=offset) == []
+    assert await store.query_messages(content_type="image", offset=offset) == []
+    assert await store.query_sessions(offset=offset) == []
+    assert await store.query_sessions(updated_before=2**40, offset=offset) == []
+    assert await store.query_sessions(updated_before=2**52, offset=offset) == []
+
+
 async def test_bodies_can_be_read_in_sql(store: PostgresStore) -> None:
     """Bodies are JSON to SQL, and metadata an indexed projection."""
     await store.save_turn("a", messages=samples.messages(2), info=samples.info("a", metadata={"plan": "gold"}))
