@@ -19,7 +19,7 @@ from kode_core.engines.files import make_file, open_or_make, take_lock
 from kode_core.errors import ConfigurationError, StoreBusyError, StoreReadOnlyError, StoreUnavailableError
 from kode_core.modes import create_file
 from kode_sqlite.errors import translated
-from kode_sqlite.inuse import note_closed, note_open
+from kode_sqlite.inuse import OpenFile, note_closed, note_open
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.uris import uri_of
 
@@ -68,22 +68,24 @@ class Connection(aiosqlite.Connection):
     because a function that was begun runs to its end. The thread does not keep the process alive.
     """
 
+    _file: OpenFile | None
+
     def __init__(self, connector: Callable[[], sqlite3.Connection], path: str, *, is_still: bool = False) -> None:
         def noted() -> sqlite3.Connection:
-            note_open(path)
+            file = note_open(path)
             try:
                 db = connector()
             except BaseException:
-                note_closed(path)
+                note_closed(file)
                 raise
-            self._is_noted = True
+            self._file = file
             return db
 
         super().__init__(noted, iter_chunk_size=64)
         self._thread.daemon = True
         self.is_still = is_still
         self._path = path
-        self._is_noted = False
+        self._file = None
         self._reading: asyncio.Future[Any] | None = None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
@@ -118,9 +120,9 @@ class Connection(aiosqlite.Connection):
         try:
             await super().close()
         finally:
-            if self._is_noted:
-                self._is_noted = False
-                note_closed(self._path)
+            file, self._file = self._file, None
+            if file is not None:
+                note_closed(file)
 
     def join(self) -> None:
         """Wait for the thread, which ends by itself after a connect that failed: with a word to the event loop."""

@@ -1,49 +1,54 @@
-"""Several stores of one process on a file that other processes use, too."""
+"""Files that this process has open: what one of them makes wait holds up no other."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
+import os
+import threading
 from pathlib import Path
 
-import pytest
 from kode_conformance import samples
-
-from kode_core import create_store
-
-_OTHER = """
-import asyncio, sys
-from kode_conformance import samples
-from kode_core import create_store
-
-async def main():
-    async with await create_store(type="sqlite", db_path=sys.argv[1]) as store:
-        await store.append_messages("a", samples.messages(1, 1))
-
-asyncio.run(main())
-"""
+from kode_sqlite import SqliteStore, inuse
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
-@pytest.mark.parametrize("later", [1, 2])
-def test_a_later_store_leaves_the_locks_of_the_first(tmp_path: Path, later: int) -> None:
-    """A process that ends does not remove the log of another one, in which several stores were opened (DUR-1)."""
-    path = tmp_path / "agents.db"
-    log = Path(f"{path}-wal")
+async def test_a_file_that_does_not_answer_holds_up_no_other(tmp_path: Path) -> None:
+    """While somebody looks at one file, stores of other files open, read over new connections, and close."""
+    looked_at, answers = threading.Event(), threading.Event()
 
-    async def run() -> None:
-        async with await create_store(type="sqlite", db_path=str(path)) as first:
-            await first.append_messages("a", samples.messages(1))
-            for _ in range(later):
-                async with await create_store(type="sqlite", db_path=str(path)) as store:
-                    assert await store.load_messages("a") == samples.messages(1)
-            before = log.stat().st_ino
-            subprocess.run([sys.executable, "-c", _OTHER, str(path)], timeout=60, check=True)
-            assert log.stat().st_ino == before
-            assert await first.load_messages("a") == samples.messages(2)
-            await first.append_messages("a", samples.messages(1, 2))
-        async with await create_store(type="sqlite", db_path=str(path)) as last:
-            assert await last.load_messages("a") == samples.messages(3)
+    def look() -> None:
+        with inuse.unused(str(tmp_path / "silent.db")):
+            looked_at.set()
+            answers.wait(20)
 
-    asyncio.run(run())
+    well = await SqliteStore(str(tmp_path / "well.db")).open()
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        looked_at.wait()
+        await well.save_messages("a", samples.messages(2))
+        assert len(await well.load_messages("a")) == 2
+        async with SqliteStore(str(tmp_path / "other.db")) as other:
+            assert await other.load_messages("a") == []
+        await well.close()
+        assert not answers.is_set()
+        assert thread.is_alive()
+    finally:
+        answers.set()
+        thread.join()
+
+
+async def test_a_look_waits_for_who_opens_and_who_opens_for_a_look(tmp_path: Path) -> None:
+    """No connection to a file is opened while somebody looks at it, and it counts until it is closed."""
+    path = str(tmp_path / "a.db")
+    with inuse.unused(path) as is_unused:
+        assert is_unused
+        opening = asyncio.ensure_future(asyncio.to_thread(inuse.note_open, path))
+        await asyncio.sleep(0.05)
+        assert not opening.done()
+    file = await opening
+    with inuse.unused(path) as is_unused:
+        assert not is_unused
+    inuse.note_closed(file)
+    with inuse.unused(path) as is_unused:
+        assert is_unused
+    assert os.path.realpath(path) not in inuse._FILES
