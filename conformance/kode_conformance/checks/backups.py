@@ -65,6 +65,7 @@ class _Writer:
 
     async def run(self) -> None:
         while not self._stop:
+            await asyncio.sleep(0)  # a store need not give way
             self.number += 1
             await _turn(self._store, "first", self.number)
             await _turn(self._store, "second", self.number)
@@ -227,6 +228,7 @@ async def a_backup_holds_up_no_writer(ctx: Context) -> None:
             while not backup.done():
                 await store.append_messages(f"writer-{which}", samples.messages(1))
                 ended[which] += not backup.done()  # noqa: B023 - it is awaited in this round
+                await asyncio.sleep(0)  # a store need not give way
 
         await asyncio.gather(write(0, ctx.store), write(1, other), backup)
         if min(ended) > 0:
