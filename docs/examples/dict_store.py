@@ -294,7 +294,7 @@ def _upserted(old: list[tuple[str, Body]], new: list[tuple[str, Body]]) -> list[
 def _info(agent_id: str, info: AgentInfo) -> Body:
     body = encode(AgentInfo, info, "info")
     if info.agent_id != check_agent_id(agent_id):
-        raise InvalidArgumentError(f"info.agent_id is {info.agent_id!r} but it is saved as {agent_id!r}")
+        raise InvalidArgumentError(f"info.agent_id is {info.agent_id!r:.80} but it is saved as {agent_id!r:.80}")
     return body
 
 
