@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -55,6 +56,13 @@ class MemorySpace:
         self.leases: dict[str, tuple[Fence, float]] = {}
         self.counter = 0
         """Above every token given out, and every offset of a deleted agent."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, lock=threading.Lock())
 
     def state(self, agent_id: str) -> AgentState:
         """The agent's state, an empty one that is not kept where there is none."""

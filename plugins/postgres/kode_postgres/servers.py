@@ -42,6 +42,7 @@ _PACKAGES: Final = {
 }
 _SETTINGS: Final[Mapping[str, str | int]] = {
     "fsync": "on",
+    "checkpoint_timeout": "30min",  # a page that is changed first after a checkpoint is logged whole, which costs tell
     "shared_buffers": "32MB",
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
