@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-__all__ = ["close_all"]
+__all__ = ["close_all", "ended"]
 
 
 async def close_all(*parts: Callable[[], Awaitable[object]] | None) -> None:
@@ -17,3 +18,10 @@ async def close_all(*parts: Callable[[], Awaitable[object]] | None) -> None:
     async with AsyncExitStack() as stack:
         for close in filter(None, reversed(parts)):
             stack.push_async_callback(close)
+
+
+async def ended(job: asyncio.Task[None] | None) -> None:
+    """Cancel a job that goes on by itself, if there is one, and wait until it has ended."""
+    if job is not None and not job.done():
+        job.cancel()
+        await asyncio.wait([job])

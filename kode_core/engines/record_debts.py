@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from contextlib import suppress
 from typing import Final
 
+from kode_core.engines.closing import ended
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_state import AgentHead
 from kode_core.errors import KodeError, Retry
+from kode_core.waiting import waited_for
 
 __all__ = ["RecordDebts"]
 
@@ -40,9 +41,7 @@ class RecordDebts:
         """Try to settle what is owed of an agent, again and again, once more when the engine is closed."""
         pause = _FIRST_PAUSE
         for _ in range(_TRIES):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await closing.wait()
+            await waited_for(closing, pause)
             if await self._pay(agent_id) or closing.is_set():
                 return
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -86,6 +85,4 @@ class RecordDebts:
 
     async def close(self) -> None:
         """End a payment that goes on by itself."""
-        if self._payment is not None and not self._payment.done():
-            self._payment.cancel()
-            await asyncio.wait([self._payment])
+        await ended(self._payment)

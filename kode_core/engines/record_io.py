@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 import msgspec
@@ -28,6 +28,7 @@ from kode_core.engines.record_state import (
 )
 from kode_core.engines.records import Change, Cut, HeadRecord, Item, Note, Place, RecordStore
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, StorageError
+from kode_core.waiting import waited_for
 
 __all__ = ["AT_ONCE", "LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
 
@@ -320,11 +321,8 @@ class RecordIO:
             await self._mark(frozen, None)
 
     async def _renew(self, head: AgentHead, has_ended: asyncio.Event) -> None:
-        while not has_ended.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_FROZEN_SECONDS / 4):
-                    await has_ended.wait()
-            if not has_ended.is_set() and not await self._mark(head, nonce()):
+        while not await waited_for(has_ended, _FROZEN_SECONDS / 4):
+            if not await self._mark(head, nonce()):
                 return
 
     async def _mark(self, head: AgentHead, sign: str | None) -> bool:

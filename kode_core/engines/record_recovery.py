@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Final, NamedTuple
 
+from kode_core.engines.closing import ended
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_state import AgentHead
 from kode_core.errors import KodeError
@@ -75,7 +76,5 @@ class RecordRecovery:
             return  # somebody else goes on with it, or a later call does
 
     async def close(self) -> None:
-        """End what goes on by itself; whoever comes next does it again."""
-        if self._recovery is not None and not self._recovery.done():
-            self._recovery.cancel()
-            await asyncio.wait([self._recovery])
+        """End what goes on by itself; the next process that comes does it again."""
+        await ended(self._recovery)

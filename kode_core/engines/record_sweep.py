@@ -23,6 +23,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from kode_core.engines.closing import ended
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head
 from kode_core.engines.record_recovery import RecordRecovery
@@ -133,9 +134,7 @@ class RecordSweep:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._job is not None and not self._job.done():
-            self._job.cancel()
-            await asyncio.wait([self._job])
+        await ended(self._job)
 
 
 def _next(record: HeadRecord) -> HeadRecord:

@@ -7,7 +7,6 @@ import random
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
@@ -31,6 +30,7 @@ from kode_core.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from kode_core.waiting import waited_for
 
 __all__ = ["RecordWriter"]
 
@@ -329,9 +329,7 @@ class RecordWriter:
         It does not say so when it is of another epoch and others came between: then what was applied may have come too
         late to be removed with the old epoch.
         """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_SECONDS):
-                await self._closing.wait()
+        await waited_for(self._closing, _SETTLE_SECONDS)
         latest = self._heads.get(head.record.agent_id, head)
         is_next = latest.record.epoch == head.record.epoch or latest.record.rev == head.record.rev + 1
         try:

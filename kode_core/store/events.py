@@ -28,6 +28,7 @@ from kode_core.store.context import Context, settled
 from kode_core.store.ops import OPS
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.rows import INT64
+from kode_core.waiting import waited_for
 
 __all__ = ["EventAppender", "EventReader"]
 
@@ -330,11 +331,7 @@ class EventReader:
     async def _wait(self, appended: asyncio.Event, told: Watch | None) -> None:
         """Until this store appends, or another may have."""
         seconds = max(self._poll, _LOOK_ANYWAY_S) if told is not None and told.is_live else self._poll
-        try:
-            async with asyncio.timeout(seconds):
-                await appended.wait()
-        except TimeoutError:
-            pass
+        await waited_for(appended, seconds)
 
 
 def _checked(agent_id: str, since: object, after_offset: object, channel: object) -> int | None:

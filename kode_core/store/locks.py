@@ -19,6 +19,7 @@ from kode_core.ids import quoted
 from kode_core.protocols import Lease
 from kode_core.store.context import Context
 from kode_core.store.ops import OPS
+from kode_core.waiting import waited_for
 
 __all__ = ["HeldLease", "LeaseContext", "Locks"]
 
@@ -266,9 +267,7 @@ class Locks:
 
     async def _pause(self, seconds: float) -> None:
         """Wait a moment; end at once when the store is closed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._context.closing.wait()
+        await waited_for(self._context.closing, seconds)
         self._context.check_open()
 
     async def _is_held(self, lease: HeldLease) -> bool:

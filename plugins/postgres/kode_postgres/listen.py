@@ -15,6 +15,7 @@ from typing import Any, Final
 import asyncpg
 
 from kode_core.engines.watching import Watch, Watcher
+from kode_core.waiting import waited_for
 from kode_postgres.schema import Tables
 
 __all__ = ["Listener", "channel_of", "payload_of"]
@@ -99,12 +100,9 @@ class Listener(Watcher):
             if time.monotonic() - noted_at >= _NOTED_AGAIN_S:
                 noted_at = time.monotonic()
                 await con.execute(self._note, sorted(told))
-            try:
-                async with asyncio.timeout(_NOTED_AGAIN_S if self.watches else _IDLE_S):
-                    await self.changed.wait()
-            except TimeoutError:
-                if not self.watches:
-                    return
+            is_changed = await waited_for(self.changed, _NOTED_AGAIN_S if self.watches else _IDLE_S)
+            if not (is_changed or self.watches):
+                return
         raise ConnectionError("the connection ended")
 
     async def _note_changes(self, con: Any, told: set[str]) -> None:
