@@ -434,7 +434,7 @@ async def test_a_fork_in_place_of_another_that_is_given_up_leaves_neither(monkey
         old = AgentHead(contents.heads["x"])
         state = replace(old.state, reserved=True, doomed=(old.record.epoch,))
         record = replace(old.record, rev=old.record.rev + 1, epoch="f" * 16, is_used=False)
-        contents.heads["x"] = AgentHead(record, state).with_state(state).record
+        contents.heads["x"] = AgentHead.sealed(record, state).record
         contents.items[record.place] = dict(contents.items[old.record.place])
         await store.query_sessions()
     assert contents.heads["x"].is_settled

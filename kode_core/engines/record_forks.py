@@ -80,7 +80,7 @@ class RecordForks:
         if old is not None:
             doomed = (old.record.epoch,) if old.record.is_used else ()
             state = State(next_offset=old.state.next_offset, reserved=True, doomed=doomed)
-        reserved = AgentHead(replace(base, rev=base.rev + 1), state).with_state(state)
+        reserved = AgentHead.sealed(replace(base, rev=base.rev + 1), state)
         if not await self._io.swap(old, reserved):
             return False
         rev, place = reserved.record.rev + 1, reserved.record.place
@@ -97,9 +97,8 @@ class RecordForks:
         latest = max((item.time for item in items if list_of(item.key) is ListKind.MESSAGES), default=None)
         state = replace(state, reserved=False, has_parts=has_parts, latest=latest, is_latest=latest is not None)
         lists = {kind.value: _forked(count_of(parent, kind)) for kind in ListKind}
-        rev = reserved.record.rev + 1
-        record = replace(reserved.record, rev=rev, info=child.info, updated_at=now, is_used=True, **lists)
-        forked = await self._io.with_info_beside(AgentHead(record, state).with_state(state))
+        whole = reserved.next(state, info=child.info, updated_at=now, is_used=True, **lists)
+        forked = await self._io.with_info_beside(whole)
         if not await self._io.swap(reserved, forked):
             await self._io.leave(reserved.record)
             return False
@@ -110,7 +109,7 @@ class RecordForks:
     async def _alive(self, reserved: AgentHead) -> AgentHead:
         """Show those who look for what the dead left that this fork goes on."""
         record = reserved.record
-        after = AgentHead(replace(record, rev=record.rev + 1), reserved.state).with_state(reserved.state)
+        after = reserved.next(reserved.state)
         if not await self._io.swap(reserved, after):
             await self._io.leave(record)
             raise MovedError

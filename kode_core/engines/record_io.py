@@ -116,7 +116,7 @@ class RecordIO:
         if remains is None:
             return
         state = State(next_offset=time.time_ns() // 1_000_000, doomed=tuple(remains.epochs))
-        head = AgentHead(new_head(agent_id), state).with_state(state)
+        head = AgentHead.sealed(new_head(agent_id), state)
         if await self.store.supplant(remains, head.record, fence):
             await self.settle(head)
 
@@ -208,7 +208,7 @@ class RecordIO:
         await self.note(record.place)
         count = await self._put_text(record.place, info_key(name), record.rev, info.body.text.encode())
         record = replace(record, info=replace(info, body=Body("", info.body.digest)))
-        return AgentHead(record, head.state).with_state(replace(head.state, info=(name, record.rev, count)))
+        return AgentHead.sealed(record, replace(head.state, info=(name, record.rev, count)))
 
     # --- items
 
@@ -297,7 +297,7 @@ class RecordIO:
         """End a fork that nobody goes on with; who does after all finds another head, and begins anew."""
         record, state = head.record, head.state
         given_up = replace(state, reserved=False, doomed=(*state.doomed, record.epoch))
-        after = AgentHead(replace(record, rev=record.rev + 1, epoch=new_epoch()), given_up).with_state(given_up)
+        after = head.next(given_up, epoch=new_epoch())
         if not await self.swap(head, after):
             raise MovedError
         return await self.settled(after)
@@ -353,8 +353,7 @@ class RecordIO:
 
     async def freeze(self, head: AgentHead) -> AgentHead:
         head = await self.settle(head)
-        state = replace(head.state, frozen=nonce())
-        frozen = AgentHead(replace(head.record, rev=head.record.rev + 1), state).with_state(state)
+        frozen = head.next(replace(head.state, frozen=nonce()))
         try:
             is_frozen = await self.swap(head, frozen)
         except OutcomeUnknownError as exc:

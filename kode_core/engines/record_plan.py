@@ -119,7 +119,7 @@ class Plan:
 
     def result(self, state: State) -> AgentHead:
         """The new head, with *state*."""
-        return AgentHead(replace(self.head, rev=self.rev), state).with_state(state)
+        return AgentHead.sealed(replace(self.head, rev=self.rev), state)
 
     # --- batches
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -299,12 +299,21 @@ class AgentHead:
         self.record = record
         self.state = _opened(record) if state is None else state
 
+    @classmethod
+    def sealed(cls, record: HeadRecord, state: State) -> AgentHead:
+        """The head of *record* with this state, to be written."""
+        flags = {"is_settled": state.is_settled, "is_numbered": state.is_numbered}
+        record, encoded = msgspec.structs.replace(record, **flags), _encode(state)
+        seal = _SEALED + _seal(record, encoded)
+        return cls(msgspec.structs.replace(record, state=seal + encoded), state)
+
     def with_state(self, state: State) -> AgentHead:
         """The same revision with another state, to be written."""
-        flags = {"is_settled": state.is_settled, "is_numbered": state.is_numbered}
-        record, encoded = msgspec.structs.replace(self.record, **flags), _encode(state)
-        sealed = _SEALED + _seal(record, encoded) + encoded
-        return AgentHead(msgspec.structs.replace(record, state=sealed), state)
+        return self.sealed(self.record, state)
+
+    def next(self, state: State, **changes: Any) -> AgentHead:
+        """The next revision, with this state and these other fields of the record, to be written."""
+        return self.sealed(msgspec.structs.replace(self.record, rev=self.record.rev + 1, **changes), state)
 
 
 def count_of(record: HeadRecord, kind: ListKind) -> ListHead:

@@ -28,7 +28,7 @@ from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head
 from kode_core.engines.record_recovery import RecordRecovery
 from kode_core.engines.record_state import AgentHead, State, info_spans, stash_key
-from kode_core.engines.records import HeadRecord, Note, Place
+from kode_core.engines.records import Note, Place
 from kode_core.errors import KodeError
 
 __all__ = ["RecordSweep"]
@@ -123,8 +123,7 @@ class RecordSweep:
             if head is not None:
                 head = await self._io.settle(head)
             before = AgentHead(new_head(agent_id), State()) if head is None else head
-            state = replace(before.state, frozen=None)
-            after = AgentHead(_next(before.record), state).with_state(state)
+            after = before.next(replace(before.state, frozen=None))
             if await self._io.swap(head, after):
                 return after
         raise MovedError
@@ -135,10 +134,6 @@ class RecordSweep:
         if self._timer is not None:
             self._timer.cancel()
         await ended(self._job)
-
-
-def _next(record: HeadRecord) -> HeadRecord:
-    return replace(record, rev=record.rev + 1)
 
 
 def _begin(me: weakref.ref[RecordSweep]) -> None:
