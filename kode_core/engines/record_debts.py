@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from typing import Final
 
 from kode_core.engines.closing import ended
+from kode_core.engines.recent import Recent
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_state import AgentHead
 from kode_core.errors import KodeError, Retry
@@ -27,15 +27,12 @@ class RecordDebts:
 
     def __init__(self, io: RecordIO) -> None:
         self._io = io
-        self._owed: OrderedDict[str, AgentHead] = OrderedDict()
+        self._owed = Recent[str, AgentHead](_KNOWN)
         self._payment: asyncio.Task[None] | None = None
 
     def owe(self, head: AgentHead) -> None:
         """Remember a head that could not be settled."""
         self._owed[head.record.agent_id] = head
-        self._owed.move_to_end(head.record.agent_id)
-        if len(self._owed) > _KNOWN:
-            self._owed.popitem(last=False)
 
     async def repeat(self, agent_id: str, closing: asyncio.Event) -> None:
         """Try to settle what is owed of an agent, again and again, once more when the engine is closed."""

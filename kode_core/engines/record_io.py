@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
@@ -14,6 +13,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import Fence, Info
 from kode_core.codec import Body
+from kode_core.engines.recent import Recent
 from kode_core.engines.record_plan import new_head, nonce
 from kode_core.engines.record_state import (
     AgentHead,
@@ -75,7 +75,7 @@ class RecordIO:
 
     def __init__(self, store: RecordStore) -> None:
         self.store = store
-        self._noted: OrderedDict[Place, float] = OrderedDict()
+        self._noted = Recent[Place, float](_KNOWN)
 
     # --- heads
 
@@ -284,9 +284,6 @@ class RecordIO:
             return
         await self.store.note(Note(place, int(time.time() * 1000)))
         self._noted[place] = now
-        self._noted.move_to_end(place)
-        if len(self._noted) > _KNOWN:
-            self._noted.popitem(last=False)
 
     @staticmethod
     def overdue(times: int = 1) -> int:

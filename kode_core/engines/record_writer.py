@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, ListKind, MessageIndex, Outcome, Refused
+from kode_core.engines.recent import Recent
 from kode_core.engines.record_debts import RecordDebts
 from kode_core.engines.record_io import MovedError, RecordIO
 from kode_core.engines.record_names import known_events
@@ -68,7 +69,7 @@ class RecordWriter:
         self._queues: dict[str, deque[_Waiting]] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
-        self._heads: OrderedDict[str, AgentHead] = OrderedDict()
+        self._heads = Recent[str, AgentHead](_CACHED)
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
@@ -350,8 +351,6 @@ class RecordWriter:
         self.forget(agent_id)
         if len(record.state) + (len(record.info.body.text) if record.info else 0) <= _CACHED_BYTES:
             self._heads[agent_id] = head
-            if len(self._heads) > _CACHED:
-                self._heads.popitem(last=False)
 
 
 def _check_wanted(batches: Sequence[Batch], *, in_doubt: bool) -> None:
