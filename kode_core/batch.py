@@ -300,10 +300,6 @@ class EventWrite(_Value, frozen=True):
     body: Body
 
 
-def _always() -> bool:
-    return True
-
-
 class Batch(_Value, frozen=True, kw_only=True):
     """All that one call writes for one agent: everything of it happens, or nothing.
 
@@ -317,9 +313,6 @@ class Batch(_Value, frozen=True, kw_only=True):
         fence: precondition: this lease is held.
         expect_updated_at: precondition: the agent's info, messages and tool calls did not change since.
         delete: remove all there is of the agent, the lease excepted, before the rest of the batch is applied.
-        is_wanted: whether somebody waits for the outcome still. What was not sent when nobody does need not be: then
-            the outcome is a StoreTimeoutError.
-        patience: for how many seconds the caller waits; an engine that makes a write wait for others keeps to a part.
     """
 
     agent_id: str
@@ -333,8 +326,6 @@ class Batch(_Value, frozen=True, kw_only=True):
     tool_calls: ListWrite | None = None
     docs: tuple[DocWrite, ...] = ()
     events: tuple[EventWrite, ...] = ()
-    is_wanted: Callable[[], bool] = _always
-    patience: float = 30.0
 
     @property
     def lists(self) -> Mapping[ListKind, ListWrite]:

@@ -7,8 +7,9 @@ measure, retry or read the clock; the core does that once for all engines. The v
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from kode_core.batch import (
     Batch,
@@ -33,6 +34,8 @@ from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_core.report import ConnectionUse
 
 __all__ = [
+    "CALLER",
+    "Caller",
     "Connects",
     "Engine",
     "Medium",
@@ -51,6 +54,23 @@ Progress: TypeAlias = Callable[[int, int | None], object]
 
 An error that it raises ends the call, and is raised by it.
 """
+
+
+class Caller(NamedTuple):
+    """Who waits for a commit.
+
+    Attributes:
+        is_waiting: whether somebody waits for the outcome still. A batch that was not sent when nobody does need not be
+            sent: then its outcome is a StoreTimeoutError.
+        patience: for how many seconds the caller waits; an engine that makes a write wait for others keeps to a part.
+    """
+
+    is_waiting: Callable[[], bool] = lambda: True
+    patience: float = 30.0
+
+
+CALLER: Final = ContextVar("CALLER", default=Caller())  # noqa: B039 - a tuple
+"""Who waits for the batches that are committed in this context."""
 
 
 def unwatched(done: int, total: int | None) -> None:
@@ -75,7 +95,7 @@ class Engine(Protocol):
         """Apply each batch atomically, in order, and return an outcome for each once all are durable.
 
         Batches stand for themselves: one that is refused or fails takes no other with it. The outcome of one that
-        fails is its error.
+        fails is its error. ``CALLER`` says who waits for them, for an engine that lets writes wait for others.
         """
         ...
 

@@ -51,10 +51,6 @@ _PREFIX: Final = re.compile(rb"#([0-9a-f]{8}) (\d{1,15}) (\d{1,15}) (\d{1,15})\n
 _LONGEST_PREFIX: Final = 64
 _LONGEST_LINE: Final = 4096
 _PIECE: Final = 1 << 20
-_NO_CALLER: Final = {
-    one.name: one.default for one in msgspec.structs.fields(Batch) if one.name in ("is_wanted", "patience")
-}
-"""What of a batch is its caller's, who is gone when it is read: it is not written."""
 
 
 class Span(NamedTuple):
@@ -230,7 +226,7 @@ def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, byte
         texts.append(body.text.encode(errors="surrogateescape"))  # a damaged one stays as it is
         return Body(str(len(texts[-1])), body.digest)
 
-    batch = None if frame.batch is None else with_bodies(msgspec.structs.replace(frame.batch, **_NO_CALLER), sized)
+    batch = None if frame.batch is None else with_bodies(frame.batch, sized)
     header = msgspec.json.encode(msgspec.structs.replace(frame, batch=batch)) + b"\n"
     bodies = b"".join(text + b"\n" for text in texts)
     prefix = prefix_of(header, start, len(bodies), seed)

@@ -97,16 +97,10 @@ class Plan:
         if self.state.named_from is None:
             self.state = replace(self.state, named_from=self.state.next_offset)
         self._counts = {kind: count_of(self.head, kind).count for kind in ListKind}
-        self._batches: list[Batch] = []
         self._puts: dict[str, Item] = {}
         self._cuts: list[Cut] = []
         self._freed: list[Freed] = []
         self._is_changed = False
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether somebody waits for the outcome of one of the batches."""
-        return any(batch.is_wanted() for batch in self._batches)
 
     @property
     def is_changed(self) -> bool:
@@ -125,7 +119,6 @@ class Plan:
 
     def add(self, batch: Batch) -> Applied | Refused:
         """Apply a batch, its fence excepted."""
-        self._batches.append(batch)
         known = next((op for op in self.state.ops if op.op_id == batch.op_id), None)
         if known is not None:
             return Applied(known.messages, known.tool_calls, self._offsets(batch.events, known.first_offset))

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, ListKind, MessageIndex, Outcome, Refused
+from kode_core.engine import CALLER, Caller
 from kode_core.engines.recent import Recent
 from kode_core.engines.record_debts import RecordDebts
 from kode_core.engines.record_io import MovedError, RecordIO
@@ -56,6 +57,7 @@ class _UnwantedError(Exception):
 
 class _Waiting(NamedTuple):
     batch: Batch
+    caller: Caller
     done: asyncio.Future[Outcome | Exception]
 
 
@@ -74,7 +76,7 @@ class RecordWriter:
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(batch, loop.create_future()) for batch in batches]
+        waiting = [_Waiting(batch, CALLER.get(), loop.create_future()) for batch in batches]
         for one in waiting:
             agent_id = one.batch.agent_id
             if agent_id in self._queues:
@@ -117,7 +119,7 @@ class RecordWriter:
         try:
             while queue:
                 group = _take(queue)
-                outcomes = await self._outcomes(agent_id, [one.batch for one in group])
+                outcomes = await self._outcomes(agent_id, group)
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
                         one.done.set_result(outcome)
@@ -127,27 +129,27 @@ class RecordWriter:
                 if not one.done.done():
                     one.done.set_result(OutcomeUnknownError("the event loop was shut down while this was written"))
 
-    async def _outcomes(self, agent_id: str, batches: Sequence[Batch]) -> Sequence[Outcome | Exception]:
-        wanted = [batch for batch in batches if batch.is_wanted()]
-        if len(wanted) < len(batches):
-            done = {id(b): o for b, o in zip(wanted, await self._outcomes(agent_id, wanted), strict=True)}
-            return [done.get(id(batch), StoreTimeoutError(_GIVEN_UP)) for batch in batches]
+    async def _outcomes(self, agent_id: str, group: Sequence[_Waiting]) -> Sequence[Outcome | Exception]:
+        wanted = [one for one in group if one.caller.is_waiting()]
+        if len(wanted) < len(group):
+            done = {id(one): o for one, o in zip(wanted, await self._outcomes(agent_id, wanted), strict=True)}
+            return [done.get(id(one), StoreTimeoutError(_GIVEN_UP)) for one in group]
         try:
-            return await self._write(agent_id, batches) if batches else []
+            return await self._write(agent_id, group) if group else []
         except _UnwantedError:
-            return await self._outcomes(agent_id, batches)
+            return await self._outcomes(agent_id, group)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
-            if len(batches) == 1 or (isinstance(exc, KodeError) and exc.retry is not Retry.NEVER):
-                return [exc] * len(batches)
-        return [outcome for batch in batches for outcome in await self._outcomes(agent_id, [batch])]
+            if len(group) == 1 or (isinstance(exc, KodeError) and exc.retry is not Retry.NEVER):
+                return [exc] * len(group)
+        return [outcome for one in group for outcome in await self._outcomes(agent_id, [one])]
 
-    async def _write(self, agent_id: str, batches: Sequence[Batch]) -> Sequence[Outcome]:
+    async def _write(self, agent_id: str, group: Sequence[_Waiting]) -> Sequence[Outcome]:
         """Swap the head for one with the batches in it, until nobody else was faster."""
-        fence = batches[0].fence
+        batches, fence = [one.batch for one in group], group[0].batch.fence
         doubt: int | None = None
         doubted_at = 0.0
         was_lost = False
-        until = time.monotonic() + min(batch.patience for batch in batches) * _PATIENT_SHARE
+        until = time.monotonic() + min(one.caller.patience for one in group) * _PATIENT_SHARE
         for attempt in range(_ATTEMPTS):
             try:
                 old, is_fresh = await self._head(agent_id, batches, until)
@@ -178,9 +180,9 @@ class RecordWriter:
             if not plan.is_changed:
                 is_held = await self._is_held(agent_id, fence, in_doubt=doubt is not None)
                 return outcomes if is_held else [Refused("fence")] * len(batches)
-            _check_wanted(batches, in_doubt=doubt is not None)
+            _check_wanted(group, in_doubt=doubt is not None)
             try:
-                if await self._swap(old, plan, fence):
+                if await self._swap(old, plan, group):
                     return outcomes
             except OutcomeUnknownError:
                 now = time.monotonic()
@@ -261,8 +263,8 @@ class RecordWriter:
 
     # --- one swap
 
-    async def _swap(self, old: AgentHead | None, plan: Plan, fence: Fence | None) -> bool:
-        io, changes = self._io, plan.changes
+    async def _swap(self, old: AgentHead | None, plan: Plan, group: Sequence[_Waiting]) -> bool:
+        io, changes, fence = self._io, plan.changes, group[0].batch.fence
         _check_indexes(changes)
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
         state = replace(plan.state, has_parts=plan.state.has_parts or large)
@@ -278,7 +280,8 @@ class RecordWriter:
             self._remember(head)
         else:
             pending = await self._before_swap(self._with_pending(head, changes))
-            if not (plan.is_wanted and await io.store.swap(before, pending.record, fence, ())):  # a stash takes time
+            is_wanted = any(one.caller.is_waiting() for one in group)  # a stash takes time
+            if not (is_wanted and await io.store.swap(before, pending.record, fence, ())):
                 await self._unstash(pending)
                 return False
             await self._finish(pending, changes)
@@ -353,12 +356,12 @@ class RecordWriter:
             self._heads[agent_id] = head
 
 
-def _check_wanted(batches: Sequence[Batch], *, in_doubt: bool) -> None:
+def _check_wanted(group: Sequence[_Waiting], *, in_doubt: bool) -> None:
     """Send nothing more of what nobody waits for: who was told that it is in doubt must not wait for it for ever.
 
     When it is in doubt already, a batch stays together with the others that were sent with it.
     """
-    wanted = [batch.is_wanted() for batch in batches]
+    wanted = [one.caller.is_waiting() for one in group]
     if in_doubt and not any(wanted):
         raise OutcomeUnknownError(_IN_DOUBT)
     if not in_doubt and not all(wanted):

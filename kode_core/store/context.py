@@ -9,15 +9,13 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from msgspec.structs import replace
-
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
-from kode_core.engine import Engine, connection_use
+from kode_core.engine import CALLER, Caller, Engine, connection_use
 from kode_core.errors import (
     KodeError,
     LockLostError,
@@ -299,8 +297,7 @@ class Context:
     def batch(self, agent_id: str, *, fence: Fence | None = None, **contents: Any) -> Batch:
         """A batch of this moment."""
         op_id = f"{self._op_prefix}-{next(self._op_ids)}"
-        how = {"fence": fence, "patience": self.timeout, **contents}
-        return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), **how)
+        return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), fence=fence, **contents)
 
     async def commit(self, batch: Batch) -> Applied | Refused:
         """Commit one batch, to the end whatever becomes of the caller; what was not sent when it left need not be.
@@ -308,16 +305,18 @@ class Context:
         A lost lease and a storage error are raised, other refusals returned.
         """
         is_waiting = True
-        batch = replace(batch, is_wanted=lambda: is_waiting)
+        write = self._engine_commit(batch, Caller(lambda: is_waiting, self.timeout))
         try:
-            (outcome,) = await self.underway.finish([batch.agent_id], self._engine_commit([batch]))
+            outcome = await self.underway.finish([batch.agent_id], write)
         except asyncio.CancelledError:
             is_waiting = False
             raise
         return settled(batch, outcome)
 
-    async def _engine_commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        return await self.engine.commit(batches)
+    async def _engine_commit(self, batch: Batch, caller: Caller) -> Outcome:
+        CALLER.set(caller)  # of this task alone
+        (outcome,) = await self.engine.commit([batch])
+        return outcome
 
 
 class _Step(Deadline):

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
-from kode_core.engine import Watch, watch
+from kode_core.engine import CALLER, Caller, Watch, watch
 from kode_core.errors import (
     CorruptRecordError,
     InvalidArgumentError,
@@ -158,8 +158,8 @@ class EventAppender:
 
     async def _write_group(self, agent_id: str, group: list[_Append]) -> None:
         events = tuple([event for item in group for event in item.events])
-        wanted = {"is_wanted": lambda: not all(item.done.done() for item in group)}
-        batch = self._context.batch(agent_id, fence=group[0].fence, events=events, **wanted)
+        batch = self._context.batch(agent_id, fence=group[0].fence, events=events)
+        CALLER.set(Caller(lambda: not all(item.done.done() for item in group), self._context.timeout))
         try:
             (outcome,) = await self._context.engine.commit([batch])
             offsets = _offsets(batch, outcome)
