@@ -9,7 +9,8 @@ from bson.int64 import Int64
 
 from kode_core.engines.records import Note, Place
 from kode_mongo.connection import Connection
-from kode_mongo.schema import ITEMS, META, PARTS
+from kode_mongo.items import Items
+from kode_mongo.schema import META
 
 __all__ = ["Notes"]
 
@@ -21,10 +22,10 @@ _END: Final = "left0"
 class Notes:
     """See ``RecordStore.note``."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, rows: Items) -> None:
         self._connection = connection
         self._meta = connection.collection(META)
-        self._stored = [connection.collection(name) for name in (ITEMS, PARTS)]
+        self._rows = rows
 
     async def add(self, note: Note) -> None:
         """See ``RecordStore.note``."""
@@ -42,11 +43,8 @@ class Notes:
         wanted = {"_id": {"$gte": _PREFIX, "$lt": _END}, "agent_id": agent_id}
         notes = [_found(document) for document in await self._connection.find(self._meta, wanted)]
         noted = {note.place.epoch for note in notes}
-        for collection in self._stored:
-            epochs = await self._connection.read(lambda c=collection: c.distinct("epoch", {"agent_id": agent_id}))  # type: ignore[misc]
-            notes += [Note(Place(agent_id, epoch), 0) for epoch in epochs if epoch not in noted]
-            noted.update(epochs)
-        return notes
+        left = [epoch for epoch in await self._rows.epochs(agent_id) if epoch not in noted]
+        return [*notes, *(Note(Place(agent_id, epoch), 0) for epoch in left)]
 
     async def remove(self, note: Note) -> None:
         """See ``RecordStore.forget``."""

@@ -73,7 +73,7 @@ class MongoRecords:
         self._items = connection.collection(ITEMS)
         self._meta = connection.collection(META)
         self._rows = Items(connection)
-        self._notes = Notes(connection)
+        self._notes = Notes(connection, self._rows)
         self._leases = Leases(connection, self._heads)
         self._watcher = watcher
 
