@@ -138,7 +138,7 @@ class RecordStoreTests:
                 await asyncio.sleep(0.01)
 
     async def test_a_lasting_mark_is_read_at_once(self, records: RecordStore) -> None:
-        """What is removed after it is needed by nobody who reads."""
+        """No reader needs the changes of a head once its lasting mark is written."""
         for rev in range(1, 20):
             assert await records.swap(None if rev == 1 else a_head(rev - 1), a_head(rev, is_settled=False), None, [])
             assert await records.settle(a_head(rev), lasting=True)
@@ -246,7 +246,7 @@ class RecordStoreTests:
         assert list(await records.parts(PLACE, "m/2", 1)) == []
 
     async def test_the_keys_of_parts(self, records: RecordStore) -> None:
-        """Each once with its revision, those of a span alone."""
+        """Each key of a span is given once, with its revision."""
         for key, rev in (("i/a", 3), ("p/1", 1), ("p/2", 2), ("p/2", 5)):
             await records.put_parts(PLACE, key, rev, [b"1", b"2"])
         assert sorted(await records.part_keys(PLACE, "p/", "p/~")) == [("p/1", 1), ("p/2", 2), ("p/2", 5)]

@@ -57,7 +57,7 @@ async def twin_keys_are_different_keys(ctx: Context) -> None:
             records = [_named(kind, name, i if again else 0) for i, name in enumerate(names) if i % 3 == 0 or not again]
             save = getattr(ctx.store, writer.method)
             calls: Sequence[Any] = [records] if writer.many else records
-            # Twins are upserted by calls of their own, as those that are stored are looked for by their ids.
+            # Each twin is upserted by its own call: a store looks for a stored call by its id.
             if "upsert" in writer.method + writer.parameter:
                 calls = [records[::2], records[1::2]]
             for given in calls:

@@ -38,7 +38,9 @@ async def twins_are_apart_for_other_processes(ctx: Context) -> None:
         try:
             lease = await ctx.store.acquire_agent_lock(name, ttl_ms=_LONG_MS)
         except LockUnavailableError as exc:
-            raise Violation(f"the lock of {name!a} is free; another process has those of {theirs!a:.200}") from exc
+            raise Violation(
+                f"the lock of {name!a} is free; another process holds the locks of {theirs!a:.200}"
+            ) from exc
         await ctx.store.append_messages(name, [samples.message(text=f"here: {name}")], fence=lease)
     for name in theirs:
         await ctx.raises(
