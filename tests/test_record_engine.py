@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -77,6 +77,30 @@ async def abandon() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
+async def stops(
+    write: Write,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    begin: Callable[[Contents], Awaitable[object]] | None = None,
+) -> AsyncIterator[tuple[int, Contents, bool]]:
+    """A process that dies at each call of a write: the call's number, what is stored then, and whether it had ended."""
+    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
+    for n in range(10_000):
+        contents = Contents()
+        async with await opened(MemoryRecords(contents, **options)) as store:
+            await seed(store, "a")
+        if begin is not None:
+            await begin(contents)
+        done = await interrupted(StopsAt(contents, n, **options), write)
+        await abandon()
+        yield n, contents, done
+        if done:
+            gc.collect()  # the stores that were left warn here, and not while other tests run
+            return
+    raise AssertionError("it never ended")
+
+
 @pytest.mark.filterwarnings("ignore:.*was not closed:ResourceWarning")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("write", [*WRITES, FORK], ids=lambda write: write.name)
@@ -84,16 +108,9 @@ async def test_a_writer_that_stops_between_any_two_calls(
     write: Write, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it wrote is there whole or not at all, for those who come after it, and nothing of it stays behind."""
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
     async with await opened(MemoryRecords(Contents(), **options)) as store:
         allowed = await expected(store, write)
-    for n in range(10_000):
-        contents = Contents()
-        async with await opened(MemoryRecords(contents, **options)) as store:
-            await seed(store, "a")
-        done = await interrupted(StopsAt(contents, n, **options), write)
-        await abandon()
+    async for n, contents, done in stops(write, options, monkeypatch):
         async with await opened(MemoryRecords(contents, **options)) as store:
             assert await store.query_sessions(limit=0) == []
             problem = allowed.problem(await portrait(store, "a"), done=done)
@@ -109,11 +126,6 @@ async def test_a_writer_that_stops_between_any_two_calls(
         assert all(head.is_settled for head in contents.heads.values())
         places = {head.place for head in contents.heads.values()}
         assert {place for place, items in contents.items.items() if items} <= places
-        if done:
-            break
-    else:
-        raise AssertionError("it never ended")
-    gc.collect()  # the stores that were left warn here, and not while other tests run
 
 
 class Doubtful(MemoryRecords):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from kode_core.engines.record_state import AgentHead
 from kode_core.engines.records import Change, HeadRecord, Item, Note, Place
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, StopsAt
-from tests.test_record_engine import OPTIONS, abandon, interrupted, opened, unsettle
+from tests.test_record_engine import OPTIONS, opened, stops, unsettle
 
 ROOMY = {"inline_bytes": 4_000_000, "part_bytes": 8_000_000}
 LARGE = samples.message(text="y" * 5_000)
@@ -254,19 +253,15 @@ async def test_a_writer_that_is_killed_leaves_nothing_that_is_not_swept(
     write: Write, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between whichever two calls, with what it had put beside the head; and the sweep takes nothing that is needed."""
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
     monkeypatch.setattr(LEFT, 0)
     async with await opened(MemoryRecords(Contents(), **options)) as store:
         allowed = await expected(store, write)
-    for n in range(10_000):
-        contents = Contents()
-        async with await opened(MemoryRecords(contents, **options)) as store:
-            await seed(store, "a")
+
+    async def swept(contents: Contents) -> None:
         await sweep(contents, **options)
         assert not contents.notes
-        done = await interrupted(StopsAt(contents, n, **options), write)
-        await abandon()
+
+    async for n, contents, done in stops(write, options, monkeypatch, swept):
         async with await opened(MemoryRecords(contents, **options)) as store:
             await store.query_sessions()
             await sweep(contents, **options)
@@ -274,11 +269,6 @@ async def test_a_writer_that_is_killed_leaves_nothing_that_is_not_swept(
             assert not contents.notes
             problem = allowed.problem(await portrait(store, "a"), done=done)
             assert problem is None, f"stopped at call {n}: {problem}"
-        if done:
-            break
-    else:
-        raise AssertionError("it never ended")
-    gc.collect()  # the stores that were left warn here, and not while other tests run
 
 
 class Waits(StopsAt):
