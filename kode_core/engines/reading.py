@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
 
 from kode_core.batch import (
     Doc,
@@ -26,7 +26,10 @@ from kode_core.errors import CorruptRecordError
 from kode_core.ids import row_name
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
-__all__ = ["MOST", "EngineReads", "check_head", "list_rows"]
+__all__ = ["MOST", "EngineReads", "check_head", "list_rows", "unless_damaged"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MOST: Final = 2**62
 """More than any version, count or time of a head, and any offset, can be."""
@@ -94,6 +97,15 @@ class EngineReads(ABC):
     async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         found: Sequence[EngineIssue] = await self.read("inspect", agent_id, agent_id)
         return found
+
+
+def unless_damaged(left_out: list[str], read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """The result of *read*; None where it finds damage, whose name goes to *left_out* (QRY-9)."""
+    try:
+        return read(*args, **kwargs)
+    except CorruptRecordError as exc:
+        left_out.append(exc.record)
+        return None
 
 
 def check_head(values: Sequence[Any], agent_id: str) -> None:

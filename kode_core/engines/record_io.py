@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import Fence, Info
 from kode_core.codec import Body
+from kode_core.engines.reading import unless_damaged
 from kode_core.engines.recent import Recent
 from kode_core.engines.record_plan import new_head, nonce
 from kode_core.engines.record_state import (
@@ -88,23 +89,17 @@ class RecordIO:
         """The heads of these agents that can be read, and the names of those that cannot: they fail their own alone."""
         if not agent_ids:
             return [], []
-        heads, damaged = list[AgentHead](), list[str]()
+        damaged = list[str]()
         try:
             found = await self.store.heads(agent_ids)
         except CorruptRecordError as exc:
             if len(agent_ids) == 1:
                 return [], [exc.record]
             middle = len(agent_ids) // 2
-            for some, names in await each(self.sound, (agent_ids[:middle], agent_ids[middle:])):
-                heads += some
-                damaged += names
-            return heads, damaged
-        for record in found:
-            try:
-                heads.append(AgentHead(record))
-            except CorruptRecordError as exc:
-                damaged.append(exc.record)
-        return heads, damaged
+            (some, damaged), (others, more) = await each(self.sound, (agent_ids[:middle], agent_ids[middle:]))
+            return [*some, *others], [*damaged, *more]
+        heads = [unless_damaged(damaged, AgentHead, record) for record in found]
+        return [head for head in heads if head is not None], damaged
 
     async def supplant(self, agent_id: str, fence: Fence | None) -> None:
         """Put the head of an agent that was deleted in place of one that cannot be read, and remove what was there.

@@ -6,16 +6,16 @@ A global index lags behind the table. What it finds is looked up in the table, a
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from kode_core.batch import Found, SessionRow, Totals
+from kode_core.engines.reading import unless_damaged
 from kode_core.engines.record_io import each
 from kode_core.engines.records import FoundItem, Place
 from kode_core.engines.scan import page, row_matches, session_matches
-from kode_core.errors import CorruptRecordError
 from kode_core.query import Range, RowQuery, SessionQuery
 from kode_dynamodb.connection import ALL, LOOKING, Connection, Record, Sizes, first_of
 from kode_dynamodb.values import (
@@ -41,8 +41,6 @@ from kode_dynamodb.values import (
 
 __all__ = ["Queries"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _PAGE: Final = 100
 _FIRST, _END = "!", "~"
@@ -199,13 +197,13 @@ class Queries:
         or else the first; and none where it is one of *seen*, to which all that are returned are added. The names of
         those that are damaged go to *left_out* (QRY-9).
         """
-        wanted = [entry for entry in entries if _sound(left_out, _may_match, entry, query)]
+        wanted = [entry for entry in entries if unless_damaged(left_out, _may_match, entry, query)]
         heads = await self._connection.get_all([head_key(agent_of(entry)) for entry in wanted]) if wanted else []
         by_agent = {agent_of(head): head for head in heads}
         found, chosen = list[tuple[Record, SessionRow]](), dict[str, Record]()
         for entry in wanted:
             stored = by_agent.get(agent_of(entry))
-            row = _sound(left_out, _session, entry, stored, query)
+            row = unless_damaged(left_out, _session, entry, stored, query)
             if stored is None or row is None or row.agent_id in seen:
                 continue
             found.append((entry, row))
@@ -218,7 +216,7 @@ class Queries:
         """As ``Engine.totals``: of the index, which has every agent."""
         agents = messages = calls = used = 0
         async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
-            counts = _sound([], filed_counts, entry)
+            counts = unless_damaged([], filed_counts, entry)
             agents += "meta" in entry
             messages += counts.messages if counts else 0
             calls += counts.tool_calls if counts else 0
@@ -245,7 +243,7 @@ class Queries:
             entries = self._entries("by_time", [of_agent], span, **how)
         found, chosen, left_out = list[FoundItem](), list[Record](), list[str]()
         async for entry in entries:
-            filed = _sound(left_out, filed_row, entry)
+            filed = unless_damaged(left_out, filed_row, entry)
             if filed is not None and row_matches(filed[0], filed[1], query):
                 chosen.append(entry)
             if len(found) + len(chosen) == query.limit:
@@ -269,7 +267,7 @@ class Queries:
             stored = by_key.get((entry["pk"]["S"], entry["sk"]["S"]))
             if stored is None:
                 continue
-            item = _sound(left_out, found_item, stored)
+            item = unless_damaged(left_out, found_item, stored)
             if item is not None and item.time == int(entry["t"]["N"]) and row_matches(item.time, item.index, query):
                 found.append(FoundItem(place_of(stored), item))
         return found
@@ -282,15 +280,6 @@ _KEYS: Final = {
     "created": ("nb", "cr"),
     "updated": ("hb", "up"),
 }
-
-
-def _sound(left_out: list[str], read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """What *read* returns; None where it finds damage, whose name goes to *left_out*."""
-    try:
-        return read(*args, **kwargs)
-    except CorruptRecordError as exc:
-        left_out.append(exc.record)
-        return None
 
 
 def _is_looking(query: SessionQuery, index: str) -> bool:

@@ -15,6 +15,7 @@ from bson.int64 import Int64
 
 from kode_core.batch import Found, Info, ListHead, MessageIndex, SessionRow, ToolCallIndex
 from kode_core.codec import Body
+from kode_core.engines.reading import unless_damaged
 from kode_core.engines.records import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place, removed
 from kode_core.errors import CorruptRecordError
 from kode_mongo.connection import Document
@@ -122,13 +123,9 @@ def as_found(found: Mapping[str, Any], wanted: Document) -> Document:
 
 def sound(read: Callable[[Mapping[str, Any]], T], found: Sequence[Mapping[str, Any]]) -> Found[T]:
     """What documents say, those that are damaged left out and named (QRY-9)."""
-    done, left_out = list[T](), list[str]()
-    for document in found:
-        try:
-            done.append(read(document))
-        except CorruptRecordError as exc:
-            left_out.append(exc.record)
-    return Found(done, left_out)
+    left_out = list[str]()
+    done = [unless_damaged(left_out, read, document) for document in found]
+    return Found([one for one in done if one is not None], left_out)
 
 
 def found_head(found: Mapping[str, Any]) -> HeadRecord:
