@@ -57,6 +57,10 @@ class MemoryRecords:
         await self.step()
         return [self.contents.heads[agent_id] for agent_id in agent_ids if agent_id in self.contents.heads]
 
+    async def head_now(self, agent_id: str) -> HeadRecord | None:
+        await self.step()
+        return self.contents.heads.get(agent_id)
+
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         await self.step()
         assert len(items) <= self.together

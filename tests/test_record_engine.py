@@ -395,21 +395,6 @@ async def test_queries_leave_forks_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         assert await other.query_messages(agent_id=child, limit=5000) != []
 
 
-async def test_a_fork_that_was_removed_leaves_nothing() -> None:
-    """Somebody took it for dead: what was put meanwhile is removed, and it is made again."""
-    contents = Contents()
-    slow = Held(MemoryRecords(contents, **OPTIONS["roomy"]), "apply")
-    async with await opened(MemoryRecords(contents, **OPTIONS["roomy"])) as other, await opened(slow) as store:
-        await other.save_turn("a", messages=samples.messages(5), info=samples.info("a"))
-        forking = asyncio.ensure_future(store.batch_fork("a", 1))
-        await slow.reached.wait()
-        (reserved,) = [head for agent_id, head in contents.heads.items() if agent_id != "a"]
-        await other.append_messages(reserved.agent_id, samples.messages(1))
-        slow.let_go.set()
-        await forking
-        assert not contents.items.get(reserved.place)
-
-
 class TooLarge(MemoryRecords):
     """Has no room left for an agent's items, and says so when it is too late."""
 

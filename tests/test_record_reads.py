@@ -11,7 +11,7 @@ from kode_conformance import samples
 from kode_conformance.record_damage import check_damaged_heads
 from msgspec.structs import replace
 
-from kode_core import OutcomeUnknownError, StoreTimeoutError
+from kode_core import CorruptRecordError, OutcomeUnknownError, StoreTimeoutError
 from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite, Fence, Info, ListHead, Refused
 from kode_core.codec import Body, digest
 from kode_core.engines.record_engine import RecordEngine
@@ -381,6 +381,111 @@ async def test_a_damaged_head_is_deleted_by_its_holder_alone() -> None:
     assert not contents.heads["a"].is_used
     assert not any(contents.items.values())
     await engine.close()
+
+
+# --- Heads that are read late ----------------------------------------------------------------------------------------
+
+
+class LateHeads(MemoryRecords):
+    """Reads heads as they were, so many times; and counts how often it is asked for what is true now."""
+
+    def __init__(self, contents: Contents, **options: Any) -> None:
+        super().__init__(contents, **{**ROOMY, **options})
+        self.late: dict[str, HeadRecord] = {}
+        self.left = self.asked = 0
+
+    def later(self, times: int) -> None:
+        """Answer with what is there now, so many times."""
+        self.late, self.left = dict(self.contents.heads), times
+
+    async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
+        self.left -= 1
+        if self.left < 0:
+            return await super().heads(agent_ids)
+        return [self.late[agent_id] for agent_id in agent_ids if agent_id in self.late]
+
+    async def head_now(self, agent_id: str) -> HeadRecord | None:
+        self.asked += 1
+        return await super().head_now(agent_id)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+@pytest.mark.parametrize("how", ["a delete", "a stash that is done"])
+async def test_a_head_that_is_read_late_again_and_again_is_no_damage(how: str, times: int) -> None:
+    """What it names is gone; that it is lost is said only once a read that is never late shows the same head."""
+    contents = Contents()
+    small = {"inline_bytes": 100, "part_bytes": 100} if how == "a stash that is done" else {}
+    records = LateHeads(contents, **small)
+    options = {**ROOMY, **small}
+    async with await opened(MemoryRecords(contents, **options)) as other, await opened(records) as reader:
+        await other.append_messages("a", samples.messages(3))
+        if how == "a stash that is done":
+            gated = Gated(contents, **options)
+            async with await opened(gated) as slow:
+                gated.hold("apply")
+                writing = asyncio.ensure_future(slow.append_messages("a", [samples.message(3)]))
+                await gated.reached.wait()
+                assert AgentHead(contents.heads["a"]).state.stash is not None
+                records.later(times)
+                gated.let_go.set()
+                await writing
+                await settled(contents)
+            wanted = samples.messages(4)
+        else:
+            await settled(contents)
+            records.later(times)
+            await other.delete("a")
+            wanted = []
+        assert await reader.load_messages("a") == wanted
+        assert records.asked >= 1
+
+
+async def test_what_is_lost_is_named_by_readers_that_may_not_write_and_that_wait() -> None:
+    """A read alone says so; and one that made writers wait says it no later."""
+    contents = Contents()
+
+    class ReadOnly(LateHeads):
+        async def swap(self, *args: Any) -> bool:
+            raise AssertionError("nothing may be written")
+
+        settle = swap  # type: ignore[assignment]
+
+    async with await opened(MemoryRecords(contents, **ROOMY)) as store:
+        await store.append_messages("a", samples.messages(3))
+        await settled(contents)
+        del contents.items[contents.heads["a"].place]["m/000000000001"]
+    records = ReadOnly(contents)
+    async with await opened(records) as reader:
+        with pytest.raises(CorruptRecordError, match="nobody is writing"):
+            await reader.load_messages("a")
+        assert records.asked == 1
+        assert await reader.query_messages() != []
+
+
+@pytest.mark.usefixtures("soon")
+async def test_what_is_lost_is_named_although_writers_had_to_wait_for_it() -> None:
+    """A freeze makes a revision of its own: that nobody wrote since is seen by that one."""
+    contents = Contents()
+
+    class Overtaken(LateHeads):
+        reads = 0
+
+        async def items(self, place: Place, span: Span) -> list[Item]:
+            self.reads += 1
+            found = await super().items(place, span)
+            if self.reads > 2:
+                return found[1:]
+            await asyncio.sleep(0.01)
+            return [replace(found[0], rev=found[0].rev + 9), *found[1:]]
+
+    async with await opened(MemoryRecords(contents, **ROOMY)) as store:
+        await store.append_messages("a", samples.messages(3))
+        await settled(contents)
+    records = Overtaken(contents)
+    async with await opened(records) as reader:
+        with pytest.raises(CorruptRecordError, match="nobody is writing"):
+            await reader.load_messages("a")
+        assert records.reads == 3
 
 
 # --- Costs ------------------------------------------------------------------------------------------------------------

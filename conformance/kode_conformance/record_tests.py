@@ -197,6 +197,21 @@ class RecordStoreTests:
         last = [one for one in await records.items(PLACE, MESSAGES) if one.key == "m/000000000002"]
         assert last == [removed("m/000000000002", 2)]
 
+    async def test_a_head_is_read_as_it_is_now(self, another: OpenRecords, records: RecordStore) -> None:
+        """By whichever process it was swapped; a lease alone is none."""
+        other = await another()
+        assert await records.head_now("a") is None
+        await _fence(other)
+        assert await records.head_now("a") is None
+        head = a_head()
+        assert await other.swap(None, head, None, ())
+        assert await records.head_now("a") == head
+        newer = a_head(2)
+        assert await other.swap(head, newer, None, ())
+        assert await records.head_now("a") == newer
+        assert await records.head_now("b") is None
+        await other.close()
+
     async def test_a_fresh_place_is_filled(self, records: RecordStore) -> None:
         """By hundreds of items at a time; they are guarded as others are afterwards."""
         items = [a_message(n, 5) for n in range(120)]

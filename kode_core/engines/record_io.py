@@ -85,6 +85,11 @@ class RecordIO:
         found = await self.store.heads([agent_id])
         return AgentHead(found[0]) if found else None
 
+    async def head_now(self, agent_id: str) -> AgentHead | None:
+        """The agent's head, by a read that is never late: by this alone something is known to be lost."""
+        found = await self.store.head_now(agent_id)
+        return None if found is None else AgentHead(found)
+
     async def sound(self, agent_ids: Sequence[str]) -> tuple[list[AgentHead], list[str]]:
         """The heads of these agents that can be read, and the names of those that cannot: they fail their own alone."""
         if not agent_ids:
@@ -289,7 +294,7 @@ class RecordIO:
         """End a fork that nobody goes on with; who does after all finds another head, and begins anew."""
         record, state = head.record, head.state
         given_up = replace(state, reserved=False, doomed=(*state.doomed, record.epoch))
-        after = head.next(given_up, epoch=new_epoch())
+        after = head.next(given_up, epoch=new_epoch(), updated_at=0)
         if not await self.swap(head, after):
             raise MovedError
         return await self.settled(after)

@@ -40,7 +40,7 @@ from kode_core.engines.record_state import (
     row_span,
     seq_span,
 )
-from kode_core.engines.records import DocIndex, EventIndex, FoundItem, HeadRecord, Item, Place, Span
+from kode_core.engines.records import DocIndex, EventIndex, FoundItem, Item, Place, Span
 from kode_core.engines.scan import row_matches
 from kode_core.errors import CorruptRecordError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
@@ -77,32 +77,34 @@ class RecordReads:
         self._recovery = recovery
 
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
-        """The result of *read* at one instant; *nothing* where there is no head.
+        """The result of *read* at one instant; *nothing* where there is no head, or a fork is being made.
 
         *read* raises MovedError when others wrote meanwhile, and MissingError when something is not found. When the
-        head is the same afterwards nobody wrote, and it is lost. A MovedError says nothing of the head: the mark that a
-        head is settled may be acknowledged some time before a read shows it.
+        head is the same afterwards nobody wrote, and it is lost; that is asked of a read that is never late. A
+        MovedError says nothing of the head: the mark that a head is settled may be acknowledged some time before a read
+        shows it.
 
         Raises:
             CorruptRecordError: something of the agent is lost.
             StoreBusyError: other writers change the agent faster than it can be read.
         """
-        missed: HeadRecord | None = None
+        missed: AgentHead | None = None
         began = time.monotonic()
         for attempt in range(_ATTEMPTS):
-            head = await self._io.head(agent_id)
-            if head is None:
+            head = await (self._io.head(agent_id) if missed is None else self._io.head_now(agent_id))
+            if head is None or head.state.reserved:
                 return nothing
-            if missed == head.record:
+            if missed is not None and _is_same(missed, head):
                 raise CorruptRecordError(f"agent {agent_id!r}", "something of it is missing, and nobody is writing")
             missed = None
             try:
                 if attempt < _OPTIMISTIC and not (attempt and time.monotonic() - began > _OPTIMISTIC_SECONDS):
                     return await read(Instant(head, await self._io.overlay(head)))
                 async with self._io.frozen(head) as frozen:
+                    head = frozen
                     return await read(Instant(frozen, await self._io.overlay(frozen)))
             except MissingError:
-                missed = head.record
+                missed = head
             except MovedError:
                 pass
             await asyncio.sleep(random.uniform(0, min(attempt + 1, 20)) / 1000)  # noqa: S311
@@ -295,7 +297,7 @@ class RecordReads:
             MovedError: something was pending.
         """
         head = instant.head
-        if head.state.is_settled or head.state.reserved:  # nothing of a fork is seen before it is whole
+        if head.state.is_settled:
             return
         for attempt in range(_WAITS):
             await asyncio.sleep(random.uniform(0, attempt + 1) / 1000)  # noqa: S311
@@ -363,6 +365,15 @@ class RecordReads:
 
     async def totals(self) -> Totals:
         return await self._io.store.totals()
+
+
+def _is_same(missed: AgentHead, now: AgentHead) -> bool:
+    """Whether nothing that a read needs was removed since: a stash goes when its head is settled, all else later."""
+    return (missed.record.place, missed.record.rev, missed.state.stash) == (
+        now.record.place,
+        now.record.rev,
+        now.state.stash,
+    )
 
 
 def _last_of(items: Iterable[Item], keys: set[str]) -> list[Item]:

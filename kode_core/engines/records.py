@@ -254,6 +254,13 @@ class RecordStore(Protocol):
         """
         ...
 
+    async def head_now(self, agent_id: str) -> HeadRecord | None:
+        """The head, by a read that is never late, not even from a server that was deposed and does not know it yet.
+
+        It may cost more than ``heads``, needs no right to write, and is asked for where something seems to be lost.
+        """
+        ...
+
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         """Write *new* if the head's ``rev`` is still that of *old* (None: there is no head) and the fence's lease held.
 

@@ -126,6 +126,10 @@ class DynamoRecords:
             found = await self.connection.get_all([head_key(agent_id) for agent_id in dict.fromkeys(agent_ids)])
         return [head for head in [await self._head(one) for one in found] if head is not None]
 
+    async def head_now(self, agent_id: str) -> HeadRecord | None:
+        found = await self.heads([agent_id])  # every read of heads is consistent, and so never late
+        return found[0] if found else None
+
     async def _head(self, found: Record) -> HeadRecord | None:
         """The head of an item. moto shows items that are half changed: what looks damaged is looked at once more."""
         for _ in range(_LOOKS):

@@ -36,6 +36,7 @@ Document: TypeAlias = dict[str, Any]
 _LASTING: Final = WriteConcern(w="majority", j=True)
 _FLEETING: Final = WriteConcern(w=1)
 _CURRENT: Final = ReadConcern("majority")
+_NEVER_LATE: Final = ReadConcern("linearizable")
 _FIRST_PAGE: Final = 200
 _LONG_PAGE: Final = 5_000
 _PAGE_BYTES: Final = 8_000_000
@@ -69,6 +70,15 @@ class Connection:
     def collection(self, name: str, *, lasting: bool = True) -> Any:
         """A collection; writes to it are durable when they return, unless they need not be *lasting*."""
         return self._database.get_collection(self._prefix + name, write_concern=_LASTING if lasting else _FLEETING)
+
+    @staticmethod
+    def never_late(collection: Any) -> Any:
+        """A collection of a replica set whose single documents are read as they are now.
+
+        The server asks the majority first whether it leads them still: one that was deposed, and does not know it yet,
+        answers other reads with what was true before.
+        """
+        return collection.with_options(read_concern=_NEVER_LATE)
 
     # --- calls
 

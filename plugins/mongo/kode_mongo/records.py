@@ -69,6 +69,7 @@ class MongoRecords:
     def __init__(self, connection: Connection, *, watcher: HeadWatcher | None) -> None:
         self.connection = connection
         self._heads = connection.collection(HEADS)
+        self._heads_now = self._heads if watcher is None else connection.never_late(self._heads)
         self._settled = connection.collection(HEADS, lasting=False)
         self._items = connection.collection(ITEMS)
         self._meta = connection.collection(META)
@@ -86,6 +87,10 @@ class MongoRecords:
         these = {"$in": list(agent_ids)}
         found = await self.connection.pages(self._heads, {}, "_id", these, projection=_NO_LEASE)
         return [found_head(head) for head in found if not is_lease_alone(head)]
+
+    async def head_now(self, agent_id: str) -> HeadRecord | None:
+        found = await self.connection.read(lambda: self._heads_now.find_one({"_id": agent_id}, _NO_LEASE))
+        return None if found is None or is_lease_alone(found) else found_head(found)
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         wanted: Document = {"_id": new.agent_id, **(NO_HEAD if old is None else {"rev": old.rev})}
