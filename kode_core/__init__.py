@@ -26,7 +26,7 @@ from kode_core.ids import new_agent_id
 from kode_core.model import *  # noqa: F403
 from kode_core.protocols import ExtendedStore, Lease, QueryableStore, Store
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
-from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
+from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
 __all__ = [
     *errors.__all__,
@@ -41,6 +41,7 @@ __all__ = [
     "MessageFilter",
     "Page",
     "QueryableStore",
+    "RepairResult",
     "SessionFilter",
     "SessionInfo",
     "Store",

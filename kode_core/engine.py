@@ -31,7 +31,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.query import AgentStats, RowQuery, SessionQuery
-from kode_core.report import ConnectionUse
+from kode_core.report import ConnectionUse, RepairResult
 
 __all__ = [
     "CALLER",
@@ -41,8 +41,10 @@ __all__ = [
     "Medium",
     "Notifies",
     "Progress",
+    "Repairs",
     "Watch",
     "connection_use",
+    "repair",
     "unwatched",
     "watch",
 ]
@@ -248,3 +250,23 @@ class Connects(Protocol):
 def connection_use(engine: Engine) -> ConnectionUse | None:
     """The counts of *engine*'s connections, if it has such a thing."""
     return engine.connection_use() if isinstance(engine, Connects) else None
+
+
+@runtime_checkable
+class Repairs(Protocol):
+    """An optional part of an engine: processes that died may have left something behind, which it can remove.
+
+    An engine whose database undoes by itself what was not finished does without.
+    """
+
+    async def repair(self, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
+        """End or remove what was left of one agent, or of all; next to writers, and as often as anybody likes.
+
+        Nothing that can be read is changed. The store's deadline begins anew with each *progress* (OPS-16).
+        """
+        ...
+
+
+async def repair(engine: Engine, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
+    """Repair what *engine* can; nothing where nothing is ever left."""
+    return await engine.repair(agent_id, progress) if isinstance(engine, Repairs) else RepairResult()

@@ -11,6 +11,7 @@ __all__ = [
     "MediumHealth",
     "OperationCounts",
     "Performance",
+    "RepairResult",
     "StorageSize",
     "StoreHealthStatus",
     "StoreMetrics",
@@ -107,14 +108,29 @@ class ConsistencyIssue(msgspec.Struct, frozen=True):
     """One thing that is wrong.
 
     Attributes:
-        code: ``corrupt_record``, ``count_disagrees``, ``cut_short``, ``half_done_delete``, ``orphaned_records``,
-            ``repeated_offset``, ``stray_file``, ``result_without_use``, ``unknown_agent`` or ``use_without_result``.
+        code: ``corrupt_record``, ``count_disagrees``, ``cut_short``, ``half_done_delete``, ``half_done_fork``,
+            ``orphaned_records``, ``repeated_offset``, ``stray_file``, ``result_without_use``, ``unknown_agent`` or
+            ``use_without_result``.
         message: a sentence for a person.
     """
 
     code: str
     agent_id: str
     message: str
+
+
+class RepairResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``repair`` did.
+
+    Attributes:
+        finished: how many writes, deletes and forks it ended that somebody had begun.
+        removed: at how many places it removed what nobody could read any more.
+        left: how often it could do nothing: somebody was at work there, or something is damaged.
+    """
+
+    finished: int = 0
+    removed: int = 0
+    left: int = 0
 
 
 class ConsistencyCheckResult(msgspec.Struct, frozen=True, kw_only=True):

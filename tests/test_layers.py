@@ -8,7 +8,7 @@ import pytest
 from kode_postgres.engine import PostgresEngine
 from kode_sqlite.engine import SqliteEngine
 
-from kode_core.engine import Connects, Engine, Notifies
+from kode_core.engine import Connects, Engine, Notifies, Repairs
 from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.engines.memory import MemoryEngine
 from kode_core.layers import HybridEngine, Layer
@@ -20,8 +20,8 @@ def verbs(cls: type) -> set[str]:
 
 def test_a_layer_forwards_every_verb() -> None:
     """The base of layers has every verb of an engine, with the same parameters: none falls through."""
-    assert verbs(Layer) - {"around"} == verbs(Engine) | verbs(Notifies) | verbs(Connects)
-    for protocol in (Engine, Notifies, Connects):
+    assert verbs(Layer) - {"around"} == verbs(Engine) | verbs(Notifies) | verbs(Connects) | verbs(Repairs)
+    for protocol in (Engine, Notifies, Connects, Repairs):
         for verb in verbs(protocol):
             ours, theirs = inspect.signature(getattr(Layer, verb)), inspect.signature(getattr(protocol, verb))
             assert list(ours.parameters) == list(theirs.parameters), verb

@@ -14,13 +14,23 @@ from kode_core.cli.output import count, holdings, print_json, show, visible, wat
 from kode_core.cli.queries import run
 from kode_core.cli.tables import table
 from kode_core.config import Configured
-from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, MediumHealth, StorageSize, StoreHealthStatus
+from kode_core.protocols import ExtendedStore
+from kode_core.report import (
+    ConsistencyCheckResult,
+    ConsistencyIssue,
+    MediumHealth,
+    RepairResult,
+    StorageSize,
+    StoreHealthStatus,
+)
+from kode_core.store.repairs import Repairable
 
 __all__ = ["EXAMPLES", "doctor"]
 
 EXAMPLES: Final = (
     "kode doctor",
     "kode doctor --store sqlite:///data/agents.db --agent tau-000-0",
+    "kode doctor --repair --store dynamodb://eu-central-1/kode_agents",
     "kode doctor --json",
 )
 
@@ -31,6 +41,7 @@ class _Findings(NamedTuple):
     health: StoreHealthStatus
     consistency: ConsistencyCheckResult | None = None
     size: StorageSize | None = None
+    repair: RepairResult | None = None
 
     @property
     def sound(self) -> bool:
@@ -39,16 +50,23 @@ class _Findings(NamedTuple):
 
 def doctor(
     agent: Annotated[str | None, typer.Option("--agent", metavar="ID", help="Check only this agent.")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Before the check, remove what processes that died left behind.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that the store works and that all in it fits together.
 
-    Changes nothing. Reads all there is, so that a large store takes its time. The exit code is 0 when all is well,
-    1 when there are problems, and 2 when the store cannot be opened.
+    Changes nothing without --repair. Reads all there is, so that a large store takes its time. The exit code is 0 when
+    all is well, 1 when there are problems, and 2 when the store cannot be opened.
+
+    --repair ends writes, deletes and forks whose processes died, and removes what nobody can read any more, at once and
+    not some minutes later; then it checks. It is safe next to programs that use the store. It changes nothing that can
+    be read, and mends no damage: for that there are backups.
     """
     configured = configured_store(store)
-    findings = run(_examine(store, agent))
+    findings = run(_examine(store, agent, repair=repair))
     if as_json:
         print_json(_as_json(configured, findings))
     else:
@@ -56,14 +74,22 @@ def doctor(
     raise typer.Exit(0 if findings.sound else 1)
 
 
-async def _examine(target: str | None, agent_id: str | None) -> _Findings:
+async def _examine(target: str | None, agent_id: str | None, *, repair: bool) -> _Findings:
     async with open_store(target) as store:
         health = await store.health_check()
         if not health.healthy:
             return _Findings(health)
+        repaired = await _repaired(store, agent_id) if repair else None
         with watched("checked") as progress:
             consistency = await store.check_consistency(agent_id, progress=progress)
-        return _Findings(health, consistency, (await store.get_metrics()).storage)
+        return _Findings(health, consistency, (await store.get_metrics()).storage, repaired)
+
+
+async def _repaired(store: ExtendedStore, agent_id: str | None) -> RepairResult:
+    if not isinstance(store, Repairable):  # one that was not made of an engine
+        return RepairResult()
+    with watched("repaired") as progress:
+        return await store.repair(agent_id, progress=progress)
 
 
 def _as_json(configured: Configured, findings: _Findings) -> dict[str, Any]:
@@ -92,6 +118,8 @@ def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
     for name, medium in (("database", health.database), ("files", health.file_system)):
         if medium is not None:
             yield _entry(name, _medium(medium))
+    if findings.repair is not None:
+        yield _entry("repair", _done(findings.repair))
     if findings.size is not None:
         yield _entry("holds", Text(holdings(findings.size)))
     if findings.consistency is not None:
@@ -121,6 +149,20 @@ def _verdict(result: ConsistencyCheckResult, size: StorageSize | None) -> Text:
     if result.consistent:
         return Text.assemble(("ok", "green"), f", {checked}")
     return Text.assemble((count(len(result.issues), "problem"), "red"), f", {checked}")
+
+
+def _done(result: RepairResult) -> Text:
+    parts = []
+    if result.finished:
+        parts.append(f"{count(result.finished, 'call')} ended that somebody had begun")
+    if result.removed:
+        parts.append(f"what was left removed at {count(result.removed, 'place')}")
+    text = Text.assemble((", ".join(parts) or "nothing was left behind", "green"))
+    if result.left:
+        text.append(
+            f"; {count(result.left, 'time')} nothing could be done: somebody is at work there, or it is damaged"
+        )
+    return text
 
 
 def _issue_table(issues: Sequence[ConsistencyIssue]) -> Table:

@@ -22,9 +22,11 @@ from kode_core.engines.record_inspection import RecordInspection
 from kode_core.engines.record_io import RecordIO
 from kode_core.engines.record_reads import RecordReads
 from kode_core.engines.record_recovery import RecordRecovery
+from kode_core.engines.record_repair import RecordRepair
 from kode_core.engines.record_sweep import RecordSweep
 from kode_core.engines.record_writer import RecordWriter
 from kode_core.engines.records import RecordStore
+from kode_core.report import RepairResult
 
 __all__ = ["RecordEngine"]
 
@@ -45,6 +47,7 @@ class RecordEngine(EngineReads):
         self._inspection = RecordInspection(self.io, self._reads)
         self._debts = RecordDebts(self.io)
         self._sweep = RecordSweep(self.io, self._recovery)
+        self._repair = RecordRepair(self.io, self._inspection, self._sweep)
         self._writer = RecordWriter(self.io, self._debts, self._sweep)
         self._forks = RecordForks(self.io, self._reads)
 
@@ -79,6 +82,10 @@ class RecordEngine(EngineReads):
         if verb in _QUERIES:
             await self._debts.pay()
         return await getattr(self._reads, verb)(*args)
+
+    async def repair(self, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
+        self._sweep.start()
+        return await self._repair.repair(agent_id, progress)
 
     async def sweep(self) -> None:
         """Remove what the dead left, where it is old enough: this goes on by itself, and need not be called."""

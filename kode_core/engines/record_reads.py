@@ -94,7 +94,7 @@ class RecordReads:
             head = await (self._io.head(agent_id) if missed is None else self._io.head_now(agent_id))
             if head is None or head.state.reserved:
                 return nothing
-            if missed is not None and _is_same(missed, head):
+            if missed is not None and missed.is_still(head):
                 raise CorruptRecordError(f"agent {agent_id!r}", "something of it is missing, and nobody is writing")
             missed = None
             try:
@@ -365,15 +365,6 @@ class RecordReads:
 
     async def totals(self) -> Totals:
         return await self._io.store.totals()
-
-
-def _is_same(missed: AgentHead, now: AgentHead) -> bool:
-    """Whether nothing that a read needs was removed since: a stash goes when its head is settled, all else later."""
-    return (missed.record.place, missed.record.rev, missed.state.stash) == (
-        now.record.place,
-        now.record.rev,
-        now.state.stash,
-    )
 
 
 def _last_of(items: Iterable[Item], keys: set[str]) -> list[Item]:

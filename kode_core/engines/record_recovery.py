@@ -11,7 +11,7 @@ from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_state import AgentHead
 from kode_core.errors import KodeError
 
-__all__ = ["FORK_DEAD_SECONDS", "RecordRecovery", "wall_clock"]
+__all__ = ["FORK_DEAD_SECONDS", "RecordRecovery", "is_dead_fork", "wall_clock"]
 
 _RECOVER_SECONDS: Final = 1.0
 _RECOVER_PATIENCE: Final = 5.0
@@ -23,6 +23,14 @@ FORK_DEAD_SECONDS: Final = 60.0
 def wall_clock() -> int:
     """The time that is compared with that of other processes, in milliseconds since the epoch."""
     return int(time.time() * 1000)
+
+
+def is_dead_fork(head: AgentHead) -> bool:
+    """Whether a fork that is being made gave its last sign long ago, by the clock of this process.
+
+    Where that clock is wrong, a fork that goes on is given up, and begins anew.
+    """
+    return head.state.reserved and wall_clock() - head.record.updated_at >= FORK_DEAD_SECONDS * 1000
 
 
 class _Seen(NamedTuple):

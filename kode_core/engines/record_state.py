@@ -307,6 +307,14 @@ class AgentHead:
         seal = _SEALED + _seal(record, encoded)
         return cls(msgspec.structs.replace(record, state=seal + encoded), state)
 
+    def is_still(self, now: AgentHead) -> bool:
+        """Whether nothing that this head names was removed since: a stash goes when it is settled, all else later."""
+        return (self.record.place, self.record.rev, self.state.stash) == (
+            now.record.place,
+            now.record.rev,
+            now.state.stash,
+        )
+
     def with_state(self, state: State) -> AgentHead:
         """The same revision with another state, to be written."""
         return self.sealed(self.record, state)

@@ -25,9 +25,9 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Engine, Medium, Progress, Watch, connection_use, unwatched, watch
+from kode_core.engine import Engine, Medium, Progress, Watch, connection_use, repair, unwatched, watch
 from kode_core.query import AgentStats, RowQuery, SessionQuery
-from kode_core.report import ConnectionUse
+from kode_core.report import ConnectionUse, RepairResult
 
 __all__ = ["Layer"]
 
@@ -118,6 +118,10 @@ class Layer:
 
     async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         return await self.around("inspect", self.inner.inspect, agent_id, progress)
+
+    async def repair(self, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
+        """See :class:`kode_core.engine.Repairs`; nothing where *inner* is none."""
+        return await self.around("repair", repair, self.inner, agent_id, progress)
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
         return await self.around("backup", self.inner.backup, target, progress)

@@ -31,8 +31,8 @@ from kode_core.model import (
 )
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
-from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
-from kode_core.store import backups, consistency, health, rows  # not later: a full table of files allows no import
+from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
+from kode_core.store import backups, consistency, health, repairs, rows  # a full table of files allows no import later
 from kode_core.store.book import Book, Observer
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
@@ -377,6 +377,10 @@ class EngineStore(ExtendedStore):
         if agent_id is not None:
             check_agent_id(agent_id)
         return consistency.issues(self._context, agent_id, told(progress))
+
+    async def repair(self, agent_id: str | None = None, *, progress: Progress | None = None) -> RepairResult:
+        """See :class:`kode_core.store.repairs.Repairable`."""
+        return await self._context.run(OPS["repair"], agent_id, repairs.repair, self._context, agent_id, told(progress))
 
     async def get_metrics(self) -> StoreMetrics:
         return await self._run("get_metrics", self._context.metrics)

@@ -21,10 +21,10 @@ _GROUPS: Final[dict[Group, str]] = {
     """,
     "queries": "query_sessions query_messages query_tool_calls aggregate_stats list",
     "deletes": "delete delete_many",
-    "other": "backup check_consistency get_metrics acquire_agent_lock renew_agent_lock release_agent_lock",
+    "other": "backup check_consistency repair get_metrics acquire_agent_lock renew_agent_lock release_agent_lock",
 }
 
-_IN_STEPS: Final = frozenset({"backup", "check_consistency", "delete_many"})
+_IN_STEPS: Final = frozenset({"backup", "check_consistency", "delete_many", "repair"})
 
 OPS: Final = {
     name: Op(name, group, in_steps=name in _IN_STEPS) for group, names in _GROUPS.items() for name in names.split()
