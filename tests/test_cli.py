@@ -28,6 +28,7 @@ from kode_core import (
     AgentInfo,
     Bookmark,
     Message,
+    RepairResult,
     Snapshot,
     Timeline,
     ToolCallApproval,
@@ -37,6 +38,7 @@ from kode_core import (
     create_extended_store,
 )
 from kode_core.cli import main
+from kode_core.cli.doctor import _done
 
 KODE = (sys.executable, "-m", "kode_core.cli")
 HOSTILE = (
@@ -357,6 +359,35 @@ def test_doctor_finds_what_does_not_fit(store: str) -> None:
     assert "1 agent checked" in kode("doctor", "--store", url, "--agent", "agt-0")[0]
     issues = json.loads(kode("doctor", "--store", url, "--json", code=1)[0])["consistency"]["issues"]
     assert [issue["agentId"] for issue in issues] == ["agt-1"]
+
+
+def test_doctor_repairs_nothing_where_nothing_is_left(store: str) -> None:
+    """It says so, and the check follows, with its exit code."""
+    url = copy(store)
+    out, _ = kode("doctor", "--repair", "--store", url)
+    assert "nothing was left behind" in out
+    assert "ok, 4 agents checked" in out
+    assert kode_json("doctor", "--repair", "--agent", "agt-1", "--store", url)["repair"] == {
+        "finished": 0, "removed": 0, "left": 0
+    }  # fmt: skip
+    assert "repair" not in kode("doctor", "--store", url)[0]
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (RepairResult(), "nothing was left behind"),
+        (RepairResult(finished=1), "1 call ended that somebody had begun"),
+        (
+            RepairResult(finished=2, removed=1_000, left=1),
+            "2 calls ended that somebody had begun, what was left removed at 1,000 places; "
+            "1 time nothing could be done: somebody is at work there, or it is damaged",
+        ),
+    ],
+)
+def test_doctor_says_what_it_repaired(result: RepairResult, text: str) -> None:
+    """In one line."""
+    assert _done(result).plain == text
 
 
 def test_doctor_cannot_open_what_is_no_database() -> None:

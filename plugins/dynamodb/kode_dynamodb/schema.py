@@ -8,7 +8,7 @@ item     ``i#`` epoch ``#`` agent id   ``m/…``, ``t/…``, ``d/…``,   ``alt`
                                        ``e/…``                      by time; ``rb`` and ``row``: rows of all agents
 part     ``p#`` epoch ``#`` agent id   key ``/`` revision ``/`` n   ``b``
 note     ``left`` n                    agent id ``/`` epoch         ``ts``: notes of where something may be left by time
-meta     ``meta``                      ``schema``                   ``version``
+meta     ``meta``                      ``schema``                   ``version``; ``layout``: of what the core keeps
 ======== ============================= ============================ ==================================================
 
 No text of a caller's is ever an attribute's name. Local indexes are read consistently; global ones lag behind, by well

@@ -6,8 +6,10 @@ import asyncio
 import time
 from typing import Final
 
+from kode_core.engines import record_layout
+from kode_core.engines.record_layout import see_layout
 from kode_core.errors import SchemaVersionError, StorageError, StoreUnavailableError
-from kode_dynamodb.connection import Connection
+from kode_dynamodb.connection import Connection, Record
 from kode_dynamodb.errors import code_of, is_missing
 from kode_dynamodb.schema import SCHEMA_VERSION, TTL, table_definition
 
@@ -17,46 +19,64 @@ _VERSION: Final = {"pk": {"S": "meta"}, "sk": {"S": "schema"}}
 _PATIENCE_S: Final = 60.0
 
 
-async def _version(connection: Connection) -> int | None:
-    """The version of what is in the table; 0 when nothing says so, None when there is no table."""
+async def _found(connection: Connection) -> Record | None:
+    """What the table says of its versions; nothing when nothing says so, None when there is no table."""
     try:
-        found = await connection.get(_VERSION)
+        return await connection.get(_VERSION) or {}
     except StorageError as exc:
         if exc.__cause__ is not None and is_missing(exc.__cause__):
             return None
         raise
-    return 0 if found is None else int(found["version"]["N"])
+
+
+def _number(found: Record, name: str) -> int | None:
+    return int(found[name]["N"]) if name in found else None
 
 
 async def has_schema(connection: Connection) -> bool:
     """Whether there is a table of kode."""
-    return bool(await _version(connection))
+    return bool(await _found(connection))
 
 
 async def open_table(connection: Connection, *, create: bool) -> None:
     """See that the table is there and of this version; make it where it is missing.
 
     Raises:
-        SchemaVersionError: it is of a newer version.
+        SchemaVersionError: it, or what is in it, is of a newer version.
         StoreUnavailableError: it is missing, and *create* forbids to make it.
     """
-    version = await _version(connection)
-    if version is not None and version > SCHEMA_VERSION:
+    found = await _found(connection)
+    version = _number(found or {}, "version") or 0
+    if version > SCHEMA_VERSION:
         raise SchemaVersionError(
             f"{connection.place} has schema {version}, and this kode-dynamodb knows up to {SCHEMA_VERSION}: "
             "run: pip install --upgrade kode-dynamodb"
         )
+    if not see_layout(_number(found or {}, "layout"), connection.place):
+        await _raise_layout(connection)
     if version == SCHEMA_VERSION:
         return
-    if version is None:
+    if found is None:
         if not create:
             raise StoreUnavailableError(
                 f"{connection.place}: there is no such table and create is off; "
                 "make it of what 'kode schema dynamodb --print' prints, with CloudFormation"
             )
         await _make(connection)
-    item = {**_VERSION, "version": {"N": str(SCHEMA_VERSION)}}
+    item = {**_VERSION, "version": {"N": str(SCHEMA_VERSION)}, "layout": {"N": str(record_layout.LAYOUT_VERSION)}}
     await connection.repeat("put_item", Item=item, ConditionExpression="attribute_not_exists(pk)")
+
+
+async def _raise_layout(connection: Connection) -> None:
+    """Say that records of this layout may be there from now on, unless somebody says a newer one."""
+    await connection.repeat(
+        "update_item",
+        Key=_VERSION,
+        UpdateExpression="SET #layout = :layout",
+        ConditionExpression="attribute_exists(pk) AND (attribute_not_exists(#layout) OR #layout < :layout)",
+        ExpressionAttributeNames={"#layout": "layout"},
+        ExpressionAttributeValues={":layout": {"N": str(record_layout.LAYOUT_VERSION)}},
+    )
 
 
 async def _make(connection: Connection) -> None:

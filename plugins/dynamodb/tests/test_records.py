@@ -130,6 +130,33 @@ async def test_a_newer_schema_is_refused(moto: DynamoDBOptions) -> None:
         await store_of(moto).open()
 
 
+async def test_a_table_says_the_layout_of_its_records(moto: DynamoDBOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer release raises it when it opens the store, and an older one refuses the store from then on."""
+    marker = {"pk": {"S": "meta"}, "sk": {"S": "schema"}}
+    async with store_of(moto) as store:
+        await store.append_messages("a", samples.messages(2))
+    connection = await connect(moto)
+    try:
+        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "1"}}
+        await connection.repeat("put_item", Item={**marker, "version": {"N": "1"}})  # as an earlier release wrote it
+        async with store_of(moto) as store:
+            assert len(await store.load_messages("a")) == 2
+        assert await connection.get(marker) == {**marker, "version": {"N": "1"}}
+        with monkeypatch.context() as patch:
+            patch.setattr("kode_core.engines.record_layout.LAYOUT_VERSION", 2)
+            async with store_of(moto, create=False) as store:
+                assert len(await store.load_messages("a")) == 2
+        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "2"}}
+        with pytest.raises(SchemaVersionError, match="of layout 2, and .* up to 1: .*--upgrade kode-core"):
+            await store_of(moto).open()
+        await connection.repeat("delete_item", Key=marker)  # as a template makes a table
+        async with store_of(moto, create=False) as store:
+            assert len(await store.load_messages("a")) == 2
+        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "1"}}
+    finally:
+        await connection.close()
+
+
 async def test_without_the_right_to_make_a_table(options: DynamoDBOptions) -> None:
     """With ``create`` off nothing is made, and the error says what to run; with that, the store opens."""
     with pytest.raises(StoreUnavailableError, match="kode schema dynamodb --print"):

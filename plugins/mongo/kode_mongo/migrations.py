@@ -18,6 +18,8 @@ from typing import Any, Final
 from pymongo import IndexModel
 from pymongo.read_concern import ReadConcern
 
+from kode_core.engines import record_layout
+from kode_core.engines.record_layout import see_layout
 from kode_core.errors import OutcomeUnknownError, StoreReadOnlyError, StoreUnavailableError
 from kode_core.opening import without_deadline
 from kode_mongo.connection import Connection, Document, is_replicated
@@ -40,14 +42,22 @@ async def migrate(connection: Connection, options: MongoOptions, hello: Document
     *hello* is what the server says of itself.
 
     Raises:
-        SchemaVersionError: the indexes are of a newer version; nothing is changed.
+        SchemaVersionError: the indexes or the records are of a newer version; nothing is changed.
         StoreReadOnlyError: the user may not make them.
         StoreUnavailableError: something is to be made, and the options forbid it, or the server is too old.
     """
     meta = connection.collection(META)
     found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
     version = see_version(found, options)
+    is_current = see_layout(None if found is None else found.get("layout"), options.place)
+    reached = {"$max": {"version": SCHEMA_VERSION, "layout": record_layout.LAYOUT_VERSION}}
+
+    async def reach() -> None:
+        await connection.repeat(lambda: meta.update_one({"_id": "schema"}, reached, upsert=True))
+
     if version == SCHEMA_VERSION:
+        if not is_current:
+            await reach()
         return
     if hello.get("maxWireVersion", 0) < _OLDEST:
         raise StoreUnavailableError(f"{options.place}: kode-mongo needs MongoDB 6.0 or later to make its indexes")
@@ -57,8 +67,7 @@ async def migrate(connection: Connection, options: MongoOptions, hello: Document
         with without_deadline() if version else nullcontext():
             for name in (HEADS, ITEMS, PARTS):
                 await _make(connection, name, is_voted=is_replicated(hello))
-            reached = {"$max": {"version": SCHEMA_VERSION}}
-            await connection.repeat(lambda: meta.update_one({"_id": "schema"}, reached, upsert=True))
+            await reach()
     except StoreReadOnlyError as exc:
         if not version:
             raise

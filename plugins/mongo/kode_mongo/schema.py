@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
+from kode_core.engines.record_layout import LAYOUT_VERSION
 from kode_core.errors import SchemaVersionError, StoreUnavailableError
 from kode_mongo.options import DEFAULT_DATABASE, DEFAULT_PREFIX, MongoOptions
 
@@ -133,7 +134,8 @@ def script(options: MongoOptions) -> str:
         return f'db.getCollection("{prefix}{collection}").{call}({", ".join(map(json.dumps, arguments))});\n'
 
     made = [command(index.collection, "createIndex", dict(index.keys), index.options) for index in INDEXES]
-    version = command(META, "updateOne", {"_id": "schema"}, {"$max": {"version": SCHEMA_VERSION}}, {"upsert": True})
+    reached = {"$max": {"version": SCHEMA_VERSION, "layout": LAYOUT_VERSION}}
+    version = command(META, "updateOne", {"_id": "schema"}, reached, {"upsert": True})
     return f"db = db.getSiblingDB({json.dumps(options.database_name)});\n{''.join(made)}{version}"
 
 

@@ -255,6 +255,49 @@ async def test_a_newer_schema_is_refused(server: Server, database: str) -> None:
         await MongoStore(server.uri, database=database).open()
 
 
+async def test_a_database_says_the_layout_of_its_records(
+    server: Server, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer release raises it when it opens the store, and an older one refuses the store from then on."""
+    with server.client() as client:
+        meta = client[database][f"kode_{META}"]
+
+        def marker() -> Any:
+            return meta.find_one({"_id": "schema"}, {"_id": 0})
+
+        async with MongoStore(server.uri, database=database) as store:
+            await store.append_messages("a", samples.messages(2))
+        assert marker() == {"version": 2, "layout": 1}
+        meta.update_one({"_id": "schema"}, {"$unset": {"layout": 1}})  # as an earlier release wrote it
+        async with MongoStore(server.uri, database=database) as store:
+            assert len(await store.load_messages("a")) == 2
+        assert marker() == {"version": 2}
+        with monkeypatch.context() as patch:
+            patch.setattr("kode_core.engines.record_layout.LAYOUT_VERSION", 2)
+            async with MongoStore(server.uri, database=database, create=False) as store:
+                assert len(await store.load_messages("a")) == 2
+        assert marker() == {"version": 2, "layout": 2}
+        with pytest.raises(SchemaVersionError, match="of layout 2, and .* up to 1: .*--upgrade kode-core"):
+            await MongoStore(server.uri, database=database).open()
+
+
+async def test_what_is_lost_is_named_to_a_user_who_may_only_read(server: Server, database: str) -> None:
+    """The read that is never late needs no right to write; queries over many agents go on."""
+    async with MongoStore(server.uri, database=database) as store:
+        for agent_id in ("a", "b"):
+            await store.append_messages(agent_id, samples.messages(3))
+    with server.client() as client:
+        client[database][f"kode_{ITEMS}"].delete_one({"agent_id": "a", "key": "m/000000000001"})
+        client[database].command("createUser", "reader", pwd="pw", roles=["read"])
+        mine = server.uri.replace(server.uri.split("//")[1].split("@")[0], "reader:pw")
+        async with MongoStore(mine.replace("=admin", f"={database}"), database=database) as reader:
+            with pytest.raises(CorruptRecordError, match="'a'.*nobody is writing"):
+                await reader.load_messages("a")
+            assert len(await reader.load_messages("b")) == 3
+            assert len(await reader.query_messages()) == 5
+        client[database].command("dropUser", "reader")
+
+
 async def test_without_the_right_to_make_indexes(server: Server, database: str) -> None:
     """With ``create`` off nothing is made, and the error says what to run; afterwards the store opens."""
     with pytest.raises(StoreUnavailableError, match=rf"kode schema 'mongo:\?database={database}' --print"):
