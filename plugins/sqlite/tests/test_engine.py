@@ -495,3 +495,34 @@ async def test_the_own_check_of_sqlite_can_be_interrupted() -> None:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         assert await engine.inspect(None) == []
+
+
+@pytest.mark.parametrize("readers", [2, 4])
+async def test_searches_leave_a_reader_to_loads(readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many searches take their time, loads go on; and searches that are given up make room again."""
+    may_end, begun = threading.Event(), threading.Semaphore(0)
+    look = SqliteEngine._look
+
+    def slowly(self: SqliteEngine, db: sqlite3.Connection, call: Any, *args: Any) -> Any:
+        if call.__name__ == "find_rows":
+            begun.release()
+            may_end.wait(60)
+        return look(self, db, call, *args)
+
+    monkeypatch.setattr(SqliteEngine, "_look", slowly)
+    async with SqliteStore("a.db", readers=readers) as store:
+        await store.save_messages("a", samples.messages(3))
+        searches = [asyncio.ensure_future(store.query_messages(limit=1)) for _ in range(readers + 3)]
+        try:
+            for _ in range(readers - 1):
+                await asyncio.to_thread(begun.acquire)
+            assert await store.load_messages("a") == samples.messages(3)
+            for search in searches[1:]:
+                search.cancel()
+            assert await store.load_messages("a") == samples.messages(3)
+        finally:
+            may_end.set()
+        assert len(await searches[0]) == 1
+        await asyncio.gather(*searches, return_exceptions=True)
+        found = await asyncio.gather(*[store.query_messages(limit=1) for _ in range(readers + 3)])
+        assert [len(page) for page in found] == [1] * (readers + 3)
