@@ -50,10 +50,8 @@ __all__ = ["SqliteEngine"]
 T = TypeVar("T")
 
 _JOBS_AT_ONCE = 1000
-_SEARCHES = frozenset(
-    (reads.agent_ids, reads.find_rows, reads.find_sessions, reads.stats)
-    + (overview.inspect, overview.stored_ids, overview.totals)
-)
+_IN_TABLES = (reads.agent_ids, reads.find_rows, reads.find_sessions, reads.stats)
+_SEARCHES = frozenset((*_IN_TABLES, overview.inspect, overview.stored_ids, overview.totals))
 """Reads that may pass over a whole table."""
 
 
