@@ -208,6 +208,44 @@ async def test_damage_is_left_and_named() -> None:
             await store.load_messages("a")
 
 
+async def test_a_repair_takes_longer_than_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To remove a long agent may: each step tells that it goes on (OPS-16)."""
+    monkeypatch.setattr("kode_core.engines.record_repair._SIGN_S", 0.02)
+    contents = Contents()
+
+    class SlowDrops(MemoryRecords):
+        async def drop(self, place: Place) -> None:
+            await asyncio.sleep(1.5)
+            await super().drop(place)
+
+    async with await opened(MemoryRecords(contents, **ROOMY)) as store:
+        await deleted_too_soon(contents, store)
+
+    async def engine() -> RecordEngine:
+        return RecordEngine(SlowDrops(contents, **ROOMY))
+
+    async with EngineStore(engine, timeout_ms=500) as slow:
+        assert await slow.repair() == RepairResult(removed=1)
+
+
+async def test_a_repair_that_is_cancelled_can_be_made_again() -> None:
+    """It ends what it was doing before it raises, and what is left then is found by the next one."""
+    contents = Contents()
+    async with await opened(MemoryRecords(contents, **ROOMY)) as store:
+        await deleted_too_soon(contents, store)
+    held = Held(MemoryRecords(contents, **ROOMY), "drop")
+    async with await opened(held) as store:
+        repairing = asyncio.ensure_future(store.repair())
+        await held.reached.wait()
+        repairing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await repairing
+        held.let_go.set()
+        assert needless(contents) != []
+        assert await store.repair() == RepairResult(removed=1)
+    assert needless(contents) == []
+
+
 async def test_a_server_that_is_away_ends_a_repair() -> None:
     """It is no matter of one place: the error says so, and it can be begun anew."""
     contents = Contents()

@@ -117,7 +117,9 @@ class _Run:
             while not (await asyncio.wait([task], timeout=_SIGN_S))[0]:
                 self._sign()
         finally:
-            task.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
         self._sign()
         return task.result()
 
