@@ -79,9 +79,10 @@ class RecordReads:
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
         """The result of *read* at one instant; *nothing* where there is no head.
 
-        *read* raises MovedError when others wrote meanwhile, and MissingError when something is not found. When the
-        head is the same afterwards nobody wrote, and it is lost. A MovedError says nothing of the head: the mark that a
-        head is settled may be acknowledged some time before a read shows it.
+        *read* raises MovedError when others wrote meanwhile, and MissingError when something is not found. When it is
+        not found again under the same head nobody wrote, and it is lost. Once says nothing: after a failover a read may
+        be from before the head that was read just before it. Nor does a MovedError say anything of the head: the mark
+        that a head is settled may be acknowledged some time before a read shows it.
 
         Raises:
             CorruptRecordError: something of the agent is lost.
@@ -93,15 +94,16 @@ class RecordReads:
             head = await self._io.head(agent_id)
             if head is None:
                 return nothing
-            if missed == head.record:
-                raise CorruptRecordError(f"agent {agent_id!r}", "something of it is missing, and nobody is writing")
-            missed = None
+            before, missed = missed, None
             try:
                 if attempt < _OPTIMISTIC and not (attempt and time.monotonic() - began > _OPTIMISTIC_SECONDS):
                     return await read(Instant(head, await self._io.overlay(head)))
                 async with self._io.frozen(head) as frozen:
                     return await read(Instant(frozen, await self._io.overlay(frozen)))
             except MissingError:
+                if before == head.record:
+                    said = "something of it is missing, and nobody is writing"
+                    raise CorruptRecordError(f"agent {agent_id!r}", said) from None
                 missed = head.record
             except MovedError:
                 pass
