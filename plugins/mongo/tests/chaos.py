@@ -280,7 +280,9 @@ async def _needless(records: MongoRecords, uri: str, database: str) -> list[str]
     def places() -> set[Place]:
         with pymongo.MongoClient[dict[str, Any]](uri) as client:
             both = (client[database][f"kode_{name}"] for name in (ITEMS, PARTS))
-            return {Place(one["agent_id"], one["epoch"]) for c in both for one in c.find({}, {"agent_id": 1, "epoch": 1})}
+            return {
+                Place(one["agent_id"], one["epoch"]) for c in both for one in c.find({}, {"agent_id": 1, "epoch": 1})
+            }
 
     found = []
     for place in await asyncio.to_thread(places):

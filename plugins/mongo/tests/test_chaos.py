@@ -126,7 +126,11 @@ class Faults:
 
 
 async def test_whatever_happens_to_members_under_load_nothing_is_lost_doubled_or_torn(
-    members: LocalSet, database: str, lot: random.Random, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    members: LocalSet,
+    database: str,
+    lot: random.Random,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor is anything resurrected; and what nobody refers to is swept. Both drivers write to the same agents."""
     async with AsyncExitStack() as stack:
