@@ -123,6 +123,10 @@ async def _followed(store: ExtendedStore, agent_id: str) -> list[Any]:
     return found
 
 
+async def _issues(store: ExtendedStore, agent_id: str) -> Any:
+    return (await store.check_consistency(agent_id)).issues
+
+
 READS: Final = {
     "portrait": lambda store, agent_id: portrait(store, agent_id),
     "sessions": lambda store, agent_id: store.query_sessions(agent_id=agent_id),
@@ -131,7 +135,7 @@ READS: Final = {
     "stats": lambda store, agent_id: store.aggregate_stats(agent_id),
     "list": lambda store, agent_id: store.list(agent_id),
     "follow": _followed,
-    "check": lambda store, agent_id: store.check_consistency(agent_id),
+    "check": _issues,
 }
 
 
@@ -186,9 +190,11 @@ async def allowed_of(store: ExtendedStore, write: Write) -> Expected:
 
 async def wrong_forks(store: ExtendedStore, source: Portrait) -> list[str]:
     """The agents whose ids are none of the test's, and that are no copies."""
-    kinds = ("messages", "tool calls")
-    agents = [agent_id for agent_id in await store.list() if agent_id.startswith("agt-")]
-    return [a for a in agents if any(await LOOKS[kind](store, a) != source[kind] for kind in kinds)]
+    found = []
+    for agent_id in await store.list("agt-"):
+        for kind in ("messages", "tool calls"):
+            found += [agent_id] if await LOOKS[kind](store, agent_id) != source[kind] else []
+    return found
 
 
 async def outcome(call: Any) -> tuple[bool | None, KodeError | None]:
