@@ -6,6 +6,7 @@ STORES ?= memory json sqlite sqlite-hybrid postgres postgres-hybrid mongo mongo-
 	dynamodb dynamodb-local
 IN_README ?= memory json sqlite sqlite-hybrid postgres mongo dynamodb
 TIER ?= standard
+SEED ?= $(shell date +%s)
 
 export TMPDIR := $(CURDIR)/.tmp
 export PIP_NO_CACHE_DIR := 1
@@ -15,11 +16,12 @@ PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproj
 	plugins/dynamodb/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_mongo -p kode_dynamodb -p kode_conformance -p kode_duckdb
 
-.PHONY: help demo test selftest lint format conformance matrix coverage bench clean
+.PHONY: help demo test chaos selftest lint format conformance matrix coverage bench clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
 	@echo "make test    run all tests"
+	@echo "make chaos   have servers fail under load and at every call: an hour (SEED=1 for the same again)"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and safe fixes"
 	@echo "make selftest  hold the conformance suite to stores that are faulty on purpose: minutes"
@@ -34,6 +36,9 @@ demo: .venv/.run
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+chaos: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m chaos --kode-tier thorough --kode-seed $(SEED) plugins/mongo/tests plugins/dynamodb/tests $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

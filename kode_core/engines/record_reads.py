@@ -79,10 +79,11 @@ class RecordReads:
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
         """The result of *read* at one instant; *nothing* where there is no head, or a fork is being made.
 
-        *read* raises MovedError when others wrote meanwhile, and MissingError when something is not found. When the
-        head is the same afterwards nobody wrote, and it is lost; that is asked of a read that is never late. A
-        MovedError says nothing of the head: the mark that a head is settled may be acknowledged some time before a read
-        shows it.
+        *read* raises MovedError when others wrote meanwhile, and MissingError when something is not found. When it is
+        not found again, and the head is still the same, nobody wrote, and it is lost; the head is asked of a read that
+        is never late. Once says nothing: after a failover rows may be read as they were before the head that was read
+        just before them. Nor does a MovedError say anything of the head: the mark that a head is settled may be
+        acknowledged some time before a read shows it.
 
         Raises:
             CorruptRecordError: something of the agent is lost.
@@ -94,8 +95,7 @@ class RecordReads:
             head = await (self._io.head(agent_id) if missed is None else self._io.head_now(agent_id))
             if head is None or head.state.reserved:
                 return nothing
-            if missed is not None and missed.is_still(head):
-                raise CorruptRecordError(f"agent {agent_id!r}", "something of it is missing, and nobody is writing")
+            is_same = missed is not None and missed.is_still(head)
             missed = None
             try:
                 if attempt < _OPTIMISTIC and not (attempt and time.monotonic() - began > _OPTIMISTIC_SECONDS):
@@ -104,6 +104,9 @@ class RecordReads:
                     head = frozen
                     return await read(Instant(frozen, await self._io.overlay(frozen)))
             except MissingError:
+                if is_same:
+                    said = "something of it is missing, and nobody is writing"
+                    raise CorruptRecordError(f"agent {agent_id!r}", said) from None
                 missed = head
             except MovedError:
                 pass

@@ -10,7 +10,7 @@ from kode_core.engines import record_layout
 from kode_core.engines.record_layout import see_layout
 from kode_core.errors import SchemaVersionError, StorageError, StoreUnavailableError
 from kode_dynamodb.connection import Connection, Record
-from kode_dynamodb.errors import code_of, is_missing
+from kode_dynamodb.errors import code_of, is_missing, is_throttled, is_transient
 from kode_dynamodb.schema import SCHEMA_VERSION, TTL, table_definition
 
 __all__ = ["has_schema", "open_table"]
@@ -63,6 +63,8 @@ async def open_table(connection: Connection, *, create: bool) -> None:
                 "make it of what 'kode schema dynamodb --print' prints, with CloudFormation"
             )
         await _make(connection)
+    if create:  # also where who made the table died before this
+        await _have_ended_removed(connection)
     item = {**_VERSION, "version": {"N": str(SCHEMA_VERSION)}, "layout": {"N": str(record_layout.LAYOUT_VERSION)}}
     await connection.repeat("put_item", Item=item, ConditionExpression="attribute_not_exists(pk)")
 
@@ -86,13 +88,29 @@ async def _make(connection: Connection) -> None:
         if code_of(exc.__cause__ or exc) != "ResourceInUseException":  # somebody else is making it
             raise
     until = time.monotonic() + _PATIENCE_S
-    while (await connection.ask("describe_table"))["Table"]["TableStatus"] != "ACTIVE":
+    while not await _is_ready(connection):
         if time.monotonic() > until:
             raise StoreUnavailableError(f"{connection.place}: the table was not ready within {_PATIENCE_S:g} s")
         await asyncio.sleep(0.2)
+
+
+async def _is_ready(connection: Connection) -> bool:
+    """Whether the table takes calls; right after it was made, the service may not know it everywhere."""
     try:
-        specification = {"AttributeName": TTL, "Enabled": True}
+        found = await connection.ask("describe_table")
+    except StorageError as exc:
+        if exc.__cause__ is not None and is_missing(exc.__cause__):
+            return False
+        raise
+    return bool(found["Table"]["TableStatus"] == "ACTIVE")
+
+
+async def _have_ended_removed(connection: Connection) -> None:
+    """Have the service remove what has a time to live and is over it. One that refuses it, or does it, goes without."""
+    specification = {"AttributeName": TTL, "Enabled": True}
+    try:
         await connection.ask("update_time_to_live", TimeToLiveSpecification=specification)
     except StorageError as exc:
-        if not isinstance(exc.__cause__, Exception) or not code_of(exc.__cause__):
-            raise  # a service that refuses it, or has it on already, does without
+        cause = exc.__cause__
+        if cause is None or is_throttled(cause) or is_transient(cause):  # it may do it later
+            raise

@@ -59,9 +59,14 @@ class LocalSet(Startable):
         self._processes[number].start(command, lambda: self._is(number, "ping"))
 
     def member(self, number: int) -> pymongo.MongoClient[dict[str, Any]]:
-        """A client of one member alone."""
+        """A client of one member alone. One that is held answers nobody: it is given a few seconds."""
         return pymongo.MongoClient(
-            "127.0.0.1", self._ports[number], directConnection=True, serverSelectionTimeoutMS=1000
+            "127.0.0.1",
+            self._ports[number],
+            directConnection=True,
+            serverSelectionTimeoutMS=1000,
+            connectTimeoutMS=1000,
+            socketTimeoutMS=5000,
         )
 
     def _is(self, number: int, command: str, field: str = "ok") -> bool:
@@ -69,12 +74,12 @@ class LocalSet(Startable):
             return bool(client.admin.command(command)[field])
         return False
 
-    def primary(self) -> int:
+    def primary(self, *, other_than: int | None = None) -> int:
         """The number of the member that takes writes, when there is one."""
         end = time.monotonic() + 60
         while time.monotonic() < end:
             for number, process in enumerate(self._processes):
-                if process.is_running and self._is(number, "hello", "isWritablePrimary"):
+                if number != other_than and process.is_running and self._is(number, "hello", "isWritablePrimary"):
                     return number
             time.sleep(0.1)
         raise ServerFailedError("no member became the primary in time")
@@ -87,9 +92,34 @@ class LocalSet(Startable):
                     mode = "alwaysOn" if held else "off"
                     client.admin.command("configureFailPoint", "stopReplProducer", mode=mode)
 
+    def step_down(self) -> int:
+        """Have the primary give way to another member, whatever the others lack; its number."""
+        number = self.primary()
+        with self.member(number) as client, suppress(PyMongoError):  # it may end its connections
+            client.admin.command("replSetStepDown", 5, secondaryCatchUpPeriodSecs=1, force=True)
+        return number
+
     def kill(self, number: int) -> None:
         """SIGKILL a member."""
         self._processes[number].kill()
+
+    def pause(self, number: int) -> None:
+        """SIGSTOP a member: its connections stay open, and nobody answers."""
+        self._processes[number].pause()
+
+    def resume(self, number: int) -> None:
+        """SIGCONT a member."""
+        self._processes[number].resume()
+
+    def heal(self) -> None:
+        """Have all members run, take from each other, and agree on a primary."""
+        for number, process in enumerate(self._processes):
+            if process.is_running:
+                process.resume()
+            else:
+                self.start_member(number)
+        self.hold_replication(-1, held=False)
+        self.primary()
 
     def close(self) -> None:
         """Kill all, and remove their data."""
