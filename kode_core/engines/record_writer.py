@@ -18,8 +18,9 @@ from kode_core.engines.record_debts import RecordDebts
 from kode_core.engines.record_io import MovedError, RecordIO
 from kode_core.engines.record_names import known_events
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, info_key, row_span
+from kode_core.engines.record_state import KEPT_OPS, AgentHead, Overlay, Step, info_key, row_span
 from kode_core.engines.record_sweep import RecordSweep
+from kode_core.engines.record_turns import Turn, Turns
 from kode_core.engines.records import Item
 from kode_core.errors import (
     CorruptRecordError,
@@ -47,6 +48,10 @@ _PATIENT_SHARE: Final = 1 / 3
 _SETTLE_SECONDS: Final = 0.05
 _INDEX_CHARACTERS: Final = 50_000
 _DOUBT_SECONDS: Final = 30.0
+_TURN_SHARE: Final = 2 / 3
+"""How much of its caller's time a write waits for its turn: enough must be left to write."""
+_MOST_TAKEN: Final = 16
+"""How many changes of others a swap takes over at most: in its head they are written once more."""
 _GIVEN_UP: Final = "nobody waited for the write any more when its turn came; nothing was written"
 _IN_DOUBT: Final = "the connection broke, and nobody can say what became of the write: read before you repeat"
 
@@ -58,6 +63,7 @@ class _UnwantedError(Exception):
 class _Waiting(NamedTuple):
     batch: Batch
     caller: Caller
+    since: float
     done: asyncio.Future[Outcome | Exception]
 
 
@@ -72,11 +78,13 @@ class RecordWriter:
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
         self._heads = Recent[str, AgentHead](_CACHED)
+        self._turns = Turns()
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(batch, CALLER.get(), loop.create_future()) for batch in batches]
+        now = time.monotonic()
+        waiting = [_Waiting(batch, CALLER.get(), now, loop.create_future()) for batch in batches]
         for one in waiting:
             agent_id = one.batch.agent_id
             if agent_id in self._queues:
@@ -149,10 +157,12 @@ class RecordWriter:
         doubt: int | None = None
         doubted_at = 0.0
         was_lost = False
-        until = time.monotonic() + min(one.caller.patience for one in group) * _PATIENT_SHARE
+        turn, until = self._turns.of(agent_id), _Until.of(group)
         for attempt in range(_ATTEMPTS):
+            if doubt is None and attempt and time.monotonic() > until.turn:
+                break
             try:
-                old, is_fresh = await self._head(agent_id, batches, until)
+                old, is_fresh = await self._head(agent_id, batches, turn, until, in_doubt=doubt is not None)
                 known = await self._known_events(old, batches)
                 plan = Plan(agent_id, old, known, await self._latest(old, batches))
             except MovedError:
@@ -181,9 +191,12 @@ class RecordWriter:
                 is_held = await self._is_held(agent_id, fence, in_doubt=doubt is not None)
                 return outcomes if is_held else [Refused("fence")] * len(batches)
             _check_wanted(group, in_doubt=doubt is not None)
+            began = time.monotonic()
             try:
-                if await self._swap(old, plan, group):
+                if await self._swap(old, plan, group, turn):
+                    turn.won(old, time.monotonic() - began)
                     return outcomes
+                turn.lost(old, time.monotonic() - began)
             except OutcomeUnknownError:
                 now = time.monotonic()
                 if doubt is None:  # of a first head nobody knows where its revisions begin
@@ -199,7 +212,8 @@ class RecordWriter:
                 if doubt is None or was_lost:
                     return [Refused("fence")] * len(batches)
                 was_lost = True  # what is in doubt may have come before that: look once more
-            await _pause(attempt)
+            if old is None or doubt is not None:
+                await _pause(attempt)
         if doubt is not None:
             raise OutcomeUnknownError(_IN_DOUBT)
         raise StoreBusyError(f"agent {agent_id!r}: other writers kept changing it; nothing was written")
@@ -213,22 +227,39 @@ class RecordWriter:
                 raise OutcomeUnknownError(_IN_DOUBT) from exc
             raise
 
-    async def _head(self, agent_id: str, batches: Sequence[Batch], until: float) -> tuple[AgentHead | None, bool]:
-        """The head to build on, settled, and whether it was just read; readers are waited for *until* then at most.
+    async def _head(
+        self, agent_id: str, batches: Sequence[Batch], turn: Turn, until: _Until, *, in_doubt: bool
+    ) -> tuple[AgentHead | None, bool]:
+        """The head to build on, and whether it was just read; readers and other writers are waited for.
 
-        For a delete alone it need not be settled: all that is pending goes with the epoch, also what cannot be applied.
+        It is settled, or the swap can take over what is pending. For a delete alone it need not be: all that is pending
+        goes with the epoch, also what cannot be applied.
         """
         known = self._heads.get(agent_id)
-        if known is not None:
+        if known is not None and not turn.is_over(known):
             self._heads.move_to_end(agent_id)
             return known, False
-        head = await self._io.thawed(agent_id, until)
+        self.forget(agent_id)
+        head = await self._awaited(agent_id, turn, until)
         is_delete = len(batches) == 1 and batches[0].delete
         if is_delete and (head is None or not head.record.is_used):
             return await self._swept(agent_id, head), True
         if head is None or (is_delete and not head.state.reserved):
             return head, True
+        if not in_doubt and _can_take_over(head, batches):
+            return head, True
         return await self._io.settle(head), True
+
+    async def _awaited(self, agent_id: str, turn: Turn, until: _Until) -> AgentHead | None:
+        """The agent's head, once it is the writer's turn."""
+        seen = turn.since
+        while seen is not None:
+            await asyncio.sleep(min(turn.pause(seen), max(until.turn - time.monotonic(), 0)))
+            head = await self._io.thawed(agent_id, until.readers)
+            if head is None or turn.has_come(seen, head.record.rev) or time.monotonic() > until.turn:
+                return head
+            seen = head.record.rev
+        return await self._io.thawed(agent_id, until.readers)
 
     async def _swept(self, agent_id: str, head: AgentHead | None) -> AgentHead | None:
         """The head of an agent that was deleted, and is deleted again: what is left of it goes at once (LIFE-3)."""
@@ -258,28 +289,29 @@ class RecordWriter:
         if oldest is None or (state.latest is not None and (state.is_latest or oldest >= state.latest)):
             return None
         span = row_span(ListKind.MESSAGES, last=old.record.messages.count - 1, bodies=False)
-        items = await self._io.store.items(old.record.place, span)
-        return max((item.time for item in items if item.rev <= old.record.rev), default=None)
+        items = [item for item in await self._io.store.items(old.record.place, span) if item.rev <= old.record.rev]
+        return max((item.time for item in Overlay(old.state.pending).over(items, span)), default=None)
 
     # --- one swap
 
-    async def _swap(self, old: AgentHead | None, plan: Plan, group: Sequence[_Waiting]) -> bool:
+    async def _swap(self, old: AgentHead | None, plan: Plan, group: Sequence[_Waiting], turn: Turn) -> bool:
         io, changes, fence = self._io, plan.changes, group[0].batch.fence
+        taken = old.state.pending if old is not None and old.record.epoch == plan.head.epoch else ()
         _check_indexes(changes)
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
-        state = replace(plan.state, has_parts=plan.state.has_parts or large)
+        state = replace(plan.state, has_parts=plan.state.has_parts or large, others=turn.others(old))
         head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
         is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
         if is_replacing_info:
             await self._before_swap(io.note(head.record.place))
         together = _together(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
-        if together is not None and not state.doomed:
+        if together is not None and not (state.doomed or taken):
             if not await io.store.swap(before, head.record, fence, together):
                 return False
             self._remember(head)
         else:
-            pending = await self._before_swap(self._with_pending(head, changes))
+            pending, changes = await self._before_swap(self._with_pending(head, changes, old, taken))
             is_wanted = any(one.caller.is_waiting() for one in group)  # a stash takes time
             if not (is_wanted and await io.store.swap(before, pending.record, fence, ())):
                 await self._unstash(pending)
@@ -296,14 +328,21 @@ class RecordWriter:
         except OutcomeUnknownError as exc:
             raise _not_written(exc) from exc
 
-    async def _with_pending(self, head: AgentHead, changes: Sequence[Step]) -> AgentHead:
-        if not changes:
-            return head
-        pending = head.with_state(replace(head.state, pending=tuple(changes)))
+    async def _with_pending(
+        self, head: AgentHead, changes: Sequence[Step], old: AgentHead | None, taken: Sequence[Step]
+    ) -> tuple[AgentHead, Sequence[Step]]:
+        """The head with its changes pending, and with those of the old one that it takes over; and what is pending."""
+        steps = (*taken, *changes)
+        if not steps:
+            return head, steps
+        pending = head.with_state(replace(head.state, pending=steps))
         if len(pending.record.state) <= self._io.store.inline_bytes:
-            return pending
-        stash = await self._io.stash(head.record.place, head.record.rev, changes)
-        return head.with_state(replace(head.state, stash=stash))
+            return pending, steps
+        if taken and old is not None:
+            await self._io.settle(old)
+            return await self._with_pending(head, changes, old, ())
+        stash = await self._io.stash(head.record.place, head.record.rev, steps)
+        return head.with_state(replace(head.state, stash=stash)), steps
 
     async def _unstash(self, head: AgentHead) -> None:
         stash, rev = head.state.stash, head.record.rev
@@ -377,6 +416,32 @@ def _take(queue: deque[_Waiting]) -> list[_Waiting]:
             break
         group.append(queue.popleft())
     return group
+
+
+class _Until(NamedTuple):
+    """How long a write waits at most, for readers and for its turn."""
+
+    readers: float
+    turn: float
+
+    @classmethod
+    def of(cls, group: Sequence[_Waiting]) -> _Until:
+        """For the first of those who wait that would lose patience."""
+        readers = time.monotonic() + min(one.caller.patience for one in group) * _PATIENT_SHARE
+        return cls(readers, min(one.since + one.caller.patience * _TURN_SHARE for one in group))
+
+
+def _can_take_over(head: AgentHead, batches: Sequence[Batch]) -> bool:
+    """Whether a swap can say of what is pending that it is pending still, and add its own: nothing may be removed."""
+    state = head.state
+    if state.stash is not None or state.doomed or state.reserved or state.has_parts or len(state.pending) > _MOST_TAKEN:
+        return False
+    return all(
+        not batch.delete
+        and all(write.length is None for write in batch.lists.values())
+        and all(write.doc is not None for write in batch.docs)
+        for batch in batches
+    )
 
 
 def _may_supplant(batches: Sequence[Batch]) -> bool:
