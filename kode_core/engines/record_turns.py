@@ -1,9 +1,9 @@
 """Whose turn it is to write an agent, where several stores write it: nobody says so, each sees it by the head.
 
-A writer whose swap is refused has met another one. From then on writers take turns: one that swapped the head goes on
-for a few swaps, and waits then until about as many revisions were made by others as others make between two turns.
-Every turn begins with a head that says how many that were, so that all wait for as long as there are others, and a
-writer that comes anew knows it at once. When the head does not move, nobody else writes, and the wait is over.
+A writer whose swap is refused has met another one. From then on writers take turns. One that swaps the head says in it
+up to which revision it goes on. The others wait for about as many revisions as others make between two turns of one
+writer, which the head says, too, and then for the end of a turn. Whoever looks at a head that is nobody's takes it,
+and so does one that sees it unmoved: its writer had nothing more to write, or is dead.
 
 All this is advice. Nothing but the condition of a swap keeps two writers apart.
 """
@@ -20,41 +20,76 @@ from kode_core.engines.record_state import AgentHead
 __all__ = ["Turn", "Turns"]
 
 _KNOWN: Final = 512
-_SWAPS: Final = 8
-"""How many swaps a turn has at most."""
-_LEAST_SWAPS: Final = 2
-_SECONDS: Final = 0.1
-"""How long a turn lasts, if it has more than the least number of swaps."""
+_MOST_SWAPS: Final = 8
+_MOST_SECONDS: Final = 0.2
+"""How long a turn lasts at most, if it has more than two swaps."""
 _MOST_OTHERS: Final = 10_000
-_LONGEST_PAUSE: Final = 2.0
-_SHORTEST_PAUSE: Final = 0.001
+_SOONEST, _LATEST = 0.7, 1.2
+_SPREAD: Final = 0.8, 1.1
+_SLOW: Final = 4
+_LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
 
 
 class Turn:
-    """Where one writer is of its turns with one agent.
-
-    Attributes:
-        pace: how many seconds a write takes.
-        since: the revision after which it waits for others; None in its turn.
-    """
+    """Where one writer is of its turns with one agent."""
 
     def __init__(self) -> None:
         self.pace = 0.0
-        self.since: int | None = None
-        self._due = 0.0
-        self._left = 0
         self._is_met = False
+        self._swaps = 1
+        self._done = 0
+        self._last = 0
+        self._last_at = 0.0
+        self._since: int | None = None
+        self._seen: int | None = None
+        self._seen_at = 0.0
+        self._due = 0.0
+        self._pause = 0.0
 
-    @property
-    def swaps(self) -> int:
-        """How many swaps a turn has."""
-        return max(_LEAST_SWAPS, min(_SWAPS, int(_SECONDS / max(self.pace, 1e-6))))
+    # --- before a swap
 
-    def is_over(self, head: AgentHead) -> bool:
-        """Whether others have to have theirs before the writer goes on from the head that it wrote."""
-        if self.since is None and self._is_met and self._left <= 0:
+    def goes_on(self, head: AgentHead) -> bool:
+        """Whether the writer may swap the head that it wrote itself; otherwise others have their turn first."""
+        if not self._is_met:
+            return True
+        if self._since is None and self._done >= self._swaps:
+            self._swaps = min(2 * self._swaps, self._most_swaps())
             self._wait(head)
-        return self.since is not None
+        return self._since is None and time.monotonic() - self._last_at < _MOST_SWAPS * self.pace
+
+    def may_swap(self, head: AgentHead) -> bool:
+        """Whether the writer may swap a head that it just read; otherwise it looks again after :meth:`pause`."""
+        rev, end = head.record.rev, head.state.turn_ends
+        if rev in (self._last, end) or rev > end or self._is_slow(rev):
+            return True
+        left = max(end - rev, self._due - (rev - (rev if self._since is None else self._since)))
+        self._pause = left * self.pace * random.uniform(*_SPREAD)  # noqa: S311
+        return False
+
+    def _is_slow(self, rev: int) -> bool:
+        """Whether the head moves so slowly that nobody writes all the time; how far it is is remembered."""
+        now, seen, at = time.monotonic(), self._seen, self._seen_at
+        if rev != seen:
+            self._seen, self._seen_at = rev, now
+        return seen is not None and now - at > _SLOW * self.pace * max(rev - seen, 0.5)
+
+    def pause(self) -> float:
+        """How long to wait until the head is looked at; 0 for at once."""
+        pause, self._pause = self._pause, 0.0
+        return pause and min(max(pause, _LEAST_PAUSE), _MOST_PAUSE)
+
+    def said(self, old: AgentHead | None) -> dict[str, int]:
+        """What the next head says of turns."""
+        if old is None or not self._is_met:
+            return {"others": 0 if old is None else old.state.others, "turn_ends": 0}
+        others, rev = old.state.others, old.record.rev
+        if self._since is None:
+            return {"others": others, "turn_ends": rev + 1 + max(self._swaps - self._done - 1, 0)}
+        found = min(max(rev - self._since, 0), 2 * others + _MOST_SWAPS, _MOST_OTHERS)
+        others = (others + found) // 2 if found else others // 4
+        return {"others": others, "turn_ends": rev + self._swaps}
+
+    # --- after it
 
     def lost(self, head: AgentHead | None, seconds: float) -> None:
         """Another one was faster than a swap of this head, which took so long."""
@@ -62,45 +97,29 @@ class Turn:
             return
         self._is_met = True
         self.pace = self.pace or 2 * seconds
-        if self.since is None:
+        if self._since is None:
+            self._swaps = max(1, min(self._done, self._most_swaps()))
             self._wait(head)
-        else:  # it was due: soon again
-            self._due = head.record.rev - self.since + random.uniform(0, self.swaps)  # noqa: S311
+        self._seen, self._seen_at = head.record.rev, time.monotonic()
 
     def won(self, head: AgentHead | None, seconds: float) -> None:
-        """The head is that of another revision now, which took so long; the next one is of the same turn."""
+        """The head is that of another revision now, which took so long."""
         self.pace = seconds if not self.pace else self.pace + (seconds - self.pace) / 8
-        if self.since is not None:
-            self._is_met = self._others(head) > 0
-            self.since, self._left = None, self.swaps
-        self._left -= 1
+        if head is None:
+            return
+        if self._since is not None or head.record.rev != self._last:
+            self._is_met = self._is_met and (self._since is None or head.record.rev > self._since)
+            self._since, self._done = None, 0
+        self._done += 1
+        self._last, self._last_at, self._seen = head.record.rev + 1, time.monotonic(), None
+
+    def _most_swaps(self) -> int:
+        return max(2, min(_MOST_SWAPS, int(_MOST_SECONDS / max(self.pace, 1e-6))))
 
     def _wait(self, head: AgentHead) -> None:
-        self.since = head.record.rev
-        self._due = max(head.state.others, self.swaps) * random.uniform(0.4, 1.1)  # noqa: S311
-
-    def _others(self, head: AgentHead | None) -> int:
-        return 0 if self.since is None or head is None else min(max(head.record.rev - self.since, 0), _MOST_OTHERS)
-
-    def others(self, head: AgentHead | None) -> int:
-        """How many revisions others make between two turns, for the head that comes after this one."""
-        before = 0 if head is None else head.state.others
-        if self.since is None:
-            return before
-        found = self._others(head)
-        return (3 * before + found) // 4 if found else before // 4
-
-    # --- waiting
-
-    def pause(self, seen: int) -> float:
-        """How long to wait until the head is looked at once more, when its revision was *seen* last."""
-        assert self.since is not None
-        left = max(self._due - (seen - self.since), 0) * self.pace
-        return min(max(left / 2, self.pace, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-
-    def has_come(self, seen: int, now: int) -> bool:
-        """Whether the head, of which one revision was seen and then another one, may be swapped."""
-        return self.since is None or now <= seen or now - self.since >= self._due
+        self._since = head.record.rev
+        self._due = head.state.others * random.uniform(_SOONEST, _LATEST)  # noqa: S311
+        self._pause = max(self._due, 1) * self.pace
 
 
 class Turns:

@@ -78,6 +78,7 @@ class RecordWriter:
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
         self._heads = Recent[str, AgentHead](_CACHED)
+        self._newest = Recent[str, tuple[int, str]](_CACHED)
         self._turns = Turns()
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
@@ -236,11 +237,13 @@ class RecordWriter:
         goes with the epoch, also what cannot be applied.
         """
         known = self._heads.get(agent_id)
-        if known is not None and not turn.is_over(known):
+        if known is not None and turn.goes_on(known):
             self._heads.move_to_end(agent_id)
             return known, False
         self.forget(agent_id)
         head = await self._awaited(agent_id, turn, until)
+        if head is not None:
+            self._newest[agent_id] = head.record.rev, head.record.epoch
         is_delete = len(batches) == 1 and batches[0].delete
         if is_delete and (head is None or not head.record.is_used):
             return await self._swept(agent_id, head), True
@@ -252,14 +255,12 @@ class RecordWriter:
 
     async def _awaited(self, agent_id: str, turn: Turn, until: _Until) -> AgentHead | None:
         """The agent's head, once it is the writer's turn."""
-        seen = turn.since
-        while seen is not None:
-            await asyncio.sleep(min(turn.pause(seen), max(until.turn - time.monotonic(), 0)))
+        while True:
+            if pause := turn.pause():
+                await asyncio.sleep(min(pause, max(until.turn - time.monotonic(), 0)))
             head = await self._io.thawed(agent_id, until.readers)
-            if head is None or turn.has_come(seen, head.record.rev) or time.monotonic() > until.turn:
+            if head is None or turn.may_swap(head) or time.monotonic() > until.turn:
                 return head
-            seen = head.record.rev
-        return await self._io.thawed(agent_id, until.readers)
 
     async def _swept(self, agent_id: str, head: AgentHead | None) -> AgentHead | None:
         """The head of an agent that was deleted, and is deleted again: what is left of it goes at once (LIFE-3)."""
@@ -299,7 +300,7 @@ class RecordWriter:
         taken = old.state.pending if old is not None and old.record.epoch == plan.head.epoch else ()
         _check_indexes(changes)
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
-        state = replace(plan.state, has_parts=plan.state.has_parts or large, others=turn.others(old))
+        state = replace(plan.state, has_parts=plan.state.has_parts or large, **turn.said(old))
         head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
         is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
@@ -373,10 +374,10 @@ class RecordWriter:
         late to be removed with the old epoch.
         """
         await waited_for(self._closing, _SETTLE_SECONDS)
-        latest = self._heads.get(head.record.agent_id, head)
-        is_next = latest.record.epoch == head.record.epoch or latest.record.rev == head.record.rev + 1
+        rev, epoch = self._newest.get(head.record.agent_id, (0, ""))
+        is_said = rev > head.record.rev and (epoch == head.record.epoch or rev == head.record.rev + 1)
         try:
-            if latest is head or not is_next:
+            if not is_said:
                 await self._io.tell(head.record)
         except StorageError:
             return  # it stays to be done again, which changes nothing
@@ -391,6 +392,7 @@ class RecordWriter:
     def _remember(self, head: AgentHead) -> None:
         agent_id, record = head.record.agent_id, head.record
         self.forget(agent_id)
+        self._newest[agent_id] = record.rev, record.epoch
         if len(record.state) + (len(record.info.body.text) if record.info else 0) <= _CACHED_BYTES:
             self._heads[agent_id] = head
 
