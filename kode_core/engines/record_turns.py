@@ -63,7 +63,7 @@ class Turn:
         if rev in (self._last, end) or rev > end or self._is_slow(rev):
             return True
         left = max(end - rev, self._due - (rev - (rev if self._since is None else self._since)))
-        self._pause = left * self.pace * random.uniform(*_SPREAD)  # noqa: S311
+        self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD)  # noqa: S311
         return False
 
     def _is_slow(self, rev: int) -> bool:
@@ -100,6 +100,8 @@ class Turn:
         if self._since is None:
             self._swaps = max(1, min(self._done, self._most_swaps()))
             self._wait(head)
+        else:
+            self._pause = max(self.pace, _LEAST_PAUSE) * random.uniform(0, 1)  # noqa: S311
         self._seen, self._seen_at = head.record.rev, time.monotonic()
 
     def won(self, head: AgentHead | None, seconds: float) -> None:
@@ -119,7 +121,7 @@ class Turn:
     def _wait(self, head: AgentHead) -> None:
         self._since = head.record.rev
         self._due = head.state.others * random.uniform(_SOONEST, _LATEST)  # noqa: S311
-        self._pause = max(self._due, 1) * self.pace
+        self._pause = max(self._due, 1) * max(self.pace, _LEAST_PAUSE)
 
 
 class Turns:

@@ -256,10 +256,11 @@ class RecordWriter:
     async def _awaited(self, agent_id: str, turn: Turn, until: _Until) -> AgentHead | None:
         """The agent's head, once it is the writer's turn."""
         while True:
-            if pause := turn.pause():
-                await asyncio.sleep(min(pause, max(until.turn - time.monotonic(), 0)))
+            pause, rest = turn.pause(), until.turn - time.monotonic()
+            if pause:
+                await asyncio.sleep(max(min(pause, rest), 0))
             head = await self._io.thawed(agent_id, until.readers)
-            if head is None or turn.may_swap(head) or time.monotonic() > until.turn:
+            if head is None or turn.may_swap(head) or pause >= rest:
                 return head
 
     async def _swept(self, agent_id: str, head: AgentHead | None) -> AgentHead | None:
