@@ -20,12 +20,12 @@ from kode_core.engines.record_state import AgentHead
 __all__ = ["Turn", "Turns"]
 
 _KNOWN: Final = 512
-_MOST_SWAPS: Final = 8
+_MOST_SWAPS: Final = 16
 _MOST_SECONDS: Final = 0.2
 """How long a turn lasts at most, if it has more than two swaps."""
 _MOST_OTHERS: Final = 10_000
 _SOONEST, _LATEST = 0.7, 1.2
-_SPREAD: Final = 0.8, 1.1
+_SPREAD: Final = 0.9, 1.2
 _SLOW: Final = 4
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
 
@@ -62,16 +62,24 @@ class Turn:
         rev, end = head.record.rev, head.state.turn_ends
         if rev in (self._last, end) or rev > end or self._is_slow(rev):
             return True
-        left = max(end - rev, self._due - (rev - (rev if self._since is None else self._since)))
-        self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD)  # noqa: S311
+        waited = 0 if self._since is None else rev - self._since
+        left = max(end - rev, self._due - waited)
+        sooner = min(max(1.0, waited / max(2 * head.state.others, _MOST_SWAPS)), 2.0)  # who waits for too long looks more often
+        self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD) / sooner  # noqa: S311
         return False
 
     def _is_slow(self, rev: int) -> bool:
-        """Whether the head moves so slowly that nobody writes all the time; how far it is is remembered."""
+        """Whether the head moves so slowly that nobody writes all the time; otherwise it shows what a write takes."""
         now, seen, at = time.monotonic(), self._seen, self._seen_at
         if rev != seen:
             self._seen, self._seen_at = rev, now
-        return seen is not None and now - at > _SLOW * self.pace * max(rev - seen, 0.5)
+        if seen is None:
+            return False
+        if now - at > _SLOW * self.pace * max(rev - seen, 0.5):
+            return True
+        if rev > seen and now - at < self.pace * (rev - seen) / 2:
+            self.pace /= 2
+        return False
 
     def pause(self) -> float:
         """How long to wait until the head is looked at; 0 for at once."""
@@ -85,8 +93,8 @@ class Turn:
         others, rev = old.state.others, old.record.rev
         if self._since is None:
             return {"others": others, "turn_ends": rev + 1 + max(self._swaps - self._done - 1, 0)}
-        found = min(max(rev - self._since, 0), 2 * others + _MOST_SWAPS, _MOST_OTHERS)
-        others = (others + found) // 2 if found else others // 4
+        found = min(max(rev - self._since, 0), _MOST_OTHERS)
+        others = (3 * others + found) // 4 if found else others // 4
         return {"others": others, "turn_ends": rev + self._swaps}
 
     # --- after it
