@@ -97,7 +97,9 @@ class Contest:
         return min(self.wrote) * len(self.wrote) / max(sum(self.wrote), 1)
 
 
-async def _contend(found: Contest, seconds: float, seed: int, pauses: dict[int, float], options: dict[str, Any]) -> None:
+async def _contend(
+    found: Contest, seconds: float, seed: int, pauses: dict[int, float], options: dict[str, Any]
+) -> None:
     contents, rng, loop = Contents(), random.Random(seed), asyncio.get_running_loop()
     is_over = False
 

@@ -21,12 +21,13 @@ __all__ = ["Turn", "Turns"]
 
 _KNOWN: Final = 512
 _MOST_SWAPS: Final = 16
-_MOST_SECONDS: Final = 0.2
-"""How long a turn lasts at most, if it has more than two swaps."""
+_LONG_TURN, _SHORT_TURN = 0.5, 0.1
+"""How many seconds a turn lasts at most, if it has more than two swaps: less where a round takes long already."""
+_LONG_ROUND: Final = 5.0
 _MOST_OTHERS: Final = 10_000
 _SOONEST, _LATEST = 0.7, 1.2
 _SPREAD: Final = 0.9, 1.2
-_SLOW: Final = 4
+_SLOW: Final = 8
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
 
 
@@ -41,6 +42,7 @@ class Turn:
         self._last = 0
         self._last_at = 0.0
         self._since: int | None = None
+        self._since_at = 0.0
         self._seen: int | None = None
         self._seen_at = 0.0
         self._due = 0.0
@@ -53,7 +55,7 @@ class Turn:
         if not self._is_met:
             return True
         if self._since is None and self._done >= self._swaps:
-            self._swaps = min(2 * self._swaps, self._most_swaps())
+            self._swaps = min(2 * self._swaps, self._most_swaps(head))
             self._wait(head)
         return self._since is None and time.monotonic() - self._last_at < _MOST_SWAPS * self.pace
 
@@ -63,23 +65,21 @@ class Turn:
         if rev in (self._last, end) or rev > end or self._is_slow(rev):
             return True
         waited = 0 if self._since is None else rev - self._since
+        if waited >= _MOST_SWAPS:  # what a revision takes the others: a slow beginning is not this writer's pace
+            self.pace = min(self.pace, (time.monotonic() - self._since_at) / waited)
         left = max(end - rev, self._due - waited)
-        sooner = min(max(1.0, waited / max(2 * head.state.others, _MOST_SWAPS)), 2.0)  # who waits for too long looks more often
+        sooner = min(
+            max(1.0, waited / max(2 * head.state.others, _MOST_SWAPS)), 2.0
+        )  # who waits for too long looks more often
         self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD) / sooner  # noqa: S311
         return False
 
     def _is_slow(self, rev: int) -> bool:
-        """Whether the head moves so slowly that nobody writes all the time; otherwise it shows what a write takes."""
+        """Whether the head moves so slowly that nobody writes all the time; how far it is is remembered."""
         now, seen, at = time.monotonic(), self._seen, self._seen_at
         if rev != seen:
             self._seen, self._seen_at = rev, now
-        if seen is None:
-            return False
-        if now - at > _SLOW * self.pace * max(rev - seen, 0.5):
-            return True
-        if rev > seen and now - at < self.pace * (rev - seen) / 2:
-            self.pace /= 2
-        return False
+        return seen is not None and now - at > _SLOW * self.pace * max(rev - seen, 0.5)
 
     def pause(self) -> float:
         """How long to wait until the head is looked at; 0 for at once."""
@@ -106,7 +106,7 @@ class Turn:
         self._is_met = True
         self.pace = self.pace or 2 * seconds
         if self._since is None:
-            self._swaps = max(1, min(self._done, self._most_swaps()))
+            self._swaps = max(1, min(self._done, self._most_swaps(head)))
             self._wait(head)
         else:
             self._pause = max(self.pace, _LEAST_PAUSE) * random.uniform(0, 1)  # noqa: S311
@@ -114,7 +114,7 @@ class Turn:
 
     def won(self, head: AgentHead | None, seconds: float) -> None:
         """The head is that of another revision now, which took so long."""
-        self.pace = seconds if not self.pace else self.pace + (seconds - self.pace) / 8
+        self.pace = seconds if not self.pace else self.pace + (seconds - self.pace) / 4
         if head is None:
             return
         if self._since is not None or head.record.rev != self._last:
@@ -123,11 +123,12 @@ class Turn:
         self._done += 1
         self._last, self._last_at, self._seen = head.record.rev + 1, time.monotonic(), None
 
-    def _most_swaps(self) -> int:
-        return max(2, min(_MOST_SWAPS, int(_MOST_SECONDS / max(self.pace, 1e-6))))
+    def _most_swaps(self, head: AgentHead) -> int:
+        seconds = _LONG_TURN if head.state.others * self.pace < _LONG_ROUND else _SHORT_TURN
+        return max(2, min(_MOST_SWAPS, int(seconds / max(self.pace, _LEAST_PAUSE))))
 
     def _wait(self, head: AgentHead) -> None:
-        self._since = head.record.rev
+        self._since, self._since_at = head.record.rev, time.monotonic()
         self._due = head.state.others * random.uniform(_SOONEST, _LATEST)  # noqa: S311
         self._pause = max(self._due, 1) * max(self.pace, _LEAST_PAUSE)
 

@@ -4,9 +4,10 @@ The parts startup, turns, loads, workers, streams, follow, searches and forks me
 drivers; heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents
 (``agents=200`` for fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such
 (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory is the backend
-of that name); contention, how several stores and several processes get on that all write one agent, measures every backend
-that several processes can use (``ARGS="contention mongo"`` for one of them). peers, other projects that keep conversations, are measured only when they are named; and so is million,
-what searches touch in a store of a million messages, which takes minutes and goes alone.
+of that name). contention measures all backends that several processes can use: stores and processes that all write one
+agent (``ARGS="contention mongo"`` for one of them). peers, other projects that keep conversations, are measured only
+when they are named; and so is million, what searches touch in a store of a million messages, which takes minutes and
+goes alone.
 """
 
 from __future__ import annotations
