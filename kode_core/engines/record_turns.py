@@ -26,8 +26,11 @@ _LONG_TURN, _SHORT_TURN = 0.5, 0.1
 _LONG_ROUND: Final = 5.0
 _MOST_OTHERS: Final = 10_000
 _SOONEST, _LATEST = 0.7, 1.2
+"""Which part of what others make between two turns a writer waits for."""
 _SPREAD: Final = 0.9, 1.2
+"""Which part of its length it waits for the end of a turn: not all should look at the same instant."""
 _SLOW: Final = 8
+"""How many times as long as a revision takes the head stays unmoved before its turn counts as given up."""
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
 
 
@@ -68,9 +71,8 @@ class Turn:
         if waited >= _MOST_SWAPS:  # what a revision takes the others: a slow beginning is not this writer's pace
             self.pace = min(self.pace, (time.monotonic() - self._since_at) / waited)
         left = max(end - rev, self._due - waited)
-        sooner = min(
-            max(1.0, waited / max(2 * head.state.others, _MOST_SWAPS)), 2.0
-        )  # who waits for too long looks more often
+        overdue = waited / max(2 * head.state.others, _MOST_SWAPS)
+        sooner = min(max(1.0, overdue), 2.0)  # one that has waited for too long looks more often
         self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD) / sooner  # noqa: S311
         return False
 
