@@ -20,7 +20,7 @@ from kode_core.engines.record_state import AgentHead
 __all__ = ["Turn", "Turns"]
 
 _KNOWN: Final = 512
-_MOST_SWAPS: Final = 16
+_MOST_SWAPS: Final = 12
 _LONG_TURN, _SHORT_TURN = 0.5, 0.1
 """How many seconds a turn lasts at most, if it has more than two swaps: less where a round takes long already."""
 _LONG_ROUND: Final = 5.0
@@ -96,7 +96,8 @@ class Turn:
         if self._since is None:
             return {"others": others, "turn_ends": rev + 1 + max(self._swaps - self._done - 1, 0)}
         found = min(max(rev - self._since, 0), _MOST_OTHERS)
-        others = (3 * others + found) // 4 if found else others // 4
+        weight = 2 if found > others else 4  # how many there are is soon seen, and slowly forgotten
+        others = others + (found - others) // weight if found else others // 4
         return {"others": others, "turn_ends": rev + self._swaps}
 
     # --- after it
