@@ -31,6 +31,7 @@ def test_writers_make_progress_together(writers: int, calls: float, monkeypatch:
     assert found.longest < 4
 
 
+@pytest.mark.slow
 def test_fifty_writers_make_progress_together(monkeypatch: pytest.MonkeyPatch) -> None:
     found = contest(50, monkeypatch)
     assert not found.errors
@@ -41,11 +42,11 @@ def test_fifty_writers_make_progress_together(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("options", [{}, {"together": TogetherHarness.options["together"]}], ids=["alone", "together"])
 def test_a_writer_that_writes_now_and_then_gets_in(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Next to one that writes all the time, and which goes on nearly as fast."""
+    """Next to one that writes all the time, which goes on nearly as fast."""
     found = contest(2, monkeypatch, pauses={1: 0.2}, **options)
     assert not found.errors
     assert found.wrote[1] > 25
-    assert found.rate > 0.8 * ALONE
+    assert found.rate > 0.7 * ALONE
 
 
 def test_writers_that_pause_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ SHARED = ("sqlite", "postgres", "mongo", "dynamodb", "dynamodb-local")
 """The backends that several processes can use."""
 STORES = (1, 5, 20, 50)
 PROCESSES = (1, 5, 20)
-SECONDS = 15.0
-SLOW_SECONDS = 30.0
+SECONDS = 10.0
+SLOW_SECONDS = 20.0
 """On an emulator, which makes some ten writes a second."""
 _COUNTED = (kode_mongo.connection, kode_dynamodb.connection)
 
