@@ -28,7 +28,7 @@ def test_writers_make_progress_together(writers: int, calls: float, monkeypatch:
     assert found.rate > ALONE / 2
     assert found.calls_per_write < calls
     assert found.least_share > 0.4
-    assert found.longest < 4
+    assert found.longest < 8
 
 
 @pytest.mark.slow

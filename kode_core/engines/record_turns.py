@@ -31,6 +31,7 @@ _SPREAD: Final = 0.9, 1.2
 """Which part of its length it waits for the end of a turn: not all should look at the same instant."""
 _SLOW: Final = 8
 """How many times as long as a revision takes the head stays unmoved before its turn counts as given up."""
+_SLOWEST: Final = 1.0
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
 
 
@@ -68,8 +69,8 @@ class Turn:
         if rev in (self._last, end) or rev > end or self._is_slow(rev):
             return True
         waited = 0 if self._since is None else rev - self._since
-        if waited >= _MOST_SWAPS:  # what a revision takes the others: a slow beginning is not this writer's pace
-            self.pace = min(self.pace, (time.monotonic() - self._since_at) / waited)
+        if waited >= _MOST_SWAPS:  # others show what a revision takes now, on a machine that is slow with all of them, too
+            self.pace = min((time.monotonic() - self._since_at) / waited, _SLOWEST)
         left = max(end - rev, self._due - waited)
         overdue = waited / max(2 * head.state.others, _MOST_SWAPS)
         sooner = min(max(1.0, overdue), 2.0)  # one that has waited for too long looks more often
