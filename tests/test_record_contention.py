@@ -53,7 +53,7 @@ def test_writers_that_pause_do_not_wait_for_each_other(monkeypatch: pytest.Monke
     """A turn is no longer than what its writer used of the last one."""
     found = contest(20, monkeypatch, seconds=5, pauses=dict.fromkeys(range(20), 0.2))
     assert not found.errors
-    assert found.rate > 80
+    assert found.rate > 60
     assert found.calls_per_write < 8
 
 

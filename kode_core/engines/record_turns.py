@@ -69,7 +69,7 @@ class Turn:
         if rev in (self._last, end) or rev > end or self._is_slow(rev):
             return True
         waited = 0 if self._since is None else rev - self._since
-        if waited >= _MOST_SWAPS:  # others show what a revision takes now, on a machine that is slow with all of them, too
+        if waited >= _MOST_SWAPS:  # others show what a revision takes now
             self.pace = min((time.monotonic() - self._since_at) / waited, _SLOWEST)
         left = max(end - rev, self._due - waited)
         overdue = waited / max(2 * head.state.others, _MOST_SWAPS)
