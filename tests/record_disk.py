@@ -58,8 +58,9 @@ class Rules(NamedTuple):
     notes: bool = True  # 13
     fences: bool = True  # 14
     reserves: bool = True  # 15
-    cleans_up: bool = True  # this and the next only save time and room
+    cleans_up: bool = True  # this and the next two only save time and room
     drops_stashes: bool = True
+    takes_over: bool = True
 
 
 # --- What is stored ---------------------------------------------------------------------------------------------------

@@ -117,6 +117,15 @@ class Write(NamedTuple):
     is_large: bool = False
     is_delete: bool = False
 
+    def needs_settled(self, old: Head, rules: Rules) -> bool:
+        """Whether what is pending has to be applied first. An append takes it over, a delete leaves the epoch."""
+        if old.is_settled or not rules.commits_on_settled:
+            return False
+        if self.is_delete:
+            return old.is_reserved
+        is_plain = not (old.stash or old.doomed or old.is_reserved)
+        return not (rules.takes_over and is_plain and self.save is None and not self.is_large)
+
     def plan(self, old: Head, rules: Rules) -> tuple[Head, tuple[Change, ...]]:
         rev, ops = old.rev + 1, (*old.ops, self.op) if rules.remembers_ops else ()
         if self.is_delete:
@@ -150,7 +159,7 @@ def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
             old = known
             if old is None:
                 old = yield Heads()
-                if not old.is_settled and (old.is_reserved or not one.is_delete) and rules.commits_on_settled:
+                if one.needs_settled(old, rules):
                     old = yield from settle(old, rules)
                     if old is None:
                         continue
@@ -170,6 +179,7 @@ def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
 def _commit(old: Head, one: Write, attempt: int, rules: Rules) -> Calls:
     """One swap, and what follows it; None when it failed, or nobody knows."""
     new, changes = one.plan(old, rules)
+    taken = old.pending if rules.commits_on_settled and not one.is_delete else ()
     adds = tuple((change.key, change.value or "") for change in changes if isinstance(change, Put))
     if one.is_large:
         stash = f"{one.op}-{attempt}" if rules.names_stashes else "stash"
@@ -178,6 +188,7 @@ def _commit(old: Head, one: Write, attempt: int, rules: Rules) -> Calls:
             yield Note(new.epoch)
         yield PutParts(Part(new.epoch, stash, new.rev, changes))
     else:
+        changes = (*taken, *changes)
         new = new._replace(pending=changes)
     answer = yield Swap(old.rev, new, adds, one.is_delete or one.save is not None, one.op)
     if answer is False and new.stash is not None:

@@ -127,7 +127,11 @@ def test_each_rule_is_needed(rule: str) -> None:
     assert found.fault.kind == kind, f"after {found.states:,} states, {found.fault}"
 
 
-SAVING = {"cleans_up": Rules(cleans_up=False), "drops_stashes": Rules(drops_stashes=False, settles_durably=False)}
+SAVING = {
+    "cleans_up": Rules(cleans_up=False),
+    "drops_stashes": Rules(drops_stashes=False, settles_durably=False),
+    "takes_over": Rules(takes_over=False),
+}
 
 
 @pytest.mark.parametrize("rules", SAVING.values(), ids=SAVING)

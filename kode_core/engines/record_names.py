@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from msgspec.structs import replace
 
 from kode_core.engines.record_io import each
-from kode_core.engines.record_state import UNNAMED, AgentHead, name_key, position_of, seq_key, seq_span
+from kode_core.engines.record_state import UNNAMED, AgentHead, Overlay, name_key, position_of, seq_key, seq_span
 from kode_core.engines.records import DocIndex, EventIndex, Item, RecordStore, Span
 
 __all__ = ["Name", "known_events"]
@@ -54,7 +54,8 @@ class _Names:
 
     async def items(self, span: Span) -> list[Item]:
         record = self._head.record
-        return [item for item in await self._store.items(record.place, span) if item.rev <= record.rev]
+        stored = [item for item in await self._store.items(record.place, span) if item.rev <= record.rev]
+        return Overlay(self._head.state.pending).over(stored, span)
 
     async def first(self, seq: int) -> list[Item]:
         return await self.items(replace(seq_span(seq, seq, bodies=False), limit=UNNAMED))

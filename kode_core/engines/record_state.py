@@ -201,6 +201,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
         is_latest: whether a message is just as new.
         named_from: events from this offset on have a name when many of their seq came before; None where no event of
             the agent is known to have one.
+        others: how many revisions others make between two turns of one writer; 0 where one writes alone.
+        turn_ends: the revision up to which the writer of this one goes on, if it is not the last one of its turn.
     """
 
     next_offset: int = 1
@@ -216,6 +218,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     latest: int | None = None
     is_latest: bool = False
     named_from: int | None = None
+    others: int = 0
+    turn_ends: int = 0
 
     @property
     def is_settled(self) -> bool:

@@ -7,30 +7,43 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import Batch, Fence, ListKind, MessageIndex, Outcome, Refused
-from kode_core.engine import CALLER, Caller
+from kode_core.batch import Batch, Fence, ListKind, Outcome, Refused
+from kode_core.engine import CALLER
 from kode_core.engines.recent import Recent
+from kode_core.engines.record_batches import (
+    IN_DOUBT,
+    Until,
+    UnwantedError,
+    Waiting,
+    can_take_over,
+    check_indexes,
+    check_wanted,
+    is_forgotten,
+    may_supplant,
+    not_written,
+    take,
+    together_with,
+)
 from kode_core.engines.record_debts import RecordDebts
 from kode_core.engines.record_io import MovedError, RecordIO
 from kode_core.engines.record_names import known_events
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, info_key, row_span
+from kode_core.engines.record_state import AgentHead, Overlay, Step, info_key, row_span
 from kode_core.engines.record_sweep import RecordSweep
+from kode_core.engines.record_turns import Turn, Turns
 from kode_core.engines.records import Item
 from kode_core.errors import (
     CorruptRecordError,
     KodeError,
     OutcomeUnknownError,
-    PayloadTooLargeError,
     Retry,
     StorageError,
     StoreBusyError,
     StoreTimeoutError,
-    StoreUnavailableError,
 )
 from kode_core.waiting import waited_for
 
@@ -38,27 +51,12 @@ __all__ = ["RecordWriter"]
 
 T = TypeVar("T")
 
-_GROUP: Final = KEPT_OPS // 2
 _ATTEMPTS: Final = 200
 _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
-_PATIENT_SHARE: Final = 1 / 3
-"""How much of its caller's time a write waits for readers."""
 _SETTLE_SECONDS: Final = 0.05
-_INDEX_CHARACTERS: Final = 50_000
 _DOUBT_SECONDS: Final = 30.0
 _GIVEN_UP: Final = "nobody waited for the write any more when its turn came; nothing was written"
-_IN_DOUBT: Final = "the connection broke, and nobody can say what became of the write: read before you repeat"
-
-
-class _UnwantedError(Exception):
-    """Of some of the batches nobody waits for the outcome, and they were not sent yet."""
-
-
-class _Waiting(NamedTuple):
-    batch: Batch
-    caller: Caller
-    done: asyncio.Future[Outcome | Exception]
 
 
 class RecordWriter:
@@ -68,15 +66,18 @@ class RecordWriter:
         self._io = io
         self._debts = debts
         self._sweep = sweep
-        self._queues: dict[str, deque[_Waiting]] = {}
+        self._queues: dict[str, deque[Waiting]] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
         self._heads = Recent[str, AgentHead](_CACHED)
+        self._newest = Recent[str, tuple[int, str]](_CACHED)
+        self._turns = Turns()
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(batch, CALLER.get(), loop.create_future()) for batch in batches]
+        now = time.monotonic()
+        waiting = [Waiting(batch, CALLER.get(), now, loop.create_future()) for batch in batches]
         for one in waiting:
             agent_id = one.batch.agent_id
             if agent_id in self._queues:
@@ -115,10 +116,10 @@ class RecordWriter:
 
     async def _drain(self, agent_id: str) -> None:
         queue = self._queues[agent_id]
-        group: list[_Waiting] = []
+        group: list[Waiting] = []
         try:
             while queue:
-                group = _take(queue)
+                group = take(queue)
                 outcomes = await self._outcomes(agent_id, group)
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
@@ -129,37 +130,39 @@ class RecordWriter:
                 if not one.done.done():
                     one.done.set_result(OutcomeUnknownError("the event loop was shut down while this was written"))
 
-    async def _outcomes(self, agent_id: str, group: Sequence[_Waiting]) -> Sequence[Outcome | Exception]:
+    async def _outcomes(self, agent_id: str, group: Sequence[Waiting]) -> Sequence[Outcome | Exception]:
         wanted = [one for one in group if one.caller.is_waiting()]
         if len(wanted) < len(group):
             done = {id(one): o for one, o in zip(wanted, await self._outcomes(agent_id, wanted), strict=True)}
             return [done.get(id(one), StoreTimeoutError(_GIVEN_UP)) for one in group]
         try:
             return await self._write(agent_id, group) if group else []
-        except _UnwantedError:
+        except UnwantedError:
             return await self._outcomes(agent_id, group)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
             if len(group) == 1 or (isinstance(exc, KodeError) and exc.retry is not Retry.NEVER):
                 return [exc] * len(group)
         return [outcome for one in group for outcome in await self._outcomes(agent_id, [one])]
 
-    async def _write(self, agent_id: str, group: Sequence[_Waiting]) -> Sequence[Outcome]:
+    async def _write(self, agent_id: str, group: Sequence[Waiting]) -> Sequence[Outcome]:
         """Swap the head for one with the batches in it, until nobody else was faster."""
         batches, fence = [one.batch for one in group], group[0].batch.fence
         doubt: int | None = None
         doubted_at = 0.0
         was_lost = False
-        until = time.monotonic() + min(one.caller.patience for one in group) * _PATIENT_SHARE
+        turn, until = self._turns.of(agent_id), Until.of(group)
         for attempt in range(_ATTEMPTS):
+            if doubt is None and attempt and time.monotonic() > until.turn:
+                break
             try:
-                old, is_fresh = await self._head(agent_id, batches, until)
+                old, is_fresh = await self._head(agent_id, batches, turn, until, in_doubt=doubt is not None)
                 known = await self._known_events(old, batches)
                 plan = Plan(agent_id, old, known, await self._latest(old, batches))
             except MovedError:
                 await _pause(attempt)
                 continue
             except CorruptRecordError:
-                if not _may_supplant(batches):
+                if not may_supplant(batches):
                     raise
                 if not await self._is_held(agent_id, fence, in_doubt=doubt is not None):
                     return [Refused("fence")]
@@ -167,11 +170,11 @@ class RecordWriter:
                 continue
             except StorageError as exc:
                 if doubt is not None:
-                    raise OutcomeUnknownError(_IN_DOUBT) from exc
+                    raise OutcomeUnknownError(IN_DOUBT) from exc
                 if isinstance(exc, OutcomeUnknownError):
-                    raise _not_written(exc) from exc
+                    raise not_written(exc) from exc
                 raise
-            if doubt is not None and old is not None and any(_is_forgotten(old, batch, doubt) for batch in batches):
+            if doubt is not None and old is not None and any(is_forgotten(old, batch, doubt) for batch in batches):
                 raise OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
             outcomes: list[Outcome] = [plan.add(batch) for batch in batches]
             if not is_fresh and (not plan.is_changed or any(isinstance(outcome, Refused) for outcome in outcomes)):
@@ -180,10 +183,13 @@ class RecordWriter:
             if not plan.is_changed:
                 is_held = await self._is_held(agent_id, fence, in_doubt=doubt is not None)
                 return outcomes if is_held else [Refused("fence")] * len(batches)
-            _check_wanted(group, in_doubt=doubt is not None)
+            check_wanted(group, in_doubt=doubt is not None)
+            began = time.monotonic()
             try:
-                if await self._swap(old, plan, group):
+                if await self._swap(old, plan, group, turn):
+                    turn.won(old, time.monotonic() - began)
                     return outcomes
+                turn.lost(old, time.monotonic() - began)
             except OutcomeUnknownError:
                 now = time.monotonic()
                 if doubt is None:  # of a first head nobody knows where its revisions begin
@@ -193,15 +199,16 @@ class RecordWriter:
             except StorageError as exc:
                 if doubt is None:
                     raise
-                raise OutcomeUnknownError(_IN_DOUBT) from exc
+                raise OutcomeUnknownError(IN_DOUBT) from exc
             self.forget(agent_id)
             if not await self._is_held(agent_id, fence, in_doubt=doubt is not None):
                 if doubt is None or was_lost:
                     return [Refused("fence")] * len(batches)
                 was_lost = True  # what is in doubt may have come before that: look once more
-            await _pause(attempt)
+            if old is None or doubt is not None:
+                await _pause(attempt)
         if doubt is not None:
-            raise OutcomeUnknownError(_IN_DOUBT)
+            raise OutcomeUnknownError(IN_DOUBT)
         raise StoreBusyError(f"agent {agent_id!r}: other writers kept changing it; nothing was written")
 
     async def _is_held(self, agent_id: str, fence: Fence | None, *, in_doubt: bool) -> bool:
@@ -210,25 +217,43 @@ class RecordWriter:
             return fence is None or await self._io.store.holds_lease(agent_id, fence)
         except StorageError as exc:
             if in_doubt:
-                raise OutcomeUnknownError(_IN_DOUBT) from exc
+                raise OutcomeUnknownError(IN_DOUBT) from exc
             raise
 
-    async def _head(self, agent_id: str, batches: Sequence[Batch], until: float) -> tuple[AgentHead | None, bool]:
-        """The head to build on, settled, and whether it was just read; readers are waited for *until* then at most.
+    async def _head(
+        self, agent_id: str, batches: Sequence[Batch], turn: Turn, until: Until, *, in_doubt: bool
+    ) -> tuple[AgentHead | None, bool]:
+        """The head to build on, and whether it was just read; readers and other writers are waited for.
 
-        For a delete alone it need not be settled: all that is pending goes with the epoch, also what cannot be applied.
+        It is settled, or the swap can take over what is pending. For a delete alone it need not be: all that is pending
+        goes with the epoch, also what cannot be applied.
         """
         known = self._heads.get(agent_id)
-        if known is not None:
+        if known is not None and turn.goes_on(known):
             self._heads.move_to_end(agent_id)
             return known, False
-        head = await self._io.thawed(agent_id, until)
+        self.forget(agent_id)
+        head = await self._awaited(agent_id, turn, until)
+        if head is not None:
+            self._newest[agent_id] = head.record.rev, head.record.epoch
         is_delete = len(batches) == 1 and batches[0].delete
         if is_delete and (head is None or not head.record.is_used):
             return await self._swept(agent_id, head), True
         if head is None or (is_delete and not head.state.reserved):
             return head, True
+        if not in_doubt and can_take_over(head, batches):
+            return head, True
         return await self._io.settle(head), True
+
+    async def _awaited(self, agent_id: str, turn: Turn, until: Until) -> AgentHead | None:
+        """The agent's head, once it is the writer's turn."""
+        while True:
+            pause, rest = turn.pause(), until.turn - time.monotonic()
+            if pause:
+                await asyncio.sleep(max(min(pause, rest), 0))
+            head = await self._io.thawed(agent_id, until.readers)
+            if head is None or turn.may_swap(head) or pause >= rest:
+                return head
 
     async def _swept(self, agent_id: str, head: AgentHead | None) -> AgentHead | None:
         """The head of an agent that was deleted, and is deleted again: what is left of it goes at once (LIFE-3)."""
@@ -258,28 +283,29 @@ class RecordWriter:
         if oldest is None or (state.latest is not None and (state.is_latest or oldest >= state.latest)):
             return None
         span = row_span(ListKind.MESSAGES, last=old.record.messages.count - 1, bodies=False)
-        items = await self._io.store.items(old.record.place, span)
-        return max((item.time for item in items if item.rev <= old.record.rev), default=None)
+        items = [item for item in await self._io.store.items(old.record.place, span) if item.rev <= old.record.rev]
+        return max((item.time for item in Overlay(old.state.pending).over(items, span)), default=None)
 
     # --- one swap
 
-    async def _swap(self, old: AgentHead | None, plan: Plan, group: Sequence[_Waiting]) -> bool:
+    async def _swap(self, old: AgentHead | None, plan: Plan, group: Sequence[Waiting], turn: Turn) -> bool:
         io, changes, fence = self._io, plan.changes, group[0].batch.fence
-        _check_indexes(changes)
+        taken = old.state.pending if old is not None and old.record.epoch == plan.head.epoch else ()
+        check_indexes(changes)
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
-        state = replace(plan.state, has_parts=plan.state.has_parts or large)
+        state = replace(plan.state, has_parts=plan.state.has_parts or large, **turn.said(old))
         head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
         is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
         if is_replacing_info:
             await self._before_swap(io.note(head.record.place))
-        together = _together(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
-        if together is not None and not state.doomed:
+        together = together_with(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
+        if together is not None and not (state.doomed or taken):
             if not await io.store.swap(before, head.record, fence, together):
                 return False
             self._remember(head)
         else:
-            pending = await self._before_swap(self._with_pending(head, changes))
+            pending, changes = await self._before_swap(self._with_pending(head, changes, old, taken))
             is_wanted = any(one.caller.is_waiting() for one in group)  # a stash takes time
             if not (is_wanted and await io.store.swap(before, pending.record, fence, ())):
                 await self._unstash(pending)
@@ -294,16 +320,23 @@ class RecordWriter:
         try:
             return await preparation
         except OutcomeUnknownError as exc:
-            raise _not_written(exc) from exc
+            raise not_written(exc) from exc
 
-    async def _with_pending(self, head: AgentHead, changes: Sequence[Step]) -> AgentHead:
-        if not changes:
-            return head
-        pending = head.with_state(replace(head.state, pending=tuple(changes)))
+    async def _with_pending(
+        self, head: AgentHead, changes: Sequence[Step], old: AgentHead | None, taken: Sequence[Step]
+    ) -> tuple[AgentHead, tuple[Step, ...]]:
+        """The head with its changes pending, and with those of the old one that it takes over; and what is pending."""
+        steps = (*taken, *changes)
+        if not steps:
+            return head, steps
+        pending = head.with_state(replace(head.state, pending=steps))
         if len(pending.record.state) <= self._io.store.inline_bytes:
-            return pending
-        stash = await self._io.stash(head.record.place, head.record.rev, changes)
-        return head.with_state(replace(head.state, stash=stash))
+            return pending, steps
+        if taken and old is not None:
+            await self._io.settle(old)
+            return await self._with_pending(head, changes, old, ())
+        stash = await self._io.stash(head.record.place, head.record.rev, steps)
+        return head.with_state(replace(head.state, stash=stash)), steps
 
     async def _unstash(self, head: AgentHead) -> None:
         stash, rev = head.state.stash, head.record.rev
@@ -334,10 +367,10 @@ class RecordWriter:
         late to be removed with the old epoch.
         """
         await waited_for(self._closing, _SETTLE_SECONDS)
-        latest = self._heads.get(head.record.agent_id, head)
-        is_next = latest.record.epoch == head.record.epoch or latest.record.rev == head.record.rev + 1
+        rev, epoch = self._newest.get(head.record.agent_id, (0, ""))
+        is_said = rev > head.record.rev and (epoch == head.record.epoch or rev == head.record.rev + 1)
         try:
-            if latest is head or not is_next:
+            if not is_said:
                 await self._io.tell(head.record)
         except StorageError:
             return  # it stays to be done again, which changes nothing
@@ -352,68 +385,9 @@ class RecordWriter:
     def _remember(self, head: AgentHead) -> None:
         agent_id, record = head.record.agent_id, head.record
         self.forget(agent_id)
+        self._newest[agent_id] = record.rev, record.epoch
         if len(record.state) + (len(record.info.body.text) if record.info else 0) <= _CACHED_BYTES:
             self._heads[agent_id] = head
-
-
-def _check_wanted(group: Sequence[_Waiting], *, in_doubt: bool) -> None:
-    """Send nothing more of what nobody waits for: who was told that it is in doubt must not wait for it for ever.
-
-    When it is in doubt already, a batch stays together with the others that were sent with it.
-    """
-    wanted = [one.caller.is_waiting() for one in group]
-    if in_doubt and not any(wanted):
-        raise OutcomeUnknownError(_IN_DOUBT)
-    if not in_doubt and not all(wanted):
-        raise _UnwantedError
-
-
-def _take(queue: deque[_Waiting]) -> list[_Waiting]:
-    """The next batches that one swap can write: under one fence, and no more than are remembered for a while."""
-    group = [queue.popleft()]
-    while queue and len(group) < _GROUP and queue[0].batch.fence == group[0].batch.fence:
-        edited = group[-1].batch.messages
-        if edited is not None and edited.is_editing:  # the time of the newest message has to be looked for after it
-            break
-        group.append(queue.popleft())
-    return group
-
-
-def _may_supplant(batches: Sequence[Batch]) -> bool:
-    """Whether a head that cannot be read is in the way of a delete, which needs nothing of it."""
-    return len(batches) == 1 and batches[0].delete and batches[0].expect_updated_at is None
-
-
-def _is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:
-    return not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
-
-
-def _together(changes: Sequence[Step], most: int, size: int) -> list[Item] | None:
-    """The changes, if they are few and small enough to be written with the head."""
-    items = [change for change in changes if isinstance(change, Item)]
-    fits = len(items) == len(changes) <= most and sum(len(item.body.text) for item in items) <= size
-    return items if fits else None
-
-
-def _check_indexes(changes: Sequence[Step]) -> None:
-    """An item that cannot be written must not be committed to.
-
-    Raises:
-        PayloadTooLargeError: what a message is found by is too much for a record beside its text.
-    """
-    for change in changes:
-        if isinstance(change, Item) and isinstance(change.index, MessageIndex):
-            size = sum(map(len, change.index.content_types))
-            if size > _INDEX_CHARACTERS:
-                raise PayloadTooLargeError(
-                    f"a message has content blocks of so many types that their names take {size:,} characters; "
-                    f"this backend can hold {_INDEX_CHARACTERS:,}"
-                )
-
-
-def _not_written(exc: OutcomeUnknownError) -> StoreUnavailableError:
-    """The error of what was in doubt before a swap: it is not the write that was asked for."""
-    return StoreUnavailableError(f"nothing was written: what had to be done before failed ({exc})")
 
 
 async def _pause(attempt: int) -> None:

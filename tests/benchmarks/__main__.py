@@ -4,8 +4,10 @@ The parts startup, turns, loads, workers, streams, follow, searches and forks me
 drivers; heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents
 (``agents=200`` for fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such
 (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory is the backend
-of that name). peers, other projects that keep conversations, are measured only when they are named; and so is million,
-what searches touch in a store of a million messages, which takes minutes and goes alone.
+of that name). contention measures all backends that several processes can use: stores and processes that all write one
+agent (``ARGS="contention mongo"`` for one of them). peers, other projects that keep conversations, are measured only
+when they are named; and so is million, what searches touch in a store of a million messages, which takes minutes and
+goes alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tests.benchmarks import (
+    contention,
     follow,
     forks,
     heartbeat,
@@ -47,21 +50,26 @@ PARTS = {
 }
 WITHOUT_FLOOR = (heartbeat, memory)
 EXTRAS = {"peers": peers}
+TABLES = ("matrix", "contention")
 AGENTS_OPTION = "agents="
 
 
 async def main(names: list[str]) -> int:
     known = {**PARTS, **EXTRAS}
-    is_matrix = "matrix" in names
+    is_matrix = "matrix" in names or "contention" in names
     places = [name for name in names if name in matrix.PLACES and (is_matrix or name not in known)]
     parts = [name for name in names if name in known and name not in places]
-    has_matrix = not names or "matrix" in names or any(name not in BACKENDS for name in places)
+    has_contention = not names or "contention" in names
+    alone = any(name not in BACKENDS for name in places) and not has_contention
+    has_matrix = not names or "matrix" in names or alone
     report = Report()
     print("Ratios tell; milliseconds are this machine's, today.")
-    if parts or not has_matrix or not names:
+    if parts or not (has_matrix or has_contention) or not names:
         await _beside_floors(report, [known[part] for part in parts or PARTS], [n for n in places if n in BACKENDS])
     if has_matrix:
         await matrix.run(report, places)
+    if has_contention:
+        await contention.run(report, places)
     if not report.rows:
         return 1
     report.save(Path("bench/results.json"))
@@ -94,7 +102,7 @@ if __name__ == "__main__":
             memory.AGENTS = int(option.removeprefix(AGENTS_OPTION))
     if names == ["million"]:
         sys.exit(asyncio.run(million.run()))
-    unknown = [name for name in names if name not in {*PARTS, *EXTRAS, *BACKENDS, *matrix.PLACES, "matrix"}]
+    unknown = [name for name in names if name not in {*PARTS, *EXTRAS, *BACKENDS, *matrix.PLACES, *TABLES}]
     if unknown:
-        sys.exit(f"no such part: {unknown[0]}; there are {', '.join([*matrix.PLACES, *PARTS, 'matrix', *EXTRAS])}")
+        sys.exit(f"no such part: {unknown[0]}; there are {', '.join([*matrix.PLACES, *PARTS, *TABLES, *EXTRAS])}")
     sys.exit(asyncio.run(main(names)))
