@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import FORKED_DOCS, Child, ListHead, ListKind, first_version
 from kode_core.codec import Body
+from kode_core.engine import CALLER
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head
 from kode_core.engines.record_reads import Instant, RecordReads
@@ -92,6 +93,7 @@ class RecordForks:
                 reserved, shown_at = await self._alive(reserved), time.monotonic()
             try:
                 await self._io.apply(place, copies[i : i + _AT_ONCE], has_parts=has_parts, fresh=True)
+                CALLER.get().goes_on()
             except OutcomeUnknownError:
                 raise MovedError from None  # what may still arrive there is never looked at
         latest = max((item.time for item in items if list_of(item.key) is ListKind.MESSAGES), default=None)

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
@@ -18,9 +18,9 @@ from kode_core.engines.record_debts import RecordDebts
 from kode_core.engines.record_io import MovedError, RecordIO
 from kode_core.engines.record_names import known_events
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, info_key, row_span
+from kode_core.engines.record_state import KEPT_OPS, AgentHead, Step, info_key, is_of_log, row_span
 from kode_core.engines.record_sweep import RecordSweep
-from kode_core.engines.records import Item
+from kode_core.engines.records import HeadRecord, Item
 from kode_core.errors import (
     CorruptRecordError,
     KodeError,
@@ -45,6 +45,8 @@ _CACHED_BYTES: Final = 64 * 1024
 _PATIENT_SHARE: Final = 1 / 3
 """How much of its caller's time a write waits for readers."""
 _SETTLE_SECONDS: Final = 0.05
+_SETTLE_EVENTS_SECONDS: Final = 1.0
+"""The same where one writer appends events, which are not searched for: the next one comes soon, and says it, too."""
 _INDEX_CHARACTERS: Final = 50_000
 _DOUBT_SECONDS: Final = 30.0
 _GIVEN_UP: Final = "nobody waited for the write any more when its turn came; nothing was written"
@@ -119,6 +121,7 @@ class RecordWriter:
         try:
             while queue:
                 group = _take(queue)
+                CALLER.set(Caller(goes_on=_goes_on(group)))  # of this task alone
                 outcomes = await self._outcomes(agent_id, group)
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
@@ -320,20 +323,27 @@ class RecordWriter:
             if state.doomed or state.stash is not None:
                 await self._io.settled(head)
             else:
-                self.spawn(self._settle(done))
+                self.spawn(self._settle(done, self._pause_after(record, changes)))
             self._remember(done)
         except (KodeError, MovedError):
             self.forget(record.agent_id)
             self._debts.owe(head)
             self.spawn(self._debts.repeat(record.agent_id, self._closing))
 
-    async def _settle(self, head: AgentHead) -> None:
+    def _pause_after(self, record: HeadRecord, changes: Sequence[Step]) -> float:
+        """How long the mark that a swap's changes are applied waits for the next swap."""
+        known = self._heads.get(record.agent_id)
+        is_alone = known is not None and known.record.rev == record.rev - 1  # others would have to apply them again
+        is_log = all(isinstance(change, Item) and is_of_log(change.key) for change in changes)
+        return _SETTLE_EVENTS_SECONDS if is_alone and is_log else _SETTLE_SECONDS
+
+    async def _settle(self, head: AgentHead, seconds: float) -> None:
         """Say that all is done, unless more is written soon: the next swap says it, too.
 
         It does not say so when it is of another epoch and others came between: then what was applied may have come too
         late to be removed with the old epoch.
         """
-        await waited_for(self._closing, _SETTLE_SECONDS)
+        await waited_for(self._closing, seconds)
         latest = self._heads.get(head.record.agent_id, head)
         is_next = latest.record.epoch == head.record.epoch or latest.record.rev == head.record.rev + 1
         try:
@@ -354,6 +364,16 @@ class RecordWriter:
         self.forget(agent_id)
         if len(record.state) + (len(record.info.body.text) if record.info else 0) <= _CACHED_BYTES:
             self._heads[agent_id] = head
+
+
+def _goes_on(group: Sequence[_Waiting]) -> Callable[[], None]:
+    """Begins the deadlines of all anew that wait for the group."""
+
+    def goes_on() -> None:
+        for one in group:
+            one.caller.goes_on()
+
+    return goes_on
 
 
 def _check_wanted(group: Sequence[_Waiting], *, in_doubt: bool) -> None:

@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 
 def _text(n: int, length: int = 500) -> str:
-    lots = random.Random(n)  # noqa: S311
+    lots = random.Random(n)
     return "".join(lots.choice("abcdefghijklmnopqrstuvwxyz     ") for _ in range(length))
 
 
@@ -270,4 +270,4 @@ async def _table(meter: Meter, lengths: Sequence[int]) -> list[str]:
 
 
 def _shown(number: float) -> str:
-    return f"{number:,.1f}".removesuffix(".0") if number < 100 else f"{number:,.0f}"  # noqa: PLR2004
+    return f"{number:,.1f}".removesuffix(".0") if number < 100 else f"{number:,.0f}"
