@@ -5,8 +5,9 @@ drivers; heartbeat, how long a call holds the event loop, and memory, what a pro
 (``agents=200`` for fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such
 (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory is the backend
 of that name). costs are counts of what calls ask of MongoDB and DynamoDB, which go alone, too, and are put into their
-guides (``ARGS="costs mongo"`` for one of them). peers, other projects that keep conversations, are measured only when they are named; and so is million,
-what searches touch in a store of a million messages, which takes minutes and goes alone.
+guides (``ARGS="costs mongo"`` for one of them). peers, other projects that keep conversations, are measured only when
+they are named; and so is million, what searches touch in a store of a million messages, which takes minutes and goes
+alone.
 """
 
 from __future__ import annotations
