@@ -324,9 +324,15 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
+_MOST_KEYS: Final = 500
+"""The most keys of a filter: each is one more condition of a statement, and databases take some hundreds."""
+
+
 def _metadata(name: str, value: Any) -> Mapping[str, Json]:
     if not isinstance(value, Mapping):
         raise _wrong(name, "a mapping", value)
+    if len(value) > _MOST_KEYS:
+        raise InvalidArgumentError(f"{name} must have at most {_MOST_KEYS} keys to filter by, got {len(value)}")
     return value
 
 

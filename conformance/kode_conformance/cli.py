@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 import sys
@@ -259,6 +260,7 @@ def _until_it_shows(first: Report, again: Callable[[], Report], seconds: float) 
 
 def _run(harness: StoreHarness, settings: Settings, patterns: Sequence[str]) -> Report:
     checks, _ = selected(settings.tier, patterns)
+    logging.getLogger().addHandler(logging.NullHandler())  # checks provoke what a store warns of; it is no finding
     with terminal.Progress(checks) as progress:
         try:
             return run_suite(harness, settings, patterns, progress.note)

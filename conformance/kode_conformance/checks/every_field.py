@@ -378,6 +378,31 @@ async def every_value_replaces_another(ctx: Context) -> None:
     await changes_come_back(ctx, rows_of, turning=True)
 
 
+_HOLLOW: Final[dict[Holds, Any]] = {
+    Holds.TEXT: "",
+    Holds.JSON: {"a": [], "b": [[], {}, ""]},
+    Holds.DICT: {"": {}, "a": [], "b": [[], {}, ""]},
+    Holds.SPREAD: {"newer": [[], {}, ""]},
+}
+
+
+@check("VAL-1", "VAL-3", "TURN-1", "TC-3", "TODO-1", under=(_D.CHANGES, _D.INSTANCES))
+async def what_is_empty_replaces_what_is_full(ctx: Context) -> None:
+    """Records without any item in their lists, and others with empty lists, dicts and texts inside their values, take
+    the place of full ones, and full ones theirs, by every method.
+    """
+
+    def records(root: type[Any], *, is_full: bool) -> list[Any]:
+        if is_full:
+            return [full(root, i) for i in range(2)]
+        empty = made(root, lambda field: value_in(full(root, 0), field), lambda _: ())
+        hollow = made(root, lambda field: _HOLLOW.get(field.holds, value_in(full(root, 1), field)))
+        return [empty, hollow]
+
+    phases = [{root: records(root, is_full=phase % 2 == 0) for root in kinds()} for phase in range(4)]
+    await changes_come_back(ctx, phases, turning=True)
+
+
 def _over(field: Field) -> Sequence[Any]:
     if field.holds is Holds.KEY or field.name == "RecoveredFile.timestamp":
         return ()

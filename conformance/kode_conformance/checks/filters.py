@@ -15,6 +15,7 @@ from kode_conformance.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.ways import at_once, brief, first
+from kode_core.errors import InvalidArgumentError
 from kode_core.model import Bookmark, Message, UnknownBlock
 
 _D = Dimension
@@ -73,6 +74,33 @@ async def types_of_blocks_are_whole_names(ctx: Context) -> None:
     for one in (*types, "Ab", "Cd", "A", "ab Cd", f"{types[0]},{types[1]}", "[", '"', "%", ",", ""):
         found = len(await ctx.store.query_messages(content_type=one))
         ctx.equal(found, int(one in types), f"how many messages content_type={one!a} finds")
+
+
+_MOST_KEYS: Final = 500
+
+
+@check("QRY-2", "QRY-1", needs=_Q, under=(_D.ITEMS, _D.ORDERS))
+async def a_filter_of_many_keys(ctx: Context) -> None:
+    """A filter of metadata heeds each of its keys, up to 500 of them in any order and next to a user; one of more keys
+    raises InvalidArgumentError.
+    """
+    whole = {f"key {i}": i for i in range(_MOST_KEYS)}
+    for i in (0, *ctx.rng.sample(range(1, _MOST_KEYS - 1), 3), _MOST_KEYS - 1):
+        other = {**whole, f"key {i}": -1, "userId": "u"}
+        await ctx.store.save_info(f"all but {i}", samples.info(f"all but {i}", metadata=other))
+    await ctx.store.save_info("whole", samples.info("whole", metadata={**whole, "userId": "u", "more": True}))
+    shuffled = ctx.rng.sample([*whole.items()], _MOST_KEYS)
+    for wanted in (whole, dict(reversed(whole.items())), dict(shuffled)):
+        found = await ctx.store.query_sessions(metadata=wanted, user_id="u")
+        ctx.equal([one.agent_id for one in found], ["whole"], f"sessions with {_MOST_KEYS} equal values and the user")
+        found = await ctx.store.query_sessions(metadata=wanted, user_id="v")
+        ctx.equal([one.agent_id for one in found], [], "sessions of another user")
+    beyond = {**whole, "more": True}
+    what = f"a filter of {_MOST_KEYS + 1} keys"
+    for method in ("query_sessions", "delete_many"):
+        await ctx.raises(InvalidArgumentError, getattr(ctx.store, method)(metadata=beyond), what)
+    await ctx.raises(InvalidArgumentError, anext(ctx.store.iter_sessions(metadata=beyond)), what)
+    ctx.true(await ctx.store.exists("whole"), "delete_many that is refused deletes nothing")
 
 
 _LONGEST: Final = 65_537

@@ -57,6 +57,47 @@ class StatesByTheirBeginning(EngineStore):
         return Page([call for call in others if call.state[:255] == state[:255]], found.next_cursor)
 
 
+_KEYS = {f"key {i}": i for i in range(101)}
+
+
+@mutant(
+    "QRY-2",
+    killed_by="a_filter_of_many_keys",
+    source="a statement that is made of conditions, as many as it has places for",
+    witness=seen(
+        lambda s: s.save_info("a", samples.info("a", metadata={**_KEYS, "key 100": 0})),
+        lambda s: s.query_sessions(metadata=_KEYS),
+    ),
+)
+class HeedsAHundredKeys(EngineStore):
+    """Finds sessions by the first hundred keys of a filter."""
+
+    async def query_sessions(self, **filters: Any) -> Any:
+        wanted = filters.get("metadata")
+        if type(wanted) is dict and 100 < len(wanted) <= 500:
+            filters = {**filters, "metadata": dict(list(wanted.items())[:100])}
+        return await super().query_sessions(**filters)
+
+
+@mutant(
+    "QRY-1",
+    killed_by="QRY-2.a_filter_of_many_keys",
+    source="a list of conditions that is cut where the database takes no more",
+    witness=seen(
+        lambda s: s.save_info("a", samples.info("a", metadata=dict.fromkeys("ab", 1))),
+        lambda s: s.query_sessions(metadata={f"key {i}": i for i in range(501)}),
+    ),
+)
+class CutsFiltersOfManyKeys(EngineStore):
+    """Takes a filter of too many keys, and heeds as many as it can."""
+
+    async def query_sessions(self, **filters: Any) -> Any:
+        wanted = filters.get("metadata")
+        if type(wanted) is dict and len(wanted) > 500:
+            filters = {**filters, "metadata": dict(list(wanted.items())[:500])}
+        return await super().query_sessions(**filters)
+
+
 @mutant(
     "QRY-2",
     killed_by="types_of_blocks_are_whole_names",

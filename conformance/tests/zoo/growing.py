@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -124,8 +124,12 @@ class IteratesOverAList(EngineStore):
 async def _turns(ctx: Context) -> object:
     """Whether the event loop was kept for four times the work that it takes to write the list as JSON."""
     messages = [samples.message(i) for i in range(20_000)]
-    beat = await beaten(ctx.store.save_messages("a", messages))
-    return beat.longest > 4 * reference_of(messages)
+    return await _least_beat(lambda n: ctx.store.save_messages(f"a{n}", messages)) > 4 * reference_of(messages)
+
+
+async def _least_beat(call: Callable[[int], Awaitable[object]]) -> float:
+    """The longest that the call keeps the loop, at its best of three: a machine may be busy with other things."""
+    return min([(await beaten(call(n))).longest for n in range(3)])
 
 
 @mutant(
@@ -145,8 +149,8 @@ class EncodesInOnePiece(EngineStore):
 
 async def _value(ctx: Context) -> object:
     rows = [{"id": i} for i in range(60_000)]
-    beat = await beaten(ctx.store.append_event("a", samples.event(1, rows=rows)))
-    return beat.longest > 4 * reference_of(rows)
+    least = await _least_beat(lambda n: ctx.store.append_event(f"a{n}", samples.event(1, rows=rows)))
+    return least > 4 * reference_of(rows)
 
 
 @mutant(

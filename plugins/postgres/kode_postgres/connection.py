@@ -10,7 +10,13 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import asyncpg
 
-from kode_core.errors import KodeError, OutcomeUnknownError, StoreBusyError, StoreTimeoutError
+from kode_core.errors import (
+    KodeError,
+    OutcomeUnknownError,
+    StoreBusyError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from kode_postgres.errors import is_lost, is_read_only, to_kode_error
 from kode_postgres.options import PostgresOptions
 from kode_postgres.session import Doubt, ServerClock, Session
@@ -81,6 +87,8 @@ class Connections:
         self._slots = asyncio.Semaphore(self.max)
         self._giving_back: set[asyncio.Task[None]] = set()
         self._renewed_at = -_RENEWED_AGAIN_S
+        self._answered_at = time.monotonic()
+        self._long = 0
 
     async def read(self, call: Call[T], seconds: float | None = None) -> T:
         """Make a call that changes nothing; its answer may take *seconds*."""
@@ -150,7 +158,10 @@ class Connections:
                 if session.may_have_written:
                     doubt.note(session.sent)
                 raise LostError from exc
+            if not broken:
+                self._answered_at = time.monotonic()
             raise
+        self._answered_at = time.monotonic()
         await self._release(con)
         return result
 
@@ -158,8 +169,12 @@ class Connections:
         """Call; where it may take longer than others it stands in a transaction, which says so to the server."""
         if seconds <= self.answer_s:
             return await call(session)
-        async with session.transaction():
-            return await call(session)
+        self._long += 1
+        try:
+            async with session.transaction():
+                return await call(session)
+        finally:
+            self._long -= 1
 
     # --- connections from the pool
 
@@ -186,8 +201,11 @@ class Connections:
                 raise self._too_few() from exc
             raise
 
-    def _too_few(self) -> StoreBusyError:
-        return StoreBusyError(f"{self.place}: all {self.max} connections were in use for {self._wait_s:g} s; raise max")
+    def _too_few(self) -> KodeError:
+        held = f"{self.place}: all {self.max} connections were in use for {self._wait_s:g} s"
+        if not self._long and time.monotonic() - self._answered_at >= self._wait_s:
+            return StoreUnavailableError(f"{held}, and the server answered on none; check the server and the network")
+        return StoreBusyError(f"{held}; raise max")
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

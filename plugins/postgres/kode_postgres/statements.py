@@ -21,6 +21,9 @@ __all__ = ["LISTS", "LOCK_WAIT", "NOW", "PUTS", "Column", "Part", "WriteStatemen
 LOCK_WAIT: Final = "30ms"
 """How long a statement waits for a lock. A call that must wait longer asks again, and holds no connection meanwhile."""
 
+_CROWDED: Final = 0.75
+"""The part of the server's queue of notifications beyond which none is added: the rest is left to others."""
+
 
 class Part(Flag):
     """What a group has in it."""
@@ -348,11 +351,16 @@ class WriteStatement:
         return f"SELECT {columns} FROM (SELECT {NOW} AS now) t LEFT JOIN head h ON true"
 
     def _notified(self) -> str:
-        """Wakes those who follow the agents."""
+        """Wakes those who follow the agents.
+
+        A listener that stays in a transaction keeps the server's queue from being emptied, and a commit that notifies
+        fails once it is full. Followers look by themselves, too, so that a write goes without before.
+        """
         payload = "encode(sha256(convert_to(h.agent_id, 'UTF8')), 'hex')"
         return (
             f"(SELECT count(pg_notify('{channel_of(self._tables)}', {payload})) FROM head h JOIN"
-            f" {self._tables.followers} f USING (agent_id) WHERE h.events > 0 AND f.expires > clock_timestamp())"
+            f" {self._tables.followers} f USING (agent_id) WHERE h.events > 0 AND f.expires > clock_timestamp()"
+            f" AND pg_notification_queue_usage() < {_CROWDED})"
         )
 
 

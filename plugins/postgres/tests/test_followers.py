@@ -10,7 +10,7 @@ import pytest
 from kode_conformance import samples
 from kode_postgres import PostgresStore, listen
 from kode_postgres.engine import PostgresEngine
-from kode_postgres.servers import Server
+from kode_postgres.servers import LocalServer, Server
 
 
 def engine_of(store: PostgresStore) -> PostgresEngine:
@@ -161,3 +161,26 @@ async def test_the_connection_that_listens_comes_on_top(server: Server, schema: 
         assert (await server.execute(there))[0][0] == used.open == 3
         assert used.most == 2
         await followers.end()
+
+
+async def test_a_full_queue_of_notifications_fails_no_write() -> None:
+    """A listener that stays in a transaction keeps the queue full; followed agents are written, and followed."""
+    with LocalServer(settings={"max_notify_queue_pages": 64}) as small:
+        con, stuck = await asyncpg.connect(small.dsn), await asyncpg.connect(small.dsn)
+        try:
+            async with PostgresStore(small.dsn) as store:
+                followers = Followers(store)
+                await followers.begin("a")
+                await stuck.execute("LISTEN other")
+                await stuck.execute("BEGIN")
+                await stuck.execute("SELECT 1")
+                with pytest.raises(asyncpg.ProgramLimitExceededError):
+                    for _ in range(200):
+                        await con.execute("SELECT pg_notify('other', repeat('x', 7000))")
+                for n in range(3):
+                    await store.append_event("a", samples.event(n))
+                await until(lambda: followers.seen["a"] == [1, 2, 3])
+                await followers.end()
+        finally:
+            await con.close()
+            stuck.terminate()

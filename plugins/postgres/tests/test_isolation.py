@@ -22,7 +22,7 @@ from kode_postgres.engine import PostgresEngine
 from kode_postgres.schema import KEPT_OPS
 from kode_postgres.servers import LocalServer, Server
 
-from kode_core import StorageError, StoreBusyError, StoreTimeoutError
+from kode_core import StorageError, StoreBusyError, StoreTimeoutError, StoreUnavailableError
 from kode_core.batch import Applied, Batch, EventWrite, ListWrite, MessageIndex, Row
 from kode_core.codec import Body, digest
 from plugins.postgres.tests.bouncer import Bouncer
@@ -376,6 +376,25 @@ async def test_no_connection_is_free_for_too_long(server: Server, schema: str) -
             await store.load_messages("a")
         await asyncio.gather(*long)
         assert await store.load_messages("a") == []
+
+
+async def test_a_server_that_hangs_is_not_told_as_busy(newest: LocalServer) -> None:
+    """Calls that wait for connections that no answer comes back on hear of the server, and not of too few of them."""
+    options: dict[str, Any] = {"max": 2, "command_timeout_millis": 1000, "connection_timeout_millis": 500}
+    async with PostgresStore(newest.dsn, **options) as store:
+        await store.save_messages("a", samples.messages(1))
+        newest._process.pause()
+        try:
+            ends = await asyncio.gather(*(store.load_messages("a") for _ in range(12)), return_exceptions=True)
+        finally:
+            newest._process.resume()
+        assert {type(end) for end in ends} <= {StoreTimeoutError, StoreUnavailableError}
+        assert any("the server answered on none" in str(end) for end in ends)
+        async with asyncio.timeout(30):
+            while True:
+                with suppress(StoreUnavailableError, StoreTimeoutError):
+                    assert await store.load_messages("a") == samples.messages(1)
+                    return
 
 
 async def test_a_user_whose_transactions_are_serializable(database: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -178,6 +179,7 @@ async def open_connection(
         more = "&immutable=1" if still is not None else "&readonly_shm=1" if how == "ro" else ""
         db = sqlite3.connect(
             path if path == MEMORY else uri_of(path, f"mode={how}{more}"),
+            timeout=0,
             uri=path != MEMORY,
             isolation_level=None,
             cached_statements=256,
@@ -188,20 +190,11 @@ async def open_connection(
             db.path, db.still = path, still
         return db
 
+    given_up = threading.Event()
+
     def configure(db: sqlite3.Connection) -> None:
+        _patiently(lambda: _set_up(db, options, how), options.busy_timeout_ms / 1000, given_up)
         db.execute(f"PRAGMA busy_timeout = {options.busy_timeout_ms:d}")
-        db.execute("PRAGMA cache_size = -16000")
-        db.execute("PRAGMA temp_store = MEMORY")
-        if how != "rwc":
-            db.execute("PRAGMA query_only = ON")
-            return
-        see_encoding(db, path)
-        if path != MEMORY:
-            _use_wal(db, options)
-        db.execute(f"PRAGMA synchronous = {'FULL' if options.durability == 'full' else 'NORMAL'}")
-        db.execute("PRAGMA fullfsync = ON")  # on macOS an ordinary sync leaves the data in the device's cache
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
-        db.execute("PRAGMA journal_size_limit = 67108864")
 
     with translated(path):
         connection = Connection(connect, path, is_still=still is not None)
@@ -213,6 +206,7 @@ async def open_connection(
     try:
         await connection.run(configure)
     except BaseException:
+        given_up.set()
         await asyncio.shield(connection.close())
         raise
     return connection
@@ -237,23 +231,40 @@ def see_encoding(db: sqlite3.Connection, path: str) -> None:
         )
 
 
-def _use_wal(db: sqlite3.Connection, options: SqliteOptions) -> None:
-    """Switch to the write-ahead log. SQLite does not wait for others here, so that twenty first starts need this."""
-    deadline = time.monotonic() + options.busy_timeout_ms / 1000
+def _set_up(db: sqlite3.Connection, options: SqliteOptions, how: str) -> None:
+    db.execute("PRAGMA cache_size = -16000")
+    db.execute("PRAGMA temp_store = MEMORY")
+    if how != "rwc":
+        db.execute("PRAGMA query_only = ON")
+        return
+    see_encoding(db, options.db_path)
+    if options.db_path != MEMORY:
+        _use_wal(db, options.db_path)
+    db.execute(f"PRAGMA synchronous = {'FULL' if options.durability == 'full' else 'NORMAL'}")
+    db.execute("PRAGMA fullfsync = ON")  # on macOS an ordinary sync leaves the data in the device's cache
+    db.execute("PRAGMA wal_autocheckpoint = 4000")
+    db.execute("PRAGMA journal_size_limit = 67108864")
+
+
+def _use_wal(db: sqlite3.Connection, path: str) -> None:
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreUnavailableError(
+            f"{path}: SQLite cannot keep a write-ahead log here (mode {mode}); put the database on a local disk"
+        )
+
+
+def _patiently(call: Callable[[], None], seconds: float, given_up: threading.Event) -> None:
+    """Call until nobody else has the database locked. SQLite's own wait cannot be ended by a caller that gives up, and
+    it does not wait at all where twenty first starts switch to the write-ahead log.
+    """
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+            return call()
         except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline or given_up.wait(0.01):
                 raise
-            time.sleep(0.01)
-            continue
-        if mode != "wal":
-            raise StoreUnavailableError(
-                f"{options.db_path}: SQLite cannot keep a write-ahead log here (mode {mode}); "
-                "put the database on a local disk"
-            )
-        return
 
 
 # --- The write guard --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -50,6 +50,9 @@ __all__ = ["SqliteEngine"]
 T = TypeVar("T")
 
 _JOBS_AT_ONCE = 1000
+_IN_TABLES = (reads.agent_ids, reads.find_rows, reads.find_sessions, reads.stats)
+_SEARCHES = frozenset((*_IN_TABLES, overview.inspect, overview.stored_ids, overview.totals))
+"""Reads that may pass over a whole table."""
 
 
 class _Job(NamedTuple):
@@ -77,6 +80,7 @@ class SqliteEngine(EngineReads):
         self._working: asyncio.Task[None] | None = None
         self._idle_readers: list[Connection] = []
         self._readers = asyncio.Semaphore(options.readers)
+        self._searchers = asyncio.Semaphore(max(options.readers - 1, 1))  # slow ones leave a reader to those who load
         self._abandoned: set[asyncio.Task[None]] = set()
         self._file = file_identity(options.db_path)
 
@@ -215,35 +219,30 @@ class SqliteEngine(EngineReads):
     async def _read(self, call: Callable[..., T], *args: Any) -> T:
         if self._options.db_path == MEMORY:
             return await self._writer.run(self._look, call, *args)
-        await self._readers.acquire()
-        try:
+        async with AsyncExitStack() as held:
+            for gate in (self._searchers, self._readers) if call in _SEARCHES else (self._readers,):
+                await held.enter_async_context(gate)
             reader = self._idle_readers.pop() if self._idle_readers else await self._new_reader()
-        except BaseException:
-            self._readers.release()
-            raise
-        try:
-            found: T = await reader.read(self._look, call, *args)
-        except asyncio.CancelledError:
-            task = asyncio.get_running_loop().create_task(self._abandon(reader))
-            self._abandoned.add(task)
-            task.add_done_callback(self._abandoned.discard)
-            raise
-        except BaseException:
-            self._give_back(reader)
-            raise
-        self._give_back(reader)
-        return found
+            try:
+                found: T = await reader.read(self._look, call, *args)
+            except asyncio.CancelledError:
+                task = asyncio.get_running_loop().create_task(self._abandon(reader, held.pop_all()))
+                self._abandoned.add(task)
+                task.add_done_callback(self._abandoned.discard)
+                raise
+            except BaseException:
+                self._idle_readers.append(reader)
+                raise
+            self._idle_readers.append(reader)
+            return found
 
-    def _give_back(self, reader: Connection) -> None:
-        self._idle_readers.append(reader)
-        self._readers.release()
-
-    async def _abandon(self, reader: Connection) -> None:
+    async def _abandon(self, reader: Connection, held: AsyncExitStack) -> None:
         """End an abandoned read, and use its connection again."""
-        try:
-            await reader.abandon()
-        finally:
-            self._give_back(reader)
+        async with held:
+            try:
+                await reader.abandon()
+            finally:
+                self._idle_readers.append(reader)
 
     def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
         """Do *call*, which only reads, in the thread of *db*."""

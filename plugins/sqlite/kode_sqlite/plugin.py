@@ -26,18 +26,20 @@ async def _open(options: SqliteOptions) -> SqliteEngine:
     see_version(sqlite3.sqlite_version_info)
     if options.db_path != ":memory:":  # readers are opened later, perhaps from another working directory
         options = replace(options, db_path=str(local_path(options.db_path, "db_path")))
-        if await asyncio.to_thread(_looked_at, options.db_path):
+        if await asyncio.to_thread(_looked_at, options):
             return await ReadOnlyEngine.open(options)
     return await SqliteEngine.open(options)
 
 
-def _looked_at(path: str) -> bool:
-    """Refuse a database of another project, and return whether this process may only read the file."""
+def _looked_at(options: SqliteOptions) -> bool:
+    """Refuse a damaged log and a database of another project; return whether this process may only read the file."""
     from kode_sqlite.foreign import refuse_foreign
+    from kode_sqlite.log import see_log
     from kode_sqlite.readonly import may_only_read
 
-    refuse_foreign(path)
-    return may_only_read(path)
+    see_log(options.db_path, is_durable=options.durability == "full")
+    refuse_foreign(options.db_path)
+    return may_only_read(options.db_path)
 
 
 def _is_there(options: SqliteOptions) -> bool:

@@ -26,6 +26,7 @@ from kode_core import (
     StoreBusyError,
     StoreFullError,
     StoreReadOnlyError,
+    StoreTimeoutError,
     StoreUnavailableError,
     create_extended_store,
 )
@@ -495,3 +496,55 @@ async def test_the_own_check_of_sqlite_can_be_interrupted() -> None:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         assert await engine.inspect(None) == []
+
+
+@pytest.mark.parametrize("readers", [2, 4])
+async def test_searches_leave_a_reader_to_loads(readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many searches take their time, loads go on; and searches that are given up make room again."""
+    may_end, begun = threading.Event(), threading.Semaphore(0)
+    look = SqliteEngine._look
+
+    def slowly(self: SqliteEngine, db: sqlite3.Connection, call: Any, *args: Any) -> Any:
+        if call.__name__ == "find_rows":
+            begun.release()
+            may_end.wait(60)
+        return look(self, db, call, *args)
+
+    monkeypatch.setattr(SqliteEngine, "_look", slowly)
+    async with SqliteStore("a.db", readers=readers) as store:
+        await store.save_messages("a", samples.messages(3))
+        searches = [asyncio.ensure_future(store.query_messages(limit=1)) for _ in range(readers + 3)]
+        try:
+            for _ in range(readers - 1):
+                await asyncio.to_thread(begun.acquire)
+            assert await store.load_messages("a") == samples.messages(3)
+            for search in searches[1:]:
+                search.cancel()
+            assert await store.load_messages("a") == samples.messages(3)
+        finally:
+            may_end.set()
+        assert len(await searches[0]) == 1
+        await asyncio.gather(*searches, return_exceptions=True)
+        found = await asyncio.gather(*[store.query_messages(limit=1) for _ in range(readers + 3)])
+        assert [len(page) for page in found] == [1] * (readers + 3)
+
+
+async def test_an_opening_that_is_given_up_waits_no_longer() -> None:
+    """A store that cannot be opened because of a lock is told so at its deadline, however long ``busy_timeout_ms`` is;
+    the thread that waited for the lock has ended, and the store opens once the lock is gone.
+    """
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("a", samples.messages(1))
+    before = set(threading.enumerate())
+    with closing(sqlite3.connect("a.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        async with asyncio.timeout(60):
+            with pytest.raises(StoreTimeoutError, match="not open after"):
+                async with SqliteStore("a.db", timeout_ms=300, busy_timeout_ms=600_000):
+                    pass
+            while any("_connection_worker" in thread.name for thread in {*threading.enumerate()} - before):
+                await asyncio.sleep(0.01)
+        other.execute("ROLLBACK")
+    async with SqliteStore("a.db", busy_timeout_ms=600_000) as store:
+        assert await store.load_messages("a") == samples.messages(1)

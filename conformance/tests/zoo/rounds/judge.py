@@ -59,15 +59,16 @@ class Verdict(NamedTuple):
 
 
 def _in_order(fault: Fault, tier: Tier) -> Iterator[Check]:
-    """The checks that can run on the store: its own clauses first, then their areas, then all others."""
+    """The checks that can run on the store: its own clauses first, then their areas, then all others; of each, those
+    first that find the same every time.
+    """
     capabilities = capabilities_of(fault.harness())
     mine = [check for check in load_checks() if check.tier <= tier and not check.needs & ~capabilities]
     areas = {clause.partition("-")[0] for clause in fault.clauses}
 
-    def distance(check: Check) -> tuple[int, int]:
-        if set(check.clauses) & set(fault.clauses):
-            return 0, check.tier
-        return (1 if areas & {clause.partition("-")[0] for clause in check.clauses} else 2), check.tier
+    def distance(check: Check) -> tuple[int, bool, int]:
+        away = 1 if areas & {clause.partition("-")[0] for clause in check.clauses} else 2
+        return 0 if set(check.clauses) & set(fault.clauses) else away, check.depends_on_timing, check.tier
 
     return iter(sorted(mine, key=distance))
 

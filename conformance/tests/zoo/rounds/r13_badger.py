@@ -134,7 +134,7 @@ class _LooksBeforeTheCall(EventLog):
     "EVT-4",
     source="Redis: SMISMEMBER of all digests, then XADD and SADD of those that were not there, in one MULTI",
     witness=seen(
-        lambda s: s.append_events("a", happened(1, 2, 1)),
+        lambda s: asyncio.gather(*(s.append_event("a", samples.event(n)) for n in (1, 2, 1))),
         lambda s: s.append_event("a", samples.event(2)),
         lambda s: the("offset", _read(s)),
     ),

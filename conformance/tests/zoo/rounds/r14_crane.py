@@ -336,7 +336,7 @@ class CraUpsertsWhateverTheCase(EngineStore):
     "EVT-4",
     source="INSERT ... SELECT ... WHERE NOT EXISTS of many rows: no row sees the others of its statement",
     witness=seen(
-        lambda s: s.append_events("a", [*happened(1), *happened(1), *happened(2)]),
+        lambda s: asyncio.gather(*(s.append_events("a", happened(n)) for n in (1, 1, 2))),
         lambda s: the_seqs(s),
         lambda s: s.append_events("a", happened(1)),
         lambda s: the_seqs(s),
