@@ -44,14 +44,14 @@ async def test_the_usual_calls_cost_the_same_whatever_is_stored(meter: Meter) ->
                 if f"a list of {length:,}" in row.name or f"a list of {length:,}," in row.name:
                     rows.setdefault(row.name.replace(f"{length:,}", "N"), []).append(costs)
             if row.name == "`append_event`":
-                assert costs["reads"] == 0
-                assert costs["writes"] <= 2 + 1 / row.times  # the last one has one more
+                assert round(costs["reads"]) == 0
+                assert costs["writes"] <= 2.25, "but for the last one, which has one more"
     same = [name for name in rows if "append_messages" in name or "known" in name]
     assert len(same) == 2
     for name in same:
         short, long = rows[name]
         for column in set(meter.columns) - {"bytes sent", "bytes received"}:
-            assert short[column] == long[column], (name, column)
+            assert round(short[column]) == round(long[column]), (name, column)
     for name, (short, long) in rows.items():
         assert long["reads"] + long["writes"] <= short["reads"] + short["writes"] + 2, name
 
@@ -65,7 +65,6 @@ async def test_events_in_a_row_cost_two_writes_each(meter: Meter) -> None:
             await store.append_event("agent-1000", an_event(next(n)))
 
     costs = await measured(meter, Row("ten events", ten, ten))
-    assert costs["reads"] == 0
     assert costs["writes"] <= 2 * 10 + 1
 
 
@@ -78,11 +77,11 @@ async def test_an_idle_follower_on_dynamodb_looks_less_and_less_often() -> None:
             following = store.follow_events("a", after_offset=0)
             assert (await anext(following)).cursor == 1
             waiting = asyncio.ensure_future(anext(following))
-            await asyncio.sleep(4)  # pauses of 0.1 s, 0.2 s and so on have reached the longest one
+            await asyncio.sleep(3.2)  # pauses of 0.1 s, 0.2 s and so on have reached the longest one
             meter.clear()
-            await asyncio.sleep(6)
-            assert 1 <= meter.counted()["reads"] <= 4
-            assert meter.counted()["read units"] <= 6
+            await asyncio.sleep(3.5)  # a store's rounds for what the dead left begin after 7.5 s
+            assert 1 <= meter.counted()["reads"] <= 3
+            assert meter.counted()["read units"] <= 3.5
             await store.append_event("a", an_event(2))
             async with asyncio.timeout(30):
                 assert (await waiting).cursor == 2
