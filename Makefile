@@ -28,7 +28,7 @@ help:
 	@echo "make conformance  judge all stores (TIER=quick, standard or thorough; STORES=\"json mongo\"; reports in conformance-reports/)"
 	@echo "make matrix  put what 'make conformance' found into the README"
 	@echo "make coverage  put the table of claims and conditions into docs/guides/conditions.md"
-	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=matrix for a table of all, ARGS=million for searches at a million messages)"
+	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=matrix for a table of all, ARGS=million for searches at a million messages, ARGS=costs for the tables of costs in the guides)"
 	@echo "make clean   remove what the targets made"
 
 demo: .venv/.run

@@ -44,6 +44,7 @@ __all__ = [
     "Repairs",
     "Watch",
     "connection_use",
+    "idle_poll_ms",
     "repair",
     "unwatched",
     "watch",
@@ -65,14 +66,17 @@ class Caller(NamedTuple):
         is_waiting: whether somebody waits for the outcome still. A batch that was not sent when nobody does need not be
             sent: then its outcome is a StoreTimeoutError.
         patience: for how many seconds the caller waits; an engine that makes a write wait for others keeps to a part.
+        goes_on: called after each step of a delete or a fork that takes as long as the agent is large: the caller's
+            deadline begins anew.
     """
 
     is_waiting: Callable[[], bool] = lambda: True
     patience: float = 30.0
+    goes_on: Callable[[], None] = lambda: None
 
 
 CALLER: Final = ContextVar("CALLER", default=Caller())  # noqa: B039 - a tuple
-"""Who waits for the batches that are committed in this context."""
+"""Who waits for what is committed or forked in this context."""
 
 
 def unwatched(done: int, total: int | None) -> None:
@@ -236,6 +240,15 @@ class Notifies(Protocol):
 def watch(engine: Engine, agent_id: str, wake: Callable[[], None]) -> Watch | None:
     """A watch of *engine*, if it has such a thing."""
     return engine.watch(agent_id, wake) if isinstance(engine, Notifies) else None
+
+
+def idle_poll_ms(engine: Engine) -> int | None:
+    """How long an idle follower waits at most between two looks; None where a look costs nothing.
+
+    The optional attribute ``idle_poll_ms`` of an engine whose looks are paid for says it.
+    """
+    found: int | None = getattr(engine, "idle_poll_ms", None)
+    return found
 
 
 @runtime_checkable

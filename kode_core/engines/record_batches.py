@@ -19,6 +19,7 @@ __all__ = [
     "Until",
     "UnwantedError",
     "Waiting",
+    "begin_anew",
     "can_take_over",
     "check_indexes",
     "check_wanted",
@@ -49,6 +50,12 @@ class Waiting(NamedTuple):
     caller: Caller
     since: float
     done: asyncio.Future[Outcome | Exception]
+
+
+def begin_anew(group: Sequence[Waiting]) -> None:
+    """Begin the deadlines of all callers of the group anew: a step of theirs is done."""
+    for one in group:
+        one.caller.goes_on()
 
 
 def check_wanted(group: Sequence[Waiting], *, in_doubt: bool) -> None:

@@ -36,10 +36,14 @@ _QUERIES = frozenset({"find_sessions", "find_rows"})
 
 
 class RecordEngine(EngineReads):
-    """See :class:`kode_core.engine.Engine`. The store, which is open, is closed with it."""
+    """See :class:`kode_core.engine.Engine`. The store, which is open, is closed with it.
 
-    def __init__(self, store: RecordStore) -> None:
+    *idle_poll_ms* is for a store whose reads are paid for: see :func:`kode_core.engine.idle_poll_ms`.
+    """
+
+    def __init__(self, store: RecordStore, *, idle_poll_ms: int | None = None) -> None:
         self.store = store
+        self.idle_poll_ms = idle_poll_ms
         self.name = store.name
         self.io = RecordIO(store)
         self._recovery = RecordRecovery(self.io)

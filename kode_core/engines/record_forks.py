@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import FORKED_DOCS, Child, ListHead, ListKind, first_version
 from kode_core.codec import Body
+from kode_core.engine import CALLER
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_plan import new_head, nonce
 from kode_core.engines.record_reads import Instant, RecordReads
@@ -122,6 +123,7 @@ class RecordForks:
             copies = [replace(item, rev=rev) for item in fork.items[i : i + _AT_ONCE]]
             try:
                 await self._io.apply(place, copies, has_parts=has_parts, fresh=True)
+                CALLER.get().goes_on()
             except OutcomeUnknownError:
                 raise MovedError from None  # what may still arrive there is never looked at
         return reserved

@@ -30,6 +30,7 @@ __all__ = [
     "event_span",
     "info_key",
     "info_spans",
+    "is_of_log",
     "list_of",
     "name_key",
     "new_epoch",
@@ -124,6 +125,11 @@ def seq_span(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int 
 def name_key(seq: int, digest: bytes) -> str:
     """Under what an event is noted that came after many others of its seq."""
     return f"x/{seq + 2**63:020d}/{digest.hex()}"
+
+
+def is_of_log(key: str) -> bool:
+    """Whether a key is of an event, or of the name of one."""
+    return key.startswith(("e/", "x/"))
 
 
 def stash_key(nonce: str) -> str:

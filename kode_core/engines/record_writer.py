@@ -7,18 +7,20 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, ListKind, Outcome, Refused
-from kode_core.engine import CALLER
+from kode_core.engine import CALLER, Caller
 from kode_core.engines.recent import Recent
 from kode_core.engines.record_batches import (
     IN_DOUBT,
     Until,
     UnwantedError,
     Waiting,
+    begin_anew,
     can_take_over,
     check_indexes,
     check_wanted,
@@ -32,10 +34,10 @@ from kode_core.engines.record_debts import RecordDebts
 from kode_core.engines.record_io import MovedError, RecordIO
 from kode_core.engines.record_names import known_events
 from kode_core.engines.record_plan import Plan
-from kode_core.engines.record_state import AgentHead, Overlay, Step, info_key, row_span
+from kode_core.engines.record_state import AgentHead, Overlay, Step, info_key, is_of_log, row_span
 from kode_core.engines.record_sweep import RecordSweep
 from kode_core.engines.record_turns import Turn, Turns
-from kode_core.engines.records import Item
+from kode_core.engines.records import HeadRecord, Item
 from kode_core.errors import (
     CorruptRecordError,
     KodeError,
@@ -55,6 +57,8 @@ _ATTEMPTS: Final = 200
 _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
 _SETTLE_SECONDS: Final = 0.05
+_SETTLE_EVENTS_SECONDS: Final = 1.0
+"""The same where one writer appends events, which are not searched for: the next one comes soon, and says it, too."""
 _DOUBT_SECONDS: Final = 30.0
 _GIVEN_UP: Final = "nobody waited for the write any more when its turn came; nothing was written"
 
@@ -120,6 +124,7 @@ class RecordWriter:
         try:
             while queue:
                 group = take(queue)
+                CALLER.set(Caller(goes_on=partial(begin_anew, group)))  # of this task alone
                 outcomes = await self._outcomes(agent_id, group)
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
@@ -353,20 +358,27 @@ class RecordWriter:
             if state.doomed or state.stash is not None:
                 await self._io.settled(head)
             else:
-                self.spawn(self._settle(done))
+                self.spawn(self._settle(done, self._pause_after(record, changes)))
             self._remember(done)
         except (KodeError, MovedError):
             self.forget(record.agent_id)
             self._debts.owe(head)
             self.spawn(self._debts.repeat(record.agent_id, self._closing))
 
-    async def _settle(self, head: AgentHead) -> None:
+    def _pause_after(self, record: HeadRecord, changes: Sequence[Step]) -> float:
+        """How long the mark that a swap's changes are applied waits for the next swap."""
+        known = self._heads.get(record.agent_id)
+        is_alone = known is not None and known.record.rev == record.rev - 1  # others would have to apply them again
+        is_log = all(isinstance(change, Item) and is_of_log(change.key) for change in changes)
+        return _SETTLE_EVENTS_SECONDS if is_alone and is_log else _SETTLE_SECONDS
+
+    async def _settle(self, head: AgentHead, seconds: float) -> None:
         """Say that all is done, unless more is written soon: the next swap says it, too.
 
         It does not say so when it is of another epoch and others came between: then what was applied may have come too
         late to be removed with the old epoch.
         """
-        await waited_for(self._closing, _SETTLE_SECONDS)
+        await waited_for(self._closing, seconds)
         rev, epoch = self._newest.get(head.record.agent_id, (0, ""))
         is_said = rev > head.record.rev and (epoch == head.record.epoch or rev == head.record.rev + 1)
         try:

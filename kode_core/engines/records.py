@@ -311,7 +311,10 @@ class RecordStore(Protocol):
         ...
 
     async def drop(self, place: Place) -> None:
-        """Remove all items, marks and parts at a place. Durable. What is put there meanwhile may stay."""
+        """Remove all items, marks and parts at a place. Durable. What is put there meanwhile may stay.
+
+        After each of its steps it calls ``CALLER.get().goes_on()``: a large place takes longer than a call may.
+        """
         ...
 
     # --- parts

@@ -25,7 +25,17 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engine import Engine, Medium, Progress, Watch, connection_use, repair, unwatched, watch
+from kode_core.engine import (
+    Engine,
+    Medium,
+    Progress,
+    Watch,
+    connection_use,
+    idle_poll_ms,
+    repair,
+    unwatched,
+    watch,
+)
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_core.report import ConnectionUse, RepairResult
 
@@ -109,6 +119,10 @@ class Layer:
 
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
         return watch(self.inner, agent_id, wake)
+
+    @property
+    def idle_poll_ms(self) -> int | None:
+        return idle_poll_ms(self.inner)
 
     def connection_use(self) -> ConnectionUse | None:
         return connection_use(self.inner)

@@ -30,7 +30,7 @@ from kode_core.batch import (
     Outcome,
 )
 from kode_core.codec import Body, digest
-from kode_core.engine import Engine, Medium, Progress, Watch, unwatched, watch
+from kode_core.engine import Engine, Medium, Progress, Watch, idle_poll_ms, unwatched, watch
 from kode_core.engines.closing import close_all
 from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
@@ -179,6 +179,10 @@ class HybridEngine(Layer):
 
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
         return watch(self.files, agent_id, wake)
+
+    @property
+    def idle_poll_ms(self) -> int | None:
+        return idle_poll_ms(self.files)
 
     async def last_event(self, agent_id: str) -> EventRow | None:
         return await self.files.last_event(agent_id)

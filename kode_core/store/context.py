@@ -9,10 +9,11 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engine import CALLER, Caller, Engine, connection_use
@@ -244,6 +245,7 @@ class Context:
                 await self.step(op, self.begin, agent_id)
                 return await call(*args, **kwargs)
             with _Step(self, self._deadlines, op) as step:
+                _STEP.set(step)
                 if self._engine is None:
                     await self._open_within(step)
                 if self.underway.is_any_left:
@@ -264,6 +266,7 @@ class Context:
         """Do a step of a call within the deadline; to close the store waits for it."""
         self.check_open()
         with _Step(self, self._deadlines, op) as step:
+            _STEP.set(step)
             if self._engine is None:
                 await self._open_within(step)
             return await call(*args, **kwargs)
@@ -305,7 +308,7 @@ class Context:
         A lost lease and a storage error are raised, other refusals returned.
         """
         is_waiting = True
-        write = self._engine_commit(batch, Caller(lambda: is_waiting, self.timeout))
+        write = self.called(self._engine_commit(batch), lambda: is_waiting)
         try:
             outcome = await self.underway.finish([batch.agent_id], write)
         except asyncio.CancelledError:
@@ -313,10 +316,26 @@ class Context:
             raise
         return settled(batch, outcome)
 
-    async def _engine_commit(self, batch: Batch, caller: Caller) -> Outcome:
-        CALLER.set(caller)  # of this task alone
+    async def _engine_commit(self, batch: Batch) -> Outcome:
         (outcome,) = await self.engine.commit([batch])
         return outcome
+
+    def called(
+        self, call: Coroutine[Any, Any, T], is_waiting: Callable[[], bool] = lambda: True
+    ) -> Coroutine[Any, Any, T]:
+        """A call of the engine, for a task of its own, that knows who waits for it."""
+        step = _STEP.get()
+        caller = Caller(is_waiting, self.timeout, Caller().goes_on if step is None else step.goes_on)
+
+        async def called() -> T:
+            CALLER.set(caller)  # of this task alone
+            return await call
+
+        return called()
+
+
+_STEP: Final[ContextVar[Deadline | None]] = ContextVar("STEP", default=None)
+"""The call, or the step of one, that goes on in this context."""
 
 
 class _Step(Deadline):

@@ -54,6 +54,11 @@ class Deadline:
             self._all.end(self)
             self._all.begin(self)
 
+    def goes_on(self) -> None:
+        """Begin anew if it is counted still: what it is about may go on after its end."""
+        if self._all.counts(self):
+            self.begin_anew()
+
     def expire(self) -> None:
         """The time is over."""
         self._is_over = True
@@ -77,6 +82,10 @@ class Deadlines:
         line[deadline] = None
         if self._timer is None or deadline.when < self._timer.when():
             self._wind(loop, deadline.when)
+
+    def counts(self, deadline: Deadline) -> bool:
+        """Whether it has begun, and did not end."""
+        return deadline in self._lines.get(deadline.seconds, ())
 
     def end(self, deadline: Deadline) -> None:
         """Count no more; doing it again does nothing."""

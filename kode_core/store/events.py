@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
-from kode_core.engine import CALLER, Caller, Watch, watch
+from kode_core.engine import CALLER, Caller, Watch, idle_poll_ms, watch
 from kode_core.errors import (
     CorruptRecordError,
     InvalidArgumentError,
@@ -288,7 +288,7 @@ class EventReader:
     ) -> AsyncIterator[StoredEvent]:
         with self._appender.watching(agent_id) as appended, ExitStack() as stack:
             told: Watch | None = None
-            limit, pace = FIRST_PAGE, Pace()
+            limit, pace, pause = FIRST_PAGE, Pace(), self._poll
             is_through = since_seq is None and channel is None
             seen = after_offset if is_through else await self._some_offset(agent_id)
             while True:
@@ -301,6 +301,7 @@ class EventReader:
                 rows = deque(await self._page(OPS["follow_events"], agent_id, span))
                 is_last = len(rows) < limit
                 limit = _limit_after(rows, limit)
+                pause = self._poll if rows else min(2 * pause, self._longest_pause())
                 while rows:
                     row = rows.popleft()
                     after_offset = row.offset
@@ -316,7 +317,7 @@ class EventReader:
                     if told is not None:
                         stack.callback(told.close)
                 if is_last:
-                    await self._wait(appended, told)
+                    await self._wait(appended, told, pause)
 
     async def _some_offset(self, agent_id: str) -> int:
         """The offset of an event that is stored now: a look that begins later passes over all up to it (EVT-2)."""
@@ -328,10 +329,13 @@ class EventReader:
             return 0
         return 0 if last is None else last.offset
 
-    async def _wait(self, appended: asyncio.Event, told: Watch | None) -> None:
+    def _longest_pause(self) -> float:
+        """How far the pauses between looks that find nothing grow."""
+        return max(self._poll, (idle_poll_ms(self._context.engine) or 0) / 1000)
+
+    async def _wait(self, appended: asyncio.Event, told: Watch | None, pause: float) -> None:
         """Until this store appends, or another may have."""
-        seconds = max(self._poll, _LOOK_ANYWAY_S) if told is not None and told.is_live else self._poll
-        await waited_for(appended, seconds)
+        await waited_for(appended, max(pause, _LOOK_ANYWAY_S) if told is not None and told.is_live else pause)
 
 
 def _checked(agent_id: str, since: object, after_offset: object, channel: object) -> int | None:

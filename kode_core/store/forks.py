@@ -48,7 +48,7 @@ class Forks:
             children = [await _child(agent_id, parent, now, pace) for _ in range(count)]
             if not children:
                 return []
-            fork = engine.fork(agent_id, children, head.info.body, now)
+            fork = self._context.called(engine.fork(agent_id, children, head.info.body, now))
             if await self._context.underway.finish((agent_id,), fork):
                 return [child.agent_id for child in children]
         raise StoreBusyError(f"agent {agent_id!r}: its info kept changing while it was forked; nothing was written")

@@ -5,9 +5,10 @@ drivers; heartbeat, how long a call holds the event loop, and memory, what a pro
 (``agents=200`` for fewer than 2,000), measure json, too; matrix is a table of all backends, emulators marked as such
 (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory is the backend
 of that name). contention measures all backends that several processes can use: stores and processes that all write one
-agent (``ARGS="contention mongo"`` for one of them). peers, other projects that keep conversations, are measured only
-when they are named; and so is million, what searches touch in a store of a million messages, which takes minutes and
-goes alone.
+agent (``ARGS="contention mongo"`` for one of them). costs are counts of what calls ask of MongoDB and DynamoDB, which
+go alone, and are put into their guides (``ARGS="costs mongo"`` for one of them). peers, other projects that keep
+conversations, are measured only when they are named; and so is million, what searches touch in a store of a million
+messages, which takes minutes and goes alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import ModuleType
 
 from tests.benchmarks import (
     contention,
+    costs,
     follow,
     forks,
     heartbeat,
@@ -102,6 +104,8 @@ if __name__ == "__main__":
             memory.AGENTS = int(option.removeprefix(AGENTS_OPTION))
     if names == ["million"]:
         sys.exit(asyncio.run(million.run()))
+    if names[:1] == ["costs"] and costs.METERS.keys() >= {*names[1:]}:
+        sys.exit(asyncio.run(costs.run(names[1:])))
     unknown = [name for name in names if name not in {*PARTS, *EXTRAS, *BACKENDS, *matrix.PLACES, *TABLES}]
     if unknown:
         sys.exit(f"no such part: {unknown[0]}; there are {', '.join([*matrix.PLACES, *PARTS, *TABLES, *EXTRAS])}")

@@ -50,6 +50,7 @@ class DynamoDBOptions(ServerOptions, frozen=True, kw_only=True):
             three times the write units. Without, it takes two.
         create: make the table when it is missing; without it, ``kode schema`` prints what somebody else has to make.
         count_units: have the service tell what each call consumed, and add it up in ``DynamoRecords.units``.
+        follow_idle_millis: how far the pauses of an idle follower grow, each twice as long as the one before.
         session: an ``aioboto3.Session`` of your own, which the client is made with.
         client: a DynamoDB client of aioboto3's or aiobotocore's of your own, which is used and never closed. It
             should not retry by itself (``retries={"total_max_attempts": 1}``).
@@ -68,6 +69,7 @@ class DynamoDBOptions(ServerOptions, frozen=True, kw_only=True):
     transactions: bool = False
     create: bool = True
     count_units: bool = False
+    follow_idle_millis: Millis = 2_000
     session: Any = None
     client: Any = None
 

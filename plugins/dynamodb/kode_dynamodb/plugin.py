@@ -17,7 +17,7 @@ async def _open(options: DynamoDBOptions) -> RecordEngine:
     from kode_core.engines.record_engine import RecordEngine
     from kode_dynamodb.records import open_records
 
-    return RecordEngine(await open_records(options.resolved()))
+    return RecordEngine(await open_records(options.resolved()), idle_poll_ms=options.follow_idle_millis)
 
 
 def _is_there(options: DynamoDBOptions) -> bool:

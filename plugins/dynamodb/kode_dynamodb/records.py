@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kode_core.batch import Fence, SessionRow, Totals
-from kode_core.engine import Medium, Progress, Watch, unwatched
+from kode_core.engine import CALLER, Medium, Progress, Watch, unwatched
 from kode_core.engines.record_io import each
 from kode_core.engines.records import (
     Change,
@@ -261,6 +261,7 @@ class DynamoRecords:
             wanted: Record = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": pk}}
             async for page in self.connection.pages(**wanted, ProjectionExpression=_KEYS, ConsistentRead=True):
                 await self.connection.delete_all(page)
+                CALLER.get().goes_on()
 
     # --- parts
 

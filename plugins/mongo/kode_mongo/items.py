@@ -9,6 +9,7 @@ from bson import Binary
 from bson.int64 import Int64
 from pymongo import InsertOne, ReplaceOne, UpdateMany
 
+from kode_core.engine import CALLER
 from kode_core.engines.records import Change, Cut, Item, Place, Span
 from kode_core.errors import StoreBusyError
 from kode_mongo.connection import Connection, Document, weight
@@ -20,6 +21,8 @@ __all__ = ["Items"]
 
 _AT_ONCE: Final = 1_000
 _BYTES_AT_ONCE: Final = 4_000_000
+_DROPPED_AT_ONCE: Final = 5_000
+_PARTS_DROPPED_AT_ONCE: Final = 50
 _ROUNDS: Final = 30
 _REVS: Final = {"rev": 1, "gone": 1}
 _CHANNEL: Final = "index.channel"
@@ -111,10 +114,24 @@ class Items:
         return absent if done.matched_count == len(older) else [*absent, *older]
 
     async def drop(self, place: Place) -> None:
-        """See ``RecordStore.drop``. When time is up, what was removed until then stays removed."""
-        wanted = {"_id": {"$gte": id_of(place, ""), "$lt": after_place(place)}, "agent_id": place.agent_id}
-        for collection in (self._items, self._parts):
-            await self._connection.repeat(lambda c=collection: c.delete_many(wanted))  # type: ignore[misc]
+        """See ``RecordStore.drop``: in slices, each with the time of one command.
+
+        The end of a slice is looked for in the index of ``_id`` alone, without a document.
+        """
+        bounds = {"$gte": id_of(place, ""), "$lt": after_place(place)}
+        for collection, most in ((self._items, _DROPPED_AT_ONCE), (self._parts, _PARTS_DROPPED_AT_ONCE)):
+            is_more = True
+            while is_more:
+                ends = await self._connection.find(
+                    collection, {"_id": bounds}, projection={"_id": 1}, sort=[("_id", 1)], skip=most, limit=1
+                )
+                is_more = bool(ends)
+                slice_ = {**bounds, "$lt": ends[0]["_id"]} if ends else bounds
+                await self._delete(collection, {"_id": slice_, "agent_id": place.agent_id})
+                CALLER.get().goes_on()
+
+    async def _delete(self, collection: Any, wanted: Document) -> None:
+        await self._connection.repeat(lambda: collection.delete_many(wanted))
 
     async def epochs(self, agent_id: str) -> list[str]:
         """The epochs at which there is anything of an agent."""
@@ -145,7 +162,7 @@ class Items:
         wanted = _cut(place, Cut(first=first, last=last, rev=rev))
         wanted["_id"] = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
         wanted["key"] = {"$gte": first, "$lte": last}
-        await self._connection.repeat(lambda: self._parts.delete_many(wanted))
+        await self._delete(self._parts, wanted)
 
     async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
         """See ``RecordStore.part_keys``."""
