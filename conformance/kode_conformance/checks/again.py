@@ -1,4 +1,4 @@
-"""QRY-8, QRY-7, LOCK-3: what was saved before is saved again, statistics after each write, renewals."""
+"""QRY-8, QRY-7, LOCK-3: saving earlier records again, statistics after each write, renewals."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kode_core.errors import LockUnavailableError
     under=(Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES, Dimension.CHANGES),
 )
 async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
-    """An instance that saves just what it saved before, after another instance saved something else or deleted the
-    agent, has saved it, by each method.
+    """An instance can save exactly the records of its last save again, after another instance saved something else or
+    deleted the agent: they are stored, by each method.
     """
     other = await ctx.another()
     for n, write in enumerate(in_time(ctx, WRITES)):
@@ -44,8 +44,8 @@ async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
 
 @check("QRY-7", needs=Capability.QUERYABLE, under=(Dimension.CHANGES, Dimension.ORDERS, Dimension.INSTANCES))
 async def statistics_are_of_what_is_there(ctx: Context) -> None:
-    """After each write of each kind, made once, again, by another instance, and over what was there, statistics count
-    what loads give: messages, tool calls by name and state, and snapshots.
+    """After each write of each kind, made once, again, by another instance, and over earlier records, statistics count
+    the records that loads return: messages, tool calls by name and state, and snapshots.
     """
     other = await ctx.another()
     writes = [write for write in WRITES if write.name not in ("delete", "batch_fork")]

@@ -161,7 +161,7 @@ async def a_read_cancelled_at_any_step(ctx: Context) -> None:
 
 @check("LOCK-2", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
 async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
-    """Of those who wait for a lock some are cancelled, at any time: all others get it, one after the other."""
+    """When some of the waiters for a lock are cancelled, at any time, all others get it, one after the other."""
     other = await ctx.another()
     inside: list[int] = []
 
@@ -250,8 +250,8 @@ def _descriptors() -> int:
 
 @check("OPS-5", "DUR-1", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def close_with_every_write_in_flight(ctx: Context) -> None:
-    """Of writes of every kind that are under way when the store is closed, each is done, or refused and whole or
-    absent; what was acknowledged is there when the store is opened again.
+    """Writes of every kind that are under way when the store is closed are each done, or refused and whole or absent;
+    acknowledged writes are found when the store is opened again.
     """
     wanted = {write: await expected(ctx.store, write) for write in WRITES}
     for steps in (0, 1, 2, 5, 15, 60):
@@ -274,11 +274,11 @@ async def close_with_every_write_in_flight(ctx: Context) -> None:
 
 @check("OPS-5", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
-    """A close that is cancelled, at whatever step, is called again, and ends: the store is closed then, and what was
-    acknowledged is there.
+    """A close that is cancelled, at whatever step, can be called again and then ends: the store is closed, and
+    acknowledged writes are stored.
     """
     for steps in range(12):
-        store = cast(ExtendedStore, await ctx.harness.open(ctx.handle))  # one that cannot be closed is nobody else's
+        store = cast(ExtendedStore, await ctx.harness.open(ctx.handle))  # the check must not close it again
         await store.save_messages(f"a{steps}", samples.messages(2))
         write = asyncio.ensure_future(store.append_event(f"a{steps}", samples.event(0)))
         await asyncio.sleep(0)
@@ -301,7 +301,9 @@ async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
 
 @check("OPS-5", "EVT-7", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
 async def close_ends_what_waits(ctx: Context) -> None:
-    """Who follows events, reads on, or waits for a lock when the store is closed comes to an end, and so does close."""
+    """Tasks that follow events, read a stream, or wait for a lock when the store is closed come to an end, and so does
+    close.
+    """
     store = await ctx.another()
     await store.append_events("a", samples.events(700))
     held = await ctx.store.acquire_agent_lock("a")

@@ -90,7 +90,7 @@ async def _portrait(store: ExtendedStore, agent_id: str) -> Portrait:
 
 
 async def _wanted(store: ExtendedStore, write: Write, past: Past) -> Expected:
-    """What the write does to such an agent when nothing interrupts it; it may change nothing."""
+    """The agent before and after the write when nothing interrupts it; the write may change nothing."""
     agent_id = await past(store, f"model-{write.name}-{past.__name__}", write)
     before = await _portrait(store, agent_id)
     await write.act(store, agent_id)

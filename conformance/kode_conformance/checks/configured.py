@@ -1,4 +1,4 @@
-"""OPS-9, OPS-14: deadlines and limits of memory at the edges of what is configured, and under a clock that steps."""
+"""OPS-9, OPS-14: deadlines and limits of memory at the edges of their range, and under a clock that steps."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ _MOST: Final = 8 * _MB
 
 @check("OPS-14", needs=_E | Capability.PERSISTENT, under=(Dimension.CLOCKS, Dimension.COSTS))
 async def memory_is_bounded_under_any_clock(ctx: Context) -> None:
-    """A store whose clock steps back, or ahead, between its writes and loads remembers no more than its limit, and what
-    it loads is what was saved.
+    """A store whose clock steps back, or ahead, between its writes and loads remembers no more than its limit, and
+    loads the saved records.
     """
     store = await ctx.another(memory_limit_bytes=_MB)
     await _written(store, "warm", 0)

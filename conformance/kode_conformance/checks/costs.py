@@ -1,4 +1,4 @@
-"""MSG-5, TC-1 and TURN-1: the cost of saving, in bytes and commits, by the length of what is there already."""
+"""MSG-5, TC-1 and TURN-1: the cost of saving, in bytes and commits, by the length of the stored list."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _text(number: int, size: int) -> str:
 
 
 class Talk:
-    """An agent with lists of *count* records, and what is in them."""
+    """An agent with lists of *count* records, and the contents of its lists."""
 
     def __init__(self, agent_id: str, count: int, size: int) -> None:
         self.agent_id, self.count, self.size = agent_id, count, size
@@ -104,7 +104,7 @@ def _one_more(talk: Talk) -> CostedCall:
 
 
 def replaced_at(place: int) -> Change:
-    """A save of messages of which the one at *place* was replaced."""
+    """A save of messages after the message at *place* was replaced."""
 
     def change(talk: Talk) -> CostedCall:
         talk.messages[place] = talk.message()
@@ -135,7 +135,7 @@ def _last_call_changed(talk: Talk) -> CostedCall:
 
 
 def call_changed_at(place: int) -> Change:
-    """A save of tool calls of which the one at *place* has another result."""
+    """A save of tool calls after the call at *place* got another result."""
 
     def change(talk: Talk) -> CostedCall:
         talk.calls[place] = talk.calls[place].replace(result=talk.message().text)
@@ -254,7 +254,7 @@ class _Comparison:
         nor may all together.
 
         Raises:
-            Unverified: nothing counts what is written.
+            Unverified: no counter sees the writes.
         """
         all_short: _Costs = {}
         all_long: _Costs = {}
@@ -345,8 +345,8 @@ async def what_is_saved_beside_long_lists_costs_the_same(ctx: Context) -> None:
 
 @check("TURN-1", under=(Dimension.COSTS, Dimension.ITEMS, Dimension.CHANGES))
 async def a_turn_is_one_commit(ctx: Context) -> None:
-    """save_turn costs one commit, whatever is in it: for a new agent and one with lists, few records and many, what is
-    added and what replaces.
+    """save_turn costs one commit whatever is in it: for a new agent and one with lists, for few records and many, for
+    additions and replacements.
     """
     store, layer = await counted(ctx)
     await store.save_turn("a", append=samples.messages(1))
@@ -393,7 +393,7 @@ async def _commits_of(ctx: Context, layer: Counting | None) -> dict[str, Callabl
 
 
 def _turns(count: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What a turn is given, each time something new."""
+    """The arguments of turns, by name; each call of one makes new records."""
     numbers = itertools.count(1000 * count)
 
     def added() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""OPS-9: calls that take longer than they may, because the engine does."""
+"""OPS-9: calls that the engine makes longer than their deadline."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
 
 
 async def _first_portrait(ctx: Context, store: ExtendedStore, agent_id: str) -> Any:
-    """The first answer: who waits for a write that goes on has a deadline, too."""
+    """The first answered read of the agent: a read that waits for an unfinished write has a deadline, too."""
     times = int(40 * ctx.harness.patience)
     for _ in range(times):
         try:

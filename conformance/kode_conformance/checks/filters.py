@@ -235,8 +235,8 @@ def _as_datetime(time: int) -> Sequence[datetime]:
 
 @check("EVT-5", "EVT-3", "EVT-6", "EVT-7", under=(_D.NUMBERS, _D.ORDERS, _D.INSTANCES))
 async def any_seq_is_ordered_and_bounded(ctx: Context) -> None:
-    """Events are read in the order of seq, and since one, for every seq of 64 bits, negative ones too; the last
-    bookmark is that of the highest, whatever came last.
+    """Events are read in the order of seq, and since a given seq, for every seq of 64 bits, negative ones too; the last
+    bookmark is the one with the highest seq, whatever came last.
     """
     seqs, other = sorted(INTEGERS), await ctx.another()
     for name, order in (("up", seqs), ("down", seqs[::-1]), ("mixed", ctx.rng.sample(seqs, len(seqs)))):

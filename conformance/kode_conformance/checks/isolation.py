@@ -1,4 +1,4 @@
-"""OPS-13: a call that is slow, refused, failing or too large stands in nobody else's way."""
+"""OPS-13: a call that is slow, refused, failing or too large does not hinder other calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def troubled(ctx: Context) -> tuple[ExtendedStore, Trouble]:
 
 
 def _acts(store: ExtendedStore) -> dict[str, Callable[[str], Awaitable[Any]]]:
-    """What is done to an agent: every write, and what a lock and a fork are."""
+    """The actions on an agent, by name: every write, a fork, and a lock."""
 
     async def lock(agent_id: str) -> None:
         lease = await store.acquire_agent_lock(agent_id)
@@ -67,7 +67,7 @@ async def _see_the_others(
     rounds: str,
     acts: dict[str, Callable[[str], Awaitable[Any]]],
 ) -> None:
-    """Every write to agents that nothing is wrong with, reads and searches: all end, and do what they do."""
+    """Check that writes to healthy agents, reads and searches all end, and do their work."""
     try:
         async with asyncio.timeout(_SECONDS * ctx.harness.patience):
             for name, act in acts.items():
@@ -233,7 +233,7 @@ async def what_is_refused_takes_nothing_along(ctx: Context) -> None:
 async def _outcome(call: Awaitable[Any]) -> Any:
     try:
         return await call
-    except Exception as exc:  # noqa: BLE001 - what it is, is judged where it is known what was called
+    except Exception as exc:  # noqa: BLE001 - the caller judges it, who knows the call
         return exc
 
 

@@ -38,7 +38,7 @@ _EXTRA: Final = 40
 
 
 async def _threads_are_there() -> None:
-    """Let the loop start the threads that it has for calls that block, so that nobody else seems to have."""
+    """Let the loop start its threads for blocking calls, so that they do not count as the store's."""
     await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.002) for _ in range(_EXTRA)))
 
 
@@ -136,7 +136,7 @@ def _grown(
     return {kind: (before[kind], after[kind]) for kind in sorted(kinds) if after[kind] >= before[kind] + most}
 
 
-# --- what is left behind ----------------------------------------------------------------------------------------------
+# --- resources left behind --------------------------------------------------------------------------------------------
 
 _Use = Callable[[ExtendedStore], Awaitable[object]]
 
@@ -161,7 +161,7 @@ async def _asked(store: ExtendedStore) -> None:
 
 
 async def _abandoned(store: ExtendedStore) -> None:
-    """Streams that are given up midway, and never closed by who began them."""
+    """Streams that are given up midway and never closed by their reader."""
     await seed(store, "a")
     streams: list[Any] = [store.read_events("a"), store.follow_events("a"), store.iter_messages()]
     for stream in streams:
@@ -189,7 +189,7 @@ async def _followed(store: ExtendedStore) -> None:
 
 
 async def _kept_locks(store: ExtendedStore) -> None:
-    """Leases that nobody gives back, blocks that are renewed, and somebody who waits for one and gives up."""
+    """Take a lease that is never released, and a block with a waiter that gives up."""
     await store.acquire_agent_lock(f"a{time.monotonic_ns()}", ttl_ms=600_000)
     name = f"b{time.monotonic_ns()}"
     async with store.acquire_agent_lock(name, ttl_ms=600_000):
@@ -274,7 +274,7 @@ async def _left(
 
 
 async def _settled(ctx: Context) -> dict[str, int]:
-    """What is held once it no longer falls: threads and connections end a little after they are told to."""
+    """The resources held once they no longer fall: threads and connections end a little after they are told to."""
     found = await _connections_of(ctx)
     for _ in range(20):
         await asyncio.sleep(0.005)
@@ -302,7 +302,7 @@ async def _see_uses(ctx: Context, uses: Mapping[str, _Use]) -> None:
 
 
 async def _see_it_works(ctx: Context) -> None:
-    """An instance that others were next to stores what it is given, however many of the uses there was time for."""
+    """Check that the instance that stayed open still stores records, however many of the uses there was time for."""
     await seed(ctx.store, "a")
     ctx.equal(await ctx.store.load_messages("a"), samples.messages(3), "the messages of the store that stays open")
 

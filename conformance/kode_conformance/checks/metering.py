@@ -1,4 +1,4 @@
-"""OPS-3, OPS-1: what a store counts and measures, method by method, of itself alone."""
+"""OPS-3, OPS-1: what a store counts and measures, method by method, for itself alone."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ _WRONG: Final[Mapping[str, Any]] = {"agent_id": "", "snapshot_id": "", "count": 
 
 @check("OPS-3", "QRY-7", needs=_E, under=(Dimension.CHANGES, Dimension.INSTANCES))
 async def sizes_follow_every_change(ctx: Context) -> None:
-    """The size of the store, in every instance, is what is stored after each kind of change: lists that grow, shrink
-    and are replaced, turns, forks, and deletions of one and of many.
+    """Every instance reports the size of the stored data after each kind of change: lists that grow, shrink and are
+    replaced, turns, forks, and deletions of one and of many.
     """
     store, other = ctx.store, await ctx.another()
     m, c = samples.messages, [samples.tool_call(i) for i in range(9)]

@@ -91,7 +91,7 @@ def _is_large(value: Any) -> bool:
 
 
 def _is_within(limit: int | None, payload: Payload) -> bool:
-    """Whether the backend says that it takes a record with that value in it; what is no JSON it refuses anyway."""
+    """True if the backend's stated limit allows a record with that value; it refuses values that are no JSON anyway."""
     return limit is None or not payload.is_json or len(json.dumps(payload.value)) + _RECORD < limit
 
 

@@ -1,4 +1,4 @@
-"""Long lists, many agents, much of the same: what it may cost, and what must not grow."""
+"""Long lists, many agents, many equal records: their allowed costs, and the resources that must not grow."""
 
 from __future__ import annotations
 

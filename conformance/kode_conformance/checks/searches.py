@@ -1,4 +1,4 @@
-"""QRY, LIFE-5, EVT-7, INFO-2: every filter, order and page of every query, also of what is hard to search for."""
+"""QRY, LIFE-5, EVT-7, INFO-2: every filter, order and page of every query, also for values hard to search for."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ async def delete_many_knows_every_filter(ctx: Context) -> None:
 
 @check("EVT-7", under=(Dimension.ORDERS, Dimension.COMPANY))
 async def following_since(ctx: Context) -> None:
-    """Following since a bookmark gives only events with a greater seq, of those that are there and those that come."""
+    """Following since a bookmark gives only events with a greater seq, stored ones and new ones."""
     await ctx.store.append_events("a", [samples.event(seq) for seq in (5, 1, 4, 2)])
     seen: list[int] = []
     async with asyncio.timeout(10 * ctx.harness.patience):

@@ -1,4 +1,4 @@
-"""OPS-12: what must not be told."""
+"""OPS-12: secrets that a store must not reveal."""
 
 from __future__ import annotations
 
