@@ -63,8 +63,8 @@ def causes_of(check_id: str) -> tuple[Cause, ...]:
 def likely(check_id: str, found: str) -> list[Cause]:
     """The known causes that fit *found*, the likeliest first.
 
-    The more words of methods, filters and kinds one shares with what was found, the sooner it comes. One that names
-    another method, filter or kind of record is left out.
+    Causes are sorted by the number of words for methods, filters and kinds that they share with *found*, most first. A
+    cause that names another method, filter or kind of record is left out.
     """
     words = _words(found)
     known = [cause for cause in causes_of(check_id) if not _is_of_another(cause.wrong, found)]

@@ -202,7 +202,7 @@ def _near(wanted: str) -> str:
 
 
 def _near_ids(wanted: str, ids: Iterable[str]) -> str:
-    """A hint that names checks by their ids: those that have *wanted* in it, are like it, or are of its clause."""
+    """A hint that names checks whose ids contain *wanted*, are similar to it, or belong to its clause."""
     known = list(ids)
     having = [check_id for check_id in known if wanted and wanted.lower() in check_id.lower()]
     of_clause = [check_id for check_id in known if check_id.startswith(f"{wanted.upper().partition('.')[0]}.")]
@@ -260,7 +260,7 @@ def _until_it_shows(first: Report, again: Callable[[], Report], seconds: float) 
 
 def _run(harness: StoreHarness, settings: Settings, patterns: Sequence[str]) -> Report:
     checks, _ = selected(settings.tier, patterns)
-    logging.getLogger().addHandler(logging.NullHandler())  # checks provoke what a store warns of; it is no finding
+    logging.getLogger().addHandler(logging.NullHandler())  # checks provoke warnings of the store; these are no findings
     with terminal.Progress(checks) as progress:
         try:
             return run_suite(harness, settings, patterns, progress.note)

@@ -119,7 +119,7 @@ async def counted(ctx: Context) -> tuple[ExtendedStore, Counting | None]:
 
 
 def _bytes_written() -> int:
-    """What this process has written, to files of any kind; what it sends is not in it."""
+    """The number of bytes that this process has written to files of any kind; data that it sends is not included."""
     with suppress(OSError):
         lines = _IO.read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
@@ -127,7 +127,7 @@ def _bytes_written() -> int:
 
 
 def _listening() -> frozenset[int]:
-    """The ports that somebody on this machine listens at: an emulator in this process is no part of the store."""
+    """The local ports with a listener: an emulator in this process is no part of the store."""
     ports = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
@@ -170,7 +170,7 @@ def connections() -> set[str]:
 
 
 def _is_pair(sock: socket.socket) -> bool:
-    """Whether it is one end of a pair inside the process, as each event loop has one."""
+    """True if the socket is one end of a pair inside the process, as each event loop has one."""
     return sock.family == socket.AF_UNIX and not sock.getsockname() and not sock.getpeername()
 
 
@@ -187,7 +187,7 @@ def _sent_by_sockets(listening: frozenset[int]) -> dict[str, int]:
 
 @contextmanager
 def sending() -> Iterator[list[int]]:
-    """The sizes of what is sent over connections by asyncio or by threads, also by those that are closed at once."""
+    """The sizes of data sent over connections by asyncio or by threads, also over connections closed at once."""
     sizes: list[int] = []
     listening = _listening()
     write, sendall = _SelectorSocketTransport.write, socket.socket.sendall
@@ -213,7 +213,7 @@ def sending() -> Iterator[list[int]]:
 
 @contextmanager
 def collected() -> Iterator[None]:
-    """Let collections, which counting needs, pass over what was there before."""
+    """Keep earlier objects out of the garbage collections that counting needs."""
     gc.collect()
     gc.freeze()
     try:
@@ -269,7 +269,7 @@ class Meter:
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether nothing outside this process can hold what the store is given."""
+        """True if the store keeps its data only in this process."""
         return "PERSISTENT" in self._ctx.harness.lacks and not self._connected
 
     async def _look(self) -> _Look:

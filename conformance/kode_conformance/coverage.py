@@ -36,8 +36,8 @@ class Cell(NamedTuple):
 
     Attributes:
         checks: the checks of the clause that vary the dimension.
-        reason: why the dimension says nothing about the clause, or is varied elsewhere; one that begins with ``not
-            varied yet`` says what is missing. Empty where there are checks.
+        reason: why the dimension says nothing about the clause, or is varied elsewhere; a reason that begins with ``not
+            varied yet`` names the missing check. Empty where there are checks.
     """
 
     checks: Sequence[Check]
@@ -52,7 +52,7 @@ class Cell(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether checks could vary it, and none does."""
+        """True if checks could vary the dimension, and none does."""
         return not self.checks and (not self.reason or self.reason.startswith(_YET))
 
 

@@ -1,4 +1,4 @@
-"""What the two front ends for pytest share."""
+"""Functions that the two front ends for pytest share."""
 
 from __future__ import annotations
 

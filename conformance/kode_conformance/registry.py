@@ -22,7 +22,7 @@ class Capability(Flag):
 
     NONE = 0
     PERSISTENT = auto()
-    """What was written is there after the store was closed and opened again."""
+    """Written records survive closing and opening the store."""
     CROSS_PROCESS = auto()
     """Several processes may use one store at a time."""
     QUERYABLE = auto()
@@ -37,7 +37,7 @@ F = TypeVar("F", bound=CheckFunction)
 
 
 class Check(NamedTuple):
-    """A check and what it is about."""
+    """A check and its properties."""
 
     name: str
     clauses: tuple[str, ...]
@@ -48,7 +48,7 @@ class Check(NamedTuple):
     tier: Tier = Tier.QUICK
     """The first tier that runs it."""
     stochastic: bool = False
-    """It looks for what happens only sometimes: that it passed once proves little."""
+    """It looks for faults that show only sometimes: one pass proves little."""
     absence_ok: bool = False
     """A store that keeps nothing passes it, rightly."""
     under: tuple[Dimension, ...] = ()
@@ -61,7 +61,7 @@ class Check(NamedTuple):
 
     @property
     def depends_on_timing(self) -> bool:
-        """Whether what it finds may not show in another run of the same seed."""
+        """True if its finding may not show in another run of the same seed."""
         return self.stochastic or bool(_TIMED & set(self.under))
 
     @property

@@ -16,7 +16,7 @@ __all__ = ["code_of"]
 def code_of(store: object) -> tuple[str, ...]:
     """Files, and folders that end with a separator, with the code of the store's class and of its engines.
 
-    Of the core only the rooms that such a class is from: what is above the engines does not write.
+    From the core, only the engine packages of such classes: code above the engines does not write.
     """
     found: dict[str, None] = {}
     for part in _parts(store):

@@ -12,7 +12,7 @@ __all__ = ["made_up", "translated"]
 
 
 class Run(Protocol):
-    """What a machine knows of its run."""
+    """A machine's knowledge of its run."""
 
     prefix: str
     model: StoreModel
@@ -20,7 +20,9 @@ class Run(Protocol):
 
 
 def made_up(look: Look, run: Run) -> dict[str, str] | None:
-    """The filters of a look that the store made up, as Python that asks for them; None when one is of the past."""
+    """The filters of a look with values that the store generated, as Python that asks for them; None when a value is no
+    longer current.
+    """
     found = {}
     for name, given in look.filters.items():
         values, ask = _values_of(look, name)

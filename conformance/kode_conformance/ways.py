@@ -68,7 +68,7 @@ async def all_come_back(ctx: Context, every: Rows, *, once: bool = False, shares
 async def changes_come_back(ctx: Context, phases: Sequence[Rows], *, turning: bool = False) -> None:
     """Write records, and then others in their place, by every method; another instance must see each change.
 
-    *turning* lets each method write over the records of another one.
+    *turning* lets each method write over the records of another.
     """
     for record in in_time(ctx, ctx.rng.sample([*phases[0]], len(phases[0]))):
         only = [{record: rows_of[record]} for rows_of in phases]
@@ -129,7 +129,7 @@ class _Round:
         await self._ctx.close(other)
 
     async def _read_twice(self, other: ExtendedStore, written: _Written, readers: Sequence[Reader], phase: int) -> None:
-        """What the store gives is spoilt each time, and has to be right the next time, whoever reads it."""
+        """Change every answer of the store at once; it has to be right again for the next reader."""
         for again in ("", ", once more"):
             for reader in readers:
                 for store, where in ((self._ctx.store, ""), (other, " in another instance")):
@@ -292,7 +292,7 @@ def _writers(kind: Kind) -> Sequence[Writer]:
 
 
 def _rest(writer: Writer, agent_id: str) -> dict[str, Any]:
-    """The parts of a turn that are of other kinds than the one that is written."""
+    """The parts of a turn other than the kind that is written."""
     parts: dict[str, tuple[type[Record], Any]] = {
         "append": (Message, [samples.message(text="in company")]),
         "upsert_tool_calls": (ToolCallRecord, [samples.tool_call(1, id="in company")]),

@@ -36,7 +36,7 @@ async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
             for reader, where in ((other, "the other instance"), (ctx.store, "the one that saved it twice")):
                 found, wanted = await portrait(reader, agent), await portrait(other, steady)
                 ctx.true(any(wanted.values()), f"the agent holds nothing after {write.name}")
-                if write.name.startswith("append"):  # what is appended again may be in another order of offsets
+                if write.name.startswith("append"):  # repeated appends may have another order of offsets
                     found, wanted = ({k: v for k, v in one.items() if k != "events"} for one in (found, wanted))
                 what = f"an agent {meanwhile} between two equal calls of {write.name}, seen by {where}"
                 ctx.equal(found, wanted, what)

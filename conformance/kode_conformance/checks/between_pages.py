@@ -168,7 +168,7 @@ async def _walk(ctx: Context, walk: _Walk, query: _Query, filters: dict[str, Any
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 _CROSSED: Final = frozenset((1, 24, 25, 26, 99, 100, 101, 127, 128, 255, 256, 499, 500, 501, 999, 1000, 1001))
-"""After so many records something is written: around the pages that streams are read in."""
+"""The numbers of records after which a change is made: around the page sizes of streams."""
 
 
 @check("QRY-6", "QRY-5", "LIFE-2", needs=_Q, under=(_D.COMPANY, _D.CHANGES, _D.ITEMS, _D.ORDERS))

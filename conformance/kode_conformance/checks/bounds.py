@@ -30,7 +30,7 @@ _TEXT: Final = "x" * 2_000
 _AGENTS: Final = 32
 _EACH: Final = 150
 _SIZE: Final = 2 * _EACH * len(_TEXT)
-"""What an agent has at least, in bytes."""
+"""The minimum size of an agent, in bytes."""
 _STEP: Final = 100
 
 

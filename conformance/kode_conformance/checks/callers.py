@@ -82,11 +82,11 @@ async def _see(ctx: Context, model: StoreModel, kind: Kind, agent_id: str, other
 # --- answers that are no records --------------------------------------------------------------------------------------
 
 _OTHER_WAYS: Final = ("acquire_agent_lock", "backup", "batch_fork", "delete", "delete_many", "follow_events")
-"""Methods that change something, do not end, or give what holds no data."""
+"""Methods that change something, do not end, or return no data."""
 _OF_THE_CALL: Final = frozenset(
     ("checked_at", "collected_at", "operations", "performance", "db_size_bytes", "connections")
 )
-"""Fields that tell of the call or of the moment."""
+"""Fields that depend on the call or on the moment."""
 
 
 def _reads() -> list[str]:

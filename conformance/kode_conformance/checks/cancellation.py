@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 _E = Capability.EXTENDED
 _LEFT_OVER: Final = 5
-"""So many tasks may stay in the end, as a pool's may, however many calls were cancelled."""
+"""The number of tasks that may stay in the end, such as a pool's, however many calls were cancelled."""
 
 _SECONDS: Final = 5.0
-"""How long a call may take that nobody else is in the way of."""
+"""How long a call may take without contention."""
 
 
 class _Tasks:

@@ -21,7 +21,7 @@ from kode_core.protocols import ExtendedStore
 _E: Final = Capability.EXTENDED
 
 Past = Callable[[ExtendedStore, str, Write], Awaitable[str]]
-"""Makes an agent for a write, and tells its id, which for a fork is another."""
+"""Makes an agent for a write, and returns its id; a fork has an id of its own."""
 
 
 async def _equal(store: ExtendedStore, agent_id: str, write: Write) -> str:

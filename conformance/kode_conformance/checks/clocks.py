@@ -64,7 +64,7 @@ async def _updated(store: ExtendedStore, agent_id: str) -> int:
 
 
 _MOVING: Final = ("message", "tool_call", "info", "append)")
-"""What writes of messages, tool calls and info have in their names."""
+"""The parts of method names that write messages, tool calls and info."""
 
 
 @check("INFO-2", needs=_E, under=(Dimension.CLOCKS, Dimension.INSTANCES, Dimension.CHANGES, Dimension.EQUALS))

@@ -109,7 +109,7 @@ _MB: Final = 2**20
 _TEXT: Final = 800_000
 _AGENTS: Final = 12
 _MOST: Final = 8 * _MB
-"""What it may remember, and what a store may hold besides."""
+"""The memory for its cache, and for everything else that a store may hold."""
 
 
 @check("OPS-14", needs=_E | Capability.PERSISTENT, under=(Dimension.CLOCKS, Dimension.COSTS))

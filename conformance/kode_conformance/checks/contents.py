@@ -39,7 +39,7 @@ class Ears:
         """The error of a call, which was heard."""
         try:
             await call()
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is looked at
+        except Exception as exc:  # noqa: BLE001 - any error is searched
             self.hear(f"{by}: {type(exc).__name__}", told_by(exc))
             return exc
         return None

@@ -94,7 +94,7 @@ _FILTERS: Final[Mapping[str, tuple[Any, Any]]] = {
     "updated_before": (0, lambda i: False),
     "updated_after": (0, lambda i: True),
 }
-"""For each filter a value, and whom it finds; each finds fewer than there are, but for the last."""
+"""For each filter a value, and the agents that it finds; each except the last finds fewer than all."""
 
 
 @check("LIFE-5", "QRY-2", "LIFE-3", needs=_E, under=(Dimension.ITEMS, Dimension.NUMBERS, Dimension.INSTANCES))

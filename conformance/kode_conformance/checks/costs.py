@@ -26,16 +26,17 @@ _SLOW_S: Final = 1.0
 _ROUNDS: Final = 3
 _FEW_ROUNDS: Final = 2
 _SHARE: Final = 6
-"""What a save may write more than with a short list: one part in so many of the long one. Pages, trees that are a level
-deeper and lists that are kept in chunks stay below it; lists that are written again do not."""
+"""The share of the long list that a save may write more than with a short list: one part in so many. Pages, trees that
+are a level deeper and lists that are kept in chunks stay below it; lists that are written again do not.
+"""
 _RARE: Final = 20
-"""One call in so many may write more: it compacts, or copies a log to where it belongs."""
+"""One call in so many may write more: it compacts, or moves a log into its data file."""
 _MANY: Final = {Tier.QUICK: 101, Tier.STANDARD: 501, Tier.THOROUGH: 1001}
-"""So many records of each kind in a turn are more than a batch of some databases takes."""
+"""More records of each kind than a batch of some databases takes."""
 _ENGINE: Final = "the engine"
 _TRIES: Final = 3
 _LEAST: Final = 100
-"""A counter that sees fewer bytes of a call says nothing of it."""
+"""A counter that sees fewer bytes of a call says nothing about it."""
 
 CostedCall = Callable[[ExtendedStore], Awaitable[object]]
 
@@ -95,7 +96,7 @@ class Talk:
 
 
 Change = Callable[[Talk], CostedCall]
-"""Changes what an agent has to be, and gives the call that saves it."""
+"""Changes the records of an agent, and returns the call that saves them."""
 
 
 def _one_more(talk: Talk) -> CostedCall:
@@ -233,7 +234,7 @@ _BLIND: Final[Mapping[str, Change]] = {
     "save_recovered_file": lambda talk: lambda store: store.save_recovered_file(talk.agent_id, samples.recovered()),
     "save_media_cache": lambda talk: lambda store: store.save_media_cache(talk.agent_id, [samples.media()]),
 }
-"""Writes that are given nothing of what is stored."""
+"""Writes whose arguments contain no stored records."""
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ PARTS: Final[dict[str, tuple[frozenset[str], str | None, tuple[str, ...]]]] = {
     "events": (frozenset({"events", "last_event"}), None, ("events",)),
     "info": (frozenset({"head", "find_sessions"}), None, ("info",)),
 }
-"""By part of an agent: which reads show it, of which kind, and what then cannot be read."""
+"""By part of an agent: the reads that show it, its kind, and the loads that then fail."""
 
 
 async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:

@@ -20,7 +20,7 @@ from kode_core.protocols import ExtendedStore, QueryableStore
 
 _E: Final = Capability.EXTENDED
 _BAD: Final = "a"
-"""The agent that a layer shows damaged."""
+"""The agent with damaged records."""
 
 _SINCE: Final = {"created_after": 0}
 _FILTERS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
@@ -218,7 +218,7 @@ async def what_is_called_next_to_damage_succeeds(ctx: Context) -> None:
 
 
 _FIRST: Final = 12
-"""So many calls for the damaged agent come before those for the others, and the rest after them."""
+"""The number of calls for the damaged agent that come before the calls for the others; the rest come after them."""
 
 
 async def _read_at_once(ctx: Context, store: ExtendedStore, agent_id: str, told: str) -> Portrait:

@@ -21,7 +21,7 @@ from kode_core.protocols import ExtendedStore
 _E = Capability.EXTENDED
 _TIMEOUT_MS: Final = 250
 _SECONDS: Final = 4.0
-"""How long a call with that deadline may take in the end, on a machine that is busy."""
+"""How long a call with that deadline may take on a busy machine."""
 
 
 class _Slow(Layer):

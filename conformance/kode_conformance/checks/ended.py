@@ -50,7 +50,7 @@ async def a_repeat_under_an_ended_lease_is_refused(ctx: Context) -> None:
 
 
 _APART: Final = ({"append", "messages"}, {"tool_calls", "upsert_tool_calls"})
-"""Parts of which a turn has one at most."""
+"""Parts that exclude each other in a turn."""
 
 
 @check("LOCK-5", "TURN-1", needs=Capability.EXTENDED, under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.ORDERS))

@@ -84,7 +84,7 @@ _SHORT: Final = 8_193
 _TEXTS: Final = 200
 """More texts than there are in a record."""
 _WIDEST: Final = 100_001
-"""Longer than what columns, index entries and lines of other systems hold, in quick runs."""
+"""Longer than the columns, index entries and lines of other systems, in quick runs."""
 
 
 _TWO_BYTES: Final = {ord(letter): "é" for letter in ascii_lowercase}
@@ -211,7 +211,7 @@ _INTERNAL: Final = (
         "None",
     ),
 )
-"""Names that stores give to what they add to a record."""
+"""Names that stores give to fields that they add to a record."""
 
 
 @check("VAL-6", "VAL-1", under=(_D.LOOKALIKES, _D.INSTANCES))
@@ -356,7 +356,7 @@ _OVER: Final[dict[Holds, tuple[Any, ...]]] = {
     Holds.DICT: ({}, {"": 0}, {"Key": 1.0, "key": 1}, {"n": 10**40, "a.b": [{}, []]}),
     Holds.SPREAD: ({"newer": 0}, {"Newer": {}, "newer": ""}, {"": -0.0}, {"n": 10**40, "a.b": [{}, []]}),
 }
-"""What is put in place of something else, the first of it over what is full."""
+"""Values that replace others; the first one replaces a full value."""
 
 
 @check(

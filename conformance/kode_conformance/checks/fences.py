@@ -22,7 +22,7 @@ _SHORT_MS: Final = 70
 _OVER_S: Final = 0.35
 
 Ended = Callable[[ExtendedStore, ExtendedStore, str], Awaitable[Lease]]
-"""Gives a lease of the first store that has ended."""
+"""Returns an ended lease of the first store."""
 
 
 async def _released(store: ExtendedStore, other: ExtendedStore, agent_id: str) -> Lease:

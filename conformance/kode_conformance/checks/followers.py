@@ -254,7 +254,7 @@ async def following_bursts_of_processes(ctx: Context) -> None:
 # --- followers that do not come for their events ----------------------------------------------------------------------
 
 _BURSTS: Final = (1, 99, 1, 100, 26, 401)
-"""How many events an append has, one after the other."""
+"""The numbers of events in consecutive appends."""
 
 
 @check("EVT-7", "OPS-14", "EVT-5", under=(Dimension.ITEMS, Dimension.LENGTHS, Dimension.ORDERS, Dimension.INSTANCES))

@@ -18,7 +18,7 @@ from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 _SECONDS: Final = 5.0
-"""How long the calls of those who are not concerned may take together."""
+"""How long the calls for healthy agents may take together."""
 
 
 class _Handles:

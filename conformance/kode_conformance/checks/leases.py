@@ -20,7 +20,7 @@ _E: Final = Capability.EXTENDED
 _LONG_MS: Final = 600_000
 _SHORT_MS: Final = 70
 _OVER_S: Final = 0.35
-"""After so long a lease of the short time has ended."""
+"""The time after which a short lease has ended."""
 
 _WAIT_MS: Final = 20_000
 

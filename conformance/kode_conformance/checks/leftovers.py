@@ -23,16 +23,16 @@ _E: Final = Capability.EXTENDED
 _LOCKS: Final = 1000
 _FEW_LOCKS: Final = 200
 _SLOW_S: Final = 1.0
-"""A store that takes longer for the few is asked for no more than it gives in this time."""
+"""A store that takes longer for a few gets only as many as it takes in this time."""
 _STEP: Final = 100
 _POOL: Final = 40
-"""So many threads and connections a store may have more, whatever it is asked for: pools that fill."""
+"""The number of additional threads and connections that a store may have under any load: pools that fill."""
 _LOCKS_OF_A_CONNECTION: Final = 4
 """Fewer locks than this for each thread or connection more is one for each lock: drivers' pools end at 100 or so."""
 _CYCLES: Final = 6
 _STEPS: Final = 8
 _ENDING_S: Final = 1.0
-"""So long the threads and connections of a closed store may take to end: drivers look twice a second if they shall."""
+"""How long the threads and connections of a closed store may take to end: drivers check for it twice a second."""
 _EXTRA: Final = 40
 """More threads than the loop has of its own for calls that block."""
 
@@ -247,7 +247,7 @@ async def _see_nothing_left(
     for _ in range(2):  # a pool or a cache may still fill in the first ones
         if not left:
             return
-        await asyncio.sleep(_ENDING_S)  # what still ends is not to be counted before and missed afterwards
+        await asyncio.sleep(_ENDING_S)  # resources that still end must not count before and be missed afterwards
         left = await _left(ctx, cycle, cycles, least, _ENDING_S)
     ctx.equal(left, {}, f"what {cycles} {of} leave behind, from and to")
 

@@ -21,7 +21,7 @@ _E = Capability.EXTENDED
 _TIMEOUT_MS: Final = 500
 _STEP_S: Final = 0.035
 _AGENTS: Final = 8
-"""So many steps together take longer than the deadline, and none by itself does."""
+"""So many steps take longer than the deadline together, and none does by itself."""
 
 
 class Steps(Layer):

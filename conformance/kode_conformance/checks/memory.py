@@ -19,7 +19,7 @@ _E = Capability.EXTENDED
 _MB: Final = 2**20
 _LIMIT: Final = _MB
 _SLACK: Final = 6 * _MB
-"""What a store may hold besides: buffers, pages, an index of what is stored."""
+"""The memory that a store may hold besides: buffers, pages, an index of its records."""
 _AGENTS: Final = 32
 _TEXT: Final = 400_000
 

@@ -23,7 +23,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "queries": ("query_",),
     "deletes": ("delete",),
 }
-"""How the names of methods begin that a counter counts."""
+"""By counter, the beginnings of the names of its methods."""
 
 
 async def _counted(store: ExtendedStore) -> dict[str, int]:
@@ -124,7 +124,7 @@ _WRONG_FILTERS: Final[tuple[Mapping[str, Any], ...]] = (
     {"cursor": "x"},
 )
 _WRONG: Final[Mapping[str, Any]] = {"agent_id": "", "snapshot_id": "", "count": -1}
-"""Arguments that every method refuses which has such a parameter."""
+"""Arguments that every method with such a parameter refuses."""
 
 
 @check("OPS-3", "QRY-7", needs=_E, under=(Dimension.CHANGES, Dimension.INSTANCES))

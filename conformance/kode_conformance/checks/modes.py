@@ -21,7 +21,7 @@ from kode_conformance.writes import overwrite, seed
 from kode_core.errors import UnsupportedError
 
 _UMASKS: Final = (0o000, 0o022)
-"""One that takes nothing away from the mode of a new file, and the usual one."""
+"""A umask that removes no permission from a new file, and the usual one."""
 
 
 _NOTHING: Final = (
@@ -93,7 +93,7 @@ def _judge(ctx: Context, made: Iterable[Path], when: str) -> None:
         with suppress(FileNotFoundError):  # it was there for a moment
             mode = path.lstat().st_mode
             if path.parent in inside or (stat.S_ISDIR(mode) and not mode & 0o077):
-                inside.add(path)  # nobody else gets this far
+                inside.add(path)  # no one else gets this far
             elif not stat.S_ISLNK(mode) and mode & 0o077:
                 wrong.append(f"{path.name} has the mode {stat.S_IMODE(mode):04o}")
     ctx.true(not wrong, f"others than the owner may use what the store made, {when}: {'; '.join(wrong[:5])}")

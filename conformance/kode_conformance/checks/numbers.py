@@ -17,7 +17,7 @@ from kode_conformance.settings import Tier
 
 _LONG: Final = 10_001
 _FAST_S: Final = 1.0
-"""A store that writes the last but one number of records in this time is asked for the largest one at quick, too."""
+"""A store that writes the second largest number of records in this time also gets the largest one at quick."""
 
 
 def _numbers(ctx: Context, *, fast: bool = False) -> Iterator[int]:

@@ -190,7 +190,7 @@ async def every_call_after_close_raises(ctx: Context) -> None:
 
 
 _TURNS: Final = 20
-"""How many turns of the event loop a call takes at most to tell its caller."""
+"""How many turns of the event loop a call takes at most to return to its caller."""
 
 
 @check("OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))

@@ -21,7 +21,7 @@ from kode_core.model import MediaCacheRecord, Message, TextBlock, Timeline, Todo
 
 _D: Final = Dimension
 _STORED: Final = ("", "a", "ab", "aba", "baa", "cab", "bbb")
-"""Ids that are there before."""
+"""Ids that are stored before."""
 
 
 def _calls_of(ids: str, text: str, *, equal: bool = False) -> list[ToolCallRecord]:

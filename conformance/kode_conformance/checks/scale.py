@@ -20,7 +20,7 @@ from kode_conformance.settings import Tier
 
 _LONG: Final = 10_000
 _ENDINGS: Final = 30
-"""How often what is left is looked at, each a tenth of a second after the other."""
+"""How often to look for leftovers, with a tenth of a second in between."""
 
 
 @check("VAL-4", "MSG-2", tier=Tier.STANDARD, under=(Dimension.ITEMS,))

@@ -18,7 +18,7 @@ from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 _A_WHILE: Final = 0.15
-"""After so many seconds a write that goes on behind everybody's back has landed."""
+"""The time, in seconds, after which a write that goes on in the background has landed."""
 _SECONDS: Final = 20.0
 
 

@@ -20,11 +20,11 @@ from kode_conformance.settings import Tier
 _COUNT: Final = {Tier.QUICK: 6_000, Tier.STANDARD: 20_000, Tier.THOROUGH: 50_000}
 """How many small records there are."""
 _LEAST: Final = 4_000
-"""With fewer, whether a page is held or everything cannot be told."""
+"""With fewer records, a held page cannot be told from a held list."""
 _AGENTS: Final = 16
 _SESSIONS: Final = 4_000
 _SESSION_SIZE: Final = 1_500
-"""A session has 2,000 characters; what the store knows of every agent may be held in the meantime."""
+"""A session has 2,000 characters; the store may hold its knowledge of every agent in the meantime."""
 _TEXT: Final = "x" * 400
 _BYTES_EACH: Final = 350
 """Less than a record takes, however it is held: a page of a thousand, read and decoded, takes less than all."""

@@ -108,7 +108,7 @@ WAYS: Final[Mapping[str, tuple[bool, _Write]]] = {
     "save_turn(append)": (False, lambda s, a, m: s.save_turn(a, append=m)),
     "save_turn(append) with all else": (False, lambda s, a, m: s.save_turn(a, append=m, **_rest(a))),
 }
-"""Each way to write messages, and whether it takes the whole list; what it takes otherwise is added."""
+"""Each way to write messages, and whether it takes the whole list; otherwise it adds its messages."""
 _OLD: Final = 4
 _CASES: Final = (
     *(

@@ -24,7 +24,7 @@ from kode_core.query import SessionInfo
 from kode_core.report import ConsistencyCheckResult
 from kode_core.store import EngineStore
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- written records --------------------------------------------------------------------------------------------------
 
 
 async def _size_after(ctx: Context, *calls: Callable[[Any], Awaitable[object]]) -> bool:
@@ -38,7 +38,7 @@ async def _size_after(ctx: Context, *calls: Callable[[Any], Awaitable[object]]) 
 
 
 class _Copies(Layer):
-    """Writes a copy of a list next to what it was given, as a document that nobody sees."""
+    """Writes a copy of the stored list next to each change, as a document that no read returns."""
 
     async def copied(self, batch: Batch, kind: ListKind) -> Batch:
         found = await self.inner.rows(batch.agent_id, kind)

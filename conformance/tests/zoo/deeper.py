@@ -271,7 +271,7 @@ class SwallowsFailures(Layer):
         return [d if isinstance(o, StorageError) else o for d, o in zip(done, found, strict=True)]
 
 
-# --- what is on the disk ----------------------------------------------------------------------------------------------
+# --- files on the disk ------------------------------------------------------------------------------------------------
 
 
 async def _newer(ctx: Context) -> object:

@@ -1,4 +1,4 @@
-"""Stores that hold what they need not, leave things behind, or close what is not theirs: LOCK-6, OPS-5."""
+"""Stores that hold too much, leave resources behind, or close the resources of others: LOCK-6, OPS-5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores that do what is large in pieces, so that a crash leaves some of them (DUR-3, LIFE-3, LIFE-5)."""
+"""Stores that do large writes in pieces, so that a crash leaves some of these (DUR-3, LIFE-3, LIFE-5)."""
 
 from __future__ import annotations
 

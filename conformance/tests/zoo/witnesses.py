@@ -20,10 +20,10 @@ def restart() -> None:
 
 
 def seen(*calls: Call) -> Witness:
-    """A witness of what each call gives, one after the other.
+    """A witness of the results of several calls, one after the other.
 
-    A call is given as many instances of the store as it has parameters. What it returns is awaited, or read to its
-    end; an error counts as its class.
+    A call is given as many instances of the store as it has parameters. Its result is awaited, or read to its end; an
+    error counts as its class.
     """
     instances = max(len(inspect.signature(call).parameters) for call in calls)
 

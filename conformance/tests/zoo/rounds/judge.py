@@ -1,8 +1,9 @@
 """``python -m conformance.tests.zoo.rounds.judge``: does the suite find the faults of a round?
 
-Each faulty store is given to the checks as its author would give it to ``kode conformance``: first those of the clauses
-that it breaks, then those of their areas, then all others. A store is *killed for its own reason* when a check of a
-clause that it breaks fails; when only checks of other clauses fail they are named, so that somebody looks.
+Each faulty store is given to the checks as its author would give it to ``kode conformance``: first the checks of the
+clauses that it breaks, then the checks of their areas, then all others. A store is *killed for its own reason* when a
+check of a clause that it breaks fails; when only checks of other clauses fail they are named, so that a person can look
+at them.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def judge(name: str, settings: Settings, *, own_only: bool = False, scale: float
 
 
 def record(verdicts: Sequence[Verdict], tier: Tier) -> None:
-    """Note what became of faults: the first time for good, and what is so today."""
+    """Note the outcomes of faults: the first one for good, and the current one."""
     known = records()
     for verdict in verdicts:
         found = Record(tier.name.lower(), verdict.own, tuple(verdict.others))
