@@ -43,7 +43,7 @@ async def seed_group(store: ExtendedStore, agent_id: str) -> None:
 
 
 async def _append_messages(store: ExtendedStore, agent_id: str) -> None:
-    """Other ones each time, so that it can be done again and again."""
+    """Append other messages each time, so that it can be done again and again."""
     have = len(await store.load_messages(agent_id))
     await store.append_messages(agent_id, samples.messages(MANY, have))
 

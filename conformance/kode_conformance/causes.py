@@ -78,7 +78,7 @@ def _is_of_another(wrong: str, found: str) -> bool:
 
 
 def _named(names: frozenset[str], text: str) -> set[str]:
-    """Which of the names are in a text; words of English, as ``list`` and ``state``, are none there."""
+    """The names that occur in a text; English words, such as ``list`` and ``state``, do not count."""
     return {word for word in _NAME.findall(text) if word in names and "_" in word and word != "agent_id"}
 
 

@@ -140,7 +140,7 @@ async def count_up(store: ExtendedStore, agent_id: str, rounds: int) -> None:
 
 
 async def open_only(store: ExtendedStore, agent_id: str) -> None:
-    """Nothing: that the store could be opened is enough."""
+    """Do nothing: opening the store is enough."""
     await store.save_messages(agent_id, samples.messages(1))
     tell(opened=agent_id)
 
@@ -192,7 +192,7 @@ async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], unti
 
 
 async def _late(store: ExtendedStore, lease: Lease) -> list[str]:
-    """What becomes of a lease that ended when it is released, renewed and written under once more."""
+    """The results of a release, a renewal and a write under a lease that has ended."""
     await lease.release()
     told = []
     for call in (lease.renew(), store.append_event(lease.agent_id, samples.event(1), fence=lease)):
@@ -243,7 +243,7 @@ left_open: Final[set[object]] = set()
 
 
 async def tell_events(store: ExtendedStore, agent_id: str) -> None:
-    """How many events there are."""
+    """Report the number of events."""
     tell(events=len([event async for event in store.read_events(agent_id)]))
 
 

@@ -43,7 +43,7 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What differs between two reports.
+    """The differences between two reports.
 
     Attributes:
         remarks: what makes the two hard to compare, in sentences.

@@ -1,4 +1,4 @@
-"""What a check works with: the store, more instances of it, and strict comparisons."""
+"""The tools of a check: the store, more instances of it, and strict comparisons."""
 
 from __future__ import annotations
 

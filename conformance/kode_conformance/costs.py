@@ -59,7 +59,7 @@ _SENT_AT: Final = 200
 
 
 class Counting(Layer):
-    """Counts what an engine is given and gives.
+    """Counts the arguments and results of an engine.
 
     Attributes:
         commits: by agent, how many batches were applied.
@@ -102,7 +102,7 @@ def _sizes(batch: Batch) -> Iterator[int]:
 
 
 async def counted(ctx: Context) -> tuple[ExtendedStore, Counting | None]:
-    """One more instance, and what counts the calls of its engine, if it has one that takes layers."""
+    """One more instance, and the counter of its engine's calls, if its engine takes layers."""
     layers: list[Counting] = []
 
     def put(engine: Any) -> Counting:
@@ -175,7 +175,7 @@ def _is_pair(sock: socket.socket) -> bool:
 
 
 def _sent_by_sockets(listening: frozenset[int]) -> dict[str, int]:
-    """What each open TCP connection has sent, as the system counts it, whatever library sent it."""
+    """The bytes that each open TCP connection has sent, as the system counts them, whatever library sent them."""
     found = {}
     for name, sock in _sockets():
         with suppress(OSError, struct.error, AttributeError):
@@ -223,7 +223,7 @@ def collected() -> Iterator[None]:
 
 
 def held() -> dict[str, int]:
-    """What this process holds that a store could leave behind, by kind; a kind that cannot be counted is absent."""
+    """The resources of this process that a store could leave behind, by kind, without kinds that cannot be counted."""
     gc.collect()
     found = {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
     with suppress(OSError):
@@ -282,7 +282,7 @@ class Meter:
         return _Look(hook, _bytes_written(), sum(self._sent), sockets, engine)
 
     async def cost(self, call: Callable[[], Awaitable[object]], *, memory: bool = False) -> dict[str, int]:
-        """What the call writes, by counter; with *memory*, also how much it takes while it runs."""
+        """The bytes that the call writes, by counter; with *memory*, also the memory that it takes while it runs."""
         before = await self._look()
         found: dict[str, int] = {}
         if memory:

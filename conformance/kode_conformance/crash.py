@@ -38,7 +38,7 @@ async def kill_turns(context: Context, rounds: int, seed: int) -> int:
 
 
 async def whole_turns(store: ExtendedStore, when: str) -> int:
-    """How many turns there are, when all kinds agree on it."""
+    """The number of turns, which all kinds must agree on."""
     messages = await store.load_messages(AGENT)
     calls = await store.load_tool_call_records(AGENT)
     events = [event async for event in store.read_events(AGENT)]

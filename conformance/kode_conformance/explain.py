@@ -164,7 +164,7 @@ def search_line(report: Report) -> str:
 
 
 def higher_tiers(report: Report) -> str:
-    """How many checks need another tier; empty when this one runs all."""
+    """The number of checks that need another tier, in words; empty when this one runs all."""
     if report.tier.upper() not in Tier.__members__:
         return ""
     tier = Tier[report.tier.upper()]

@@ -73,7 +73,7 @@ class Faults:
 
 @dataclass
 class Counts:
-    """What happened so far. A test that counts no faults has tested nothing."""
+    """The faults so far. A test that counts no faults has tested nothing."""
 
     connections: int = 0
     cut_request: int = 0

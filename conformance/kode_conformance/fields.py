@@ -24,7 +24,7 @@ __all__ = ["Field", "Holds", "Values", "alone", "fields_of", "full", "made", "of
 
 
 class Holds(Enum):
-    """What a field takes."""
+    """The values that a field takes."""
 
     TEXT = "a string"
     KEY = "an id, path or key that follows ID-4"
@@ -253,7 +253,7 @@ def of_agent(record: Any, agent_id: str) -> Any:
 
 
 def value_in(record: Any, field: Field) -> Any:
-    """What stands in one field of such a record; raises LookupError where the record has no such block."""
+    """The value of one field of such a record; raises LookupError where the record has no such block."""
     found = record
     for step in field.path:
         if isinstance(found, (dict, tuple)):

@@ -16,7 +16,7 @@ NOT_ALWAYS: Final = "(not every time)"
 
 
 class Finding(Violation):
-    """What went wrong at a step.
+    """The fault at a step.
 
     Attributes:
         look: the read that went wrong; None for the call itself, or for values that the store generates.

@@ -1,4 +1,4 @@
-"""What the author of a store writes so that the suite can judge it."""
+"""The class that the author of a store writes so that the suite can judge it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Space(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a backend states that it cannot take (VAL-4). The suite checks that each limit is where it is said to be.
+    """The limits that a backend states (VAL-4). The suite checks that each limit is where it is said to be.
 
     Attributes:
         max_payload_bytes: the largest record, as UTF-8 JSON; None where only memory sets a limit.

@@ -41,7 +41,7 @@ def _filters(annotation: str) -> list[str]:
 
 
 class _Strange:
-    """What no caller should give, and some do."""
+    """An object that no caller should pass, and some do."""
 
     def __repr__(self) -> str:
         return "something strange"

@@ -166,7 +166,7 @@ async def _see_whole_or_gone(store: ExtendedStore, group: str, nothing: object, 
 
 
 async def _whole(store: ExtendedStore, group: str) -> object:
-    """What each of a group looks like before it is deleted."""
+    """The state of each agent of a group before it is deleted."""
     await seed(store, "model")
     await store.save_info("model", samples.info("model", template_id=group))
     return await portrait(store, "model")

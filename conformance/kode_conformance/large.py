@@ -220,7 +220,7 @@ def looks_at(call: Large, lacks: Iterable[str], count: int, *, streams: bool = T
 
 
 def state_of(model: StoreModel, call: Large, agent_id: str, looks: Mapping[str, Look]) -> dict[str, str]:
-    """What these looks must give of an agent."""
+    """The correct results of these looks at an agent."""
     agent = model.agents[agent_id]
     messages = f"{len(agent.messages)}"
     state = {

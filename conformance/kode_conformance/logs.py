@@ -14,7 +14,7 @@ __all__ = ["Asked", "Log"]
 
 
 class Asked(NamedTuple):
-    """What a reader asks for; ``by_offset`` where it gives an offset."""
+    """The request of a reader; the answer is in the order of offsets if it gives one."""
 
     since: int | None = None
     after_offset: int | None = None

@@ -42,7 +42,7 @@ _TOUCHED: Final[Mapping[str, Sequence[str]]] = {
 
 
 def kinds_of(op: str) -> Sequence[str]:
-    """What a call of that name may touch."""
+    """The kinds that a call of that name may change."""
     return _TOUCHED.get(op, ("documents",))
 
 

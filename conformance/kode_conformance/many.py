@@ -60,7 +60,7 @@ def _first_fault(got: Sequence[Any], want: Sequence[Any]) -> str | None:
 
 
 async def all_of(stream: AsyncIterator[Any]) -> list[Any]:
-    """What a stream gives."""
+    """The items of a stream."""
     return [record async for record in stream]
 
 

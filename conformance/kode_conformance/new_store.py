@@ -205,7 +205,7 @@ def _filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def _compatible(distribution: str) -> str:
-    """What a project that is begun today may depend on."""
+    """The version range that a new project may depend on."""
     major, minor = version(distribution).split(".")[:2]
     return f">={major}.{minor},<{int(major) + 1}" if major != "0" else f">=0.{minor},<0.{int(minor) + 1}"
 

@@ -16,7 +16,7 @@ __all__ = ["PLACES", "Holds", "Place"]
 
 
 class Holds(Enum):
-    """What a field takes."""
+    """The values that a field takes."""
 
     JSON = "any JSON value"
     DICT = "a dict"

@@ -18,7 +18,7 @@ _CLAUSE: Final = re.compile(r"[A-Z]+-\d+")
 
 
 class Capability(Flag):
-    """What a store offers beyond ``Store`` in one process. A check runs when the store declares all it needs."""
+    """Capabilities beyond ``Store`` in one process. A check runs when the store declares all the ones it needs."""
 
     NONE = 0
     PERSISTENT = auto()
@@ -44,7 +44,7 @@ class Check(NamedTuple):
     needs: Capability
     run: CheckFunction
     claim: str
-    """What must hold, in one sentence."""
+    """The statement that must hold."""
     tier: Tier = Tier.QUICK
     """The first tier that runs it."""
     stochastic: bool = False

@@ -111,7 +111,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     conditions: int = 0
 
     def counts(self) -> Counter[Status]:
-        """How many checks ended how."""
+        """The number of checks by status."""
         return Counter(result.status for result in self.results)
 
     @property

@@ -217,7 +217,7 @@ def run_suite(
 
 
 def _conditions(results: Iterable[Result], checks: Iterable[Check]) -> int:
-    """How many pairs of a clause and a dimension were varied by checks that passed."""
+    """The number of pairs of a clause and a dimension that were varied by checks that passed."""
     passed = {result.check for result in results if result.status is Status.PASS}
     return len(
         {(clause, one) for check in checks if check.id in passed for clause in check.clauses for one in check.under}

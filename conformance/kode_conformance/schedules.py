@@ -61,7 +61,7 @@ async def pause(rng: random.Random) -> None:
 
 
 def shuffling_works() -> bool:
-    """Whether the running loop has a queue that can be replaced."""
+    """True if the running loop has a queue that can be replaced."""
     queue = getattr(asyncio.get_running_loop(), "_ready", None)
     return sys.version_info[:2] <= _TRIED_UP_TO and isinstance(queue, deque)
 

@@ -198,7 +198,7 @@ class ServerProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """True if it has been started and has not ended."""
         if self._process is not None and os.getpid() != self._home.owner:  # a fork may look, and cannot wait
             return guardian.is_alive(self._process.pid)
         return self._process is not None and self._process.poll() is None
@@ -276,7 +276,7 @@ class ServerProcess:
 
 
 class Startable(ABC):
-    """What a test starts: used with ``with``, or with ``start`` and ``close``."""
+    """A server that a test starts: used with ``with``, or with ``start`` and ``close``."""
 
     @abstractmethod
     def start(self) -> Self:
@@ -302,7 +302,7 @@ class LocalProcess(Startable):
 
     @property
     def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """True if it has been started and has not ended."""
         return self._process.is_running
 
     def pause(self) -> None:

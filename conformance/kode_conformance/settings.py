@@ -72,7 +72,7 @@ class Settings(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """After how many seconds a check of a store of the usual speed hangs."""
+        """After how many seconds a check counts as hanging, for a store of the usual speed."""
         return max(_LIMITS[self.tier], 1.5 * self.pace)
 
     def rng(self, check_id: str) -> random.Random:

@@ -82,7 +82,7 @@ def _begins_with(after: Sequence[int], end: Sequence[int]) -> bool:
 
 
 def _in_order(before: Sequence[int], after: Sequence[int]) -> bool:
-    """Whether what both lists have stands in one order, each of it once."""
+    """True if the items that both lists have are in one order, each once."""
     common = set(before) & set(after)
     kept, left = [n for n in before if n in common], [n for n in after if n in common]
     return kept == left and len(set(kept)) == len(kept)

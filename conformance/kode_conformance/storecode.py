@@ -1,4 +1,4 @@
-"""Which code is a store's own: where a writer may be cut off between two things that it does."""
+"""The files of a store's own code, in which a writer may be cut off between two of its actions."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _NOUNS: Final = frozenset({"stale deviation", "harness error", "deviation"})
 
 
 class Tally(NamedTuple):
-    """How the checks of something ended.
+    """The outcomes of some checks.
 
     Attributes:
         counts: by status, without those at 0.

@@ -44,7 +44,9 @@ def _places(value: int, run: Run, values: Callable[[AgentModel], Sequence[int]])
 def _values_of(
     look: Look, name: str
 ) -> tuple[Callable[[AgentModel], Sequence[int]] | None, Callable[[str, int, int], str]]:
-    """What a filter of that name is compared with, where the store makes it up, and how a program asks for it."""
+    """The values that a filter of that name is compared with, if the store generates them, and the Python that asks for
+    one.
+    """
     if name == "after_offset":
         return (
             lambda agent: [logged.offset or 0 for logged in agent.events],

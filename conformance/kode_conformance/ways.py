@@ -76,7 +76,7 @@ async def changes_come_back(ctx: Context, phases: Sequence[Rows], *, turning: bo
 
 
 async def spoilt_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
-    """The same, and all that the store is given, and all that it gives by every method, is spoilt at once."""
+    """The same, but the caller changes every argument and every result of the store at once."""
     for record in in_time(ctx, ctx.rng.sample([*phases[0]], len(phases[0]))):
         only = [{record: rows_of[record]} for rows_of in phases]
         await _Round(ctx, record.__name__, only[0], spoils=True).changes(only)
@@ -265,7 +265,7 @@ class _Round:
             self._ctx.equal([r.position for r in got], [i for i, _ in numbered], f"positions of {how}")
 
     def _taken(self, found: Any) -> Any:
-        """What the store gave; where the caller spoils it, a copy from before."""
+        """The store's result; where the caller changes it, a copy from before."""
         if not self._spoils:
             return found
         kept = whole_copy(found)
@@ -335,7 +335,7 @@ async def at_once(calls: Iterable[Awaitable[object]], most: int = _AT_ONCE) -> N
 
 
 def held(model: StoreModel, method: str, agent_id: str) -> Any:
-    """What a method that reads all of an agent must give; events without their offsets."""
+    """The correct result of a method that reads all of an agent; events without their offsets."""
     log = [logged.timeline for logged in model.agents[agent_id].events]
     if method == "follow_events":
         return log

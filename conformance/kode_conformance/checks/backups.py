@@ -44,7 +44,7 @@ async def _turn(store: ExtendedStore, agent_id: str, number: int) -> None:
 
 
 async def _turns(store: ExtendedStore, agent_id: str) -> list[int]:
-    """How many turns each kind of an agent tells of."""
+    """The number of turns that each kind of an agent shows."""
     info, todos = await store.load_info(agent_id), await store.load_todos(agent_id)
     return [
         len(await store.load_messages(agent_id)),
@@ -203,7 +203,9 @@ async def a_backup_that_is_cancelled_leaves_nothing(ctx: Context) -> None:
 
 
 async def _see_nothing_left(ctx: Context, targets: Path, steps: int) -> None:
-    """Nothing may be left, at once or a moment later: one that goes on would be in the way of the next."""
+    """Check that nothing is left, at once and a moment later: a backup that goes on would be in the way of the next
+    one.
+    """
     await asyncio.sleep(0.005)
     for seconds in (0.02, 0.1, 0.5):
         if not _there(targets):

@@ -68,7 +68,7 @@ class _Walk:
         self.moved: set[str] = set()
 
     async def begin(self) -> None:
-        """Save them, several of one time."""
+        """Save the agents, several at each time."""
         await at_once((_save(self._store, agent, self.mark, self.times[agent]) for agent in self.ids), 8)
 
     @property

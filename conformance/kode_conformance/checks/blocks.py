@@ -24,7 +24,7 @@ async def _write(store: ExtendedStore, agent_id: str = "a") -> None:
 
 
 async def is_fenced(store: ExtendedStore, other: ExtendedStore, agent_id: str = "a") -> bool:
-    """Whether this task's writes are: while another instance has the lock, only a write without a fence is done."""
+    """True if this task's writes are fenced: while another instance has the lock, only unfenced writes are done."""
     lease = await other.acquire_agent_lock(agent_id, wait_ms=20_000)
     before = len(await store.load_messages(agent_id))
     try:

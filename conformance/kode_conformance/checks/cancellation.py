@@ -28,13 +28,13 @@ _SECONDS: Final = 5.0
 
 
 class _Tasks:
-    """The tasks of the event loop: what a cancelled call leaves behind is waited for, and leaks are found."""
+    """The tasks of the event loop: waits for the ones that a cancelled call leaves behind, and finds leaks."""
 
     def __init__(self) -> None:
         self._first = self._known = len(asyncio.all_tasks())
 
     async def settle(self) -> None:
-        """Wait until nothing is under way that was not there before."""
+        """Wait until no new task is under way."""
         await asyncio.sleep(0.002)
         for _ in range(200):
             if len(asyncio.all_tasks()) <= self._known:
@@ -46,7 +46,7 @@ class _Tasks:
 
 
 def _steps() -> Iterator[int]:
-    """After how many steps of the event loop to cancel: after each of the first, and then of ever fewer."""
+    """The numbers of steps of the event loop after which to cancel: each of the first ones, then ever fewer."""
     steps = 0
     while True:
         yield steps

@@ -1,4 +1,4 @@
-"""OPS-9, OPS-10, FORK-3: writes in doubt or given up, on agents that each kind of change has made what they are."""
+"""OPS-9, OPS-10, FORK-3: writes in doubt or given up, on agents after each kind of change."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Talk:
 
     @property
     def whole(self) -> int:
-        """How many bytes one of its lists has, at least."""
+        """The minimum size of one of its lists, in bytes."""
         return self.count * self.size
 
     def message(self, size: int = 500) -> Message:
@@ -244,7 +244,7 @@ _Costs = dict[str, list[int]]
 
 
 class _Comparison:
-    """What calls cost for an agent with short lists, and for one with long ones."""
+    """The costs of calls for an agent with short lists, and for one with long ones."""
 
     def __init__(self, ctx: Context, short: Talk, long: Talk, *, rounds: int, memory: bool) -> None:
         self._ctx, self._short, self._long, self._rounds, self._memory = ctx, short, long, rounds, memory
@@ -295,7 +295,7 @@ class _Comparison:
 
 
 def _mean(costs: list[int]) -> int:
-    """What a call costs on average, the dearest few left out."""
+    """The average cost of a call, without the dearest few."""
     kept = sorted(costs)[: len(costs) - len(costs) // _RARE]
     return sum(kept) // len(kept)
 
@@ -368,7 +368,7 @@ async def a_turn_is_one_commit(ctx: Context) -> None:
 
 
 async def _needed(commits: Callable[[], Awaitable[int]], call: Callable[[], Awaitable[object]]) -> int:
-    """How many commits a call makes; others that use the same server add to it, and a log may begin anew."""
+    """The number of commits that a call makes; others that use the same server add to it, and a log may begin anew."""
     before = await commits()
     await call()
     return await commits() - before

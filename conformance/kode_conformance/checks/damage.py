@@ -160,7 +160,7 @@ async def _see_calls_of_the_others(ctx: Context, store: ExtendedStore, part: str
 
 
 class _Said(logging.Handler):
-    """What the log says meanwhile."""
+    """Collects the log messages meanwhile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -361,7 +361,7 @@ async def _see_damage(ctx: Context, agent_id: str, before: Portrait, what: str) 
 
 
 async def _write_and_look_again(ctx: Context, agent_id: str, before: Portrait, what: str) -> None:
-    """Writes may be refused; what they do is added, and takes nothing away."""
+    """Check that writes are refused or only add records, and remove none."""
     after = dict(before)
     try:
         await ctx.store.append_messages(agent_id, samples.messages(1, 777))

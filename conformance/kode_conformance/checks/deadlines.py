@@ -83,8 +83,8 @@ async def hasty(ctx: Context, layer: Callable[[Engine], Engine] | None = None, *
 
 @check("OPS-9", "OPS-10", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
-    """Of every kind of write whose deadline passes in the engine, the error says that nothing was written only where
-    that is so, and stays so; the first read that is answered afterwards sees how it ended.
+    """When the deadline of a write of any kind passes in the engine, the error says that nothing was written only if
+    that is so and stays so; the first read that is answered afterwards sees how the write ended.
     """
     store, slow = await slowed(ctx)
     late = 1.6 * _TIMEOUT_MS / 1000
@@ -157,7 +157,7 @@ async def every_call_ends_though_the_engine_hangs(ctx: Context) -> None:
 async def _ended(
     ctx: Context, calls: Mapping[str, Awaitable[Any]], seconds: float = _SECONDS
 ) -> dict[str, BaseException | None]:
-    """What calls raised, which must end in time."""
+    """The errors of calls, which must end in time."""
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
     await asyncio.wait(tasks.values(), timeout=seconds * ctx.harness.patience)
     for name, task in tasks.items():

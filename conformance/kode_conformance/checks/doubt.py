@@ -125,8 +125,8 @@ async def what_is_in_doubt_overwrites_nobody(ctx: Context) -> None:
 
 @check("OPS-10", "OPS-17", needs=_E, under=(Dimension.DAMAGE,))
 async def an_engine_that_breaks_off_is_told_as_such(ctx: Context) -> None:
-    """Reads and writes whose engine call fails are made known by the error that the engine gave, with all that it says;
-    nothing of it stays behind in the store.
+    """Reads and writes whose engine call fails raise the engine's own error, with all that it says; nothing of it stays
+    behind in the store.
     """
     store, doubt = await doubtful(ctx)
     await seed(store, "a")

@@ -86,12 +86,12 @@ class _Writers(NamedTuple):
     stores: tuple[ExtendedStore, ExtendedStore]
 
     async def append(self, *seqs: int, channel: Any = "progress") -> None:
-        """In one piece, by either instance in turn."""
+        """Append in one piece, by the instances in turn."""
         entries = [self._entry(seq, i, channel) for i, seq in enumerate(seqs)]
         await self.log.append(self.ctx, self.stores[len(self.log.entries) % 2], entries)
 
     async def append_at_once(self, *seqs: int) -> None:
-        """One by one, all in flight at once."""
+        """Append one by one, all in flight at once."""
         entries = [self._entry(seq, i, "control" if i % 5 == 0 else "progress") for i, seq in enumerate(seqs)]
         calls = (self.stores[i % 2].append_event("a", entry) for i, entry in enumerate(entries))
         told = sorted(zip(await asyncio.gather(*calls), entries, strict=True), key=lambda pair: pair[0])

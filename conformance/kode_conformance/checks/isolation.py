@@ -33,7 +33,7 @@ class _Handles:
 
     @property
     def last(self) -> Trouble:
-        """The one of the store that was opened last."""
+        """The layer of the store that was opened last."""
         return self.all[-1]
 
 

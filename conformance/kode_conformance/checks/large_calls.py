@@ -31,7 +31,7 @@ def _counts(ctx: Context) -> Sequence[int]:
 
 
 def _calls(ctx: Context) -> Iterator[Large]:
-    """All of them, in an order of the run's seed: where the store is slow, as many as there is time for."""
+    """All large calls, in an order of the run's seed: where the store is slow, as many as there is time for."""
     return in_time(ctx, ctx.rng.sample(LARGE, len(LARGE)))
 
 
@@ -140,7 +140,7 @@ async def _cancel(ctx: Context, other: ExtendedStore, call: Large, agent_id: str
 
 
 def _told(found: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """What each look gave that gives another thing before and after."""
+    """The results of the looks that differ before and after the call."""
     moved = [name for name in found if before[name] != after[name] or found[name] != after[name]]
     return "; ".join(f"{name} gives {found[name]:.300}, before {before[name]}, after {after[name]}" for name in moved)
 

@@ -43,7 +43,7 @@ async def _threads_are_there() -> None:
 
 
 async def _connections_of(ctx: Context) -> dict[str, int]:
-    """What this process holds, and, where the harness counts them, the backend's connections."""
+    """The resources of this process, and, where the harness counts them, the backend's connections."""
     found = held()
     if ctx.harness.has("costs"):
         connections = (await ctx.costs()).connections
@@ -131,7 +131,7 @@ async def _take(lock: Awaitable[object]) -> object:
 def _grown(
     before: Mapping[str, int], after: Mapping[str, int], spared: Sequence[str] = ("tasks",), most: int = _POOL
 ) -> dict[str, tuple[int, int]]:
-    """The kinds that there is much more of, from and to. No clause says how many tasks there may be meanwhile."""
+    """The kinds with a large increase, from and to. No clause says how many tasks there may be meanwhile."""
     kinds = before.keys() & after.keys() - set(spared)
     return {kind: (before[kind], after[kind]) for kind in sorted(kinds) if after[kind] >= before[kind] + most}
 
@@ -240,7 +240,7 @@ _EXTENDED_USES: Final[Mapping[str, _Use]] = {
 async def _see_nothing_left(
     ctx: Context, cycle: Callable[[], Awaitable[object]], of: str, cycles: int = _CYCLES, least: int = _CYCLES
 ) -> None:
-    """What there is more of after some cycles, and again after some more, is what they leave behind."""
+    """Check that no kind of resource increases over some cycles and still increases over some more."""
     for _ in range(2):
         await cycle()
     left = await _left(ctx, cycle, cycles, least)
@@ -255,9 +255,9 @@ async def _see_nothing_left(
 async def _left(
     ctx: Context, cycle: Callable[[], Awaitable[object]], cycles: int, least: int, seconds: float = 0.0
 ) -> dict[str, tuple[int, int]]:
-    """The kinds that there is more of after some cycles, from and to; what ends within the time is not left.
+    """The kinds that increased over some cycles, from and to; resources that end within the time do not count.
 
-    The looks become rare, since a hook that counts may itself leave what ends a moment later.
+    The looks become rare, since a hook that counts may itself leave resources that end a moment later.
     """
     before = await _settled(ctx) if not seconds else await _connections_of(ctx)
     for _ in range(cycles):
@@ -286,7 +286,7 @@ async def _settled(ctx: Context) -> dict[str, int]:
 
 
 async def _see_uses(ctx: Context, uses: Mapping[str, _Use]) -> None:
-    """Nothing is left of stores that were used in each of these ways."""
+    """Check that nothing is left of stores that were used in each of these ways."""
     if not hasattr(ctx.store, "close"):
         raise Unverified("the store has no close")
     await _threads_are_there()

@@ -166,7 +166,7 @@ async def _opened(ctx: Context) -> None:
 
 
 class _Count(NamedTuple):
-    """What became of calls that each write a text of their own."""
+    """The outcomes of calls that each write a text of their own."""
 
     done: set[str]
     in_doubt: set[str]

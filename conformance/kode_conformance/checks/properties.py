@@ -25,7 +25,7 @@ _RECORD = 5_000
 
 
 async def _problem(ctx: Context, place: Place, value: Any, agent_id: str) -> str:
-    """What goes wrong when *value* is written into the field; empty when nothing does."""
+    """The fault that shows when *value* is written into the field; empty when there is none."""
     if is_exact_json(value, place.inside):
         return await _not_kept(ctx.store, place, value, agent_id)
     return await _not_refused(ctx, place, value, agent_id)

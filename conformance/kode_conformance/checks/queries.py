@@ -386,7 +386,7 @@ async def stats_count_what_is_there(ctx: Context) -> None:
 
 @check("QRY-8", needs=_Q, under=(Dimension.INSTANCES,))
 async def every_instance_is_current(ctx: Context) -> None:
-    """What one instance wrote is loaded, listed and found by another at once."""
+    """Records that one instance wrote are loaded, listed and found by another at once."""
     other = await ctx.another()
     for i in range(5):
         await ctx.store.save_turn(

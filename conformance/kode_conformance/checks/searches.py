@@ -23,7 +23,7 @@ _TEXTS: Final = (
     *("", " a", "a ", "A", "a", "null", "0", "a.b", "$gt", "%", "_", "\\", "[0]", "'", '"', "a'b\"c"),
     *("x'; DROP TABLE agents; --", "a\0b", "\ud83d", "😀", "é", "e\u0301", "x" * 5000, "x" * 4999 + "y"),
 )
-"""What queries are built from and compared with in many ways; all are different texts."""
+"""Texts that queries are built from and compared with in many ways; all are different."""
 
 
 @check("QRY-2", "QRY-1", needs=_Q, under=(Dimension.LOOKALIKES, Dimension.TWINS, Dimension.LENGTHS))

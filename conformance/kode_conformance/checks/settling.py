@@ -33,7 +33,7 @@ def _steps(ctx: Context, factor: int = 2) -> Iterator[int]:
 
 
 async def _cancelled(call: Awaitable[Any], steps: int) -> bool:
-    """Cancel the call after so many steps unless it was done before; whether it was cancelled.
+    """Cancel the call after so many steps unless it was done before. True if it was cancelled.
 
     Raises:
         Violation: it neither returned nor was cancelled.
