@@ -77,8 +77,7 @@ def _has_order(calls: Sequence[Call]) -> bool:
 
 
 def _next(calls: Sequence[Call], done: int, value: Any) -> list[tuple[int, Any]]:
-    """The states after each call that may come next, when *done* are the calls so far and the register holds *value*.
-    """
+    """The states after each call that may come next; *done* are the calls so far, and *value* is in the register."""
     left = [(i, call) for i, call in enumerate(calls) if not done >> i & 1]
     latest = min((call.end for _, call in left if call.end is not None), default=0)
     ready = [(i, call) for i, call in left if call.start <= latest]
