@@ -49,7 +49,7 @@ async def _soon(call: Awaitable[object], what: str) -> object:
 
 @check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.ORDERS,))
 async def blocks_are_left_in_any_order(ctx: Context) -> None:
-    """Of blocks that are left in any order, each fences its agent until it is left, and not after that."""
+    """Each of several blocks, left in any order, fences its agent until it is left, and not after that."""
     store, other = ctx.store, await ctx.another()
     for order in itertools.permutations("abc"):
         locks = {agent_id: store.acquire_agent_lock(agent_id) for agent_id in "abc"}

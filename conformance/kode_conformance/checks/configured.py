@@ -78,7 +78,7 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
 
 @check("OPS-14", "MSG-1", needs=_E, under=(Dimension.NUMBERS, Dimension.CHANGES))
 async def a_limit_of_memory_changes_no_answer(ctx: Context) -> None:
-    """A store that may remember nothing, a few bytes, or more than there is, does and gives what any other does."""
+    """A store that may remember nothing, a few bytes, or more than there is, does and returns the same as any other."""
     wanted: dict[Write, Expected] = {}
     for number, limit in enumerate(in_time(ctx, _LIMITS)):
         store = await _limited(ctx, limit)

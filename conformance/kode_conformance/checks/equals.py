@@ -71,8 +71,8 @@ async def equal_messages_keep_each_their_time(ctx: Context) -> None:
 
 @check("MSG-1", "MSG-3", "MSG-6", "TC-2", "TC-1", under=(Dimension.EQUALS, Dimension.CHANGES, Dimension.INSTANCES))
 async def equal_records_are_all_kept(ctx: Context) -> None:
-    """Of messages, tool calls, media and todos that are equal in every field, each is kept, however they are written,
-    and one less after one was taken away.
+    """All messages, tool calls, media and todos that are equal in every field are kept, however they are written, and
+    one fewer after one was taken away.
     """
     other = await ctx.another()
     message, call, medium = samples.message(), samples.tool_call(), samples.media()

@@ -25,7 +25,7 @@ async def _seqs(store: ExtendedStore, **how: Any) -> list[int]:
 
 @check("EVT-1", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ORDERS))
 async def concurrent_appends_lose_nothing(ctx: Context) -> None:
-    """Of hundreds of appends in flight at once, over two instances and out of order, none is lost or doubled."""
+    """No append of hundreds in flight at once, over two instances and out of order, is lost or doubled."""
     stores = [ctx.store, await ctx.another()]
     seqs = [(i * 37) % 400 for i in range(400)]
     offsets = await asyncio.gather(*(stores[i % 2].append_event("a", samples.event(s)) for i, s in enumerate(seqs)))
@@ -49,7 +49,7 @@ async def events_survive_a_restart(ctx: Context) -> None:
     "EVT-1", "EVT-2", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.COMPANY)
 )
 async def appends_of_several_processes(ctx: Context) -> None:
-    """Of the events of several processes none is lost, and every process is told the offset that is stored."""
+    """No event of several processes is lost, and every process is told the offset that is stored."""
     processes = [await ctx.process("append_events", "a", start, 60, 10) for start in (0, 1000, 2000)]
     told = [line for process in processes for line in await process.lines()]
     stored = {event.bookmark.seq: event.offset for event in await _all(ctx.store)}

@@ -165,8 +165,8 @@ async def what_fails_fails_no_other_agent(ctx: Context) -> None:
 
 @check("OPS-13", "EVT-1", needs=_E, under=(Dimension.COMPANY, Dimension.LENGTHS))
 async def one_append_too_large_fails_alone(ctx: Context) -> None:
-    """Of appends to one agent that are made at once, the one that the engine finds too large is refused, and the
-    others are stored, in whatever order they come.
+    """When appends to one agent are made at once, one that the engine finds too large is refused, and the others are
+    stored, in whatever order they come.
     """
     store, trouble = await troubled(ctx)
     trouble.too_large = PayloadTooLargeError("larger than the suite's limit")
@@ -190,8 +190,8 @@ async def one_append_too_large_fails_alone(ctx: Context) -> None:
 
 @check("OPS-13", "LOCK-5", needs=_E, under=(Dimension.COMPANY,))
 async def what_is_refused_takes_nothing_along(ctx: Context) -> None:
-    """Of many calls at once some are refused, for a lease that ended, a value that is none, or a record that is too
-    large: all others, for the same agent and for another, succeed.
+    """When some of many calls at once are refused, for an ended lease, an invalid value, or a record that is too large,
+    all others, for the same agent and for another, succeed.
     """
     lost = await ctx.store.acquire_agent_lock("a")
     await lost.release()

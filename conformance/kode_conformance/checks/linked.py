@@ -222,8 +222,8 @@ _REFUSED: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
 
 @check("OPS-13", "VAL-2", under=(Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
 async def a_refused_write_fails_alone(ctx: Context) -> None:
-    """Of writes by one method that are made at once, for one agent and for others, one that is refused fails alone,
-    whether it is the first, between others or the last: all others are done.
+    """When writes by one method are made at once, for one agent and for others, a refused one fails alone, whether it
+    is the first, between others or the last: all others are done.
     """
     other = await ctx.another()
     named = {write.name: write for write in WRITES}
@@ -264,8 +264,8 @@ _SEEN: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
 
 @check("TURN-1", "MSG-1", under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
 async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
-    """Who sees one kind of a turn while it is saved, sees each other kind of it afterwards, however many records it has
-    of each.
+    """A reader that sees one kind of a turn while it is saved sees every other kind of it afterwards, however many
+    records it has of each.
     """
     reader = await ctx.another()
     sizes = ((1, 1), (60, 60), (30, 101), (501, 3))

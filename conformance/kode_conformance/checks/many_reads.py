@@ -108,8 +108,8 @@ _LIMITS: Final = (1, 100, None, 101, 2, 1000, 99, 10_000, 102)
 
 @check("QRY-4", "QRY-3", needs=_Q, under=(Dimension.ITEMS, Dimension.EQUALS))
 async def offsets_and_limits_at_every_edge(ctx: Context) -> None:
-    """Of 1,001 messages and of 1,001 tool calls an offset and a limit give exactly the part that they say, wherever it
-    begins and ends.
+    """An offset and a limit select exactly their part of 1,001 messages, and of 1,001 tool calls, wherever it begins
+    and ends.
     """
     messages, calls = await _fill(ctx)
     for i, offset in enumerate(in_time(ctx, _OFFSETS)):

@@ -67,7 +67,7 @@ async def readers_see_the_old_list_or_the_new_one(ctx: Context) -> None:
 
 @check("MSG-3", under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def concurrent_appends_are_both_kept(ctx: Context) -> None:
-    """Of concurrent appends all are kept, each in one piece."""
+    """All concurrent appends are kept, each in one piece."""
     other = await ctx.another()
     stores = [ctx.store, other]
     groups = [[samples.message(text=f"{i} {half}") for half in "abc"] for i in range(20)]
@@ -81,7 +81,7 @@ async def concurrent_appends_are_both_kept(ctx: Context) -> None:
 
 @check("MSG-3", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.COMPANY))
 async def appends_of_several_processes_are_kept(ctx: Context) -> None:
-    """Of the appends of several processes all are kept, each in one piece."""
+    """All appends of several processes are kept, each in one piece."""
     processes = [await ctx.process("append_messages", "a", tag, 25) for tag in ("p", "q", "r")]
     await asyncio.gather(*(process.lines() for process in processes))
     texts = [m.text.split() for m in await ctx.store.load_messages("a")]

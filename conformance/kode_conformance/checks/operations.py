@@ -111,8 +111,8 @@ async def metrics_count_what_happened(ctx: Context) -> None:
 
 @check("OPS-3", needs=_E, under=(Dimension.INSTANCES,))
 async def metrics_of_little(ctx: Context) -> None:
-    """Of a store that has done nothing yet the latencies are numbers, and its size is 0; so it is, in every instance,
-    once the last agent was deleted.
+    """A store that has done nothing yet has numbers as latencies, and its size is 0; the size is 0 again, in every
+    instance, once the last agent was deleted.
     """
     await _see_totals(ctx, ctx.store, 0, "a fresh store")
     await ctx.store.save_turn(

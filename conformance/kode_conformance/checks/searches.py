@@ -160,7 +160,7 @@ async def _six_agents(ctx: Context) -> None:
 
 @check("QRY-6", needs=_Q, under=(Dimension.ORDERS,))
 async def iterators_know_every_filter(ctx: Context) -> None:
-    """Iterators give what the query of the same filters gives, for each filter."""
+    """Iterators give the same records as the query with the same filter, for each filter."""
     await _six_agents(ctx)
     for kind, all_filters in (("sessions", _SESSIONS), ("tool_calls", _CALLS)):
         for filters in all_filters:
@@ -199,7 +199,7 @@ async def following_since(ctx: Context) -> None:
 
 @check("INFO-2", needs=_Q, under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.CLOCKS))
 async def every_change_moves_updated_at(ctx: Context) -> None:
-    """Of many changes in a row, made by two instances within the same milliseconds, each moves updated_at forward."""
+    """Each of many changes in a row, made by two instances within the same milliseconds, moves updated_at forward."""
     other = await ctx.another()
     await ctx.store.save_info("a", samples.info("a"))
     before = 0

@@ -185,7 +185,9 @@ async def _same_moment(ctx: Context, name: str, bound: str, at: int, moment: dat
 
 @check("EVT-6", "EVT-3", under=(Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))
 async def the_last_bookmark_of_equal_seqs(ctx: Context) -> None:
-    """Of several events with the highest seq the one that was appended last has the bookmark, in every instance."""
+    """Among several events with the highest seq, the one that was appended last has the last bookmark, in every
+    instance.
+    """
     other = await ctx.another()
     for n, (seq, cursor) in enumerate(((3, 0), (9, 1), (9, 0), (5, 7), (9, 2), (2, 9))):
         entry = samples.event(seq, cursor=cursor)
