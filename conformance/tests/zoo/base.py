@@ -1,4 +1,4 @@
-"""What mutants and angels are made of: three sound bases with a part replaced, and the register of mutants."""
+"""The parts of mutants and angels: three sound bases with a part replaced, and the register of mutants."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _spaces: dict[str, MemorySpace] = {}
 
 
 def needs_processes(check: Check) -> bool:
-    """Whether the check starts processes: such checks are slow, and a part of a store does not travel to them."""
+    """True if the check starts processes: such checks are slow, and a part of a store does not travel to them."""
     if check.needs & Capability.CROSS_PROCESS or check.clauses[0] == "OPS-11":
         return True
     return check.run.__module__.rpartition(".")[2] in {"big_crashes", "crashes", "durability"}
@@ -68,7 +68,7 @@ class ZooHarness(StoreHarness):
     part: ClassVar[type] = Layer
 
     def code_of(self, store: Store) -> Sequence[str]:
-        """Of this tree only the zoo is the store's, not the suite."""
+        """The store's own code: in this tree only the zoo, and not the suite."""
         here = Path(__file__).parent
         return [*(place for place in super().code_of(store) if not here.is_relative_to(place)), f"{here}{os.sep}"]
 
@@ -200,12 +200,12 @@ class Mutant(NamedTuple):
 
     @property
     def plain(self) -> type[ZooHarness]:
-        """The same without the fault."""
+        """The same store without the fault."""
         return next(plain for base, plain in PLAIN.items() if issubclass(self.base, base))
 
     @property
     def is_of_the_sdk(self) -> bool:
-        """Whether a store of the KODE SDK has this fault."""
+        """True if a store of the KODE SDK has this fault."""
         return self.source.startswith("KODE SDK")
 
 

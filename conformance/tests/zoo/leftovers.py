@@ -29,7 +29,7 @@ def _descriptors() -> int:
 
 
 async def _grown(ctx: Context, use: Callable[[Any], Awaitable[object]], *, is_closed: bool = True) -> bool:
-    """Whether there are more descriptors after some uses."""
+    """True if there are more descriptors after some uses."""
     await ctx.store.save_messages("a", talk("1"))
     before = _descriptors()
     for _ in range(30):
@@ -169,7 +169,7 @@ class CancelledOpensKeepFiles(EngineStore):
 
 
 class _Client:
-    """What a store over memory could be given."""
+    """A client that can be passed to a store over memory."""
 
     is_open = True
 

@@ -1,4 +1,4 @@
-"""Stores that are right up to some number of records, and wrong from the next one on (VAL-4 and others)."""
+"""Stores that are right up to some number of records, and wrong beyond it (VAL-4 and others)."""
 
 from __future__ import annotations
 

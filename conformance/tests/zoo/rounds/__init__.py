@@ -49,7 +49,7 @@ class Fault(NamedTuple):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What the suite made of a faulty store.
+    """The result of the suite for a faulty store.
 
     Attributes:
         tier: the tier it was run at.
@@ -63,7 +63,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Story(msgspec.Struct, frozen=True):
-    """What became of a faulty store when it was new, and what becomes of it today.
+    """The results for a faulty store, when it was new and today.
 
     Attributes:
         because: why it lives, or why a check of another clause finds it.
@@ -109,7 +109,7 @@ def fault(
 
 
 def load_faults() -> list[Fault]:
-    """All of them, in the order of their modules."""
+    """All faulty stores, in the order of their modules."""
     _load("r")
     return list(FAULTS.values())
 

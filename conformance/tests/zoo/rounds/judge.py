@@ -39,12 +39,12 @@ _ENOUGH: Final = 3
 
 
 class Verdict(NamedTuple):
-    """What became of a faulty store.
+    """The result for a faulty store.
 
     Attributes:
         own: the check of one of its clauses that found it; empty when none did.
         others: checks of other clauses that failed.
-        finding: what the first of them all said.
+        finding: the message of the first check that failed.
     """
 
     fault: str
@@ -55,13 +55,13 @@ class Verdict(NamedTuple):
 
     @property
     def killed(self) -> bool:
-        """Whether any check found it."""
+        """True if any check found it."""
         return bool(self.own or self.others)
 
 
 def _in_order(fault: Fault, tier: Tier) -> Iterator[Check]:
-    """The checks that can run on the store: its own clauses first, then their areas, then all others; of each, those
-    first that find the same every time.
+    """The checks that can run on the store: its own clauses first, then their areas, then all others; in each group,
+    deterministic checks come first.
     """
     capabilities = capabilities_of(fault.harness())
     mine = [check for check in load_checks() if check.tier <= tier and not check.needs & ~capabilities]
@@ -75,7 +75,7 @@ def _in_order(fault: Fault, tier: Tier) -> Iterator[Check]:
 
 
 def _finding(check: Check, harness: ZooHarness, settings: Settings) -> str:
-    """What the check says of the store; empty when it passes."""
+    """The finding of the check on the store; empty when it passes."""
     with redirect_stderr(StringIO()):
         try:
             run_check(check, harness, settings)
