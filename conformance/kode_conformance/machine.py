@@ -282,7 +282,7 @@ class Machine:
             raise Finding(self.shown(f"{look}, {when}: {problem}"), look, want, via, is_plain=is_plain)
 
     def _note_read(self, look: Look, got: Sequence[StoredEvent]) -> None:
-        """Learn the offsets of events that a turn wrote, of a read of them all."""
+        """Learn the offsets of events that a turn wrote from a read of all events."""
         agent_id = look.args[0]
         by_seq = sorted(self.model.agents[agent_id].events, key=lambda logged: logged.timeline.bookmark.seq)
         if not look.filters and len(got) == len(by_seq):

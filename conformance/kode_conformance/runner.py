@@ -55,8 +55,7 @@ def capabilities_of(harness: StoreHarness) -> Capability:
 def selected(tier: Tier, patterns: Sequence[str] = ()) -> tuple[list[Check], list[Check]]:
     """The checks of a tier that match any of *patterns*, and the ones left out.
 
-    A pattern is an area, a clause, the id of a check, or a part of the name of one. Checks of the quick tier come
-    first.
+    A pattern is an area, a clause, the id of a check, or a part of the name of one. Checks of lower tiers come first.
     """
     mine = sorted((check for check in load_checks() if check.tier <= tier), key=lambda check: check.tier)
     chosen = [check for check in mine if not patterns or any(_matches(check, pattern) for pattern in patterns)]
