@@ -1,4 +1,4 @@
-"""What a store must answer to reads and queries, by the model of what it holds."""
+"""The answers that a store must give to reads and queries, by the model of its contents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["answer", "content_types", "matches", "same_json", "sessions_found", 
 
 
 def answer(model: StoreModel, method: str, args: Sequence[Any], filters: Mapping[str, Any], *, whole: bool) -> object:
-    """What *method* gives for these arguments; *whole* is without a limit, as by following cursors."""
+    """The result of *method* for these arguments; *whole* is without a limit, as by following cursors."""
     if method in _OF_AGENT:
         return _OF_AGENT[method](model.agents.get(args[0]) or AgentModel(), *args[1:], **filters)
     if method == "list":
@@ -173,7 +173,7 @@ def _matches(record: Any, filters: Mapping[str, Any], value_of: Callable[[Any, s
 
 
 def matches(kind: str, record: Any, filters: Mapping[str, Any]) -> bool:
-    """Whether one of the sessions, messages or tool_calls matches."""
+    """True if the session, message or tool call matches the filters."""
     return _matches(record, filters, _session_value if kind == "sessions" else _row_value)
 
 
@@ -211,7 +211,7 @@ def content_types(message: Message) -> set[str]:
 
 
 def same_json(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal: numbers by value, and booleans are no numbers."""
+    """True if two JSON values are equal: numbers by value, and booleans are no numbers."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):

@@ -42,7 +42,7 @@ aria-label={title_attribute}>
 
 
 def message_of(report: Report) -> str:
-    """What the badge says: ``1.0 extended, 230/230 under 480 conditions``; a run that says too little is named so."""
+    """The text of the badge: ``1.0 extended, 230/230 under 480 conditions``; a run that says too little is named so."""
     numbers = tally(report.results)
     passed = f"{numbers.passed}/{numbers.eligible}"
     if report.verdict is Verdict.INCOMPLETE:

@@ -14,7 +14,7 @@ MANY: Final = 300
 """More than every usual batch."""
 
 GROUP: Final = 6
-"""So many agents ``delete_many`` deletes."""
+"""The number of agents that ``delete_many`` deletes."""
 
 
 async def seed_big(store: ExtendedStore, agent_id: str) -> None:
@@ -43,7 +43,7 @@ async def seed_group(store: ExtendedStore, agent_id: str) -> None:
 
 
 async def _append_messages(store: ExtendedStore, agent_id: str) -> None:
-    """Other ones each time, so that it can be done again and again."""
+    """Append other messages each time, so that it can be done again and again."""
     have = len(await store.load_messages(agent_id))
     await store.append_messages(agent_id, samples.messages(MANY, have))
 
@@ -89,7 +89,7 @@ async def _delete_group(store: ExtendedStore, agent_id: str) -> Any:
 
 
 BIG_FORK: Final = Write("batch_fork of much", lambda store, agent_id: store.batch_fork(agent_id, FORKS), seed_big)
-"""Copies of an agent that has much."""
+"""Copies of an agent with many records."""
 
 DELETE_GROUP: Final = Write("delete_many", _delete_group, seed_group)
 """The write that deletes other agents."""
@@ -107,4 +107,4 @@ BIG: Final[tuple[Write, ...]] = (
     BIG_FORK,
     DELETE_GROUP,
 )
-"""All of them, first what matters most, as a slow store has no time for all; the last two are to other agents."""
+"""All big writes, the most important first, as a slow store has no time for all; the last two write to other agents."""

@@ -23,7 +23,7 @@ _NAMES: Final = frozenset(
         *("created_at", "recovered_files", "config_version"),
     }
 )
-"""Fields that name a record, or that it is found by: these may be told."""
+"""Fields that name a record, or by which it is found: errors and logs may contain these."""
 
 
 def marked(value: Any) -> Any:
@@ -44,7 +44,7 @@ def marked(value: Any) -> Any:
 
 
 def spoiled(value: Any) -> Iterator[Any]:
-    """Yield copies of a record, each with one of its contents replaced by what no store can keep."""
+    """Yield copies of a record, each with one of its contents replaced by a value that no store can keep."""
     bad = itertools.cycle((math.nan, f"{CANARY}".encode(), {CANARY}, f"\ud83d\ude00{CANARY}", (CANARY,), {5: CANARY}))
     yield from _spoiled(value, lambda: next(bad))
 
@@ -69,9 +69,10 @@ def _spoiled(value: Any, bad: Callable[[], Any]) -> Iterator[Any]:
 
 @contextmanager
 def overheard(own: Sequence[str] = ("",)) -> Iterator[list[str]]:
-    """Collect all warnings and log records, below INFO only those of the code in *own*, which is all code unless given.
+    """Collect all warnings and log records. Records below INFO are collected only from the code in *own*, by default
+    all code.
 
-    Drivers may log more for those who debug them.
+    A driver may log more for developers who debug it.
     """
     told: list[str] = []
 

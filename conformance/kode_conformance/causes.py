@@ -63,8 +63,8 @@ def causes_of(check_id: str) -> tuple[Cause, ...]:
 def likely(check_id: str, found: str) -> list[Cause]:
     """The known causes that fit *found*, the likeliest first.
 
-    The more words of methods, filters and kinds one shares with what was found, the sooner it comes. One that names
-    another method, filter or kind of record is left out.
+    Causes are sorted by the number of words for methods, filters and kinds that they share with *found*, most first. A
+    cause that names another method, filter or kind of record is left out.
     """
     words = _words(found)
     known = [cause for cause in causes_of(check_id) if not _is_of_another(cause.wrong, found)]
@@ -78,7 +78,7 @@ def _is_of_another(wrong: str, found: str) -> bool:
 
 
 def _named(names: frozenset[str], text: str) -> set[str]:
-    """Which of the names are in a text; words of English, as ``list`` and ``state``, are none there."""
+    """The names that occur in a text; English words, such as ``list`` and ``state``, do not count."""
     return {word for word in _NAME.findall(text) if word in names and "_" in word and word != "agent_id"}
 
 

@@ -12,14 +12,14 @@ __all__ = ["CHANGES", "Change", "chains", "full_state"]
 
 _UNSEEN: Final = -1
 _LEARNED: Final = -2
-"""Only the times that the store gave are asked for."""
+"""Looks at nothing, and only learns the times that the store gave."""
 
 
 class Change(NamedTuple):
-    """A change, and how the state that it begins from is made again.
+    """A change, and the calls that restore its initial state.
 
     Attributes:
-        name: what it is, for a person.
+        name: a description for people.
         restore: calls to make before; nothing where the whole state is made anew.
         steps: the change.
     """

@@ -1,6 +1,7 @@
-"""What other processes of a check do: ``python -m kode_conformance.child CALL`` runs one of the scripts here.
+"""The scripts that other processes of a check run: ``python -m kode_conformance.child CALL`` runs one of the scripts
+here.
 
-A script tells what it has to tell as JSON lines, each written after what it speaks of was acknowledged.
+A script reports its results as JSON lines. Each line is written after the write that it reports was acknowledged.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ async def hold_locks(store: ExtendedStore, agents: list[str], ttl_ms: int) -> No
 
 
 async def stopped_holder(store: ExtendedStore, agent_id: str, ttl_ms: int, in_block: bool) -> None:
-    """Take the lock, stop this whole process, and, continued by somebody, write under the lease and without it."""
+    """Take the lock, stop this whole process, and, once it is continued, write under the lease and without it."""
     lock = store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms)
     if in_block:
         async with lock as lease:
@@ -139,7 +140,7 @@ async def count_up(store: ExtendedStore, agent_id: str, rounds: int) -> None:
 
 
 async def open_only(store: ExtendedStore, agent_id: str) -> None:
-    """Nothing: that the store could be opened is enough."""
+    """Do nothing: opening the store is enough."""
     await store.save_messages(agent_id, samples.messages(1))
     tell(opened=agent_id)
 
@@ -167,7 +168,7 @@ async def leave_several_open(store: ExtendedStore, spec: str, handle: Handle, co
 async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], until: str) -> None:
     """Try a lock that another process has, let a lease of this one end in each way, and hold one until there is a file.
 
-    Tell, each time, what it got.
+    Report the result of each step.
     """
     for _ in range(3):
         try:
@@ -191,7 +192,7 @@ async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], unti
 
 
 async def _late(store: ExtendedStore, lease: Lease) -> list[str]:
-    """What becomes of a lease that ended when it is released, renewed and written under once more."""
+    """The results of a release, a renewal and a write under a lease that has ended."""
     await lease.release()
     told = []
     for call in (lease.renew(), store.append_event(lease.agent_id, samples.event(1), fence=lease)):
@@ -238,11 +239,11 @@ async def leave_all_open(store: ExtendedStore, agent_id: str, names: list[str]) 
 
 
 left_open: Final[set[object]] = set()
-"""What nobody ends before the process does."""
+"""Objects that stay open until the process ends."""
 
 
 async def tell_events(store: ExtendedStore, agent_id: str) -> None:
-    """How many events there are."""
+    """Report the number of events."""
     tell(events=len([event async for event in store.read_events(agent_id)]))
 
 

@@ -15,7 +15,7 @@ from kode_conformance.dimensions import Dimension
 __all__ = ["CONTRACT", "Clause", "clauses", "contract_text"]
 
 CONTRACT: Final = "1.0"
-"""The version of the contract that these checks are of."""
+"""The version of the contract that these checks implement."""
 
 _CLAUSE: Final = re.compile(r"^- \*\*(?P<id>[A-Z]+-\d+)\*\* (?P<text>.*?)(?=\n- |\n\n|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -25,8 +25,8 @@ class Clause(NamedTuple):
 
     Attributes:
         id: as in ``MSG-4``; never used for another rule.
-        text: what it says.
-        broken_before: whether the stores of the KODE SDK break it, marked (!) in the contract.
+        text: its wording.
+        broken_before: True if the stores of the KODE SDK break it, marked (!) in the contract.
         untested: why no check can show it; empty where one can.
         look_at: where the fault usually is.
         without: why no check varies a dimension, by dimension.

@@ -125,7 +125,7 @@ def _meant(store: str | None) -> list[str]:
 
 
 def _tell(explain: str | None, only: Sequence[str], as_json: bool) -> None:
-    """Print the clauses that were asked for; a list has all of them where nothing was."""
+    """Print the requested clauses; a list without a request has all of them."""
     try:
         wanted = only if explain is None else [explain]
         found = {clause_id for name in wanted for clause_id in find_clauses(name)}
@@ -158,7 +158,7 @@ def _asked(tier: str | None, seed: int | None, only: Sequence[str], replay: str 
 
 
 def _again(text: str, tier: str | None, seed: int | None) -> tuple[Settings, list[str]]:
-    """What a replay says, unless another tier or seed was given with it."""
+    """The settings and checks of a replay, unless another tier or seed was given with it."""
     known = {check.id: check for check in load_checks()}
     try:
         wanted = read_replay(text)
@@ -202,7 +202,7 @@ def _near(wanted: str) -> str:
 
 
 def _near_ids(wanted: str, ids: Iterable[str]) -> str:
-    """A hint that names checks by their ids: those that have *wanted* in it, are like it, or are of its clause."""
+    """A hint that names checks whose ids contain *wanted*, are similar to it, or belong to its clause."""
     known = list(ids)
     having = [check_id for check_id in known if wanted and wanted.lower() in check_id.lower()]
     of_clause = [check_id for check_id in known if check_id.startswith(f"{wanted.upper().partition('.')[0]}.")]
@@ -249,7 +249,9 @@ def _depends_on_timing(patterns: Sequence[str]) -> bool:
 
 
 def _until_it_shows(first: Report, again: Callable[[], Report], seconds: float) -> Report:
-    """The first report with a failure, or the last one in *seconds*: what depends on timing shows only sometimes."""
+    """The first report with a failure, or the last one in *seconds*: a fault that depends on timing shows only
+    sometimes.
+    """
     found, runs, until = first, 1, time.monotonic() + seconds
     while not found.failures() and time.monotonic() < until:
         found, runs = again(), runs + 1
@@ -260,7 +262,7 @@ def _until_it_shows(first: Report, again: Callable[[], Report], seconds: float) 
 
 def _run(harness: StoreHarness, settings: Settings, patterns: Sequence[str]) -> Report:
     checks, _ = selected(settings.tier, patterns)
-    logging.getLogger().addHandler(logging.NullHandler())  # checks provoke what a store warns of; it is no finding
+    logging.getLogger().addHandler(logging.NullHandler())  # checks provoke warnings of the store; these are no findings
     with terminal.Progress(checks) as progress:
         try:
             return run_suite(harness, settings, patterns, progress.note)

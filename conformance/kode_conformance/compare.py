@@ -1,4 +1,4 @@
-"""``kode compare``: what changed between two reports, and how several stores stand beside each other."""
+"""``kode compare``: the changes between two reports, or a table of several stores."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What differs between two reports.
+    """The differences between two reports.
 
     Attributes:
         remarks: what makes the two hard to compare, in sentences.
@@ -67,7 +67,7 @@ class Comparison(NamedTuple):
 
     @property
     def worse(self) -> bool:
-        """Whether something got worse: a check, or the verdict."""
+        """True if something got worse: a check, or the verdict."""
         verdicts = (_BEST_FIRST.index(report.verdict) for report in (self.before, self.after))
         return bool(self.failing or self.weaker) or next(verdicts) < next(verdicts)
 
@@ -112,7 +112,7 @@ def _read(path: Path) -> Report:
 
 
 def compared(before: Report, after: Report) -> Comparison:
-    """All that differs. What was left out of a run differs in nothing."""
+    """All that differs. Checks that were left out of a run do not differ."""
     old, new = ({one.check: one for one in report.results} for report in (before, after))
     common = [Change(old[check], new[check]) for check in old if check in new]
     changes = [

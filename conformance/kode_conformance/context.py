@@ -1,4 +1,4 @@
-"""What a check works with: the store, more instances of it, and strict comparisons."""
+"""The tools of a check: the store, more instances of it, and strict comparisons."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Violation(AssertionError):
 
 
 class Unverified(Exception):
-    """What a check needs to judge is not there: a hook of the harness, or a counter of the system."""
+    """A check lacks something that it needs to judge: a hook of the harness, or a counter of the system."""
 
 
 class Context:
@@ -44,7 +44,7 @@ class Context:
     ``store`` is typed as an ExtendedStore; a check that needs more than ``Store`` says so when it is registered.
 
     Attributes:
-        effort: how often to repeat what is random.
+        effort: how often to repeat random steps.
         rng: where everything random comes from, so that a run can be repeated.
     """
 
@@ -115,7 +115,7 @@ class Context:
         self._open = [other for other in self._open if other is not store]
 
     def leave(self, store: ExtendedStore) -> None:
-        """Do not close an instance at the end: the check has, whatever came of it."""
+        """Do not close an instance at the end: the check closed it, or tried to."""
         self._open = [other for other in self._open if other is not store]
 
     async def finish(self) -> None:
@@ -159,7 +159,7 @@ class Context:
         return found
 
     async def given(self) -> Given:
-        """A store over what was passed in; only where the harness has the hook."""
+        """A store over a pool or client that was passed in; only where the harness has the hook."""
         found: Any = await self.harness.open_given(self.handle)
         if not isinstance(found, Given):
             raise HarnessError(f"its hook open_given gave {found!r:.100}; it has to give Given(store, use, end)")
@@ -238,9 +238,9 @@ def _settle_first(store: Any, settle: Callable[[], Awaitable[None]]) -> None:
 
 
 class Process:
-    """A process of a check. What it prints, line by line as JSON, is what it has to tell.
+    """A process of a check. It reports by printing lines of JSON.
 
-    It is waited for as long as its methods say, and longer where the harness is patient.
+    Its methods wait for as long as they say, and longer where the harness is patient.
     """
 
     def __init__(self, child: asyncio.subprocess.Process, patience: float = 1.0) -> None:
@@ -272,14 +272,14 @@ class Process:
             self._child.kill()
 
     async def end(self) -> None:
-        """Kill it if it still runs, and let go of what it wrote and nobody read."""
+        """Kill it if it still runs, and drop its unread output."""
         self.kill()
         with suppress(RuntimeError):  # a task that the check left behind reads from it
             await self._child.communicate()
         await self._child.wait()
 
     async def gone(self) -> list[Any]:
-        """What it told and was not read yet, once it is gone; a last line that is cut short does not count."""
+        """The lines that were not read yet, once it has ended; an incomplete last line does not count."""
         assert self._child.stdout is not None
         raw = await self._child.stdout.read()
         await self._child.wait()
@@ -325,7 +325,7 @@ _MARSHAL: Final = 2  # the last format without references: equal bytes for equal
 
 
 def _is_same(got: Any, want: Any) -> bool:
-    """Whether there is surely no difference, told fast: it is asked of millions of values."""
+    """True if the two values certainly do not differ. It is fast, since it compares millions of values."""
     kind = type(want)
     if type(got) is not kind:
         return False

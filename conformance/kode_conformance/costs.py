@@ -59,7 +59,7 @@ _SENT_AT: Final = 200
 
 
 class Counting(Layer):
-    """Counts what an engine is given and gives.
+    """Counts the arguments and results of an engine.
 
     Attributes:
         commits: by agent, how many batches were applied.
@@ -102,7 +102,7 @@ def _sizes(batch: Batch) -> Iterator[int]:
 
 
 async def counted(ctx: Context) -> tuple[ExtendedStore, Counting | None]:
-    """One more instance, and what counts the calls of its engine, if it has one that takes layers."""
+    """One more instance, and the counter of its engine's calls, if its engine takes layers."""
     layers: list[Counting] = []
 
     def put(engine: Any) -> Counting:
@@ -119,7 +119,7 @@ async def counted(ctx: Context) -> tuple[ExtendedStore, Counting | None]:
 
 
 def _bytes_written() -> int:
-    """What this process has written, to files of any kind; what it sends is not in it."""
+    """The number of bytes that this process has written to files of any kind; data that it sends is not included."""
     with suppress(OSError):
         lines = _IO.read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
@@ -127,7 +127,7 @@ def _bytes_written() -> int:
 
 
 def _listening() -> frozenset[int]:
-    """The ports that somebody on this machine listens at: an emulator in this process is no part of the store."""
+    """The local ports with a listener: an emulator in this process is no part of the store."""
     ports = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
@@ -170,12 +170,12 @@ def connections() -> set[str]:
 
 
 def _is_pair(sock: socket.socket) -> bool:
-    """Whether it is one end of a pair inside the process, as each event loop has one."""
+    """True if the socket is one end of a pair inside the process, as each event loop has one."""
     return sock.family == socket.AF_UNIX and not sock.getsockname() and not sock.getpeername()
 
 
 def _sent_by_sockets(listening: frozenset[int]) -> dict[str, int]:
-    """What each open TCP connection has sent, as the system counts it, whatever library sent it."""
+    """The bytes that each open TCP connection has sent, as the system counts them, whatever library sent them."""
     found = {}
     for name, sock in _sockets():
         with suppress(OSError, struct.error, AttributeError):
@@ -187,7 +187,7 @@ def _sent_by_sockets(listening: frozenset[int]) -> dict[str, int]:
 
 @contextmanager
 def sending() -> Iterator[list[int]]:
-    """The sizes of what is sent over connections by asyncio or by threads, also by those that are closed at once."""
+    """The sizes of data sent over connections by asyncio or by threads, also over connections closed at once."""
     sizes: list[int] = []
     listening = _listening()
     write, sendall = _SelectorSocketTransport.write, socket.socket.sendall
@@ -213,7 +213,7 @@ def sending() -> Iterator[list[int]]:
 
 @contextmanager
 def collected() -> Iterator[None]:
-    """Let collections, which counting needs, pass over what was there before."""
+    """Keep earlier objects out of the garbage collections that counting needs."""
     gc.collect()
     gc.freeze()
     try:
@@ -223,7 +223,7 @@ def collected() -> Iterator[None]:
 
 
 def held() -> dict[str, int]:
-    """What this process holds that a store could leave behind, by kind; a kind that cannot be counted is absent."""
+    """The resources of this process that a store could leave behind, by kind, without kinds that cannot be counted."""
     gc.collect()
     found = {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
     with suppress(OSError):
@@ -269,7 +269,7 @@ class Meter:
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether nothing outside this process can hold what the store is given."""
+        """True if the store keeps its data only in this process."""
         return "PERSISTENT" in self._ctx.harness.lacks and not self._connected
 
     async def _look(self) -> _Look:
@@ -282,7 +282,7 @@ class Meter:
         return _Look(hook, _bytes_written(), sum(self._sent), sockets, engine)
 
     async def cost(self, call: Callable[[], Awaitable[object]], *, memory: bool = False) -> dict[str, int]:
-        """What the call writes, by counter; with *memory*, also how much it takes while it runs."""
+        """The bytes that the call writes, by counter; with *memory*, also the memory that it takes while it runs."""
         before = await self._look()
         found: dict[str, int] = {}
         if memory:

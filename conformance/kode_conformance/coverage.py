@@ -1,4 +1,4 @@
-"""Which clause is checked under which dimension, by which checks, and why not under the others."""
+"""The checks of each clause under each dimension, and the reasons why a dimension is not varied."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Cell(NamedTuple):
 
     Attributes:
         checks: the checks of the clause that vary the dimension.
-        reason: why the dimension says nothing about the clause, or is varied elsewhere; one that begins with ``not
-            varied yet`` says what is missing. Empty where there are checks.
+        reason: why the dimension says nothing about the clause, or is varied elsewhere; a reason that begins with ``not
+            varied yet`` names the missing check. Empty where there are checks.
     """
 
     checks: Sequence[Check]
@@ -52,7 +52,7 @@ class Cell(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether checks could vary it, and none does."""
+        """True if checks could vary the dimension, and none does."""
         return not self.checks and (not self.reason or self.reason.startswith(_YET))
 
 
@@ -67,7 +67,7 @@ def cells(clause_id: str) -> Mapping[Dimension, Cell]:
 
 
 def share() -> tuple[int, int]:
-    """How many cells are checked, of how many that a clause could be checked under."""
+    """The number of cells that are checked, and of all that a clause could be checked under."""
     found = [cell for clause_id in clauses() for cell in cells(clause_id).values()]
     return sum(bool(cell.checks) for cell in found), sum(bool(cell.checks) or cell.is_open for cell in found)
 

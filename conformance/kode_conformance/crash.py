@@ -1,4 +1,4 @@
-"""Killing a writer in the middle of its work, and judging what is left (DUR clauses)."""
+"""Killing a writer in the middle of its work, and judging the remaining data (DUR clauses)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def kill_turns(context: Context, rounds: int, seed: int) -> int:
     """Kill a process that writes turns, again and again on one store; returns how many turns were acknowledged.
 
     After each kill the store must open, and hold every turn that was acknowledged, at most one more, and each turn
-    whole: a turn is there in all kinds or in none.
+    whole: a turn is stored in all kinds or in none.
     """
     rng = random.Random(seed)  # noqa: S311
     turns = 0
@@ -38,7 +38,7 @@ async def kill_turns(context: Context, rounds: int, seed: int) -> int:
 
 
 async def whole_turns(store: ExtendedStore, when: str) -> int:
-    """How many turns there are, when all kinds agree on it."""
+    """The number of turns, which all kinds must agree on."""
     messages = await store.load_messages(AGENT)
     calls = await store.load_tool_call_records(AGENT)
     events = [event async for event in store.read_events(AGENT)]
@@ -80,7 +80,7 @@ async def kill_mixed(context: Context, rounds: int, seed: int) -> int:
 
 
 async def _judge_mixed(store: ExtendedStore, agent_id: str, last: int) -> None:
-    """Every save up to *last* must be there, and of the next round those that came before the one that was cut."""
+    """Check that every save up to *last* is stored, and of the next round only the saves before the kill."""
     messages = await store.load_messages(agent_id)
     if [m.text for m in messages] != [f"message {i}" for i in range(len(messages))]:
         raise Violation(f"{agent_id}: the list of messages is torn")

@@ -126,8 +126,7 @@ INTEGERS: Final = (
     *(2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**32 - 1, 2**32, 2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1),
     *(2**63 - 1, -(2**63)),
 )
-"""Whole numbers at the edges of 8, 16, 24, 31, 32, 53 and 63 bits. Fields of the records that are no JSON of the
-caller's take no larger ones."""
+"""Whole numbers at the edges of 8, 16, 24, 31, 32, 53 and 63 bits. Typed fields of records take no larger ones."""
 
 FRACTIONS: Final = (
     *(0.0, -0.0, 1.0, -1.5, 0.1, 0.1 + 0.2, 1 / 3, 1e-9, 1.5e-45, 1e-7, 123456.789, 16_777_217.0, 1e15 + 0.5),

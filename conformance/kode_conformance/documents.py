@@ -33,7 +33,7 @@ def prepare(folder: Path | None, badge: Path | None) -> None:
 
 
 def write(report: Report, folder: Path | None, badge: Path | None, command: str) -> list[Path]:
-    """Write what was asked for, and return where it is; *command* is what runs the suite again."""
+    """Write the requested files, and return their paths; *command* is what runs the suite again."""
     texts = {}
     if folder is not None:
         name = file_name(report.store)
@@ -52,7 +52,7 @@ def file_name(store: str) -> str:
 
 
 def as_json(report: Report) -> bytes:
-    """The report, with what scripts would otherwise compute from it: verdict, level, counts, a status by clause."""
+    """The report, with values that scripts would otherwise compute: verdict, level, counts, a status by clause."""
     statuses = report.clause_statuses()
     plain = msgspec.to_builtins(report)
     computed = {

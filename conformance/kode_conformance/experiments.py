@@ -23,11 +23,11 @@ __all__ = ["follow", "follow_the_model", "replay"]
 
 _SHORTEN_SECONDS = 10.0
 _SOON_S: Final = 1.0
-"""For so long a follower may see nothing while a history is shortened."""
+"""How long a follower may see nothing while a history is shortened."""
 _MORE_RUNS: Final = 2
 """How often a shortened history has to fail again to be one that always does."""
 _STEPS: Final = "steps = ["
-"""Is in a program that names the values of a history, and does not say what they are."""
+"""A mark of programs that name the values of a history without their definitions."""
 _SIMPLY: Final = How()
 
 
@@ -45,7 +45,7 @@ class _Trials:
         return Machine(self.ctx, f"{next(self._numbers)}-", self._stores, how or self._how)
 
     async def run(self, steps: Sequence[Step], how: How | None = None) -> tuple[Machine, Finding | None]:
-        """The machine that made the steps, and what it found."""
+        """The machine that made the steps, and its finding."""
         machine = self.machine(how)
         try:
             await machine.run(steps)
@@ -129,7 +129,7 @@ asyncio.run(replay({spec!r}, steps, {_short(how)}))
 
 
 def _short(given: Any) -> str:
-    """A step, or how to look, as Python: what is as always is left out."""
+    """A step, or how to look, as Python, without the arguments that have their defaults."""
     usual = type(given)._field_defaults
     fields = (f"{name}={value!r}" for name, value in given._asdict().items() if usual.get(name, ...) != value)
     return f"{type(given).__name__}({', '.join(fields)})"
@@ -185,10 +185,10 @@ async def follow_the_model(
     Args:
         ctx: the check's context.
         histories: how many.
-        more: weights of calls beyond those of every store, as in ``{"reopen": 3}``.
-        how: much is looked at.
-        full: some agents have some of everything from the beginning.
-        large: some lists and bursts are longer than the usual limits.
+        more: weights of additional calls, as in ``{"reopen": 3}``.
+        how: how much to look at the store.
+        full: True if some agents have some of everything from the beginning.
+        large: True if some lists and bursts are longer than the usual limits.
     """
     stores = [ctx.store, await ctx.another()]
 

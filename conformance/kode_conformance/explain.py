@@ -1,4 +1,4 @@
-"""What is said of a finding: the contract's sentence, what was found, and where to look."""
+"""The text of a finding: the contract's sentence, the result, and where to look."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FIRST_WORDS: Final = 68
 
 
 def find_clauses(name: str) -> list[str]:
-    """The ids of the clauses that *name* means: one of them, that of a check, or an area; in any case.
+    """The ids of the clauses that *name* means: a clause, the clause of a check, or an area, in upper or lower case.
 
     Raises:
         ValueError: there is none.
@@ -56,7 +56,7 @@ def sentence(clause_id: str) -> str:
 
 
 def beginning(text: str) -> str:
-    """The first words of a clause; what is code in it stays that."""
+    """The first words of a clause; code in it keeps its quotes."""
     if len(text) <= _FIRST_WORDS:
         return text
     words = text[:_FIRST_WORDS].rsplit(" ", 1)[0].rstrip(",;:")
@@ -69,8 +69,8 @@ def look_at(clause_ids: Iterable[str]) -> str:
 
 
 def finding_lines(result: Result, command: str, told: Collection[str] = ()) -> list[tuple[str, str]]:
-    """(label, text) of what to print of a finding; *command* is what the result's replay is added to, and *told* are
-    the clauses that were printed in full before.
+    """The lines of a finding to print, as (label, text). *command* is the command to which the result's replay is
+    added; *told* are the clauses that were printed in full before.
     """
     lines = [
         ("contract", f"{clause_id} (above)" if clause_id in told else sentence(clause_id))
@@ -87,7 +87,7 @@ def finding_lines(result: Result, command: str, told: Collection[str] = ()) -> l
 
 
 def _hints(result: Result) -> list[tuple[str, str]]:
-    """What was wrong in stores that failed the check before; otherwise where the fault usually is."""
+    """The faults of stores that failed the check before; otherwise where the fault usually is."""
     seen = likely(result.check, result.message.partition(RULER)[0])
     if seen:
         return [("seen before", _told(cause)) for cause in seen]
@@ -96,7 +96,7 @@ def _hints(result: Result) -> list[tuple[str, str]]:
 
 
 def _may_pass(result: Result) -> bool:
-    """Whether the check depends on timing, and did not find a history that failed each time."""
+    """True if the check depends on timing, and found no history that failed each time."""
     if not any(check.id == result.check and check.depends_on_timing for check in load_checks()):
         return False
     found, ruler, _ = result.message.partition(RULER)
@@ -104,12 +104,12 @@ def _may_pass(result: Result) -> bool:
 
 
 def is_of_a_history(result: Result) -> bool:
-    """Whether it was found by a history."""
+    """True if the finding comes from a history."""
     return result.message.startswith(GOES_WRONG)
 
 
 def is_search(result: Result) -> bool:
-    """Whether it was found by a history or at random: what a plain check finds is easier to understand."""
+    """True if a history or random values led to the finding: a plain check's finding is easier to understand."""
     return result.stochastic or is_of_a_history(result)
 
 
@@ -152,7 +152,7 @@ def conditions_line(report: Report) -> str:
 
 
 def search_line(report: Report) -> str:
-    """What the checks that search at random did, said so that nobody takes it for a proof; empty without them."""
+    """A sentence about the random search, worded so that it does not read as a proof; empty without random checks."""
     passed = sum(result.stochastic and result.status is Status.PASS for result in report.results)
     if not passed or report.tier.upper() not in Tier.__members__:
         return ""
@@ -164,7 +164,7 @@ def search_line(report: Report) -> str:
 
 
 def higher_tiers(report: Report) -> str:
-    """How many checks need another tier; empty when this one runs all."""
+    """The number of checks that need another tier, in words; empty when this one runs all."""
     if report.tier.upper() not in Tier.__members__:
         return ""
     tier = Tier[report.tier.upper()]

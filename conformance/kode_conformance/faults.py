@@ -5,15 +5,15 @@
     with FaultProxy("127.0.0.1", server.port, seed=7) as proxy:
         store = await open_store(port=proxy.port)
         proxy.faults = Faults(cut_request=0.05, cut_reply=0.05)   # at random, the same ones for a seed
-        ...                                                       # nothing acknowledged may be lost, or be there twice
+        ...                                                       # nothing acknowledged may be lost or doubled
         proxy.faults = Faults()
         proxy.mode = Mode.BLACK_HOLE
         ...                                                       # every call must end by its deadline
         proxy.mode = Mode.FORWARD
         proxy.cut_at(reply=b"COMMIT")                             # this write is in doubt
 
-A reply that is cut is the case that matters most: the server has done what was asked, and the store cannot know. The
-proxy has a thread and an event loop of its own, so that it goes on when the loop under test stands still. It knows no
+A reply that is cut is the case that matters most: the server has done its work, and the store cannot know. The proxy
+has a thread and an event loop of its own, so that it goes on when the loop under test stands still. It knows no
 protocol: a request or reply is what arrives in one piece, and TLS passes through.
 """
 
@@ -39,21 +39,21 @@ _T = TypeVar("_T")
 
 
 class Mode(Enum):
-    """What the proxy does with connections."""
+    """How the proxy treats connections."""
 
     FORWARD = "forward"
     """Passes everything on, but for ``faults``."""
     REFUSE = "refuse"
-    """Nobody listens, and connections that were open are reset: the server is down."""
+    """No one listens, and open connections are reset: the server is down."""
     BLACK_HOLE = "black hole"
-    """Takes connections and whatever is sent, and answers nothing. Connections of that time are reset when it ends."""
+    """Accepts connections and data, and answers nothing. Connections opened meanwhile are reset when the mode ends."""
     STALL = "stall"
-    """Keeps everything back, and delivers it when the stall ends: requests may arrive long after they were given up."""
+    """Holds all data back, and delivers it when the stall ends: requests may arrive long after they were given up."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """How likely a piece of data is to meet with what; all zero at first.
+    """The probability of each fault for a piece of data; all zero at first.
 
     Attributes:
         cut_request: the connection is reset before the request reaches the server.
@@ -73,7 +73,7 @@ class Faults:
 
 @dataclass
 class Counts:
-    """What happened so far. A test that counts no faults has tested nothing."""
+    """The faults so far. A test that counts no faults has tested nothing."""
 
     connections: int = 0
     cut_request: int = 0
@@ -156,7 +156,7 @@ class FaultProxy(Startable):
 
     @property
     def mode(self) -> Mode:
-        """What it does with connections; a change has taken effect when the assignment returns."""
+        """The current mode; a change has taken effect when the assignment returns."""
         return self._mode
 
     @mode.setter
@@ -178,8 +178,8 @@ class FaultProxy(Startable):
         """Once: reset the connection whose next *request* or *reply* holds these bytes, which are not passed on.
 
         Every piece holds ``b""``; the first *skip* ones that are wanted are let through. *then* is the mode from that
-        moment on: with ``REFUSE`` the server is down before anybody can ask it what became of the request. With no
-        bytes at all, what was asked for before is forgotten.
+        moment on: with ``REFUSE`` the server is down before a client can ask it for the outcome of the request. A call
+        without bytes cancels an earlier request.
         """
         wanted = request if request is not None else reply
         self._wanted = None if wanted is None else _Wanted(wanted, request is not None, skip, then)
@@ -228,7 +228,7 @@ class FaultProxy(Startable):
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        left: Any = getattr(self._loop, "_transports", {})  # those below a handshake that failed are nobody's
+        left: Any = getattr(self._loop, "_transports", {})  # transports below a failed handshake have no owner
         for transport in list(left.values()):
             transport.abort()
         for _ in range(5):  # transports that were aborted end in some turns of the loop, one below the other

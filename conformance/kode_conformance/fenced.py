@@ -63,7 +63,7 @@ _OTHERS: Final[Mapping[tuple[str, str], Callable[[str, int], Any]]] = {
 def fenced_writes(agent_id: str, mark: int = 70) -> list[FencedWrite]:
     """A call of every method that takes a fence, one for each part where parts can be given by themselves.
 
-    Deletes come last; *mark* tells what is written from what was there.
+    Deletes come last; *mark* tells new values from earlier ones.
     """
     writes: list[FencedWrite] = []
     for method in FENCED_METHODS:
@@ -79,7 +79,7 @@ def fenced_writes(agent_id: str, mark: int = 70) -> list[FencedWrite]:
 
 
 def _place(write: FencedWrite) -> int:
-    """What replaces comes first, so that it hides nothing of what is added; what deletes comes last."""
+    """Replacements come first, so that they hide no additions; deletes come last."""
     return 2 if write.method == "delete" else int("append" in write.name or "upsert" in write.name)
 
 

@@ -1,4 +1,5 @@
-"""Every field of every record, found in the types themselves: its path, what it takes, and records made of values.
+"""Every field of every record, found in the types themselves: its path and the values that it takes, and records made
+of such values.
 
 A record type becomes a tree, and each place of it that holds no record and no list of records is a :class:`Field`. A
 field that is added to a type, and a content block that is added to a message, are in it without being named anywhere.
@@ -23,7 +24,7 @@ __all__ = ["Field", "Holds", "Values", "alone", "fields_of", "full", "made", "of
 
 
 class Holds(Enum):
-    """What a field takes."""
+    """The values that a field takes."""
 
     TEXT = "a string"
     KEY = "an id, path or key that follows ID-4"
@@ -48,8 +49,8 @@ class Field(NamedTuple):
         path: attributes and positions that lead there.
         number: counts the fields of the root.
         optional: None is allowed, and means absent (VAL-3).
-        options: what a CHOICE is made of, and the names that the keys of a SPREAD cannot have.
-        default: what the type itself puts there; None where that is None, depends on the time, or must be given.
+        options: the values of a CHOICE, and the names that the keys of a SPREAD cannot have.
+        default: the type's own default; None where that is None, depends on the time, or must be given.
     """
 
     root: type
@@ -189,7 +190,7 @@ def _all_items(node: _List) -> Sequence[_Node]:
 
 
 def made(root: type, value: Callable[[Field], Any], pick: _Pick = _all_items) -> Any:
-    """A record with *value* in each field, and one item of each kind in each list, or those that *pick* takes."""
+    """A record with *value* in each field, and in each list one item of each kind, or the items that *pick* takes."""
     return _make(_tree(root).top, value, pick)
 
 
@@ -204,7 +205,7 @@ def _make(node: _Node, value: Callable[[Field], Any], pick: _Pick) -> Any:
 
 
 def _plain(field: Field, number: int) -> Any:
-    """What stands in a field where nothing else is asked for."""
+    """The value of a field for which no other is asked."""
     name = str(field.path[-1]) if isinstance(field.path[-1], str) else str(field.path[-2])
     if field.holds is Holds.CHOICE:
         return field.options[number % len(field.options)]
@@ -252,7 +253,7 @@ def of_agent(record: Any, agent_id: str) -> Any:
 
 
 def value_in(record: Any, field: Field) -> Any:
-    """What stands in one field of such a record; raises LookupError where the record has no such block."""
+    """The value of one field of such a record; raises LookupError where the record has no such block."""
     found = record
     for step in field.path:
         if isinstance(found, (dict, tuple)):
@@ -286,6 +287,6 @@ def _in_turn(row: int, node: _List) -> Sequence[_Node]:
 
 def _cell(of_fields: Sequence[Sequence[Any]], row: int, field: Field) -> Any:
     found = of_fields[field.number]
-    if not found or (field.holds is Holds.KEY and row >= len(found)):  # a key once each: it replaces
+    if not found or (field.holds is Holds.KEY and row >= len(found)):  # each key once: a repeated one replaces
         return _plain(field, row)
     return found[(row + field.number) % len(found)]

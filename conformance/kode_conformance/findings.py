@@ -1,4 +1,4 @@
-"""How much a machine looks at a store, and what it finds."""
+"""How much a machine looks at a store, and its findings."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from kode_conformance.looks import Look
 __all__ = ["GOES_WRONG", "NOT_ALWAYS", "Finding", "How"]
 
 GOES_WRONG: Final = "this history goes wrong at"
-"""How a finding begins that was made by a history."""
+"""The beginning of a finding that comes from a history."""
 NOT_ALWAYS: Final = "(not every time)"
-"""Stands in its first line where the shortened history, run some times, did not always fail."""
+"""A part of its first line if the shortened history, run some times, did not always fail."""
 
 
 class Finding(Violation):
-    """What went wrong at a step.
+    """The fault at a step.
 
     Attributes:
-        look: what was looked at; None when it was the call itself, or what the store makes up.
-        want: what the look must give.
-        via: through which store.
-        is_plain: the difference is not in what the store makes up itself, as times.
-        is_of_the_call: a call ended with an error, or with none where there must be one.
-        is_of_times: of the times of messages.
+        look: the read that went wrong; None for the call itself, or for values that the store generates.
+        want: the result that the look must give.
+        via: the number of the store.
+        is_plain: True if the difference is not in values that the store generates, such as times.
+        is_of_the_call: True if a call ended with an error, or without an error that it must raise.
+        is_of_times: True if the times of messages are wrong.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Finding(Violation):
 
     @property
     def kind(self) -> str:
-        """What it is about: while a history is shortened it must stay the same."""
+        """The subject of the finding, which must stay the same while a history is shortened."""
         if self.look is not None:
             return self.look.method
         return "times" if self.is_of_times else "the call" if self.is_of_the_call else "other"
@@ -63,14 +63,14 @@ class How(NamedTuple):
     """How much a machine looks.
 
     Attributes:
-        each: after each step; otherwise at the end alone.
-        queries: not only what is loaded by id, but queries too.
-        both: through all stores, and not one.
+        each: True to look after each step; otherwise only at the end.
+        queries: True to make queries, and not only loads by id.
+        both: True to look through all stores, and not only one.
         rounds: how often everything is looked at in the end, with other filters and pages each time.
-        end: everything in the end, and that nothing is left once it was deleted.
-        restart: and after all stores were closed and opened again.
-        metrics: what each call moves the counters by.
-        follow: what followers of the logs see; for how many seconds they may see nothing.
+        end: True to look at everything at the end, and to check that a delete leaves nothing.
+        restart: True to look again after all stores were closed and opened again.
+        metrics: True to check by how much each call moves the counters.
+        follow: for how many seconds followers of the logs may see nothing; 0 for no followers.
     """
 
     each: bool = True

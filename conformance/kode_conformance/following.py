@@ -1,4 +1,4 @@
-"""Followers of the logs of a history: each must have seen what was appended, by offset, once (EVT-7)."""
+"""Followers of the logs of a history: each must see every appended event once, by offset (EVT-7)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Follower:
         self._stream: Any = stream
 
     def wants(self, logged: Logged) -> bool:
-        """Whether the event is for it, and was not seen yet."""
+        """True if the follower must get the event, and has not seen it yet."""
         since, channel = self.how.get("since"), self.how.get("channel")
         return (
             (logged.offset or 0) > self.last

@@ -1,8 +1,8 @@
 """Ends the servers that tests have started when the process that started them is gone, however it ended.
 
-Runs by itself, as ``python -I -S guardian.py FOLDER``, in a session of its own. On its standard input it is told of
-servers, ``+ pid signal``, and that they have ended, ``- pid``. When the input ends, as it does even when the other
-process was killed, what is still running gets its signal, then SIGKILL, and the folder is removed.
+Runs by itself, as ``python -I -S guardian.py FOLDER``, in a session of its own. Its standard input names each server
+that starts, ``+ pid signal``, and each one that has ended, ``- pid``. When the input ends, as it does even when the
+other process was killed, each server that still runs gets its signal, then SIGKILL, and the folder is removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended and that nobody has waited for does not."""
+    """True if the process runs. A zombie, which has ended without being waited for, does not run."""
     try:
         os.kill(pid, 0)
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -43,7 +43,7 @@ def is_alive(pid: int) -> bool:
 
 
 def send(pids: Iterator[int] | list[int], number: int) -> None:
-    """Send a signal to those that are still there."""
+    """Send a signal to the processes that still exist."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -52,7 +52,7 @@ def send(pids: Iterator[int] | list[int], number: int) -> None:
 
 
 def wait_gone(pids: list[int], seconds: float) -> bool:
-    """Whether all have ended within *seconds*."""
+    """True if all have ended within *seconds*."""
     end = time.monotonic() + seconds
     while any(is_alive(pid) for pid in pids):
         if time.monotonic() > end:

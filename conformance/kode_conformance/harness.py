@@ -1,4 +1,4 @@
-"""What the author of a store writes so that the suite can judge it."""
+"""The class that the author of a store writes so that the suite can judge it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ GROUP: Final = "kode.conformance"
 """The entry point group of harnesses, by the name of their store."""
 
 _FROM_FILE: Final = "_kode_harness_"
-"""How the names of modules begin that were loaded from a file and that no import finds."""
+"""The prefix for names of modules that were loaded from a file, which no import finds."""
 
 Handle: TypeAlias = dict[str, Any]
 """Where a store's data is, as plain JSON: another process opens the same store from it."""
 
 
 class HarnessError(Exception):
-    """The harness does not do what it promises, so that nothing can be said about the store."""
+    """The harness breaks a promise, so that the suite cannot judge the store."""
 
 
 class Space(NamedTuple):
@@ -58,7 +58,7 @@ class Space(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a backend states that it cannot take (VAL-4). The suite checks that each limit is where it is said to be.
+    """The limits that a backend states (VAL-4). The suite checks that each limit is where it is said to be.
 
     Attributes:
         max_payload_bytes: the largest record, as UTF-8 JSON; None where only memory sets a limit.
@@ -78,12 +78,12 @@ class Deviation(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Counters of a backend at one moment; only differences count, and None stands for what it does not count.
+    """Counters of a backend at one moment; only differences count, and a counter that the backend lacks is None.
 
     Attributes:
         bytes_written: to its storage or its log, in all.
         commits: transactions that wrote something.
-        connections: those that are open to it now.
+        connections: the number of connections open to it now.
     """
 
     bytes_written: int | None = None
@@ -109,15 +109,15 @@ class StoreHarness(ABC):
     """How to make, open and remove stores of one kind.
 
     Everything else follows from ``provision``, ``open`` and ``destroy``: opening again, two instances at once, other
-    processes, a kill in the middle of a write. The methods below them are hooks: each lets the suite verify what it
-    could not see otherwise, and what stays unverified is in the report.
+    processes, a kill in the middle of a write. The methods below them are hooks: each lets the suite verify clauses
+    that it could not verify otherwise. The report names the clauses that stay unverified.
 
     Attributes:
         name: for reports.
         lacks: capabilities, by name, that this store does not have; the suite sees that it really lacks them.
         limits: what the backend cannot take.
         deviations: checks, by id, that the store is known to fail. One that passes after all fails the run.
-        versions: what was tested, for the report: ``{"duckdb": "1.4"}``.
+        versions: the tested versions, for the report: ``{"duckdb": "1.4"}``.
         secrets: passwords and keys that ``open`` uses; none of them may be told by the store (OPS-12).
         patience: how many times as long as usual a check may take before it counts as hanging, for a slow emulator.
     """
@@ -148,7 +148,9 @@ class StoreHarness(ABC):
         raise NotImplementedError
 
     async def restored(self, handle: Handle, paths: Sequence[Path]) -> Handle:
-        """The handle of the store that ``backup`` of the store at *handle* made; *paths* is what it returned."""
+        """The handle of the store that ``backup`` of the store at *handle* made; *paths* are the paths that ``backup``
+        returned.
+        """
         raise NotImplementedError
 
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
@@ -164,7 +166,7 @@ class StoreHarness(ABC):
         raise NotImplementedError
 
     async def raw_dump(self, handle: Handle) -> str:
-        """All that the store keeps, read without it, as text: what was deleted must not be in it."""
+        """All that the store keeps, as text, read without the store: deleted data must not be in it."""
         raise NotImplementedError
 
     async def break_backend(self, handle: Handle) -> None:
@@ -180,7 +182,9 @@ class StoreHarness(ABC):
         raise NotImplementedError
 
     async def raise_version(self, handle: Handle) -> None:
-        """Make what is stored, closed by everybody, look as if a newer version of the store had written it (OPS-8)."""
+        """Make the stored data, which no instance has open, look as if a newer version of the store had written it
+        (OPS-8).
+        """
         raise NotImplementedError
 
     async def costs(self, handle: Handle) -> Costs:
@@ -199,7 +203,7 @@ class StoreHarness(ABC):
         return code_of(store)
 
     def has(self, hook: str) -> bool:
-        """Whether a hook was written."""
+        """True if the harness overrides the hook."""
         return getattr(type(self), hook) is not getattr(StoreHarness, hook)
 
     @property
@@ -245,14 +249,14 @@ _DECLARED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "a number above 0, as in patience = 4.0",
     ),
 }
-"""The attributes of a harness: which values they may have, in words too."""
+"""The attributes of a harness, each with a test of its value, and the allowed values in words."""
 
 
 def declared(harness: StoreHarness) -> None:
-    """See that each attribute of the harness is of its kind.
+    """Check that each attribute of the harness has a value of its kind.
 
     Raises:
-        HarnessError: one is not; the message says which, what it is, and what it may be.
+        HarnessError: an attribute has another value; the message has its name, the value, and the allowed values.
     """
     for name, (is_right, wanted) in _DECLARED.items():
         value = getattr(harness, name)

@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
     Attributes:
         op: the method, or ``reopen``; ``look`` at all agents, or ``prime`` what stores remember of them; ``pause``; or
-            what is done with a lock: ``acquire``, ``release``, ``release_old``, ``lapse``.
+            an action on a lock: ``acquire``, ``release``, ``release_old``, ``lapse``.
         agent: ``a``, ``A``, ``ab``, or ``f1`` for the first fork.
         args: names of values, or lists of them; the number of forks.
         named: the same, for ``save_turn``; filters of ``delete_many``.
@@ -64,7 +64,9 @@ class Step(NamedTuple):
 
 
 def refusal_of(step: Step) -> type[Exception] | None:
-    """The error that a store must raise, because of a value that none may take, or of an event that is there twice."""
+    """The error that a store must raise for a value that no store may take, or for an event that occurs twice; None for
+    neither.
+    """
     for name in step.names():
         if name in REFUSED:
             return REFUSED[name]
@@ -147,9 +149,9 @@ _SIZES: Final = (101, 501, 1001)
 def history(
     rng: random.Random, steps: int, more: Mapping[str, int], *, stores: int = 2, large: bool = False
 ) -> list[Step]:
-    """A random history; *more* has the weights of calls beyond those of every store.
+    """A random history; *more* has the weights of additional calls.
 
-    Most histories are of a few kinds of calls only, each made often: faults that need the same call time and again, or
+    Most histories have only a few kinds of calls, each made often: faults that need the same call time and again, or
     two kinds in turns, are rare where everything is called.
 
     Args:
@@ -277,7 +279,7 @@ class _Generator:
         return Step("delete", agent)
 
     def _delete_many(self, agent: str) -> Step:
-        """By the template, which is of this history alone, and by one filter more; or by the agent."""
+        """Delete by the template, which belongs to this history alone, and one more filter; or by the agent."""
         template = ("template_id", self._rng.choice(("t0", "t1")))
         filters = (
             (("agent_id", agent),),

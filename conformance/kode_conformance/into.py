@@ -11,7 +11,7 @@ __all__ = ["write_into"]
 
 
 def write_into(path: Path, name: str, lines: Sequence[str]) -> None:
-    """Put *lines* between ``<!-- name -->`` and ``<!-- end of name -->``, in place of what was there.
+    """Put *lines* between ``<!-- name -->`` and ``<!-- end of name -->``, in place of the lines between them.
 
     Raises:
         InvalidArgumentError: the file has no such marks, or cannot be read or written.

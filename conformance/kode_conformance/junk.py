@@ -26,7 +26,7 @@ class Parameter(NamedTuple):
 
 
 def parameters() -> Iterator[Parameter]:
-    """Every parameter of every method of the protocols, with every filter, and one that nobody knows."""
+    """Every parameter of every method of the protocols, with every filter, and an unknown one."""
     for method in PROTOCOL_METHODS:
         for name, parameter in inspect.signature(getattr(ExtendedStore, method)).parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -41,7 +41,7 @@ def _filters(annotation: str) -> list[str]:
 
 
 class _Strange:
-    """What no caller should give, and some do."""
+    """An object that no caller should pass, and some do."""
 
     def __repr__(self) -> str:
         return "something strange"
@@ -94,7 +94,7 @@ FIELD_JUNK: Final[tuple[Any, ...]] = (
     object(),
     samples.event(0),
 )
-"""What a field of a record is given in its place."""
+"""Wrong values for a field of a record."""
 
 
 def junk_for(parameter: Parameter, folder: str) -> Iterator[Any]:
@@ -102,7 +102,7 @@ def junk_for(parameter: Parameter, folder: str) -> Iterator[Any]:
     if parameter.name == "target":  # any other text would be a file where the suite runs
         yield from (value for value in _JUNK if not isinstance(value, str))
         yield from (f"{folder}/nul\0", f"{folder}/\ud800", f"{folder}/{'x' * 300}")
-    elif parameter.name == "progress":  # what a function of the caller raises is the caller's
+    elif parameter.name == "progress":  # an error of the caller's function is the caller's
         yield from (value for value in _JUNK if not callable(value))
     else:
         yield from _JUNK

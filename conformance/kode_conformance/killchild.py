@@ -1,4 +1,5 @@
-"""What dies at the kill points: ``python -m kode_conformance.killchild HARNESS`` does one write for each request.
+"""The process that dies at the kill points: ``python -m kode_conformance.killchild HARNESS`` does one write for each
+request.
 
 Requests are JSON lines. Where there is ``fork`` each is done in a copy of this process, which has imported everything
 and has one thread only; elsewhere this process does it, and dies of it, and is started again. A write is killed at
@@ -33,7 +34,7 @@ from kode_core.protocols import ExtendedStore
 __all__ = ["CAN_FORK", "Counter", "main"]
 
 CAN_FORK: Final = hasattr(os, "fork") and sys.platform != "darwin"
-"""Whether a copy of a process may go on by itself; on macOS its system libraries may not."""
+"""True if a copy of a process may go on by itself; on macOS its system libraries may not."""
 
 _SECONDS: Final = 30
 """A copy that lives longer hangs."""
@@ -72,7 +73,7 @@ class Effects:
 
     def _heard(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "socket.connect":
-            self._io = None  # what goes to a server is not counted
+            self._io = None  # data sent to a server is not counted
         elif event in _CHANGES or (event == "open" and args[2] & _TO_WRITE):
             self._audited += 1
 
@@ -128,7 +129,7 @@ class Counter:
         self._armed = False
 
     def _counts(self, frame: FrameType | None) -> bool:
-        """Whether it is the store's own code, or code of the standard library that writes a file for it."""
+        """True if the code is the store's own, or code of the standard library that writes a file for it."""
         while frame is not None:
             known = self._is_own(frame.f_code)
             if known is not None:
@@ -184,7 +185,7 @@ def _line_at(code: CodeType, offset: int) -> int | None:
 
 
 async def _attempt(harness: StoreHarness, request: dict[str, Any]) -> None:
-    """Do the write and say so; what is counted is the write, or the opening as well."""
+    """Do the write and say so; the counter covers the write, or the opening as well."""
     effects = None if request["point"] else Effects()
     counter = Counter(request["code"], request["point"], effects)
     counter.install()
@@ -206,7 +207,7 @@ async def _attempt(harness: StoreHarness, request: dict[str, Any]) -> None:
 
 
 def _do(harness: StoreHarness, request: dict[str, Any]) -> None:
-    """Do what is asked, and die."""
+    """Do the request, and die."""
     with suppress(AttributeError):
         signal.alarm(_SECONDS)
     try:

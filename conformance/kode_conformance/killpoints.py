@@ -1,4 +1,4 @@
-"""Killing a writer at every call that it makes, one after the other, and judging what is left (DUR clauses).
+"""Killing a writer at every call that it makes, one after the other, and judging the remaining data (DUR clauses).
 
 A kill at a random time finds a fault whose window is long. This finds the others: the writer is killed at its first
 call, at its second, and so on until the write is acknowledged, and right after that.
@@ -49,21 +49,21 @@ __all__ = [
 
 _ANSWER_SECONDS: Final = 60.0
 _FEW: Final = 4
-"""At so many points a write is killed where each takes a process of its own."""
+"""The number of points at which a write is killed if each takes a process of its own."""
 
 
 class Attempt(NamedTuple):
     """A write that ended with a kill.
 
     Attributes:
-        write: what it was.
+        write: the name of the write.
         point: the call at which it was to be killed; 0 for right after the last one.
-        acknowledged: whether the write returned before.
-        result: what it returned, when that is a list.
+        acknowledged: True if the write returned before.
+        result: the returned list; None for any other result.
         calls: how many calls were counted, when it returned.
         changed: the first of them and those before which something changed that outlives the process, as far as can
             be told.
-        where: the call at which it was killed, when it did not.
+        where: the call at which it was killed, when it did not return.
     """
 
     write: str
@@ -85,7 +85,7 @@ class Killer:
     """A process whose copies each do one write and die of it.
 
     Attributes:
-        forks: whether copies can be made; otherwise a process is started for each point, and there are few points.
+        forks: True if copies can be made; otherwise a process is started for each point, and there are few points.
     """
 
     def __init__(self, context: Context, *, forks: bool = CAN_FORK) -> None:
@@ -143,7 +143,7 @@ class Killer:
         )
 
     async def _ask(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        """What is told until the request is done with."""
+        """The answers of the process until the request is done."""
         child = await self._running()
         assert child.stdin is not None
         child.stdin.write(json.dumps(request).encode() + b"\n")
@@ -194,7 +194,9 @@ class Killer:
 
 @asynccontextmanager
 async def killer(context: Context, *, forks: bool = CAN_FORK) -> AsyncIterator[Killer]:
-    """A killer for the context's store, which is closed: a crash is followed by an open of nothing but what is left."""
+    """A killer for the context's store. The store is closed first, so that the next open sees only the data that the
+    crash left.
+    """
     await context.close(context.store)
     found = Killer(context, forks=forks)
     try:
@@ -247,7 +249,7 @@ async def reopened(context: Context, when: str) -> AsyncIterator[ExtendedStore]:
 async def _judge(
     context: Context, write: Write, wanted: Expected, attempt: Attempt, agent_id: str, when: str
 ) -> Portrait:
-    """See that *write* was done whole or not at all; returns what the agent is after every kind was saved anew."""
+    """Check that *write* was done whole or not at all; return the agent as it is after every kind was saved anew."""
     async with reopened(context, when) as store:
         found = await portrait(store, agent_id)
         problem = wanted.problem(found, done=attempt.acknowledged)
@@ -261,7 +263,7 @@ async def _judge(
 
 
 async def _see_it_stays(context: Context, left: Mapping[str, tuple[str, Portrait]]) -> None:
-    """What was saved after the kills is there when the store is opened once more: recovery comes once, not again."""
+    """Check that saves after the kills stay when the store is opened once more: recovery happens only once."""
     async with reopened(context, "opened once more after all kills") as store:
         for agent_id, (when, wanted) in left.items():
             problem = difference(await portrait(store, agent_id), wanted)

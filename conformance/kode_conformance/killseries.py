@@ -34,7 +34,7 @@ async def _log_of(store: ExtendedStore) -> _Log:
 async def kill_again_and_again(context: Context, kills: Killer, writes: Sequence[Write], rounds: int) -> int:
     """Kill appends of many records, one after the other on one agent, and append a few after each kill.
 
-    Each append is there whole, at the end, or not at all; what was there stays; and no offset or token comes again.
+    Each append is stored whole, at the end, or not at all; earlier records stay; and no offset or token comes again.
     """
     store = await context.another()
     await seed_big(store, _AGENT)
@@ -67,7 +67,7 @@ async def _go_on(store: ExtendedStore, attempt: Attempt, before: _Log, token: in
     lease = await store.acquire_agent_lock(_AGENT, ttl_ms=60_000)
     if lease.token <= token:
         raise Violation(f"a lease after the crash got the token {lease.token}, after {token} before")
-    text, seq = f"after crash {number}", 1 + max(seq for seq, _ in found.events)  # one that was not used (EVT-4)
+    text, seq = f"after crash {number}", 1 + max(seq for seq, _ in found.events)  # an offset that was not used (EVT-4)
     await store.append_messages(_AGENT, [samples.message(text=text)], fence=lease)
     offset = await store.append_event(_AGENT, samples.event(seq), fence=lease)
     if found.events and offset <= max(old for _, old in found.events):
@@ -80,7 +80,7 @@ async def _go_on(store: ExtendedStore, attempt: Attempt, before: _Log, token: in
 
 
 def _see_added(found: _Log, before: _Log, attempt: Attempt) -> None:
-    """What was there is there, and then all that was appended, or nothing."""
+    """Check that the earlier records are still stored, followed by all appended records or by none."""
     for name, old, new in (("messages", before.texts, found.texts), ("events", before.events, found.events)):
         kept = difference(list(new[: len(old)]), list(old))
         if kept is not None:
@@ -134,7 +134,7 @@ async def _judge_forks(store: ExtendedStore, known: set[str], attempt: Attempt, 
 
 
 async def kill_delete_many(context: Context, kills: Killer, others: int, at_most: int) -> int:
-    """Kill ``delete_many``: each session is whole or gone, and who calls it again finishes it (LIFE-5, LIFE-3)."""
+    """Kill ``delete_many``: each session is whole or gone, and a second call finishes the deletion (LIFE-5, LIFE-3)."""
     store = await context.another()
     await seed(store, "kept")
     kept, nothing = await portrait(store, "kept"), await portrait(store, "nobody")
@@ -166,7 +166,7 @@ async def _see_whole_or_gone(store: ExtendedStore, group: str, nothing: object, 
 
 
 async def _whole(store: ExtendedStore, group: str) -> object:
-    """What each of a group looks like before it is deleted."""
+    """The state of each agent of a group before it is deleted."""
     await seed(store, "model")
     await store.save_info("model", samples.info("model", template_id=group))
     return await portrait(store, "model")

@@ -1,7 +1,8 @@
-"""The kinds of records, found in the hints of the protocols: the methods that write each, and those that give it back.
+"""The kinds of records, found in the hints of the protocols: the methods that write each kind, and the methods that
+give it back.
 
-A method that writes takes a ``fence``; what it writes is the parameter of a record type, or of a sequence of them. A
-method that gives records back names their type in what it returns.
+A method that writes takes a ``fence``, and its records by a parameter of a record type or of a sequence of such a type.
+A method that gives records back has their type in its return annotation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Writer(NamedTuple):
     """A method that writes a kind, and its parameter.
 
     Attributes:
-        many: it takes a list.
+        many: True if it takes a list.
         in_company: the call has a part of every other kind, too; only of a turn.
     """
 
@@ -65,7 +66,7 @@ class Kind(NamedTuple):
 
     @property
     def is_single(self) -> bool:
-        """Whether an agent has one record of the kind at most."""
+        """True if an agent has one record of the kind at most."""
         return any(reader.gives is Gives.ONE for reader in self.readers)
 
     @property

@@ -1,7 +1,9 @@
-"""Calls of many records, by every parameter of every method that takes a list, and what is there of them in few words.
+"""Calls of many records, by every parameter of every method that takes a list, and a short description of the records
+that are stored.
 
 The calls are found in the hints of the protocols. Each record has a name of a tag and a number, and a list of records
-is told as its runs, as in ``old 0-2, new 0-1000``: one that is missing, doubled, moved or of another call is seen.
+is told as its runs, as in ``old 0-2, new 0-1000``, which shows a record that is missing, doubled, moved or from another
+call.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ Look = Callable[[ExtendedStore, str], Awaitable[str]]
 
 
 class _Make(NamedTuple):
-    """How records of a type are made by tag and number, named again, and spoilt, which raises what."""
+    """How records of a type are made by tag and number, named again, and spoilt, and the error for a spoilt one."""
 
     one: Callable[[str, int], Any]
     name: Callable[[Any], str]
@@ -68,7 +70,7 @@ _MAKE: Final[Mapping[type[Record], _Make]] = {
         InvalidArgumentError,
     ),
 }
-"""For each type that lists are made of."""
+"""How to make the records of each type that lists contain."""
 
 
 @functools.lru_cache(maxsize=32)
@@ -77,7 +79,7 @@ def _made(record: type[Record], tag: str, start: int, end: int) -> Sequence[Any]
 
 
 def runs(names: Iterable[str]) -> str:
-    """Names of a tag and a number, those that follow each other as one run."""
+    """Names of a tag and a number; consecutive ones are joined into a run."""
     found: list[tuple[str, int, int]] = []
     for name in names:
         tag, _, number = name.rpartition(" ")
@@ -96,8 +98,8 @@ class Large(NamedTuple):
     """A call that takes lists.
 
     Attributes:
-        lists: the parameters that do, and what their lists are of.
-        whole: a turn that has todos and an info as well.
+        lists: the parameters that take lists, and the type of the items.
+        whole: True for a turn that has todos and an info as well.
     """
 
     name: str
@@ -116,7 +118,7 @@ class Large(NamedTuple):
         return given
 
     def spoilt(self, given: Mapping[str, Any], parameter: str) -> tuple[dict[str, Any], type[KodeError]]:
-        """The same, the last record of one list being one that no store may take, and what it raises."""
+        """The same arguments with a last record in one list that no store may take, and the error for it."""
         (*sound, last), make = given[parameter], _MAKE[self.lists[parameter]]
         return {**given, parameter: [*sound, make.spoilt(last)]}, make.error
 
@@ -175,7 +177,7 @@ def _look(reader: Reader) -> Look:
 
 
 def _readers(call: Large, lacks: Iterable[str], count: int) -> Iterator[tuple[type[Record], Reader]]:
-    """Those that give back what the call writes, in one piece."""
+    """The methods that give the records of the call back in one piece."""
     whole = (TodoSnapshot, AgentInfo) if call.whole else ()
     for record in (*call.lists.values(), *whole):
         for reader in kinds()[record].readers:
@@ -210,7 +212,7 @@ _COUNTS_OF_QUERIES: Final[Mapping[str, Look]] = {
 
 
 def looks_at(call: Large, lacks: Iterable[str], count: int, *, streams: bool = True) -> Mapping[str, Look]:
-    """The reads that tell of what a call wrote."""
+    """The reads that show the records of a call."""
     readers = [reader for _, reader in _readers(call, lacks, count)]
     found = {one.method: _look(one) for one in readers if streams or one.gives is not Gives.STREAM}
     counts = {**_COUNTS, **({} if "QUERYABLE" in lacks else _COUNTS_OF_QUERIES)}
@@ -218,7 +220,7 @@ def looks_at(call: Large, lacks: Iterable[str], count: int, *, streams: bool = T
 
 
 def state_of(model: StoreModel, call: Large, agent_id: str, looks: Mapping[str, Look]) -> dict[str, str]:
-    """What these looks must give of an agent."""
+    """The correct results of these looks at an agent."""
     agent = model.agents[agent_id]
     messages = f"{len(agent.messages)}"
     state = {

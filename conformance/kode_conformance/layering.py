@@ -1,7 +1,7 @@
 """Layers of the suite's own around the engine of a store: how one engine call is made slow, refused or damaged.
 
 A store that ``create_store`` opens over an engine takes such layers without knowing of it, by the plugin hook that
-observers and policies use. A store that is no ``EngineStore`` has none, and what needs one is unverified for it.
+observers and policies use. A store that is no ``EngineStore`` has none, and checks that need one are unverified for it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Trouble(Layer):
         return await call(*args, **kwargs)
 
     async def _commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        """Batches stand for themselves: those that fail do not reach the engine."""
+        """Each batch fails or succeeds by itself: failing batches do not reach the engine."""
         failed = {i: error for i, batch in enumerate(batches) if (error := self._error(batch)) is not None}
         sound = [batch for i, batch in enumerate(batches) if i not in failed]
         outcomes = iter(await self.inner.commit(sound) if sound else ())

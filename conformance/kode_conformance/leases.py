@@ -1,4 +1,4 @@
-"""What histories do with the locks of agents, and what must come of it (LOCK-1 to LOCK-5)."""
+"""The actions of histories on the locks of agents, and their required results (LOCK-1 to LOCK-5)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Leases:
         self._tokens: dict[str, int] = {}
 
     async def do(self, step: Step, agent_id: str, stores: list[Any]) -> None:
-        """What a step says."""
+        """Take the action of a step."""
         if step.op == "acquire":
             await self._acquire(agent_id, step.via, stores)
         elif step.op == "lapse":
@@ -57,7 +57,7 @@ class Leases:
         self._got(agent_id, via, await stores[via].acquire_agent_lock(agent_id, ttl_ms=_LONG_MS))
 
     async def _lapse(self, agent_id: str, via: int, stores: list[Any]) -> None:
-        """A lease whose time passes is somebody else's, by the other store."""
+        """Take a lease and let its time pass; then the other store takes the lock."""
         if self._holder(agent_id) is not None:
             return
         self._got(agent_id, via, await stores[via].acquire_agent_lock(agent_id, ttl_ms=_SHORT_MS))
@@ -88,7 +88,7 @@ class Leases:
         await self._ctx.raises(LockLostError, call, f"{op} under a lease that has ended")
 
     async def release_all(self, via: int | None = None) -> None:
-        """Let go of everything, or of what one store gave."""
+        """Release all leases, or the leases from one store."""
         for held in self._all.values():
             for one in held:
                 if via in (None, one.via) and not one.has_ended:

@@ -1,4 +1,4 @@
-"""Judging what concurrent clients saw: there must be one order of their calls that explains it all.
+"""Judging the results of concurrent clients: one order of their calls must explain them all.
 
 A register is judged by a search in the manner of Wing and Gong, with a memory of the states that led nowhere; a log is
 judged by its own order.
@@ -22,7 +22,7 @@ class Call(NamedTuple):
 
     Attributes:
         op: ``write``, ``read`` or ``append``.
-        value: what was written, read or appended; None is "nothing there".
+        value: the value written, read or appended; None stands for no value.
         start: when it was called, on a clock that all clients share.
         end: when it returned; None when it was cancelled, and happened or not.
     """
@@ -38,10 +38,10 @@ class Call(NamedTuple):
 
 
 def register_problem(calls: Sequence[Call]) -> str:
-    """Why no order of the calls explains what was read, as a timeline; empty when one does.
+    """A timeline that no order of the calls explains; empty when an order does.
 
-    An order explains a history when it keeps every call between its start and its end, and every read gives what the
-    write before it wrote. At first the register holds None.
+    An order explains a history when it keeps every call between its start and its end, and every read gives the value
+    of the write before it. At first the register holds None.
     """
     if _has_order(calls):
         return ""
@@ -60,7 +60,7 @@ def _until(calls: Sequence[Call], now: int) -> list[Call]:
 
 
 def _has_order(calls: Sequence[Call]) -> bool:
-    """Whether there is such an order; True as well when the search would take too long."""
+    """True if such an order exists, or if the search would take too long."""
     calls = sorted((c for c in calls if c.end is not None or c.op == "write"), key=lambda call: call.start)
     must = sum(1 << i for i, call in enumerate(calls) if call.end is not None)
     stack: list[tuple[int, Any]] = [(0, None)]
@@ -77,7 +77,7 @@ def _has_order(calls: Sequence[Call]) -> bool:
 
 
 def _next(calls: Sequence[Call], done: int, value: Any) -> list[tuple[int, Any]]:
-    """What may come after the calls that are *done*, when the register holds *value*."""
+    """The states after each call that may come next; *done* are the calls so far, and *value* is in the register."""
     left = [(i, call) for i, call in enumerate(calls) if not done >> i & 1]
     latest = min((call.end for _, call in left if call.end is not None), default=0)
     ready = [(i, call) for i, call in left if call.start <= latest]
@@ -91,12 +91,12 @@ def _next(calls: Sequence[Call], done: int, value: Any) -> list[tuple[int, Any]]
 
 
 def log_problem(calls: Sequence[Call], final: Sequence[int], *, contiguous: bool) -> str:
-    """What is wrong with a log that clients appended to and read; empty when nothing is.
+    """The fault of a log that clients appended to and read; empty when there is none.
 
     Args:
-        calls: what the clients did; values of appends and reads are sequences of entries.
+        calls: the calls of the clients; values of appends and reads are sequences of entries.
         final: the log as it is when all of them are done.
-        contiguous: whether the entries of one append stand side by side.
+        contiguous: True if the entries of one append must stand side by side.
     """
     places = {entry: i for i, entry in enumerate(final)}
     appends = _attempts_as_one([call for call in calls if call.op == "append"])
@@ -108,7 +108,7 @@ def log_problem(calls: Sequence[Call], final: Sequence[int], *, contiguous: bool
 
 
 def offsets_problem(told: Iterable[tuple[int, int]], final: Sequence[tuple[int, int]]) -> str:
-    """What is wrong with the (entry, offset) that clients were told, beside those of the log at the end."""
+    """The fault in the (entry, offset) pairs that clients were told, compared with the final log; empty without one."""
     offsets = [offset for _, offset in final]
     if offsets != sorted(set(offsets)):
         return f"offsets do not grow in the order of commit: {offsets}"

@@ -47,7 +47,7 @@ def _lines(clause: Clause) -> Iterator[Text]:
 
 
 def _conditions(check: Check) -> str:
-    """What a check asks for, in brackets; empty when every run has it."""
+    """The requirements of a check, in brackets; empty when every run meets them."""
     said = [] if check.tier is Tier.QUICK else [f"--tier {check.tier.name.lower()}"]
     said += [f"needs {' and '.join(_needs(check))}"] if check.needs else []
     return f"  ({', '.join(said)})" if said else ""
@@ -58,7 +58,7 @@ def _needs(check: Check) -> list[str]:
 
 
 def print_clauses(ids: Iterable[str]) -> None:
-    """Clauses in full: what they say, where to look first, and what is checked."""
+    """Clauses in full: their wording, where to look first, and their checks."""
     for clause_id in ids:
         clause = clauses()[clause_id]
         show(Text.assemble((clause.id, "bold"), f"  {clause.text}"))

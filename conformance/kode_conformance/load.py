@@ -20,14 +20,14 @@ __all__ = ["Append", "AppendLog", "Appends", "Read", "give_up"]
 
 
 class Appends(Protocol):
-    """What is loaded: a store, or the control that takes its place."""
+    """The target of the load: a store, or the control that takes its place."""
 
     async def append_messages(self, agent_id: str, messages: Sequence[Message]) -> None: ...
     async def load_messages(self, agent_id: str) -> list[Message]: ...
 
 
 class Append(NamedTuple):
-    """A call that appended; ``returned`` is infinity where nobody knows whether it was written."""
+    """A call that appended; ``returned`` is infinity if the outcome is unknown."""
 
     text: str
     called: float
@@ -35,7 +35,7 @@ class Append(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A call that read, and what it found."""
+    """A call that read, and its result."""
 
     called: float
     returned: float
@@ -43,7 +43,7 @@ class Read(NamedTuple):
 
 
 class AppendLog:
-    """Writers that each append texts of their own to one agent, readers that load all, and what came of each call."""
+    """Writers that each append texts of their own to one agent, readers that load all, and the outcome of each call."""
 
     def __init__(self, store: Appends, agent_id: str = "log") -> None:
         self.store, self.agent_id = store, agent_id
@@ -114,7 +114,7 @@ class AppendLog:
                 await asyncio.sleep(0.005)
 
     async def problems(self, store: Appends) -> list[str]:
-        """What is wrong with what *store* finds in the end; nothing, if all went well."""
+        """The faults that *store* shows at the end; empty if there are none."""
         stored = [message.text for message in await store.load_messages(self.agent_id)]
         counts, places = Counter(stored), {text: place for place, text in enumerate(stored)}
         known = {append.text for append in self.done + self.in_doubt} | set(self.refused)

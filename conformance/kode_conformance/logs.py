@@ -1,4 +1,4 @@
-"""A log as it must be read: entries with the offsets that the store told, and each part that can be asked for."""
+"""A log as it must be read: entries with the offsets that the store returned, and each part that can be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Asked", "Log"]
 
 
 class Asked(NamedTuple):
-    """What a reader asks for; ``by_offset`` where it gives an offset."""
+    """The request of a reader; the answer is in the order of offsets if it gives one."""
 
     since: int | None = None
     after_offset: int | None = None
@@ -42,13 +42,13 @@ class Log:
         self.entries: list[tuple[int, Timeline]] = []
 
     async def append(self, ctx: Context, store: ExtendedStore, timelines: Sequence[Timeline]) -> list[int]:
-        """Append entries that are new; what the store tells must be new offsets, in their order."""
+        """Append new entries; the store must return new offsets, in their order."""
         offsets = list(await store.append_events(self.agent_id, timelines))
         self.note(ctx, offsets, timelines)
         return offsets
 
     def note(self, ctx: Context, offsets: Sequence[int], timelines: Sequence[Timeline]) -> None:
-        """Entries that were appended, with what the store told."""
+        """Note appended entries with the offsets that the store returned."""
         ctx.equal(len(offsets), len(timelines), "how many offsets append_events returned")
         for i, (before, offset) in enumerate(zip([self.last, *offsets], offsets, strict=False), 1):
             ctx.true(
@@ -68,7 +68,7 @@ class Log:
         return [offset for offset, _ in self.entries]
 
     def part(self, asked: Asked) -> list[tuple[int, Timeline]]:
-        """What is asked for, in its order."""
+        """The entries that *asked* selects, in its order."""
         found = [
             (offset, entry)
             for offset, entry in self.entries
@@ -79,7 +79,7 @@ class Log:
         return found if asked.after_offset is not None else sorted(found, key=lambda e: (e[1].bookmark.seq, e[0]))
 
     async def see(self, ctx: Context, store: ExtendedStore, asked: Asked, when: str = "") -> None:
-        """What the store gives must be what is asked for."""
+        """Check that the store gives the entries that *asked* selects."""
         found = [event async for event in store.read_events(self.agent_id, **asked.arguments())]
         self.compare(ctx, found, self.part(asked), f"read_events({asked}) of {len(self.entries)} events{when}")
 

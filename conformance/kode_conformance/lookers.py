@@ -1,7 +1,7 @@
-"""Calls that write hundreds of records, and looks that tell in a word which of them are there.
+"""Calls that write hundreds of records, and looks that report in a word which records are stored.
 
-A writer makes the calls one after the other; what a look gives must be what it gives after one of the calls, and once
-it was that of a later call, never that of an earlier one: a call is there whole, in every kind, or not at all.
+A writer makes the calls one after the other. Each look must give its result after one of the calls, and never the
+result of an earlier call once it gave the result of a later one: a call is visible whole, in every kind, or not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANY: Final = 201
 """More than the batches that servers and drivers have: 25, 100, 128, 200."""
 
 Look = Callable[[ExtendedStore, str], Awaitable[object]]
-"""What it gives, or, for a mapping, several things by name, which need not be of one instant."""
+"""A read that returns one value, or a mapping of several values, which need not be of one instant."""
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ STEPS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = 
     "save_messages of one": lambda s, a: s.save_messages(a, _messages("last", 1)),
     "delete": lambda s, a: s.delete(a),
 }
-"""What a writer does to an agent, in this order."""
+"""The calls that a writer makes on an agent, in this order."""
 
 
 # --- looks ------------------------------------------------------------------------------------------------------------
@@ -185,15 +185,15 @@ _QUERIES: Final[Mapping[str, Look]] = {
 
 
 def looks_of(harness: StoreHarness) -> Mapping[str, Look]:
-    """All looks that a store has and that are current: queries are not where a lag is declared (QRY-8).
+    """All looks that a store offers and that are current: queries are not, if the store declares a lag (QRY-8).
 
-    Pages of rows are none of them: that a page is of one instant is promised of lists that are loaded.
+    Pages of rows are left out: the contract promises one instant for loaded lists only.
     """
     return _LOOKS if "QUERYABLE" in harness.lacks or harness.has("settle") else {**_LOOKS, **_QUERIES}
 
 
 async def states(store: ExtendedStore, agent: str, looks: Mapping[str, Look]) -> list[Mapping[str, object]]:
-    """What each look gives before the first of STEPS and after each of them, with nobody else there.
+    """The result of each look before the first of STEPS and after each of them, without other readers or writers.
 
     Raises:
         Violation: a call changed nothing.
@@ -229,7 +229,7 @@ class _Seen(NamedTuple):
 
 
 class Company:
-    """Looks at an agent again and again while somebody makes the calls of STEPS.
+    """Looks at an agent again and again while another task makes the calls of STEPS.
 
     Attributes:
         looked: how many looks there were.
@@ -242,10 +242,10 @@ class Company:
         self.looked = 0
 
     async def keep_looking(self, store: ExtendedStore, agent: str, ended: asyncio.Event, *, first: int = 0) -> None:
-        """Make all looks in turn, beginning with that number, until it has ended, and once more.
+        """Make all looks in turn, beginning with number *first*, until the writer has ended, and once more.
 
         Raises:
-            Violation: a look gave what is of no call, or of an earlier one than another look before it.
+            Violation: a look gave a result of no call, or of an earlier call than a look before it.
         """
         names = [*self._looks][first:] + [*self._looks][:first]
         while True:

@@ -17,7 +17,7 @@ from kode_core.model import CHANNELS, Bookmark
 __all__ = ["KINDS", "Known", "Look", "all_pages", "ask", "kinds_of", "loads", "looks", "problem_of"]
 
 KINDS: Final = ("messages", "tool_calls", "sessions", "counts", "events", "documents")
-"""What a look can be about; ``counts`` is what lists change of sessions."""
+"""The subjects of looks; ``counts`` are the values of sessions that change with lists."""
 
 MOST: Final = 10_000
 """The largest limit of a query."""
@@ -42,7 +42,7 @@ _TOUCHED: Final[Mapping[str, Sequence[str]]] = {
 
 
 def kinds_of(op: str) -> Sequence[str]:
-    """What a call of that name may touch."""
+    """The kinds that a call of that name may change."""
     return _TOUCHED.get(op, ("documents",))
 
 
@@ -98,7 +98,7 @@ async def all_pages(query: Callable[..., Any], **filters: Any) -> list[Any]:
 
 
 async def ask(store: Any, look: Look) -> object:
-    """What a store answers."""
+    """The answer of a store."""
     call = getattr(store, look.method)
     if look.whole:
         return await all_pages(call, **look.filters)
@@ -108,7 +108,7 @@ async def ask(store: Any, look: Look) -> object:
 
 
 def problem_of(got: Any, model: StoreModel, look: Look, mine: Callable[[str], bool]) -> tuple[str, object]:
-    """What is wrong with an answer, and what it must be; records of agents that are not *mine* do not count."""
+    """The fault of an answer, and the correct answer; records of agents that are not *mine* do not count."""
     want: Any = answer(model, look.method, look.args, look.filters, whole=look.whole)
     if look.method == "aggregate_stats":
         for name in ("tool_calls_by_name", "tool_calls_by_state"):
@@ -149,7 +149,7 @@ class Known:
         self.offsets: dict[int, None] = {}
 
     def note(self, agent: AgentModel) -> None:
-        """Remember what the agent has now."""
+        """Remember the current values of the agent."""
         for message in agent.messages[:3] + agent.messages[-3:]:
             self._note("messages", "role", message.role)
             for kind in sorted(content_types(message)):
@@ -316,7 +316,7 @@ _LOADS: Final[Mapping[str, Sequence[str]]] = {
 
 
 def loads(agent_id: str, known: Known, turn: int, kinds: Collection[str] = KINDS) -> Iterator[Look]:
-    """What is found of an agent by its id."""
+    """The loads of an agent by its id."""
     for kind, methods in _LOADS.items():
         for method in methods if kind in kinds else ():
             yield Look(method, (agent_id,))

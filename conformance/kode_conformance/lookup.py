@@ -19,7 +19,7 @@ def harness_named(wanted: str | None) -> StoreHarness:
     """The harness that the argument of a command means; modules are also looked for in the current folder.
 
     Raises:
-        ConfigurationError: there is none, or what it declares makes no sense.
+        ConfigurationError: the harness does not exist, or its attributes are wrong.
     """
     if wanted is None:
         installed = ", ".join(sorted(entry.name for entry in entry_points(group=GROUP)))

@@ -60,4 +60,6 @@ class LoopThread:
 
 
 def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What nobody waited for, as when a check ends at the first of many calls that fail, is no part of a report."""
+    """Ignore errors of tasks that nothing awaited, as when a check ends at the first of many failing calls: they are no
+    part of a report.
+    """

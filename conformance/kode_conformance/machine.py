@@ -31,7 +31,7 @@ _PAUSE_S: Final = 0.002
 
 
 class Machine:
-    """A model beside open stores of one place. Its agents are its own: their ids begin with the run's number.
+    """A model next to open stores of one place. Its agents are its own: their ids begin with the run's number.
 
     Attributes:
         prefix: of the ids of agents and templates.
@@ -87,7 +87,7 @@ class Machine:
         await self._delete_all()
 
     async def judge(self, via: int, look: Look, other: Machine) -> Finding | None:
-        """One look of another machine at the end of the same history; what is wrong with it."""
+        """Make one look of another machine at the end of the same history; return its fault."""
         for agent_id in list(self.model.agents):
             await self._learn_all(via, agent_id)
         look = translated(look, other, self)
@@ -234,7 +234,7 @@ class Machine:
         return agent_id.startswith(self.prefix) or agent_id in self.forks.values()
 
     def value(self, arg: Any, agent_id: str) -> Any:
-        """What a step's argument stands for."""
+        """The value that a step's argument names."""
         if isinstance(arg, tuple):
             return [self._own(value, agent_id) for name in arg for value in values_of(name)]
         return self._own(values_of(arg)[0], agent_id)
@@ -282,7 +282,7 @@ class Machine:
             raise Finding(self.shown(f"{look}, {when}: {problem}"), look, want, via, is_plain=is_plain)
 
     def _note_read(self, look: Look, got: Sequence[StoredEvent]) -> None:
-        """Learn the offsets of events that a turn wrote, of a read of them all."""
+        """Learn the offsets of events that a turn wrote from a read of all events."""
         agent_id = look.args[0]
         by_seq = sorted(self.model.agents[agent_id].events, key=lambda logged: logged.timeline.bookmark.seq)
         if not look.filters and len(got) == len(by_seq):

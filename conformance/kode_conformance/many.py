@@ -60,7 +60,7 @@ def _first_fault(got: Sequence[Any], want: Sequence[Any]) -> str | None:
 
 
 async def all_of(stream: AsyncIterator[Any]) -> list[Any]:
-    """What a stream gives."""
+    """The items of a stream."""
     return [record async for record in stream]
 
 
@@ -73,7 +73,9 @@ async def views(ctx: Context, other: ExtendedStore) -> AsyncIterator[tuple[str, 
 
 
 def see_pieces(ctx: Context, found: Sequence[int], pieces: Sequence[Sequence[int]], what: str) -> None:
-    """The numbers must be those of all *pieces*, in any order of these, and each piece together and in its order."""
+    """Check that the numbers are the numbers of all *pieces*, in any order of the pieces; each piece must be together
+    and in order.
+    """
     piece_of = {number: i for i, piece in enumerate(pieces) for number in piece}
     order = list(dict.fromkeys(piece_of.get(number, -1) for number in found))
     ctx.equal(sorted(order), list(range(len(pieces))), f"the calls of which there are {what}")
@@ -91,7 +93,7 @@ async def at_once(calls: Iterable[Awaitable[object]], most: int = 50) -> None:
 
 
 class Listing(NamedTuple):
-    """A kind of which an agent has a list.
+    """A kind of record that an agent has a list of.
 
     Attributes:
         item: the record of that number; another *text* makes another record of it.
@@ -160,11 +162,11 @@ LISTS: Final[tuple[Listing, ...]] = (
 
 
 class Documents(NamedTuple):
-    """A kind of which an agent has many, each under a key.
+    """A kind of record that an agent has many of, each under a key.
 
     Attributes:
         item: the record of that number, at that time.
-        order: what loads are sorted by.
+        order: the sort key of loads.
     """
 
     name: str
@@ -174,7 +176,7 @@ class Documents(NamedTuple):
     order: Callable[[Any], Any]
 
     def items(self, count: int) -> list[Any]:
-        """So many, of which several have one time, in an order that is neither that of times nor that of keys."""
+        """So many records, several at each time, sorted neither by time nor by key."""
         numbers = sorted(range(count), key=lambda i: (i * 7919) % 1009)
         return [self.item(i, samples.T0 + i % 5) for i in numbers]
 

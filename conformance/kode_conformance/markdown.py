@@ -116,7 +116,7 @@ def _failures(report: Report, command: str) -> Iterator[str]:
 
 
 def _entry(label: str, text: str) -> Iterator[str]:
-    """A line for an entry; what was found, and commands, are code."""
+    """A line for an entry; findings and commands are shown as code."""
     if label not in ("found", "run it again"):
         yield f"- {label}: {_contract(text) if label == 'contract' else cell(text)}"
         return

@@ -1,4 +1,4 @@
-"""Several stores beside each other, as a table for a README."""
+"""Several stores next to each other, as a table for a README."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def matrix_lines(reports: Sequence[Report]) -> Iterator[str]:
 
 
 def _titles(reports: Sequence[Report]) -> list[str]:
-    """The names of the stores; those of one name are numbered."""
+    """The names of the stores; equal names are numbered."""
     names = [cell(report.store) for report in reports]
     seen: Counter[str] = Counter()
     titles = []

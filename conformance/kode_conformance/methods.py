@@ -50,7 +50,7 @@ def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Cal
     }
     calls = {}
     for name in PROTOCOL_METHODS:
-        if not hasattr(store, name):  # that it has those of its protocol is for another check
+        if not hasattr(store, name):  # another check sees that the parameters are complete
             continue
         parameters = inspect.signature(getattr(ExtendedStore, name)).parameters
         given = {p: v for p, v in common.items() if p in parameters}
@@ -59,7 +59,7 @@ def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Cal
 
 
 def takes(method: Any, given: dict[str, Any]) -> bool:
-    """Whether the method's parameters have these names, as far as can be told."""
+    """True if the method's parameters have these names, as far as can be told."""
     try:
         inspect.signature(method).bind(**given)
     except TypeError:
@@ -70,7 +70,7 @@ def takes(method: Any, given: dict[str, Any]) -> bool:
 
 
 async def drive(method: Any, given: dict[str, Any]) -> Any:
-    """Call, and await or read to the end what it gives; the result, the number of items of an iterator."""
+    """Make the call and await its result, or read its stream to the end into a list."""
     result = method(**given)
     if hasattr(result, "__aiter__"):
         return [item async for item in result]

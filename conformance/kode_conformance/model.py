@@ -1,8 +1,9 @@
-"""What a store must hold after a sequence of calls, as plain dicts and lists: the contract, read a second time.
+"""The records that a store must hold after a sequence of calls, as plain dicts and lists: a second reading of the
+contract.
 
-Nothing of a store is used here but the types of its records. Methods are named as those of a store and take the same
-arguments after the agent's id. What the model must answer to reads is in :mod:`kode_conformance.answers`; what a store
-makes up itself, such as times and offsets, is learned from it and noted here.
+Nothing of a store is used here but the types of its records. Methods have the names of a store's methods and take the
+same arguments after the agent's id. The model's answers to reads are in :mod:`kode_conformance.answers`. Values that a
+store generates, such as times and offsets, are learned from it and noted here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Logged:
 
 
 def has_repeats(timelines: Sequence[Timeline]) -> bool:
-    """Whether two entries are identical, so that no store takes them in one call (EVT-4)."""
+    """True if two entries are identical, so that no store takes them in one call (EVT-4)."""
     seen: defaultdict[tuple[int, int], list[Timeline]] = defaultdict(list)
     for timeline in timelines:
         same = seen[_key(timeline)]
@@ -48,14 +49,14 @@ def has_repeats(timelines: Sequence[Timeline]) -> bool:
 
 
 class Learned:
-    """What the store made up itself, as it was seen last.
+    """Values that the store generated, as they were read last.
 
     Attributes:
         messages: the list whose times are known.
         times: of these messages.
         edits: how many writes changed the messages since.
         updated_at: of the session; None when it was not seen yet.
-        moves: whether ``updated_at`` must have moved since, must not have, or may have (None).
+        moves: True if ``updated_at`` must have moved since, False if it must not have, None if it may have.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class Learned:
 
 
 class AgentModel:
-    """One agent. ``events`` are in the order of commit; documents stand under what they are keyed by."""
+    """One agent. ``events`` are in the order of commit; documents are in dicts, by their keys."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -84,7 +85,7 @@ class AgentModel:
 
     @property
     def is_news(self) -> bool:
-        """Whether it changed since the store was asked for the times that it gave."""
+        """True if the agent changed since the store was asked for the times that it gave."""
         learned = self.learned
         return (
             bool(learned.edits) or learned.moves is not False or (learned.updated_at is None and self.info is not None)
@@ -234,7 +235,7 @@ class StoreModel:
         return len(found)
 
     def fork(self, parent: AgentModel, agent_id: str, fork_id: str, created_at: int) -> None:
-        """A copy of what a fork takes along."""
+        """Copy the records that a fork takes along."""
         child, info = self.agents[fork_id], parent.info
         assert info is not None
         child.info = info.replace(

@@ -34,7 +34,7 @@ __all__ = ["NEW", "Link", "NetworkTests"]
 Opener: TypeAlias = Callable[..., Awaitable[ExtendedStore]]
 
 PATIENCE: Final = 1.5 + 4.0
-"""The deadline of an impatient store, and what a busy machine may add."""
+"""The deadline of an impatient store, and a margin for a busy machine."""
 
 
 class Link:
@@ -63,7 +63,7 @@ class Link:
         return store
 
     async def close(self) -> None:
-        """Close what was opened."""
+        """Close the opened stores."""
         self.proxy.cut_at()
         self.proxy.faults, self.proxy.mode = Faults(), Mode.FORWARD
         for store in self._stores:
@@ -168,7 +168,7 @@ class NetworkTests:
     appends: ClassVar[int] = 400
 
     async def test_of_many_appends_over_a_bad_network_each_is_there_once(self, link: Link) -> None:
-        """One in twenty requests and replies is cut: what is in doubt says so (F29, OPS-10)."""
+        """One in twenty requests and replies is cut: every call with an unknown outcome says so (F29, OPS-10)."""
         store = await link.by_the_proxy()
         logs = [AppendLog(store, "one"), AppendLog(store, "two")]
         link.proxy.faults = Faults(cut_request=0.05, cut_reply=0.05)
@@ -225,7 +225,7 @@ class NetworkTests:
 
     @pytest.mark.parametrize("mode", [Mode.BLACK_HOLE, Mode.STALL, Mode.REFUSE], ids=lambda mode: mode.value)
     async def test_every_call_ends_by_its_deadline(self, link: Link, mode: Mode) -> None:
-        """Nobody answers, on connections that were open and on new ones (F23): each call raises an error of this
+        """The server does not answer, on open connections and on new ones (F23): each call raises an error of this
         library, and the store is well again when the network is.
         """
         store = await self.impatient_store(link)
@@ -239,7 +239,7 @@ class NetworkTests:
             try:
                 async with asyncio.timeout(60):
                     return name, time.monotonic() - start, await call
-            except Exception as exc:  # noqa: BLE001 - what it is, is judged below
+            except Exception as exc:  # noqa: BLE001 - the error is judged below
                 return name, time.monotonic() - start, exc
 
         ends = await asyncio.gather(*(outcome(name, call) for name, call in calls.items()))
@@ -256,7 +256,9 @@ class NetworkTests:
         assert (await _messages(store, "a"))[-1] == "afterwards"
 
     async def test_a_request_that_arrives_late_was_not_called_refused(self, link: Link) -> None:
-        """A write that was given up while the network stood still reaches the server afterwards: nobody could know."""
+        """A write that was given up while the network stood still reaches the server afterwards: the store could not
+        know.
+        """
         log = AppendLog(await self.impatient_store(link))
         await log.write(0, 5)
         for number in range(1, 3):
@@ -282,7 +284,7 @@ class NetworkTests:
         assert all(isinstance(end, StorageError) for end in ends), ends
 
     async def test_connections_end_with_the_event_loop(self, link: Link) -> None:
-        """The close of a store gives up a write that nobody answers, and the loop ends: no connection is left open."""
+        """The close of a store gives up a write that gets no answer, and the loop ends: no connection is left open."""
 
         async def work() -> None:
             store = await link.by_the_proxy_alone(timeout_ms=2_000, command_timeout_millis=8_000)
@@ -301,7 +303,8 @@ class NetworkTests:
 
     async def test_what_was_given_up_and_is_read_as_absent_does_not_appear_later(self, link: Link) -> None:
         """A write is given up while the network stands still, and delivered afterwards: the first read of the same
-        store that is answered sees how it ends, so that who repeats what is missing has done it once (OPS-9, OPS-10).
+        store that is answered sees how it ends, so that a caller who repeats a missing write has written it once
+        (OPS-9, OPS-10).
         """
         store = await self.impatient_store(link)
         for number in range(4):
@@ -318,15 +321,15 @@ class NetworkTests:
             found = await _first_answer(store, agent_id)
             async with asyncio.timeout(30):
                 while await _first_answer(store, agent_id) == ["old"]:
-                    with suppress(StorageError):  # what was given up may hold the agent: look again
+                    with suppress(StorageError):  # a write that was given up may hold the agent: look again
                         await store.append_messages(agent_id, [NEW])
             await asyncio.sleep(0.5)
             assert await _messages(store, agent_id) == ["old", "new"], f"{end!r}, then {found}"
 
     @pytest.mark.parametrize("name", ["save_messages", "save_turn", "save_todos", "save_snapshot", "append_event"])
     async def test_a_write_whose_answer_was_lost_overwrites_nothing(self, link: Link, name: str) -> None:
-        """A write was done, its answer is lost, and another store deletes the agent before the first can ask: what was
-        deleted does not come back, however the first one goes on (OPS-10).
+        """A write was done, its answer is lost, and another store deletes the agent before the first can ask: the
+        deleted records do not come back, however the first store goes on (OPS-10).
         """
         write, look, expected = WRITES[name]
         store, direct = await link.by_the_proxy(max=2), await link.directly()

@@ -116,8 +116,8 @@ def new_store(
 ) -> None:
     """Make a project for a store of your own, with the tests that judge it.
 
-    It can be installed and judged at once; what is not written yet fails with the name of the method. An engine is
-    less work than the protocol, and gives queries, locks, forks and metrics too.
+    It can be installed and judged at once; a method that is not written yet fails with its name. An engine is less work
+    than the protocol, and gives queries, locks, forks and metrics too.
     """
     _check_name(name)
     folder = into.expanduser() / f"kode-{name}"
@@ -151,7 +151,7 @@ def _check_name(name: str) -> None:
 
 
 def _project(name: str, kind: _Kind) -> dict[str, str]:
-    """The project's files: what is in each, by its path."""
+    """The contents of the project's files, by path."""
     package = f"kode_{name.replace('-', '_')}"
     prefix = "".join(word.capitalize() for word in name.split("-"))
     skeleton = skeleton_of(kind.protocol, prefix + kind.suffix, kind.written)
@@ -191,7 +191,7 @@ def _values(name: str, kind: _Kind, skeleton: Skeleton) -> dict[str, str]:
 
 
 def _step(number: int, methods: str, areas: str) -> str:
-    """A row of the table of what to do."""
+    """A row of the table of steps."""
     return f"| {number} | {methods} | `{_only(areas)}` |"
 
 
@@ -205,7 +205,7 @@ def _filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def _compatible(distribution: str) -> str:
-    """What a project that is begun today may depend on."""
+    """The version range that a new project may depend on."""
     major, minor = version(distribution).split(".")[:2]
     return f">={major}.{minor},<{int(major) + 1}" if major != "0" else f">=0.{minor},<0.{int(minor) + 1}"
 

@@ -1,6 +1,6 @@
-"""How long checks of many rounds go on: for all that the tier asks for, or until the time for them is used up.
+"""How long checks of many rounds go on: for all rounds of the tier, or until their time is used up.
 
-A store that is slow is asked less, and never in vain: what follows the rounds must hold after any number of them.
+A slow store makes fewer rounds, and never in vain: the checks after the rounds must hold after any number of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["in_time", "sizes_in_time"]
 T = TypeVar("T")
 
 _BATCH: Final = 25
-"""Fewer items than this take as long as so many: calls count, and not what is in them."""
+"""Fewer items than this take as long as this many: the number of calls counts, and not their size."""
 
 
 def in_time(ctx: Context, rounds: Iterable[T], *, begun: float | None = None) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""Hostile JSON values: 83 of them, each with what a store must do with it (VAL-1, VAL-2)."""
+"""Hostile JSON values: 83 values, each with the required behaviour of a store (VAL-1, VAL-2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every free-form field of every kind of record: how to write a value into it, and how to read what came of it."""
+"""Every free-form field of every kind of record: how to write a value into it, and how to read it back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["PLACES", "Holds", "Place"]
 
 
 class Holds(Enum):
-    """What a field takes."""
+    """The values that a field takes."""
 
     JSON = "any JSON value"
     DICT = "a dict"
     TEXT = "a string"
 
     def fits(self, value: Any) -> bool:
-        """Whether the field's type lets the value in."""
+        """True if the field's type allows the value."""
         if self is Holds.JSON:
             return True
         return type(value) is (str if self is Holds.TEXT else dict)
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
     @property
     def replaces(self) -> bool:
-        """Whether a record takes the place of the one that was saved before."""
+        """True if a record takes the place of the one that was saved before."""
         return not any(reader.gives is Gives.STREAM for reader in self.kind.readers)
 
     def record(self, value: Any) -> Any:
@@ -95,4 +95,4 @@ def _places() -> Iterator[Place]:
 
 
 PLACES: Final[tuple[Place, ...]] = tuple(_places())
-"""All of them."""
+"""All places."""

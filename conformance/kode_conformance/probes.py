@@ -1,4 +1,4 @@
-"""A look at the harness before the store is judged, and at what the harness says that the store lacks."""
+"""A look at the harness before the store is judged, and at the capabilities that the store lacks by its own word."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def probe(harness: StoreHarness) -> None:
     """See that spaces are empty, apart from each other, and can be opened again and removed twice.
 
     Raises:
-        HarnessError: one of them does not hold. What the store itself gets wrong is left to the checks.
+        HarnessError: one of these does not hold. Faults of the store itself are left to the checks.
     """
     with suppress(NotImplementedError):  # a store that cannot even be opened yet: the checks say so
         async with prepared(harness) as first, prepared(harness) as second:
@@ -54,7 +54,7 @@ async def _has_events(store: Store) -> bool:
 
 
 async def absence_problem(harness: StoreHarness, lacked: Capability) -> str:
-    """What is wrong with the claim that the store lacks a capability; empty when it is true."""
+    """The fault in the claim that the store lacks a capability; empty when the claim is true."""
     try:
         async with prepared(harness) as context:
             if lacked is Capability.QUERYABLE:

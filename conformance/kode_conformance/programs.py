@@ -1,4 +1,4 @@
-"""A history that goes wrong as a program: what to paste into a file and to run, and what it needs for that."""
+"""A failing history as a program: the lines to paste into a file and run, with their imports and definitions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Made(NamedTuple):
 
 
 RULER: Final = f"# {'-' * 78}"
-"""Stands before a program that is printed, and after it."""
+"""The line before and after a printed program."""
 _STORES: Final = ("store", "other")
 _MAIN: Final = """
 
@@ -62,7 +62,7 @@ _IMPORTS: Final[Mapping[str, Sequence[str]]] = {
     "kode_core.model": model.__all__,
     "kode_core.query": query.__all__,
 }
-"""Where the names come from that a program may use."""
+"""The modules of the names that a program may use."""
 _NUMBERS: Final = {"nan": 'nan = float("nan")', "inf": 'inf = float("inf")'}
 """Names in the repr of a number."""
 
@@ -134,7 +134,7 @@ class Program:
         return variable
 
     def look(self, look: Look, want: object, via: int, made_up: Mapping[str, str]) -> Program:
-        """Add a look, and what it must give; *made_up* are filters that the store is asked for."""
+        """Add a look, and its correct result; *made_up* are filters that the store is asked for."""
         self._lines += [f"{name} = {self._local(code)}" for name, code in made_up.items()]
         look = look._replace(filters={**look.filters, **{name: _Code(name) for name in made_up}})
         self._lines += [
@@ -157,7 +157,7 @@ class Program:
         return code.replace(f"'{self._prefix}", "'") if self._prefix else code
 
     def __str__(self) -> str:
-        """Only what is used is imported, opened and defined."""
+        """The program; only names in use are imported, opened and defined."""
         body = "\n".join(f"        {line}" for line in self._lines)
         values = [f"{_variable(name)} = {code_of(values_of(name)[0])}" for name in self._names]
         used = _names_in("\n".join([*values, f"async def main():\n{body}"]))
@@ -178,7 +178,7 @@ def _names_in(code: str) -> set[str]:
 
 
 def _imports(used: set[str]) -> list[str]:
-    """The lines that import what is used, and what every program needs."""
+    """The lines that import the used names and the modules that every program needs."""
     found = ["import asyncio", "import tempfile", "from pathlib import Path", ""]
     for module, names in _IMPORTS.items():
         needed = [name for name in names if name in used]
@@ -214,7 +214,7 @@ async def refused(error: str, call: Awaitable[object]) -> None:
 
 
 async def see(store: Any, agent_id: str) -> None:
-    """Read everything of an agent, as a program does that remembers what it saw."""
+    """Read everything of an agent, as a program does that caches its reads."""
     for look in loads(agent_id, Known(), 0):
         await ask(store, look)
     if hasattr(store, "query_sessions"):
@@ -236,7 +236,7 @@ async def stamped(store: Any, agent_id: str) -> tuple[list[Message], list[int]]:
 
 
 def plain(answer: Any) -> Any:
-    """An answer without what a store makes up itself: times, offsets, and when a fork was made."""
+    """An answer without the values that a store generates: times, offsets, and when a fork was made."""
     if isinstance(answer, (list, tuple)):
         return [plain(one) for one in answer]
     if isinstance(answer, StoredEvent):

@@ -1,4 +1,4 @@
-"""What the two front ends for pytest share."""
+"""Functions that the two front ends for pytest share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["conclude", "settings_of"]
 
 
 def settings_of(config: pytest.Config) -> Settings:
-    """What ``--kode-tier`` and ``--kode-seed`` ask for; a run is the same every time unless a seed is given."""
+    """The settings of ``--kode-tier`` and ``--kode-seed``; a run is the same every time unless a seed is given."""
     return Settings(Tier[config.getoption("kode_tier", "standard").upper()], config.getoption("kode_seed", 0))
 
 
 def conclude(check: Check, harness: StoreHarness, request: pytest.FixtureRequest, *, later: str = "") -> None:
-    """Run a check and turn what became of it into what pytest calls it; at the first tier *later* leaves some out."""
+    """Run a check and turn its outcome into a result of pytest; at the first tier *later* leaves some checks out."""
     settings = settings_of(request.config)
     tier = max(check.tier, Tier.STANDARD) if later and re.match(later, check.id) else check.tier
     if tier > settings.tier:

@@ -1,4 +1,6 @@
-"""The options of the suite for pytest. Loaded in every session of whoever has the suite installed: imports nothing."""
+"""The options of the suite for pytest. Pytest loads it in every session where the suite is installed, so it imports
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A suite that is asked for by name is not begun without a store."""
+    """Refuse to begin a suite that is asked for by name without a store."""
     if any("kode_conformance.suite" in arg.replace(os.sep, ".") for arg in config.args):
         _harness(config)
 

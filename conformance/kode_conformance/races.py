@@ -1,4 +1,4 @@
-"""Clients that write and read at once, and note what they saw: tasks of one loop, or other processes."""
+"""Clients that write and read at once, and note their results: tasks of one loop, or other processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["LOGS", "REGISTERS", "Log", "Register", "append_and_read", "write_and
 
 
 class Register(NamedTuple):
-    """One value of an agent that is written whole: a number, or None when nothing is there."""
+    """One value of an agent that is written whole: a number, or None when it is absent."""
 
     write: Callable[[Store, str, int], Awaitable[object]]
     read: Callable[[Store, str], Awaitable[Any]]
@@ -29,10 +29,10 @@ class Log(NamedTuple):
     """A list of numbers that grows at its end.
 
     Attributes:
-        append: adds them, and tells their offsets where there are some.
+        append: adds numbers, and returns their offsets if the log has any.
         read: the numbers, and their offsets.
-        contiguous: whether those of one append stand side by side.
-        once: whether the same ones again are not added again.
+        contiguous: True if the numbers of one append stand side by side.
+        once: True if repeated numbers are not added again.
     """
 
     append: Callable[[Store, str, list[int]], Awaitable[Sequence[int] | None]]
@@ -100,7 +100,7 @@ REGISTERS: Final[Mapping[str, Register]] = {
         lambda s, a, n: s.save_snapshot(a, samples.snapshot("s").replace(last_sfp_index=n)), _snapshot
     ),
 }
-"""What is written whole."""
+"""Values that are written whole."""
 
 
 async def _append_events(store: Store, agent_id: str, seqs: list[int]) -> Sequence[int]:
@@ -127,7 +127,7 @@ LOGS: Final[Mapping[str, Log]] = {
     "events": Log(_append_events, _read_events, contiguous=False, once=True),
     "appended messages": Log(_append_messages, _read_messages, contiguous=True, once=False),
 }
-"""What grows at its end."""
+"""Lists that grow at their end."""
 
 
 # --- Clients ----------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class _Client:
         self._rng = rng
 
     async def write(self, op: str, value: Any, call: Awaitable[Any], *, cancelled: bool) -> Any:
-        """Await a write, or cancel it after some steps of the loop; what it returned."""
+        """Await a write, or cancel it after some steps of the loop; return its result."""
         start, task = time.monotonic_ns(), asyncio.ensure_future(call)
         if cancelled:
             for _ in range(self._rng.randint(0, 10)):
@@ -160,12 +160,12 @@ class _Client:
         return result
 
     async def read(self, call: Awaitable[Any]) -> Any:
-        """Await a read; what it returned. The caller notes it with :meth:`saw`."""
+        """Await a read; return its result. The caller notes it with :meth:`saw`."""
         self._started = time.monotonic_ns()
         return await call
 
     def saw(self, value: Any) -> None:
-        """What the last read gave."""
+        """Note the result of the last read."""
         self.calls.append(Call(self._number, "read", value, self._started, time.monotonic_ns()))
 
 

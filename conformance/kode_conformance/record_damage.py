@@ -1,4 +1,4 @@
-"""Tests of what becomes of agents whose heads somebody damaged, for the stores of a record engine.
+"""Tests of agents with damaged heads, for the stores of a record engine.
 
 .. code-block:: python
 
@@ -21,7 +21,7 @@ from kode_core.errors import CorruptRecordError
 __all__ = ["Damage", "check_damaged_heads"]
 
 Damage: TypeAlias = tuple[str, Callable[[str], Awaitable[object]]]
-"""What is damaged, and how it is done to the stored head of an agent."""
+"""The name of a damage, and a function that damages the stored head of an agent."""
 
 _SOUND: Final = ("0-sound", "z-sound")
 
@@ -73,7 +73,7 @@ async def _others_are_found(store: ExtendedStore) -> None:
 
 
 async def _is_read(store: ExtendedStore, agent_id: str) -> bool:
-    """Whether an agent can be read; then it is as it was saved, and otherwise no call takes it for anything else."""
+    """True if an agent can be read: then it is as it was saved. Otherwise no call may take it for anything else."""
     try:
         found = await store.load_messages(agent_id)
     except CorruptRecordError as exc:

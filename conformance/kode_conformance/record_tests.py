@@ -1,4 +1,4 @@
-"""Tests of a record store: what the engine over it relies on, piece by piece.
+"""Tests of a record store: the guarantees that the engine over it relies on, piece by piece.
 
 .. code-block:: python
 
@@ -7,7 +7,7 @@
         def another(self) -> OpenRecords:
             return lambda: open_records(options)
 
-A store that fails the suite for reasons nobody can see from outside often fails one of these, which says where.
+A store that fails the suite for no visible reason often fails one of these, which says where.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def _fence(records: RecordStore) -> Fence:
 
 
 class Held:
-    """A record store, one call of which waits until it is let go: tests make somebody slow with it."""
+    """A record store with one call that waits until it is let go: tests make a writer or reader slow with it."""
 
     def __init__(self, records: RecordStore, name: str) -> None:
         self._records = records
@@ -111,7 +111,7 @@ class RecordStoreTests:
     # --- one record at a time
 
     async def test_a_head_is_swapped_only_for_its_successor(self, records: RecordStore) -> None:
-        """Of those that build on the same revision one wins; a lease beside it stays; a fence must be held."""
+        """Of several swaps from the same revision one wins; a lease next to the head stays; a fence must be held."""
         assert await records.swap(None, a_head(1), None, [])
         assert not await records.swap(None, a_head(1), None, [])
         fence = await _fence(records)
@@ -124,7 +124,7 @@ class RecordStoreTests:
         assert not await records.swap(a_head(3), a_head(4), fence, [])
 
     async def test_a_head_is_settled_unless_it_was_swapped(self, records: RecordStore) -> None:
-        """What is pending is found until then."""
+        """A pending head is found until then."""
         info = Info(Body("{}", b"d"), "t", 3, (("k", "v"),))
         head = a_head(1, is_settled=False, info=info, messages=ListHead(9, 2))
         assert await records.swap(None, head, None, [])
@@ -133,7 +133,7 @@ class RecordStoreTests:
         assert not await records.settle(a_head(2), lasting=True)
         done = a_head(1, info=info, messages=ListHead(9, 2), state=b"new")
         assert await records.settle(done)
-        async with asyncio.timeout(10):  # it may be told of before it is durable, and so before it is read
+        async with asyncio.timeout(10):  # it may be listed before it is durable, and so before it is read
             while list(await records.heads(["a"])) != [done] or list(await records.unsettled()):
                 await asyncio.sleep(0.01)
 
@@ -152,7 +152,7 @@ class RecordStoreTests:
         assert list(await records.items(PLACE, MESSAGES)) == items
 
     async def test_everybody_of_whom_something_is_stored(self, records: RecordStore) -> None:
-        """Agents with info or without, in the order of their ids, page by page; not those that were deleted."""
+        """Agents with info or without, in the order of their ids, page by page, without deleted agents."""
         info = Info(Body("{}", b"d"), "t", 3)
         for agent_id, has_info, is_used in (
             ("b", False, True),
@@ -183,7 +183,7 @@ class RecordStoreTests:
 
     @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
     async def test_changes_may_come_late_and_in_any_order(self, records: RecordStore, order: tuple[int, ...]) -> None:
-        """Only a greater revision replaces an item; a cut takes only older ones, and what it took stays removed."""
+        """Only a greater revision replaces an item; a cut removes only older items, and they stay removed."""
         changes: list[list[Change]] = [
             [a_message(0, 1), a_message(1, 1), a_message(2, 1)],
             [a_message(0, 2, "second"), Cut(first="m/000000000001", last="m/~", rev=2), a_message(1, 2, "second")],
@@ -250,7 +250,7 @@ class RecordStoreTests:
         assert await texts("e/1", "e/0") == []
 
     async def test_parts_are_kept_by_revision_until_they_are_dropped(self, records: RecordStore) -> None:
-        """Those of other keys and newer revisions stay."""
+        """Parts of other keys and of newer revisions stay."""
         for key, rev in (("m/1", 1), ("m/1", 2), ("m/2", 1)):
             await records.put_parts(PLACE, key, rev, [b"x" * 10, key.encode(), b"\0\xff"])
         await records.drop_parts(PLACE, "m/1", "m/1", 2)
@@ -289,7 +289,7 @@ class RecordStoreTests:
         await records.forget(notes[2])
         assert list(await records.notes_of("a/b")) == [again]
 
-    # --- what the engine makes of it when somebody is slow
+    # --- the engine over a slow record store
 
     async def test_a_late_writer_leaves_nothing_of_a_deleted_agent(
         self, records: RecordStore, another: OpenRecords
@@ -326,7 +326,7 @@ class RecordStoreTests:
     async def test_a_slow_writer_does_not_commit_what_was_removed(
         self, records: RecordStore, another: OpenRecords
     ) -> None:
-        """What it put beside the head is removed, as another was faster: its swap fails, and it puts it again."""
+        """Its parts are removed, as another writer was faster: its swap fails, and it writes the parts again."""
         slow = Held(await another(), "swap")
         async with _store(slow) as store, _store(records) as other:
             size = records.part_bytes + records.inline_bytes
@@ -340,7 +340,7 @@ class RecordStoreTests:
             assert found == [*samples.messages(3), samples.message(3, "y" * size), samples.message(7, "x" * size)]
 
     async def test_what_cannot_be_applied_is_not_committed(self, records: RecordStore) -> None:
-        """A message that is found by more than fits beside it is refused, and the agent goes on."""
+        """A message with more search values than fit next to it is refused, and the agent can still be written."""
         many = samples.message().replace(content=[UnknownBlock({"type": f"{n:0>20}"}) for n in range(5_000)])
         async with _store(records) as store:
             with pytest.raises(PayloadTooLargeError, match="so many types"):

@@ -18,11 +18,11 @@ _CLAUSE: Final = re.compile(r"[A-Z]+-\d+")
 
 
 class Capability(Flag):
-    """What a store offers beyond ``Store`` in one process. A check runs when the store declares all it needs."""
+    """Capabilities beyond ``Store`` in one process. A check runs when the store declares all the ones it needs."""
 
     NONE = 0
     PERSISTENT = auto()
-    """What was written is there after the store was closed and opened again."""
+    """Written records survive closing and opening the store."""
     CROSS_PROCESS = auto()
     """Several processes may use one store at a time."""
     QUERYABLE = auto()
@@ -37,18 +37,18 @@ F = TypeVar("F", bound=CheckFunction)
 
 
 class Check(NamedTuple):
-    """A check and what it is about."""
+    """A check and its properties."""
 
     name: str
     clauses: tuple[str, ...]
     needs: Capability
     run: CheckFunction
     claim: str
-    """What must hold, in one sentence."""
+    """The statement that must hold."""
     tier: Tier = Tier.QUICK
     """The first tier that runs it."""
     stochastic: bool = False
-    """It looks for what happens only sometimes: that it passed once proves little."""
+    """It looks for faults that show only sometimes: one pass proves little."""
     absence_ok: bool = False
     """A store that keeps nothing passes it, rightly."""
     under: tuple[Dimension, ...] = ()
@@ -61,7 +61,7 @@ class Check(NamedTuple):
 
     @property
     def depends_on_timing(self) -> bool:
-        """Whether what it finds may not show in another run of the same seed."""
+        """True if its finding may not show in another run of the same seed."""
         return self.stochastic or bool(_TIMED & set(self.under))
 
     @property

@@ -1,4 +1,4 @@
-"""A store in another process, called as if it were here."""
+"""A store in another process, called as if it were in this one."""
 
 from __future__ import annotations
 

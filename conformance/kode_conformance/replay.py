@@ -15,9 +15,9 @@ _REPLAY: Final = re.compile(
 
 
 class Replay(NamedTuple):
-    """A check, and what it is to be run with; None where that was not said.
+    """A check with the seed and the tier to run it with; None where one is not given.
 
-    The tier belongs to it: how many random values a check draws is said by the tier.
+    The tier belongs to it: the tier decides how many random values a check draws.
     """
 
     check: str
@@ -31,10 +31,10 @@ def replay_of(check_id: str, settings: Settings) -> str:
 
 
 def read_replay(text: str) -> Replay:
-    """What ``replay_of`` wrote; the seed and the tier may be left out.
+    """Parse the text of ``replay_of``; the seed and the tier may be left out.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text is something else.
     """
     match = _REPLAY.fullmatch(text.strip())
     if match is None:

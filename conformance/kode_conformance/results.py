@@ -1,4 +1,4 @@
-"""What a run found out: a result for each check, a status for each clause, and one verdict."""
+"""The results of a run: a result for each check, a status for each clause, and one verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT: Final = 1
 
 
 class Status(StrEnum):
-    """What became of a check."""
+    """The outcome of a check."""
 
     PASS = "pass"  # noqa: S105
     FAIL = "fail"
@@ -25,17 +25,17 @@ class Status(StrEnum):
     STALE_DEVIATION = "stale deviation"
     """The harness says that it fails, and it passes: fails the run, so that the harness is put right."""
     NOT_APPLICABLE = "not applicable"
-    """The store lacks what the check is about, and the suite saw that it does."""
+    """The store lacks the capability that the check needs, and the suite verified that."""
     UNVERIFIED = "unverified"
-    """A hook of the harness, or a counter of the system, is not there."""
+    """A hook of the harness, or a counter of the system, is missing."""
     HARNESS_ERROR = "harness error"
     """The harness itself failed, or does not do what it promises."""
     NOT_RUN = "not run"
-    """It was left out by whoever started the run."""
+    """The run left it out."""
 
 
 BAD: Final = frozenset({Status.FAIL, Status.STALE_DEVIATION, Status.HARNESS_ERROR})
-"""What someone must look at."""
+"""The statuses that someone must look at."""
 
 _WORST_FIRST: Final = (
     Status.FAIL,
@@ -50,7 +50,7 @@ _WORST_FIRST: Final = (
 
 
 class Verdict(StrEnum):
-    """What may be said of the store."""
+    """The judgement of the store."""
 
     CONFORMANT = "CONFORMANT"
     WITH_DEVIATIONS = "CONFORMANT WITH DEVIATIONS"
@@ -61,15 +61,15 @@ class Verdict(StrEnum):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A check and what became of it.
+    """A check and its outcome.
 
     Attributes:
         check: its id, as in ``MSG-1.save_replaces_the_whole_list``.
         clauses: the clauses it checks.
-        claim: what must hold.
+        claim: the statement that must hold.
         seconds: how long it took.
-        cpu: how many seconds of CPU it took, those of processes that have ended included.
-        message: what was found instead, or why there is no finding.
+        cpu: how many seconds of CPU it took, including processes that have ended.
+        message: the finding, or why there is none.
         replay: what to add to the command to run just this again.
     """
 
@@ -89,11 +89,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     Attributes:
         store: the harness's name.
-        versions: of the store's parts, of the suite, of Python.
+        versions: the versions of the store's parts, of the suite and of Python.
         capabilities: what the store offers, by name, as the suite saw it.
-        pace: for how many seconds random checks went on, where it was not what the tier says.
+        pace: for how many seconds random checks went on, if not for as long as the tier says.
         conditions: how many pairs of a clause and a dimension were varied by checks that passed.
-        manifest: a digest of the checks there are, so that two reports can be told to be of one suite.
+        manifest: a digest of all checks, which shows whether two reports come from the same suite.
     """
 
     format: int = FORMAT
@@ -111,7 +111,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     conditions: int = 0
 
     def counts(self) -> Counter[Status]:
-        """How many checks ended how."""
+        """The number of checks by status."""
         return Counter(result.status for result in self.results)
 
     @property
@@ -135,19 +135,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return found
 
     def clause_statuses(self) -> dict[str, Status]:
-        """The worst that became of any check of a clause; a part that was not verified weighs more than a pass."""
+        """The worst outcome of any check of a clause; a part that was not verified weighs more than a pass."""
         return {
             clause: min((result.status for result in results), key=_WORST_FIRST.index)
             for clause, results in self.by_clause().items()
         }
 
     def failures(self) -> Sequence[Result]:
-        """What someone must look at."""
+        """The results that someone must look at."""
         return [result for result in self.results if result.status in BAD]
 
     @property
     def partial(self) -> bool:
-        """Whether whoever started the run left checks of the tier out."""
+        """True if the run left out checks of its tier."""
         return Status.NOT_RUN in self.counts()
 
 

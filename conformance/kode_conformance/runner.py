@@ -32,7 +32,7 @@ SCALE: Final = float(os.environ.get("KODE_CONFORMANCE_TIMEOUT_SCALE", "1"))
 
 
 def capabilities_of(harness: StoreHarness) -> Capability:
-    """All capabilities but those that the harness says its store lacks.
+    """All capabilities except the ones that the harness declares as lacking.
 
     Raises:
         HarnessError: an attribute of the harness is not of its kind.
@@ -55,7 +55,7 @@ def capabilities_of(harness: StoreHarness) -> Capability:
 def selected(tier: Tier, patterns: Sequence[str] = ()) -> tuple[list[Check], list[Check]]:
     """The checks of a tier that match any of *patterns*, and the ones left out.
 
-    A pattern is an area, a clause, the id of a check, or a part of the name of one. What is quick comes first.
+    A pattern is an area, a clause, the id of a check, or a part of the name of one. Checks of lower tiers come first.
     """
     mine = sorted((check for check in load_checks() if check.tier <= tier), key=lambda check: check.tier)
     chosen = [check for check in mine if not patterns or any(_matches(check, pattern) for pattern in patterns)]
@@ -91,7 +91,7 @@ def run_check(check: Check, harness: StoreHarness, settings: Settings | None = N
 
 
 def judge(check: Check, harness: StoreHarness, settings: Settings) -> Result:
-    """Run a check and say what became of it; an error that is no finding of the check is one of the store."""
+    """Run a check and return its outcome; an error that is no finding of the check is an error of the store."""
     started, cpu = time.perf_counter(), _cpu()
     status, message = _outcome(check, harness, settings)
     deviation = harness.deviations.get(check.id)
@@ -216,7 +216,7 @@ def run_suite(
 
 
 def _conditions(results: Iterable[Result], checks: Iterable[Check]) -> int:
-    """How many pairs of a clause and a dimension were varied by checks that passed."""
+    """The number of pairs of a clause and a dimension that were varied by checks that passed."""
     passed = {result.check for result in results if result.status is Status.PASS}
     return len(
         {(clause, one) for check in checks if check.id in passed for clause in check.clauses for one in check.under}
@@ -235,7 +235,7 @@ def _harness_problem(harness: StoreHarness) -> str:
 
 
 def _absence(harness: StoreHarness, lacked: Capability) -> Result:
-    """Whether what the harness says about a capability is true."""
+    """Check the harness's claim that the store lacks a capability."""
     with LoopThread() as loop:
         try:
             problem = loop(absence_problem(harness, lacked), 60.0 * harness.patience * SCALE)
@@ -256,13 +256,13 @@ def _unrun(check: Check, status: Status, message: str) -> Result:
 
 
 def manifest(checks: Iterable[Check]) -> str:
-    """A digest of which checks there are and what they claim."""
+    """A digest of all checks and their claims."""
     lines = sorted(f"{check.id} {','.join(check.clauses)} {check.tier} {check.claim}" for check in checks)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def versions_of(harness: StoreHarness) -> dict[str, str]:
-    """What is judged, and by what."""
+    """The versions of the judged store, of the suite and of Python, and the platform."""
     return {
         **harness.versions,
         "kode-core": version("kode-core"),

@@ -79,7 +79,7 @@ def tool_call(i: int = 0, **changes: Any) -> ToolCallRecord:
 
 
 def approved_call(i: int = 0) -> ToolCallRecord:
-    """A call that somebody allowed."""
+    """A call that was approved."""
     approval = ToolCallApproval(
         required=True, decision="allow", decided_by="alice", decided_at=T0, note="fine", meta={"rule": 7}
     )
@@ -115,7 +115,7 @@ def window(window_id: str = "win-1", timestamp: int = T0) -> HistoryWindow:
 
 
 def compression(record_id: str = "cmp-1", timestamp: int = T0) -> CompressionRecord:
-    """What became of a window."""
+    """The record of a window's compression."""
     return CompressionRecord(
         id=record_id,
         window_id="win-1",

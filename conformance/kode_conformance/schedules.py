@@ -20,7 +20,7 @@ from typing import Any, Final
 __all__ = ["Schedule", "interleaved", "pause", "shuffling_works"]
 
 _TRIED_UP_TO: Final = (3, 14)
-"""The newest Python whose event loop is known to have such a queue."""
+"""The newest Python with an event loop known to have such a queue."""
 
 
 class Schedule(StrEnum):
@@ -61,7 +61,7 @@ async def pause(rng: random.Random) -> None:
 
 
 def shuffling_works() -> bool:
-    """Whether the running loop has a queue that can be replaced."""
+    """True if the running loop has a queue that can be replaced."""
     queue = getattr(asyncio.get_running_loop(), "_ready", None)
     return sys.version_info[:2] <= _TRIED_UP_TO and isinstance(queue, deque)
 
@@ -69,10 +69,10 @@ def shuffling_works() -> bool:
 class _Queue(deque[Any]):
     """The handles that are ready. While it has an ``rng``, the steps of tasks come in a random order.
 
-    What is no step of a task, such as the callbacks of transports, keeps its order; and no step overtakes what the loop
-    itself has to do for a socket before the task goes on that waited for it. The queue stays with its loop: one that
-    went away could take along what another thread was just putting into it. For the same reason it looks into the queue
-    that it came in place of.
+    Other handles, such as the callbacks of transports, keep their order; and no step overtakes the loop's own work for
+    a socket before the task that waited for it goes on. The queue stays with its loop: a queue that is taken away could
+    lose a handle that another thread was just putting into it. For the same reason it looks into the queue that it came
+    in place of.
     """
 
     def __init__(self, before: deque[Any]) -> None:

@@ -1,8 +1,8 @@
 """Servers that a store is tested against: started here, and gone with the process that started them.
 
 A :class:`ServerProcess` is a database server with its data in a temporary folder. It ends when the interpreter does,
-and also when the interpreter is killed: a guardian, one for all servers of a process, sees to that. Tests can do to it
-what happens to servers: kill it with all its processes, hold it, start it again.
+and also when the interpreter is killed: a guardian, one for all servers of a process, sees to that. Tests can kill it
+with all its processes, hold it, and start it again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 T = TypeVar("T")
 NOBODY: Final = 65534
 _PORTS: Final = range(15000, 32000)
-"""Below those that systems give to outgoing connections, so that a server finds its port again when it restarts."""
+"""Below the ports of outgoing connections, so that a restarted server finds its port free."""
 
 
 class NoServerError(RuntimeError):
@@ -55,7 +55,7 @@ class NoServerError(RuntimeError):
 
 
 def had(make: Callable[[], T], *, optional: bool = False) -> T:
-    """The server that *make* gives. Without one the test is skipped, with what would make it run.
+    """The server that *make* gives. Without one the test is skipped, with a reason that says how to make it run.
 
     In CI, where everything has to be there that is not *optional*, it fails.
     """
@@ -70,14 +70,14 @@ def had(make: Callable[[], T], *, optional: bool = False) -> T:
 
 
 class ServerFailedError(RuntimeError):
-    """A server did not start or stop; the message ends with what it wrote."""
+    """A server did not start or stop; the message ends with its output."""
 
 
 class Account:
-    """The user that a server runs as: oneself, or nobody where a server refuses to run as root.
+    """The user that a server runs as: the current user, or ``nobody`` where a server refuses to run as root.
 
     Attributes:
-        uid: None for oneself.
+        uid: None for the current user.
     """
 
     def __init__(self, *, root_is_refused: bool = False) -> None:
@@ -106,7 +106,7 @@ class Account:
         return None if self.uid is None else []
 
     def can_reach(self, folder: Path) -> bool:
-        """Whether this user may enter *folder*."""
+        """True if this user may enter *folder*."""
         return self.uid is None or all(f.stat().st_mode & 0o001 for f in (folder, *folder.resolve().parents))
 
     def own(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class Account:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at."""
+    """A port of 127.0.0.1 without a listener."""
     for port in _PORTS[int.from_bytes(os.urandom(2), "big") % (len(_PORTS) // 2) :]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -187,7 +187,7 @@ class ServerProcess:
 
     Attributes:
         quick: the signal that ends it at once and in good order, as far as it has one.
-        log: the file of what it writes.
+        log: the file of its output.
     """
 
     def __init__(self, log: Path, account: Account, *, quick: signal.Signals = signal.SIGTERM) -> None:
@@ -198,7 +198,7 @@ class ServerProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """True if it has been started and has not ended."""
         if self._process is not None and os.getpid() != self._home.owner:  # a fork may look, and cannot wait
             return guardian.is_alive(self._process.pid)
         return self._process is not None and self._process.poll() is None
@@ -251,7 +251,7 @@ class ServerProcess:
         self._forget()
 
     def pause(self) -> None:
-        """Hold all its processes: connections stay open, and nobody answers."""
+        """Stop all its processes: connections stay open, and get no answer."""
         guardian.send([self.pid], signal.SIGSTOP)
         guardian.send(list(guardian.tree(self.pid)), signal.SIGSTOP)
 
@@ -276,7 +276,7 @@ class ServerProcess:
 
 
 class Startable(ABC):
-    """What a test starts: used with ``with``, or with ``start`` and ``close``."""
+    """A server that a test starts: used with ``with``, or with ``start`` and ``close``."""
 
     @abstractmethod
     def start(self) -> Self:
@@ -284,7 +284,7 @@ class Startable(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it, and remove what it left."""
+        """End it, and remove its files."""
 
     def __enter__(self) -> Self:
         return self.start()
@@ -302,11 +302,11 @@ class LocalProcess(Startable):
 
     @property
     def is_running(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """True if it has been started and has not ended."""
         return self._process.is_running
 
     def pause(self) -> None:
-        """Hold all its processes, so that connections stay open and nobody answers."""
+        """Stop all its processes, so that connections stay open and get no answer."""
         self._process.pause()
 
     def resume(self) -> None:

@@ -17,13 +17,13 @@ class Tier(IntEnum):
     QUICK = 0
     """Every rule by example: seconds."""
     STANDARD = 1
-    """Random histories, races and kills as well: about a minute. What a badge speaks of."""
+    """Random histories, races and kills as well: about a minute. The tier of a badge."""
     THOROUGH = 2
     """The same with many more of them: minutes."""
 
 
 class Effort(NamedTuple):
-    """How often a check repeats what is random in it.
+    """How often a check repeats its random steps.
 
     Attributes:
         examples: random values or histories.
@@ -48,7 +48,7 @@ _LIMITS: Final = {Tier.QUICK: 60.0, Tier.STANDARD: 180.0, Tier.THOROUGH: 900.0}
 
 
 class Settings(NamedTuple):
-    """What a run is asked for.
+    """The settings of a run.
 
     Attributes:
         tier: how much it looks at.
@@ -72,11 +72,11 @@ class Settings(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """After how many seconds a check of a store of the usual speed hangs."""
+        """After how many seconds a check counts as hanging, for a store of the usual speed."""
         return max(_LIMITS[self.tier], 1.5 * self.pace)
 
     def rng(self, check_id: str) -> random.Random:
-        """The random numbers of one check: the same for the same seed, whichever checks run beside it."""
+        """The random numbers of one check: the same for the same seed, whichever other checks run."""
         return random.Random(self.seed << 32 | crc32(check_id.encode()))  # noqa: S311
 
 

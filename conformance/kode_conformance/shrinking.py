@@ -1,4 +1,4 @@
-"""Shortening a history that goes wrong to what makes it go wrong."""
+"""Shortening a failing history to the steps that make it fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kode_conformance.vocabulary import REFUSED, VALUES, run, runs_of
 __all__ = ["Fails", "shortest"]
 
 _FEW: Final = 6
-"""So short a history may become shorter with another value in its last step."""
+"""The length up to which a history may become shorter with another value in its last step."""
 
 Fails = Callable[[list[Step]], Awaitable[bool]]
 

@@ -20,7 +20,7 @@ _Imports: TypeAlias = Mapping[str, Collection[str]]
 
 
 class Skeleton(NamedTuple):
-    """What a class needs to be of a protocol.
+    """The code that a class needs to implement a protocol.
 
     Attributes:
         imports: by module, the names that the signatures use.
@@ -36,7 +36,7 @@ class Skeleton(NamedTuple):
 
 
 def skeleton_of(protocol: type, class_name: str, written: Collection[str] = ()) -> Skeleton:
-    """The methods of *protocol* for a class of that name, without those that are *written* already."""
+    """The methods of *protocol* for a class of that name, except the methods in *written*."""
     lines = inspect.getsource(protocol).splitlines()
     (definition,) = ast.parse("\n".join(lines)).body
     assert isinstance(definition, ast.ClassDef)
@@ -70,7 +70,9 @@ def _signature(method: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[ast.AST,
 
 
 def _origins(names: set[str], module: ModuleType) -> tuple[_Imports, tuple[str, ...]]:
-    """Where *module* has *names* from: what it imports is imported, and so is its own, except what is private."""
+    """The sources of *names* in *module*: an import keeps its source, a public name comes from the module itself, and a
+    private one is copied.
+    """
     body = ast.parse(inspect.getsource(module)).body
     sources = {
         alias.name: node.module
@@ -96,7 +98,7 @@ def _origins(names: set[str], module: ModuleType) -> tuple[_Imports, tuple[str, 
 
 
 def import_lines(imports: _Imports) -> str:
-    """``from`` statements in the order that ruff sorts them to: the standard library, then what was installed."""
+    """``from`` statements in the order of ruff: the standard library first, then installed packages."""
     parts = ["", ""]
     for module in sorted(imports):
         is_installed = module.partition(".")[0] not in sys.stdlib_module_names

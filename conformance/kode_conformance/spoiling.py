@@ -1,4 +1,4 @@
-"""What callers do to records that are theirs: every list and dict that can be reached is changed."""
+"""Changes that callers may make to their own records: every list and dict that can be reached is changed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["spoil", "whole_copy"]
 
 
 def spoil(*given: Any) -> int:
-    """Change every list and dict in what is given, at every depth; returns how many there were.
+    """Change every list and dict in the arguments, at every depth; return their number.
 
-    Insides change first. A list or a dict loses what it had and gets something else, as one that only grew might not
-    be seen where a length was kept.
+    Insides change first. A list or a dict loses its items and gets others: if it only grew, a store that kept its
+    length would not show the change.
     """
     changed = 0
     for part in [part for one in given for part in _mutable(one)]:

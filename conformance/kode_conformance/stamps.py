@@ -12,7 +12,7 @@ __all__ = ["times_problem"]
 
 
 def times_problem(old: Sequence[Message], times: Sequence[int], new: Sequence[Message], given: Sequence[int]) -> str:
-    """What one write made wrong of the times of messages; empty when nothing.
+    """The fault of one write in the times of messages; empty when there is none.
 
     Where equal messages leave open which of them stayed, every reading is allowed.
 
@@ -39,7 +39,7 @@ def times_problem(old: Sequence[Message], times: Sequence[int], new: Sequence[Me
 
 
 def _grown(times: Sequence[int], given: Sequence[int]) -> str:
-    """The list is what it was, with more at its end."""
+    """The list kept its items and got more at its end."""
     wrong = next((i for i, time in enumerate(times) if given[i] != time), None)
     if wrong is not None:
         return f"message {wrong} stayed, and its time was {times[wrong]} and became {given[wrong]}"
@@ -52,7 +52,9 @@ def _grown(times: Sequence[int], given: Sequence[int]) -> str:
 
 
 def _kept_by_contents(before: Sequence[int], times: Sequence[int], after: Sequence[int], given: Sequence[int]) -> str:
-    """A message that is there once, before and after, keeps its time; and so does all of a list that lost its ends."""
+    """A message that occurs once, before and after, keeps its time; and so do all messages of a list that lost its
+    ends.
+    """
     had, has = _by_name(before, times), _by_name(after, given)
     is_part = any(before[k : k + len(after)] == after for k in range(len(before)))
     for name in had.keys() & has.keys():
@@ -80,7 +82,7 @@ def _begins_with(after: Sequence[int], end: Sequence[int]) -> bool:
 
 
 def _in_order(before: Sequence[int], after: Sequence[int]) -> bool:
-    """Whether what both lists have stands in one order, each of it once."""
+    """True if the items that both lists have are in one order, each once."""
     common = set(before) & set(after)
     kept, left = [n for n in before if n in common], [n for n in after if n in common]
     return kept == left and len(set(kept)) == len(kept)

@@ -1,4 +1,4 @@
-"""Which code is a store's own: where a writer may be cut off between two things that it does."""
+"""The files of a store's own code, in which a writer may be cut off between two of its actions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["code_of"]
 def code_of(store: object) -> tuple[str, ...]:
     """Files, and folders that end with a separator, with the code of the store's class and of its engines.
 
-    Of the core only the rooms that such a class is from: what is above the engines does not write.
+    From the core, only the engine packages of such classes: code above the engines does not write.
     """
     found: dict[str, None] = {}
     for part in _parts(store):

@@ -1,4 +1,4 @@
-"""Random JSON values that lean towards what stores get wrong, whether JSON can carry them, and shorter ones.
+"""Random JSON values of the kinds that stores get wrong, whether JSON can carry them, and shorter ones.
 
 Values come from small parts that are hostile each by itself (the corpus of :mod:`kode_conformance.payloads`, and
 strings of hostile characters), put together and inside each other.
@@ -92,7 +92,9 @@ _REFUSED: Final = [payload.value for payload in PAYLOADS if not payload.is_json 
 
 
 def is_exact_json(value: Any, inside: int = 0) -> bool:
-    """Whether a store must keep the value exactly (VAL-1), or else must refuse it (VAL-2); it is *inside* so many."""
+    """True if a store must keep the value exactly (VAL-1), and False if it must refuse it (VAL-2); it is nested in
+    *inside* containers.
+    """
     return inside + _depth(value) <= _MAX_DEPTH and all(map(_is_exact, parts(value)))
 
 

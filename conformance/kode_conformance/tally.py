@@ -31,10 +31,11 @@ AREAS: Final = {
     "DUR": "durability",
     "HARNESS": "the harness",
 }
-"""What an area is about, in the order of the contract. ``HARNESS`` is what the harness says about the store."""
+"""The subject of each area, in the order of the contract. ``HARNESS`` is for the claims of the harness about the store.
+"""
 
 APART: Final = (Status.NOT_APPLICABLE, Status.UNVERIFIED, Status.NOT_RUN)
-"""What says nothing for or against a store."""
+"""The statuses that say nothing for or against a store."""
 
 _WORDS: Final = {
     Status.FAIL: "failed",
@@ -47,7 +48,7 @@ _NOUNS: Final = frozenset({"stale deviation", "harness error", "deviation"})
 
 
 class Tally(NamedTuple):
-    """How the checks of something ended.
+    """The outcomes of some checks.
 
     Attributes:
         counts: by status, without those at 0.
@@ -71,13 +72,15 @@ class Tally(NamedTuple):
         return sum(self.counts[status] for status in BAD)
 
     def apart(self, *, ran: bool = False) -> str:
-        """What was not judged, in words; empty when nothing was left. With *ran* not what was left out."""
+        """The checks that were not judged, in words; empty when all were. With *ran*, checks that did not run are left
+        out.
+        """
         told_apart = APART[:2] if ran else APART
         return ", ".join(f"{self.counts[status]} {status}" for status in told_apart if self.counts[status])
 
 
 def told_tier(tier: str, seconds: float | None) -> str:
-    """The tier, and how long random checks went on if somebody said so: ``thorough, random checks up to 90 s``."""
+    """The tier, and how long random checks went on if a time was given: ``thorough, random checks up to 90 s``."""
     return tier if seconds is None else f"{tier}, random checks up to {seconds:g} s"
 
 

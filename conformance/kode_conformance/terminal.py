@@ -1,4 +1,4 @@
-"""What ``kode conformance`` prints of a run."""
+"""The output of ``kode conformance`` about a run."""
 
 from __future__ import annotations
 
@@ -40,16 +40,17 @@ _LABEL_WIDTH: Final = len("  look first at")
 _PROSE: Final = frozenset({"contract", "checked", "seen before", "look first at"})
 _USUAL_WIDTH: Final = 120
 _MANY: Final = 4
-"""So many findings are told once more in short."""
+"""The number of findings from which they are listed once more in short."""
 _LONG_S: Final = 60.0
 _SLOWEST: Final = 3
 
 
 class Progress:
-    """On a terminal: how far a run is, what is running, and how much failed so far. Elsewhere a line a minute, at most.
+    """On a terminal: the progress of a run, the current check, and the number of failures. Elsewhere at most a line a
+    minute.
 
     Attributes:
-        results: what has ended.
+        results: the results so far.
     """
 
     def __init__(self, checks: Sequence[Check]) -> None:
@@ -96,7 +97,7 @@ class Progress:
 
 
 def print_header(harness: StoreHarness, settings: Settings) -> None:
-    """What is about to be judged, and how."""
+    """Print the store, its versions and the settings of the run."""
     name, tier = visible(harness.name), told_tier(settings.tier.name.lower(), settings.seconds)
     versions = [(part, number) for part, number in versions_of(harness).items() if part != "platform"]
     show(
@@ -107,7 +108,7 @@ def print_header(harness: StoreHarness, settings: Settings) -> None:
 
 
 def print_report(report: Report, command: str) -> None:
-    """All that a run found; *command* is what runs it again."""
+    """Print all findings of a run; *command* is the command that runs it again."""
     if set(report.counts()) != {Status.HARNESS_ERROR}:
         show(_areas(report), Text())
     groups = grouped(report.failures())
@@ -164,7 +165,7 @@ def _bar(numbers: Tally, width: int) -> Text:
 
 
 def _print_failure(group: Sequence[Result], command: str, told: set[str]) -> None:
-    """A finding; the clause that it is of is printed in full unless it is in *told*, and is put there."""
+    """Print a finding. Its clause is printed in full unless it is in *told*, and is added to *told*."""
     first = group[0]
     lines = finding_lines(first, command, told)
     if first.status is Status.HARNESS_ERROR:
@@ -202,7 +203,7 @@ def _print_below(lines: Sequence[str]) -> None:
 
 
 def _wrapped(text: str) -> str:
-    """Words of ours, in lines that are no longer than those of the terminal that there is or was meant."""
+    """Words of the suite, wrapped to the width of the terminal, or to the usual width without one."""
     width = max(shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns - _LABEL_WIDTH - 2, _LABEL_WIDTH)
     return "\n".join(wrap(text, width, break_long_words=False, break_on_hyphens=False))
 

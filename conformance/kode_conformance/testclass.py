@@ -17,7 +17,7 @@ __all__ = ["StoreConformance", "beyond"]
 
 
 def beyond(count: int) -> str:
-    """A regular expression for ``later``: all checks but so many of each clause, those that vary the fewest conditions.
+    """A regular expression for ``later``: all checks except *count* of each clause, which vary the fewest conditions.
 
     For the second driver or layout of a store that is judged as a whole already, and for a slow server.
     """

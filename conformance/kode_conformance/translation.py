@@ -12,7 +12,7 @@ __all__ = ["made_up", "translated"]
 
 
 class Run(Protocol):
-    """What a machine knows of its run."""
+    """A machine's knowledge of its run."""
 
     prefix: str
     model: StoreModel
@@ -20,7 +20,9 @@ class Run(Protocol):
 
 
 def made_up(look: Look, run: Run) -> dict[str, str] | None:
-    """The filters of a look that the store made up, as Python that asks for them; None when one is of the past."""
+    """The filters of a look with values that the store generated, as Python that asks for them; None when a value is no
+    longer current.
+    """
     found = {}
     for name, given in look.filters.items():
         values, ask = _values_of(look, name)
@@ -42,7 +44,9 @@ def _places(value: int, run: Run, values: Callable[[AgentModel], Sequence[int]])
 def _values_of(
     look: Look, name: str
 ) -> tuple[Callable[[AgentModel], Sequence[int]] | None, Callable[[str, int, int], str]]:
-    """What a filter of that name is compared with, where the store makes it up, and how a program asks for it."""
+    """The values that a filter of that name is compared with, if the store generates them, and the Python that asks for
+    one.
+    """
     if name == "after_offset":
         return (
             lambda agent: [logged.offset or 0 for logged in agent.events],

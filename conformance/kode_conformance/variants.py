@@ -1,6 +1,6 @@
-"""Records that are as another one but for a single field: what a change of one field must change, and nothing else.
+"""Records that differ from an original in a single field, to see that a change of one field changes nothing else.
 
-Names are those of histories: ``c.state`` is the tool call ``c.`` in another state.
+Names are as in histories: ``c.state`` is the tool call ``c.`` in another state.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ KEYS: Final[Mapping[str, Sequence[str]]] = {
     "s": ("id",),
     "i": ("agent_id", "message_count"),
 }
-"""Fields by which a record is found, or that the store keeps: other ones make another record."""
+"""Fields by which a record is found, or that the store keeps: changing one makes another record."""
 
 _METADATA: Final = ORIGINALS["i"].metadata  # type: ignore[attr-defined]
 _OTHERS: Final[Mapping[str, Mapping[str, Sequence[Any]]]] = {
@@ -156,7 +156,7 @@ def _made() -> dict[str, Record]:
 
 
 VARIANTS: Final[Mapping[str, Record]] = _made()
-"""All of them, the originals included."""
+"""All variants and the originals."""
 
 
 def names_of(letter: str) -> list[str]:

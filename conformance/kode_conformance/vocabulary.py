@@ -75,7 +75,8 @@ VALUES: Final[Mapping[str, Record]] = {
     "i!": AgentInfo(agent_id="", template_id="t0", created_at=0, metadata=_NAN),
     "i?": AgentInfo(agent_id="somebody else", template_id="t0", created_at=0),
 }
-"""What a name in a history stands for. The ids of agents and templates are put in when the step is made."""
+"""The records that the names in a history stand for. The ids of agents and templates are put in when the step is made.
+"""
 
 REFUSED: Final = {
     "m!": InvalidValueError,
@@ -84,7 +85,7 @@ REFUSED: Final = {
     "i!": InvalidValueError,
     "i?": InvalidArgumentError,
 }
-"""Values that no store may take, and what it raises."""
+"""Values that no store may take, and the error that it raises."""
 
 # --- families ---------------------------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ FAMILIES: Final[Mapping[str, Callable[[int], Record]]] = {
     "dT": lambda i: samples.media(_of(_TWINS, i)),
     "iL": _info,
 }
-"""Records made of texts, names, numbers and times that stores confuse; the first letter is that of their kind."""
+"""Records made of texts, names, numbers and times that stores confuse; the first letter names their kind."""
 
 
 def _of(table: Sequence[Any], i: int) -> Any:

@@ -68,7 +68,7 @@ async def all_come_back(ctx: Context, every: Rows, *, once: bool = False, shares
 async def changes_come_back(ctx: Context, phases: Sequence[Rows], *, turning: bool = False) -> None:
     """Write records, and then others in their place, by every method; another instance must see each change.
 
-    *turning* lets each method write over the records of another one.
+    *turning* lets each method write over the records of another.
     """
     for record in in_time(ctx, ctx.rng.sample([*phases[0]], len(phases[0]))):
         only = [{record: rows_of[record]} for rows_of in phases]
@@ -76,7 +76,7 @@ async def changes_come_back(ctx: Context, phases: Sequence[Rows], *, turning: bo
 
 
 async def spoilt_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
-    """The same, and all that the store is given, and all that it gives by every method, is spoilt at once."""
+    """The same, but the caller changes every argument and every result of the store at once."""
     for record in in_time(ctx, ctx.rng.sample([*phases[0]], len(phases[0]))):
         only = [{record: rows_of[record]} for rows_of in phases]
         await _Round(ctx, record.__name__, only[0], spoils=True).changes(only)
@@ -129,7 +129,7 @@ class _Round:
         await self._ctx.close(other)
 
     async def _read_twice(self, other: ExtendedStore, written: _Written, readers: Sequence[Reader], phase: int) -> None:
-        """What the store gives is spoilt each time, and has to be right the next time, whoever reads it."""
+        """Change every answer of the store at once; it has to be right again for the next reader."""
         for again in ("", ", once more"):
             for reader in readers:
                 for store, where in ((self._ctx.store, ""), (other, " in another instance")):
@@ -265,7 +265,7 @@ class _Round:
             self._ctx.equal([r.position for r in got], [i for i, _ in numbered], f"positions of {how}")
 
     def _taken(self, found: Any) -> Any:
-        """What the store gave; where the caller spoils it, a copy from before."""
+        """The store's result; where the caller changes it, a copy from before."""
         if not self._spoils:
             return found
         kept = whole_copy(found)
@@ -292,7 +292,7 @@ def _writers(kind: Kind) -> Sequence[Writer]:
 
 
 def _rest(writer: Writer, agent_id: str) -> dict[str, Any]:
-    """The parts of a turn that are of other kinds than the one that is written."""
+    """The parts of a turn other than the kind that is written."""
     parts: dict[str, tuple[type[Record], Any]] = {
         "append": (Message, [samples.message(text="in company")]),
         "upsert_tool_calls": (ToolCallRecord, [samples.tool_call(1, id="in company")]),
@@ -335,7 +335,7 @@ async def at_once(calls: Iterable[Awaitable[object]], most: int = _AT_ONCE) -> N
 
 
 def held(model: StoreModel, method: str, agent_id: str) -> Any:
-    """What a method that reads all of an agent must give; events without their offsets."""
+    """The correct result of a method that reads all of an agent; events without their offsets."""
     log = [logged.timeline for logged in model.agents[agent_id].events]
     if method == "follow_events":
         return log

@@ -32,7 +32,7 @@ FORKS: Final = 3
 """How many copies the write ``batch_fork`` makes."""
 
 Portrait = dict[str, Any]
-"""Everything of an agent by kind, without what differs from agent to agent."""
+"""Everything of an agent by kind, without values that differ from agent to agent."""
 
 
 async def seed(store: ExtendedStore, agent_id: str) -> None:
@@ -57,7 +57,7 @@ class Write(NamedTuple):
 
 
 async def overwrite(store: ExtendedStore, agent_id: str) -> None:
-    """Save every kind anew, so that of what a write left nothing is to be seen."""
+    """Save every kind anew, so that nothing of an earlier write is visible."""
     await store.save_turn(
         agent_id,
         messages=samples.messages(2, 70),
@@ -190,19 +190,19 @@ def _nameless(info: AgentInfo | None, agent_id: str) -> AgentInfo | None:
 
 
 def forked(found: Portrait) -> Portrait:
-    """What forks of one agent have in common."""
+    """The parts that all forks of one agent have in common."""
     info = found["info"]
     return {**found, "info": info and info.replace(created_at=0)}
 
 
 class Expected(NamedTuple):
-    """What an agent may look like when a write was interrupted."""
+    """The allowed states of an agent when a write was interrupted."""
 
     before: Portrait
     after: Portrait
 
     def problem(self, found: Portrait, *, done: bool) -> str | None:
-        """What is wrong with *found*: the write must be there whole, or, unless it is *done*, not at all."""
+        """The fault of *found*, which must have the write whole or, unless it is *done*, not at all."""
         missed = difference(found, self.after)
         if missed is None or (not done and difference(found, self.before) is None):
             return None

@@ -1,4 +1,4 @@
-"""OPS-1, OPS-3, OPS-12: what a store says of itself after calls that failed, many calls, and calls at once."""
+"""OPS-1, OPS-3, OPS-12: what a store reports about itself after failed calls, many calls and calls at once."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ _ENGINE_ERRORS: Final = (StoreUnavailableError, OutcomeUnknownError, StoreTimeou
 
 @check("OPS-1", needs=_E, under=(Dimension.CHANGES, Dimension.INTERRUPTIONS))
 async def a_failure_that_ended_is_no_illness(ctx: Context) -> None:
-    """After a call of any kind that failed for what it was given, for a lease, for a damaged record, because it was
-    cancelled, or in the engine for a moment, the store is healthy: health is of now.
+    """A store is healthy again after any call that failed: for its arguments, for a lease, for a damaged record,
+    because it was cancelled, or because the engine failed for a moment. The health report describes the present.
     """
     store = await ctx.another()
     async for name, call in _failures(ctx, store):

@@ -1,4 +1,4 @@
-"""QRY-8, QRY-7, LOCK-3: what was saved before is saved again, statistics after each write, renewals."""
+"""QRY-8, QRY-7, LOCK-3: saving earlier records again, statistics after each write, renewals."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kode_core.errors import LockUnavailableError
     under=(Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES, Dimension.CHANGES),
 )
 async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
-    """An instance that saves just what it saved before, after another instance saved something else or deleted the
-    agent, has saved it, by each method.
+    """An instance can save exactly the records of its last save again, after another instance saved something else or
+    deleted the agent: they are stored, by each method.
     """
     other = await ctx.another()
     for n, write in enumerate(in_time(ctx, WRITES)):
@@ -36,7 +36,7 @@ async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
             for reader, where in ((other, "the other instance"), (ctx.store, "the one that saved it twice")):
                 found, wanted = await portrait(reader, agent), await portrait(other, steady)
                 ctx.true(any(wanted.values()), f"the agent holds nothing after {write.name}")
-                if write.name.startswith("append"):  # what is appended again may be in another order of offsets
+                if write.name.startswith("append"):  # repeated appends may have another order of offsets
                     found, wanted = ({k: v for k, v in one.items() if k != "events"} for one in (found, wanted))
                 what = f"an agent {meanwhile} between two equal calls of {write.name}, seen by {where}"
                 ctx.equal(found, wanted, what)
@@ -44,8 +44,8 @@ async def what_was_saved_before_is_saved_again(ctx: Context) -> None:
 
 @check("QRY-7", needs=Capability.QUERYABLE, under=(Dimension.CHANGES, Dimension.ORDERS, Dimension.INSTANCES))
 async def statistics_are_of_what_is_there(ctx: Context) -> None:
-    """After each write of each kind, made once, again, by another instance, and over what was there, statistics count
-    what loads give: messages, tool calls by name and state, and snapshots.
+    """After each write of each kind, made once, again, by another instance, and over earlier records, statistics count
+    the records that loads return: messages, tool calls by name and state, and snapshots.
     """
     other = await ctx.another()
     writes = [write for write in WRITES if write.name not in ("delete", "batch_fork")]

@@ -44,9 +44,9 @@ async def _begin(store: ExtendedStore, agent_id: str) -> None:
 
 @check("LIFE-4", "LIFE-3", "EVT-4", "LIFE-5", needs=_E, under=(_D.CHANGES, _D.ORDERS, _D.INSTANCES, _D.EQUALS))
 async def every_write_is_new_after_every_delete(ctx: Context) -> None:
-    """The very same write again, by each method and each part of a turn, after the agent was deleted, in each way and
-    by either instance, is there as the first of a new agent: nothing of the old one is remembered, and nothing that it
-    had is taken for there already.
+    """A write that is repeated exactly after its agent was deleted, in each way and by either instance, is stored as
+    the first write of a new agent, by each method and each part of a turn: the store remembers nothing of the old
+    agent, and takes none of its records for stored already.
     """
     stores, rounds = (ctx.store, await ctx.another()), 1 if ctx.settings.tier is Tier.QUICK else len(_DELETES)
     ways = list(_DELETES.items())
@@ -73,8 +73,8 @@ async def every_write_is_new_after_every_delete(ctx: Context) -> None:
 
 @check("LIFE-4", "MSG-4", needs=_E, under=(_D.CHANGES, _D.CLOCKS, _D.INSTANCES))
 async def messages_have_new_times_after_every_delete(ctx: Context) -> None:
-    """Messages that are saved again after their agent was deleted, in each way and by either instance, have the times
-    of the new save, not those that they had before.
+    """Messages that are saved again after their agent was deleted, in each way and by either instance, get the times of
+    the new save, not their earlier times.
     """
     stores = (ctx.store, await ctx.another())
     for number, (way, delete) in enumerate(_DELETES.items()):
@@ -102,8 +102,9 @@ _STEPS: Final = (0, 3600, -3600, 0, -90_000, 86_400 * 400, 1, -1)
     under=(_D.CLOCKS, _D.INSTANCES, _D.CHANGES),
 )
 async def no_write_is_lost_under_any_clock(ctx: Context) -> None:
-    """Each write, by each method and part of a turn, first, again, and after a delete, is there though the clock steps
-    ahead and back between the calls, for loads, sessions and forks; the times of messages never fall along positions.
+    """Each write, by each method and part of a turn, first, again, and after a delete, is visible in loads, sessions
+    and forks although the clock steps ahead and back between the calls; the times of messages never fall along
+    positions.
     """
     stores = (ctx.store, await ctx.another())
     steps = [("a write", i) for i in range(len(_writes("a")))]
@@ -142,8 +143,8 @@ async def _see_a_fork(ctx: Context, store: ExtendedStore, off: float, times: lis
 
 @check("LOCK-5", "EVT-2", "LIFE-3", "LIFE-5", needs=_E, under=(_D.CHANGES, _D.ORDERS, _D.INSTANCES))
 async def tokens_and_offsets_go_on_whatever_is_done(ctx: Context) -> None:
-    """After each way in which an agent can go, and after each write, a lease has a greater token than any before and an
-    event a greater offset, in whichever instance, and who held a lease before is still refused.
+    """After each way in which an agent can go, and after each write, a new lease has a greater token than any before
+    and a new event a greater offset, in every instance, and the holder of an earlier lease is still refused.
     """
     stores = (ctx.store, await ctx.another())
     acts = {**_DELETES, **{write.name: write.act for write in _writes("a")}}

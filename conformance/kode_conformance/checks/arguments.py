@@ -1,4 +1,4 @@
-"""OPS-17: whatever is given to a method, what reaches the caller is an error of this library."""
+"""OPS-17: whatever is given to a method, every error that reaches the caller is an error of this library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Load = Callable[[str], Awaitable[object]]
 
 
 async def _outcome(name: str, call: Callable[[], Any]) -> BaseException | None:
-    """Call, and take what it gives; the error, if there is one."""
+    """Make the call and consume its result; return the error, if there is one."""
     try:
         result = call()
         if hasattr(result, "__aiter__"):
@@ -38,15 +38,15 @@ async def _outcome(name: str, call: Callable[[], Any]) -> BaseException | None:
             found = await result
             if hasattr(found, "release"):
                 await found.release()
-    except Exception as exc:  # noqa: BLE001 - which it is, is what is judged
+    except Exception as exc:  # noqa: BLE001 - the kind of error is judged
         return exc
     return None
 
 
 @check("OPS-17", needs=_E, under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def wrong_arguments_raise_errors_of_this_library(ctx: Context) -> None:
-    """For every parameter of every method, values of wrong types and impossible ones are taken or refused with an error
-    of this library, and what was refused is not written.
+    """For every parameter of every method, wrong types and impossible values are either accepted or refused with an
+    error of this library, and nothing of a refused call is written.
     """
     await ctx.store.save_info("parent", samples.info("parent"))
     nothing = await portrait(ctx.store, "nobody")
@@ -81,7 +81,7 @@ def _judge(wrong: list[str]) -> None:
 
 
 async def _forget(store: Store, agent_id: str, value: Any) -> None:
-    """What was taken is no fault here: remove it."""
+    """Delete an accepted value: accepting it is no fault here."""
     await store.delete(agent_id)
     with suppress(KodeError):
         await store.delete(value)
@@ -106,10 +106,10 @@ async def wrong_fields_raise_errors_of_this_library(ctx: Context) -> None:
 
 
 async def _loaded(load: _Load, agent_id: str) -> list[str]:
-    """What is wrong with loading a record that was taken."""
+    """The problems with loading a record that the store accepted."""
     try:
         found = await load(agent_id)
-    except Exception as exc:  # noqa: BLE001 - what was taken must come back, whatever it raises
+    except Exception as exc:  # noqa: BLE001 - an accepted record must come back
         return [f"raised {type(exc).__name__}: {exc!s:.160}"]
     return ["gave nothing"] if found in ([], None) else []
 
@@ -150,7 +150,7 @@ def _kinds(store: ExtendedStore) -> dict[str, tuple[Any, _Save, _Load]]:
 @check("OPS-17", "QRY-5", needs=Capability.QUERYABLE, under=(Dimension.LOOKALIKES,))
 async def forged_cursors_raise_errors_of_this_library(ctx: Context) -> None:
     """A cursor that no page gave, damaged or made up, with parts of any type, is refused with an error of this library;
-    one of another query is refused.
+    a cursor of another query is refused.
     """
     for agent_id in ("a", "b", "c"):
         await ctx.store.save_turn(

@@ -1,4 +1,4 @@
-"""OPS-16: backups: of one instant, whole or not there, and a store that goes on where the other one was."""
+"""OPS-16: backups are of one instant, whole or absent, and open as a store that goes on from the original."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def need_restored(ctx: Context) -> None:
 
 
 async def fill_much(ctx: Context, count: int = 40) -> None:
-    """Agents enough that a copy takes more than a moment."""
+    """Save enough agents that a copy takes more than a moment."""
     saves = (ctx.store.save_messages(f"much-{i}", [samples.message(text=_TEXT)]) for i in range(count))
     await asyncio.gather(*saves)
 
@@ -44,7 +44,7 @@ async def _turn(store: ExtendedStore, agent_id: str, number: int) -> None:
 
 
 async def _turns(store: ExtendedStore, agent_id: str) -> list[int]:
-    """How many turns each kind of an agent tells of."""
+    """The number of turns that each kind of an agent shows."""
     info, todos = await store.load_info(agent_id), await store.load_todos(agent_id)
     return [
         len(await store.load_messages(agent_id)),
@@ -85,8 +85,8 @@ class _Writer:
 
 @check("OPS-16", "TURN-1", needs=_NEEDS, under=(Dimension.COMPANY,))
 async def a_backup_is_of_one_instant(ctx: Context) -> None:
-    """A backup that is made while turns are written, and agents deleted and made anew, opens as a store that is
-    consistent: turns are whole, and what was written later is not there without what was written before.
+    """A backup that is made while turns are written, and agents deleted and made anew, opens as a consistent store:
+    turns are whole, and no later write is in it without the earlier ones.
     """
     need_restored(ctx)
     await fill_much(ctx)
@@ -133,8 +133,8 @@ async def _third(copy: ExtendedStore) -> int:
 
 @check("OPS-16", "EVT-2", "LOCK-5", needs=_NEEDS, under=(Dimension.CHANGES, Dimension.INSTANCES))
 async def a_backup_goes_on_where_the_store_was(ctx: Context) -> None:
-    """In the copy the offsets of events and the tokens of leases are greater than any before, also of an agent that was
-    deleted; what is written there and here stays apart.
+    """In the copy the offsets of events and the tokens of leases are greater than any before, also for an agent that
+    was deleted; later writes to the copy and to the original stay apart.
     """
     need_restored(ctx)
     offsets, tokens = {}, {}
@@ -203,7 +203,9 @@ async def a_backup_that_is_cancelled_leaves_nothing(ctx: Context) -> None:
 
 
 async def _see_nothing_left(ctx: Context, targets: Path, steps: int) -> None:
-    """Nothing may be left, at once or a moment later: one that goes on would be in the way of the next."""
+    """Check that nothing is left, at once and a moment later: a backup that goes on would be in the way of the next
+    one.
+    """
     await asyncio.sleep(0.005)
     for seconds in (0.02, 0.1, 0.5):
         if not _there(targets):
@@ -242,8 +244,8 @@ async def a_backup_holds_up_no_writer(ctx: Context) -> None:
 
 @check("OPS-16", "OPS-17", needs=_NEEDS, under=(Dimension.DAMAGE,))
 async def a_backup_that_cannot_be_made_leaves_nothing(ctx: Context) -> None:
-    """A backup below a file, or to a place where something is, fails with an error of this library, and what is there
-    stays.
+    """A backup to a path below a file, or to a path that exists, fails with an error of this library, and the files
+    that exist stay.
     """
     need_restored(ctx)
     await seed(ctx.store, "a")

@@ -1,4 +1,4 @@
-"""QRY-5, QRY-6, LIFE-2: what is written between one page and the next, at the very place where the next one begins."""
+"""QRY-5, QRY-6, LIFE-2: writes between one page and the next, at the very place where the next page begins."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ async def _save(store: ExtendedStore, agent: str, mark: str, time: int, version:
 
 
 class _Walk:
-    """Agents that a query finds, and what is done to them between its pages.
+    """The agents that a query finds, and the changes to them between its pages.
 
     Attributes:
-        free: those that something was done to: they may be found or not, but never twice unless they moved.
-        moved: those that moved in the order.
+        free: the agents that were changed: they may be found or not, but never twice unless they moved.
+        moved: the agents that moved in the order.
     """
 
     def __init__(self, store: ExtendedStore, query: _Query, mark: str) -> None:
@@ -68,12 +68,12 @@ class _Walk:
         self.moved: set[str] = set()
 
     async def begin(self) -> None:
-        """Save them, several of one time."""
+        """Save the agents, several at each time."""
         await at_once((_save(self._store, agent, self.mark, self.times[agent]) for agent in self.ids), 8)
 
     @property
     def acts(self) -> Mapping[str, Callable[[str], Awaitable[None]]]:
-        """What can be done about the agent whose record is the last of a page."""
+        """The changes, by name, to the agent whose record is the last of a page."""
         return {
             "the agent of the last record of the page is deleted": self._delete,
             "the last record of the page is changed where it is": self._change,
@@ -120,7 +120,7 @@ class _Walk:
         await _save(self._store, agent, self.mark, self.times.get(agent, samples.T0), 2)
 
     def judge(self, ctx: Context, found: list[Any], what: str) -> None:
-        """Who was left alone came once; nothing that did not move came twice."""
+        """Check that every untouched record was found once, and that none was found twice unless it moved."""
         keys = [(record.agent_id, getattr(record, "position", 0)) for record in found]
         twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1 and key[0] not in self.moved]
         ctx.true(not twice, f"{what}: these came twice: {twice[:5]}")
@@ -168,13 +168,14 @@ async def _walk(ctx: Context, walk: _Walk, query: _Query, filters: dict[str, Any
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 _CROSSED: Final = frozenset((1, 24, 25, 26, 99, 100, 101, 127, 128, 255, 256, 499, 500, 501, 999, 1000, 1001))
-"""After so many records something is written: around the pages that streams are read in."""
+"""The numbers of records after which a change is made: around the page sizes of streams."""
 
 
 @check("QRY-6", "QRY-5", "LIFE-2", needs=_Q, under=(_D.COMPANY, _D.CHANGES, _D.ITEMS, _D.ORDERS))
 async def writes_at_the_pages_of_a_stream(ctx: Context) -> None:
-    """Iterators over more than a hundred sessions, and more than a thousand messages and tool calls, give what is left
-    alone exactly once while agents around the place are deleted and saved after each usual page; so does list.
+    """Iterators over more than a hundred sessions, and more than a thousand messages and tool calls, give every
+    untouched record exactly once while agents around the place are deleted and saved after each usual page; so does
+    list.
     """
     other, number = await ctx.another(), 111
     stay = [f"s{i:03d}" for i in range(number)]

@@ -31,8 +31,8 @@ async def _kill(ctx: Context, writes: Sequence[Write], points: int) -> None:
 
 @check("DUR-3", "DUR-1", "MSG-3", "EVT-1", needs=_P, under=_UNDER)
 async def an_append_of_many_killed_midway(ctx: Context) -> None:
-    """Hundreds of messages, and of events, that are appended in one call whose process is killed are there whole or not
-    at all, and what is appended afterwards stands by itself.
+    """When a process is killed in a call that appends hundreds of messages, or of events, all of them are stored or
+    none, and later appends are not joined to them.
     """
     await _kill(ctx, [_BY_NAME[name] for name in _APPENDS], points=ctx.effort.kills // 2)
 
@@ -40,15 +40,15 @@ async def an_append_of_many_killed_midway(ctx: Context) -> None:
 @check("DUR-3", "DUR-1", "MSG-1", "TC-1", "TURN-1", "LIFE-3", needs=_P, tier=Tier.STANDARD, under=_UNDER)
 async def every_big_write_killed_midway(ctx: Context) -> None:
     """Every write of hundreds of records, a list that shrinks by hundreds, and a delete of hundreds, killed at calls
-    inside the store, is there whole or not at all, is kept once acknowledged, and the agent can be written on.
+    inside the store, is done whole or not at all and is kept once acknowledged, and the agent can still be written.
     """
     await _kill(ctx, [write for write in BIG if write not in _OTHERS], points=ctx.effort.kills // 2)
 
 
 @check("FORK-3", "LIFE-5", "LIFE-3", needs=_P | Capability.EXTENDED, tier=Tier.STANDARD, under=_UNDER)
 async def forks_and_deletions_of_many_killed_midway(ctx: Context) -> None:
-    """Of forks of an agent that has hundreds of records, and of sessions that one call deletes, each is whole or absent
-    after a kill, and a call that is made again finishes what was begun.
+    """After a kill, each fork of an agent with hundreds of records, and each session that one call deletes, is whole or
+    absent, and the same call made again finishes the work.
     """
     async with killer(ctx) as kills:
         few = ctx.effort.kills // 2
@@ -79,8 +79,8 @@ async def one_crash_after_another(ctx: Context) -> None:
     under=(Dimension.CRASHES, Dimension.PROCESSES, Dimension.COMPANY),
 )
 async def one_of_several_writers_is_killed(ctx: Context) -> None:
-    """Of events that several processes append to one agent, one of which is killed, each that was acknowledged is
-    there, once, under its offset; the others go on, and a retry of what the dead one wrote doubles nothing.
+    """When one of several processes that append to one agent is killed, each acknowledged event is stored once, under
+    its offset; the others go on, and a retry of the killed process's events doubles nothing.
     """
     starts = (0, 100_000, 200_000)
     processes = [await ctx.process("append_events", "a", start, 100_000, 20) for start in starts]

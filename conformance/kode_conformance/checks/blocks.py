@@ -1,4 +1,4 @@
-"""LOCK-7: the blocks that a task is in, however they end, are what fences its writes."""
+"""LOCK-7: the blocks that a task is in fence its writes, however blocks end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def _write(store: ExtendedStore, agent_id: str = "a") -> None:
 
 
 async def is_fenced(store: ExtendedStore, other: ExtendedStore, agent_id: str = "a") -> bool:
-    """Whether this task's writes are: while another instance has the lock, only a write without a fence is done."""
+    """True if this task's writes are fenced: while another instance has the lock, only unfenced writes are done."""
     lease = await other.acquire_agent_lock(agent_id, wait_ms=20_000)
     before = len(await store.load_messages(agent_id))
     try:
@@ -39,7 +39,7 @@ async def is_fenced(store: ExtendedStore, other: ExtendedStore, agent_id: str = 
 
 
 async def _soon(call: Awaitable[object], what: str) -> object:
-    """Its result, which must not come only after what it waits for is over."""
+    """The result of *call*, which must come soon: a call that waits for something else to end comes too late."""
     try:
         async with asyncio.timeout(_SOON_S):
             return await call
@@ -49,7 +49,7 @@ async def _soon(call: Awaitable[object], what: str) -> object:
 
 @check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.ORDERS,))
 async def blocks_are_left_in_any_order(ctx: Context) -> None:
-    """Of blocks that are left in any order, each fences its agent until it is left, and not after that."""
+    """Each of several blocks, left in any order, fences its agent until it is left, and not after that."""
     store, other = ctx.store, await ctx.another()
     for order in itertools.permutations("abc"):
         locks = {agent_id: store.acquire_agent_lock(agent_id) for agent_id in "abc"}
@@ -109,8 +109,9 @@ async def a_block_that_ends_elsewhere_fences_no_more(ctx: Context) -> None:
 
 @check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.ORDERS, Dimension.COMPANY))
 async def tasks_that_outlive_the_block_come_too_late(ctx: Context) -> None:
-    """What was started inside a block writes as long as it lasts. Afterwards its writes are refused, and those of the
-    tasks that it starts, until it takes the lock itself; those of the task that was in the block are not.
+    """A task that was started inside a block may write as long as the block lasts. Afterwards its writes are refused,
+    and so are the writes of tasks that it starts, until it takes the lock itself; the writes of the task that was in
+    the block are not refused.
     """
     store, other, left = ctx.store, await ctx.another(), asyncio.Event()
     inside = asyncio.Event()
@@ -138,8 +139,8 @@ async def tasks_that_outlive_the_block_come_too_late(ctx: Context) -> None:
 
 @check("LOCK-7", "LOCK-2", needs=_E, under=(Dimension.ORDERS,))
 async def who_holds_the_lock_is_told_so(ctx: Context) -> None:
-    """A task that asks again for a lock that it holds, or that the task holds that started it, hears so at once,
-    however long it would wait; and can ask again once the block was left.
+    """A task that asks again for a lock that it holds, or that its parent task holds, is told so at once, however long
+    it would wait, and can ask again once the block was left.
     """
     store = ctx.store
 
@@ -160,8 +161,8 @@ async def who_holds_the_lock_is_told_so(ctx: Context) -> None:
 
 @check("LOCK-7", "OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_store_is_closed_inside_a_block(ctx: Context) -> None:
-    """When the store is closed inside a block the lease is lost and leaving raises nothing; who waits for a lock is
-    told that the store is closed; and no fence is left.
+    """When the store is closed inside a block, the lease is lost and leaving the block raises nothing; a task that
+    waits for a lock is told that the store is closed; and no fence is left.
     """
     store, doomed = ctx.store, await ctx.another()
     holder = await store.acquire_agent_lock("b", ttl_ms=_LONG_MS)

@@ -1,4 +1,6 @@
-"""OPS-14 and OPS-16: what waits holds a page, and maintenance goes through everything and holds a part of it."""
+"""OPS-14 and OPS-16: a waiting stream holds one page, and maintenance goes through everything while it holds a part of
+it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ _TEXT: Final = "x" * 2_000
 _AGENTS: Final = 32
 _EACH: Final = 150
 _SIZE: Final = 2 * _EACH * len(_TEXT)
-"""What an agent has at least, in bytes."""
+"""The minimum size of an agent, in bytes."""
 _STEP: Final = 100
 
 
@@ -50,11 +52,11 @@ def _traced() -> Iterator[Callable[[], tuple[int, int]]]:
         tracemalloc.stop()
 
 
-# --- who waits --------------------------------------------------------------------------------------------------------
+# --- streams that wait ------------------------------------------------------------------------------------------------
 
 
 async def _append(ctx: Context, agent_id: str) -> int:
-    """Append many events, of which nothing is kept here; how many."""
+    """Append many events, keep none of them here, and return their number."""
     count = 0
     for start in in_time(ctx, range(0, _EVENTS, _STEP)):
         events = [samples.event(i, text=f"{i}{_TEXT}") for i in range(start, start + _STEP)]
@@ -124,7 +126,7 @@ async def a_slow_follower_misses_nothing(ctx: Context) -> None:
 
 @check("EVT-7", "TURN-1", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.CHANGES))
 async def every_way_to_append_wakes_followers(ctx: Context) -> None:
-    """A waiting follower gets the event of every method that appends, by the same instance or another one, without a
+    """A waiting follower gets the event of every method that appends, by the same instance or another, without a
     further write.
     """
     stores = (ctx.store, await ctx.another())

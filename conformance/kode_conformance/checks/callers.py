@@ -1,4 +1,4 @@
-"""VAL-1: what was given to a store, and what it gave, is the caller's, who may change it."""
+"""VAL-1: records given to a store, and records that it returned, belong to the caller, who may change them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _rows(*numbers: int) -> Mapping[type[Record], Sequence[Any]]:
 
 @check("VAL-1", "MSG-1", "TC-1", "EVT-5", under=(_D.CHANGES, _D.EQUALS, _D.INSTANCES))
 async def what_was_saved_or_loaded_is_the_callers(ctx: Context) -> None:
-    """Whatever a caller does to the lists and dicts of records, at any depth, that it saved by any method or got by any
-    method, what is stored, what others get and what the same method gives next stays as it was, also after the next
+    """A caller may change the lists and dicts, at any depth, of the records that it saved or got by any method: the
+    stored records, the answers to others and the next answer of the same method stay as they were, also after the next
     save, of the same records and of others.
     """
     await spoilt_come_back(ctx, [_rows(0, 1), _rows(0, 1), _rows(0, 2)])
@@ -79,14 +79,14 @@ async def _see(ctx: Context, model: StoreModel, kind: Kind, agent_id: str, other
     ctx.equal(found, held(model, method, agent_id), f"{method} in another instance, of {what}")
 
 
-# --- what is no record ------------------------------------------------------------------------------------------------
+# --- answers that are no records --------------------------------------------------------------------------------------
 
 _OTHER_WAYS: Final = ("acquire_agent_lock", "backup", "batch_fork", "delete", "delete_many", "follow_events")
-"""Methods that change something, do not end, or give what holds no data."""
+"""Methods that change something, do not end, or return no data."""
 _OF_THE_CALL: Final = frozenset(
     ("checked_at", "collected_at", "operations", "performance", "db_size_bytes", "connections")
 )
-"""Fields that tell of the call or of the moment."""
+"""Fields that depend on the call or on the moment."""
 
 
 def _reads() -> list[str]:
@@ -99,7 +99,7 @@ def _reads() -> list[str]:
 
 
 def _lasting(value: Any) -> Any:
-    """An answer without what is of the call alone, as lists, dicts, and records of all kinds."""
+    """An answer as lists, dicts and values, without the fields that belong to this call alone."""
     if isinstance(value, msgspec.Struct):
         names = (name for name in value.__struct_fields__ if name not in _OF_THE_CALL)
         return {name: _lasting(getattr(value, name)) for name in names}

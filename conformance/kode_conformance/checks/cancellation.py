@@ -21,20 +21,20 @@ T = TypeVar("T")
 
 _E = Capability.EXTENDED
 _LEFT_OVER: Final = 5
-"""So many tasks may stay in the end, as a pool's may, however many calls were cancelled."""
+"""The number of tasks that may stay in the end, such as a pool's, however many calls were cancelled."""
 
 _SECONDS: Final = 5.0
-"""How long a call may take that nobody else is in the way of."""
+"""How long a call may take without contention."""
 
 
 class _Tasks:
-    """The tasks of the event loop: what a cancelled call leaves behind is waited for, and leaks are found."""
+    """The tasks of the event loop: waits for the ones that a cancelled call leaves behind, and finds leaks."""
 
     def __init__(self) -> None:
         self._first = self._known = len(asyncio.all_tasks())
 
     async def settle(self) -> None:
-        """Wait until nothing is under way that was not there before."""
+        """Wait until no new task is under way."""
         await asyncio.sleep(0.002)
         for _ in range(200):
             if len(asyncio.all_tasks()) <= self._known:
@@ -46,7 +46,7 @@ class _Tasks:
 
 
 def _steps() -> Iterator[int]:
-    """After how many steps of the event loop to cancel: after each of the first, and then of ever fewer."""
+    """The numbers of steps of the event loop after which to cancel: each of the first ones, then ever fewer."""
     steps = 0
     while True:
         yield steps
@@ -161,7 +161,7 @@ async def a_read_cancelled_at_any_step(ctx: Context) -> None:
 
 @check("LOCK-2", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
 async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
-    """Of those who wait for a lock some are cancelled, at any time: all others get it, one after the other."""
+    """When some of the waiters for a lock are cancelled, at any time, all others get it, one after the other."""
     other = await ctx.another()
     inside: list[int] = []
 
@@ -250,8 +250,8 @@ def _descriptors() -> int:
 
 @check("OPS-5", "DUR-1", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def close_with_every_write_in_flight(ctx: Context) -> None:
-    """Of writes of every kind that are under way when the store is closed, each is done, or refused and whole or
-    absent; what was acknowledged is there when the store is opened again.
+    """Writes of every kind that are under way when the store is closed are each done, or refused and whole or absent;
+    acknowledged writes are found when the store is opened again.
     """
     wanted = {write: await expected(ctx.store, write) for write in WRITES}
     for steps in (0, 1, 2, 5, 15, 60):
@@ -274,11 +274,11 @@ async def close_with_every_write_in_flight(ctx: Context) -> None:
 
 @check("OPS-5", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
-    """A close that is cancelled, at whatever step, is called again, and ends: the store is closed then, and what was
-    acknowledged is there.
+    """A close that is cancelled, at whatever step, can be called again and then ends: the store is closed, and
+    acknowledged writes are stored.
     """
     for steps in range(12):
-        store = cast(ExtendedStore, await ctx.harness.open(ctx.handle))  # one that cannot be closed is nobody else's
+        store = cast(ExtendedStore, await ctx.harness.open(ctx.handle))  # the check must not close it again
         await store.save_messages(f"a{steps}", samples.messages(2))
         write = asyncio.ensure_future(store.append_event(f"a{steps}", samples.event(0)))
         await asyncio.sleep(0)
@@ -301,7 +301,9 @@ async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
 
 @check("OPS-5", "EVT-7", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
 async def close_ends_what_waits(ctx: Context) -> None:
-    """Who follows events, reads on, or waits for a lock when the store is closed comes to an end, and so does close."""
+    """Tasks that follow events, read a stream, or wait for a lock when the store is closed come to an end, and so does
+    close.
+    """
     store = await ctx.another()
     await store.append_events("a", samples.events(700))
     held = await ctx.store.acquire_agent_lock("a")

@@ -1,4 +1,4 @@
-"""OPS-9, OPS-10, FORK-3: writes in doubt or given up, on agents that each kind of change has made what they are."""
+"""OPS-9, OPS-10, FORK-3: writes in doubt or given up, on agents after each kind of change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kode_core.protocols import ExtendedStore
 _E: Final = Capability.EXTENDED
 
 Past = Callable[[ExtendedStore, str, Write], Awaitable[str]]
-"""Makes an agent for a write, and tells its id, which for a fork is another."""
+"""Makes an agent for a write, and returns its id; a fork has an id of its own."""
 
 
 async def _equal(store: ExtendedStore, agent_id: str, write: Write) -> str:
@@ -90,7 +90,7 @@ async def _portrait(store: ExtendedStore, agent_id: str) -> Portrait:
 
 
 async def _wanted(store: ExtendedStore, write: Write, past: Past) -> Expected:
-    """What the write does to such an agent when nothing interrupts it; it may change nothing."""
+    """The agent before and after the write when nothing interrupts it; the write may change nothing."""
     agent_id = await past(store, f"model-{write.name}-{past.__name__}", write)
     before = await _portrait(store, agent_id)
     await write.act(store, agent_id)

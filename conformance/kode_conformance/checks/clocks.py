@@ -1,4 +1,6 @@
-"""INFO-2, VAL-5, LOCK-3, MSG-4, OPS-3: what a store makes up itself, under clocks that step and other time zones."""
+"""INFO-2, VAL-5, LOCK-3, MSG-4, OPS-3: values that a store generates itself, under clocks that step and in other time
+zones.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ async def _updated(store: ExtendedStore, agent_id: str) -> int:
 
 
 _MOVING: Final = ("message", "tool_call", "info", "append)")
-"""What writes of messages, tool calls and info have in their names."""
+"""The parts of method names that write messages, tool calls and info."""
 
 
 @check("INFO-2", needs=_E, under=(Dimension.CLOCKS, Dimension.INSTANCES, Dimension.CHANGES, Dimension.EQUALS))
@@ -117,8 +119,8 @@ async def new_messages_are_never_older_under_any_clock(ctx: Context) -> None:
 
 @check("LOCK-3", "LOCK-1", "LOCK-2", "LOCK-5", needs=_E, under=(Dimension.CLOCKS, Dimension.INSTANCES))
 async def leases_and_waits_heed_no_clock_that_is_set(ctx: Context) -> None:
-    """A clock that is set, ahead or back, at the holder's or at another's, neither ends a lease nor prolongs it, lets
-    no write under it pass or fail, and makes nobody wait for longer or give up sooner.
+    """Setting a clock ahead or back, the holder's or another's, neither ends a lease nor prolongs it, does not decide
+    whether a write under it passes, and makes no task wait longer or give up sooner.
     """
     other = await ctx.another()
 
@@ -158,7 +160,7 @@ async def leases_and_waits_heed_no_clock_that_is_set(ctx: Context) -> None:
 
 
 async def _see_waiters_wait(ctx: Context, other: ExtendedStore) -> None:
-    """One who waits is given the time that was asked for, while the clock steps."""
+    """Check that a waiter gets the whole time that it asked for while the clock steps."""
     for off in (_HOUR_S, -_HOUR_S):
         agent_id = f"waited for {off}"
         lease = await ctx.store.acquire_agent_lock(agent_id, ttl_ms=1_200_000)
@@ -218,8 +220,8 @@ async def calls_under_way_heed_no_clock_that_is_set(ctx: Context) -> None:
 
 @check("VAL-5", needs=_Q, under=(Dimension.CLOCKS, Dimension.NUMBERS, Dimension.INSTANCES))
 async def nothing_depends_on_the_zone(ctx: Context) -> None:
-    """Times that are written in one time zone come back, and are found, in every other; the ones that the store gives
-    are of now in all of them: of messages, sessions, forks and metrics.
+    """Times that are written in one time zone come back, and are found, in every other. In every zone the times that
+    the store gives to messages, sessions, forks and metrics are the present time.
     """
     other = await ctx.another()
     written = {}
@@ -255,7 +257,7 @@ async def _write_times(store: ExtendedStore, agent_id: str, at: int, times: Sequ
 
 
 async def _see_now(ctx: Context, agent_id: str, zone: str) -> None:
-    """What the store stamped itself is of now."""
+    """Check that the store's own times are the present time."""
     now = time.time_ns() // 1_000_000
     (message,) = await ctx.store.query_messages(agent_id=agent_id)
     stamps = {"a message": message.created_at, "updated_at": await _updated(ctx.store, agent_id)}

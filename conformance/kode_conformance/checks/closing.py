@@ -39,7 +39,7 @@ def iterators_of(store: ExtendedStore, agent_id: str) -> dict[str, Callable[[], 
 
 
 async def _begun(ctx: Context, store: ExtendedStore) -> dict[str, AsyncIterator[Any]]:
-    """An iterator of each kind, of which an item was taken where there is one."""
+    """One iterator of each kind, from which an item was taken if it has one."""
     begun = {}
     for name, make in iterators_of(store, "a").items():
         iterator = begun[name] = make().__aiter__()
@@ -64,7 +64,7 @@ async def _busy(store: ExtendedStore) -> None:
 @check("OPS-5", "EVT-7", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY, Dimension.INSTANCES))
 async def all_that_is_under_way_ends_when_a_store_is_closed(ctx: Context) -> None:
     """When a store is closed, twice at once, every call and every iterator that is under way in it ends, whole or with
-    StoreClosedError; those of another instance of the same store go on, and its leases stay.
+    StoreClosedError; calls and iterators of another instance of the same store go on, and its leases stay.
     """
     await _busy(ctx.store)
     held = await ctx.store.acquire_agent_lock("b")
@@ -119,7 +119,8 @@ async def _see_ended(
 @check("OPS-5", "LOCK-5", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.ORDERS))
 async def what_was_begun_before_close_is_over(ctx: Context) -> None:
     """After close an iterator that was begun before gives all there is or raises StoreClosedError, and never ends as if
-    that were all; one that was only made, and every lock and lease that was had, raises it, but for a release.
+    that were all. An iterator that was only made, and every lock and lease taken before, raises it, except for a
+    release.
     """
     await fill(ctx.store, "a")
     await ctx.store.append_messages("a", samples.messages(700, 3))

@@ -22,7 +22,7 @@ _LARGE: Final = ("MSG-1", "MSG-3", "MSG-6", "TC-1", "TC-3", "TURN-1", "MED-1", "
 @check(*_LARGE, stochastic=True, under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
 async def a_large_call_is_seen_whole_or_not_at_all(ctx: Context) -> None:
     """While one call writes, replaces or deletes hundreds of records, readers of another instance see all of it or
-    nothing, in every kind and by every read; who saw it once never sees again what was before.
+    nothing, in every kind and by every read; a reader that saw the result once never sees the earlier state again.
     """
     other, looks = await ctx.another(), looks_of(ctx.harness)
     wanted = await states(ctx.store, "alone", looks)
@@ -53,7 +53,7 @@ async def a_large_call_is_seen_whole_or_not_at_all(ctx: Context) -> None:
 )
 async def large_calls_of_a_process_are_seen_whole(ctx: Context) -> None:
     """While a process writes, replaces and deletes hundreds of records in a call, readers in this one see all of a call
-    or nothing, in every kind and by every read, and never what was before again.
+    or nothing, in every kind and by every read, and never an earlier state again.
     """
     other, looks = await ctx.another(), looks_of(ctx.harness)
     wanted = await states(ctx.store, "alone", looks)
@@ -84,7 +84,7 @@ async def large_calls_of_a_process_are_seen_whole(ctx: Context) -> None:
 
 @check("FORK-3", "FORK-1", "LIFE-5", needs=Capability.EXTENDED, under=(Dimension.COMPANY, Dimension.ITEMS))
 async def many_agents_in_one_call_are_whole(ctx: Context) -> None:
-    """While batch_fork makes several forks of a long agent, and delete_many deletes them, whoever looks finds each of
+    """While batch_fork makes several forks of a long agent, and delete_many deletes them, every reader finds each of
     them whole or not at all.
     """
     other = await ctx.another()
@@ -111,7 +111,7 @@ async def many_agents_in_one_call_are_whole(ctx: Context) -> None:
 
 
 async def _see_whole(ctx: Context, store: ExtendedStore, when: str, among: Sequence[str] = ()) -> list[str]:
-    """The forks that are there, each of which must have everything; of those in *among* some may be gone."""
+    """The forks that exist: each must have everything; forks in *among* may be gone."""
     listed = [agent for agent in await store.list() if agent != "p"]
     for fork in among or listed:
         numbers = (
@@ -131,7 +131,7 @@ async def _see_whole(ctx: Context, store: ExtendedStore, when: str, among: Seque
 
 
 def _writes(store: ExtendedStore, n: int) -> dict[str, Awaitable[object]]:
-    """A write of every kind, that says which round it is of."""
+    """A write of every kind; each says the number of its round."""
     return {
         "messages": store.append_messages("a", samples.messages(1, n)),
         "tool calls": store.upsert_tool_call_records("a", [samples.tool_call(n % 7, result=n)]),
@@ -148,8 +148,8 @@ def _writes(store: ExtendedStore, n: int) -> dict[str, Awaitable[object]]:
 
 @check("MSG-8", "MSG-7", "OPS-10", "MSG-6", under=(Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
 async def writers_of_all_kinds_at_once(ctx: Context) -> None:
-    """Writes of all kinds to one agent at once, by two instances and in any order, from the very first on: each is
-    there, as if it had been the only one.
+    """When two instances write all kinds to one agent at once and in any order, from the very first write on, each
+    write is stored as if it had been the only one.
     """
     other = await ctx.another()
     for n in in_time(ctx, range(12)):
@@ -198,8 +198,8 @@ async def _see_rounds(ctx: Context, store: ExtendedStore, rounds: int) -> None:
 
 @check("TC-3", "TC-2", under=(Dimension.COMPANY, Dimension.EQUALS, Dimension.INSTANCES))
 async def upserts_of_one_id_at_once(ctx: Context) -> None:
-    """Of upserts of the same ids at once, by two instances, each id is there once, with the whole of one of its
-    records, though others append, and calls of the same id further up stay as they are.
+    """When two instances upsert the same ids at once, each id is stored once, as one of its records in full, although
+    others append; earlier calls with the same id stay as they are.
     """
     stores = [ctx.store, await ctx.another()]
     await ctx.store.save_tool_call_records("a", [samples.tool_call(0, result="old"), samples.tool_call(0, result="x")])
@@ -227,8 +227,8 @@ async def upserts_of_one_id_at_once(ctx: Context) -> None:
 
 @check("FORK-1", "FORK-3", needs=Capability.EXTENDED, under=(Dimension.COMPANY, Dimension.ORDERS))
 async def a_fork_is_a_cut_through_all_kinds(ctx: Context) -> None:
-    """A fork that is made while the parent's kinds are written in turn holds of each kind what was there at one
-    instant: none is a round ahead of one that was written before it.
+    """A fork that is made while the parent's kinds are written in turn holds the state of one instant in every kind: no
+    kind is a round ahead of one that was written before it.
     """
     writer = await ctx.another()
     await ctx.store.save_info("p", samples.info("p"))
@@ -278,8 +278,8 @@ async def _rounds_of(store: ExtendedStore, agent: str) -> dict[str, int]:
 
 @check("LIFE-3", "LIFE-4", under=(Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
 async def a_delete_among_writers_of_all_kinds(ctx: Context) -> None:
-    """Writes of every kind at the same time as a delete, by two instances: each is there whole or not at all, nothing
-    older is, counts agree with what is loaded, and a delete afterwards leaves nothing.
+    """When two instances write every kind while the agent is deleted, each write is stored whole or not at all, nothing
+    older is left, counts agree with loads, and a delete afterwards leaves nothing.
     """
     other = await ctx.another()
     for n in in_time(ctx, range(8)):
@@ -305,7 +305,7 @@ async def a_delete_among_writers_of_all_kinds(ctx: Context) -> None:
 
 
 async def _parts(ctx: Context) -> dict[str, tuple[int, Any]]:
-    """How many of each kind there are, and the round that one of them is of."""
+    """The number of records of each kind, and the round of one of them."""
     found = await dump(ctx)
     rounds: dict[str, Any] = {
         "messages": [int(message.text.split()[1]) for message in found["messages"]],  # type: ignore[attr-defined]

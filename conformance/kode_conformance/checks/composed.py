@@ -21,7 +21,7 @@ Load = Callable[[ExtendedStore, str], Awaitable[list[Any]]]
 
 
 async def _snapshots(store: ExtendedStore, agent_id: str) -> list[Any]:
-    """Each by its id: a list may be right where an id leads to another agent's."""
+    """Each snapshot, loaded by its id: a list may be right although an id leads to another agent's snapshot."""
     return [await store.load_snapshot(agent_id, one.id) for one in await store.list_snapshots(agent_id)]
 
 

@@ -1,4 +1,4 @@
-"""OPS-9, OPS-14: deadlines and limits of memory at the edges of what is configured, and under a clock that steps."""
+"""OPS-9, OPS-14: deadlines and limits of memory at the edges of their range, and under a clock that steps."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
 
 @check("OPS-14", "MSG-1", needs=_E, under=(Dimension.NUMBERS, Dimension.CHANGES))
 async def a_limit_of_memory_changes_no_answer(ctx: Context) -> None:
-    """A store that may remember nothing, a few bytes, or more than there is, does and gives what any other does."""
+    """A store that may remember nothing, a few bytes, or more than there is, does and returns the same as any other."""
     wanted: dict[Write, Expected] = {}
     for number, limit in enumerate(in_time(ctx, _LIMITS)):
         store = await _limited(ctx, limit)
@@ -109,13 +109,13 @@ _MB: Final = 2**20
 _TEXT: Final = 800_000
 _AGENTS: Final = 12
 _MOST: Final = 8 * _MB
-"""What it may remember, and what a store may hold besides."""
+"""The memory for its cache, and for everything else that a store may hold."""
 
 
 @check("OPS-14", needs=_E | Capability.PERSISTENT, under=(Dimension.CLOCKS, Dimension.COSTS))
 async def memory_is_bounded_under_any_clock(ctx: Context) -> None:
-    """A store whose clock steps back, or ahead, between its writes and loads remembers no more than its limit, and what
-    it loads is what was saved.
+    """A store whose clock steps back, or ahead, between its writes and loads remembers no more than its limit, and
+    loads the saved records.
     """
     store = await ctx.another(memory_limit_bytes=_MB)
     await _written(store, "warm", 0)

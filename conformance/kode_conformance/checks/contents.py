@@ -1,4 +1,4 @@
-"""OPS-12, OPS-4: contents of records, which are nobody's business but the caller's."""
+"""OPS-12, OPS-4: contents of records, which a store reveals to no one but the caller."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Ears:
         """The error of a call, which was heard."""
         try:
             await call()
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is looked at
+        except Exception as exc:  # noqa: BLE001 - any error is searched
             self.hear(f"{by}: {type(exc).__name__}", told_by(exc))
             return exc
         return None
@@ -84,7 +84,7 @@ def marked_in(given: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _asked(ears: Ears, store: ExtendedStore) -> None:
-    """What a store says of itself when all is well."""
+    """Collect the reports of a healthy store about itself."""
     ears.hear("health_check", await store.health_check())
     ears.hear("get_metrics", await store.get_metrics())
     ears.hear("check_consistency", await store.check_consistency(), await store.check_consistency("a"))
@@ -93,7 +93,7 @@ async def _asked(ears: Ears, store: ExtendedStore) -> None:
 
 
 async def _refused(ctx: Context, ears: Ears, store: ExtendedStore) -> None:
-    """What is told of writes that are refused for their values, or for their lease."""
+    """Collect the messages about writes that are refused for their values or for their lease."""
     lease = await store.acquire_agent_lock("a")
     ears.hear("repr of a lease", repr(lease))
     await lease.release()
@@ -112,8 +112,8 @@ async def _refused(ctx: Context, ears: Ears, store: ExtendedStore) -> None:
 
 @check("OPS-4", "OPS-12", needs=_E, under=(Dimension.DAMAGE,))
 async def damaged_records_are_not_quoted(ctx: Context) -> None:
-    """The error about a damaged record of any kind, the issue that a check finds, and what is logged of it, name it and
-    quote nothing of it.
+    """The error about a damaged record of any kind, the issue that a check finds, and the log messages about it name
+    the record and quote nothing of it.
     """
     ears = Ears()
     for write in marked_writes():
@@ -140,7 +140,9 @@ _READING: Final = ("load_", "list_", "read_", "last_", "query_", "iter_", "aggre
 
 
 async def _damaged(ctx: Context) -> AsyncIterator[tuple[str, ExtendedStore, str]]:
-    """What is damaged, a store that shows it so, and the agent: on the device, and as the engine shows it."""
+    """The damaged part, a store that shows the damage, and the agent: damaged on the device, then by a layer around the
+    engine.
+    """
     if ctx.harness.has("corrupt"):
         await ctx.reopen()
         await ctx.harness.corrupt(ctx.handle, "b")

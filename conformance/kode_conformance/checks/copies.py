@@ -94,7 +94,7 @@ _FILTERS: Final[Mapping[str, tuple[Any, Any]]] = {
     "updated_before": (0, lambda i: False),
     "updated_after": (0, lambda i: True),
 }
-"""For each filter a value, and whom it finds; each finds fewer than there are, but for the last."""
+"""For each filter a value, and the agents that it finds; each except the last finds fewer than all."""
 
 
 @check("LIFE-5", "QRY-2", "LIFE-3", needs=_E, under=(Dimension.ITEMS, Dimension.NUMBERS, Dimension.INSTANCES))
@@ -131,8 +131,8 @@ async def delete_many_deletes_by_every_filter(ctx: Context) -> None:
 
 @check("OPS-11", "DUR-1", needs=_E | Capability.CROSS_PROCESS | _P, under=(Dimension.PROCESSES, Dimension.ORDERS))
 async def whatever_a_process_leaves_open_it_ends(ctx: Context) -> None:
-    """A process that ends without close, while it follows, iterates, holds locks and waits for one, ends by itself, and
-    all it wrote, of every kind and in any order, is there; its locks are free when their time is over, or before.
+    """A process that ends without close, while it follows, iterates, holds locks and waits for one, ends by itself. All
+    its writes, of every kind and in any order, are stored; its locks are free when their time is over, or before.
     """
     names = [write.name for write in WRITES if write.name != "delete"]
     ctx.rng.shuffle(names)

@@ -31,7 +31,7 @@ async def fractions_of_typed_numbers(ctx: Context) -> None:
 
 @check("ID-1", needs=Capability.PERSISTENT, absence_ok=True, under=(Dimension.LOOKALIKES,))
 async def nothing_outside_the_store_is_touched(ctx: Context) -> None:
-    """Ids that look like paths reach nothing beside the store, and opening a store changes nothing beside it."""
+    """Ids that look like paths reach nothing outside the store, and opening a store changes nothing outside it."""
     beside = Path(ctx.folder) / "canary"
     beside.mkdir()
     files = [ctx.folder / f"canary{suffix}" for suffix in ("", ".json", ".jsonl", "/meta.json", "/x")]
@@ -77,7 +77,9 @@ async def reads_make_no_agent(ctx: Context) -> None:
 
 @check("LIFE-4", under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.ITEMS))
 async def who_remembers_a_deleted_agent_is_not_misled(ctx: Context) -> None:
-    """A writer that knew the deleted agent writes what it is told, though a new agent has as many records."""
+    """An instance that knew a deleted agent writes exactly the records that it is given, although a new agent of that
+    id has as many records.
+    """
     other = await ctx.another()
     for length in (1, 2, 3):
         await ctx.store.save_messages("a", samples.messages(length))

@@ -1,4 +1,4 @@
-"""MSG-5, TC-1 and TURN-1: the cost of saving, in bytes and commits, by the length of what is there already."""
+"""MSG-5, TC-1 and TURN-1: the cost of saving, in bytes and commits, by the length of the stored list."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ _SLOW_S: Final = 1.0
 _ROUNDS: Final = 3
 _FEW_ROUNDS: Final = 2
 _SHARE: Final = 6
-"""What a save may write more than with a short list: one part in so many of the long one. Pages, trees that are a level
-deeper and lists that are kept in chunks stay below it; lists that are written again do not."""
+"""The share of the long list that a save may write more than with a short list: one part in so many. Pages, trees that
+are a level deeper and lists that are kept in chunks stay below it; lists that are written again do not.
+"""
 _RARE: Final = 20
-"""One call in so many may write more: it compacts, or copies a log to where it belongs."""
+"""One call in so many may write more: it compacts, or moves a log into its data file."""
 _MANY: Final = {Tier.QUICK: 101, Tier.STANDARD: 501, Tier.THOROUGH: 1001}
-"""So many records of each kind in a turn are more than a batch of some databases takes."""
+"""More records of each kind than a batch of some databases takes."""
 _ENGINE: Final = "the engine"
 _TRIES: Final = 3
 _LEAST: Final = 100
-"""A counter that sees fewer bytes of a call says nothing of it."""
+"""A counter that sees fewer bytes of a call says nothing about it."""
 
 CostedCall = Callable[[ExtendedStore], Awaitable[object]]
 
@@ -46,7 +47,7 @@ def _text(number: int, size: int) -> str:
 
 
 class Talk:
-    """An agent with lists of *count* records, and what is in them."""
+    """An agent with lists of *count* records, and the contents of its lists."""
 
     def __init__(self, agent_id: str, count: int, size: int) -> None:
         self.agent_id, self.count, self.size = agent_id, count, size
@@ -56,7 +57,7 @@ class Talk:
 
     @property
     def whole(self) -> int:
-        """How many bytes one of its lists has, at least."""
+        """The minimum size of one of its lists, in bytes."""
         return self.count * self.size
 
     def message(self, size: int = 500) -> Message:
@@ -95,7 +96,7 @@ class Talk:
 
 
 Change = Callable[[Talk], CostedCall]
-"""Changes what an agent has to be, and gives the call that saves it."""
+"""Changes the records of an agent, and returns the call that saves them."""
 
 
 def _one_more(talk: Talk) -> CostedCall:
@@ -104,7 +105,7 @@ def _one_more(talk: Talk) -> CostedCall:
 
 
 def replaced_at(place: int) -> Change:
-    """A save of messages of which the one at *place* was replaced."""
+    """A save of messages after the message at *place* was replaced."""
 
     def change(talk: Talk) -> CostedCall:
         talk.messages[place] = talk.message()
@@ -135,7 +136,7 @@ def _last_call_changed(talk: Talk) -> CostedCall:
 
 
 def call_changed_at(place: int) -> Change:
-    """A save of tool calls of which the one at *place* has another result."""
+    """A save of tool calls after the call at *place* got another result."""
 
     def change(talk: Talk) -> CostedCall:
         talk.calls[place] = talk.calls[place].replace(result=talk.message().text)
@@ -233,7 +234,7 @@ _BLIND: Final[Mapping[str, Change]] = {
     "save_recovered_file": lambda talk: lambda store: store.save_recovered_file(talk.agent_id, samples.recovered()),
     "save_media_cache": lambda talk: lambda store: store.save_media_cache(talk.agent_id, [samples.media()]),
 }
-"""Writes that are given nothing of what is stored."""
+"""Writes whose arguments contain no stored records."""
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ _Costs = dict[str, list[int]]
 
 
 class _Comparison:
-    """What calls cost for an agent with short lists, and for one with long ones."""
+    """The costs of calls for an agent with short lists, and for one with long ones."""
 
     def __init__(self, ctx: Context, short: Talk, long: Talk, *, rounds: int, memory: bool) -> None:
         self._ctx, self._short, self._long, self._rounds, self._memory = ctx, short, long, rounds, memory
@@ -254,7 +255,7 @@ class _Comparison:
         nor may all together.
 
         Raises:
-            Unverified: nothing counts what is written.
+            Unverified: no counter sees the writes.
         """
         all_short: _Costs = {}
         all_long: _Costs = {}
@@ -294,7 +295,7 @@ class _Comparison:
 
 
 def _mean(costs: list[int]) -> int:
-    """What a call costs on average, the dearest few left out."""
+    """The average cost of a call, without the dearest few."""
     kept = sorted(costs)[: len(costs) - len(costs) // _RARE]
     return sum(kept) // len(kept)
 
@@ -345,8 +346,8 @@ async def what_is_saved_beside_long_lists_costs_the_same(ctx: Context) -> None:
 
 @check("TURN-1", under=(Dimension.COSTS, Dimension.ITEMS, Dimension.CHANGES))
 async def a_turn_is_one_commit(ctx: Context) -> None:
-    """save_turn costs one commit, whatever is in it: for a new agent and one with lists, few records and many, what is
-    added and what replaces.
+    """save_turn costs one commit whatever is in it: for a new agent and one with lists, for few records and many, for
+    additions and replacements.
     """
     store, layer = await counted(ctx)
     await store.save_turn("a", append=samples.messages(1))
@@ -367,7 +368,7 @@ async def a_turn_is_one_commit(ctx: Context) -> None:
 
 
 async def _needed(commits: Callable[[], Awaitable[int]], call: Callable[[], Awaitable[object]]) -> int:
-    """How many commits a call makes; others that use the same server add to it, and a log may begin anew."""
+    """The number of commits that a call makes; others that use the same server add to it, and a log may begin anew."""
     before = await commits()
     await call()
     return await commits() - before
@@ -393,7 +394,7 @@ async def _commits_of(ctx: Context, layer: Counting | None) -> dict[str, Callabl
 
 
 def _turns(count: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What a turn is given, each time something new."""
+    """The arguments of turns, by name; each call of one makes new records."""
     numbers = itertools.count(1000 * count)
 
     def added() -> dict[str, Any]:

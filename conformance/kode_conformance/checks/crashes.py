@@ -26,8 +26,8 @@ from kode_conformance.writes import WRITES, write_named
     under=(Dimension.CRASHES, Dimension.PROCESSES),
 )
 async def a_turn_killed_at_its_calls(ctx: Context) -> None:
-    """A turn whose writer is killed at a call inside the store is there whole or not at all, and is not forgotten; so
-    is the first turn of an agent.
+    """A turn whose writer is killed at a call inside the store is stored whole or not at all, and is not forgotten; the
+    same holds for the first turn of an agent.
     """
     async with killer(ctx) as kills:
         await kill_at_points(ctx, kills, write_named("save_turn"), others=ctx.effort.kills)
@@ -110,7 +110,7 @@ async def a_fork_killed_at_its_calls(ctx: Context) -> None:
     under=(Dimension.CRASHES, Dimension.PROCESSES),
 )
 async def recovery_killed_too(ctx: Context) -> None:
-    """When what opens the store after a kill is killed as well, the next one still finds all or nothing."""
+    """When the process that opens the store after a kill is killed as well, the next one still finds all or nothing."""
     async with killer(ctx) as kills:
         for name in ("save_turn", "save_messages", "delete"):
             await kill_recoveries(ctx, kills, write_named(name), pairs=ctx.effort.kills)
@@ -123,8 +123,8 @@ async def recovery_killed_too(ctx: Context) -> None:
     under=(Dimension.PROCESSES, Dimension.INTERRUPTIONS),
 )
 async def a_stopped_holder_is_fenced_off(ctx: Context) -> None:
-    """A holder that is stopped until its lease has ended, and then goes on, is refused what it writes under the lease,
-    and only that: a write without a fence is not stopped.
+    """A holder that is stopped until its lease has ended, and then goes on, is refused its writes under the lease, and
+    only these: a write without a fence is not stopped.
     """
     if not hasattr(signal, "SIGSTOP"):
         raise Unverified("this system cannot stop a process")

@@ -32,11 +32,11 @@ _PAGES: Final = 40
 
 
 class Damaging(Layer):
-    """Shows bodies of one agent other than they were written, as bytes that changed on the device.
+    """Changes bodies of one agent when they are read, as if bytes had changed on the device.
 
     Attributes:
-        verbs: the reads that show them so.
-        kind: of which list or kind of documents, None for all.
+        verbs: the reads that return changed bodies.
+        kind: the list or kind of documents to change; None for all.
     """
 
     def __init__(self, inner: Engine) -> None:
@@ -84,7 +84,7 @@ PARTS: Final[dict[str, tuple[frozenset[str], str | None, tuple[str, ...]]]] = {
     "events": (frozenset({"events", "last_event"}), None, ("events",)),
     "info": (frozenset({"head", "find_sessions"}), None, ("info",)),
 }
-"""By part of an agent: which reads show it, of which kind, and what then cannot be read."""
+"""By part of an agent: the reads that show it, its kind, and the loads that then fail."""
 
 
 async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:
@@ -99,7 +99,7 @@ async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:
 
 
 async def damage_each_part(ctx: Context) -> AsyncIterator[tuple[str, ExtendedStore]]:
-    """One store after the other that shows another part of the agent ``a`` damaged, and which."""
+    """One store after the other in which another part of the agent ``a`` is damaged, with the name of the part."""
     for part, (verbs, kind, _) in PARTS.items():
         store, layer = await damaging(ctx)
         layer.verbs, layer.kind = verbs, kind
@@ -160,7 +160,7 @@ async def _see_calls_of_the_others(ctx: Context, store: ExtendedStore, part: str
 
 
 class _Said(logging.Handler):
-    """What the log says meanwhile."""
+    """Collects the log messages meanwhile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,14 +197,14 @@ def _listened() -> Iterator[_Said]:
 
 @check("QRY-9", "OPS-4", needs=Capability.QUERYABLE, under=(Dimension.DAMAGE, Dimension.ITEMS))
 async def queries_leave_out_what_is_damaged_and_name_it(ctx: Context) -> None:
-    """A query over many agents, some of whose records are damaged, finds all others, once, on every page; a page names
-    what it left out, and an iterator does so in the log.
+    """A query over many agents with some damaged records finds every other record, once, over all its pages; a page
+    names the records that it left out, and an iterator names them in the log.
     """
     if not ctx.harness.has("corrupt"):
         raise Unverified("the harness has no hook corrupt")
     for agent_id in ("a", "b", "c"):
         await ctx.store.save_turn(agent_id, messages=samples.messages(3), info=samples.info(agent_id))
-    await ctx.close(ctx.store)  # until then a store may have what it wrote in a second place, and take it from there
+    await ctx.close(ctx.store)  # until then a store may have its writes in a second place, and read them from there
     await ctx.harness.corrupt(ctx.handle, "b")
     store = await ctx.another()
     wanted = sorted((agent, i) for agent in ("a", "b", "c") for i in range(3) if (agent, i) != ("b", 0))
@@ -288,7 +288,7 @@ _DAMAGES: Final = (_flip, _zero, _zeros, _first_page, _line_ends, _gone, _more)
 
 
 async def _looked(store: ExtendedStore, agent_id: str) -> Portrait:
-    """What can be read of an agent; in place of what cannot, the error.
+    """Every part of an agent that can be read, and the error of every part that cannot.
 
     Raises:
         Violation: an error of another library.
@@ -309,9 +309,8 @@ async def _looked(store: ExtendedStore, agent_id: str) -> Portrait:
     "OPS-4", "DUR-1", needs=_E | Capability.PERSISTENT, tier=Tier.STANDARD, stochastic=True, under=(Dimension.DAMAGE,)
 )
 async def damaged_bytes_are_never_taken_for_right_ones(ctx: Context) -> None:
-    """A file of an agent with bytes that changed, vanished, became zeros or were put in ends in CorruptRecordError or
-    in the right data, also after more was written; other agents know nothing of it, and no write removes what was
-    there.
+    """Reading an agent's file in which bytes were changed, removed, zeroed or inserted ends in CorruptRecordError or in
+    the right data, also after more was written; other agents are not affected, and no write removes existing data.
     """
     if not ctx.harness.has("files_of"):
         raise Unverified("the harness has no hook files_of")
@@ -349,7 +348,7 @@ async def _see_damage(ctx: Context, agent_id: str, before: Portrait, what: str) 
         for kind, value in found.items()
         if not isinstance(value, CorruptRecordError) and difference(value, before[kind]) is not None
     }
-    wrong.pop("listed", None)  # the log names who is left out
+    wrong.pop("listed", None)  # the log names the agents that are left out
     ctx.true(not wrong, f"{what} the agent reads otherwise than it was written, without an error: {wrong}")
     is_damaged = any(isinstance(value, CorruptRecordError) for value in found.values())
     ctx.equal(await ctx.store.load_messages(_SOUND), samples.messages(2), f"another agent {what}")
@@ -362,7 +361,7 @@ async def _see_damage(ctx: Context, agent_id: str, before: Portrait, what: str) 
 
 
 async def _write_and_look_again(ctx: Context, agent_id: str, before: Portrait, what: str) -> None:
-    """Writes may be refused; what they do is added, and takes nothing away."""
+    """Check that writes are refused or only add records, and remove none."""
     after = dict(before)
     try:
         await ctx.store.append_messages(agent_id, samples.messages(1, 777))

@@ -20,7 +20,7 @@ from kode_core.protocols import ExtendedStore, QueryableStore
 
 _E: Final = Capability.EXTENDED
 _BAD: Final = "a"
-"""The agent that a layer shows damaged."""
+"""The agent with damaged records."""
 
 _SINCE: Final = {"created_after": 0}
 _FILTERS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
@@ -37,7 +37,7 @@ _SORTS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
 
 
 def _searches() -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is searched, and how: each order, with each filter in turn and without."""
+    """Every search to make: each order, with each filter in turn and without."""
     for what, filters in _FILTERS.items():
         for number, (some, order) in enumerate((some, order) for some in filters for order in ("asc", "desc")):
             sorts = _SORTS[what]
@@ -49,7 +49,7 @@ def _place(found: Any) -> tuple[str, int]:
 
 
 async def _see_search(ctx: Context, store: QueryableStore, what: str, how: Mapping[str, Any]) -> None:
-    """A search gives what it gives to who sees no damage, without the damaged, each of which it names."""
+    """Check that a search gives its usual results without the damaged records, and names each of these."""
     everything, _ = await paged(ctx.store, what, how, 100)
     sound = [_place(one) for one in everything if one.agent_id != _BAD]
     bad = len(everything) - len(sound)
@@ -68,8 +68,8 @@ async def _see_search(ctx: Context, store: QueryableStore, what: str, how: Mappi
 
 @check("QRY-9", "OPS-4", needs=_E, under=(Dimension.DAMAGE, Dimension.ORDERS))
 async def every_order_and_filter_leaves_out_what_is_damaged(ctx: Context) -> None:
-    """Whichever of sessions, messages and tool calls is searched, in either order, by any filter and on pages of any
-    size, what is damaged is left out and named, and everything else is found in its order.
+    """A search of sessions, messages or tool calls, in either order, by any filter and on pages of any size, leaves out
+    and names every damaged record, and finds all others in their order.
     """
     for agent_id in (_BAD, "b", "c"):
         await seed(ctx.store, agent_id)
@@ -79,7 +79,7 @@ async def every_order_and_filter_leaves_out_what_is_damaged(ctx: Context) -> Non
         await _see_search(ctx, store, what, how)
 
 
-# --- what was read before, and what comes after -----------------------------------------------------------------------
+# --- earlier reads and later writes -----------------------------------------------------------------------------------
 
 
 @check("OPS-4", "QRY-9", needs=_E, under=(Dimension.DAMAGE, Dimension.INSTANCES))
@@ -127,8 +127,8 @@ async def _see_right_or_refused(ctx: Context, call: Awaitable[Any], wanted: Any,
 
 @check("QRY-9", "OPS-4", "LIFE-4", needs=Capability.QUERYABLE, under=(Dimension.DAMAGE, Dimension.CHANGES))
 async def what_replaces_the_damaged_is_found(ctx: Context) -> None:
-    """Once an agent whose record was damaged is deleted, no search names anything any more, and what is saved under its
-    id is found; after any other save a search finds just what is loaded, and names what cannot be.
+    """Once an agent with a damaged record is deleted, searches name it no more, and records saved under its id are
+    found; after any other save a search finds exactly the records that can be loaded, and names the others.
     """
     if not ctx.harness.has("corrupt"):
         raise Unverified("the harness has no hook corrupt")
@@ -145,7 +145,7 @@ async def what_replaces_the_damaged_is_found(ctx: Context) -> None:
     ids = {name: name.replace(" ", "-") for name in changes}
     for agent_id in ids.values():
         await ctx.store.save_turn(agent_id, messages=m(3), info=samples.info(agent_id))
-    await ctx.close(ctx.store)  # until then a store may have what it wrote in a second place
+    await ctx.close(ctx.store)  # until then a store may have its writes in a second place
     for agent_id in ids.values():
         await ctx.harness.corrupt(ctx.handle, agent_id)
     ctx.store = await ctx.another()
@@ -163,7 +163,7 @@ async def what_replaces_the_damaged_is_found(ctx: Context) -> None:
 
 
 async def _see_same(ctx: Context, store: QueryableStore, agent_id: str, told: str) -> None:
-    """A search finds what is loaded; where that is refused it names what it leaves out."""
+    """Check that a search finds the loaded records, and names the ones that it leaves out where a load is refused."""
     page = await store.query_messages(agent_id=agent_id, order="asc", limit=1000)
     everywhere = await store.query_messages(limit=1000)
     named = [name for name in everywhere.left_out if repr(agent_id) in name]
@@ -177,15 +177,15 @@ async def _see_same(ctx: Context, store: QueryableStore, agent_id: str, told: st
     ctx.equal([one.text for one in found], [one.text for one in loaded], f"the messages that a query finds {told}")
 
 
-# --- what is under way ------------------------------------------------------------------------------------------------
+# --- calls under way --------------------------------------------------------------------------------------------------
 
 _SOUND_WRITES: Final = 3
 
 
 @check("OPS-4", "OPS-13", needs=_E, under=(Dimension.DAMAGE, Dimension.COMPANY))
 async def what_is_called_next_to_damage_succeeds(ctx: Context) -> None:
-    """Reads, writes and forks of an agent of which any part is damaged, made at once with reads and writes of other
-    agents, fail none of those, and raise errors of this library if any; a search that began before goes on to its end.
+    """Reads, writes and forks of an agent with any damaged part, made at once with reads and writes of other agents,
+    make none of the latter fail, and raise only errors of this library; a search that began before goes on to its end.
     """
     await fill(ctx.store, _BAD)
     wanted: dict[Write, Expected] = {}
@@ -218,7 +218,7 @@ async def what_is_called_next_to_damage_succeeds(ctx: Context) -> None:
 
 
 _FIRST: Final = 12
-"""So many calls for the damaged agent come before those for the others, and the rest after them."""
+"""The number of calls for the damaged agent that come before the calls for the others; the rest come after them."""
 
 
 async def _read_at_once(ctx: Context, store: ExtendedStore, agent_id: str, told: str) -> Portrait:

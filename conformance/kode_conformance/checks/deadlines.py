@@ -1,4 +1,4 @@
-"""OPS-9: calls that take longer than they may, because the engine does."""
+"""OPS-9: calls that the engine makes longer than their deadline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kode_core.protocols import ExtendedStore
 _E = Capability.EXTENDED
 _TIMEOUT_MS: Final = 250
 _SECONDS: Final = 4.0
-"""How long a call with that deadline may take in the end, on a machine that is busy."""
+"""How long a call with that deadline may take on a busy machine."""
 
 
 class _Slow(Layer):
@@ -83,8 +83,8 @@ async def hasty(ctx: Context, layer: Callable[[Engine], Engine] | None = None, *
 
 @check("OPS-9", "OPS-10", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
-    """Of every kind of write whose deadline passes in the engine, the error says that nothing was written only where
-    that is so, and stays so; the first read that is answered afterwards sees how it ended.
+    """When the deadline of a write of any kind passes in the engine, the error says that nothing was written only if
+    that is so and stays so; the first read that is answered afterwards sees how the write ended.
     """
     store, slow = await slowed(ctx)
     late = 1.6 * _TIMEOUT_MS / 1000
@@ -119,7 +119,7 @@ async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
 
 
 async def _first_portrait(ctx: Context, store: ExtendedStore, agent_id: str) -> Any:
-    """The first answer: who waits for a write that goes on has a deadline, too."""
+    """The first answered read of the agent: a read that waits for an unfinished write has a deadline, too."""
     times = int(40 * ctx.harness.patience)
     for _ in range(times):
         try:
@@ -157,7 +157,7 @@ async def every_call_ends_though_the_engine_hangs(ctx: Context) -> None:
 async def _ended(
     ctx: Context, calls: Mapping[str, Awaitable[Any]], seconds: float = _SECONDS
 ) -> dict[str, BaseException | None]:
-    """What calls raised, which must end in time."""
+    """The errors of calls, which must end in time."""
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
     await asyncio.wait(tasks.values(), timeout=seconds * ctx.harness.patience)
     for name, task in tasks.items():

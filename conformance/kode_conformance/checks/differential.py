@@ -1,4 +1,6 @@
-"""Calls that the model says nothing of, and whole histories, held to the memory store of the core, call by call."""
+"""Calls about which the model says nothing, and whole histories, compared call by call with the memory store of the
+core.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ _UNDER: Final = (Dimension.CHANGES, Dimension.ORDERS, Dimension.EQUALS, Dimensio
 
 
 async def _outcome(store: Any, look: Look) -> tuple[str, Any]:
-    """What the call gives, or the class of this library that it raises."""
+    """The result of the call, or the class of the library error that it raises."""
     try:
         return "gives", _normal(await ask(store, look), look)
     except Exception as exc:  # noqa: BLE001 - errors are what is compared
@@ -46,7 +48,7 @@ def _normal(answer: Any, look: Look) -> Any:
         return len(answer) if isinstance(answer, Sequence) else 1
     if look.method.startswith(("query_", "iter_")):
         records = list(answer)
-        if look.method.endswith("_messages"):  # those of one millisecond in one store may be of two in another
+        if look.method.endswith("_messages"):  # calls in one millisecond on one store may be in two on another
             records.sort(key=lambda message: (message.agent_id, message.position))
         if look.method.endswith("_sessions") and look.filters.get("sort_by") == "updated_at":
             records.sort(key=lambda session: session.agent_id)
@@ -124,7 +126,7 @@ _QUERIES: Final[Sequence[tuple[str, dict[str, Any]]]] = (
 
 
 def _unusual(agent_id: str) -> Iterator[Look]:
-    """Calls at the edge of what is allowed, and beyond it."""
+    """Calls at the edge of the allowed range, and beyond it."""
     for id_, method in itertools.product(_IDS, _READS):
         yield Look(method, (id_,))
     for id_, (method, value) in itertools.product(_IDS, _WRITES):
@@ -161,8 +163,8 @@ def _unusual(agent_id: str) -> Iterator[Look]:
 
 @check("QRY-1", "ID-1", "ID-4", "QRY-4", "VAL-5", "LIFE-5", needs=Capability.EXTENDED, under=(Dimension.NUMBERS,))
 async def unusual_calls_end_as_in_memory(ctx: Context) -> None:
-    """Calls with arguments at the edge of what is allowed, and beyond it, give what the memory store gives, or raise
-    the same error, and leave the same behind.
+    """Calls with arguments at the edge of the allowed range, and beyond it, return what the memory store returns, or
+    raise the same error, and leave the same records behind.
     """
     async with _reference() as reference:
         machine = Machine(ctx, "", [])
@@ -186,7 +188,7 @@ async def _compare(store: Any, reference: Any, look: Look) -> None:
 
 
 async def _make(machine: Machine, store: Any, step: Step, forks: dict[str, str]) -> tuple[str, Any]:
-    """Make a step on one store; what it gives."""
+    """Make a step on one store; return its result."""
     agent_id = forks.get(step.agent, machine.prefix + step.agent)
     if step.op == "batch_fork":
         try:
@@ -220,7 +222,7 @@ _LOOKS: Final[Sequence[tuple[str, dict[str, Any]]]] = (
 )
 
 
-# --- what was not there -----------------------------------------------------------------------------------------------
+# --- reads that found nothing before ----------------------------------------------------------------------------------
 
 
 def _all_looks(agent_id: str, known: Known) -> list[Look]:
@@ -345,8 +347,8 @@ class _Both:
     under=_UNDER,
 )
 async def random_histories_give_what_memory_gives(ctx: Context) -> None:
-    """Each call of any sequence gives what it gives on the memory store, or raises the same error, and so does each
-    read after it.
+    """Each call of any sequence, and each read after it, returns what the memory store returns, or raises the same
+    error.
     """
     async with _reference() as reference:
         both = _Both(ctx, [ctx.store, await ctx.another()], reference)

@@ -100,7 +100,7 @@ async def a_snapshot_stays_as_it_was(ctx: Context) -> None:
 
 @check("INFO-1", under=(Dimension.CHANGES,))
 async def info_is_inserted_or_replaced(ctx: Context) -> None:
-    """Saving an info inserts or replaces it whole: what is gone from it is gone."""
+    """Saving an info inserts or replaces it whole: fields that the new info lacks are gone."""
     full = samples.info("a", lineage=["p", "q", "p"], metadata={"deep": {"list": [None, {"x": []}]}, "n": None})
     await ctx.store.save_info("a", full)
     ctx.equal(await ctx.store.load_info("a"), full, "the info")
@@ -146,7 +146,7 @@ async def updated_at_moves_forward(ctx: Context) -> None:
 
 @check("INFO-1", "INFO-3", "LIFE-1", absence_ok=True, under=(Dimension.ORDERS,))
 async def loads_of_nothing_leave_no_trace(ctx: Context) -> None:
-    """Loads of what is absent return empty or None, and afterwards there is still nothing."""
+    """Loads of absent records return empty or None, and leave nothing behind."""
     store = ctx.store
     empty = (
         await store.load_messages("a"),

@@ -1,4 +1,4 @@
-"""OPS-10: writes of which the engine cannot say what became of them."""
+"""OPS-10: writes whose outcome the engine cannot tell."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _E = Capability.EXTENDED
 
 
 class Doubtful(Layer):
-    """Loses the answer to writes, as a connection that breaks off does.
+    """Loses the answers to writes, as a connection that breaks off does.
 
     Attributes:
-        loses: whether it does now.
-        writes: whether what was asked for had been done before.
-        raises: whether a commit raises as a whole, in place of an outcome for each batch.
+        loses: True while answers are lost.
+        writes: True if the write is done before its answer is lost.
+        raises: True if a commit raises as a whole, in place of an outcome for each batch.
     """
 
     def __init__(self, inner: Engine) -> None:
@@ -61,8 +61,8 @@ async def doubtful(ctx: Context) -> tuple[ExtendedStore, Doubtful]:
 
 @check("OPS-10", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def what_is_in_doubt_is_read_and_repeated(ctx: Context) -> None:
-    """When the answer to a write of any kind is lost the call says that the outcome is unknown, whether it was done or
-    not; who then reads, and repeats what is missing, in the same store, has done it once.
+    """When the answer to a write of any kind is lost, the call says that the outcome is unknown, whether the write was
+    done or not; a caller that then reads, and repeats the missing records in the same store, has stored them once.
     """
     store, doubt = await doubtful(ctx)
     for number, write in enumerate(WRITES):
@@ -95,8 +95,8 @@ async def _repeat(ctx: Context, store: ExtendedStore, agent_id: str, write: Writ
 
 @check("OPS-10", "MSG-1", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
 async def what_is_in_doubt_overwrites_nobody(ctx: Context) -> None:
-    """After the answer to a write was lost another instance writes, or deletes the agent; nothing of the first comes
-    back, and what it saves next is what it was given.
+    """After the answer to a write was lost, another instance writes, or deletes the agent; nothing of the first write
+    comes back, and the next save of the first instance stores exactly its records.
     """
     store, doubt = await doubtful(ctx)
     await overwrite(ctx.store, "plain")
@@ -125,8 +125,8 @@ async def what_is_in_doubt_overwrites_nobody(ctx: Context) -> None:
 
 @check("OPS-10", "OPS-17", needs=_E, under=(Dimension.DAMAGE,))
 async def an_engine_that_breaks_off_is_told_as_such(ctx: Context) -> None:
-    """Reads and writes whose engine call fails are made known by the error that the engine gave, with all that it says;
-    nothing of it stays behind in the store.
+    """Reads and writes whose engine call fails raise the engine's own error, with all that it says; nothing of it stays
+    behind in the store.
     """
     store, doubt = await doubtful(ctx)
     await seed(store, "a")

@@ -1,4 +1,4 @@
-"""DUR: what a crash leaves behind."""
+"""DUR: the state that a crash leaves behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kode_conformance.settings import Tier
     under=(Dimension.CRASHES, Dimension.PROCESSES),
 )
 async def turns_survive_a_kill_whole(ctx: Context) -> None:
-    """After kill -9 at any moment every acknowledged turn is there, and every turn is whole or absent."""
+    """After kill -9 at any moment every acknowledged turn is stored, and every turn is whole or absent."""
     turns = await kill_turns(ctx, ctx.effort.kills, ctx.rng.getrandbits(32))
     ctx.true(turns > 4, "the writer must have written")
 
@@ -34,7 +34,7 @@ async def turns_survive_a_kill_whole(ctx: Context) -> None:
     under=(Dimension.CRASHES, Dimension.PROCESSES),
 )
 async def single_saves_survive_a_kill(ctx: Context) -> None:
-    """After kill -9 at any moment every acknowledged save of every kind is there, in order, none torn."""
+    """After kill -9 at any moment every acknowledged save of every kind is stored, in order, none torn."""
     rounds = await kill_mixed(ctx, ctx.effort.kills, ctx.rng.getrandbits(32))
     ctx.true(rounds > 4, "the writer must have written")
 
@@ -47,7 +47,7 @@ async def single_saves_survive_a_kill(ctx: Context) -> None:
     under=(Dimension.CRASHES, Dimension.PROCESSES, Dimension.COMPANY),
 )
 async def acknowledged_events_survive_a_kill(ctx: Context) -> None:
-    """After kill -9 with many appends in flight every acknowledged event is there, once, under its offset."""
+    """After kill -9 with many appends in flight every acknowledged event is stored, once, under its offset."""
     process = await ctx.process("append_events", "a", 0, 100_000, 50)
     told = [await process.line() for _ in range(ctx.rng.randint(60, 240))]
     process.kill()

@@ -28,7 +28,7 @@ def _call(kind: Kind, writer: Writer, agent_id: str) -> dict[str, Any]:
 )
 async def a_repeat_under_an_ended_lease_is_refused(ctx: Context) -> None:
     """The same records, given again by any method under a lease that has ended since, are refused though they would
-    change nothing, before and after somebody else took the lock.
+    change nothing, before and after another holder took the lock.
     """
     stores = (ctx.store, await ctx.another())
     cases = [(kind, writer) for kind in kinds().values() for writer in kind.writers]
@@ -50,7 +50,7 @@ async def a_repeat_under_an_ended_lease_is_refused(ctx: Context) -> None:
 
 
 _APART: Final = ({"append", "messages"}, {"tool_calls", "upsert_tool_calls"})
-"""Parts of which a turn has one at most."""
+"""Parts that exclude each other in a turn."""
 
 
 @check("LOCK-5", "TURN-1", needs=Capability.EXTENDED, under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.ORDERS))

@@ -1,4 +1,4 @@
-"""MSG-4, TC-2, EVT-3, EVT-4, QRY-3: equal contents where it counts which one it is."""
+"""MSG-4, TC-2, EVT-3, EVT-4, QRY-3: records with equal contents that must still be told apart."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ async def equal_messages_keep_each_their_time(ctx: Context) -> None:
 
 @check("MSG-1", "MSG-3", "MSG-6", "TC-2", "TC-1", under=(Dimension.EQUALS, Dimension.CHANGES, Dimension.INSTANCES))
 async def equal_records_are_all_kept(ctx: Context) -> None:
-    """Of messages, tool calls, media and todos that are equal in every field, each is kept, however they are written,
-    and one less after one was taken away.
+    """All messages, tool calls, media and todos that are equal in every field are kept, however they are written, and
+    one fewer after one was taken away.
     """
     other = await ctx.another()
     message, call, medium = samples.message(), samples.tool_call(), samples.media()
@@ -126,7 +126,7 @@ async def equal_calls_are_found_each(ctx: Context) -> None:
 
 
 def _almost_equal() -> list[Timeline]:
-    """Entries each of which differs from the first in one thing."""
+    """Entries that each differ from the first in one thing."""
     data: dict[str, Any] = {"n": 1, "text": "x", "list": [1, {"deep": None}]}
 
     def entry(
@@ -233,7 +233,7 @@ _SHARING: Final = 130
 
 @check("HIS-1", "HIS-2", "SNAP-1", "TC-2", "EVT-3", "MED-1", under=(Dimension.EQUALS, Dimension.ITEMS))
 async def many_share_what_is_not_their_key(ctx: Context) -> None:
-    """Each record is there when more than a hundred of an agent share one thing that is not their whole key: a path, a
+    """Each record is kept when more than a hundred of an agent share one value that is not their whole key: a path, a
     time, another record's id, a name or a seq.
     """
     store, n = ctx.store, range(_SHARING)

@@ -19,8 +19,8 @@ _EDGES: Final = (1, 2, 25, 64, 99, 100, 101, 500, 501, 999, 1000, 1001)
 
 
 def _crowded(count: int) -> list[Timeline]:
-    """Entries of few seqs, hundreds of each, that come neither ascending nor descending; one in 150 is of a rare
-    channel, a few at the end of another.
+    """Entries of few seqs, hundreds of each, in neither ascending nor descending order; one in 150 is on a rare
+    channel, and a few at the end are on another.
     """
     found = []
     for i in range(count):
@@ -93,7 +93,7 @@ async def logs_of_any_length(ctx: Context) -> None:
 @check("EVT-4", "EVT-2", under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))
 async def repeats_far_apart(ctx: Context) -> None:
     """The identical entry again after more than a thousand others, alone, in a batch, in a turn, or among new ones, is
-    stored once, and the offsets returned are those of the entries in the order given.
+    stored once, and each returned offset belongs to the entry at the same position in the call.
     """
     log, other = Log(), await ctx.another()
     await _write(ctx, log, [samples.event(i // 3, cursor=i) for i in range(1101)], at_once=1101)
@@ -125,8 +125,8 @@ async def repeats_far_apart(ctx: Context) -> None:
 
 @check("EVT-5", "EVT-2", under=(Dimension.ITEMS, Dimension.COMPANY, Dimension.ORDERS))
 async def events_that_come_while_a_log_is_read(ctx: Context) -> None:
-    """Who reads a long log while others append, before and behind the place, gets each event that was there at the
-    beginning once and in order; by offset, whoever goes on after the last one misses none of the new ones.
+    """A reader of a long log gets each event that was there at the beginning once and in order while others append,
+    before and behind its place; a reader that goes on by offset after the last event misses none of the new ones.
     """
     log, other = Log(), await ctx.another()
     await _write(ctx, log, _crowded(1203), at_once=601)

@@ -25,7 +25,7 @@ async def _seqs(store: ExtendedStore, **how: Any) -> list[int]:
 
 @check("EVT-1", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ORDERS))
 async def concurrent_appends_lose_nothing(ctx: Context) -> None:
-    """Of hundreds of appends in flight at once, over two instances and out of order, none is lost or doubled."""
+    """No append of hundreds in flight at once, over two instances and out of order, is lost or doubled."""
     stores = [ctx.store, await ctx.another()]
     seqs = [(i * 37) % 400 for i in range(400)]
     offsets = await asyncio.gather(*(stores[i % 2].append_event("a", samples.event(s)) for i, s in enumerate(seqs)))
@@ -36,7 +36,7 @@ async def concurrent_appends_lose_nothing(ctx: Context) -> None:
 
 @check("EVT-1", needs=Capability.PERSISTENT, under=(Dimension.INSTANCES,))
 async def events_survive_a_restart(ctx: Context) -> None:
-    """Events are there after the store was closed and opened again, exactly once."""
+    """Events are stored, exactly once each, after the store was closed and opened again."""
     await ctx.store.append_events("a", samples.events(10))
     await ctx.reopen()
     ctx.equal(await _all(ctx.store), samples.events(10), "the events")
@@ -49,7 +49,7 @@ async def events_survive_a_restart(ctx: Context) -> None:
     "EVT-1", "EVT-2", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.COMPANY)
 )
 async def appends_of_several_processes(ctx: Context) -> None:
-    """Of the events of several processes none is lost, and every process is told the offset that is stored."""
+    """No event of several processes is lost, and every process is told the offset that is stored."""
     processes = [await ctx.process("append_events", "a", start, 60, 10) for start in (0, 1000, 2000)]
     told = [line for process in processes for line in await process.lines()]
     stored = {event.bookmark.seq: event.offset for event in await _all(ctx.store)}
@@ -83,8 +83,8 @@ async def offsets_grow_and_never_come_again(ctx: Context) -> None:
 
 @check("EVT-2", under=(Dimension.INSTANCES, Dimension.CHANGES))
 async def offsets_go_on_after_a_restart(ctx: Context) -> None:
-    """Offsets go on where they were after the store was closed everywhere and opened again, also after a delete, for
-    whom what was written is still there.
+    """Offsets go on where they were after the store was closed everywhere and opened again, also after a delete, in a
+    store that keeps its data.
     """
     first = await ctx.store.append_events("a", samples.events(3))
     await ctx.reopen()
@@ -209,7 +209,9 @@ async def after_offset_is_by_commit(ctx: Context) -> None:
 
 @check("EVT-5", under=(Dimension.ITEMS, Dimension.COMPANY, Dimension.INTERRUPTIONS))
 async def long_logs_stream(ctx: Context) -> None:
-    """A log of thousands streams in order; what is appended meanwhile does not disturb it; it can be left any time."""
+    """A log of thousands of events streams in order, undisturbed by appends meanwhile, and the stream can be left at
+    any time.
+    """
     await ctx.store.append_events("a", samples.events(2500))
     seen: list[int] = []
     async for event in ctx.store.read_events("a"):
@@ -229,7 +231,7 @@ async def long_logs_stream(ctx: Context) -> None:
 
 @check("EVT-5", under=(Dimension.ITEMS, Dimension.ORDERS))
 async def long_logs_are_in_order(ctx: Context) -> None:
-    """A log of several pages, appended in another order than that of seq, is read by seq, and by offset, to the end."""
+    """A log of several pages that was appended out of the order of seq is read by seq, and by offset, to the end."""
     shuffled = [(i * 701) % 1500 for i in range(1500)]
     offsets = await ctx.store.append_events("a", [samples.event(seq) for seq in shuffled])
     by_offset = list(zip(offsets, shuffled, strict=True))
@@ -241,7 +243,7 @@ async def long_logs_are_in_order(ctx: Context) -> None:
 
 @check("EVT-5", "QRY-1", absence_ok=True, under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def bad_arguments_of_reading_are_refused(ctx: Context) -> None:
-    """An unknown channel or a bookmark that is none is refused at once."""
+    """An unknown channel or an invalid bookmark is refused at once."""
     wrong: list[dict[str, Any]] = [
         {"channel": "progres"},
         {"channel": 5},
@@ -272,7 +274,9 @@ async def the_last_bookmark(ctx: Context) -> None:
 
 @check("EVT-7", under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def following_gives_what_is_there_and_what_comes(ctx: Context) -> None:
-    """Following yields what is stored, then what any instance appends, without gaps or repeats, by offset."""
+    """Following yields the stored events, then every event that any instance appends, without gaps or repeats, by
+    offset.
+    """
     writer = await ctx.another()
     await ctx.store.append_events("a", samples.events(3))
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""LIFE-2, ID-2, EVT-5, QRY-4: every text means itself as an argument, every number what it says, and all together."""
+"""LIFE-2, ID-2, EVT-5, QRY-4: every text and every number means itself as an argument, alone and with others."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ async def every_prefix_means_itself(ctx: Context) -> None:
 
 @check("ID-2", "INFO-3", "ID-4", "SNAP-1", under=(_D.LOOKALIKES, _D.TWINS))
 async def no_text_finds_another_name(ctx: Context) -> None:
-    """Whatever text is given as the id of an agent or a snapshot, loads, counts and queries give nothing unless it is
-    the very id of one, and nothing is there of it afterwards.
+    """Whatever text is given as the id of an agent or a snapshot, loads, counts and queries find nothing unless it is
+    exactly the id of one, and leave nothing behind.
     """
     names = ("Ab", "Ab-c", "Zz/9")
     for name in names:
@@ -96,7 +96,7 @@ async def no_text_finds_another_name(ctx: Context) -> None:
 
 
 def _reads(store: Any, *, queries: bool) -> Mapping[str, Any]:
-    """For each read what it gives under a name."""
+    """Every read, by its name, as a function of an agent's or a snapshot's id."""
 
     async def events(name: str) -> Any:
         return [event async for event in store.read_events(name)]
@@ -122,8 +122,8 @@ def _reads(store: Any, *, queries: bool) -> Mapping[str, Any]:
 
 @check("EVT-5", "EVT-7", under=(_D.NUMBERS, _D.ORDERS, _D.INSTANCES))
 async def events_from_every_number_on(ctx: Context) -> None:
-    """Every offset and every seq, negative, 0, those of events, one less and more, and the edges of 32, 53 and 63 bits,
-    together and with a channel, is where reading and following begin.
+    """Reading and following begin exactly at the offset or seq that is given, together and with a channel: negative, 0,
+    the number of an event, one less and one more, and the edges of 32, 53 and 63 bits.
     """
     other, log = await ctx.another(), Log()
     seqs = [*INTEGERS[::2], 5, 5, 2**63 - 2]

@@ -41,7 +41,7 @@ def _texts(texts: Sequence[str], inside: Callable[[str], Any] = _twice) -> Value
 
 
 def _is_key(text: str) -> bool:
-    """Whether ID-4 lets it be one."""
+    """True if ID-4 allows *text* as a key."""
     try:
         return "\0" not in text and 0 < len(text.encode()) <= _MAX_KEY
     except UnicodeEncodeError:
@@ -74,7 +74,7 @@ def _numbers(field: Field) -> Sequence[Any]:
 
 @check("VAL-1", "VAL-5", "HIS-1", "HIS-2", "SNAP-1", under=(_D.NUMBERS, _D.INSTANCES))
 async def every_number_in_every_field(ctx: Context) -> None:
-    """Numbers and times at the edges of what types hold come back to the last bit, whole or not as they were, from
+    """Numbers and times at the edges of their types come back to the last bit, whole or fractional as they were, from
     every field, by every method, from every instance, from forks, and after the store was opened again.
     """
     await come_back(ctx, _numbers)
@@ -84,7 +84,7 @@ _SHORT: Final = 8_193
 _TEXTS: Final = 200
 """More texts than there are in a record."""
 _WIDEST: Final = 100_001
-"""Longer than what columns, index entries and lines of other systems hold, in quick runs."""
+"""Longer than the columns, index entries and lines of other systems, in quick runs."""
 
 
 _TWO_BYTES: Final = {ord(letter): "é" for letter in ascii_lowercase}
@@ -99,7 +99,7 @@ def _of_length(length: int, form: int) -> str:
 
 
 def _lengths(ctx: Context) -> Values:
-    """Texts of each length in all forms, or, where time is short, in one, which is another one for the next field."""
+    """Texts of each length in all forms; where time is short, in one form, which changes from field to field."""
     longest = {Tier.QUICK: 3073, Tier.STANDARD: 4097}.get(ctx.settings.tier, _SHORT)
     known = lengths(up_to=min(longest, _limit(ctx) // _TEXTS))
 
@@ -144,7 +144,7 @@ def _limit(ctx: Context) -> int:
 
 
 def _is_own(field: Field) -> bool:
-    """Whether a field is no part of a record that is saved alone as well."""
+    """True unless the field is a part of a record that is saved alone as well."""
     return not any(step in ("messages", "events") for step in field.path)
 
 
@@ -163,8 +163,8 @@ def _falsy(field: Field) -> Sequence[Any]:
 
 @check("VAL-3", "VAL-1", "VAL-6", under=(_D.EQUALS, _D.INSTANCES))
 async def every_field_may_stand_alone(ctx: Context) -> None:
-    """A field comes back where all others are absent, also when its value is falsy, and is absent where all others
-    are there; lists inside records may be empty.
+    """A field comes back where all others are absent, also when its value is falsy, and is absent where all others are
+    set; lists inside records may be empty.
     """
     every: dict[type[Any], list[Any]] = {}
     for root in kinds():
@@ -211,7 +211,7 @@ _INTERNAL: Final = (
         "None",
     ),
 )
-"""Names that stores give to what they add to a record."""
+"""Names that stores give to fields that they add to a record."""
 
 
 @check("VAL-6", "VAL-1", under=(_D.LOOKALIKES, _D.INSTANCES))
@@ -250,8 +250,8 @@ _NEAR: Final[dict[Holds, tuple[Any, ...]]] = {
 
 @check("VAL-1", "MSG-1", "TC-1", "EVT-4", "HIS-1", "INFO-1", under=(_D.EQUALS, _D.CHANGES, _D.INSTANCES))
 async def a_change_of_one_field_is_a_change(ctx: Context) -> None:
-    """When one field of a record changes to a value that many comparisons take for the same, such as 1 to 1.0 or to
-    True, or the order of keys, the new record is stored, by every method; and an event that differs so is another one.
+    """When one field of a record changes to a value that many comparisons take for equal, such as 1 to 1.0 or to True,
+    or another order of keys, every method stores the new record; an event that differs in this way is another event.
     """
 
     def records(root: type[Any], equal: int, near: int) -> list[Any]:
@@ -265,8 +265,8 @@ async def a_change_of_one_field_is_a_change(ctx: Context) -> None:
 
 @check("VAL-6", "VAL-1", under=(_D.CHANGES, _D.INSTANCES))
 async def what_was_loaded_can_be_saved(ctx: Context) -> None:
-    """What one instance has loaded, with every field, known or not, another one saves under another agent, by every
-    method: it is the same there.
+    """Records that one instance loaded, with every field, known or not, can be saved by another instance under another
+    agent, by every method, and are the same there.
     """
     other = await ctx.another()
     for kind in kinds().values():
@@ -356,7 +356,7 @@ _OVER: Final[dict[Holds, tuple[Any, ...]]] = {
     Holds.DICT: ({}, {"": 0}, {"Key": 1.0, "key": 1}, {"n": 10**40, "a.b": [{}, []]}),
     Holds.SPREAD: ({"newer": 0}, {"Newer": {}, "newer": ""}, {"": -0.0}, {"n": 10**40, "a.b": [{}, []]}),
 }
-"""What is put in place of something else, the first of it over what is full."""
+"""Values that replace others; the first one replaces a full value."""
 
 
 @check(

@@ -46,7 +46,7 @@ def _free(kind: Kind) -> Sequence[Field]:
 
 @check("VAL-2", "TURN-1", under=(_D.ORDERS,))
 async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
-    """What JSON cannot carry is refused by every method that writes, wherever in its records it is; of the other
+    """Every method that writes refuses values that JSON cannot carry, wherever in its records they are; of the other
     records of the call, and of all other parts of a turn, nothing is written.
     """
     model, number = StoreModel(), 0

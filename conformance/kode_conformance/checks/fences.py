@@ -22,7 +22,7 @@ _SHORT_MS: Final = 70
 _OVER_S: Final = 0.35
 
 Ended = Callable[[ExtendedStore, ExtendedStore, str], Awaitable[Lease]]
-"""Gives a lease of the first store that has ended."""
+"""Returns an ended lease of the first store."""
 
 
 async def _released(store: ExtendedStore, other: ExtendedStore, agent_id: str) -> Lease:
@@ -79,8 +79,8 @@ async def each_write_under_each_ended_lease_is_refused(ctx: Context) -> None:
 
 @check("LOCK-5", "OPS-17", needs=_E, absence_ok=True, under=(Dimension.TWINS,))
 async def each_write_knows_whose_fence_it_is(ctx: Context) -> None:
-    """Every method that takes a fence refuses the lease of another agent, be it held or ended, and what is no lease,
-    and changes nothing.
+    """Every method that takes a fence refuses the lease of another agent, held or ended, and any object that is no
+    lease, and changes nothing.
     """
     await fill(ctx.store, "a")
     before = await portrait(ctx.store, "a")
@@ -98,8 +98,8 @@ async def each_write_knows_whose_fence_it_is(ctx: Context) -> None:
 
 @check("LOCK-5", "LOCK-1", needs=_E, under=(Dimension.INSTANCES, Dimension.COMPANY))
 async def each_write_under_the_lease_that_is_held_is_done(ctx: Context) -> None:
-    """Every method that takes a fence writes under the lease that is held, given or entered, what it writes without
-    one, and does not end the lease; nor does a write without a fence, which nobody's lock stops.
+    """Under the lease that is held, given or entered, every method that takes a fence writes the same as without one,
+    and does not end the lease. A write without a fence does not end it either, and no lock stops such a write.
     """
     other = await ctx.another()
 

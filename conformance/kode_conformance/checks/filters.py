@@ -235,8 +235,8 @@ def _as_datetime(time: int) -> Sequence[datetime]:
 
 @check("EVT-5", "EVT-3", "EVT-6", "EVT-7", under=(_D.NUMBERS, _D.ORDERS, _D.INSTANCES))
 async def any_seq_is_ordered_and_bounded(ctx: Context) -> None:
-    """Events are read in the order of seq, and since one, for every seq of 64 bits, negative ones too; the last
-    bookmark is that of the highest, whatever came last.
+    """Events are read in the order of seq, and since a given seq, for every seq of 64 bits, negative ones too; the last
+    bookmark is the one with the highest seq, whatever came last.
     """
     seqs, other = sorted(INTEGERS), await ctx.another()
     for name, order in (("up", seqs), ("down", seqs[::-1]), ("mixed", ctx.rng.sample(seqs, len(seqs)))):
@@ -258,8 +258,8 @@ async def any_seq_is_ordered_and_bounded(ctx: Context) -> None:
 
 @check("QRY-2", "VAL-5", "MSG-4", "INFO-2", needs=_Q, under=(_D.NUMBERS,))
 async def what_the_store_dates_is_bounded_by_any_time(ctx: Context) -> None:
-    """What the store dates itself, messages and changes of sessions, is after every time that has passed and before
-    every one that has not: 0, times before 1970, far years and the edges of 64 bits.
+    """Messages and changes of sessions, which the store dates itself, are after every time that has passed and before
+    every later time: 0, times before 1970, far years and the edges of 64 bits.
     """
     await ctx.store.save_turn("a", info=samples.info("a"), messages=samples.messages(3))
     passed = [time for time in _ALL_TIMES if time < samples.T0]

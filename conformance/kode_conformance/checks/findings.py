@@ -1,4 +1,4 @@
-"""OPS-2: whatever is at odds is found, wherever it is, once, and in the same way by every call that looks for it."""
+"""OPS-2: every inconsistency is found, wherever it is, once, and in the same way by every call that looks for it."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ _SECONDS: Final = 20.0
 
 
 class Follower:
-    """Somebody who follows an agent.
+    """A follower of an agent.
 
     Attributes:
-        seen: what came up to now.
+        seen: the events that came so far.
     """
 
     def __init__(self, ctx: Context, name: str, store: ExtendedStore, asked: Asked, *, pause: float = 0.0) -> None:
@@ -61,7 +61,7 @@ class Follower:
             raise Violation(f"{self.name} {told}, and not the one with {offset} within {seconds:g} s") from None
 
     def compare(self, log: Log, *, what: str = "") -> None:
-        """All that came must be what was asked for, by offset."""
+        """Check that the events that came are exactly the ones that were asked for, by offset."""
         asked = self.asked._replace(
             after_offset=-(2**62) if self.asked.after_offset is None else self.asked.after_offset
         )
@@ -86,12 +86,12 @@ class _Writers(NamedTuple):
     stores: tuple[ExtendedStore, ExtendedStore]
 
     async def append(self, *seqs: int, channel: Any = "progress") -> None:
-        """In one piece, by either instance in turn."""
+        """Append in one piece, by the instances in turn."""
         entries = [self._entry(seq, i, channel) for i, seq in enumerate(seqs)]
         await self.log.append(self.ctx, self.stores[len(self.log.entries) % 2], entries)
 
     async def append_at_once(self, *seqs: int) -> None:
-        """One by one, all in flight at once."""
+        """Append one by one, all in flight at once."""
         entries = [self._entry(seq, i, "control" if i % 5 == 0 else "progress") for i, seq in enumerate(seqs)]
         calls = (self.stores[i % 2].append_event("a", entry) for i, entry in enumerate(entries))
         told = sorted(zip(await asyncio.gather(*calls), entries, strict=True), key=lambda pair: pair[0])
@@ -154,8 +154,8 @@ async def _write_everything(writers: _Writers) -> None:
 
 @check("EVT-7", "EVT-2", under=(Dimension.CHANGES, Dimension.INSTANCES))
 async def following_goes_on_after_a_delete(ctx: Context) -> None:
-    """Who follows an agent that is deleted gets the events of the next agent of that id, whoever deleted it, and none
-    of the old ones again; who begins later gets those of the next agent alone.
+    """A follower of an agent that is deleted gets the events of the next agent of that id, whichever instance deleted
+    it, and none of the old ones again; a follower that begins later gets only the events of the next agent.
     """
     other = await ctx.another()
     log = Log()
@@ -205,8 +205,8 @@ async def following_through_silence(ctx: Context) -> None:
 
 @check("EVT-7", "OPS-14", under=(Dimension.COMPANY, Dimension.CHANGES))
 async def a_follower_that_left_goes_on_where_it_was(ctx: Context) -> None:
-    """Who leaves in the middle of a burst, again and again, and follows on after the last event it saw, gets each event
-    once; who stays meanwhile misses nothing either.
+    """A follower that leaves in the middle of a burst, again and again, and goes on after the last event it saw, gets
+    each event once; a follower that stays meanwhile misses nothing either.
     """
     other, log, seen = await ctx.another(), Log(), list[StoredEvent]()
     stayed = Follower(ctx, "a follower that stayed", ctx.store, Asked())
@@ -254,7 +254,7 @@ async def following_bursts_of_processes(ctx: Context) -> None:
 # --- followers that do not come for their events ----------------------------------------------------------------------
 
 _BURSTS: Final = (1, 99, 1, 100, 26, 401)
-"""How many events an append has, one after the other."""
+"""The numbers of events in consecutive appends."""
 
 
 @check("EVT-7", "OPS-14", "EVT-5", under=(Dimension.ITEMS, Dimension.LENGTHS, Dimension.ORDERS, Dimension.INSTANCES))

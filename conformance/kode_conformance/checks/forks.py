@@ -72,7 +72,9 @@ async def forks_are_independent(ctx: Context) -> None:
 
 @check("FORK-1", needs=_E, under=(Dimension.NUMBERS,))
 async def bad_forks_are_refused(ctx: Context) -> None:
-    """Forking nobody, or a number that makes no sense, is refused and makes nothing; forking zero times is fine."""
+    """Forking an agent that does not exist, or a number of times that makes no sense, is refused and makes nothing;
+    forking zero times is fine.
+    """
     await ctx.raises(AgentNotFoundError, ctx.store.batch_fork("nobody", 1), "forking nobody")
     await ctx.store.save_messages("p", samples.messages(1))
     await ctx.raises(AgentNotFoundError, ctx.store.batch_fork("p", 1), "forking an agent without info")
@@ -146,7 +148,7 @@ async def _save_version(store: ExtendedStore, version: int) -> None:
 
 
 async def _versions(store: ExtendedStore, agent: str) -> dict[str, object]:
-    """Which versions there are of each kind, and how many records."""
+    """The versions in each kind, and the numbers of records."""
     messages, calls = await store.load_messages(agent), await store.load_tool_call_records(agent)
     todos = await store.load_todos(agent)
     return {

@@ -1,4 +1,4 @@
-"""QRY-2, QRY-8: what filters find after every kind of change, so that no index holds what is gone."""
+"""QRY-2, QRY-8: filters after every kind of change, so that no index holds records that are gone."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def _filters() -> Iterator[tuple[str, dict[str, Any]]]:
 )
 async def filters_follow_every_change(ctx: Context) -> None:
     """After each kind of change, values that are replaced, of another type or gone, lists that shrink, move and grow,
-    by each method, every filter finds what is there now, at its place, and nothing that was; so it is after a delete.
+    by each method, every filter finds each current record, at its place, and none that is gone; the same holds after a
+    delete.
     """
     model, other = StoreModel(), await ctx.another()
     standing: dict[str, Any] = {"info": samples.info("z"), "messages": _TALK[1:], "tool_calls": _CALLS[:1]}

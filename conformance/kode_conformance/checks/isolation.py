@@ -1,4 +1,4 @@
-"""OPS-13: a call that is slow, refused, failing or too large stands in nobody else's way."""
+"""OPS-13: a call that is slow, refused, failing or too large does not hinder other calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 _SECONDS: Final = 5.0
-"""How long the calls of those who are not concerned may take together."""
+"""How long the calls for healthy agents may take together."""
 
 
 class _Handles:
@@ -33,7 +33,7 @@ class _Handles:
 
     @property
     def last(self) -> Trouble:
-        """The one of the store that was opened last."""
+        """The layer of the store that was opened last."""
         return self.all[-1]
 
 
@@ -44,7 +44,7 @@ async def troubled(ctx: Context) -> tuple[ExtendedStore, Trouble]:
 
 
 def _acts(store: ExtendedStore) -> dict[str, Callable[[str], Awaitable[Any]]]:
-    """What is done to an agent: every write, and what a lock and a fork are."""
+    """The actions on an agent, by name: every write, a fork, and a lock."""
 
     async def lock(agent_id: str) -> None:
         lease = await store.acquire_agent_lock(agent_id)
@@ -67,7 +67,7 @@ async def _see_the_others(
     rounds: str,
     acts: dict[str, Callable[[str], Awaitable[Any]]],
 ) -> None:
-    """Every write to agents that nothing is wrong with, reads and searches: all end, and do what they do."""
+    """Check that writes to healthy agents, reads and searches all end, and do their work."""
     try:
         async with asyncio.timeout(_SECONDS * ctx.harness.patience):
             for name, act in acts.items():
@@ -165,8 +165,8 @@ async def what_fails_fails_no_other_agent(ctx: Context) -> None:
 
 @check("OPS-13", "EVT-1", needs=_E, under=(Dimension.COMPANY, Dimension.LENGTHS))
 async def one_append_too_large_fails_alone(ctx: Context) -> None:
-    """Of appends to one agent that are made at once, the one that the engine finds too large is refused, and the
-    others are stored, in whatever order they come.
+    """When appends to one agent are made at once, one that the engine finds too large is refused, and the others are
+    stored, in whatever order they come.
     """
     store, trouble = await troubled(ctx)
     trouble.too_large = PayloadTooLargeError("larger than the suite's limit")
@@ -190,8 +190,8 @@ async def one_append_too_large_fails_alone(ctx: Context) -> None:
 
 @check("OPS-13", "LOCK-5", needs=_E, under=(Dimension.COMPANY,))
 async def what_is_refused_takes_nothing_along(ctx: Context) -> None:
-    """Of many calls at once some are refused, for a lease that ended, a value that is none, or a record that is too
-    large: all others, for the same agent and for another, succeed.
+    """When some of many calls at once are refused, for an ended lease, an invalid value, or a record that is too large,
+    all others, for the same agent and for another, succeed.
     """
     lost = await ctx.store.acquire_agent_lock("a")
     await lost.release()
@@ -233,7 +233,7 @@ async def what_is_refused_takes_nothing_along(ctx: Context) -> None:
 async def _outcome(call: Awaitable[Any]) -> Any:
     try:
         return await call
-    except Exception as exc:  # noqa: BLE001 - what it is, is judged where it is known what was called
+    except Exception as exc:  # noqa: BLE001 - the caller judges it, who knows the call
         return exc
 
 

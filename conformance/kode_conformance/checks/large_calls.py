@@ -26,12 +26,12 @@ _LISTS: Final = ("MSG-1", "MSG-3", "TC-1", "TC-3", "TURN-1", "MED-1", "EVT-1")
 
 
 def _counts(ctx: Context) -> Sequence[int]:
-    """One more than each usual batch, so that the last record begins another one."""
+    """One record more than each usual batch, so that the last one begins another batch."""
     return (26, 101, 501, 1001) if ctx.settings.tier is Tier.QUICK else (26, 101, 501, 1001, 2500, 10_001)
 
 
 def _calls(ctx: Context) -> Iterator[Large]:
-    """All of them, in an order of the run's seed: where the store is slow, as many as there is time for."""
+    """All large calls, in an order of the run's seed: where the store is slow, as many as there is time for."""
     return in_time(ctx, ctx.rng.sample(LARGE, len(LARGE)))
 
 
@@ -57,7 +57,7 @@ async def _seen(store: ExtendedStore, agent_id: str, looks: Mapping[str, Look]) 
 @check("VAL-2", *_LISTS, "ID-4", under=(_D.ITEMS, _D.ORDERS, _D.INSTANCES))
 async def the_last_of_many_is_refused_with_all(ctx: Context) -> None:
     """When the last record of a call cannot be stored, the 26th, 101st, 501st or 1,001st of any list that a method
-    takes, nothing of the call is there, nor of any other list and part of it.
+    takes, nothing of the call is stored: no other record, no other list, and no other part.
     """
     other = await ctx.another()
     model = await _begin(ctx.store, "a")
@@ -79,7 +79,7 @@ async def the_last_of_many_is_refused_with_all(ctx: Context) -> None:
 @check("LOCK-5", *_LISTS, needs=Capability.EXTENDED, under=(_D.ITEMS, _D.INSTANCES))
 async def nothing_of_a_large_call_under_a_lost_lease(ctx: Context) -> None:
     """A call of hundreds of records under a lease that has ended raises LockLostError, by whatever method and list, and
-    nothing of it is there; under the lease that is held all of it is.
+    stores nothing; under the lease that is held all of it is stored.
     """
     other, count = await ctx.another(), 501 if ctx.settings.tier is Tier.QUICK else 2500
     model = await _begin(ctx.store, "a")
@@ -105,8 +105,8 @@ async def nothing_of_a_large_call_under_a_lost_lease(ctx: Context) -> None:
 
 @check("OPS-9", *_LISTS, under=(_D.INTERRUPTIONS, _D.ITEMS, _D.INSTANCES))
 async def a_large_call_that_is_cancelled(ctx: Context) -> None:
-    """A call of hundreds of records, by whatever method and list, that is cancelled at its first step, after a third
-    or after most of its time is there whole or not at all, as the next reads of this store and of others see.
+    """A call of hundreds of records, by whatever method and list, that is cancelled at its first step, after a third or
+    after most of its time is stored whole or not at all, as the next reads of this store and of others show.
     """
     other, quick = await ctx.another(), ctx.settings.tier is Tier.QUICK
     for count in sizes_in_time(ctx, (301,) if quick else (1001,)):
@@ -140,7 +140,7 @@ async def _cancel(ctx: Context, other: ExtendedStore, call: Large, agent_id: str
 
 
 def _told(found: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """What each look gave that gives another thing before and after."""
+    """The results of the looks that differ before and after the call."""
     moved = [name for name in found if before[name] != after[name] or found[name] != after[name]]
     return "; ".join(f"{name} gives {found[name]:.300}, before {before[name]}, after {after[name]}" for name in moved)
 
@@ -150,8 +150,8 @@ def _told(found: Mapping[str, str], before: Mapping[str, str], after: Mapping[st
 
 @check(*_LISTS, "OPS-10", under=(_D.ITEMS, _D.COMPANY, _D.INSTANCES))
 async def two_large_calls_at_once(ctx: Context) -> None:
-    """Of two calls of hundreds of records, by the same method to the same agent at once, in two instances, each is
-    there in one piece, in all its kinds, as after one of the two orders.
+    """Two calls of hundreds of records, by the same method to the same agent at once, in two instances, are each stored
+    in one piece, in all their kinds, as after one of the two orders.
     """
     stores = (ctx.store, await ctx.another())
     for count in sizes_in_time(ctx, (201,) if ctx.settings.tier is Tier.QUICK else (201, 1001)):
@@ -178,9 +178,9 @@ _POLLED: Final = {Tier.QUICK: (1101,), Tier.STANDARD: (1101, 2500, 10_001), Tier
 
 @check(*_LISTS, "MSG-6", "QRY-8", "LIFE-3", stochastic=True, under=(_D.ITEMS, _D.COMPANY, _D.INSTANCES))
 async def more_than_a_thousand_are_seen_whole(ctx: Context) -> None:
-    """While one call of more than a thousand records is under way, by whatever method and list, who polls loads,
-    queries, counts and the list in another instance sees all of it or nothing, and never nothing again after all; so it
-    is with the delete of it all.
+    """While one call of more than a thousand records is under way, by whatever method and list, a poll of loads,
+    queries, counts and the list in another instance sees all of it or nothing, and never nothing again after all; the
+    same holds for the delete of it all.
     """
     other = await ctx.another()
     for count in sizes_in_time(ctx, _POLLED[ctx.settings.tier]):
@@ -217,7 +217,9 @@ async def _see_a_call(
     looks: Mapping[str, Look],
     what: str,
 ) -> None:
-    """Make the call, in the model too; while it is under way the other instance gives what was there or what is."""
+    """Make the call, in the model too; while it is under way, the other instance must give the state before it or after
+    it.
+    """
     before = state_of(model, call, agent, looks)
     call.note(model, agent, given)
     after = state_of(model, call, agent, looks)

@@ -20,20 +20,20 @@ _E: Final = Capability.EXTENDED
 _LONG_MS: Final = 600_000
 _SHORT_MS: Final = 70
 _OVER_S: Final = 0.35
-"""After so long a lease of the short time has ended."""
+"""The time after which a short lease has ended."""
 
 _WAIT_MS: Final = 20_000
 
 
 class LeftByError(Exception):
-    """What a block is left by."""
+    """The error that leaves a block."""
 
 
 # --- how a lease ends -------------------------------------------------------------------------------------------------
 
 
 async def _held(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
-    """A lease, a moment after it was had."""
+    """A lease, taken a moment ago."""
     lease = await store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS)
     await asyncio.sleep(pause)
     return lease
@@ -166,7 +166,7 @@ async def all_of(lives: Mapping[str, Awaitable[object]]) -> None:
 
 
 async def take(lock: Awaitable[Lease], what: str) -> Lease:
-    """The lease, which must be had."""
+    """The lease, which the lock must give."""
     try:
         return await lock
     except LockUnavailableError as exc:
@@ -193,8 +193,8 @@ async def awaited(lock: Awaitable[Lease]) -> Lease:
     under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.ORDERS, Dimension.INTERRUPTIONS),
 )
 async def however_a_lease_ends_the_next_comes(ctx: Context) -> None:
-    """However a lease ends, the next comer gets the lock, at once unless the lease ran out, in the same instance and in
-    another, with a greater token, and nobody else gets it then.
+    """However a lease ends, the next waiter gets the lock, with a greater token, in the same instance and in another,
+    at once unless the lease ran out; and no other task gets it then.
     """
     stores = (ctx.store, await ctx.another())
 
@@ -268,8 +268,8 @@ async def an_ended_lease_has_no_say(ctx: Context) -> None:
 
 @check("LOCK-2", "LOCK-3", needs=_E, under=(Dimension.COMPANY, Dimension.CHANGES, Dimension.INSTANCES))
 async def whoever_waits_gets_the_lock_at_its_end(ctx: Context) -> None:
-    """All who wait for a lock get it, one after the other, however the lease before them ends; a lease of ten minutes
-    that is released keeps nobody waiting until its time is over.
+    """All waiters for a lock get it, one after the other, however the lease before them ends; a lease of ten minutes
+    that is released keeps no waiter until its time is over.
     """
     stores = (ctx.store, await ctx.another())
 
@@ -306,8 +306,8 @@ async def whoever_waits_gets_the_lock_at_its_end(ctx: Context) -> None:
 
 @check("LOCK-2", "LOCK-3", needs=_E, under=(Dimension.NUMBERS,))
 async def waits_and_times_at_their_edges(ctx: Context) -> None:
-    """A lease of any time, from some milliseconds to an hour, is held at first; one who waits for less than its time
-    is refused, and one who waits for more gets the lock, whichever of the two times is below a second.
+    """A lease of any time, from some milliseconds to an hour, is held at first; a waiter that waits for less than its
+    time is refused, and one that waits for more gets the lock, whichever of the two times is below a second.
     """
     other, loop = await ctx.another(), asyncio.get_running_loop()
 
@@ -333,8 +333,8 @@ async def waits_and_times_at_their_edges(ctx: Context) -> None:
 
 @check("LOCK-1", "ID-2", "INFO-1", needs=_E, under=(Dimension.TWINS, Dimension.INSTANCES))
 async def locks_of_twins_are_apart(ctx: Context) -> None:
-    """Locks of ids that differ in anything are different locks, all held at once; those of agents that do not exist
-    make no agent, and an end of one ends no other.
+    """Locks of ids that differ in anything are different locks, all held at once; locks of agents that do not exist
+    make no agent, and the end of one lock ends no other.
     """
     other, names = await ctx.another(), list(twins())
     stores = (ctx.store, other)

@@ -23,27 +23,27 @@ _E: Final = Capability.EXTENDED
 _LOCKS: Final = 1000
 _FEW_LOCKS: Final = 200
 _SLOW_S: Final = 1.0
-"""A store that takes longer for the few is asked for no more than it gives in this time."""
+"""A store that takes longer for a few gets only as many as it takes in this time."""
 _STEP: Final = 100
 _POOL: Final = 40
-"""So many threads and connections a store may have more, whatever it is asked for: pools that fill."""
+"""The number of additional threads and connections that a store may have under any load: pools that fill."""
 _LOCKS_OF_A_CONNECTION: Final = 4
 """Fewer locks than this for each thread or connection more is one for each lock: drivers' pools end at 100 or so."""
 _CYCLES: Final = 6
 _STEPS: Final = 8
 _ENDING_S: Final = 1.0
-"""So long the threads and connections of a closed store may take to end: drivers look twice a second if they shall."""
+"""How long the threads and connections of a closed store may take to end: drivers check for it twice a second."""
 _EXTRA: Final = 40
 """More threads than the loop has of its own for calls that block."""
 
 
 async def _threads_are_there() -> None:
-    """Let the loop start the threads that it has for calls that block, so that nobody else seems to have."""
+    """Let the loop start its threads for blocking calls, so that they do not count as the store's."""
     await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.002) for _ in range(_EXTRA)))
 
 
 async def _connections_of(ctx: Context) -> dict[str, int]:
-    """What this process holds, and, where the harness counts them, the backend's connections."""
+    """The resources of this process, and, where the harness counts them, the backend's connections."""
     found = held()
     if ctx.harness.has("costs"):
         connections = (await ctx.costs()).connections
@@ -131,12 +131,12 @@ async def _take(lock: Awaitable[object]) -> object:
 def _grown(
     before: Mapping[str, int], after: Mapping[str, int], spared: Sequence[str] = ("tasks",), most: int = _POOL
 ) -> dict[str, tuple[int, int]]:
-    """The kinds that there is much more of, from and to. No clause says how many tasks there may be meanwhile."""
+    """The kinds with a large increase, from and to. No clause says how many tasks there may be meanwhile."""
     kinds = before.keys() & after.keys() - set(spared)
     return {kind: (before[kind], after[kind]) for kind in sorted(kinds) if after[kind] >= before[kind] + most}
 
 
-# --- what is left behind ----------------------------------------------------------------------------------------------
+# --- resources left behind --------------------------------------------------------------------------------------------
 
 _Use = Callable[[ExtendedStore], Awaitable[object]]
 
@@ -161,7 +161,7 @@ async def _asked(store: ExtendedStore) -> None:
 
 
 async def _abandoned(store: ExtendedStore) -> None:
-    """Streams that are given up midway, and never closed by who began them."""
+    """Streams that are given up midway and never closed by their reader."""
     await seed(store, "a")
     streams: list[Any] = [store.read_events("a"), store.follow_events("a"), store.iter_messages()]
     for stream in streams:
@@ -189,7 +189,7 @@ async def _followed(store: ExtendedStore) -> None:
 
 
 async def _kept_locks(store: ExtendedStore) -> None:
-    """Leases that nobody gives back, blocks that are renewed, and somebody who waits for one and gives up."""
+    """Take a lease that is never released, and a block with a waiter that gives up."""
     await store.acquire_agent_lock(f"a{time.monotonic_ns()}", ttl_ms=600_000)
     name = f"b{time.monotonic_ns()}"
     async with store.acquire_agent_lock(name, ttl_ms=600_000):
@@ -240,14 +240,14 @@ _EXTENDED_USES: Final[Mapping[str, _Use]] = {
 async def _see_nothing_left(
     ctx: Context, cycle: Callable[[], Awaitable[object]], of: str, cycles: int = _CYCLES, least: int = _CYCLES
 ) -> None:
-    """What there is more of after some cycles, and again after some more, is what they leave behind."""
+    """Check that no kind of resource increases over some cycles and still increases over some more."""
     for _ in range(2):
         await cycle()
     left = await _left(ctx, cycle, cycles, least)
     for _ in range(2):  # a pool or a cache may still fill in the first ones
         if not left:
             return
-        await asyncio.sleep(_ENDING_S)  # what still ends is not to be counted before and missed afterwards
+        await asyncio.sleep(_ENDING_S)  # resources that still end must not count before and be missed afterwards
         left = await _left(ctx, cycle, cycles, least, _ENDING_S)
     ctx.equal(left, {}, f"what {cycles} {of} leave behind, from and to")
 
@@ -255,9 +255,9 @@ async def _see_nothing_left(
 async def _left(
     ctx: Context, cycle: Callable[[], Awaitable[object]], cycles: int, least: int, seconds: float = 0.0
 ) -> dict[str, tuple[int, int]]:
-    """The kinds that there is more of after some cycles, from and to; what ends within the time is not left.
+    """The kinds that increased over some cycles, from and to; resources that end within the time do not count.
 
-    The looks become rare, since a hook that counts may itself leave what ends a moment later.
+    The looks become rare, since a hook that counts may itself leave resources that end a moment later.
     """
     before = await _settled(ctx) if not seconds else await _connections_of(ctx)
     for _ in range(cycles):
@@ -274,7 +274,7 @@ async def _left(
 
 
 async def _settled(ctx: Context) -> dict[str, int]:
-    """What is held once it no longer falls: threads and connections end a little after they are told to."""
+    """The resources held once they no longer fall: threads and connections end a little after they are told to."""
     found = await _connections_of(ctx)
     for _ in range(20):
         await asyncio.sleep(0.005)
@@ -286,7 +286,7 @@ async def _settled(ctx: Context) -> dict[str, int]:
 
 
 async def _see_uses(ctx: Context, uses: Mapping[str, _Use]) -> None:
-    """Nothing is left of stores that were used in each of these ways."""
+    """Check that nothing is left of stores that were used in each of these ways."""
     if not hasattr(ctx.store, "close"):
         raise Unverified("the store has no close")
     await _threads_are_there()
@@ -302,7 +302,7 @@ async def _see_uses(ctx: Context, uses: Mapping[str, _Use]) -> None:
 
 
 async def _see_it_works(ctx: Context) -> None:
-    """An instance that others were next to stores what it is given, however many of the uses there was time for."""
+    """Check that the instance that stayed open still stores records, however many of the uses there was time for."""
     await seed(ctx.store, "a")
     ctx.equal(await ctx.store.load_messages("a"), samples.messages(3), "the messages of the store that stays open")
 

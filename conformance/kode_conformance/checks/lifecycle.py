@@ -135,7 +135,7 @@ async def a_deleted_id_starts_empty(ctx: Context) -> None:
 
 @check("LIFE-3", under=(Dimension.COMPANY,))
 async def delete_against_save(ctx: Context) -> None:
-    """A save that runs at the same time as a delete is there whole, or not at all."""
+    """A save that runs at the same time as a delete is stored whole, or not at all."""
     for i in range(10):
         agent = f"a{i}"
         await ctx.store.save_messages(agent, samples.messages(3))

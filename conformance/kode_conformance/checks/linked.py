@@ -38,7 +38,7 @@ _NAN: Final = float("nan")
 
 
 def _talk() -> list[Message]:
-    """Messages that name tool calls, media and files, of which the agent has records."""
+    """Messages that name tool calls, media and files that the agent has records for."""
     talk = [Message.user("go")]
     for i in range(3):
         talk += [
@@ -103,7 +103,7 @@ _CHANGES: Final[Mapping[str, tuple[str, Callable[[Store], Awaitable[object]]]]] 
 @check("MSG-8", "INFO-1", under=(Dimension.CHANGES, Dimension.EQUALS, Dimension.INSTANCES))
 async def kinds_that_refer_to_each_other_are_apart(ctx: Context) -> None:
     """Where messages, tool calls, media, files, windows, snapshots, events and info name one another, a change of one
-    kind, above all of what the others name, leaves all others as they are.
+    kind, above all of a kind that others name, leaves all others as they are.
     """
     other = await ctx.another()
     await _link(ctx.store, "a")
@@ -178,8 +178,8 @@ async def one_word_in_every_field_links_no_kinds(ctx: Context) -> None:
 
 @check("LIFE-4", "LIFE-3", "MSG-1", under=(Dimension.CLOCKS, Dimension.CHANGES, Dimension.INSTANCES))
 async def writes_behind_the_clock_of_a_delete_are_there(ctx: Context) -> None:
-    """Each write to an agent that was deleted is there, and the delete holds for what was before, though the clock of
-    the delete was ahead of that of the writes, or behind it, and whichever instance made which.
+    """Each write to an agent that was deleted is stored, and the delete removes everything before it, though the clock
+    of the delete was ahead of the writers' clock, or behind it, and whichever instance made which.
     """
     stores = (ctx.store, await ctx.another())
     for n, (write, (deleted, written)) in enumerate(
@@ -222,8 +222,8 @@ _REFUSED: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
 
 @check("OPS-13", "VAL-2", under=(Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
 async def a_refused_write_fails_alone(ctx: Context) -> None:
-    """Of writes by one method that are made at once, for one agent and for others, one that is refused fails alone,
-    whether it is the first, between others or the last: all others are done.
+    """When writes by one method are made at once, for one agent and for others, a refused one fails alone, whether it
+    is the first, between others or the last: all others are done.
     """
     other = await ctx.another()
     named = {write.name: write for write in WRITES}
@@ -264,8 +264,8 @@ _SEEN: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
 
 @check("TURN-1", "MSG-1", under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
 async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
-    """Who sees one kind of a turn while it is saved, sees each other kind of it afterwards, however many records it has
-    of each.
+    """A reader that sees one kind of a turn while it is saved sees every other kind of it afterwards, however many
+    records it has of each.
     """
     reader = await ctx.another()
     sizes = ((1, 1), (60, 60), (30, 101), (501, 3))
@@ -309,8 +309,8 @@ async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
     under=(Dimension.ORDERS, Dimension.INSTANCES, Dimension.CHANGES),
 )
 async def an_instance_that_closes_late_takes_nothing_back(ctx: Context) -> None:
-    """What an instance wrote, or deleted, is there for all that are open and for those that open later, also when
-    another one, which saw the agent as it was before, is closed afterwards, and whoever wrote it is not closed at all.
+    """Writes and deletes of one instance hold for all instances, open now or opened later, also when another instance
+    with an older view of the agent is closed afterwards, and the writer is not closed at all.
     """
     writer = ctx.store
     for n, write in enumerate(in_time(ctx, WRITES)):

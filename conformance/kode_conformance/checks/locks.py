@@ -22,7 +22,7 @@ _E = Capability.EXTENDED
 
 @check("LOCK-1", "LOCK-2", needs=_E, under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def one_holder_at_a_time(ctx: Context) -> None:
-    """While a lock is held, nobody else gets it: no task, no instance; when it is free, somebody does."""
+    """While a lock is held, no other task and no other instance gets it; when it is free, one of them does."""
     other = await ctx.another()
     async with ctx.store.acquire_agent_lock("a"):
         for store in (ctx.store, other):
@@ -56,7 +56,7 @@ async def _take(lock: Awaitable[object]) -> object:
     under=(Dimension.PROCESSES, Dimension.COMPANY),
 )
 async def one_holder_over_processes(ctx: Context) -> None:
-    """What one process holds no other gets, and processes that count up under the lock lose no count."""
+    """While one process holds a lock, no other gets it, and processes that count up under the lock lose no count."""
     holder = await ctx.process("hold_lock", "b", 60_000)
     await holder.line()
     await ctx.raises(
@@ -284,7 +284,7 @@ async def every_write_inside_async_with_is_fenced(ctx: Context) -> None:
 
 
 def _writes(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[object]]]:
-    """A call of every method that writes to the agent, each of which changes it."""
+    """A call of every method that writes to the agent; each call changes the agent."""
     return {
         "save_messages": lambda: store.save_messages("a", []),
         "append_messages": lambda: store.append_messages("a", samples.messages(1)),
@@ -307,8 +307,8 @@ def _writes(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[object]]]:
 
 @check("LOCK-3", "LOCK-4", needs=_E, under=(Dimension.ORDERS,))
 async def a_lost_lease_says_so(ctx: Context) -> None:
-    """A lease that has ended, by its time or by release, is not renewed: that raises, and then it says that it is lost.
-    The lease of whoever came after it is not.
+    """A lease that has ended, by its time or by release, is not renewed: the renewal raises, and then the lease says
+    that it is lost. The lease of the next holder is not lost.
     """
     other = await ctx.another()
     expired = await ctx.store.acquire_agent_lock("a", ttl_ms=60)

@@ -1,4 +1,4 @@
-"""OPS-16, LIFE-5: maintenance of many agents: it takes the time it needs, and stands in nobody's way."""
+"""OPS-16, LIFE-5: maintenance of many agents takes the time it needs, and holds up no other call."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _E = Capability.EXTENDED
 _TIMEOUT_MS: Final = 500
 _STEP_S: Final = 0.035
 _AGENTS: Final = 8
-"""So many steps together take longer than the deadline, and none by itself does."""
+"""So many steps take longer than the deadline together, and none does by itself."""
 
 
 class Steps(Layer):
-    """Takes its time for each call, and notes what was called."""
+    """Delays each call, and notes it."""
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)
@@ -44,7 +44,9 @@ class Steps(Layer):
         return await call(*args, **kwargs)
 
     async def _slow_steps(self, *args: Any) -> None:
-        """Steps of a copy, each within the deadline; one who is to hear of them does."""
+        """Take the steps of a copy, each within the deadline, and report each to the progress function, if there is
+        one.
+        """
         for number in range(20 if self.seconds else 0):
             await asyncio.sleep(self.seconds)
             for progress in filter(callable, args):
@@ -108,14 +110,14 @@ async def _unhurried(name: str, call: Awaitable[Any]) -> Any:
 
 
 def has_backup(ctx: Context) -> bool:
-    """Whether the harness can open what a backup made."""
+    """True if the harness can open a backup."""
     return ctx.harness.has("restored")
 
 
 @check("OPS-2", "OPS-16", needs=_E, under=(Dimension.ORDERS, Dimension.DAMAGE))
 async def issues_come_as_they_are_found(ctx: Context) -> None:
-    """iter_consistency gives the issues that check_consistency gives, the first ones before the last agents were looked
-    at; who has seen enough stops, and it takes one agent as well.
+    """iter_consistency gives the same issues as check_consistency, the first ones before the last agents were looked
+    at; a reader that has seen enough can stop, and one agent can be checked as well.
     """
     use = ToolUseBlock("c", "x", {})
     await _fill(ctx.store)

@@ -1,4 +1,4 @@
-"""LOCK-2, LOCK-7: hundreds who wait for a lock, and tasks inside many blocks, of several stores."""
+"""LOCK-2, LOCK-7: hundreds of waiters for a lock, and tasks inside many blocks, of several stores."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _SOON_S: Final = 20.0
     "LOCK-2", "LOCK-3", "LOCK-6", "OPS-13", needs=_E, under=(Dimension.ITEMS, Dimension.COMPANY, Dimension.INSTANCES)
 )
 async def hundreds_wait_for_one_lock(ctx: Context) -> None:
-    """While hundreds wait for a lock, its holder renews, writes and releases, and others read, write and lock; who
-    waits long enough has it then, one after the other, and everybody else is told that it is held.
+    """While hundreds of tasks wait for a lock, its holder renews, writes and releases, and others read, write and lock;
+    then each waiter that waits long enough gets it, one after the other, and every other one is told that it is held.
     """
     stores = (ctx.store, await ctx.another())
     for count in sizes_in_time(ctx, _WAITERS):
@@ -56,7 +56,7 @@ async def hundreds_wait_for_one_lock(ctx: Context) -> None:
 
 
 async def _work(ctx: Context, store: ExtendedStore, lease: Lease, other: str) -> None:
-    """What the holder does, and others, while many wait."""
+    """The work of the holder, and of others, while many wait."""
     await lease.renew()
     await ctx.store.append_messages(lease.agent_id, samples.messages(1), fence=lease)
     for one in (ctx.store, store):
@@ -69,7 +69,7 @@ async def _work(ctx: Context, store: ExtendedStore, lease: Lease, other: str) ->
 
 
 async def _token(store: ExtendedStore, agent_id: str, wait_ms: int) -> int:
-    """The token of a lease that came in time, and is given back; 0 for one who is told that the lock is held."""
+    """The token of a lease that came in time and was released; 0 if the lock is held."""
     try:
         lease = await store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS, wait_ms=wait_ms)
     except LockUnavailableError:
@@ -85,8 +85,8 @@ _BLOCKS: Final = (2, 40)
 
 @check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.ITEMS, Dimension.ORDERS, Dimension.COMPANY))
 async def a_task_is_inside_many_blocks(ctx: Context) -> None:
-    """In a task that is inside many blocks, each fences the writes to its agent, those of child tasks too, and of no
-    other agent, until it is left, in whatever order that is.
+    """In a task that is inside many blocks, each block fences the writes of the task and of its child tasks to its
+    agent, and to no other, until it is left, in whatever order blocks are left.
     """
     store, other = ctx.store, await ctx.another()
     for count in sizes_in_time(ctx, _BLOCKS):
@@ -120,7 +120,7 @@ async def a_task_is_inside_many_blocks(ctx: Context) -> None:
 @check("LOCK-7", "LOCK-5", needs=_E, under=(Dimension.INSTANCES, Dimension.ORDERS))
 async def blocks_of_several_stores_are_apart(ctx: Context) -> None:
     """A task that is inside blocks of two databases, for agents of one name, or of two instances, for two agents, is
-    fenced in each by its own lease, and not by that of the other, in whatever order the blocks are left.
+    fenced in each by its own lease, and not by the other one, in whatever order the blocks are left.
     """
     async with another_place(ctx) as place:
         away = place.store

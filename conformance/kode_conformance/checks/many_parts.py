@@ -174,8 +174,8 @@ async def the_last_of_many_parts_is_found(ctx: Context) -> None:
 
 @check("LIFE-3", "LIFE-4", under=(Dimension.ITEMS, Dimension.CHANGES, Dimension.INSTANCES))
 async def nothing_is_left_of_much(ctx: Context) -> None:
-    """Delete leaves nothing of an agent with more than a page of every kind, in any instance, nor does what is written
-    next bring some of it back; others stay as they are.
+    """Delete leaves nothing of an agent with more than a page of every kind, in any instance, and later writes bring
+    nothing of it back; others stay as they are.
     """
     other = await ctx.another()
     await fill(ctx.store, "b")
@@ -247,12 +247,12 @@ _DOCUMENTS: Final[Mapping[str, Callable[[ExtendedStore, str, int], Awaitable[obj
 
 
 def _thousands(ctx: Context) -> Sequence[str]:
-    """The kinds of which there are more than a thousand: none where the store is slow."""
+    """The kinds to write more than a thousand records of: none where the store is slow."""
     return () if ctx.harness.patience > 1 else sorted(_DOCUMENTS)
 
 
 async def more_documents(store: ExtendedStore, agent: str, numbers: Mapping[str, int]) -> None:
-    """Write as many documents of each kind as *numbers* says, behind those of :func:`fill_much`."""
+    """Write as many documents of each kind as *numbers* says, after the ones of :func:`fill_much`."""
     for kind, number in numbers.items():
         for start in range(_NUMBERS[kind], number, 100):
             await asyncio.gather(*(_DOCUMENTS[kind](store, agent, i) for i in range(start, min(start + 100, number))))

@@ -1,4 +1,4 @@
-"""QRY, LIFE-2, LIFE-5, FORK-1, QRY-7: whatever gives many records gives all of them, in pages of any size."""
+"""QRY, LIFE-2, LIFE-5, FORK-1, QRY-7: methods that give many records give all of them, in pages of any size."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _calls() -> list[tuple[str, int, ToolCallRecord]]:
 
 
 async def _fill(ctx: Context) -> tuple[list[Any], list[Any]]:
-    """1,001 messages of one agent, 1,001 tool calls of three; the calls in their ascending order, with what they are
-    sorted by.
+    """Save 1,001 messages of one agent and 1,001 tool calls of three; return the messages, and the calls in ascending
+    order with their sort keys.
     """
     messages = samples.messages(_MANY)
     await ctx.store.save_messages("m", messages)
@@ -81,8 +81,8 @@ def _see_calls(ctx: Context, found: Sequence[Any], wanted: Sequence[Any], what: 
 
 @check("QRY-5", "QRY-3", "QRY-4", needs=_Q, under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.INSTANCES))
 async def pages_of_any_size(ctx: Context) -> None:
-    """1,001 messages, and 1,001 tool calls of which hundreds have one time, are found in pages of any size, by cursor
-    after cursor, each once and in order, and so are the few among them that a filter wants.
+    """1,001 messages, and 1,001 tool calls with hundreds of one time, are found in pages of any size, by cursor after
+    cursor, each once and in order, and so are the few among them that a filter selects.
     """
     messages, calls = await _fill(ctx)
     stores = itertools.cycle((ctx.store, await ctx.another()))
@@ -108,8 +108,8 @@ _LIMITS: Final = (1, 100, None, 101, 2, 1000, 99, 10_000, 102)
 
 @check("QRY-4", "QRY-3", needs=_Q, under=(Dimension.ITEMS, Dimension.EQUALS))
 async def offsets_and_limits_at_every_edge(ctx: Context) -> None:
-    """Of 1,001 messages and of 1,001 tool calls an offset and a limit give exactly the part that they say, wherever it
-    begins and ends.
+    """An offset and a limit select exactly their part of 1,001 messages, and of 1,001 tool calls, wherever it begins
+    and ends.
     """
     messages, calls = await _fill(ctx)
     for i, offset in enumerate(in_time(ctx, _OFFSETS)):

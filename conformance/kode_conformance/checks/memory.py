@@ -1,4 +1,4 @@
-"""OPS-14: what a store remembers, and what it holds while it streams."""
+"""OPS-14: how much a store remembers, and how much it holds while it streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _E = Capability.EXTENDED
 _MB: Final = 2**20
 _LIMIT: Final = _MB
 _SLACK: Final = 6 * _MB
-"""What a store may hold besides: buffers, pages, an index of what is stored."""
+"""The memory that a store may hold besides: buffers, pages, an index of its records."""
 _AGENTS: Final = 32
 _TEXT: Final = 400_000
 
@@ -38,7 +38,7 @@ class _Memory:
 
     @property
     def held(self) -> int:
-        """What is held now."""
+        """The memory held now."""
         gc.collect()
         return tracemalloc.get_traced_memory()[0] - self._first
 
@@ -59,7 +59,7 @@ def measured() -> Iterator[_Memory]:
 
 
 async def _write(store: ExtendedStore, agent_id: str, mark: int) -> None:
-    """Large records of both lists, of which the caller keeps nothing."""
+    """Write large records of both lists, and keep none of them here."""
     text = f"{mark:08d}" * (_TEXT // 8)
     await store.save_messages(agent_id, [samples.message(text=text), samples.message(mark)])
     await store.save_tool_call_records(agent_id, [samples.tool_call(mark, result={"text": text[1:], "n": [mark]})])

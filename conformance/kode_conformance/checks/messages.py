@@ -25,7 +25,7 @@ async def save_replaces_the_whole_list(ctx: Context) -> None:
 
 @check("MSG-1", needs=Capability.PERSISTENT, under=(Dimension.INSTANCES, Dimension.CHANGES))
 async def lists_survive_a_restart(ctx: Context) -> None:
-    """What was saved is there, in order, after the store was closed and opened again, and can be changed further."""
+    """Saved lists are complete and in order after the store was closed and opened again, and can be changed further."""
     m = samples.messages(5)
     await ctx.store.save_messages("a", m[:4])
     await ctx.store.save_tool_call_records("a", [samples.tool_call(i) for i in range(3)])
@@ -40,7 +40,7 @@ async def lists_survive_a_restart(ctx: Context) -> None:
 
 @check("MSG-1", under=(Dimension.EQUALS,))
 async def callers_keep_their_lists(ctx: Context) -> None:
-    """The store does not change what it is given, and what it gives is the caller's to change."""
+    """The store does not change its arguments, and the caller may change what it returns."""
     given = samples.messages(2)
     await ctx.store.save_messages("a", given)
     ctx.equal(given, samples.messages(2), "the list that was given")
@@ -67,7 +67,7 @@ async def readers_see_the_old_list_or_the_new_one(ctx: Context) -> None:
 
 @check("MSG-3", under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def concurrent_appends_are_both_kept(ctx: Context) -> None:
-    """Of concurrent appends all are kept, each in one piece."""
+    """All concurrent appends are kept, each in one piece."""
     other = await ctx.another()
     stores = [ctx.store, other]
     groups = [[samples.message(text=f"{i} {half}") for half in "abc"] for i in range(20)]
@@ -81,7 +81,7 @@ async def concurrent_appends_are_both_kept(ctx: Context) -> None:
 
 @check("MSG-3", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.COMPANY))
 async def appends_of_several_processes_are_kept(ctx: Context) -> None:
-    """Of the appends of several processes all are kept, each in one piece."""
+    """All appends of several processes are kept, each in one piece."""
     processes = [await ctx.process("append_messages", "a", tag, 25) for tag in ("p", "q", "r")]
     await asyncio.gather(*(process.lines() for process in processes))
     texts = [m.text.split() for m in await ctx.store.load_messages("a")]
@@ -94,7 +94,7 @@ async def appends_of_several_processes_are_kept(ctx: Context) -> None:
 
 @check("MSG-3", under=(Dimension.ORDERS, Dimension.INSTANCES))
 async def saves_and_appends_follow_each_other(ctx: Context) -> None:
-    """A save after an append, and an append after a save, build on what is there, in every instance."""
+    """A save after an append, and an append after a save, build on the stored list, in every instance."""
     other = await ctx.another()
     m = samples.messages(8)
     await ctx.store.save_messages("a", m[:2])
@@ -141,7 +141,7 @@ async def _times(ctx: Context) -> dict[str, int]:
 
 @check("MSG-6", "MSG-8", under=(Dimension.CHANGES, Dimension.ORDERS))
 async def the_store_counts_messages(ctx: Context) -> None:
-    """message_count is what is stored, whatever save_info says, before and after."""
+    """message_count is the number of stored messages, whatever save_info says, before and after."""
 
     async def count() -> int | None:
         info = await ctx.store.load_info("a")
@@ -296,7 +296,7 @@ async def concurrent_upserts_are_all_kept(ctx: Context) -> None:
 
 @check("TURN-1", under=(Dimension.ORDERS, Dimension.CHANGES))
 async def a_turn_writes_all_it_is_given(ctx: Context) -> None:
-    """save_turn writes messages, tool calls, todos, info and events, and leaves alone what it is not given."""
+    """save_turn writes messages, tool calls, todos, info and events, and leaves every kind alone that is not given."""
     await ctx.store.save_messages("a", samples.messages(1))
     await ctx.store.save_tool_call_records("a", [samples.tool_call(0)])
     use = Message("assistant", [ToolUseBlock("call_1", "search", {})])

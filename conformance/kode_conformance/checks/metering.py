@@ -1,4 +1,4 @@
-"""OPS-3, OPS-1: what a store counts and measures, method by method, of itself alone."""
+"""OPS-3, OPS-1: what a store counts and measures, method by method, for itself alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "queries": ("query_",),
     "deletes": ("delete",),
 }
-"""How the names of methods begin that a counter counts."""
+"""By counter, the beginnings of the names of its methods."""
 
 
 async def _counted(store: ExtendedStore) -> dict[str, int]:
@@ -124,13 +124,13 @@ _WRONG_FILTERS: Final[tuple[Mapping[str, Any], ...]] = (
     {"cursor": "x"},
 )
 _WRONG: Final[Mapping[str, Any]] = {"agent_id": "", "snapshot_id": "", "count": -1}
-"""Arguments that every method refuses which has such a parameter."""
+"""Arguments that every method with such a parameter refuses."""
 
 
 @check("OPS-3", "QRY-7", needs=_E, under=(Dimension.CHANGES, Dimension.INSTANCES))
 async def sizes_follow_every_change(ctx: Context) -> None:
-    """The size of the store, in every instance, is what is stored after each kind of change: lists that grow, shrink
-    and are replaced, turns, forks, and deletions of one and of many.
+    """Every instance reports the size of the stored data after each kind of change: lists that grow, shrink and are
+    replaced, turns, forks, and deletions of one and of many.
     """
     store, other = ctx.store, await ctx.another()
     m, c = samples.messages, [samples.tool_call(i) for i in range(9)]

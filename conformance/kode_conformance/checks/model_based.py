@@ -22,7 +22,7 @@ _DOCUMENTS = ("TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "INFO-1", "LIFE-1",
 _QUERIES = ("QRY-3", "QRY-4", "QRY-5", "QRY-6", "QRY-7", "MSG-6", "INFO-2", "LIFE-2", "LIFE-5")
 _UNDER: Final = (Dimension.CHANGES, Dimension.ORDERS, Dimension.EQUALS, Dimension.INSTANCES)
 
-# --- each change, and what is found after it --------------------------------------------------------------------------
+# --- each change, and the queries after it ----------------------------------------------------------------------------
 
 
 async def _each(ctx: Context, group: str, length: int) -> None:
@@ -32,8 +32,8 @@ async def _each(ctx: Context, group: str, length: int) -> None:
 
 @check("QRY-2", "MSG-4", "QRY-3", "QRY-5", "QRY-7", "MSG-6", "TC-3", "INFO-2", needs=_Q, under=_UNDER)
 async def queries_after_each_change_of_a_list(ctx: Context) -> None:
-    """After each way to edit messages and tool calls, by each method, and each of their fields, every query finds what
-    is there now, and nothing that was there before.
+    """After each way to edit messages and tool calls, by each method, and each of their fields, every query finds the
+    current records, and no earlier ones.
     """
     await _each(ctx, "lists", 8)
 
@@ -41,14 +41,14 @@ async def queries_after_each_change_of_a_list(ctx: Context) -> None:
 @check("QRY-2", "INFO-1", "QRY-3", "INFO-2", "LIFE-2", needs=_Q, under=_UNDER)
 async def queries_after_each_change_of_an_info(ctx: Context) -> None:
     """After each change of each field of an info, and of each type of value in its metadata, every query finds the
-    session by what it holds now, and not by what it held before.
+    session by its current values, and not by earlier ones.
     """
     await _each(ctx, "infos", 8)
 
 
 @check("MSG-8", "TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "QRY-7", needs=_Q, under=_UNDER)
 async def loads_after_each_change_of_a_document(ctx: Context) -> None:
-    """After each change of each field of a document, all loads give what was saved last, in their order."""
+    """After each change of each field of a document, all loads give the records saved last, in their order."""
     await _each(ctx, "documents", 8)
 
 
@@ -61,14 +61,14 @@ async def parts_of_a_log_after_each_append(ctx: Context) -> None:
 @check("LIFE-4", "LIFE-3", "LIFE-5", "FORK-1", "FORK-2", "QRY-2", "EVT-2", needs=Capability.EXTENDED, under=_UNDER)
 async def queries_after_each_end_and_fork(ctx: Context) -> None:
     """After an agent was deleted, made anew with some of each kind, forked or refused a write, loads and queries find
-    what it, its forks and its neighbours hold now.
+    the current records of the agent, its forks and its neighbours.
     """
     await _each(ctx, "lives", 1)
 
 
 @check("QRY-2", "MSG-4", *_QUERIES, needs=Capability.EXTENDED, tier=Tier.STANDARD, stochastic=True, under=_UNDER)
 async def queries_after_pairs_of_changes(ctx: Context) -> None:
-    """After any change that follows any other one, loads and queries find what is there now."""
+    """After any two changes in a row, loads and queries find the current records."""
     every = [change for group in CHANGES.values() for change in group]
     stores = [ctx.store, await ctx.another()]
 
@@ -131,7 +131,7 @@ async def random_histories_and_queries(ctx: Context) -> None:
     under=(*_UNDER, Dimension.ITEMS),
 )
 async def random_histories_of_long_lists(ctx: Context) -> None:
-    """What holds of short lists and logs holds of those with hundreds and thousands of records."""
+    """Lists and logs with hundreds and thousands of records follow the contract as short ones do."""
     await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 12), how=How(queries=True), large=True)
 
 
@@ -153,7 +153,9 @@ async def random_histories_are_followed(ctx: Context) -> None:
 
 @check("OPS-3", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)
 async def each_call_moves_its_counter(ctx: Context) -> None:
-    """Each call of any sequence moves the counter of its kind by one, a refused one that of errors, and no other."""
+    """Each call of any sequence moves the counter of its kind by one, a refused call moves the counter of errors, and
+    no other counter moves.
+    """
     await follow_the_model(
         ctx, histories=max(1, ctx.effort.examples // 4), how=How(each=False, end=False, metrics=True)
     )

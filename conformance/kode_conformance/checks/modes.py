@@ -21,7 +21,7 @@ from kode_conformance.writes import overwrite, seed
 from kode_core.errors import UnsupportedError
 
 _UMASKS: Final = (0o000, 0o022)
-"""One that takes nothing away from the mode of a new file, and the usual one."""
+"""A umask that removes no permission from a new file, and the usual one."""
 
 
 _NOTHING: Final = (
@@ -63,7 +63,7 @@ async def _new(ctx: Context, mask: int) -> AsyncIterator[tuple[Context, _Kept]]:
 
 
 class _Kept:
-    """The files and folders at some places, but for those that were there before."""
+    """The files and folders at some places, without the ones that existed before."""
 
     def __init__(self, places: Sequence[Path]) -> None:
         self._places = places
@@ -93,7 +93,7 @@ def _judge(ctx: Context, made: Iterable[Path], when: str) -> None:
         with suppress(FileNotFoundError):  # it was there for a moment
             mode = path.lstat().st_mode
             if path.parent in inside or (stat.S_ISDIR(mode) and not mode & 0o077):
-                inside.add(path)  # nobody else gets this far
+                inside.add(path)  # no one else gets this far
             elif not stat.S_ISLNK(mode) and mode & 0o077:
                 wrong.append(f"{path.name} has the mode {stat.S_IMODE(mode):04o}")
     ctx.true(not wrong, f"others than the owner may use what the store made, {when}: {'; '.join(wrong[:5])}")
@@ -128,7 +128,7 @@ async def what_is_made_is_for_its_owner_alone(ctx: Context) -> None:
 
 @check("OPS-18", needs=Capability.PERSISTENT, under=(Dimension.CHANGES,))
 async def what_is_there_keeps_its_mode(ctx: Context) -> None:
-    """Files that somebody opened to a group stay so when the store is opened again and writes."""
+    """Files that were opened to a group stay so when the store is opened again and writes."""
     async with _new(ctx, 0o022) as (fresh, kept):
         await seed(fresh.store, "a")
         await fresh.close(fresh.store)
@@ -168,8 +168,8 @@ async def what_other_processes_make_is_for_its_owner_alone(ctx: Context) -> None
     under=(Dimension.ITEMS, Dimension.COMPANY),
 )
 async def a_backup_is_for_its_owner_alone(ctx: Context) -> None:
-    """A backup, and what is made for it on the way, can be used by its owner only, also where a folder is made for it
-    and while others write.
+    """A backup, and every file that is made on the way, can be used by its owner only, also where a folder is made for
+    it and while others write.
     """
     for mask in _UMASKS:
         async with _new(ctx, mask) as (fresh, _):

@@ -22,7 +22,9 @@ _ORDERS: Final = ("asc", "desc")
 
 
 async def _save(store: ExtendedStore, agent: str, mark: str, time: int) -> None:
-    """An agent with an info, two messages and two calls, all of which have the mark, and the time of several others."""
+    """Save an agent with an info, two messages and two calls, all with the mark, and with a time that several agents
+    share.
+    """
     calls = [samples.tool_call(i, name=mark, created_at=time, audit_trail=[]) for i in range(2)]
     info = samples.info(agent, template_id=mark, created_at=time)
     messages = [Message(mark, [TextBlock(f"{i}")]) for i in range(2)]
@@ -30,11 +32,11 @@ async def _save(store: ExtendedStore, agent: str, mark: str, time: int) -> None:
 
 
 class _Kind(NamedTuple):
-    """What is searched for.
+    """A kind of record to search for.
 
     Attributes:
-        by: the filter that the mark is found by.
-        each: how many there are of each agent.
+        by: the filter that finds the mark.
+        each: the number of records of an agent.
     """
 
     name: str
@@ -57,10 +59,10 @@ def _key(record: Any) -> tuple[str, int]:
 
 
 class _Others:
-    """Agents that come and go while others stay; those that stay are written by nobody.
+    """Agents that come and go while others stay unchanged.
 
     Attributes:
-        mark: by which all of them are found.
+        mark: the value that finds all of them.
     """
 
     def __init__(self, ctx: Context, store: ExtendedStore, mark: str) -> None:
@@ -73,20 +75,20 @@ class _Others:
 
     @property
     def stay(self) -> list[str]:
-        """The ids of those that stay."""
+        """The ids of the agents that stay."""
         return [f"{self.mark}{i:02d}-stays" for i in range(_STAY)]
 
     async def begin(self) -> None:
-        """Save those that stay, and between them as many that will go."""
+        """Save the agents that stay, and between them as many that will go."""
         ids = [f"{self.mark}{i:02d}-{what}" for i in range(_STAY) for what in ("goes", "stays")]
         await at_once((_save(self._store, a, self.mark, samples.T0 + i // 12) for i, a in enumerate(ids)), 8)
 
     def begin_to_read(self) -> None:
-        """Let there be some changes more."""
+        """Wait until some more changes were made."""
         self._left = _STAY // 2
 
     async def change(self) -> None:
-        """Delete one, and save one that stands before or behind all those of its time."""
+        """Delete an agent, and save one that is before or behind all others of its time."""
         if not self._left:
             return
         self._left -= 1
@@ -122,8 +124,9 @@ async def _read(
 
 @check("QRY-5", "QRY-6", "QRY-3", needs=_Q, under=(Dimension.COMPANY, Dimension.EQUALS, Dimension.CHANGES))
 async def pages_while_agents_come_and_go(ctx: Context) -> None:
-    """Cursors and iterators of sessions, messages and tool calls, in every order and both ways, give what is there
-    throughout exactly once, and nothing twice, while agents of the same times are deleted and saved before and behind.
+    """Cursors and iterators of sessions, messages and tool calls, in every order and both ways, give each record that
+    exists throughout exactly once, and none twice, while agents of the same times are deleted and saved before and
+    behind the place.
     """
     other = await ctx.another()
     for n in in_time(ctx, range(5 if ctx.settings.tier is Tier.QUICK else 20)):
@@ -159,8 +162,8 @@ def _in_order(wanted: list[tuple[str, int]], kind: _Kind, order: str) -> list[tu
 
 @check("QRY-5", "QRY-3", needs=_Q, under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.CHANGES))
 async def pages_while_a_list_grows(ctx: Context) -> None:
-    """Cursors through a long list, by position both ways, give each record that is there throughout once while the
-    list grows at its end, records of it are replaced and upserted, and it shrinks behind the place.
+    """Cursors through a long list, by position both ways, give each record that exists throughout once while the list
+    grows at its end, some records are replaced and upserted, and it shrinks behind the place.
     """
     other = await ctx.another()
     calls = [samples.tool_call(i, created_at=samples.T0 + i // 100, audit_trail=[]) for i in range(350)]

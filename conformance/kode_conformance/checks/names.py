@@ -1,6 +1,7 @@
-"""ID, LIFE-2, QRY-2: names that something takes for one and the same, and names at the edges of how long they may be.
+"""ID, LIFE-2, QRY-2: names that some systems take for the same, and names at the edges of their allowed length.
 
-All of them are written next to each other; each must have its own, and keep it when another one is replaced or gone.
+Records are written under all names next to each other. Each name must have its own, and keep it when the record of
+another name is replaced or deleted.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ async def twin_keys_are_different_keys(ctx: Context) -> None:
 
 
 def _named(kind: Kind, name: str, number: int) -> Any:
-    """A record of that name; its time is the same as that of all others, whatever the number."""
+    """A record of that name; its time does not depend on the number."""
     key = _key_of(kind)
     assert key is not None
     record = put(full(kind.record), key, name)

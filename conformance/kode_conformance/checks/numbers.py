@@ -17,7 +17,7 @@ from kode_conformance.settings import Tier
 
 _LONG: Final = 10_001
 _FAST_S: Final = 1.0
-"""A store that writes the last but one number of records in this time is asked for the largest one at quick, too."""
+"""A store that writes the second largest number of records in this time also gets the largest one at quick."""
 
 
 def _numbers(ctx: Context, *, fast: bool = False) -> Iterator[int]:
@@ -38,7 +38,7 @@ def _numbers(ctx: Context, *, fast: bool = False) -> Iterator[int]:
 @check("MSG-1", "MSG-2", "TC-1", "MED-1", "VAL-4", under=(Dimension.ITEMS, Dimension.CHANGES, Dimension.INSTANCES))
 async def lists_of_any_length_are_replaced(ctx: Context) -> None:
     """Whatever call replaces a list, with however many records, all of them are loaded in their order, in any instance;
-    so are those of the next list, which is longer, of other contents, shorter, one long, or empty.
+    so are the records of the next list, which is longer, of other contents, shorter, one long, or empty.
     """
     stores = [ctx.store, await ctx.another()]
     ways = [(listing, name, call) for listing in LISTS for name, call in listing.replaces.items()]
@@ -59,8 +59,8 @@ async def lists_of_any_length_are_replaced(ctx: Context) -> None:
 
 @check("MSG-3", "TC-3", "TURN-1", "VAL-4", under=(Dimension.ITEMS, Dimension.INSTANCES))
 async def lists_grow_to_any_length(ctx: Context) -> None:
-    """Whatever call adds to a list, one record or as many as there are at each usual limit, what was there stays and
-    what is new is behind it, in its order.
+    """Whatever call adds to a list, one record or as many as each usual limit, the old records stay and the new ones
+    are behind them, in their order.
     """
     other = await ctx.another()
     ways = [(listing, name, call) for listing in LISTS for name, call in listing.adds.items()]
@@ -105,8 +105,8 @@ def _changed(listing: Listing, was: list[Any], place: int) -> dict[str, list[Any
 
 @check("TC-3", "TURN-1", under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.INSTANCES))
 async def upserts_find_the_last_of_an_id_among_many(ctx: Context) -> None:
-    """Among 1,001 tool calls, whose ids repeat far apart, an upsert replaces the last of an id at whatever place it is,
-    adds what is not there, and does both in one call of hundreds.
+    """Among 1,001 tool calls, whose ids repeat far apart, an upsert replaces the last call of an id at whatever place
+    it is, adds calls with new ids, and does both in one call of hundreds.
     """
     model, other = StoreModel(), await ctx.another()
     calls = [samples.tool_call(i % 700 if i % 3 else i, audit_trail=[], result=i) for i in range(1001)]
@@ -163,8 +163,8 @@ async def _see_documents(ctx: Context, documents: Documents, store: Any, saved: 
 
 @check("HIS-1", "HIS-2", "SNAP-1", under=(Dimension.ITEMS, Dimension.CHANGES))
 async def a_document_moves_among_many(ctx: Context) -> None:
-    """Of 101 documents one that is saved again with another time is at its new place, once, whether that is before all,
-    behind all, or among those of that time.
+    """When one of 101 documents is saved again with another time, it is at its new place, once: before all others,
+    behind all, or among the documents of the same time.
     """
     for documents in in_time(ctx, DOCUMENTS):
         known = {documents.order(record)[-1]: record for record in documents.items(101)}

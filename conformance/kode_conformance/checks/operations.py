@@ -75,7 +75,9 @@ async def dangling_tool_uses_are_found(ctx: Context) -> None:
 
 @check("OPS-3", needs=_E, under=(Dimension.CHANGES,))
 async def metrics_count_what_happened(ctx: Context) -> None:
-    """Each operation moves its counter by one, failures count as errors only, and sizes are what is stored."""
+    """Each operation moves its counter by one, failures count as errors only, and sizes are the sizes of the stored
+    data.
+    """
     before = await ctx.store.get_metrics()
     await ctx.store.save_messages("a", samples.messages(3))
     await ctx.store.save_info("a", samples.info("a"))
@@ -109,8 +111,8 @@ async def metrics_count_what_happened(ctx: Context) -> None:
 
 @check("OPS-3", needs=_E, under=(Dimension.INSTANCES,))
 async def metrics_of_little(ctx: Context) -> None:
-    """Of a store that has done nothing yet the latencies are numbers, and its size is 0; so it is, in every instance,
-    once the last agent was deleted.
+    """A store that has done nothing yet has numbers as latencies, and its size is 0; the size is 0 again, in every
+    instance, once the last agent was deleted.
     """
     await _see_totals(ctx, ctx.store, 0, "a fresh store")
     await ctx.store.save_turn(
@@ -188,7 +190,7 @@ async def every_call_after_close_raises(ctx: Context) -> None:
 
 
 _TURNS: Final = 20
-"""How many turns of the event loop a call takes at most to tell its caller."""
+"""How many turns of the event loop a call takes at most to return to its caller."""
 
 
 @check("OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
@@ -296,7 +298,7 @@ async def a_cancelled_save_is_whole_or_absent(ctx: Context) -> None:
 
 @check("OPS-9", "EVT-1", under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
 async def cancelled_appends_do_no_harm(ctx: Context) -> None:
-    """Appends that are cancelled leave others alone: what was acknowledged is there, once."""
+    """Appends that are cancelled leave others alone: acknowledged records are stored, once."""
     tasks = [asyncio.ensure_future(ctx.store.append_event("a", samples.event(i))) for i in range(60)]
     await asyncio.sleep(0)
     for task in tasks[::3]:
@@ -311,7 +313,7 @@ async def cancelled_appends_do_no_harm(ctx: Context) -> None:
 
 @check("OPS-11", needs=Capability.PERSISTENT, under=(Dimension.PROCESSES,))
 async def a_process_may_end_without_close(ctx: Context) -> None:
-    """A process that never closes its store ends by itself, soon, and what was written is there."""
+    """A process that never closes its store ends by itself, soon, and its writes are stored."""
     await ctx.close(ctx.store)
     process = await ctx.process("leave_open", "a")
     await process.lines(seconds=20)

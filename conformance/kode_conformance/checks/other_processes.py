@@ -144,7 +144,7 @@ async def what_another_process_changes_is_not_deleted(ctx: Context) -> None:
             await remote.save_turn("d", append=samples.messages(1), info=samples.info("d", template_id="kept"))
 
         async def before(verb: str, _: tuple[Any, ...]) -> None:
-            """Whatever comes after the search waits for the other process."""
+            """Let every call after the search wait for the other process."""
             if finding and not altered:
                 altered.append(asyncio.ensure_future(alter()))
             for task in altered:
@@ -175,8 +175,8 @@ async def what_another_process_changes_is_not_deleted(ctx: Context) -> None:
     under=(Dimension.PROCESSES, Dimension.COMPANY),
 )
 async def a_backup_is_of_one_instant_for_other_processes_too(ctx: Context) -> None:
-    """A backup that is made while another process writes to two agents by turns has of both what was there at one
-    instant, and all that was acknowledged before it.
+    """A backup that is made while another process writes to two agents by turns holds both as they were at one instant,
+    and every write that was acknowledged before it.
     """
     need_restored(ctx)
     await fill_much(ctx)
@@ -213,8 +213,8 @@ async def a_backup_is_of_one_instant_for_other_processes_too(ctx: Context) -> No
 
 @check("OPS-11", "DUR-1", needs=Capability.PERSISTENT, under=(Dimension.PROCESSES, Dimension.INSTANCES))
 async def a_process_may_leave_several_open(ctx: Context) -> None:
-    """A process that leaves several instances open, with readers that have begun, ends by itself, and what each wrote
-    is there.
+    """A process that leaves several instances open, with readers that have begun, ends by itself, and the writes of
+    each instance are stored.
     """
     await ctx.close(ctx.store)
     process = await ctx.process("leave_several_open", ctx.harness.spec, ctx.handle, 4)

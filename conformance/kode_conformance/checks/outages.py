@@ -1,4 +1,4 @@
-"""OPS, DUR, VAL-4, LIFE-3: what only a hook of the harness shows: outages, server crashes, limits, raw contents."""
+"""OPS, DUR, VAL-4, LIFE-3: checks that need a hook of the harness: outages, server crashes, limits, raw contents."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _reads(ctx: Context) -> dict[str, Callable[[], Awaitable[object]]]:
 async def _see_refusals(
     ctx: Context, reads: Mapping[str, Callable[[], Awaitable[object]]], before: Mapping[str, object]
 ) -> None:
-    """Writes, and opening, raise errors of this library; reads do too, or tell what was stored."""
+    """Check that writes, and opening, raise errors of this library; reads do too, or return the stored records."""
     store = ctx.store
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "append_messages": lambda: store.append_messages("a", samples.messages(1)),
@@ -166,7 +166,7 @@ async def _opened(ctx: Context) -> None:
 
 
 class _Count(NamedTuple):
-    """What became of calls that each write a text of their own."""
+    """The outcomes of calls that each write a text of their own."""
 
     done: set[str]
     in_doubt: set[str]
@@ -210,7 +210,7 @@ async def _grows(found: _Count, than: int) -> bool:
 
 
 def _judge_count(ctx: Context, found: _Count, stored: list[str], what: str) -> None:
-    """Each text that was acknowledged is there once, each that was refused is not, and none is there twice."""
+    """Check that each acknowledged text is stored once, no refused text is stored, and none is stored twice."""
     counts = Counter(stored)
     for texts, problem in (
         (found.done - set(counts), "were acknowledged and are lost"),
@@ -251,8 +251,8 @@ async def _see_nothing_lost(ctx: Context, disturb: Callable[[], Awaitable[None]]
     under=(Dimension.DAMAGE, Dimension.COMPANY, Dimension.INTERRUPTIONS),
 )
 async def nothing_is_lost_or_doubled_in_outages(ctx: Context) -> None:
-    """Of writes before, in and after an outage the acknowledged ones are there once, the refused ones are not, and of
-    those in doubt none is there twice.
+    """Of the writes before, in and after an outage, each acknowledged one is stored once, no refused one is stored, and
+    none in doubt is stored twice.
     """
     _need(ctx, "break_backend", "heal_backend")
 
@@ -266,7 +266,7 @@ async def nothing_is_lost_or_doubled_in_outages(ctx: Context) -> None:
 
 @check("DUR-1", "OPS-6", "OPS-10", tier=Tier.STANDARD, stochastic=True, under=(Dimension.CRASHES, Dimension.DAMAGE))
 async def acknowledged_writes_survive_a_crash_of_the_server(ctx: Context) -> None:
-    """When the server is killed under load and comes back, what was acknowledged is there, once, and the store that
+    """When the server is killed under load and comes back, each acknowledged write is stored, once, and the store that
     was open goes on.
     """
     _need(ctx, "crash_backend")
@@ -282,8 +282,8 @@ async def acknowledged_writes_survive_a_crash_of_the_server(ctx: Context) -> Non
 
 @check("VAL-4", tier=Tier.STANDARD, under=(Dimension.LENGTHS,))
 async def a_stated_limit_is_where_it_is_said_to_be(ctx: Context) -> None:
-    """A record of the largest size that the backend states is kept; one of a byte more is refused, and what was there
-    before stays.
+    """A record of the largest size that the backend states is kept; a record one byte larger is refused, and the
+    previous record stays.
     """
     limit = ctx.harness.limits.max_payload_bytes
     if limit is None:
@@ -327,7 +327,7 @@ async def a_newer_version_is_refused(ctx: Context) -> None:
 
 @check("INFO-1", "OPS-2", needs=_E, under=(Dimension.ORDERS,))
 async def looking_changes_nothing(ctx: Context) -> None:
-    """Loads, queries, checks and metrics of an agent, and of none, leave what is stored as it is, to the letter."""
+    """Loads, queries, checks and metrics, of an agent that exists or not, leave the stored data exactly as it was."""
     store = ctx.store
     await fill(store, "a")
     await store.save_messages("dangling", [Message("assistant", [ToolUseBlock("c", "x", {})])])
@@ -357,7 +357,7 @@ async def _raw(ctx: Context) -> str:
 
 
 async def _raw_at_rest(ctx: Context) -> str:
-    """What is stored once the store has tidied up behind its writes."""
+    """The stored data once the store has tidied up behind its writes."""
     raw = await _raw(ctx)
     for _ in range(20):
         await asyncio.sleep(0.1)

@@ -24,8 +24,8 @@ _NEEDS: Final = Capability.EXTENDED | Capability.CROSS_PROCESS
 )
 async def leases_end_for_other_processes_too(ctx: Context) -> None:
     """However a lease ends in one process, another gets the lock at once, with a greater token; the ended lease has no
-    say meanwhile, and then the first process gets a new one. A lock that is held is held for all, and one who waits
-    for it in another process gets it when it is released.
+    say meanwhile, and then the first process gets a new one. A lock that is held is held for all processes, and a
+    waiter in another process gets it when it is released.
     """
     held = await ctx.store.acquire_agent_lock("held", ttl_ms=600_000)
     gate, names = ctx.folder / "gate", [end.how for end in ENDS]

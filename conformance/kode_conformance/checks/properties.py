@@ -25,7 +25,7 @@ _RECORD = 5_000
 
 
 async def _problem(ctx: Context, place: Place, value: Any, agent_id: str) -> str:
-    """What goes wrong when *value* is written into the field; empty when nothing does."""
+    """The fault that shows when *value* is written into the field; empty when there is none."""
     if is_exact_json(value, place.inside):
         return await _not_kept(ctx.store, place, value, agent_id)
     return await _not_refused(ctx, place, value, agent_id)
@@ -91,7 +91,7 @@ def _is_large(value: Any) -> bool:
 
 
 def _is_within(limit: int | None, payload: Payload) -> bool:
-    """Whether the backend says that it takes a record with that value in it; what is no JSON it refuses anyway."""
+    """True if the backend's stated limit allows a record with that value; it refuses values that are no JSON anyway."""
     return limit is None or not payload.is_json or len(json.dumps(payload.value)) + _RECORD < limit
 
 

@@ -238,7 +238,7 @@ async def times_bound_to_the_millisecond(ctx: Context) -> None:
 
 @check("QRY-3", needs=_Q, under=(Dimension.EQUALS, Dimension.ORDERS))
 async def rows_in_a_total_order(ctx: Context) -> None:
-    """Rows are newest first; those of one time by agent and position; asc is the exact reverse."""
+    """Rows are newest first; rows of one time are ordered by agent and position; asc is the exact reverse."""
     for agent in ("b", "a", "c"):
         await ctx.store.save_tool_call_records(agent, [samples.tool_call(i, created_at=samples.T0) for i in range(5)])
     wanted = [(agent, i) for agent in "abc" for i in range(5)]
@@ -297,7 +297,7 @@ async def cursors_give_everything_once(ctx: Context) -> None:
 
 @check("QRY-5", needs=_Q, under=(Dimension.COMPANY,))
 async def cursors_while_others_write(ctx: Context) -> None:
-    """Following cursors gives each record that is there throughout once, whatever is written and deleted meanwhile."""
+    """Following cursors gives each record that exists throughout once, whatever is written and deleted meanwhile."""
     for i in range(40):
         await ctx.store.save_info(f"a{i:02d}", samples.info(f"a{i:02d}", created_at=samples.T0 + i // 4))
     seen: list[str] = []
@@ -325,7 +325,7 @@ async def cursors_while_others_write(ctx: Context) -> None:
 
 @check("QRY-5", needs=_Q, under=(Dimension.LOOKALIKES,))
 async def cursors_are_checked(ctx: Context) -> None:
-    """A cursor that was changed, made up, or is of another query is refused."""
+    """A cursor that was changed, made up, or belongs to another query is refused."""
     await ctx.store.save_messages("a", samples.messages(5))
     cursor = (await ctx.store.query_messages(limit=2)).next_cursor
     assert cursor is not None
@@ -360,7 +360,7 @@ async def iterators_give_everything(ctx: Context) -> None:
 
 @check("QRY-7", needs=_Q, under=(Dimension.EQUALS,))
 async def stats_count_what_is_there(ctx: Context) -> None:
-    """Statistics count what is stored, by name and state as stored, with zeros for an unknown agent."""
+    """Statistics count the stored records, by name and state as stored, with zeros for an unknown agent."""
     ctx.equal(await ctx.store.aggregate_stats("nobody"), AgentStats(), "the statistics of nobody")
     names = ("bash", "__proto__", "constructor", "", "a\0b", "x\\y", "\ud83d")
     calls = [samples.tool_call(i, name=names[i % 7], state=("COMPLETED", "FAILED")[i % 3 == 0]) for i in range(21)]
@@ -386,7 +386,7 @@ async def stats_count_what_is_there(ctx: Context) -> None:
 
 @check("QRY-8", needs=_Q, under=(Dimension.INSTANCES,))
 async def every_instance_is_current(ctx: Context) -> None:
-    """What one instance wrote is loaded, listed and found by another at once."""
+    """Records that one instance wrote are loaded, listed and found by another at once."""
     other = await ctx.another()
     for i in range(5):
         await ctx.store.save_turn(

@@ -106,7 +106,7 @@ async def concurrent_appends_make_one_log(ctx: Context) -> None:
 
 
 class _Log:
-    """What all clients of a log did and were told."""
+    """The calls of all clients of a log, and their results."""
 
     def __init__(self, name: str) -> None:
         self._kind = LOGS[name]

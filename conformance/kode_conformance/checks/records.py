@@ -1,4 +1,6 @@
-"""VAL-1, TC-1: records as the caller has them: what is inside them, in whose hands they are, and what is none."""
+"""VAL-1, TC-1: records in the caller's hands: lists inside them, later changes to them, and arguments that are no
+records.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from kode_core.protocols import ExtendedStore
 
 @check("VAL-1", under=(Dimension.EQUALS,))
 async def records_are_the_callers(ctx: Context) -> None:
-    """What is changed inside a record after it was saved, or after it was loaded, is not changed in the store."""
+    """A change inside a record after it was saved, or after it was loaded, does not change the stored record."""
     for number, place in enumerate(place for place in PLACES if place.holds is not Holds.TEXT):
         value: dict[str, Any] = {"list": [1], "dict": {"x": 0}}
         wanted = [place.record(deepcopy(value))]
@@ -89,8 +91,8 @@ async def lists_inside_records_keep_their_order(ctx: Context) -> None:
 
 @check("TC-1", "MSG-1", under=(Dimension.LOOKALIKES,))
 async def wrong_records_are_refused(ctx: Context) -> None:
-    """What is no list of the right records, or no record of the right kind, is refused by every method that takes
-    records, and nothing is written.
+    """Every method that takes records refuses an argument that is no list of the right records, or no record of the
+    right kind, and writes nothing.
     """
     await ctx.store.save_messages("a", samples.messages(1))
     for bad in ("text", 5, None, {"role": "user"}, [{"role": "user", "content": "x"}], [samples.tool_call()]):

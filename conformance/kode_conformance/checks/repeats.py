@@ -1,4 +1,4 @@
-"""TC-3, EVT-4, MSG-1, MED-1: repeats inside one call, and lists that have something in common with what is stored."""
+"""TC-3, EVT-4, MSG-1, MED-1: repeats inside one call, and lists that overlap with the stored list."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kode_core.model import MediaCacheRecord, Message, TextBlock, Timeline, Todo
 
 _D: Final = Dimension
 _STORED: Final = ("", "a", "ab", "aba", "baa", "cab", "bbb")
-"""Ids that are there before."""
+"""Ids that are stored before."""
 
 
 def _calls_of(ids: str, text: str, *, equal: bool = False) -> list[ToolCallRecord]:
@@ -110,7 +110,7 @@ _PLACES: Final = ((0, 1, 2), (2, 4, 5), (0, 5, 6), (3, 7, 8), (0, 1199, 1200), (
 async def an_entry_twice_in_one_call_is_refused(ctx: Context) -> None:
     """A list of events that holds an entry twice, next to each other or far apart, new or stored, is refused by
     append_events and by save_turn with an error that names both positions, and nothing of the call is written; the same
-    list without the repeat is taken, and taken for what is stored when it is given again.
+    list without the repeat is stored, and recognised as stored when it is given again.
     """
     stores = (ctx.store, await ctx.another())
     for number, (one, two, size) in enumerate(in_time(ctx, _PLACES)):
@@ -142,8 +142,8 @@ _N: Final = 4
 
 
 def _overlaps() -> Iterator[tuple[str, Sequence[str]]]:
-    """Lists that have something in common with ``old 0`` to ``old 3``; an item named ``changed i`` has the identity of
-    ``old i`` and another content.
+    """Lists that overlap with ``old 0`` to ``old 3``; an item named ``changed i`` has the identity of ``old i`` and
+    another content.
     """
     old = [f"old {i}" for i in range(_N)]
     new = [f"new {i}" for i in range(_N)]
@@ -211,8 +211,8 @@ async def _save(store: Any, names: Sequence[str], *, turn: bool) -> None:
 
 @check("MSG-1", "TC-1", "MED-1", "TODO-1", "TURN-1", under=(_D.ORDERS, _D.CHANGES, _D.EQUALS, _D.INSTANCES))
 async def lists_that_overlap_with_what_is_stored(ctx: Context) -> None:
-    """A list that is a part, an order, a rotation or a mixture of what is stored, with items again, changed, or new
-    ones at any place, is what is there afterwards, in every kind of list: messages, tool calls, todos and media.
+    """A list that is a part, an order, a rotation or a mixture of the stored list, with repeated, changed or new items
+    at any place, replaces it exactly, in every kind of list: messages, tool calls, todos and media.
     """
     stores, base = (ctx.store, await ctx.another()), [f"old {i}" for i in range(_N)]
     await ctx.store.save_info("a", samples.info("a"))

@@ -1,4 +1,4 @@
-"""Long lists, many agents, much of the same: what it may cost, and what must not grow."""
+"""Long lists, many agents, many equal records: their allowed costs, and the resources that must not grow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kode_conformance.settings import Tier
 
 _LONG: Final = 10_000
 _ENDINGS: Final = 30
-"""How often what is left is looked at, each a tenth of a second after the other."""
+"""How often to look for leftovers, with a tenth of a second in between."""
 
 
 @check("VAL-4", "MSG-2", tier=Tier.STANDARD, under=(Dimension.ITEMS,))

@@ -1,4 +1,4 @@
-"""QRY, LIFE-5, EVT-7, INFO-2: every filter, order and page of every query, also of what is hard to search for."""
+"""QRY, LIFE-5, EVT-7, INFO-2: every filter, order and page of every query, also for values hard to search for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXTS: Final = (
     *("", " a", "a ", "A", "a", "null", "0", "a.b", "$gt", "%", "_", "\\", "[0]", "'", '"', "a'b\"c"),
     *("x'; DROP TABLE agents; --", "a\0b", "\ud83d", "😀", "é", "e\u0301", "x" * 5000, "x" * 4999 + "y"),
 )
-"""What queries are built from and compared with in many ways; all are different texts."""
+"""Texts that queries are built from and compared with in many ways; all are different."""
 
 
 @check("QRY-2", "QRY-1", needs=_Q, under=(Dimension.LOOKALIKES, Dimension.TWINS, Dimension.LENGTHS))
@@ -160,7 +160,7 @@ async def _six_agents(ctx: Context) -> None:
 
 @check("QRY-6", needs=_Q, under=(Dimension.ORDERS,))
 async def iterators_know_every_filter(ctx: Context) -> None:
-    """Iterators give what the query of the same filters gives, for each filter."""
+    """Iterators give the same records as the query with the same filter, for each filter."""
     await _six_agents(ctx)
     for kind, all_filters in (("sessions", _SESSIONS), ("tool_calls", _CALLS)):
         for filters in all_filters:
@@ -184,7 +184,7 @@ async def delete_many_knows_every_filter(ctx: Context) -> None:
 
 @check("EVT-7", under=(Dimension.ORDERS, Dimension.COMPANY))
 async def following_since(ctx: Context) -> None:
-    """Following since a bookmark gives only events with a greater seq, of those that are there and those that come."""
+    """Following since a bookmark gives only events with a greater seq, stored ones and new ones."""
     await ctx.store.append_events("a", [samples.event(seq) for seq in (5, 1, 4, 2)])
     seen: list[int] = []
     async with asyncio.timeout(10 * ctx.harness.patience):
@@ -199,7 +199,7 @@ async def following_since(ctx: Context) -> None:
 
 @check("INFO-2", needs=_Q, under=(Dimension.CHANGES, Dimension.INSTANCES, Dimension.CLOCKS))
 async def every_change_moves_updated_at(ctx: Context) -> None:
-    """Of many changes in a row, made by two instances within the same milliseconds, each moves updated_at forward."""
+    """Each of many changes in a row, made by two instances within the same milliseconds, moves updated_at forward."""
     other = await ctx.another()
     await ctx.store.save_info("a", samples.info("a"))
     before = 0

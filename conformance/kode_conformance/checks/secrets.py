@@ -1,4 +1,4 @@
-"""OPS-12: what must not be told."""
+"""OPS-12: secrets that a store must not reveal."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ async def _error_of(call: Callable[[], Awaitable[object]]) -> str:
     """The traceback that a program would log, with all causes."""
     try:
         await call()
-    except Exception:  # noqa: BLE001 - whatever it is, it is looked at
+    except Exception:  # noqa: BLE001 - any error is searched
         return traceback.format_exc()
     return ""

@@ -18,7 +18,7 @@ from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 _A_WHILE: Final = 0.15
-"""After so many seconds a write that goes on behind everybody's back has landed."""
+"""The time, in seconds, after which a write that goes on in the background has landed."""
 _SECONDS: Final = 20.0
 
 
@@ -33,7 +33,7 @@ def _steps(ctx: Context, factor: int = 2) -> Iterator[int]:
 
 
 async def _cancelled(call: Awaitable[Any], steps: int) -> bool:
-    """Cancel the call after so many steps unless it was done before; whether it was cancelled.
+    """Cancel the call after so many steps unless it was done before. True if it was cancelled.
 
     Raises:
         Violation: it neither returned nor was cancelled.
@@ -59,7 +59,7 @@ async def _cancelled(call: Awaitable[Any], steps: int) -> bool:
 
 
 class _Trial:
-    """A write to an agent of its own that was cancelled, and what was seen at once."""
+    """A cancelled write to an agent of its own, and the state that was read at once."""
 
     def __init__(self, write: Write, steps: int) -> None:
         self.write = write
@@ -108,7 +108,7 @@ def _see_the_same(before: object, later: object, what: str) -> None:
 
 @check("OPS-9", "MSG-3", under=(Dimension.INTERRUPTIONS,))
 async def looking_and_saving_again_never_doubles(ctx: Context) -> None:
-    """Who was cancelled, looks, finds nothing and saves again has saved once: messages, turns and forks."""
+    """A caller that was cancelled, looks, finds nothing and saves again has saved once: messages, turns and forks."""
     for steps in _steps(ctx):
         one, turn, parent = f"one-{steps}", f"turn-{steps}", f"parent-{steps}"
         again = [
@@ -134,7 +134,7 @@ async def looking_and_saving_again_never_doubles(ctx: Context) -> None:
 
 
 async def _again(store: ExtendedStore, agent_id: str, steps: int, act: Any) -> bool:
-    """Write, cancelled; write again if nothing is there; whether it was cancelled."""
+    """Write and cancel the call; write again if nothing was stored. True if the call was cancelled."""
     was_cancelled = await _cancelled(act(agent_id), steps)
     if not await store.load_messages(agent_id):
         await act(agent_id)
@@ -146,7 +146,7 @@ def _offered(ctx: Context) -> Capability:
 
 
 async def _forks(ctx: Context, parent: str) -> list[str]:
-    """The forks of *parent*; what is asked of the parent first waits for a fork that goes on."""
+    """The forks of *parent*; the first read of the parent waits for a fork that is still under way."""
     if _E not in _offered(ctx):
         return []
     await ctx.store.exists(parent)

@@ -20,7 +20,7 @@ from kode_conformance.ways import changes_come_back
 
 _D: Final = Dimension
 _SIZES: Final = (10, 2**22 + 1, 11)
-"""Small, then more than caches, items and packets take, then small again: what did not fit must not remain."""
+"""Small, then more than caches, items and packets take, then small again: the large record must not remain."""
 _MORE: Final = (65_536, 10, 400_001, 2**24, 12)
 _HEADROOM: Final = 4096
 """The room that the rest of a record takes."""

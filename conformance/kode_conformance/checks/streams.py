@@ -1,4 +1,4 @@
-"""EVT-5, EVT-7, QRY-6 and OPS-14: what streams hold of long logs and lists at their first record, and behind it."""
+"""EVT-5, EVT-7, QRY-6 and OPS-14: the part of long logs and lists that streams hold, at first and later."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kode_conformance.settings import Tier
 _COUNT: Final = {Tier.QUICK: 6_000, Tier.STANDARD: 20_000, Tier.THOROUGH: 50_000}
 """How many small records there are."""
 _LEAST: Final = 4_000
-"""With fewer, whether a page is held or everything cannot be told."""
+"""With fewer records, a held page cannot be told from a held list."""
 _AGENTS: Final = 16
 _SESSIONS: Final = 4_000
 _SESSION_SIZE: Final = 1_500
-"""A session has 2,000 characters; what the store knows of every agent may be held in the meantime."""
+"""A session has 2,000 characters; the store may hold its knowledge of every agent in the meantime."""
 _TEXT: Final = "x" * 400
 _BYTES_EACH: Final = 350
 """Less than a record takes, however it is held: a page of a thousand, read and decoded, takes less than all."""
@@ -54,7 +54,7 @@ class _Stream(NamedTuple):
 
 
 async def _see(ctx: Context, name: str, stream: _Stream) -> None:
-    """It holds a page: at its first record, and not more the longer it goes on."""
+    """Check that the stream holds a page: at its first record, and no more later."""
     await _leave(stream.open())  # an index of where the records are may be made once
     taken, held = await _first(stream.open())
     count = max(stream.of, stream.total)
@@ -89,7 +89,7 @@ async def _leave(stream: AsyncIterator[Any]) -> int:
 
 
 async def _first(stream: AsyncIterator[Any]) -> tuple[int, int]:
-    """Take the first record; how much memory that took at most."""
+    """Take the first record; return the most memory that this took."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -101,7 +101,7 @@ async def _first(stream: AsyncIterator[Any]) -> tuple[int, int]:
 
 
 class _Blocks(NamedTuple):
-    """How many records a stream gave, and by how many objects the least that it holds grew from half to half."""
+    """The number of records that a stream gave, and by how many objects its minimum grew from one half to the next."""
 
     taken: int
     grown: int

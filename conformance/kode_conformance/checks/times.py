@@ -33,8 +33,8 @@ async def _by_position(ctx: Context, what: str) -> list[int]:
 
 @check("MSG-4", needs=_Q, under=(Dimension.CLOCKS, Dimension.INSTANCES))
 async def appended_messages_are_never_older(ctx: Context) -> None:
-    """What is appended after the clock stepped back is not older than the messages before it, whoever appends it and by
-    whatever call.
+    """Messages that are appended after the clock stepped back are not older than the messages before them, whichever
+    instance appends them and by whatever call.
     """
     store, other = ctx.store, await ctx.another()
     m = samples.messages(9)
@@ -108,7 +108,7 @@ WAYS: Final[Mapping[str, tuple[bool, _Write]]] = {
     "save_turn(append)": (False, lambda s, a, m: s.save_turn(a, append=m)),
     "save_turn(append) with all else": (False, lambda s, a, m: s.save_turn(a, append=m, **_rest(a))),
 }
-"""Each way to write messages, and whether it takes the whole list; what it takes otherwise is added."""
+"""Each way to write messages, and whether it takes the whole list; otherwise it adds its messages."""
 _OLD: Final = 4
 _CASES: Final = (
     *(
@@ -149,7 +149,7 @@ async def times_stay_whatever_way_and_however_many(ctx: Context) -> None:
 async def _keeps(
     ctx: Context, store: ExtendedStore, agent: str, before: Sequence[int], wanted: Sequence[Any], when: str
 ) -> None:
-    """The first messages keep their times, and all messages are there, in the order of time."""
+    """Check that the first messages keep their times, and that all messages are stored, in the order of time."""
     found = (await by_time(store, agent))[: len(wanted)]
     ctx.equal([message.created_at for message in found[: len(before)]], [*before], f"the times {when}")
     ctx.equal([message.position for message in found], list(range(min(len(wanted), 1000))), f"positions {when}")

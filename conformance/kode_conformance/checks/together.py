@@ -1,4 +1,4 @@
-"""QRY-8, TURN-1, TC-3, VAL-5: streams that are read half, turns at once, upserts of all that is there, other zones."""
+"""QRY-8, TURN-1, TC-3, VAL-5: streams that are read half, turns at once, upserts of whole lists, other time zones."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ async def _change(store: ExtendedStore, n: int) -> None:
 
 @check("TURN-1", "EVT-1", "MSG-3", "TC-3", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ITEMS))
 async def turns_at_once_lose_nothing(ctx: Context) -> None:
-    """Of turns that several instances save for one agent at once every message, tool call and event is there, those of
-    a turn next to each other.
+    """When several instances save turns for one agent at once, every message, tool call and event is stored, and the
+    records of a turn are next to each other.
     """
     stores, rounds = (ctx.store, await ctx.another(), await ctx.another()), 8
     for n in in_time(ctx, range(rounds)):
@@ -185,7 +185,9 @@ async def _same_moment(ctx: Context, name: str, bound: str, at: int, moment: dat
 
 @check("EVT-6", "EVT-3", under=(Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))
 async def the_last_bookmark_of_equal_seqs(ctx: Context) -> None:
-    """Of several events with the highest seq the one that was appended last has the bookmark, in every instance."""
+    """Among several events with the highest seq, the one that was appended last has the last bookmark, in every
+    instance.
+    """
     other = await ctx.another()
     for n, (seq, cursor) in enumerate(((3, 0), (9, 1), (9, 0), (5, 7), (9, 2), (2, 9))):
         entry = samples.event(seq, cursor=cursor)

@@ -68,7 +68,7 @@ def _text(field: Field, text: str) -> Any:
 _MANY: Final = 10_001
 _FEWER: Final = 1001
 _FAST_S: Final = 2.0
-"""A store that writes the smaller number in this time is asked for the larger one at quick, too."""
+"""A store that writes the smaller number in this time also gets the larger one at quick."""
 
 
 @check(

@@ -56,7 +56,7 @@ async def beaten(call: Awaitable[Any]) -> Beat:
     beating = asyncio.ensure_future(beat.run())
     await asyncio.sleep(0.002)
     gc.collect()
-    gc.disable()  # a collection takes as long as there are objects, whoever made them
+    gc.disable()  # a collection takes time for every object of the process
     try:
         await call
         await asyncio.sleep(0.002)

@@ -107,7 +107,7 @@ async def hostile_text_in_typed_fields(ctx: Context) -> None:
 
 @check("VAL-2", under=(Dimension.NUMBERS, Dimension.LOOKALIKES))
 async def what_json_cannot_carry_is_refused(ctx: Context) -> None:
-    """What cannot be stored exactly is refused with the record and the path, and the old value stays."""
+    """A value that cannot be stored exactly is refused with the record and the path, and the old value stays."""
     refused = [payload for payload in _SMALL if not payload.is_json]
     every = 1 if ctx.settings.tier > Tier.QUICK else 8
     for p, place in in_time(ctx, list(enumerate(place for place in PLACES if place.holds is not Takes.TEXT))):

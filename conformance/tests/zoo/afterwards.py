@@ -1,4 +1,4 @@
-"""Stores that tell the past for the present, lose count, or tell one caller of another (OPS-1, OPS-3, OPS-12)."""
+"""Stores that report the past as the present, lose count, or reveal one caller to another (OPS-1, OPS-3, OPS-12)."""
 
 from __future__ import annotations
 

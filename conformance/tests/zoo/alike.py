@@ -1,4 +1,4 @@
-"""Stores that tell things by their contents, or by a part of them, where it counts which one it is."""
+"""Stores that tell records apart by their contents, or by a part of them, where their identity matters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LAST = samples.event(4, cursor=1).replace(bookmark=Bookmark(4, samples.T0))
 
 
 async def _three_times(ctx: Context) -> object:
-    """Whether the second of two equal messages has a later time than the first."""
+    """True if the second of two equal messages has a later time than the first."""
     await ctx.store.save_messages("a", talk("yes"))
     await asyncio.sleep(0.01)
     await ctx.store.append_messages("a", talk("no", "yes"))

@@ -1,4 +1,4 @@
-"""Stores that remember the deleted, or trust the clock (LIFE-4, MSG-4, MSG-8)."""
+"""Stores that remember deleted agents, or trust the clock (LIFE-4, MSG-4, MSG-8)."""
 
 from __future__ import annotations
 

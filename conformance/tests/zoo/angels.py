@@ -106,7 +106,7 @@ class OffsetsInArrays(EngineStore):
 
 
 class _Intercepts(Wrapper):
-    """Sees every call of the store around which it is."""
+    """Sees every call of the store that it wraps."""
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.inner, name)

@@ -1,4 +1,4 @@
-"""Stores that raise other errors than this library's when they are given what nobody should give (OPS-17)."""
+"""Stores that raise other errors than this library's when they get wrong arguments (OPS-17)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mutants and angels are made of: three sound bases with a part replaced, and the register of mutants."""
+"""The parts of mutants and angels: three sound bases with a part replaced, and the register of mutants."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _spaces: dict[str, MemorySpace] = {}
 
 
 def needs_processes(check: Check) -> bool:
-    """Whether the check starts processes: such checks are slow, and a part of a store does not travel to them."""
+    """True if the check starts processes: such checks are slow, and a part of a store does not travel to them."""
     if check.needs & Capability.CROSS_PROCESS or check.clauses[0] == "OPS-11":
         return True
     return check.run.__module__.rpartition(".")[2] in {"big_crashes", "crashes", "durability"}
 
 
 class Wrapper:
-    """A store around a store: what it does not do itself it leaves to ``inner``."""
+    """A store around a store: it leaves every attribute that it does not define to ``inner``."""
 
     __slots__ = ("inner",)
 
@@ -68,7 +68,7 @@ class ZooHarness(StoreHarness):
     part: ClassVar[type] = Layer
 
     def code_of(self, store: Store) -> Sequence[str]:
-        """Of this tree only the zoo is the store's, not the suite."""
+        """The store's own code: in this tree only the zoo, and not the suite."""
         here = Path(__file__).parent
         return [*(place for place in super().code_of(store) if not here.is_relative_to(place)), f"{here}{os.sep}"]
 
@@ -92,14 +92,14 @@ class ZooHarness(StoreHarness):
         store = kind(functools.partial(self._engine, handle), **options)
         try:
             await store.open()
-        except BaseException:  # a cancelled open goes on without its caller, and nobody would ever close what it opens
+        except BaseException:  # a cancelled open goes on without its caller, and its store would never be closed
             await asyncio.shield(store.close())
             raise
         return cast(Store, self.part(store)) if issubclass(self.part, Wrapper) else store
 
 
 class OnMemory(ZooHarness):
-    """Over the memory engine. What was written is there after a reopening, for as long as the process lives."""
+    """Over the memory engine. Written records survive a reopening, for as long as the process lives."""
 
     lacks = frozenset({"CROSS_PROCESS", "PERSISTENT"})
 
@@ -179,11 +179,11 @@ class Mutant(NamedTuple):
     Attributes:
         clause: the clause it breaks.
         killed_by: the check that must find it.
-        wrong: what it does, in a sentence.
-        source: the real store that does so; empty for a fault that was thought out for the zoo.
-        raises: the fault is an error where there must be none; this is in its message.
+        wrong: its fault, in a sentence.
+        source: the real store with this fault; empty for a fault that was invented for the zoo.
+        raises: a part of the error's message, for a fault that is an error where none is allowed.
         also: further checks that are known to find it.
-        slow: its check takes more than five seconds on it.
+        slow: True if its check takes more than five seconds on it.
     """
 
     name: str
@@ -200,12 +200,12 @@ class Mutant(NamedTuple):
 
     @property
     def plain(self) -> type[ZooHarness]:
-        """The same without the fault."""
+        """The same store without the fault."""
         return next(plain for base, plain in PLAIN.items() if issubclass(self.base, base))
 
     @property
     def is_of_the_sdk(self) -> bool:
-        """Whether a store of the KODE SDK has this fault."""
+        """True if a store of the KODE SDK has this fault."""
         return self.source.startswith("KODE SDK")
 
 
@@ -223,7 +223,7 @@ def mutant(
     also: tuple[str, ...] = (),
     slow: bool = False,
 ) -> Callable[[T], T]:
-    """Register a class as the faulty part of a store; its docstring says what is wrong.
+    """Register a class as the faulty part of a store; its docstring describes the fault.
 
     ``killed_by`` is the name of a check of the clause, or a whole id when the check is listed under another clause.
     The harness is made as ``Class.Harness``, so that other processes find it by its spec.

@@ -1,4 +1,4 @@
-"""Stores that do nothing: what a check says of them shows whether it looks at all."""
+"""Stores that do nothing, to show whether a check looks at anything."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ class NullHarness(BlankHarness):
 
 
 class ForgetfulHarness(BlankHarness):
-    """Of a store that checks all it is given, and keeps nothing."""
+    """Of a store that checks all its arguments, and keeps nothing."""
 
     name = "forgetful"
 

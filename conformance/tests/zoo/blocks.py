@@ -29,7 +29,7 @@ async def _two_blocks(ctx: Context) -> object:
 
 
 class _PutsBack(LeaseContext):
-    """Puts back what it found when it was entered."""
+    """Puts back the leases that it found when it was entered."""
 
     async def __aenter__(self) -> HeldLease:
         self._found = _entered.get()

@@ -29,7 +29,7 @@ class Bodies(Layer):
     """Changes the text of every body on its way in."""
 
     def change(self, text: str) -> str:
-        """What becomes of a text."""
+        """The changed text of a body."""
         raise NotImplementedError
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:

@@ -21,7 +21,7 @@ _MOST: Final = 3
 
 
 def _kills() -> Iterator[tuple[str, Cause]]:
-    """(check, fault) for everything that is known to be found."""
+    """(check, fault) for every fault that is known to be found."""
     for mutant in load_mutants():
         for check in (mutant.killed_by, *mutant.also):
             yield check, Cause(1, mutant.clause, mutant.wrong, mutant.source)

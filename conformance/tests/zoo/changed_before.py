@@ -1,4 +1,4 @@
-"""Stores that guess after doubt and outages: by what is equal, by what was there, or by what failed (OPS-7, OPS-10)."""
+"""Stores that guess after doubt and outages, by equal records, earlier records, or failed calls (OPS-7, OPS-10)."""
 
 from __future__ import annotations
 

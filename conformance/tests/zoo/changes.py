@@ -1,4 +1,4 @@
-"""Faults that show only after a certain change: an index or a copy that one way of writing does not keep up."""
+"""Faults that show only after a certain change: an index or a copy that one way of writing does not update."""
 
 from __future__ import annotations
 

@@ -24,11 +24,11 @@ from kode_core.query import SessionInfo
 from kode_core.report import ConsistencyCheckResult
 from kode_core.store import EngineStore
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- written records --------------------------------------------------------------------------------------------------
 
 
 async def _size_after(ctx: Context, *calls: Callable[[Any], Awaitable[object]]) -> bool:
-    """Whether the files grew by more than a quarter of the list by calls that change little."""
+    """True if the files grew by more than a quarter of the list by calls that change little."""
     await ctx.store.save_messages("a", talk(*(f"{i}" + "x" * 2000 for i in range(300))))
     await ctx.store.save_tool_call_records("a", [samples.tool_call(i, result="x" * 2000) for i in range(300)])
     before = len(await ctx.harness.raw_dump(ctx.handle))
@@ -38,7 +38,7 @@ async def _size_after(ctx: Context, *calls: Callable[[Any], Awaitable[object]]) 
 
 
 class _Copies(Layer):
-    """Writes a copy of a list next to what it was given, as a document that nobody sees."""
+    """Writes a copy of the stored list next to each change, as a document that no read returns."""
 
     async def copied(self, batch: Batch, kind: ListKind) -> Batch:
         found = await self.inner.rows(batch.agent_id, kind)
@@ -198,7 +198,7 @@ class LargeTurnsInTwo(EngineStore):
 
 
 async def _peak(stream: AsyncIterator[Any]) -> bool:
-    """Whether more than 2 MB are held at the first record."""
+    """True if more than 2 MB are held at the first record."""
     tracemalloc.start()
     try:
         async for _ in stream:
@@ -233,7 +233,7 @@ class ListsAChannel(EngineStore):
 
 
 async def _held_behind(ctx: Context) -> bool:
-    """Whether following 5,000 events leaves more than 300 KB when they went by."""
+    """True if following 5,000 events leaves more than 300 KB once they went by."""
     await ctx.store.append_events("a", samples.events(5000))
     taken = 0
     tracemalloc.start()
@@ -319,7 +319,7 @@ class SortsSessionsItself(EngineStore):
 
 
 async def _held_by_a_follower(ctx: Context) -> bool:
-    """Whether a follower that takes nothing holds more than 1 MB of 2 MB."""
+    """True if a follower that takes nothing holds more than 1 MB of 2 MB."""
     await ctx.store.append_event("a", samples.event(0))
     follower = ctx.store.follow_events("a")
     await anext(follower)

@@ -1,4 +1,4 @@
-"""Stores that take damage for something else, or let one damaged agent stand in the way of all (OPS-4, QRY-9)."""
+"""Stores that take damage for something else, or let one damaged agent block all others (OPS-4, QRY-9)."""
 
 from __future__ import annotations
 

@@ -271,7 +271,7 @@ class SwallowsFailures(Layer):
         return [d if isinstance(o, StorageError) else o for d, o in zip(done, found, strict=True)]
 
 
-# --- what is on the disk ----------------------------------------------------------------------------------------------
+# --- files on the disk ------------------------------------------------------------------------------------------------
 
 
 async def _newer(ctx: Context) -> object:
@@ -319,7 +319,7 @@ class MarksInSteps(Folder):
 
 
 async def _opened_on_an_empty_mark(ctx: Context) -> object:
-    """Whether the version's file was ever empty, as another process sees it."""
+    """True if the version's file was ever empty, as another process sees it."""
     base = ctx.folder / "fresh"
     mark = base / ".kode" / "format"
     sizes: set[int] = set()

@@ -1,4 +1,4 @@
-"""Stores that guess what became of a write (OPS-10)."""
+"""Stores that guess the outcome of a write (OPS-10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores that say that something is written before it is (DUR clauses)."""
+"""Stores that acknowledge a write before it is made (DUR clauses)."""
 
 from __future__ import annotations
 

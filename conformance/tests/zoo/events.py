@@ -19,7 +19,7 @@ from kode_core.layers import Layer
 
 
 class Events(Layer):
-    """Writes other events than it was given, and tells as many offsets as are expected."""
+    """Writes other events than it was given, and returns as many offsets as are expected."""
 
     def written(self, batch: Batch) -> Sequence[EventWrite]:
         raise NotImplementedError

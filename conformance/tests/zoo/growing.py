@@ -22,7 +22,7 @@ from kode_core.store import EngineStore
 
 
 async def _held(ctx: Context, *, deleted: bool) -> object:
-    """Whether more than 4 MB are held of 8 MB that were written."""
+    """True if more than 4 MB are held of 8 MB that were written."""
     store = await ctx.another(memory_limit_bytes=2**20) if not deleted else ctx.store
     tracemalloc.start()
     try:
@@ -122,7 +122,7 @@ class IteratesOverAList(EngineStore):
 
 
 async def _turns(ctx: Context) -> object:
-    """Whether the event loop was kept for four times the work that it takes to write the list as JSON."""
+    """True if the event loop was kept for four times the work that it takes to write the list as JSON."""
     messages = [samples.message(i) for i in range(20_000)]
     return await _least_beat(lambda n: ctx.store.save_messages(f"a{n}", messages)) > 4 * reference_of(messages)
 

@@ -1,4 +1,4 @@
-"""Stores that hold what they need not, leave things behind, or close what is not theirs: LOCK-6, OPS-5."""
+"""Stores that hold too much, leave resources behind, or close the resources of others: LOCK-6, OPS-5."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _descriptors() -> int:
 
 
 async def _grown(ctx: Context, use: Callable[[Any], Awaitable[object]], *, is_closed: bool = True) -> bool:
-    """Whether there are more descriptors after some uses."""
+    """True if there are more descriptors after some uses."""
     await ctx.store.save_messages("a", talk("1"))
     before = _descriptors()
     for _ in range(30):
@@ -169,7 +169,7 @@ class CancelledOpensKeepFiles(EngineStore):
 
 
 class _Client:
-    """What a store over memory could be given."""
+    """A client that can be passed to a store over memory."""
 
     is_open = True
 

@@ -1,4 +1,4 @@
-"""Stores that are wrong at a limit, under load, or in what they tell (VAL-4, OPS-9, OPS-12 and OPS-14 clauses)."""
+"""Stores that are wrong at a limit, under load, or in their messages (VAL-4, OPS-9, OPS-12 and OPS-14 clauses)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores whose locks are right for a few who wait, a few blocks, and one store in a process (LOCK-2, LOCK-7)."""
+"""Stores whose locks are right for a few waiters, a few blocks, and one store in a process (LOCK-2, LOCK-7)."""
 
 from __future__ import annotations
 

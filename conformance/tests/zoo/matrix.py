@@ -1,7 +1,7 @@
 """The kill matrix: ``python -m conformance.tests.zoo.matrix --json FILE --markdown docs/kill-matrix.md``.
 
 Runs each mutant against every check of its area, or with ``--all`` against every check of the first tier that starts no
-other process, and writes down which ones find it.
+other process, and writes down the checks that find it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _ROW = re.compile(r"^\| (\w+) \| .* \| ([A-Z]+-\d+) \| `([A-Z]+-\d+\.\w+)` \| (\
 
 
 class Row(NamedTuple):
-    """What became of a mutant.
+    """The result for a mutant.
 
     Attributes:
-        killed: whether the check that it names finds it.
+        killed: True if the check that it names finds it.
         others: the other checks that find it; numbers where a page knew how many.
         tried: how many checks were run.
     """
@@ -65,7 +65,7 @@ def area(clause: str) -> str:
 
 
 def rivals(mutant: Mutant, *, everything: bool) -> list[Check]:
-    """The checks that might find it besides the named one."""
+    """The checks, besides the named one, that might find it."""
     capabilities = capabilities_of(mutant.harness())
     areas = {area(mutant.clause), area(mutant.killed_by)}
     return [
@@ -80,7 +80,7 @@ def rivals(mutant: Mutant, *, everything: bool) -> list[Check]:
 
 
 def finds(check: Check, mutant: Mutant, seconds: float) -> bool:
-    """Whether the check fails on the mutant."""
+    """True if the check fails on the mutant."""
     runner.SCALE = seconds / 60  # type: ignore[misc]
     with redirect_stderr(StringIO()):
         try:

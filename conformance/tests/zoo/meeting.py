@@ -1,4 +1,4 @@
-"""Stores that are right while nobody else is there: readers, writers, forks and deletes that meet."""
+"""Stores that are right for a single user: readers, writers, forks and deletes that meet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kode_core.store import EngineStore
 
 
 async def _while_appending(ctx: Context) -> object:
-    """How many messages, or tool calls, are there while 300 are appended."""
+    """The numbers of messages, or of tool calls, seen while 300 are appended."""
     other = await ctx.another()
     both = (
         (ctx.store.append_messages("a", samples.messages(300)), other.load_messages),

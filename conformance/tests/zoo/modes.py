@@ -1,4 +1,4 @@
-"""Stores that make files which others than their owner can read (OPS-18)."""
+"""Stores that make files which other users than their owner can read (OPS-18)."""
 
 from __future__ import annotations
 

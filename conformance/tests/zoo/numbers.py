@@ -1,4 +1,4 @@
-"""Stores that are right up to some number of records, and wrong from the next one on (VAL-4 and others)."""
+"""Stores that are right up to some number of records, and wrong beyond it (VAL-4 and others)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _calls(count: int, **changes: Any) -> list[Any]:
 
 
 def told(write: Callable[[Any], Awaitable[object]], read: Callable[[Any], Awaitable[object]]) -> Story:
-    """A witness of what is read after a write."""
+    """A witness of the result of a read after a write."""
 
     async def story(ctx: Context) -> object:
         await write(ctx.store)

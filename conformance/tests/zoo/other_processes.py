@@ -109,7 +109,7 @@ _changed: dict[str, int] = {}
 
 
 async def _changed_by(ctx: Context) -> object:
-    """What is left when the same steps are taken as in the check."""
+    """Whether the session is kept when the steps of the check are taken."""
     try:
         await what_another_process_changes_is_not_deleted(ctx)
     except Violation:

@@ -1,4 +1,4 @@
-"""Stores that do what is large in pieces, so that a crash leaves some of them (DUR-3, LIFE-3, LIFE-5)."""
+"""Stores that do large writes in pieces, so that a crash leaves some of these (DUR-3, LIFE-3, LIFE-5)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PIECE = 100
 
 
 async def _lengths_during(ctx: Context, write: Callable[[ExtendedStore], Awaitable[object]]) -> set[int]:
-    """How many messages another instance sees while something is written to an agent that has 150."""
+    """The numbers of messages that another instance sees during a write to an agent that has 150."""
     other = await ctx.another()
     await ctx.store.save_info("a", samples.info("a"))
     await ctx.store.save_messages("a", samples.messages(150))
@@ -93,7 +93,7 @@ class _DeletesTwice(Layer):
 
 
 async def _exists_while(ctx: Context, delete: Callable[[ExtendedStore], Awaitable[object]]) -> object:
-    """Whether the agent exists without its messages for a moment."""
+    """True if the agent exists without its messages for a moment."""
     other = await ctx.another()
     await ctx.store.save_turn("a", info=samples.info("a"), messages=samples.messages(150))
     deleting = asyncio.ensure_future(delete(ctx.store))

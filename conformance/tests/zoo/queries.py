@@ -43,7 +43,7 @@ class _Facts(TypedDict, total=False):
 
 
 def sessions(query: dict[str, Any], **facts: _Facts) -> Any:
-    """A story of agents, and of who is found among them."""
+    """A story of agents, and of the sessions that a query finds among them."""
 
     async def save(store: Any) -> None:
         for agent, fact in facts.items():

@@ -1,4 +1,4 @@
-"""Stores that do not keep records as they are given, or take what is none (VAL-1, TC-1)."""
+"""Stores that do not keep records as they are given, or take arguments that are no records (VAL-1, TC-1)."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class WindowEventsBySeq(EngineStore):
         return [window.replace(events=sorted(window.events, key=lambda e: e.bookmark.seq)) for window in found]
 
 
-# --- what is no record ------------------------------------------------------------------------------------------------
+# --- arguments that are no records ------------------------------------------------------------------------------------
 
 
 @mutant(

@@ -1,4 +1,4 @@
-"""Stores that lose or move what a call has several times, or take one list for another (TC-3, EVT-4, MED-1)."""
+"""Stores that lose or move items that a call repeats, or take one list for another (TC-3, EVT-4, MED-1)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _keys(timelines: Any) -> list[bytes]:
 
 
 def _distinct(timelines: Any) -> Any:
-    """The entries without repeats; what is no list of sound ones is left for the store to refuse."""
+    """The entries without repeats; an argument that is no list of sound entries is left for the store to refuse."""
     with suppress(Exception):
         keys = _keys(timelines)
         return [timeline for i, timeline in enumerate(timelines) if keys.index(keys[i]) == i]

@@ -1,4 +1,4 @@
-"""Stores that believe the clock, and stores that are not alone in their process (INFO-2, VAL-5, OPS-3, OPS-5)."""
+"""Stores that believe the clock, and stores that share their process with others (INFO-2, VAL-5, OPS-3, OPS-5)."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ _UNDER_WAY: Final = Counter[str]()
 
 
 async def _turns_at_once(ctx: Context) -> object:
-    """How many events of four turns stand next to each other, in the order of commit."""
+    """The lengths of the runs of events from one turn, in the order of commit, after four turns at once."""
     turns = (ctx.store.save_turn("a", events=samples.events(3, 10 * i)) for i in range(4))
     await asyncio.gather(*turns)
     order = [event.bookmark.seq // 10 async for event in ctx.store.read_events("a", after_offset=0)]

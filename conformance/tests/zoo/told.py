@@ -1,4 +1,4 @@
-"""Faults of each kind that a history can end in, for the programs that tell of them."""
+"""Faults of each kind that a history can end in, for the programs that show them."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ class RemembersStats(EngineStore):
 
 
 async def an_upsert_of_a_turn(ctx: Context) -> object:
-    """Upserts a call by a turn that is there."""
+    """Upserts a call by a turn, and reads the calls."""
     await ctx.store.save_tool_call_records("a", [samples.tool_call(name=name) for name in ("one", "two")])
     await ctx.store.save_turn("a", upsert_tool_calls=[samples.tool_call(name="three")])
     return [call.name for call in await ctx.store.load_tool_call_records("a")]

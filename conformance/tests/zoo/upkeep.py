@@ -1,4 +1,4 @@
-"""Stores whose maintenance is in the way, ends too early, or leaves half of it behind (OPS-16, LIFE-5)."""
+"""Stores whose maintenance blocks other calls, ends too early, or is left half done (OPS-16, LIFE-5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores that change when they are looked at, closed or locked (INFO-1, LOCK, OPS clauses)."""
+"""Stores that change when they are read, closed or locked (INFO-1, LOCK, OPS clauses)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores that change values, or take what they cannot keep (VAL clauses)."""
+"""Stores that change values, or take values that they cannot keep (VAL clauses)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Witnesses: short stories of calls, and what came of them."""
+"""Witnesses: short stories of calls, and their results."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def restart() -> None:
 
 
 def seen(*calls: Call) -> Witness:
-    """A witness of what each call gives, one after the other.
+    """A witness of the results of several calls, one after the other.
 
-    A call is given as many instances of the store as it has parameters. What it returns is awaited, or read to its
-    end; an error counts as its class.
+    A call is given as many instances of the store as it has parameters. Its result is awaited, or read to its end; an
+    error counts as its class.
     """
     instances = max(len(inspect.signature(call).parameters) for call in calls)
 
@@ -54,7 +54,7 @@ async def _outcome(call: Call, stores: list[Any]) -> object:
 
 
 def call_with(value: Any) -> Witness:
-    """What becomes of a value as the result of a tool call."""
+    """A witness of a value as the result of a tool call."""
     return seen(
         lambda s: s.save_tool_call_records("a", [samples.tool_call(result=value)]),
         lambda s: s.load_tool_call_records("a"),
@@ -67,7 +67,7 @@ async def the(name: str, records: Awaitable[Iterable[Any]]) -> list[Any]:
 
 
 async def each(*calls: Awaitable[Any]) -> list[Any]:
-    """What calls give, one after the other."""
+    """The results of calls, one after the other."""
     return [await call for call in calls]
 
 

@@ -1,8 +1,8 @@
-"""``python -m conformance.tests.zoo.worth REPORT``: what each check costs, and which faulty stores it is there for.
+"""``python -m conformance.tests.zoo.worth REPORT``: the cost of each check, and the faulty stores that need it.
 
 The report is one of ``kode conformance STORE --report``. A check's worth is how many faulty stores name it: mutants of
 the zoo that it must find, and stores of the rounds that it found. A check that costs much and is worth little, or whose
-stores others find as well, is one to drop, to make cheaper, or to leave to a later tier.
+stores others find as well, should be dropped, made cheaper, or left to a later tier.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Faulty stores that were written by readers of the contract who did not know the checks, one module for each author.
 
-A module's name begins with its round, as in ``r1_files``: a round is what was written at one time, and run against the
-suite of that moment before anybody looked at it. ``rounds.json`` has what became of each.
+A module's name begins with its round, as in ``r1_files``: a round is a set of stores written at one time, and run
+against the suite of that moment before anyone looked at them. ``rounds.json`` has the outcome of each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Fault(NamedTuple):
         clauses: the clauses it breaks, the first being the one that its author had in mind.
         wrong: the fault, in a sentence.
         source: the database, driver or habit that does so.
-        errors: whether the fault is an error where there must be none.
+        errors: True if the fault is an error where none is allowed.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Fault(NamedTuple):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What the suite made of a faulty store.
+    """The result of the suite for a faulty store.
 
     Attributes:
         tier: the tier it was run at.
@@ -63,7 +63,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Story(msgspec.Struct, frozen=True):
-    """What became of a faulty store when it was new, and what becomes of it today.
+    """The results for a faulty store, when it was new and today.
 
     Attributes:
         because: why it lives, or why a check of another clause finds it.
@@ -81,14 +81,14 @@ FAULTS: Final[dict[str, Fault]] = {}
 def fault(
     *clauses: str, source: str, witness: Witness, on: type[ZooHarness] = OnMemory, errors: bool = False
 ) -> Callable[[T], T]:
-    """Register a class as the faulty part of a store; its docstring says what is wrong.
+    """Register a class as the faulty part of a store; its docstring describes the fault.
 
     Args:
         clauses: the clauses that it breaks.
         source: the database, driver or habit that does so.
-        witness: uses a store and returns what it saw; it sees something else on a sound store.
+        witness: uses a store and returns its results, which differ on a sound store.
         on: the sound store that the part goes into.
-        errors: the fault is an error where there must be none.
+        errors: True if the fault is an error where none is allowed.
     """
 
     def register(part: T) -> T:
@@ -109,7 +109,7 @@ def fault(
 
 
 def load_faults() -> list[Fault]:
-    """All of them, in the order of their modules."""
+    """All faulty stores, in the order of their modules."""
     _load("r")
     return list(FAULTS.values())
 

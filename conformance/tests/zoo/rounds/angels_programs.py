@@ -21,7 +21,7 @@ class GivesEveryThousandthOffset(Wrapper):
     @staticmethod
     def _before(after_offset: Any) -> Any:
         is_offset = type(after_offset) is int and -(2**63) <= after_offset < 2**63
-        return after_offset // _STEP if is_offset else after_offset  # what is none is refused as it is
+        return after_offset // _STEP if is_offset else after_offset  # a value that is no offset is refused as it is
 
     async def append_event(self, agent_id: str, timeline: Any, *, fence: Any = None) -> int:
         return await self.inner.append_event(agent_id, timeline, fence=fence) * _STEP

@@ -1,8 +1,9 @@
 """``python -m conformance.tests.zoo.rounds.judge``: does the suite find the faults of a round?
 
-Each faulty store is given to the checks as its author would give it to ``kode conformance``: first those of the clauses
-that it breaks, then those of their areas, then all others. A store is *killed for its own reason* when a check of a
-clause that it breaks fails; when only checks of other clauses fail they are named, so that somebody looks.
+Each faulty store is given to the checks as its author would give it to ``kode conformance``: first the checks of the
+clauses that it breaks, then the checks of their areas, then all others. A store is *killed for its own reason* when a
+check of a clause that it breaks fails; when only checks of other clauses fail they are named, so that a person can look
+at them.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ _ENOUGH: Final = 3
 
 
 class Verdict(NamedTuple):
-    """What became of a faulty store.
+    """The result for a faulty store.
 
     Attributes:
         own: the check of one of its clauses that found it; empty when none did.
         others: checks of other clauses that failed.
-        finding: what the first of them all said.
+        finding: the message of the first check that failed.
     """
 
     fault: str
@@ -54,13 +55,13 @@ class Verdict(NamedTuple):
 
     @property
     def killed(self) -> bool:
-        """Whether any check found it."""
+        """True if any check found it."""
         return bool(self.own or self.others)
 
 
 def _in_order(fault: Fault, tier: Tier) -> Iterator[Check]:
-    """The checks that can run on the store: its own clauses first, then their areas, then all others; of each, those
-    first that find the same every time.
+    """The checks that can run on the store: its own clauses first, then their areas, then all others; in each group,
+    deterministic checks come first.
     """
     capabilities = capabilities_of(fault.harness())
     mine = [check for check in load_checks() if check.tier <= tier and not check.needs & ~capabilities]
@@ -74,7 +75,7 @@ def _in_order(fault: Fault, tier: Tier) -> Iterator[Check]:
 
 
 def _finding(check: Check, harness: ZooHarness, settings: Settings) -> str:
-    """What the check says of the store; empty when it passes."""
+    """The finding of the check on the store; empty when it passes."""
     with redirect_stderr(StringIO()):
         try:
             run_check(check, harness, settings)
@@ -111,7 +112,7 @@ def judge(name: str, settings: Settings, *, own_only: bool = False, scale: float
 
 
 def record(verdicts: Sequence[Verdict], tier: Tier) -> None:
-    """Note what became of faults: the first time for good, and what is so today."""
+    """Note the outcomes of faults: the first one for good, and the current one."""
     known = records()
     for verdict in verdicts:
         found = Record(tier.name.lower(), verdict.own, tuple(verdict.others))

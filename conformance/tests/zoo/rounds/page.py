@@ -1,4 +1,6 @@
-"""The rounds as a part of the page of the kill matrix: what the suite found when they were new, and what it finds today."""
+"""The rounds as a part of the page of the kill matrix: the faults that the suite found when they were new, and the
+faults that it finds today.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from kode_core.store import EngineStore
 
 
 async def _digests(store: Any, agent_id: Any, kind: ListKind) -> list[bytes]:
-    """What stands for the records of a stored list, beside the books; empty when it cannot be had."""
+    """The digests of the records of a stored list; empty when the store has none."""
     with suppress(Exception):
         return [digest for _, digest, _, _ in (await store._context.engine.outline(agent_id, kind)).rows]
     return []

@@ -46,7 +46,7 @@ T0 = samples.T0
 
 
 def _parsed(text: str) -> Any:
-    """The JSON object, None of one that is damaged: whoever reads it next says so."""
+    """The JSON object, None if the text is damaged: the next reader reports the damage."""
     try:
         value = json.loads(text)
     except ValueError:

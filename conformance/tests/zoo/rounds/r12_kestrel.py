@@ -633,7 +633,7 @@ _ARRAY_INDEX = re.compile(r"0|[1-9]\d{0,9}")
 
 
 def _as_v8(value: Any) -> Any:
-    """The order of keys of a JavaScript object: those that are array indexes first, ascending."""
+    """The order of keys of a JavaScript object: array indexes first, ascending."""
     if isinstance(value, list):
         return [_as_v8(item) for item in value]
     if not isinstance(value, dict):

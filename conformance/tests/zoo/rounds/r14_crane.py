@@ -753,7 +753,7 @@ class CraChecksOnlySessions(Wrapper):
 
 
 async def codes_of(store: Any) -> list[str]:
-    """The codes of what is wrong in a store."""
+    """The codes of a store's issues."""
     return [issue.code for issue in (await store.check_consistency()).issues]
 
 

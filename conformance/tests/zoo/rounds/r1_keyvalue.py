@@ -42,7 +42,7 @@ class Keyed(MemoryLayer):
         return engine._commit(batch)
 
     def one(self, batch: Batch) -> Any:
-        """What a commit does with one batch."""
+        """Commit one batch."""
         return self.commit_now(batch)
 
     async def commit(self, batches: Sequence[Batch]) -> Any:

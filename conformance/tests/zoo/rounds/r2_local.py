@@ -230,7 +230,7 @@ class DatesMessagesByTheirText(Layer):
 
 
 def _unsound(count: int) -> list[Message]:
-    """Messages, of which the last cannot be stored."""
+    """Messages, the last of which cannot be stored."""
     return [*samples.messages(count - 1), Message("user", [TextBlock("x")], metadata={"score": float("nan")})]
 
 

@@ -1,4 +1,4 @@
-"""What was put around a store that worked, or into it: each forgot one method, one kind, one page or one instance."""
+"""Additions around a working store, or inside it: each forgot one method, one kind, one page or one instance."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from kode_core.store.writer import Writer
 
 
 def _is_fenced(fence: Any) -> bool:
-    """Whether a write is made under a lease: what is put around the store leaves such writes alone."""
+    """True if a write is made under a lease: the additions leave such writes alone."""
     return fence is not None or bool(_entered.get())
 
 
@@ -865,7 +865,7 @@ class AppendsOnceForEachTick(Wrapper):
         try:
             await asyncio.shield(flushing)
         except asyncio.CancelledError:
-            await asyncio.wait([flushing])  # it goes on to its end, of which every later call is then sure
+            await asyncio.wait([flushing])  # it goes on to its end, and every later call relies on that
             raise
 
     async def _flush(self, agent_id: str) -> None:

@@ -152,7 +152,7 @@ async def _token(lock: Any) -> bool:
 
 
 async def _torn_reads(ctx: Any) -> object:
-    """Whether any of the loads that ran beside saves gave a mix of two lists."""
+    """True if a load during a save returned a mixture of two lists."""
     lists = [talk(*["old"] * 4500), talk(*["new"] * 4500)]
     torn = 0
 

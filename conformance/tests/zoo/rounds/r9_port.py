@@ -48,7 +48,7 @@ from kode_core.store import EngineStore, rows
 
 
 async def _stored(store: Any, agent_id: str, load: Any) -> Any:
-    """What is stored already, read within the call, which is no call of its own for the metrics."""
+    """The stored records, read within the call, so that the metrics count no call of its own."""
     try:
         store._context.check_open()
         check_agent_id(agent_id)
