@@ -7,9 +7,9 @@
     async with create_extended_store("sqlite:///agents.db") as store:
         await store.save_messages("agt-1", [Message.user("Hello!")])
 
-What is in ``__all__`` here is for users of stores. So are ``SqliteStore``, ``PostgresStore``, ``MongoStore`` and
-``DynamoDBStore``, which can be imported from here when their distributions are installed. Authors of backends use
-:mod:`kode_core.engine`, :mod:`kode_core.batch`, :mod:`kode_core.protocols`, :mod:`kode_core.plugins`,
+``__all__`` lists the names for users of stores. ``SqliteStore``, ``PostgresStore``, ``MongoStore`` and
+``DynamoDBStore`` belong to them too, and can be imported from here when their distributions are installed. Authors of
+backends use :mod:`kode_core.engine`, :mod:`kode_core.batch`, :mod:`kode_core.protocols`, :mod:`kode_core.plugins`,
 :mod:`kode_core.errors` and :mod:`kode_core.layers`.
 """
 
@@ -64,7 +64,7 @@ _STORES: typing.Final = {
     "MongoStore": ("kode_mongo", "kode-mongo"),
     "DynamoDBStore": ("kode_dynamodb", "kode-dynamodb"),
 }
-"""Stores for direct use: the module of each, and the distribution that it comes with."""
+"""Stores for direct use: the module of each store, and the distribution that contains it."""
 
 if typing.TYPE_CHECKING:
     from kode_dynamodb import DynamoDBStore as DynamoDBStore
@@ -78,7 +78,7 @@ if typing.TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """The version, and the stores for direct use, each imported when it is asked for.
+        """Return the version, or a store for direct use; a store is imported on first access.
 
         Raises:
             BackendImportError: the store's distribution is not installed; an ImportError.
@@ -100,6 +100,6 @@ else:
         )
 
     def __dir__() -> list[str]:
-        """What can be had, the stores of the distributions that are installed included."""
+        """List the names of this module, and the stores whose distributions are installed."""
         there = [name for name, (module, _) in _STORES.items() if importlib.util.find_spec(module)]
         return sorted({*globals(), *there})

@@ -1,15 +1,14 @@
 """The values that pass between the core and a storage engine.
 
-What must hold when a write happens travels in the :class:`Batch` as preconditions, and the engine checks them in the
-same atomic step as the write.
+Preconditions of a write travel in the :class:`Batch`, and the engine checks them in the same atomic step as the write.
 
 - An agent has two *lists*, messages and tool calls, whose rows stand at positions 0, 1, 2, …; *documents*, each
   under a kind and a key; an *event log*; an *info*; and a *lease*.
-- Agent ids have at most 300 bytes (those of callers 256), keys of documents 4,096, texts of an index 1,024. Times,
+- Agent ids have at most 300 bytes (ids from callers 256), keys of documents 4,096, texts of an index 1,024. Times,
   seqs, offsets, versions and tokens fit 64 bits, with a sign.
-- Every list has a *version*, which grows by the ``step`` of each write to the list, and no two contents of a list ever
-  have the same: not after the agent was deleted and made again, and not after a crash took back writes that others had
-  seen. The core relies on it to write only what changed.
+- Every list has a *version*, which grows by the ``step`` of each write to the list. No two contents of a list ever
+  have the same version, even after the agent was deleted and created again, or after a crash undid writes that others
+  had seen. The core relies on the version to write only the changes.
 """
 
 from __future__ import annotations
@@ -77,29 +76,29 @@ class DocKind(StrEnum):
     MEDIA = "media"
     SNAPSHOTS = "snapshots"
     LAYER = "layer"
-    """Belongs to a layer, never to a caller: reads, counts and forks leave it out."""
+    """Belongs to a layer, never to a caller: reads, counts and forks leave these documents out."""
 
 
 FORKED_DOCS = (DocKind.TODOS, DocKind.MEDIA, DocKind.SNAPSHOTS)
-"""What a fork takes along, besides info, messages and tool calls (FORK-1)."""
+"""The kinds of documents that a fork copies, besides info, messages and tool calls (FORK-1)."""
 
 
 class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     pass
 
 
-# --- Rows and what they are found by ----------------------------------------------------------------------------------
+# --- Rows and their indexes -------------------------------------------------------------------------------------------
 
 
 class MessageIndex(_Value, frozen=True, tag="message"):
-    """By what a message is found. All texts are in the form of ``ids.index_text``."""
+    """The columns that message queries use. All texts are in the form of ``ids.index_text``."""
 
     role: str
     content_types: tuple[str, ...]
 
 
 class ToolCallIndex(_Value, frozen=True, tag="tool_call"):
-    """By what a tool call is found; ``call_id`` is not unique."""
+    """The columns that tool call queries use; ``call_id`` is not unique."""
 
     call_id: str
     tool_name: str
@@ -152,7 +151,7 @@ class FoundRow(_Value, frozen=True):
 
 
 class Info(_Value, frozen=True):
-    """An agent's info and what sessions are found by; ``metadata`` as ``query.metadata_index`` makes it."""
+    """An agent's info and the columns that session queries use; ``metadata`` as ``query.metadata_index`` makes it."""
 
     body: Body
     template_id: str
@@ -161,7 +160,7 @@ class Info(_Value, frozen=True):
 
 
 class Doc(_Value, frozen=True):
-    """A document; ``time`` orders those of one kind, in milliseconds."""
+    """A document; ``time``, in milliseconds, orders the documents of one kind."""
 
     key: str
     time: int
@@ -181,7 +180,7 @@ class EventRange(_Value, frozen=True, kw_only=True):
 
     Attributes:
         order: ``seq`` for (seq, offset), ``offset`` for the order of commit.
-        after: the (seq, offset) to go on after, exclusive; with ``offset`` order only the offset counts.
+        after: continue after this (seq, offset), exclusive; in ``offset`` order only the offset counts.
         since_seq: only events with a greater seq, whatever the order.
     """
 
@@ -193,25 +192,25 @@ class EventRange(_Value, frozen=True, kw_only=True):
 
 
 class ListHead(_Value, frozen=True):
-    """A list's version and length; both 0 where there is no list."""
+    """A list's version and length; both 0 if there is no list."""
 
     version: int = 0
     count: int = 0
 
     def kept(self, write: ListWrite) -> int:
-        """How many rows there are before those that *write* appends."""
+        """The number of rows before the rows that *write* appends."""
         count = self.count if write.length is None else min(write.length, self.count)
         return max(count, write.put[-1][0] + 1) if write.put else count
 
     def after(self, write: ListWrite | None) -> ListHead:
-        """The head that *write* leads to."""
+        """The head after *write*."""
         if write is None:
             return self
         return ListHead((self.version or first_version()) + write.step, self.kept(write) + len(write.append))
 
 
 class Head(_Value, frozen=True, kw_only=True):
-    """What is known of an agent without reading its lists; ``info`` is None until it was saved.
+    """The state of an agent without its lists; ``info`` is None until it was saved.
 
     Attributes:
         updated_at: when messages, tool calls or info last changed, in milliseconds (INFO-2).
@@ -227,7 +226,7 @@ class Head(_Value, frozen=True, kw_only=True):
 # --- Writes -----------------------------------------------------------------------------------------------------------
 
 _STEP_BITS: Final = 32
-"""Versions begin below 2 ** 52: there is room for billions of writes."""
+"""Versions begin below 2 ** 52, which leaves room for billions of writes."""
 
 
 def _step() -> int:
@@ -235,7 +234,7 @@ def _step() -> int:
 
 
 class Fence(_Value, frozen=True):
-    """The lease under which a write is made: it must still be held, by this owner, with this token (LOCK-5)."""
+    """The lease of a write: this owner must still hold it, with this token (LOCK-5)."""
 
     owner: str
     token: int
@@ -246,14 +245,14 @@ class ListWrite(_Value, frozen=True, kw_only=True):
 
     Attributes:
         expect: the version the list must have; None accepts any.
-        length: rows at this position and beyond are removed; None removes none. At most the list's length.
-        put: (position, row), ascending, without gaps: a position is below the length or follows another one.
+        length: the list is cut to this length; None cuts nothing. At most the list's length.
+        put: (position, row), ascending, without gaps: each position is below the length or follows the one before.
         append: rows added at the end. With ``expect`` the core knew the times of the rows that stay before them, and
-            they come with times of their own, which for a message that only moved may be older. Otherwise, see
-            ``is_blind``, the engine gives appended *messages* at least the greatest ``created_at`` of the stored rows
-            that stay before them, in the same atomic step (MSG-4); never tool calls.
-        step: how much the list's version grows, at random: where a crash takes this write back, the next one does not
-            lead to the version that those remember who saw it.
+            has set their times itself: a message that only moved may have an older time. Otherwise (see ``is_blind``)
+            the engine gives appended *messages* at least the greatest ``created_at`` of the stored rows that stay
+            before them, in the same atomic step (MSG-4). It never changes the times of tool calls.
+        step: how much the list's version grows, at random: if a crash undoes this write, the next write does not lead
+            to a version that a reader has already seen with other contents.
     """
 
     expect: int | None = None
@@ -264,20 +263,20 @@ class ListWrite(_Value, frozen=True, kw_only=True):
 
     @property
     def is_blind(self) -> bool:
-        """Whether rows are appended to others that the core did not see."""
+        """True if rows are appended to rows that the core did not read."""
         return bool(self.append) and self.expect is None and self.length != 0
 
     @property
     def is_editing(self) -> bool:
-        """Whether rows that were there may be gone after it."""
+        """True if existing rows may be gone after the write."""
         return self.length is not None or bool(self.put)
 
     def times(self) -> list[int]:
-        """The times of all rows that it writes."""
+        """The times of all rows that the write contains."""
         return [row.created_at for _, row in self.put] + [row.created_at for row in self.append]
 
     def not_before(self, time: int) -> ListWrite:
-        """The write, with its appended rows at *time* or later."""
+        """The write with its appended rows at *time* or later."""
         if all(row.created_at >= time for row in self.append):
             return self
         rows = (replace(row, created_at=max(row.created_at, time)) for row in self.append)
@@ -285,7 +284,7 @@ class ListWrite(_Value, frozen=True, kw_only=True):
 
 
 class DocWrite(_Value, frozen=True):
-    """A document to insert or replace; without a document, the one to remove."""
+    """A document to insert or replace; if ``doc`` is None, the document to remove."""
 
     kind: DocKind
     key: str
@@ -301,18 +300,19 @@ class EventWrite(_Value, frozen=True):
 
 
 class Batch(_Value, frozen=True, kw_only=True):
-    """All that one call writes for one agent: everything of it happens, or nothing.
+    """Everything that one call writes for one agent. It is applied completely or not at all.
 
     Attributes:
         op_id: unique to the call. A batch whose op_id is the last one applied to the agent's lists or info is not
-            applied again: its outcome is what it was. An engine that makes a write again by itself, as after a lost
-            answer, knows every batch again, those of documents and events alone as well: others may have replaced or
-            deleted since what it wrote (OPS-10).
-        now: milliseconds since the epoch; becomes ``updated_at`` when lists or info are written, unless that is as
-            late already: then it is ``updated_at + 1``. It always grows (INFO-2).
+            applied again: its outcome stays the same. An engine that repeats a write by itself, for example after a
+            lost answer, must recognise every batch, also one of documents and events alone: others may have replaced or
+            deleted what the batch wrote (OPS-10).
+        now: milliseconds since the epoch; becomes ``updated_at`` when lists or info are written. If ``updated_at`` is
+            not earlier, it becomes ``updated_at + 1``: it always grows (INFO-2).
         fence: precondition: this lease is held.
         expect_updated_at: precondition: the agent's info, messages and tool calls did not change since.
-        delete: remove all there is of the agent, the lease excepted, before the rest of the batch is applied.
+        delete: remove everything that is stored for the agent, except the lease, before the rest of the batch is
+            applied.
     """
 
     agent_id: str
@@ -329,22 +329,22 @@ class Batch(_Value, frozen=True, kw_only=True):
 
     @property
     def lists(self) -> Mapping[ListKind, ListWrite]:
-        """The lists that it writes."""
+        """The lists that the batch writes."""
         writes = ((ListKind.MESSAGES, self.messages), (ListKind.TOOL_CALLS, self.tool_calls))
         return {kind: write for kind, write in writes if write is not None}
 
     @property
     def is_touching(self) -> bool:
-        """Whether it changes lists or info, so that ``updated_at`` moves."""
+        """True if the batch changes lists or info, so that ``updated_at`` moves."""
         return self.messages is not None or self.tool_calls is not None or self.info is not None
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it but, perhaps, a delete."""
+        """True if the batch contains nothing, apart from a possible delete."""
         return not (self.is_touching or self.docs or self.events)
 
     def refusal(self, updated_at: int, messages: ListHead, tool_calls: ListHead) -> Refused | None:
-        """Which precondition does not hold for an agent in this state; of the fence it knows nothing."""
+        """The precondition that fails for an agent in this state, or None. The fence is not checked."""
         if self.expect_updated_at not in (None, updated_at):
             return Refused("updated_at")
         if self.messages is not None and self.messages.expect not in (None, messages.version):
@@ -355,7 +355,7 @@ class Batch(_Value, frozen=True, kw_only=True):
 
 
 def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
-    """*batch* with every body replaced by what *change* makes of it; bodies come in a fixed order."""
+    """A copy of *batch* with every body replaced by the result of *change*; bodies come in a fixed order."""
 
     def rows(write: ListWrite | None) -> ListWrite | None:
         if write is None:
@@ -377,10 +377,10 @@ def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
 
 
 class Applied(_Value, frozen=True):
-    """The batch is durable. ``offsets`` are those of its events, in order, old ones for repeated events.
+    """The batch is durable. ``offsets`` are the offsets of its events, in order; a repeated event has its first offset.
 
-    A list has the version 0 where it was written by an earlier attempt, and the engine cannot tell which version that
-    led to, because others may have changed the list since.
+    A list has the version 0 if an earlier attempt wrote it and the engine cannot tell the version that the attempt led
+    to, because others may have changed the list since.
     """
 
     messages: ListHead = ListHead()
@@ -389,7 +389,7 @@ class Applied(_Value, frozen=True):
 
 
 class Refused(_Value, frozen=True):
-    """A precondition did not hold and nothing was written; ``by`` says which."""
+    """A precondition did not hold and nothing was written; ``by`` names the precondition."""
 
     by: Literal["fence", "messages", "tool_calls", "updated_at"]
 
@@ -405,5 +405,5 @@ class Child(_Value, frozen=True):
 
 
 def first_version() -> int:
-    """The version before the first of a new list: never one that a deleted list of that agent had."""
+    """The version before the first write of a new list: no deleted list of the agent ever had it."""
     return secrets.randbits(52)

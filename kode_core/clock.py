@@ -18,10 +18,10 @@ def _boot_id() -> str:
 
 
 def host_clock() -> tuple[str, int]:
-    """Which boot this is, and the milliseconds since it.
+    """The id of this boot, and the milliseconds since it.
 
     All processes of the host read the same clock, it never goes back, and it goes on while the host sleeps. A time of
-    another boot says nothing. Where the system has no such clock the boot is empty and the time is the wall clock's.
+    another boot means nothing. If the system has no such clock, the boot is empty and the time is the wall clock's.
     """
     boot = _boot_id()
     if boot and hasattr(time, "CLOCK_BOOTTIME"):

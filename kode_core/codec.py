@@ -48,7 +48,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def digest(raw: bytes) -> bytes:
-    """16 bytes that stand for *raw*: to find what changed, and to see whether stored text is still what was written."""
+    """16 bytes that stand for *raw*, to find changes and to check that stored text is still the written text."""
     return blake2b(raw, digest_size=16).digest()
 
 
@@ -56,8 +56,8 @@ def encode(cls: type[Record], record: Record, label: str) -> Body:
     """The stored form of *record*.
 
     Raises:
-        InvalidValueError: it is no *cls*, a field has the wrong type, or a free-form value is not exact JSON;
-            names *label* and the path.
+        InvalidValueError: *record* is not a *cls*, a field has the wrong type, or a free-form value is not exact JSON;
+            the error names *label* and the path.
     """
     try:
         raw = dump(write_struct(cls, record, None))
@@ -67,7 +67,7 @@ def encode(cls: type[Record], record: Record, label: str) -> Body:
 
 
 def encode_list(cls: type[Record], records: Sequence[Record], label: str) -> Body:
-    """The stored form of a list of records that is kept as one."""
+    """The stored form of a list of records that is kept as one text."""
     try:
         raw = dump(write_list(shape_of(cls), records, None))
     except Problem as problem:
@@ -77,10 +77,10 @@ def encode_list(cls: type[Record], records: Sequence[Record], label: str) -> Bod
 
 @functools.cache
 def decoder_of(shape: Any) -> Callable[[bytes | str], Any]:
-    """Reads JSON text as values of *shape*.
+    """Return a function that reads JSON text as values of *shape*.
 
-    Decoders are made one at a time: msgspec notes what it knows of a class before it knows all of it, and a decoder
-    that another thread makes from such a note reads memory that is not its own.
+    Decoders are made one at a time: msgspec publishes its notes about a class before they are complete, and a decoder
+    that another thread makes from incomplete notes reads memory that is not its own.
     """
     with _making:
         return msgspec.json.Decoder(shape).decode
@@ -90,16 +90,16 @@ def decode(cls: type[R], body: Body, label: str) -> R:
     """The record that :func:`encode` stored.
 
     Raises:
-        CorruptRecordError: the text is not what was written.
+        CorruptRecordError: the text is not the text that was written.
     """
     return cast(R, _decode(cls, functools.partial(read_struct, cls), body, label))
 
 
 def decode_run(cls: type[R], bodies: Sequence[Body]) -> list[R] | None:
-    """The records of several small bodies in one go, which costs a third of one after the other.
+    """The records of several small bodies in one pass, at a third of the cost of decoding them one by one.
 
-    None when there is one that :func:`decode` has to look at, because it is damaged or has what this version does not
-    know.
+    None if :func:`decode` has to look at one of them, because it is damaged or contains fields that this version does
+    not know.
     """
     texts = [body.text for body in bodies]
     if [digest(text.encode()) for text in texts] != [body.digest for body in bodies]:
@@ -138,10 +138,10 @@ def read_wire(read: Callable[[Any], Any], text: str, label: str) -> Any:
 
 
 def from_dict(cls: type[R], wire: Json, label: str = "") -> R:
-    """A record from a dict in the KODE SDK's JSON shape; *label* is what errors call it, the class unless given.
+    """A record from a dict in the KODE SDK's JSON shape; errors call it *label*, or the name of the class without one.
 
     Raises:
-        InvalidValueError: it does not fit *cls*.
+        InvalidValueError: the dict does not fit *cls*.
     """
     try:
         check_json(wire)

@@ -1,8 +1,8 @@
-"""Which store to open: from arguments, a URL, the environment, ``kode.toml``, or the default.
+"""Find the store to open: from arguments, a URL, the environment, ``kode.toml``, or the default.
 
-A store that the program names itself (a URL, a name from ``kode.toml``, a mapping, ``type=``) is what the program
-says it is. Otherwise, in this order: ``KODE_STORE_URL``; ``KODE_STORE_TYPE`` with the variables of that backend; the
-store ``default`` of ``kode.toml``; SQLite at ``./data/agents.db``. Keyword options come on top of either.
+A store that the program names itself (a URL, a name from ``kode.toml``, a mapping, ``type=``) comes first. Otherwise,
+in this order: ``KODE_STORE_URL``; ``KODE_STORE_TYPE`` with the variables of that backend; the store ``default`` of
+``kode.toml``; SQLite at ``./data/agents.db``. Keyword options are added in all cases.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Options of every store, whatever its backend.
 
     Attributes:
-        file_store_base_dir: a folder for events, todos, history and media; without it they are in the database.
+        file_store_base_dir: a folder for events, todos, history and media; without one they are kept in the database.
         timeout_ms: the deadline of every call (OPS-9).
         follow_poll_ms: how often ``follow_events`` looks for events that other processes appended.
-        memory_limit_bytes: what the store remembers of lists, to write only what changed, takes at most so much
+        memory_limit_bytes: the most that the store's memory of lists takes, which lets it write only the changes
             (OPS-14); 0 remembers nothing.
     """
 
@@ -48,7 +48,7 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Configured(NamedTuple):
-    """A store to open; ``source`` says where the configuration came from."""
+    """A store to open; ``source`` names the source of the configuration."""
 
     backend: Backend
     options: msgspec.Struct
@@ -56,7 +56,7 @@ class Configured(NamedTuple):
     source: str
 
     def __repr__(self) -> str:
-        """The store that is meant, without secrets."""
+        """A description of the store, without secrets."""
         hidden = secret_options(self.backend.options)
         fields = msgspec.structs.fields(self.options)
         given = {field.name: getattr(self.options, field.name) for field in fields if field.name not in hidden}
@@ -70,10 +70,10 @@ def configure(
     find: BackendFinder,
     environ: Mapping[str, str] = os.environ,
 ) -> Configured:
-    """Find out which store is meant.
+    """Find the configuration of the store.
 
     Raises:
-        ConfigurationError: an option is unknown or has the wrong type, a name or file is not there.
+        ConfigurationError: an option is unknown or has the wrong type, or a name or file does not exist.
     """
     options = dict(options)
     if target is None and ("type" in options or "url" in options):
@@ -115,7 +115,7 @@ def _from_mapping(mapping: Mapping[str, Any], find: BackendFinder, source: str) 
 
 
 def _type(kind: str, source: str) -> str:
-    """The name of a backend, which is none when it has a colon or slash: somebody has put a URL there."""
+    """The name of a backend. A name with a colon or slash is refused: it is probably a URL."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,39}", kind):
         raise ConfigurationError(f"{source}: the type is no name of a backend, such as sqlite; a URL is given as url")
     return kind
@@ -153,7 +153,7 @@ def _from_surroundings(find: BackendFinder, environ: Mapping[str, str]) -> Wante
 
 
 def _from_name(name: str, find: BackendFinder, environ: Mapping[str, str]) -> Wanted:
-    """The store of that name, or the database in a file that is named so."""
+    """The store of that name, or the database in a file of that name."""
     stores = named_stores(environ)
     if name in stores:
         return _from_toml(name, *stores[name], find)
@@ -202,10 +202,10 @@ def _checked(wanted: Wanted, backend: Backend) -> Configured:
     try:
         options = backend.options(**{name: value for name, value in values.items() if name in own})
         if isinstance(options, ServerOptions):
-            options.resolved()  # what is wrong with connection is said now
+            options.resolved()  # report problems of the connection options now
     except ConfigurationError as exc:
         problem = str(exc)
-    except (ValueError, TypeError) as exc:  # of a plugin's own check, whose words may quote a value
+    except (ValueError, TypeError) as exc:  # from a plugin's own check, whose message may quote a value
         problem = f"the options of backend {backend.name!r} were refused ({type(exc).__name__})"
     else:
         return Configured(backend, options, store, wanted.source)
@@ -213,6 +213,9 @@ def _checked(wanted: Wanted, backend: Backend) -> Configured:
 
 
 def _unknown(wanted: Wanted, backend: Backend, name: object, known: set[str]) -> str:
-    """An unknown option; of a URL it is not quoted, as it may be what stands behind a '?' in a password."""
+    """The message about an unknown option.
+
+    An option from a URL is not quoted: it may be the part of a password behind a '?'.
+    """
     called = "that a parameter names" if name in wanted.texts else named(name)
     return f"{wanted.source}: backend {backend.name!r} has no option {called}{near(name, known)}"

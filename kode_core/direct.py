@@ -1,4 +1,4 @@
-"""The stores of the backends that come with the core, for direct use, as ``SqliteStore`` of kode-sqlite is."""
+"""The stores of the built-in backends, for direct use, as ``SqliteStore`` of kode-sqlite is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["JsonStore", "MemoryStore"]
 class JsonStore(BackendStore):
     """An ExtendedStore in the folder *base_dir*, one file for each agent.
 
-    Other options are those of ``JsonOptions`` and :class:`kode_core.config.StoreOptions`.
+    The other options are the fields of ``JsonOptions`` and :class:`kode_core.config.StoreOptions`.
     """
 
     def __init__(self, base_dir: str | os.PathLike[str], **options: Any) -> None:
@@ -22,7 +22,7 @@ class JsonStore(BackendStore):
 
 
 class MemoryStore(BackendStore):
-    """An ExtendedStore in this process; stores of one *name* share what they hold, and without a name one is alone."""
+    """An ExtendedStore in this process; stores of one *name* share their contents, a store without a name is alone."""
 
     def __init__(self, name: str | None = None, **options: Any) -> None:
         super().__init__(memory.kode_store_backend(), name=name, **options)

@@ -53,19 +53,20 @@ __all__ = [
 Medium: TypeAlias = Literal["database", "file_system"]
 
 Progress: TypeAlias = Callable[[int, int | None], object]
-"""Called in the event loop after each step of a long call: how much is done, and of how much, None where unknown.
+"""Called in the event loop after each step of a long call: the amount done, and the total, None if unknown.
 
-An error that it raises ends the call, and is raised by it.
+An exception that it raises ends the call and propagates to the call's caller.
 """
 
 
 class Caller(NamedTuple):
-    """Who waits for a commit.
+    """The caller that waits for a commit.
 
     Attributes:
-        is_waiting: whether somebody waits for the outcome still. A batch that was not sent when nobody does need not be
-            sent: then its outcome is a StoreTimeoutError.
-        patience: for how many seconds the caller waits; an engine that makes a write wait for others keeps to a part.
+        is_waiting: returns True while the caller still waits for the outcome. A batch that was not sent by the time the
+            caller gave up need not be sent: its outcome is then a StoreTimeoutError.
+        patience: for how many seconds the caller waits; an engine that makes a write wait for others uses only a part
+            of it.
         goes_on: called after each step of a delete or a fork that takes as long as the agent is large: the caller's
             deadline begins anew.
     """
@@ -76,7 +77,7 @@ class Caller(NamedTuple):
 
 
 CALLER: Final = ContextVar("CALLER", default=Caller())  # noqa: B039 - a tuple
-"""Who waits for what is committed or forked in this context."""
+"""The caller that waits for the batches that are committed, or the forks that are made, in this context."""
 
 
 def unwatched(done: int, total: int | None) -> None:
@@ -85,13 +86,13 @@ def unwatched(done: int, total: int | None) -> None:
 
 @runtime_checkable
 class Engine(Protocol):
-    """What a backend implements to get a complete ``ExtendedStore`` from the core.
+    """The interface of a backend, from which the core makes a complete ``ExtendedStore``.
 
-    Every method may raise the subclasses of ``StorageError``, and PayloadTooLargeError for what the backend cannot
-    hold; no other exception of its driver's. Reads see every write that was acknowledged before they began, by any
-    process, and each sees one instant. Reads of what is not there return None or nothing and leave no trace.
-    Arguments are checked already: ids are legal, filters are known, bodies are JSON text. Engines are not asked to
-    survive use after ``close``.
+    Every method may raise the subclasses of ``StorageError``, and PayloadTooLargeError for values that the backend
+    cannot hold; it raises no other exception of its driver. Reads see every write that was acknowledged before they
+    began, by any process, and each sees one instant. A read of something that does not exist returns None or nothing
+    and leaves no trace. Arguments are checked already: ids are legal, filters are known, bodies are JSON text. Engines
+    need not work after ``close``.
     """
 
     name: str
@@ -100,13 +101,13 @@ class Engine(Protocol):
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """Apply each batch atomically, in order, and return an outcome for each once all are durable.
 
-        Batches stand for themselves: one that is refused or fails takes no other with it. The outcome of one that
-        fails is its error. ``CALLER`` says who waits for them, for an engine that lets writes wait for others.
+        Batches are independent: a batch that is refused or fails does not affect the others. The outcome of a batch
+        that fails is its error. ``CALLER`` holds the waiting caller, for an engine that lets writes wait for others.
         """
         ...
 
     async def head(self, agent_id: str) -> Head | None:
-        """The agent's head, None when nothing but events or documents was ever saved for it."""
+        """The agent's head; None if only events or documents were ever saved for it."""
         ...
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
@@ -114,9 +115,9 @@ class Engine(Protocol):
         ...
 
     async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
-        """At most *limit* rows of a list, those from position *start* on; fewer only where the list ends.
+        """At most *limit* rows of a list from position *start* on; fewer only at the end of the list.
 
-        Costs what it returns, however long the list is.
+        The cost depends on the rows that are returned, not on the length of the list.
         """
         ...
 
@@ -137,14 +138,14 @@ class Engine(Protocol):
         ...
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        """Ids of agents with info that begin with *prefix*, in code point order, those behind *after*."""
+        """Ids of agents with info that begin with *prefix* and follow *after*, in code point order."""
         ...
 
     async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
-        """Ids under which anything at all is stored, in code point order, those behind *after*.
+        """All ids under which anything is stored and that follow *after*, in code point order.
 
-        Also agents without info, and what is left of an agent that lost its head. What layers keep for themselves
-        does not count.
+        They include agents without info, and the remains of an agent that lost its head. Documents that layers keep for
+        themselves do not count.
         """
         ...
 
@@ -165,55 +166,55 @@ class Engine(Protocol):
         ...
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        """Copy one instant of the agent's lists and ``FORKED_DOCS`` to each child, and give it its info.
+        """Copy one instant of the agent's lists and ``FORKED_DOCS`` to each child, and give each child its own info.
 
         Returns False, with nothing written, when the agent's info is no longer *expect*.
         """
         ...
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """Take the lease unless it is held, and return its token, greater than any before; None when held."""
+        """Take the lease unless it is held, and return its token, greater than any before; None if it is held."""
         ...
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        """Prolong a lease that is still held; False when it ended."""
+        """Prolong a lease that is still held; False if it ended."""
         ...
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        """End a lease; does nothing when it ended already, whoever holds it now (LOCK-4)."""
+        """End a lease; does nothing if it already ended, even if another owner holds the lease now (LOCK-4)."""
         ...
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
-        """Calls that prove, with the least possible work, that each medium can be read and written, or raise."""
+        """Calls that prove cheaply that each medium can be read and written; they raise if it cannot."""
         ...
 
     async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
-        """Problems in the engine's own structures, of one agent or, for None, of what belongs to no agent.
+        """Problems in the engine's own structures, of one agent or, for None, of the parts that belong to no agent.
 
-        Leftovers of a half-done delete, repeated offsets, counts that disagree. It changes nothing, and holds up no
-        writer. The store's deadline begins anew with each *progress* (OPS-16).
+        Examples are leftovers of an incomplete delete, repeated offsets, and counts that disagree. It changes nothing
+        and delays no writer. The store's deadline starts again with each *progress* (OPS-16).
         """
         ...
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
-        """Copy one instant of everything to *target*, which must not exist, and return what was made.
+        """Copy one instant of everything to *target*, which must not exist, and return the files that were made.
 
-        It holds up no writer. When it fails or is cancelled, it removes what it made. The store's deadline begins
-        anew with each *progress* (OPS-16), which is first called when the instant is fixed.
+        It delays no writer. If it fails or is cancelled, it removes the files it made. The store's deadline starts
+        again with each *progress* (OPS-16), which is first called when the instant is fixed.
 
         Raises:
-            UnsupportedError: this engine cannot.
-            InvalidArgumentError: there is something at *target*, or no file or folder can be made there.
+            UnsupportedError: this engine cannot make backups.
+            InvalidArgumentError: *target* exists, or no file or folder can be created there.
         """
         ...
 
     async def close(self) -> None:
-        """Finish what was accepted and give back what the engine opened."""
+        """Finish the accepted writes and release the engine's resources."""
         ...
 
 
 class Watch(Protocol):
-    """Somebody who waits for events of an agent, as the engine knows of it."""
+    """A subscription to the events of an agent."""
 
     @property
     def is_live(self) -> bool:
@@ -221,24 +222,24 @@ class Watch(Protocol):
         ...
 
     def close(self) -> None:
-        """End it."""
+        """End the subscription."""
         ...
 
 
 @runtime_checkable
 class Notifies(Protocol):
-    """An optional part of an engine: it reports events that any process appends, so that followers need not poll."""
+    """An optional interface of an engine: it reports events that any process appends, so followers need not poll."""
 
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
-        """Call *wake* after events of the agent were committed, sometimes also without any; None when it cannot now.
+        """Call *wake* after events of the agent were committed, and sometimes without; None if it cannot now.
 
-        It wakes in vain rather than not at all, and still may miss one: followers look now and then by themselves.
+        The engine prefers a needless wake to a missed one, but may still miss one: followers also poll now and then.
         """
         ...
 
 
 def watch(engine: Engine, agent_id: str, wake: Callable[[], None]) -> Watch | None:
-    """A watch of *engine*, if it has such a thing."""
+    """A watch of *engine*; None if the engine has no watches."""
     return engine.watch(agent_id, wake) if isinstance(engine, Notifies) else None
 
 
@@ -253,15 +254,15 @@ def idle_poll_ms(engine: Engine) -> int | None:
 
 @runtime_checkable
 class Connects(Protocol):
-    """An optional part of an engine: its calls share connections to a server, which it counts."""
+    """An optional interface of an engine: its calls share connections to a server, and it counts their use."""
 
     def connection_use(self) -> ConnectionUse | None:
-        """The counts now; None when there are none."""
+        """The present counts; None if there are none."""
         ...
 
 
 def connection_use(engine: Engine) -> ConnectionUse | None:
-    """The counts of *engine*'s connections, if it has such a thing."""
+    """The counts of *engine*'s connections; None if the engine does not support it."""
     return engine.connection_use() if isinstance(engine, Connects) else None
 
 

@@ -72,7 +72,7 @@ __all__ = [
 
 
 class Retry(Enum):
-    """Whether the call that failed may be made again."""
+    """Whether the failed call may be made again."""
 
     NEVER = "never"
     """The same call will fail again: change the arguments or the environment first."""
@@ -86,7 +86,7 @@ class KodeError(Exception):
     """Base of all errors of this library.
 
     Attributes:
-        deleted: how many sessions ``delete_many`` had deleted when this ended it (LIFE-5).
+        deleted: how many sessions ``delete_many`` had deleted when this error ended it (LIFE-5).
     """
 
     retry: ClassVar[Retry] = Retry.NEVER
@@ -105,7 +105,7 @@ class UnknownBackendError(PluginError):
     """No installed distribution provides a backend of that name.
 
     Attributes:
-        without_name: the same without the name, which in a malformed URL may be a part of a secret.
+        without_name: the same message without the name, which in a malformed URL may be a part of a secret.
     """
 
     def __init__(self, problem: str, without_name: str = "") -> None:
@@ -130,9 +130,9 @@ class DisabledBackendError(PluginError):
 
 
 class ForeignStoreError(ConfigurationError):
-    """The KODE SDK for TypeScript wrote what is there, and this library would only see an empty store in it.
+    """The KODE SDK for TypeScript wrote the data in this place, and this library would only see an empty store in it.
 
-    Nothing of it was changed. Give this library a place of its own, and bring the data over.
+    Nothing was changed. Use a separate place for this library, and import the data.
 
     Attributes:
         place: the file or folder.
@@ -155,8 +155,8 @@ class InvalidValueError(InvalidArgumentError):
     """A value inside a record cannot be stored exactly (VAL-2); nothing was written.
 
     Attributes:
-        record: the record, as in ``message 3`` or ``tool call 'call_7'``.
-        path: where in it, as a JSON path such as ``$.result.rows[2].price``.
+        record: the name of the record, as in ``message 3`` or ``tool call 'call_7'``.
+        path: the place in the record, as a JSON path such as ``$.result.rows[2].price``.
     """
 
     def __init__(self, record: str, path: str, problem: str) -> None:
@@ -170,7 +170,7 @@ class PayloadTooLargeError(InvalidArgumentError):
 
 
 class AgentNotFoundError(KodeError, LookupError):
-    """The call needs an agent whose info was saved, and there is none of that id."""
+    """The call needs an agent whose info was saved, and no agent has that id."""
 
     def __init__(self, agent_id: str) -> None:
         super().__init__(f"no agent {agent_id!r} in this store: save_info was never called for it, or it was deleted")
@@ -204,7 +204,7 @@ class LockLostError(LockError):
 
 
 class StorageError(KodeError):
-    """The storage engine could not do what was asked."""
+    """The storage engine could not do the requested operation."""
 
 
 class StoreUnavailableError(StorageError, ConnectionError):
@@ -222,33 +222,33 @@ class StoreBusyError(StorageError):
 class StoreTimeoutError(StorageError, TimeoutError):
     """The deadline passed before the call was done; nothing was written.
 
-    Of a call in steps (OPS-16) that holds for the step that was late.
+    For a call in steps (OPS-16) this applies to the step that was late.
     """
 
     retry = Retry.LATER
 
 
 class StoreFullError(StorageError, OSError):
-    """There is no room left on the device or in the quota; nothing was written."""
+    """No room is left on the device or in the quota; nothing was written."""
 
     retry = Retry.LATER
 
 
 class StoreReadOnlyError(StorageError, OSError):
-    """The database or folder cannot be written by this process; nothing was written."""
+    """This process may not write the database or folder; nothing was written."""
 
 
 class OutcomeUnknownError(StorageError):
-    """The connection or deadline ended while a write was being committed: it is there whole, or not at all."""
+    """The connection or deadline ended while a write was being committed: it was applied completely or not at all."""
 
     retry = Retry.CHECK
 
 
 class CorruptRecordError(StorageError):
-    """Stored bytes are not what was written (OPS-4). Other records stay readable; nothing is overwritten.
+    """Stored bytes differ from the written ones (OPS-4). Other records stay readable; nothing is overwritten.
 
     Attributes:
-        record: which one, as in ``message 3 of agent 'a'``.
+        record: the name of the record, as in ``message 3 of agent 'a'``.
     """
 
     def __init__(self, record: str, problem: str) -> None:

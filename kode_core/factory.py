@@ -49,7 +49,7 @@ class StoreOpening(Generic[S]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Tell a caller that uses the store before it is open how to open it."""
+            """Raise an error that tells a caller who uses the store too early how to open it."""
             raise AttributeError(
                 f"the store is not open, so it has no {name!r}: write 'async with create_extended_store(...) as store' "
                 "or 'store = await create_extended_store(...)'"
@@ -59,26 +59,26 @@ class StoreOpening(Generic[S]):
 def create_store(
     target: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any
 ) -> StoreOpening[Store]:
-    """A store of any backend, as :func:`create_extended_store`, also of one that only implements ``Store``."""
+    """A store of any backend, as :func:`create_extended_store`; the backend may implement only ``Store``."""
     return StoreOpening(lambda: _open(target, options))
 
 
 def create_extended_store(
     target: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any
 ) -> StoreOpening[ExtendedStore]:
-    """The store that *target* and the surroundings say.
+    """Open the store named by *target*, or by the environment without one.
 
     *target* is a URL (``sqlite:///agents.db``), a ``Path``, the name of a store in ``kode.toml``, or a mapping with a
-    ``type``. A path of a folder, or without a suffix, is a store of JSON files; one of a file, or with a name such as
-    ``agents.db``, a database of SQLite.
-    Without it, :mod:`kode_core.config` looks at ``KODE_STORE_URL``, ``KODE_STORE_TYPE``, ``kode.toml``, and in the end
+    ``type``. A path of a folder, or without a suffix, is a store of JSON files; a path of a file, or with a name such
+    as ``agents.db``, is a database of SQLite. Without it, :mod:`kode_core.config` looks at ``KODE_STORE_URL``,
+    ``KODE_STORE_TYPE``, ``kode.toml``, and in the end
     takes SQLite at ``./data/agents.db``. Options given by name come on top; ``type=`` works here too::
 
         async with create_extended_store("sqlite:///agents.db", durability="fast") as store: ...
         store = await create_extended_store(type="sqlite", db_path="agents.db")
 
     Raises:
-        ConfigurationError: what was asked for cannot be, with what to do about it.
+        ConfigurationError: the configuration is wrong; the message says what to change.
         StorageError: the store cannot be opened.
     """
 
@@ -100,7 +100,7 @@ async def _open(target: str | os.PathLike[str] | Mapping[str, Any] | None, optio
     store = EngineStore(lambda: open_engine(configured), **_settings(configured))
     try:
         return await store.open()
-    except BaseException:  # a cancelled open goes on without its caller, and nobody would ever close what it opens
+    except BaseException:  # a cancelled open goes on without its caller, and its engine would never be closed
         await asyncio.shield(store.close())
         raise
 
@@ -120,7 +120,7 @@ def _settings(configured: Configured) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _closed_on_error(engine: Engine) -> AsyncIterator[None]:
-    """Close the engine when what follows its opening fails."""
+    """Close the engine if a step after its opening fails."""
     try:
         yield
     except BaseException:
@@ -129,12 +129,12 @@ async def _closed_on_error(engine: Engine) -> AsyncIterator[None]:
 
 
 async def open_engine(configured: Configured) -> Engine:
-    """Open the engine with all that belongs around it."""
+    """Open the engine with everything that belongs around it."""
     folder = configured.store.file_store_base_dir
     if folder is not None:
         from kode_core.backends.json_files import JsonOptions, open_json, refuse_foreign
 
-        await asyncio.to_thread(refuse_foreign, folder)  # before a database is made that would have no use
+        await asyncio.to_thread(refuse_foreign, folder)  # before an unneeded database is created
     engine = opened_engine(configured.backend, await opened(configured))
     if folder is not None:
         from kode_core.layers.hybrid import HybridEngine
@@ -164,7 +164,7 @@ def _around(layer: EngineLayer, engine: Engine) -> Engine:
 
 
 async def opened(configured: Configured) -> Any:
-    """Open by the backend; an exception of its driver that it lets through is not quoted (OPS-12, OPS-17)."""
+    """Call the backend's open; an exception of its driver that it lets through is not quoted (OPS-12, OPS-17)."""
     try:
         return await configured.backend.open(configured.options)
     except KodeError:

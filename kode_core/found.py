@@ -29,10 +29,10 @@ class SessionRow(_Value, frozen=True):
 
 
 class Found(list[T], Generic[T]):
-    """The results of an engine's search, and the names of those that it could not read.
+    """The results of an engine's search, and the names of the records that it could not read.
 
     Attributes:
-        left_out: names of what could not be read, as in ``agent 'a'``.
+        left_out: names of the records that could not be read, as in ``agent 'a'``.
     """
 
     def __init__(self, items: Iterable[T] = (), left_out: Iterable[str] = ()) -> None:
@@ -44,9 +44,9 @@ class Totals(_Value, frozen=True, kw_only=True):
     """The totals of the whole store.
 
     Attributes:
-        size_bytes: None where the engine cannot tell.
-        is_used: whether anything at all is stored, be it an event of an agent without info; what layers keep for
-            themselves does not count.
+        size_bytes: None if the engine cannot tell.
+        is_used: True if anything at all is stored, even an event of an agent without info; documents that layers keep
+            for themselves do not count.
     """
 
     agents: int = 0

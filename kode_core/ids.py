@@ -1,4 +1,4 @@
-"""Names: which ids are legal (ID-1, ID-4), ids for new agents, and the form in which strings are indexed."""
+"""Names: the rules for ids (ID-1, ID-4), ids for new agents, and the form in which strings are indexed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_KEY_BYTES: Final = 4096
 _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _UNSAFE_IN_INDEX: Final = re.compile("[\0\n\\\\\ud800-\udfff]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_ESCAPES: Final = {char: f"\\{ord(char):04x}" for char in "\\\0\n"}  # the backslash first: it is in the others
+_ESCAPES: Final = {char: f"\\{ord(char):04x}" for char in "\\\0\n"}  # the backslash first: the other escapes contain it
 _SURROGATE_ESCAPES: Final = {code: f"\\{code:04x}" for code in range(0xD800, 0xE000)}
 _LONG: Final = 10**20
 _MAX_INDEXED_BYTES: Final = 1024
@@ -43,7 +43,7 @@ _last_id_lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    """In a child process: go on from other numbers than the parent, with a lock that no thread of it holds."""
+    """In a child process: continue from other numbers than the parent, with a lock that none of its threads holds."""
     global _last_id, _last_id_lock
     _last_id = (_last_id[0] + 1, secrets.randbits(79))
     _last_id_lock = threading.Lock()
@@ -59,7 +59,7 @@ def check_agent_id(agent_id: str) -> str:
 
 
 def check_key(key: str, what: str) -> str:
-    """Return *key*, which is *what* (``snapshot id``), if it may name a record (ID-4), else raise."""
+    """Return *key*, called *what* in errors (``snapshot id``), if it may name a record (ID-4), else raise."""
     return _check(key, what, MAX_KEY_BYTES)
 
 
@@ -80,8 +80,9 @@ def _check(name: str, what: str, limit: int) -> str:
 
 
 def quoted(value: object) -> str:
-    """How an error about an argument tells what was given: text and numbers as they are, if they are short, and of all
-    else the type, as its own ``repr`` may fail.
+    """A value in the form for errors.
+
+    Short texts and numbers are shown unchanged, and of everything else the type, as its own ``repr`` may fail.
     """
     if type(value) is str:
         return f"{value!r:.60}"
@@ -89,27 +90,27 @@ def quoted(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that a misspelt one is most like; *cutoff*, of 1, is how like it has to be."""
+    """The known name that is most similar to a misspelt one; *cutoff*, up to 1, is the least similarity."""
     try:
-        from difflib import get_close_matches  # imported by those that have erred
-    except OSError:  # a process with no descriptor left imports nothing, and errs without a hint
+        from difflib import get_close_matches  # imported only after a mistake
+    except OSError:  # a process with no descriptor left cannot import, and gives no hint
         return None
     return next(iter(get_close_matches(name, list(known), 1, cutoff)), None)
 
 
 def new_agent_id() -> str:
-    """An id that nobody has: ``agt-`` and a ULID, so that ids sort by the time they were made."""
+    """A new unique id: ``agt-`` and a ULID, so that ids sort by the time of their creation."""
     global _last_id
     now = now_ms()
     with _last_id_lock:
-        fresh = (now, secrets.randbits(79))  # of 80 bits: one is room to count up within the millisecond
+        fresh = (now, secrets.randbits(79))  # of 80 bits: the last one leaves room to count up within the millisecond
         _last_id = fresh if now > _last_id[0] else (_last_id[0], _last_id[1] + 1)
         number = _last_id[0] << 80 | _last_id[1]
     return "agt-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 class IndexText:
-    """The form in which a text is indexed, made of its pieces one after the other; see :func:`index_text`."""
+    """The form in which a text is indexed, built from its pieces; see :func:`index_text`."""
 
     def __init__(self) -> None:
         self._head = ""
@@ -125,15 +126,16 @@ class IndexText:
             self._head += safe[: _MAX_INDEXED_BYTES + 1]
 
     def whole(self) -> str:
-        """The form of all of it."""
+        """The form of the whole text."""
         if self._size > _MAX_INDEXED_BYTES:
             return f"{self._head[:_SHOWN]}\\#{self._hash.hexdigest()}"
         return self._head
 
 
 def index_text(text: str) -> str:
-    """*text* in a form that every engine can compare and index: without U+0000, newlines and surrogates, and of at
-    most 1 KB.
+    """*text* in a form that every engine can compare and index.
+
+    It has no U+0000, newlines or surrogates, and at most 1 KB.
 
     Different texts stay different; a text that is short and ordinary is unchanged.
     """
@@ -144,14 +146,14 @@ def index_text(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Millions of escapes, as in the JSON text of a long listing, must not hold up the event loop for seconds."""
+    """Escape *text*: millions of escapes, as in the JSON text of a long listing, must not hold up the event loop."""
     for char, escape in _ESCAPES.items():
         text = text.replace(char, escape)
     return text if _SURROGATE.search(text) is None else text.translate(_SURROGATE_ESCAPES)
 
 
 def is_shortened(indexed: str) -> bool:
-    """Whether :func:`index_text` was given more than 1 KB, so that the text cannot be read back from its form."""
+    """True if :func:`index_text` was given more than 1 KB, so that the text cannot be restored from its form."""
     return "\\#" in indexed
 
 

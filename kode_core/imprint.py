@@ -1,8 +1,8 @@
-"""Imprints of dicts and lists, which show later whether anything in them changed (MSG-5).
+"""Imprints of dicts and lists, which later show whether anything in them changed (MSG-5).
 
-An imprint is taken of parts that were just found to be small and exact. When it is compared they may be anything: a
-cycle, a few lists that are a text without end, a list of millions, objects of any class. So each list is looked at
-once, whatever refers to it, and nothing beyond the length of the imprint.
+An imprint is taken of parts that have just been found to be small and exact. When it is compared they may be anything:
+a cycle, a few lists whose text has no end, a list of millions, objects of any class. So each list is visited once,
+however many references lead to it, and nothing beyond the length of the imprint is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PROTOCOL: Final = 5
 _DIGEST: Final = 16
 _LENGTH: Final = 6
 _SAFE_RECURSION: Final = 10_000
-"""A limit of recursion beyond this one lets a deep value overrun the stack of the C library."""
+"""Above this recursion limit a deep value can overrun the stack of the C library."""
 _fresh = blake2b(digest_size=_DIGEST)
 
 
@@ -35,7 +35,7 @@ class _RefuseAll(dict[type, Callable[[Any], Any]]):
 
 
 class _Pickler(pickle.Pickler):
-    """Looks at builtin types only: no code of other classes is run, which pickle would call."""
+    """Pickles builtin types only: no code of other classes runs, which pickle would call."""
 
     dispatch_table = _RefuseAll()
 
@@ -45,7 +45,7 @@ class _Changed(Exception):
 
 
 class _Taker:
-    """Takes the pieces of an imprint, and no more than *most* bytes."""
+    """Takes the pieces of an imprint, up to *most* bytes."""
 
     __slots__ = ("hash", "length", "most")
 
@@ -70,19 +70,19 @@ def imprint_of(parts: Any) -> bytes:
 
 
 def still_has(parts: Any, imprint: bytes) -> bool:
-    """Whether *parts* are as they were when *imprint* was taken, in every item, its type and its place."""
+    """True if *parts* are as they were when *imprint* was taken: every item, its type and its place."""
     if sys.getrecursionlimit() > _SAFE_RECURSION and _is_deep(parts):
         return False
     taker = _Taker(int.from_bytes(imprint[_DIGEST:], "big"))
     try:
         _Pickler(taker, _PROTOCOL).dump(parts)
-    except Exception:  # noqa: BLE001 - whatever it is now, it is not what it was
+    except Exception:  # noqa: BLE001 - whatever it is now, it has changed
         return False
     return taker.length == taker.most and imprint.startswith(taker.hash.digest())
 
 
 def _is_deep(parts: Any) -> bool:
-    """Whether lists and dicts nest deeper than records can."""
+    """True if lists and dicts nest deeper than records can."""
     level = {id(parts): parts}
     for _ in range(2 * MAX_DEPTH):
         members = (part.values() if type(part) is dict else part for part in level.values())

@@ -1,8 +1,8 @@
-"""Plugins that are installed, as the metadata of their distributions names them: none of them is imported.
+"""Installed plugins, read from the metadata of their distributions: none of them is imported.
 
 ``importlib.metadata`` takes longer to import than the rest of the core together, with its parser of e-mails and its
-archives. So the folders of the path are read here, and it is asked only where there is something else: an archive, or
-an importer that finds distributions of its own.
+archives. So the folders of the path are read here, and ``importlib.metadata`` is used only for anything else: an
+archive, or an importer that finds distributions itself.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["InstalledPlugin", "described", "in_metadata", "normal_name"]
 _UNKNOWN: Final = "unknown distribution"
 _INFO_FILES: Final = ("METADATA", "PKG-INFO")
 _LEFT: Final = "~"
-"""The first character of a folder that pip moved away to remove or replace a distribution, and could not remove."""
+"""The first character of a folder that pip renamed to remove or replace a distribution, and could not remove."""
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class InstalledPlugin(msgspec.Struct, frozen=True):
-    """A plugin that is installed; ``value`` is what its entry point names, as in ``kode_acme.plugin``."""
+    """An installed plugin; ``value`` is the target of its entry point, as in ``kode_acme.plugin``."""
 
     name: str
     distribution: str
@@ -37,10 +37,10 @@ class InstalledPlugin(msgspec.Struct, frozen=True):
     value: str
 
     def load(self) -> object:
-        """Import what the entry point names.
+        """Import the target of the entry point.
 
         Raises:
-            StoreUnavailableError: the system has no room for it at the moment.
+            StoreUnavailableError: the system is out of file descriptors or memory at the moment.
         """
         module, _, attributes = self.value.partition("[")[0].strip().partition(":")
         try:
@@ -56,7 +56,7 @@ class InstalledPlugin(msgspec.Struct, frozen=True):
 
 
 def normal_name(name: str) -> str:
-    """A distribution's name as packaging compares it."""
+    """A distribution's name in the normal form of packaging."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -85,7 +85,7 @@ def _by_importlib(group: str) -> Iterator[InstalledPlugin]:
 
 
 def _are_folders() -> bool:
-    """Whether all distributions are in folders of the path, as pip puts them there."""
+    """True if all distributions are in folders of the path, where pip puts them."""
     for finder in sys.meta_path:
         kind = finder if isinstance(finder, type) else type(finder)
         if hasattr(finder, "find_distributions") and kind.__name__ != "PathFinder":
@@ -101,11 +101,11 @@ def _in_folders(group: str) -> Iterator[InstalledPlugin]:
     seen: set[str] = set()
     for part in _path():
         try:
-            names = os.listdir(part or ".")  # noqa: PTH208 - there may be hundreds, and a Path of each takes its time
+            names = os.listdir(part or ".")  # noqa: PTH208 - there may be hundreds, and a Path for each takes its time
         except OSError as exc:
             _refuse_passing(exc)
             continue
-        except ValueError:  # no path at all
+        except ValueError:  # not a path at all
             continue
         for name in names:
             if name.startswith(_LEFT):
@@ -113,7 +113,7 @@ def _in_folders(group: str) -> Iterator[InstalledPlugin]:
             stem, dot, suffix = name.rpartition(".")
             if dot and suffix.lower() in ("dist-info", "egg-info"):
                 normal = normal_name(stem.partition("-")[0])
-                if normal not in seen:  # of two with one name the first on the path is the one that is imported
+                if normal not in seen:  # of two with one name, the first on the path is imported
                     seen.add(normal)
                     yield from _in_distribution(f"{part or '.'}/{name}", group)
 
@@ -134,7 +134,7 @@ def _in_distribution(folder: str, group: str) -> list[InstalledPlugin]:
 
 
 def _of_distribution(folder: str) -> tuple[str, str]:
-    """Its name and version."""
+    """The name and version of the distribution."""
     header: dict[str, str] = {}
     for line in next(filter(None, (_text(f"{folder}/{file}") for file in _INFO_FILES)), "").splitlines():
         if not line:
@@ -145,7 +145,7 @@ def _of_distribution(folder: str) -> tuple[str, str]:
 
 
 def _text(path: str) -> str:
-    """The text of a file; none where there is no file, or none that can be read."""
+    """The text of a file; empty if it does not exist or cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
             return file.read()
@@ -155,7 +155,7 @@ def _text(path: str) -> str:
 
 
 def _refuse_passing(exc: OSError) -> None:
-    """Raise when the system has no room at the moment: then a plugin that is there would seem not to be."""
+    """Raise if the system is short of resources now: an installed plugin would otherwise seem to be missing."""
     if exc.errno in _PASSING:
         text = f"the plugins that are installed cannot be read at the moment: {os.strerror(exc.errno or 0)}"
         raise StoreUnavailableError(text) from exc

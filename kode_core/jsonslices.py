@@ -1,7 +1,7 @@
-"""Large JSON values to text and back in slices, each of a millisecond or two.
+"""Convert large JSON values to text and back in slices, each of a millisecond or two.
 
-A C library turns 10 MB into text, or text into objects, in one call that holds the interpreter's lock: no thread would
-help. So a large value is cut where lists and dicts have their commas.
+A C library turns 10 MB into text, or text into objects, in one call that holds the interpreter's lock, so a thread
+would not help. So a large value is split at the commas of its lists and dicts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Hash(Protocol):
-    """Takes the bytes of fingerprints."""
+    """A hash that takes the bytes of fingerprints."""
 
     def update(self, data: bytes, /) -> None: ...
 
@@ -50,13 +50,13 @@ class _NoHash:
 
 
 class JsonWriter:
-    """Writes large values, and gives their fingerprints to *proof* with exactly what is written.
+    """Writes large values, and passes the fingerprints of exactly the written values to *proof*.
 
-    A value that changes meanwhile is written in part as it was and in part as it is, and so is its fingerprint.
+    A value that changes meanwhile is written partly in its old and partly in its new form, and so is its fingerprint.
 
     Args:
         is_silent: only the fingerprint is wanted.
-        form: makes each piece another value before it is written; the members of dicts are then in order of keys.
+        form: converts each piece before it is written; the members of dicts are then in order of keys.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class JsonWriter:
         """The pieces of the text of a string, list or dict.
 
         Raises:
-            Problem: it is not exact JSON; the path is of no use.
+            Problem: the value is not exact JSON; the path of the problem is not set.
         """
         if type(value) is str:
             yield from self._write_text(value)
@@ -154,7 +154,7 @@ class JsonWriter:
 
 
 def _chunks(items: list[T], values: Callable[[list[T]], list[Json]]) -> Iterator[tuple[list[T], bool]]:
-    """Runs of items that are not large, and large ones alone, for which the second is True."""
+    """Runs of items that are not large, and single large items; the second value is True for a large one."""
     for start in range(0, len(items), _ITEMS):
         yield from _halves(items[start : start + _ITEMS], values)
 
@@ -179,12 +179,12 @@ _split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def split_object(text: Raw) -> dict[str, msgspec.Raw]:
-    """The members of an object, unread; msgspec.DecodeError when it is none, or has an escaped lone surrogate."""
+    """The members of an object, undecoded; raises msgspec.DecodeError for other text, or an escaped lone surrogate."""
     return _split_object(text)
 
 
 def split_list(text: Raw) -> list[msgspec.Raw]:
-    """The items of a list, unread; raises as :func:`split_object` does."""
+    """The items of a list, undecoded; raises as :func:`split_object` does."""
     return _split_list(text)
 
 
@@ -206,10 +206,10 @@ def joined(items: Sequence[msgspec.Raw]) -> bytes:
 
 
 def read_json(text: Raw) -> Generator[None, None, Json]:
-    """The value of JSON text; pauses between slices.
+    """The value of JSON text; yields between slices.
 
     Raises:
-        ValueError: it is no JSON, or has an escaped lone surrogate, which only a whole text is read with.
+        ValueError: it is not JSON, or has an escaped lone surrogate, which can only be read in one piece.
     """
     first = bytes(memoryview(text)[:1])
     if len(text) > _BATCH and first == b"{":

@@ -1,8 +1,8 @@
-r"""Free-form JSON values to text and back, exactly or not at all (VAL-1, VAL-2).
+r"""Convert free-form JSON values to text and back, exactly or not at all (VAL-1, VAL-2).
 
-A value is proved exact before anything is written: what comes back from its text must be the same value of the same
-builtin types. The text is UTF-8 unless a string holds a lone surrogate, which UTF-8 cannot carry; then the same JSON
-is written with ``\u`` escapes.
+A value is proved exact before anything is written: its text must decode to the same value of the same builtin types.
+The text is UTF-8 unless a string holds a lone surrogate, which UTF-8 cannot carry; then the same JSON is written with
+``\u`` escapes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _FEW: Final = 8
 _SMALL: Final = 2**63
 _FLAT_DEPTH: Final = 3
 LONG: Final = 2**16
-"""A string of more characters is large."""
+"""A longer string is large."""
 NODES: Final = 2_000
-"""A value of more items is large: so many are encoded in one or two milliseconds."""
+"""A value with more items is large: this many are encoded in one or two milliseconds."""
 _CHARS_A_NODE: Final = 128
 _LONG_INT: Final = 1_024
-"""An integer of more bits is as much work as many items."""
+"""An integer with more bits takes as much work as many items."""
 _STEPS: Final = 2_000
 _SHOWN: Final = 100
 _MANY: Final = 2**22
@@ -46,11 +46,11 @@ _OFTEN: Final = 16
 _RECORD_DEPTH: Final = 16  # how deep records nest around a free-form value
 _MARSHAL: Final = 2  # the last format without references: equal values of equal types have equal bytes
 SCALARS: Final[frozenset[type]] = frozenset({str, bool, type(None)})
-"""Types whose values need no look: strings are checked when they are turned into text."""
+"""Types whose values need no check: strings are checked when they are encoded."""
 
 
 class Problem(Exception):
-    """Something that cannot be encoded, with the path to it; the path grows on the way out."""
+    """A value that cannot be encoded, with the path to it; the path grows as the exception propagates."""
 
     def __init__(self, what: str, path: str = "") -> None:
         super().__init__(what)
@@ -62,7 +62,7 @@ class Problem(Exception):
 
 
 def step(key: object) -> str:
-    """One step of a path; of a long key its start."""
+    """One step of a path; a long key is cut."""
     if type(key) is str:
         shown = key if len(key) <= _SHOWN else f"{key[:_SHOWN]}…"
         return f".{key}" if shown is key and key.isidentifier() else f"[{shown!r}]"
@@ -72,7 +72,7 @@ def step(key: object) -> str:
 to_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 _from_json: Callable[[str], Json] = msgspec.json.Decoder().decode
 NOT_ENCODABLE: Final = (Exception,)
-"""msgspec also takes what is no JSON, and runs code of others for it, as that of a time zone."""
+"""msgspec also encodes values that are not JSON, and runs code of others for it, such as a time zone's."""
 
 
 def check_json(value: Json) -> None:
@@ -86,15 +86,15 @@ def check_json(value: Json) -> None:
 
 
 def check_deep(value: Json) -> None:
-    """The same for a value that is neither flat nor tangled."""
+    """The same, for a value that is neither flat nor tangled."""
     if type(value) not in SCALARS and exact_text(value) is None:
         walk_through(value)
 
 
 def is_tangled(value: Json) -> bool:
-    """Whether *value* nests too deep, as cycles do, or its text is far longer than what it holds.
+    """True if *value* nests too deep, as cycles do, or if its text would be far longer than its contents.
 
-    Ninety lists, each of which holds the next one twice, are a text of more than 2**90 characters.
+    For example, ninety lists that each hold the next one twice give a text of more than 2**90 characters.
     """
     if weight(value) <= NODES:
         return False
@@ -116,7 +116,7 @@ def is_tangled(value: Json) -> bool:
 
 
 def exact_text(value: Json, max_depth: int = MAX_DEPTH) -> tuple[bytes, bytes] | None:
-    """The text and the fingerprint of *value* if the text is proved exact; None when it must be looked at closer."""
+    """The text and the fingerprint of *value* if the text is proved exact; None if it needs a closer check."""
     try:
         text = to_json(value)
         mark = fingerprint(value)
@@ -129,18 +129,19 @@ def exact_text(value: Json, max_depth: int = MAX_DEPTH) -> tuple[bytes, bytes] |
 
 
 def fingerprint(value: Json) -> bytes:
-    """Bytes that are equal for equal values of equal types, in equal order, and for nothing else.
+    """Bytes that are equal only for equal values of equal types in equal order.
 
-    Only for a value that was weighed: it takes the time of its whole text, and a cycle of two branches has no end.
+    Call it only for a value that was weighed: it takes time for the whole text, and a cycle with two branches has no
+    end.
 
     Raises:
-        ValueError: it holds something that is not even near to JSON.
+        ValueError: the value contains something that is not even close to JSON.
     """
     return marshal.dumps(value, _MARSHAL)
 
 
 def _is_within(value: Json, max_depth: int) -> bool:
-    """Whether lists and dicts nest no deeper: looked at level by level, which is fast."""
+    """True if lists and dicts nest no deeper; checked level by level, which is fast."""
     level = [value]
     for _ in range(max_depth + 1):
         level = [item for item in level if type(item) is dict or type(item) is list]
@@ -151,7 +152,7 @@ def _is_within(value: Json, max_depth: int) -> bool:
 
 
 def is_flat(value: Json, depth: int = _FLAT_DEPTH) -> bool:
-    """The common case: a dict of a few strings, booleans and small numbers, or of a few such dicts."""
+    """True for the common case: a dict of a few strings, booleans and small numbers, or of a few such dicts."""
     if type(value) is not dict or len(value) > _FEW:
         return False
     for key, item in value.items():
@@ -180,8 +181,8 @@ def weight(value: Json) -> int:
         if kind is str:
             count += len(item) // _CHARS_A_NODE
         elif kind is int:
-            if item.bit_length() > _LONG_INT:  # to write one takes the square of its length
-                count += min((item.bit_length() // 64) ** 2 // 64, NODES - 1)  # one alone cannot be cut
+            if item.bit_length() > _LONG_INT:  # writing one takes the square of its length
+                count += min((item.bit_length() // 64) ** 2 // 64, NODES - 1)  # a single number cannot be split
         elif kind is dict or kind is list:
             count += len(item)
             if count <= NODES:
@@ -192,7 +193,7 @@ def weight(value: Json) -> int:
 
 
 _Level: TypeAlias = tuple[Json, Iterator[tuple[object, Json]], tuple[object, ...] | None]
-"""A dict or list, its members that were not looked at, and its path, None above the root."""
+"""A dict or list, its members that were not checked yet, and its path, None above the root."""
 
 
 _NOWHERE: Final = (-1, None)
@@ -205,9 +206,9 @@ def walk_through(root: Json, max_depth: int = MAX_DEPTH) -> None:
 
 
 def walk(root: Json, max_depth: int = MAX_DEPTH) -> Iterator[None]:
-    """The slow check, which knows where the problem is and raises it; pauses now and then.
+    """The slow check, which finds the place of a problem and raises it; yields now and then.
 
-    It looks once at a list or dict that stands in several places, and again only where that place is deeper.
+    It checks a list or dict that stands in several places once, and again only if the next place is deeper.
     """
     levels: list[_Level] = [([root], iter([(None, root)]), None)]
     sound: dict[int, tuple[int, Json]] = {}
@@ -240,7 +241,7 @@ def walk(root: Json, max_depth: int = MAX_DEPTH) -> Iterator[None]:
 
 
 def _members(value: Json) -> Iterator[tuple[object, Json]]:
-    """What is in a dict, as it is now, or in a list."""
+    """The members of a dict at this moment, or of a list."""
     return iter(tuple(value.items())) if type(value) is dict else enumerate(value)
 
 
@@ -274,7 +275,7 @@ def dump(wire: Json) -> bytes:
     try:
         return to_json(wire)
     except NOT_ENCODABLE:
-        walk_through(wire, MAX_DEPTH + _RECORD_DEPTH)  # strings and integers of typed fields were not looked at before
+        walk_through(wire, MAX_DEPTH + _RECORD_DEPTH)  # strings and integers of typed fields were not checked before
         return escaped(wire)
 
 
@@ -299,7 +300,7 @@ def encode_json(value: Json, label: str) -> str:
 
 
 def decode_json(text: str) -> Json:
-    """The value of JSON text that :func:`encode_json` wrote; ValueError when it is not JSON."""
+    """The value of JSON text that :func:`encode_json` wrote; raises ValueError if it is not JSON."""
     try:
         return _from_json(text)
     except msgspec.DecodeError:  # escaped lone surrogates, or no JSON at all

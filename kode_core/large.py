@@ -1,8 +1,8 @@
-"""Records to their stored form and back while other tasks get their turn (OPS-15).
+"""Convert records to their stored form and back while other tasks get their turn (OPS-15).
 
-The text is the one that :mod:`kode_core.codec` makes. Small records, which most are, take its short way. Of a large
-one the large parts are written and read in slices. With the text comes a *proof*, which shows later whether the dicts
-and lists in the record changed since. The text and the proof of a part are taken together.
+The text is the one that :mod:`kode_core.codec` makes. Small records, which most are, take that module's short way. In a
+large record, the large parts are written and read in slices. With the text comes a *proof*, which later shows whether
+the dicts and lists in the record changed. The text and the proof of a part are taken at the same time.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ _SPREAD_TEXT: Final = f'"{SPREAD}":'.encode()
 
 
 class Proof(msgspec.Struct, frozen=True, gc=False):
-    """Shows whether the dicts and lists in a record, which can change, are still as they were written.
+    """Shows whether the dicts and lists in a record, which can change, still are as they were written.
 
     Attributes:
-        digest: of what they were; None when it was never taken, so that they may be anything.
-        parts: the dict or list, or a tuple of several; None for a large record, which is looked at in slices.
+        digest: the digest of their contents; None if it was never taken, so that any contents are possible.
+        parts: the dict or list, or a tuple of several; None for a large record, which is checked in slices.
     """
 
     digest: bytes | None
@@ -65,7 +65,7 @@ class Proof(msgspec.Struct, frozen=True, gc=False):
 
 
 class Written(msgspec.Struct, frozen=True, gc=False):
-    """A record as it is stored, and its proof; None when nothing in the record can change."""
+    """A record as it is stored, and its proof, which is None if nothing in the record can change."""
 
     body: Body
     proof: Proof | None
@@ -77,7 +77,7 @@ _hash = functools.partial(blake2b, digest_size=16)
 def _proof(parts: Sequence[Any]) -> Proof | None:
     if not parts:
         return None
-    taken = parts[0] if len(parts) == 1 else tuple(parts)  # a tuple of its own would be the garbage collector's, too
+    taken = parts[0] if len(parts) == 1 else tuple(parts)  # a tuple would be one more object for the garbage collector
     return Proof(imprint_of(taken), taken)
 
 
@@ -108,12 +108,12 @@ async def write_body(cls: type[Record], record: Record, label: str, pace: Pace) 
 
 
 async def write_list_of(cls: type[Record], records: Sequence[Record], label: str, pace: Pace) -> Body:
-    """The stored form of a list of records that is kept as one."""
+    """The stored form of a list of records that is kept as one text."""
     return (await _write(functools.partial(write_list, shape_of(cls), records), label, pace))[0]
 
 
 async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> tuple[Body, Sink, bytes | None]:
-    """The stored form, the notes of its making, and a digest if it had to be taken in slices."""
+    """The stored form, the notes taken while it was made, and a digest if it had to be taken in slices."""
     sink = Sink()
     try:
         wire = make(sink)
@@ -128,18 +128,18 @@ async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> tuple[
 
 
 async def is_unchanged(cls: type[Record], record: Record, digest: bytes, pace: Pace) -> bool:
-    """Whether the dicts and lists in a large record are as they were when *digest* was taken."""
+    """True if the dicts and lists in a large record are as they were when *digest* was taken."""
     sink = Sink()
     writer = _Writer(pace, is_silent=True)
     try:
         await writer.wire(write_struct(cls, record, sink), sink, b"")
-    except (Problem, ValueError):  # something that is not JSON was put in
+    except (Problem, ValueError):  # a value that is not JSON was put in
         return False
     return writer.proof() == digest
 
 
 class _Writer:
-    """Writes the wire form of one record in slices. If it is silent it makes only the proof."""
+    """Writes the wire form of one record in slices. If it is silent, it makes only the proof."""
 
     def __init__(self, pace: Pace, *, is_silent: bool = False) -> None:
         self._pace = pace
@@ -153,12 +153,12 @@ class _Writer:
         return Body("".join(self._pieces), self._digest.digest())
 
     def proof(self) -> bytes | None:
-        """The digest of all that can change; None when nothing can."""
+        """The digest of everything that can change; None if nothing can."""
         return self._proof.digest() if self._has_parts else None
 
     async def wire(self, wire: Json, sink: Sink, raw: bytes) -> None:
-        """Write *wire*, whose text is *raw*; *sink* has the parts that were left for later."""
-        self._note(sink.parts)  # before others get their turn, so that it is of the values of the text
+        """Write *wire*, whose text is *raw*; *sink* has the deferred parts."""
+        self._note(sink.parts)  # before other tasks run, so that the proof covers the values of the text
         texts = raw.split(_MARK_TEXT) if sink.later and raw else [raw] * (len(sink.later) + 1)
         for i, later in enumerate(sink.later):
             await self._put(texts[i].removesuffix(_SPREAD_TEXT))
@@ -193,7 +193,7 @@ class _Writer:
             for piece in writer.members(later.value) if later.is_spread else writer.write(later.value):
                 await self._put(piece)
         except Problem:
-            for _ in walk(later.value):  # to tell of a value in slices and of one in a piece in the same words
+            for _ in walk(later.value):  # the same error for a value in slices as for one in a piece
                 await self._pace.rest()
             raise
 
@@ -237,7 +237,7 @@ async def decode_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> 
 async def decode_run_in_slices(
     cls: type[R], bodies: Sequence[Body], label: Callable[[int], str], pace: Pace
 ) -> list[R]:
-    """The records of several bodies, all of them small or one alone; *label* names each by its place among them."""
+    """The records of several small bodies, or of a single one; *label* names each by its place among them."""
     await pace.rest()
     records = decode_run(cls, bodies) if len(bodies) > 1 else None
     if records is None:
@@ -246,7 +246,7 @@ async def decode_run_in_slices(
 
 
 async def decode_list_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> list[R]:
-    """The records of a list that is kept as one."""
+    """The records of a list that is kept as one text."""
     await pace.rest()
     if len(body.text) <= LARGE_TEXT:
         return decode_list(cls, body, label)

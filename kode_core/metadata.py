@@ -15,7 +15,7 @@ __all__ = ["index_of_metadata", "metadata_index"]
 
 
 def metadata_index(metadata: Mapping[str, Json], label: str = "metadata") -> tuple[tuple[str, str], ...]:
-    """The (key, value) pairs under which *metadata* is found: equal JSON values give equal texts."""
+    """The (key, value) pairs that metadata filters compare: equal JSON values give equal texts."""
     plain = dict(metadata)
     encode_json(plain, label)
     return tuple((index_text(key), _index_of(_canonical_text(value, label))) for key, value in plain.items())

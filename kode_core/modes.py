@@ -1,4 +1,4 @@
-"""The modes of what a store makes: its owner alone may read files and folders, unless ``file_mode`` says more."""
+"""The modes of new files and folders: only their owner may read them, unless ``file_mode`` allows more."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["PRIVATE", "FileMode", "create_file", "create_folders", "mode_bits", 
 FileMode: TypeAlias = Annotated[
     str, msgspec.Meta(pattern=r"^0?6[046][046]\Z", extra={"form": "a mode such as 0600, 0640 or 0660, as a text"})
 ]
-"""The type of the option ``file_mode``; folders can be entered by those who may read the files."""
+"""The type of the option ``file_mode``; whoever may read the files may also enter the folders."""
 
 PRIVATE: Final = 0o600
 _NO_SYNC: Final = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""Of a folder that others made and this process may not read, and of file systems that sync no folders."""
+"""Errors of syncing a folder that this process may not read, or on file systems that sync no folders."""
 
 
 def mode_bits(file_mode: str) -> int:
-    """The mode that the option says."""
+    """The mode that the option stands for."""
     return int(file_mode, 8)
 
 
 def create_file(path: Path, flags: int, mode: int = PRIVATE) -> int:
-    """A descriptor of a new file with exactly this mode, whatever the umask is.
+    """A descriptor of a new file with exactly this mode, whatever the umask.
 
     Raises:
-        FileExistsError: there is something at *path*, be it a link that leads nowhere.
+        FileExistsError: *path* exists, possibly as a link that leads nowhere.
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode & PRIVATE)
     settle(fd, mode)
@@ -40,9 +40,9 @@ def create_file(path: Path, flags: int, mode: int = PRIVATE) -> int:
 
 
 def settle(fd: int, mode: int, like: os.stat_result | None = None) -> None:
-    """Give a new file or folder its mode and, where this process may, the owner and the group of *like*.
+    """Give a new file or folder its mode and, if this process may, the owner and the group of *like*.
 
-    A tool that root runs thereby leaves nothing that the service of another user cannot open.
+    So a tool that root runs leaves no file that the service's user cannot open.
     """
     if os.name == "nt":
         return
@@ -56,10 +56,10 @@ def settle(fd: int, mode: int, like: os.stat_result | None = None) -> None:
 
 
 def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = None) -> list[Path]:
-    """Make a folder with those above it, and return the ones that were made, outermost first; after an error, none.
+    """Create a folder and its missing parents, and return the created ones, outermost first; or none, after an error.
 
-    Those who may read files of this *mode* may enter them. They belong to whom the folder *like* belongs to. Their
-    names are durable, so that no file in them is lost with a folder above it.
+    Users who may read files of this *mode* may enter them. They get the owner of the folder *like*. Their names are
+    synced, so that no file in them is lost with a folder above it.
     """
     made: list[Path] = []
     try:
@@ -70,10 +70,10 @@ def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = Non
             except FileExistsError:
                 if not each.is_dir():
                     raise
-                continue  # somebody else was faster
+                continue  # another process was faster
             made.append(each)
             _open_up(each, 0o700 | mode | (mode & 0o044) >> 2, like)
-        for each in missing:  # also where somebody else was faster, who may not have come to it
+        for each in missing:  # also if another process was faster: it may not have synced them yet
             _sync_names(each.parent)
     except OSError:
         with suppress(OSError):
@@ -89,7 +89,7 @@ def _open_up(folder: Path, mode: int, like: Path | None) -> None:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(folder, flags)
-    except PermissionError:  # a umask that takes the right to read from the owner, too
+    except PermissionError:  # a umask that takes the right to read from the owner as well
         folder.chmod(0o700)
         fd = os.open(folder, flags)
     try:
@@ -99,7 +99,7 @@ def _open_up(folder: Path, mode: int, like: Path | None) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in *folder* durable; a no-op where folders cannot be opened."""
+    """Make the names in *folder* durable; a no-op on systems where folders cannot be opened."""
     if os.name == "nt":
         return
     fd = os.open(folder, os.O_RDONLY)

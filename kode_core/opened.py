@@ -1,4 +1,4 @@
-"""What backends and layers give, checked against the protocol before anybody calls it."""
+"""Checks of the objects that backends and layers return, before they are used."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["layered_engine", "opened_engine", "opened_store"]
 
 
 def opened_store(backend: Backend, opened: object) -> Store:
-    """What a backend of stores opened, checked against the protocol."""
+    """The store that a backend opened, checked against the protocol."""
     if not isinstance(opened, Store):
         raise IncompatibleBackendError(_lacking(_opened(backend, opened), opened, Store))
     return opened
 
 
 def opened_engine(backend: Backend, opened: object) -> Engine:
-    """What a backend of engines opened, checked against the protocol."""
+    """The engine that a backend opened, checked against the protocol."""
     if not isinstance(opened, Engine):
         hint = "; Backend(gives='store') is for what opens a store" if isinstance(opened, Store) else ""
         raise IncompatibleBackendError(_lacking(_opened(backend, opened), opened, Engine) + hint)
@@ -26,7 +26,7 @@ def opened_engine(backend: Backend, opened: object) -> Engine:
 
 
 def layered_engine(engine: Engine, around: object) -> Engine:
-    """What a layer made of *engine*, checked against the protocol."""
+    """The engine that a layer made of *engine*, checked against the protocol."""
     if not isinstance(around, Engine):
         what = f"a layer around {engine!r} gives a {type(around).__name__}"
         raise IncompatibleBackendError(_lacking(what, around, Engine))

@@ -1,4 +1,4 @@
-"""The opening of an engine that takes longer than a call may, as one that migrates what is stored (OPS-8)."""
+"""Openings of an engine that may take longer than a call, such as one that migrates the stored data (OPS-8)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _WITHOUT: Final[ContextVar[Callable[[], AbstractContextManager[None]]]] = Contex
 
 
 def without_deadline() -> AbstractContextManager[None]:
-    """Inside, the opening of the store's engine has no deadline, and neither have the calls that wait for it.
+    """Suspend the deadline of the store's opening, and of the calls that wait for it.
 
-    For a ``Backend.open`` that migrates. It begins anew in the end. Closing the store cancels the opening.
+    Meant for a ``Backend.open`` that migrates. The deadline starts again at the end. Closing the store cancels the
+    opening.
     """
     return _WITHOUT.get()()
 
 
 @contextmanager
 def hearing(without: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Let :func:`without_deadline` of what is called inside be *without*."""
+    """Make :func:`without_deadline` return *without* inside."""
     token = _WITHOUT.set(without)
     try:
         yield

@@ -12,7 +12,7 @@ _SLICE_S: Final = 0.002
 
 
 class Pace:
-    """The pace of one piece of work: after every two milliseconds of it other tasks get their turn."""
+    """The pace of one piece of work: after every two milliseconds other tasks get their turn."""
 
     __slots__ = ("_until",)
 
@@ -20,7 +20,7 @@ class Pace:
         self._until = perf_counter() + _SLICE_S
 
     async def rest(self) -> None:
-        """Let others go on when this work has had its slice; to be called between steps that are short."""
+        """Let other tasks run if the slice is used up; call it between short steps."""
         if perf_counter() >= self._until:
             await asyncio.sleep(0)
             self._until = perf_counter() + _SLICE_S

@@ -1,4 +1,4 @@
-"""Paths: the checks of those that a caller or a configuration gave, and the removal of files and folders."""
+"""Paths: checks of paths from callers and configurations, and the removal of files and folders."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LONGEST_NAME: Final = 255
 
 
 def local_path(given: Any, what: str) -> Path:
-    """The absolute path that *given* stands for, ``~`` included; *what* names it in errors.
+    """The absolute path of *given*, with ``~`` expanded; errors call it *what*.
 
     Raises:
-        ConfigurationError: it is no path, has a NUL, is not UTF-8, names an unknown home, is too long, or is
+        ConfigurationError: it is not a path, has a NUL, is not UTF-8, names an unknown home, is too long, or is
             relative to a working directory that was removed.
     """
     problem, path = _read(given)
@@ -35,7 +35,7 @@ def local_path(given: Any, what: str) -> Path:
 def _read(given: Any) -> tuple[str, Path | None]:
     try:
         text = os.fspath(given) if isinstance(given, os.PathLike) else given
-    except Exception as exc:  # noqa: BLE001 - of an object of the caller's
+    except Exception as exc:  # noqa: BLE001 - from an object of the caller's
         return f"cannot be read as a path ({type(exc).__name__})", None
     if not isinstance(text, str):
         return f"must be a str or a Path, got {type(text).__name__}", None
@@ -66,7 +66,7 @@ def working_folder() -> Path:
 
 
 def remove_all(paths: Iterable[Path]) -> None:
-    """Remove files, and folders with their contents; a path where nothing is stays so."""
+    """Remove files, and folders with their contents; missing paths are ignored."""
     for path in paths:
         if path.is_dir():
             _remove_folder(path)
@@ -75,7 +75,7 @@ def remove_all(paths: Iterable[Path]) -> None:
 
 
 def remove_abandoned(path: Path, age_s: float) -> None:
-    """Remove a file, or a folder with its contents, that nobody has changed for so long."""
+    """Remove a file, or a folder with its contents, if it has not changed for *age_s* seconds."""
     with suppress(OSError):
         if time.time() - path.stat().st_mtime <= age_s:
             return
@@ -86,7 +86,7 @@ def remove_abandoned(path: Path, age_s: float) -> None:
 
 
 def _remove_folder(path: Path) -> None:
-    with suppress(OSError):  # a process with no descriptor left imports nothing, and could list no folder
-        import shutil  # with its archives it takes longer to import than a store to open
+    with suppress(OSError):  # a process with no descriptor left can neither import nor list a folder
+        import shutil  # with its archive modules it takes longer to import than a store to open
 
         shutil.rmtree(path, ignore_errors=True)

@@ -5,7 +5,7 @@ A backend is a module or object that a distribution names in its entry points::
     [project.entry-points."kode.stores"]
     acme = "kode_acme.plugin"
 
-and that implements :meth:`Hooks.kode_store_backend`. Backends are looked up by that name: the one that is wanted is
+and that implements :meth:`Hooks.kode_store_backend`. Backends are looked up by that name: only the requested one is
 loaded, the others are not even imported. The entry module must not import its driver; ``Backend.open`` does.
 """
 
@@ -60,12 +60,12 @@ _HOOKLESS: Final = (
     "with @hookimpl"
 )
 API: Final = 1
-"""The generation of this interface; ``Backend.api`` must be the same."""
+"""The version of this interface; ``Backend.api`` must be the same."""
 
 FIRST_PARTY: Final = {name: f"kode-{name}" for name in ("sqlite", "postgres", "mongo", "dynamodb")}
 
 ALIASES: Final = {"postgresql": "postgres", "mongodb": "mongo"}
-"""Other names that URLs have for a backend."""
+"""Alternative names of backends in URLs."""
 
 hookspec = pluggy.HookspecMarker("kode")
 hookimpl = pluggy.HookimplMarker("kode")
@@ -74,24 +74,25 @@ EngineLayer: TypeAlias = Callable[[Engine], Engine]
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plugin contributes.
+    """A plugin's contribution.
 
     Attributes:
         name: the same as the entry point's.
         api: :data:`API` of the kode-core it was written for.
         options: a frozen msgspec Struct that refuses unknown fields. Fields marked with ``extra={"path": True}`` are
-            paths; those marked with ``extra={"secret": True}`` are never shown.
+            paths; fields marked with ``extra={"secret": True}`` are never shown.
         open: opens an engine, or a store that implements the protocols itself, from the options.
-        from_url: the options that a URL of this backend stands for, its query parameters excepted.
+        from_url: the options that a URL of this backend stands for, without its query parameters.
         variables: environment variables that give an option besides ``KODE_<BACKEND>_<OPTION>``.
         summary: one line for lists.
-        gives: ``engine`` when ``open`` returns an Engine, ``store`` when it returns a store.
-        is_there: whether a store is where the options say, without making or changing anything; None when that
-            cannot be told. For commands that only look.
-        url_parameters: query parameters of a URL that are no options: ``from_url`` reads them itself.
-        schema: what has to be run on the server before a store can be opened without the right to make tables, as
-            text for ``kode schema``; None when there is nothing to run. Must not connect to it; a file may be read.
-        schema_from: the same for tables of an older version, whose number it is given; None where there are none.
+        gives: ``engine`` if ``open`` returns an Engine, ``store`` if it returns a store.
+        is_there: returns whether a store exists at the place that the options name, without creating or changing
+            anything; None if that cannot be told. Used by commands that only read.
+        url_parameters: query parameters of a URL that are not options: ``from_url`` reads them itself.
+        schema: returns the text for ``kode schema`` that has to be run on the server before a store can be opened
+            without the right to create tables; None if there is nothing to run. It must not connect to the server; it
+            may read a file.
+        schema_from: the same for tables of an older version, whose number it gets; None if there are none.
     """
 
     name: str
@@ -109,27 +110,30 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hooks:
-    """What a plugin may implement, each with ``@hookimpl``."""
+    """The hooks that a plugin may implement, each with ``@hookimpl``."""
 
     @hookspec
     def kode_store_backend(self) -> Backend:
-        """Return the backend. Called on the one plugin that was asked for; must not import its driver."""
+        """Return the backend. Called only on the plugin that was asked for; must not import its driver."""
         raise NotImplementedError
 
     @hookspec
     def kode_engine_layers(self, options: msgspec.Struct) -> EngineLayer | None:
-        """Return what to wrap around an engine that is opened with *options*, or None.
+        """Return a function that wraps an engine opened with *options*, or None.
 
-        Layers are put on in ascending order of the plugin's ``kode_layer_order`` (0 when it has none).
+        Layers are applied in ascending order of the plugin's ``kode_layer_order`` (0 if it has none).
         """
 
     @hookspec
     def kode_operation(self, operation: Operation) -> None:
-        """Called after every operation of every store. A plain function; what it raises is logged and dropped."""
+        """Called after every operation of every store.
+
+        It is a plain function; an exception that it raises is logged and dropped.
+        """
 
 
 class Plugins:
-    """The backends of this process. Built with the names that must not be used."""
+    """The backends of this process. The constructor takes the names that must not be used."""
 
     def __init__(self, disabled: Iterable[str] | None = None) -> None:
         self._manager = pluggy.PluginManager("kode")
@@ -148,22 +152,22 @@ class Plugins:
     # --- backends
 
     def installed(self) -> Sequence[InstalledPlugin]:
-        """All backends there are, from metadata alone: nothing is imported."""
+        """All installed backends, read from metadata: nothing is imported."""
         return in_metadata(GROUP)
 
     def names(self) -> Sequence[str]:
-        """The names of all backends that are installed or were added, also of those that are disabled."""
+        """The names of all backends that are installed or were added, including disabled ones."""
         return sorted({plugin.name for plugin in self.installed()} | self._added.keys() | FIRST_PARTY.keys())
 
     def is_disabled(self, name: str, distribution: str = "") -> bool:
-        """Whether ``KODE_DISABLE_PLUGINS`` or the constructor blocks the plugin, by its name or its distribution's."""
+        """True if ``KODE_DISABLE_PLUGINS`` or the constructor blocks the plugin, by its name or its distribution's."""
         return name in self._disabled or normal_name(distribution) in map(normal_name, self._disabled)
 
     def see_disabled(self) -> None:
-        """See that ``KODE_DISABLE_PLUGINS`` names plugins that there are.
+        """Check that ``KODE_DISABLE_PLUGINS`` names existing plugins.
 
         Raises:
-            UnknownBackendError: it names another one, which would be used all the same.
+            UnknownBackendError: it names an unknown one; the plugin that it was meant to block would still be used.
         """
         if self._seen:
             return
@@ -181,7 +185,7 @@ class Plugins:
         """The backend of that name; imports its plugin on first use.
 
         Raises:
-            PluginError: one of its subclasses says what is wrong and what to do.
+            PluginError: the backend cannot be used; the message says why, and what to do.
         """
         name = ALIASES.get(name, name)
         if name not in self._backends:
@@ -221,7 +225,7 @@ class Plugins:
             self._add(plugin, name)
             return _checked_backend(plugin, name)
         except (Exception, SystemExit) as exc:
-            self._manager.unregister(name=name)  # pluggy < 1.7 leaves a plugin that it refused half registered
+            self._manager.unregister(name=name)  # pluggy < 1.7 leaves a refused plugin half registered
             raise IncompatibleBackendError(
                 f"backend {name!r} ({described(ep)}) does not fit this kode-core: {exc}"
             ) from exc
@@ -229,11 +233,11 @@ class Plugins:
     # --- hooks for all
 
     def extensions(self) -> Sequence[InstalledPlugin]:
-        """All plugins with layers and observers that are installed, from metadata alone."""
+        """All installed plugins with layers and observers, read from metadata alone."""
         return in_metadata(PLUGIN_GROUP)
 
     def load_all(self) -> None:
-        """Load the plugins that are not backends: those with layers and observers."""
+        """Load the plugins with layers and observers."""
         if self._loaded:
             return
         self.see_disabled()
@@ -252,13 +256,12 @@ class Plugins:
         self._loaded = True
 
     def add(self, plugin: object, name: str | None = None) -> None:
-        """Register a plugin that is already there: a module or object with a backend, layers or an observer of yours.
+        """Register a plugin object: a module or object with a backend, layers or an observer of yours.
 
-        A backend is found afterwards by its own name, as one that is installed is; *name* is what the plugin is called
-        in traces.
+        A backend is then found by its own name, as an installed one is; *name* is the plugin's name in traces.
 
         Raises:
-            IncompatibleBackendError: it does not follow the interface, or a backend of that name is there already.
+            IncompatibleBackendError: it does not follow the interface, or a backend of that name exists.
         """
         if not hasattr(plugin, "kode_store_backend"):
             self._add(plugin, name)
@@ -280,7 +283,7 @@ class Plugins:
         self._backends[backend.name], self._added[backend.name] = backend, plugin
 
     def remove(self, plugin: object) -> None:
-        """Undo :meth:`add`; stores that are open stay as they are."""
+        """Undo :meth:`add`; open stores stay as they are."""
         if self._manager.is_registered(plugin):
             self._manager.unregister(plugin)
         for name in [name for name, added in self._added.items() if added is plugin]:
@@ -327,7 +330,7 @@ class Plugins:
         return [layer for _, _, layer in sorted(found, key=lambda item: item[:2])]
 
     def observers(self) -> list[Observer]:
-        """The functions that want to hear of operations."""
+        """The functions to call after each operation."""
         hooks = self._manager.hook.kode_operation.get_hookimpls()
         return [functools.partial(self._observe, implementation) for implementation in hooks]
 
@@ -348,7 +351,7 @@ class Plugins:
 
 
 def _call(implementation: pluggy.HookImpl, **arguments: Any) -> Any:
-    """Call a hook implementation with those of the arguments that it takes."""
+    """Call a hook implementation with the arguments that it takes."""
     return implementation.function(*(arguments[name] for name in implementation.argnames))
 
 
@@ -357,7 +360,7 @@ def _called(plugin: object, name: str | None) -> str:
 
 
 def _checked_backend(plugin: Any, name: str | None = None) -> Backend:
-    """The backend that a plugin contributes, which has to be named *name*."""
+    """The backend that a plugin contributes; its name must be *name*."""
     backend = plugin.kode_store_backend()
     if not isinstance(backend, Backend):
         raise TypeError(f"kode_store_backend returned {type(backend).__name__}, not a Backend")

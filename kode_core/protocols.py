@@ -1,18 +1,18 @@
 """The public interface of stores, in three layers: Store, QueryableStore, ExtendedStore.
 
-``create_store`` and ``create_extended_store`` give an object that has all of it. A store of your own may implement
-one of these protocols directly, or be an :class:`kode_core.engine.Engine`, from which the core makes a complete
-ExtendedStore. A subclass of a protocol that leaves one of its methods out cannot be made; a class that only has the
-methods is a store as well. Clause numbers refer to ``docs/contract.md``.
+``create_store`` and ``create_extended_store`` return an object that implements all of it. A store of your own may
+implement one of these protocols directly, or be an :class:`kode_core.engine.Engine`, from which the core makes a
+complete ExtendedStore. A subclass of a protocol that leaves out one of its methods cannot be instantiated; a class that
+only has the methods is a store as well. Clause numbers refer to ``docs/contract.md``.
 
-What holds for every method:
+Rules for every method:
 
 - Bad arguments raise InvalidArgumentError, values that JSON cannot carry raise InvalidValueError; nothing is written.
-- A closed store raises StoreClosedError. Storage that fails raises a subclass of StorageError, never the driver's own.
-- When an awaited write returns, it is durable (DUR-1). One that is cancelled happened whole or not at all (OPS-9).
-- Loads of what is not there return an empty list or None, and leave no trace.
-- ``fence`` takes the lease under which a write is made: when the lease has ended, the write raises LockLostError and
-  changes nothing. Inside ``async with store.acquire_agent_lock(...)`` that is done without being asked (LOCK-5).
+- A closed store raises StoreClosedError. Failing storage raises a subclass of StorageError, never the driver's own.
+- When an awaited write returns, it is durable (DUR-1). A cancelled write happened completely or not at all (OPS-9).
+- Loads of records that do not exist return an empty list or None, and leave no trace.
+- ``fence`` takes the lease that protects a write: if the lease has ended, the write raises LockLostError and
+  changes nothing. Inside ``async with store.acquire_agent_lock(...)`` this happens automatically (LOCK-5).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _Paths: TypeAlias = list[Path]
 
 
 class Lease(Protocol):
-    """A lock on one agent that is held until it is released or its time runs out (LOCK-3)."""
+    """A lock on one agent, held until it is released or its time runs out (LOCK-3)."""
 
     @property
     def agent_id(self) -> str:
@@ -61,32 +61,32 @@ class Lease(Protocol):
 
     @property
     def token(self) -> int:
-        """Grows with every lease of the agent: a resource outside the store can refuse smaller ones (LOCK-5)."""
+        """Grows with every lease of the agent: a resource outside the store can refuse smaller tokens (LOCK-5)."""
         ...
 
     @property
     def is_lost(self) -> bool:
-        """True once a renewal was refused or too late, or the store was closed: somebody else may hold the lock."""
+        """True once a renewal was refused or too late, or the store was closed: another holder may have the lock."""
         ...
 
     async def renew(self) -> None:
-        """Hold it for its whole time from now on; raises LockLostError when it has ended."""
+        """Hold the lease for its full time from now on; raises LockLostError if it has ended."""
         ...
 
     async def release(self) -> None:
-        """Let the next one in. Releasing twice or too late does nothing (LOCK-4)."""
+        """Let the next holder in. Releasing twice or too late does nothing (LOCK-4)."""
         ...
 
 
 class AgentLock(Awaitable[Lease], AbstractAsyncContextManager[Lease], Protocol):
-    """What ``acquire_agent_lock`` returns: await it for a lease, or use ``async with``."""
+    """The result of ``acquire_agent_lock``: await it for a lease, or use ``async with``."""
 
 
 C = TypeVar("C", bound=type)
 
 
 def _to_be_implemented(protocol: C) -> C:
-    """Let no subclass of *protocol* be made without all of its methods, which would return None and lose data."""
+    """Prevent subclasses of *protocol* without all of its methods: a missing one would return None and lose data."""
     for method in vars(protocol).values():
         if isinstance(method, FunctionType) and method.__doc__:
             method.__isabstractmethod__ = True  # type: ignore[attr-defined]
@@ -97,20 +97,20 @@ def _to_be_implemented(protocol: C) -> C:
 @runtime_checkable
 @_to_be_implemented
 class Store(Protocol):
-    """What an agent needs to stop and go on: its state, its events, its history."""
+    """The state, events and history that an agent needs to stop and go on."""
 
     # --- messages
 
     async def save_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
         """Replace the agent's whole list of messages, atomically (MSG-1).
 
-        Costs what changed: give the whole list each time, only new and changed messages are written (MSG-5). A
-        message keeps the time at which it was first saved (MSG-4).
+        The cost depends on the changes: pass the whole list each time, and only new and changed messages are written
+        (MSG-5). A message keeps the time at which it was first saved (MSG-4).
         """
         ...
 
     async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
-        """Add *messages* at the end, atomically; of two concurrent calls both are kept, each in one piece (MSG-3)."""
+        """Add *messages* at the end, atomically; two concurrent calls both take effect, each in one piece (MSG-3)."""
         ...
 
     async def load_messages(self, agent_id: str) -> list[Message]:
@@ -124,7 +124,7 @@ class Store(Protocol):
     ) -> None:
         """Replace the agent's whole list of tool call records, as ``save_messages`` does for messages (TC-1).
 
-        Ids need not be unique, not within the list and not among agents (TC-2).
+        Ids need not be unique, neither within the list nor among agents (TC-2).
         """
         ...
 
@@ -153,7 +153,7 @@ class Store(Protocol):
         events: Sequence[Timeline] = (),
         fence: Lease | None = None,
     ) -> None:
-        """Write all of it in one atomic commit (TURN-1): after a crash all is there, or nothing.
+        """Write everything in one atomic commit (TURN-1): after a crash all of it is stored, or nothing.
 
         ``append`` adds to the messages and ``messages`` replaces them; give one of the two. The same goes for
         ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4).
@@ -167,7 +167,7 @@ class Store(Protocol):
         ...
 
     async def load_todos(self, agent_id: str) -> TodoSnapshot | None:
-        """The agent's todos; None when none were saved."""
+        """The agent's todos; None if none were saved."""
         ...
 
     # --- events
@@ -176,14 +176,14 @@ class Store(Protocol):
         """Append one event and return its offset (EVT-2).
 
         Appending the identical entry again stores nothing and returns the first one's offset, so a retry is safe
-        (EVT-4). Many calls at once are written together.
+        (EVT-4). Concurrent calls are written together.
         """
         ...
 
     async def append_events(
         self, agent_id: str, timelines: Sequence[Timeline], *, fence: Lease | None = None
     ) -> Sequence[int]:
-        """Append events in one piece and return their offsets; two identical ones are refused (EVT-4)."""
+        """Append events in one piece and return their offsets; two identical ones in a call are refused (EVT-4)."""
         ...
 
     def read_events(
@@ -196,12 +196,13 @@ class Store(Protocol):
     ) -> AsyncIterator[StoredEvent]:
         """Stream the agent's events, all channels merged (EVT-5).
 
-        By (seq, offset), those with a seq above ``since.seq``; or, with ``after_offset``, by offset, those above it.
+        By (seq, offset), from the first seq above ``since.seq``; or, with ``after_offset``, by offset, from the first
+        above it.
         """
         ...
 
     async def last_bookmark(self, agent_id: str) -> Bookmark | None:
-        """The bookmark with the highest seq: where a producer goes on after a restart (EVT-6)."""
+        """The bookmark with the highest seq, from which a producer continues after a restart (EVT-6)."""
         ...
 
     def follow_events(
@@ -212,7 +213,7 @@ class Store(Protocol):
         after_offset: int = 0,
         channel: AgentChannel | None = None,
     ) -> AsyncIterator[StoredEvent]:
-        """Stream what is stored and then what any process appends, by offset, until the caller stops (EVT-7)."""
+        """Stream the stored events and then all that any process appends, by offset, until the caller stops (EVT-7)."""
         ...
 
     # --- history
@@ -276,19 +277,19 @@ class Store(Protocol):
         ...
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:
-        """The agent's info with the number of messages that are stored (MSG-6), or None."""
+        """The agent's info with the number of stored messages (MSG-6), or None."""
         ...
 
     async def exists(self, agent_id: str) -> bool:
-        """True when info was saved and not deleted (LIFE-1)."""
+        """True if info was saved and not deleted (LIFE-1)."""
         ...
 
     async def delete(self, agent_id: str, *, fence: Lease | None = None) -> None:
-        """Remove everything of every kind, atomically; deleting what is not there does nothing (LIFE-3)."""
+        """Remove all records of the agent, atomically; deleting a missing agent does nothing (LIFE-3)."""
         ...
 
     async def list(self, prefix: str = "") -> _Ids:
-        """Ids of the agents with info that begin with *prefix*, literally, in code point order (LIFE-2)."""
+        """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2)."""
         ...
 
 
@@ -298,38 +299,38 @@ class QueryableStore(Store, Protocol):
     """A store that can be searched over all agents. Filters are keyword arguments; see :mod:`kode_core.query`."""
 
     async def query_sessions(self, **filters: Unpack[SessionFilter]) -> Page[SessionInfo]:
-        """Agents that match, newest first, 100 unless ``limit`` says otherwise."""
+        """Matching agents, newest first; 100 unless ``limit`` says otherwise."""
         ...
 
     async def query_messages(self, **filters: Unpack[MessageFilter]) -> Page[StoredMessage]:
-        """Messages that match, newest first, each with its agent and position."""
+        """Matching messages, newest first, each with its agent and position."""
         ...
 
     async def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
-        """Tool calls that match, newest first, each with its agent and position."""
+        """Matching tool calls, newest first, each with its agent and position."""
         ...
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:
-        """All agents that match, however many; takes no ``limit``, ``offset`` or ``cursor`` (QRY-6)."""
+        """All matching agents, without a limit; takes no ``limit``, ``offset`` or ``cursor`` (QRY-6)."""
         ...
 
     def iter_messages(self, **filters: Unpack[MessageFilter]) -> AsyncIterator[StoredMessage]:
-        """All messages that match, however many."""
+        """All matching messages, without a limit."""
         ...
 
     def iter_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> AsyncIterator[StoredToolCall]:
-        """All tool calls that match, however many."""
+        """All matching tool calls, without a limit."""
         ...
 
     async def aggregate_stats(self, agent_id: str) -> AgentStats:
-        """Counts for one agent; zeros when it is not there (QRY-7)."""
+        """Counts for one agent; zeros if it does not exist (QRY-7)."""
         ...
 
     async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
-        """Delete every session that matches, and return how many (LIFE-5). ``metadata={}`` alone is refused.
+        """Delete every matching session, and return their number (LIFE-5). ``metadata={}`` alone is refused.
 
-        The deadline holds for each step, not for the whole (OPS-16); *progress* is called after each with how many
-        were deleted. An error that ends it early says how many were deleted, as its ``deleted`` does.
+        The deadline applies to each step, not to the whole call (OPS-16); *progress* is called after each one with the
+        number so far. An exception that ends the call early has that number in ``deleted`` and in its message.
         """
         ...
 
@@ -340,43 +341,43 @@ class ExtendedStore(QueryableStore, Protocol):
     """A store for operators and for many workers: health, metrics, locks, forks."""
 
     async def health_check(self) -> StoreHealthStatus:
-        """Whether the store can be used now. Never raises (OPS-1)."""
+        """Check whether the store can be used now. This never raises (OPS-1)."""
         ...
 
     async def check_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> ConsistencyCheckResult:
-        """Read everything of one agent, or of all, and tell what does not fit together (OPS-2). Changes nothing.
+        """Read everything of one agent, or of all, and report inconsistencies (OPS-2). The check changes nothing.
 
-        The deadline holds for each step, not for the whole (OPS-16); *progress* is called with how many agents were
-        checked, of about how many.
+        The deadline applies to each step, not to the whole (OPS-16); *progress* is called with the number of checked
+        agents and their approximate total.
         """
         ...
 
     def iter_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> AsyncIterator[ConsistencyIssue]:
-        """Yield the issues of ``check_consistency`` as they are found: memory does not grow with the store."""
+        """Yield the issues of ``check_consistency`` as they are found, so that memory does not grow with the store."""
         ...
 
     async def get_metrics(self) -> StoreMetrics:
-        """What this store did since it was opened, and what it holds (OPS-3)."""
+        """The store's calls since it was opened, and the size of its contents (OPS-3)."""
         ...
 
     def acquire_agent_lock(self, agent_id: str, ttl_ms: int = 30_000, wait_ms: int = 0) -> AgentLock:
         """Take the lock of an agent: at most one holder over all tasks, processes and machines (LOCK-1).
 
         Use ``async with``, which renews the lease every third of *ttl_ms* and fences the writes inside. Awaited
-        instead, it gives a lease that ends after *ttl_ms* unless ``renew()`` is called.
+        instead, it returns a lease that ends after *ttl_ms* unless ``renew()`` is called.
 
-        The writes of this task are fenced as long as it is in the block. Tasks that were started inside are fenced for
-        as long as they live: what they write after the block raises LockLostError, unless they take the lock
-        themselves (LOCK-7). An async generator whose steps run in different tasks gives its writes ``fence=lease``.
+        The writes of this task are fenced while it is in the block. Tasks that were started inside are fenced for their
+        whole life: their writes after the block raise LockLostError, unless they take the lock themselves (LOCK-7). An
+        async generator whose steps run in different tasks passes ``fence=lease`` to its writes.
 
         Raises:
             LockUnavailableError: it was still held after *wait_ms*; or, at once, this task is inside the block of this
-                very lock, or was started there.
-            StoreClosedError: the store was closed while this waited.
+                lock, or was started there.
+            StoreClosedError: the store was closed while the call waited.
         """
         ...
 
@@ -389,25 +390,25 @@ class ExtendedStore(QueryableStore, Protocol):
         ...
 
     async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
-        """Copy one instant of the store to *target*, a new file or folder, while the store is used (OPS-16).
+        """Copy one instant of the store to *target*, a new file or folder, while the store is in use (OPS-16).
 
-        A ``~`` is the home folder, and folders that are missing above *target* are made. The deadline holds for each
-        step, not for the whole; *progress* is called after each, in units of the backend. When it fails or is
-        cancelled nothing is left of the copy.
+        A ``~`` is the home folder, and missing folders above *target* are created. The deadline applies to each step,
+        not to the whole call; *progress* is called after each step, in units of the backend. If it fails or is
+        cancelled, nothing is left of the copy.
 
         Returns:
-            What was made: with ``file_store_base_dir`` a folder next to the database's copy, too.
+            The paths of the copy: with ``file_store_base_dir`` also a folder next to the database's copy.
 
         Raises:
-            UnsupportedError: the backend cannot, as the memory backend.
-            InvalidArgumentError: there is something at *target* already, or another backup to it is under way.
-            StoreReadOnlyError: the folder of *target* cannot be written.
+            UnsupportedError: the backend, such as the memory backend, cannot make backups.
+            InvalidArgumentError: *target* exists, or another backup to it is running.
+            StoreReadOnlyError: this process may not write the folder of *target*.
             StoreFullError: there is not enough room.
         """
         ...
 
     async def close(self) -> None:
-        """Finish what was accepted and give back what the store opened; calling it again does nothing (OPS-5)."""
+        """Finish the accepted writes and release the store's resources; a second call does nothing (OPS-5)."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -1,7 +1,7 @@
-"""What can be asked of many agents at once: filters, order, pages and cursors (QRY clauses).
+"""Queries over many agents: filters, order, pages and cursors (QRY clauses).
 
 A query is given as keyword arguments; :class:`SessionFilter`, :class:`MessageFilter` and :class:`ToolCallFilter` list
-them. They are checked here, once for every backend: a filter that is not known or has the wrong type raises
+them. They are checked here, once for every backend: an unknown filter, or one of the wrong type, raises
 InvalidArgumentError and is never ignored (QRY-1).
 """
 
@@ -58,7 +58,7 @@ class _Created(TypedDict, total=False):
 
 
 class SessionFilter(_Paging, _Created, total=False):
-    """Filters of ``query_sessions``. *After* is inclusive, *before* is exclusive; all must hold.
+    """Filters of ``query_sessions``. *After* is inclusive, *before* is exclusive; a session must match all filters.
 
     ``user_id`` is ``metadata["userId"]``. ``metadata`` compares top-level keys for equality of JSON values: numbers
     by value (``1`` is ``1.0``), the order of keys does not matter.
@@ -92,11 +92,11 @@ class ToolCallFilter(_Paging, _Created, total=False):
 
 
 class Page(list[T], Generic[T]):
-    """A list of results that knows how to go on.
+    """A list of results with a cursor to the next page.
 
     Attributes:
-        next_cursor: give it as ``cursor=`` with the same filters to get the next page; None when nothing follows.
-        left_out: names of damaged records that this page would have shown, as in ``message 3 of agent 'a'`` (QRY-9).
+        next_cursor: pass it as ``cursor=`` with the same filters to get the next page; None on the last page.
+        left_out: names of damaged records that would have been on this page, as in ``message 3 of agent 'a'`` (QRY-9).
     """
 
     __slots__ = ("left_out", "next_cursor")
@@ -112,7 +112,7 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         updated_at: when messages, tool calls or info were last saved (INFO-2).
-        message_count: how many messages are stored (MSG-6).
+        message_count: the number of stored messages (MSG-6).
     """
 
     agent_id: str
@@ -128,7 +128,7 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``aggregate_stats`` counts; states as stored, so ``COMPLETED`` and not ``completed`` (QRY-7)."""
+    """The result of ``aggregate_stats``; states are as stored, so ``COMPLETED`` and not ``completed`` (QRY-7)."""
 
     total_messages: int = 0
     total_tool_calls: int = 0
@@ -154,9 +154,9 @@ class SessionQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions to find. The order is total: (sort value, agent_id), both descending or both ascending.
 
     Attributes:
-        metadata: (key, value) as :func:`metadata_index` makes them; all must be among the session's.
-        after: (sort value, agent_id) of the last session of the page before.
-        limit: how many at most; one more than the caller asked for, to see whether there is a next page.
+        metadata: (key, value) as :func:`metadata_index` makes them; the session must have all of them.
+        after: (sort value, agent_id) of the last session on the page before.
+        limit: the maximum number; one more than the caller asked for, to see whether there is a next page.
     """
 
     agent_id: str | None = None
@@ -172,13 +172,13 @@ class SessionQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RowQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """List rows to find over all agents or one. The order is (created_at, agent_id, position), as for sessions.
+    """List rows to find, of all agents or one. The order is (created_at, agent_id, position), as for sessions.
 
     Attributes:
         kind: ``messages`` or ``tool_calls``.
-        where: (column, value) that must be equal; columns are the fields of ``MessageIndex`` and ``ToolCallIndex``,
-            and ``content_type`` for a value among ``content_types``.
-        after: (created_at, agent_id, position) of the last row of the page before.
+        where: (column, value) pairs that must be equal; columns are the fields of ``MessageIndex`` and
+            ``ToolCallIndex``, and ``content_type`` for a value among ``content_types``.
+        after: (created_at, agent_id, position) of the last row on the page before.
     """
 
     kind: Literal["messages", "tool_calls"]
@@ -245,7 +245,7 @@ Q = TypeVar("Q", SessionQuery, RowQuery)
 
 
 class _Given:
-    """The keyword arguments of one query, taken out and checked one by one."""
+    """The keyword arguments of one query, taken and checked one by one."""
 
     def __init__(self, kind: Any, filters: Mapping[str, Any], shape: type) -> None:
         self.kind = kind
@@ -276,7 +276,7 @@ class _Given:
         return (self.take("order", _one_of("desc", "asc")) or "desc") == "desc"
 
     def paged(self, query: Q) -> Q:
-        """*query* with its limit, offset and place; the fingerprint of a cursor is the query without them."""
+        """*query* with its limit, offset and cursor; the fingerprint of a cursor is taken of the query without them."""
         limit = self.take("limit", _count)
         limit = DEFAULT_LIMIT if limit is None else limit
         if limit > MAX_LIMIT:
@@ -325,7 +325,7 @@ def _count(name: str, value: Any) -> int:
 
 
 _MOST_KEYS: Final = 500
-"""The most keys of a filter: each is one more condition of a statement, and databases take some hundreds."""
+"""The most keys of a metadata filter: each adds a condition to a statement, and databases take some hundreds."""
 
 
 def _metadata(name: str, value: Any) -> Mapping[str, Json]:
@@ -371,7 +371,7 @@ def _fingerprint(query: SessionQuery | RowQuery) -> str:
 
 
 def make_cursor(query: SessionQuery | RowQuery, key: tuple[Any, ...]) -> str:
-    """The cursor of the page that follows the record at *key*."""
+    """The cursor of the page after the record at *key*."""
     raw = encode_json([_CURSOR_VERSION, _fingerprint(query), *key], "cursor").encode()
     return base64.urlsafe_b64encode(blake2b(raw, digest_size=4).digest() + raw).rstrip(b"=").decode()
 
@@ -394,7 +394,7 @@ def _parse_cursor(cursor: str, fingerprint: str, kinds: tuple[type, ...]) -> Any
 
 
 def _is_of_key(part: Any) -> bool:
-    """Whether *part* can be a time, a position or an agent id: cursors travel through clients, who may forge them."""
+    """True if *part* can be a time, a position or an agent id: cursors travel through clients, which may forge them."""
     if isinstance(part, int):
         return -(2**63) <= part < 2**63
     try:

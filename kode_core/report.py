@@ -1,4 +1,4 @@
-"""What a store says about itself: metrics, health, consistency."""
+"""Reports of a store about itself: metrics, health, consistency."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class OperationCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """How many calls succeeded, and how many ended with an error."""
+    """The numbers of calls that succeeded, and of calls that ended with an error."""
 
     saves: int = 0
     loads: int = 0
@@ -29,7 +29,7 @@ class OperationCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Performance(msgspec.Struct, frozen=True, kw_only=True):
-    """Latencies of successful calls in milliseconds; the percentiles are of the last 2,048."""
+    """Latencies of successful calls in milliseconds; the percentiles cover the last 2,048."""
 
     avg_latency_ms: float = 0.0
     min_latency_ms: float = 0.0
@@ -39,7 +39,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StorageSize(msgspec.Struct, frozen=True, kw_only=True):
-    """What the store holds; ``db_size_bytes`` is None where the backend cannot tell."""
+    """The contents of the store; ``db_size_bytes`` is None if the backend cannot tell."""
 
     total_agents: int = 0
     total_messages: int = 0
@@ -48,15 +48,15 @@ class StorageSize(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConnectionUse(msgspec.Struct, frozen=True, kw_only=True):
-    """How a store uses its connections to a server, now and since it was opened.
+    """The use of a store's connections to a server, now and since it was opened.
 
     Attributes:
-        most: how many the calls may have between them.
-        open: how many there are now, those that listen for events included.
-        busy: how many of them calls are using now.
-        waiting: how many calls wait for one now.
-        retries: how many attempts were made again since the store was opened: after a lost connection, a conflict, or
-            because somebody kept a row locked.
+        most: the most connections that calls may share.
+        open: the connections that are open now, including the ones that listen for events.
+        busy: the connections that calls are using now.
+        waiting: the calls that wait for a connection now.
+        retries: the attempts that were repeated since the store was opened: after a lost connection, after a conflict,
+            or because another session kept a row locked.
     """
 
     most: int
@@ -67,9 +67,9 @@ class ConnectionUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``get_metrics`` returns; ``collected_at`` is in milliseconds since the epoch.
+    """The result of ``get_metrics``; ``collected_at`` is in milliseconds since the epoch.
 
-    ``connections`` is None where the backend has no pool of them, or does not count.
+    ``connections`` is None if the backend has no connection pool, or does not count its use.
     """
 
     operations: OperationCounts
@@ -80,7 +80,7 @@ class StoreMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MediumHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether one medium answers, how fast in milliseconds, and what is wrong when it does not."""
+    """The state of one medium: whether it answers, its latency in milliseconds, and the problem if it does not."""
 
     ok: bool
     latency_ms: float | None = None
@@ -88,12 +88,12 @@ class MediumHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreHealthStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``health_check`` found.
+    """The result of ``health_check``.
 
     Attributes:
-        database: None when the store has no database.
-        file_system: None when the store keeps no files of its own.
-        problem: why the store as a whole cannot be used, as when it is closed or does not open.
+        database: None if the store has no database.
+        file_system: None if the store keeps no files of its own.
+        problem: why the store as a whole cannot be used, for example because it is closed or does not open.
         checked_at: milliseconds since the epoch.
     """
 
@@ -105,7 +105,7 @@ class StoreHealthStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConsistencyIssue(msgspec.Struct, frozen=True):
-    """One thing that is wrong.
+    """One inconsistency.
 
     Attributes:
         code: ``corrupt_record``, ``count_disagrees``, ``cut_short``, ``half_done_delete``, ``half_done_fork``,
@@ -134,7 +134,7 @@ class RepairResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConsistencyCheckResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``check_consistency`` found; ``checked_at`` is in milliseconds since the epoch."""
+    """The result of ``check_consistency``; ``checked_at`` is in milliseconds since the epoch."""
 
     consistent: bool
     issues: tuple[ConsistencyIssue, ...]

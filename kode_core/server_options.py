@@ -1,4 +1,4 @@
-"""The options of a backend that connects to a server: given one by one, or as the mapping ``connection``."""
+"""The options of a backend that connects to a server: given one by one, or in the mapping ``connection``."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ Prefix: TypeAlias = Annotated[
         extra={"form": "letters of ASCII, digits and '_', and begin with no digit"},
     ),
 ]
-"""How the names begin of what a backend makes in a database."""
+"""The prefix of the names of everything that a backend creates in a database."""
 Secret: TypeAlias = Annotated[str, msgspec.Meta(extra={"secret": True})]
 """Never shown, not even in errors."""
 Password: TypeAlias = Annotated[Any, msgspec.Meta(extra={"secret": True})]
-"""A password, or a function that gives one, async or not: for tokens that change. See :func:`password_of`."""
+"""A password, or a function that returns one, async or not, for tokens that change. See :func:`password_of`."""
 
 _HOST: Final = re.compile(r"[\w.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%\w+)?\]?|/[^@?:,]*")
 """A name, an address or the folder of a socket."""
@@ -47,13 +47,13 @@ _SHOWN: Final = re.compile(r"[\w$~.,:/\[\]%-]{1,255}")
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True):
-    """What the options of such backends have in common.
+    """The options that all such backends share.
 
     Attributes:
         connection: these options as a mapping, or the URL.
-        url_option: which option a ``connection`` that is a text stands for.
-        hidden: options that are never shown: secrets, and objects that may hold some.
-        objects: options that are objects of the caller's, which no mapping of plain values can hold.
+        url_option: the option that a ``connection`` given as text stands for.
+        hidden: options that are never shown: secrets, and objects that may contain some.
+        objects: options that are objects of the caller, which no mapping of plain values can contain.
     """
 
     connection: Any = None
@@ -63,7 +63,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     objects: ClassVar[frozenset[str]] = frozenset()
 
     def __repr__(self) -> str:
-        """The options without what is secret."""
+        """The options without their secrets."""
         hidden = self.hidden | self.objects | {"connection"}
         given = (f"{n}={'***' if n in hidden else repr(v)}" for n, v in self._given().items())
         return f"{type(self).__name__}({', '.join(given)})"
@@ -73,10 +73,10 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return {name: value for name, value, default in fields if value is not default and value != default}
 
     def resolved(self) -> Self:
-        """The options with those of ``connection`` in their places; what is given beside it wins.
+        """The options with the contents of ``connection`` filled in; an option that is also given directly wins.
 
         Raises:
-            ConfigurationError: ``connection`` is no mapping of options.
+            ConfigurationError: ``connection`` is not a mapping of options.
         """
         given = self.connection
         if given is None:
@@ -103,7 +103,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def see_host(host: str | None) -> None:
-    """See that a host is a name, an address or a folder, and not a URL with a password in it.
+    """Check that a host is a name, an address or a folder, and not a URL with a password in it.
 
     Raises:
         ConfigurationError: it is something else; it is not quoted.
@@ -113,15 +113,15 @@ def see_host(host: str | None) -> None:
 
 
 def shown(name: str | None) -> str:
-    """A name for messages; one that looks as if it were more than a name is left out."""
+    """A name for messages; a text that looks like more than a name is left out."""
     return name if name and _SHOWN.fullmatch(name) else "…" if name else ""
 
 
 async def password_of(given: str | Callable[[], str | Awaitable[str]] | None) -> str | None:
-    """The password, asked for when it is given as a function.
+    """The password; if it is given as a function, the function is called.
 
     Raises:
-        ConfigurationError: the function failed or did not give a str. Its words are not repeated.
+        ConfigurationError: the function failed or did not give a str. Its message is not repeated.
     """
     if given is None or isinstance(given, str):
         return given
@@ -129,7 +129,7 @@ async def password_of(given: str | Callable[[], str | Awaitable[str]] | None) ->
         password: Any = given()
         if inspect.isawaitable(password):
             password = await password
-    except Exception as exc:  # noqa: BLE001 - the caller's own code, whose words may quote a secret
+    except Exception as exc:  # noqa: BLE001 - the caller's own code, whose message may quote a secret
         problem = f"the function that is given as password raised {type(exc).__name__}"
     else:
         if isinstance(password, str):
@@ -139,7 +139,7 @@ async def password_of(given: str | Callable[[], str | Awaitable[str]] | None) ->
 
 
 def see_password(given: object) -> None:
-    """See that an option is a password or a function that gives one.
+    """Check that an option is a password or a function that returns one.
 
     Raises:
         ConfigurationError: it is neither.

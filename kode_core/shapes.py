@@ -1,4 +1,4 @@
-"""The shapes of records: how each becomes a wire form, which is plain JSON, and is read from one.
+"""The shapes of records: how each is converted to its wire form, which is plain JSON, and read from it.
 
 Known fields are checked by the record's annotations, free-form ones by :mod:`kode_core.jsonvalue`; fields and block
 types that this version does not know pass through (VAL-6).
@@ -56,13 +56,15 @@ __all__ = [
 
 
 class Shape(NamedTuple):
-    """How the values of an annotation are written and read. Values of ``plain`` types are both as they are.
+    """The conversion of an annotation's values to and from the wire form.
+
+    Values of ``plain`` types are the same in both forms.
 
     Attributes:
-        write: value and sink -> wire form. Without a sink nothing is left for later.
-        is_loose: the value may be, or hold, a dict or list, which can change.
-        item: of a list, the shape of its items.
-        cls: of a record, its class.
+        write: value and sink -> wire form. Without a sink nothing is deferred.
+        is_loose: the value may be or contain a dict or list, which can change.
+        item: for a list, the shape of its items.
+        cls: for a record, its class.
         hint: the annotation.
     """
 
@@ -77,7 +79,7 @@ class Shape(NamedTuple):
 
     @property
     def is_record(self) -> bool:
-        """Whether it is a record, or a block of some kind."""
+        """True if the shape is a record or a content block."""
         return self.cls is not None or self.write is _write_block
 
 
@@ -89,17 +91,17 @@ class _Field(NamedTuple):
 
 
 _Step: TypeAlias = tuple[str, str, bool, frozenset[type], Callable[[Any, Sink | None], Json]]
-"""How a field is written: its attribute and its name, whether None is left out, and what its shape says."""
+"""The steps of writing a field: its attribute and its wire name, whether None is left out, and parts of its shape."""
 
 
 class Plan(NamedTuple):
-    """How the records of a class are written and read.
+    """The conversion of a class's records to and from the wire form.
 
     Attributes:
-        steps: how the fields are written, one after the other.
+        steps: the conversions of the fields, in order.
         spread: the field whose contents are spread over the record.
-        names: the names that the wire form has, whatever is spread.
-        loose: gives a record's fields that are, or hold, dicts and lists: in the order in which they are written.
+        names: the names in the wire form, apart from the spread ones.
+        loose: returns a record's fields that are or contain dicts and lists, in the order in which they are written.
     """
 
     cls: type
@@ -216,7 +218,7 @@ def _write_json(value: Any, sink: Sink | None) -> Json:
         check_json(value)
     elif not is_flat(value):
         cost = weight(value)
-        if cost > sink.left and type(value) is not int:  # a number cannot be cut, however long it is
+        if cost > sink.left and type(value) is not int:  # a number cannot be split, however long it is
             return sink.defer(Later(value))
         sink.left = max(sink.left - cost, 0)
         check_deep(value)
@@ -335,7 +337,7 @@ _LOOSE: Final = _Loose()
 
 
 def has_parts(record: Any) -> bool:
-    """Whether there are dicts or lists in a record, which can change while it stays the same object."""
+    """True if a record contains dicts or lists, which can change while it stays the same object."""
     for value in _LOOSE[type(record)](record):
         if value is None:
             continue
@@ -351,13 +353,13 @@ def has_parts(record: Any) -> bool:
 
 
 def is_of(cls: type, record: Any) -> bool:
-    """Whether a record can be stored as one of *cls*: a subclass cannot, whose own fields would be lost."""
+    """True if a record can be stored as one of *cls*: a subclass cannot, because its own fields would be lost."""
     kind = type(record)
     return kind is cls or _STORED.get(kind) is cls
 
 
 def class_of_block(tag: Any) -> type | None:
-    """The class of the blocks with this ``type``; None when this version has none."""
+    """The class of the blocks with this ``type``; None if this version has none."""
     return _BLOCKS_BY_TAG.get(tag)
 
 
@@ -373,7 +375,7 @@ def read_struct(cls: type, value: Any) -> Any:
 
 
 def from_wire(plan: Plan, value: dict[str, Any], ready: Mapping[str, Any] = {}) -> Any:
-    """The record of a wire form; *ready* are fields that were read already, by their names there."""
+    """The record for a wire form; *ready* holds fields that were already read, by their wire names."""
     known: dict[str, Any] = {}
     for attr, name, required, shape in plan.fields:
         if name in ready:
@@ -395,6 +397,6 @@ def from_wire(plan: Plan, value: dict[str, Any], ready: Mapping[str, Any] = {}) 
 
 
 _STORED: Final[dict[type, type]] = {StoredMessage: Message, StoredToolCall: ToolCallRecord, StoredEvent: Timeline}
-"""Records that a query found can be saved again, without the place where they stood."""
+"""Records found by a query can be saved again, without the place where they were stored."""
 _BLOCKS_BY_TAG: Final[dict[Any, type]] = {cls.__struct_config__.tag: cls for cls in KNOWN_BLOCKS}
 _BLOCKS_BY_CLASS: Final = frozenset(_BLOCKS_BY_TAG.values())

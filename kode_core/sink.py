@@ -10,17 +10,17 @@ from kode_core.jsonvalue import NODES
 __all__ = ["MARK", "SPREAD", "Later", "Sink"]
 
 MARK: Final = f"later-{secrets.token_hex(16)}"
-"""Stands in a wire form for a part that is left for later. It is random, so that no value equals it."""
+"""Stands in a wire form for a deferred part. It is random, so that no value equals it."""
 SPREAD: Final = f"spread-{secrets.token_hex(16)}"
 """The key under which a large spread stands in a wire form."""
 
 
 class Later:
-    """A large part of a record, whose wire form is yet to be made; ``MARK`` stands in its place.
+    """A large part of a record whose wire form is made later; ``MARK`` stands in its place.
 
     Attributes:
-        item: the shape of the items when it is a list of records; None for a free-form value.
-        is_spread: it stands in the record without braces of its own.
+        item: the shape of the items for a list of records; None for a free-form value.
+        is_spread: the part stands in the record without braces of its own.
     """
 
     __slots__ = ("is_spread", "item", "value")
@@ -35,9 +35,9 @@ class Sink:
     """Notes about a record, taken while its wire form is made.
 
     Attributes:
-        parts: the dicts and lists inside the record, which can change, except those left for later.
-        left: how many nodes may still be written at once.
-        later: its large parts, in their order.
+        parts: the dicts and lists inside the record, which can change, without the deferred ones.
+        left: the number of nodes that may still be written at once.
+        later: the deferred large parts, in order.
     """
 
     __slots__ = ("later", "left", "parts")

@@ -1,4 +1,4 @@
-"""Waits that end by themselves."""
+"""Waits with a time limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["waited_for"]
 
 
 async def waited_for(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, for so many seconds at most; whether it is set."""
+    """Wait for an event, for *seconds* at most; True if it is set."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

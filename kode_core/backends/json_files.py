@@ -32,11 +32,11 @@ class JsonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Options of the JSON files backend.
 
     Attributes:
-        base_dir: the folder; made when it is not there.
-        durability: ``full`` syncs every write to the device (DUR-2); ``fast`` leaves that to the system, so that a
-            crash of the process loses nothing but a loss of power may.
-        lock_wait_ms: how long a write waits for another process that writes the same agent.
-        file_mode: the mode of the files that are made; those who may read them may also enter the folders.
+        base_dir: the folder; created if it does not exist.
+        durability: ``full`` syncs every write to the device (DUR-2); ``fast`` leaves that to the system: a crash of the
+            process loses nothing, a loss of power may lose recent writes.
+        lock_wait_ms: how long a write waits while another process writes the same agent.
+        file_mode: the mode of new files; users who may read the files may also enter the folders.
     """
 
     base_dir: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] = "./data/store"
@@ -49,8 +49,8 @@ async def open_json(options: JsonOptions) -> JsonFilesEngine:
     """An engine over the folder that *options* name.
 
     Raises:
-        ConfigurationError: it is no path that can be.
-        ForeignStoreError: the KODE SDK wrote it.
+        ConfigurationError: the path cannot be used.
+        ForeignStoreError: the KODE SDK wrote the folder.
     """
     base = await asyncio.to_thread(refuse_foreign, options.base_dir)
     folder = Folder(
@@ -66,10 +66,10 @@ async def open_json(options: JsonOptions) -> JsonFilesEngine:
 
 
 def refuse_foreign(base_dir: str) -> Path:
-    """The folder, which must not be one that the KODE SDK for TypeScript wrote.
+    """Return the folder, unless the KODE SDK for TypeScript wrote it.
 
     Raises:
-        ForeignStoreError: it is; nothing in it was touched.
+        ForeignStoreError: the KODE SDK wrote the folder; nothing in it was touched.
     """
     base = local_path(base_dir, "the folder")
     try:
@@ -77,7 +77,7 @@ def refuse_foreign(base_dir: str) -> Path:
             return base
         with os.scandir(base) as entries:
             found = next((entry.name for entry in islice(entries, _LOOKED_AT) if _is_of_sdk(base / entry.name)), None)
-    except OSError:  # not there, or not to be read: the engine says it
+    except OSError:  # missing or unreadable: the engine reports it
         return base
     if found is not None:
         raise ForeignStoreError(str(base), "json")
@@ -85,7 +85,7 @@ def refuse_foreign(base_dir: str) -> Path:
 
 
 def _is_of_sdk(agent: Path) -> bool:
-    """Whether a folder is an agent's as the SDK lays it out; a crash may have left only a part of it."""
+    """True if the folder is an agent's as the SDK lays it out; after a crash it may be incomplete."""
     return any((agent / name).exists() for name in _SDK_FILES)
 
 

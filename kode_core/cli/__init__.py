@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command that the arguments of this process name, and exit with its code."""
     try:
-        import rich  # noqa: F401 - asked for here, so that what is missing is said once
+        import rich  # noqa: F401 - imported here, so that a missing package is reported once
         import typer  # noqa: F401
     except ImportError:
         sys.stderr.write("the kode command needs: pip install 'kode-core[cli]'\n")

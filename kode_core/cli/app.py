@@ -1,4 +1,4 @@
-"""The commands together, and what happens to their errors."""
+"""The command line application: all commands, and the handling of their errors."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ COMMANDS: Final = (
 
 
 class _Group(TyperGroup):
-    """The commands above, and those of other distributions, each imported when it is asked for."""
+    """The commands above and the commands of other distributions, each imported on first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Own commands in their order, then the others by name."""
+        """The built-in commands in their order, then the others by name."""
         own = super().list_commands(ctx)
         return own + sorted(entry.name for entry in entry_points(group=GROUP) if entry.name not in own)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by its name; one that cannot be imported is reported and left out."""
+        """A command by its name; a command that cannot be imported is reported and left out."""
         found = super().get_command(ctx, cmd_name)
         entries = tuple(entry_points(group=GROUP, name=cmd_name))
         if found is not None or not entries:
@@ -104,7 +104,7 @@ app: Final = typer.Typer(
 
 
 def _paragraphs(docstring: str | None) -> str:
-    """A docstring for typer, which does not fill the lines of a paragraph by itself."""
+    """A docstring for typer, which does not join the lines of a paragraph itself."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
 
 

@@ -24,7 +24,7 @@ def backup(
 ) -> None:
     """Copy the store to TARGET while others go on using it.
 
-    The copy is of one instant. When it is interrupted nothing is left of it.
+    The copy shows one instant. An interrupted copy leaves nothing behind.
     """
     for made in run(_backup(store, target)):
         show(Text(visible(str(made))))

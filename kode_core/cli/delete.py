@@ -1,4 +1,4 @@
-"""``kode delete``: agents that are not wanted any more."""
+"""``kode delete``: delete agents that are no longer needed."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ def delete(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and delete nothing.")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Delete agents and all that belongs to them.
+    """Delete agents and everything that belongs to them.
 
-    Takes those that are named, or those that match every filter. Shows them and asks first. What is shown is all
-    that goes: an agent that is changed in the meantime so that the filter no longer matches it stays.
+    The agents are the named ones, or the ones that match every filter. They are shown first, and the command asks
+    before it deletes them. Nothing else is deleted: an agent that changes meanwhile, so that the filter no longer
+    matches it, stays.
     """
     filters = given(updated_before=older_than, template_id=template, user_id=user, metadata=metadata_filter(metadata))
     if bool(agents) == bool(filters):

@@ -1,4 +1,4 @@
-"""``kode events``: the event log of an agent, and what is being added to it."""
+"""``kode events``: print the event log of an agent, and follow it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def events(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the events of AGENT, and with --follow those that come.
+    """Print the events of AGENT; with --follow, also the events that are appended later.
 
     They come in the order of their seq; with --follow or --after-offset in the order in which they were stored. The
     columns are offset, seq, time in UTC, channel, type and data. With --follow, --json prints JSON Lines.
@@ -96,7 +96,7 @@ def _line(event: StoredEvent) -> Text:
 
 
 def _told(data: Mapping[str, Json]) -> str:
-    """The fields of an event without its bookmark, which is shown already; of a tool call only the name."""
+    """The fields of an event without its bookmark, which is already shown; of a tool call only the name."""
     rest = {name: value for name, value in data.items() if name != "bookmark"}
     call = rest.get("call")
     if isinstance(call, dict) and "name" in call:

@@ -1,4 +1,4 @@
-"""``kode import``: conversations that were recorded elsewhere."""
+"""``kode import``: import conversations that were recorded elsewhere."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def import_file(
     Importing the same file again writes nothing. A conversation that cannot be understood, or whose agent is there
     already and differs, is reported and left out; the others are imported, and the exit code is 1.
 
-    Messages and conversations that say when they were created keep their times. Where nothing tells a time, records
-    begin at 2025-01-01, the same each time, and messages are of the time of the import.
+    Messages and conversations that say when they were created keep their times. If the file has no times, records begin
+    at 2025-01-01, the same each time, and messages have the time of the import.
     """
     if form not in _FORMATS:
         raise InvalidArgumentError(f"format {form!r} is not known; known are {', '.join(_FORMATS)}")
-    conversations = _opened(file)  # before the store is made for nothing
+    conversations = _opened(file)  # checked before an empty store is created
     counts = run(_import(store, conversations, ChatConverter(template, prefix), replace))
     show(Text(str(counts)))
     if counts.refused:
@@ -86,7 +86,7 @@ def import_file(
 
 
 def _opened(file: Path) -> Iterator[RawConversation]:
-    """The conversations of the file, of which there is at least one."""
+    """The conversations of the file; raises InvalidArgumentError if there are none."""
     conversations = read_conversations(file)
     first = next(conversations, None)
     if first is None:

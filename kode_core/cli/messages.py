@@ -1,4 +1,4 @@
-"""``kode messages``: a conversation to read, or messages of many agents."""
+"""``kode messages``: read a conversation, or list messages of many agents."""
 
 from __future__ import annotations
 

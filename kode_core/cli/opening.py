@@ -30,13 +30,14 @@ StoreOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 default_store: Final[ContextVar[str | None]] = ContextVar("default_store", default=None)
-"""What ``kode --store … COMMAND`` named, for commands that are not given ``--store`` themselves."""
+"""The store named by ``kode --store … COMMAND``, for commands without ``--store`` of their own."""
 
 
 def open_store(target: str | None, *, create: bool = False) -> StoreOpening[ExtendedStore]:
-    """Open the store that *target* or the surroundings name.
+    """Open the store named by *target*, or by the environment without one.
 
-    Without *create* a store whose file or folder is not there is refused: a look must not leave an empty one behind.
+    Without *create*, a store whose file or folder does not exist is refused: a command that only reads must not leave
+    an empty store behind.
     """
     if not create:
         _refuse_missing(configured_store(target))
@@ -44,7 +45,7 @@ def open_store(target: str | None, *, create: bool = False) -> StoreOpening[Exte
 
 
 def configured_store(target: str | None) -> Configured:
-    """What would be opened, and where that was said."""
+    """The store that would be opened, and the source of its configuration."""
     return configure(target or default_store.get(), {}, registry.backend, os.environ)
 
 
@@ -56,7 +57,7 @@ def places(configured: Configured) -> list[str]:
 
 
 def address(configured: Configured) -> str | None:
-    """The server and the database that the backend's options name, without a secret; None where there is no server."""
+    """The server and the database that the backend's options name, without a secret; None if there is no server."""
     place = getattr(configured.options, "place", None)
     return place if isinstance(place, str) else None
 

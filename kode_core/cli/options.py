@@ -1,4 +1,4 @@
-"""Options that more than one command has, and how their values are read."""
+"""Options that several commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TIME_HELP: Final = "2025-01-31, 2025-01-31T12:00Z, 7d for seven days ago (s, m,
 
 
 def read_time(text: str) -> int:
-    """A time in milliseconds since the epoch: an age, a date in UTC, a date and time, or the number itself."""
+    """Parse a time as milliseconds since the epoch: an age, a date in UTC, a date and time, or the number itself."""
     age = re.fullmatch(r"(\d{1,9})([smhdw])", text)
     if age:
         return now_ms() - int(age[1]) * _UNITS[age[2]]
@@ -54,7 +54,7 @@ def read_time(text: str) -> int:
 
 
 def _milliseconds(number: int) -> int:
-    """The number, unless it looks like seconds: then it would be a moment in the early seventies."""
+    """The number, unless it looks like seconds: as milliseconds it would be a moment in the early seventies."""
     if abs(number) < _SECONDS_BELOW:
         raise typer.BadParameter(
             f"{number} looks like seconds since 1970; a time is in milliseconds, as {number * 1000} would be"
@@ -63,7 +63,7 @@ def _milliseconds(number: int) -> int:
 
 
 def time_option(name: str, what: str) -> Any:
-    """An option that takes a time; *what* says what the time is of."""
+    """An option that takes a time; *what* is its help text."""
     return typer.Option(name, parser=read_time, metavar="TIME", help=what, rich_help_panel="Filters")
 
 
@@ -109,12 +109,12 @@ AllOption = Annotated[bool, paging_option("--all", help="Everything that matches
 
 
 def given(**filters: Any) -> dict[str, Any]:
-    """The filters that were given."""
+    """The filters that are not None."""
     return {name: value for name, value in filters.items() if value is not None}
 
 
 def metadata_filter(pairs: Sequence[str] | None) -> dict[str, Json] | None:
-    """The metadata that ``--metadata key=value`` options name."""
+    """The metadata filter that ``--metadata key=value`` options describe."""
     if not pairs:
         return None
     found: dict[str, Json] = {}

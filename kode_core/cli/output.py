@@ -1,4 +1,4 @@
-"""What the commands print: text that is safe to show, tables, and JSON."""
+"""Output of the commands: text that is safe to show, tables, and JSON."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ _STATE_STYLES: Final = {"COMPLETED": "green", "FAILED": "red", "DENIED": "red"}
 
 
 def prepare_streams() -> None:
-    """Let no character stop the output, whatever the encoding of the terminal, and no stream that is closed.
+    """Let no character stop the output, whatever the encoding of the terminal, and no closed stream either.
 
-    What is written to one goes nowhere. It has to be a file all the same: otherwise the database would be opened under
-    its number, and be written into by whoever means the stream.
+    Output to a closed stream goes nowhere. The stream still has to be a file: otherwise the database would be opened
+    under its number, and output meant for the stream would be written into the database.
     """
     for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            number = os.open(os.devnull, flags)  # the least that is free, which is that of the stream
+            number = os.open(os.devnull, flags)  # the lowest free number, which is the stream's
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -77,7 +77,7 @@ def console(stream: TextIO) -> Console:
 
 
 def show(*parts: RenderableType) -> None:
-    """Print *parts* below each other: as wide as the terminal, and as wide as need be into a pipe."""
+    """Print *parts* below each other: as wide as the terminal, or as wide as necessary into a pipe."""
     if sys.stdout.isatty():
         console(sys.stdout).print(*parts, sep="\n")
         return
@@ -102,7 +102,7 @@ def show_line(line: Text) -> None:
 
 
 def note(text: str) -> None:
-    """Print something to know that is not part of the result, to stderr."""
+    """Print a note that is not part of the result to stderr."""
     console(sys.stderr).print(Text(visible(text), style="dim"))
 
 
@@ -120,7 +120,7 @@ def give_up_output() -> None:
 
 @contextmanager
 def watched(what: str) -> Iterator[Progress]:
-    """How far a long call is, shown on a terminal while it lasts, and nowhere else."""
+    """Show the progress of a long call on a terminal while it lasts."""
     if not sys.stderr.isatty():
         yield unwatched
         return
@@ -137,7 +137,7 @@ def watched(what: str) -> Iterator[Progress]:
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """*text* with every character escaped that a terminal would obey or not show; *lines* keeps newlines and tabs."""
+    """*text* with the characters escaped that a terminal would interpret or hide; *lines* keeps newlines and tabs."""
     if lines:
         text = text.replace("\r\n", "\n")
     return _HIDDEN.sub(lambda m: m[0] if lines and m[0] in "\n\t" else repr(m[0])[1:-1], text)
@@ -150,7 +150,7 @@ def one_line(text: str, length: int = 200) -> str:
 
 
 def printed(value: Json) -> str:
-    """A JSON value as text; a string is itself."""
+    """A JSON value as text; a string is returned unchanged."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -160,7 +160,7 @@ def count(number: int, noun: str) -> str:
 
 
 def holdings(size: StorageSize) -> str:
-    """What a store holds, in a line."""
+    """The contents of a store in one line."""
     held = [
         count(size.total_agents, "agent"),
         count(size.total_messages, "message"),
@@ -172,7 +172,7 @@ def holdings(size: StorageSize) -> str:
 
 
 def utc(time_ms: int | None) -> str:
-    """A time to the second, in UTC; the number itself where it is in no calendar."""
+    """A time to the second, in UTC; the number itself if it is outside the calendar."""
     if time_ms is None:
         return ""
     try:
@@ -227,7 +227,7 @@ async def print_json_rows(fields: Mapping[str, Any], name: str, rows: AsyncItera
 
 
 def write_text(text: str) -> None:
-    """Print text as it is: for another program, such as psql."""
+    """Print text unchanged, for another program such as psql."""
     _write(text.encode())
 
 

@@ -1,4 +1,4 @@
-"""``kode plugins``: which backends there are."""
+"""``kode plugins``: list the backends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ALL_PROTOCOLS: Final = ("Store", "QueryableStore", "ExtendedStore")
 
 
 class _Plugin(msgspec.Struct, frozen=True, kw_only=True):
-    """A plugin that is installed."""
+    """An installed plugin."""
 
     name: str
     distribution: str
@@ -37,7 +37,7 @@ class _Plugin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Backend(_Plugin, frozen=True, kw_only=True):
-    """A backend and what became of loading its plugin; its driver is not imported."""
+    """A backend and the result of loading its plugin; its driver is not imported."""
 
     protocols: tuple[str, ...] = ()
     summary: str = ""
@@ -69,7 +69,7 @@ def plugins(as_json: JsonOption = False) -> None:
 
 
 def _extensions_load() -> bool:
-    """Whether all plugins with layers and observers can be used; prints the error of the first that cannot."""
+    """True if all plugins with layers and observers can be used; prints the error of the first that cannot."""
     try:
         registry.load_all()
     except PluginError as exc:

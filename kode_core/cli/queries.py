@@ -1,4 +1,4 @@
-"""Running a query of a store for a command, and printing what it found."""
+"""Run a query of a store for a command, and print its results."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work* to its end, on an event loop of its own; Ctrl-C ends the command without a word."""
+    """Run *work* to its end, on an event loop of its own; Ctrl-C ends the command without a message."""
     results: list[T] = []
 
     async def keep() -> None:
         results.append(await work)
 
     try:
-        asyncio.run(keep())  # takes the repr of what its coroutine returns: seconds, for a large store
+        asyncio.run(keep())  # it takes the repr of the coroutine's result: seconds, for a large store
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     return results[0]
@@ -37,14 +37,14 @@ async def fetch(
     filters: Mapping[str, Any],
     everything: bool,
 ) -> Page[T]:
-    """One page of results, or all there are."""
+    """One page of results, or all results."""
     if everything:
         return Page([record async for record in iterate(**filters)])
     return await query(**filters)
 
 
 def report(page: Page[T], noun: str, key: str, as_json: bool, draw: Callable[[Page[T]], Table]) -> None:
-    """Print a page: as JSON under *key*, or drawn as a table with a note of how many there are."""
+    """Print a page: as JSON under *key*, or drawn as a table with a note of the number of results."""
     if as_json:
         print_json({key: page, "nextCursor": page.next_cursor})
         return

@@ -1,4 +1,4 @@
-"""``kode schema``: what has to be run on a database by somebody who may make tables."""
+"""``kode schema``: print the SQL that a user with the right to create tables has to run."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def schema(
         int | None, typer.Option("--from", metavar="VERSION", help="The version that is there, to bring to this one.")
     ] = None,
 ) -> None:
-    """Print what a store needs before it is opened without the right to make it.
+    """Print the SQL that a store needs before it is opened without the right to create its tables.
 
-    For PostgreSQL that is the SQL of a new database, for SQLite the SQL that leads from what the file holds to the
-    present version. A store that is opened with that right makes it by itself.
+    For PostgreSQL that is the SQL of a new database. For SQLite it is the SQL that leads from the contents of the file
+    to the present version. A store that is opened with that right runs it by itself.
     """
     if not print_:
         raise InvalidArgumentError("kode schema changes nothing by itself; say --print, and run what it prints")

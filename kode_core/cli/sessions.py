@@ -84,7 +84,7 @@ async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) 
 
 
 def session_table(page: list[SessionInfo]) -> Table:
-    """Sessions as a table; what does not fit into the terminal is metadata."""
+    """Sessions as a table; the metadata takes the rest of the terminal's width, and may be cut."""
     rows = (
         (
             session.agent_id,

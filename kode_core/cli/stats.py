@@ -27,7 +27,7 @@ def stats(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the messages, snapshots and tool calls of AGENT; without AGENT, what the whole store holds."""
+    """Count the messages, snapshots and tool calls of AGENT; without AGENT, print the totals of the whole store."""
     if agent is None:
         size = run(_size(store))
         if as_json:

@@ -31,8 +31,8 @@ def table(
     """A table; strings in *rows* are shown as they are, safely.
 
     In a terminal that is too narrow the columns of *optional* are left out, in that order. Then the first column, which
-    has the ids, is folded into several lines. The last one takes the room that is left: cut short, or with *wrap* in
-    several lines. Into a pipe goes everything.
+    has the ids, is folded into several lines. The last one takes the rest of the width: cut short, or with *wrap* in
+    several lines. Into a pipe everything is printed in full.
     """
     names, cells = list(columns), [[_text(cell) for cell in row] for row in rows]
     widths = [max([len(name), *(row[i].cell_len for row in cells)]) for i, name in enumerate(names)]
@@ -52,7 +52,7 @@ def _text(cell: str | Text) -> Text:
 
 
 def _least(widths: Sequence[int]) -> int:
-    """The least width in which no column but the last one is cut."""
+    """The smallest width in which no column but the last one is cut."""
     return sum(widths[:-1]) + min(widths[-1], _LEAST_LAST) + _GAP * (len(widths) - 1)
 
 
@@ -63,7 +63,7 @@ def _drop(index: int, names: list[str], widths: list[int], cells: list[list[Text
 
 
 def _squeeze(widths: list[int], room: int) -> None:
-    """Make the first and the last column smaller, so that all fit into *room* if they can."""
+    """Make the first and the last column smaller, so that all columns fit into *room* if possible."""
     missing = _least(widths) - room
     if missing > 0:
         widths[0] = max(min(widths[0], _LEAST_FIRST), widths[0] - missing)

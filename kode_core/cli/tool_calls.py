@@ -1,4 +1,4 @@
-"""``kode tool-calls``: calls of tools, over all agents or one."""
+"""``kode tool-calls``: list tool calls, of all agents or one."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _table(page: Page[StoredToolCall]) -> Table:
 
 
 def _outcome(call: StoredToolCall) -> str:
-    """The error, the result, or what was asked for as long as there is neither."""
+    """The error or the result; the call's arguments if it has neither."""
     if call.error is not None:
         return one_line(call.error)
     if call.result is not None:

@@ -1,4 +1,4 @@
-"""The one place where a driver is called: between two calls of :func:`made` nothing changes at the server."""
+"""The one place where a driver is called: between two calls of :func:`made` nothing changes on the server."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ T = TypeVar("T")
 
 
 async def made(call: Callable[[], Awaitable[T]]) -> T:
-    """What a call of the driver's returns."""
+    """Return the result of the driver's call."""
     return await call()

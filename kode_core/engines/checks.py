@@ -37,7 +37,7 @@ def totals(folder: Folder) -> Totals:
 
 
 def stored_ids(folder: Folder, after: str | None, limit: int) -> Found[str]:
-    """The ids of all agents that have a file, be it damaged."""
+    """The ids of all agents that have a file, including damaged ones."""
     ids: list[str] = []
     left_out: list[str] = []
     for name in folder.names():
@@ -91,7 +91,7 @@ def _of_sound(journal: Journal, agent_id: str) -> list[EngineIssue]:
 
 
 def leftovers(folder: Folder) -> list[EngineIssue]:
-    """Files that stand for no agent."""
+    """Files that belong to no agent."""
     issues: list[EngineIssue] = []
     for name in folder.names():
         journal = folder.journal_named(name)

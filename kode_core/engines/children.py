@@ -18,7 +18,7 @@ __all__ = ["copy_docs", "fork", "remove"]
 
 
 def fork(folder: Folder, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-    """Copy the agent. Each copy appears whole; when one cannot be made, none stays."""
+    """Copy the agent. Each copy appears as a whole; if one of them fails, none stays."""
     with folder.reading(agent_id) as (journal, reader):
         parent = journal.state
         if parent.info is None or reader.text(parent.info.body) != expect:
@@ -28,7 +28,7 @@ def fork(folder: Folder, agent_id: str, children: Sequence[Child], expect: Body,
 
 
 def copy_docs(folder: Folder, agent_id: str, child_ids: Sequence[str]) -> list[Path]:
-    """Files for the children with the agent's documents that a fork takes along; none where it has none."""
+    """Make files for the children with the documents that a fork copies; none if the agent has no such documents."""
     with folder.reading(agent_id) as (journal, reader):
         docs = {key: doc for key, doc in journal.state.docs.items() if key[0] in FORKED_DOCS}
         return _make(folder, ((child_id, _with_docs(child_id, docs)) for child_id in child_ids if docs), reader)
@@ -49,7 +49,7 @@ def _make(folder: Folder, states: Iterable[tuple[str, AgentState]], reader: Read
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files that were made for nothing."""
+    """Remove files that are not needed after all."""
     for path in paths:
         with suppress(OSError):
             path.unlink(missing_ok=True)

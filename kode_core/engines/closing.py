@@ -1,4 +1,4 @@
-"""Closing of parts that depend on each other."""
+"""Close parts that depend on each other."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["close_all", "ended"]
 
 
 async def close_all(*parts: Callable[[], Awaitable[object]] | None) -> None:
-    """Close the parts in this order, each also when one before it failed or was cancelled; None is a part not in use.
+    """Close the parts in this order, each one even if a part before it failed or was cancelled; None parts are skipped.
 
-    A part that waits for a server is cancelled when the event loop ends. The connection behind it has to be closed all
-    the same.
+    A part that waits for a server is cancelled when the event loop ends, but the connection behind it still has to be
+    closed.
     """
     async with AsyncExitStack() as stack:
         for close in filter(None, reversed(parts)):
@@ -21,7 +21,7 @@ async def close_all(*parts: Callable[[], Awaitable[object]] | None) -> None:
 
 
 async def ended(job: asyncio.Task[None] | None) -> None:
-    """Cancel a job that goes on by itself, if there is one, and wait until it has ended."""
+    """Cancel a background task, if there is one, and wait until it has ended."""
     if job is not None and not job.done():
         job.cancel()
         await asyncio.wait([job])

@@ -1,7 +1,7 @@
 """A backup of a folder of JSON files. Everything here blocks.
 
-Journals only grow, so a copy of one instant needs no more of that instant than each file's length and first line. The
-files are held by hard links while they are copied, so that writers may rewrite and remove them meanwhile.
+Journals only grow, so a copy of one instant needs only each file's length and first line at that instant. Hard links
+keep the files while they are copied, so that writers may rewrite and remove them meanwhile.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class _Source(NamedTuple):
 def _link_or_copy(path: Path, held: Path) -> None:
     try:
         os.link(path.resolve(), held)
-    except OSError:  # a file system without hard links, or a file of somebody else
+    except OSError:  # a file system without hard links, or a file of another user
         with os.fdopen(make_file(held, os.O_WRONLY, PRIVATE), "wb") as copied, path.open("rb") as file:
             shutil.copyfileobj(file, copied)
 
 
 class FolderCopy:
-    """A copy in the making: ``fix`` while all stripes are held, then ``copied`` to its end, ``finish``, ``clear``."""
+    """A copy in progress: call ``fix`` while all stripes are held, ``copied`` to its end, ``finish``, ``clear``."""
 
     def __init__(self, folder: Folder, target: Path) -> None:
         self.target = target
@@ -70,11 +70,11 @@ class FolderCopy:
 
     @property
     def total(self) -> int:
-        """How many bytes there are to copy."""
+        """The number of bytes to copy."""
         return sum(source.size for source in self._sources)
 
     def begin(self) -> None:
-        """Make the folder in which the copy grows."""
+        """Create the folder in which the copy grows."""
         if os.path.lexists(self.target):
             raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
         with translated(self.target):
@@ -83,7 +83,7 @@ class FolderCopy:
             create_folders(self._held, self._folder.mode, like=self._folder.base)
 
     def fix(self, stripes: list[Stripe]) -> None:
-        """Note the files to copy, and the numbers of all stripes."""
+        """Note the files to copy and the numbers of all stripes."""
         with translated(self._folder.base):
             for stripe in stripes:
                 self._numbers[stripe.path.name] = stripe.number
@@ -107,7 +107,7 @@ class FolderCopy:
             os.close(fd)
 
     def copied(self) -> Iterator[int]:
-        """Copy everything; yields now and then how many bytes are done."""
+        """Copy everything; yields the number of bytes done now and then."""
         done = in_step = 0
         for files, source in enumerate(self._sources, 1):
             for count in self._copy(source):
@@ -142,7 +142,7 @@ class FolderCopy:
     def _look_at(self, path: Path) -> None:
         try:
             Journal(path).refresh()
-        except KodeError:  # whose path is that of the unfinished copy
+        except KodeError:  # its path is the path of the unfinished copy
             _log.error("%s is damaged, and was copied as it is; kode doctor says where the damage is", path.name)
 
     def finish(self) -> None:
@@ -161,7 +161,7 @@ class FolderCopy:
             sync_folder(self.target.parent)
 
     def _publish(self) -> None:
-        """Rename, unless somebody else has made the target meanwhile: a folder with something in it stays in place."""
+        """Rename, unless another process created the target meanwhile: a folder with contents stays in place."""
         try:
             if not os.path.lexists(self.target):
                 self._made.rename(self.target)
@@ -172,7 +172,7 @@ class FolderCopy:
         raise InvalidArgumentError(f"{self.target} exists already; a backup does not overwrite")
 
     def clear(self, *, is_kept: bool) -> None:
-        """Remove everything but a finished copy that is to be kept."""
+        """Remove everything except a finished copy that is to be kept."""
         gone = [self.target] if self._is_named and not is_kept else []
         for path in (self._held, self._made, *gone):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Bytes that are cut off the end of a journal go to files next to it, which are no journals."""
+"""Bytes that are cut off the end of a journal are kept in files next to it, which are not journals themselves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keep(fd: int, start: int, end: int, journal: Path) -> Path:
 
 
 def cut_files(journal: Path) -> list[Path]:
-    """The files of bytes that were cut off the journal; a few of their numbers may be missing."""
+    """The files that hold bytes cut off the journal; a few of their numbers may be missing."""
     found: list[Path] = []
     missing = 0
     for path in _names(journal):

@@ -1,4 +1,4 @@
-"""The errors that are the JSON files engine's own."""
+"""Errors of the JSON files engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["UnreadableFileError", "UnresolvedError"]
 
 
 class UnresolvedError(StorageError):
-    """The agent's last write waits for the word of the store that commits the other part of it."""
+    """The agent's last write waits for the decision of the store that commits its other part."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(
@@ -20,4 +20,7 @@ class UnresolvedError(StorageError):
 
 
 class UnreadableFileError(CorruptRecordError, StoreUnavailableError):
-    """The system does not let this process read the file of one agent. To the others it is as damage of that one."""
+    """This process may not read the file of one agent.
+
+    Other agents are not affected: to them it is damage of that one agent.
+    """

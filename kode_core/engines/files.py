@@ -1,4 +1,4 @@
-"""What the JSON files engine needs of a file system: safe names, locks between processes, durable writes."""
+"""File system functions of the JSON files engine: safe names, locks between processes, durable writes."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ _RESERVED: Final = frozenset({"con", "prn", "aux", "nul", *(f"{d}{i}" for d in (
 _MAX_NAME: Final = 180
 _TRIES: Final = 100
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-_LOCKED_BYTE: Final = 1 << 20  # Windows locks bytes: one that nobody reads or writes
+_LOCKED_BYTE: Final = 1 << 20  # Windows locks bytes: this one is never read or written
 
 
 def file_name(agent_id: str) -> str:
     """A file name that stands for *agent_id* and no other id, on every file system (ID-1, ID-2).
 
-    Lower case letters, digits and ``-_.`` stay; all else becomes ``%xx``, upper case letters too, because there are
-    file systems that do not tell them apart. Long names end in a digest.
+    Lower case letters, digits and ``-_.`` stay. All other bytes become ``%xx``, also upper case letters, because some
+    file systems do not distinguish them. Long names end in a digest.
     """
     name = "".join(chr(b) if b in _PLAIN else f"%{b:02x}" for b in agent_id.encode())
     if name[0] == "." or name.split(".")[0] in _RESERVED:
@@ -77,12 +77,12 @@ def file_name(agent_id: str) -> str:
 
 
 def is_long_name(name: str) -> bool:
-    """Whether *name* is one that :func:`file_name` gives to a long id."""
+    """True if :func:`file_name` gives *name* to a long id."""
     return re.fullmatch(r".{140}~[0-9a-f]{32}", name) is not None
 
 
 def agent_of(name: str) -> str | None:
-    """The id that :func:`file_name` made *name* of; None for a long one, and for a name that it never gives."""
+    """The id for which :func:`file_name` returns *name*; None for the name of a long id, or without such an id."""
     try:
         agent_id = unquote(name, errors="strict")
         is_id = agent_id and "\0" not in agent_id and len(agent_id) <= _MAX_NAME
@@ -122,15 +122,15 @@ _PLAINLY: Final = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC",
 
 
 def open_file(path: Path, flags: int) -> int:
-    """A descriptor of *path*, with its bytes as they are on every system, and without waiting for anybody."""
+    """A descriptor of *path*, in binary mode on every system; opening it does not block."""
     return os.open(path, flags | _PLAINLY)
 
 
 def make_file(path: Path, flags: int, mode: int, replaced: os.stat_result | None = None) -> int:
-    """A descriptor of a new file, which belongs to whom the file that it will take the place of, or its folder, does.
+    """A descriptor of a new file, which gets the owner of the file that it replaces, or else of its folder.
 
     Raises:
-        FileExistsError: there is something at *path*.
+        FileExistsError: *path* exists.
     """
     fd = create_file(path, flags | _PLAINLY, mode)
     if replaced is not None or (os.name != "nt" and os.geteuid() == 0):
@@ -139,15 +139,15 @@ def make_file(path: Path, flags: int, mode: int, replaced: os.stat_result | None
 
 
 def open_or_make(path: Path, flags: int, make: Callable[[], int]) -> int:
-    """A descriptor of *path*, or of the file that *make* makes there where there is none.
+    """A descriptor of *path*, or of the file that *make* creates there if it does not exist.
 
     Raises:
-        FileNotFoundError: it is a link that leads nowhere.
+        FileNotFoundError: *path* is a link that leads nowhere.
     """
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):
             return open_file(path, flags)
-        with suppress(FileExistsError):  # somebody else was faster, or a link leads nowhere
+        with suppress(FileExistsError):  # another process was faster, or a link leads nowhere
             return make()
     raise FileNotFoundError(errno.ENOENT, "it leads nowhere")
 
@@ -177,7 +177,7 @@ def take_lock(fd: int) -> bool:
 def try_lock(path: Path, mode: int = PRIVATE) -> int | None:
     """Take the lock file at *path*, against other processes too, and return its descriptor; None when it is held.
 
-    It is made with *mode* if it is not there. The kernel frees the lock of a process that dies.
+    The file is created with *mode* if it does not exist. The kernel releases the lock of a process that dies.
     """
     fd = open_or_make(path, os.O_RDWR, lambda: make_file(path, os.O_RDWR, mode))
     try:
@@ -192,7 +192,7 @@ def try_lock(path: Path, mode: int = PRIVATE) -> int | None:
 
 
 def unlock(fd: int) -> None:
-    """Free the lock that *fd* holds, and close it."""
+    """Release the lock that *fd* holds, and close it."""
     try:
         if sys.platform == "win32":
             os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
@@ -204,7 +204,10 @@ def unlock(fd: int) -> None:
 
 
 def pauses() -> Iterator[float]:
-    """Seconds between one try to take a lock and the next. No call blocks on a lock: its holder may be stopped."""
+    """The pauses, in seconds, between two attempts to take a lock.
+
+    No call blocks on a lock: its holder may be stopped.
+    """
     pause = 0.0005
     while True:
         yield pause
@@ -212,16 +215,16 @@ def pauses() -> Iterator[float]:
 
 
 def held_too_long(path: Path, wait_ms: int) -> StoreBusyError:
-    """The error of a call that waited in vain."""
+    """The error of a call that waited too long for a lock."""
     return StoreBusyError(f"{path}: another process has held this lock for more than {wait_ms} ms")
 
 
 @contextmanager
 def locked(path: Path, wait_ms: int, mode: int = PRIVATE) -> Iterator[int]:
-    """Hold the lock file at *path* and yield its descriptor; blocks while it waits.
+    """Hold the lock file at *path* and yield its descriptor; blocks while the lock is taken.
 
     Raises:
-        StoreBusyError: somebody else held it all the time.
+        StoreBusyError: another process or thread held the lock all the time.
     """
     deadline = time.monotonic() + wait_ms / 1000
     pause = pauses()
@@ -236,7 +239,7 @@ def locked(path: Path, wait_ms: int, mode: int = PRIVATE) -> Iterator[int]:
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """The *size* bytes from *offset* on, fewer only where the file ends before."""
+    """The *size* bytes from *offset* on; fewer only at the end of the file."""
     os.lseek(fd, offset, os.SEEK_SET)
     data = os.read(fd, size)
     if len(data) == size or not data:
@@ -258,16 +261,16 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
 
 
 def sync_file(fd: int) -> None:
-    """Make the contents of *fd* durable. On macOS an ordinary sync leaves them in the cache of the device."""
+    """Make the contents of *fd* durable. On macOS an ordinary sync leaves the data in the cache of the device."""
     if sys.platform == "darwin":
-        with suppress(OSError):  # a file system that has no such thing
+        with suppress(OSError):  # a file system without this call
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             return
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
 def temporary_name(path: Path) -> Path:
-    """A name next to *path* for a file that will take its place; a file that a killed process left is swept."""
+    """A name next to *path* for a file that will replace it; files that a killed process left are swept."""
     return path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp")
 
 
@@ -280,13 +283,13 @@ def _found(path: Path) -> os.stat_result | None:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool, mode: int = PRIVATE) -> Iterator[int]:
-    """Yield a descriptor of a new file that takes the place of *path* at the end, unless something is raised.
+    """Yield a descriptor of a new file that replaces *path* at the end, unless an exception is raised.
 
-    Afterwards, and after a crash, the old file is there or the new one. It has the mode of the old one, and *mode*
-    where there was none.
+    Afterwards, and after a crash, *path* is either the old file or the new one. The new file has the mode of the old
+    one, or *mode* if there was none.
 
     Raises:
-        OutcomeUnknownError: the new file is there, and a loss of power may bring back the old one.
+        OutcomeUnknownError: the new file is in place, but a loss of power may bring back the old one.
     """
     temporary = temporary_name(path)
     replaced = _found(path)
@@ -319,9 +322,9 @@ def replace_file(
     mode: int = PRIVATE,
     ending: Callable[[], tuple[int, bytes]] | None = None,
 ) -> None:
-    """Put a file of these chunks at *path*, as :func:`replacing` does.
+    """Write a file of these chunks to *path*, as :func:`replacing` does.
 
-    *ending* is called after the last chunk, for an offset and the bytes that then go there.
+    *ending* is called after the last chunk, and returns an offset and the bytes to write there.
     """
     with replacing(path, durable=durable, mode=mode) as fd:
         offset = 0

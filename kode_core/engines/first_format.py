@@ -1,6 +1,7 @@
-"""The first format of the JSON files engine, and how it is changed to the present one (OPS-8). Everything here blocks.
+"""The first format of the JSON files engine, and its migration to the present one (OPS-8). Everything here blocks.
 
-In it a frame did not say its place, the first line had no marks, and a stripe's number no checksum.
+In that format a frame did not contain its place, the first line had no marks, and the number of a stripe had no
+checksum.
 """
 
 from __future__ import annotations
@@ -53,14 +54,17 @@ class _Frame(NamedTuple):
 
 
 def migrate_stripe(stripe: Stripe) -> None:
-    """Write the number of a stripe in the present form; a stripe that was never used has none."""
+    """Write the number of a stripe in the present form; a stripe that was never used has no number."""
     raw = read_at(stripe.fd, 30, 0)
     if not raw or re.fullmatch(rb"\d{20}", raw):
         stripe.begin_from(int(raw or b"0"))
 
 
 def migrate_journal(path: Path, *, durable: bool) -> None:
-    """Write a journal of the first format in the present one. One that is damaged, or is none, stays as it is."""
+    """Rewrite a journal of the first format in the present one.
+
+    A damaged file, or one that is not a journal, stays unchanged.
+    """
     fd = open_file(path, os.O_RDONLY)
     try:
         line = read_line(fd)
@@ -116,7 +120,7 @@ def _rewrite(path: Path, fd: int, head: _Head, frames: list[_Frame], *, durable:
 
 
 def migrate_folder(folder: Folder, mark: Path, layout: int) -> None:
-    """Change a folder of the first format to the present one, of which *mark* says the number, under all locks."""
+    """Change a folder of the first format to the present one, whose number is in *mark*, under all locks."""
     with ExitStack() as held:
         stripes = []
         for i in range(STRIPES):

@@ -58,15 +58,15 @@ _log = logging.getLogger("kode_core.json")
 FORMAT: Final = 2
 _MAX_JOURNALS: Final = 20_000
 _MEMORY_BYTES: Final = 32 << 20
-"""The most that remembered journals take (OPS-14); the one that was used last is kept, whatever its size."""
+"""The most that remembered journals take (OPS-14); the journal that was used last is kept, whatever its size."""
 _ABANDONED_S: Final = 3600
 _ABANDONED_COPY_S: Final = 24 * 3600
 _NOT_OF_THE_FILE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors that opening a file ends with, and that say nothing of this file."""
+"""Errors of opening a file that say nothing about the file itself."""
 
 
 class Folder:
-    """See the module. Who writes holds the stripe of the agent, against other processes too."""
+    """See the module. A writer holds the stripe of the agent, which also excludes other processes."""
 
     def __init__(self, base: Path, *, durable: bool, wait_ms: int, mode: int = PRIVATE) -> None:
         self.base = base
@@ -83,7 +83,7 @@ class Folder:
     # --- the folder
 
     def open(self) -> None:
-        """Make the folder if it is not there, and see that this version can use it."""
+        """Create the folder if it does not exist, and check that this version can use it."""
         with translated(self.base):
             create_folders(self.base, self.mode)
             for name in ("locks", "leases"):
@@ -104,7 +104,7 @@ class Folder:
             self._sweep()
 
     def _begin_stripes(self) -> None:
-        """Give every stripe its first number, so that one that has none later is known to have lost it."""
+        """Give every stripe its first number, so that a stripe without a number is later known to have lost it."""
         for i in range(STRIPES):
             path = self.lock_path(i)
             with locked(path, self.wait_ms, self.mode) as fd:
@@ -121,7 +121,7 @@ class Folder:
                 remove_abandoned(Path(entry), _ABANDONED_COPY_S)
 
     def identity(self) -> str:
-        """A word that tells this folder from all others, made when it is asked for first."""
+        """A word that identifies this folder; created on first use."""
         path = self.own / "id"
         with translated(path):
             if not path.exists():
@@ -142,14 +142,14 @@ class Folder:
         return self.own / "locks" / stripe_name(index)
 
     def try_stripe(self, index: int) -> Stripe | None:
-        """Take the lock of a stripe, None when another process or call has it."""
+        """Take the lock of a stripe; None if another process or call holds it."""
         path = self.lock_path(index)
         with translated(path):
             fd = try_lock(path, self.mode)
         return None if fd is None else Stripe(path, fd, durable=self.durable)
 
     def leave(self, stripe: Stripe) -> None:
-        """Free the lock of a stripe."""
+        """Release the lock of a stripe."""
         with translated(stripe.path):
             unlock(stripe.fd)
 
@@ -169,7 +169,7 @@ class Folder:
             return journal
 
     def _used(self, journal: Journal) -> None:
-        """Count the memory of a journal, and forget the journals that were not used for the longest time."""
+        """Count the memory of a journal, and forget the least recently used journals."""
         with self._guard:
             name = journal.path.name
             if self._journals.get(name) is not journal:
@@ -186,7 +186,7 @@ class Folder:
 
     @contextmanager
     def reading(self, agent_id: str) -> Iterator[tuple[Journal, Reader]]:
-        """The agent's journal, refreshed and sound, and the file that its texts are in."""
+        """The agent's journal, refreshed and sound, and the file that contains its texts."""
         journal = self.journal(agent_id)
         with self.scanning(journal) as reader:
             if journal.damage is not None:
@@ -200,7 +200,7 @@ class Folder:
 
     @contextmanager
     def scanning(self, journal: Journal) -> Iterator[Reader]:
-        """A refreshed journal, sound or not, that no other thread uses meanwhile."""
+        """Refresh a journal and keep other threads from using it meanwhile; it may be damaged."""
         with journal.turn, translated(journal.path):
             reading = journal.reading()
             try:
@@ -219,16 +219,16 @@ class Folder:
                 self._used(journal)
 
     def names(self) -> list[str]:
-        """The names of all files that are to be journals."""
+        """The names of all files that should be journals."""
         with translated(self.base):
             return [entry.name for entry in os.scandir(self.base) if entry.name.endswith(".jsonl")]
 
     def sound_journals(
         self, left_out: list[str], wanted: Callable[[str], bool] = lambda _: True
     ) -> Iterator[tuple[Journal, Reader]]:
-        """All journals that can be read, one after the other; the labels of the others go to *left_out*.
+        """All readable journals, one after the other; the labels of the others go to *left_out*.
 
-        A journal whose name tells an agent id that is not *wanted* is not read.
+        A journal whose name encodes an agent id that is not *wanted* is not read.
         """
         for name in self.names():
             agent_id = agent_of(name.removesuffix(".jsonl"))
@@ -250,14 +250,14 @@ class Folder:
                 left_out.append(journal.label)
 
     def is_stray(self, journal: Journal) -> bool:
-        """Whether the file, once it was read, is of an agent that has its file elsewhere, as a copy is."""
+        """True if the file, once it was read, belongs to an agent whose file has another name; a copied file does."""
         agent_id = journal.state.agent_id
         return bool(agent_id) and journal.path.name != f"{file_name(agent_id)}.jsonl"
 
     # --- writes
 
     def commit(self, stripe: Stripe, batches: Sequence[Batch]) -> list[Outcome]:
-        """Apply batches that are all of one stripe."""
+        """Apply batches that all belong to one stripe."""
         outcomes: list[Outcome] = []
         for batch in batches:
             try:
@@ -289,14 +289,17 @@ class Folder:
             return self._apply(stripe, journal, batch)
 
     def _may_remove(self, journal: Journal, batch: Batch, damage: CorruptRecordError) -> bool:
-        """Whether a damaged file goes: its agent is deleted, whatever is in it, and the file is no other agent's."""
+        """True if a damaged file may go: the batch deletes its agent, and the file is no other agent's."""
         is_plain_delete = batch.delete and batch.is_empty and batch.expect_updated_at is None
         is_free = batch.fence is None or self._leases.holds(batch.agent_id, batch.fence)
         is_its_own = journal.state.agent_id in ("", batch.agent_id) and not isinstance(damage, UnreadableFileError)
         return is_plain_delete and is_free and is_its_own
 
     def _remove_damaged(self, stripe: Stripe, journal: Journal) -> Applied:
-        """Remove a damaged file. An event takes more than a byte, so that its size bounds the offsets in it (EVT-2)."""
+        """Remove a damaged file.
+
+        An event takes more than one byte, so the file's size bounds the offsets in it (EVT-2).
+        """
         stripe.raise_to(max(stripe.number, journal.state.log.next_offset) + journal.path.stat().st_size)
         _log.warning("%s was damaged, and was removed with its agent, which was deleted", journal.path)
         self._unlink(journal)
@@ -320,9 +323,9 @@ class Folder:
         return outcome
 
     def tidy(self, stripe: Stripe, journal: Journal) -> None:
-        """Remove the file of an agent that has nothing left; compact one that is mostly history.
+        """Remove the file of an agent with no contents left; compact a file that is mostly history.
 
-        The write that led here is done: what fails is logged and tried again later.
+        The write before it is complete: a failure here is logged, and the work is tried again later.
         """
         try:
             self._tidy(stripe, journal)
@@ -341,7 +344,7 @@ class Folder:
             journal.compact_at = max(COMPACT_FROM, 3 * live)
 
     def prepare(self, stripe: Stripe, batch: Batch) -> None:
-        """Write a batch down without applying it."""
+        """Write a batch to the journal without applying it."""
         journal = self.journal(batch.agent_id)
         with journal.turn, translated(journal.path):
             journal.begin(batch.agent_id, stripe.number + 1)
@@ -350,13 +353,13 @@ class Folder:
             journal.append(Frame("prepare", batch), durable=self.durable)
 
     def prepared(self, agent_id: str) -> Batch | None:
-        """The batch that waits for the word of another store."""
+        """The batch that waits for the decision of another store."""
         journal = self.journal(agent_id)
         with self.scanning(journal):
             return journal.prepared
 
     def decide(self, stripe: Stripe, agent_id: str, *, committed: bool) -> Applied:
-        """Write down the decision about the prepared write, and apply it if it was committed."""
+        """Write the decision about the prepared write to the journal, and apply the write if it was committed."""
         journal = self.journal(agent_id)
         with journal.turn, translated(journal.path):
             journal.begin(agent_id, stripe.number + 1)
@@ -373,7 +376,7 @@ class Folder:
     # --- leases
 
     def acquire_lease(self, stripe: Stripe, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """The new token, or None when the lease is held."""
+        """The new token, or None if the lease is held."""
         with translated(self.own):
             if self._leases.current(agent_id) is not None:
                 return None
@@ -383,7 +386,7 @@ class Folder:
             return token
 
     def renew_lease(self, _: Stripe, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        """False when the lease ended."""
+        """Prolong the lease; False if it ended."""
         with translated(self.own):
             if not self._leases.holds(agent_id, fence):
                 return False
@@ -399,7 +402,7 @@ class Folder:
     # --- health
 
     def ping(self) -> None:
-        """Write, sync and remove a file of this process's own."""
+        """Write, sync and remove a file that belongs to this process."""
         probe = self.own / f"probe.{os.getpid()}.{threading.get_ident()}"
         with translated(self.base):
             try:

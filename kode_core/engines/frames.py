@@ -7,10 +7,11 @@
     {"batch":{…},"outcome":{…}}                                                 its header (all but the bodies),
     {"role":"user","content":[…]}                                               and its bodies, one a line
 
-The checksum of a frame covers the first line (its marks excepted), the place of the frame in the file, and the header;
-every body has a digest in the header. So a frame that was moved, doubled or taken from another file is none.
+The checksum of a frame covers the first line (without its marks), the place of the frame in the file, and the header;
+every body has a digest in the header. So a frame that was moved, doubled or taken from another file is not a valid
+frame.
 
-The marks are the only bytes that are written twice. They say up to where the file was acknowledged.
+The marks are the only bytes that are overwritten. They give the position up to which the file was acknowledged.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _PIECE: Final = 1 << 20
 
 
 class Span(NamedTuple):
-    """Where a body's text is in the file."""
+    """The place of a body's text in the file."""
 
     start: int
     size: int
@@ -64,10 +65,10 @@ class Frame(msgspec.Struct, frozen=True, omit_defaults=True):
     """One entry of the journal.
 
     Attributes:
-        phase: ``apply`` says what happened. ``prepare`` says what will happen if another store commits its part;
-            the ``commit`` or ``abort`` that follows decides.
-        unsynced: how many bytes before it were not on the device for certain when it was written: a loss of power may
-            have taken them and left this frame.
+        phase: ``apply`` records a write that happened. ``prepare`` records a write that will happen if another store
+            commits its part; the ``commit`` or ``abort`` that follows decides.
+        unsynced: how many bytes before the frame were not certain to be on the device when it was written: a loss of
+            power may have removed them and left this frame.
     """
 
     phase: Literal["apply", "prepare", "commit", "abort"] = "apply"
@@ -81,7 +82,7 @@ class NoJournalError(Exception):
 
 
 class OtherFormatError(Exception):
-    """The journal is of another version, which ``args[0]`` is."""
+    """The journal has another format version, given by ``args[0]``."""
 
 
 class _Kind(msgspec.Struct, frozen=True):
@@ -107,8 +108,8 @@ class FirstLine(NamedTuple):
     """The contents of the first line.
 
     Attributes:
-        seed: the checksum of the line but for its marks, from which those of the frames go on.
-        size: bytes, the newline included.
+        seed: the checksum of the line without its marks, from which the checksums of the frames continue.
+        size: the number of bytes, including the newline.
     """
 
     generation: str
@@ -120,7 +121,7 @@ class FirstLine(NamedTuple):
 
     @property
     def marks_at(self) -> int:
-        """Where the marks are in the file."""
+        """The position of the marks in the file."""
         return self.size - PAIR_SIZE - len(_END)
 
 
@@ -144,8 +145,8 @@ def parsed_line(line: bytes) -> FirstLine:
     """The contents of the line.
 
     Raises:
-        NoJournalError: it is no first line of a journal, or not as it was written.
-        OtherFormatError: it is of another version.
+        NoJournalError: it is not the first line of a journal, or it was changed.
+        OtherFormatError: it has another format version.
     """
     try:
         kind = _kind_from(line)
@@ -168,7 +169,7 @@ def parsed_line(line: bytes) -> FirstLine:
 
 
 class Found(NamedTuple):
-    """A frame in a file; the texts of its bodies are their sizes."""
+    """A frame in a file; the text of each body is its size."""
 
     frame: Frame
     start: int
@@ -177,11 +178,11 @@ class Found(NamedTuple):
 
     @property
     def placed(self) -> Batch | None:
-        """The batch, with the places of its bodies for texts."""
+        """The batch, with the place of each body as its text."""
         return _placed(self.frame.batch, self.bodies_at)
 
     def is_sound(self, fd: int) -> bool:
-        """Whether all bodies match their digests."""
+        """True if all bodies match their digests."""
         if self.frame.batch is None:
             return True
         sound = True
@@ -197,7 +198,7 @@ class Found(NamedTuple):
 
 
 def _placed(batch: Batch | None, place: int) -> Batch | None:
-    """A batch whose bodies say their sizes, with their places instead, for bodies that begin at *place*."""
+    """A batch whose bodies give their sizes, with their places instead, for bodies that begin at *place*."""
 
     def placed(body: Body) -> Body:
         nonlocal place
@@ -213,17 +214,17 @@ def _checksum(seed: int, start: int, header_size: int, bodies_size: int, header:
 
 
 def prefix_of(header: bytes, start: int, bodies_size: int, seed: int) -> bytes:
-    """The prefix of a frame at *start*; the header has its newline."""
+    """The prefix of a frame at *start*; *header* includes its newline."""
     sizes = (start, len(header) - 1, bodies_size)
     return b"#%b %d %d %d\n" % (_checksum(seed, *sizes, header), *sizes)
 
 
 def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, bytes]:
-    """The frame's batch with its bodies placed for a frame at *start*, and the frame's bytes."""
+    """The frame's batch with the places of its bodies for a frame at *start*, and the frame's bytes."""
     texts: list[bytes] = []
 
     def sized(body: Body) -> Body:
-        texts.append(body.text.encode(errors="surrogateescape"))  # a damaged one stays as it is
+        texts.append(body.text.encode(errors="surrogateescape"))  # a damaged text stays unchanged
         return Body(str(len(texts[-1])), body.digest)
 
     batch = None if frame.batch is None else with_bodies(frame.batch, sized)
@@ -234,13 +235,13 @@ def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, byte
 
 
 def frame_at(fd: int, start: int, size: int, seed: int) -> Found | None:
-    """The frame that begins at *start*, in a file of *size* bytes; None when no whole one does."""
+    """The frame that begins at *start*, in a file of *size* bytes; None if no complete frame does."""
     found = _stated(fd, start, read_at(fd, _LONGEST_PREFIX, start), size, seed)
     return found if found is not None and found.start == start and found.end <= size else None
 
 
 def _stated(fd: int, at: int, raw: bytes, size: int, seed: int) -> Found | None:
-    """The frame that the bytes *raw*, which are at *at*, describe, wherever they say that it begins."""
+    """The frame that the bytes *raw*, read at *at*, describe, wherever they say that it begins."""
     match = _PREFIX.match(raw)
     if match is None:
         return None
@@ -260,7 +261,7 @@ def _stated(fd: int, at: int, raw: bytes, size: int, seed: int) -> Found | None:
 
 
 def frames_behind(fd: int, place: int, size: int, seed: int) -> Iterator[Found]:
-    """Frames whose headers are sound anywhere behind *place*, also where they were moved to by damage."""
+    """Frames with sound headers anywhere behind *place*, including frames that damage has moved."""
     at = place + 1
     while at < size:
         piece = read_at(fd, min(_PIECE, size - at), at)

@@ -1,4 +1,4 @@
-"""Holding stripes of a folder from the event loop: waiting for another process takes no thread."""
+"""Hold stripes of a folder from the event loop: waiting for another process takes no thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATIENCE_S: Final = 0.1
 
 
 class Holder:
-    """Holds stripes for the calls of one engine. Calls of one stripe go one after the other."""
+    """Holds stripes for the calls of one engine. Calls of one stripe run one after the other."""
 
     def __init__(self, folder: Folder, threads: Threads) -> None:
         self._folder = folder
@@ -33,7 +33,7 @@ class Holder:
     async def write(
         self, agent_id: str, call: Callable[Concatenate[Stripe, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call in a thread with the agent's stripe."""
+        """Run the call in a thread, holding the agent's stripe."""
         index = stripe_of(agent_id)
 
         def attempt() -> list[T]:
@@ -50,7 +50,7 @@ class Holder:
             return result
 
     async def _until(self, index: int, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat *attempt* until it gives something; the pauses are in the event loop, so that no thread waits."""
+        """Repeat *attempt* until it returns a value; the pauses are in the event loop, so that no thread waits."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._folder.wait_ms / 1000
         pause = pauses()
@@ -85,9 +85,9 @@ class Holder:
 
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[list[Stripe]]:
-        """Hold all stripes at once, for a moment in which nothing is written.
+        """Hold all stripes at once, for a moment without any writes.
 
-        A stripe that another process keeps is waited for alone, so that the others are not held meanwhile.
+        A stripe that another process holds is waited for alone, so that the others are not held meanwhile.
         """
         first = 0
         for _ in range(_ROUNDS):

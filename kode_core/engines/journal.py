@@ -1,11 +1,11 @@
 """One agent's file in the JSON files engine: a journal of frames, each one atomic write.
 
-A frame is there when all of it is there. Once a write is done, the first line says up to where the file was
-acknowledged. What follows there, and is no whole frame, is the rest of a write that a crash cut short, unless a frame
-comes behind it that could not be there; the next write moves it to a file of its own. Anything else that does not fit
+A frame counts only if it is complete. Once a write is done, the first line records the position up to which the file
+was acknowledged. Bytes behind it that are no complete frame are the rest of a write that a crash cut short, unless a
+frame follows that no writer would have put there. The next write moves them to a file of their own. Any other mismatch
 is damage: it is reported, not skipped, and nothing is written to the file (OPS-4).
 
-A file has its name only once its first frame is in it.
+A file gets its name only after its first frame was written.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ _EVENT_BYTES: Final = 64
 
 
 class Journal:
-    """The state of one agent as its file tells it.
+    """The state of one agent as its file records it.
 
-    Not safe for threads: ``turn`` is held while it is used. Writes need the lock of the agent's stripe besides.
+    Not thread-safe: ``turn`` is held while it is used. Writes also need the lock of the agent's stripe.
     """
 
     def __init__(self, path: Path, mode: int = PRIVATE) -> None:
@@ -79,11 +79,11 @@ class Journal:
         self.turn = threading.Lock()
         self.compact_at = COMPACT_FROM
         self.owner = agent_of(path.name.removesuffix(".jsonl"))
-        """The agent whose file it is by its name; None for a long name, until a caller has asked with the id."""
+        """The agent that the file's name stands for; None for a long name until a caller asks with the id."""
         self.forget()
 
     def forget(self) -> None:
-        """Remember nothing; the file is read anew when it is needed."""
+        """Remember nothing; the file is read again when it is needed."""
         self.damage: StorageError | None = None
         self.end = 0
         self.state = AgentState("", 1, Spans())
@@ -94,12 +94,12 @@ class Journal:
 
     @property
     def generation(self) -> str:
-        """Which file it is: another one after it was rewritten, empty when there is none."""
+        """Identifies the file: changes when the file is rewritten, and is empty if there is none."""
         return "" if self._line is None else self._line.generation
 
     @property
     def weight(self) -> int:
-        """About how many bytes of memory the state takes."""
+        """The approximate number of bytes of memory that the state takes."""
         rows = sum(len(rows.rows) for rows in self.state.lists.values()) + len(self.state.docs)
         return _EMPTY_BYTES + _ROW_BYTES * rows + _EVENT_BYTES * len(self.state.log)
 
@@ -113,9 +113,9 @@ class Journal:
 
     @contextmanager
     def reading(self) -> Iterator[Reader]:
-        """Read what was written since; inside, the state and the file that its bodies are in belong together.
+        """Read the frames that were written since; inside, the state matches the file that contains its bodies.
 
-        ``damage`` is set when not all of the file could be read; the state is then what came before.
+        ``damage`` is set if the file could not be read to its end; the state then ends before the damage.
         """
         fd = self._open()
         if fd is None:
@@ -124,7 +124,7 @@ class Journal:
             return
         try:
             self._catch_up(fd)
-            if self.damage is not None:  # another process may just have written: only damage that is seen twice counts
+            if self.damage is not None:  # another process may just have written: damage counts only if it is seen twice
                 self.forget()
                 os.close(fd)
                 fd = None
@@ -149,7 +149,7 @@ class Journal:
         return fd
 
     def refresh(self) -> None:
-        """Read what was written since; raises what ``damage`` says."""
+        """Read the frames that were written since, and raise ``damage`` if it is set."""
         with self.reading():
             if self.damage is not None:
                 raise self.damage
@@ -191,13 +191,13 @@ class Journal:
             self._last, self.end = self.end, found.end
 
     def _is_whole(self, fd: int, found: Found, size: int) -> bool:
-        """Whether an unacknowledged frame is whole; one that other frames build on may have a damaged body."""
+        """True if an unacknowledged frame is complete. A frame that other frames build on may have a damaged body."""
         assert self._line is not None
         following = frame_at(fd, found.end, size, self._line.seed)
         return (following is not None and not following.frame.unsynced) or found.is_sound(fd)
 
     def _goes_on(self, fd: int, size: int) -> bool:
-        """Whether a frame behind the end shows that the end is a hole: no writer would have put it there."""
+        """True if a frame behind the end shows that the end is a hole, because no writer would have put it there."""
         if self._no_frame_behind == (self.end, size):
             return False
         assert self._line is not None
@@ -213,12 +213,12 @@ class Journal:
 
     @property
     def _acknowledged(self) -> int:
-        """Up to where everything was acknowledged; 0 where no mark can be relied on."""
+        """The position up to which everything was acknowledged; 0 if no mark can be relied on."""
         return max((mark.number for mark in self._marks if mark and mark.is_reliable), default=0)
 
     @property
     def _synced(self) -> int:
-        """Up to where everything is on the device."""
+        """The position up to which everything is on the device."""
         return max((mark.number for mark in self._marks if mark and mark.word == SYNCED), default=0)
 
     def _apply(self, phase: str, batch: Batch | None, frame: Frame) -> None:
@@ -243,7 +243,7 @@ class Journal:
     # --- writing: only under the agent's lock
 
     def begin(self, agent_id: str, next_offset: int) -> None:
-        """Get ready to write. The offset is where the events of a new agent start."""
+        """Prepare for a write. The offset is the first event offset of a new agent."""
         self.refresh()
         if self.end and not self._is_as_known():
             self.forget()
@@ -254,17 +254,17 @@ class Journal:
             self.state = AgentState(agent_id, next_offset, Spans())
 
     def check_owner(self, agent_id: str) -> None:
-        """See that the file is this agent's.
+        """Check that the file belongs to this agent.
 
         Raises:
-            CorruptRecordError: another agent's file was put in its place.
+            CorruptRecordError: the file was replaced by another agent's.
         """
         if self.end and self.state.agent_id != agent_id:
             problem = f"{self.path} is a file of agent {self.state.agent_id!r}; put back the right one from a backup"
             raise CorruptRecordError(f"agent {agent_id!r}", problem)
 
     def _is_as_known(self) -> bool:
-        """Whether the frames that may never have reached the device, and the last one, are still where they were."""
+        """True if the last frame, and the frames that may never have reached the device, are still in place."""
         assert self._line is not None
         fd = open_file(self.path, os.O_RDONLY)
         try:
@@ -279,12 +279,12 @@ class Journal:
             os.close(fd)
 
     def append(self, frame: Frame, *, durable: bool, marked: bool = True) -> None:
-        """Add a frame and apply it. After an error the file is as it was.
+        """Append a frame and apply it. After an error the file is unchanged.
 
-        One that is not *marked* is not noted in the first line: to lose it does no harm.
+        A frame that is not *marked* is not noted in the first line: losing it does no harm.
 
         Raises:
-            OutcomeUnknownError: it was written and could not be synced; others may have read it, so it stays.
+            OutcomeUnknownError: the frame was written but could not be synced; others may have read it, so it stays.
         """
         try:
             if self.end:
@@ -314,7 +314,7 @@ class Journal:
             frame = replace(frame, unsynced=self.end - start)
             placed, data = frame_bytes(frame, self.end, self._line.seed)
             try:
-                for at in range(start, self.end, _PIECE):  # a sync that failed may have dropped them: write them again
+                for at in range(start, self.end, _PIECE):  # a failed sync may have dropped them: write them again
                     write_all(fd, read_at(fd, min(_PIECE, self.end - at), at), at)
                 write_all(fd, data, self.end)
             except BaseException:
@@ -341,9 +341,9 @@ class Journal:
             ) from exc
 
     def _mark(self, fd: int | None, *, durable: bool) -> None:
-        """Note in the first line that the write is done. Should that fail, less is known of a file that is sound.
+        """Note in the first line that the write is complete. If that fails, the file is sound, but less known.
 
-        Of the two marks one is always on the device: a loss of power cannot tear both.
+        One of the two marks is always on the device: a loss of power cannot tear both.
         """
         assert self._line is not None
         marks = self._line.marks
@@ -364,7 +364,7 @@ class Journal:
             _log.warning("%s: its first line could not be written: %s", self.path, exc)
 
     def _cut(self, fd: int) -> None:
-        """Move the bytes that a crash left behind the last frame to a file of their own."""
+        """Move the bytes that a crash left behind the last frame to a separate file."""
         size = os.fstat(fd).st_size
         if size <= self.end:
             return
@@ -378,11 +378,11 @@ class Journal:
 
     @property
     def live_bytes(self) -> int:
-        """About how large the file would be without what was replaced since."""
+        """The approximate size of the file without the parts that were replaced since."""
         return sum(cast(Span, body.text).size + 200 for body in bodies_of(self.state))
 
     def compact(self, *, durable: bool) -> None:
-        """Rewrite the file with what still counts; bodies that are damaged stay as they are."""
+        """Rewrite the file with its live contents only; damaged bodies stay unchanged."""
         with self.reading() as reader:
             if self.damage is not None:
                 raise self.damage
@@ -391,14 +391,14 @@ class Journal:
 
 
 def _worth(mark: Mark | None) -> tuple[bool, int]:
-    """Which of two marks to keep: a synced one, and the later of two."""
+    """The order in which marks are kept: synced marks first, then the later one."""
     return (False, -1) if mark is None else (mark.word == SYNCED, mark.number)
 
 
 def write_state(
     path: Path, state: AgentState, text: Callable[[Body], Body], *, durable: bool, mode: int = PRIVATE
 ) -> None:
-    """Put a file at *path* that says no more than *state*, with the texts that *text* gives for its bodies."""
+    """Write a file to *path* that contains only *state*, with the text of each body taken from *text*."""
     line = first_line(state.agent_id, state.log.next_offset)
     parsed = parsed_line(line)
     end = len(line)

@@ -1,7 +1,7 @@
 """An engine over JSON files: nothing to install, readable with any editor, safe against crashes and other processes.
 
-It keeps an index of every agent it has touched in memory, and finds sessions by looking at all of them: right for
-thousands of agents, not for millions.
+It keeps an index of every agent that was used in memory, and searches all agents to find sessions: right for thousands
+of agents, not for millions.
 """
 
 from __future__ import annotations
@@ -60,11 +60,14 @@ _log = logging.getLogger("kode_core.json")
 _MOVES: Final = 10
 
 Resolver = Callable[[Batch], Awaitable[bool]]
-"""Tells whether the other store committed its part of a prepared batch."""
+"""Returns True if the other store committed its part of a prepared batch."""
 
 
 class JsonFilesEngine:
-    """See :class:`kode_core.engine.Engine`. Blocking calls run in threads; locks are waited for in the event loop."""
+    """See :class:`kode_core.engine.Engine`.
+
+    Blocking calls run in threads; waiting for locks happens in the event loop.
+    """
 
     name = "json"
 
@@ -82,11 +85,11 @@ class JsonFilesEngine:
     # --- threads and locks
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call in a thread."""
+        """Run the call in a thread."""
         return await self._threads.run(lambda: call(*args, **kwargs))
 
     async def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Await to the end even when the caller is cancelled: a thread cannot be stopped half-way."""
+        """Await to the end even if the caller is cancelled: a thread cannot be stopped half-way."""
         task = asyncio.ensure_future(coroutine)
         self._jobs.add(task)
         task.add_done_callback(self._job_done)
@@ -140,7 +143,7 @@ class JsonFilesEngine:
         return outcomes
 
     async def prepare(self, batch: Batch) -> PreparedWrite:
-        """Write *batch* down without applying it; the agent stays locked until the outcome is said."""
+        """Write *batch* to the journal without applying it; the agent stays locked until the outcome is decided."""
         while True:
             async with AsyncExitStack() as held:
                 stripe = await held.enter_async_context(self.holder.hold_for(batch.agent_id))
@@ -153,7 +156,7 @@ class JsonFilesEngine:
             await self.resolve(problem)
 
     async def resolve(self, problem: UnresolvedError) -> None:
-        """Ask the other store whether a prepared write was committed, and note the answer."""
+        """Ask the other store whether a prepared write was committed, and record the answer."""
         if self.resolver is None:
             raise problem
         resolver, agent_id = self.resolver, problem.batch.agent_id
@@ -195,7 +198,7 @@ class JsonFilesEngine:
             committed = await commit()
             return committed
         except OutcomeUnknownError:
-            committed = True  # perhaps: files of forks that are not there do no harm
+            committed = True  # perhaps: files of forks that do not exist do no harm
             raise
         finally:
             if not committed:
@@ -284,7 +287,7 @@ class JsonFilesEngine:
     async def _found(
         self, agent_id: str | None, search: Callable[[Iterator[AgentState]], list[tuple[str, Body, T]]]
     ) -> Found[tuple[T, Body]]:
-        """The results of *search* in the states of all agents, or of one, with the texts of bodies."""
+        """The results of *search* over the states of all agents, or of one, with the texts of the bodies."""
 
         def states(seen: dict[str, tuple[Journal, str]], left_out: list[str]) -> Generator[AgentState, None, None]:
             if agent_id is None:
@@ -300,7 +303,7 @@ class JsonFilesEngine:
         def call() -> Found[tuple[T, Body]]:
             seen: dict[str, tuple[Journal, str]] = {}
             left_out: list[str] = []
-            with closing(states(seen, left_out)) as open_ones:  # a search that fails keeps no file locked
+            with closing(states(seen, left_out)) as open_ones:  # a search that fails leaves no file locked
                 rows = search(open_ones)
             texts = self._texts(seen, [(whose, body) for whose, body, _ in rows])
             return Found(((row, text) for (_, _, row), text in zip(rows, texts, strict=True)), left_out)
@@ -315,7 +318,7 @@ class JsonFilesEngine:
         raise StoreBusyError(f"{self.folder.base}: the files kept changing while they were searched; try again")
 
     def _texts(self, seen: Mapping[str, tuple[Journal, str]], wanted: Sequence[tuple[str, Body]]) -> list[Body]:
-        """The bodies with their texts, in order; the files are opened once each."""
+        """The bodies with their texts, in order; each file is opened once."""
         found: dict[int, Body] = {}
         by_agent: dict[str, list[int]] = {}
         for i, (agent_id, _) in enumerate(wanted):
@@ -359,22 +362,22 @@ class JsonFilesEngine:
 
     @asynccontextmanager
     async def copying(self, target: Path) -> AsyncIterator[FolderCopy]:
-        """A copy to be made, of which nothing stays unless it was finished."""
+        """A copy in progress; nothing of it stays unless it was finished."""
         copy = FolderCopy(self.folder, target.absolute())
         try:
             await self._threads.run_whole(copy.begin)
             yield copy
             await self._threads.run_whole(lambda: copy.clear(is_kept=True))
-        except BaseException:  # also when the copy was whole a moment before
+        except BaseException:  # also if the copy was complete a moment before
             await self._threads.run_whole(lambda: copy.clear(is_kept=False))
             raise
 
     async def fix(self, copy: FolderCopy, stripes: list[Stripe]) -> None:
-        """Let this be the instant of the copy, while all stripes are held."""
+        """Make this the instant of the copy, while all stripes are held."""
         await self._threads.run_whole(copy.fix, stripes)
 
     async def copy(self, copy: FolderCopy, progress: Progress) -> None:
-        """Copy the files that were fixed."""
+        """Copy the files that :meth:`fix` noted."""
         steps = copy.copied()
         progress(0, copy.total)
         while (done := await self._threads.run_whole(next, steps, None)) is not None:
@@ -390,4 +393,4 @@ class JsonFilesEngine:
 
 
 class _MovedError(Exception):
-    """A file was rewritten between two looks at it."""
+    """A file was rewritten between two reads."""

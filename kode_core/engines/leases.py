@@ -1,4 +1,4 @@
-"""The leases of the JSON files engine: one file for each that is held."""
+"""The leases of the JSON files engine: one file for each held lease."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class LeaseFiles:
         return self._folder / f"{file_name(agent_id)}.json"
 
     def current(self, agent_id: str) -> _Lease | None:
-        """The lease that is held now. One whose file is damaged has ended: its holder's writes are refused (LOCK-5)."""
+        """The lease that is held now.
+
+        A lease whose file is damaged has ended: the writes of its holder are refused (LOCK-5).
+        """
         path = self._path(agent_id)
         try:
             raw = path.read_bytes()
@@ -61,12 +64,12 @@ class LeaseFiles:
         return lease if lease.held() else None
 
     def holds(self, agent_id: str, fence: Fence) -> bool:
-        """Whether the lease is held, by that owner, with that token."""
+        """True if the lease is held by that owner with that token."""
         lease = self.current(agent_id)
         return lease is not None and (lease.owner, lease.token) == (fence.owner, fence.token)
 
     def write(self, agent_id: str, fence: Fence, ttl_ms: int) -> None:
-        """Let the lease be held for *ttl_ms* from now."""
+        """Record that the lease is held for *ttl_ms* from now."""
         boot, now = host_clock()
         path = self._path(agent_id)
         text = msgspec.json.encode(_Lease(fence.owner, fence.token, now + ttl_ms, boot))

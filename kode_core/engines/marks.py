@@ -1,7 +1,7 @@
-"""Numbers that are changed in place: each is kept in two slots, so that a torn write of one leaves the other.
+"""Numbers that are changed in place: each is kept in two slots, so that a torn write of one slot leaves the other.
 
 A slot is ``<15 digits> <8 characters> <checksum>``. The characters say how far the number may be relied on: ``SYNCED``
-when everything it stands for is on the device, otherwise the boot of the host in which it was written.
+if everything that it stands for is on the device, otherwise the boot of the host in which it was written.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PAIR_SIZE: Final = 2 * _SIZE + 1
 
 
 class Mark(NamedTuple):
-    """A number and how far it may be relied on."""
+    """A number, and how far it may be relied on."""
 
     number: int
     word: str = SYNCED
 
     @property
     def is_reliable(self) -> bool:
-        """Whether the number holds: no loss of power can have undone the writes that it counts."""
+        """True if the number can be relied on: no loss of power can have undone the writes that it counts."""
         return self.word in (SYNCED, this_boot()) and self.word != UNRELIABLE
 
 
@@ -50,24 +50,24 @@ BLANK: Final = Mark(0)
 
 @functools.cache
 def this_boot() -> str:
-    """The word for the boot of this host; unreliable where the system does not say which boot it is."""
+    """The word for this boot of the host; unreliable if the system does not identify its boots."""
     boot, _ = host_clock()
     return blake2b(boot.encode(), digest_size=4).hexdigest() if boot else UNRELIABLE
 
 
 def slot_bytes(mark: Mark, seed: int) -> bytes:
-    """A slot; *seed* ties it to its place."""
+    """The bytes of a slot; *seed* ties it to its place."""
     text = b"%015d %b" % (mark.number, mark.word.encode())
     return b"%b %08x" % (text, crc32(text, seed))
 
 
 def pair_bytes(marks: Sequence[Mark], seed: int) -> bytes:
-    """Two slots."""
+    """The bytes of two slots."""
     return b" ".join(slot_bytes(mark, seed) for mark in marks)
 
 
 def pair_from(raw: bytes, seed: int) -> list[Mark | None]:
-    """Both marks, None for a slot that is torn or damaged."""
+    """Both marks; None for a slot that is torn or damaged."""
     return [_mark(raw[at : at + _SIZE], seed) for at in (0, _SIZE + 1)]
 
 
@@ -82,5 +82,5 @@ def _mark(slot: bytes, seed: int) -> Mark | None:
 
 
 def slot_at(index: int) -> int:
-    """Where slot *index* begins in a pair."""
+    """The position of slot *index* in a pair."""
     return index * (_SIZE + 1)

@@ -1,7 +1,7 @@
 """An engine that keeps everything in this process: for tests, and for agents that may be forgotten.
 
 Stores of one space may be used in several threads, each with an event loop of its own. So each call holds the lock of
-the space, from its first look at what is stored to its last change, and waits for nothing meanwhile.
+the space from its first read to its last change, and does not wait in between.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ __all__ = ["MemoryEngine", "MemorySpace"]
 
 
 class MemorySpace:
-    """What one or more memory engines hold together."""
+    """The contents that one or more memory engines share."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.states: dict[str, AgentState] = {}
         self.leases: dict[str, tuple[Fence, float]] = {}
         self.counter = 0
-        """Above every token given out, and every offset of a deleted agent."""
+        """At least as great as every token given out and every offset of a deleted agent."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has a lock of its own."""
+        """Leave the lock out: a copy gets a lock of its own."""
         return {name: value for name, value in vars(self).items() if name != "lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, lock=threading.Lock())
 
     def state(self, agent_id: str) -> AgentState:
-        """The agent's state, an empty one that is not kept where there is none."""
+        """The agent's state; if there is none, an empty one that is not kept."""
         return self.states.get(agent_id) or AgentState(agent_id, self.counter + 1)
 
     def holds(self, agent_id: str, fence: Fence) -> bool:
@@ -85,7 +85,7 @@ class MemoryEngine:
         return self.name
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        await asyncio.sleep(0)  # others get their turn, as with every other engine
+        await asyncio.sleep(0)  # let other tasks run, as every other engine does
         with self._space.lock:
             return [self._commit(batch) for batch in batches]
 
@@ -214,7 +214,7 @@ class MemoryEngine:
 
 
 def forked(parent: AgentState, child: Child, now: int, next_offset: int) -> AgentState:
-    """A new state with what a fork takes along (FORK-1)."""
+    """A new state with the parts that a fork copies (FORK-1)."""
     state = AgentState(child.agent_id, next_offset)
     state.info = child.info
     state.updated_at = now
@@ -230,7 +230,7 @@ class MemoryOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Options of the memory backend.
 
     Attributes:
-        name: stores of one name share their contents within the process; without a name a store is alone.
+        name: stores of one name share their contents within the process; a store without a name is alone.
     """
 
     name: str | None = None
@@ -247,5 +247,5 @@ async def open_memory(options: MemoryOptions) -> MemoryEngine:
 
 
 def forget_memory(name: str) -> None:
-    """Drop the space of that name; stores that are open keep it until they are closed."""
+    """Drop the space of that name; open stores keep it until they are closed."""
     _spaces.pop(name, None)

@@ -16,7 +16,7 @@ __all__ = ["PreparedWrite"]
 
 
 class PreparedWrite:
-    """A write that is durable and not applied. Commit it, abort it or leave it, once."""
+    """A write that is durable but not applied. Call ``commit``, ``abort`` or ``leave`` once."""
 
     def __init__(self, engine: JsonFilesEngine, agent_id: str, stripe: Stripe, held: AsyncExitStack) -> None:
         self._engine = engine
@@ -25,15 +25,15 @@ class PreparedWrite:
         self._held = held
 
     async def commit(self, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
-        """Apply it, and do what must be done *then* before anybody else writes."""
+        """Apply the write, and call *then* before anybody else can write."""
         return await self._finish(True, then)
 
     async def abort(self) -> None:
-        """Forget it."""
+        """Discard the write."""
         await self._finish(False)
 
     async def leave(self) -> None:
-        """Do neither: the next call for the agent asks the resolver."""
+        """Decide nothing: the next call for the agent asks the resolver."""
         await self._held.aclose()
 
     async def _finish(self, committed: bool, then: Callable[[], Awaitable[object]] | None = None) -> Applied:

@@ -1,4 +1,4 @@
-"""The reads of engines that have one function for each verb, and the checks of what they find."""
+"""The reads of engines that have one function for each verb, and the checks of their results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST: Final = 2**62
-"""More than any version, count or time of a head, and any offset, can be."""
+"""More than any version, count or time of a head, and more than any offset."""
 
 
 class EngineReads(ABC):
@@ -40,7 +40,7 @@ class EngineReads(ABC):
 
     @abstractmethod
     async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
-        """Do the read called *verb* with these arguments; *agent_id* is whose it is, None for that of many."""
+        """Do the read called *verb* with these arguments for *agent_id*, which is None for a read over many agents."""
 
     async def head(self, agent_id: str) -> Head | None:
         found: Head | None = await self.read("head", agent_id, agent_id)
@@ -100,7 +100,7 @@ class EngineReads(ABC):
 
 
 def unless_damaged(left_out: list[str], read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """The result of *read*; None where it finds damage, whose name goes to *left_out* (QRY-9)."""
+    """The result of *read*; None if it finds damage, whose name goes to *left_out* (QRY-9)."""
     try:
         return read(*args, **kwargs)
     except CorruptRecordError as exc:
@@ -122,13 +122,13 @@ def list_rows(
     start: int = 0,
     limit: int | None = None,
 ) -> ListRows:
-    """The rows of a list from position *start* on, at most *limit*, as a query found them at one instant.
+    """The rows of a list from position *start* on, at most *limit*, from the result of a query at one instant.
 
-    *head* is the list's version and count, (0, 0) where the agent has no head; *found* has (position, body, digest,
+    *head* is the list's version and count, (0, 0) if the agent has no head; *found* has (position, body, digest,
     created_at) in order of position, of any type.
 
     Raises:
-        CorruptRecordError: rows are missing or too many, or hold what was never written (OPS-4).
+        CorruptRecordError: rows are missing or too many, or contain values that were never written (OPS-4).
     """
     check_head(head, agent_id)
     version, count = head

@@ -1,4 +1,4 @@
-"""What was put last, of something that may be forgotten."""
+"""A mapping of the entries that were set last."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class Recent(OrderedDict[K, V]):
-    """So many entries at most: each that is put is the last one, and one too many makes the first one go."""
+    """Holds a limited number of entries: setting one makes it the last, and drops the first if there are too many."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

@@ -4,15 +4,14 @@ A document database or a key-value service promises a conditional write of one r
 enough: :class:`kode_core.engines.record_engine.RecordEngine` makes a whole engine of a :class:`RecordStore`.
 
 - An agent is one *head* and many *items* (messages, tool calls, documents, events), in order of their keys.
-- Nothing but the swap of a head commits. The new head says what changes in the items; whoever comes first applies it
-  to them: the writer, or when it died, anybody else. Readers lay what is pending over the items they read.
+- Nothing but the swap of a head commits. The new head carries the changes of the items, and the first process that
+  comes by applies them: the writer, or another when it died. Readers lay pending changes over the items they read.
 - To apply changes twice, late or after newer ones does no harm: every item has the revision of the head that wrote it,
   and only a greater one replaces it. An item that is removed leaves a mark with the revision of its removal, so that a
   late put of an older one does not bring it back, and a reader sees that it came too late.
 - The items of a deleted agent stay behind at its old *epoch*, where nobody looks, until they are removed.
 - What is too large for one record is kept in *parts*.
-- A *note* is made of every place where a process that dies may leave something that no head refers to, before that can
-  happen. Some minutes later, somebody removes what is left there, and then the note.
+- A *note* names a place where a process that dies may leave records without a head. A sweep removes them minutes later.
 """
 
 from __future__ import annotations

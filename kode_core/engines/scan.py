@@ -39,7 +39,7 @@ def _sessions(states: Iterable[AgentState], query: SessionQuery) -> Iterator[Ses
 
 
 def session_matches(agent_id: str, info: Info, updated_at: int, query: SessionQuery) -> bool:
-    """Whether the filters of a query hold for an agent."""
+    """True if an agent matches the filters of a query."""
     return (
         query.agent_id in (None, agent_id)
         and query.template_id in (None, info.template_id)
@@ -65,7 +65,7 @@ def find_rows(states: Iterable[AgentState], query: RowQuery) -> list[FoundRow]:
 
 
 def row_matches(created_at: int, index: object, query: RowQuery) -> bool:
-    """Whether the filters of a query hold for a row."""
+    """True if a row matches the filters of a query."""
     return created_at in query.created and all(_holds(index, name, value) for name, value in query.where)
 
 
@@ -76,7 +76,7 @@ def _holds(index: object, name: str, value: str | bool) -> bool:
 
 
 def page(found: Iterable[tuple[K, V]], query: SessionQuery | RowQuery) -> list[V]:
-    """The page of a query, given what matches, each with its place in the order."""
+    """The page of a query, from the matches with their keys in the order."""
     after: Any = query.after
     if after is not None:
         found = ((k, v) for k, v in found if (k < after if query.descending else k > after))

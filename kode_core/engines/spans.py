@@ -1,4 +1,4 @@
-"""States whose bodies are in a file: where they are, and how to write them down again."""
+"""States whose bodies are in a file: the places of the bodies, and the batches that write a state again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Reader:
         return self._body(body, "replace")
 
     def raw(self, body: Body) -> Body:
-        """The same; bytes that are no text, as damage makes them, can be written again as they are."""
+        """The same; bytes that are not valid text, because of damage, can be written back unchanged."""
         return self._body(body, "surrogateescape")
 
     def sound(self, body: Body) -> Body:

@@ -1,7 +1,7 @@
 """One agent's contents in memory, as the built-in engines keep them.
 
-A state never looks at the text of a body. The memory engine keeps the text there; the JSON files engine keeps the
-place in the file where the text is.
+A state never reads the text of a body. The memory engine keeps the text there, the JSON files engine the place of the
+text in the file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["AgentState", "EventLog", "ListState"]
 
 
 class ListState:
-    """A list of rows and its version, 0 as long as nothing was written."""
+    """A list of rows and its version, which is 0 until something is written."""
 
     __slots__ = ("_latest", "rows", "version")
 
@@ -49,7 +49,7 @@ class ListState:
         self.version = 0
         self.rows: list[Row] = []
         self._latest: int | None = None
-        """The greatest created_at, when it is known."""
+        """The greatest created_at, if it is known."""
 
     @property
     def head(self) -> ListHead:
@@ -73,7 +73,7 @@ class ListState:
         for position, row in write.put:
             if position < len(self.rows):
                 if row.created_at < self.rows[position].created_at:
-                    self._latest = None  # it may have been that one
+                    self._latest = None  # it may have been the greatest
                 self.rows[position] = row
             else:
                 self.rows.append(row)
@@ -84,11 +84,11 @@ class ListState:
 
 
 _CROWD: Final = 16
-"""Events that share a seq are looked through one by one up to this many; more of them get an index."""
+"""Up to this many events with one seq are searched one by one; more of them get an index."""
 
 
 class EventLog:
-    """An agent's events: by offset in arrays, and their order by (seq, offset) only where it is another one."""
+    """An agent's events in arrays by offset; their order by (seq, offset) is kept only if it differs."""
 
     __slots__ = ("_channels", "_crowds", "_digests", "_offsets", "_order", "_seqs", "bodies", "next_offset")
 
@@ -133,7 +133,7 @@ class EventLog:
         return crowd.get(digest)
 
     def offsets_for(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
-        """The offset each event will have, or has already (EVT-4)."""
+        """The offset that each event will have, or already has (EVT-4)."""
         fresh: dict[tuple[int, bytes], int] = {}
         for event in events:
             key = (event.seq, event.body.digest)
@@ -197,12 +197,12 @@ class EventLog:
         return self.row(self._at(len(self) - 1)) if len(self) else None
 
     def repeated_offset(self) -> int | None:
-        """An offset that two events have or that does not grow; None when all is well."""
+        """An offset that does not grow over the one before it; None if all do."""
         return next((b for a, b in zip(self._offsets, self._offsets[1:], strict=False) if b <= a), None)
 
 
 class AgentState:
-    """Everything of one agent."""
+    """Everything that is stored for one agent."""
 
     __slots__ = ("agent_id", "docs", "info", "last_op", "last_outcome", "lists", "log", "updated_at")
 
@@ -218,7 +218,7 @@ class AgentState:
 
     @property
     def has_contents(self) -> bool:
-        """Whether anything is stored, the documents of layers excepted."""
+        """True if anything is stored, apart from the documents of layers."""
         lists = any(rows.version for rows in self.lists.values())
         return bool(self.info or self.log or lists or any(kind != DocKind.LAYER for kind, _ in self.docs))
 
@@ -230,11 +230,11 @@ class AgentState:
     # --- writes
 
     def refusal(self, batch: Batch) -> Refused | None:
-        """Why *batch* must not be applied, the fence excepted."""
+        """The reason why *batch* must not be applied, apart from the fence."""
         return batch.refusal(self.updated_at, *(rows.head for rows in self.lists.values()))
 
     def outcome(self, batch: Batch) -> Applied:
-        """What applying *batch* will lead to; changes nothing."""
+        """The outcome of applying *batch*; changes nothing."""
         return Applied(
             self.lists[ListKind.MESSAGES].head.after(batch.messages),
             self.lists[ListKind.TOOL_CALLS].head.after(batch.tool_calls),
@@ -242,7 +242,7 @@ class AgentState:
         )
 
     def stamped(self, batch: Batch) -> Batch:
-        """*batch* at a time after the last change, whatever the clock says (INFO-2), and its messages too (MSG-4)."""
+        """*batch* with a time after the last change, whatever the clock says (INFO-2), and its messages too (MSG-4)."""
         if batch.is_touching and batch.now <= self.updated_at:
             batch = replace(batch, now=self.updated_at + 1)
         if batch.messages is not None and batch.messages.is_blind:
@@ -250,7 +250,7 @@ class AgentState:
         return batch
 
     def apply(self, batch: Batch, outcome: Applied) -> None:
-        """Do what *batch* says, except its ``delete``."""
+        """Apply *batch*, except its ``delete``."""
         if batch.info is not None:
             self.info = batch.info
         for kind, write in batch.lists.items():
@@ -260,7 +260,7 @@ class AgentState:
                 self.docs.pop((change.kind, change.key), None)
             else:
                 self.docs[change.kind, change.key] = change.doc
-        if batch.events:  # a rewritten file says the last outcome again, without its events
+        if batch.events:  # a rewritten file repeats the last outcome without its events
             self.log.apply(batch.events, outcome.offsets)
         if batch.is_touching:
             self.updated_at = max(self.updated_at, batch.now)

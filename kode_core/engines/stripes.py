@@ -1,7 +1,7 @@
-"""The stripes of agents: who may write now, and a number for each that only grows.
+"""The stripes of agents: a lock for writers, and a number that only grows, for each stripe.
 
-A stripe's lock is held for the moments that a write takes. Its number is above every token given out and every offset
-of a deleted agent of the stripe, so that neither ever comes again (LOCK-5, EVT-2).
+A stripe's lock is held for the duration of a write. Its number is at least as great as every token given out and every
+offset of a deleted agent of the stripe, so that none of them is used again (LOCK-5, EVT-2).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def stripe_name(index: int) -> str:
 
 
 def stripe_bytes(name: str, number: int) -> bytes:
-    """The contents of the lock file of that name."""
+    """The contents of the lock file with that name."""
     title = b"stripe %b " % name.encode()
     return title + slot_bytes(Mark(number), crc32(title)) + b"\n"
 
@@ -49,17 +49,17 @@ class Stripe:
         self._durable = durable
 
     def begin(self) -> None:
-        """Write the number of a new folder's stripe, unless there is one."""
+        """Write the number of a new folder's stripe, unless it has one."""
         if not os.fstat(self.fd).st_size:
             self.begin_from(0)
 
     def begin_from(self, number: int) -> None:
-        """Let this be the number, whatever is there."""
+        """Set the number, whatever is stored."""
         self._write(number)
 
     @property
     def number(self) -> int:
-        """The number. One that is lost or damaged is replaced by the time in milliseconds, which is above it."""
+        """The number. A lost or damaged number is replaced by the time in milliseconds, which is greater."""
         raw = read_at(self.fd, 100, 0)
         digits = raw[10:25]
         if digits.isdigit() and raw == stripe_bytes(self.path.name, int(digits)):
@@ -70,7 +70,7 @@ class Stripe:
         return number
 
     def raise_to(self, number: int) -> None:
-        """Let the number be at least *number*."""
+        """Raise the number to at least *number*."""
         if number > self.number:
             self._write(number)
 

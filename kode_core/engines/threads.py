@@ -1,4 +1,4 @@
-"""Threads for blocking calls that hold up no process at its end."""
+"""Threads for blocking calls that do not keep a process from ending."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST: Final = 8
 class Threads:
     """A few daemon threads, started when they are needed.
 
-    A process does not wait for them when it ends (OPS-11): what they were writing is then there whole or not at all, as
+    A process does not wait for them when it ends (OPS-11): their unfinished writes are then complete or absent, as
     after a kill.
     """
 
@@ -33,11 +33,11 @@ class Threads:
         self._closed = False
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """Call in a thread. The call goes on to its end when its caller is cancelled."""
+        """Run the call in a thread. The call runs to its end even if its caller is cancelled."""
         return await self._start(call, *args)
 
     async def run_whole(self, call: Callable[..., T], *args: Any, undo: Callable[[T], object] | None = None) -> T:
-        """Call in a thread; a caller that is cancelled first waits for the end of the call, and undoes it."""
+        """Run the call in a thread; a cancelled caller first waits for the end of the call, and undoes it."""
         done = self._start(call, *args)
         try:
             return await asyncio.shield(done)
@@ -73,7 +73,7 @@ class Threads:
             self._count += 1
         try:
             threading.Thread(target=self._work, name=f"{self._name}-{self._count}", daemon=True).start()
-        except RuntimeError as exc:  # the system has no room for one more; those there are take the call
+        except RuntimeError as exc:  # the system has no room for one more; the existing threads take the call
             with self._lock:
                 self._count -= 1
                 if self._count or job not in self._jobs:
@@ -114,4 +114,4 @@ def _tell(
     try:
         loop.call_soon_threadsafe(settle)
     except RuntimeError:
-        return  # the loop is closed: no caller waits any more
+        return  # the loop is closed: no caller is waiting any more

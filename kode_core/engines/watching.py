@@ -1,4 +1,4 @@
-"""Waking those who follow events, for engines whose database tells of what was written."""
+"""Wake the followers of events, for engines whose database reports writes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Watch:
 
 
 class Watcher(ABC):
-    """Wakes those who watch agents, as long as somebody does.
+    """Wakes the watchers of agents, as long as there are any.
 
     Attributes:
-        lost: the errors that end a connection, after which another one is tried.
-        told: the agents of which the database tells at present.
-        watches: who watches which agents.
-        changed: set when somebody begins or ends to watch.
+        lost: the errors that end a connection, after which a new one is tried.
+        told: the agents that the database reports at present.
+        watches: the watches of each agent.
+        changed: set when a watch begins or ends.
     """
 
     lost: ClassVar[tuple[type[Exception], ...]]
@@ -53,14 +53,14 @@ class Watcher(ABC):
 
     @abstractmethod
     async def listen(self) -> None:
-        """Keep ``told`` true and ``wake`` until the connection is not needed any more, or others are watched.
+        """Keep ``told`` up to date and call ``wake``, until the connection is not needed or the watched agents change.
 
-        An error of ``lost`` is raised when it breaks.
-        Wake an agent's followers once after subscribing, so that they read what was written before.
+        Raise an error of ``lost`` when the connection breaks. Wake an agent's followers once after subscribing, so that
+        they read what was written before.
         """
 
     def watch(self, agent_id: str, wake: Wake) -> Watch:
-        """Have *wake* called after appends for the agent, and now and then without any."""
+        """Call *wake* after appends for the agent, and now and then without any."""
         watch = Watch(self, agent_id, wake)
         self.watches[agent_id].add(watch)
         self.changed.set()
@@ -76,7 +76,7 @@ class Watcher(ABC):
             self.changed.set()
 
     def wake(self, agent_ids: Iterable[str]) -> None:
-        """Wake those who watch these agents."""
+        """Wake the watchers of these agents."""
         for agent_id in list(agent_ids):
             for watch in list(self.watches.get(agent_id, ())):
                 watch.wake()
@@ -98,7 +98,7 @@ class Watcher(ABC):
                     is_lost = True
                 self.told = frozenset()
                 self.wake(self.watches)
-                if is_lost and self.watches:  # all who lost a server at once do not come back at once
+                if is_lost and self.watches:  # clients that lost a server at once must not all come back at once
                     await asyncio.sleep(random.uniform(0.2, 1.0) * _LOST_S)  # noqa: S311
         finally:
             self.told = frozenset()

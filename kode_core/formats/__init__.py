@@ -1,1 +1,1 @@
-"""Conversations that other programs recorded, read as records for a store; one module for each format."""
+"""Conversations that other programs recorded, converted to records for a store; one module for each format."""

@@ -1,4 +1,4 @@
-"""The tool calls of a chat: which answer belongs to which request, and the record of each."""
+"""The tool calls of a chat: the matching of answers to requests, and the record of each call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ChatCall", "call_record", "is_failure", "match_calls"]
 
 
 class ChatCall(NamedTuple):
-    """A call: what was asked for, in which message, and the message that answers it, None when none does."""
+    """A call: the request, the index of its message, and the index of the answer, None if there is no answer."""
 
     request: ToolRequest
     asked: int
@@ -22,13 +22,13 @@ class ChatCall(NamedTuple):
 
 
 def match_calls(messages: Sequence[ChatMessage]) -> list[ChatCall]:
-    """The calls in the order in which they were asked for.
+    """The calls in the order of their requests.
 
-    Ids repeat, in one conversation too, so order decides: read from the end, each request takes the last answer
-    behind it that no other took. That also finds the request that never got an answer among several of one id.
+    Ids repeat, even in one conversation, so order decides: read from the end, each request takes the last answer behind
+    it that no other took. That also finds the request that never got an answer among several of one id.
 
     Raises:
-        InvalidArgumentError: there is an answer to no call.
+        InvalidArgumentError: an answer belongs to no call.
     """
     _refuse_surplus(messages)
     free: defaultdict[Key, list[int]] = defaultdict(list)
@@ -57,12 +57,15 @@ def _refuse_surplus(messages: Sequence[ChatMessage]) -> None:
 
 
 def is_failure(content: Json) -> bool:
-    """Whether a tool's answer tells of a failure. The format has no field for that; "Error" in front is the custom."""
+    """True if a tool's answer reports a failure.
+
+    The format has no field for that; by convention the text begins with "Error".
+    """
     return content_text(content).startswith("Error")
 
 
 def call_record(call: ChatCall, messages: Sequence[ChatMessage], times: Sequence[int]) -> ToolCallRecord:
-    """The record of a call, given when each message was written."""
+    """The record of a call, given the time of each message."""
     asked = times[call.asked]
     record = ToolCallRecord(
         id=call.request.id,

@@ -1,4 +1,4 @@
-"""The event log of a chat, as an agent of the KODE SDK would have written it while it ran."""
+"""The event log of a chat, as an agent of the KODE SDK would have written it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def chat_events(
 ) -> list[Timeline]:
     """The events of a conversation, with ``seq`` from 0; *records* are those of *calls*, *times* those of *messages*.
 
-    A step is one message of the assistant: its text, the start of each of its calls that was answered, its end. The
-    end of a call stands where its answer stands.
+    A step is one message of the assistant: its text, the start of each of its calls that was answered, its end. The end
+    of a call is at the place of its answer.
     """
     log = _Log()
     started: defaultdict[int, list[ToolCallRecord]] = defaultdict(list)

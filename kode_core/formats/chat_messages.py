@@ -1,6 +1,6 @@
-"""One message of an OpenAI chat: its role, its content as blocks, what it asks of tools, what a tool answered.
+"""One message of an OpenAI chat: its role, its content as blocks, its tool calls, and a tool's answer.
 
-What is not understood raises InvalidArgumentError that says where in the message it is.
+A message that is not understood raises InvalidArgumentError, which names the place in the message.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from kode_core.model import (
 __all__ = ["ChatMessage", "ToolRequest", "ToolResult", "at", "content_text", "kind_of", "metadata_of", "read_message"]
 
 Key: TypeAlias = tuple[str, str]
-"""What ties a result to its request: ``("id", call id)``, or ``("function", name)`` in the legacy form."""
+"""The key that ties a result to its request: ``("id", call id)``, or ``("function", name)`` in the legacy form."""
 
 
 class ToolRequest(NamedTuple):
-    """A call that an assistant asks for; ``input`` is the raw text where the arguments are not valid JSON."""
+    """A call that an assistant asks for; ``input`` is the raw text if the arguments are not valid JSON."""
 
     key: Key
     id: str
@@ -39,14 +39,17 @@ class ToolRequest(NamedTuple):
 
 
 class ToolResult(NamedTuple):
-    """What a tool answered: a string, or a list of parts as they were."""
+    """A tool's answer: a string, or a list of parts as they were."""
 
     key: Key
     content: Json
 
 
 class ChatMessage(NamedTuple):
-    """A message that was understood, not yet tied to the others. ``role`` is KODE's: a tool speaks as the user."""
+    """A message that was understood, but not yet matched with the others.
+
+    ``role`` is KODE's: a tool's answer has the role of the user.
+    """
 
     role: str
     blocks: tuple[ContentBlock, ...] = ()
@@ -60,7 +63,7 @@ Fields: TypeAlias = Mapping[str, Json]
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Put *place* in front of the message of an InvalidArgumentError that comes from inside."""
+    """Prefix the message of an InvalidArgumentError from inside with *place*."""
     try:
         yield
     except InvalidArgumentError as exc:
@@ -117,7 +120,7 @@ def _request(function: Fields, key: Key, call_id: str) -> ToolRequest:
 
 
 def _arguments(value: Json) -> Json:
-    """The parsed arguments; the text itself where it is not JSON that a store can keep exactly."""
+    """The parsed arguments; the text itself if it is not JSON that a store can keep exactly."""
     if type(value) is not str:
         return value
     try:
@@ -211,7 +214,7 @@ _DATA_URL: Final = re.compile(r"data:([^;,]*)[^,]*;base64,", re.IGNORECASE)
 
 
 def _place(url: str) -> dict[str, Any]:
-    """Where a medium is: inside a data URL, or at an address."""
+    """The place of a medium: inside a data URL, or at an address."""
     inline = _DATA_URL.match(url)
     if inline is None:
         return {"url": url}
@@ -241,7 +244,7 @@ _KINDS: Final = {type(None): "null", bool: "true or false", str: "a string", lis
 
 
 def kind_of(value: Json) -> str:
-    """What *value* is, in the words of JSON."""
+    """The kind of *value*, in JSON's terms."""
     return _KINDS.get(type(value), "a number")
 
 

@@ -24,11 +24,11 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class Document(NamedTuple):
-    """One document of a file, not parsed yet, so that one that is broken does not spoil the others.
+    """One document of a file, not parsed yet, so that a broken document does not affect the others.
 
     Attributes:
         number: its place in the file, from 1.
-        total: how many the file has, None when that is only known at its end.
+        total: the number of documents in the file; None if it is only known at the end.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Document(NamedTuple):
     total: int | None
 
     def value(self) -> Json:
-        """The parsed document; InvalidArgumentError when it is not JSON."""
+        """The parsed document; raises InvalidArgumentError if it is not JSON."""
         try:
             return decode_json(self.text.decode())
         except (ValueError, RecursionError) as exc:
@@ -44,9 +44,10 @@ class Document(NamedTuple):
 
 
 def read_documents(path: Path, is_part: Callable[[Json], bool]) -> Iterator[Document]:
-    """The documents of a file, as they are wanted: JSON Lines are never in memory as a whole.
+    """The documents of a file, read on demand: JSON Lines are never in memory as a whole.
 
-    *is_part* is asked about the first item of a list, whether the list is one document of which that is a part.
+    *is_part* gets the first item of a list, and returns True if the list is a single document that the item is a part
+    of.
 
     Raises:
         InvalidArgumentError: the file cannot be read or unpacked, or is neither JSON nor JSON Lines.
@@ -91,7 +92,7 @@ def _split(path: Path, lines: Sequence[bytes], is_part: Callable[[Json], bool]) 
     """The documents of a file whose first line is not one."""
     text = b"".join(lines)
     if len(lines) > 1 and _is_json(lines[1]) and not _is_json(text):
-        return lines  # JSON Lines, of which the first is broken
+        return lines  # JSON Lines whose first line is broken
     if not text.lstrip().startswith(b"["):
         return [text] if text else []
     try:
@@ -104,7 +105,7 @@ def _split(path: Path, lines: Sequence[bytes], is_part: Callable[[Json], bool]) 
 def _first_is_part(text: bytes, is_part: Callable[[Json], bool]) -> bool:
     try:
         return is_part(decode_json(text.decode()))
-    except (ValueError, RecursionError):  # what is wrong with it is said when it is its turn
+    except (ValueError, RecursionError):  # its problem is reported when its turn comes
         return False
 
 

@@ -1,4 +1,4 @@
-"""Conversations in the OpenAI chat format, as records of agents.
+"""Conversations in the OpenAI chat format, converted to records of agents.
 
 ::
 
@@ -14,12 +14,12 @@ or an object that has the list under ``messages`` or ``traj``. Each becomes one 
 - Each chat message is one message at the same position. A tool's answer is a user's message with a tool result, as in
   the KODE SDK. ``developer`` becomes ``system``.
 - Each call of a tool is a tool call record. It FAILED when the answer begins with "Error", and is PENDING without one.
-- The fields of the object, and those that a message has besides, are its metadata: names in camelCase, without nulls
+- The fields of the object, and the remaining fields of a message, are its metadata: names in camelCase, without nulls
   and without lists and objects of more than 500 characters. ``source`` is the name of the file.
-- The format has no times of its own. A message has that of its ``created_at``, ``created`` or ``timestamp``, where that
-  is understood; the first one otherwise that of the object's ``created`` or ``created_at``; and each that tells none is
-  a second later than the one before it. Stored messages and ``updated_at`` have these times, too. Where nothing tells a
-  time, records begin at 2025-01-01T00:00:00Z, and messages are stored with the time of the import.
+- The format has no times of its own. A message takes its time from its ``created_at``, ``created`` or ``timestamp``, if
+  that is understood; the first message otherwise from the object's ``created`` or ``created_at``. A message without a
+  time is a second later than the one before it. Stored messages and ``updated_at`` have these times, too. If the file
+  has no times, records begin at 2025-01-01T00:00:00Z, and messages are stored with the time of the import.
 
 So the same file gives the same records each time, and importing it again writes nothing.
 """
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 BASE_MS: Final = 1_735_689_600_000
-"""When conversations begin that do not say it: 2025-01-01T00:00:00Z."""
+"""The start of conversations without a time: 2025-01-01T00:00:00Z."""
 _STEP_MS: Final = 1_000
 
 _MESSAGES: Final = ("messages", "traj")
@@ -76,10 +76,10 @@ _MESSAGE_TIMES: Final = ("created_at", "createdAt", "created", "timestamp")
 
 
 class RawConversation(NamedTuple):
-    """A conversation as it stands in a file, not understood yet.
+    """A conversation as it is in a file, before it is converted.
 
     Attributes:
-        place: what errors call it: the file, and its number there, from 1.
+        place: its name in errors: the file, and its number there, from 1.
         source: the name of the file, without folders.
     """
 
@@ -89,11 +89,11 @@ class RawConversation(NamedTuple):
 
 
 class ImportedConversation(NamedTuple):
-    """All records that a conversation becomes.
+    """All records of a conversation.
 
     Attributes:
-        times: when each message was written, in milliseconds since the epoch; none where the source does not tell, and
-            then the messages are of the time of the import.
+        times: when each message was written, in milliseconds since the epoch; empty if the source does not tell: the
+            messages then have the time of the import.
     """
 
     place: str
@@ -106,12 +106,12 @@ class ImportedConversation(NamedTuple):
 
     @property
     def agent_id(self) -> str:
-        """The agent that it becomes."""
+        """The agent of the conversation."""
         return self.info.agent_id
 
     @property
     def failed(self) -> int:
-        """How many of the tool calls failed."""
+        """The number of tool calls that failed."""
         return sum(call.state == "FAILED" for call in self.tool_calls)
 
 
@@ -119,8 +119,8 @@ def read_conversations(path: str | Path) -> Iterator[RawConversation]:
     """The conversations of a file, one at a time.
 
     Raises:
-        InvalidArgumentError: the file cannot be read or unpacked, or is neither JSON nor JSON Lines. What is wrong
-            inside a conversation is raised when it is converted, and the others stay readable.
+        InvalidArgumentError: the file cannot be read or unpacked, or is neither JSON nor JSON Lines. A problem inside a
+            conversation is raised when it is converted, and the others stay readable.
     """
     path = Path(path)
     for document in read_documents(path, _is_message):
@@ -134,14 +134,14 @@ def _is_message(value: Json) -> bool:
 async def import_conversation(store: Store, conversation: ImportedConversation, *, replace: bool = False) -> bool:
     """Write a conversation: its messages, tool calls, events and info in one commit, then its snapshot.
 
-    One that is there already, unchanged, is left as it is. With *replace* what the agent had before is replaced,
-    except for events: a log only grows, and those that are there are not written again (EVT-4).
+    A conversation that is already stored unchanged is left as it is. With *replace*, the agent's former records are
+    replaced, except for events: a log only grows, and existing events are not written again (EVT-4).
 
     Returns:
-        Whether anything was written.
+        True if anything was written.
 
     Raises:
-        InvalidArgumentError: the agent exists and is another one, or a value cannot be stored; nothing was written.
+        InvalidArgumentError: the agent exists and differs, or a value cannot be stored; nothing was written.
     """
     with at(conversation.place):
         if await _is_there(store, conversation):
@@ -178,7 +178,7 @@ async def _is_there(store: Store, conversation: ImportedConversation) -> bool:
 
 
 async def _are_same(stored: Sequence[Record], given: Sequence[Record], pace: Pace) -> bool:
-    """Whether two lists are equal, compared in slices (OPS-15)."""
+    """True if two lists are equal; compared in slices (OPS-15)."""
     if len(stored) != len(given):
         return False
     for one, other in zip(stored, given, strict=True):
@@ -193,12 +193,11 @@ async def _is_taken(store: Store, agent_id: str) -> bool:
 
 
 class ChatConverter:
-    """Makes records of the conversations of one import, and sees to it that no two become the same agent.
+    """Converts the conversations of one import to records, and makes sure that no two become the same agent.
 
     Args:
         template: ``template_id`` of the agents.
-        prefix: what the ids of agents begin with whose conversation has none; the file's name up to the first dot
-            when it is not given.
+        prefix: the start of agent ids for conversations without an id; by default the file's name up to the first dot.
     """
 
     def __init__(self, template: str = "openai-chat", prefix: str | None = None) -> None:
@@ -211,7 +210,7 @@ class ChatConverter:
         """The records of a conversation.
 
         Raises:
-            InvalidArgumentError: it is malformed; names the file, the conversation and the place, as in
+            InvalidArgumentError: it is malformed; the message names the file, the conversation and the place, as in
                 ``runs.jsonl: conversation 17: message 3: role 'x' …``. Messages are counted from 0, as in the store.
         """
         with at(raw.place):
@@ -250,11 +249,11 @@ class ChatConverter:
         return agent_id if self._same[agent_id] == 1 else f"{agent_id}-{self._same[agent_id]}"
 
 
-# --- A conversation and what it says of itself ------------------------------------------------------------------------
+# --- A conversation and its own fields --------------------------------------------------------------------------------
 
 
 def _opened(value: Json) -> tuple[dict[str, Json], list[Json]]:
-    """The object's fields, none when there is no object, and the messages."""
+    """The object's fields, empty if there is no object, and the messages."""
     fields = value if type(value) is dict else {"messages": value}
     found = [name for name in _MESSAGES if name in fields]
     if not found:
@@ -297,9 +296,9 @@ def _created(fields: Mapping[str, Json]) -> int | None:
 
 
 def _times(created: int | None, messages: Sequence[Json]) -> list[int]:
-    """When each message was written, as far as the source tells; empty where it tells nothing.
+    """When each message was written, as far as the source tells; empty if it tells nothing.
 
-    One without a time of its own is a second later than the one before it, and none is older than that one.
+    A message without a time is a second later than the one before it, and no message is older than the one before it.
     """
     told = [_told_time(message) for message in messages]
     known = [time for time in told if time is not None]
@@ -312,7 +311,7 @@ def _times(created: int | None, messages: Sequence[Json]) -> list[int]:
 
 
 def _told_time(message: Json) -> int | None:
-    """The time that a message says of itself, in a form that is understood; others stay in its metadata."""
+    """The time that a message gives for itself, in a form that is understood; other forms stay in its metadata."""
     for name in _MESSAGE_TIMES:
         value = message.get(name) if type(message) is dict else None
         if value is not None:
@@ -336,7 +335,7 @@ def _time_ms(value: Json) -> int:
     raise InvalidArgumentError(f"{quoted(value)} is no time; write seconds since the epoch or 2025-01-31T12:00:00Z")
 
 
-_LAST_MS: Final = 10**15  # the year 33658: more is no time
+_LAST_MS: Final = 10**15  # the year 33658: greater values are not times
 _FIRST_MS: Final = 100_000_000_000  # as milliseconds that is 1973, as seconds it is the year 5138
 
 
@@ -359,7 +358,7 @@ def _imported(place: str, info: AgentInfo, chat: Sequence[ChatMessage], told: Se
 
 
 def _message(message: ChatMessage, answers: ChatCall | None) -> Message:
-    """The message; *answers* is the call to which it brings the result."""
+    """The message; *answers* is the call whose result it carries."""
     content = [*message.blocks, *(ToolUseBlock(call.id, call.name, call.input) for call in message.requests)]
     if answers is not None and message.result is not None:
         result = message.result.content

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """The hybrid layout, imported when it is asked for: with it come the JSON files."""
+        """The hybrid layout, imported on first use, because it imports the JSON files engine."""
         if name != "HybridEngine":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from kode_core.layers.hybrid import HybridEngine

@@ -1,4 +1,4 @@
-"""The base of all layers: every verb of an engine, forwarded once."""
+"""The base class of layers: it forwards every verb of an engine."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ T = TypeVar("T")
 class Layer:
     """An engine that forwards every verb to ``inner``.
 
-    A policy overrides :meth:`around`, through which all verbs go, and never has to name them; a layer that changes
-    what a verb does overrides that verb.
+    A policy overrides :meth:`around`, which every verb goes through, and need not name the verbs; a layer that changes
+    a verb overrides that verb.
     """
 
     def __init__(self, inner: Engine) -> None:
@@ -60,7 +60,7 @@ class Layer:
         return f"{type(self).__name__} over {self.inner!r}"
 
     async def around(self, verb: str, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """What happens around the call of *verb*."""
+        """Run the call of *verb*; override it to add behaviour around the call."""
         return await call(*args, **kwargs)
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:

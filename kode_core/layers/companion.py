@@ -1,4 +1,4 @@
-"""Whether a database keeps a part of its agents in files: noted in the database, so that no open forgets the files."""
+"""Notes in a database whether it keeps a part of its agents in files, so that no open forgets the files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kode_core.errors import ConfigurationError, CorruptRecordError, KodeError
 __all__ = ["companion", "note_companion", "noted", "refuse_without_files"]
 
 _NOTES: Final = "kode." * 60
-"""Longer than any legal agent id (ID-1): what is kept under it is the layers' own."""
+"""Longer than any legal agent id (ID-1): documents under it belong to the layers."""
 _KEY: Final = "files"
 
 
 async def companion(engine: Engine) -> tuple[str, str] | None:
-    """The identity of the folder that belongs to the database, and where it was when it was noted."""
+    """The identity of the folder that belongs to the database, and its path when it was noted."""
     for doc in await engine.docs(_NOTES, DocKind.LAYER, _KEY):
         identity, _, path = noted(doc, "the note about the files of this store").partition(" ")
         return identity, path
@@ -25,10 +25,10 @@ async def companion(engine: Engine) -> tuple[str, str] | None:
 
 
 def noted(doc: Doc, label: str) -> str:
-    """The text that a layer wrote down in a document.
+    """The text that a layer stored in a document.
 
     Raises:
-        CorruptRecordError: that is not what stands there.
+        CorruptRecordError: the document does not match its checksum.
     """
     if digest(doc.body.text.encode()) != doc.body.digest:
         raise CorruptRecordError(label, "the stored text does not match its checksum")
@@ -47,10 +47,10 @@ async def note_companion(engine: Engine, identity: str, path: str) -> None:
 
 
 async def refuse_without_files(engine: Engine) -> None:
-    """See that a database that is opened alone does not have a part of its agents in files.
+    """Check that a database that is opened alone does not have a part of its agents in files.
 
     Raises:
-        ConfigurationError: it has.
+        ConfigurationError: a part of its agents is in files.
     """
     known = await companion(engine)
     if known is not None:

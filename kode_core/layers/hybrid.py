@@ -1,9 +1,9 @@
-"""The hybrid layout: what is queried in a database, what is appended in files (``file_store_base_dir``).
+"""The hybrid layout: queried records in a database, appended records in files (``file_store_base_dir``).
 
-Events, todos, history and the media cache go to a folder of JSON files; info, messages, tool calls and snapshots to
-the database. A write that touches both is one write still (TURN-1): the files note it down first, the database
-commits its part together with the write's id, and then the files apply theirs. After a crash in between, whoever
-comes next asks the database whether that id was committed.
+Events, todos, history and the media cache go to a folder of JSON files; info, messages, tool calls and snapshots to the
+database. A write that touches both is still one write (TURN-1): the files record it first, the database commits its
+part together with the write's id, and then the files apply theirs. After a crash in between, the next call asks the
+database whether that id was committed.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class HybridEngine(Layer):
         return f"{self.inner!r} with {self.files!r}"
 
     async def bind(self) -> None:
-        """See that database and folder belong together; note it in both when they are new.
+        """Check that database and folder belong together; note it in both if they are new.
 
         Raises:
-            ConfigurationError: one of them is another store's, or was used without the other.
+            ConfigurationError: one of them belongs to another store, or was used without the other.
         """
         folder = self.files.folder
         identity = await self.files.run(folder.identity)
@@ -77,7 +77,7 @@ class HybridEngine(Layer):
             )
 
     async def _used_apart(self) -> str:
-        """The reason against joining a database and a folder that do not know each other; empty when there is none."""
+        """The reason against joining a database and a folder that do not know each other; empty if there is none."""
         if (await self.inner.totals()).is_used:
             return f"{self.inner!r} has agents with all they have in it: open it without file_store_base_dir"
         if await self.files.run(self.files.folder.names):
@@ -147,7 +147,7 @@ class HybridEngine(Layer):
         return replace(outcome, offsets=applied.offsets)
 
     async def _was_committed(self, batch: Batch) -> bool:
-        """Whether the database has its part. If not, it never will: a write of that id counts as done from here on."""
+        """True if the database has its part. If not, it never will: from here on, a write of that id counts as done."""
         if await self._is_marked(batch):
             return True
         (outcome,) = await self.inner.commit(
@@ -201,10 +201,10 @@ class HybridEngine(Layer):
         return [*await self.inner.inspect(agent_id, progress), *await self.files.inspect(agent_id, progress)]
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
-        """Copy the database to *target*, and the files to a folder next to it, of the same name with ``.files``.
+        """Copy the database to *target*, and the files to a folder next to it, with the same name and ``.files``.
 
-        Both are of one instant: nothing is written to the files from the moment for which their copy is made until the
-        database's copy has its own, which it has when it first tells of its progress.
+        Both copies show the same instant. No write to the files happens from the instant of their copy until the
+        database's copy has its own instant, which is fixed when it first reports its progress.
         """
         files = target.with_name(f"{target.name}.files")
         fixed = asyncio.Event()
@@ -224,7 +224,7 @@ class HybridEngine(Layer):
                     moment.cancel()
                 made = await database
                 await self.files.copy(copy, progress)
-        except BaseException:  # also of what ends the copy of the files
+        except BaseException:  # also if the copy of the files fails
             if database is not None:
                 await self.files.run(remove_all, await _made(database))
             raise
@@ -235,7 +235,7 @@ class HybridEngine(Layer):
 
 
 async def _made(backup: asyncio.Future[Sequence[Path]]) -> Sequence[Path]:
-    """End a backup, and return what it made."""
+    """End a backup, and return the paths it created."""
     backup.cancel()
     await asyncio.wait([backup])
     return () if backup.cancelled() or backup.exception() is not None else backup.result()

@@ -4,10 +4,10 @@ Attributes are snake_case in Python and camelCase in the stored JSON (``created_
 of content blocks are snake_case in both, as the SDK writes them. Times are integers: milliseconds since the epoch,
 UTC (VAL-5). An optional field that is None is absent in the JSON (VAL-3).
 
-``extra`` holds the fields that this version does not know. They are stored beside the known ones and come back in
+``extra`` holds the fields that this version does not know. They are stored next to the known ones and come back in
 ``extra`` (VAL-6), so a record written by a newer version survives a load and a save. Free-form values (``input``,
-``result``, ``metadata``, …) are plain JSON values. A record is frozen, but a dict or list inside it is the caller's
-own object: the store copies what it holds at the moment of the call.
+``result``, ``metadata``, …) are plain JSON values. A record is frozen, but a dict or list inside it is the caller's own
+object: the store copies its contents at the moment of the call.
 """
 
 from kode_core.model.base import Json, Record, now_ms

@@ -1,4 +1,4 @@
-"""What all records have in common."""
+"""The common base of all records."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def now_ms() -> int:
 
 if TYPE_CHECKING:
     Items: TypeAlias = Sequence
-else:  # a decoder then makes the tuple that records keep, and no list that becomes one
+else:  # with this a decoder makes the tuple that records keep, instead of a list to convert
 
     class Items:
-        """A list or tuple of items that a caller gives, and the tuple that the record keeps."""
+        """A list or tuple of items that a caller passes, and the tuple that the record keeps."""
 
         def __class_getitem__(cls, item: Any) -> Any:
             return tuple[item, ...]
@@ -49,11 +49,11 @@ class Record(
 ):
     """Base of all records.
 
-    Python's garbage collector leaves them out: they are trees, and its pauses grow with what it has to look at. Those
-    that stand in lists it must know, because the store refers to them weakly.
+    Python's garbage collector does not track them: they are trees, and its pauses grow with the number of objects it
+    tracks. It has to track records that stand in lists, because the store refers to them weakly.
 
     Attributes:
-        extra: fields of the stored JSON that this version does not know; None when there are none.
+        extra: fields of the stored JSON that this version does not know; None if there are none.
     """
 
     extra: Spread | None = field(default=None, name="__extra__")

@@ -1,4 +1,4 @@
-"""The blocks that a message's content is made of."""
+"""The blocks of a message's content."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TextBlock(_Block, frozen=True, tag="text"):
 
 
 class ReasoningBlock(_Block, frozen=True, tag="reasoning"):
-    """What a model thought before it answered."""
+    """A model's reasoning before its answer."""
 
     reasoning: str
 
@@ -51,7 +51,7 @@ class FileBlock(_MediaBlock, frozen=True, kw_only=True, tag="file"):
 
 
 class ToolUseBlock(_Block, frozen=True, tag="tool_use"):
-    """The model asks for a tool: ``id`` ties it to its result and to its :class:`ToolCallRecord`."""
+    """A model's request for a tool: ``id`` ties it to its result and to its :class:`ToolCallRecord`."""
 
     id: str
     name: str
@@ -59,7 +59,7 @@ class ToolUseBlock(_Block, frozen=True, tag="tool_use"):
 
 
 class ToolResultBlock(_Block, frozen=True, tag="tool_result"):
-    """What the tool gave back: a string, a list of blocks as JSON, or any other JSON value."""
+    """A tool's result: a string, a list of blocks as JSON, or any other JSON value."""
 
     tool_use_id: str
     content: Json
@@ -67,7 +67,7 @@ class ToolResultBlock(_Block, frozen=True, tag="tool_result"):
 
 
 class UnknownBlock(msgspec.Struct, frozen=True, gc=False):
-    """A block whose type this version does not know, kept as it is (VAL-6).
+    """A block whose type this version does not know, kept unchanged (VAL-6).
 
     Attributes:
         data: the whole block, its ``type`` included.

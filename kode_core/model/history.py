@@ -1,4 +1,4 @@
-"""What an agent leaves behind: history windows, compressions, recovered files, media, snapshots, info."""
+"""Records that an agent leaves behind: history windows, compressions, recovered files, media, snapshots, info."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kode_core.model.runtime import Bookmark, Message, Timeline
 
 
 class HistoryStats(Record, frozen=True, kw_only=True):
-    """What a history window held when it was cut."""
+    """The contents of a history window when it was cut."""
 
     message_count: int = 0
     token_count: int = 0
@@ -40,7 +40,7 @@ class CompressionConfig(Record, frozen=True, kw_only=True):
 
 
 class CompressionRecord(Record, frozen=True, kw_only=True):
-    """What became of a history window.
+    """The result of compressing a history window.
 
     Attributes:
         ratio: tokens after divided by tokens before.
@@ -105,15 +105,15 @@ class Snapshot(Record, frozen=True, kw_only=True):
 
 
 class AgentInfo(Record, frozen=True, kw_only=True):
-    """What identifies an agent and how it was made.
+    """The identity of an agent, and how it was created.
 
     Attributes:
-        lineage: ids of the agents it was forked from, oldest first; a tuple, whatever sequence was given, so that it
-            equals ``()`` and not ``[]`` where there are none.
-        message_count: kept by the store (MSG-6); the value given to ``save_info`` is not used.
+        lineage: ids of the agents it was forked from, oldest first; always a tuple, whatever sequence was given, so
+            that an empty one equals ``()`` and not ``[]``.
+        message_count: kept by the store (MSG-6); ``save_info`` ignores the given value.
         last_sfp_index: index of the last safe fork point, -1 when there is none.
-        breakpoint: where the agent stands: READY, PRE_MODEL, STREAMING_MODEL, TOOL_PENDING, …
-        metadata: free; ``metadata["userId"]`` is what ``user_id`` filters look at.
+        breakpoint: the state of the agent's loop: READY, PRE_MODEL, STREAMING_MODEL, TOOL_PENDING, …
+        metadata: free-form; the filter ``user_id`` compares ``metadata["userId"]``.
     """
 
     agent_id: str

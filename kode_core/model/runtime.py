@@ -1,4 +1,4 @@
-"""What an agent works with: messages, tool calls, events, todos."""
+"""Records that a running agent works with: messages, tool calls, events, todos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kode_core.model.base import Items, Json, Record, Spread, empty, freeze, now
 from kode_core.model.content import BLOCKS, ContentBlock, TextBlock
 
 AgentChannel: TypeAlias = Literal["progress", "control", "monitor"]
-"""``progress`` is what a user interface shows, ``control`` asks for decisions, ``monitor`` is for operators."""
+"""``progress`` is for user interfaces, ``control`` asks for decisions, ``monitor`` is for operators."""
 CHANNELS: Final[tuple[AgentChannel, ...]] = get_args(AgentChannel)
 """The three channels."""
 
@@ -53,7 +53,7 @@ class Message(Record, frozen=True, gc=True, weakref=True):
 
     @classmethod
     def user(cls, text: str) -> Message:
-        """A user's message of one text block; raises InvalidArgumentError when *text* is no str."""
+        """A user's message with one text block; raises InvalidArgumentError if *text* is not a str."""
         return cls("user", (_text_block("user", text),))
 
     @classmethod
@@ -61,7 +61,7 @@ class Message(Record, frozen=True, gc=True, weakref=True):
         """A model's answer: a text block, then *blocks* such as tool uses.
 
         Raises:
-            InvalidArgumentError: *text* is no str, or one of the blocks is none.
+            InvalidArgumentError: *text* is not a str, or one of *blocks* is not a content block.
         """
         for block in blocks:
             if not isinstance(block, BLOCKS):
@@ -73,12 +73,12 @@ class Message(Record, frozen=True, gc=True, weakref=True):
 
     @classmethod
     def system(cls, text: str) -> Message:
-        """Instructions, as one text block; raises InvalidArgumentError when *text* is no str."""
+        """Instructions, as one text block; raises InvalidArgumentError if *text* is not a str."""
         return cls("system", (_text_block("system", text),))
 
     @property
     def text(self) -> str:
-        """The text blocks, joined by newlines; empty when there is none."""
+        """The text blocks, joined by newlines; empty if there are none."""
         return "\n".join(block.text for block in self.content if isinstance(block, TextBlock))
 
 
@@ -93,10 +93,10 @@ def _text_block(role: str, text: object) -> TextBlock:
 
 
 class ToolCallApproval(Record, frozen=True, kw_only=True):
-    """Whether a call needed a decision, and what was decided.
+    """Whether a call needed a decision, and the decision.
 
     Attributes:
-        required: True when the call went through the approval gate, decided or not.
+        required: True if the call went through the approval gate, decided or not.
         decision: ``allow`` or ``deny``; None while it is open.
         decided_at: milliseconds since the epoch.
     """
@@ -154,10 +154,10 @@ class Bookmark(Record, frozen=True):
 
 
 class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """Something that happened: its channel, its type, and the type's own fields in ``data``.
+    """An event of an agent: its channel, its type, and the type's own fields in ``data``.
 
-    On the wire the fields of ``data`` stand beside ``channel`` and ``type``. Types are open: a store keeps every
-    type, known or not (VAL-6).
+    On the wire the fields of ``data`` stand next to ``channel`` and ``type``. Types are open: a store keeps every type,
+    known or not (VAL-6).
     """
 
     channel: AgentChannel
@@ -170,7 +170,7 @@ class Timeline(Record, frozen=True):
 
     Attributes:
         cursor: the producer's position in its own stream.
-        bookmark: where it stands; ``bookmark.seq`` may repeat after a producer restarts (EVT-3).
+        bookmark: the event's place in the stream; ``bookmark.seq`` may repeat after a producer restarts (EVT-3).
     """
 
     cursor: int

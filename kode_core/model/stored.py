@@ -1,4 +1,4 @@
-"""Records that come with the place they are stored at."""
+"""Records that include the place where they are stored."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def _same_record(stored: Record, other: object, base: type[Record], place: Itera
 
 
 class StoredMessage(Message, frozen=True, kw_only=True, eq=False):
-    """A message found by a query: equal to the :class:`Message` that was saved, and knows where it is.
+    """A message found by a query: equal to the :class:`Message` that was saved, with its place in the store.
 
     Attributes:
-        agent_id: whose it is.
+        agent_id: the agent that it belongs to.
         position: its index in ``load_messages``.
         created_at: when the store first saw it, in milliseconds since the epoch (MSG-4).
     """
@@ -35,10 +35,10 @@ class StoredMessage(Message, frozen=True, kw_only=True, eq=False):
 
 
 class StoredToolCall(ToolCallRecord, frozen=True, kw_only=True, eq=False):
-    """A tool call found by a query: equal to the :class:`ToolCallRecord` that was saved, and knows where it is.
+    """A tool call found by a query: equal to the :class:`ToolCallRecord` that was saved, with its place in the store.
 
     Attributes:
-        agent_id: whose it is.
+        agent_id: the agent that it belongs to.
         position: its index in ``load_tool_call_records``.
     """
 
@@ -50,7 +50,7 @@ class StoredToolCall(ToolCallRecord, frozen=True, kw_only=True, eq=False):
 
 
 class StoredEvent(Timeline, frozen=True, kw_only=True, eq=False):
-    """An event read from a store: equal to the :class:`Timeline` that was appended, and knows its offset.
+    """An event read from a store: equal to the :class:`Timeline` that was appended, with its offset.
 
     Attributes:
         offset: grows in the order of commit and never repeats (EVT-2); resume a reader with ``after_offset``.

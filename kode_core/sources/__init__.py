@@ -1,1 +1,1 @@
-"""Where a configuration is read: URLs and paths, environment variables, ``kode.toml``."""
+"""The sources of a configuration: URLs and paths, environment variables, ``kode.toml``."""

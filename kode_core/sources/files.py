@@ -15,10 +15,10 @@ __all__ = ["named_stores", "relative_to"]
 
 
 def named_stores(environ: Mapping[str, str]) -> dict[str, tuple[dict[str, Any], Path]]:
-    """The stores of the configuration file by name, each with the file it is from.
+    """The stores of the configuration file by name, each with the path of the file.
 
     Raises:
-        ConfigurationError: the file cannot be read or understood, or ``KODE_CONFIG`` names none.
+        ConfigurationError: the file cannot be read or understood, or ``KODE_CONFIG`` names no file.
     """
     path = _config_file(environ)
     if path is None:
@@ -56,7 +56,7 @@ def _config_file(environ: Mapping[str, str]) -> Path | None:
 
 
 def _has_our_table(project: Path) -> bool:
-    """Whether a ``pyproject.toml`` configures stores; one that is another project's may be as broken as it likes."""
+    """True if a ``pyproject.toml`` configures stores; the file of another project may be malformed."""
     try:
         text = project.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -67,7 +67,7 @@ def _has_our_table(project: Path) -> bool:
         import tomllib  # most programs have no such file
 
         tool = tomllib.loads(text).get("tool")
-    except OSError:  # no descriptor is left to import it with
+    except OSError:  # no descriptor is left for the import
         return False
     except (tomllib.TOMLDecodeError, RecursionError):
         return re.search(r"^\s*\[+\s*tool\s*\.\s*kode\b", text, re.MULTILINE) is not None
@@ -86,14 +86,14 @@ def _toml(path: Path) -> dict[str, Any]:
         problem = "is not TOML: it is not UTF-8"
     except RecursionError:
         problem = "is not TOML: it nests too deep"
-    except tomllib.TOMLDecodeError as exc:  # which may quote a key or a value
+    except tomllib.TOMLDecodeError as exc:  # its message may quote a key or a value
         place = re.search(r"\(at ([a-z0-9, ]+)\)$", str(exc))
         problem = f"is not TOML{f': see {place[1]}' if place else ''}"
     raise ConfigurationError(f"{path} {problem}")
 
 
 def relative_to(path: Path, value: Any) -> Any:
-    """A relative path in a configuration file is relative to the file."""
+    """Resolve a relative path in a configuration file against the folder of the file."""
     if not isinstance(value, str) or value.startswith((":", "~")):
         return value
     return str(path.parent / value)

@@ -1,4 +1,4 @@
-"""Stores as URLs, or as the path of a file or folder. Nothing of a URL that is malformed is quoted (OPS-12)."""
+"""Stores as URLs, or as the path of a file or folder. No part of a malformed URL is quoted (OPS-12)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kode_core.sources.wanted import BackendFinder, Wanted, path_options, secret
 __all__ = ["DATABASE_SUFFIXES", "from_path", "from_url", "path_from_url"]
 
 DATABASE_SUFFIXES: Final = (".db", ".db3", ".sqlite", ".sqlite3")
-"""Names of files that end so are databases of SQLite."""
+"""The suffixes of file names that stand for SQLite databases."""
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST: Final = r"(\[[0-9A-Fa-f:.]+(%25[\w.]+)?\]|[^\[\]:,\s/?#@%]*|(%2[Ff][\w.%-]*))(:\d{1,5})?"
@@ -32,7 +32,7 @@ def from_url(url: str, find: BackendFinder, source: str = "the URL") -> Wanted:
 
     Raises:
         ConfigurationError: it is malformed; the message names the kind of mistake, and quotes nothing.
-        PluginError: there is no such backend, or it cannot be used.
+        PluginError: no such backend exists, or it cannot be used.
     """
     problem = _malformed(url)
     if problem:
@@ -50,7 +50,7 @@ def from_url(url: str, find: BackendFinder, source: str = "the URL") -> Wanted:
 
 
 def _malformed(url: str) -> str:
-    """The problem of a text that should be a URL, before its backend is known; empty when there is none."""
+    """The problem of a text that should be a URL, before its backend is known; empty if there is none."""
     if url != url.strip() or any(char < " " or char == "\x7f" for char in url):
         return "has white space around it, or a line break or control character inside"
     if url[:1] in "\"'`“‘<":
@@ -65,7 +65,10 @@ def _malformed(url: str) -> str:
 
 
 def _backend(url: str, find: BackendFinder, source: str) -> Backend:
-    """The backend of a URL's scheme, which may be a user's name or a secret where the scheme was left out."""
+    """The backend of a URL's scheme.
+
+    If the scheme was left out, the text in its place may be a user's name or a secret.
+    """
     match = _SCHEME.match(url)
     assert match is not None
     try:
@@ -78,12 +81,12 @@ def _backend(url: str, find: BackendFinder, source: str) -> Backend:
 def _split(url: str) -> SplitResult | None:
     try:
         return urlsplit(url)
-    except ValueError:  # whose message may quote a password
+    except ValueError:  # its message may quote a password
         return None
 
 
 def _misread(url: str, split: SplitResult, backend: Backend) -> str:
-    """The problem of a URL of a known backend, above all a part of a password in another place."""
+    """The problem of a URL of a known backend, above all a part of a password in the wrong place."""
     has_secrets = bool(secret_options(backend.options))
     if "#" in url:
         hint = "; " + _ENCODE if has_secrets else ""
@@ -119,7 +122,7 @@ def _given(split: SplitResult, backend: Backend, source: str) -> dict[str, Any]:
         return dict(backend.from_url(split))
     except KodeError as exc:
         problem, kind = str(exc), type(exc)
-    except Exception as exc:  # noqa: BLE001 - a plugin's code, whose words may quote a password
+    except Exception as exc:  # noqa: BLE001 - a plugin's code, whose message may quote a password
         problem, kind = f"backend {backend.name!r} cannot read it: {type(exc).__name__}", ConfigurationError
     raise kind(f"{source}: {problem}") if issubclass(kind, ConfigurationError) else ConfigurationError(problem)
 
@@ -162,16 +165,16 @@ def path_from_url(option: str) -> Callable[[SplitResult], Mapping[str, Any]]:
 
 
 def from_path(given: Any, find: BackendFinder) -> Wanted:
-    """The store at a path: by the file or folder that exists there, or else by its name.
+    """The store at a path: chosen by the file or folder that exists there, or else by the name.
 
-    A folder is one of JSON files, a file a database of SQLite. Where nothing is yet, a name that ends in one of
-    ``DATABASE_SUFFIXES`` will be a database, and one without a suffix a folder.
+    A folder is a store of JSON files, a file a database of SQLite. If the path does not exist, a name with one of
+    ``DATABASE_SUFFIXES`` becomes a database, and a name without a suffix a folder.
 
     Raises:
-        ConfigurationError: it cannot be a path, or its suffix says nothing.
+        ConfigurationError: it cannot be a path, or its suffix does not tell the kind of store.
     """
     path = local_path(given, "the path")
-    if os.path.isdir(path):  # noqa: PTH112 - which raises nothing, however long the name is
+    if os.path.isdir(path):  # noqa: PTH112 - it raises nothing, however long the name is
         name = "json"
     elif os.path.isfile(path) or path.suffix.lower() in DATABASE_SUFFIXES:  # noqa: PTH113
         name = "sqlite"

@@ -1,7 +1,7 @@
-"""Environment variables: those that choose a store, those of options, and those of other programs.
+"""Environment variables: the variables that choose a store, the variables of options, and variables of other programs.
 
-Any variable may be given as the path of a file that holds the value, as Docker and Kubernetes give secrets: with
-``_FILE`` at the end of its name.
+A variable can also be given as the path of a file that contains the value, as Docker and Kubernetes provide secrets:
+with ``_FILE`` at the end of its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["CHOOSING", "Variables"]
 _log = logging.getLogger("kode_core.config")
 
 CHOOSING: Final = frozenset({"KODE_STORE_URL", "KODE_STORE_TYPE", "KODE_STORE_PATH", "KODE_CONFIG"})
-"""The variables that say which store it is."""
+"""The variables that choose the store."""
 _OTHERS: Final = frozenset({"KODE_DISABLE_PLUGINS", "KODE_TRACE_PLUGINS", "KODE_DEBUG", "KODE_KILL_MATRIX"})
 _OTHER_PREFIXES: Final = ("KODE_TEST_", "KODE_CONFORMANCE_")
 _CLOSE: Final = 0.8
@@ -35,10 +35,10 @@ _ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
 
 
 class Variables:
-    """The variables of a process, without those that Kubernetes and Docker inject for services.
+    """The variables of a process, without the ones that Kubernetes and Docker inject for services.
 
     A service named ``kode-postgres`` gives every container of its namespace ``KODE_POSTGRES_PORT=tcp://10.0.0.7:5432``,
-    ``KODE_POSTGRES_SERVICE_HOST`` and more, which are not meant for a store.
+    ``KODE_POSTGRES_SERVICE_HOST`` and more, which do not configure a store.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -52,7 +52,7 @@ class Variables:
         }
 
     def get(self, name: str) -> str | None:
-        """The value of a variable, or of the file that its twin with ``_FILE`` names; None when neither is set.
+        """The value of a variable, or of the file that its ``_FILE`` variant names; None if neither is set.
 
         Raises:
             ConfigurationError: both are given, or the file cannot be read.
@@ -69,19 +69,19 @@ class Variables:
         return name if self._given.get(name) else f"{name}_FILE"
 
     def is_given(self, name: str) -> bool:
-        """Whether the variable or its file is set."""
+        """True if the variable or its ``_FILE`` variant is set."""
         return bool(self._given.get(name) or self._given.get(f"{name}_FILE"))
 
     def empty(self) -> str | None:
-        """A variable that should choose the store and has no value, as one that was made of another that is not set."""
+        """A variable that should choose the store but is empty, for example expanded from an unset one."""
         names = ("KODE_STORE_URL", "KODE_STORE_TYPE")
         return next((twin for name in names for twin in (name, f"{name}_FILE") if self._given.get(twin) == ""), None)
 
     def of_backend(self, kind: str, find: BackendFinder, common: Iterable[str], source: str) -> Wanted:
-        """The options of a backend that variables give.
+        """The options of a backend that are set by variables.
 
         Raises:
-            ConfigurationError: a variable of the backend is for no option, with the nearest.
+            ConfigurationError: a variable of the backend matches no option; the message names the nearest one.
         """
         backend = find(kind)
         own = {field.name for field in msgspec.structs.fields(backend.options)}
@@ -101,10 +101,10 @@ class Variables:
         return Wanted(backend.name, given, source, frozenset(given), sources)
 
     def see_names(self) -> None:
-        """See that no variable is one of ours misspelled: its store would be another one than was meant.
+        """Check that no variable is a misspelled one of ours: another store than the intended one would be opened.
 
         Raises:
-            ConfigurationError: one is.
+            ConfigurationError: a variable is misspelled.
         """
         known = {*CHOOSING, *_OTHERS, *(f"{name}_FILE" for name in CHOOSING - {"KODE_CONFIG"})}
         others = [name for name in self._given if name.startswith("KODE_") and name not in known]
@@ -119,7 +119,7 @@ class Variables:
             _log.warning("the variable %s means nothing to kode_core, and no installed backend is named so", name)
 
     def of_another(self, chosen: str, find: BackendFinder) -> str | None:
-        """A variable for an option of a backend that is not the *chosen* one, also one that is nearly its name."""
+        """A variable for an option of a backend other than the *chosen* one, perhaps misspelled; None without one."""
         if not any(name.startswith("KODE_") for name in self._given):
             return None
         for backend in registry.names():
@@ -152,7 +152,7 @@ def _content(variable: str, file: str) -> str:
         text = content.decode().removesuffix("\n").removesuffix("\r")
     except OSError as exc:
         problem = exc.strerror or "it cannot be read"
-    except ValueError:  # a NUL in the path, or a text that is no UTF-8
+    except ValueError:  # a NUL in the path, or a text that is not UTF-8
         problem = "its name or its text is not UTF-8"
     if problem:
         raise ConfigurationError(f"{variable} has to be the path of a file with the value: {problem}")

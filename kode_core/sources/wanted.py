@@ -1,7 +1,7 @@
-"""The wish of one source: the store to open, and the parts that errors may repeat.
+"""The request of one source: the store to open, and the parts that errors may repeat.
 
-An error never quotes what was given in a place where a secret may stand: a malformed URL, an unknown parameter of one,
-a value. It says the kind of mistake and where it is (OPS-12).
+An error never quotes text from a place where a secret may stand: a malformed URL, an unknown parameter of a URL, a
+value. It names the kind of mistake and its place (OPS-12).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = [
 ]
 
 BackendFinder: TypeAlias = Callable[[str], Backend]
-"""The backend of a name; raises PluginError. ``Plugins.backend`` is one."""
+"""Returns the backend of a name; raises PluginError. ``Plugins.backend`` is one."""
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
 
 
 class Wanted(NamedTuple):
-    """The wish of one source: a backend and raw options.
+    """The request of one source: a backend and raw options.
 
     Attributes:
-        source: its name in errors.
-        texts: the options that are texts from a URL or the environment, to be read as their type.
-        sources: where an option was given, for those that have a source of their own.
+        source: the name of the source in errors.
+        texts: the options that are given as text in a URL or the environment, and are converted to their type.
+        sources: the source of single options that have one of their own.
     """
 
     backend: str
@@ -50,12 +50,12 @@ class Wanted(NamedTuple):
 
 
 def named(name: object) -> str:
-    """How an error calls a name that the program or a file gave: quoted where it is one, and else not."""
+    """A name from the program or a file in the form for errors: quoted if it is valid, otherwise not repeated."""
     return repr(name) if isinstance(name, str) and _NAME.fullmatch(name) else "of that name"
 
 
 def near(name: object, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest of the known ones, or all."""
+    """The end of an error about an unknown name: the nearest of the known names, or all of them."""
     known = sorted(known)
     found = nearest(str(name), known, 0.5)
     return f"; did you mean {found!r}?" if found else f"; known are {', '.join(known)}"
@@ -82,7 +82,7 @@ def secret_options(options: type[msgspec.Struct]) -> set[str]:
 
 
 def _in_words(problem: str, hint: Any) -> str:
-    """msgspec's words, without those about patterns: an option with one says its form in ``extra={"form": …}``."""
+    """msgspec's message; for a pattern, the form that the option gives in ``extra={"form": …}``."""
     if "matching regex" in problem:
         return f"it must be {_form(hint) or 'of another form'}"
     return re.sub(r"Invalid enum value .*", "it is not one of those that it can be", problem).replace("`", "")
@@ -95,10 +95,10 @@ def _form(hint: Any) -> str | None:
 
 
 def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
-    """The problem of an option's value, in words that do not quote it, and the value as its type."""
+    """The problem of an option's value, in words that do not quote the value, and the converted value."""
     try:
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    except Exception as exc:  # noqa: BLE001 - of an object of the caller's
+    except Exception as exc:  # noqa: BLE001 - from an object of the caller's
         return f"its value cannot be read as a path ({type(exc).__name__})", None
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
         return "it has a NUL or is not UTF-8", None
@@ -108,5 +108,5 @@ def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
         return "", msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as exc:
         return _in_words(str(exc), field.type), None
-    except Exception as exc:  # noqa: BLE001 - of a value whose own methods fail
+    except Exception as exc:  # noqa: BLE001 - a value whose own methods fail
         return f"its value cannot be read ({type(exc).__name__})", None

@@ -1,4 +1,4 @@
-"""The one implementation of the store protocols, over any engine."""
+"""The single implementation of the store protocols, over any engine."""
 
 from kode_core.store.facade import EngineStore
 

@@ -1,4 +1,4 @@
-"""Copying a store while it is used."""
+"""Copy a store while it is in use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _under_way: Final[set[str]] = set()
 
 
 async def backup(context: Context, appender: EventAppender, target: str | Path, progress: Progress) -> Sequence[Path]:
-    """Let the engine copy everything to *target*, and return what was made."""
+    """Let the engine copy everything to *target*, and return the paths that were created."""
     steps, place = Steps(context, OPS["backup"]), _place(target)
     absolute = place.absolute()
 
@@ -76,7 +76,7 @@ def _place(target: object) -> Path:
 
 
 def _shown(path: Path) -> str:
-    """A path in an error: of one that is too long for a system, its start."""
+    """A path for errors; a path that is too long for the system is cut."""
     text = str(path)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
@@ -96,7 +96,7 @@ def _reserved(place: Path) -> Iterator[None]:
 
 @contextmanager
 def _folders(folder: Path) -> Iterator[None]:
-    """Make the folders above a backup, and remove those that were made when the backup fails."""
+    """Create the folders above a backup, and remove the created ones if the backup fails."""
     try:
         made = create_folders(folder)
     except OSError as exc:
@@ -104,7 +104,7 @@ def _folders(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # somebody has put something there
+        with suppress(OSError):  # another process has put something there
             for each in reversed(made):
                 each.rmdir()
         raise

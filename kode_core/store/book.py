@@ -1,4 +1,4 @@
-"""The book of what a store did: counters and latencies (OPS-3), and the observers that plugins register."""
+"""The book of a store's calls: counters and latencies (OPS-3), and the observers that plugins register."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Op(NamedTuple):
     """A kind of call.
 
     Attributes:
-        extra_seconds: how long it may wait beyond the deadline.
-        in_steps: the deadline holds for each step of it, and not for the whole (OPS-16).
+        extra_seconds: how long it may take beyond the deadline.
+        in_steps: the deadline applies to each step of it, not to the whole call (OPS-16).
     """
 
     name: str
@@ -36,12 +36,12 @@ class Op(NamedTuple):
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """One call that ended, as observers see it.
+    """A finished call, as observers see it.
 
     Attributes:
         name: the method, as in ``save_messages``.
         duration_ms: from the call to its end.
-        error: the class name of the exception it ended with; None when it succeeded.
+        error: the class name of the exception that ended it; None if it succeeded.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Book:
                     log.exception("a kode_operation hook failed; further failures of hooks are not reported")
 
     def metrics(self, totals: Totals, connections: ConnectionUse | None, now: int) -> StoreMetrics:
-        """The book so far."""
+        """The metrics so far."""
         counts = self._counts
         calls = sum(counts.values()) - counts["errors"]
         recent = sorted(self._recent)

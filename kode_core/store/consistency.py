@@ -1,7 +1,8 @@
 """The check of stored data, read in pages while others go on writing (OPS-2, OPS-16).
 
-A page shows one instant, and its issues are reported at once. An issue that only several pages show together may come
-from a write between them: it is reported when a reading without such a write shows it, or several readings do.
+A page shows one instant, and the issues of a single page are reported at once. An issue that only several pages
+together show may come from a write between them. It is reported if it also shows in a reading without such a write, or
+in several readings.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ R = TypeVar("R", bound=Record)
 
 _IDS_AT_ONCE: Final = 5_000
 _READINGS: Final = 3
-"""How often a list is read that changes while it is read."""
+"""How often a list that changes while it is read is read again."""
 _LOOK_AGAIN_S: Final = (0.05, 0.5)
-"""The pauses after which the engine looks again, since it may have found half of a write."""
+"""The pauses before the engine looks again, since it may have seen a half-finished write."""
 
 _DOCS: Final[dict[DocKind, tuple[type[Record], Callable[[Any], Awaitable[DocWrite]]]]] = {
     DocKind.TODOS: (TodoSnapshot, todos_doc),
@@ -78,7 +79,7 @@ _MISFILED: Final = "what it is found by is not what it says"
 
 
 async def check(context: Context, agent_id: str | None, progress: Progress) -> ConsistencyCheckResult:
-    """All issues of one agent; or those of all agents, and of records that belong to none."""
+    """All issues of one agent; or the issues of all agents, and of records that belong to none."""
     walk = _Walk(context, agent_id, progress)
     found = [issue async for issue in walk.issues()]
     return ConsistencyCheckResult(
@@ -87,7 +88,7 @@ async def check(context: Context, agent_id: str | None, progress: Progress) -> C
 
 
 async def issues(context: Context, agent_id: str | None, progress: Progress) -> AsyncIterator[ConsistencyIssue]:
-    """Yield the same issues as they are found. The book counts one call, without the time that the caller took."""
+    """Yield the same issues as they are found. The book counts one call, without the time that the caller spent."""
     walk = _Walk(context, agent_id, progress)
     error: BaseException | None = None
     try:
@@ -104,10 +105,10 @@ async def issues(context: Context, agent_id: str | None, progress: Progress) -> 
 
 
 class _Walk:
-    """The check of one agent, or of everything that is stored.
+    """The check of one agent, or of the whole store.
 
     Attributes:
-        checked: how many agents were checked so far.
+        checked: the number of agents that were checked so far.
     """
 
     def __init__(self, context: Context, agent_id: str | None, progress: Progress) -> None:
@@ -158,7 +159,7 @@ class _Walk:
 
 
 async def looked_at_twice(engine: Engine, steps: Steps, agent_id: str | None) -> Sequence[EngineIssue]:
-    """The issues that the engine finds each time it looks: half of a write is gone when it looks again."""
+    """The issues that the engine finds each time it looks: a half-finished write is complete when it looks again."""
     found = await steps.watched(partial(_inspect, engine, agent_id), lambda done, total: None)
     for pause in _LOOK_AGAIN_S if found else ():
         await asyncio.sleep(pause)
@@ -175,7 +176,7 @@ async def _inspect(engine: Engine, agent_id: str | None, tell: Progress) -> Sequ
 
 
 async def _is_kept(doc: Doc, write: Callable[[Any], Awaitable[DocWrite]], record: Any) -> bool:
-    """Whether a document is stored under its own key and time."""
+    """True if a document is stored under its own key and time."""
     written = await write(record)
     return written.doc is not None and (doc.key, doc.time) == (written.key, written.doc.time)
 
@@ -196,7 +197,7 @@ class _Agent:
     """The check of one agent.
 
     Attributes:
-        is_there: whether anything was found under its id.
+        is_there: True if anything was found under its id.
     """
 
     def __init__(self, engine: Engine, steps: Steps, agent_id: str) -> None:
@@ -209,7 +210,7 @@ class _Agent:
         self._head: Head | None = None
 
     async def issues(self) -> AsyncIterator[ConsistencyIssue]:
-        """The issues of the agent; the other parts are checked, too, when one cannot be read."""
+        """The issues of the agent; if one part cannot be read, the others are checked anyway."""
         for part in (self._info, self._messages, self._tool_calls, self._docs, self._media, self._events, self._own):
             try:
                 async for issue in part():
@@ -237,7 +238,7 @@ class _Agent:
         what: str,
         fits: Callable[[Any], Awaitable[bool]] = _fits,
     ) -> str:
-        """The problem of a record; empty when it is sound and *fits* the columns that it is found by."""
+        """The problem of a record; empty if it is sound and *fits* its index columns."""
         self.is_there = True
         try:
             record = await read(cls, body, what, self._pace)
@@ -284,7 +285,7 @@ class _Agent:
                         yield self._corrupt(exc)
                 await asyncio.sleep(0)
             if not is_whole:
-                return  # the other half of a pair may be in what cannot be read
+                return  # the other half of a pair may be in the part that cannot be read
             async for issue in self._miscounts(ListKind.MESSAGES, versions, pairing.messages):
                 yield issue
             found = pairing.problems()
@@ -317,7 +318,7 @@ class _Agent:
                 yield issue
 
     async def _miscounts(self, kind: ListKind, versions: set[int], count: int) -> AsyncIterator[ConsistencyIssue]:
-        """Whether as many rows were read as the head of the same version counts."""
+        """Yield an issue unless the number of rows matches the head of the same version."""
         head = ListHead() if self._head is None else getattr(self._head, kind.value)
         if versions == {head.version} and count != head.count:
             what = kind.value.replace("_", " ")

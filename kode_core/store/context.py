@@ -41,16 +41,16 @@ Opener = Callable[[], Awaitable[Engine]]
 log = logging.getLogger("kode_core")
 
 _LAST_SECOND = 1.0
-"""How long the engine has to close when all that was accepted took the whole deadline."""
+"""The time for the engine to close if the accepted writes took the whole deadline."""
 
 
 class Context:
     """One store's engine and book; every public call runs through :meth:`run`.
 
     Attributes:
-        closing: set as soon as the store is being closed, so that calls that wait can end.
+        closing: set when the store starts to close, so that waiting calls can end.
         on_closing: called at that moment.
-        underway: the engine's writes that go on.
+        underway: the engine's writes that are running.
     """
 
     def __init__(self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], book: Book) -> None:
@@ -80,14 +80,14 @@ class Context:
         return "not open yet" if self._engine is None else repr(self._engine)
 
     async def metrics(self) -> StoreMetrics:
-        """The book of calls, the size of what is stored, and the use of connections."""
+        """The counts of calls, the size of the contents, and the use of connections."""
         return self.book.metrics(await self.engine.totals(), connection_use(self.engine), self.now())
 
     # --- opening and closing
 
     @property
     def engine(self) -> Engine:
-        """The engine, which :meth:`open` has opened."""
+        """The engine that :meth:`open` has opened."""
         assert self._engine is not None
         return self._engine
 
@@ -95,7 +95,7 @@ class Context:
         """Open the engine unless it is open; concurrent calls open it once.
 
         Raises:
-            StoreTimeoutError: it was not open within the deadline.
+            StoreTimeoutError: the engine was not open within the deadline.
         """
         self.check_open()
         return await self._opened()
@@ -110,7 +110,7 @@ class Context:
         return self._engine
 
     async def _open(self) -> Engine:
-        """A task of its own: a call that is cancelled opens the store for those that come later."""
+        """Runs as a task of its own: a cancelled call still opens the store for later calls."""
         try:
             deadline = Deadline(self._deadlines, self.timeout)
             with deadline, self._waiting(deadline), hearing(self._without_deadline):
@@ -126,7 +126,7 @@ class Context:
 
     @contextmanager
     def _waiting(self, deadline: Deadline) -> Iterator[None]:
-        """Let *deadline* rest while the opening has none."""
+        """Suspend *deadline* while the opening has none."""
         self._opened_for.add(deadline)
         if self._is_unhurried:
             deadline.rest()
@@ -154,12 +154,12 @@ class Context:
                 deadline.begin_anew()
 
     def _open_ended(self, opening: asyncio.Task[Engine]) -> None:
-        """Let the next call open the engine again after a failure, also when no caller was left to see it."""
+        """Let the next call open the engine again after a failure, even if no caller was left to see it."""
         if opening.cancelled() or opening.exception() is not None:
             self._opening = None
 
     def check_open(self) -> None:
-        """Raise unless the store can be used, here and now."""
+        """Raise unless the store can be used in this process and event loop."""
         if self.is_closed:
             raise StoreClosedError("this store is closed; open a new one")
         if self._process != os.getpid():
@@ -168,10 +168,10 @@ class Context:
             raise KodeError("this store was opened in another event loop; open one store in each loop")
 
     async def close(self, before: Callable[[], Awaitable[None]]) -> None:
-        """Wait for what was accepted, call *before*, close the engine. A second call waits for the first.
+        """Wait for the accepted writes, call *before*, close the engine. A second call waits for the first.
 
-        Writes that are still under way at the deadline are given up, and the log names the store. Their callers know
-        already that the outcome is unknown.
+        Writes that are still running at the deadline are abandoned, and the log names the store. Their callers already
+        know that the outcome is unknown.
         """
         if self._closed is None:
             self.check_open()
@@ -184,7 +184,7 @@ class Context:
         await asyncio.shield(self._closed)
 
     async def _close(self, before: Callable[[], Awaitable[None]]) -> None:
-        """A task of its own: a caller that is cancelled does not stop half-way."""
+        """Runs as a task of its own: a cancelled caller does not stop it half-way."""
         deadline = asyncio.get_running_loop().time() + self.timeout
         is_late = False
         try:
@@ -204,7 +204,7 @@ class Context:
             )
 
     async def _quiet(self, before: Callable[[], Awaitable[None]]) -> None:
-        """Wait until nothing is under way."""
+        """Wait until nothing is running."""
         while self._active:
             self._idle.clear()
             await self._idle.wait()
@@ -216,11 +216,11 @@ class Context:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the store was closed, or is being closed."""
+        """True if the store was closed, or is being closed."""
         return self.closing.is_set()
 
     def warn_if_open(self) -> None:
-        """Called when the store is forgotten: an open one is a leak."""
+        """Called when the store is garbage collected: an open store is a leak."""
         if self._engine is not None and not self.is_closed:
             warnings.warn(
                 f"a {self._engine.name} store was not closed; use 'async with' or 'await store.close()'",
@@ -233,9 +233,10 @@ class Context:
     async def run(
         self, op: Op, agent_id: str | None, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Do what a public method does: open the store, keep the deadline, write the book.
+        """Run the call of a public method: open the store, keep the deadline, record the call.
 
-        *agent_id* is the agent that the call is for, None when it is for many. It waits for the writes that were left.
+        *agent_id* is the agent that the call is for; None if it concerns many. The call first waits for writes whose
+        callers left.
         """
         self.check_open()
         start = time.perf_counter()
@@ -258,12 +259,12 @@ class Context:
             self.book.enter(op, time.perf_counter() - start, error)
 
     async def begin(self, agent_id: str | None) -> None:
-        """Wait for the writes that were left: what every call does first when the engine is open."""
+        """Wait for writes whose callers left, as every call does first once the engine is open."""
         if self.underway.is_any_left:
             await self.underway.settled(agent_id)
 
     async def step(self, op: Op, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do a step of a call within the deadline; to close the store waits for it."""
+        """Run a step of a call within the deadline; closing the store waits for it."""
         self.check_open()
         with _Step(self, self._deadlines, op) as step:
             _STEP.set(step)
@@ -276,7 +277,7 @@ class Context:
             await self._opened()
 
     def enter(self) -> None:
-        """Count a call that begins; to close the store waits for its end."""
+        """Count a call that begins; closing the store waits for its end."""
         self._active += 1
 
     def leave(self) -> None:
@@ -298,14 +299,14 @@ class Context:
     # --- writing
 
     def batch(self, agent_id: str, *, fence: Fence | None = None, **contents: Any) -> Batch:
-        """A batch of this moment."""
+        """A batch with the present time."""
         op_id = f"{self._op_prefix}-{next(self._op_ids)}"
         return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), fence=fence, **contents)
 
     async def commit(self, batch: Batch) -> Applied | Refused:
-        """Commit one batch, to the end whatever becomes of the caller; what was not sent when it left need not be.
+        """Commit one batch and finish it even if the caller leaves; a batch that was not sent by then need not be sent.
 
-        A lost lease and a storage error are raised, other refusals returned.
+        A lost lease and a storage error are raised, other refusals are returned.
         """
         is_waiting = True
         write = self.called(self._engine_commit(batch), lambda: is_waiting)
@@ -339,7 +340,7 @@ _STEP: Final[ContextVar[Deadline | None]] = ContextVar("STEP", default=None)
 
 
 class _Step(Deadline):
-    """A call, or a step of one, with its deadline, which ends in an error of this library."""
+    """A call, or a step of one, with its deadline, which raises an error of this library."""
 
     __slots__ = ("_context", "_op")
 
@@ -366,7 +367,7 @@ class _Step(Deadline):
 
 
 async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:
-    """Whether the engine closed in time; otherwise its close goes on by itself."""
+    """True if the engine closed in time; otherwise its close continues in the background."""
     task = asyncio.ensure_future(closing)
     done, _ = await asyncio.wait([task], timeout=seconds)
     if done:

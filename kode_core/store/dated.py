@@ -1,4 +1,4 @@
-"""Writes of another time: imported records keep the times of their source."""
+"""Writes with given times: imported records keep the times of their source."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _dates: ContextVar[_Dates | None] = ContextVar("dates", default=None)
 
 @contextmanager
 def dated(messages: Sequence[int]) -> Iterator[None]:
-    """Date the writes of the task inside: each message by its own time, all else by the time of the last message.
+    """Date the writes inside: each message by its own time, everything else by the time of the last message.
 
     Args:
-        messages: the time of each message of the list that is saved, in milliseconds since the epoch. One that is
-            older than one before it counts as of that time (MSG-4).
+        messages: the time of each message of the list that is saved, in milliseconds since the epoch. A message that is
+            older than one before it gets the time of that one (MSG-4).
     """
     times: list[int] = []
     for time in messages:
@@ -39,12 +39,12 @@ def dated(messages: Sequence[int]) -> Iterator[None]:
 
 
 def clock() -> int:
-    """The time of the writes of this task, which is now unless they are dated."""
+    """The time of this task's writes, which is now unless they are dated."""
     dates = _dates.get()
     return now_ms() if dates is None else dates.now
 
 
 def message_time(position: int, now: int) -> int:
-    """The time of a message that is saved at a position for the first time."""
+    """The time of a message that is first saved at a position."""
     dates = _dates.get()
     return dates.messages[position] if dates is not None and position < len(dates.messages) else now

@@ -1,7 +1,7 @@
 """The deadlines of calls, all on one timer of the event loop.
 
-``asyncio.timeout`` makes a timer for each call, which costs more than many a call itself. Deadlines of one length pass
-in the order in which they began, so that one timer, for the first of each length, serves all.
+``asyncio.timeout`` makes a timer for each call, which costs more than many of the calls themselves. Deadlines of one
+length expire in the order in which they began, so one timer, for the first of each length, serves all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Deadline", "Deadlines"]
 
 
 class Deadline:
-    """Ends what is done inside ``with`` when it takes too long.
+    """End the work inside ``with`` if it takes too long.
 
     Raises:
         TimeoutError: on leaving; its cause is the cancellation that ended the call.
@@ -45,11 +45,11 @@ class Deadline:
             raise TimeoutError from exc
 
     def rest(self) -> None:
-        """Do not pass until :meth:`begin_anew`."""
+        """Do not expire until :meth:`begin_anew`."""
         self._all.end(self)
 
     def begin_anew(self) -> None:
-        """Pass after the whole time from now on, unless it has passed."""
+        """Expire after the full time from now on, unless it has already expired."""
         if not self._is_over:
             self._all.end(self)
             self._all.begin(self)
@@ -60,20 +60,20 @@ class Deadline:
             self.begin_anew()
 
     def expire(self) -> None:
-        """The time is over."""
+        """End the work: the time is over."""
         self._is_over = True
         self._task.cancel()
 
 
 class Deadlines:
-    """The deadlines of one store, whose calls are made in one event loop."""
+    """The deadlines of one store, all in one event loop."""
 
     def __init__(self) -> None:
         self._lines: dict[float, dict[Deadline, None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, deadline: Deadline) -> None:
-        """Count from now on."""
+        """Start to count a deadline."""
         loop = asyncio.get_running_loop()
         deadline.when = loop.time() + deadline.seconds
         line = self._lines.get(deadline.seconds)
@@ -88,7 +88,7 @@ class Deadlines:
         return deadline in self._lines.get(deadline.seconds, ())
 
     def end(self, deadline: Deadline) -> None:
-        """Count no more; doing it again does nothing."""
+        """Stop counting a deadline; a second call does nothing."""
         line = self._lines.get(deadline.seconds)
         if line is not None:
             line.pop(deadline, None)
@@ -101,7 +101,7 @@ class Deadlines:
         self._timer = loop.call_at(when, self._ring, loop)
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End what is overdue, and look again when the next one is."""
+        """End the overdue calls, and set the timer for the next deadline."""
         self._timer = None
         now = loop.time()
         for line in list(self._lines.values()):

@@ -26,7 +26,7 @@ log = logging.getLogger("kode_core")
 _ATTEMPTS: Final = 20
 _FOUND_AT_ONCE: Final = 200
 _DELETED_AT_ONCE: Final = 5
-"""How many sessions are deleted side by side: few, so that others can write in between."""
+"""The number of sessions that are deleted at once: few, so that others can write in between."""
 
 
 class Deletions:
@@ -41,11 +41,11 @@ class Deletions:
     async def delete_many(
         self, query: Callable[[Any], Awaitable[Page[SessionInfo]]], filters: Mapping[str, Any], progress: Progress
     ) -> int:
-        """Delete the sessions that match, each only if it still is as it was found; look again at those that changed.
+        """Delete the matching sessions, each only if it is unchanged since it was found; look again at changed ones.
 
-        Those that cannot be read are left, and named in the log.
+        Sessions that cannot be read stay, and the log names them.
         """
-        # As no filter, metadata={} matches every agent.
+        # An empty metadata={} matches every agent.
         if all(isinstance(given, Mapping) and not given for given in filters.values()):
             raise InvalidArgumentError("delete_many needs a filter: without one it would delete every agent")
         for name in ("limit", "offset", "cursor", "order", "sort_by"):
@@ -54,7 +54,7 @@ class Deletions:
         return await _Deletion(self._context, self._delete_unchanged, progress).run(query, filters)
 
     async def _delete_unchanged(self, session: SessionInfo) -> bool:
-        """Delete a session if it is as it was found; whether it was."""
+        """Delete a session if it has not changed since it was found; True if it was deleted."""
         agent_id = session.agent_id
         await self._appender.drain(agent_id)
         with self._locks.fencing(agent_id, None) as fence:
@@ -69,7 +69,7 @@ class _Deletion:
     """One ``delete_many``, in steps: a page of sessions is found, and deleted in small groups.
 
     Attributes:
-        deleted: how many sessions were deleted so far.
+        deleted: the number of sessions that were deleted so far.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class _Deletion:
         self._progress = progress
 
     async def run(self, query: Callable[[Any], Awaitable[Page[SessionInfo]]], filters: Mapping[str, Any]) -> int:
-        """Delete until a search finds nothing that was changed meanwhile; an error says how many were deleted."""
+        """Delete until a search finds no session that changed meanwhile; an error has the number of deleted ones."""
         try:
             for attempt in range(_ATTEMPTS):
                 if not await self._pass(query, filters):
@@ -106,7 +106,7 @@ class _Deletion:
         return f"{self.deleted} session{' was' if self.deleted == 1 else 's were'} deleted before"
 
     async def _pass(self, query: Callable[[Any], Awaitable[Page[SessionInfo]]], filters: Mapping[str, Any]) -> int:
-        """Delete all that are found now; how many had changed meanwhile."""
+        """Delete all sessions that are found now; return how many had changed meanwhile."""
         changed, cursor = 0, None
         while True:
             page = await self._steps(query, {**filters, "limit": _FOUND_AT_ONCE, "cursor": cursor})
@@ -119,7 +119,10 @@ class _Deletion:
                 return changed
 
     async def _group(self, sessions: Sequence[SessionInfo]) -> int:
-        """Delete a group, each by a write of its own: none waits for another (OPS-13). Returns how many had changed."""
+        """Delete a group, each session by a separate write: none waits for another (OPS-13).
+
+        Returns the number of sessions that had changed.
+        """
         changed: list[SessionInfo] = []
         in_doubt: list[SessionInfo] = []
 
@@ -143,7 +146,7 @@ class _Deletion:
             except asyncio.CancelledError as exc:
                 for call in calls:
                     call.cancel()
-                await asyncio.wait(calls)  # at once: the writes go on without them
+                await asyncio.wait(calls)  # immediately: the writes continue without them
                 if in_doubt:
                     put_in_doubt(exc)
                 raise

@@ -1,4 +1,4 @@
-"""Events: appended in groups, read in pages, followed as they come."""
+"""Events: appended in groups, read in pages, followed as they arrive."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from kode_core.waiting import waited_for
 
 __all__ = ["EventAppender", "EventReader"]
 
-_LOOK_ANYWAY_S = 2.0  # where the engine tells of appends
+_LOOK_ANYWAY_S = 2.0  # for engines that report appends
 _PATIENCE_S: Final = 0.02
 _MOST_EVENTS: Final = 1000
 _MOST_CHARACTERS: Final = 4 << 20
 
 
 class _Append:
-    """A call that appends: it waits, then it is written in a group, then it has ended."""
+    """A call that appends: it waits, is written in a group, and ends."""
 
     __slots__ = ("_ended", "done", "events", "fence", "has_ended", "size")
 
@@ -48,12 +48,12 @@ class _Append:
         self.fence = fence
         self.size = sum([len(event.body.text) for event in events])
         self.done: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
-        """The caller waits for it; it is done, too, when the caller gives up."""
+        """The caller waits for this future; it is also done when the caller gives up."""
         self.has_ended = False
         self._ended: asyncio.Future[None] | None = None
 
     def end(self, result: Sequence[int] | Exception | None = None) -> None:
-        """Note that it was written, failed, or was taken back."""
+        """Record that the append was written, failed, or was withdrawn."""
         if not self.done.done():
             if isinstance(result, Exception):
                 self.done.set_exception(result)
@@ -74,7 +74,7 @@ class _Append:
 
 
 class _Queue:
-    """The appends for one agent: those that wait, those that are being written, and the task that writes them."""
+    """The appends for one agent: the waiting ones, the ones being written, and the task that writes them."""
 
     __slots__ = ("waiting", "writer", "written")
 
@@ -85,11 +85,11 @@ class _Queue:
 
 
 class EventAppender:
-    """Group commit: while one wave of writes is under way, the next one gathers.
+    """Group commit: while one wave of writes is running, the next one gathers.
 
-    A call returns when its events are durable. A wave is a write for each agent, side by side, so that an engine can
-    make one commit of them; none of them waits for another agent's, and the next wave waits for a slow one a moment at
-    most (OPS-13).
+    A call returns when its events are durable. A wave is one write for each agent, all at once, so that an engine can
+    commit them together. None of them waits for another agent's, and the next wave waits only a moment for a slow one
+    (OPS-13).
     """
 
     def __init__(self, context: Context) -> None:
@@ -103,8 +103,8 @@ class EventAppender:
     async def append(self, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
         """Append, and return the offsets.
 
-        A caller that gives up while its events wait takes them along: nothing is written. Once they are being written
-        they are written to the end (OPS-9), and one that gives up as they have just been written is in doubt, too.
+        If a caller gives up while its events wait, they are withdrawn: nothing is written. Once the write has begun it
+        runs to its end (OPS-9); a caller that gives up when it has just been written is in doubt, too.
         """
         item = _Append(events, fence)
         queue = self._queues.get(agent_id)
@@ -123,7 +123,7 @@ class EventAppender:
             raise
 
     def _prepare(self, agent_id: str, queue: _Queue) -> None:
-        """Let the next wave write what waits for the agent."""
+        """Let the next wave write the agent's waiting appends."""
         if queue.writer is None and queue.waiting:
             self._ready[agent_id] = queue
             if self._waves is None:
@@ -149,7 +149,7 @@ class EventAppender:
             if queue.written:
                 await self._write_group(agent_id, queue.written)
         finally:
-            for item in queue.written:  # not ended only after a cancellation
+            for item in queue.written:  # an append has not ended here only after a cancellation
                 item.end(OutcomeUnknownError("the event loop was shut down while this was written"))
             queue.writer, queue.written = None, []
             self._prepare(agent_id, queue)
@@ -163,7 +163,7 @@ class EventAppender:
         try:
             (outcome,) = await self._context.engine.commit([batch])
             offsets = _offsets(batch, outcome)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting callers get it
             if len(group) > 1 and _is_for_one(exc):
                 for item in group:
                     await self._write_group(agent_id, [item])
@@ -178,7 +178,7 @@ class EventAppender:
         self.wake(agent_id)
 
     async def drain(self, agent_id: str | None = None, *, seconds: float | None = None) -> None:
-        """Wait for the appends that were accepted until now, for one agent or for all; *seconds* at most."""
+        """Wait for the appends that were accepted until now, for one agent or for all, for *seconds* at most."""
         queues = list(self._queues.values()) if agent_id is None else [self._queues.get(agent_id) or _Queue()]
         accepted = [item.ended() for queue in queues for item in (*queue.written, *queue.waiting)]
         if accepted:
@@ -187,12 +187,12 @@ class EventAppender:
     # --- followers
 
     def wake(self, agent_id: str) -> None:
-        """Tell the followers in this process that there are new events."""
+        """Wake the followers in this process: there are new events."""
         for event in self._followers.get(agent_id, ()):
             event.set()
 
     def _wake_all(self) -> None:
-        """Let every follower look, as when the store is closed under it."""
+        """Wake every follower, for example when the store is closed."""
         for agent_id in self._followers:
             self.wake(agent_id)
 
@@ -210,8 +210,8 @@ class EventAppender:
 
 
 def _next_group(queue: deque[_Append]) -> list[_Append]:
-    """The next calls that fit into one batch: under one fence, within a number of events and characters."""
-    if not queue:  # taken back
+    """The next calls that fit into one batch: with the same fence, up to a number of events and characters."""
+    if not queue:  # withdrawn
         return []
     group = [queue.popleft()]
     count, size = len(group[0].events), group[0].size
@@ -224,12 +224,12 @@ def _next_group(queue: deque[_Append]) -> list[_Append]:
 
 
 def _is_for_one(exc: Exception) -> bool:
-    """Whether nothing was written, perhaps because of one call of the group alone."""
+    """True if nothing was written, and possibly only one call of the group is the reason."""
     return isinstance(exc, StoreFullError) or (isinstance(exc, KodeError) and exc.retry is Retry.NEVER)
 
 
 def _offsets(batch: Batch, outcome: Outcome) -> Sequence[int]:
-    """The offsets of the batch's events; raises the error of a batch that failed."""
+    """The offsets of the batch's events; raises the error of a failed batch."""
     applied = settled(batch, outcome)
     assert isinstance(applied, Applied)
     if len(applied.offsets) != len(batch.events):
@@ -239,7 +239,7 @@ def _offsets(batch: Batch, outcome: Outcome) -> Sequence[int]:
 
 
 class EventReader:
-    """Streams events: never more than a page in memory, no cursor held while the caller works."""
+    """Streams events: never more than a page in memory, and no cursor stays open while the caller works."""
 
     def __init__(self, context: Context, appender: EventAppender, poll_ms: int) -> None:
         self._context = context
@@ -252,7 +252,7 @@ class EventReader:
     def read(
         self, agent_id: str, since: Bookmark | None, after_offset: int | None, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
-        """The events that are stored now or are appended while they are read."""
+        """The events that are stored now, and those appended while they are read."""
         return self._read(agent_id, _checked(agent_id, since, after_offset, channel), after_offset, channel)
 
     async def _read(
@@ -268,7 +268,7 @@ class EventReader:
             rows = deque(await self._page(OPS["read_events"], agent_id, span))
             is_last = len(rows) < limit
             limit = _limit_after(rows, limit)
-            while rows:  # an event is not held any longer than the caller wants it
+            while rows:  # an event is released as soon as the caller is done with it
                 row = rows.popleft()
                 after = (row.seq, row.offset)
                 yield await stored_event(agent_id, row, pace)
@@ -296,7 +296,7 @@ class EventReader:
                 span = EventRange(
                     order="offset", after=(0, after_offset), since_seq=since_seq, channel=channel, limit=limit
                 )
-                if is_through:  # every event is read once from here on, so that no look passes over the same ones again
+                if is_through:  # from here on every event is read once, so that no look skips the same ones again
                     span = EventRange(order="offset", after=(0, after_offset), limit=limit)
                 rows = deque(await self._page(OPS["follow_events"], agent_id, span))
                 is_last = len(rows) < limit
@@ -320,26 +320,26 @@ class EventReader:
                     await self._wait(appended, told, pause)
 
     async def _some_offset(self, agent_id: str) -> int:
-        """The offset of an event that is stored now: a look that begins later passes over all up to it (EVT-2)."""
+        """The offset of an event that is stored now: a later look can skip all offsets up to it (EVT-2)."""
         try:
             last = await self._context.run(
                 OPS["follow_events"], agent_id, lambda: self._context.engine.last_event(agent_id)
             )
-        except CorruptRecordError:  # the look at all events meets it, behind what can be read
+        except CorruptRecordError:  # the look at all events meets the damage behind the readable ones
             return 0
         return 0 if last is None else last.offset
 
     def _longest_pause(self) -> float:
-        """How far the pauses between looks that find nothing grow."""
+        """The longest pause, in seconds, between two looks that find nothing."""
         return max(self._poll, (idle_poll_ms(self._context.engine) or 0) / 1000)
 
     async def _wait(self, appended: asyncio.Event, told: Watch | None, pause: float) -> None:
-        """Until this store appends, or another may have."""
+        """Wait until this store appends, or another store may have appended."""
         await waited_for(appended, max(pause, _LOOK_ANYWAY_S) if told is not None and told.is_live else pause)
 
 
 def _checked(agent_id: str, since: object, after_offset: object, channel: object) -> int | None:
-    """The seq to start after; raises before the first page is asked for."""
+    """The seq to start after; raises before the first page is read."""
     check_agent_id(agent_id)
     if since is not None and (not isinstance(since, Bookmark) or type(since.seq) is not int):
         raise InvalidArgumentError(f"since must be a Bookmark, got {type(since).__name__}")

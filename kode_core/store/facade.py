@@ -1,4 +1,4 @@
-"""The public store over an engine. What each method promises is said in :mod:`kode_core.protocols`."""
+"""The public store over an engine. :mod:`kode_core.protocols` documents the methods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ from kode_core.model import (
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
-from kode_core.store import backups, consistency, health, repairs, rows  # a full table of files allows no import later
+from kode_core.store import (  # not later: without free descriptors imports fail
+    backups,
+    consistency,
+    health,
+    repairs,
+    rows,
+)
 from kode_core.store.book import Book, Observer
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
@@ -59,7 +65,7 @@ class EngineStore(ExtendedStore):
     """An ExtendedStore over any engine.
 
     Args:
-        opener: opens the engine; called once, at the first use or by :meth:`open`.
+        opener: opens the engine; called once, on first use or by :meth:`open`.
         timeout_ms: the deadline of every call (OPS-9).
         follow_poll_ms: how often ``follow_events`` looks for events of other processes.
         memory_limit_bytes: the most that remembered lists may take (OPS-14).
@@ -127,7 +133,7 @@ class EngineStore(ExtendedStore):
     # --- opening and closing
 
     async def open(self) -> Self:
-        """Open now and not at the first use."""
+        """Open the store now instead of on first use."""
         await self._context.open()
         return self
 
@@ -399,7 +405,7 @@ class EngineStore(ExtendedStore):
 
 
 def _given(records: object, what: str) -> bool:
-    """Whether there is anything in an optional list."""
+    """True if an optional list has entries."""
     if not isinstance(records, (list, tuple)):
         raise InvalidArgumentError(f"{what} must be a list, got {type(records).__name__}")
     return len(records) > 0

@@ -1,4 +1,4 @@
-"""Making agents from others, and making them go away."""
+"""Create agents as copies of others, and delete them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ class Forks:
         raise StoreBusyError(f"agent {agent_id!r}: its info kept changing while it was forked; nothing was written")
 
     async def delete(self, agent_id: str, fence: Fence | None) -> None:
-        """Remove an agent. Appends that were accepted before go first, so that none brings it back (LIFE-3)."""
+        """Remove an agent.
+
+        Appends that were accepted before are written first, so that none of them brings the agent back (LIFE-3).
+        """
         await self._appender.drain(agent_id)
         await self._context.commit(self._context.batch(agent_id, fence=fence, delete=True))
         self._memory.forget(agent_id)

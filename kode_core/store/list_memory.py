@@ -1,4 +1,4 @@
-"""The lists that a store wrote and read last, remembered in a bounded number of bytes (OPS-14)."""
+"""The lists that a store used last, remembered in a bounded number of bytes (OPS-14)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHAR_BYTES: Final = 4
 
 
 def size_of(remembered: Remembered) -> int:
-    """The bytes that a list takes while it is remembered; the records themselves are not held."""
+    """The bytes that a remembered list takes; the records themselves are not held."""
     count = len(remembered)
     proofs = count - remembered.proofs.count(None) - remembered.proofs.count(UNTAKEN)
     keys = count - remembered.keys.count(None)
@@ -27,7 +27,7 @@ def size_of(remembered: Remembered) -> int:
 
 
 class ListMemory:
-    """Lists by agent, up to a number of bytes; the least used go first.
+    """Remembered lists by agent, up to a number of bytes; the least recently used are dropped first.
 
     Args:
         limit: in bytes; with 0 nothing is remembered.
@@ -40,11 +40,11 @@ class ListMemory:
 
     @property
     def size(self) -> int:
-        """The bytes that all of it takes."""
+        """The bytes that all remembered lists take."""
         return self._size
 
     def get(self, agent_id: str, kind: ListKind) -> Remembered | None:
-        """The list as it is remembered."""
+        """The remembered list."""
         found = self._lists.get((agent_id, kind))
         if found is None:
             return None

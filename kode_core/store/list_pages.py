@@ -1,4 +1,4 @@
-"""A list in pages that take about the same memory, without the rows that cannot be read."""
+"""Read a list in pages of about the same memory, skipping the rows that cannot be read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PAGE_CHARACTERS: Final = 1 << 20
 
 
 class ListPage(NamedTuple):
-    """A page of a list as it was at one instant, or the error that reading it ended with."""
+    """A page of a list at one instant, or the error that reading it raised."""
 
     start: int
     version: int
@@ -29,20 +29,20 @@ class ListPage(NamedTuple):
 
 
 class PageSize:
-    """How many records to read at once."""
+    """The number of records to read at once."""
 
     def __init__(self) -> None:
         self.limit = _FIRST_PAGE
 
     def saw(self, bodies: Sequence[Body]) -> None:
-        """Fit the next page to what records take in memory."""
+        """Fit the next page to the size of the records."""
         if bodies:
             mean = max(1, sum(len(body.text) for body in bodies) // len(bodies))
             self.limit = min(max(1, _PAGE_CHARACTERS // mean), _LARGEST_PAGE, 4 * self.limit)
 
 
 async def pages_of(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) -> AsyncIterator[ListPage]:
-    """All pages of a list; around a row that cannot be read the others are."""
+    """All pages of a list; only the rows that cannot be read are missing."""
     size, start, end, was_lost = PageSize(), 0, 0, False
     while True:
         limit = end - start if end > start else size.limit
@@ -54,9 +54,9 @@ async def pages_of(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) 
             if end > start:
                 continue
             yield ListPage(start, 0, (), exc)
-            is_lost = end < start  # the error does not say which row it is
+            is_lost = end < start  # the error does not name the row
             if is_lost and was_lost:
-                return  # nothing can be found any more
+                return  # nothing more can be found
             start, was_lost = (start + limit if is_lost else start + 1), is_lost
             if start >= await _count(engine, steps, agent_id, kind):
                 return
@@ -69,6 +69,6 @@ async def pages_of(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) 
 
 
 async def _count(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) -> int:
-    """How many rows the head counts."""
+    """The number of rows according to the head."""
     head = await steps(engine.head, agent_id)
     return 0 if head is None else getattr(head, kind.value).count

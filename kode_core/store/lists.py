@@ -1,9 +1,9 @@
-"""Writing lists: only what changed (MSG-5), keeping when each message was first seen (MSG-4).
+"""Write lists: only the changes (MSG-5), keeping the time when each message was first seen (MSG-4).
 
-The store remembers, for the agents it wrote or read last, which records stand in a list and under which version; see
-:mod:`kode_core.store.remembered`. Every record that may have changed is encoded and compared by digest. The write
-carries the version as a precondition: when another writer was there, the engine refuses, and the list's outline is
-read anew.
+For the agents that were used last, the store remembers the records of each list and its version; see
+:mod:`kode_core.store.remembered`. Every record that may have changed is encoded and compared by digest. The write has
+the version as its precondition: after a write by another writer the engine refuses it, and the list's outline is read
+again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kode_core.store.times import equal_ones, keep_times
 __all__ = ["Append", "Replace", "Upsert"]
 
 _LONG: Final = 2_000
-"""Lists longer than this are timed in a thread."""
+"""For longer lists, the times are computed in a thread."""
 
 
 # --- The three ways to change a list ----------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ class Replace:
 
     @classmethod
     async def of(cls, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> Self:
-        """Write what differs from *old*."""
+        """Write the differences from *old*."""
         pace = Pace()
         shared = min(len(old), len(records))
         is_cut = shared < len(old)
@@ -68,7 +68,7 @@ class Replace:
 
     @classmethod
     async def whole(cls, codec: ListCodec, old: Remembered, records: Sequence[Any], now: int) -> Self:
-        """Write all records without a precondition: for a list that other writers change all the time."""
+        """Write all records without a precondition: for a list that other writers keep changing."""
         pace = Pace()
         append = await _encoded(codec, records, 0, now, pace)
         if codec.kind == ListKind.MESSAGES:
@@ -82,7 +82,7 @@ class Replace:
 
 
 async def _encoded(codec: ListCodec, records: Sequence[Any], start: int, now: int, pace: Pace) -> list[Encoded]:
-    """The rows of records, of which the first will stand at *start*."""
+    """The rows of records, the first of which will be at position *start*."""
     encoded = []
     for i, record in enumerate(records, start):
         encoded.append(await codec.row(i, record, now, pace))
@@ -99,7 +99,7 @@ async def _with_equals(
     now: int,
     pace: Pace,
 ) -> list[tuple[int, Row]]:
-    """Also the rows of equal messages, of which one may have moved to where another was: it takes its time along."""
+    """Add the rows of equal messages: one may have moved to the place of another, and then takes its time along."""
     digests = list(old.digests[: len(records)])
     for i, row in put:
         digests[i] = row.body.digest
@@ -116,7 +116,7 @@ async def _with_equals(
 async def _timed(
     old: Remembered, put: list[tuple[int, Row]], append: list[Encoded], shared: int
 ) -> tuple[list[tuple[int, Row]], list[Encoded]]:
-    """Give messages the times that they keep; new ones are not older than what stands before them (MSG-4)."""
+    """Set the times of messages that keep them; new messages are not older than the messages before them (MSG-4)."""
     if not put and shared == len(old):
         return put, _raised(old.newest, append)
     rows = [one.row for one in append]
@@ -150,7 +150,7 @@ class Append:
 
     @classmethod
     async def of(cls, codec: ListCodec, old: Remembered | None, records: Sequence[Any], now: int) -> Self:
-        """Append *records* to a list that was *old*, if that is known."""
+        """Append *records* to the list *old*, which may be unknown."""
         pace = Pace()
         start = 0 if old is None else len(old)
         append = await _encoded(codec, records, start, now, pace)
@@ -169,7 +169,7 @@ class Append:
 
 
 class Upsert:
-    """Replace the last record of the same id, or append (TC-3); of records of a call with one id the last one stays."""
+    """Replace the last record with the same id, or append (TC-3); of several records with one id the last one stays."""
 
     def __init__(self, base: Remembered | None, tail: Tail, write: ListWrite) -> None:
         self._base = base
@@ -185,7 +185,7 @@ class Upsert:
         now: int,
         look: Callable[[Sequence[str]], Awaitable[Outline]],
     ) -> Self:
-        """Write *records* into *old*; where that is not known, *look* gives the outline of some call ids."""
+        """Write *records* into *old*; if that is unknown, *look* returns the outline of some call ids."""
         pace = Pace()
         rows = await _encoded(codec, records, 0, now, pace)
         keys = [str(key_of(one.row)) for one in rows]

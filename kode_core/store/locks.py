@@ -1,4 +1,4 @@
-"""Leases: at most one holder of an agent at a time, and writes that fail when they come too late (LOCK clauses)."""
+"""Leases: at most one holder of an agent at a time, and writes that fail once their lease has ended (LOCK clauses)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _MIN_TTL_MS: Final = 10
 _MAX_TTL_MS: Final = 24 * 3600 * 1000
 _POLL_S: Final = 0.02
 _STEPS_OF_A_FINALIZER: Final = 4
-"""How many turns the event loop needs to begin to close an async generator that was dropped."""
+"""The turns that the event loop needs to start closing an async generator that was dropped."""
 _NO_FENCE: Final = nullcontext[Fence | None]()
 
 _entered: ContextVar[tuple[HeldLease, ...]] = ContextVar("kode_leases", default=())
-"""The leases whose blocks this context is in, the innermost last. A task that is started inside gets a copy."""
+"""The leases of the blocks that this context is in, innermost last. A task that is started inside gets a copy."""
 
 
 class HeldLease:
-    """See :class:`kode_core.protocols.Lease`; ``ttl_ms`` is for how long it is held without renewal."""
+    """See :class:`kode_core.protocols.Lease`; ``ttl_ms`` is how long it is held without renewal."""
 
     def __init__(self, locks: Locks, agent_id: str, fence: Fence, ttl_ms: int) -> None:
         self.locks = locks
@@ -46,9 +46,9 @@ class HeldLease:
         self.ttl_ms = ttl_ms
         self.is_released = False
         self.is_left = False
-        """Whether its block was left: tasks that still have it in their context were started inside."""
+        """True if its block was left: tasks that still have it in their context were started inside."""
         self.writes: set[asyncio.Future[None]] = set()
-        """A future for each write under way that it fences, done when the write has ended."""
+        """A future for each running write that the lease fences, done when the write has ended."""
         self._is_lost = False
 
     @property
@@ -60,7 +60,7 @@ class HeldLease:
         return self._is_lost or (self.locks.is_closed and not self.is_released)
 
     def lose(self) -> None:
-        """Note that it has ended, or can no longer be known to be held."""
+        """Note that the lease has ended, or that it is no longer known to be held."""
         self._is_lost = True
 
     def __repr__(self) -> str:
@@ -77,15 +77,15 @@ class HeldLease:
 
 
 class LeaseContext:
-    """What ``acquire_agent_lock`` returns: await it for a :class:`HeldLease`, or use ``async with``.
+    """The result of ``acquire_agent_lock``: await it for a :class:`HeldLease`, or use ``async with``.
 
-    ``async with`` renews the lease as long as the block runs, fences the writes of its task and of the tasks that are
-    started inside, and releases at the end (LOCK-5, LOCK-7).
+    ``async with`` renews the lease while the block runs, fences the writes of its task and of the tasks that are
+    started inside, and releases the lease at the end (LOCK-5, LOCK-7).
 
-    No context is ever put back to what it was: a block that ends takes its lease, and no other, out of the context of
-    the task that entered it and of the one that leaves it, which for an async generator may be another. Tasks that were
+    No context is ever reset to an earlier state: a block that ends removes only its own lease from the context of the
+    task that entered it and of the task that leaves it. For an async generator these may be two tasks. Tasks that were
     started inside keep it, so that their late writes are refused. Leaving waits for writes that began before: a task
-    that dropped its generator writes on while another one closes it.
+    that dropped its generator may still write while another task closes it.
     """
 
     def __init__(self, locks: Locks, agent_id: str, ttl_ms: int, wait_ms: int) -> None:
@@ -129,12 +129,12 @@ class LeaseContext:
         try:
             await asyncio.shield(lease.locks.begin_release(lease, renewer))
         except StorageError:
-            if exc is None:  # else the error of the block counts; the lease ends by itself
+            if exc is None:  # otherwise the error of the block counts; the lease ends by itself
                 raise
 
 
 class _Asked(asyncio.Future[None]):
-    """A future that is done at once and knows the context of the task that awaits it."""
+    """A future that is done at once and records the context of the task that awaits it."""
 
     context: contextvars.Context | None = None
 
@@ -146,27 +146,30 @@ class _Asked(asyncio.Future[None]):
 
 
 async def _own_context() -> contextvars.Context | None:
-    """The context itself in which this task runs, where ``copy_context`` gives a copy."""
+    """The context in which this task runs; ``copy_context`` returns only a copy."""
     asked = _Asked()
     await asked
     return asked.context
 
 
 def _take_out(lease: HeldLease) -> None:
-    """Let this context not be in the lease's block."""
+    """Remove the lease's block from this context."""
     held = _entered.get()
     if lease in held:
         _entered.set(tuple(other for other in held if other is not lease))
 
 
 def _is_replaced(old: HeldLease, new: HeldLease) -> bool:
-    """Whether a task that enters the block of *new* may forget *old*, an inherited lease that has ended."""
+    """True if a task that enters the block of *new* may forget *old*, an inherited lease that has ended."""
     is_same = old.locks is new.locks and old.agent_id == new.agent_id
     return old.is_left and (is_same or old.locks.is_closed)
 
 
 async def _keep(lease: HeldLease) -> None:
-    """Renew at a third of the time, until the lease is lost. An attempt that fails is repeated while there is time."""
+    """Renew the lease each time a third of its time has passed, until it is lost.
+
+    A failed attempt is repeated while there is time.
+    """
     held_until = time.monotonic() + lease.ttl_ms / 1000
     while not lease.is_lost:
         await asyncio.sleep(lease.ttl_ms / 3000)
@@ -191,11 +194,11 @@ class Locks:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the store was closed: its leases are not renewed any more."""
+        """True if the store was closed: its leases are no longer renewed."""
         return self._context.is_closed
 
     def _inside(self, agent_id: str) -> HeldLease | None:
-        """The lease of the innermost block that this task is in, of this store and for that agent."""
+        """The lease of this store and agent whose block is the innermost that this task is in."""
         entered = _entered.get()
         if not entered:
             return None
@@ -203,7 +206,7 @@ class Locks:
         return next((lease for lease in held if lease.agent_id == agent_id and lease.locks is self), None)
 
     def fence(self, agent_id: str, lease: Lease | None) -> Fence | None:
-        """The fence of a write: of the lease that was given, or of the one whose block the task is in (LOCK-5)."""
+        """The fence of a write: from the given lease, or from the lease whose block the task is in (LOCK-5)."""
         if lease is None:
             entered = self._inside(agent_id)
             return None if entered is None else entered.fence
@@ -266,12 +269,12 @@ class Locks:
             pause = min(pause * 1.5, 0.25)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait a moment; end at once when the store is closed."""
+        """Wait a moment; return at once when the store is closed."""
         await waited_for(self._context.closing, seconds)
         self._context.check_open()
 
     async def _is_held(self, lease: HeldLease) -> bool:
-        """Whether the block of this lease goes on, and so does the lease: ask the engine, unless it is known."""
+        """True if this lease's block and the lease itself are still going on; asks the engine unless it is known."""
         for _ in range(_STEPS_OF_A_FINALIZER):
             await asyncio.sleep(0)
         if lease.is_left or lease.is_released or lease.is_lost:
@@ -283,7 +286,7 @@ class Locks:
         return False
 
     async def _take(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """Ask the engine; a lease that comes after the caller was cancelled is given back."""
+        """Ask the engine for the lease; a lease that arrives after the caller was cancelled is released."""
         engine, underway = self._context.engine, self._context.underway
         is_wanted = True
         tokens: list[int] = []
@@ -309,7 +312,7 @@ class Locks:
             raise
 
     def begin_release(self, lease: HeldLease, renewer: asyncio.Task[None]) -> asyncio.Task[None]:
-        """Release it once the writes that are under way have ended, also when the caller is cancelled."""
+        """Release the lease once the running writes have ended, even if the caller is cancelled."""
 
         async def release(writes: Collection[asyncio.Future[None]]) -> None:
             if writes:

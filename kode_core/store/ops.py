@@ -29,4 +29,4 @@ _IN_STEPS: Final = frozenset({"backup", "check_consistency", "delete_many", "rep
 OPS: Final = {
     name: Op(name, group, in_steps=name in _IN_STEPS) for group, names in _GROUPS.items() for name in names.split()
 }
-"""Every call that is counted."""
+"""Every counted call."""

@@ -7,13 +7,13 @@ from typing import Final
 __all__ = ["FIRST_PAGE", "next_limit"]
 
 FIRST_PAGE: Final = 64
-"""The limit of the first page, whose records are of an unknown size."""
+"""The limit of the first page, when the size of the records is unknown."""
 _MOST: Final = 500
 _CHARACTERS: Final = 4 << 20
 
 
 def next_limit(count: int, characters: int) -> int:
-    """The limit of the page after one of *count* records with so many characters together."""
+    """The limit of the page that follows *count* records of *characters* characters in total."""
     if not characters:
         return _MOST
     return max(1, min(_MOST, _CHARACTERS * count // characters))

@@ -1,4 +1,4 @@
-"""Whether each tool use has its result, and each result its use."""
+"""Checks that each tool use has its result, and each result its use."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["Pairing", "Problem"]
 
 
 class Problem(NamedTuple):
-    """A problem with a pair; ``code`` as in ``ConsistencyIssue``."""
+    """A problem with a pair; ``code`` is as in ``ConsistencyIssue``."""
 
     code: str
     message: str
 
 
 class Pairing:
-    """The tool uses and results of messages, one message after the other.
+    """The tool uses and results of messages, added one message after the other.
 
     Attributes:
-        messages: how many there were.
+        messages: the number of messages so far.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Pairing:
         self._problems: dict[str, Problem] = {}
 
     def add(self, position: int, message: Message) -> None:
-        """Take the next message."""
+        """Add the next message."""
         self.messages += 1
         for block in message.content:
             if isinstance(block, ToolUseBlock):

@@ -1,4 +1,4 @@
-"""Reading what belongs to one agent, and searching over all of them."""
+"""Reads the records of one agent, and searches all agents."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class Reader:
         self._memory = memory
 
     async def load_list(self, agent_id: str, kind: ListKind) -> list[Any]:
-        """A whole list, which is remembered."""
+        """A whole list, which is then remembered."""
         rows = await self._context.engine.rows(agent_id, kind)
         known = self._memory.get(agent_id, kind)
         is_new = known is None or known.version != rows.version or known.is_incomplete
         codec, version, pace = LISTS[kind], rows.version, Pace()
         pending = [*rows.rows]
         pending.reverse()
-        del rows  # each body is let go when it was decoded
+        del rows  # each body is released once it was decoded
         records: list[Any] = []
         tail = Tail()
         while pending:
@@ -104,19 +104,19 @@ class Reader:
         return []
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:
-        """The info, with the number of messages that are stored."""
+        """The info, with the number of stored messages."""
         head = await self._context.engine.head(agent_id)
         if head is None or head.info is None:
             return None
         return replace(await _info(agent_id, head.info.body, Pace()), message_count=head.messages.count)
 
     async def exists(self, agent_id: str) -> bool:
-        """Whether info was saved."""
+        """True if info was saved."""
         head = await self._context.engine.head(agent_id)
         return head is not None and head.info is not None
 
     async def last_bookmark(self, agent_id: str) -> Bookmark | None:
-        """The bookmark of the event that is last by seq."""
+        """The bookmark of the last event by seq."""
         row = await self._context.engine.last_event(agent_id)
         return None if row is None else (await stored_event(agent_id, row, Pace())).bookmark
 
@@ -137,7 +137,7 @@ class Reader:
 
 
 def _next_run(pending: list[tuple[Body, int]]) -> list[tuple[Body, int]]:
-    """Take the next rows off the end of *pending*: so many that they are decoded in less than a millisecond."""
+    """Take the next rows off the end of *pending*: as many as can be decoded in less than a millisecond."""
     run = pending[: -_RUN - 1 : -1]
     size = 0
     for place, (body, _) in enumerate(run):
@@ -193,7 +193,7 @@ class Search:
         )
 
     async def stats(self, agent_id: str) -> AgentStats:
-        """Counts, with the names as the caller gave them."""
+        """Counts, with the names in their original form."""
         stats = await self._context.engine.stats(agent_id)
         return replace(
             stats,
@@ -202,15 +202,16 @@ class Search:
         )
 
     async def _named(self, agent_id: str, column: str, counts: Mapping[str, int]) -> dict[str, int]:
-        """Counts by the texts as they were saved, in the order of the index, which has long ones in a short form."""
+        """Counts by the saved texts, in the order of the index, which has long texts in a short form."""
         return {
             await self._whole(agent_id, column, name) if is_shortened(name) else plain_text(name): count
             for name, count in sorted(counts.items())
         }
 
     async def _whole(self, agent_id: str, column: str, shortened: str) -> str:
-        """A text that the index does not have as a whole, from a call that has it; the short form where none is left,
-        as the counts are of a moment before.
+        """A text that the index holds only in short form, taken from a call that has it.
+
+        If no call is left, because the counts are from a moment before, it is the short form.
         """
         query = RowQuery(kind="tool_calls", agent_id=agent_id, where=((column, shortened),), limit=1)
         for row in await self._context.engine.find_rows(query):
@@ -224,7 +225,7 @@ Query = TypeVar("Query", SessionQuery, RowQuery)
 
 
 class SizedPage(Page[T]):
-    """A page that knows how many characters its records have in the store."""
+    """A page with the number of characters that its records take in the store."""
 
     __slots__ = ("characters",)
 
@@ -238,7 +239,7 @@ async def _page(
     item: Callable[[Row, Pace], Awaitable[T]],
     key: Callable[[Row], tuple[Any, ...]],
 ) -> Page[T]:
-    """A page; others that match are read in the place of those that cannot be, which are named (QRY-5, QRY-9)."""
+    """A page; in place of records that cannot be read, which are named, others that match are read (QRY-5, QRY-9)."""
     pace = Pace()
     items: list[T] = []
     left_out: list[str] = []
@@ -270,7 +271,7 @@ async def _page(
 
 
 def left_out_of(found: Sequence[Any]) -> Sequence[str]:
-    """The names of what an engine could not read and left out, which the log has too (QRY-9)."""
+    """The names of the records that an engine could not read and left out, which are also logged (QRY-9)."""
     return found.left_out if isinstance(found, Found) else ()
 
 
@@ -288,7 +289,7 @@ async def every(query: Callable[..., Awaitable[Page[T]]], filters: Mapping[str, 
         cursor = page.next_cursor
         limit = next_limit(len(page), page.characters if isinstance(page, SizedPage) else 0)
         page.reverse()
-        while page:  # a record is not held any longer than the caller wants it
+        while page:  # a record is released as soon as the caller is done with it
             yield page.pop()
         if cursor is None:
             return

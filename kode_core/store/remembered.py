@@ -1,7 +1,7 @@
-"""A list as a store last wrote or read it, and what may have changed in it since.
+"""A list as a store last wrote or read it, and the search for changes since.
 
-A record that is still the same object cannot have changed, except inside the dicts and lists it holds; of those there
-is a proof, a digest of what they were. Records are held weakly: to remember them keeps none of them in memory.
+A record that is still the same object cannot have changed, except inside its dicts and lists; for those there is a
+proof, a digest of their contents. Records are referenced weakly: remembering them keeps none of them in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RUN: Final = 256
 
 
 class Held(ref[Any]):
-    """A weak reference to a record of the caller's, with the dicts and lists in it as long as it lives."""
+    """A weak reference to a record of the caller, with the record's dicts and lists as long as it lives."""
 
     __slots__ = ()
     parts: Any = None
@@ -58,7 +58,7 @@ class _Nobody:
 _NONE: Final = Held(_Nobody())
 _UNPROVED: Final = b""
 UNTAKEN: Final = b"?"
-"""Stands for the proof of a small record that was read and not looked at since: its proof is the digest of its text."""
+"""Stands for the proof of a small record that was read and not checked since: its proof is the digest of its text."""
 
 
 def _holds(parts: Any, proof: bytes) -> bool:
@@ -66,7 +66,7 @@ def _holds(parts: Any, proof: bytes) -> bool:
 
 
 class Tail:
-    """Records as they stand in the store, one after the other."""
+    """Records as they are in the store, one after the other."""
 
     __slots__ = ("created", "digests", "held", "keys", "proofs")
 
@@ -88,7 +88,7 @@ class Tail:
     def add_read(
         self, records: Sequence[Any], rows: Sequence[tuple[Body, int]], key: Callable[[Any], str] | None
     ) -> None:
-        """Note the next records, as they were just read from *rows*: their proofs are taken when they are saved."""
+        """Note the next records, which were just read from *rows*; their proofs are taken when they are saved."""
         self.held += map(Held, records)
         self.digests += [body.digest for body, _ in rows]
         self.created += [created_at for _, created_at in rows]
@@ -97,7 +97,7 @@ class Tail:
 
     @classmethod
     async def of(cls, records: Sequence[Any], encoded: Sequence[Encoded], pace: Pace) -> Self:
-        """Records that were just encoded."""
+        """A tail of records that were just encoded."""
         tail = cls()
         for record, one in zip(records, encoded, strict=True):
             tail.add(record, one.proof, one.row.body.digest, one.row.created_at, key_of(one.row))
@@ -114,9 +114,9 @@ class Remembered:
 
     Attributes:
         held: the records.
-        proofs: a digest for each of the dicts and lists in it, None where there are none.
-        keys: of a list of tool calls, their ids as the index has them.
-        newest: at least the greatest of the times in ``created``; None when there are none.
+        proofs: for each record, a digest of its dicts and lists; None if it has none.
+        keys: for a list of tool calls, their ids as the index has them.
+        newest: at least the greatest time in ``created``; None if there is none.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class Remembered:
 
     @classmethod
     def of_nothing(cls) -> Self:
-        """An empty list of a version yet to be known."""
+        """An empty list whose version is not known yet."""
         return cls(0, [], [], [], [], [])
 
     @classmethod
     def of_outline(cls, outline: Outline) -> Self:
-        """A list of which only the outline is known: every record will be encoded and compared."""
+        """A list whose outline alone is known: every record will be encoded and compared."""
         if not outline.rows:
             return cls(outline.version, [], [], [], [], [])
         _, digests, created, keys = map(list, zip(*outline.rows, strict=True))
@@ -153,7 +153,7 @@ class Remembered:
 
     @classmethod
     def of_tail(cls, version: int, tail: Tail) -> Self:
-        """A list that is nothing but *tail*."""
+        """A list that consists of *tail*."""
         return cls(version, tail.held, tail.digests, tail.created, tail.proofs, tail.keys)
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class Remembered:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether some of the records are gone: then remembering the records just read is better."""
+        """True if some of the records are gone: then it is better to remember the records that were just read."""
         return None in map(operator.call, self.held)
 
     # --- finding what changed
@@ -179,7 +179,7 @@ class Remembered:
         return found
 
     def _proved(self, start: int, records: Sequence[Any]) -> int:
-        """How many of a run's first records were found unchanged before, and have the same digest now."""
+        """The number of records at the start of a run that were unchanged before and have the same digest now."""
         count, imprint = self._runs.get(start, (0, _UNPROVED))
         if not 0 < count <= len(records):
             return 0
@@ -190,7 +190,7 @@ class Remembered:
     async def _suspects_in_run(
         self, codec: ListCodec, start: int, proved: int, records: Sequence[Any], pace: Pace
     ) -> list[int]:
-        """The suspects of a run from *start* on, behind the first *proved* records."""
+        """The positions in a run from *start* on that may differ, after the first *proved* records."""
         found: list[int] = []
         large: list[int] = []
         parts = list(map(_parts, self.held[start : start + len(records)]))
@@ -230,7 +230,7 @@ class Remembered:
         self.newest = newest if self.newest is None or newest is None else max(self.newest, newest)
 
     def copy(self, length: int, *, keys_stay: bool = False) -> Remembered:
-        """A copy cut to *length*; *keys_stay* when it is not cut, and its records will keep their keys."""
+        """A copy cut to *length*; *keys_stay* if it is not cut and its records will keep their keys."""
         copy = Remembered(
             self.version,
             self.held[:length],
@@ -255,12 +255,12 @@ class Remembered:
             self.newest = row.created_at
 
     def last_places(self, keys: Iterable[str]) -> dict[str | None, int]:
-        """The last positions of the tool calls of these ids."""
+        """The last positions of the tool calls with these ids."""
         if self._places is None:
             self._places = dict(zip(self.keys, range(len(self.keys)), strict=True))
         return {key: self._places[key] for key in keys if key in self._places}
 
 
 def key_of(row: Row) -> str | None:
-    """The row's call id, as the index has it."""
+    """The row's call id in the form of the index."""
     return row.index.call_id if isinstance(row.index, ToolCallIndex) else None

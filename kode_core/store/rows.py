@@ -1,4 +1,4 @@
-"""Records to rows and documents: the body, and what it is found by."""
+"""Records to rows and documents: the body and the index columns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["INT64", "LISTS", "Encoded", "ListCodec", "event_write", "event_write
 
 INT64: Final = range(-(2**63), 2**63)
 _NAMED: Final = 5
-"""How many identical entries an error names."""
+"""The number of identical entries that an error names."""
 
 
 def _int64(value: int, label: str, path: str) -> int:
@@ -46,7 +46,7 @@ def _int64(value: int, label: str, path: str) -> int:
 
 
 def records_of(cls: type[Record], records: Any, what: str) -> tuple[Any, ...]:
-    """The records of a call as a tuple, so that the caller's list may change meanwhile."""
+    """The records of a call as a tuple, because the caller's list may change meanwhile."""
     if not isinstance(records, (list, tuple)):
         raise InvalidArgumentError(f"{what} must be a list of {cls.__name__}, got {type(records).__name__}")
     taken = tuple(records)
@@ -69,21 +69,21 @@ def _check_class(cls: type[Record], record: Any, what: str) -> None:
 
 
 class Encoded(msgspec.Struct, frozen=True, gc=False):
-    """A record as a row, with its proof, see :mod:`kode_core.large`."""
+    """A record as a row, with its proof; see :mod:`kode_core.large`."""
 
     row: Row
     proof: Proof | None
 
 
 class ListCodec(NamedTuple):
-    """How the records of a list become rows."""
+    """The conversion of a list's records to rows."""
 
     kind: ListKind
     cls: type[Record]
     row: Callable[[int, Any, int, Pace], Awaitable[Encoded]]
     """(position, record, now, pace) -> row"""
     key: Callable[[Any], str] | None = None
-    """The id of a tool call as the index has it."""
+    """The id of a tool call in the form of the index."""
 
 
 async def _message_row(position: int, message: Message, now: int, pace: Pace) -> Encoded:
@@ -121,7 +121,7 @@ LISTS: Final = {
 
 
 async def info_of(agent_id: str, info: AgentInfo) -> Info:
-    """The stored form of an agent's info, checked against the id it is saved under (ID-3)."""
+    """The stored form of an agent's info, checked against the id that it is saved under (ID-3)."""
     _check_class(AgentInfo, info, "info")
     label, pace = f"info of agent {agent_id!r}", Pace()
     if type(info.agent_id) is not str:
@@ -147,7 +147,7 @@ async def event_write(timeline: Timeline, pace: Pace | None = None) -> EventWrit
 
 
 async def event_writes(timelines: Any) -> tuple[EventWrite, ...]:
-    """The stored form of the events of one call, of which no two are identical (EVT-4)."""
+    """The stored form of the events of one call; no two of them may be identical (EVT-4)."""
     pace = Pace()
     events = []
     for timeline in records_of(Timeline, timelines, "events"):
@@ -160,7 +160,7 @@ async def event_writes(timelines: Any) -> tuple[EventWrite, ...]:
 
 
 def _repeated(digests: Sequence[bytes]) -> InvalidArgumentError:
-    """The error of a call whose entries have *digests*, some of them several times."""
+    """The error of a call whose entries have *digests*, some of them more than once."""
     places: dict[bytes, list[int]] = {}
     for i, digest in enumerate(digests):
         places.setdefault(digest, []).append(i)

@@ -1,4 +1,4 @@
-"""Long calls in steps: each step has the deadline, and the store can be closed between two (OPS-16)."""
+"""Long calls in steps: the deadline applies to each step, and the store can be closed between two steps (OPS-16)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def told(progress: Progress | None) -> Progress:
-    """The caller's function for progress, or one that does nothing."""
+    """The caller's progress function, or one that does nothing."""
     if progress is None:
         return unwatched
     if not callable(progress):
@@ -31,7 +31,7 @@ class Steps:
     """The steps of one long call.
 
     Attributes:
-        seconds: how long the steps took so far.
+        seconds: how long the steps have taken so far.
     """
 
     def __init__(self, context: Context, op: Op) -> None:
@@ -40,10 +40,10 @@ class Steps:
         self._op = op
 
     async def __call__(self, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do a step.
+        """Run a step.
 
         Raises:
-            StoreTimeoutError: it was not done within the deadline.
+            StoreTimeoutError: the step was not done within the deadline.
             StoreClosedError: the store was closed since the last step.
         """
         start = time.perf_counter()
@@ -58,10 +58,10 @@ class Steps:
         progress: Progress,
         undo: Callable[[T], object] | None = None,
     ) -> T:
-        """Do a call of the engine that reports its progress; each report begins the next step.
+        """Run a call of the engine that reports its progress; each report begins the next step.
 
-        A call that is cancelled, or late, is waited for as long as a step may take, so that it has removed what it
-        made. *undo* removes the result of a call that ends well all the same, then or later.
+        A call that is cancelled or late gets as much time as a step, so that it can remove its files. *undo* removes
+        the result of a call that succeeds nevertheless, then or later.
         """
         moved = asyncio.Event()
 
@@ -69,7 +69,7 @@ class Steps:
             moved.set()
             progress(done, total)
 
-        task = self._context.underway.begin(call(tell))  # to close the store waits for it, too
+        task = self._context.underway.begin(call(tell))  # closing the store waits for it, too
         task.add_done_callback(lambda _: moved.set())
         try:
             while not task.done():

@@ -1,4 +1,4 @@
-"""The times when messages were first seen, kept by a save of the whole list (MSG-4)."""
+"""The times when messages were first seen, kept when the whole list is saved (MSG-4)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["equal_ones", "keep_times"]
 def keep_times(
     digests: Sequence[bytes], created: Sequence[int], put: Sequence[tuple[int, Row]], append: Sequence[Row], shared: int
 ) -> tuple[list[tuple[int, Row]], list[Row]]:
-    """Give the messages that a save writes the times that they keep.
+    """Set the times of the messages that a save writes.
 
-    A message that only moved keeps its time. A message in the place of one that is gone takes that one's time. All
-    others are new. Where messages moved, the others are fitted in: not newer than their successor, and never older than
-    any message before them. So are equal messages, of which nobody can say which of them moved where.
+    A message that only moved keeps its time. A message in the place of a removed one takes the time of that one. All
+    others are new. If messages moved, the others are fitted in: not newer than their successor, and never older than
+    any message before them. The same holds for equal messages, since it is unknown which of them moved where.
 
     Args:
-        digests: of the list as it is stored.
-        created: the times of the list as it is stored.
-        put: (position, row), ascending: the rows that differ in the first *shared* positions, with the time of now.
-        append: the rows behind them.
-        shared: how many positions the list had and has.
+        digests: the digests of the stored list.
+        created: the times of the stored list.
+        put: (position, row), ascending: the rows that differ in the first *shared* positions, with the present time.
+        append: the rows after them.
+        shared: the number of positions that the list had and still has.
     """
     changed = [*put, *enumerate(append, shared)]
     pairs, doubtful = _moved(digests, changed, shared)
@@ -55,9 +55,9 @@ def keep_times(
 def _moved(
     digests: Sequence[bytes], changed: Sequence[tuple[int, Row]], shared: int
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """Where the messages that moved were, by where they are now; apart from them, those that may have been elsewhere.
+    """The old positions of moved messages, by their new ones; separately, the same for messages that may have moved.
 
-    A message that is there once is known again, and with it its equal neighbours that moved along.
+    A message that occurs once is recognised, and with it its equal neighbours that moved along.
     """
     left = {i: digests[i] for i in (*(i for i, _ in changed if i < shared), *range(shared, len(digests)))}
     rows = {i: row.body.digest for i, row in changed}
@@ -78,7 +78,7 @@ def _moved(
 def _doubtful(
     rows: Mapping[int, bytes], places: Mapping[bytes, list[int]], pairs: Mapping[int, int], shared: int
 ) -> dict[int, int]:
-    """Where others may have been, between the neighbours that are known: the latest that is left there."""
+    """The possible old positions of the others, between the recognised neighbours: the latest one that is left."""
     taken, found = {*pairs.values()}, dict[int, int]()
     free = {digest: [place for place in left if place not in taken] for digest, left in places.items()}
     known = sorted({*pairs, *(i for i in range(shared) if i not in rows)})
@@ -99,16 +99,16 @@ def _doubtful(
 def _known_again(
     places: Mapping[bytes, list[int]], rows: Mapping[int, bytes], stay: Collection[bytes]
 ) -> dict[int, int]:
-    """Where those were that were there once and are there once, by where they are now; none equals one that stays."""
+    """The old positions of messages that occur once before and after, by their new ones; none equals one that stays."""
     numbers = _by_digest(rows)
     once = {digest: found[0] for digest, found in numbers.items() if len(found) == 1 and digest not in stay}
     return {once[digest]: found[0] for digest, found in places.items() if len(found) == 1 and digest in once}
 
 
 def equal_ones(old: Sequence[bytes], new: Sequence[bytes]) -> Sequence[int]:
-    """Positions with the same message before and after that has equals, in a list in which messages moved.
+    """The positions with the same message before and after, if the message has equals and messages of the list moved.
 
-    Any of the equal ones may stand there now.
+    Any of the equal messages may be there now.
     """
     shared = min(len(old), len(new))
     stay = [i for i in range(shared) if old[i] == new[i]]
@@ -121,7 +121,7 @@ def equal_ones(old: Sequence[bytes], new: Sequence[bytes]) -> Sequence[int]:
 
 
 def _by_digest(digests: Mapping[int, bytes]) -> Mapping[bytes, list[int]]:
-    """The places of each digest, ascending."""
+    """The positions of each digest, ascending."""
     found: defaultdict[bytes, list[int]] = defaultdict(list)
     for place in sorted(digests):
         found[digests[place]].append(place)
@@ -129,7 +129,7 @@ def _by_digest(digests: Mapping[int, bytes]) -> Mapping[bytes, list[int]]:
 
 
 def _raise(places: Collection[int], times: dict[int, int], created: Sequence[int]) -> None:
-    """Let the messages at *places* not be older than any before them."""
+    """Raise the times at *places*, so that no message is older than one before it."""
     if not places:
         return
     first = min(places)

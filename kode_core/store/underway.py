@@ -1,8 +1,8 @@
-"""Writes that were begun: each is finished once, and later calls see how it ended (OPS-9).
+"""Writes that have begun: each is finished once, and later calls see its result (OPS-9).
 
-A call of the engine that writes runs in a task of its own, which no caller can cancel. When the caller is cancelled, or
-its deadline passes, the task goes on; it is *left*, and every later call for the same agent waits for it first. So a
-program that gave up, reads, and writes the missing part never writes anything twice.
+A write of the engine runs in a task of its own, which no caller can cancel. If the caller is cancelled, or its deadline
+passes, the task continues; it is *left*, and every later call for the same agent first waits for it. So a program that
+gave up, reads, and writes the missing part never writes anything twice.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 _IN_DOUBT: Final = "_kode_in_doubt"
 OTHERS_S: Final = 1.0
-"""How long a call over all agents waits for a write that was left: one agent must not hold up the others (OPS-13)."""
+"""How long a call over all agents waits for a left write: one agent must not delay the others (OPS-13)."""
 
 
 def is_in_doubt(exc: BaseException | None) -> bool:
-    """Whether a cancellation came in the middle of a write."""
+    """True if a cancellation came in the middle of a write."""
     return getattr(exc, _IN_DOUBT, False)
 
 
@@ -31,7 +31,7 @@ def put_in_doubt(exc: asyncio.CancelledError) -> None:
 
 
 class Underway:
-    """The writes of one store that are under way."""
+    """The running writes of one store."""
 
     def __init__(self) -> None:
         self._writes: set[asyncio.Future[Any]] = set()
@@ -39,7 +39,7 @@ class Underway:
         self._stuck: set[asyncio.Future[Any]] = set()
 
     async def finish(self, agent_ids: Collection[str], write: Coroutine[Any, Any, T]) -> T:
-        """Await a write of these agents that goes on to its end even when the caller is cancelled."""
+        """Await a write for these agents; it runs to its end even if the caller is cancelled."""
         task = self.begin(write)
         try:
             return await asyncio.shield(task)
@@ -48,14 +48,14 @@ class Underway:
             raise
 
     def begin(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a write, or another call of the engine, to whose end :meth:`ended` waits."""
+        """Start a write, or another call of the engine; :meth:`ended` waits for its end."""
         task = asyncio.get_running_loop().create_task(write)
         self._writes.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def leave(self, agent_ids: Collection[str], write: asyncio.Future[Any], exc: asyncio.CancelledError) -> None:
-        """Note that the caller of a write is gone; *exc* says from here on that the write is in doubt."""
+        """Note that the caller of a write is gone; *exc* is marked to say that the write is in doubt."""
         put_in_doubt(exc)
         if not write.done():
             self._left[write] = agent_ids
@@ -70,11 +70,11 @@ class Underway:
 
     @property
     def is_any_left(self) -> bool:
-        """Whether a write goes on without its caller."""
+        """True if a write continues without its caller."""
         return bool(self._left)
 
     async def settled(self, agent_id: str | None) -> None:
-        """Wait for the writes of the agent that were left; None waits at most a second for those of all agents."""
+        """Wait for the agent's left writes; None waits at most a second for the left writes of all agents."""
         if agent_id is None:
             await self._settled_soon()
             return
@@ -82,13 +82,13 @@ class Underway:
             await asyncio.wait(left)
 
     async def _settled_soon(self) -> None:
-        """Wait a second for all writes that were left. A write that took longer once is not waited for again."""
+        """Wait a second for all left writes. A write that once took longer is not waited for again."""
         left = self._left.keys() - self._stuck
         if left:
             _, late = await asyncio.wait(left, timeout=OTHERS_S)
             self._stuck |= late & self._left.keys()
 
     async def ended(self) -> None:
-        """Wait for all writes, whether their callers are gone or not."""
+        """Wait for all writes, with or without their callers."""
         while self._writes or self._left:
             await asyncio.wait({*self._writes, *self._left})

@@ -1,4 +1,4 @@
-"""Writing: every save of a store is one batch, built here and committed once."""
+"""Write records: every save of a store is one batch, built here and committed once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ListHow: TypeAlias = type[Replace] | type[Append] | type[Upsert]
 
 
 class ListEdit(NamedTuple):
-    """What a call does to one list."""
+    """The change that a call makes to one list."""
 
     how: ListHow
     records: Sequence[Any]
 
 
 class Rest(NamedTuple):
-    """The documents, info and events that one call writes next to its lists."""
+    """The documents, info and events that one call writes besides its lists."""
 
     info: Info | None = None
     docs: tuple[DocWrite, ...] = ()
@@ -54,7 +54,7 @@ class Turn(NamedTuple):
 
 
 class Writer:
-    """Commits turns. Calls that change lists of one agent run one after the other, in the order they were made."""
+    """Commits turns. Calls that change lists of one agent run one after the other, in the order of the calls."""
 
     def __init__(self, context: Context, memory: ListMemory, appender: EventAppender) -> None:
         self._context = context
@@ -79,7 +79,7 @@ class Writer:
             self._appender.wake(agent_id)
 
     async def _attempt(self, agent_id: str, turn: Turn, rest: Rest, fence: Fence | None, *, whole: bool) -> bool:
-        """Try once; False when another writer changed a list since it was remembered."""
+        """Try once; False if another writer changed a list since it was remembered."""
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         batch = self._context.batch(
             agent_id,

@@ -1,6 +1,6 @@
 """The PostgreSQL backend of kode-core.
 
-Installed, it is found by name: ``create_extended_store("postgres://kode@localhost/kode_agents")``.
+Once installed, it is found by name: ``create_extended_store("postgres://kode@localhost/kode_agents")``.
 :class:`PostgresStore` is for direct use.
 """
 
@@ -19,10 +19,10 @@ __all__ = ["PostgresOptions", "PostgresStore"]
 class PostgresStore(BackendStore):
     """An ExtendedStore in a PostgreSQL database.
 
-    *connection* is a URL or a mapping with ``host``, ``port``, ``database``, ``user``, ``password`` and so on; or give
-    *pool*, an ``asyncpg.Pool`` of your own, which stays open and as it is. With *file_store_base_dir*, events, todos,
-    history and media are kept in that folder; without it, all is in the database. Other options are those of
-    :class:`PostgresOptions` and :class:`kode_core.config.StoreOptions`.
+    *connection* is a URL or a mapping with ``host``, ``port``, ``database``, ``user``, ``password`` and so on; or pass
+    *pool*, an ``asyncpg.Pool`` of your own, which is neither changed nor closed. With *file_store_base_dir*, events,
+    todos, history and media are kept in that folder; without it, everything is in the database. The other options are
+    the fields of :class:`PostgresOptions` and :class:`kode_core.config.StoreOptions`.
     """
 
     def __init__(

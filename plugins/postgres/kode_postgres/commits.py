@@ -1,4 +1,4 @@
-"""Group commit: batches gather while others are written, and go in few statements, each a transaction."""
+"""Group commit: batches gather while others are written, and go in few statements, each of them a transaction."""
 
 from __future__ import annotations
 
@@ -34,16 +34,18 @@ __all__ = ["Committer"]
 _LANES: Final = 4
 _UNANSWERED: Final = 2
 _ATTEMPTS_WITHOUT_LOCK: Final = 3
-"""After so many a writer that is far away locks the agent first: while a statement is on its way others may write so
-much that the head could have forgotten it."""
+"""The attempts after which a distant writer locks the agent first.
+
+While its statement is on its way, others may write so much that the head could have forgotten it.
+"""
 
 
 class Committer:
     """Writes batches over a few connections at once.
 
-    Batches of one agent are written in their order, one after the other: two at once would wait for one lock. Agents
-    do not wait for one another (OPS-13): what cannot be written with its group, because its agent is locked or it
-    fails, is written again by itself, and the lane goes on.
+    Batches of one agent are written one after the other, in order: two at once would wait for one lock. Agents do not
+    wait for one another (OPS-13): a batch that cannot be written with its group, because its agent is locked or it
+    fails, is written again alone, and the lane continues.
     """
 
     def __init__(self, connections: Connections, statements: Statements, doubts: Doubts) -> None:
@@ -72,7 +74,7 @@ class Committer:
         return outcomes
 
     async def close(self) -> None:
-        """Wait for what was accepted."""
+        """Wait for the accepted batches."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -87,7 +89,7 @@ class Committer:
             self._start()
 
     def _take(self) -> list[Item]:
-        """The next group. One lane is left to batches that are written quickly."""
+        """The next group. One lane is reserved for batches that are written quickly."""
         group = self._queues.take(heavy=self._heavy < max(1, self._most - 1))
         self._heavy += bool(group) and group[0].is_heavy
         return group
@@ -124,7 +126,7 @@ class Committer:
         try:
             if together:
                 found |= await self._attempt([item.batch for item in together], doubt)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting callers get it
             if _concerns_all(exc) or (len(together) == 1 and not _may_be_of_others(exc)):
                 found = dict.fromkeys(range(len(together)), exc)
         outcomes = {together[i]: outcome for i, outcome in found.items()}
@@ -147,12 +149,12 @@ class Committer:
     async def _outcome_alone(self, batch: Batch, doubt: Doubt, unanswered: list[Exception]) -> Outcome | Exception:
         """The outcome of a batch that its group was written without.
 
-        While its agent is locked it is tried again and again, and no connection waits. *unanswered* has the errors of
-        other batches of the group: after two without an answer the server is not asked again.
+        While its agent is locked it is tried again and again, and no connection waits meanwhile. *unanswered* has the
+        errors of other batches of the group: after two without an answer the server is not asked again.
         """
         try:
             await self._doubts.settle(batch.agent_id)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for the caller
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the caller gets it
             return exc
         end, pause = time.monotonic() + self._connections.locked_s, 0.002
         without_lock = 0 if is_unseen(batch) else _ATTEMPTS_WITHOUT_LOCK  # under the lock no writer comes in between
@@ -166,7 +168,7 @@ class Committer:
                     if found:
                         return found[0]
                     error: Exception = StoreBusyError("other writers kept changing the agent; nothing was written")
-                except Exception as exc:  # noqa: BLE001 - whatever it is, it is for who waits
+                except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting caller gets it
                     is_over = not is_locked_out(exc.__cause__) or time.monotonic() > end
                     if is_over:
                         if timed_out(exc) or is_locked_out(exc.__cause__):
@@ -180,7 +182,7 @@ class Committer:
         raise AssertionError("an outcome was found")
 
     def _shut_down(self, items: Sequence[Item]) -> None:
-        """Give every caller an outcome, since the event loop ends."""
+        """Give every caller an outcome, because the event loop ends."""
         self._most = 0
         begun = OutcomeUnknownError("the event loop was shut down while this was written")
         for item in items:
@@ -192,7 +194,7 @@ class Committer:
     # --- statements
 
     async def _attempt(self, batches: Sequence[Batch], doubt: Doubt, *, locks: bool = False) -> dict[int, Outcome]:
-        """Outcomes of batches for different agents, without those whose agents others lock or have just changed."""
+        """The outcomes of batches for different agents, except for agents that others have locked or just changed."""
         if not (locks or needs_lock(batches[0])):
             call = functools.partial(self._at_once, batches=batches)
         else:
@@ -210,7 +212,7 @@ class Committer:
         return outcomes
 
     async def _apply(self, session: Session, batches: Sequence[Batch]) -> dict[int, Outcome]:
-        """Outcomes of those that were applied."""
+        """The outcomes of the batches that were applied."""
         text, arguments = self._statements.write(batches, session.since, session.until)
         rows = await session.fetch(text, *arguments)
         session.clock.heard(rows[0][7])
@@ -225,7 +227,7 @@ class Committer:
     async def _explained(
         self, session: Session, batches: Sequence[Batch], heads: Mapping[str, Head], leases: str
     ) -> dict[int, Outcome]:
-        """The outcomes of batches that were applied before, and of those with a precondition that does not hold."""
+        """The outcomes of batches that were applied before, and of batches with a precondition that fails."""
         fences = [(batch.agent_id, batch.fence) for batch in batches if batch.fence is not None]
         held: set[tuple[str, Fence]] = set()
         if fences:
@@ -241,10 +243,12 @@ class Committer:
         return outcomes
 
     async def _known(self, session: Session, batch: Batch, head: Head) -> Outcome | None:
-        """The outcome of a batch that was applied already, after a write of its own: its commit waits as others do.
+        """The outcome of a batch that was or may have been applied already, else None.
 
-        The attempt that applied it may have been given up while it waited for a standby: then it is on the primary
-        alone.
+        For a known one it makes a write of its own, whose commit waits as others do.
+
+        The attempt that applied the batch may have been abandoned while it waited for a standby: the batch is then on
+        the primary alone.
         """
         is_known = head.knows(op_number(batch.op_id))
         is_forgotten = session.is_retry and head.may_have_forgotten(session.since)
@@ -271,9 +275,9 @@ class Committer:
     async def _with_locks(
         self, session: Session, batches: Sequence[Batch], decided: dict[int, Outcome]
     ) -> dict[int, Outcome]:
-        """Deletes, and lists that are replaced without a precondition: the rows to remove are found under the lock.
+        """Delete agents and replace lists without a precondition: the rows to remove are found under the lock.
 
-        What needs no write is noted in *decided*: it stays so although the connection breaks afterwards.
+        Outcomes that need no write are noted in *decided*: they stay valid even if the connection breaks afterwards.
         """
         statements = self._statements
         places = [i for i in range(len(batches)) if i not in decided]
@@ -289,7 +293,7 @@ class Committer:
             explained = await self._explained(session, some, heads, statements.lock_leases)
             known = {places[i]: outcome for i, outcome in explained.items() if isinstance(outcome, Applied)}
             decided |= {places[i]: outcome for i, outcome in explained.items() if places[i] not in known}
-            # What has no head has nothing else, and nothing that would keep others from making it meanwhile.
+            # An agent without a head has nothing else, and no lock that would keep others from creating it meanwhile.
             undecided = [i for i in places if i not in decided and i not in known]
             decided |= {i: Applied() for i in undecided if batches[i].is_empty and batches[i].agent_id not in heads}
             todo = {i: batches[i] for i in undecided if i not in decided}
@@ -321,19 +325,19 @@ class Committer:
 
 
 def _may_be_of_others(exc: Exception) -> bool:
-    """Whether the same may well succeed by itself, and at once."""
+    """True if the same batch may well succeed alone, and at once."""
     return timed_out(exc) or is_locked_out(exc.__cause__) or is_conflict(exc.__cause__)
 
 
 def _concerns_all(exc: Exception) -> bool:
-    """Whether the batches of a group fail together, not each for itself."""
+    """True if the batches of a group fail together, not each for itself."""
     if _may_be_of_others(exc) or isinstance(exc, StoreTimeoutError):
         return False
     return isinstance(exc, OutcomeUnknownError) or (isinstance(exc, KodeError) and exc.retry is Retry.LATER)
 
 
 def _unconditional(batch: Batch) -> Batch:
-    """The batch without the preconditions checked under the lock; versions of lists still hold, unless it deletes."""
+    """The batch without the preconditions checked under the lock; list versions still apply, unless it deletes."""
 
     def free(write: ListWrite | None) -> ListWrite | None:
         return replace(write, expect=None) if write is not None and batch.delete else write

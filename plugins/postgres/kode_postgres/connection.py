@@ -1,4 +1,4 @@
-"""A pool of connections; each call on one has a deadline, is tried again, and fails with a typed error."""
+"""A pool of connections; each call has a deadline, is repeated if possible, and fails with a typed error."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ __all__ = ["Connections", "Found"]
 T = TypeVar("T")
 
 _CANCEL_S: Final = 2.0
-"""How long the server may take to say that it ended a statement."""
+"""How long the server may take to confirm that it ended a statement."""
 _RENEWED_AGAIN_S: Final = 5.0
-"""How soon the connections are replaced again because of a server that takes no writes."""
+"""How soon the connections may be replaced again because the server takes no writes."""
 _MISTAKES: Final = (AttributeError, NameError, TypeError, LookupError, AssertionError)
-"""What no driver raises: mistakes of this package, which must not look like trouble with the server."""
+"""Errors that no driver raises: mistakes of this package, which must not look like trouble with the server."""
 
 Call: TypeAlias = Callable[[Session], Awaitable[T]]
 Connect: TypeAlias = Callable[[], Awaitable[Any]]
 
 
 class Found(NamedTuple):
-    """Facts about the other end.
+    """Facts about the server's end of the connection.
 
     Attributes:
-        clock: the server's.
-        pooled: whether each statement needs a transaction: a pooler is in between, or sessions have another isolation.
-        settings: those of sessions that the store opens.
+        clock: the server's clock.
+        pooled: True if each statement needs a transaction, because a pooler is in between or sessions have another
+            isolation level.
+        settings: the settings of the sessions that the store opens.
     """
 
     clock: ServerClock
@@ -54,21 +55,20 @@ class Found(NamedTuple):
 class Connections:
     """A pool and the rules of its use.
 
-    A call whose connection breaks is made again on another one: reads can be, and writes know themselves again.
-    A write that is still in doubt in the end raises OutcomeUnknownError. An abandoned statement is cancelled on the
-    server, too.
-    Calls get connections in the order in which they asked.
+    A call whose connection breaks is repeated on another one: reads can be repeated, and writes recognise themselves. A
+    write that is still in doubt at the end raises OutcomeUnknownError. An abandoned statement is also cancelled on the
+    server. Calls get connections in the order in which they asked.
 
     Attributes:
-        clock: the server's.
-        pooled: whether each statement stands in a transaction of its own making.
-        connect: opens a connection outside the pool; None where that is of no use.
-        answer_s: how long an answer is waited for.
-        connect_s: how long a server is waited for that does not answer, or is starting.
-        locked_s: how long an agent is waited for that another session keeps locked.
-        busy: how many connections are in use.
-        waiting: how many calls wait for one.
-        retries: how many attempts were made again.
+        clock: the server's clock.
+        pooled: True if each statement gets an explicit transaction.
+        connect: opens a connection outside the pool; None if it would be of no use.
+        answer_s: how long to wait for an answer.
+        connect_s: how long to wait for a server that does not answer or is starting.
+        locked_s: how long to wait for an agent that another session keeps locked.
+        busy: the number of connections in use.
+        waiting: the number of calls that wait for a connection.
+        retries: the number of repeated attempts.
     """
 
     def __init__(self, pool: Any, options: PostgresOptions, found: Found, *, connect: Connect | None = None) -> None:
@@ -98,10 +98,10 @@ class Connections:
     async def write(
         self, call: Call[T], seconds: float | None = None, *, doubt: Doubt | None = None, waits: bool = True
     ) -> T:
-        """Make a call that may be made again although it was applied; its answer may take *seconds*.
+        """Make a call that may be repeated even if it was applied; its answer may take *seconds*.
 
-        *doubt* holds the unknown outcomes of earlier attempts at the same, and of this one. Without *waits* the call
-        ends when a row is locked, or when there was no answer in time; with it, both are tried again for a while.
+        *doubt* holds the unknown outcomes of earlier attempts at the same call, and of this one. Without *waits* the
+        call ends when a row is locked, or when no answer came in time; with it, both are tried again for a while.
         """
         trouble = Trouble(self.locked_s, self.connect_s, writes=True, waits=waits)
         return await self._run(call, trouble, doubt or Doubt(), seconds)
@@ -110,7 +110,7 @@ class Connections:
         """Make a call once."""
         try:
             return await self._attempt(call, Doubt(), min(self.answer_s, 4.0))
-        except Exception as exc:  # noqa: BLE001 - turned into one of this library's
+        except Exception as exc:  # noqa: BLE001 - turned into an error of this library
             error = self._error(exc)
             raise error from (exc if error is not exc else None)
 
@@ -132,9 +132,10 @@ class Connections:
             await asyncio.sleep(pause)
 
     async def _renew(self, begun: float) -> bool:
-        """Replace the connections, each when it is asked for next; False when the one that was just used was new.
+        """Replace each connection when it is next requested; False if the connection that was just used was new.
 
-        A server takes no writes any more: another one may stand at its address, to which old connections do not lead.
+        Used when a server takes no writes any more: another server may be at its address now, which old connections do
+        not lead to.
         """
         if begun > self._renewed_at:
             now = time.monotonic()
@@ -151,7 +152,7 @@ class Connections:
             async with asyncio.timeout(seconds):
                 result = await self._called(call, session, seconds)
         except BaseException as exc:
-            # What goes on on the server is ended there, and the connection may not answer: the caller has gone by then.
+            # End what still runs on the server in the background: the connection may not answer, and the caller left.
             broken = not isinstance(exc, (asyncpg.PostgresError, KodeError)) or is_lost(exc)
             self._in_background(self._ended(con) if broken else self._release(con))
             if isinstance(exc, Exception) and is_lost(exc):
@@ -166,7 +167,7 @@ class Connections:
         return result
 
     async def _called(self, call: Call[T], session: Session, seconds: float) -> T:
-        """Call; where it may take longer than others it stands in a transaction, which says so to the server."""
+        """Call; if it may take longer than others, it runs in a transaction, which tells the server so."""
         if seconds <= self.answer_s:
             return await call(session)
         self._long += 1
@@ -188,7 +189,7 @@ class Connections:
         finally:
             self.waiting -= 1
         self.busy += 1
-        # One that has to be opened first is opened although its caller is cancelled: it is the next caller's.
+        # A connection that has to be opened first is opened even if its caller is cancelled: the next caller gets it.
         asked = asyncio.ensure_future(self.pool.acquire(timeout=self._wait_s))
         try:
             return await asyncio.shield(asked)
@@ -216,24 +217,24 @@ class Connections:
         """Give back a connection whose caller is gone."""
         try:
             con = await asked
-        except Exception:  # noqa: BLE001 - there is none to give back
+        except Exception:  # noqa: BLE001 - there is no connection to give back
             self._free_slot()
         else:
             await self._release(con)
 
     async def _ended(self, con: Any) -> None:
-        """End the statement of a caller that is gone; if the server does not answer, the connection is dropped.
+        """End the statement of a caller that is gone; if the server does not answer, drop the connection.
 
-        The driver asks the server to cancel a statement whose caller stopped waiting, and lets nothing else happen on
-        the connection before the server has said that it did.
+        The driver asks the server to cancel a statement whose caller stopped waiting, and blocks the connection until
+        the server has confirmed it.
         """
         try:
             async with asyncio.timeout(_CANCEL_S):
-                await con.execute("")  # waits for that
+                await con.execute("")  # waits for the confirmation
                 if con.is_in_transaction():
                     await con.execute("ROLLBACK")
         except BaseException:  # noqa: BLE001 - whatever it is, the connection is of no use
-            with suppress(asyncpg.InterfaceError):  # the pool has dropped it already
+            with suppress(asyncpg.InterfaceError):  # the pool has already dropped it
                 con.terminate()
         await self._release(con)
 

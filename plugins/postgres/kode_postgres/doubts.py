@@ -1,7 +1,7 @@
-"""Writes of which the store could not learn whether they were applied.
+"""Writes whose outcome the store could not learn.
 
-Before the same store reads or changes the agent again, the id of such a write is noted: from then on it counts as
-applied, so that it never will be if it was not. A program that reads and repeats what is missing doubles nothing
+Before the same store reads or changes the agent again, the id of such a write is recorded: from then on it counts as
+applied, so that it can no longer be applied later. A program that reads and repeats the missing part doubles nothing
 (OPS-10).
 """
 
@@ -18,11 +18,11 @@ __all__ = ["Doubts", "Never"]
 
 
 _OTHERS_S: Final = 1.0
-"""How long a call over all agents waits for one of them that is in doubt."""
+"""How long a call over all agents waits for one that is in doubt."""
 
 
 class Never(NamedTuple):
-    """A statement after which a write that is in doubt is not applied any more."""
+    """A statement after which a write in doubt can no longer be applied."""
 
     statement: str
     arguments: tuple[Any, ...]
@@ -41,18 +41,18 @@ class Doubts:
         self._settling: dict[str, asyncio.Task[None]] = {}
 
     def note(self, agent_id: str, never: Never) -> None:
-        """A write for the agent is in doubt."""
+        """Note that a write for the agent is in doubt."""
         self._open[agent_id].append(never)
 
     def __contains__(self, agent_id: str) -> bool:
-        """Whether a write for the agent is in doubt."""
+        """True if a write for the agent is in doubt."""
         return agent_id in self._open
 
     async def settle(self, agent_id: str | None) -> None:
-        """Make sure of the agent's writes. None is for a call over all agents, which waits a second at most.
+        """Settle the agent's writes in doubt. None stands for a call over all agents, which waits a second at most.
 
         Raises:
-            StorageError: the server cannot be asked, and they are still in doubt.
+            StorageError: the server cannot be asked, and the writes are still in doubt.
         """
         if agent_id is None and self._open:
             await asyncio.wait([self._settled(one) for one in self._open], timeout=_OTHERS_S)
@@ -79,6 +79,6 @@ class Doubts:
             task.exception()
 
     async def close(self) -> None:
-        """Wait for the statements that are under way."""
+        """Wait for the statements that are running."""
         while self._settling:
             await asyncio.wait(self._settling.values())

@@ -1,7 +1,7 @@
-"""PostgreSQL's URL, taken apart here as libpq does it.
+"""PostgreSQL's URL, parsed as libpq does it.
 
-The driver's words about one that is malformed quote parts of it, and it drops what stands both in the authority and
-among the parameters.
+The driver's messages about a malformed URL quote parts of it, and it ignores values that are given both in the
+authority and in the query.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _ENCODE: Final = "in a user or password, write / as %2F, ? as %3F, # as %23, @ a
 
 
 class Dsn(NamedTuple):
-    """The parameters of a URL: those of its query, and of its authority and path as far as the query has not the same.
+    """The parameters of a URL: from its query, and from its authority and path if the query does not have the same one.
 
     Attributes:
-        parameters: their values, by libpq's names.
+        parameters: the values by libpq's names.
     """
 
     parameters: Mapping[str, Given]
 
     @property
     def hosts(self) -> str:
-        """Its hosts with their ports, for messages."""
+        """The hosts with their ports, for messages."""
         host, port = (self.parameters.get(name, Given("", "")).text for name in ("host", "port"))
         named = [f"[{one}]" if ":" in one and not one.startswith("/") else one for one in host.split(",")]
         pairs = paired(",".join(named), port) or [(one, "") for one in named]
@@ -41,13 +41,13 @@ class Dsn(NamedTuple):
 
     @property
     def database(self) -> str:
-        """Its database, for messages; empty where it has none."""
+        """The database, for messages; empty if there is none."""
         given = self.parameters.get("dbname")
         return given.text if given else ""
 
     @property
     def connect_timeout_millis(self) -> int | None:
-        """How long to try to connect; None where it does not say so."""
+        """How long to try to connect; None if the URL does not say."""
         given = self.parameters.get("connect_timeout")
         return millis_of(given) if given else None
 
@@ -56,7 +56,7 @@ def read_dsn(dsn: str) -> Dsn:
     """Take a URL apart.
 
     Raises:
-        ConfigurationError: it is malformed, or has a parameter that would be given in vain; no value is quoted.
+        ConfigurationError: the URL is malformed, or has a parameter that would have no effect; no value is quoted.
     """
     split = _split(dsn)
     if dsn != dsn.strip() or any(char < " " for char in dsn):
@@ -78,12 +78,12 @@ def read_dsn(dsn: str) -> Dsn:
 def _split(dsn: str) -> Any:
     try:
         return urlsplit(dsn)
-    except ValueError:  # whose message may quote a password
+    except ValueError:  # its message may quote a password
         return None
 
 
 def _authority(split: Any) -> dict[str, str]:
-    """Those before the query, of which an empty one is as good as none; also where all hosts are without a port."""
+    """The parameters before the query; an empty one counts as missing, and so do the ports if no host has one."""
     auth, _, hosts = split.netloc.rpartition("@")
     user, _, password = auth.partition(":")
     names, ports = [], []
@@ -102,7 +102,7 @@ def _authority(split: Any) -> dict[str, str]:
 
 
 def _query(query: str) -> dict[str, str]:
-    """Those of the query; one that stands there twice is what it is last."""
+    """The parameters of the query; if one is repeated, the last value counts."""
     found = dict[str, str]()
     for part in filter(None, query.split("&")):
         key, equals, value = part.partition("=")
@@ -120,12 +120,12 @@ def _query(query: str) -> dict[str, str]:
 
 
 def _decoded(text: str, name: str) -> str:
-    """The text, of which a + stays a +."""
+    """The decoded text; a + stays a +."""
     if re.search("%(?![0-9A-Fa-f]{2})", text):
         raise ConfigurationError(f"{_says(name)} with a % that no two digits follow; {_ENCODE}")
     try:
         return unquote_to_bytes(text).decode()
-    except UnicodeError:  # whose message quotes it
+    except UnicodeError:  # its message quotes the text
         raise ConfigurationError(f"{_says(name)} that is not UTF-8") from None
 
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL engine: group commit over a few connections, reads in one statement each."""
+"""The PostgreSQL engine: group commit over a few connections, and one statement for each read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PostgresEngine(EngineReads):
 
     @classmethod
     async def open(cls, options: PostgresOptions) -> PostgresEngine:
-        """Connect, make what is missing, and bring the tables to this version."""
+        """Connect, create missing tables, and bring the tables to this version."""
         options = options.resolved()
         tables = Tables(options)
         connections = await open_connections(options, tables)
@@ -71,7 +71,7 @@ class PostgresEngine(EngineReads):
         return [self._named(batch, outcome) for batch, outcome in zip(batches, outcomes, strict=True)]
 
     def _named(self, batch: Batch, outcome: Outcome) -> Outcome:
-        """Damage that the server met while it wrote is the agent's."""
+        """The outcome, with the agent's name in damage that the server met while it wrote."""
         if isinstance(outcome, CorruptRecordError) and outcome.record == self.connections.place:
             return CorruptRecordError(f"agent {batch.agent_id!r}", str(outcome))
         return outcome
@@ -84,7 +84,7 @@ class PostgresEngine(EngineReads):
         never: Never,
         seconds: float | None,
     ) -> T:
-        """Write; what stays in doubt is noted with what makes sure that it never happens."""
+        """Write; a write that stays in doubt is noted with the statement that keeps it from being applied later."""
         await doubts.settle(agent_id)
         try:
             return await self.connections.write(call, seconds)
@@ -120,11 +120,11 @@ class PostgresEngine(EngineReads):
     # --- operations
 
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
-        """None behind a pooler in transaction mode, which passes no notifications on, and with a caller's pool."""
+        """None behind a pooler in transaction mode, which forwards no notifications, and with a caller's pool."""
         return None if self._listener is None else self._listener.watch(agent_id, wake)
 
     def connection_use(self) -> ConnectionUse:
-        """The connection that listens for events is one more than calls may have."""
+        """The counts now; the connection that listens for events comes on top of the connections for calls."""
         used, listens = self.connections, self._listener is not None and self._listener.is_connected
         return ConnectionUse(
             most=used.max,
@@ -138,7 +138,7 @@ class PostgresEngine(EngineReads):
         return [("database", self._ping)]
 
     async def _ping(self) -> None:
-        """See that the tables are there and that this server takes writes."""
+        """Check that the tables exist and that this server takes writes."""
 
         async def ask(session: Session) -> None:
             await session.fetch(

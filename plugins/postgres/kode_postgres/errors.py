@@ -1,4 +1,4 @@
-"""PostgreSQL's errors as this library's."""
+"""Translate PostgreSQL's errors to this library's."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _code(exc: BaseException) -> str:
 
 
 def _told(exc: BaseException) -> BaseException:
-    """The server's own error, where it said why it closed the connection."""
+    """The server's own error, if it told why it closed the connection."""
     said = exc.__cause__
     return (
         said
@@ -88,7 +88,7 @@ def _told(exc: BaseException) -> BaseException:
 
 
 def is_lost(exc: BaseException) -> bool:
-    """Whether the connection is gone or silent, so that nobody knows what became of a statement."""
+    """True if the connection is gone or silent, so that the outcome of a statement is unknown."""
     if isinstance(exc, asyncpg.PostgresError):
         return _code(exc).startswith(_ENDED)
     if isinstance(exc, asyncpg.DataError):
@@ -97,34 +97,34 @@ def is_lost(exc: BaseException) -> bool:
 
 
 def is_overdue(exc: BaseException | None) -> bool:
-    """Whether a statement that ended its connection took too long, for the store or for the server."""
+    """True if a statement that ended its connection took too long, for the store or for the server."""
     return isinstance(exc, TimeoutError) or (exc is not None and _code(_told(exc)) == _TOO_LONG)
 
 
 def is_starting(exc: BaseException) -> bool:
-    """Whether the server does not take connections now and may soon."""
+    """True if the server takes no connections now but may soon."""
     if isinstance(exc, asyncpg.PostgresError):
         return _code(exc).startswith((*_STARTING, *_ENDED))
     return isinstance(exc, (ConnectionError, FileNotFoundError, EOFError))
 
 
 def is_conflict(exc: BaseException | None) -> bool:
-    """Whether other sessions were in the way: nothing was written, and the same may work at once."""
+    """True if other sessions were in the way: nothing was written, and the same call may succeed at once."""
     return isinstance(exc, asyncpg.PostgresError) and _code(exc) in _CONFLICT
 
 
 def is_locked_out(exc: BaseException | None) -> bool:
-    """Whether another session kept a row locked for longer than the statement would wait."""
+    """True if another session kept a row locked for longer than the statement would wait."""
     return isinstance(exc, asyncpg.LockNotAvailableError)
 
 
 def is_read_only(exc: BaseException) -> bool:
-    """Whether the session takes no writes, as those of a standby do."""
+    """True if the session takes no writes, as on a standby."""
     return isinstance(exc, asyncpg.ReadOnlySQLTransactionError)
 
 
 def to_kode_error(exc: BaseException, place: str) -> KodeError:
-    """The error of this library for *exc*; the server's words stay, what it quotes of the data does not."""
+    """The error of this library for *exc*; it keeps the server's message, but not the details that quote data."""
     if isinstance(exc, KodeError):
         return exc
     exc = _told(exc)
@@ -136,7 +136,7 @@ def to_kode_error(exc: BaseException, place: str) -> KodeError:
     if isinstance(exc, TimeoutError):
         return StoreUnavailableError(f"{place}: no answer in time; check the address, the network and the load")
     if isinstance(exc, asyncpg.ClientConfigurationError):
-        problem = str(exc).partition(", got ")[0]  # what was given is not told
+        problem = str(exc).partition(", got ")[0]  # the given value is not repeated
         return ConfigurationError(f"{place}: the connection's options do not fit together: {problem}")
     if isinstance(exc, (OSError, EOFError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         said = exc.strerror if isinstance(exc, OSError) else None
@@ -146,5 +146,5 @@ def to_kode_error(exc: BaseException, place: str) -> KodeError:
 
 
 def _words(exc: asyncpg.PostgresError) -> str:
-    """The message alone: details quote values."""
+    """The message alone, because details quote values."""
     return str(getattr(exc, "message", None) or type(exc).__name__).splitlines()[0][:300]

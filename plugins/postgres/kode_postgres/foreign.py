@@ -12,14 +12,14 @@ from kode_postgres.schema import Tables
 __all__ = ["refuse_foreign"]
 
 _SDK: Final = (("agents", "config_version"), ("messages", "seq"), ("tool_calls", "audit_trail"))
-"""Tables of the SDK, each with a column that tells it from others of its name."""
+"""Tables of the SDK, each with a column that distinguishes it from other tables of the same name."""
 
 
 async def refuse_foreign(con: Any, options: PostgresOptions, tables: Tables) -> None:
-    """See that the schema does not have the SDK's tables and none of ours.
+    """Check that the schema does not contain the SDK's tables and none of ours.
 
     Raises:
-        ForeignStoreError: it has; nothing was made.
+        ForeignStoreError: it does; nothing was created.
     """
     async with con.transaction(isolation="read_committed"):
         if await version_of(con, tables):

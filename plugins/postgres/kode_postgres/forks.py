@@ -28,18 +28,19 @@ class Forks:
             f" SELECT c, 0, 0, 0, 0, 0, 0, '{{}}', '{{}}' FROM unnest($1::text[]) c"
             f" ON CONFLICT (agent_id) DO UPDATE SET last_offset = a.last_offset RETURNING {sync(durable)}"
         )
-        # Writes, so that its commit waits for the disks that the commit of an attempt before may not have waited for.
+        # It writes, so that its commit waits for the disks that the commit of an earlier attempt may not have waited
+        # for.
         self._confirm = (
             f"UPDATE {tables.agents} SET last_offset = last_offset WHERE agent_id = ANY ($1::text[])"
             f" RETURNING {sync(durable)}"
         )
 
     def never(self, children: Sequence[Child]) -> Never:
-        """A statement that makes the children's ids count as used."""
+        """A statement that marks the children's ids as used."""
         return Never(self._never, ([child.agent_id for child in children],))
 
     async def fork(self, session: Session, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        """Copy one instant of the agent to each child, all or none; False when its info is no longer *expect*."""
+        """Copy one instant of the agent to each child, all or none; False if its info is no longer *expect*."""
         if session.is_retry and await session.fetch(self._confirm, [child.agent_id for child in children]):
             return True
         infos = [child.info for child in children]
@@ -102,9 +103,9 @@ class Forks:
 
 
 class Leases:
-    """Leases by the server's clock. A row stays when its lease has ended, so that no token comes again.
+    """Leases by the server's clock. The row stays when its lease has ended, so that no token is used again.
 
-    A statement that is delivered late takes no lease, since no store would know that it holds it.
+    A statement that is delivered late takes no lease, because no store would know that it holds it.
     """
 
     def __init__(self, tables: Tables, *, durable: bool) -> None:
@@ -113,7 +114,7 @@ class Leases:
         given = (
             f"(SELECT set_config('lock_timeout', '{LOCK_WAIT}', true) AS limited, {sync(durable)} AS synced OFFSET 0) s"
         )
-        # One that is held is only looked at: to try for its row would take a transaction id, again and again.
+        # A held lease is only read: trying for its row would use up a transaction id, again and again.
         held = f"SELECT FROM {t} h WHERE h.agent_id = $1 AND h.owner <> $2 AND h.expires > clock_timestamp()"
         self._acquire = (
             f"WITH taken AS (INSERT INTO {t} AS l (agent_id, owner, token, expires)"
@@ -133,11 +134,11 @@ class Leases:
         self._never = gone
 
     def never(self, agent_id: str, owner: str) -> Never:
-        """A statement that ends the lease that the owner may have."""
+        """A statement that ends the lease that the owner may hold."""
         return Never(self._never, (agent_id, owner))
 
     async def acquire(self, session: Session, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """The new token, or None when the lease is held; an owner that asks again gets its own."""
+        """The new token, or None if the lease is held; an owner that asks again gets its own token."""
         token, now = (await session.fetch(self._acquire, agent_id, owner, ttl_ms, session.until))[0]
         session.clock.heard(now)
         if token is None and now >= session.until:
@@ -145,7 +146,7 @@ class Leases:
         return None if token is None else int(token)
 
     async def renew(self, session: Session, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        """False when the lease ended."""
+        """Prolong the lease; False if it ended."""
         return bool(await session.fetch(self._renew, agent_id, fence.owner, ttl_ms, fence.token))
 
     async def release(self, session: Session, agent_id: str, fence: Fence) -> None:

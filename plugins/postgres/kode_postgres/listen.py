@@ -1,7 +1,7 @@
-"""Followers of events are woken by LISTEN and NOTIFY, over one connection that is open while somebody follows.
+"""LISTEN and NOTIFY wake followers of events, over one connection that is open while an agent is followed.
 
-A commit that notifies takes a lock that all such commits share. So the server is asked for it only where somebody
-follows the agent: followers note themselves in a table, for a minute at a time, and the write looks there.
+A commit that notifies takes a lock that all such commits share, so the server is asked for it only if the agent is
+followed: followers record themselves in a table, for a minute at a time, and the write looks there.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ def channel_of(tables: Tables) -> str:
 
 
 def payload_of(agent_id: str) -> str:
-    """What stands for an agent in a notification, which every user of the database can read."""
+    """The name of an agent in a notification, which every user of the database can read."""
     return sha256(agent_id.encode()).hexdigest()
 
 
 class Listener(Watcher):
-    """Listens for appends of the agents that it noted.
+    """Listens for appends of the recorded agents.
 
-    One more follower costs the same however many there are: it is noted by itself, and a notification is looked up.
+    One more follower costs the same however many there are: it is recorded by itself, and a notification is a
+    dictionary look-up.
 
     Attributes:
-        is_connected: whether it has its connection now.
+        is_connected: True while it has its connection.
     """
 
     lost = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -53,7 +54,7 @@ class Listener(Watcher):
         self._channel = channel_of(tables)
         self._changes: set[str] = set()
         self._agents: dict[str, str] = {}
-        """The agents that are noted, by what stands for them in a notification."""
+        """The recorded agents, by their names in notifications."""
         self._note = (
             f"INSERT INTO {tables.followers} AS f (agent_id, expires)"
             f" SELECT a, clock_timestamp() + interval '{_NOTED_S} seconds' FROM unnest($1::text[]) a ORDER BY a"
@@ -70,7 +71,7 @@ class Listener(Watcher):
         self._changes.add(watch.agent_id)
 
     async def listen(self) -> None:
-        """Over a connection of its own."""
+        """Listen over a separate connection."""
         con = await self._connect()
         self.is_connected = True
         try:
@@ -80,7 +81,7 @@ class Listener(Watcher):
             con.terminate()
 
     async def _listen(self, con: Any) -> None:
-        """Until the connection breaks, or nobody has watched for a while."""
+        """Listen until the connection breaks, or until no agent has been watched for a while."""
         broken = asyncio.Event()
 
         def lost(_: Any) -> None:
@@ -106,7 +107,7 @@ class Listener(Watcher):
         raise ConnectionError("the connection ended")
 
     async def _note_changes(self, con: Any, told: set[str]) -> None:
-        """Note the agents that somebody began to watch, and leave out those that nobody watches any more."""
+        """Record the agents that are newly watched, and remove the ones that are no longer watched."""
         changes, self._changes = self._changes, set()
         fresh = [agent_id for agent_id in changes if agent_id in self.watches]
         told -= changes
@@ -116,7 +117,7 @@ class Listener(Watcher):
             await con.execute(self._note, sorted(fresh))
             self._agents.update((payload_of(agent_id), agent_id) for agent_id in fresh)
             told.update(fresh)
-            self.wake(fresh)  # what was appended before this moment has to be looked for
+            self.wake(fresh)  # they look for events that were appended before this moment
 
     def _heard(self, con: Any, process: int, channel: str, payload: object) -> None:
         agent_id = self._agents.get(str(payload))

@@ -1,11 +1,11 @@
-"""Bringing the tables to this version when a store is opened, whoever else tries the same.
+"""Bring the tables to this version when a store is opened, while other stores may try the same.
 
-Each step is a transaction under an advisory lock. A step that was interrupted left nothing, and the next store that is
-opened goes on with it. Indexes are made in transactions, and not CONCURRENTLY: that would wait for every transaction of
-the database, also a dump that takes hours, leaves an index behind that is of no use when it is interrupted, cannot be
-done to tables in partitions, and needs a lock of the session, which there is none of behind PgBouncer. For that the
-table is read-only while one of its indexes is made. Who cannot have that makes the indexes beforehand, by the same
-names: they are found.
+Each step is a transaction under an advisory lock. An interrupted step leaves nothing behind, and the next store that is
+opened continues with it. Indexes are made in transactions, and not CONCURRENTLY. That would wait for every transaction
+of the database, including a dump that takes hours; if interrupted, it leaves a useless index behind; it is impossible
+on partitioned tables; and it needs a session lock, which does not exist behind PgBouncer. The price is that the table
+is read-only while one of its indexes is made. To avoid that, make the indexes beforehand with the same names: they are
+found.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ log = logging.getLogger("kode_core")
 
 _ANY_TIME_S: Final = 7 * 86_400.0
 _TABLE_LOCK: Final = "2s"
-"""How long a step waits for its table: all who write to it wait behind it."""
+"""How long a step waits for its table: all writers of the table wait behind it."""
 _LOCKED_S: Final = 600.0
 _LIMITS: Final = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 
 
 async def version_of(con: Any, tables: Tables) -> int:
-    """The version of the tables, 0 when there are none."""
-    # A statement with a table in it: without one, a session may not know yet of tables that another has just made.
+    """The version of the tables, 0 if there are none."""
+    # The statement contains a table: without one, a session may not yet know tables that another session has just
+    # created.
     if await con.fetchval("SELECT to_regclass($1)::text FROM pg_catalog.pg_class LIMIT 1", tables.meta) is None:
         return 0
     return int(await con.fetchval(f"SELECT value FROM {tables.meta} WHERE key = 'schema_version'") or 0)
 
 
 async def _home(con: Any, tables: Tables) -> str:
-    """The schema of the tables; without one in the options it is where the search path leads."""
+    """The schema of the tables; if the options do not name one, the first of the search path."""
     if tables.schema is not None:
         return tables.schema
     found = await con.fetchval(
@@ -64,12 +65,14 @@ async def _home(con: Any, tables: Tables) -> str:
 
 
 async def migrate(con: Any, tables: Tables, place: str, *, create: bool, seconds: float) -> None:
-    """Bring the tables to this version; many may try at once (OPS-7, OPS-8). To make new ones may take *seconds*.
+    """Bring the tables to this version; several stores may try at once (OPS-7, OPS-8).
+
+    Creating new tables may take *seconds*.
 
     Raises:
-        SchemaVersionError: the tables are of a newer version; nothing is changed.
-        StoreReadOnlyError: the user may not do that.
-        StoreUnavailableError: something is to be made, and *create* forbids it.
+        SchemaVersionError: the tables have a newer version; nothing is changed.
+        StoreReadOnlyError: the user lacks the right to change the tables.
+        StoreUnavailableError: tables have to be created or changed, and *create* forbids it.
     """
     async with asyncio.timeout(seconds), con.transaction(isolation="read_committed"):
         tables.home = await _home(con, tables)
@@ -97,7 +100,7 @@ async def migrate(con: Any, tables: Tables, place: str, *, create: bool, seconds
 
 
 class _Migration:
-    """The steps of one store, as far as others do not make them."""
+    """The steps of one store, as far as other stores do not take them."""
 
     def __init__(self, con: Any, tables: Tables, place: str) -> None:
         self._con = con
@@ -107,7 +110,7 @@ class _Migration:
         self._busy_since: float | None = None
 
     async def run(self) -> None:
-        """Make step after step, and wait while another store makes one."""
+        """Take step after step, and wait while another store takes one."""
         while True:
             try:
                 async with self._transaction():
@@ -125,7 +128,7 @@ class _Migration:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[None]:
-        """A transaction whose error is the one that broke it, also where the connection is gone."""
+        """A transaction that raises the error that broke it, even if the connection is gone."""
         transaction = self._con.transaction(isolation="read_committed")
         await transaction.start()
         try:
@@ -137,9 +140,9 @@ class _Migration:
         await transaction.commit()
 
     async def _begin(self) -> bool:
-        """Set this transaction free of limits; whether it has the lock.
+        """Lift the limits of this transaction; return True if it has the lock.
 
-        The lock is asked for again and again: a statement that waits for it may be ended by a limit of a pooler.
+        The lock is requested repeatedly: a limit of a pooler may end a statement that waits for it.
         """
         await self._con.execute(
             "SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN $2 ELSE '0' END, true) FROM pg_settings"
@@ -149,7 +152,7 @@ class _Migration:
         return bool(await self._con.fetchval("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 20))", self._key))
 
     async def _step(self) -> bool:
-        """Make the next step, under the lock; False when there is none."""
+        """Take the next step, under the lock; False if there is none."""
         version = await version_of(self._con, self._tables)
         _see_newer(version, self._place)
         for step in steps(self._tables, version) if version < len(schema.MIGRATIONS) else ():
@@ -175,7 +178,7 @@ class _Migration:
         schemas = "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1"
         has_schema = await self._con.fetchval(schemas, self._tables.schema)
         for statement in step.statements:
-            # Even with IF NOT EXISTS it asks for the right to make schemas.
+            # Even with IF NOT EXISTS the statement needs the right to create schemas.
             if not (has_schema and statement == make_schema(self._tables)):
                 await self._con.execute(statement, timeout=_ANY_TIME_S)
 

@@ -1,4 +1,4 @@
-"""Opening: what is at the other end is seen, the tables are made, and a pool is begun that fits."""
+"""Open a store: inspect the server, create the tables, and make a pool that fits."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _CACHED_STATEMENTS: Final = 256
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection whose session is never changed, so that there is nothing to undo when it is given back."""
+    """A connection whose session is never changed, so that nothing has to be reset when it is returned."""
 
     def get_reset_query(self) -> str:
         return ""
 
 
 async def open_connections(options: PostgresOptions, tables: Tables) -> Connections:
-    """Connect, see what is at the other end, and bring the tables to this version.
+    """Connect, inspect the server, and bring the tables to this version.
 
     Raises:
-        StorageError: it cannot be reached or used; says why.
+        StorageError: the server cannot be reached or used; the message says why.
     """
     reach = None
     if options.pool is None:
@@ -80,7 +80,7 @@ async def _open(options: PostgresOptions, tables: Tables, reach: Reach | None) -
         connect=_of_a_pool(reach),
         server_settings=settings,
         statement_cache_size=(0 if pooled else _CACHED_STATEMENTS) if cached is None else cached,
-        max_cached_statement_lifetime=60,  # a plan that was right for empty tables is soon made anew
+        max_cached_statement_lifetime=60,  # a plan that was right for empty tables is soon replaced
         max_cacheable_statement_size=0,
         connection_class=_Connection,
         min_size=0,
@@ -101,7 +101,7 @@ async def _open(options: PostgresOptions, tables: Tables, reach: Reach | None) -
 
 
 def _of_a_pool(reach: Reach) -> Connect:
-    """What the pool connects with; it is asked with the URL of the pool, which has none."""
+    """The pool's connect function; it ignores the pool's URL, which is None."""
 
     async def connect(_: None = None, **arguments: Any) -> Any:
         return await reach.connect(**arguments)
@@ -110,9 +110,9 @@ def _of_a_pool(reach: Reach) -> Connect:
 
 
 async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
-    """Make the tables, and learn about the other end.
+    """Create the tables, and inspect the server.
 
-    With a pooler in between the server's process is not the one that answered.
+    Behind a pooler, the server's process is not the one that answered at first.
     """
     seconds = max(options.command_timeout_millis, 20_000) / 1000
     async with asyncio.timeout(seconds):
@@ -134,19 +134,19 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
     await migrate(con, tables, options.place, create=options.create, seconds=seconds)
     async with asyncio.timeout(seconds):
         pooled = bool(process != con.get_server_pid())
-        if options.pool is not None:  # whose sessions stay as they are
+        if options.pool is not None:  # its sessions stay unchanged
             return Found(clock, pooled or isolation != "read committed", {})
         return Found(clock, pooled, {} if pooled else await _settings(con, options, version))
 
 
 async def _see_names(pool: Any, options: PostgresOptions) -> None:
-    """See that the pool's prepared statements are found again behind a pooler.
+    """Check that the pool's prepared statements work behind a pooler.
 
-    They are not where a pooler passes their names on and gives each transaction another session. Where that cannot be
-    seen at once, as with a pool of one connection, the first statement that is not found says the same.
+    They do not if the pooler forwards their names and gives each transaction another session. If that cannot be
+    detected at once, as with a pool of one connection, the first statement that is not found raises the same error.
 
     Raises:
-        ConfigurationError: they are not.
+        ConfigurationError: the prepared statements do not work.
     """
     answer_s = min(options.command_timeout_millis, options.connection_timeout_millis) / 1000
     try:
@@ -154,11 +154,11 @@ async def _see_names(pool: Any, options: PostgresOptions) -> None:
             if await _passes_names(con) and pool.get_max_size() > 1 and await _is_shared(con, pool):
                 raise ConfigurationError(f"{options.place}: {NO_NAMES}")
     except TimeoutError:
-        return  # nobody else's transaction ended meanwhile
+        return  # no other transaction ended meanwhile
 
 
 async def _passes_names(con: Any) -> bool:
-    """Whether the server knows a statement by the name that the driver gave it."""
+    """True if the server knows a statement by the name that the driver gave it."""
     looked = f"kode {random.getrandbits(64):x}"
     async with con.transaction(isolation="read_committed"):
         found = await con.fetch(f"SELECT name FROM pg_prepared_statements WHERE statement LIKE '%{looked}%'")
@@ -166,7 +166,7 @@ async def _passes_names(con: Any) -> bool:
 
 
 async def _is_shared(con: Any, pool: Any) -> bool:
-    """Whether another connection gets the session that this one has just had."""
+    """True if another connection gets the session that this one has just used."""
     process = "SELECT pg_backend_pid()"
     for _ in range(3):
         mine = await con.fetchval(process)
@@ -177,10 +177,10 @@ async def _is_shared(con: Any, pool: Any) -> bool:
 
 
 async def _settings(con: Any, options: PostgresOptions, version: int) -> dict[str, str]:
-    """The settings of the pool's sessions, with which the server ends abandoned statements."""
+    """The settings of the pool's sessions, which let the server end abandoned statements."""
     settings = {**limits(options.command_timeout_millis / 1000), "default_transaction_isolation": "read committed"}
     if version >= _CHECKS_CLIENTS:
-        with suppress(asyncpg.PostgresError):  # not every system can tell
+        with suppress(asyncpg.PostgresError):  # not supported on every system
             await con.execute("SET client_connection_check_interval = '1s'")
             settings["client_connection_check_interval"] = "1s"
     return settings
@@ -196,5 +196,5 @@ async def has_tables(options: PostgresOptions) -> bool:
                 return await version_of(con, Tables(options)) > 0
         finally:
             con.terminate()
-    except Exception:  # noqa: BLE001 - an open will say it better
+    except Exception:  # noqa: BLE001 - opening the store reports it better
         return True

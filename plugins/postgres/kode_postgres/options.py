@@ -45,34 +45,34 @@ _Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*\Z", max_length=1000, ext
 class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     """Options of the PostgreSQL backend.
 
-    What is not given is taken from where libpq takes it: the variables ``PGHOST``, ``PGUSER``, …, a password file, the
-    socket of this machine.
+    Options that are not given come from the same sources as in libpq: the variables ``PGHOST``, ``PGUSER``, …, a
+    password file, the socket of this machine.
 
     Attributes:
         dsn: ``postgres://user:password@host:port/database``, with libpq's parameters such as ``sslmode``.
         connection: these options as a mapping, or the ``dsn``.
-        host: a name, an address, or the folder of a socket; of several, with commas between them, the first that
-            answers.
-        password: a text, or a function that returns one, async or not, and is asked for each new connection.
-        ssl: ``True`` or a mode of libpq's such as ``require`` or ``verify-full``; the path of a file with the
+        host: a name, an address, or the folder of a socket; of several, separated by commas, the first that answers.
+        password: a text, or a function that returns one, async or not, which is called for each new connection.
+        ssl: ``True`` or a mode of libpq such as ``require`` or ``verify-full``; the path of a file with the
             certificates to trust, which means ``verify-full``; or an ``ssl.SSLContext``.
-        max: how many connections at most.
-        idle_timeout_millis: after how long an idle connection is closed.
-        connection_timeout_millis: how long to try to get a connection to a server that does not answer or is starting.
-        command_timeout_millis: how long to wait for the answer to one statement; then it is ended on the server, too,
-            whose own limit, ``statement_timeout``, is 2 s more.
-        lock_wait_millis: how long to wait for an agent that another session keeps locked. Unless given, 8 s, and less
-            where ``command_timeout_millis`` is below 10 s.
-        application_name: the name that the server shows of the connections; ``kode`` unless given.
-        server_settings: settings of the sessions, as in ``{"work_mem": "8MB"}``, without those that the store makes.
-        durability: ``full`` waits until a commit is on the server's disk, whatever the server's settings. With
-            ``fast`` a crash of the server may lose the last commits, all of what each wrote.
-        schema: the schema to keep the tables in; made when it is not there. The server's search path unless given.
-        table_prefix: how the tables' names begin.
-        create: make tables that are missing and bring older ones to this version; without it, ``kode schema`` prints
-            what somebody else has to run.
-        statement_cache_size: how many prepared statements each connection keeps. Chosen by what is found at the other
-            end: none behind PgBouncer in transaction mode.
+        max: the maximum number of connections.
+        idle_timeout_millis: how long a connection may be idle before it is closed.
+        connection_timeout_millis: how long to try to connect to a server that does not answer or is starting.
+        command_timeout_millis: how long to wait for the answer to a statement, which is then ended on the server, too.
+            The server's own limit, ``statement_timeout``, is 2 s more.
+        lock_wait_millis: how long to wait for an agent that another session keeps locked. The default is 8 s, and less
+            if ``command_timeout_millis`` is below 10 s.
+        application_name: the name that the server shows for the connections; ``kode`` by default.
+        server_settings: settings of the sessions, as in ``{"work_mem": "8MB"}``, except for the ones that the store
+            sets.
+        durability: with ``full``, a commit waits until it is on the server's disk, whatever the server's settings. With
+            ``fast``, a crash of the server may lose the last commits, each as a whole.
+        schema: the schema of the tables; created if it does not exist. By default the server's search path decides.
+        table_prefix: the prefix of the tables' names.
+        create: create missing tables and bring older ones to this version; without it, ``kode schema`` prints the SQL
+            that an administrator has to run.
+        statement_cache_size: the number of prepared statements that each connection keeps. The default depends on the
+            server's end: none behind PgBouncer in transaction mode.
         pool: an ``asyncpg.Pool`` of your own, which is used and never closed.
     """
 
@@ -102,11 +102,11 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     objects: ClassVar[frozenset[str]] = frozenset({"pool"})
 
     def __post_init__(self) -> None:
-        """Refuse at once what could be shown with a password in it.
+        """Refuse at once any option that could be shown with a password in it.
 
         Raises:
-            ConfigurationError: the dsn is malformed, the host is a URL, the password neither text nor function, or a
-                setting is one that the store makes; nothing of them is quoted.
+            ConfigurationError: the dsn is malformed, the host is a URL, the password is neither text nor function, or a
+                setting is one that the store sets; no value is quoted.
         """
         see_host(self.host)
         see_password(self.password)
@@ -115,7 +115,7 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
             read_dsn(self.dsn)
 
     def resolved(self) -> Self:
-        """The options with those of ``connection`` and of the dsn's own parameters in their places."""
+        """The options with the contents of ``connection`` and the dsn's own parameters filled in."""
         options = super().resolved()
         millis = None if options.dsn is None else read_dsn(options.dsn).connect_timeout_millis
         if millis is None or options.has_connection_timeout:
@@ -124,12 +124,12 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
 
     @property
     def has_connection_timeout(self) -> bool:
-        """Whether the time to connect was given."""
+        """True if the time to connect was given."""
         return "connection_timeout_millis" in self._given()
 
     @property
     def place(self) -> str:
-        """Where the database is, for messages."""
+        """The place of the database, for messages."""
         if self.pool is not None:
             return "postgres by the given pool"
         where = f"{self.host}{f':{self.port}' if self.port else ''}" if self.host else ""

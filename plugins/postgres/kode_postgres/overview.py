@@ -1,4 +1,4 @@
-"""Reads over all tables: who has records, how many, and whether they fit together."""
+"""Reads over all tables: the agents with records, their numbers, and their consistency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kode_postgres.session import Session
 __all__ = ["ONE", "Overview"]
 
 ONE: Final[dict[ListKind, str]] = {ListKind.MESSAGES: "message", ListKind.TOOL_CALLS: "tool_call"}
-"""The prefixes of a head's columns."""
+"""The prefixes of a head's columns, by list."""
 
 _MOST: Final = 2**63 - 1
 
@@ -29,7 +29,7 @@ class Overview:
         return Totals(agents=row[0], messages=row[1], tool_calls=row[2], is_used=row[3], size_bytes=row[4])
 
     def totals_statement(self) -> str:
-        """The statement of the totals: agents with info are counted in an index, those that were deleted nowhere."""
+        """The statement of the totals: agents with info are counted in an index, deleted agents are not counted."""
         t, counts = (
             self._tables,
             "count(*) AS agents, sum(message_count) AS messages, sum(tool_call_count) AS tool_calls",
@@ -48,7 +48,7 @@ class Overview:
     # --- agents with records
 
     async def stored_ids(self, session: Session, after: str | None, limit: int) -> list[str]:
-        """From each table the next ids, each found with one look into an index, and merged."""
+        """The next ids of each table, each found with one look into an index, and merged."""
         start = "" if after is None else after
         while True:
             found: set[str] = set()
@@ -56,7 +56,7 @@ class Overview:
             for name in ("agents", *OF_AN_AGENT):
                 ids = await self._ids_of(session, getattr(self._tables, name), start, limit)
                 found.update(ids)
-                if len(ids) == limit:  # beyond the last of them this table has others, which were not looked at
+                if len(ids) == limit:  # after the last of them this table has more, which were not read
                     end = ids[-1] if end is None else min(end, ids[-1])
             known = sorted(agent_id for agent_id in found if end is None or agent_id <= end)
             stored = await self._with_contents(session, known)
@@ -76,7 +76,7 @@ class Overview:
         return [row[0] for row in found]
 
     async def _with_contents(self, session: Session, agent_ids: Sequence[str]) -> list[str]:
-        """The agents with more than the head that a delete leaves, and the documents of layers."""
+        """The agents that have more than the head that a delete leaves and the documents of layers."""
         tables = (f"{getattr(self._tables, name)} t" for name in OF_AN_AGENT if name != "docs")
         rows = " OR ".join(f"EXISTS (SELECT FROM {table} WHERE t.agent_id = i.id)" for table in tables)
         found = await session.fetch(
@@ -92,9 +92,9 @@ class Overview:
     # --- what does not fit together
 
     async def inspect(self, session: Session, agent_id: str | None) -> list[EngineIssue]:
-        """The issues of an agent, at one instant."""
+        """The issues of an agent at one instant."""
         if agent_id is None:
-            return []  # whatever is stored belongs to an agent, also where the head is gone
+            return []  # everything that is stored belongs to an agent, even if the head is gone
         t = self._tables
         has = [f"EXISTS (SELECT FROM {getattr(t, name)} WHERE agent_id = $1)" for name in OF_AN_AGENT]
         lists = [

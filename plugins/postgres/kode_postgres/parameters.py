@@ -1,6 +1,6 @@
-"""libpq's parameters: each is passed on, or kept by this backend itself, or refused; none is dropped without a word.
+"""libpq's parameters: each is passed on, handled by this backend, or refused; none is ignored silently.
 
-The same rules hold wherever a parameter stands: in a URL, a service, a variable or an option.
+The same rules apply to a parameter in a URL, a service, a variable or an option.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "sslcertmode": ("allow",),
     "replication": ("false", "off", "no", "0"),
 }
-"""What the driver does not know, and the values that hold all the same."""
+"""Parameters that the driver does not know, and the values that are correct anyway."""
 _TLS_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
@@ -52,7 +52,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
     "gsslib": ("gssapi", "sspi"),
 }
-"""What these parameters may be: the driver would quote what else they are."""
+"""The permitted values of these parameters: the driver's message would quote any other value."""
 _REFUSED: Final = frozenset(
     {
         *("hostaddr", "require_auth", "requirepeer", "requiressl", "sslcrldir", "sslkeylogfile", "tcp_user_timeout"),
@@ -61,9 +61,9 @@ _REFUSED: Final = frozenset(
         *("oauth_client_secret", "oauth_scope"),
     }
 )
-"""Parameters of libpq that mean nothing here, whatever their value."""
+"""Parameters of libpq that are not supported here, whatever their value."""
 PARAMETERS: Final = _PASSED | _OURS | HELD.keys() | _REFUSED
-"""Parameters of a URL that are libpq's and no options of this backend."""
+"""The libpq parameters of a URL that are not options of this backend."""
 
 _MADE: Final[Mapping[str, str]] = {
     "application_name": "it is an option",
@@ -74,43 +74,43 @@ _MADE: Final[Mapping[str, str]] = {
     "client_connection_check_interval": "the store chooses it",
     "client_encoding": "it is UTF-8",
 }
-"""Settings of a session that the store makes itself."""
+"""Settings of a session that the store sets itself."""
 _SETTING: Final = re.compile(r"(?:-c\s*|--)([A-Za-z_.-]+)\s*=")
 _HOST: Final = re.compile(r"|/.*|[\w.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[\w.-]+)?", re.DOTALL)
-"""The default one, the folder of a socket, a name or an address."""
+"""Empty for the default host, or the folder of a socket, a name or an address."""
 
 
 class Given(NamedTuple):
     """The value of a parameter.
 
     Attributes:
-        origin: where it stands, as in ``the dsn`` or ``the variable PGHOST``.
+        origin: the source of the value, as in ``the dsn`` or ``the variable PGHOST``.
     """
 
     text: str
     origin: str
 
     def says(self, name: str) -> str:
-        """The beginning of a sentence about the value of this parameter."""
+        """The start of a message about the value of this parameter."""
         article = "an" if self.is_listed and name[0] in "aeio" else "a"
         return f"{self.origin} has {article} {name if self.is_listed else 'value'}"
 
     @property
     def is_listed(self) -> bool:
-        """Whether it stands among others, so that its name has to be told."""
+        """True if its source contains several parameters, so that messages have to name it."""
         return not self.origin.startswith(("the variable", "the option"))
 
     @property
     def is_variable(self) -> bool:
-        """Whether a variable gives it."""
+        """True if the value comes from a variable."""
         return self.origin.startswith("the variable")
 
 
 def see_settings(names: Iterable[str], where: str) -> None:
-    """See that none of these settings of a session is one that the store makes itself.
+    """Check that none of these settings of a session is one that the store sets itself.
 
     Raises:
-        ConfigurationError: one is.
+        ConfigurationError: the store sets one of them itself.
     """
     for name in names:
         setting = name.lower().replace("-", "_")
@@ -119,10 +119,10 @@ def see_settings(names: Iterable[str], where: str) -> None:
 
 
 def see_parameter(name: str, given: Given) -> None:
-    """See that a parameter holds.
+    """Check that a parameter takes effect.
 
     Raises:
-        ConfigurationError: libpq would refuse its value, or it would be given in vain; the value is not quoted.
+        ConfigurationError: libpq would refuse its value, or it would have no effect; the value is not quoted.
     """
     text = given.text
     if "\0" in text:
@@ -170,10 +170,10 @@ def _is_host(text: str) -> bool:
 
 
 def millis_of(given: Given) -> int:
-    """libpq's ``connect_timeout``: whole seconds, of which 0 is none, which is what this backend does not have.
+    """libpq's ``connect_timeout`` in milliseconds: whole seconds; libpq's 0, for no limit, is not supported.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not such a number.
     """
     if not re.fullmatch(r"[1-9][0-9]{0,5}", given.text):
         raise ConfigurationError(f"{given.says('connect_timeout')} that is no number of seconds from 1 to 999999")
@@ -181,7 +181,7 @@ def millis_of(given: Given) -> int:
 
 
 def paired(host: str, port: str) -> list[tuple[str, str]] | None:
-    """Each host with its port, where one port is that of all; None where they are not as many."""
+    """Each host with its port; a single port applies to all hosts; None if the numbers differ."""
     hosts, ports = host.split(","), port.split(",")
     if len(ports) == 1:
         ports *= len(hosts)

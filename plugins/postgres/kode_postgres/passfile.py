@@ -1,4 +1,4 @@
-"""libpq's password file: one line for each server, database and user."""
+"""libpq's password file, with one line for each server, database and user."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LINE: Final = re.compile(r"((?:\\.|[^:\\])*):" * 4 + "(.*)")
 
 
 def password_in(file: str, host: str, port: int, database: str, user: str) -> str | None:
-    """The password of the first line that fits; None where there is none.
+    """The password of the first line that matches; None if none does.
 
-    *file* is empty for ``~/.pgpass``. A file that others can read is not looked into, and warned of.
+    *file* is empty for ``~/.pgpass``. A file that others can read is not used; a warning says so.
     """
     path = Path(file) if file else _default()
     try:
@@ -50,5 +50,5 @@ def _default() -> Path:
 
 
 def _plain(text: str) -> str:
-    """A part of a line, where a backslash stands before a colon or another backslash."""
+    """A part of a line without its escapes: a backslash precedes a colon or another backslash."""
     return re.sub(r"\\(.)", r"\1", text)

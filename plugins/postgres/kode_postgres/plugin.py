@@ -1,4 +1,4 @@
-"""The plugin of the PostgreSQL backend. Imports no driver."""
+"""The plugin of the PostgreSQL backend. It imports no driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def _open(options: PostgresOptions) -> PostgresEngine:
 
 
 def _is_there(options: PostgresOptions) -> bool:
-    """A server that cannot be asked is left to ``open``, which says what is wrong with it."""
+    """If the server cannot be asked, return True: ``open`` then reports the problem."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 

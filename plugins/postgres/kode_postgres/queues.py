@@ -1,4 +1,4 @@
-"""Batches that wait: one after the other for one agent, in groups for different agents."""
+"""Waiting batches: one after the other for one agent, in groups for different agents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BYTES_AT_ONCE: Final = 2**20
 
 
 class Weight(Enum):
-    """How a batch is written; batches of one weight go together."""
+    """The way a batch is written; batches of one weight are written together."""
 
     LIGHT = auto()
     LARGE = auto()
@@ -28,7 +28,7 @@ class Weight(Enum):
 
 
 class Item:
-    """A batch that waits, and the future of its caller, which gets an outcome or an error to raise."""
+    """A waiting batch, and the future of its caller, which gets an outcome or an error to raise."""
 
     __slots__ = ("batch", "done", "number", "size", "weight")
 
@@ -45,7 +45,7 @@ class Item:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether it may take long."""
+        """True if it may take long."""
         return self.weight is not Weight.LIGHT
 
     def settle(self, outcome: Outcome | Exception) -> None:
@@ -64,15 +64,15 @@ def _size(batch: Batch) -> int:
 
 
 class Queues:
-    """The batches that wait to be written. Of each agent one batch at a time is ready or being written."""
+    """The batches that wait to be written. For each agent, one batch at a time is ready or being written."""
 
     def __init__(self) -> None:
         self._ready: dict[Weight, deque[Item]] = {weight: deque() for weight in Weight}
         self._behind: dict[str, deque[Item]] = {}
-        """The batches that wait for another one of their agent, which is among the keys as long as it has any."""
+        """The batches that wait for an earlier batch of their agent; an agent is a key as long as it has any batch."""
 
     def accept(self, item: Item) -> None:
-        """Put a batch at the end of its agent's."""
+        """Add a batch to the end of its agent's queue."""
         behind = self._behind.get(item.batch.agent_id)
         if behind is None:
             self._behind[item.batch.agent_id] = deque()
@@ -81,7 +81,7 @@ class Queues:
             behind.append(item)
 
     def take(self, *, heavy: bool) -> list[Item]:
-        """The next batches that can be written together: of one way to be written, and not large; *heavy* ones, too."""
+        """The next batches that can be written together, of one weight and within limits; *heavy* allows heavy ones."""
         queues = [queue for weight, queue in self._ready.items() if queue and (heavy or weight is Weight.LIGHT)]
         if not queues:
             return []
@@ -94,7 +94,7 @@ class Queues:
         return group
 
     def next_after(self, item: Item) -> bool:
-        """After a batch was written: the next one of its agent is ready, if there is one."""
+        """Make the next batch of the agent ready after *item* was written; True if there is one."""
         behind = self._behind[item.batch.agent_id]
         if not behind:
             del self._behind[item.batch.agent_id]
@@ -104,7 +104,7 @@ class Queues:
         return True
 
     def drain(self) -> Iterator[Item]:
-        """Take out all batches."""
+        """Remove and return all batches."""
         for queue in (*self._ready.values(), *self._behind.values()):
             while queue:
                 yield queue.popleft()

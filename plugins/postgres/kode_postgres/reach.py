@@ -1,4 +1,4 @@
-"""Connections to the first of several hosts that answers, and is what is wanted."""
+"""Connections to the first of several hosts that answers and has the wanted role."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from kode_postgres.target import Host, Target
 __all__ = ["Reach"]
 
 _NEXT: Final = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
-"""What leads to the next host, as with libpq; any other answer is the server's last word."""
+"""Errors after which the next host is tried, as in libpq; any other answer of a server is final."""
 
 
 class Reach:
     """Opens connections.
 
-    The hosts are tried one after the other, each for its share of the time that is left, so that one that hangs is
-    passed over: the driver has one limit for all of them, which the first would use up.
+    The hosts are tried one after the other, each for its share of the remaining time, so that a host that hangs is
+    skipped: the driver has one limit for all of them, which the first would use up.
 
     Attributes:
-        settings: those of the sessions.
+        settings: the settings of the sessions.
     """
 
     def __init__(self, target: Target) -> None:
@@ -31,7 +31,7 @@ class Reach:
         self._seconds = target.options.connection_timeout_millis / 1000
 
     async def connect(self, **arguments: Any) -> Any:
-        """A connection; *arguments* are the driver's that do not say where or as who."""
+        """A connection; *arguments* are driver arguments other than the place and the user."""
         deadline = asyncio.get_running_loop().time() + self._seconds
         wanted, hosts = self._target.wanted, self._target.hosts
         if wanted != "prefer-standby":
@@ -53,9 +53,9 @@ class Reach:
         arguments: dict[str, Any],
         others: list[Host] | None = None,
     ) -> Any:
-        """The first of the hosts that is *wanted*; those that answer and are not become *others*.
+        """The first of the hosts that is *wanted*; hosts that answer but are not go to *others*.
 
-        The time for *later* hosts stays.
+        Time for *later* hosts is kept in reserve.
         """
         failed: BaseException | None = None
         for left, host in zip(range(len(hosts) + later, 0, -1), hosts, strict=False):
@@ -70,7 +70,7 @@ class Reach:
                 failed = failed or exc
                 if others is not None:
                     others.append(host)
-            except (OSError, asyncpg.CannotConnectNowError) as exc:  # which say more than that a host is another one
+            except (OSError, asyncpg.CannotConnectNowError) as exc:  # they say more than a wrong role
                 failed = exc
         assert failed is not None
         raise failed

@@ -1,4 +1,4 @@
-"""Queries. Each is one statement, which sees one instant."""
+"""Queries. Each query is one statement, which sees one instant."""
 
 from __future__ import annotations
 
@@ -53,19 +53,22 @@ _RARE: Final[dict[str, tuple[Sequence[str], str]]] = {
     "state": ((COMMON_STATE,), RARE_STATE),
     "content_type": (COMMON_TYPES, RARE_TYPES),
 }
-"""Values that have no index, and a condition that all others fulfil, for which there is one."""
+"""Common values, which have no index, and a condition with an index that all other values fulfil."""
 
 _FURTHEST: Final = 2**62
-"""No store has so many rows, and a limit can be added to it."""
+"""More rows than any store has; a limit can still be added without overflow."""
 
 _NOTHING: Final = ", ".join(f"json_array_elements('[]') nothing_{n}" for n in range(6))
 _DEAR: Final = f"(SELECT count(*) FROM {_NOTHING}) > 0"
-"""Stands behind an argument that is true. A plan for these arguments alone is free of it. In one for any arguments the
-server expects 100 rows of each call, where there are none, and finds it too dear to keep."""
+"""Stands behind an argument that is always true, to influence the planner.
+
+A plan for these very arguments drops the expression. In a generic plan the server expects 100 rows of each function
+call, although there are none, and finds the plan too expensive to keep.
+"""
 
 
 class _Arguments(list[Any]):
-    """The arguments of a statement that is put together."""
+    """The arguments of a statement that is being assembled."""
 
     def mark(self, value: Any, kind: str) -> str:
         self.append(value)
@@ -77,7 +80,7 @@ class _Arguments(list[Any]):
 
 
 def beyond(prefix: str) -> str | None:
-    """The least string above all that begin with *prefix*; None when there is none."""
+    """The smallest string above all strings that begin with *prefix*; None if there is none."""
     stem = prefix.rstrip(chr(sys.maxunicode))
     if not stem:
         return None
@@ -86,12 +89,12 @@ def beyond(prefix: str) -> str | None:
 
 
 def _head_of(found: Sequence[Any]) -> tuple[int, int]:
-    """The version and the count of a list, as each row of a query has them."""
+    """The version and the count of a list, which each row of a query contains."""
     return (found[0][0] or 0, found[0][1] or 0)
 
 
 def _rows_of(found: Sequence[Any]) -> list[Any]:
-    """The rows of a list without its head, by position, which is their first column."""
+    """The rows of a list without its head, ordered by position, their first column."""
     return sorted((row[2:] for row in found if row[2] is not None), key=itemgetter(0))
 
 
@@ -115,7 +118,7 @@ class Reads(Overview):
                 raise CorruptRecordError(f"the info of agent {agent_id!r}", "a part of it is missing")
             info = Info(Body(row[7], row[8]), row[5], row[6])
         elif not (row[0] or row[2]):
-            return None  # only events or documents, or what a delete left
+            return None  # only events or documents, or the remains of a delete
         check_head(row[:5], agent_id)
         lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
         return Head(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
@@ -123,10 +126,10 @@ class Reads(Overview):
     # --- lists
 
     def list_statement(self, kind: ListKind, columns: str = _ROW, matching: str = "") -> str:
-        """A list with its version and count in each row, and one row where there is neither.
+        """A list with its version and count in each row, or a single row if there are no list rows.
 
-        Its rows are put in order by the client, which finds them nearly so; to sort a long list the server would
-        write all its bodies to a file first.
+        The client sorts the rows, which arrive almost in order: to sort a long list, the server would first write all
+        its bodies to a file.
         """
         one, table = ONE[kind], getattr(self._tables, kind.value)
         return (
@@ -243,13 +246,13 @@ class Reads(Overview):
             where.append(f"a.agent_id = {args.mark(query.agent_id, 'text')}")
         if query.template_id is not None:
             where.append(f"a.template_id = {args.mark(query.template_id, 'text')}")
-        for key, value in query.metadata:  # one by one: a key may be asked for twice
+        for key, value in query.metadata:  # one by one: a key may be requested twice
             where.append(f"i.metadata @> {args.mark(json.dumps({key: value}), 'text')}::jsonb")
         where += [*args.span("a.created_at", query.created), *args.span("a.updated_at", query.updated)]
         if query.updated.end is not None:  # deleted agents have 0, which the statistics count as well
             where.append("a.updated_at > 0")
         if query.metadata or query.created != Range() or query.updated != Range():
-            # A window of five minutes wants another index than one of a year, and a rare value than a common one.
+            # A window of five minutes needs another index than a year, and a rare value another than a common one.
             where.append(f"({args.mark(True, 'boolean')} OR {_DEAR})")
         column, direction = f"a.{query.sort_by}", "DESC" if query.descending else "ASC"
         if query.after is not None:
@@ -267,15 +270,15 @@ class Reads(Overview):
 
         if query.sort_by != "created_at" or query.updated.end is None:
             return f"{page()} OFFSET {offset}", args
-        # Those that were updated last before a time began before it, which is where the search starts then, and not at
-        # the newest. Of those that began later, by clocks that were not set alike, there is an index.
+        # Agents whose last update was before a time were created before it. The search therefore starts there instead
+        # of at the newest. An index covers the agents that were created later, by clocks that differ.
         end = args.mark(query.updated.end, "bigint")
         pages = (f"a.created_at < {end}",), (f"a.created_at >= {end}", EARLY)
         both = " UNION ALL ".join(f"({page(*more)} + {offset})" for more in pages)
         return f"SELECT * FROM ({both}) a {order} LIMIT {limit} OFFSET {offset}", args
 
     async def find_sessions(self, session: Session, query: SessionQuery) -> Found[SessionRow]:
-        """Those whose info is missing are left out, and others are found instead."""
+        """Sessions without info are left out, and others are returned in their place."""
         more = 0
         while True:
             statement, args = self.sessions_statement(replace(query, limit=query.limit + more))
@@ -297,7 +300,7 @@ class Reads(Overview):
                 where.append(name if value else f"NOT {name}")
                 continue
             common, is_rare = _RARE.get(name, ((value,), ""))
-            is_sought = value not in common and query.agent_id is None  # an agent's rows have an index of their own
+            is_sought = value not in common and query.agent_id is None  # an agent's rows have a separate index
             where += [is_rare] if is_sought else []
             if name == "content_type":
                 mark = args.mark(f"\n{value}\n", "text")
@@ -325,7 +328,7 @@ class Reads(Overview):
         return statement, args
 
     def _kinds(self) -> str:
-        """The different types of rare messages, with their roles: for each there is one look into the index."""
+        """The different types of rare messages, with their roles: each takes one look into the index."""
         rows = f"SELECT {KIND} AS kind, role FROM {self._tables.messages} WHERE {RARE_TYPES}"
         one = f"ORDER BY {KIND}, role LIMIT 1"
         return (

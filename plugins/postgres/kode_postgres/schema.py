@@ -1,8 +1,8 @@
-"""The tables, and how older versions of them become this one.
+"""The tables, and their migrations from older versions.
 
-Bodies are JSON text that PostgreSQL checks and never changes; the columns next to them are what queries need. Every
-unique constraint begins with ``agent_id``, so that the tables can be partitioned or distributed by it. Texts are
-compared by code point, and no indexed value is longer than an index can hold.
+Bodies are JSON text that PostgreSQL checks and never changes; the columns next to them serve the queries. Every unique
+constraint begins with ``agent_id``, so that the tables can be partitioned or distributed by it. Texts are compared by
+code point, and no indexed value is longer than an index can hold.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kode_postgres.options import PostgresOptions
 __all__ = ["KEPT_OPS", "MIGRATIONS", "SCHEMA_VERSION", "Step", "Tables", "script", "statements", "steps"]
 
 KEPT_OPS: Final = 16
-"""How many of the last writes' ids a head keeps, to know a write again that is repeated."""
+"""How many ids of the last writes a head keeps, to recognise a repeated write."""
 
 DEFAULT_PREFIX: Final = "kode_"
 
@@ -24,15 +24,15 @@ TABLES: Final = ("agents", "infos", "messages", "tool_calls", "docs", "events", 
 OF_AN_AGENT: Final = ("infos", "messages", "tool_calls", "docs", "events")
 """The tables that a delete empties.
 
-The head stays behind, empty: it alone knows the last offset, and the writes of before that may be made again. To remove
-it, all heads that are made later would have to begin beyond its offset. Stores of an older version that are open do not
-know that, so that a trigger would have to see to it; it would have to hold a lock until its commit, or another session
-could make, fill, delete and remove the agent between the trigger and its row. And a write that is made again after the
-removal would bring the agent back. 380 bytes for each deleted agent are cheaper than a rule that all must keep; the
-guide has a statement for those whose ids never come again.
+The head stays behind, empty: it alone knows the last offset, and the earlier writes that may be repeated. To remove it,
+all heads that are created later would have to begin beyond its offset. Open stores of an older version do not know
+that, so a trigger would have to ensure it; the trigger would have to hold a lock until its commit, or another session
+could create, fill, delete and remove the agent between the trigger and its row. And a write that is repeated after the
+removal would bring the agent back. 380 bytes for each deleted agent are cheaper than a rule that every store must keep;
+the guide has a statement for stores whose ids are never used again.
 
-A head is not split in two for the sake of heap-only updates: the time and the count of messages, by which sessions are
-found, change with each message, so that a row with these alone would be a second one to write, with the same indexes.
+A head is not split in two to allow heap-only updates: the time and the count of messages, which session queries use,
+change with each message, so a row with only these would be a second row to write, with the same indexes.
 """
 
 _KEYS: Final[dict[str, str]] = {
@@ -46,7 +46,7 @@ _KEYS: Final[dict[str, str]] = {
     "followers": "agent_id",
 }
 _COLUMNS: Final[dict[str, str]] = {
-    # An agent's head, made with whatever is written first; created_at is NULL until info is saved.
+    # An agent's head, created with the first record; created_at is NULL until info is saved.
     "agents": """
         agent_id text COLLATE "C" NOT NULL,
         message_version bigint NOT NULL,
@@ -122,9 +122,9 @@ _INDEXES: Final[tuple[tuple[str, str, str], ...]] = (
 )
 _UNIQUE: Final[tuple[tuple[str, str, str], ...]] = (("events", "seq", "(agent_id, seq, digest)"),)
 
-# The values of most rows, in every store, are soon found by reading in the order of time. An index of the others is
-# small, and costs the writers of most rows nothing. A query says these conditions in full, so that a plan that does not
-# know the value that is asked for may use the index, too.
+# Rows with the most common values are found soon, in every store, by reading in the order of time. An index of the
+# other values is small, and costs the writers of most rows nothing. Queries repeat these conditions in full, so that a
+# generic plan, which does not know the requested value, can use the index too.
 COMMON_ROLES: Final = ("user", "assistant")
 COMMON_TYPES: Final = ("text", "tool_use", "tool_result", "reasoning")
 COMMON_STATE: Final = "COMPLETED"
@@ -133,12 +133,14 @@ RARE_TYPES: Final = rf"content_types !~ '^\n(({'|'.join(COMMON_TYPES)})\n)*$'"
 RARE_STATE: Final = f"state <> '{COMMON_STATE}'"
 KIND_LENGTH: Final = 200
 KIND: Final = f"left(content_types, {KIND_LENGTH})"
-"""The types of a message as its index has them: it cannot hold them all."""
+"""A prefix of a message's types, as the index has it: it cannot hold all of them."""
 UNNAMED: Final = "created_at IS NULL AND (message_version <> 0 OR tool_call_version <> 0)"
-"""Holds for the head of an agent that has lists and no info."""
+"""True for the head of an agent that has lists and no info."""
 EARLY: Final = "created_at = greatest(created_at, updated_at) AND created_at <> updated_at"
-"""Holds for the head of an agent that was updated before it began, by clocks that were not set alike. The planner takes
-it for rare, as it is, where it would expect ``created_at > updated_at`` of every third."""
+"""True for the head of an agent that was updated before it was created, by clocks that differ.
+
+The planner correctly takes it for rare; for ``created_at > updated_at`` it would expect a third of the rows.
+"""
 
 _INDEXES_2: Final[tuple[tuple[str, str, str], ...]] = (
     ("agents", "counts", "(message_count, agent_id) INCLUDE (tool_call_count) WHERE created_at IS NOT NULL"),
@@ -155,7 +157,7 @@ class Tables:
     """The names of the tables, quoted, as attributes: ``tables.messages``.
 
     Attributes:
-        home: the schema that they stand in, or are made in, once :func:`migrate` has seen it.
+        home: the schema that contains the tables, or will contain them, once :func:`migrate` has found it.
     """
 
     def __init__(self, options: PostgresOptions) -> None:
@@ -182,15 +184,15 @@ class Tables:
 
     @property
     def identity(self) -> str:
-        """What tells these tables from others in the same database."""
+        """An identifier of these tables among others in the same database."""
         return f"{self.home}.{self.prefix}"
 
 
 class Step(NamedTuple):
-    """A part of a migration, and one transaction.
+    """A part of a migration, run as one transaction.
 
     Attributes:
-        makes: the index that it makes, by which is seen whether it was made before; None where it makes something else.
+        makes: the index that the step makes, whose existence shows that it was already done; None for other steps.
     """
 
     statements: Sequence[str]
@@ -211,7 +213,7 @@ def _first(tables: Tables, partitions: int) -> list[Step]:
                 f" FOR VALUES WITH (MODULUS {partitions}, REMAINDER {part})"
             )
     if not partitions:
-        made.append(f"ALTER TABLE {tables.agents} SET (fillfactor = 70)")  # a head is updated where it stands
+        made.append(f"ALTER TABLE {tables.agents} SET (fillfactor = 70)")  # so that a head can be updated in place
     for kind, indexes in (("UNIQUE INDEX", _UNIQUE), ("INDEX", _INDEXES)):
         for table, name, what in indexes:
             made.append(f'CREATE {kind} "{tables.prefix}{table}_{name}" ON {tables.qualified(table)} {what}')
@@ -219,7 +221,7 @@ def _first(tables: Tables, partitions: int) -> list[Step]:
 
 
 def _second(tables: Tables, partitions: int) -> list[Step]:
-    """Indexes alone: a store of version 1 that is open goes on, and one step after the other may be interrupted."""
+    """Indexes only: an open store of version 1 continues to work, and each step may be interrupted."""
     made = []
     for table, name, what in _INDEXES_2:
         index = f'"{tables.prefix}{table}_{name}"'
@@ -229,7 +231,7 @@ def _second(tables: Tables, partitions: int) -> list[Step]:
 
 
 MIGRATIONS: Final = (_first, _second)
-"""What leads from each version to the next. Append to it; never change what was released."""
+"""The migrations from each version to the next. Append to it; never change a released one."""
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)
 
@@ -240,9 +242,9 @@ def make_schema(tables: Tables) -> str:
 
 
 def steps(tables: Tables, since: int, partitions: int = 0) -> list[Step]:
-    """The steps that lead from version *since* to this one; *partitions* is how many of each new table to make.
+    """The steps from version *since* to this one; *partitions* is the number of partitions of each new table.
 
-    New tables are one step. Others may write to those that are there between two steps.
+    New tables are created in one step. For existing tables, others may write between two steps.
     """
     made: list[Step] = []
     for version, migration in enumerate(MIGRATIONS[since:], since + 1):
@@ -260,10 +262,10 @@ def statements(tables: Tables, since: int = 0, partitions: int = 0) -> list[str]
 
 
 def script(options: PostgresOptions, since: int = 0) -> str:
-    """The SQL that leads from version *since* to this one, for those who may not let a program run it.
+    """The SQL that leads from version *since* to this one, to be run by hand.
 
     Raises:
-        InvalidArgumentError: there is no such version.
+        InvalidArgumentError: that version does not exist.
     """
     if not 0 <= since <= len(MIGRATIONS):
         raise InvalidArgumentError(
@@ -274,5 +276,5 @@ def script(options: PostgresOptions, since: int = 0) -> str:
 
 
 def table_names(tables: Tables) -> Sequence[str]:
-    """All tables, with their names as SQL has them."""
+    """All tables, by their names in SQL."""
     return [tables.qualified(name) for name in (*TABLES, "meta")]

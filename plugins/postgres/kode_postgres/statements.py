@@ -1,8 +1,8 @@
-"""The statement that writes a group of batches: one round trip, one commit, whatever is in them.
+"""The statement that writes a group of batches: one round trip and one commit, whatever the contents.
 
-It takes the heads' locks, checks what must hold, changes the heads, and writes rows for those agents only whose head
-it changed. Its answer has a row for each of these; a batch that is not among them was not applied. The parts of the
-statement depend on what the group has in it, so that an append of events does not pay for lists.
+It locks the heads, checks the preconditions, changes the heads, and writes rows only for agents whose head it changed.
+Its answer has a row for each of these; a batch without a row was not applied. The parts of the statement depend on the
+contents of the group, so that an append of events does not pay for lists.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from kode_postgres.schema import KEPT_OPS, Tables
 __all__ = ["LISTS", "LOCK_WAIT", "NOW", "PUTS", "Column", "Part", "WriteStatement", "sync"]
 
 LOCK_WAIT: Final = "30ms"
-"""How long a statement waits for a lock. A call that must wait longer asks again, and holds no connection meanwhile."""
+"""How long a statement waits for a lock.
+
+A call that must wait longer tries again, and holds no connection meanwhile.
+"""
 
 _CROWDED: Final = 0.75
-"""The part of the server's queue of notifications beyond which none is added: the rest is left to others."""
+"""The share of the server's notification queue above which no notification is added: the rest is left to others."""
 
 
 class Part(Flag):
-    """What a group has in it."""
+    """A kind of contents of a group."""
 
     SEVERAL = auto()
     FENCE = auto()
@@ -43,17 +46,19 @@ class Part(Flag):
 
 
 class Column(NamedTuple):
-    """A column of the arrays that go in."""
+    """A column of the input arrays."""
 
     name: str
     type: str
 
 
 def _list_columns(one: str) -> tuple[Column, ...]:
-    """Of a list in a batch: the version before the first, NULL where the list is not written; what is added to the
-    version; what must hold; its end.
+    """The input columns of a list in a batch.
 
-    ``least`` is how long it is at least after rows were put.
+    They are the version before the first, NULL if the list is not written; the addition to the version; the expected
+    version; and the new length and the number of appended rows.
+
+    ``least`` is the least length of the list after rows were put.
     """
     return (
         Column(f"{one}_first", "bigint"),
@@ -76,8 +81,11 @@ INPUT: Final[dict[Part | None, tuple[Column, ...]]] = {
     Part.EVENTS: (Column("events", "bigint"),),
     Part.UNSEEN: (Column("message_oldest", "bigint"),),
 }
-"""What is known of each batch, by the part that needs it. ``since`` is when its first attempt was sent that may have
-been applied, by the server's clock, and never later than it was."""
+"""The input columns of each batch, by the part that needs them.
+
+``since`` is when the first attempt that may have been applied was sent, by the server's clock, and never later than it
+was.
+"""
 
 _ROW: Final = (Column("n", "bigint"), Column("position", "bigint"), Column("created_at", "bigint"))
 _BODY: Final = (Column("digest", "bytea"), Column("body", "text"))
@@ -109,8 +117,10 @@ ROWS: Final[dict[Part, tuple[Column, ...]]] = {
         *_BODY,
     ),
 }
-"""The rows that go into each table; ``n`` is the number of the batch, from 1. A position below 0 is one of those that
-are appended: -1 is the first of them."""
+"""The rows for each table; ``n`` is the number of the batch, from 1.
+
+A position below 0 belongs to an appended row: -1 is the first of them.
+"""
 
 LISTS: Final = {ListKind.MESSAGES: Part.MESSAGES, ListKind.TOOL_CALLS: Part.TOOL_CALLS}
 PUTS: Final = {Part.MESSAGES: Part.MESSAGES_PUT, Part.TOOL_CALLS: Part.TOOL_CALLS_PUT}
@@ -120,7 +130,7 @@ NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 
 class WriteStatement:
-    """The statement for groups with these parts in them."""
+    """The statement for groups with these parts."""
 
     def __init__(self, tables: Tables, parts: Part, *, durable: bool) -> None:
         self._tables = tables
@@ -135,8 +145,10 @@ class WriteStatement:
 
     @cached_property
     def text(self) -> str:
-        """The statement. Its arguments are the columns of ``input``, then those of ``rows``, then until when it
-        may begin by the server's clock: one that is delivered later does nothing.
+        """The statement.
+
+        Its arguments are the columns of ``input``, then the columns of ``rows``, then the latest time at which it may
+        begin, by the server's clock: a statement that is delivered later does nothing.
         """
         self._arguments = 0
         unnested = self._unnest("i", self.input, "n")
@@ -167,7 +179,7 @@ class WriteStatement:
     # --- heads
 
     def _fence(self) -> str:
-        """The batches whose lease is held; it cannot be taken over before this is committed."""
+        """The batches whose lease is held; the lease cannot be taken over before this is committed."""
         wait = " SKIP LOCKED" if Part.SEVERAL in self else ""
         return (
             f"SELECT l.agent_id FROM {self._tables.leases} l JOIN input i USING (agent_id)"
@@ -179,7 +191,7 @@ class WriteStatement:
         return [(part, _ONE[part]) for part in LISTS.values() if part in self]
 
     def _update(self) -> str:
-        """Heads that are there, unless they know the operation, or may have known it and forgotten it since."""
+        """Update existing heads, unless they know the operation, or may have known it and forgotten it since."""
         oldest = f"a.op_times[{KEPT_OPS}]"
         sets = [
             "last_offset = a.last_offset + " + ("i.events" if Part.EVENTS in self else "0"),
@@ -214,11 +226,14 @@ class WriteStatement:
         )
 
     def _seen_version(self) -> str:
-        """The version that the statement sees; who waited for the lock has another one, and does not see all rows."""
+        """The version that the statement sees.
+
+        A statement that waited for the lock finds another version in the head, and does not see all rows.
+        """
         return f"(SELECT s.message_version FROM {self._tables.agents} s WHERE s.agent_id = i.agent_id)"
 
     def _insert(self) -> str:
-        """Heads that are not there yet; where another session makes one first, the batch is left out."""
+        """Insert missing heads; if another session inserts one first, the batch is left out."""
         values = {
             "agent_id": "i.agent_id",
             **{f"{one}_{what}": "0" for one in _ONE.values() for what in ("version", "count")},
@@ -254,7 +269,7 @@ class WriteStatement:
         return ", ".join(f"{table}.{name}" for name in names)
 
     def _head(self) -> str:
-        """What was changed, with what is needed to write the rows."""
+        """The changed heads, with the values for writing the rows."""
         more = [f"i.{one}_{what}" for _, one in self._lists() for what in ("length", "append")]
         more += ["i.events"] if Part.EVENTS in self else []
         more += ["i.message_oldest"] if Part.UNSEEN in self else []
@@ -265,9 +280,9 @@ class WriteStatement:
         )
 
     def _latest(self) -> str:
-        """The newest message, where it is newer than what is appended unseen (MSG-4): found in the index of times.
+        """The newest message, if it is newer than the blindly appended rows (MSG-4), found in the index of times.
 
-        Without the lower bound the plan that is kept from when the table was small reads all messages of the agent.
+        Without the lower bound, a plan that was cached when the table was small reads all messages of the agent.
         """
         return (
             f"SELECT h.n, (SELECT max(m.created_at) FROM {self._tables.messages} m"
@@ -313,7 +328,7 @@ class WriteStatement:
         ]
 
     def _docs(self, rows: str) -> list[str]:
-        """A row without a body removes the document."""
+        """Write the documents; a row without a body removes its document."""
         table = self._tables.docs
         return [
             f"given AS MATERIALIZED (SELECT h.agent_id, r.* FROM {rows} JOIN head h ON h.n = r.n)",
@@ -326,7 +341,7 @@ class WriteStatement:
         ]
 
     def _events(self, rows: str) -> list[str]:
-        """Of events that are there already, the rows are found by writing them anew; no row comes twice."""
+        """Write the events; repeated ones are found by writing their rows again; no row occurs twice."""
         return [
             f'events AS (INSERT INTO {self._tables.events} AS e (agent_id, "offset", seq, channel, digest, body)'
             " SELECT h.agent_id, h.last_offset - h.events + r.k, r.seq, r.channel, r.digest, r.body::json"
@@ -338,10 +353,10 @@ class WriteStatement:
         ]
 
     def _answer(self) -> str:
-        """A row for each batch that was applied, or one without a head; the columns after it are the same in all.
+        """One row for each applied batch, or one row without a head; the remaining columns are the same in all rows.
 
-        These are the server's time and, where there are events, those that were there before: agents, seqs, digests
-        and offsets. The time is told also where nothing was applied: it may be why.
+        They are the server's time and, for events, the agents, seqs, digests and offsets of the repeated ones. The time
+        is also returned if nothing was applied: it may be the reason.
         """
         answer = [f"h.n, {self._returned('h')}, t.now"]
         if Part.EVENTS in self:
@@ -351,10 +366,10 @@ class WriteStatement:
         return f"SELECT {columns} FROM (SELECT {NOW} AS now) t LEFT JOIN head h ON true"
 
     def _notified(self) -> str:
-        """Wakes those who follow the agents.
+        """Wake the followers of the agents.
 
         A listener that stays in a transaction keeps the server's queue from being emptied, and a commit that notifies
-        fails once it is full. Followers look by themselves, too, so that a write goes without before.
+        fails once the queue is full. Followers also poll, so a write stops notifying before that.
         """
         payload = "encode(sha256(convert_to(h.agent_id, 'UTF8')), 'hex')"
         return (
@@ -365,9 +380,9 @@ class WriteStatement:
 
 
 def sync(durable: bool) -> str:
-    """See to it that a commit waits for the disk, or does not, whatever the server's and the user's settings.
+    """Make a commit wait for the disk, or not, whatever the settings of the server and the user.
 
-    The session keeps no trace of it, which the next user of a pooled connection would find.
+    The setting is local, so that the next user of a pooled connection does not get it.
     """
     if not durable:
         return "(SELECT set_config('synchronous_commit', 'off', true))"

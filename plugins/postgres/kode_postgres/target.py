@@ -1,6 +1,6 @@
-"""Where to connect, and as who: what options, URL, service and variables say becomes one answer, in libpq's order.
+"""The place and the user of a connection: options, URL, service and variables are merged in libpq's order.
 
-The driver is given all of it, so that there is nothing that it would look for by itself, in another order.
+The driver gets every value, so that it looks up nothing itself in another order.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ __all__ = ["Host", "Target", "target_of"]
 _APPLICATION: Final = "kode"
 _PORT: Final = 5432
 _FOLDERS: Final = ("/run/postgresql", "/var/run/postgresql", "/tmp", "/private/tmp")  # noqa: S108 - sockets of servers
-"""Where servers have their sockets, each on its own system."""
+"""The folders of server sockets on different systems."""
 _SOCKETS: Final = (*_FOLDERS, "localhost") if os.name == "posix" else ("localhost",)
-"""The hosts where none is given."""
+"""The hosts to try if none is given."""
 
 
 class Host(NamedTuple):
-    """One place where a server may be: a name, an address, or the folder of a socket."""
+    """One possible place of a server: a name, an address, or the folder of a socket."""
 
     name: str
     port: int
 
 
 class Target(NamedTuple):
-    """All that is needed to connect.
+    """Everything that is needed to connect.
 
     Attributes:
-        hosts: the places, in the order in which they are tried.
+        hosts: the places, in the order of attempts.
         wanted: libpq's ``target_session_attrs``.
-        options: the options with their place and their time to connect.
+        options: the options with their place and connection timeout filled in.
     """
 
     hosts: tuple[Host, ...]
@@ -60,7 +60,7 @@ class Target(NamedTuple):
     passfile: str
 
     def arguments(self, host: Host) -> dict[str, Any]:
-        """The driver's arguments for a host, with none left to be looked for."""
+        """The driver's arguments for a host, complete, so that it looks up none itself."""
         database, user = self.common["database"], self.common["user"]
         known = "localhost" if host.name in _FOLDERS else host.name
         return {
@@ -73,10 +73,10 @@ class Target(NamedTuple):
 
 
 def target_of(options: PostgresOptions, variables: Mapping[str, str]) -> Target:
-    """Where the options lead, next to libpq's variables.
+    """The target of the options together with libpq's variables.
 
     Raises:
-        ConfigurationError: something is given that libpq would refuse, or in vain; it is named, and not quoted.
+        ConfigurationError: libpq would refuse a given value, or it would have no effect; it is named, and not quoted.
     """
     given = _merged(options, variables)
     hosts = _hosts(given)
@@ -105,7 +105,7 @@ def target_of(options: PostgresOptions, variables: Mapping[str, str]) -> Target:
 
 
 def _merged(options: PostgresOptions, variables: Mapping[str, str]) -> dict[str, Given]:
-    """The parameters: an option's before the URL's, its before the service's, and its before a variable's."""
+    """The parameters: an option wins over the URL, the URL over the service, the service over a variable."""
     url = {} if options.dsn is None else read_dsn(options.dsn).parameters
     service = service_of(url, variables)
     merged = {**parameters_of(variables), **service, **url, **_own(options)}
@@ -115,7 +115,7 @@ def _merged(options: PostgresOptions, variables: Mapping[str, str]) -> dict[str,
 
 
 def _own(options: PostgresOptions) -> dict[str, Given]:
-    """The options that are libpq's parameters, too."""
+    """The options that are also parameters of libpq."""
     texts = {
         "host": options.host and ",".join(one.removeprefix("[").removesuffix("]") for one in options.host.split(",")),
         "port": None if options.port is None else str(options.port),
@@ -147,7 +147,7 @@ def _hosts(given: Mapping[str, Given]) -> tuple[Host, ...]:
 
 
 def _system_user() -> str:
-    """The name of this process's user, which libpq takes, too."""
+    """The name of this process's user, which libpq uses, too."""
     try:
         if os.name == "posix":
             import pwd
@@ -159,7 +159,7 @@ def _system_user() -> str:
 
 
 def _placed(options: PostgresOptions, given: Mapping[str, Given]) -> PostgresOptions:
-    """The options with the place that was found, for messages, and with the time to try it."""
+    """The options with the resolved place, for messages, and the connection timeout."""
     where = {name: _text(given, name) for name in ("host", "port", "dbname") if _text(given, name)}
     dsn = f"postgresql://?{urlencode(where, quote_via=quote)}"
     options = msgspec.structs.replace(options, dsn=dsn, host=None, port=None, database=None)

@@ -1,4 +1,4 @@
-"""Harnesses of the PostgreSQL store for kode-conformance: all in the database, and the hybrid layout."""
+"""Harnesses of the PostgreSQL store for kode-conformance: everything in the database, and the hybrid layout."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint, pg_snapshot_xmax(p
 
 
 class PostgresHarness(StoreHarness):
-    """Everything in the database: a schema of its own for each space, on the server that ``shared_server`` gives."""
+    """Everything in the database: each space has its own schema on the server of ``shared_server``."""
 
     name = "postgres"
 
     @property
     def versions(self) -> Mapping[str, str]:  # type: ignore[override]
-        """The server's, the driver's and the plugin's."""
+        """The versions of the server, the driver and the plugin."""
         server = shared_server()
         name = server.version if isinstance(server, LocalServer) else f"see {DSN_VARIABLE}"
         return {"postgres": name, "asyncpg": version("asyncpg"), "kode-postgres": version("kode-postgres")}
@@ -86,11 +86,11 @@ class PostgresHarness(StoreHarness):
             await con.execute(f"UPDATE {_tables(handle).meta} SET value = 99 WHERE key = 'schema_version'")
 
     def code_of(self, store: Store) -> Sequence[str]:
-        """The code that speaks to the server: between two calls of any other nothing changes there."""
+        """The code that talks to the server: between two calls of other code nothing changes there."""
         return [connection.__file__]
 
     async def costs(self, handle: Handle) -> Costs:
-        """The server's, whoever uses it: bytes of the log, transactions that wrote, connections."""
+        """The server's costs, whoever uses it: bytes of the log, transactions that wrote, connections."""
         async with _connection(handle) as con:
             return Costs(*await con.fetchrow(_COSTS))
 
@@ -105,7 +105,7 @@ class PostgresHarness(StoreHarness):
         await _alone(_local_server().stop, at_once=True)
 
     async def heal_backend(self, handle: Handle) -> None:
-        await _alone(shared_server)  # which starts it
+        await _alone(shared_server)  # it starts the server
 
     async def crash_backend(self, handle: Handle) -> None:
         server = _local_server()
@@ -122,12 +122,12 @@ class PostgresHybridHarness(PostgresHarness):
 
     name = "postgres-hybrid"
 
-    # When the server alone is away, what is kept in files goes on: no outage of the store.
+    # If only the server is down, the parts in files keep working, so it is not an outage of the store.
     break_backend = StoreHarness.break_backend
     heal_backend = StoreHarness.heal_backend
 
     def code_of(self, store: Store) -> Sequence[str]:
-        """The code that speaks to the server, the code that changes files, and what goes from one to the other."""
+        """The code that talks to the server, the code that changes files, and the code that connects the two."""
         return [connection.__file__, files.__file__, hybrid.__file__]
 
     async def provision(self, space: Space) -> Handle:
@@ -140,7 +140,7 @@ class PostgresHybridHarness(PostgresHarness):
 
 
 async def _alone(call: Callable[..., Any], **how: Any) -> None:
-    """Call in a thread and to the end, so that nobody else starts what is being stopped."""
+    """Run the call in a thread and to its end, so that no other call starts a server that is being stopped."""
     await asyncio.shield(asyncio.to_thread(call, **how))
 
 

@@ -1,7 +1,7 @@
-"""TLS: what the option ``ssl`` and the parameters of a URL ask for holds together, or is refused.
+"""TLS: the combination of the option ``ssl`` and a URL's parameters is applied in full, or refused.
 
-The driver looks at certificates to trust, and at those that were revoked, only with a mode that verifies the server;
-libpq looks at them with any. Where the driver would not look, nothing is connected to.
+The driver uses trusted and revoked certificates only in a mode that verifies the server; libpq uses them in any mode.
+If the driver would not use them, no connection is made.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _WEAK: Final = ("disable", "allow", "prefer")
 _VERIFIES: Final = ("verify-ca", "verify-full")
 _FILES: Final = ("sslrootcert", "sslcrl", "sslcert", "sslkey")
 _OF_A_CONTEXT: Final[tuple[str, ...]] = (*_FILES, "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
-"""Parameters that make a context of TLS, and mean nothing where there is one."""
+"""Parameters of a TLS context, which have no effect if a context is given."""
 
 
 def driver_ssl(wanted: Any) -> Any:
-    """The option ``ssl`` as asyncpg takes it."""
+    """The option ``ssl`` in the form that asyncpg takes."""
     if wanted is None or isinstance(wanted, (bool, ssl.SSLContext)):
         return wanted
     if isinstance(wanted, str) and wanted.lower() in ("true", "false", "1", "0"):
@@ -46,11 +46,12 @@ def driver_ssl(wanted: Any) -> Any:
 def encryption(wanted: Any, given: Mapping[str, Given], *, over_tcp: bool) -> dict[str, Any]:
     """The driver's arguments for encrypted connections.
 
-    *wanted* is the option ``ssl``; *given* are the parameters, of which variables mean nothing where all servers are on
+    *wanted* is the option ``ssl``; *given* are the parameters, whose variables have no effect if all servers are on
     sockets of this machine.
 
     Raises:
-        ConfigurationError: the driver would not do all that is asked for; the parameter is named, and not quoted.
+        ConfigurationError: the driver would not do everything that is requested; the parameter is named, and not
+            quoted.
     """
     ssl_ = driver_ssl(wanted)
     given = {name: one for name, one in given.items() if over_tcp or not one.is_variable}
@@ -65,7 +66,7 @@ def encryption(wanted: Any, given: Mapping[str, Given], *, over_tcp: bool) -> di
             "ask for TLS; add sslmode=require"
         )
     context = [(name, given[name].text) for name in _OF_A_CONTEXT if name in given and given[name].text]
-    # for which the driver has no arguments of their own
+    # the driver has no arguments for these
     return {"dsn": f"postgresql://?{urlencode(context)}", "ssl": mode, "direct_tls": is_direct}
 
 

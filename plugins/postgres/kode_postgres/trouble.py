@@ -1,4 +1,4 @@
-"""The failures of a call, and whether it is made again."""
+"""The failures of a call, and the decision whether to repeat it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ LONGEST_PAUSE_S: Final = 0.25
 
 
 class LostError(Exception):
-    """The connection broke, or said nothing, while a statement was under way; the cause says how."""
+    """The connection broke, or went silent, while a statement was running; the cause has the details."""
 
 
 class AgainError(StoreBusyError):
-    """Others were in the way: nothing was written, and the next attempt finds what they did."""
+    """Other sessions were in the way: nothing was written, and the next attempt sees their changes."""
 
 
 def timed_out(exc: BaseException) -> bool:
-    """Whether *exc* says that there was no answer in time."""
+    """True if *exc* says that no answer came in time."""
     cause = exc.__cause__
     return isinstance(cause, LostError) and is_overdue(cause.__cause__)
 
 
 def locked_s(given_millis: int | None, answer_s: float) -> float:
-    """How long to wait for an agent that another session keeps locked, in seconds."""
+    """How many seconds to wait for an agent that another session keeps locked."""
     return min(_LOCKED_S, 0.8 * answer_s) if given_millis is None else given_millis / 1000
 
 
@@ -40,8 +40,8 @@ class Trouble:
     """The failures of a call so far.
 
     Attributes:
-        writes: whether the call writes. A read that was not answered in time is not sent again: it would not be
-            answered the next time either, and one that ends its connection is not sent for ever.
+        writes: True if the call writes. A read that was not answered in time is not repeated, since it would not be
+            answered the next time either; a read that ends its connection is repeated only a few times.
     """
 
     def __init__(self, locked_s: float, connect_s: float, *, writes: bool, waits: bool = True) -> None:
@@ -57,7 +57,7 @@ class Trouble:
         self._locked = 0
 
     def note(self, exc: Exception) -> float | None:
-        """How long to wait before the next attempt, in seconds; None when there shall be none."""
+        """How many seconds to wait before the next attempt; None if there should be none."""
         if is_conflict(exc) or isinstance(exc, AgainError):
             self._conflicts += 1
             return random.uniform(0, 0.005 * self._conflicts) if self._conflicts < _CONFLICTS else None  # noqa: S311

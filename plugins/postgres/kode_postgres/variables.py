@@ -1,6 +1,6 @@
-"""libpq's variables: each stands for a parameter, or is a setting of the sessions, or changes nothing here.
+"""libpq's variables: each stands for a parameter, is a setting of the sessions, or has no effect here.
 
-One that is empty is as good as none.
+An empty variable counts as unset.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ _HELD: Final[Mapping[str, tuple[str, ...]]] = {
     "PGSSLCRLDIR": (),
     "PGHOSTADDR": (),
 }
-"""Variables of parameters that are refused wherever they stand, and the values that hold all the same."""
+"""Variables of parameters that are always refused, and the values that are correct anyway."""
 _NOTHING: Final = frozenset({"PGCLIENTENCODING", "PGLOCALEDIR"})
-"""Variables that change nothing here: texts are Unicode, and messages are English."""
+"""Variables without effect here: texts are Unicode, and messages are English."""
 _SETTINGS: Final = {"PGTZ": "timezone", "PGDATESTYLE": "datestyle", "PGGEQO": "geqo"}
-"""Settings of a session, which libpq sends, too."""
+"""Settings of a session, which libpq sends as well."""
 _SERVICES: Final = frozenset({"PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR"})
 VARIABLES: Final = _NAMED.keys() | _HELD.keys() | _NOTHING | _SETTINGS.keys() | _SERVICES
-"""All that there are."""
+"""All variables of libpq that are known here."""
 
 
 def parameters_of(variables: Mapping[str, str]) -> dict[str, Given]:
     """The parameters that variables give.
 
     Raises:
-        ConfigurationError: one asks for what the driver does not do; its value is not quoted.
+        ConfigurationError: a variable requests something that the driver does not support; its value is not quoted.
     """
     for name, values in _HELD.items():
         if variables.get(name) and variables[name].lower() not in values:
@@ -65,7 +65,7 @@ def parameters_of(variables: Mapping[str, str]) -> dict[str, Given]:
 
 
 def settings_of(variables: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """The settings of a session that variables ask for, without those that are *given*, whose names are in any case."""
+    """The session settings from variables, except for the *given* ones, whose names may have any case."""
     names = {name.lower() for name in given}
     return {
         setting: variables[name] for name, setting in _SETTINGS.items() if variables.get(name) and setting not in names

@@ -1,4 +1,4 @@
-"""Batches as the arguments of a write statement, and its answer as outcomes."""
+"""Convert batches to the arguments of a write statement, and its answer to outcomes."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ _NO_PARTS: Final = Part(0)
 
 
 def op_number(op_id: str) -> int:
-    """An operation's id as the 64 bits that a head keeps."""
+    """An operation's id as the 64-bit number that a head keeps."""
     return int.from_bytes(blake2b(op_id.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def key_hash(key: str) -> bytes:
-    """What stands for a document's key in the index, which holds no long values."""
+    """The hash of a document's key for the index, which cannot hold long values."""
     return blake2b(key.encode(), digest_size=16).digest()
 
 
 def doc_text(kind: DocKind, text: str) -> str:
-    """A document's body as JSON; what layers keep is plain text."""
+    """A document's body as JSON; the text of a layer's document is plain."""
     return json.dumps(text) if kind == DocKind.LAYER else text
 
 
 def needs_lock(batch: Batch) -> bool:
-    """Whether rows have to be removed that a statement may not see that was begun before it got the lock."""
+    """True if rows have to be removed that a statement might not see if it began before it got the lock."""
     return batch.delete or any(w.expect is None and w.length is not None for w in batch.lists.values())
 
 
 def is_unseen(batch: Batch) -> bool:
-    """Whether messages are appended to others whose times have to be looked for (MSG-4)."""
+    """True if messages are appended to others whose times have to be looked up (MSG-4)."""
     return batch.messages is not None and batch.messages.is_blind
 
 
 def parts_of(batches: Sequence[Batch]) -> Part:
-    """What the batches have in them."""
+    """The parts that the batches need."""
     parts = Part.SEVERAL if len(batches) > 1 else _NO_PARTS
     for batch in batches:
         for part, has in (
@@ -85,7 +85,7 @@ def parts_of(batches: Sequence[Batch]) -> Part:
 
 
 class Statements:
-    """The write statements of one store's tables, made when they are first needed."""
+    """The write statements of one store's tables, created on first use."""
 
     def __init__(self, tables: Tables, *, durable: bool) -> None:
         self._tables = tables
@@ -118,14 +118,14 @@ class Statements:
             " FROM unnest($1::text[], $2::bigint[]) i (agent_id, op) WHERE a.agent_id = i.agent_id"
         )
         self.begin = f"SELECT {sync(durable)}, set_config('lock_timeout', '{LOCK_WAIT}', true), {NOW}"
-        # Writes, so that its commit waits for the disks that the commits before it may not have waited for.
+        # It writes, so that its commit waits for the disks that the earlier commits may not have waited for.
         self.confirm = (
             f"UPDATE {tables.agents} SET last_offset = last_offset + $2::bigint WHERE agent_id = $1"
             f" RETURNING last_offset, {sync(durable)}"
         )
         is_known = "CASE WHEN $2::bigint = ANY (a.ops) THEN"
-        # Has an operation count as applied that may have been sent: if it was not applied, it never will be.
-        # It writes in any case, for the same reason.
+        # Make an operation that may have been sent count as applied: if it was not applied, it never will be. It writes
+        # in any case, for the same reason.
         self.never = (
             f"INSERT INTO {tables.agents} AS a (agent_id, message_version, message_count, tool_call_version,"
             " tool_call_count, updated_at, last_offset, ops, op_times)"
@@ -137,7 +137,7 @@ class Statements:
         )
 
     def write(self, batches: Sequence[Batch], since: int, until: int) -> tuple[str, list[Any]]:
-        """The statement that applies the batches, of which no two are for one agent, and its arguments.
+        """The statement that applies the batches, each for a different agent, and its arguments.
 
         *since* and *until* are as in ``Session``.
         """
@@ -154,7 +154,7 @@ class Statements:
 
 
 def _input(batch: Batch, parts: Part, since: int) -> tuple[Any, ...]:
-    """The batch's values of the columns of ``statements.INPUT``."""
+    """The batch's values for the columns of ``statements.INPUT``."""
     values: list[Any] = [batch.agent_id, op_number(batch.op_id), since]
     if Part.FENCE in parts:
         values += (None, None) if batch.fence is None else (batch.fence.owner, batch.fence.token)
@@ -220,7 +220,7 @@ def _doc_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
 
 
 def _event_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
-    """Each event once, at its first place: one statement writes a row once."""
+    """Each event once, at its first position: one statement writes a row once."""
     first: dict[tuple[int, bytes], int] = {}
     for k, event in enumerate(batch.events, 1):
         if first.setdefault((event.seq, event.body.digest), k) == k:
@@ -240,7 +240,7 @@ _ROWS: Final[dict[Part, Any]] = {
 
 
 class Head:
-    """A head as it was found when a batch was not applied."""
+    """A head as it was found after a batch was not applied."""
 
     def __init__(self, row: Sequence[Any] | None) -> None:
         self.is_there = row is not None
@@ -253,26 +253,26 @@ class Head:
         self._now: int = found[8]
 
     def knows(self, op: int) -> bool:
-        """Whether the operation is among the last that were applied."""
+        """True if the operation is among the last ones that were applied."""
         return op in self.ops
 
     def is_last(self, op: int) -> bool:
-        """Whether nothing was applied after the operation: otherwise the lists' versions may be those of others."""
+        """True if nothing was applied after the operation: otherwise the lists' versions may come from other writes."""
         return bool(self.ops) and self.ops[0] == op
 
     def may_have_forgotten(self, since: int) -> bool:
-        """Whether an operation of that time may have been applied and pushed out by later ones."""
+        """True if an operation from that time may have been applied and pushed out by later ones."""
         return len(self.ops) >= KEPT_OPS and self._oldest is not None and since <= self._oldest <= self._now
 
     def refusal(self, batch: Batch, *, is_held: bool) -> Refused | None:
-        """Which precondition does not hold."""
+        """The precondition that fails, or None."""
         if batch.fence is not None and not is_held:
             return Refused("fence")
         return batch.refusal(self.updated_at, self.messages, self.tool_calls)
 
 
 def applied(batch: Batch, row: Sequence[Any]) -> Applied:
-    """The outcome of a batch with its row of the answer."""
+    """The outcome of a batch, from its row of the answer."""
     lists, last = (ListHead(row[2], row[3]), ListHead(row[4], row[5])), row[6]
     if not batch.events:
         return Applied(*lists)
@@ -281,7 +281,7 @@ def applied(batch: Batch, row: Sequence[Any]) -> Applied:
 
 
 def offsets_of(batch: Batch, first: int, old: Mapping[tuple[str, int, bytes], int]) -> tuple[int, ...]:
-    """The offsets of the batch's events: *old* ones, or by their place from *first* on."""
+    """The offsets of the batch's events: the *old* offset of a repeated event, otherwise counted from *first*."""
     found: dict[tuple[str, int, bytes], int] = {}
     for offset, event in enumerate(batch.events, first):
         key = (batch.agent_id, event.seq, event.body.digest)

@@ -1,7 +1,7 @@
 """The SQLite backend of kode-core.
 
-Installed, it is found by name: ``create_extended_store("sqlite:///agents.db")``. :class:`SqliteStore` is for direct
-use.
+Once installed, it is found by name: ``create_extended_store("sqlite:///agents.db")``. :class:`SqliteStore` is for
+direct use.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["SqliteOptions", "SqliteStore"]
 class SqliteStore(BackendStore):
     """An ExtendedStore in the SQLite database at *db_path*.
 
-    With *file_store_base_dir*, events, todos, history and media are kept in that folder; without it, all is in the
-    database. Other options are those of :class:`SqliteOptions` and :class:`kode_core.config.StoreOptions`.
+    With *file_store_base_dir*, events, todos, history and media are kept in that folder; without it, everything is in
+    the database. The other options are the fields of :class:`SqliteOptions` and :class:`kode_core.config.StoreOptions`.
     """
 
     def __init__(self, db_path: str, file_store_base_dir: str | None = None, **options: Any) -> None:

@@ -42,12 +42,12 @@ T = TypeVar("T")
 
 MEMORY: Final = ":memory:"
 MINIMUM: Final = (3, 35, 0)
-"""The oldest SQLite that knows all that is used: RETURNING."""
+"""The oldest supported SQLite: the first with RETURNING."""
 _TRIES: Final = 100
 
 
 class _Work:
-    """A call for the thread. aiosqlite logs what it runs, and records of agents have no place in a log."""
+    """A call for the thread. aiosqlite logs its calls, and records of agents must not appear in a log."""
 
     __slots__ = ("_args", "_call")
 
@@ -65,8 +65,8 @@ class _Work:
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that runs a function with the sqlite3 connection in its thread.
 
-    One transaction is one function and one hop to the thread; a caller that is cancelled leaves no transaction open,
-    because a function that was begun runs to its end. The thread does not keep the process alive.
+    A transaction is one function and one hop to the thread; a cancelled caller leaves no transaction open, because a
+    function that has begun runs to its end. The thread does not keep the process alive.
     """
 
     _file: OpenFile | None
@@ -90,13 +90,13 @@ class Connection(aiosqlite.Connection):
         self._reading: asyncio.Future[Any] | None = None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """Call with the sqlite3 connection as the first argument; SQLite's errors are translated."""
+        """Call with the sqlite3 connection as the first argument; errors of SQLite are translated."""
         with translated(self._path):
             result: T = await self._execute(_Work(call, self._conn, *args))  # type: ignore[no-untyped-call]
             return result
 
     async def read(self, call: Callable[..., T], *args: Any) -> T:
-        """Call as :meth:`run` does. Nothing may be done with the connection until it has ended, or :meth:`abandon` has.
+        """Call as :meth:`run` does. The connection must not be used until the call has ended, or :meth:`abandon` has.
 
         Raises:
             asyncio.CancelledError: the function may still be running.
@@ -105,19 +105,19 @@ class Connection(aiosqlite.Connection):
         return await asyncio.shield(self._reading)
 
     async def abandon(self) -> None:
-        """End an abandoned read, and wait until it has ended; no other is ever interrupted.
+        """End an abandoned read, and wait until it has ended; no other call is ever interrupted.
 
-        An interruption ends only the statement of that moment, so that one is not enough for several statements.
+        An interruption ends only the current statement, so several statements may need several interruptions.
         """
         while self._reading is not None and not self._reading.done():
             self._conn.interrupt()
             await asyncio.wait([self._reading], timeout=0.02)
         if self._reading is not None and not self._reading.cancelled():
-            self._reading.exception()  # nobody else asks for it
+            self._reading.exception()  # no one else retrieves it
         await self.run(_leave_transaction)
 
     async def close(self) -> None:
-        """Close it; calling it again does nothing."""
+        """Close the connection; a second call does nothing."""
         try:
             await super().close()
         finally:
@@ -126,7 +126,7 @@ class Connection(aiosqlite.Connection):
                 note_closed(file)
 
     def join(self) -> None:
-        """Wait for the thread, which ends by itself after a connect that failed: with a word to the event loop."""
+        """Wait for the thread, which ends by itself after a failed connect, with a call to the event loop."""
         self._thread.join()
 
 
@@ -136,7 +136,7 @@ def _leave_transaction(db: sqlite3.Connection) -> None:
 
 
 def readably(db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
-    """Read; a text that is damaged so that it is no UTF-8 comes as another text, which its digest betrays (OPS-4)."""
+    """Read; a damaged text that is not UTF-8 is returned as another text, which its digest reveals (OPS-4)."""
     try:
         return call(db, *args)
     except sqlite3.OperationalError as exc:
@@ -150,16 +150,16 @@ def readably(db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
-    """Which file *path* leads to; None for a database in memory and for a file that is not there."""
+    """The identity of the file that *path* leads to; None for a database in memory and for a missing file."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - before each call of the engine, and a Path takes longer than the look
+        found = os.stat(path)  # noqa: PTH116 - called before each call of the engine, and a Path takes longer than the stat
     except OSError:
         return None
     return None if path == MEMORY else (found.st_dev, found.st_ino)
 
 
 class StillConnection(sqlite3.Connection):
-    """A connection to a file that is taken for immutable: it has no locks, and is right while the file is *still*."""
+    """A connection to a file that is taken for immutable: it has no locks, and is correct while the file is *still*."""
 
     path: str
     still: tuple[int, ...]
@@ -168,10 +168,10 @@ class StillConnection(sqlite3.Connection):
 async def open_connection(
     options: SqliteOptions, how: Literal["rwc", "rw", "ro"] = "rwc", *, still: tuple[int, ...] | None = None
 ) -> Connection:
-    """Open a connection with the settings that the engine relies on: one that writes, or one that reads.
+    """Open a writing or a reading connection with the settings that the engine relies on.
 
-    A reader (``rw``) makes no file where one was removed. One that is opened as ``ro`` makes no shared memory either,
-    which those who may write could not use; with *still*, it takes the file for immutable.
+    A reader (``rw``) does not create a file that was removed. A connection that is opened as ``ro`` does not create
+    shared memory either, which writers could not use; with *still*, it takes the file for immutable.
     """
     path = options.db_path
 
@@ -213,7 +213,7 @@ async def open_connection(
 
 
 def see_version(version: tuple[int, int, int]) -> None:
-    """An older SQLite fails in the middle of a call: it knows no RETURNING."""
+    """Refuse an older SQLite, which would fail in the middle of a call: it does not know RETURNING."""
     if version < MINIMUM:
         raise ConfigurationError(
             f"this Python has SQLite {'.'.join(map(str, version))}, and kode-sqlite needs {'.'.join(map(str, MINIMUM))}"
@@ -222,7 +222,7 @@ def see_version(version: tuple[int, int, int]) -> None:
 
 
 def see_encoding(db: sqlite3.Connection, path: str) -> None:
-    """In UTF-16 SQLite gives other texts than it was given, and orders them otherwise (VAL-1, LIFE-2)."""
+    """Refuse UTF-16, in which SQLite changes texts and orders them otherwise (VAL-1, LIFE-2)."""
     (encoding,) = db.execute("PRAGMA encoding").fetchone()
     if encoding != "UTF-8":
         raise ConfigurationError(
@@ -255,8 +255,10 @@ def _use_wal(db: sqlite3.Connection, path: str) -> None:
 
 
 def _patiently(call: Callable[[], None], seconds: float, given_up: threading.Event) -> None:
-    """Call until nobody else has the database locked. SQLite's own wait cannot be ended by a caller that gives up, and
-    it does not wait at all where twenty first starts switch to the write-ahead log.
+    """Call until no other connection has the database locked.
+
+    A caller that gives up cannot end SQLite's own wait, and SQLite does not wait at all if twenty first starts switch
+    to the write-ahead log.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -271,7 +273,7 @@ def _patiently(call: Callable[[], None], seconds: float, given_up: threading.Eve
 
 
 def needs_guard(version: tuple[int, int, int]) -> bool:
-    """Whether this SQLite can lose a commit when two connections write and reset the log at once.
+    """True if this SQLite can lose a commit when two connections write and reset the log at once.
 
     Fixed in 3.51.3 and, for older lines, in 3.50.7 and 3.44.6 (https://sqlite.org/wal.html, the WAL-reset bug).
     """
@@ -281,10 +283,10 @@ def needs_guard(version: tuple[int, int, int]) -> bool:
 
 
 class WriteGuard:
-    """Lets one process at a time write, checkpoint and close, with a lock file next to the database.
+    """Lets one process at a time write, checkpoint and close, by a lock file next to the database.
 
-    Only where the SQLite of this Python needs it, and only against processes that hold it too. The lock file stands
-    next to the file that a symbolic link leads to, as the log does.
+    It is used only if the SQLite of this Python needs it, and works only against processes that use it too. The lock
+    file is next to the file that a symbolic link leads to, as the log is.
     """
 
     def __init__(self, options: SqliteOptions) -> None:
@@ -300,8 +302,8 @@ class WriteGuard:
         """Hold the lock.
 
         Raises:
-            StoreBusyError: another process does not give it up.
-            StoreReadOnlyError: this process may not make or open the lock file.
+            StoreBusyError: another process does not release the lock.
+            StoreReadOnlyError: this process may not create or open the lock file.
         """
         if not self.is_active or sys.platform == "win32":
             yield
@@ -331,9 +333,9 @@ class WriteGuard:
             raise StoreUnavailableError(f"{self._path}: {exc.strerror}") from exc
 
     def _opened(self) -> int:
-        """A descriptor of the lock file, which gets the mode and the owner of the database, as its log does."""
+        """A descriptor of the lock file, which gets the mode and the owner of the database, as the log does."""
         try:
-            return open_or_make(self._path, os.O_RDONLY, self._made)  # a lock needs no right to write
+            return open_or_make(self._path, os.O_RDONLY, self._made)  # a lock does not need the right to write
         except OSError as exc:
             is_denied = isinstance(exc, PermissionError) or exc.errno == EROFS
             raise (StoreReadOnlyError if is_denied else StoreUnavailableError)(
@@ -349,7 +351,7 @@ class WriteGuard:
         return make_file(self._path, os.O_RDWR, found.st_mode & 0o666, found)
 
     def close(self) -> None:
-        """Give back the descriptor."""
+        """Close the descriptor."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

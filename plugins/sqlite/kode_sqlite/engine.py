@@ -1,4 +1,4 @@
-"""The SQLite engine: one writer with group commit, and readers next to it."""
+"""The SQLite engine: one writer with group commit, and several readers."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ T = TypeVar("T")
 _JOBS_AT_ONCE = 1000
 _IN_TABLES = (reads.agent_ids, reads.find_rows, reads.find_sessions, reads.stats)
 _SEARCHES = frozenset((*_IN_TABLES, overview.inspect, overview.stored_ids, overview.totals))
-"""Reads that may pass over a whole table."""
+"""Reads that may scan a whole table."""
 
 
 class _Job(NamedTuple):
-    """Something to do in the next transaction: a call, or batches to commit."""
+    """Work for the next transaction: a call, or batches to commit."""
 
     call: Callable[[Transaction], Any] | None
     batches: Sequence[Batch]
@@ -66,8 +66,8 @@ class _Job(NamedTuple):
 class SqliteEngine(EngineReads):
     """See :class:`kode_core.engine.Engine`.
 
-    Writes gather while a transaction is under way, and all that gathered go into the next one: acknowledged means
-    committed, and a sync of the device serves many.
+    Writes gather while a transaction is running, and all of them are part of the next one: an acknowledged write is
+    committed, and one sync of the device serves many.
     """
 
     name = "sqlite"
@@ -80,7 +80,7 @@ class SqliteEngine(EngineReads):
         self._working: asyncio.Task[None] | None = None
         self._idle_readers: list[Connection] = []
         self._readers = asyncio.Semaphore(options.readers)
-        self._searchers = asyncio.Semaphore(max(options.readers - 1, 1))  # slow ones leave a reader to those who load
+        self._searchers = asyncio.Semaphore(max(options.readers - 1, 1))  # slow searches leave one reader to loads
         self._abandoned: set[asyncio.Task[None]] = set()
         self._file = file_identity(options.db_path)
 
@@ -89,7 +89,7 @@ class SqliteEngine(EngineReads):
 
     @classmethod
     async def open(cls, options: SqliteOptions) -> SqliteEngine:
-        """Open the database, make what is missing, and bring its tables to this version."""
+        """Open the database, create missing tables, and bring the tables to this version."""
         if options.db_path != MEMORY:  # readers are opened later, perhaps from another working directory
             options = replace(options, db_path=_absolute(options.db_path))
             await asyncio.to_thread(_make_file, options)
@@ -138,7 +138,7 @@ class SqliteEngine(EngineReads):
         results: list[Any] = [OutcomeUnknownError("the event loop was shut down while this was written")] * len(jobs)
         try:
             results = await self._writer.run(self._transact, jobs)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting callers get it
             results = [exc] * len(jobs)
         finally:
             for job, result in zip(jobs, results, strict=True):
@@ -150,10 +150,10 @@ class SqliteEngine(EngineReads):
                     job.done.set_result(result)
 
     def _transact(self, db: sqlite3.Connection, jobs: list[_Job]) -> list[Any]:
-        """One transaction for all jobs. A job that fails takes nothing else with it."""
+        """Run one transaction for all jobs. A job that fails does not affect the others."""
         with self._guard.held():
             self._see_file()
-            db.execute("BEGIN IMMEDIATE")  # a deferred one fails without waiting when it turns into a write
+            db.execute("BEGIN IMMEDIATE")  # a deferred transaction fails without waiting when it turns into a write
             try:
                 transaction = Transaction(db, self._options.db_path)
                 results = self._do_all(db, transaction, jobs)
@@ -165,14 +165,14 @@ class SqliteEngine(EngineReads):
             return results
 
     def _see_file(self) -> None:
-        """Raise if the file was removed or replaced: it would take writes that are lost, and give old rows."""
+        """Raise if the file was removed or replaced: writes to it would be lost, and reads would return old rows."""
         if self._file is not None and file_identity(self._options.db_path) != self._file:
             raise StoreUnavailableError(
                 f"{self._options.db_path} was removed or replaced while it was open; close the store and open it again"
             )
 
     def _do_all(self, db: sqlite3.Connection, transaction: Transaction, jobs: list[_Job]) -> list[Any]:
-        """The result of each job. Consecutive commits are one: few statements then write all their events."""
+        """The result of each job. Consecutive commits are merged: few statements then write all their events."""
         results: list[Any] = []
         for is_call, group in itertools.groupby(jobs, lambda job: job.call is not None):
             some = list(group)
@@ -188,7 +188,7 @@ class SqliteEngine(EngineReads):
         try:
             return transaction.part(job.call)
         except Exception as exc:
-            if not db.in_transaction:  # SQLite gave the whole transaction up, as it does when the disk is full
+            if not db.in_transaction:  # SQLite rolled the whole transaction back, as it does when the disk is full
                 raise
             return to_kode_error(exc, self._options.db_path) if isinstance(exc, DRIVER_ERRORS) else exc
 
@@ -245,7 +245,7 @@ class SqliteEngine(EngineReads):
                 self._idle_readers.append(reader)
 
     def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
-        """Do *call*, which only reads, in the thread of *db*."""
+        """Run *call*, which only reads, in the thread of *db*."""
         self._see_file()
         return readably(db, call, *args)
 
@@ -258,7 +258,7 @@ class SqliteEngine(EngineReads):
         return [("database", self._ping)]
 
     async def _ping(self) -> None:
-        """A write that changes nothing, and a read."""
+        """Make a write that changes nothing, and a read."""
         await self._write(lambda transaction: None)
         await self._read(lambda db: db.execute("SELECT value FROM kode_meta").fetchone())
 
@@ -274,21 +274,21 @@ class SqliteEngine(EngineReads):
         return await self._do_long(overview.quick_check, progress)
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> list[Path]:
-        """Copy the database to a new file while it is used; the copy is of one instant."""
+        """Copy one instant of the database to a new file while it is in use."""
         if os.path.lexists(target):
             raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
         made: list[Path] = []
         try:
             mode = mode_bits(self._options.file_mode)
             await self._do_long(copy, progress, target, mode, self._options.db_path != MEMORY, made)
-        except BaseException:  # it may have been whole a moment before
+        except BaseException:  # it may have been complete a moment before
             for path in made:
                 path.unlink(missing_ok=True)
             raise
         return made
 
     async def _do_long(self, call: Callable[..., T], progress: Progress, *args: Any) -> T:
-        """Do what takes long on a connection of its own; a database in memory has only one."""
+        """Run a long call on a separate connection; a database in memory has only one."""
         if self._options.db_path == MEMORY:
             return await do_long(self._writer, self._look, call, progress, *args)
         connection = await self._new_reader()
@@ -315,7 +315,7 @@ class SqliteEngine(EngineReads):
         self._idle_readers.clear()
 
     def _close_last(self, db: sqlite3.Connection) -> None:
-        """The last connection folds the log into the database when it closes, which is a write."""
+        """Close the last connection, which moves the log into the database and thus writes."""
         with self._guard.held():
             db.close()
 
@@ -334,7 +334,7 @@ def _absolute(db_path: str) -> str:
 
 
 def _make_file(options: SqliteOptions) -> None:
-    """Make the file with its folders if it is not there: SQLite itself would let others read it."""
+    """Create the file and its folders if they do not exist: SQLite itself would let others read the file."""
     path, mode = Path(options.db_path), mode_bits(options.file_mode)
     try:
         if path.is_dir():
@@ -346,7 +346,7 @@ def _make_file(options: SqliteOptions) -> None:
         if isinstance(exc, KodeError):
             raise
         raise StoreUnavailableError(f"{path.parent} cannot be made: {exc.strerror}") from exc
-    with unused(str(path)), suppress(OSError):  # of what cannot be made SQLite says more
+    with unused(str(path)), suppress(OSError):  # SQLite's error says more
         os.close(create_file(Path(os.path.realpath(path)), os.O_RDWR, mode))
     with suppress(OSError):
         links = path.stat().st_nlink

@@ -1,9 +1,9 @@
 """Entries of indexes, with the rows that they lead to.
 
-SQLite takes what an index has from the index, and the rest from the row that the entry leads to. One flipped bit of the
-row's number then shows the body of another record, or puts a new body in its place, and nothing says so. Here the row
-is looked up by its number as if it were of another table, so that its own columns can be compared with the entry's:
-that costs no second look-up, because the entry alone is then read from the index.
+SQLite takes the columns of an index from the index, and the others from the row that the entry leads to. After one
+flipped bit in the row's number it would show the body of another record, or put a new body in its place, without any
+error. Here the row is looked up by its number as if it were in another table, so that its own columns can be compared
+with the entry's. That costs no second look-up, because only the entry is then read from the index.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Entries(NamedTuple):
     """Entries of an index, as ``i``, each with its row, as ``r``.
 
     Attributes:
-        table: whose index it is.
-        name: that of the index.
-        key: the columns that the row must have in common with the entry.
+        table: the table that the index belongs to.
+        name: the name of the index.
+        key: the columns that must be equal in the row and the entry.
     """
 
     table: LiteralString
@@ -47,7 +47,7 @@ class Entries(NamedTuple):
 
     @property
     def source(self) -> LiteralString:
-        """What to select from; an entry that leads nowhere is there, too."""
+        """The source to select from; it includes entries that lead nowhere."""
         return f"{self.entry}{self.row}"
 
     @property
@@ -56,12 +56,12 @@ class Entries(NamedTuple):
         return f" LEFT JOIN {self.table} r ON r.rowid = i.rowid"
 
     def own(self, column: LiteralString) -> LiteralString:
-        """A column of the row; NULL where the entry leads to the row of something else."""
+        """A column of the row; NULL if the entry leads to the row of another record."""
         return f"CASE WHEN {self._is_own} THEN r.{column} END"
 
     @property
     def kept(self) -> LiteralString:
-        """The condition of an upsert that changes no row of something else."""
+        """The condition of an upsert that must not change the row of another record."""
         together: LiteralString = " AND ".join([f"{self.table}.{column} = excluded.{column}" for column in self.key])
         return f"WHERE {together}"
 
@@ -71,7 +71,7 @@ class Entries(NamedTuple):
         return together
 
     def remove(self, db: sqlite3.Connection, where: LiteralString, args: Sequence[Any], what: str) -> None:
-        """Delete the rows of *what* whose entries match.
+        """Delete the rows of *what* whose entries match the condition.
 
         Raises:
             CorruptRecordError: an entry leads to another row, which stays.
@@ -84,7 +84,7 @@ class Entries(NamedTuple):
 
 
 def misled(what: str) -> CorruptRecordError:
-    """The error of a write that an index would have led to a row of something else."""
+    """The error of a write that an index would have led to the row of another record."""
     return CorruptRecordError(
         what, "an index leads to the row of something else, and nothing was written; REINDEX mends indexes"
     )

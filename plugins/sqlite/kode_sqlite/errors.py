@@ -1,4 +1,4 @@
-"""SQLite's errors as this library's."""
+"""Translate SQLite's errors to this library's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kode_core.errors import (
 
 __all__ = ["DRIVER_ERRORS", "to_kode_error", "translated"]
 
-# By primary result code, which is the low byte of the extended one (https://sqlite.org/rescode.html).
+# By primary result code, the low byte of the extended one (https://sqlite.org/rescode.html).
 _BY_CODE: Final[dict[int, tuple[type[KodeError], str]]] = {
     sqlite3.SQLITE_BUSY: (StoreBusyError, "another process kept the database locked; raise busy_timeout_ms"),
     sqlite3.SQLITE_LOCKED: (StoreBusyError, "another connection kept a table locked"),
@@ -46,12 +46,12 @@ _CORRUPT: Final = {
 
 
 DRIVER_ERRORS: Final = (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeError, MemoryError)
-"""What the driver raises."""
+"""The exceptions that the driver raises."""
 
 
 def to_kode_error(exc: BaseException, path: str) -> KodeError:
-    """The error of this library for one of the driver's, whose text is kept behind the remedy."""
-    if isinstance(exc, UnicodeDecodeError):  # of a name in the schema
+    """The error of this library for an error of the driver, whose message follows the remedy."""
+    if isinstance(exc, UnicodeDecodeError):  # from a name in the schema
         return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
     if isinstance(exc, UnicodeError):  # it quotes the text
         return InvalidArgumentError(f"{path}: a text holds what SQLite cannot keep, such as a lone surrogate")
@@ -59,7 +59,7 @@ def to_kode_error(exc: BaseException, path: str) -> KodeError:
         return PayloadTooLargeError(f"{path}: a value is larger than SQLite holds ({exc})")
     if isinstance(exc, MemoryError):
         return StoreUnavailableError(f"{path}: out of memory")
-    if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is what was stored
+    if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is the stored one
         return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
     extended = getattr(exc, "sqlite_errorcode", 0)
     code = _PRIMARY.get(extended, extended & 0xFF)
@@ -71,7 +71,7 @@ def to_kode_error(exc: BaseException, path: str) -> KodeError:
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turn the driver's errors inside into this library's."""
+    """Turn the driver's errors inside into errors of this library."""
     try:
         yield
     except DRIVER_ERRORS as exc:

@@ -1,4 +1,4 @@
-"""Databases that the KODE SDK for TypeScript wrote: seen without touching a byte of them."""
+"""Detect databases that the KODE SDK for TypeScript wrote, without changing a byte of them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kode_sqlite.uris import uri_of
 __all__ = ["refuse_foreign"]
 
 _SDK: Final = frozenset({("agents", "config_version"), ("messages", "seq"), ("tool_calls", "audit_trail")})
-"""Tables of the SDK, each with a column that tells it from others of its name."""
+"""Tables of the SDK, each with a column that distinguishes it from other tables of the same name."""
 _SMALL: Final = 1 << 20
 
 
 def refuse_foreign(path: str) -> None:
-    """See that the database at *path* is not the SDK's, with none of our tables.
+    """Check that the database at *path* is not the SDK's, with none of our tables.
 
-    One that a store of this process has open was seen before, and looking at it again would take its locks away. It is
-    opened as immutable, so that SQLite makes no journal, no shared memory and no lock file. Tables that are
-    only in the write-ahead log, as a crash leaves those of a young database, are seen in a copy.
+    A database that a store of this process has open was checked before, and another look would drop its locks. It is
+    opened as immutable, so that SQLite creates no journal, shared memory or lock file. Tables that are only in the
+    write-ahead log, as after a crash of a young database, are read in a copy.
 
     Raises:
-        ForeignStoreError: it is.
+        ForeignStoreError: it is the SDK's.
     """
     with unused(path) as is_unused:
         names = _all_tables(os.path.realpath(path)) if is_unused else set()
@@ -46,7 +46,7 @@ def _all_tables(path: str) -> set[tuple[str, str]]:
 
 
 def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]:
-    """Tables with their columns; none of what cannot be read, about which an open says more."""
+    """Tables with their columns; empty if the file cannot be read, which opening it reports better."""
     try:
         with closing(sqlite3.connect(uri_of(path, how), uri=True)) as db:
             return set(
@@ -54,7 +54,7 @@ def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]
                     "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'"
                 )
             )
-    except (sqlite3.Error, UnicodeError):  # a name in a schema that is damaged may be no UTF-8
+    except (sqlite3.Error, UnicodeError):  # a name in a damaged schema may not be UTF-8
         return set()
 
 
@@ -68,5 +68,5 @@ def _tables_of_copy(path: str, log: str) -> set[tuple[str, str]]:
             shutil.copyfile(path, copy)
             shutil.copyfile(log, f"{copy}-wal")
             return _tables(copy, "mode=rw")
-    except OSError:  # no room, no descriptor: the open meets the same
+    except OSError:  # no room, no descriptor: the open fails in the same way
         return set()

@@ -1,9 +1,9 @@
-"""Database files that this process has open.
+"""The database files that this process has open.
 
-POSIX takes all locks of a process on a file away as soon as the process closes any descriptor of that file. SQLite
-therefore puts off closing; whoever opens and closes such a file by another way takes the locks of every connection of
-the process. Another process then takes itself for the last one when it closes, and removes the write-ahead log under
-those who use it: they read what is old, and what they write damages the file.
+POSIX drops all locks of a process on a file as soon as the process closes any descriptor of that file. SQLite therefore
+delays closing; any other code that opens and closes such a file drops the locks of every connection of the process.
+Another process that closes then takes itself for the last one, and removes the write-ahead log while it is in use: its
+users read old data, and their writes damage the file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["OpenFile", "note_closed", "note_open", "unused"]
 
 
 class OpenFile:
-    """A file that connections have open, or that somebody looks at: each has a lock of its own.
+    """A file that is open in connections or being looked at; each file has a lock of its own.
 
-    A look at a file on a device that does not answer holds up no other file.
+    So a look at a file on a device that does not answer delays no other file.
     """
 
     __slots__ = ("connections", "looked_at", "path", "users")
@@ -33,12 +33,12 @@ class OpenFile:
 
 
 _BOOK: Final = threading.Lock()
-"""Held for the moment of a count alone: the event loop takes it, too."""
+"""Held only while counting: the event loop takes it, too."""
 _FILES: Final[dict[str, OpenFile]] = {}
 
 
 def note_open(path: str) -> OpenFile:
-    """Note that a connection to *path* is about to be opened, once nobody looks at the file: a thread waits for it."""
+    """Note that a connection to *path* is about to be opened; blocks the thread while the file is being looked at."""
     file = _entered(os.path.realpath(path))
     with file.looked_at, _BOOK:
         file.connections += 1
@@ -54,7 +54,7 @@ def note_closed(file: OpenFile) -> None:
 
 @contextmanager
 def unused(path: str) -> Iterator[bool]:
-    """Whether no connection of this process has *path* open; inside none is opened."""
+    """Yield True if no connection of this process has *path* open; none is opened inside."""
     file = _entered(os.path.realpath(path))
     try:
         with file.looked_at:

@@ -1,10 +1,11 @@
-"""A look at a write-ahead log that a crash left, before SQLite recovers it.
+"""Inspect a write-ahead log that a crash left, before SQLite recovers it.
 
-SQLite takes the log up to its first broken frame and drops the rest without a word. That is right where the power
-went in the middle of a commit, since that commit was not acknowledged. It is wrong where a byte of the log was damaged
-later: the commits behind it were acknowledged. The two can be told apart. Each frame has a checksum that builds on the
-one of the frame before, and with durability ``full`` a commit begins only after the one before it is on the disk. So
-at most one whole commit stands behind a tear, its own. Two in one unbroken chain were acknowledged, the first at least.
+SQLite uses the log up to its first broken frame and drops the rest silently. That is right if the power failed in the
+middle of a commit, because that commit was not acknowledged. It is wrong if a byte of the log was damaged later,
+because the commits behind it were acknowledged. The two cases can be distinguished. Each frame has a checksum that
+builds on the one of the frame before, and with durability ``full`` a commit begins only after the one before it is on
+the disk. So at most one complete commit can follow a tear: the torn commit itself. If two follow in one unbroken chain,
+at least the first of them was acknowledged.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _log: Final = logging.getLogger("kode_sqlite")
 _HEADER: Final = struct.Struct(">8I")  # magic, version, size of a page, checkpoints, salts, checksums
 _FRAME: Final = struct.Struct(">6I")  # page, size of the database after a commit or 0, salts, checksums
 _MAGIC: Final = 0x377F0682
-_SUMMED: Final = 8  # bytes of a frame's header that are under its checksum
+_SUMMED: Final = 8  # bytes of a frame's header that its checksum covers
 _PAGE_SIZES: Final = [2**n for n in range(9, 17)]
-_DMS: Final = 128  # the byte of the shared memory that everybody who uses the log keeps locked
+_DMS: Final = 128  # the byte of the shared memory that every user of the log keeps locked
 
 Sums = tuple[int, int]
 
@@ -42,7 +43,7 @@ class _Frame(NamedTuple):
     """A frame of the log.
 
     Attributes:
-        follows: whether its checksum is right after the stored one of the frame before, or of the header.
+        follows: True if its checksum matches after the stored one of the frame before, or of the header.
     """
 
     is_commit: bool
@@ -50,10 +51,11 @@ class _Frame(NamedTuple):
 
 
 def see_log(path: str, *, is_durable: bool) -> None:
-    """Refuse a log with acknowledged commits behind damage; without *is_durable*, where commits may be lost with the
-    power, it is only logged.
+    """Refuse a log with acknowledged commits behind damage.
 
-    Nothing is looked at while somebody uses the log, as SQLite then recovers nothing.
+    Without *is_durable*, when a loss of power may lose commits, only log it.
+
+    The log is not inspected while it is in use, because SQLite then recovers nothing.
 
     Raises:
         CorruptRecordError: the log is damaged.
@@ -67,9 +69,9 @@ def see_log(path: str, *, is_durable: bool) -> None:
             with log.open("rb") as file:
                 found = _damage(path, file)
                 if found is not None and found != _damage(path, file):
-                    return  # somebody writes it
+                    return  # another process writes it
         except OSError:
-            return  # SQLite says more about what cannot be read
+            return  # SQLite reports more about unreadable files
     if found is None:
         return
     if is_durable:
@@ -83,7 +85,7 @@ def see_log(path: str, *, is_durable: bool) -> None:
 
 
 def _is_used(shared: str) -> bool:
-    """Whether another process uses the log. No connection of this one does: the look would take its locks."""
+    """True if another process uses the log. No connection of this process does: the look would drop its locks."""
     if sys.platform == "win32":
         return True
     import fcntl
@@ -102,7 +104,7 @@ def _is_used(shared: str) -> bool:
 
 
 def _damage(path: str, file: BinaryIO) -> str | None:
-    """Words for acknowledged commits that SQLite would drop; None where there are none."""
+    """A description of acknowledged commits that SQLite would drop; None if there are none."""
     size = _page_size(path, file)
     if size is None:
         return None
@@ -125,7 +127,7 @@ def _behind(frames: Iterator[_Frame]) -> str | None:
 
 
 def _page_size(path: str, file: BinaryIO) -> int | None:
-    """As the database says it; as the log does, where the database's own header is damaged."""
+    """The page size from the database, or from the log if the database's own header is damaged."""
     with open(path, "rb") as database:  # noqa: PTH123
         told = int.from_bytes(database.read(18)[16:], "big")
     size = 65536 if told == 1 else told
@@ -136,7 +138,7 @@ def _page_size(path: str, file: BinaryIO) -> int | None:
 
 
 def _frames(file: BinaryIO, size: int) -> Iterator[_Frame]:
-    """The whole frames of the log. Those of an earlier log, which have other salts, follow nothing."""
+    """The complete frames of the log. Frames of an earlier log, which have other salts, follow nothing."""
     file.seek(0)
     header = file.read(_HEADER.size)
     magic, *_, one, two, sum_1, sum_2 = _HEADER.unpack(header)
@@ -159,9 +161,11 @@ def _frames(file: BinaryIO, size: int) -> Iterator[_Frame]:
 
 
 def _sums(data: bytes, before: Sums, *, is_big: bool) -> Sums:
-    """SQLite's checksum: each word is added to the two sums before it, which makes it a product with Fibonacci numbers.
+    """SQLite's checksum, computed as a product with Fibonacci numbers.
 
-    As such it takes a tenth of the time of a loop.
+    By definition each word is added to the two sums before it, which comes to the same.
+
+    The product takes a tenth of the time of a loop.
     """
     words = array("I", data)
     if is_big != (sys.byteorder == "big"):
@@ -177,7 +181,7 @@ def _sums(data: bytes, before: Sums, *, is_big: bool) -> Sums:
 
 @cache
 def _weights(count: int) -> tuple[list[int], list[int]]:
-    """From F(count + 1) down to F(1), and from F(count) down to F(0)."""
+    """The weights F(count + 1) down to F(1), and F(count) down to F(0)."""
     numbers = [0, 1]
     while len(numbers) < count + 2:
         numbers.append((numbers[-1] + numbers[-2]) & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""Looks into a database file: whether somebody adds to it, and a connection that leaves nothing behind."""
+"""Look into a database file: whether a log adds to it, and a connection that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["has_log", "looking", "stillness"]
 
 
 def has_log(path: str) -> bool:
-    """Whether a write-ahead log adds to the file."""
+    """True if a write-ahead log adds to the file."""
     return _size(f"{path}-wal") > 0
 
 
 def stillness(path: str) -> tuple[int, ...] | None:
-    """A key of this state of the file; None while a log adds to it."""
+    """A key for the present state of the file; None while a log adds to it."""
     path = os.path.realpath(path)
     if has_log(path) or _size(f"{path}-journal"):
         return None
@@ -36,7 +36,7 @@ def _size(path: str) -> int:
 
 @contextmanager
 def looking(path: str) -> Iterator[sqlite3.Connection]:
-    """A connection for a short look: that at a file without a log would otherwise leave an empty log behind."""
+    """A connection for a short look, which does not leave an empty log next to a file without one."""
     with unused(path) as is_unused:
         how = "mode=ro&immutable=1" if is_unused and stillness(path) else "mode=ro"
         with closing(sqlite3.connect(uri_of(path, how), uri=True)) as db:

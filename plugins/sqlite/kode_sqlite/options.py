@@ -15,13 +15,14 @@ class SqliteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Options of the SQLite backend.
 
     Attributes:
-        db_path: the database file, made with its folders when it is not there; ``:memory:`` keeps it in this process.
+        db_path: the database file, created with its folders if it does not exist; ``:memory:`` keeps it in this
+            process.
         durability: ``full`` syncs every commit to the device (DUR-2). ``fast`` syncs at checkpoints only: a crash of
-            the process loses nothing, a loss of power may lose the last commits and never damages the file.
-        busy_timeout_ms: how long a write waits for other processes that write.
-        readers: how many connections read beside the writer, at most.
-        file_mode: the mode of the files that are made, backups too; those who may read them may also enter the
-            folders. A database that is there keeps its mode, and its log has the same.
+            the process loses nothing; a loss of power may lose the last commits and never damages the file.
+        busy_timeout_ms: how long a write waits for other processes that are writing.
+        readers: the maximum number of reading connections, besides the writer.
+        file_mode: the mode of new files, including backups; users who may read the files may also enter the folders. An
+            existing database keeps its mode, and its log has the same.
     """
 
     db_path: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] = "./data/agents.db"

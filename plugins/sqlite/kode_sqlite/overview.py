@@ -1,4 +1,4 @@
-"""Reads over the whole database: who has records, how many, and whether they fit together."""
+"""Reads over the whole database: the agents with records, their numbers, and their consistency."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OF_AN_AGENT: Final[tuple[LiteralString, ...]] = (
 
 
 def stored_ids(db: DB, after: str | None, limit: int) -> Found[str]:
-    """From each table the next ids, each found with one look into an index, and merged."""
+    """The next ids of each table, each found with one look into an index, and merged."""
     start: Any = "" if after is None else after
     left_out: list[str] = []
     while True:
@@ -38,7 +38,7 @@ def stored_ids(db: DB, after: str | None, limit: int) -> Found[str]:
             ids, bad, is_end = _ids_of(db, table, start, limit)
             left_out += bad
             found.update(ids)
-            if not is_end:  # beyond the last of them this table has others, which were not looked at
+            if not is_end:  # after the last of them this table has more, which were not read
                 end = ids[-1] if end is None else min(end, ids[-1])
         known = sorted(agent_id for agent_id in found if end is None or agent_id <= end)
         stored = [agent_id for agent_id in known if _has_contents(db, agent_id)][:limit]
@@ -48,7 +48,7 @@ def stored_ids(db: DB, after: str | None, limit: int) -> Found[str]:
 
 
 def _ids_of(db: DB, table: LiteralString, after: str, limit: int) -> tuple[list[str], list[str], bool]:
-    """The ids after *after*, names for values that are no ids, and whether the table has no more."""
+    """The ids that follow *after*, names for values that are not ids, and True if the table has no more."""
     statement: LiteralString = (
         f"WITH RECURSIVE ids (id) AS (SELECT min(agent_id) FROM {table} WHERE agent_id > ? UNION ALL"
         f" SELECT (SELECT min(agent_id) FROM {table} WHERE agent_id > ids.id) FROM ids WHERE ids.id IS NOT NULL)"
@@ -61,7 +61,7 @@ def _ids_of(db: DB, table: LiteralString, after: str, limit: int) -> tuple[list[
 
 
 def _has_contents(db: DB, agent_id: str) -> bool:
-    """Whether anything is stored but what layers keep for themselves."""
+    """True if anything is stored, apart from the documents that layers keep for themselves."""
     for table in _OF_AN_AGENT:
         own: LiteralString = " AND kind <> 'layer'" if table == "kode_docs" else ""
         if db.execute(f"SELECT 1 FROM {table} WHERE agent_id = ?{own} LIMIT 1", (agent_id,)).fetchone():
@@ -105,7 +105,7 @@ def _strange_offsets(db: DB, agent_id: str) -> Iterator[EngineIssue]:
 
 
 def quick_check(db: DB, tell: Tell) -> list[EngineIssue]:
-    """The findings of SQLite's own check, which compares indexes with tables, and whether the totals are right."""
+    """The findings of SQLite's own check, which compares indexes with tables, and an issue if the totals are wrong."""
 
     def find(db: DB) -> tuple[list[tuple[str]], bool]:
         found = db.execute("PRAGMA integrity_check(20)").fetchall()
@@ -133,7 +133,7 @@ def _at_once(db: DB, find: Callable[[DB], T]) -> T:
 
 
 def _kept(db: DB) -> Any:
-    """The numbers of agents, messages and tool calls that triggers keep."""
+    """The numbers of agents, messages and tool calls that triggers maintain."""
     return db.execute("SELECT agents, messages, tool_calls FROM kode_totals").fetchone()
 
 

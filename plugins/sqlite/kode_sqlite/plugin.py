@@ -1,4 +1,4 @@
-"""The plugin of the SQLite backend. Imports no driver."""
+"""The plugin of the SQLite backend. It imports no driver."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _looked_at(options: SqliteOptions) -> bool:
 
 
 def _is_there(options: SqliteOptions) -> bool:
-    """A file that cannot be read as a database is left to ``open``, which says what is wrong with it."""
+    """If the file cannot be read as a database, return True: ``open`` then reports the problem."""
     import sqlite3
 
     from kode_sqlite.foreign import refuse_foreign

@@ -1,7 +1,7 @@
 """Queries over all agents: sessions, messages and tool calls.
 
-A page costs what it holds where one index has its order and its filter; offsets are gone over one by one. Several
-filters are met by the index of one of them, and seen row by row for the others.
+The cost of a page depends on its contents if one index has both its order and its filter; offsets are counted off one
+by one. For several filters, the index of one of them is used, and the others are checked row by row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TIMES: Final = ("created_at", "updated_at")
 
 
 def _span(column: LiteralString, span: Range) -> Condition | None:
-    """The condition that *column* is in a span of time; None when that is open."""
+    """The condition that *column* is within a span of time; None if the span is open."""
     ends: list[LiteralString] = []
     if span.start is not None:
         ends.append(f"{column} >= ?")
@@ -41,9 +41,9 @@ def _span(column: LiteralString, span: Range) -> Condition | None:
 
 
 def _ahead(query: SessionQuery | RowQuery, column: str) -> Range:
-    """The span of a column of time, without the bound that what the query goes on behind is past already.
+    """The span of a time column, without the bound that the query's cursor has already passed.
 
-    Of two bounds on one side SQLite looks up one, and goes over all rows that are between them.
+    Of two bounds on one side SQLite uses only one for the look-up, and scans all rows between them.
     """
     span: Range = getattr(query, column.removesuffix("_at"))
     sort_by = query.sort_by if isinstance(query, SessionQuery) else "created_at"
@@ -71,7 +71,7 @@ _HAS_VALUE: Final = "EXISTS (SELECT 1 FROM kode_metadata p WHERE p.agent_id = a.
 
 
 def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
-    """The conditions that an agent must meet, by names; a pair of metadata is its own name."""
+    """The conditions that an agent must meet, by name; for a metadata pair, the pair is the name."""
     found: dict[Any, Condition | None] = {
         "info": _HAS_INFO,
         "agent": None if query.agent_id is None else Condition("a.agent_id = ?", (query.agent_id,)),
@@ -87,7 +87,7 @@ def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
 
 
 def session_ways(query: SessionQuery) -> list[Way]:
-    """The ways to find the agents of a query."""
+    """The ways to find the agents for a query."""
     conditions = _session_conditions(query)
 
     def along(table: LiteralString, *looked_up: str, in_order: bool = False) -> Way:
@@ -117,12 +117,12 @@ def session_ways(query: SessionQuery) -> list[Way]:
 
 
 def _rarest_first(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A user's agents are likely few."""
+    """Put the user first: a user probably has few agents."""
     return sorted(metadata, key=lambda pair: pair[0] != "userId")
 
 
 def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple[str, str]) -> Way:
-    """By the agents that have a value in their metadata, which are in the order of their age."""
+    """Find agents by a value of their metadata; they are in the order of their age."""
     by_age = query.sort_by == "created_at"
     looked_up = [Condition("m.key = ? AND m.value = ?", pair), _span("m.created_at", _ahead(query, "created_at"))]
     order: tuple[LiteralString, ...] = ("m.created_at", "m.agent_id")
@@ -141,9 +141,9 @@ def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple
 
 
 def sessions_statement(query: SessionQuery, way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds a page of sessions, and its arguments but for limit and offset.
+    """The statement that finds a page of sessions, and its arguments except for limit and offset.
 
-    An index leads to each head, which is read by itself: so what the index says can be compared with it.
+    An index leads to each head, which is read separately, so that it can be compared with the index.
     """
     column = _SORTED[query.sort_by][0]
     found, args = way.find(f"a.agent_id, a.{column} AS place")
@@ -206,7 +206,7 @@ _OF_ONE: Final[dict[str, LiteralString]] = {
 
 
 def _index_of(name: str, value: str | bool) -> tuple[LiteralString, Condition] | None:
-    """The index of what is equal to *value*, with what it holds as well; None for values that most rows have."""
+    """The index for rows equal to *value*, with its own condition; None for values that most rows have."""
     if name == "role" and value not in ("user", "assistant"):
         rare = Condition("r.role <> 'user' AND r.role <> 'assistant'")
         return "kode_messages r INDEXED BY kode_messages_role", rare
@@ -231,12 +231,12 @@ def _row_conditions(query: RowQuery) -> dict[str, Condition]:
 
 
 def row_ways(query: RowQuery) -> list[Way]:
-    """The ways to find the rows of a query; all are in its order, which is that of time."""
+    """The ways to find the rows for a query; all are in its order, which is the order of time."""
     conditions = _row_conditions(query)
     agent = [] if query.agent_id is None else [Condition("r.agent_id = ?", (query.agent_id,))]
     seen = [
         Condition(f"+{condition.sql}", condition.args) for condition in agent
-    ]  # or SQLite would sort what is sorted
+    ]  # otherwise SQLite would sort rows that are already sorted
     order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
     after = [] if query.after is None else [_beyond(order, query.after, descending=query.descending)]
     times = [conditions["created_at"]] if "created_at" in conditions else []
@@ -261,7 +261,7 @@ def row_ways(query: RowQuery) -> list[Way]:
 
 
 def _after_in_agent(query: RowQuery) -> list[Condition]:
-    """Where to go on in one agent, whose rows may all be of one moment."""
+    """The place to continue within one agent, whose rows may all have the same time."""
     if query.after is None:
         return []
     time, agent_id, position = query.after
@@ -274,9 +274,9 @@ _OTHER: Final = "r.agent_id IS NOT t.agent_id OR r.position IS NOT t.position OR
 
 
 def _of_type(query: RowQuery, content_type: str, rest: Sequence[Condition]) -> Way:
-    """By the messages that have a rare type of content; the message is seen to have it.
+    """Find messages by a rare type of content; the message itself is checked for it.
 
-    Where its row is that of something else, it is not left out here: this one can be named, which comes later.
+    If the entry leads to the row of another record, the message is not left out here, so that it can be named later.
     """
     entries = LISTED["messages"]
     order: tuple[LiteralString, ...] = ("t.created_at", "t.agent_id", "t.position")
@@ -301,9 +301,9 @@ _SAME: Final = "r.agent_id = f.agent_id AND r.position = f.position AND r.create
 
 
 def rows_statement(query: RowQuery, way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds a page of rows, and its arguments but for limit and offset.
+    """The statement that finds a page of rows, and its arguments except for limit and offset.
 
-    An index leads to each row, which is read by itself: so what the index says can be compared with it.
+    An index leads to each row, which is read separately, so that it can be compared with the index.
     """
     time, agent_id, position = way.order
     found, args = way.find(f"{agent_id} AS agent_id, {position} AS position, {time} AS created_at, r.rowid AS id")

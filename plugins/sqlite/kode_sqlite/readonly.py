@@ -1,8 +1,8 @@
-"""Databases that this process may read and not write: on a medium that is read-only, or of somebody else.
+"""Databases that this process may read but not write: on a read-only medium, or of another user.
 
-While a log adds to the file, SQLite reads both with the shared memory of those who write. Without a log there is none,
-and none can be made: the file is then taken for immutable, which is right for as long as nobody writes it. So each
-read looks at the file before and after; one during which it changed is done again, with another connection.
+While a log adds to the file, SQLite reads both with the shared memory of the writers. Without a log there is no shared
+memory, and none can be created: the file is then taken for immutable, which is correct until it is written. So each
+read checks the file before and after; if it changed in between, the read is repeated with another connection.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _log: Final = logging.getLogger("kode_sqlite")
 
 _TRIES: Final = 20
 _LOOKS: Final = 3
-"""So often a file that looks the same is opened before it is held to be one that cannot be."""
+"""How many times an unchanged file is opened before it counts as one that cannot be opened."""
 _PAUSE_S: Final = 0.01
 
 
 class _ChangedError(StoreBusyError):
-    """The file was written while it was read as one that nobody writes."""
+    """The file was written while it was read as immutable."""
 
 
 def may_only_read(path: str) -> bool:
-    """Whether this process may read the database at *path*, and cannot write it."""
+    """True if this process may read the database at *path*, but cannot write it."""
     path = os.path.realpath(path)
     if not os.path.isfile(path) or not _may(path, os.R_OK):  # noqa: PTH113 - raises nothing
         return False
@@ -55,11 +55,11 @@ def _may(path: str, how: int) -> bool:
 
 
 class ReadOnlyEngine(SqliteEngine):
-    """The engine of a database that only can be read; every write is refused."""
+    """The engine of a database that can only be read; every write is refused."""
 
     @classmethod
     async def open(cls, options: SqliteOptions) -> ReadOnlyEngine:
-        """See that the database can be read, which is all that is done to it."""
+        """Check that the database can be read; nothing else is done to it."""
         first = await _reader(options)
         engine = cls(options, first)
         try:
@@ -94,7 +94,7 @@ class ReadOnlyEngine(SqliteEngine):
         try:
             return super()._look(db, call, *args)
         finally:
-            self._see_still(db)  # it goes before an error, which may come of the change
+            self._see_still(db)  # it precedes an error, which may be caused by the change
 
     def _see_still(self, db: StillConnection) -> None:
         self._see_file()
@@ -109,7 +109,7 @@ class ReadOnlyEngine(SqliteEngine):
 
 
 async def _reader(options: SqliteOptions) -> Connection:
-    """A connection to the file as it is; a file or log that came or went meanwhile is looked at again."""
+    """A connection to the present file; if a file or log appears or disappears meanwhile, it is checked again."""
     path, failed = os.path.realpath(options.db_path), 0
     while True:
         still = stillness(path)

@@ -67,7 +67,7 @@ LIST_HEAD: Final[dict[str, LiteralString]] = {
     "tool_calls": "SELECT tool_call_version, tool_call_count FROM kode_agents WHERE agent_id = ?",
 }
 
-_HEADLESS: Final = (  # at one instant: the agent may have been made since its head was looked for
+_HEADLESS: Final = (  # at one instant: the agent may have been created since its head was looked up
     "SELECT 1 FROM kode_infos LEFT JOIN kode_agents USING (agent_id) WHERE agent_id = ? AND message_version IS NULL"
 )
 
@@ -98,7 +98,7 @@ def head(db: DB, agent_id: str) -> Head | None:
 
 
 def in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralString, args: Sequence[Any]) -> Any:
-    """A list's version and count, and what a query of its rows finds, at one instant."""
+    """A list's version and count, and the result of a query for its rows, at one instant."""
     db.execute("BEGIN")
     try:
         version = db.execute(head, (agent_id,)).fetchone() or (0, 0)
@@ -137,7 +137,7 @@ def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -
         )
         list_rows(agent_id, kind, (version, count), [(row[0], "", row[1], row[2]) for row in found])
         return Outline(version, count, found)
-    last: LiteralString = (  # beside max(position), SQLite takes the other columns from the row that has it
+    last: LiteralString = (  # next to max(position), SQLite takes the other columns from the row with the maximum
         f"SELECT max(i.position), {CALLS_BY_ID.own('digest')}, r.created_at, i.call_id FROM {CALLS_BY_ID.source}"
         " WHERE i.agent_id = ? AND i.call_id IN (SELECT value FROM json_each(?)) GROUP BY i.call_id"
     )
@@ -156,7 +156,7 @@ def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
         statement += " AND i.key = ?"
         args.append(key)
     made = []
-    for row in db.execute(statement, args).fetchall():  # a cursor that an error leaves half read holds an old instant
+    for row in db.execute(statement, args).fetchall():  # a cursor that an error leaves half read keeps an old instant
         see(row, (TEXT, INT, TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
         made.append(Doc(row[0], row[1], Body(row[2], row[3])))
     return made
@@ -169,7 +169,7 @@ _OF_EVENT: Final[tuple[LiteralString, ...]] = ('"offset"', "seq", "channel")
 
 
 def event_ways(agent_id: str, span: EventRange) -> list[Way]:
-    """The ways to find the events of a span."""
+    """The ways to find the events for a span."""
     conditions = {"agent": Condition("i.agent_id = ?", (agent_id,))}
     if span.since_seq is not None:
         conditions["seq"] = Condition("i.seq > ?", (span.since_seq,))
@@ -188,7 +188,7 @@ def event_ways(agent_id: str, span: EventRange) -> list[Way]:
         return Way(entries.entry, _OF_EVENT, order, False, [*looked_up, *also], rest, is_in_order=in_order)
 
     ways = []
-    if span.channel not in (None, "progress"):  # most events are progress, which has no index of its own
+    if span.channel not in (None, "progress"):  # most events are progress events, which have no index of their own
         rare = [Condition("i.channel <> 'progress'")]
         names = ("agent", "channel", "after") if by_offset else ("agent", "channel")
         ways.append(along(EVENTS_BY_CHANNEL, *names, in_order=by_offset, also=rare))
@@ -205,7 +205,7 @@ _EVENTS: Final = {entries.entry: entries for entries in (EVENTS_BY_SEQ, EVENTS_B
 
 
 def events_statement(way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds events, and its arguments but for limit and offset."""
+    """The statement that finds events, and its arguments except for limit and offset."""
     entries = _EVENTS[way.table]
     return way.find(_event_of(entries), entries.row)
 
@@ -253,7 +253,7 @@ def agent_ids(db: DB, prefix: str, after: str | None, limit: int) -> Found[str]:
 
 
 def _ids_statement(prefix: str, after: str | None) -> tuple[LiteralString, list[Any]]:
-    is_inside = after is not None and after >= prefix  # SQLite would look up one lower bound, and go over the other's
+    is_inside = after is not None and after >= prefix  # SQLite would look up one lower bound, and scan up to the other
     where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id > ?" if is_inside else "agent_id >= ?"]
     args: list[Any] = [after if is_inside else prefix]
     beyond = _beyond(prefix)
@@ -265,7 +265,7 @@ def _ids_statement(prefix: str, after: str | None) -> tuple[LiteralString, list[
 
 
 def _beyond(prefix: str) -> str | None:
-    """The least string above all that begin with *prefix*; None when there is none."""
+    """The smallest string above all strings that begin with *prefix*; None if there is none."""
     stem = prefix.rstrip(chr(sys.maxunicode))
     if not stem:
         return None

@@ -1,4 +1,4 @@
-"""How the tables are made, and how those of an older version become the present ones."""
+"""Create the tables, and migrate tables of an older version to the present one."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _ENDED: Final = "DELETE FROM kode_meta WHERE key = 'schema_step'"
 _PAUSE_S: Final = 0.02
 _BUSY_MS: Final = 200
 _IN_FILES: Final = 1
-"""A value of ``temp_store``: an index may be sorted in more than there is memory for."""
+"""A value of ``temp_store``: sorting an index may need more space than the memory has."""
 _CACHE: Final = -65536
 _TELL_EVERY_S: Final = 10.0
 
 
 class Place(NamedTuple):
-    """How far the tables are.
+    """The progress of the tables' migration.
 
     Attributes:
-        version: 0 where there are none.
-        step: how many steps to the next version are done; None when none was begun.
+        version: the version of the tables; 0 if there are none.
+        step: the number of completed steps to the next version; None if none was begun.
     """
 
     version: int
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 
 def place_of(db: sqlite3.Connection) -> Place:
-    """How far the tables are."""
+    """The version and step of the tables."""
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone():
         return Place(0)
     found = dict(db.execute("SELECT key, value FROM kode_meta WHERE key IN ('schema_version', 'schema_step')"))
@@ -55,17 +55,18 @@ def place_of(db: sqlite3.Connection) -> Place:
 
 
 def version_of(db: sqlite3.Connection) -> int:
-    """The version of the tables, 0 when there are none."""
+    """The version of the tables, 0 if there are none."""
     return place_of(db).version
 
 
-# --- what is to be done -----------------------------------------------------------------------------------------------
+# --- the steps to take ------------------------------------------------------------------------------------------------
 
 
 def _steps(place: Place) -> list[Step]:
-    """The transactions that lead from *place* to this version; each notes how far it came.
+    """The transactions that lead from *place* to this version; each records its progress.
 
-    New tables are made in one. The first of a migration does nothing else, so that others soon see that it was begun.
+    New tables are created in a single transaction. The first transaction of a migration does nothing else, so that
+    others soon see that it was begun.
     """
     if place.version == 0:
         return [
@@ -91,16 +92,16 @@ def _arrived(version: int) -> Step:
 
 
 def sql(since: int = 0, step: int | None = None) -> list[str]:
-    """The statements that lead from version *since*, of whose migration *step* steps are done, to this one."""
+    """The statements that lead from version *since*, with *step* steps of its migration done, to this one."""
     return [statement for some in _steps(Place(since, step)) for statement in some]
 
 
 def script(path: str) -> str:
-    """The SQL that brings the database at *path* to this version; all of it where there is no database.
+    """The SQL that brings the database at *path* to this version, or creates it if there is no database.
 
     Raises:
-        SchemaVersionError: the tables are of a newer version.
-        StorageError: the file cannot be read, or is no database.
+        SchemaVersionError: the tables have a newer version.
+        StorageError: the file cannot be read, or is not a database.
     """
     place = Place(0)
     if Path(path).is_file():
@@ -121,16 +122,16 @@ def _see_newer(place: Place, path: str) -> None:
         )
 
 
-# --- doing it ---------------------------------------------------------------------------------------------------------
+# --- taking the steps -------------------------------------------------------------------------------------------------
 
 
 class Terms(NamedTuple):
-    """How to take turns with other processes.
+    """The rules for taking turns with other processes.
 
     Attributes:
-        lock: what is held while something is written.
-        patience_s: how long to wait for others that write; for one that migrates there is no limit.
-        heed: called now and then; ends the work with what it raises.
+        lock: a lock that is held during writes.
+        patience_s: how long to wait for other writers; waiting for another migration has no limit.
+        heed: called now and then; an exception that it raises ends the work.
     """
 
     lock: Callable[[], AbstractContextManager[None]]
@@ -141,12 +142,12 @@ class Terms(NamedTuple):
 def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
     """Bring the tables to this version, however long it takes; several processes may try at once (OPS-7, OPS-8).
 
-    Each step is a transaction, so that after a kill the next one goes on where it ended, and others can write between
-    two steps. Processes take turns: whichever has the lock takes the next step.
+    Each step is a transaction, so that after a kill the next migration continues where it ended, and others can write
+    between two steps. Processes take turns: the one with the lock takes the next step.
 
     Raises:
-        SchemaVersionError: the tables are of a newer version; nothing is changed.
-        StoreBusyError: another process has been writing all the time.
+        SchemaVersionError: the tables have a newer version; nothing is changed.
+        StoreBusyError: another process was writing all the time.
     """
     if place_of(db) == Place(len(MIGRATIONS)):
         return
@@ -157,7 +158,7 @@ def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
 
 @contextmanager
 def _settings(db: sqlite3.Connection, **wanted: int) -> Iterator[None]:
-    """Settings of the connection, set back in the end."""
+    """Change settings of the connection, and restore them at the end."""
     before = {name: db.execute(f"PRAGMA {name}").fetchone()[0] for name in wanted}
     try:
         for name, value in wanted.items():
@@ -169,7 +170,7 @@ def _settings(db: sqlite3.Connection, **wanted: int) -> Iterator[None]:
 
 
 def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
-    """Take the next step; False when there is none."""
+    """Take the next step; False if none is left after it."""
     with _turn(db, path, terms):
         place = place_of(db)
         _see_newer(place, path)
@@ -212,13 +213,13 @@ def _turn(db: sqlite3.Connection, path: str, terms: Terms) -> Iterator[None]:
             yield
             db.execute("COMMIT")
         except BaseException:
-            if db.in_transaction:  # SQLite gives a transaction up by itself, as when the disk is full
+            if db.in_transaction:  # SQLite may roll a transaction back by itself, for example when the disk is full
                 db.execute("ROLLBACK")
             raise
 
 
 def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
-    """Begin a transaction, and return what is held for it."""
+    """Begin a transaction, and return the locks that are held for it."""
     start = told = time.monotonic()
     place = place_of(db)
     while True:
@@ -232,7 +233,7 @@ def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
             if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             now, before, place = time.monotonic(), place, place_of(db)
-            if place != before:  # somebody takes steps, and has perhaps just taken the last one
+            if place != before:  # another process takes steps, and has perhaps just taken the last one
                 start = now
             if now - start > terms.patience_s and place.step is None:
                 raise

@@ -1,4 +1,4 @@
-"""Checks of rows that were read: SQLite keeps a value of any type in any column (OPS-4)."""
+"""Checks of rows that were read: SQLite stores a value of any type in any column (OPS-4)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _ROWS_AT_ONCE: Final = 1000
 
 
 def is_sound(values: Sequence[Any], kinds: Sequence[type]) -> bool:
-    """Whether these values are of these types."""
+    """True if these values have these types."""
     return all(type(value) is kind for value, kind in zip(values, kinds, strict=True))
 
 
 def see(values: Sequence[Any], kinds: Sequence[type], what: str) -> None:
-    """Raise CorruptRecordError unless these values of *what* are of these types."""
+    """Raise CorruptRecordError unless these values of *what* have these types."""
     if not is_sound(values, kinds):
         raise CorruptRecordError(what, "its row holds what was never written")
 
 
 def text_of(raw: Any) -> str | None:
-    """The text of a column that was cast to a blob; None when it is no text."""
+    """The text of a column that was cast to a blob; None if it is not text."""
     try:
         return raw.decode() if type(raw) is bytes else None
     except UnicodeDecodeError:
@@ -45,11 +45,11 @@ def search(
     name: Callable[[tuple[Any, ...]], str],
     key: Callable[[tuple[Any, ...]], Any],
 ) -> Found[T]:
-    """The first *limit* values that *read* makes of the rows that *find* gives.
+    """The first *limit* values that *read* makes of the rows from *find*.
 
-    A row of which it makes None is left out, by the *name* that is given to it, and another one is read instead. *find*
-    is called with a key behind which it goes on, None for the start; with how many rows to give; and with how many to
-    go over before. *key* gives the key of a row, None for one behind which *find* cannot go on.
+    If *read* returns None for a row, the row is left out under the name that *name* gives it, and another row is read
+    instead. *find* is called with the key to continue after, None for the start; with the number of rows to return; and
+    with the number of rows to skip. *key* returns the key of a row, or None if *find* cannot continue after it.
     """
     found: list[T] = []
     left_out: list[str] = []
@@ -73,6 +73,6 @@ def search(
 
 
 def sound_key(values: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...] | None:
-    """The values of a row as what to go on behind; None where a damaged text may stand for another one."""
+    """The values of a row as a key to continue after; None if a damaged text may stand for another one."""
     is_exact = is_sound(values, kinds) and not any(type(value) is str and "\ufffd" in value for value in values)
     return tuple(values) if is_exact else None

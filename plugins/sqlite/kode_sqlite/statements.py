@@ -1,4 +1,4 @@
-"""The statements that write many rows."""
+"""Statements that write many rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["EVENTS", "KEYED_BY_AGENT", "LISTS", "OF_AN_AGENT", "Insert", "row_va
 
 
 class Insert:
-    """An INSERT of many rows with few calls of SQLite.
+    """An INSERT of many rows in few calls of SQLite.
 
-    Between two calls the thread gives up the interpreter's lock, and may wait milliseconds to get it back while the
-    event loop computes: ``executemany``, which makes a call for each row, is then a hundred times slower.
+    Between two calls the thread releases the interpreter's lock, and may wait milliseconds to get it back while the
+    event loop computes. ``executemany``, which makes a call for each row, is then a hundred times slower.
     """
 
     def __init__(self, start: LiteralString, columns: int, end: LiteralString = "") -> None:
@@ -27,7 +27,7 @@ class Insert:
         self._row: LiteralString = f"({marks})"
 
     def run(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
-        """Insert the rows and return how many were inserted or changed."""
+        """Insert the rows and return the number of rows that were inserted or changed."""
         changed = 0
         most = min(3000, db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)) // self._columns
         for i in range(0, len(rows), most):
@@ -48,7 +48,7 @@ class _ListStatements(NamedTuple):
     entries: Entries
     put: Insert
     append: Insert
-    """As ``put``, where there must be no row yet."""
+    """Like ``put``, for positions without a row."""
     copy: LiteralString
 
 
@@ -78,7 +78,7 @@ EVENTS: Final = Insert(
     'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest) VALUES', columns=6
 )
 KEYED_BY_AGENT: Final = ("kode_agents", "kode_metadata")
-"""The tables of an agent that are an index themselves."""
+"""The tables of an agent that are indexes themselves."""
 OF_AN_AGENT: Final = (INFOS, *LISTED.values(), DOCS, EVENTS_BY_OFFSET)
 
 

@@ -1,8 +1,8 @@
-"""The statements that make the tables, version by version.
+"""The statements that create the tables, version by version.
 
-Bodies are JSON text that SQLite never looks into; the columns next to them are what queries need. All names begin
-with ``kode_``, so that the tables can stand in a database of your own. Keys are stored as they are, so that they can be
-read in their order.
+Bodies are JSON text that SQLite never parses; the columns next to them serve the queries. All names begin with
+``kode_``, so that the tables can share a database with other tables. Keys are stored unchanged, so that they can be
+read in order.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final
 __all__ = ["MIGRATIONS"]
 
 Step = tuple[str, ...]
-"""Statements that are done in one transaction."""
+"""Statements that run in one transaction."""
 
 _FIRST: Final[Step] = (
-    # An agent's head: made with its first list or info; created_at and template_id are NULL until info is saved.
+    # An agent's head: created with its first list or info; created_at and template_id are NULL until info is saved.
     """CREATE TABLE kode_agents (
         agent_id TEXT NOT NULL PRIMARY KEY,
         message_version INTEGER NOT NULL,
@@ -83,7 +83,7 @@ _FIRST: Final[Step] = (
         digest BLOB NOT NULL
     )""",
     "CREATE UNIQUE INDEX kode_docs_key ON kode_docs (agent_id, kind, key)",
-    # One sequence for all agents: an append touches the end of the table and one index, whichever agent it is for.
+    # One sequence for all agents: an append touches the end of the table and one index, whatever its agent.
     """CREATE TABLE kode_events (
         "offset" INTEGER PRIMARY KEY AUTOINCREMENT,
         agent_id TEXT NOT NULL,
@@ -107,7 +107,7 @@ _FIRST: Final[Step] = (
 
 
 def _counted(row: str, column: str) -> str:
-    """A count of a head as it goes into the totals: one that was damaged must not turn a sum into a float."""
+    """A count of a head for the totals: a damaged one must not turn a sum into a float."""
     return (
         f"CASE WHEN typeof({row}.{column}) = 'integer' AND {row}.{column} BETWEEN 0 AND 1099511627775"
         f" THEN {row}.{column} ELSE 0 END"
@@ -151,7 +151,8 @@ _TOTALS: Final[Step] = (
     f"INSERT INTO kode_totals (id, agents, messages, tool_calls) SELECT 1, t.* FROM ({COUNT_ALL}) t",
 )
 
-# A value's agents in the order of their age. Triggers copy the age, so that writers of the version before do it, too.
+# The agents with a value, in the order of their age. Triggers copy the age, so that writers of the version before also
+# do it.
 _METADATA: Final[Step] = (
     "ALTER TABLE kode_metadata ADD COLUMN created_at INTEGER",
     """CREATE TRIGGER kode_metadata_insert AFTER INSERT ON kode_metadata BEGIN
@@ -176,13 +177,13 @@ _COMMON_CONTENTS: Final = ("\ntext\n", "\ntool_result\n", "\ntext\ntool_use\n", 
 
 
 def _is_rare(row: str) -> str:
-    """Whether a message's types have to be looked through; for most messages a comparison or two say no."""
+    """The condition under which a message's types are searched; one or two comparisons rule most messages out."""
     others = " AND ".join(f"{row}.content_types <> '{types}'" for types in _COMMON_CONTENTS)
     return f"typeof({row}.content_types) = 'text' AND {others}"
 
 
 def _types(row: str) -> str:
-    """A message's types as a JSON array: each stands between newlines, of which it has none itself."""
+    """A message's types as a JSON array: each is enclosed in newlines, and contains none."""
     within = f"substr({row}.content_types, 2, length({row}.content_types) - 2)"
     quoted = rf"""replace(replace(json_quote({within}), '\\', '\u005c'), '\n', '","')"""
     return f"json_each(CASE WHEN {_is_rare(row)} THEN '[' || {quoted} || ']' ELSE '[]' END)"
@@ -198,7 +199,7 @@ _REMOVE_TYPES: Final = (
     " AND created_at = OLD.created_at AND agent_id = OLD.agent_id AND position = OLD.position"
 )
 
-# An index of messages by what they contain, of which a message can have several entries.
+# An index of messages by their types of content; a message can have several entries.
 _MESSAGE_TYPES: Final[Step] = (
     """CREATE TABLE kode_message_types (
         type TEXT NOT NULL,
@@ -238,7 +239,7 @@ _SECOND: Final[tuple[Step, ...]] = (
             WHERE state <> 'COMPLETED'""",
     ),
     ("CREATE INDEX kode_tool_calls_approval ON kode_tool_calls (created_at, agent_id, position) WHERE has_approval",),
-    # One index instead of two: an agent's calls in the order of time, and what its statistics count.
+    # One index instead of two: for an agent's calls in the order of time, and for its statistics.
     (
         "CREATE INDEX kode_tool_calls_agent ON kode_tool_calls (agent_id, created_at, position, tool_name, state)",
         "DROP INDEX kode_tool_calls_agent_created",
@@ -250,8 +251,8 @@ _SECOND: Final[tuple[Step, ...]] = (
 )
 
 MIGRATIONS: Final[tuple[tuple[Step, ...], ...]] = ((_FIRST,), _SECOND)
-"""The steps that lead from each version to the next. Append to it; never change what was released.
+"""The steps that lead from each version to the next. Append to it; never change a released step.
 
-A version's program may still write while a newer one takes the steps, and after: what is derived is kept by triggers,
-and an index that a statement names stays.
+A program of an older version may still write during and after the steps of a newer one: triggers maintain the derived
+data, and an index that a statement names stays.
 """

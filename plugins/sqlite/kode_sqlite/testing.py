@@ -1,4 +1,4 @@
-"""Harnesses of the SQLite store for kode-conformance: all in the database, and the hybrid layout."""
+"""Harnesses of the SQLite store for kode-conformance: everything in the database, and the hybrid layout."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kode_core import Store, create_extended_store
 __all__ = ["HybridHarness", "SqliteHarness"]
 
 _FRAME: Final = struct.Struct(">II8s8x")
-"""A frame's header in the log: its page, the size of the database where it ends a commit, the log's salts."""
+"""A frame's header in the log: its page, the size of the database if it ends a commit, the log's salts."""
 _LOG: Final = struct.Struct(">8xII8s8x")
-"""The log's header: the size of pages, how often the log began anew, its salts."""
+"""The log's header: the page size, the number of restarts of the log, its salts."""
 
 
 class SqliteHarness(StoreHarness):
@@ -64,7 +64,7 @@ class SqliteHarness(StoreHarness):
 
 
 def _commits_in_log(path: Path) -> int | None:
-    """How many commits the log has; each time that it begins anew counts as very many."""
+    """The number of commits in the log; each restart of the log counts as very many."""
     raw = path.read_bytes() if path.exists() else b""
     if len(raw) < _LOG.size:
         return None

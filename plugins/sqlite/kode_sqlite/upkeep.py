@@ -1,4 +1,4 @@
-"""Long work, on a connection of its own, so that no reader and no writer waits for it (OPS-16)."""
+"""Long work on a separate connection, so that no reader and no writer waits for it (OPS-16)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Tell", "copy", "do_long", "listening"]
 T = TypeVar("T")
 
 Tell = Callable[[int, int | None], None]
-"""Called in the thread with how far the work is; it raises when the work is to end."""
+"""Called in the thread with the progress of the work; it raises if the work should end."""
 
 _PAGES_AT_ONCE: Final = 1_000
 _TELL_EVERY_S: Final = 0.05
@@ -33,7 +33,7 @@ _OPS_BETWEEN: Final = 100_000
 
 
 class _StoppedError(Exception):
-    """The caller of the work is gone, or its progress raised."""
+    """The caller of the work is gone, or its progress function raised."""
 
 
 class _Work:
@@ -47,7 +47,7 @@ class _Work:
         self._told = 0.0
 
     def tell(self, done: int, total: int | None) -> None:
-        """Called in the thread."""
+        """Report progress from the thread."""
         if self.stop.is_set():
             raise _StoppedError
         now = time.monotonic()
@@ -60,7 +60,7 @@ class _Work:
             return
         try:
             self._progress(done, total)
-        except BaseException as exc:  # noqa: BLE001 - it is raised where the work is waited for
+        except BaseException as exc:  # noqa: BLE001 - raised where the work is awaited
             self.error = exc
             self.stop.set()
 
@@ -68,9 +68,9 @@ class _Work:
 async def do_long(
     connection: Connection, look: Callable[..., T], call: Callable[..., T], progress: Progress, *args: Any
 ) -> T:
-    """Let *look* call with the sqlite3 connection, a Tell and *args*, in the connection's thread.
+    """Run *look* with *call*, a Tell and *args* in the connection's thread.
 
-    A caller that is cancelled waits until the thread has stopped.
+    A cancelled caller waits until the thread has stopped.
     """
     work = _Work(progress)
     job = asyncio.ensure_future(connection.run(look, call, work.tell, *args))
@@ -91,7 +91,7 @@ async def do_long(
 
 
 def listening(db: sqlite3.Connection, tell: Tell, call: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a query that may take long, so that it can be ended."""
+    """Run a query that may take long so that it can be ended."""
     stopped: list[BaseException] = []
 
     def step() -> int:
@@ -117,10 +117,10 @@ def listening(db: sqlite3.Connection, tell: Tell, call: Callable[[sqlite3.Connec
 
 
 def copy(db: sqlite3.Connection, tell: Tell, target: Path, mode: int, in_transaction: bool, made: list[Path]) -> None:
-    """Copy one instant of the database to a new file, which is put into *made* when it has its name.
+    """Copy one instant of the database to a new file, which is added to *made* when it has its name.
 
-    *in_transaction* holds that instant while others write: without it, each of their writes would make the copy begin
-    anew. A database in memory has no other connection that could write.
+    *in_transaction* keeps that instant while others write: without it, each of their writes would restart the copy. A
+    database in memory has no other connection that could write.
     """
     part = target.with_name(f".kode-{secrets.token_hex(8)}.part")
     try:
@@ -138,7 +138,7 @@ def copy(db: sqlite3.Connection, tell: Tell, target: Path, mode: int, in_transac
 
 def _fill(db: sqlite3.Connection, tell: Tell, part: Path, *, in_transaction: bool) -> None:
     with closing(sqlite3.connect(part, isolation_level=None)) as copied:
-        copied.execute("PRAGMA synchronous = OFF")  # the file is synced once, when it is whole
+        copied.execute("PRAGMA synchronous = OFF")  # the file is synced once, when it is complete
         if in_transaction:
             db.execute("BEGIN")
         try:
@@ -151,13 +151,13 @@ def _fill(db: sqlite3.Connection, tell: Tell, part: Path, *, in_transaction: boo
 
 
 def _publish(part: Path, target: Path) -> None:
-    """Give the copy its name, unless somebody else has taken it meanwhile."""
+    """Give the copy its name, unless another process has taken it meanwhile."""
     try:
         try:
             os.link(part, target)
         except FileExistsError:
             raise
-        except OSError:  # a file system without hard links: the name is taken first, and the copy put there
+        except OSError:  # a file system without hard links: the name is taken first, and the copy then replaces it
             os.close(create_file(target, os.O_RDWR))
             part.replace(target)
     except FileExistsError:
@@ -176,7 +176,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _translated(target: Path) -> Iterator[None]:
-    """Turn errors of SQLite and of the system inside into this library's, of the target."""
+    """Turn errors of SQLite and of the system inside into errors of this library about the target."""
     try:
         yield
     except sqlite3.Error as exc:

@@ -9,10 +9,10 @@ __all__ = ["uri_of"]
 
 
 def uri_of(path: str, how: str) -> str:
-    """The URI with which SQLite opens a file as *how* says.
+    """The URI with which SQLite opens a file, with *how* as its query.
 
-    Links are followed here, because older versions of SQLite take ``link/..`` for the folder of the link. A path of two
-    slashes at first, and one with a drive, would be read as the name of a host.
+    Links are resolved here, because older versions of SQLite take ``link/..`` for the folder of the link. A path that
+    begins with two slashes, or has a drive, would otherwise be read as the name of a host.
     """
     whole = os.path.realpath(path).replace(os.sep, "/")
     return f"file://{'' if whole.startswith('/') else '/'}{quote(whole, safe='/:')}?{how}"

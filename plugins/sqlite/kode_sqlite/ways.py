@@ -1,8 +1,8 @@
-"""Ways to find the rows of a query, each through one index, and the choice between them.
+"""Ways to find the rows for a query, each through one index, and the choice between them.
 
-SQLite chooses by rules of thumb where a database was never analysed, and by old counts where it was. So a statement
-names its index. Where several could serve, and it depends on what is stored which of them reads least, each is tried on
-a few rows, then on more, until one of them would have found the page.
+SQLite chooses by rules of thumb if a database was never analysed, and by old counts if it was. So a statement names its
+index. If several could serve, and the stored data decides which of them reads least, each is tried on a few rows, then
+on more, until one of them would have found the page.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _MORE: Final = 4
 
 
 class Condition(NamedTuple):
-    """A part of WHERE, and the values of its parameters."""
+    """A part of WHERE, and the values for its parameters."""
 
     sql: LiteralString
     args: Sequence[Any] = ()
 
 
 class Way(NamedTuple):
-    """Rows of one index, of which some match.
+    """A look-up in one index, some of whose rows match.
 
     Attributes:
-        table: the table whose index leads, with a name of one letter and the index.
-        order: the columns by which the rows are wanted, all in one direction.
+        table: the table that the index belongs to, with a name of one letter and the index.
+        order: the columns of the requested order, all in one direction.
         looked_up: the conditions that the index looks up.
-        rest: the conditions that are seen row by row.
-        is_in_order: whether the index gives the rows in the order that is wanted; otherwise all of them are sorted.
-        joins: tables that are looked into for each row.
-        columns: those of *table* that *rest*, *order* and *joins* use.
+        rest: the conditions that are checked row by row.
+        is_in_order: True if the index returns the rows in the requested order; otherwise all of them are sorted.
+        joins: tables that are joined to each row.
+        columns: the columns of *table* that *rest*, *order* and *joins* use.
     """
 
     table: LiteralString
@@ -65,7 +65,7 @@ class Way(NamedTuple):
         return ordered
 
     def is_enough(self, db: sqlite3.Connection, most: int, wanted: int) -> bool:
-        """Whether *wanted* rows, or all there are, are found by looking at *most* rows of the index."""
+        """True if *wanted* rows, or all of them, are found within the first *most* rows of the index."""
         looked_up = _all(self.looked_up)
         first: LiteralString = f"SELECT count(*) FROM (SELECT 1 FROM {self.table} WHERE {looked_up} LIMIT ?)"
         args = _args(self.looked_up)
@@ -94,7 +94,7 @@ def _args(conditions: Sequence[Condition]) -> list[Any]:
 
 
 def chosen(db: sqlite3.Connection, ways: Sequence[Way], wanted: int) -> Way:
-    """The way that finds *wanted* rows by reading few: at most some times what the best one reads."""
+    """The way that finds *wanted* rows by reading few: at most a few times as many as the best way."""
     most = max(_FIRST_ROWS, wanted)
     while len(ways) > 1:
         for way in ways:

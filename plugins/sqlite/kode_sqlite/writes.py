@@ -1,4 +1,4 @@
-"""What is done inside a write transaction. All of it runs in the writer's thread."""
+"""The work inside a write transaction. Everything here runs in the writer's thread."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Transaction:
         self._next_offset: int | None = None
 
     def part(self, call: Callable[[Transaction], Any]) -> Any:
-        """Call with this transaction; whatever it raises, nothing of it is kept."""
+        """Call with this transaction; if it raises, all its changes are undone."""
         self._db.execute("SAVEPOINT part")
         try:
             result = call(self)
@@ -68,7 +68,7 @@ class Transaction:
     # --- batches
 
     def commit(self, batches: Sequence[Batch], *, alone: bool = False) -> list[Outcome]:
-        """Apply batches, each whole or not at all; *alone* says that nothing else is in the transaction."""
+        """Apply batches, each completely or not at all; *alone* means that nothing else is in the transaction."""
         if len(batches) == 1 and alone:
             return [self._apply(batches[0])]
         outcomes: list[Outcome] = []
@@ -78,11 +78,11 @@ class Transaction:
         return outcomes
 
     def _apply_apart(self, batch: Batch) -> Outcome:
-        """Apply; a batch that fails takes no other with it."""
+        """Apply; a batch that fails does not affect the others."""
         try:
             outcome: Outcome = self.part(lambda _: self._apply(batch))
         except (*DRIVER_ERRORS, KodeError) as exc:
-            if not self._db.in_transaction:  # SQLite gave the whole transaction up
+            if not self._db.in_transaction:  # SQLite rolled the whole transaction back
                 raise
             return exc if isinstance(exc, KodeError) else to_kode_error(exc, self._path)
         return outcome
@@ -138,7 +138,7 @@ class Transaction:
         return _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], text_of(row[5]) or "")
 
     def _head_to_delete(self, batch: Batch) -> _Head:
-        """The head; what cannot be read can be deleted, unless the delete depends on what it says."""
+        """The head; an unreadable head can be deleted, unless the delete depends on its contents."""
         try:
             return self._head(batch.agent_id)
         except CorruptRecordError:
@@ -180,7 +180,7 @@ class Transaction:
         stored = "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM kode_metadata WHERE agent_id = ?"
         old = {text_of(key): text_of(value) for key, value in self._db.execute(stored, (agent_id,))}
         new = dict(info.metadata)
-        if None in old:  # it is damaged: what the info says is put in its place
+        if None in old:  # the metadata is damaged: that of the info replaces it
             self._db.execute("DELETE FROM kode_metadata WHERE agent_id = ?", (agent_id,))
             old = {}
         if old == new:
@@ -221,7 +221,7 @@ class Transaction:
 
     def _in_order(self, agent_id: str, write: ListWrite) -> ListWrite:
         """The write, with no message older than the messages that stay before it (MSG-4)."""
-        (latest,) = self._db.execute(  # a time that was damaged, which may be no number, is not gone by
+        (latest,) = self._db.execute(  # a damaged time, which may not be a number, is ignored
             "SELECT CAST(max(created_at) AS INTEGER) FROM kode_messages WHERE agent_id = ? AND created_at < ?",
             (agent_id, MOST),
         ).fetchone()
@@ -248,7 +248,7 @@ class Transaction:
         return self._insert([(agent_id, event) for event in events]) if events else ()
 
     def _append_all(self, batches: Sequence[Batch]) -> list[Outcome]:
-        """Append the events of all at once; if that fails, those of each by itself."""
+        """Append the events of all batches at once; if that fails, append the events of each batch separately."""
         events = [(batch.agent_id, event) for batch in batches for event in batch.events]
         try:
             offsets = iter(self.part(lambda _: self._insert(events)))
@@ -259,11 +259,11 @@ class Transaction:
         return [Applied(offsets=tuple(itertools.islice(offsets, len(batch.events)))) for batch in batches]
 
     def _insert(self, events: Sequence[tuple[str, EventWrite]]) -> tuple[int, ...]:
-        """Insert events, those excepted that are there already, and return all their offsets."""
+        """Insert the events that are not stored yet, and return the offsets of all events."""
         if self._next_offset is None:
             last = self._db.execute(
                 "SELECT seq FROM sqlite_sequence WHERE name = 'kode_events' UNION ALL"
-                ' SELECT max("offset") FROM kode_events WHERE "offset" < ?',  # for a sequence that was damaged
+                ' SELECT max("offset") FROM kode_events WHERE "offset" < ?',  # in case the sequence was damaged
                 (MOST,),
             ).fetchall()
             self._next_offset = 1 + max((n for (n,) in last if type(n) is int and 0 < n < MOST), default=0)
@@ -306,7 +306,7 @@ class Transaction:
         return True
 
     def _copy(self, agent_id: str, child_id: str) -> None:
-        """Copy lists and documents; what an index leads to in place of another record has no body, and ends it."""
+        """Copy lists and documents; if an index leads to another record's row, the NULL body ends the copy."""
         for statements in LISTS.values():
             self._db.execute(statements.copy, (child_id, agent_id))
         for kind in FORKED_DOCS:
@@ -328,12 +328,12 @@ class Transaction:
         return found is not None
 
     def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """The new token, or None when the lease is held."""
+        """The new token, or None if the lease is held."""
         boot, now = host_clock()
         held = "SELECT 1 FROM kode_leases WHERE agent_id = ? AND boot = ? AND expires > ?"
         if self._db.execute(held, (agent_id, boot, now)).fetchone():
             return None
-        # One number for all agents, so that a token never comes again although leases that ended are removed.
+        # One number for all agents, so that no token is used again although ended leases are removed.
         (token,) = self._db.execute(
             "INSERT INTO kode_meta VALUES ('last_token', 1)"
             " ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value"
@@ -345,7 +345,7 @@ class Transaction:
         return int(token)
 
     def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        """False when the lease ended."""
+        """Prolong the lease; False if it ended."""
         if not self._holds(agent_id, fence):
             return False
         _, now = host_clock()
