@@ -59,9 +59,14 @@ async def opened(records: Any) -> EngineStore:
     return await EngineStore(engine).open()
 
 
+_LEFT: list[EngineStore] = []
+"""The stores of processes that were killed."""
+
+
 async def interrupted(records: StopsAt, write: Write) -> bool:
     """Let a write run until it stops; whether it ended before."""
     store = await opened(records)
+    _LEFT.append(store)
     task = asyncio.ensure_future(write.act(store, "a"))
     stopped = asyncio.ensure_future(records.stopped.wait())
     await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -70,11 +75,13 @@ async def interrupted(records: StopsAt, write: Write) -> bool:
 
 
 async def abandon() -> None:
-    """End all that a killed process would have taken with it; the test ignores that stores were not closed."""
+    """End all that a killed process would have taken with it, the warning that its store was not closed included."""
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    while _LEFT:
+        _LEFT.pop()._context.closing.set()
 
 
 async def stops(
@@ -85,6 +92,7 @@ async def stops(
 ) -> AsyncIterator[tuple[int, Contents, bool]]:
     """A process that dies at each call of a write: the call's number, what is stored then, and whether it had ended."""
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
     monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
     for n in range(10_000):
         contents = Contents()

@@ -92,6 +92,7 @@ class Members(MemoryRecords):
 async def test_a_mark_that_is_lost_takes_nothing_with_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """At whatever call of a write a member is lost with its marks: agents are read and written as before."""
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
     async with await opened(MemoryRecords(Contents())) as store:
         allowed = await expected(store, write)
     for n in range(1, 10_000):
@@ -290,6 +291,7 @@ class Waits(StopsAt):
 async def test_a_sweep_harms_no_writer_that_is_slow(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes between whichever two calls of a write, much too soon: what is acknowledged is there, and whole."""
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
     async with await opened(MemoryRecords(Contents())) as store:
         allowed = await expected(store, write)
     for n in range(10_000):

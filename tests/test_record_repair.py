@@ -146,6 +146,7 @@ async def test_what_nobody_noted_is_removed_where_an_index_shows_it() -> None:
 async def test_a_repair_harms_no_writer(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes between whichever two calls of a write that goes on: what is acknowledged is there, and whole."""
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
     async with await opened(MemoryRecords(Contents())) as store:
         allowed = await expected(store, write)
     for n in range(10_000):

@@ -122,6 +122,7 @@ class Layer:
 
     @property
     def idle_poll_ms(self) -> int | None:
+        """The longest pause of the engine's idle followers."""
         return idle_poll_ms(self.inner)
 
     def connection_use(self) -> ConnectionUse | None:

@@ -182,6 +182,7 @@ class HybridEngine(Layer):
 
     @property
     def idle_poll_ms(self) -> int | None:
+        """The longest pause of idle followers of the engine that has the events."""
         return idle_poll_ms(self.files)
 
     async def last_event(self, agent_id: str) -> EventRow | None:

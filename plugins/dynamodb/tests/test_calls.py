@@ -52,6 +52,7 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Dyna
     if is_quick and (request.param if write is None else write.name not in QUICK[request.param]):
         pytest.skip("runs at --kode-tier standard")
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
     monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
     monkeypatch.setattr(DynamoRecords, "inline_bytes", 4_000)
     monkeypatch.setattr(DynamoRecords, "part_bytes", 6_000)
