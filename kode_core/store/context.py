@@ -9,8 +9,8 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
@@ -108,6 +108,17 @@ class Context:
                 self._opening.add_done_callback(self._open_ended)
             self._engine = await asyncio.shield(self._opening)
         return self._engine
+
+    @asynccontextmanager
+    async def closed_if_cancelled(self, close: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Close the store if an ``async with`` is cancelled while it opens: ``__aexit__`` is not called then, and the
+        opening goes on for callers that never come.
+        """
+        try:
+            yield
+        except asyncio.CancelledError:
+            await asyncio.shield(close())
+            raise
 
     async def _open(self) -> Engine:
         """Runs as a task of its own: a cancelled call still opens the store for later calls."""

@@ -141,7 +141,8 @@ class EngineStore(ExtendedStore):
         await self._context.close(self._appender.drain)
 
     async def __aenter__(self) -> Self:
-        return await self.open()
+        async with self._context.closed_if_cancelled(self.close):
+            return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

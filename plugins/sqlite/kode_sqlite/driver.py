@@ -242,6 +242,7 @@ def _set_up(db: sqlite3.Connection, options: SqliteOptions, how: str) -> None:
         _use_wal(db, options.db_path)
     db.execute(f"PRAGMA synchronous = {'FULL' if options.durability == 'full' else 'NORMAL'}")
     db.execute("PRAGMA fullfsync = ON")  # on macOS an ordinary sync leaves the data in the device's cache
+    db.execute("PRAGMA cache_spill = OFF")  # but in transactions without savepoints
     db.execute("PRAGMA wal_autocheckpoint = 4000")
     db.execute("PRAGMA journal_size_limit = 67108864")
 

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -173,6 +173,8 @@ class SqliteEngine(EngineReads):
 
     def _do_all(self, db: sqlite3.Connection, transaction: Transaction, jobs: list[_Job]) -> list[Any]:
         """The result of each job. Consecutive commits are merged: few statements then write all their events."""
+        if len(jobs) == 1 and jobs[0].call is not None:
+            return [jobs[0].call(transaction)]
         results: list[Any] = []
         for is_call, group in itertools.groupby(jobs, lambda job: job.call is not None):
             some = list(group)
@@ -318,6 +320,27 @@ class SqliteEngine(EngineReads):
         """Close the last connection, which moves the log into the database and thus writes."""
         with self._guard.held():
             db.close()
+
+
+def _may_spill(jobs: Sequence[_Job]) -> bool:
+    """True if the transaction may be large, and goes as a whole if it fails."""
+    (first, *others) = jobs
+    return not others and (first.call is not None or (len(first.batches) == 1 and first.batches[0].delete))
+
+
+@contextmanager
+def _spilling(db: sqlite3.Connection) -> Iterator[None]:
+    """Let SQLite write pages of the transaction to the log before its commit, where they are too many for the cache.
+
+    A transaction with savepoints must not: when a page is written twice, and the transaction is then rolled back to a
+    savepoint before it, SQLite commits frames without a checksum. After a crash they, and all commits behind them, are
+    lost.
+    """
+    db.execute("PRAGMA cache_spill = ON")
+    try:
+        yield
+    finally:
+        db.execute("PRAGMA cache_spill = OFF")
 
 
 def _absolute(db_path: str) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from functools import cache
 from operator import mul
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO, Final, NamedTuple
 
 from kode_core.errors import CorruptRecordError
@@ -33,8 +34,14 @@ _HEADER: Final = struct.Struct(">8I")  # magic, version, size of a page, checkpo
 _FRAME: Final = struct.Struct(">6I")  # page, size of the database after a commit or 0, salts, checksums
 _MAGIC: Final = 0x377F0682
 _SUMMED: Final = 8  # bytes of a frame's header that its checksum covers
-_PAGE_SIZES: Final = [2**n for n in range(9, 17)]
+_PAGE_SIZES: Final[list[int]] = [1 << n for n in range(9, 17)]
 _DMS: Final = 128  # the byte of the shared memory that every user of the log keeps locked
+
+# The struct flock of the system: its layout, and the order of its fields.
+_FLOCK: Final = {
+    "linux": ("hhqqi4x", ("type", "whence", "start", "length", "pid")),
+    "darwin": ("qqihh", ("start", "length", "pid", "type", "whence")),
+}.get(sys.platform if sys.maxsize > 2**32 else "")
 
 Sums = tuple[int, int]
 
@@ -50,12 +57,11 @@ class _Frame(NamedTuple):
     follows: bool
 
 
-def see_log(path: str, *, is_durable: bool) -> None:
-    """Refuse a log with acknowledged commits behind damage.
+def see_log(path: str, *, is_durable: bool, given_up: Event | None = None) -> None:
+    """Refuse a log that has acknowledged commits behind damage. Without *is_durable*, where a loss of power may take
+    commits, only a warning is logged. The look ends when *given_up* is set.
 
-    Without *is_durable*, when a loss of power may lose commits, only log it.
-
-    The log is not inspected while it is in use, because SQLite then recovers nothing.
+    Nothing is looked at while the log is in use, since SQLite then recovers nothing.
 
     Raises:
         CorruptRecordError: the log is damaged.
@@ -64,12 +70,15 @@ def see_log(path: str, *, is_durable: bool) -> None:
     log = Path(f"{path}-wal")
     with unused(path) as is_unused:
         try:
-            if not is_unused or log.stat().st_size <= _HEADER.size or _is_used(f"{path}-shm"):
+            if not is_unused or log.stat().st_size <= _HEADER.size or _is_used(path):
                 return
             with log.open("rb") as file:
-                found = _damage(path, file)
-                if found is not None and found != _damage(path, file):
+                found = _damage(path, file, given_up or Event())
+                if found is not None and found != _damage(path, file, given_up or Event()):
                     return  # another process writes it
+                # A killed process may have left a commit that is not on the disk yet. The next one must not be synced
+                # together with it: a tear could then have two commits behind it.
+                os.fsync(file.fileno())
         except OSError:
             return  # SQLite reports more about unreadable files
     if found is None:
@@ -84,34 +93,53 @@ def see_log(path: str, *, is_durable: bool) -> None:
     _log.warning("%s: %s. They are lost", log, found)
 
 
-def _is_used(shared: str) -> bool:
-    """True if another process uses the log. No connection of this process does: the look would drop its locks."""
-    if sys.platform == "win32":
+def _is_used(path: str) -> bool:
+    """True if a process uses the log, or if that cannot be found out.
+
+    A connection of this process that is not kode's would lose its locks by the look. It is found by its descriptors.
+    """
+    if not _FLOCK or _is_open_here(path, f"{path}-wal", f"{path}-shm"):
         return True
     import fcntl
 
+    form, order = _FLOCK
+    asked = {"type": fcntl.F_WRLCK, "whence": os.SEEK_SET, "start": _DMS, "length": 1, "pid": 0}
     try:
-        fd = os.open(shared, os.O_RDWR)
+        fd = os.open(f"{path}-shm", os.O_RDWR)
     except OSError:
         return False
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _DMS)
-    except OSError:
-        return True
+    try:  # a question takes no lock, so that two looks at the same time do not take each other for users
+        told = fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack(form, *(asked[name] for name in order)))
     finally:
         os.close(fd)
-    return False
+    holder: int = struct.unpack(form, told)[order.index("type")]
+    return holder != fcntl.F_UNLCK
 
 
-def _damage(path: str, file: BinaryIO) -> str | None:
+def _is_open_here(*paths: str) -> bool:
+    """True if this process has a descriptor of one of the files."""
+    wanted = {(found.st_dev, found.st_ino) for path in paths if (found := _stat(path)) is not None}
+    open_here = (_stat(int(entry.name)) for entry in Path("/dev/fd").iterdir())
+    return any(found is not None and (found.st_dev, found.st_ino) in wanted for found in open_here)
+
+
+def _stat(file: str | int) -> os.stat_result | None:
+    try:
+        return os.stat(file)  # noqa: PTH116 - a descriptor, too
+    except OSError:
+        return None
+
+
+def _damage(path: str, file: BinaryIO, given_up: Event) -> str | None:
     """A description of acknowledged commits that SQLite would drop; None if there are none."""
-    size = _page_size(path, file)
+    size = _page_size(file)
     if size is None:
         return None
+    frames = (frame for frame in _frames(file, size) if not given_up.is_set())
     if not Path(path).stat().st_size:
-        commits = sum(frame.is_commit and frame.follows for frame in _frames(file, size))
+        commits = sum(frame.is_commit and frame.follows for frame in frames)
         return f"the database next to it is empty, and it has {commits} commits" if commits else None
-    return _behind(_frames(file, size))
+    return _behind(frames)
 
 
 def _behind(frames: Iterator[_Frame]) -> str | None:
@@ -126,15 +154,23 @@ def _behind(frames: Iterator[_Frame]) -> str | None:
     return f"frame {broken} of {number} is damaged, and {commits} commits are behind it" if commits > 1 else None
 
 
-def _page_size(path: str, file: BinaryIO) -> int | None:
-    """The page size from the database, or from the log if the database's own header is damaged."""
-    with open(path, "rb") as database:  # noqa: PTH123
-        told = int.from_bytes(database.read(18)[16:], "big")
-    size = 65536 if told == 1 else told
-    if size not in _PAGE_SIZES:
-        file.seek(0)
-        size = _HEADER.unpack(file.read(_HEADER.size))[2]
-    return size if size in _PAGE_SIZES else None
+def _page_size(file: BinaryIO) -> int | None:
+    """The page size that the log's header has; if that is damaged, one at whose distance salts come again."""
+    file.seek(0)
+    header = file.read(_HEADER.size)
+    told: int = _HEADER.unpack(header)[2]
+    if told in _PAGE_SIZES:
+        return told
+    start = file.read(8 * (_FRAME.size + _PAGE_SIZES[-1]))
+
+    def salts(size: int, number: int) -> bytes:
+        at = number * (_FRAME.size + size) + 8
+        return start[at : at + 8]
+
+    for size in _PAGE_SIZES:
+        if any(salts(size, n) == salts(size, n + 1) > bytes(8) for n in range(7)):
+            return size
+    return None
 
 
 def _frames(file: BinaryIO, size: int) -> Iterator[_Frame]:
@@ -144,7 +180,7 @@ def _frames(file: BinaryIO, size: int) -> Iterator[_Frame]:
     magic, *_, one, two, sum_1, sum_2 = _HEADER.unpack(header)
     is_big, before = magic == _MAGIC + 1, (sum_1, sum_2)
     is_whole = magic & ~1 == _MAGIC and _sums(header[:24], (0, 0), is_big=is_big) == before
-    salts = (one, two)
+    salts, page = (one, two), b""
     if not is_whole:
         is_big = sys.byteorder == "big"
         yield _Frame(is_commit=False, follows=False)
@@ -156,7 +192,9 @@ def _frames(file: BinaryIO, size: int) -> Iterator[_Frame]:
             follows = _sums(summed, before, is_big=is_big) == tuple(stored)
         elif not is_whole:
             salts = (one, two)
-        yield _Frame(is_commit=bool(pages), follows=follows)
+        is_repeated = pages and frame[_FRAME.size :] == page  # as some builds of SQLite fill the rest of a sector
+        page = frame[_FRAME.size :]
+        yield _Frame(is_commit=bool(pages) and not is_repeated, follows=follows)
         before = (stored[0], stored[1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -26,18 +27,23 @@ async def _open(options: SqliteOptions) -> SqliteEngine:
     see_version(sqlite3.sqlite_version_info)
     if options.db_path != ":memory:":  # readers are opened later, perhaps from another working directory
         options = replace(options, db_path=str(local_path(options.db_path, "db_path")))
-        if await asyncio.to_thread(_looked_at, options):
+        given_up = threading.Event()
+        try:
+            may_only_read = await asyncio.to_thread(_looked_at, options, given_up)
+        finally:
+            given_up.set()
+        if may_only_read:
             return await ReadOnlyEngine.open(options)
     return await SqliteEngine.open(options)
 
 
-def _looked_at(options: SqliteOptions) -> bool:
+def _looked_at(options: SqliteOptions, given_up: threading.Event) -> bool:
     """Refuse a damaged log and a database of another project; return whether this process may only read the file."""
     from kode_sqlite.foreign import refuse_foreign
     from kode_sqlite.log import see_log
     from kode_sqlite.readonly import may_only_read
 
-    see_log(options.db_path, is_durable=options.durability == "full")
+    see_log(options.db_path, is_durable=options.durability == "full", given_up=given_up)
     refuse_foreign(options.db_path)
     return may_only_read(options.db_path)
 

@@ -151,7 +151,7 @@ def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
     """
     if place_of(db) == Place(len(MIGRATIONS)):
         return
-    with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE):
+    with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE, cache_spill=1):
         while _take_step(db, path, terms):
             pass
 

@@ -548,3 +548,29 @@ async def test_an_opening_that_is_given_up_waits_no_longer() -> None:
         other.execute("ROLLBACK")
     async with SqliteStore("a.db", busy_timeout_ms=600_000) as store:
         assert await store.load_messages("a") == samples.messages(1)
+
+
+async def test_an_async_with_that_is_cancelled_leaves_nothing_open() -> None:
+    """``__aexit__`` is not called for it; what it began to open is closed."""
+    async with SqliteStore("a.db") as store:
+        await store.save_messages("a", samples.messages(1))
+    before = set(threading.enumerate())
+    with closing(sqlite3.connect("a.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+
+        async def use() -> None:
+            async with SqliteStore("a.db", busy_timeout_ms=600_000):
+                raise AssertionError("it was opened")
+
+        using = [asyncio.ensure_future(use()) for _ in range(5)]
+        await asyncio.sleep(0.2)
+        for task in using:
+            task.cancel()
+        async with asyncio.timeout(60):
+            ends = await asyncio.gather(*using, return_exceptions=True)
+            assert [type(end) for end in ends] == [asyncio.CancelledError] * 5
+            while any("_connection_worker" in thread.name for thread in {*threading.enumerate()} - before):
+                await asyncio.sleep(0.01)
+    async with SqliteStore("a.db") as store:
+        assert await store.load_messages("a") == samples.messages(1)

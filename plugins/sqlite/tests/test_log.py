@@ -6,10 +6,14 @@ import asyncio
 import logging
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kode_conformance import samples
@@ -35,7 +39,7 @@ async def crashed(path: str, count: int, *, size: int = 0) -> list[int]:
     return ends
 
 
-async def events(path: str, **options: str) -> list[int]:
+async def events(path: str, **options: Any) -> list[int]:
     async with SqliteStore(path, **options) as store:
         return [event.bookmark.seq async for event in store.read_events("a")]
 
@@ -110,7 +114,7 @@ async def test_a_database_that_was_cut_to_nothing() -> None:
     """SQLite takes it for new, and removes the log next to it."""
     await crashed("a.db", 3)
     Path("a.db").write_bytes(b"")
-    with pytest.raises(CorruptRecordError, match="the database next to it is empty, and it has 5 commits"):
+    with pytest.raises(CorruptRecordError, match=r"the database next to it is empty, and it has \d commits"):
         await events("a.db")
     assert Path("a.db-wal").stat().st_size
 
@@ -191,9 +195,112 @@ async def test_an_own_connection_keeps_its_locks() -> None:
         await one.append_event("a", samples.event(0))
         assert await events("a.db") == [0]
         await one.append_event("a", samples.event(1))
-        program = "from kode_sqlite.log import _is_used; print(_is_used('a.db-shm'))"
+        program = "from kode_sqlite.log import _is_used; print(_is_used('a.db'))"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout == "True\n"
+
+
+PROBE = """
+import sqlite3, sys
+try:
+    db = sqlite3.connect("a.db", timeout=0, isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+    print("begun")
+except sqlite3.OperationalError as exc:
+    print(exc)
+"""
+
+
+async def test_a_connection_of_the_application_keeps_its_locks() -> None:
+    """A store is opened over a database that the program itself has open, and is writing to: the program's locks hold,
+    and what it commits is there.
+    """
+    await crashed("a.db", 6)
+    with closing(sqlite3.connect("a.db", isolation_level=None)) as own:
+        own.execute("CREATE TABLE mine (n)")
+        own.execute("BEGIN IMMEDIATE")
+        own.executemany("INSERT INTO mine VALUES (?)", [(n,) for n in range(300)])
+        see_log("a.db", is_durable=True)
+        opening = asyncio.ensure_future(events("a.db", timeout_ms=300))
+        await asyncio.gather(opening, return_exceptions=True)
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+        assert done.stdout == "database is locked\n"
+        own.execute("COMMIT")
+    with closing(sqlite3.connect("a.db")) as own:
+        assert own.execute("SELECT count(*) FROM mine").fetchone() == (300,)
+    assert await events("a.db") == list(range(7))
+
+
+async def test_two_looks_do_not_take_each_other_for_users() -> None:
+    """Of processes that open a damaged log at the same moment each refuses it."""
+    await crashed("a.db", 6)
+    change("a.db-wal", FIELDS["page number"], lambda byte: byte ^ 0x10)
+    program = """
+import sys
+from kode_core import CorruptRecordError
+from kode_sqlite.log import see_log
+sys.stdin.readline()
+for _ in range(300):
+    try:
+        see_log("a.db", is_durable=True)
+    except CorruptRecordError:
+        continue
+    sys.exit("it was not refused")
+"""
+    looks = [subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) for _ in range(3)]
+    ends = await asyncio.gather(*(asyncio.to_thread(look.communicate, b"\n") for look in looks))
+    assert len(ends) == 3
+    assert [look.returncode for look in looks] == [0, 0, 0]
+
+
+async def test_a_look_that_is_given_up_ends() -> None:
+    """Its thread reads no further frames."""
+    await crashed("a.db", 6)
+    change("a.db-wal", FIELDS["page number"], lambda byte: byte ^ 0x10)
+    given_up = threading.Event()
+    given_up.set()
+    see_log("a.db", is_durable=True, given_up=given_up)
+
+
+SPILLS = """
+import asyncio, os, random, sqlite3
+from kode_conformance import samples
+from kode_core import Message
+from kode_sqlite import SqliteStore
+
+async def main():
+    async with SqliteStore("a.db") as store:
+        engine = store._context.engine
+        many = [Message.user(f"{i} " + "x" * 2000) for i in range(200)]
+        await store.save_messages("big", many)
+        await store.save_messages("small", many[:40])
+        await store.append_event("a", samples.event(0))
+        await engine._writer.run(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        names = random.Random(2)
+
+        def fails(transaction):
+            for _ in range(2000):  # pages are written, changed again, and written again
+                transaction._copy("small", str(names.random()))
+            raise ValueError("late")
+
+        calls = [engine._write(lambda _: None), store.append_event("a", samples.event(1)), engine._write(fails)]
+        print([type(end).__name__ for end in await asyncio.gather(*calls, return_exceptions=True)], flush=True)
+        print(type((await asyncio.gather(engine._write(fails), return_exceptions=True))[0]).__name__, flush=True)
+        for n in range(2, 8):
+            await store.append_event("a", samples.event(n))
+        os._exit(9)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_large_part_that_fails_takes_no_commit_along() -> None:
+    """A part of a shared transaction that wrote more pages than the cache holds is rolled back; after a kill, all that
+    was acknowledged before and after it is there.
+    """
+    done = subprocess.run([sys.executable, "-c", SPILLS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (9, "['NoneType', 'int', 'ValueError']\nValueError\n"), done.stderr
+    assert await events("a.db") == list(range(8))
 
 
 async def test_a_large_log_is_read_frame_by_frame() -> None:
