@@ -117,6 +117,9 @@ class Context:
         try:
             yield
         except asyncio.CancelledError:
+            if self._opening is not None:
+                self._opening.cancel()
+                await asyncio.wait([self._opening])
             await asyncio.shield(close())
             raise
 

@@ -560,7 +560,7 @@ async def test_an_async_with_that_is_cancelled_leaves_nothing_open() -> None:
         other.execute("BEGIN EXCLUSIVE")
 
         async def use() -> None:
-            async with SqliteStore("a.db", busy_timeout_ms=600_000):
+            async with SqliteStore("a.db", busy_timeout_ms=600_000, timeout_ms=600_000):
                 raise AssertionError("it was opened")
 
         using = [asyncio.ensure_future(use()) for _ in range(5)]
