@@ -19,7 +19,6 @@ __all__ = [
     "Until",
     "UnwantedError",
     "Waiting",
-    "begin_anew",
     "can_take_over",
     "check_indexes",
     "check_wanted",
@@ -27,6 +26,7 @@ __all__ = [
     "may_supplant",
     "not_written",
     "take",
+    "together",
     "together_with",
 ]
 
@@ -52,10 +52,18 @@ class Waiting(NamedTuple):
     done: asyncio.Future[Outcome | Exception]
 
 
-def begin_anew(group: Sequence[Waiting]) -> None:
-    """Begin the deadlines of all callers of the group anew: a step of theirs is done."""
-    for one in group:
-        one.caller.goes_on()
+def together(group: Sequence[Waiting]) -> Caller:
+    """The caller that begins the deadlines of all callers of a group anew, when a step is done.
+
+    It holds no batch: a cancelled timer keeps the context that it was set in until its time comes.
+    """
+    callers = [one.caller for one in group]
+
+    def goes_on() -> None:
+        for caller in callers:
+            caller.goes_on()
+
+    return Caller(goes_on=goes_on)
 
 
 def check_wanted(group: Sequence[Waiting], *, in_doubt: bool) -> None:

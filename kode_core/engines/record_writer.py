@@ -7,20 +7,18 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
 from kode_core.batch import Batch, Fence, ListKind, Outcome, Refused
-from kode_core.engine import CALLER, Caller
+from kode_core.engine import CALLER
 from kode_core.engines.recent import Recent
 from kode_core.engines.record_batches import (
     IN_DOUBT,
     Until,
     UnwantedError,
     Waiting,
-    begin_anew,
     can_take_over,
     check_indexes,
     check_wanted,
@@ -28,6 +26,7 @@ from kode_core.engines.record_batches import (
     may_supplant,
     not_written,
     take,
+    together,
     together_with,
 )
 from kode_core.engines.record_debts import RecordDebts
@@ -124,7 +123,7 @@ class RecordWriter:
         try:
             while queue:
                 group = take(queue)
-                CALLER.set(Caller(goes_on=partial(begin_anew, group)))  # of this task alone
+                CALLER.set(together(group))  # of this task alone
                 outcomes = await self._outcomes(agent_id, group)
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
