@@ -18,8 +18,8 @@ from kode_core.model import Message, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
-_TIMEOUT_MS: Final = 500
-_STEP_S: Final = 0.035
+_TIMEOUT_MS: Final = 1_000
+_STEP_S: Final = 0.07
 _AGENTS: Final = 8
 """So many steps take longer than the deadline together, and none does by itself."""
 

@@ -61,8 +61,9 @@ _BY_CODE: Final[dict[int, _Kind]] = {
 }
 _BROKEN: Final = frozenset({6, 7, 89, 262, 9001})
 """The network behind the server, or the time: nobody knows how far it came."""
-_PASSING: Final = _BROKEN | {43, 134, 175, 11601}
-"""What ended a read may be over at once: a cursor or a plan is gone, or no majority is known yet."""
+_PASSING: Final = _BROKEN | {43, 134, 175, 211, 11601}
+"""What ended a read may be over at once: a cursor or a plan is gone, or a server that was just started knows no
+majority, or no key of the cluster's times, yet."""
 
 
 def _codes(exc: BaseException) -> list[int]:
