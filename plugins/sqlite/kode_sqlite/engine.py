@@ -7,7 +7,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -153,15 +153,16 @@ class SqliteEngine(EngineReads):
         """Run one transaction for all jobs. A job that fails does not affect the others."""
         with self._guard.held():
             self._see_file()
-            db.execute("BEGIN IMMEDIATE")  # a deferred transaction fails without waiting when it turns into a write
-            try:
-                transaction = Transaction(db, self._options.db_path)
-                results = self._do_all(db, transaction, jobs)
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+            with _spilling(db) if _may_spill(jobs) else nullcontext():
+                db.execute("BEGIN IMMEDIATE")  # a deferred transaction fails without waiting when it turns into a write
+                try:
+                    transaction = Transaction(db, self._options.db_path)
+                    results = self._do_all(db, transaction, jobs)
+                    db.execute("COMMIT")
+                except BaseException:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    raise
             return results
 
     def _see_file(self) -> None:
@@ -225,6 +226,7 @@ class SqliteEngine(EngineReads):
             for gate in (self._searchers, self._readers) if call in _SEARCHES else (self._readers,):
                 await held.enter_async_context(gate)
             reader = self._idle_readers.pop() if self._idle_readers else await self._new_reader()
+            held.callback(self._idle_readers.append, reader)
             try:
                 found: T = await reader.read(self._look, call, *args)
             except asyncio.CancelledError:
@@ -232,19 +234,12 @@ class SqliteEngine(EngineReads):
                 self._abandoned.add(task)
                 task.add_done_callback(self._abandoned.discard)
                 raise
-            except BaseException:
-                self._idle_readers.append(reader)
-                raise
-            self._idle_readers.append(reader)
             return found
 
     async def _abandon(self, reader: Connection, held: AsyncExitStack) -> None:
         """End an abandoned read, and use its connection again."""
         async with held:
-            try:
-                await reader.abandon()
-            finally:
-                self._idle_readers.append(reader)
+            await reader.abandon()
 
     def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
         """Run *call*, which only reads, in the thread of *db*."""

@@ -66,15 +66,15 @@ def see_log(path: str, *, is_durable: bool, given_up: Event | None = None) -> No
     Raises:
         CorruptRecordError: the log is damaged.
     """
-    path = os.path.realpath(path)
+    path, given_up = os.path.realpath(path), given_up or Event()
     log = Path(f"{path}-wal")
     with unused(path) as is_unused:
         try:
             if not is_unused or log.stat().st_size <= _HEADER.size or _is_used(path):
                 return
             with log.open("rb") as file:
-                found = _damage(path, file, given_up or Event())
-                if found is not None and found != _damage(path, file, given_up or Event()):
+                found = _damage(path, file, given_up)
+                if found is not None and found != _damage(path, file, given_up):
                     return  # another process writes it
                 # A killed process may have left a commit that is not on the disk yet. The next one must not be synced
                 # together with it: a tear could then have two commits behind it.

@@ -9,7 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -529,6 +530,15 @@ async def test_searches_leave_a_reader_to_loads(readers: int, monkeypatch: pytes
         assert [len(page) for page in found] == [1] * (readers + 3)
 
 
+@contextmanager
+def held_by_another() -> Iterator[sqlite3.Connection]:
+    """Another connection keeps the database ``a.db`` to itself, until it rolls back or is closed."""
+    with closing(sqlite3.connect("a.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        yield other
+
+
 async def test_an_opening_that_is_given_up_waits_no_longer() -> None:
     """A store that cannot be opened because of a lock is told so at its deadline, however long ``busy_timeout_ms`` is;
     the thread that waited for the lock has ended, and the store opens once the lock is gone.
@@ -536,9 +546,7 @@ async def test_an_opening_that_is_given_up_waits_no_longer() -> None:
     async with SqliteStore("a.db") as store:
         await store.save_messages("a", samples.messages(1))
     before = set(threading.enumerate())
-    with closing(sqlite3.connect("a.db", isolation_level=None)) as other:
-        other.execute("PRAGMA locking_mode = EXCLUSIVE")
-        other.execute("BEGIN EXCLUSIVE")
+    with held_by_another() as other:
         async with asyncio.timeout(60):
             with pytest.raises(StoreTimeoutError, match="not open after"):
                 async with SqliteStore("a.db", timeout_ms=300, busy_timeout_ms=600_000):
@@ -555,9 +563,7 @@ async def test_an_async_with_that_is_cancelled_leaves_nothing_open() -> None:
     async with SqliteStore("a.db") as store:
         await store.save_messages("a", samples.messages(1))
     before = set(threading.enumerate())
-    with closing(sqlite3.connect("a.db", isolation_level=None)) as other:
-        other.execute("PRAGMA locking_mode = EXCLUSIVE")
-        other.execute("BEGIN EXCLUSIVE")
+    with held_by_another():
 
         async def use() -> None:
             async with SqliteStore("a.db", busy_timeout_ms=600_000, timeout_ms=600_000):
@@ -574,3 +580,31 @@ async def test_an_async_with_that_is_cancelled_leaves_nothing_open() -> None:
                 await asyncio.sleep(0.01)
     async with SqliteStore("a.db") as store:
         assert await store.load_messages("a") == samples.messages(1)
+
+
+async def test_a_large_transaction_of_one_call_needs_no_memory_for_all_its_pages() -> None:
+    """SQLite writes pages to the log before the commit when the cache is full; not where others share the transaction,
+    which may be rolled back to a savepoint.
+    """
+    async with SqliteStore("a.db") as store:
+        engine = engine_of(store)
+        await store.save_messages("a", [samples.message(text="x" * 2000) for _ in range(100)])
+
+        async def empty_log() -> None:
+            await engine._writer.run(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+
+        def copies(transaction: Any) -> int:
+            """Copies of 30 MB, and the size of the log before their commit."""
+            for n in range(150):
+                transaction._copy("a", f"b{n}")
+            size = Path("a.db-wal").stat().st_size
+            raise ValueError(str(size))
+
+        await empty_log()
+        with pytest.raises(ValueError, match=r"^\d{7,}$"):
+            await engine._write(copies)
+        await empty_log()
+        shared = [engine._write(lambda _: None), engine._write(lambda _: None), engine._write(copies)]
+        ends = await asyncio.gather(*shared, return_exceptions=True)
+        assert [str(end) for end in ends] == ["None", "None", "0"]
+        assert await store.load_messages("b0") == []
