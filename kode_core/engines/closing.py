@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 __all__ = ["close_all", "ended"]
 
@@ -20,7 +21,7 @@ async def close_all(*parts: Callable[[], Awaitable[object]] | None) -> None:
             stack.push_async_callback(close)
 
 
-async def ended(job: asyncio.Task[None] | None) -> None:
+async def ended(job: asyncio.Task[Any] | None) -> None:
     """Cancel a background task, if there is one, and wait until it has ended."""
     if job is not None and not job.done():
         job.cancel()

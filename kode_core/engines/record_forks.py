@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from kode_core.batch import FORKED_DOCS, Child, ListHead, ListKind, first_version
 from kode_core.codec import Body
 from kode_core.engine import CALLER
-from kode_core.engines.record_io import MovedError, RecordIO, each
+from kode_core.engines.record_io import MovedError, RecordIO, each, wall_clock
 from kode_core.engines.record_plan import new_head, nonce
 from kode_core.engines.record_reads import Instant, RecordReads
-from kode_core.engines.record_recovery import FORK_DEAD_SECONDS, wall_clock
+from kode_core.engines.record_recovery import FORK_DEAD_SECONDS
 from kode_core.engines.record_state import KEPT_OPS, AgentHead, Op, State, count_of, doc_span, list_of
 from kode_core.engines.records import HeadRecord, Item
 from kode_core.errors import KodeError, OutcomeUnknownError, StorageError, StoreBusyError

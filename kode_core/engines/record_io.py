@@ -31,7 +31,7 @@ from kode_core.engines.records import Change, Cut, HeadRecord, Item, Note, Place
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, StorageError
 from kode_core.waiting import waited_for
 
-__all__ = ["AT_ONCE", "LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "each"]
+__all__ = ["AT_ONCE", "LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "each", "wall_clock"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -54,6 +54,11 @@ class MovedError(Exception):
 
 class MissingError(MovedError):
     """A part of the read is not there: another writer removed it, or it is lost when the head is still the same."""
+
+
+def wall_clock() -> int:
+    """The time that is compared with the time of other processes, in milliseconds since the epoch."""
+    return int(time.time() * 1000)
 
 
 async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A], *, at_once: int = AT_ONCE) -> list[B]:
@@ -282,13 +287,13 @@ class RecordIO:
         noted = self._noted.get(place)
         if noted is not None and now - noted < LEFT_SECONDS / 2:
             return
-        await self.store.note(Note(place, int(time.time() * 1000)))
+        await self.store.note(Note(place, wall_clock()))
         self._noted[place] = now
 
     @staticmethod
     def overdue(times: int = 1) -> int:
         """The time of notes that are just so old that what is left at their places is removed, or several times so."""
-        return int((time.time() - times * LEFT_SECONDS) * 1000)
+        return wall_clock() - int(times * LEFT_SECONDS * 1000)
 
     async def _give_up(self, head: AgentHead) -> AgentHead:
         """End a fork that nobody goes on with; who does after all finds another head, and begins anew."""

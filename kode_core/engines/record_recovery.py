@@ -7,22 +7,17 @@ import time
 from typing import Final, NamedTuple
 
 from kode_core.engines.closing import ended
-from kode_core.engines.record_io import MovedError, RecordIO, each
+from kode_core.engines.record_io import MovedError, RecordIO, each, wall_clock
 from kode_core.engines.record_state import AgentHead
 from kode_core.errors import KodeError
 
-__all__ = ["FORK_DEAD_SECONDS", "RecordRecovery", "is_dead_fork", "wall_clock"]
+__all__ = ["FORK_DEAD_SECONDS", "RecordRecovery", "is_dead_fork"]
 
 _RECOVER_SECONDS: Final = 1.0
 _RECOVER_PATIENCE: Final = 5.0
 """How long a query waits for what the dead left."""
 FORK_DEAD_SECONDS: Final = 60.0
 """After how long a fork that shows no sign of life is taken for dead."""
-
-
-def wall_clock() -> int:
-    """The time that is compared with that of other processes, in milliseconds since the epoch."""
-    return int(time.time() * 1000)
 
 
 def is_dead_fork(head: AgentHead) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import Final, TypeVar
 
 from kode_core.engine import Progress
+from kode_core.engines.closing import ended
 from kode_core.engines.record_inspection import RecordInspection
 from kode_core.engines.record_io import MovedError, RecordIO, each
 from kode_core.engines.record_recovery import is_dead_fork
@@ -117,9 +118,7 @@ class _Run:
             while not (await asyncio.wait([task], timeout=_SIGN_S))[0]:
                 self._sign()
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+            await ended(task)
         self._sign()
         return task.result()
 

@@ -17,6 +17,7 @@ from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engine import CALLER, Caller, Engine, connection_use
+from kode_core.engines.closing import ended
 from kode_core.errors import (
     KodeError,
     LockLostError,
@@ -117,9 +118,7 @@ class Context:
         try:
             yield
         except asyncio.CancelledError:
-            if self._opening is not None:
-                self._opening.cancel()
-                await asyncio.wait([self._opening])
+            await ended(self._opening)
             await asyncio.shield(close())
             raise
 
