@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -287,16 +287,14 @@ class Waits(StopsAt):
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("write", [*WRITES, FORK], ids=lambda write: write.name)
-async def test_a_sweep_harms_no_writer_that_is_slow(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes between whichever two calls of a write, much too soon: what is acknowledged is there, and whole."""
+async def slow_writers(
+    write: Write, monkeypatch: pytest.MonkeyPatch, meet: Callable[[Contents], Awaitable[object]]
+) -> AsyncIterator[tuple[int, Contents]]:
+    """A write that waits at each of its calls while *meet* is done: the call's number, and the contents afterwards."""
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
     monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
-    async with await opened(MemoryRecords(Contents())) as store:
-        allowed = await expected(store, write)
     for n in range(10_000):
         contents = Contents()
-        monkeypatch.setattr(LEFT, 0)
         async with await opened(MemoryRecords(contents)) as store:
             await seed(store, "a")
         waits = Waits(contents, n)
@@ -304,10 +302,23 @@ async def test_a_sweep_harms_no_writer_that_is_slow(write: Write, monkeypatch: p
             writing = asyncio.ensure_future(write.act(store, "a"))
             stopped = asyncio.ensure_future(waits.stopped.wait())
             await asyncio.wait([writing, stopped], return_when=asyncio.FIRST_COMPLETED)
-            await sweep(contents)
+            await meet(contents)
             waits.let_go.set()
             await writing
             stopped.cancel()
+        yield n, contents
+        if waits.left >= 0:
+            return
+    raise AssertionError("it never ended")
+
+
+@pytest.mark.parametrize("write", [*WRITES, FORK], ids=lambda write: write.name)
+async def test_a_sweep_harms_no_writer_that_is_slow(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes between whichever two calls of a write, much too soon: what is acknowledged is there, and whole."""
+    async with await opened(MemoryRecords(Contents())) as store:
+        allowed = await expected(store, write)
+    monkeypatch.setattr(LEFT, 0)
+    async for n, contents in slow_writers(write, monkeypatch, sweep):
         async with await opened(MemoryRecords(contents)) as store:
             await store.query_sessions()
             problem = allowed.problem(await portrait(store, "a"), done=True)
@@ -315,10 +326,6 @@ async def test_a_sweep_harms_no_writer_that_is_slow(write: Write, monkeypatch: p
             await sweep(contents)
             assert needless(contents) == [], f"swept at call {n}"
             await write_on(store, "a", 1000)
-        if waits.left >= 0:
-            break
-    else:
-        raise AssertionError("it never ended")
 
 
 async def test_parts_of_writers_that_were_killed_are_told_of_when_nobody_sweeps(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kode_conformance import samples
 from kode_conformance.record_tests import Held
-from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
+from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, write_on
 
 from kode_core import CorruptRecordError, RepairResult, StoreUnavailableError, create_extended_store
 from kode_core.engines.record_engine import RecordEngine
@@ -20,7 +20,7 @@ from kode_core.store import EngineStore
 from kode_core.store.repairs import Repairable
 from tests.memory_records import Contents, MemoryRecords
 from tests.test_record_engine import OPTIONS, opened, stops
-from tests.test_record_leavings import LARGE, ROOMY, Waits, deleted_too_soon, needless, settled
+from tests.test_record_leavings import LARGE, ROOMY, deleted_too_soon, needless, settled, slow_writers
 
 LEFT = "kode_core.engines.record_io.LEFT_SECONDS"
 DEAD = "kode_core.engines.record_recovery.FORK_DEAD_SECONDS"
@@ -145,23 +145,14 @@ async def test_what_nobody_noted_is_removed_where_an_index_shows_it() -> None:
 @pytest.mark.parametrize("write", [*WRITES, FORK], ids=lambda write: write.name)
 async def test_a_repair_harms_no_writer(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes between whichever two calls of a write that goes on: what is acknowledged is there, and whole."""
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
+
+    async def repair(contents: Contents) -> None:
+        async with await opened(MemoryRecords(contents)) as other:
+            await other.repair()
+
     async with await opened(MemoryRecords(Contents())) as store:
         allowed = await expected(store, write)
-    for n in range(10_000):
-        contents = Contents()
-        async with await opened(MemoryRecords(contents)) as store:
-            await seed(store, "a")
-        waits = Waits(contents, n)
-        async with await opened(waits) as store, await opened(MemoryRecords(contents)) as other:
-            writing = asyncio.ensure_future(write.act(store, "a"))
-            stopped = asyncio.ensure_future(waits.stopped.wait())
-            await asyncio.wait([writing, stopped], return_when=asyncio.FIRST_COMPLETED)
-            await other.repair()
-            waits.let_go.set()
-            await writing
-            stopped.cancel()
+    async for n, contents in slow_writers(write, monkeypatch, repair):
         async with await opened(MemoryRecords(contents)) as store:
             problem = allowed.problem(await portrait(store, "a"), done=True)
             assert problem is None, f"repaired at call {n}: {problem}"
@@ -169,10 +160,6 @@ async def test_a_repair_harms_no_writer(write: Write, monkeypatch: pytest.Monkey
             await settled(contents)
             await store.repair()
             assert needless(contents) == [], f"repaired at call {n}"
-        if waits.left >= 0:
-            break
-    else:
-        raise AssertionError("it never ended")
 
 
 async def test_a_fork_that_gave_a_sign_is_left_alone() -> None:
