@@ -18,13 +18,12 @@ from typing import Any, Final
 from pymongo import IndexModel
 from pymongo.read_concern import ReadConcern
 
-from kode_core.engines import record_layout
 from kode_core.engines.record_layout import see_layout
 from kode_core.errors import OutcomeUnknownError, StoreReadOnlyError, StoreUnavailableError
 from kode_core.opening import without_deadline
 from kode_mongo.connection import Connection, Document, is_replicated
 from kode_mongo.options import MongoOptions
-from kode_mongo.schema import HEADS, INDEXES, ITEMS, META, PARTS, SCHEMA_VERSION, remedy, see_version
+from kode_mongo.schema import HEADS, INDEXES, ITEMS, META, PARTS, SCHEMA_VERSION, reached, remedy, see_version
 
 __all__ = ["migrate"]
 
@@ -50,10 +49,9 @@ async def migrate(connection: Connection, options: MongoOptions, hello: Document
     found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
     version = see_version(found, options)
     is_current = see_layout(None if found is None else found.get("layout"), options.place)
-    reached = {"$max": {"version": SCHEMA_VERSION, "layout": record_layout.LAYOUT_VERSION}}
 
     async def reach() -> None:
-        await connection.repeat(lambda: meta.update_one({"_id": "schema"}, reached, upsert=True))
+        await connection.repeat(lambda: meta.update_one({"_id": "schema"}, reached(), upsert=True))
 
     if version == SCHEMA_VERSION:
         if not is_current:

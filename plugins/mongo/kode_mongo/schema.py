@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from kode_core.engines.record_layout import LAYOUT_VERSION
+from kode_core.engines import record_layout
 from kode_core.errors import SchemaVersionError, StoreUnavailableError
 from kode_mongo.options import DEFAULT_DATABASE, DEFAULT_PREFIX, MongoOptions
 
@@ -21,6 +21,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Index",
     "is_common_channel",
+    "reached",
     "remedy",
     "script",
     "see_version",
@@ -134,9 +135,13 @@ def script(options: MongoOptions) -> str:
         return f'db.getCollection("{prefix}{collection}").{call}({", ".join(map(json.dumps, arguments))});\n'
 
     made = [command(index.collection, "createIndex", dict(index.keys), index.options) for index in INDEXES]
-    reached = {"$max": {"version": SCHEMA_VERSION, "layout": LAYOUT_VERSION}}
-    version = command(META, "updateOne", {"_id": "schema"}, reached, {"upsert": True})
+    version = command(META, "updateOne", {"_id": "schema"}, reached(), {"upsert": True})
     return f"db = db.getSiblingDB({json.dumps(options.database_name)});\n{''.join(made)}{version}"
+
+
+def reached() -> dict[str, dict[str, int]]:
+    """The update by which a database says the versions of this release, unless it says newer ones."""
+    return {"$max": {"version": SCHEMA_VERSION, "layout": record_layout.LAYOUT_VERSION}}
 
 
 def remedy(options: MongoOptions) -> str:
