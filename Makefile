@@ -62,7 +62,7 @@ matrix:
 	@$(BIN)/kode compare --into README.md $(IN_README:%=conformance-reports/%.json)
 
 coverage: .venv/.dev
-	@$(BIN)/python -m kode_conformance.coverage conformance/kode_conformance/clauses.toml docs/guides/conditions.md
+	@$(BIN)/python -m kode_conformance.reports.coverage conformance/kode_conformance/clauses.toml docs/guides/conditions.md
 
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)

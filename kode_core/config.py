@@ -15,10 +15,10 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
+from kode_core.authoring.options import ServerOptions
 from kode_core.errors import ConfigurationError
 from kode_core.ids import nearest
 from kode_core.plugins import Backend, registry
-from kode_core.server_options import ServerOptions
 from kode_core.sources.files import named_stores, relative_to
 from kode_core.sources.urls import DATABASE_SUFFIXES, from_path, from_url, path_from_url
 from kode_core.sources.variables import Variables

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from kode_core.backends import json_files, memory
+from kode_core.backends.json_files import plugin as json_files
+from kode_core.backends.memory import plugin as memory
 from kode_core.factory import BackendStore
 
 __all__ = ["JsonStore", "MemoryStore"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
 from kode_core.errors import IncompatibleBackendError, KodeError, StoreUnavailableError
-from kode_core.layers.companion import refuse_without_files
+from kode_core.hybrid.companion import refuse_without_files
 from kode_core.opened import layered_engine, opened_engine, opened_store
 from kode_core.plugins import Backend, EngineLayer, registry
 from kode_core.protocols import ExtendedStore, Store
@@ -132,12 +132,12 @@ async def open_engine(configured: Configured) -> Engine:
     """Open the engine with everything that belongs around it."""
     folder = configured.store.file_store_base_dir
     if folder is not None:
-        from kode_core.backends.json_files import JsonOptions, open_json, refuse_foreign
+        from kode_core.backends.json_files.plugin import JsonOptions, open_json, refuse_foreign
 
         await asyncio.to_thread(refuse_foreign, folder)  # before an unneeded database is created
     engine = opened_engine(configured.backend, await opened(configured))
     if folder is not None:
-        from kode_core.layers.hybrid import HybridEngine
+        from kode_core.hybrid.engine import HybridEngine
 
         shared = {name for name in ("durability", "file_mode") if hasattr(configured.options, name)}
         async with _closed_on_error(engine):

@@ -11,10 +11,10 @@ from kode_sqlite.options import SqliteOptions
 from msgspec.structs import replace
 
 from kode_core import Store
-from kode_core.backends.json_files import JsonOptions, open_json
+from kode_core.backends.json_files.plugin import JsonOptions, open_json
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Applied, Batch, Outcome
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 

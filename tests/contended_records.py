@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import KodeError
-from kode_core.engines.record_engine import RecordEngine
+from kode_core.engines.record.engine import RecordEngine
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import CorruptRecordError, KodeError, ToolCallRecord
 from kode_core.protocols import ExtendedStore

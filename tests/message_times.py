@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from kode_conformance import Space, StoreHarness, samples
+from kode_conformance import Space, StoreHarness
+from kode_conformance.values import samples
 
 from kode_core.model import Message
 from kode_core.store import EngineStore

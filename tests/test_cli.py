@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance.payloads import PAYLOADS
+from kode_conformance.values.payloads import PAYLOADS
 from rich.cells import cell_len
 
 from kode_core import (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
-from kode_core.engines.closing import close_all
-from kode_core.engines.record_engine import RecordEngine
+from kode_core.authoring.closing import close_all
+from kode_core.engines.record.engine import RecordEngine
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, StopsAt
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kode_conformance.context import difference
-from kode_conformance.payloads import PAYLOADS, Payload
+from kode_conformance.values.payloads import PAYLOADS, Payload
 
 from kode_core import (
     AgentEvent,

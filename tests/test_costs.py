@@ -10,10 +10,10 @@ import kode_mongo.items
 import pytest
 from kode_conformance.servers import had
 
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Batch, Child, Outcome
 from kode_core.codec import Body
 from kode_core.engine import CALLER, Caller, Engine
-from kode_core.engines.memory import MemoryEngine
 from kode_core.errors import OutcomeUnknownError
 from kode_core.layers.base import Layer
 from kode_core.store.facade import EngineStore

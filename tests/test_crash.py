@@ -8,8 +8,8 @@ import pytest
 from kode_conformance import StoreHarness, Violation
 from kode_conformance.builtin import JsonHarness
 from kode_conformance.context import prepared
-from kode_conformance.crash import kill_mixed, kill_turns
-from kode_sqlite.testing import HybridHarness, SqliteHarness
+from kode_conformance.kills.random_kills import kill_mixed, kill_turns
+from kode_sqlite.testing.harness import HybridHarness, SqliteHarness
 
 from tests.broken import EagerJson, EagerSqlite, TornJson, TornSqlite
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from kode_postgres.servers import shared_server
+from kode_postgres.testing.servers import shared_server
 
 import kode_core
 from conformance.tests.zoo.base import load_mutants
@@ -227,7 +227,7 @@ def test_every_option_is_documented() -> None:
     from kode_postgres import PostgresOptions
     from kode_sqlite import SqliteOptions
 
-    from kode_core.backends.json_files import JsonOptions
+    from kode_core.backends.json_files.plugin import JsonOptions
 
     guides = "".join(page.read_text() for page in (ROOT / "docs" / "guides").glob("*.md"))
     for options in (StoreOptions, SqliteOptions, JsonOptions, PostgresOptions, MongoOptions, DynamoDBOptions):

@@ -58,7 +58,7 @@ async def test_direct_use_as_in_the_guide(tmp_path: Path) -> None:
 
 
 async def _todos():  # type: ignore[no-untyped-def]
-    from kode_conformance import samples
+    from kode_conformance.values import samples
 
     return samples.todos("x")
 

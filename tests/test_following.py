@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import AgentEvent, Bookmark, Timeline
+from kode_core.authoring.opening import without_deadline
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import EventRange, EventRow
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine
 from kode_core.errors import StoreClosedError, StoreTimeoutError
 from kode_core.layers.base import Layer
-from kode_core.opening import without_deadline
 from kode_core.store.facade import EngineStore
 
 

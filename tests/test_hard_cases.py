@@ -17,7 +17,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import (
     LockLostError,
@@ -29,7 +29,7 @@ from kode_core import (
     ToolCallRecord,
     create_extended_store,
 )
-from kode_core.engines import folder, journal
+from kode_core.backends.json_files import folder, journal
 
 SQLITE = {"type": "sqlite", "db_path": "a.db"}
 JSON = {"type": "json", "base_dir": "store"}
@@ -129,7 +129,7 @@ async def test_a_delete_does_not_take_the_next_writes_mark(monkeypatch: pytest.M
 KILLED_AFTER_COMMIT = """
 import asyncio
 from kode_core import Message, TodoSnapshot, create_extended_store
-from kode_core.engines.json_files import PreparedWrite
+from kode_core.backends.json_files.engine import PreparedWrite
 async def never(self, then=None):
     print("committed", flush=True)
     await asyncio.sleep(60)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import (
     ConfigurationError,
@@ -20,9 +20,9 @@ from kode_core import (
     TodoSnapshot,
     create_extended_store,
 )
+from kode_core.backends.json_files import children
 from kode_core.batch import Batch, Doc, DocKind, DocWrite, ListWrite
 from kode_core.codec import encode
-from kode_core.engines import children
 
 HYBRID = {"type": "sqlite", "db_path": "a.db", "file_store_base_dir": "files"}
 
@@ -137,7 +137,7 @@ async def test_a_backup_of_a_pair_that_fails_leaves_neither_half(monkeypatch: py
 
         before = sorted(Path().iterdir())
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.copies.write_all", lambda *_: no_room(0))
+            patch.setattr("kode_core.backends.json_files.copies.write_all", lambda *_: no_room(0))
             with pytest.raises(StoreFullError):
                 await store.backup("copy.db")
         assert sorted(Path().iterdir()) == before

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import (
     CorruptRecordError,
@@ -18,7 +18,7 @@ from kode_core import (
     SchemaVersionError,
     create_extended_store,
 )
-from kode_core.engines.files import file_name
+from kode_core.backends.json_files.files import file_name
 
 BASE = Path("store")
 AGENTS = ("a", "B/2", "long" * 60)
@@ -289,10 +289,10 @@ async def test_what_was_not_synced_may_be_lost_with_the_power_only(monkeypatch: 
             with pytest.raises(CorruptRecordError, match="agent 'a'"):
                 await store.load_messages("a")
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.marks.this_boot", lambda: "00000000")
+            patch.setattr("kode_core.backends.json_files.marks.this_boot", lambda: "00000000")
             async with opened("fast") as store:
                 assert await store.load_messages("a") == samples.messages(3)
-    monkeypatch.setattr("kode_core.engines.marks.this_boot", lambda: "00000000")
+    monkeypatch.setattr("kode_core.backends.json_files.marks.this_boot", lambda: "00000000")
     async with opened("fast") as store:
         await store.append_messages("a", [samples.message(9)])
         assert await store.load_messages("a") == [*samples.messages(3), samples.message(9)]

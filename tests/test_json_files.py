@@ -17,7 +17,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import (
     CorruptRecordError,
@@ -30,11 +30,11 @@ from kode_core import (
     StoreUnavailableError,
     create_extended_store,
 )
+from kode_core.backends.json_files import files
+from kode_core.backends.json_files.files import file_name, locked
+from kode_core.backends.json_files.folder import Folder, stripe_of
 from kode_core.batch import Batch, EventRange, EventWrite
 from kode_core.codec import Body, digest
-from kode_core.engines import files
-from kode_core.engines.files import file_name, locked
-from kode_core.engines.folder import Folder, stripe_of
 from tests.power_loss import Recording, recorded
 
 
@@ -290,7 +290,7 @@ async def test_an_unreadable_file_is_not_taken_for_empty(monkeypatch: pytest.Mon
 
     async with opened() as store:
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.journal.os.open", refuse)
+            patch.setattr("kode_core.backends.json_files.journal.os.open", refuse)
             with pytest.raises(
                 StorageError, match=r"a\.jsonl cannot be read: Permission denied; give this process access"
             ):
@@ -423,8 +423,8 @@ async def test_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, du
 
     The same test on durability fast, which does not sync, finds losses: it would find them.
     """
-    monkeypatch.setattr("kode_core.engines.journal.COMPACT_FROM", 1_000)
-    monkeypatch.setattr("kode_core.engines.folder.COMPACT_FROM", 1_000)
+    monkeypatch.setattr("kode_core.backends.json_files.journal.COMPACT_FROM", 1_000)
+    monkeypatch.setattr("kode_core.backends.json_files.folder.COMPACT_FROM", 1_000)
     base = tmp_path / "store"
     with recorded(base, monkeypatch) as recording:
         async with opened(base, durability=durability) as store:
@@ -471,7 +471,7 @@ async def test_loss_of_power_between_prepared_writes(tmp_path: Path, monkeypatch
     """
     with recorded(tmp_path / "store", monkeypatch) as recording:
         committed = await prepared_life(tmp_path / "store", recording)
-    monkeypatch.setattr("kode_core.engines.marks.this_boot", lambda: "0" * 8)  # the host was started again
+    monkeypatch.setattr("kode_core.backends.json_files.marks.this_boot", lambda: "0" * 8)  # the host was started again
     rng = random.Random(3)
     undecided = 0
     for n in range(600):

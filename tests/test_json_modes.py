@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import ConfigurationError, Message, StoreReadOnlyError, TodoSnapshot, create_extended_store
+from kode_core.authoring.modes import create_folders
+from kode_core.backends.json_files.journal import COMPACT_FROM
 from kode_core.direct import JsonStore
-from kode_core.engines.journal import COMPACT_FROM
-from kode_core.modes import create_folders
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
 

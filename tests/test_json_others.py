@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import (
     ConfigurationError,
@@ -30,9 +30,9 @@ from kode_core import (
     StoreUnavailableError,
     create_extended_store,
 )
-from kode_core.backends.json_files import JsonOptions, open_json
-from kode_core.engines import journal
-from kode_core.engines.folder import STRIPES, stripe_of
+from kode_core.backends.json_files import journal
+from kode_core.backends.json_files.folder import STRIPES, stripe_of
+from kode_core.backends.json_files.plugin import JsonOptions, open_json
 from kode_core.engines.state import EventLog
 
 BASE = Path("store")
@@ -168,7 +168,7 @@ async def test_files_without_permission_stop_no_query(unprivileged: Path) -> Non
 
 async def test_what_is_remembered_of_journals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many agents only those used last are remembered, and all are read and written as ever."""
-    monkeypatch.setattr("kode_core.engines.folder._MEMORY_BYTES", 40_000)
+    monkeypatch.setattr("kode_core.backends.json_files.folder._MEMORY_BYTES", 40_000)
     async with opened(durability="fast") as store:
         folder = engine_of(store).folder
         for i in range(40):
@@ -484,7 +484,7 @@ async def test_a_backup_that_is_cancelled_or_fails_leaves_nothing(monkeypatch: p
         else:
             shutil.rmtree("copy")
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.copies.sync_file", _no_room)
+            patch.setattr("kode_core.backends.json_files.copies.sync_file", _no_room)
             with pytest.raises(StorageError, match="No space left"):
                 await store.backup("copy")
         assert [path.name for path in Path().iterdir()] == ["store"]

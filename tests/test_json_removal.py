@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import CorruptRecordError, LockLostError, create_extended_store
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from kode_conformance import samples
 from kode_conformance.context import difference
-from kode_conformance.payloads import PAYLOADS, Payload
+from kode_conformance.values import samples
+from kode_conformance.values.payloads import PAYLOADS, Payload
 
 from kode_core import (
     AgentEvent,

@@ -8,10 +8,11 @@ import pytest
 from kode_postgres.engine import PostgresEngine
 from kode_sqlite.engine import SqliteEngine
 
+from kode_core.backends.json_files.engine import JsonFilesEngine
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.engine import Connects, Engine, Notifies, Repairs
-from kode_core.engines.json_files import JsonFilesEngine
-from kode_core.engines.memory import MemoryEngine
-from kode_core.layers import HybridEngine, Layer
+from kode_core.hybrid.engine import HybridEngine
+from kode_core.layers import Layer
 
 
 def verbs(cls: type) -> set[str]:

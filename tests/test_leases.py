@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import (
     InvalidArgumentError,
@@ -23,9 +23,9 @@ from kode_core import (
     StoreUnavailableError,
     create_extended_store,
 )
+from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import Batch, Fence, Outcome
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.layers import Layer
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.store import EngineStore

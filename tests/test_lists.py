@@ -38,9 +38,9 @@ from kode_core import (
     create_extended_store,
     to_dict,
 )
+from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import ListKind, Outline
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.store import EngineStore, remembered, writer
 from kode_core.store.list_memory import ListMemory, size_of
 from kode_core.store.lists import Replace

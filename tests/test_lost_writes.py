@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import ExtendedStore, create_extended_store
 

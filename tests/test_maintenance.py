@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import (
     AgentInfo,
@@ -31,10 +31,10 @@ from kode_core import (
     ToolUseBlock,
     create_extended_store,
 )
+from kode_core.backends.json_files.copies import FolderCopy
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Batch, EngineIssue, ListKind, ListRows, Outcome
 from kode_core.engine import Engine, Progress, unwatched
-from kode_core.engines.copies import FolderCopy
-from kode_core.engines.memory import MemoryEngine
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 

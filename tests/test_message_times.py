@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kode_conformance.builtin import JsonHarness, MemoryHarness
 from kode_duckdb.testing import DuckdbHarness
-from kode_sqlite.testing import HybridHarness, SqliteHarness
+from kode_sqlite.testing.harness import HybridHarness, SqliteHarness
 
 from tests.memory_records import RecordsHarness, RoomyHarness, TogetherHarness
 from tests.message_times import MessageTimes

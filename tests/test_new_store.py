@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from kode_conformance.clauses import clauses
-from kode_conformance.skeleton import skeleton_of
+from kode_conformance.commands.skeleton import skeleton_of
 
 from kode_core.engine import Engine
 from kode_core.protocols import ExtendedStore, QueryableStore, Store

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import OutcomeUnknownError, StoreTimeoutError
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Batch, Outcome
 from kode_core.engine import Engine, Progress, unwatched
-from kode_core.engines.memory import MemoryEngine
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 from kode_core.store.underway import is_in_doubt

@@ -26,9 +26,9 @@ from kode_core import (
     create_extended_store,
     create_store,
 )
+from kode_core.backends.memory.engine import MemoryOptions, open_memory
 from kode_core.config import configure
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryOptions, open_memory
 from kode_core.installed import InstalledPlugin, in_metadata
 from kode_core.layers import Layer
 from kode_core.plugins import FIRST_PARTY, GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
@@ -38,7 +38,7 @@ Install = Callable[..., None]
 
 PLUGIN = """
 from kode_core.backends import memory
-from kode_core.engines.memory import MemoryOptions, open_memory
+from kode_core.backends.memory.engine import MemoryOptions, open_memory
 from kode_core.plugins import Backend, hookimpl
 
 @hookimpl
@@ -610,7 +610,7 @@ def test_a_system_without_descriptors_is_no_missing_plugin() -> None:
 import os, resource, sys
 from kode_core import StoreUnavailableError
 from kode_core.plugins import Plugins
-for part in ("kode_core.engines.memory", *sys.argv[1:]): __import__(part)
+for part in ("kode_core.backends.memory.engine", *sys.argv[1:]): __import__(part)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 taken = []
 try:

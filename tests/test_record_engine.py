@@ -9,17 +9,17 @@ from typing import Any
 
 import msgspec
 import pytest
-from kode_conformance import samples
-from kode_conformance.record_tests import Held, OpenRecords, RecordStoreTests
+from kode_conformance.kills.writes import FORK, WRITES, Portrait, Write, expected, overwrite, portrait, seed, write_on
+from kode_conformance.suite.record_tests import Held, OpenRecords, RecordStoreTests
 from kode_conformance.testclass import StoreConformance, beyond
-from kode_conformance.writes import FORK, WRITES, Portrait, Write, expected, overwrite, portrait, seed, write_on
+from kode_conformance.values import samples
 
 from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError, StoreUnavailableError
 from kode_core.batch import Fence
 from kode_core.engine import Engine
-from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.record_state import AgentHead
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Place
+from kode_core.engines.record.engine import RecordEngine
+from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, Place
 from kode_core.query import RowQuery
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, RecordsHarness, StopsAt, TogetherHarness
@@ -91,9 +91,9 @@ async def stops(
     begin: Callable[[Contents], Awaitable[object]] | None = None,
 ) -> AsyncIterator[tuple[int, Contents, bool]]:
     """A process that dies at each call of a write: the call's number, what is stored then, and whether it had ended."""
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_EVENTS_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.recovery.FORK_DEAD_SECONDS", 0)
     for n in range(10_000):
         contents = Contents()
         async with await opened(MemoryRecords(contents, **options)) as store:
@@ -285,7 +285,7 @@ async def test_two_thousand_writers_of_one_agent() -> None:
 
 async def test_a_doubt_that_lasts_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads can be read, and no swap is ever answered, as when a majority is away: nobody waits behind it for long."""
-    monkeypatch.setattr("kode_core.engines.record_writer._DOUBT_SECONDS", 0.05)
+    monkeypatch.setattr("kode_core.engines.record.writer._DOUBT_SECONDS", 0.05)
     lossy = Doubtful(Contents(), lambda n: "before")
     async with await opened(lossy) as store:
         with pytest.raises(OutcomeUnknownError):
@@ -352,7 +352,7 @@ async def test_a_lost_answer_to_a_reader_is_no_damage(
     lossy = records(Contents(), lambda n: "")
     async with await opened(lossy) as store:
         await store.append_messages("a", samples.messages(3))
-        monkeypatch.setattr("kode_core.engines.record_reads._OPTIMISTIC", 0)
+        monkeypatch.setattr("kode_core.engines.record.reads._OPTIMISTIC", 0)
         last = lossy.swaps + 1
         lossy.lose = lambda n: how if n == last else ""
         assert await store.load_messages("a") == samples.messages(3)
@@ -385,9 +385,9 @@ class Slow(MemoryRecords):
 
 async def test_queries_leave_forks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork may take longer than others need to look twice: as long as it shows that it goes on nobody removes it."""
-    monkeypatch.setattr("kode_core.engines.record_recovery._RECOVER_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0.3)
-    monkeypatch.setattr("kode_core.engines.record_forks._SIGN_SECONDS", 0.05)
+    monkeypatch.setattr("kode_core.engines.record.recovery._RECOVER_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.recovery.FORK_DEAD_SECONDS", 0.3)
+    monkeypatch.setattr("kode_core.engines.record.forks._SIGN_SECONDS", 0.05)
     contents = Contents()
     slow = Slow(contents, **OPTIONS["roomy"])
     async with await opened(slow) as store, await opened(MemoryRecords(contents)) as other:
@@ -439,7 +439,7 @@ def unsettle(contents: Contents) -> None:
 
 
 async def test_a_query_does_not_wait_for_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kode_core.engines.record_recovery._RECOVER_PATIENCE", 0.05)
+    monkeypatch.setattr("kode_core.engines.record.recovery._RECOVER_PATIENCE", 0.05)
     contents = Contents()
     async with await opened(MemoryRecords(contents)) as store:
         await store.append_messages("a", samples.messages(1))

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.record_tests import Held
+from kode_conformance.suite.record_tests import Held
+from kode_conformance.values import samples
 
 from kode_core import OutcomeUnknownError, StoreBusyError, StoreUnavailableError
 from kode_core.batch import Fence
-from kode_core.engines.record_state import AgentHead
-from kode_core.engines.records import HeadRecord, Item
+from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.store import HeadRecord, Item
 from kode_core.query import AgentStats
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords

@@ -7,23 +7,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.record_tests import Held
-from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
+from kode_conformance.kills.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
+from kode_conformance.suite.record_tests import Held
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from kode_core import OutcomeUnknownError, StoreUnavailableError
 from kode_core.batch import Fence
-from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.record_state import AgentHead
-from kode_core.engines.records import Change, HeadRecord, Item, Note, Place
+from kode_core.engines.record.engine import RecordEngine
+from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.store import Change, HeadRecord, Item, Note, Place
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, StopsAt
 from tests.test_record_engine import OPTIONS, opened, stops, unsettle
 
 ROOMY = {"inline_bytes": 4_000_000, "part_bytes": 8_000_000}
 LARGE = samples.message(text="y" * 5_000)
-LEFT = "kode_core.engines.record_io.LEFT_SECONDS"
+LEFT = "kode_core.engines.record.io.LEFT_SECONDS"
 
 
 def needless(contents: Contents) -> list[object]:
@@ -91,8 +91,8 @@ class Members(MemoryRecords):
 @pytest.mark.parametrize("write", [*WRITES, FORK], ids=lambda write: write.name)
 async def test_a_mark_that_is_lost_takes_nothing_with_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """At whatever call of a write a member is lost with its marks: agents are read and written as before."""
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_EVENTS_SECONDS", 0)
     async with await opened(MemoryRecords(Contents())) as store:
         allowed = await expected(store, write)
     for n in range(1, 10_000):
@@ -229,7 +229,7 @@ async def test_the_sweep_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_note_that_cannot_be_swept_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is made anew, and so comes after the others."""
     monkeypatch.setattr(LEFT, 0)
-    monkeypatch.setattr("kode_core.engines.record_sweep._AT_ONCE", 1)
+    monkeypatch.setattr("kode_core.engines.record.sweep._AT_ONCE", 1)
     contents = Contents()
 
     class Stuck(MemoryRecords):
@@ -291,8 +291,8 @@ async def slow_writers(
     write: Write, monkeypatch: pytest.MonkeyPatch, meet: Callable[[Contents], Awaitable[object]]
 ) -> AsyncIterator[tuple[int, Contents]]:
     """A write that waits at each of its calls while *meet* is done: the call's number, and the contents afterwards."""
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_EVENTS_SECONDS", 0)
     for n in range(10_000):
         contents = Contents()
         async with await opened(MemoryRecords(contents)) as store:
@@ -425,7 +425,7 @@ async def test_a_fork_that_lands_late_is_whole(at: int) -> None:
 
 async def test_a_fork_in_place_of_another_that_is_given_up_leaves_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its head names the epoch that it was to replace until that is removed."""
-    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.recovery.FORK_DEAD_SECONDS", 0)
     contents = Contents()
     async with await opened(MemoryRecords(contents, **ROOMY)) as store:
         await store.append_messages("x", samples.messages(2))

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.record_damage import check_damaged_heads
+from kode_conformance.suite.damage_tests import check_damaged_heads
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from kode_core import CorruptRecordError, OutcomeUnknownError, StoreBusyError, StoreTimeoutError
 from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite, Fence, Info, ListHead, Refused
 from kode_core.codec import Body, digest
-from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.record_state import UNNAMED, AgentHead
-from kode_core.engines.records import Change, HeadRecord, Item, Place, Span, removed
+from kode_core.engines.record.engine import RecordEngine
+from kode_core.engines.record.state import UNNAMED, AgentHead
+from kode_core.engines.record.store import Change, HeadRecord, Item, Place, Span, removed
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords
 
@@ -175,8 +175,8 @@ class SlowReads(MemoryRecords):
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let seconds pass faster."""
-    monkeypatch.setattr("kode_core.engines.record_io._FROZEN_SECONDS", 0.4)
-    monkeypatch.setattr("kode_core.engines.record_reads._OPTIMISTIC_SECONDS", 0.0)
+    monkeypatch.setattr("kode_core.engines.record.io._FROZEN_SECONDS", 0.4)
+    monkeypatch.setattr("kode_core.engines.record.reads._OPTIMISTIC_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("soon")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.record_tests import Held
-from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, write_on
+from kode_conformance.kills.writes import FORK, WRITES, Write, expected, portrait, write_on
+from kode_conformance.suite.record_tests import Held
+from kode_conformance.values import samples
 
 from kode_core import CorruptRecordError, RepairResult, StoreUnavailableError, create_extended_store
-from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.records import HeadRecord, Note, Place
+from kode_core.engines.record.engine import RecordEngine
+from kode_core.engines.record.store import HeadRecord, Note, Place
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 from kode_core.store.repairs import Repairable
@@ -22,14 +22,14 @@ from tests.memory_records import Contents, MemoryRecords
 from tests.test_record_engine import OPTIONS, opened, stops
 from tests.test_record_leavings import LARGE, ROOMY, deleted_too_soon, needless, settled, slow_writers
 
-LEFT = "kode_core.engines.record_io.LEFT_SECONDS"
-DEAD = "kode_core.engines.record_recovery.FORK_DEAD_SECONDS"
+LEFT = "kode_core.engines.record.io.LEFT_SECONDS"
+DEAD = "kode_core.engines.record.recovery.FORK_DEAD_SECONDS"
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for those who are dead."""
-    monkeypatch.setattr("kode_core.engines.record_repair._LOOK_AGAIN_S", 0.001)
+    monkeypatch.setattr("kode_core.engines.record.repair._LOOK_AGAIN_S", 0.001)
     monkeypatch.setattr("kode_core.store.consistency._LOOK_AGAIN_S", (0.001, 0.001))
 
 
@@ -198,7 +198,7 @@ async def test_damage_is_left_and_named() -> None:
 
 async def test_a_repair_takes_longer_than_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """To remove a long agent may: each step tells that it goes on (OPS-16)."""
-    monkeypatch.setattr("kode_core.engines.record_repair._SIGN_S", 0.02)
+    monkeypatch.setattr("kode_core.engines.record.repair._SIGN_S", 0.02)
     contents = Contents()
 
     class SlowDrops(MemoryRecords):

@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import CorruptRecordError, KodeError, OutcomeUnknownError
 from kode_core.batch import Fence, ListKind
-from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.record_state import AgentHead, Step, row_key
-from kode_core.engines.records import Change, Cut, HeadRecord, Item, Note, Place
+from kode_core.engines.record.engine import RecordEngine
+from kode_core.engines.record.state import AgentHead, Step, row_key
+from kode_core.engines.record.store import Change, Cut, HeadRecord, Item, Note, Place
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, TogetherHarness
 
@@ -319,7 +319,7 @@ def drawn(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     random.seed(0)
     with monkeypatch.context() as patch:
         patch.setattr(time, "monotonic", loop.time)
-        patch.setattr("kode_core.engines.record_io.LEFT_SECONDS", -60)
+        patch.setattr("kode_core.engines.record.io.LEFT_SECONDS", -60)
         try:
             loop.run_until_complete(run.all())
         finally:

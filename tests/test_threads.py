@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from kode_core import AgentEvent, AgentInfo, Bookmark, LockUnavailableError, Message, Timeline
+from kode_core.backends.json_files.threads import Threads
+from kode_core.backends.memory.engine import forget_memory
 from kode_core.direct import MemoryStore
-from kode_core.engines.memory import forget_memory
-from kode_core.engines.threads import Threads
 from kode_core.errors import StoreUnavailableError
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kode_core.engines import watching
-from kode_core.engines.watching import Watcher
+from kode_core.authoring import watching
+from kode_core.authoring.watching import Watcher
 
 
 class Scripted(Watcher):

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import (
     AgentInfo,
@@ -26,9 +26,9 @@ from kode_core import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import Batch, EventRange, EventRow, ListRows, Outcome, Refused
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kode_conformance.harness import Handle, Space, StoreHarness
-from kode_core.engines.memory import forget_memory
+from kode_core.backends.memory.engine import forget_memory
 from kode_core.factory import create_extended_store
 from kode_core.protocols import Store
 

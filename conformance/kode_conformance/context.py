@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from kode_conformance.harness import Costs, Given, Handle, HarnessError, Space, StoreHarness
-from kode_conformance.layering import layers_put
+from kode_conformance.instruments.layering import layers_put
 from kode_conformance.settings import Settings
 from kode_core.plugins import EngineLayer
 from kode_core.protocols import ExtendedStore
@@ -128,7 +128,8 @@ class Context:
     # --- other processes
 
     async def process(self, script: str, *args: Any) -> Process:
-        """Start a process that opens the same store and runs *script*, a function of ``kode_conformance.child``.
+        """Start a process that opens the same store and runs *script*, a function of
+        ``kode_conformance.processes.scripts``.
 
         Where one process at a time may use a store, the instances of this one are closed before.
         """
@@ -139,7 +140,7 @@ class Context:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "kode_conformance.child",
+            "kode_conformance.processes.scripts",
             call,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

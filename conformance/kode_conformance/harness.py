@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from kode_conformance.storecode import code_of
+from kode_conformance.kills.storecode import code_of
 from kode_core.protocols import Store
 
 __all__ = [

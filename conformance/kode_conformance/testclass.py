@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Final
 import pytest
 
 from kode_conformance.harness import StoreHarness
-from kode_conformance.pytest_front import conclude
 from kode_conformance.registry import Check, load_checks
 from kode_conformance.settings import Tier
+from kode_conformance.suite.pytest_front import conclude
 
 __all__ = ["StoreConformance", "beyond"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from kode_conformance import load_checks
 from kode_conformance.builtin import JsonHarness, MemoryHarness
-from kode_conformance.pytest_front import conclude
 from kode_conformance.settings import Tier
+from kode_conformance.suite.pytest_front import conclude
 from kode_conformance.testclass import StoreConformance, beyond
 
-from kode_core.engines.folder import Folder, Stripe
-from kode_core.engines.journal import Journal
+from kode_core.backends.json_files.folder import Folder, Stripe
+from kode_core.backends.json_files.journal import Journal
 
 
 class TestMemory(StoreConformance):

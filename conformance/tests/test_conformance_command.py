@@ -30,7 +30,7 @@ HARNESSES = """
 from kode_conformance import StoreHarness
 from kode_conformance.builtin import JsonHarness, MemoryHarness
 from kode_conformance.harness import Deviation
-from kode_core.engines.memory import MemoryEngine, MemorySpace
+from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.store import EngineStore
 
 SPACES = {}
@@ -190,7 +190,7 @@ def test_a_long_run_without_a_terminal_says_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Once a minute, with what failed since."""
-    monkeypatch.setattr("kode_conformance.terminal.TELLS_EVERY_S", 0)
+    monkeypatch.setattr("kode_conformance.reports.terminal.TELLS_EVERY_S", 0)
     done = asked(capsys, "conformance", "duck.py:Faulty", *only(TODOS, MEDIA))
     assert done.code == 1
     assert done.err.splitlines() == ["1 of 2 checks; failed: TODO-1.todos_are_replaced", "2 of 2 checks"]

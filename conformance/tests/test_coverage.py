@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from kode_conformance import load_checks
 from kode_conformance.clauses import clauses
-from kode_conformance.cli import _until_it_shows
-from kode_conformance.coverage import cells, notes_of_today, share, table_lines
+from kode_conformance.commands.conformance import _until_it_shows
 from kode_conformance.dimensions import MEANINGS, Dimension, counts, lengths, twins
+from kode_conformance.reports.coverage import cells, notes_of_today, share, table_lines
 from kode_conformance.results import Report, Result, Status
 from kode_conformance.settings import Tier
 

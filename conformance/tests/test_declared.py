@@ -10,7 +10,7 @@ from kode_conformance.builtin import MemoryHarness
 from kode_conformance.harness import Costs, Deviation, Handle, HarnessError, Limits, declared, load_harness
 from kode_conformance.registry import load_checks
 from kode_conformance.results import Status
-from kode_conformance.runner import judge
+from kode_conformance.running.runner import judge
 from kode_conformance.settings import Settings, Tier
 
 CHECKS = {check.id: check for check in load_checks()}

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from kode_conformance.faults import FaultProxy, Faults, Mode
+from kode_conformance.servers.faults import FaultProxy, Faults, Mode
 
 
 class Echo:

@@ -34,7 +34,7 @@ class BlocksHarness(OnMemory):
 
 def test_a_hanging_store_is_told_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that blocks the event loop is reported with the line that blocks."""
-    monkeypatch.setattr("kode_conformance.runner.SCALE", 0.5 / 60)
+    monkeypatch.setattr("kode_conformance.running.runner.SCALE", 0.5 / 60)
     check = next(check for check in load_checks() if check.id == "MSG-1.save_replaces_the_whole_list")
     with pytest.raises(Violation, match=r"time\.sleep\(1\.5\)"):
         run_check(check, BlocksHarness())

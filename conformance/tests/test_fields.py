@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from kode_conformance.fields import Field, Holds, alone, fields_of, full, put, rows, value_in
-from kode_conformance.kinds import kinds
-from kode_conformance.model import StoreModel
+from kode_conformance.histories.model import StoreModel
+from kode_conformance.values.fields import Field, Holds, alone, fields_of, full, put, rows, value_in
+from kode_conformance.values.kinds import kinds
 
 from kode_core.codec import decode, encode
 from kode_core.model import Message, Record, UnknownBlock

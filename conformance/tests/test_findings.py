@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kode_conformance import causes
-from kode_conformance.causes import Cause, likely
 from kode_conformance.context import difference
-from kode_conformance.explain import finding_lines, grouped
-from kode_conformance.findings import GOES_WRONG, NOT_ALWAYS
-from kode_conformance.programs import RULER
+from kode_conformance.histories.findings import GOES_WRONG, NOT_ALWAYS
+from kode_conformance.histories.programs import RULER
+from kode_conformance.reports import causes
+from kode_conformance.reports.causes import Cause, likely
+from kode_conformance.reports.explain import finding_lines, grouped
 from kode_conformance.results import Result, Status
 
 

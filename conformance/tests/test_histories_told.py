@@ -13,21 +13,21 @@ from typing import Any, Final, cast
 import msgspec
 import pytest
 from kode_conformance import StoreHarness, load_checks
-from kode_conformance.answers import _FOUND, _OF_AGENT
 from kode_conformance.builtin import MemoryHarness
-from kode_conformance.changes import CHANGES, chains, full_state
 from kode_conformance.context import prepared
-from kode_conformance.findings import How
-from kode_conformance.histories import Step, history
-from kode_conformance.looks import KINDS, looks
-from kode_conformance.machine import Machine
-from kode_conformance.model import WRITES
-from kode_conformance.programs import RULER
+from kode_conformance.histories.answers import _FOUND, _OF_AGENT
+from kode_conformance.histories.changes import CHANGES, chains, full_state
+from kode_conformance.histories.findings import How
+from kode_conformance.histories.looks import KINDS, looks
+from kode_conformance.histories.machine import Machine
+from kode_conformance.histories.model import WRITES
+from kode_conformance.histories.programs import RULER
+from kode_conformance.histories.stamps import times_problem
+from kode_conformance.histories.steps import Step, history
+from kode_conformance.histories.variants import KEYS, ORIGINALS, VARIANTS, names_of
 from kode_conformance.results import Status
-from kode_conformance.runner import judge
+from kode_conformance.running.runner import judge
 from kode_conformance.settings import Settings
-from kode_conformance.stamps import times_problem
-from kode_conformance.variants import KEYS, ORIGINALS, VARIANTS, names_of
 
 from conformance.tests.zoo import changes, told
 from conformance.tests.zoo.base import PlainMemory

@@ -19,11 +19,11 @@ from kode_conformance.settings import Settings, Tier
 from msgspec.structs import replace
 
 from kode_core import Store, create_extended_store
-from kode_core.backends.json_files import JsonOptions, open_json
+from kode_core.backends.json_files.plugin import JsonOptions, open_json
+from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import Batch, ListKind, ListRows, Outcome, with_bodies
 from kode_core.codec import Body
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.errors import PayloadTooLargeError, StoreUnavailableError
 from kode_core.layers import Layer
 from kode_core.store import EngineStore

@@ -14,22 +14,22 @@ import pytest
 from kode_conformance import Handle, Space, StoreHarness, Violation, load_checks, run_check
 from kode_conformance.builtin import JsonHarness
 from kode_conformance.context import prepared
-from kode_conformance.killchild import CAN_FORK
-from kode_conformance.killpoints import kill_at_points, killer
-from kode_conformance.killseries import kill_forks
+from kode_conformance.kills.child import CAN_FORK
+from kode_conformance.kills.points import kill_at_points, killer
+from kode_conformance.kills.series import kill_forks
+from kode_conformance.kills.storecode import code_of
+from kode_conformance.kills.writes import write_named
 from kode_conformance.settings import Settings, Tier
-from kode_conformance.storecode import code_of
-from kode_conformance.writes import write_named
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
-from kode_sqlite.testing import HybridHarness, SqliteHarness
+from kode_sqlite.testing.harness import HybridHarness, SqliteHarness
 from msgspec.structs import replace
 
 from kode_core import Store
+from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import Applied, Batch, Child, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 

@@ -12,21 +12,21 @@ import time
 from collections import Counter
 
 import pytest
-from kode_conformance import schedules
 from kode_conformance.builtin import MemoryHarness
 from kode_conformance.context import prepared
-from kode_conformance.findings import How
-from kode_conformance.histories import Step, history, told
-from kode_conformance.linearize import Call, log_problem, offsets_problem, register_problem
-from kode_conformance.machine import Machine
-from kode_conformance.pace import in_time
-from kode_conformance.payloads import PAYLOADS
-from kode_conformance.places import PLACES
-from kode_conformance.schedules import Schedule, interleaved
+from kode_conformance.histories import schedules
+from kode_conformance.histories.findings import How
+from kode_conformance.histories.linearize import Call, log_problem, offsets_problem, register_problem
+from kode_conformance.histories.machine import Machine
+from kode_conformance.histories.schedules import Schedule, interleaved
+from kode_conformance.histories.shrinking import shortest
+from kode_conformance.histories.steps import Step, history, told
+from kode_conformance.histories.vocabulary import FAMILIES, REFUSED, VALUES
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.settings import Settings
-from kode_conformance.shrinking import shortest
-from kode_conformance.strategies import hostile_text, hostile_value, is_exact_json, parts, simpler
-from kode_conformance.vocabulary import FAMILIES, REFUSED, VALUES
+from kode_conformance.values.payloads import PAYLOADS
+from kode_conformance.values.places import PLACES
+from kode_conformance.values.strategies import hostile_text, hostile_value, is_exact_json, parts, simpler
 
 from kode_core.errors import InvalidValueError
 from kode_core.jsonvalue import encode_json

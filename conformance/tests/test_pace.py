@@ -9,11 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kode_conformance import load_checks, pace
+from kode_conformance import load_checks
 from kode_conformance.builtin import MemoryHarness
+from kode_conformance.instruments import pace
 from kode_conformance.registry import Check
 from kode_conformance.results import Status
-from kode_conformance.runner import judge
+from kode_conformance.running.runner import judge
 from kode_conformance.settings import Settings, Tier
 
 pytestmark = pytest.mark.selftest

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, cast
 
 import pytest
 from kode_conformance import StoreHarness, load_checks, settings
-from kode_conformance import experiments as machines
 from kode_conformance.builtin import JsonHarness, MemoryHarness
 from kode_conformance.checks import properties
+from kode_conformance.histories import experiments as machines
 from kode_conformance.results import Status
-from kode_conformance.runner import judge
+from kode_conformance.running.runner import judge
 from kode_conformance.settings import Effort, Settings, Tier
-from kode_sqlite.testing import SqliteHarness
+from kode_sqlite.testing.harness import SqliteHarness
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnJson, OnMemory

@@ -10,18 +10,19 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from kode_conformance import badge, documents
 from kode_conformance.clauses import clauses
-from kode_conformance.compare import compared
-from kode_conformance.explain import grouped, search_line
-from kode_conformance.markdown import cell, report_page
-from kode_conformance.matrix import matrix_lines
+from kode_conformance.commands.compare import compared
 from kode_conformance.registry import load_checks
-from kode_conformance.replay import Replay, read_replay, replay_of
+from kode_conformance.reports import badge
+from kode_conformance.reports import files as documents
+from kode_conformance.reports.explain import grouped, search_line
+from kode_conformance.reports.markdown import cell, report_page
+from kode_conformance.reports.matrix import matrix_lines
+from kode_conformance.reports.tally import AREAS, by_area, level_of, tally, told
+from kode_conformance.reports.terminal import print_report
 from kode_conformance.results import FORMAT, Report, Result, Status, Verdict, read_report
+from kode_conformance.running.replay import Replay, read_replay, replay_of
 from kode_conformance.settings import Settings, Tier
-from kode_conformance.tally import AREAS, by_area, level_of, tally, told
-from kode_conformance.terminal import print_report
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "conformance.md"
 HOSTILE = "a|b\n`c` <d> \x1b[31m \ud800 *e* ```"

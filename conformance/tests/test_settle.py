@@ -14,9 +14,9 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.settings import Tier
 
 from kode_core import Store
+from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import Totals
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.layers import Layer
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_core.store import EngineStore

@@ -14,7 +14,7 @@ import pytest
 from kode_conformance import StoreHarness, Violation, load_checks, run_check
 from kode_conformance.context import Unverified, prepared
 from kode_conformance.registry import Check
-from kode_conformance.runner import capabilities_of
+from kode_conformance.running.runner import capabilities_of
 from kode_conformance.settings import Settings, Tier
 
 from conformance.tests.zoo.angels import ANGELS
@@ -179,7 +179,7 @@ def passes(check: Check, harness: StoreHarness) -> bool:
 
 def passed(checks: Sequence[Check], harness: StoreHarness, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The checks that pass, in their own time, which is cut short: who does nothing needs none."""
-    monkeypatch.setattr("kode_conformance.runner.SCALE", 8 / 60)
+    monkeypatch.setattr("kode_conformance.running.runner.SCALE", 8 / 60)
     return {check.id for check in checks if passes(check, harness)}
 
 

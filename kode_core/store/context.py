@@ -15,9 +15,10 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
+from kode_core.authoring.closing import ended
+from kode_core.authoring.opening import hearing
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engine import CALLER, Caller, Engine, connection_use
-from kode_core.engines.closing import ended
 from kode_core.errors import (
     KodeError,
     LockLostError,
@@ -26,7 +27,6 @@ from kode_core.errors import (
     StoreClosedError,
     StoreTimeoutError,
 )
-from kode_core.opening import hearing
 from kode_core.report import StoreMetrics
 from kode_core.store.book import Book, Op
 from kode_core.store.deadlines import Deadline, Deadlines
@@ -150,7 +150,7 @@ class Context:
 
     @contextmanager
     def _without_deadline(self) -> Iterator[None]:
-        """See :func:`kode_core.opening.without_deadline`."""
+        """See :func:`kode_core.authoring.opening.without_deadline`."""
         self.check_open()
         self._set_unhurried(True)
         try:

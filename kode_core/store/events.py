@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
+from kode_core.authoring.waiting import waited_for
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
 from kode_core.engine import CALLER, Caller, Watch, idle_poll_ms, watch
 from kode_core.errors import (
@@ -28,7 +29,6 @@ from kode_core.store.context import Context, settled
 from kode_core.store.ops import OPS
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.rows import INT64
-from kode_core.waiting import waited_for
 
 __all__ = ["EventAppender", "EventReader"]
 

@@ -13,13 +13,13 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from kode_core.authoring.waiting import waited_for
 from kode_core.batch import Fence
 from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError, StorageError, StoreClosedError
 from kode_core.ids import quoted
 from kode_core.protocols import Lease
 from kode_core.store.context import Context
 from kode_core.store.ops import OPS
-from kode_core.waiting import waited_for
 
 __all__ = ["HeldLease", "LeaseContext", "Locks"]
 

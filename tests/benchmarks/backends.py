@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from kode_postgres.servers import DSN_VARIABLE, LocalServer, NoServerError, Server
+from kode_postgres.testing.servers import DSN_VARIABLE, LocalServer, NoServerError, Server
 
 from kode_core import ExtendedStore, create_extended_store
 from tests.benchmarks.floor import Floor, SqliteFloor

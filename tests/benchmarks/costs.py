@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from kode_conformance.into import write_into
+from kode_conformance.commands.into import write_into
 
 from kode_core import (
     AgentEvent,

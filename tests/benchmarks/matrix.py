@@ -10,8 +10,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import kode_dynamodb.servers as emulators
-import kode_mongo.servers as mongo
+import kode_dynamodb.testing.servers as emulators
+import kode_mongo.testing.servers as mongo
 from kode_conformance.servers import NoServerError
 
 from kode_core import ExtendedStore, create_extended_store

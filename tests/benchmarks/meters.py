@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol, Self
 
 import aioboto3
 import bson
-import kode_dynamodb.servers as emulators
-import kode_mongo.servers as mongo
+import kode_dynamodb.testing.servers as emulators
+import kode_mongo.testing.servers as mongo
 import pymongo
 from aiobotocore.config import AioConfig
 from kode_conformance.servers import NoServerError

@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from kode_conformance import samples
-from kode_conformance.canaries import overheard, told_by
 from kode_conformance.checks.contents import CORE, Ears, marked_writes
 from kode_conformance.checks.isolation import troubled
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import WRITES
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import WRITES
+from kode_conformance.values import samples
+from kode_conformance.values.canaries import overheard, told_by
 from kode_core.errors import (
     InvalidArgumentError,
     KodeError,

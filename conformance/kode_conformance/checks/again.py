@@ -8,9 +8,9 @@ from typing import Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import WRITES, overwrite, portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import WRITES, overwrite, portrait
 from kode_core.errors import LockUnavailableError
 
 

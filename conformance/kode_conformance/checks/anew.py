@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.fenced import FencedWrite, fenced_writes
 from kode_conformance.checks.times import by_time
-from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fenced import FencedWrite, fenced_writes
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.clock import clock_off
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import forked, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import forked, portrait
+from kode_conformance.values import samples
 from kode_core.errors import LockLostError
 from kode_core.protocols import ExtendedStore
 

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.methods import calls_of
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.junk import forged_cursors, junk_for, parameters, variants
-from kode_conformance.methods import calls_of
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import portrait
+from kode_conformance.values import samples
+from kode_conformance.values.junk import forged_cursors, junk_for, parameters, variants
 from kode_core.errors import KodeError
 from kode_core.protocols import ExtendedStore, Store
 

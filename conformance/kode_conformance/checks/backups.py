@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
+from kode_conformance.kills.writes import portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import portrait, seed
+from kode_conformance.values import samples
 from kode_core.errors import KodeError
 from kode_core.protocols import ExtendedStore
 

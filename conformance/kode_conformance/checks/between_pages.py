@@ -7,13 +7,13 @@ import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.many import at_once, same
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
+from kode_conformance.values.many import at_once, same
 from kode_core.model import Message, TextBlock
 from kode_core.protocols import ExtendedStore
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from kode_conformance import samples
-from kode_conformance.bigwrites import BIG, BIG_FORK, DELETE_GROUP
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.killpoints import kill_at_points, killer
-from kode_conformance.killseries import kill_again_and_again, kill_delete_many, kill_forks
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.bigwrites import BIG, BIG_FORK, DELETE_GROUP
+from kode_conformance.kills.points import kill_at_points, killer
+from kode_conformance.kills.series import kill_again_and_again, kill_delete_many, kill_forks
+from kode_conformance.kills.writes import Write
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import Write
+from kode_conformance.values import samples
 
 _P: Final = Capability.PERSISTENT
 _OTHERS: Final = (BIG_FORK, DELETE_GROUP)

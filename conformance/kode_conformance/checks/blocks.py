@@ -7,10 +7,10 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.errors import LockLostError, LockUnavailableError, StoreClosedError
 from kode_core.protocols import ExtendedStore
 

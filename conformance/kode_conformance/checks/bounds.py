@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.checks.followers import next_event
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.kinds import kinds
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
+from kode_conformance.values.kinds import kinds
 from kode_core.errors import UnsupportedError
 from kode_core.model import Timeline
 from kode_core.protocols import ExtendedStore

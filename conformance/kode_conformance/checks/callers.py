@@ -9,18 +9,18 @@ from typing import Any, Final
 
 import msgspec
 
-from kode_conformance import samples
+from kode_conformance.calls.methods import PROTOCOL_METHODS, calls_of, drive
+from kode_conformance.calls.ways import first, held, spoilt_come_back
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import Holds, fields_of, full, of_agent, put
-from kode_conformance.kinds import Gives, Kind, Reader, Writer, kinds
-from kode_conformance.methods import PROTOCOL_METHODS, calls_of, drive
-from kode_conformance.model import StoreModel
-from kode_conformance.pace import in_time
+from kode_conformance.histories.model import StoreModel
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
-from kode_conformance.spoiling import spoil, whole_copy
-from kode_conformance.ways import first, held, spoilt_come_back
+from kode_conformance.values import samples
+from kode_conformance.values.fields import Holds, fields_of, full, of_agent, put
+from kode_conformance.values.kinds import Gives, Kind, Reader, Writer, kinds
+from kode_conformance.values.spoiling import spoil, whole_copy
 from kode_core.model import Message, Record, Timeline, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 

@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
+from kode_conformance.kills.writes import FORK, WRITES, Write, expected, forked, portrait, seed, write_on
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import FORK, WRITES, Write, expected, forked, portrait, seed, write_on
+from kode_conformance.values import samples
 from kode_core.errors import LockError, StoreClosedError
 from kode_core.protocols import ExtendedStore, Lease
 

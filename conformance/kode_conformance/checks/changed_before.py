@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final
 
-from kode_conformance import samples
 from kode_conformance.checks.doubt import doubtful
 from kode_conformance.checks.maintenance import stepping
 from kode_conformance.context import Context, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import LOOKS, WRITES, Expected, Portrait, Write, overwrite, portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import LOOKS, WRITES, Expected, Portrait, Write, overwrite, portrait, seed
+from kode_conformance.values import samples
 from kode_core.errors import OutcomeUnknownError
 from kode_core.protocols import ExtendedStore
 

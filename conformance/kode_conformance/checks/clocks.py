@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Final
 
-from kode_conformance import samples
+from kode_conformance.calls.fenced import fenced_writes
 from kode_conformance.checks.leases import all_of, take
 from kode_conformance.checks.times import WAYS
-from kode_conformance.clock import clock_off
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import TIMES, Dimension
-from kode_conformance.fenced import fenced_writes
+from kode_conformance.instruments.clock import clock_off
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import portrait
+from kode_conformance.values import samples
 from kode_core.errors import LockLostError, LockUnavailableError
 from kode_core.protocols import ExtendedStore
 

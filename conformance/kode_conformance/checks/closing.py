@@ -9,16 +9,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, cast
 
-from kode_conformance import samples
+from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.checks.leases import take
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
-from kode_conformance.methods import calls_of, drive
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import portrait
+from kode_conformance.values import samples
 from kode_core.errors import KodeError, LockUnavailableError, StoreClosedError
 from kode_core.protocols import ExtendedStore
 

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.lookers import STEPS, Company, looks_of, states
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.processes.lookers import STEPS, Company, looks_of, states
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_core.protocols import ExtendedStore
 
 _LARGE: Final = ("MSG-1", "MSG-3", "MSG-6", "TC-1", "TC-3", "TURN-1", "MED-1", "LIFE-3", "EVT-1", "QRY-8")

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import SEPARATORS, Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.errors import LockUnavailableError
 from kode_core.protocols import ExtendedStore
 

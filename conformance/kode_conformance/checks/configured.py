@@ -6,16 +6,16 @@ import asyncio
 import time
 from typing import Final
 
-from kode_conformance import samples
+from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.memory import measured
-from kode_conformance.clock import clock_off
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.methods import calls_of, drive
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.clock import clock_off
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import WRITES, Expected, Write, expected, portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import WRITES, Expected, Write, expected, portrait
+from kode_conformance.values import samples
 from kode_core.errors import ConfigurationError, KodeError, StorageError
 from kode_core.protocols import ExtendedStore
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import kode_core
-from kode_conformance import samples
-from kode_conformance.canaries import CANARY, marked, overheard, spoiled, told_by
+from kode_conformance.calls.fenced import FencedWrite, fenced_writes
+from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.checks.damage import damage_each_part
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fenced import FencedWrite, fenced_writes
-from kode_conformance.methods import calls_of, drive
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
+from kode_conformance.values.canaries import CANARY, marked, overheard, spoiled, told_by
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, get_type_hints
 
-from kode_conformance import samples
-from kode_conformance.bigwrites import seed_big
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.kills.bigwrites import seed_big
+from kode_conformance.kills.writes import WRITES, Portrait, portrait, seed, write_named
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import WRITES, Portrait, portrait, seed, write_named
+from kode_conformance.values import samples
 from kode_core.protocols import ExtendedStore
 from kode_core.query import SessionFilter
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.model import AgentInfo, Bookmark
 
 

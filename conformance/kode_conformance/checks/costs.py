@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
-from kode_conformance.costs import Counting, Meter, counted, meter, sending
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.costs import Counting, Meter, counted, meter, sending
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_core.model import Message, Timeline, ToolCallRecord
 from kode_core.protocols import ExtendedStore
 

@@ -7,14 +7,14 @@ import os
 import signal
 from collections.abc import Iterable
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
-from kode_conformance.killpoints import kill_at_points, kill_first_opens, kill_recoveries, killer
-from kode_conformance.killseries import kill_forks
+from kode_conformance.kills.points import kill_at_points, kill_first_opens, kill_recoveries, killer
+from kode_conformance.kills.series import kill_forks
+from kode_conformance.kills.writes import WRITES, write_named
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import WRITES, write_named
+from kode_conformance.values import samples
 
 
 @check(

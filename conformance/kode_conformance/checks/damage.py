@@ -10,14 +10,14 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import LOOKS, Portrait, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import LOOKS, Portrait, portrait
+from kode_conformance.values import samples
 from kode_core.batch import Head, ListRows
 from kode_core.codec import Body
 from kode_core.engine import Engine

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
-from kode_conformance.canaries import overheard
 from kode_conformance.checks.damage import PARTS, damaging, paged
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import FORK, LOOKS, WRITES, Expected, Portrait, Write, expected, portrait, seed
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import FORK, LOOKS, WRITES, Expected, Portrait, Write, expected, portrait, seed
+from kode_conformance.values import samples
+from kode_conformance.values.canaries import overheard
 from kode_core.errors import CorruptRecordError, KodeError
 from kode_core.protocols import ExtendedStore, QueryableStore
 

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.methods import calls_of, drive
+from kode_conformance.kills.writes import WRITES, expected, portrait, seed
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import WRITES, expected, portrait, seed
 from kode_core.batch import Batch, Outcome
 from kode_core.engine import Engine
 from kode_core.errors import KodeError, Retry, StorageError, StoreTimeoutError

@@ -10,20 +10,20 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from kode_conformance import samples
-from kode_conformance.changes import CHANGES, chains, full_state
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import full, of_agent
-from kode_conformance.histories import Step, history, told
-from kode_conformance.kinds import kinds
-from kode_conformance.looks import Known, Look, ask, loads
-from kode_conformance.machine import Machine
-from kode_conformance.pace import in_time
-from kode_conformance.programs import plain
+from kode_conformance.histories.changes import CHANGES, chains, full_state
+from kode_conformance.histories.looks import Known, Look, ask, loads
+from kode_conformance.histories.machine import Machine
+from kode_conformance.histories.programs import plain
+from kode_conformance.histories.shrinking import shortest
+from kode_conformance.histories.steps import Step, history, told
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.shrinking import shortest
+from kode_conformance.values import samples
+from kode_conformance.values.fields import full, of_agent
+from kode_conformance.values.kinds import kinds
 from kode_core.direct import MemoryStore
 from kode_core.model import Bookmark
 from kode_core.query import SessionInfo

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context, difference
 from kode_conformance.dimensions import Dimension
+from kode_conformance.kills.writes import FORK, WRITES, Expected, Write, expected, overwrite, portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import FORK, WRITES, Expected, Write, expected, overwrite, portrait, seed
+from kode_conformance.values import samples
 from kode_core.batch import Batch, Outcome
 from kode_core.engine import Engine
 from kode_core.errors import OutcomeUnknownError, StorageError

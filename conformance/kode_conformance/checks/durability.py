@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kode_conformance import samples
 from kode_conformance.context import Context
-from kode_conformance.crash import kill_mixed, kill_turns
 from kode_conformance.dimensions import Dimension
+from kode_conformance.kills.random_kills import kill_mixed, kill_turns
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 
 
 @check(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import full, of_agent
-from kode_conformance.kinds import Kind, Writer, kinds
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import portrait
+from kode_conformance.values import samples
+from kode_conformance.values.fields import full, of_agent
+from kode_conformance.values.kinds import Kind, Writer, kinds
 from kode_core.errors import LockLostError
 
 

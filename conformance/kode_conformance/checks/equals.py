@@ -6,16 +6,16 @@ import asyncio
 import itertools
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.checks.many_reads import in_pages
 from kode_conformance.checks.times import by_time
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import full
-from kode_conformance.kinds import Gives, kinds
-from kode_conformance.logs import Asked, Log
-from kode_conformance.many import DOCUMENTS, at_once, same, views
+from kode_conformance.instruments.logs import Asked, Log
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
+from kode_conformance.values.fields import full
+from kode_conformance.values.kinds import Gives, kinds
+from kode_conformance.values.many import DOCUMENTS, at_once, same, views
 from kode_core.model import AgentEvent, Bookmark, Message, Timeline
 
 _Q = Capability.QUERYABLE

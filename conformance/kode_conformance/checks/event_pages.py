@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.logs import Asked, Log
-from kode_conformance.many import same, views
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.logs import Asked, Log
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import check
+from kode_conformance.values import samples
+from kode_conformance.values.many import same, views
 from kode_core.model import Bookmark, StoredEvent, Timeline
 
 _EDGES: Final = (1, 2, 25, 64, 99, 100, 101, 500, 501, 999, 1000, 1001)

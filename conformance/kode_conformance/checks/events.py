@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Bookmark, StoredEvent, Timeline
 from kode_core.protocols import ExtendedStore

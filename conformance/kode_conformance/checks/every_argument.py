@@ -6,17 +6,17 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, get_type_hints
 
-from kode_conformance import samples
-from kode_conformance.answers import PAGING, matches
+from kode_conformance.calls.ways import brief, first
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.dimensions import INTEGERS, LOOKALIKES, Dimension, twins
-from kode_conformance.logs import Asked, Log
-from kode_conformance.many import at_once, same
-from kode_conformance.pace import in_time
+from kode_conformance.histories.answers import PAGING, matches
+from kode_conformance.instruments.logs import Asked, Log
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import brief, first
+from kode_conformance.values import samples
+from kode_conformance.values.many import at_once, same
 from kode_core.model import Message, TextBlock, UnknownBlock
 from kode_core.protocols import ExtendedStore
 from kode_core.query import MessageFilter, SessionFilter, ToolCallFilter

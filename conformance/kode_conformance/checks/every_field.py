@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from string import ascii_lowercase
 from typing import Any, Final
 
+from kode_conformance.calls.ways import all_come_back, changes_come_back, come_back
 from kode_conformance.context import Context
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, text_of, twins
-from kode_conformance.fields import Field, Holds, Values, alone, fields_of, full, made, of_agent, put, value_in
-from kode_conformance.kinds import Gives, Kind, Reader, kinds
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import all_come_back, changes_come_back, come_back
+from kode_conformance.values.fields import Field, Holds, Values, alone, fields_of, full, made, of_agent, put, value_in
+from kode_conformance.values.kinds import Gives, Kind, Reader, kinds
 from kode_core.model import AgentInfo
 from kode_core.protocols import ExtendedStore
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
 from typing import Any, Final
 
+from kode_conformance.calls.methods import drive
+from kode_conformance.calls.ways import held
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import Field, Holds, fields_of, full, of_agent, put
-from kode_conformance.kinds import Kind, Writer, kinds
-from kode_conformance.methods import drive
-from kode_conformance.model import StoreModel
-from kode_conformance.pace import in_time
-from kode_conformance.payloads import PAYLOADS
+from kode_conformance.histories.model import StoreModel
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import check
-from kode_conformance.ways import held
+from kode_conformance.values.fields import Field, Holds, fields_of, full, of_agent, put
+from kode_conformance.values.kinds import Kind, Writer, kinds
+from kode_conformance.values.payloads import PAYLOADS
 from kode_core.errors import InvalidArgumentError, InvalidValueError, KodeError
 
 _D = Dimension

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+from kode_conformance.calls.fenced import fenced_writes
 from kode_conformance.checks.leases import all_of, take
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fenced import fenced_writes
+from kode_conformance.kills.writes import Portrait, portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import Portrait, portrait
 from kode_core.errors import InvalidArgumentError, LockLostError
 from kode_core.protocols import ExtendedStore, Lease
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.ways import at_once, brief, first
 from kode_conformance.context import Context
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, twins
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import at_once, brief, first
+from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Bookmark, Message, UnknownBlock
 

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.ways import at_once
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, twins
-from kode_conformance.pace import sizes_in_time
+from kode_conformance.instruments.pace import sizes_in_time
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.ways import at_once
-from kode_conformance.writes import portrait
+from kode_conformance.values import samples
 from kode_core.model import Message, TextBlock, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
-from kode_conformance import samples
 from kode_conformance.checks.deadlines import hasty
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.logs import Asked, Log
+from kode_conformance.instruments.logs import Asked, Log
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_core.model import StoredEvent, Timeline
 from kode_core.protocols import ExtendedStore
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
-from kode_conformance.answers import answer, content_types
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.model import StoreModel
+from kode_conformance.histories.answers import answer, content_types
+from kode_conformance.histories.model import StoreModel
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.model import AgentInfo, Message, TextBlock, ToolCallApproval, ToolCallRecord, ToolUseBlock, UnknownBlock
 
 _T: Final = samples.T0

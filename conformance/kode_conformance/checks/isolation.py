@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.layering import Trouble
+from kode_conformance.instruments.layering import Trouble
+from kode_conformance.kills.writes import FORK, WRITES, Expected, expected, portrait, seed
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import FORK, WRITES, Expected, expected, portrait, seed
+from kode_conformance.values import samples
 from kode_core.engine import Engine
 from kode_core.errors import InvalidArgumentError, LockLostError, PayloadTooLargeError, StoreUnavailableError
 from kode_core.protocols import ExtendedStore

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.large import LARGE, Large, Look, looks_at, state_of
-from kode_conformance.model import StoreModel
-from kode_conformance.pace import in_time, sizes_in_time
+from kode_conformance.histories.model import StoreModel
+from kode_conformance.instruments.pace import in_time, sizes_in_time
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import portrait
+from kode_conformance.values.large import LARGE, Large, Look, looks_at, state_of
 from kode_core.errors import LockLostError
 from kode_core.protocols import ExtendedStore
 

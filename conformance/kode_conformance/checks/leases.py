@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import portrait
+from kode_conformance.values import samples
 from kode_core.errors import LockLostError, LockUnavailableError
 from kode_core.protocols import ExtendedStore, Lease
 

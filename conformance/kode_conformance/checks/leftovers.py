@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Unverified, Violation
-from kode_conformance.costs import collected, held
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.costs import collected, held
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import WRITES, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import WRITES, seed
+from kode_conformance.values import samples
 from kode_core.errors import KodeError, LockUnavailableError
 from kode_core.protocols import ExtendedStore
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.ways import at_once
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import sizes_in_time
+from kode_conformance.instruments.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import at_once
+from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError
 from kode_core.protocols import ExtendedStore
 

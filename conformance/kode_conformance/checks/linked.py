@@ -7,17 +7,17 @@ import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
-from kode_conformance.clock import clock_off
+from kode_conformance.calls.methods import drive
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import Holds, fields_of, full, of_agent, put
-from kode_conformance.kinds import Kind, Writer, kinds
-from kode_conformance.methods import drive
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.clock import clock_off
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import WRITES, overwrite, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import WRITES, overwrite, portrait
+from kode_conformance.values import samples
+from kode_conformance.values.fields import Holds, fields_of, full, of_agent, put
+from kode_conformance.values.kinds import Kind, Writer, kinds
 from kode_core.errors import InvalidValueError
 from kode_core.model import (
     AgentInfo,

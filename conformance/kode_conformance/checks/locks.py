@@ -7,13 +7,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import portrait
+from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError
 from kode_core.protocols import ExtendedStore
 

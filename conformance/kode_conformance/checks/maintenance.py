@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.layering import Trouble
+from kode_conformance.instruments.layering import Trouble
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.engine import Engine
 from kode_core.errors import StoreUnavailableError
 from kode_core.layers import Layer

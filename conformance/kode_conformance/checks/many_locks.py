@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from kode_conformance import samples
 from kode_conformance.checks.blocks import is_fenced
 from kode_conformance.checks.closing import another_place
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import sizes_in_time
+from kode_conformance.instruments.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.errors import LockLostError, LockUnavailableError
 from kode_core.protocols import ExtendedStore, Lease
 

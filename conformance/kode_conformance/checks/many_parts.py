@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple, Union
 
 import msgspec
 
-from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
-from kode_conformance.pace import in_time, sizes_in_time
+from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.model import (
     AgentEvent,
     Message,

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.many import all_of, at_once, same, views
-from kode_conformance.pace import in_time, sizes_in_time
+from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
+from kode_conformance.values.many import all_of, at_once, same, views
 from kode_core.model import ToolCallRecord
 from kode_core.protocols import ExtendedStore
 

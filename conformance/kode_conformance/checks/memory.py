@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED

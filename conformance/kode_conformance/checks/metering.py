@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.fenced import fenced_writes
+from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fenced import fenced_writes
-from kode_conformance.methods import calls_of, drive
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.errors import KodeError, LockLostError, LockUnavailableError
 from kode_core.protocols import ExtendedStore
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from kode_conformance.changes import CHANGES, chains
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.experiments import follow, follow_the_model
-from kode_conformance.findings import How
-from kode_conformance.histories import Step, history
+from kode_conformance.histories.changes import CHANGES, chains
+from kode_conformance.histories.experiments import follow, follow_the_model
+from kode_conformance.histories.findings import How
+from kode_conformance.histories.steps import Step, history
+from kode_conformance.processes.remote import another_process
 from kode_conformance.registry import Capability, check
-from kode_conformance.remote import another_process
 from kode_conformance.settings import Tier
 
 _Q = Capability.QUERYABLE

@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
+from kode_conformance.kills.writes import overwrite, seed
 from kode_conformance.registry import Capability, check
-from kode_conformance.writes import overwrite, seed
+from kode_conformance.values import samples
 from kode_core.errors import UnsupportedError
 
 _UMASKS: Final = (0o000, 0o022)

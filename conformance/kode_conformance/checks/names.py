@@ -10,16 +10,16 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.methods import calls_of, drive
+from kode_conformance.calls.ways import at_once, brief, held
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension, twins
-from kode_conformance.fields import Field, Holds, fields_of, full, of_agent, put
-from kode_conformance.kinds import Gives, Kind, Writer, kinds
-from kode_conformance.methods import calls_of, drive
-from kode_conformance.model import StoreModel
-from kode_conformance.pace import in_time
+from kode_conformance.histories.model import StoreModel
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
-from kode_conformance.ways import at_once, brief, held
+from kode_conformance.values import samples
+from kode_conformance.values.fields import Field, Holds, fields_of, full, of_agent, put
+from kode_conformance.values.kinds import Gives, Kind, Writer, kinds
 from kode_core.errors import InvalidArgumentError, LockUnavailableError
 
 _D = Dimension

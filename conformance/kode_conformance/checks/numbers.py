@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
-from kode_conformance.many import DOCUMENTS, LISTS, Documents, Listing, at_once, same, views
-from kode_conformance.model import StoreModel
-from kode_conformance.pace import in_time, sizes_in_time
+from kode_conformance.histories.model import StoreModel
+from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
+from kode_conformance.values.many import DOCUMENTS, LISTS, Documents, Listing, at_once, same, views
 
 _LONG: Final = 10_001
 _FAST_S: Final = 1.0

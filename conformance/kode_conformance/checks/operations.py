@@ -7,14 +7,14 @@ import math
 import uuid
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.methods import calls_of, drive, takes
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
-from kode_conformance.methods import calls_of, drive, takes
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_core.errors import CorruptRecordError, StoreClosedError
 from kode_core.model import Message, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import ExtendedStore, QueryableStore, Store

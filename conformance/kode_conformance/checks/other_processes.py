@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.checks.backups import fill_much, need_restored
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.maintenance import stepping
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.kills.writes import Portrait, overwrite, portrait
+from kode_conformance.processes.remote import RemoteStore, another_process
 from kode_conformance.registry import Capability, check
-from kode_conformance.remote import RemoteStore, another_process
 from kode_conformance.settings import Tier
-from kode_conformance.writes import Portrait, overwrite, portrait
+from kode_conformance.values import samples
 from kode_core.errors import LockUnavailableError
 
 _E: Final = Capability.EXTENDED

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
-from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import portrait
+from kode_conformance.values import samples
 from kode_core.codec import encode
 from kode_core.errors import PayloadTooLargeError, Retry, SchemaVersionError, StorageError
 from kode_core.model import Message, RecoveredFile, ToolUseBlock

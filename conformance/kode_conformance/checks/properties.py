@@ -8,12 +8,12 @@ from typing import Any
 
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
-from kode_conformance.payloads import PAYLOADS, Payload
-from kode_conformance.places import PLACES, Holds, Place
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.strategies import hostile_dict, hostile_text, hostile_value, is_exact_json, parts, simpler
+from kode_conformance.values.payloads import PAYLOADS, Payload
+from kode_conformance.values.places import PLACES, Holds, Place
+from kode_conformance.values.strategies import hostile_dict, hostile_text, hostile_value, is_exact_json, parts, simpler
 from kode_core.errors import InvalidValueError
 from kode_core.protocols import Store
 

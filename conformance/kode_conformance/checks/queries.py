@@ -8,10 +8,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Message, TextBlock, ToolCallApproval, ToolResultBlock, ToolUseBlock
 from kode_core.query import AgentStats

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.linearize import Call, log_problem, offsets_problem, register_problem
-from kode_conformance.pace import in_time
-from kode_conformance.races import LOGS, REGISTERS, append_and_read, write_and_read
+from kode_conformance.histories.clients import LOGS, REGISTERS, append_and_read, write_and_read
+from kode_conformance.histories.linearize import Call, log_problem, offsets_problem, register_problem
+from kode_conformance.histories.schedules import Schedule, interleaved
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
-from kode_conformance.schedules import Schedule, interleaved
 from kode_conformance.settings import Tier
 from kode_core.protocols import ExtendedStore
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.places import PLACES, Holds
 from kode_conformance.registry import check
+from kode_conformance.values import samples
+from kode_conformance.values.places import PLACES, Holds
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import (
     Message,

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.large import runs
-from kode_conformance.model import StoreModel
-from kode_conformance.pace import in_time
+from kode_conformance.histories.model import StoreModel
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
+from kode_conformance.values.large import runs
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import MediaCacheRecord, Message, TextBlock, Timeline, TodoItem, TodoSnapshot, ToolCallRecord
 

@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
-from kode_conformance.costs import held
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.costs import held
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 
 _LONG: Final = 10_000
 _ENDINGS: Final = 30

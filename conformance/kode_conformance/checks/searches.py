@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Bookmark, Message, UnknownBlock
 from kode_core.query import Order, Page, SortBy

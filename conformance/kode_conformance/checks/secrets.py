@@ -5,12 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Awaitable, Callable
 
-from kode_conformance import samples
-from kode_conformance.canaries import overheard
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Handle
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
+from kode_conformance.values.canaries import overheard
 
 
 @check("OPS-12", needs=Capability.EXTENDED, absence_ok=True, under=(Dimension.DAMAGE,))

@@ -7,13 +7,13 @@ import time
 from collections.abc import Awaitable, Iterator
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import FORK, LOOKS, WRITES, Portrait, Write, expected, overwrite, portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.writes import FORK, LOOKS, WRITES, Portrait, Write, expected, overwrite, portrait, seed
+from kode_conformance.values import samples
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED

@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
+from kode_conformance.calls.ways import changes_come_back
 from kode_conformance.checks.many_reads import in_pages
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import Field, Holds, fields_of, full, put
-from kode_conformance.kinds import kinds
-from kode_conformance.many import see_pieces
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import changes_come_back
+from kode_conformance.values import samples
+from kode_conformance.values.fields import Field, Holds, fields_of, full, put
+from kode_conformance.values.kinds import kinds
+from kode_conformance.values.many import see_pieces
 
 _D: Final = Dimension
 _SIZES: Final = (10, 2**22 + 1, 11)

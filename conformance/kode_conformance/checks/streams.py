@@ -9,13 +9,13 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple
 
-from kode_conformance import samples
 from kode_conformance.context import Context, Unverified
-from kode_conformance.costs import collected
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.costs import collected
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 
 _COUNT: Final = {Tier.QUICK: 6_000, Tier.STANDARD: 20_000, Tier.THOROUGH: 50_000}
 """How many small records there are."""

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from kode_conformance import samples
-from kode_conformance.clock import clock_off
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.clock import clock_off
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.model import StoredMessage
 from kode_core.protocols import ExtendedStore
 

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.many import see_pieces
-from kode_conformance.pace import in_time
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
+from kode_conformance.values.many import see_pieces
 from kode_core.model import Bookmark
 from kode_core.protocols import ExtendedStore
 

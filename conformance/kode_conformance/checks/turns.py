@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
-from kode_conformance import samples
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 
 _E = Capability.EXTENDED
 _COUNT: Final = 20_000

@@ -7,17 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.calls.ways import come_back
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.fields import Field, Holds
-from kode_conformance.pace import in_time
-from kode_conformance.payloads import PAYLOADS, Payload
-from kode_conformance.places import PLACES, Place
-from kode_conformance.places import Holds as Takes
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
-from kode_conformance.ways import come_back
+from kode_conformance.values import samples
+from kode_conformance.values.fields import Field, Holds
+from kode_conformance.values.payloads import PAYLOADS, Payload
+from kode_conformance.values.places import PLACES, Place
+from kode_conformance.values.places import Holds as Takes
 from kode_core.errors import InvalidValueError
 from kode_core.model import (
     AgentEvent,

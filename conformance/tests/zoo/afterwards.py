@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from kode_conformance import samples
-from kode_conformance.canaries import CANARY, told_by
 from kode_conformance.context import Context
+from kode_conformance.values import samples
+from kode_conformance.values.canaries import CANARY, told_by
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import mutant

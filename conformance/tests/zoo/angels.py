@@ -15,10 +15,10 @@ from kode_sqlite.options import SqliteOptions
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, OnMemory, OnSqlite, Wrapper, ZooHarness
+from kode_core.backends.json_files.folder import Folder, Stripe
+from kode_core.backends.json_files.journal import Journal
 from kode_core.batch import Applied, Batch, Doc, EventRange, EventRow, ListRows, Outcome, Refused
 from kode_core.engine import Engine
-from kode_core.engines.folder import Folder, Stripe
-from kode_core.engines.journal import Journal
 from kode_core.errors import KodeError
 from kode_core.layers import Layer
 from kode_core.store import EngineStore

@@ -17,13 +17,13 @@ from kode_conformance.context import Context
 from kode_conformance.registry import Capability, Check
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
-from kode_sqlite.testing import SqliteHarness
+from kode_sqlite.testing.harness import SqliteHarness
 
 from kode_core import Store
+from kode_core.backends.json_files.engine import JsonFilesEngine
+from kode_core.backends.json_files.folder import Folder
+from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.engine import Engine
-from kode_core.engines.folder import Folder
-from kode_core.engines.json_files import JsonFilesEngine
-from kode_core.engines.memory import MemoryEngine, MemorySpace
 from kode_core.layers import Layer
 from kode_core.plugins import registry
 from kode_core.store import EngineStore

@@ -10,10 +10,10 @@ from typing import Any
 from kode_conformance import Handle, Space, StoreHarness
 
 from kode_core import Store
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Applied, Batch, Child, Fence, ListHead, ListRows, Outcome, Outline, Totals
 from kode_core.codec import Body
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine
 from kode_core.errors import (
     AgentNotFoundError,
     CorruptRecordError,

@@ -9,7 +9,7 @@ from typing import Final
 
 import kode_conformance
 import msgspec
-from kode_conformance.causes import Cause
+from kode_conformance.reports.causes import Cause
 
 from conformance.tests.zoo.base import load_mutants
 from conformance.tests.zoo.rounds import load_faults, records

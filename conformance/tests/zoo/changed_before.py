@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.checks.doubt import doubtful
 from kode_conformance.checks.isolation import troubled
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import OnJson, mutant
 from conformance.tests.zoo.witnesses import talk
+from kode_core.backends.json_files.folder import Folder
 from kode_core.batch import ListKind
 from kode_core.codec import decode
-from kode_core.engines.folder import Folder
 from kode_core.errors import OutcomeUnknownError
 from kode_core.layers import Layer
 from kode_core.model import Message

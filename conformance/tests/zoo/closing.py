@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.schema import sql, version_of
 from kode_sqlite.upkeep import Tell

@@ -6,9 +6,9 @@ import asyncio
 import time
 from typing import Any
 
-from kode_conformance import samples
-from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
+from kode_conformance.instruments.clock import clock_off
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import OnSqlite, mutant
 from conformance.tests.zoo.witnesses import talk

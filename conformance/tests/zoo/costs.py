@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
-from kode_conformance import samples
 from kode_conformance.context import Context
-from kode_conformance.costs import counted
+from kode_conformance.instruments.costs import counted
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, mutant

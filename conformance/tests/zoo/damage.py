@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.checks.damage import damaging
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, mutant
 from conformance.tests.zoo.witnesses import talk
-from kode_core.engines.folder import Folder
-from kode_core.engines.journal import Journal
+from kode_core.backends.json_files.folder import Folder
+from kode_core.backends.json_files.journal import Journal
 from kode_core.errors import CorruptRecordError, StorageError
 from kode_core.model import MediaCacheRecord
 from kode_core.query import Page

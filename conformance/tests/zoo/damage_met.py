@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.checks.damage import damaging
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, mutant
 from kode_core.errors import CorruptRecordError

@@ -8,15 +8,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import OnJson, mutant
 from conformance.tests.zoo.witnesses import happened, talk
+from kode_core.backends.json_files.folder import FORMAT, Folder, Stripe
+from kode_core.backends.json_files.journal import Journal
 from kode_core.batch import Applied, Batch, Child, Outcome
 from kode_core.codec import Body
-from kode_core.engines.folder import FORMAT, Folder, Stripe
-from kode_core.engines.journal import Journal
 from kode_core.errors import StorageError, StoreClosedError, StoreUnavailableError
 from kode_core.layers import Layer
 from kode_core.model import StoredEvent

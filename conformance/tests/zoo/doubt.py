@@ -6,9 +6,9 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.checks.doubt import doubtful
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import talk

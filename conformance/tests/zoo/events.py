@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, mutant
 from conformance.tests.zoo.bodies import body
 from conformance.tests.zoo.witnesses import happened, restart, seen
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Outcome
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine
 from kode_core.engines.state import EventLog
 from kode_core.layers import Layer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kode_conformance import samples
-from kode_conformance.fields import full
+from kode_conformance.values import samples
+from kode_conformance.values.fields import full
 
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.queries import sessions

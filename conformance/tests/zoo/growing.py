@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
-from kode_conformance import samples
 from kode_conformance.checks.turns import beaten, reference_of
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import OnSqlite, mutant
 from conformance.tests.zoo.witnesses import talk

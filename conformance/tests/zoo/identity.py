@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, mutant
 from conformance.tests.zoo.witnesses import seen, talk
+from kode_core.backends.json_files.folder import Folder
 from kode_core.batch import Batch, DocWrite, Fence, Outcome
-from kode_core.engines.folder import Folder
 from kode_core.errors import InvalidArgumentError, StoreUnavailableError
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo, Snapshot

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
-from kode_conformance.large import runs
+from kode_conformance.values import samples
+from kode_conformance.values.large import runs
 
 from conformance.tests.zoo.base import OnSqlite, mutant
 from kode_core.errors import KodeError

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from kode_conformance import samples
-from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
+from kode_conformance.instruments.clock import clock_off
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, mutant

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnSqlite, mutant
 from conformance.tests.zoo.witnesses import restart, seen, talk
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Batch, ListKind, ListRows, ListWrite, Outcome, Outline, Refused
 from kode_core.engine import Engine
-from kode_core.engines.memory import MemoryEngine
 from kode_core.errors import StorageError
 from kode_core.layers import Layer
 from kode_core.model import Message

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import each, seen, the

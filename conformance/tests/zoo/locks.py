@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, mutant

@@ -22,10 +22,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kode_conformance import load_checks, runner
+from kode_conformance import load_checks
 from kode_conformance.context import Unverified
 from kode_conformance.registry import Check
-from kode_conformance.runner import capabilities_of, run_check
+from kode_conformance.running import runner
+from kode_conformance.running.runner import capabilities_of, run_check
 from kode_conformance.settings import Tier
 
 from conformance.tests.zoo.base import Mutant, load_mutants, needs_processes

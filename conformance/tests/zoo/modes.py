@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, mutant
-from kode_core.engines.folder import Folder
+from kode_core.backends.json_files.folder import Folder
 from kode_core.store import EngineStore
 
 

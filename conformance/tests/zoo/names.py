@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import seen

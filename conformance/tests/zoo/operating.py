@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from kode_conformance import samples
-from kode_conformance.canaries import CANARY, overheard
 from kode_conformance.checks.damage import damaging
 from kode_conformance.context import Context
+from kode_conformance.values import samples
+from kode_conformance.values.canaries import CANARY, overheard
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnJson, OnSqlite, Wrapper, mutant
 from conformance.tests.zoo.locks import _take
 from conformance.tests.zoo.witnesses import seen, talk
+from kode_core.backends.json_files.engine import JsonFilesEngine
+from kode_core.backends.json_files.folder import Folder
 from kode_core.batch import Batch, DocKind, Fence, Totals
 from kode_core.engine import Progress, unwatched
-from kode_core.engines.folder import Folder
-from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import CorruptRecordError, LockLostError
 from kode_core.layers import Layer
 from kode_core.model import Message, ToolResultBlock, ToolUseBlock
@@ -247,7 +247,7 @@ class FollowersKeepTheProcessAlive(EngineStore):
     """Keeps a process alive in which somebody follows events."""
 
     def follow_events(self, agent_id: str, **how: Any) -> AsyncIterator[Any]:
-        if getattr(sys.modules["__main__"].__spec__, "name", "") == "kode_conformance.child":
+        if getattr(sys.modules["__main__"].__spec__, "name", "") == "kode_conformance.processes.scripts":
             threading.Thread(target=threading.Event().wait).start()
         return super().follow_events(agent_id, **how)
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, cast
 from zlib import crc32
 
-from kode_conformance import samples
 from kode_conformance.checks.other_processes import what_another_process_changes_is_not_deleted
 from kode_conformance.context import Context, Violation
-from kode_conformance.remote import another_process
+from kode_conformance.processes.remote import another_process
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, mutant
 from conformance.tests.zoo.witnesses import talk
+from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.batch import Batch, Outcome
-from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import LockUnavailableError
 from kode_core.layers import Layer
 from kode_core.store import EngineStore

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from kode_conformance import samples
-from kode_conformance.fields import full
-from kode_conformance.spoiling import spoil
+from kode_conformance.values import samples
+from kode_conformance.values.fields import full
+from kode_conformance.values.spoiling import spoil
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import mutant

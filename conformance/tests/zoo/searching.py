@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import Wrapper, mutant

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any, ClassVar, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import Wrapper, mutant
 from conformance.tests.zoo.witnesses import talk

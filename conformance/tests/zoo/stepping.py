@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from unittest import mock
 
-from kode_conformance import samples
 from kode_conformance.checks.clocks import in_zone
 from kode_conformance.checks.closing import another_place
-from kode_conformance.clock import clock_off
 from kode_conformance.context import Context
+from kode_conformance.instruments.clock import clock_off
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper, mutant

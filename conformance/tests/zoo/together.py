@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from itertools import groupby
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import Wrapper, mutant
 from conformance.tests.zoo.witnesses import seen, the

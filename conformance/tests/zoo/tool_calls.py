@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import seen, talk, the

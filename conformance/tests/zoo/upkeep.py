@@ -10,14 +10,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
-from kode_conformance import samples
 from kode_conformance.checks.isolation import troubled
 from kode_conformance.checks.maintenance import stepping
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, mutant
 from conformance.tests.zoo.witnesses import happened, talk
-from kode_core.engines.json_files import JsonFilesEngine
+from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.errors import InvalidArgumentError, StorageError, StoreTimeoutError, StoreUnavailableError
 from kode_core.layers import Layer
 from kode_core.report import ConsistencyIssue

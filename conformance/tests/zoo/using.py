@@ -11,14 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, Wrapper, mutant
 from conformance.tests.zoo.witnesses import seen, talk
+from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.batch import ListKind, ListRows
-from kode_core.engines.json_files import JsonFilesEngine
 from kode_core.errors import LockLostError, StorageError
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo, Message, TodoSnapshot, ToolUseBlock

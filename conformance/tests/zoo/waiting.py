@@ -8,10 +8,10 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
-from kode_conformance import samples
 from kode_conformance.checks.deadlines import slowed
 from kode_conformance.checks.isolation import troubled
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import OnSqlite, Wrapper, mutant
 from conformance.tests.zoo.witnesses import talk

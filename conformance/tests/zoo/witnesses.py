@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import Witness
 from kode_core.model import Timeline

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from kode_core.server_options import Millis, Secret, ServerOptions
+from kode_core.authoring.options import Millis, Secret, ServerOptions
 
 __all__ = ["DynamoDBOptions"]
 

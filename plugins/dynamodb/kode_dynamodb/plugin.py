@@ -10,11 +10,11 @@ from kode_core.plugins import Backend, hookimpl
 from kode_dynamodb.options import DynamoDBOptions
 
 if TYPE_CHECKING:
-    from kode_core.engines.record_engine import RecordEngine
+    from kode_core.engines.record.engine import RecordEngine
 
 
 async def _open(options: DynamoDBOptions) -> RecordEngine:
-    from kode_core.engines.record_engine import RecordEngine
+    from kode_core.engines.record.engine import RecordEngine
     from kode_dynamodb.records import open_records
 
     return RecordEngine(await open_records(options.resolved()), idle_poll_ms=options.follow_idle_millis)

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import CALLER, Medium, Progress, Watch, unwatched
-from kode_core.engines.record_io import each
-from kode_core.engines.records import (
+from kode_core.engines.record.io import each
+from kode_core.engines.record.store import (
     Change,
     Cut,
     EventIndex,
@@ -96,7 +96,7 @@ async def has_table(options: DynamoDBOptions) -> bool:
 
 
 class DynamoRecords:
-    """See :class:`kode_core.engines.records.RecordStore`.
+    """See :class:`kode_core.engines.record.store.RecordStore`.
 
     Attributes:
         connection: its ``units`` are what was consumed, where the option ``count_units`` is on.

@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import Final
 
-from kode_core.engines import record_layout
-from kode_core.engines.record_layout import see_layout
+from kode_core.engines.record import layout as record_layout
+from kode_core.engines.record.layout import see_layout
 from kode_core.errors import SchemaVersionError, StorageError, StoreUnavailableError
 from kode_dynamodb.connection import Connection, Record
 from kode_dynamodb.errors import code_of, is_missing, is_throttled, is_transient

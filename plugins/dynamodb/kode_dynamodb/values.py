@@ -18,7 +18,7 @@ import msgspec
 
 from kode_core.batch import Info, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.records import EventIndex, HeadRecord, Item, ItemIndex, Place, removed
+from kode_core.engines.record.store import EventIndex, HeadRecord, Item, ItemIndex, Place, removed
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError
 from kode_dynamodb.connection import Record
 from kode_dynamodb.schema import BUCKETS, DAY_S, TTL

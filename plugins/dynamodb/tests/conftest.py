@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kode_conformance.servers import had
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
-from kode_dynamodb.servers import KEY, SECRET, Emulator, LocalServer, MotoServer, shared_server
+from kode_dynamodb.testing.servers import KEY, SECRET, Emulator, LocalServer, MotoServer, shared_server
 from msgspec.structs import asdict
 
 

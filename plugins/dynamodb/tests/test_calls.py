@@ -14,19 +14,30 @@ from contextlib import suppress
 from typing import Any, Final
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.writes import FORK, LOOKS, WRITES, Expected, Portrait, Write, expected, portrait, seed, write_on
+from kode_conformance.kills.writes import (
+    FORK,
+    LOOKS,
+    WRITES,
+    Expected,
+    Portrait,
+    Write,
+    expected,
+    portrait,
+    seed,
+    write_on,
+)
+from kode_conformance.values import samples
 from kode_dynamodb import DynamoDBOptions
 from kode_dynamodb.connection import connect
 from kode_dynamodb.records import DynamoRecords, open_records
-from kode_dynamodb.servers import MotoServer
+from kode_dynamodb.testing.servers import MotoServer
 from kode_dynamodb.values import agent_of, items_pk, parts_pk
 from msgspec.structs import asdict
 
 from kode_core import ExtendedStore, create_extended_store
-from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.record_state import AgentHead
-from kode_core.engines.records import Span
+from kode_core.engines.record.engine import RecordEngine
+from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.store import Span
 from kode_core.errors import KodeError, Retry, StorageError
 from plugins.dynamodb.tests.conftest import emulator, options_on
 from plugins.dynamodb.tests.gateway import FAULTS, Fault, Gateway
@@ -34,7 +45,7 @@ from plugins.dynamodb.tests.gateway import FAULTS, Fault, Gateway
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 TIMES: Final = {"connection_timeout_millis": 1_000, "command_timeout_millis": 5_000}
-LEFT: Final = "kode_core.engines.record_io.LEFT_SECONDS"
+LEFT: Final = "kode_core.engines.record.io.LEFT_SECONDS"
 FOR_EVER: Final = 10**6
 QUICK: Final = {
     False: ("append_messages", "large turn", "delete of much", "fork of much", "lock"),
@@ -51,9 +62,9 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Dyna
     is_quick = request.config.getoption("kode_tier") == "quick"
     if is_quick and (request.param if write is None else write.name not in QUICK[request.param]):
         pytest.skip("runs at --kode-tier standard")
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_writer._SETTLE_EVENTS_SECONDS", 0)
-    monkeypatch.setattr("kode_core.engines.record_recovery.FORK_DEAD_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_EVENTS_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.recovery.FORK_DEAD_SECONDS", 0)
     monkeypatch.setattr(DynamoRecords, "inline_bytes", 4_000)
     monkeypatch.setattr(DynamoRecords, "part_bytes", 6_000)
     given = {**asdict(options_on(emulator(MotoServer))), **TIMES, "transactions": request.param}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from kode_conformance.testclass import StoreConformance, beyond
-from kode_dynamodb.servers import LocalServer, NoServerError, shared_server
-from kode_dynamodb.testing import LocalHarness, MotoHarness
+from kode_dynamodb.testing.harness import LocalHarness, MotoHarness
+from kode_dynamodb.testing.servers import LocalServer, NoServerError, shared_server
 
 MANY_RECORDS = (
     r"VAL-4|OPS-9|LIFE-2\.thousands|OPS-10|OPS-17|MSG-5|EVT-5|LOCK-6|FORK-3|HIS-1\.a_document_moves|QRY-1|DUR-3"

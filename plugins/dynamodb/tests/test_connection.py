@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from kode_conformance.record_tests import PLACE, a_message
+from kode_conformance.suite.record_tests import PLACE, a_message
 from kode_dynamodb import DynamoDBOptions
 from kode_dynamodb import connection as connections
 from kode_dynamodb.connection import Connection, connect
 from kode_dynamodb.records import DynamoRecords
-from kode_dynamodb.servers import KEY, SECRET
+from kode_dynamodb.testing.servers import KEY, SECRET
 
 from kode_core.errors import (
     OutcomeUnknownError,

@@ -7,11 +7,11 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.faults import FaultProxy, Mode
-from kode_conformance.load import give_up
-from kode_conformance.network import NEW, Link, NetworkTests
-from kode_dynamodb.servers import KEY, SECRET, MotoServer
+from kode_conformance.servers.faults import FaultProxy, Mode
+from kode_conformance.servers.load import give_up
+from kode_conformance.suite.network_tests import NEW, Link, NetworkTests
+from kode_conformance.values import samples
+from kode_dynamodb.testing.servers import KEY, SECRET, MotoServer
 
 from kode_core import ExtendedStore, create_extended_store
 from kode_core.errors import OutcomeUnknownError, Retry, StorageError

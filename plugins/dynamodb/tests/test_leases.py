@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 from kode_dynamodb.records import DynamoRecords, open_records
 from kode_dynamodb.values import head_key

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
-from kode_conformance.left_behind import KINDS, check_beside_writers, check_repair
+from kode_conformance.suite.left_behind import KINDS, check_beside_writers, check_repair
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
-from kode_dynamodb.servers import KEY, SECRET
+from kode_dynamodb.testing.servers import KEY, SECRET
 
 
 @pytest.mark.parametrize("kind", KINDS)

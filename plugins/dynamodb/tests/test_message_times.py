@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kode_dynamodb.testing import MotoHarness
+from kode_dynamodb.testing.harness import MotoHarness
 
 from tests.message_times import MessageTimes
 

@@ -9,19 +9,19 @@ from typing import Any, Final
 
 import aioboto3
 import pytest
-from kode_conformance import samples
-from kode_conformance.record_tests import PLACE, a_head
 from kode_conformance.servers import had
+from kode_conformance.suite.record_tests import PLACE, a_head
+from kode_conformance.values import samples
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 from kode_dynamodb.records import DynamoRecords, open_records
-from kode_dynamodb.servers import KEY, SECRET, LocalServer, MotoServer, shared_server
+from kode_dynamodb.testing.servers import KEY, SECRET, LocalServer, MotoServer, shared_server
 from kode_dynamodb.values import buckets
 from msgspec.structs import replace
 
 from kode_core.batch import ListKind, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.record_state import event_key, event_span, row_key, seq_key, seq_span
-from kode_core.engines.records import EventIndex, Item, ItemIndex
+from kode_core.engines.record.state import event_key, event_span, row_key, seq_key, seq_span
+from kode_core.engines.record.store import EventIndex, Item, ItemIndex
 from kode_core.query import MessageFilter, RowQuery, ToolCallFilter, message_query, tool_call_query
 
 FIRST: Final = 100

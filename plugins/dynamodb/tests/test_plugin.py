@@ -12,7 +12,7 @@ import pytest
 from kode_dynamodb import DynamoDBOptions
 from kode_dynamodb.plugin import kode_store_backend
 from kode_dynamodb.schema import INDEXES
-from kode_dynamodb.servers import KEY, SECRET
+from kode_dynamodb.testing.servers import KEY, SECRET
 
 from kode_core.config import configure
 from kode_core.errors import ConfigurationError

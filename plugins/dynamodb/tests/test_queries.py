@@ -7,7 +7,7 @@ from typing import Any
 
 import aioboto3
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 
 

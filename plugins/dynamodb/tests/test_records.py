@@ -12,8 +12,8 @@ import pytest
 from aiobotocore.config import AioConfig
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
-from kode_conformance import samples
-from kode_conformance.record_tests import PLACE, OpenRecords, RecordStoreTests, a_message
+from kode_conformance.suite.record_tests import PLACE, OpenRecords, RecordStoreTests, a_message
+from kode_conformance.values import samples
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 from kode_dynamodb.connection import Connection, connect
 from kode_dynamodb.errors import to_kode_error
@@ -22,7 +22,7 @@ from kode_dynamodb.schema import cloud_formation
 from msgspec.structs import asdict, replace
 
 from kode_core.codec import Body
-from kode_core.engines.records import EventIndex, Item, Span
+from kode_core.engines.record.store import EventIndex, Item, Span
 from kode_core.errors import (
     ConfigurationError,
     KodeError,
@@ -143,7 +143,7 @@ async def test_a_table_says_the_layout_of_its_records(moto: DynamoDBOptions, mon
             assert len(await store.load_messages("a")) == 2
         assert await connection.get(marker) == {**marker, "version": {"N": "1"}}
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.record_layout.LAYOUT_VERSION", 2)
+            patch.setattr("kode_core.engines.record.layout.LAYOUT_VERSION", 2)
             async with store_of(moto, create=False) as store:
                 assert len(await store.load_messages("a")) == 2
         assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "2"}}

@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.record_damage import Damage, check_damaged_heads
-from kode_conformance.record_tests import a_message
+from kode_conformance.suite.damage_tests import Damage, check_damaged_heads
+from kode_conformance.suite.record_tests import a_message
+from kode_conformance.values import samples
 from kode_dynamodb import DynamoDBOptions, DynamoDBStore
 from kode_dynamodb.connection import Record, connect
 from kode_dynamodb.values import filed_counts, filed_row, found_head, found_item, found_meta, item_values
 from msgspec.structs import asdict
 
-from kode_core.engines.records import Place
+from kode_core.engines.record.store import Place
 from kode_core.errors import CorruptRecordError, StorageError
 
 ITEM = item_values(Place("a", "0" * 16), a_message(1, 5))

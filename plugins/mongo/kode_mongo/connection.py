@@ -21,7 +21,7 @@ from pymongo.errors import InvalidURI, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from kode_core.engines.calls import made
+from kode_core.authoring.calls import made
 from kode_core.errors import ConfigurationError, KodeError
 from kode_mongo.errors import DRIVER_ERRORS, is_lost, is_refused, to_kode_error
 from kode_mongo.options import MongoOptions

@@ -13,10 +13,10 @@ from typing import Any, Final, TypeVar
 from bson import Binary
 from bson.int64 import Int64
 
+from kode_core.authoring.reading import unless_damaged
 from kode_core.batch import Found, Info, ListHead, MessageIndex, SessionRow, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.reading import unless_damaged
-from kode_core.engines.records import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place, removed
+from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place, removed
 from kode_core.errors import CorruptRecordError
 from kode_mongo.connection import Document
 

@@ -10,7 +10,7 @@ from bson.int64 import Int64
 from pymongo import InsertOne, ReplaceOne, UpdateMany
 
 from kode_core.engine import CALLER
-from kode_core.engines.records import Change, Cut, Item, Place, Span
+from kode_core.engines.record.store import Change, Cut, Item, Place, Span
 from kode_core.errors import StoreBusyError
 from kode_mongo.connection import Connection, Document, weight
 from kode_mongo.documents import NO_BODIES, after_place, found_item, id_of, item_document, part_id, removal

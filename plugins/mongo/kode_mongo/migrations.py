@@ -18,9 +18,9 @@ from typing import Any, Final
 from pymongo import IndexModel
 from pymongo.read_concern import ReadConcern
 
-from kode_core.engines.record_layout import see_layout
+from kode_core.authoring.opening import without_deadline
+from kode_core.engines.record.layout import see_layout
 from kode_core.errors import OutcomeUnknownError, StoreReadOnlyError, StoreUnavailableError
-from kode_core.opening import without_deadline
 from kode_mongo.connection import Connection, Document, is_replicated
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import HEADS, INDEXES, ITEMS, META, PARTS, SCHEMA_VERSION, reached, remedy, see_version

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bson.int64 import Int64
 
-from kode_core.engines.records import Note, Place
+from kode_core.engines.record.store import Note, Place
 from kode_mongo.connection import Connection
 from kode_mongo.items import Items
 from kode_mongo.schema import META

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 
+from kode_core.authoring.options import Millis, Password, Port, Prefix, Secret, ServerOptions, see_host, see_password
 from kode_core.errors import ConfigurationError
-from kode_core.server_options import Millis, Password, Port, Prefix, Secret, ServerOptions, see_host, see_password
 from kode_mongo.uris import see_parameters, shown_hosts, split_uri
 
 __all__ = ["DEFAULT_DATABASE", "DEFAULT_PREFIX", "MongoOptions"]

@@ -8,13 +8,13 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlunsplit
 
 from msgspec.structs import replace
 
+from kode_core.authoring.options import password_of
 from kode_core.plugins import Backend, hookimpl
-from kode_core.server_options import password_of
 from kode_mongo.options import MongoOptions
 from kode_mongo.uris import split_uri
 
 if TYPE_CHECKING:
-    from kode_core.engines.record_engine import RecordEngine
+    from kode_core.engines.record.engine import RecordEngine
 
 _NAMES: Final = (
     *("replicaSet", "directConnection", "loadBalanced", "srvServiceName", "srvMaxHosts", "appName"),
@@ -31,7 +31,7 @@ _PARAMETERS: Final = frozenset({*_NAMES, *map(str.lower, _NAMES)})
 
 
 async def _open(options: MongoOptions) -> RecordEngine:
-    from kode_core.engines.record_engine import RecordEngine
+    from kode_core.engines.record.engine import RecordEngine
     from kode_mongo.records import open_records
 
     return RecordEngine(await open_records(await _with_password(options.resolved())))

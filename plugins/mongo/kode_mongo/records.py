@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from kode_core.authoring.closing import close_all
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
-from kode_core.engines.closing import close_all
-from kode_core.engines.records import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span
+from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_mongo.connection import Connection, Document, connect, is_replicated
@@ -59,7 +59,7 @@ async def open_records(options: MongoOptions) -> MongoRecords:
 
 
 class MongoRecords:
-    """See :class:`kode_core.engines.records.RecordStore`."""
+    """See :class:`kode_core.engines.record.store.RecordStore`."""
 
     name = "mongo"
     inline_bytes = _INLINE_BYTES

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from kode_core.engines import record_layout
+from kode_core.engines.record import layout as record_layout
 from kode_core.errors import SchemaVersionError, StoreUnavailableError
 from kode_mongo.options import DEFAULT_DATABASE, DEFAULT_PREFIX, MongoOptions
 

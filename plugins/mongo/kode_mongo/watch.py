@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, Final
 
-from kode_core.engines.watching import Watcher
+from kode_core.authoring.watching import Watcher
 from kode_mongo.connection import Document, settled
 from kode_mongo.errors import DRIVER_ERRORS
 

@@ -13,15 +13,15 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 import pymongo
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_mongo.options import MongoOptions
 from kode_mongo.records import MongoRecords, open_records
 from kode_mongo.schema import COLLECTIONS, ITEMS, META, PARTS
 
 from kode_core import ExtendedStore
-from kode_core.engines.record_engine import RecordEngine
-from kode_core.engines.record_state import AgentHead
-from kode_core.engines.records import Place, Span
+from kode_core.engines.record.engine import RecordEngine
+from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.store import Place, Span
 from kode_core.errors import KodeError, Retry, StorageError
 
 LISTS: Final = ("list-0", "list-1")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from kode_conformance.servers import had
-from kode_mongo.servers import LocalServer, Server, shared_server
+from kode_mongo.testing.servers import LocalServer, Server, shared_server
 
 
 @pytest.fixture(scope="session")

@@ -15,14 +15,14 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.kills.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
 from kode_conformance.servers import had
-from kode_conformance.writes import FORK, WRITES, Write, expected, portrait, seed, write_on
-from kode_mongo.members import LocalSet
+from kode_conformance.values import samples
 from kode_mongo.records import MongoRecords
+from kode_mongo.testing.members import LocalSet
 
 from kode_core import ExtendedStore, create_extended_store
-from kode_core.engines.calls import made
+from kode_core.authoring.calls import made
 from plugins.mongo.tests.chaos import Load, done_or_not, left
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -148,7 +148,7 @@ async def test_whatever_happens_to_members_under_load_nothing_is_lost_doubled_or
         problems = await load.problems(store)
         assert not problems, "\n".join(problems)
         assert (await store.check_consistency()).issues == ()
-    monkeypatch.setattr("kode_core.engines.record_io.LEFT_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.io.LEFT_SECONDS", 0)
     assert await left(members.uri, database) == []
     async with await opened(members, database) as store:
         problems = await load.problems(store)
@@ -235,5 +235,5 @@ async def test_a_write_during_which_the_primary_goes_is_there_whole_or_not_at_al
     async with await opened(members, database) as store:
         await store.query_sessions()
         assert (await store.check_consistency()).issues == ()
-    monkeypatch.setattr("kode_core.engines.record_io.LEFT_SECONDS", 0)
+    monkeypatch.setattr("kode_core.engines.record.io.LEFT_SECONDS", 0)
     assert await left(members.uri, database) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from kode_conformance.testclass import StoreConformance, beyond
-from kode_mongo.testing import MongoHarness, PymongoHarness, StandaloneHarness
+from kode_mongo.testing.harness import MongoHarness, PymongoHarness, StandaloneHarness
 
 pytestmark = pytest.mark.usefixtures("server")
 

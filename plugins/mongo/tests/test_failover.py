@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kode_conformance import samples
 from kode_conformance.servers import had
-from kode_mongo.members import LocalSet
+from kode_conformance.values import samples
 from kode_mongo.records import MongoRecords
+from kode_mongo.testing.members import LocalSet
 
 from kode_core import ExtendedStore, create_extended_store
-from kode_core.engines.records import HeadRecord
+from kode_core.engines.record.store import HeadRecord
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import urlsplit
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.faults import FaultProxy
-from kode_conformance.load import AppendLog, give_up
-from kode_conformance.network import NEW, Link, NetworkTests
-from kode_mongo.servers import LocalServer
+from kode_conformance.servers.faults import FaultProxy
+from kode_conformance.servers.load import AppendLog, give_up
+from kode_conformance.suite.network_tests import NEW, Link, NetworkTests
+from kode_conformance.values import samples
+from kode_mongo.testing.servers import LocalServer
 
 from kode_core import ExtendedStore, create_extended_store
 

@@ -14,13 +14,13 @@ from kode_mongo.documents import item_document
 from kode_mongo.queries import rows_wanted
 from kode_mongo.records import open_records
 from kode_mongo.schema import ITEMS
-from kode_mongo.servers import Server
+from kode_mongo.testing.servers import Server
 from msgspec.structs import replace
 
 from kode_core.batch import ListKind, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.record_state import event_key, event_span, row_key, seq_key, seq_span
-from kode_core.engines.records import EventIndex, Item, ItemIndex, Place
+from kode_core.engines.record.state import event_key, event_span, row_key, seq_key, seq_span
+from kode_core.engines.record.store import EventIndex, Item, ItemIndex, Place
 from kode_core.query import MessageFilter, RowQuery, ToolCallFilter, message_query, tool_call_query
 
 LARGE: Final = Place("large", "1" * 16)

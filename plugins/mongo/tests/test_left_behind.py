@@ -5,9 +5,9 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 import pytest
-from kode_conformance.left_behind import KINDS, check_beside_writers, check_repair
+from kode_conformance.suite.left_behind import KINDS, check_beside_writers, check_repair
 from kode_mongo import MongoStore
-from kode_mongo.servers import Server
+from kode_mongo.testing.servers import Server
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kode_mongo.testing import MongoHarness
+from kode_mongo.testing.harness import MongoHarness
 
 from tests.message_times import MessageTimes
 

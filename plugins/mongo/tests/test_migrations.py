@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from kode_conformance import samples
 from kode_conformance.servers import had
+from kode_conformance.values import samples
 from kode_mongo import MongoStore, migrations
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import INDEXES, ITEMS, META, SCHEMA_VERSION, script
-from kode_mongo.servers import LocalServer, Server
+from kode_mongo.testing.servers import LocalServer, Server
 
 from kode_core.errors import SchemaVersionError, StoreClosedError, StoreReadOnlyError, StoreUnavailableError
 from plugins.mongo.tests.mongosh import run_in_mongosh

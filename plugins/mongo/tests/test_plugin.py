@@ -12,7 +12,7 @@ import pytest
 from kode_mongo.options import MongoOptions
 from kode_mongo.plugin import kode_store_backend
 from kode_mongo.schema import INDEXES
-from kode_mongo.servers import Server
+from kode_mongo.testing.servers import Server
 
 from kode_core.config import configure
 from kode_core.errors import ConfigurationError

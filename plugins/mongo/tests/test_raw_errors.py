@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kode_mongo.servers import Server
+from kode_mongo.testing.servers import Server
 
 from kode_core import create_extended_store
 from tests.test_raw_errors import raw_errors

@@ -13,9 +13,9 @@ import pytest
 from bson.errors import BSONError
 from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
-from kode_conformance import samples
-from kode_conformance.record_damage import Damage, check_damaged_heads
-from kode_conformance.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_head, a_message
+from kode_conformance.suite.damage_tests import Damage, check_damaged_heads
+from kode_conformance.suite.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_head, a_message
+from kode_conformance.values import samples
 from kode_mongo import MongoStore
 from kode_mongo.connection import connect, settled
 from kode_mongo.errors import to_kode_error
@@ -23,7 +23,7 @@ from kode_mongo.options import MongoOptions
 from kode_mongo.queries import rows_wanted, sessions_wanted
 from kode_mongo.records import open_records
 from kode_mongo.schema import COLLECTIONS, HEADS, INDEXES, ITEMS, META, script
-from kode_mongo.servers import LocalServer, Server
+from kode_mongo.testing.servers import LocalServer, Server
 from kode_mongo.watch import HeadWatcher
 from motor.motor_asyncio import AsyncIOMotorClient
 from msgspec.structs import replace
@@ -31,7 +31,7 @@ from pymongo import errors
 
 from kode_core.batch import Found, Info
 from kode_core.codec import Body
-from kode_core.engines.records import Cut, Span
+from kode_core.engines.record.store import Cut, Span
 from kode_core.errors import (
     ConfigurationError,
     CorruptRecordError,
@@ -273,7 +273,7 @@ async def test_a_database_says_the_layout_of_its_records(
             assert len(await store.load_messages("a")) == 2
         assert marker() == {"version": 2}
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.record_layout.LAYOUT_VERSION", 2)
+            patch.setattr("kode_core.engines.record.layout.LAYOUT_VERSION", 2)
             async with MongoStore(server.uri, database=database, create=False) as store:
                 assert len(await store.load_messages("a")) == 2
         assert marker() == {"version": 2, "layout": 2}

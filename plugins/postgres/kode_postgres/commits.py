@@ -21,13 +21,13 @@ from kode_core.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from kode_postgres.arguments import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.queues import Item, Queues
 from kode_postgres.session import Doubt, Session
 from kode_postgres.trouble import LONGEST_PAUSE_S, AgainError, timed_out
-from kode_postgres.writes import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 
 __all__ = ["Committer"]
 

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kode_core.authoring.closing import close_all
+from kode_core.authoring.reading import EngineReads
 from kode_core.batch import (
     Batch,
     Child,
@@ -14,21 +16,19 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
-from kode_core.engines.closing import close_all
-from kode_core.engines.reading import EngineReads
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, UnsupportedError
 from kode_core.report import ConnectionUse
+from kode_postgres.arguments import Statements
 from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
 from kode_postgres.forks import Forks, Leases
-from kode_postgres.listen import Listener
 from kode_postgres.opening import open_connections
 from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables
 from kode_postgres.session import Session
-from kode_postgres.writes import Statements
+from kode_postgres.watch import Listener
 
 __all__ = ["PostgresEngine"]
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from kode_core.authoring.opening import without_deadline
 from kode_core.errors import (
     SchemaVersionError,
     StorageError,
@@ -27,7 +28,6 @@ from kode_core.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from kode_core.opening import without_deadline
 from kode_postgres import schema
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.schema import DEFAULT_PREFIX, Step, Tables, make_schema, steps

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 
-from kode_core.server_options import (
+from kode_core.authoring.options import (
     Millis,
     Password,
     Port,

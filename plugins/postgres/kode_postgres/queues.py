@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import Final
 
 from kode_core.batch import Batch, Outcome
-from kode_postgres.writes import needs_lock
+from kode_postgres.arguments import needs_lock
 
 __all__ = ["Item", "Queues"]
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from kode_core.authoring.reading import MOST, check_head, list_rows
 from kode_core.batch import (
     Doc,
     DocKind,
@@ -26,9 +27,9 @@ from kode_core.batch import (
     SessionRow,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import MOST, check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
+from kode_postgres.arguments import key_hash
 from kode_postgres.overview import ONE, Overview
 from kode_postgres.schema import (
     COMMON_ROLES,
@@ -43,7 +44,6 @@ from kode_postgres.schema import (
     Tables,
 )
 from kode_postgres.session import Session
-from kode_postgres.writes import key_hash
 
 __all__ = ["Reads"]
 

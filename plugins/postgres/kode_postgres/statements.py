@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from kode_core.batch import ListKind
-from kode_postgres.listen import channel_of
 from kode_postgres.schema import KEPT_OPS, Tables
+from kode_postgres.watch import channel_of
 
 __all__ = ["LISTS", "LOCK_WAIT", "NOW", "PUTS", "Column", "Part", "WriteStatement", "sync"]
 

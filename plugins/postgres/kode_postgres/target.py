@@ -14,8 +14,8 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from kode_core.authoring.options import password_of
 from kode_core.errors import ConfigurationError
-from kode_core.server_options import password_of
 from kode_postgres.dsn import read_dsn
 from kode_postgres.options import PostgresOptions
 from kode_postgres.parameters import Given, millis_of, paired, see_parameter

@@ -10,7 +10,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from kode_conformance.servers import Account, LocalProcess, NoServerError, ServerProcess, free_port, scratch_folder
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
 
 REMEDY = "run apt-get install pgbouncer"
 CONFIG = """\

@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from kode_conformance.faults import FaultProxy
 from kode_conformance.servers import had
-from kode_postgres.servers import LocalServer, Server, shared_server
+from kode_conformance.servers.faults import FaultProxy
+from kode_postgres.testing.servers import LocalServer, Server, shared_server
 
 from plugins.postgres.tests.bouncer import Bouncer
 from tests.conftest import alone, unprivileged

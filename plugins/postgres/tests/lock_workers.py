@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from kode_core import ExtendedStore, create_extended_store
 from kode_core.errors import KodeError, LockLostError, LockUnavailableError

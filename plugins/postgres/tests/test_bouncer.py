@@ -8,12 +8,13 @@ from typing import Any
 
 import asyncpg
 import pytest
-from kode_conformance import Handle, Space, load_checks, run_check, samples
-from kode_conformance.load import AppendLog
+from kode_conformance import Handle, Space, load_checks, run_check
 from kode_conformance.servers import had
+from kode_conformance.servers.load import AppendLog
 from kode_conformance.settings import Settings, Tier
-from kode_postgres.servers import LocalServer, Server
-from kode_postgres.testing import PostgresHarness
+from kode_conformance.values import samples
+from kode_postgres.testing.harness import PostgresHarness
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import ExtendedStore, create_extended_store
 from plugins.postgres.tests.bouncer import Bouncer
@@ -52,7 +53,7 @@ class BouncedHarness(PostgresHarness):
     """The store behind the bouncer; other processes need nothing but the handle."""
 
     name = "postgres behind pgbouncer"
-    spec = "kode_postgres.testing:PostgresHarness"
+    spec = "kode_postgres.testing.harness:PostgresHarness"
 
     def __init__(self, server: Server, bouncer: Bouncer) -> None:
         self._server, self._bouncer = server, bouncer

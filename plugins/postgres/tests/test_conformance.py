@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from kode_conformance.testclass import StoreConformance, beyond
-from kode_postgres.testing import PostgresHarness, PostgresHybridHarness
+from kode_postgres.testing.harness import PostgresHarness, PostgresHybridHarness
 
 pytestmark = pytest.mark.usefixtures("server")
 

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore
 from kode_postgres.engine import PostgresEngine
-from kode_postgres.servers import LocalServer, Server
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import (
     ConfigurationError,

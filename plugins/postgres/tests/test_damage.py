@@ -6,9 +6,9 @@ from typing import Final
 
 import asyncpg
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
 
 from kode_core import CorruptRecordError
 from tests.damaged import ALL, Case, fill, judge

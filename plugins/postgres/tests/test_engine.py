@@ -10,12 +10,12 @@ from typing import Any
 
 import asyncpg
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore, commits
 from kode_postgres.engine import PostgresEngine
 from kode_postgres.errors import to_kode_error
-from kode_postgres.listen import channel_of, payload_of
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
+from kode_postgres.watch import channel_of, payload_of
 
 from kode_core import KodeError, StorageError, UnsupportedError
 from kode_core.batch import Applied, Batch, ListKind, ListWrite, MessageIndex, Refused, Row

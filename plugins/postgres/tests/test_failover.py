@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from kode_conformance import samples
-from kode_conformance.load import AppendLog
 from kode_conformance.servers import had
+from kode_conformance.servers.load import AppendLog
+from kode_conformance.values import samples
 from kode_postgres.reach import Reach
-from kode_postgres.servers import LocalServer
 from kode_postgres.target import target_of
+from kode_postgres.testing.servers import LocalServer
 
 from kode_core import create_extended_store
 from kode_core.errors import StoreReadOnlyError, StoreUnavailableError

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from kode_conformance import samples
-from kode_conformance.faults import FaultProxy, Faults
-from kode_conformance.load import AppendLog, give_up
-from kode_conformance.network import NEW, Link, NetworkTests
-from kode_postgres.servers import LocalServer, Server
+from kode_conformance.servers.faults import FaultProxy, Faults
+from kode_conformance.servers.load import AppendLog, give_up
+from kode_conformance.suite.network_tests import NEW, Link, NetworkTests
+from kode_conformance.values import samples
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import ExtendedStore, create_extended_store
 from kode_core.errors import KodeError

@@ -7,10 +7,11 @@ from typing import Any
 
 import asyncpg
 import pytest
-from kode_conformance import samples
-from kode_postgres import PostgresStore, listen
+from kode_conformance.values import samples
+from kode_postgres import PostgresStore
+from kode_postgres import watch as listen
 from kode_postgres.engine import PostgresEngine
-from kode_postgres.servers import LocalServer, Server
+from kode_postgres.testing.servers import LocalServer, Server
 
 
 def engine_of(store: PostgresStore) -> PostgresEngine:

@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
 
 from kode_core import ForeignStoreError, Message, create_extended_store
 from tests.test_foreign import TABLES

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from kode_conformance import samples
-from kode_postgres.servers import LocalServer
+from kode_conformance.values import samples
+from kode_postgres.testing.servers import LocalServer
 
 from kode_core import ExtendedStore, create_extended_store
 from tests.test_cli import kode

@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from kode_conformance import samples
-from kode_conformance.faults import FaultProxy, Faults
+from kode_conformance.servers.faults import FaultProxy, Faults
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore
 from kode_postgres.doubts import Never
 from kode_postgres.engine import PostgresEngine
 from kode_postgres.schema import KEPT_OPS
-from kode_postgres.servers import LocalServer, Server
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import StorageError, StoreBusyError, StoreTimeoutError, StoreUnavailableError
 from kode_core.batch import Applied, Batch, EventWrite, ListWrite, MessageIndex, Row

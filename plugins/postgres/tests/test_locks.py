@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_postgres.forks import Leases
-from kode_postgres.servers import LocalServer, Server
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import create_extended_store
 from kode_core.errors import LockUnavailableError

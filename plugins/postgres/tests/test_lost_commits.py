@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
-from kode_conformance import samples
+from kode_conformance.kills.writes import FORK, WRITES, seed
 from kode_conformance.servers import had
-from kode_conformance.writes import FORK, WRITES, seed
+from kode_conformance.values import samples
 from kode_postgres import engine
 from kode_postgres.engine import PostgresEngine
-from kode_postgres.servers import LocalServer, Server
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import ExtendedStore, create_extended_store
 from kode_core.batch import Batch, ListWrite

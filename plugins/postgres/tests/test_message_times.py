@@ -7,8 +7,8 @@ import asyncio
 import asyncpg
 import pytest
 from kode_postgres import PostgresStore
-from kode_postgres.servers import Server
-from kode_postgres.testing import PostgresHarness
+from kode_postgres.testing.harness import PostgresHarness
+from kode_postgres.testing.servers import Server
 
 from tests.message_times import MessageTimes, append, set_clock, times
 

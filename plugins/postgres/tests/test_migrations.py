@@ -13,13 +13,13 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 import pytest
-from kode_conformance import samples
-from kode_conformance.writes import portrait
+from kode_conformance.kills.writes import portrait
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore, schema
 from kode_postgres.migrations import version_of
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import SCHEMA_VERSION, Step, Tables, script, steps
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
 
 from kode_core import SchemaVersionError, StorageError, StoreClosedError, StoreReadOnlyError, StoreUnavailableError
 

@@ -9,11 +9,11 @@ from urllib.parse import quote, urlsplit
 
 import asyncpg
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore
 from kode_postgres.dsn import read_dsn
 from kode_postgres.engine import PostgresEngine
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
 from kode_postgres.variables import VARIABLES
 
 from kode_core import ConfigurationError, StoreBusyError, create_extended_store

@@ -13,7 +13,7 @@ import pytest
 from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables, table_names
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
 
 from kode_core.batch import EventRange, ListKind
 from kode_core.query import message_query, session_query, tool_call_query

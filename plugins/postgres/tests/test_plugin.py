@@ -15,8 +15,8 @@ import pytest
 from kode_postgres import PostgresStore
 from kode_postgres.options import PostgresOptions
 from kode_postgres.plugin import kode_store_backend
-from kode_postgres.servers import Server
 from kode_postgres.target import target_of
+from kode_postgres.testing.servers import Server
 
 from kode_core.config import configure
 from kode_core.errors import ConfigurationError

@@ -7,12 +7,12 @@ from typing import Any
 
 import asyncpg
 import pytest
-from kode_conformance import samples
 from kode_conformance.servers import had
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore, connection
 from kode_postgres.connection import Connections
 from kode_postgres.engine import PostgresEngine
-from kode_postgres.servers import LocalServer, Server
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import ConfigurationError, StoreReadOnlyError, StoreUnavailableError
 from kode_core.report import ConnectionUse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
 
 from kode_core import create_extended_store
 from tests.test_raw_errors import raw_errors

@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from kode_conformance import samples
 from kode_conformance.context import difference
-from kode_conformance.faults import FaultProxy, Mode
-from kode_conformance.writes import FORK, WRITES, Write, overwrite, portrait, seed
+from kode_conformance.kills.writes import FORK, WRITES, Write, overwrite, portrait, seed
+from kode_conformance.servers.faults import FaultProxy, Mode
+from kode_conformance.values import samples
 from kode_postgres.engine import PostgresEngine
 from kode_postgres.schema import KEPT_OPS
-from kode_postgres.servers import LocalServer, Server
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import (
     ExtendedStore,

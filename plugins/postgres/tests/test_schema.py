@@ -8,11 +8,11 @@ import random
 
 import asyncpg
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, script, statements
-from kode_postgres.servers import Server
+from kode_postgres.testing.servers import Server
 
 from kode_core import StoreReadOnlyError, StoreUnavailableError
 

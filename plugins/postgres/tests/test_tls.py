@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from kode_conformance import samples
-from kode_postgres.servers import LocalServer, Server
+from kode_conformance.values import samples
+from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import create_extended_store
 from kode_core.errors import ConfigurationError, Retry, StoreUnavailableError

@@ -12,8 +12,8 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from kode_conformance.faults import FaultProxy
-from kode_postgres.servers import LocalServer
+from kode_conformance.servers.faults import FaultProxy
+from kode_postgres.testing.servers import LocalServer
 
 _SSL_REQUEST: Final = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 

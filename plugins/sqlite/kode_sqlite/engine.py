@@ -14,6 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
+from kode_core.authoring.closing import close_all
+from kode_core.authoring.modes import create_file, create_folders, mode_bits
+from kode_core.authoring.opening import without_deadline
+from kode_core.authoring.reading import EngineReads
 from kode_core.batch import (
     Batch,
     Child,
@@ -24,8 +28,6 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
-from kode_core.engines.closing import close_all
-from kode_core.engines.reading import EngineReads
 from kode_core.errors import (
     ConfigurationError,
     InvalidArgumentError,
@@ -34,10 +36,8 @@ from kode_core.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from kode_core.modes import create_file, create_folders, mode_bits
-from kode_core.opening import without_deadline
 from kode_sqlite import overview, reads
-from kode_sqlite.driver import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
+from kode_sqlite.connection import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.inuse import unused
 from kode_sqlite.options import SqliteOptions

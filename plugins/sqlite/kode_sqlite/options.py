@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from kode_core.modes import FileMode
+from kode_core.authoring.modes import FileMode
 
 __all__ = ["SqliteOptions"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def _open(options: SqliteOptions) -> SqliteEngine:
     import sqlite3
 
-    from kode_sqlite.driver import see_version
+    from kode_sqlite.connection import see_version
     from kode_sqlite.engine import SqliteEngine
     from kode_sqlite.readonly import ReadOnlyEngine
 

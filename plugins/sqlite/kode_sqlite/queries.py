@@ -12,9 +12,9 @@ from typing import Any, Final, LiteralString
 
 from msgspec.structs import replace
 
+from kode_core.authoring.reading import MOST
 from kode_core.batch import Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
-from kode_core.engines.reading import MOST
 from kode_core.ids import row_name
 from kode_core.query import Range, RowQuery, SessionQuery
 from kode_sqlite.entries import INFOS, LISTED

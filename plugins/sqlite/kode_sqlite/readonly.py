@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from kode_core.batch import Batch
 from kode_core.errors import SchemaVersionError, StorageError, StoreBusyError, StoreReadOnlyError
-from kode_sqlite.driver import Connection, StillConnection, open_connection, see_encoding
+from kode_sqlite.connection import Connection, StillConnection, open_connection, see_encoding
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.looking import has_log, stillness
 from kode_sqlite.options import SqliteOptions

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final, LiteralString
 
+from kode_core.authoring.reading import check_head, list_rows
 from kode_core.batch import (
     Doc,
     DocKind,
@@ -23,7 +24,6 @@ from kode_core.batch import (
     Outline,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import check_head, list_rows
 from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats
 from kode_sqlite.entries import (

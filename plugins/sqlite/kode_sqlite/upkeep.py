@@ -14,10 +14,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from kode_core.authoring.modes import create_file
 from kode_core.engine import Progress
 from kode_core.errors import InvalidArgumentError, KodeError, StoreFullError, StoreReadOnlyError, StoreUnavailableError
-from kode_core.modes import create_file
-from kode_sqlite.driver import Connection
+from kode_sqlite.connection import Connection
 from kode_sqlite.errors import to_kode_error
 
 __all__ = ["Tell", "copy", "do_long", "listening"]

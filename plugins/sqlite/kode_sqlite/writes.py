@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from kode_core.authoring.clock import host_clock
+from kode_core.authoring.reading import MOST, check_head
 from kode_core.batch import (
     FORKED_DOCS,
     Applied,
@@ -23,9 +25,7 @@ from kode_core.batch import (
     Refused,
     first_version,
 )
-from kode_core.clock import host_clock
 from kode_core.codec import Body
-from kode_core.engines.reading import MOST, check_head
 from kode_core.errors import CorruptRecordError, KodeError
 from kode_sqlite.entries import DOCS, EVENTS_BY_SEQ, INFOS, misled
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kode_conformance.testclass import StoreConformance
-from kode_sqlite.testing import HybridHarness, SqliteHarness
+from kode_sqlite.testing.harness import HybridHarness, SqliteHarness
 
 
 class TestSqlite(StoreConformance):

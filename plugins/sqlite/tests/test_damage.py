@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite import SqliteStore
 
 from kode_core import CorruptRecordError

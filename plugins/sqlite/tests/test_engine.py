@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
-from kode_sqlite import SqliteStore, driver, errors
+from kode_conformance.values import samples
+from kode_sqlite import SqliteStore, errors
+from kode_sqlite import connection as driver
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite import SqliteStore, queries, schema
 
 from kode_core import (

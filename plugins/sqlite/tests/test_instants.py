@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite import SqliteStore
 from kode_sqlite.reads import head
 

@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite import SqliteStore, inuse
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
-from kode_sqlite import SqliteStore, driver
+from kode_conformance.values import samples
+from kode_sqlite import SqliteStore
+from kode_sqlite import connection as driver
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite import SqliteStore
 from kode_sqlite.log import see_log
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite import SqliteStore, schema
 from kode_sqlite.tables import MIGRATIONS
 from typer.testing import CliRunner

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite import SqliteStore, plugin, readonly, schema
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
-from kode_conformance import load_checks, run_check, runner
+from kode_conformance import load_checks, run_check
 from kode_conformance.context import Unverified
 from kode_conformance.registry import Check
-from kode_conformance.runner import capabilities_of
+from kode_conformance.running import runner
+from kode_conformance.running.runner import capabilities_of
 from kode_conformance.settings import Settings, Tier
 
 from conformance.tests.zoo.base import ZooHarness

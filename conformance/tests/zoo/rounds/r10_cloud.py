@@ -11,7 +11,7 @@ from decimal import ROUND_HALF_EVEN
 from decimal import Context as DecimalContext
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnJson, OnSqlite, Wrapper

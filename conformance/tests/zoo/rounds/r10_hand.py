@@ -9,7 +9,7 @@ import posixpath
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, Wrapper

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 from msgspec.structs import replace

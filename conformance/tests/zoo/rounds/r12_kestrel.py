@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 from msgspec.structs import replace

@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnJson, OnSqlite, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import happened, seen, the
+from kode_core.backends.memory.engine import MemorySpace
 from kode_core.batch import Applied, DocKind, DocWrite, Fence, ListKind
 from kode_core.codec import Body, digest, encode
 from kode_core.engines import scan
-from kode_core.engines.memory import MemorySpace
 from kode_core.engines.state import EventLog
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError, StoreClosedError
 from kode_core.found import SessionRow

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 from msgspec.structs import replace

@@ -10,7 +10,7 @@ import unicodedata
 from contextlib import aclosing, suppress
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 from msgspec.structs import replace

@@ -13,8 +13,8 @@ from enum import Enum
 from secrets import token_urlsafe
 from typing import Any
 
-from kode_conformance import samples
-from kode_conformance.samples import T0
+from kode_conformance.values import samples
+from kode_conformance.values.samples import T0
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper

@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import each, happened, restart, seen, talk, the
+from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite, EventRange, Fence, SessionRow
 from kode_core.codec import Body, digest
 from kode_core.engines import scan
-from kode_core.engines.memory import MemoryEngine
 from kode_core.jsonvalue import decode_json, encode_json
 from kode_core.layers import Layer
 from kode_core.metadata import metadata_index

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from msgspec.structs import replace
 

@@ -9,8 +9,8 @@ from decimal import Context as Digits
 from pathlib import Path
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from msgspec.structs import replace
 

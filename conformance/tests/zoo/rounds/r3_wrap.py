@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from msgspec.structs import replace
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 from zlib import crc32
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from msgspec.structs import replace
 

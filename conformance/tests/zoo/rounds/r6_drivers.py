@@ -10,8 +10,8 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from kode_conformance import samples
 from kode_conformance.context import Context
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper

@@ -9,7 +9,7 @@ import unicodedata
 from typing import Any
 
 import msgspec
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper
 from conformance.tests.zoo.rounds import fault

@@ -11,15 +11,15 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnJson, OnSqlite, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import seen, talk, the
+from kode_core.backends.json_files.folder import Folder
 from kode_core.batch import Applied, Doc, DocKind, DocWrite, Fence, ListKind, ListRows
 from kode_core.codec import decode, digest, encode
-from kode_core.engines.folder import Folder
 from kode_core.errors import InvalidArgumentError, InvalidValueError, StoreClosedError
 from kode_core.jsonvalue import decode_json, encode_json
 from kode_core.layers import Layer

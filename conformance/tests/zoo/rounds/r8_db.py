@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from kode_conformance import samples
+from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper
 from conformance.tests.zoo.rounds import fault

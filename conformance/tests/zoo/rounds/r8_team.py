@@ -16,7 +16,7 @@ from collections import Counter, OrderedDict
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from msgspec.structs import force_setattr, replace
 
 from conformance.tests.zoo.base import MemoryLayer, OnJson, OnMemory, OnSqlite, Wrapper  # noqa: F401

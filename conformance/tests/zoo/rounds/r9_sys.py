@@ -8,7 +8,7 @@ import sqlite3
 import unicodedata
 from typing import Any
 
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
 from msgspec.structs import replace
 

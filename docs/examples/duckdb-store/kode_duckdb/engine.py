@@ -16,6 +16,8 @@ from uuid import uuid4
 
 import duckdb
 
+from kode_core.authoring.modes import PRIVATE, create_file, create_folders
+from kode_core.authoring.reading import EngineReads
 from kode_core.batch import (
     Batch,
     Child,
@@ -25,9 +27,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
-from kode_core.engines.reading import EngineReads
 from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreUnavailableError
-from kode_core.modes import PRIVATE, create_file, create_folders
 from kode_duckdb import reads, writes
 from kode_duckdb.options import DuckdbOptions
 from kode_duckdb.schema import Connection, prepare

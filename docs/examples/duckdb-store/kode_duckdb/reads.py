@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from kode_core.authoring.reading import list_rows
 from kode_core.batch import (
     Doc,
     DocKind,
@@ -22,7 +23,6 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
-from kode_core.engines.reading import list_rows
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_duckdb.schema import TABLES, Connection
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kode_core.authoring.clock import host_clock
 from kode_core.batch import (
     FORKED_DOCS,
     Applied,
@@ -22,7 +23,6 @@ from kode_core.batch import (
     Row,
     first_version,
 )
-from kode_core.clock import host_clock
 from kode_core.codec import Body
 from kode_duckdb import reads
 from kode_duckdb.reads import Agent

@@ -1,0 +1,87 @@
+"""Every way to write to an agent under a lease, by introspection: a method that takes a fence is tried unnamed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from kode_conformance.values import samples
+from kode_core.protocols import ExtendedStore
+
+__all__ = ["FENCED_METHODS", "FencedWrite", "fenced_writes"]
+
+FENCED_METHODS: Final = tuple(
+    name
+    for name in dir(ExtendedStore)
+    if not name.startswith("_") and "fence" in inspect.signature(getattr(ExtendedStore, name)).parameters
+)
+"""All methods that take a fence."""
+
+
+class FencedWrite(NamedTuple):
+    """A call that changes an agent that :func:`~kode_conformance.checks.lifecycle.fill` made.
+
+    Attributes:
+        name: the method, and which part of a turn it writes.
+        arguments: by name, without the agent and the fence.
+    """
+
+    name: str
+    method: str
+    arguments: Mapping[str, Any]
+
+    async def act(self, store: ExtendedStore, agent_id: str, **fence: Any) -> Any:
+        return await getattr(store, self.method)(agent_id, **self.arguments, **fence)
+
+
+_VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
+    "append": lambda agent_id, mark: samples.messages(2, mark),
+    "messages": lambda agent_id, mark: samples.messages(2, mark),
+    "tool_calls": lambda agent_id, mark: [samples.tool_call(mark)],
+    "upsert_tool_calls": lambda agent_id, mark: [samples.tool_call(mark)],
+    "records": lambda agent_id, mark: [samples.tool_call(mark)],
+    "todos": lambda agent_id, mark: samples.todos(f"todo {mark}"),
+    "snapshot": lambda agent_id, mark: samples.snapshot(f"sfp-{mark}"),
+    "timeline": lambda agent_id, mark: samples.event(mark),
+    "timelines": lambda agent_id, mark: samples.events(2, mark),
+    "events": lambda agent_id, mark: samples.events(2, mark),
+    "window": lambda agent_id, mark: samples.window(f"win-{mark}"),
+    "record": lambda agent_id, mark: samples.compression(f"cmp-{mark}"),
+    "file": lambda agent_id, mark: samples.recovered(f"file-{mark}"),
+    "info": lambda agent_id, mark: samples.info(agent_id, template_id=f"template {mark}"),
+}
+"""A value for each parameter."""
+
+_OTHERS: Final[Mapping[tuple[str, str], Callable[[str, int], Any]]] = {
+    ("save_todos", "snapshot"): _VALUES["todos"],
+    ("save_media_cache", "records"): lambda agent_id, mark: [samples.media(f"sha256:{mark}")],
+}
+"""Parameters that have the name of another one."""
+
+
+def fenced_writes(agent_id: str, mark: int = 70) -> list[FencedWrite]:
+    """A call of every method that takes a fence, one for each part where parts can be given by themselves.
+
+    Deletes come last; *mark* tells new values from earlier ones.
+    """
+    writes: list[FencedWrite] = []
+    for method in FENCED_METHODS:
+        parameters = inspect.signature(getattr(ExtendedStore, method)).parameters.values()
+        mine = [p for p in parameters if p.name not in ("self", "agent_id", "fence")]
+        values = {p.name: _value(method, p.name, agent_id, mark + len(writes) + i) for i, p in enumerate(mine)}
+        parts = [p.name for p in mine if p.default is not p.empty]
+        if parts:
+            writes += [FencedWrite(f"{method}({name})", method, {name: values[name]}) for name in parts]
+        else:
+            writes.append(FencedWrite(method, method, values))
+    return sorted(writes, key=_place)
+
+
+def _place(write: FencedWrite) -> int:
+    """Replacements come first, so that they hide no additions; deletes come last."""
+    return 2 if write.method == "delete" else int("append" in write.name or "upsert" in write.name)
+
+
+def _value(method: str, name: str, agent_id: str, mark: int) -> Any:
+    return _OTHERS.get((method, name), _VALUES[name])(agent_id, mark)

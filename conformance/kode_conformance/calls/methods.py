@@ -1,0 +1,77 @@
+"""A call of every method of the protocols, by introspection: a method that is added is called without being named."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from kode_conformance.values import samples
+from kode_core.protocols import ExtendedStore
+
+__all__ = ["PROTOCOL_METHODS", "Call", "calls_of", "drive", "takes"]
+
+PROTOCOL_METHODS: Final = tuple(
+    name for name in dir(ExtendedStore) if not name.startswith("_") and name not in ("close", "health_check")
+)
+"""All methods but the two that also work on a closed store."""
+
+
+class Call(NamedTuple):
+    """A method, and arguments for it by name."""
+
+    method: Any
+    arguments: dict[str, Any]
+
+
+_SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
+    "save_todos": {"snapshot": samples.todos()},
+    "save_media_cache": {"records": []},
+    "delete_many": {"template_id": "x"},
+}
+
+
+def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Call]:
+    """A call of every method that the store has, with harmless arguments."""
+    common: dict[str, Any] = {
+        "agent_id": agent_id,
+        "messages": [],
+        "records": [],
+        "snapshot": samples.snapshot(),
+        "timeline": samples.event(0),
+        "timelines": [],
+        "window": samples.window(),
+        "record": samples.compression(),
+        "file": samples.recovered(),
+        "snapshot_id": "s",
+        "info": samples.info(agent_id),
+        "count": 1,
+        "target": target,
+    }
+    calls = {}
+    for name in PROTOCOL_METHODS:
+        if not hasattr(store, name):  # another check sees that the parameters are complete
+            continue
+        parameters = inspect.signature(getattr(ExtendedStore, name)).parameters
+        given = {p: v for p, v in common.items() if p in parameters}
+        calls[name] = Call(getattr(store, name), {**given, **_SPECIAL.get(name, {})})
+    return calls
+
+
+def takes(method: Any, given: dict[str, Any]) -> bool:
+    """True if the method's parameters have these names, as far as can be told."""
+    try:
+        inspect.signature(method).bind(**given)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+async def drive(method: Any, given: dict[str, Any]) -> Any:
+    """Make the call and await its result, or read its stream to the end into a list."""
+    result = method(**given)
+    if hasattr(result, "__aiter__"):
+        return [item async for item in result]
+    return await result

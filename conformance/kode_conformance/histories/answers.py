@@ -1,0 +1,225 @@
+"""The answers that a store must give to reads and queries, by the model of its contents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+
+from kode_conformance.histories.model import AgentModel, Logged, StoreModel
+from kode_core.model import AgentInfo, Bookmark, Message, StoredEvent, StoredMessage, StoredToolCall, UnknownBlock
+from kode_core.query import DEFAULT_LIMIT, AgentStats, SessionInfo
+
+__all__ = ["answer", "content_types", "matches", "same_json", "sessions_found", "stored_event"]
+
+
+def answer(model: StoreModel, method: str, args: Sequence[Any], filters: Mapping[str, Any], *, whole: bool) -> object:
+    """The result of *method* for these arguments; *whole* is without a limit, as by following cursors."""
+    if method in _OF_AGENT:
+        return _OF_AGENT[method](model.agents.get(args[0]) or AgentModel(), *args[1:], **filters)
+    if method == "list":
+        return model.listed(*args)
+    kind = method.partition("_")[2]
+    found = _FOUND[kind](model, filters)
+    if filters.get("order", "desc") == "desc":
+        found.reverse()
+    if whole or method.startswith("iter_"):
+        return found
+    offset = filters.get("offset", 0)
+    return found[offset : offset + filters.get("limit", DEFAULT_LIMIT)]
+
+
+# --- by agent ---------------------------------------------------------------------------------------------------------
+
+
+def _info(agent: AgentModel) -> AgentInfo | None:
+    return agent.info and agent.info.replace(message_count=len(agent.messages))
+
+
+def _events(
+    agent: AgentModel, *, since: Bookmark | None = None, after_offset: int | None = None, channel: str | None = None
+) -> list[StoredEvent]:
+    """Events as they are told; an offset that was not learned yet is -1."""
+    log: Iterable[Logged] = agent.events
+    if after_offset is None:
+        log = sorted(log, key=lambda logged: logged.timeline.bookmark.seq)
+    else:
+        log = [logged for logged in log if (logged.offset or 0) > after_offset]
+    return [
+        stored_event(logged)
+        for logged in log
+        if (since is None or logged.timeline.bookmark.seq > since.seq)
+        and (channel is None or logged.timeline.event.channel == channel)
+    ]
+
+
+def stored_event(logged: Logged, offset: int | None = None) -> StoredEvent:
+    """The event as a store gives it, at its own offset or another."""
+    t = logged.timeline
+    offset = logged.offset if offset is None else offset
+    offset = -1 if offset is None else offset
+    return StoredEvent(cursor=t.cursor, bookmark=t.bookmark, event=t.event, extra=t.extra, offset=offset)
+
+
+def _stats(agent: AgentModel) -> AgentStats:
+    return AgentStats(
+        total_messages=len(agent.messages),
+        total_tool_calls=len(agent.tool_calls),
+        total_snapshots=len(agent.snapshots),
+        tool_calls_by_name=dict(Counter(call.name for call in agent.tool_calls)),
+        tool_calls_by_state=dict(Counter(call.state for call in agent.tool_calls)),
+    )
+
+
+_OF_AGENT: Final[Mapping[str, Callable[..., object]]] = {
+    "load_messages": lambda agent: agent.messages,
+    "load_tool_call_records": lambda agent: agent.tool_calls,
+    "load_todos": lambda agent: agent.todos,
+    "load_info": _info,
+    "exists": lambda agent: agent.info is not None,
+    "load_history_windows": lambda agent: sorted(agent.windows.values(), key=lambda w: (w.timestamp, w.id)),
+    "load_compression_records": lambda agent: sorted(agent.compressions.values(), key=lambda c: (c.timestamp, c.id)),
+    "load_recovered_files": lambda agent: sorted(agent.recovered.values(), key=lambda f: (f.timestamp, f.path)),
+    "load_media_cache": lambda agent: agent.media,
+    "list_snapshots": lambda agent: sorted(agent.snapshots.values(), key=lambda s: (-s.created_at, s.id)),
+    "load_snapshot": lambda agent, key: agent.snapshots.get(key),
+    "read_events": _events,
+    "last_bookmark": lambda agent: max(
+        (logged.timeline.bookmark for logged in reversed(agent.events)), key=lambda b: b.seq, default=None
+    ),
+    "aggregate_stats": _stats,
+}
+
+# --- over agents ------------------------------------------------------------------------------------------------------
+
+_KEYS: Final[Mapping[str, Callable[[SessionInfo], object]]] = {
+    "created_at": lambda s: (s.created_at, s.agent_id),
+    "updated_at": lambda s: (s.updated_at, s.agent_id),
+    "message_count": lambda s: (s.message_count, s.agent_id),
+}
+
+
+def sessions_found(model: StoreModel, filters: Mapping[str, Any]) -> list[SessionInfo]:
+    """The sessions that match, in ascending order."""
+    found = [_session(agent) for agent in model.agents.values() if agent.info is not None]
+    sort = cast(str, filters.get("sort_by", "created_at"))
+    return sorted((one for one in found if _matches(one, filters, _session_value)), key=_sort_key(sort))
+
+
+def _sort_key(sort: str) -> Callable[[SessionInfo], Any]:
+    return _KEYS[sort]
+
+
+def _session(agent: AgentModel) -> SessionInfo:
+    info, learned = agent.info, agent.learned
+    assert info is not None
+    return SessionInfo(
+        agent_id=info.agent_id,
+        template_id=info.template_id,
+        created_at=info.created_at,
+        updated_at=-1 if learned.updated_at is None else learned.updated_at,
+        message_count=len(agent.messages),
+        lineage=tuple(info.lineage),
+        last_sfp_index=info.last_sfp_index,
+        last_bookmark=info.last_bookmark,
+        breakpoint=info.breakpoint,
+        metadata=info.metadata,
+    )
+
+
+def _messages_found(model: StoreModel, filters: Mapping[str, Any]) -> list[StoredMessage]:
+    found = [
+        StoredMessage(agent_id=agent_id, position=i, created_at=created_at, **_fields(message))
+        for agent_id, agent in model.agents.items()
+        for i, (message, created_at) in enumerate(zip(agent.messages, agent.learned.times, strict=False))
+        if "agent_id" not in filters or filters["agent_id"] == agent_id
+    ]
+    return sorted((m for m in found if _matches(m, filters, _row_value)), key=_place)
+
+
+def _calls_found(model: StoreModel, filters: Mapping[str, Any]) -> list[StoredToolCall]:
+    found = [
+        StoredToolCall(agent_id=agent_id, position=i, **_fields(call))
+        for agent_id, agent in model.agents.items()
+        for i, call in enumerate(agent.tool_calls)
+        if "agent_id" not in filters or filters["agent_id"] == agent_id
+    ]
+    return sorted((c for c in found if _matches(c, filters, _row_value)), key=_place)
+
+
+def _fields(record: msgspec.Struct) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__struct_fields__}
+
+
+def _place(record: StoredMessage | StoredToolCall) -> tuple[int, str, int]:
+    return record.created_at, record.agent_id, record.position
+
+
+_FOUND: Final[Mapping[str, Callable[[StoreModel, Mapping[str, Any]], list[Any]]]] = {
+    "sessions": sessions_found,
+    "messages": _messages_found,
+    "tool_calls": _calls_found,
+}
+
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+PAGING: Final = frozenset({"limit", "offset", "cursor", "order", "sort_by"})
+
+
+def _matches(record: Any, filters: Mapping[str, Any], value_of: Callable[[Any, str], Any]) -> bool:
+    return all(_holds(record, name, wanted, value_of) for name, wanted in filters.items() if name not in PAGING)
+
+
+def matches(kind: str, record: Any, filters: Mapping[str, Any]) -> bool:
+    """True if the session, message or tool call matches the filters."""
+    return _matches(record, filters, _session_value if kind == "sessions" else _row_value)
+
+
+def _holds(record: Any, name: str, wanted: Any, value_of: Callable[[Any, str], Any]) -> bool:
+    field, _, bound = name.rpartition("_")
+    if bound == "after":
+        return bool(getattr(record, f"{field}_at") >= wanted)
+    if bound == "before":
+        return bool(getattr(record, f"{field}_at") < wanted)
+    if name == "metadata":
+        return all(key in record.metadata and same_json(record.metadata[key], v) for key, v in wanted.items())
+    if name == "content_type":
+        return wanted in content_types(record)
+    return same_json(value_of(record, name), wanted)
+
+
+def _session_value(session: SessionInfo, name: str) -> Any:
+    return session.metadata.get("userId") if name == "user_id" else getattr(session, name)
+
+
+def _row_value(record: Any, name: str) -> Any:
+    if name == "tool_name":
+        return record.name
+    if name == "is_error":
+        return record.is_error is True
+    return record.approval.required if name == "has_approval" else getattr(record, name)
+
+
+def content_types(message: Message) -> set[str]:
+    """The types of the message's blocks."""
+    return {
+        block.type if isinstance(block, UnknownBlock) else cast(str, type(block).__struct_config__.tag)
+        for block in message.content
+    }
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """True if two JSON values are equal: numbers by value, and booleans are no numbers."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return one == other
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_json(value, other[key]) for key, value in one.items())
+    return bool(one == other)

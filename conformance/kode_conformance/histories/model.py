@@ -1,0 +1,258 @@
+"""The records that a store must hold after a sequence of calls, as plain dicts and lists: a second reading of the
+contract.
+
+Nothing of a store is used here but the types of its records. Methods have the names of a store's methods and take the
+same arguments after the agent's id. The model's answers to reads are in :mod:`kode_conformance.histories.answers`.
+Values that a store generates, such as times and offsets, are learned from it and noted here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kode_conformance.context import difference
+from kode_core.model import (
+    AgentInfo,
+    CompressionRecord,
+    HistoryWindow,
+    MediaCacheRecord,
+    Message,
+    RecoveredFile,
+    Snapshot,
+    Timeline,
+    TodoSnapshot,
+    ToolCallRecord,
+)
+
+__all__ = ["AgentModel", "Logged", "StoreModel", "has_repeats"]
+
+
+class Logged:
+    """An event of the log; its offset is None until the store has told it."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.offset: int | None = None
+
+
+def has_repeats(timelines: Sequence[Timeline]) -> bool:
+    """True if two entries are identical, so that no store takes them in one call (EVT-4)."""
+    seen: defaultdict[tuple[int, int], list[Timeline]] = defaultdict(list)
+    for timeline in timelines:
+        same = seen[_key(timeline)]
+        if any(difference(one, timeline) is None for one in same):
+            return True
+        same.append(timeline)
+    return False
+
+
+class Learned:
+    """Values that the store generated, as they were read last.
+
+    Attributes:
+        messages: the list whose times are known.
+        times: of these messages.
+        edits: how many writes changed the messages since.
+        updated_at: of the session; None when it was not seen yet.
+        moves: True if ``updated_at`` must have moved since, False if it must not have, None if it may have.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.times: list[int] = []
+        self.edits = 0
+        self.updated_at: int | None = None
+        self.moves: bool | None = False
+
+
+class AgentModel:
+    """One agent. ``events`` are in the order of commit; documents are in dicts, by their keys."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.tool_calls: list[ToolCallRecord] = []
+        self.todos: TodoSnapshot | None = None
+        self.info: AgentInfo | None = None
+        self.events: list[Logged] = []
+        self.windows: dict[str, HistoryWindow] = {}
+        self.compressions: dict[str, CompressionRecord] = {}
+        self.recovered: dict[tuple[str, int], RecoveredFile] = {}
+        self.media: list[MediaCacheRecord] = []
+        self.snapshots: dict[str, Snapshot] = {}
+        self.learned = Learned()
+
+    @property
+    def is_news(self) -> bool:
+        """True if the agent changed since the store was asked for the times that it gave."""
+        learned = self.learned
+        return (
+            bool(learned.edits) or learned.moves is not False or (learned.updated_at is None and self.info is not None)
+        )
+
+    def moved(self, by: bool) -> None:
+        """Note a save that moves ``updated_at``, or one of an empty list, which may."""
+        if by:
+            self.learned.moves = True
+        elif self.learned.moves is False:
+            self.learned.moves = None
+
+
+class StoreModel:
+    """All agents by id; an agent that was never written is an empty one."""
+
+    def __init__(self) -> None:
+        self.agents: defaultdict[str, AgentModel] = defaultdict(AgentModel)
+
+    def listed(self, prefix: str = "") -> list[str]:
+        """The ids with info that begin with *prefix*, by code point."""
+        return sorted(a for a, agent in self.agents.items() if agent.info is not None and a.startswith(prefix))
+
+    # --- lists
+
+    def save_messages(self, agent_id: str, messages: Sequence[Message]) -> None:
+        """Replace."""
+        agent = self.agents[agent_id]
+        agent.messages = list(messages)
+        agent.learned.edits += 1
+        agent.moved(True)
+
+    def append_messages(self, agent_id: str, messages: Sequence[Message]) -> None:
+        """Add at the end."""
+        agent = self.agents[agent_id]
+        agent.messages += messages
+        agent.learned.edits += bool(messages)
+        agent.moved(bool(messages))
+
+    def save_tool_call_records(self, agent_id: str, records: Sequence[ToolCallRecord]) -> None:
+        """Replace."""
+        self.agents[agent_id].tool_calls = list(records)
+        self.agents[agent_id].moved(True)
+
+    def upsert_tool_call_records(self, agent_id: str, records: Sequence[ToolCallRecord]) -> None:
+        """Replace the last one of each id, or add at the end."""
+        calls = self.agents[agent_id].tool_calls
+        for record in records:
+            places = [i for i, call in enumerate(calls) if call.id == record.id]
+            if places:
+                calls[places[-1]] = record
+            else:
+                calls.append(record)
+        self.agents[agent_id].moved(bool(records))
+
+    # --- a turn
+
+    def save_turn(
+        self,
+        agent_id: str,
+        *,
+        append: Sequence[Message] = (),
+        messages: Sequence[Message] | None = None,
+        tool_calls: Sequence[ToolCallRecord] | None = None,
+        upsert_tool_calls: Sequence[ToolCallRecord] = (),
+        todos: TodoSnapshot | None = None,
+        info: AgentInfo | None = None,
+        events: Sequence[Timeline] = (),
+    ) -> None:
+        """All of it."""
+        if messages is not None:
+            self.save_messages(agent_id, messages)
+        if tool_calls is not None:
+            self.save_tool_call_records(agent_id, tool_calls)
+        if todos is not None:
+            self.save_todos(agent_id, todos)
+        if info is not None:
+            self.save_info(agent_id, info)
+        self.append_messages(agent_id, append)
+        self.upsert_tool_call_records(agent_id, upsert_tool_calls)
+        self.append_events(agent_id, events)
+
+    # --- events
+
+    def append_events(self, agent_id: str, timelines: Sequence[Timeline]) -> list[Logged]:
+        """The entries in the log, old ones for repeats."""
+        log = self.agents[agent_id].events
+        known: defaultdict[tuple[int, int], list[Logged]] = defaultdict(list)
+        for logged in log:
+            known[_key(logged.timeline)].append(logged)
+        found = []
+        for timeline in timelines:
+            same = known[_key(timeline)]
+            entry = next((one for one in same if difference(one.timeline, timeline) is None), None)
+            if entry is None:
+                entry = Logged(timeline)
+                same.append(entry)
+                log.append(entry)
+            found.append(entry)
+        return found
+
+    def append_event(self, agent_id: str, timeline: Timeline) -> Logged:
+        """The entry in the log."""
+        return self.append_events(agent_id, [timeline])[0]
+
+    # --- documents
+
+    def save_todos(self, agent_id: str, snapshot: TodoSnapshot) -> None:
+        """Replace."""
+        self.agents[agent_id].todos = snapshot
+
+    def save_history_window(self, agent_id: str, window: HistoryWindow) -> None:
+        """By id."""
+        self.agents[agent_id].windows[window.id] = window
+
+    def save_compression_record(self, agent_id: str, record: CompressionRecord) -> None:
+        """By id."""
+        self.agents[agent_id].compressions[record.id] = record
+
+    def save_recovered_file(self, agent_id: str, file: RecoveredFile) -> None:
+        """By path and time."""
+        self.agents[agent_id].recovered[file.path, file.timestamp] = file
+
+    def save_media_cache(self, agent_id: str, records: Sequence[MediaCacheRecord]) -> None:
+        """Replace."""
+        self.agents[agent_id].media = list(records)
+
+    def save_snapshot(self, agent_id: str, snapshot: Snapshot) -> None:
+        """By id."""
+        self.agents[agent_id].snapshots[snapshot.id] = snapshot
+
+    # --- agents
+
+    def save_info(self, agent_id: str, info: AgentInfo) -> None:
+        """Insert or replace."""
+        self.agents[agent_id].info = info
+        self.agents[agent_id].moved(True)
+
+    def delete(self, agent_id: str) -> None:
+        """Everything."""
+        self.agents.pop(agent_id, None)
+
+    def delete_many(self, found: Sequence[str]) -> int:
+        """Everything of the sessions that the filter found; how many they were."""
+        for agent_id in found:
+            self.delete(agent_id)
+        return len(found)
+
+    def fork(self, parent: AgentModel, agent_id: str, fork_id: str, created_at: int) -> None:
+        """Copy the records that a fork takes along."""
+        child, info = self.agents[fork_id], parent.info
+        assert info is not None
+        child.info = info.replace(
+            agent_id=fork_id, lineage=(*info.lineage, agent_id), created_at=created_at, last_bookmark=None
+        )
+        child.messages, child.tool_calls = list(parent.messages), list(parent.tool_calls)
+        child.todos, child.media, child.snapshots = parent.todos, list(parent.media), dict(parent.snapshots)
+        known = parent.learned
+        child.learned.messages, child.learned.times = list(known.messages), list(known.times)
+        child.learned.edits = 2 if known.edits else 0  # a parent whose times are not known yet tells nothing
+
+
+def _key(timeline: Timeline) -> tuple[int, int]:
+    return timeline.bookmark.seq, timeline.cursor
+
+
+WRITES: dict[str, Callable[..., Any]] = {
+    name: method for name, method in vars(StoreModel).items() if name.startswith(("save_", "append_", "upsert_"))
+}
+"""The writes that a model makes as a store does, by name."""

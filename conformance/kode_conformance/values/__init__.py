@@ -1,0 +1,1 @@
+"""Records and values to write: samples, hostile values, every field of every type, and many of a kind."""

@@ -1,0 +1,1 @@
+"""Parts for authors of stores: options, reads by verb, waking of followers, clocks, file modes, orderly closing."""

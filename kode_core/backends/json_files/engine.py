@@ -1,0 +1,397 @@
+"""An engine over JSON files: nothing to install, readable with any editor, safe against crashes and other processes.
+
+It keeps an index of every agent that was used in memory, and searches all agents to find sessions: right for thousands
+of agents, not for millions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+from msgspec.structs import replace
+
+from kode_core.backends.json_files import checks
+from kode_core.backends.json_files.children import copy_docs, fork, remove
+from kode_core.backends.json_files.copies import FolderCopy
+from kode_core.backends.json_files.folder import Folder, UnresolvedError, stripe_of
+from kode_core.backends.json_files.holding import Holder
+from kode_core.backends.json_files.journal import Journal, Reader
+from kode_core.backends.json_files.prepared import PreparedWrite
+from kode_core.backends.json_files.stripes import Stripe
+from kode_core.backends.json_files.threads import Threads
+from kode_core.batch import (
+    Batch,
+    Child,
+    Doc,
+    DocKind,
+    EngineIssue,
+    EventRange,
+    EventRow,
+    Fence,
+    Found,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outcome,
+    Outline,
+    SessionRow,
+    Totals,
+)
+from kode_core.codec import Body
+from kode_core.engine import Medium, Progress, unwatched
+from kode_core.engines import scan
+from kode_core.engines.state import AgentState
+from kode_core.errors import OutcomeUnknownError, StorageError, StoreBusyError
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+
+__all__ = ["JsonFilesEngine", "PreparedWrite"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_log = logging.getLogger("kode_core.json")
+
+_MOVES: Final = 10
+
+Resolver = Callable[[Batch], Awaitable[bool]]
+"""Returns True if the other store committed its part of a prepared batch."""
+
+
+class JsonFilesEngine:
+    """See :class:`kode_core.engine.Engine`.
+
+    Blocking calls run in threads; waiting for locks happens in the event loop.
+    """
+
+    name = "json"
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.resolver: Resolver | None = None
+        self._threads = Threads("kode-json")
+        self.holder = Holder(folder, self._threads)
+        self._readers: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._jobs: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"{self.name} at {self.folder.base}"
+
+    # --- threads and locks
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the call in a thread."""
+        return await self._threads.run(lambda: call(*args, **kwargs))
+
+    async def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await to the end even if the caller is cancelled: a thread cannot be stopped half-way."""
+        task = asyncio.ensure_future(coroutine)
+        self._jobs.add(task)
+        task.add_done_callback(self._job_done)
+        return await asyncio.shield(task)
+
+    def _job_done(self, task: asyncio.Task[Any]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    async def _read(self, agent_id: str, read: Callable[[AgentState, Reader], T]) -> T:
+        def call() -> T:
+            with self.folder.reading(agent_id) as (journal, reader):
+                return read(journal.state, reader)
+
+        lock = self._readers.setdefault(agent_id, asyncio.Lock())
+        while True:
+            try:
+                async with lock:  # many reads of one agent take one thread
+                    return await self.run(call)
+            except UnresolvedError as exc:
+                await self.resolve(exc)
+
+    # --- writes
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        by_stripe: dict[int, list[int]] = {}
+        for i, batch in enumerate(batches):
+            by_stripe.setdefault(stripe_of(batch.agent_id), []).append(i)
+        outcomes: dict[int, Outcome] = {}
+
+        async def commit_stripe(places: list[int]) -> None:
+            mine = [batches[i] for i in places]
+            outcomes.update(zip(places, await self._commit_stripe(mine), strict=True))
+
+        await asyncio.gather(*map(commit_stripe, by_stripe.values()))
+        return [outcomes[i] for i in range(len(batches))]
+
+    async def _commit_stripe(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        try:
+            outcomes = await self.holder.write(batches[0].agent_id, self.folder.commit, batches)
+        except StorageError as exc:
+            return [exc] * len(batches)
+        for i, outcome in enumerate(outcomes):
+            if isinstance(outcome, UnresolvedError) and self.resolver is not None:
+                try:
+                    await self.resolve(outcome)
+                except StorageError as exc:
+                    return [*outcomes[:i], exc, *outcomes[i + 1 :]]
+                return [*outcomes[:i], *await self._commit_stripe(batches[i:])]
+        return outcomes
+
+    async def prepare(self, batch: Batch) -> PreparedWrite:
+        """Write *batch* to the journal without applying it; the agent stays locked until the outcome is decided."""
+        while True:
+            async with AsyncExitStack() as held:
+                stripe = await held.enter_async_context(self.holder.hold_for(batch.agent_id))
+                try:
+                    await self._threads.run_whole(self.folder.prepare, stripe, batch)
+                except UnresolvedError as exc:
+                    problem = exc
+                else:
+                    return PreparedWrite(self, batch.agent_id, stripe, held.pop_all())
+            await self.resolve(problem)
+
+    async def resolve(self, problem: UnresolvedError) -> None:
+        """Ask the other store whether a prepared write was committed, and record the answer."""
+        if self.resolver is None:
+            raise problem
+        resolver, agent_id = self.resolver, problem.batch.agent_id
+
+        async def job() -> None:
+            async with self.holder.hold_for(agent_id) as stripe:
+                batch = await self.run(self.folder.prepared, agent_id)
+                if batch is not None:
+                    committed = await resolver(batch)
+                    await self.run(self.folder.decide, stripe, agent_id, committed=committed)
+
+        await self.finish(job())
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        def call(_: Stripe) -> bool:
+            return fork(self.folder, agent_id, children, expect, now)
+
+        while True:
+            try:
+                return await self.holder.write(agent_id, call)
+            except UnresolvedError as exc:
+                await self.resolve(exc)
+
+    async def fork_beside(self, agent_id: str, child_ids: Sequence[str], commit: Callable[[], Awaitable[bool]]) -> bool:
+        """Copy documents for forks that *commit* makes in another store; the agent's own cannot change meanwhile."""
+        while True:
+            async with self.holder.hold_for(agent_id):
+                try:
+                    made = await self._threads.run_whole(copy_docs, self.folder, agent_id, child_ids)
+                except UnresolvedError as exc:
+                    problem = exc
+                else:
+                    return await self._committed(commit, made)
+            await self.resolve(problem)
+
+    async def _committed(self, commit: Callable[[], Awaitable[bool]], made: list[Path]) -> bool:
+        committed = False
+        try:
+            committed = await commit()
+            return committed
+        except OutcomeUnknownError:
+            committed = True  # perhaps: files of forks that do not exist do no harm
+            raise
+        finally:
+            if not committed:
+                await self._threads.run_whole(remove, made)
+
+    # --- reads of one agent
+
+    async def head(self, agent_id: str) -> Head | None:
+        def read(state: AgentState, reader: Reader) -> Head | None:
+            head = state.head()
+            if head is None or head.info is None:
+                return head
+            return replace(head, info=replace(head.info, body=reader.text(head.info.body)))
+
+        return await self._read(agent_id, read)
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        def read(state: AgentState, reader: Reader) -> ListRows:
+            rows = state.rows(kind)
+            return ListRows(rows.version, [(reader.text(body), created_at) for body, created_at in rows.rows])
+
+        return await self._read(agent_id, read)
+
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        def read(state: AgentState, reader: Reader) -> ListRows:
+            rows = state.rows_at(kind, start, limit)
+            return ListRows(rows.version, [(reader.text(body), created_at) for body, created_at in rows.rows])
+
+        return await self._read(agent_id, read)
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
+        return await self._read(agent_id, lambda state, _: state.outline(kind, keys))
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        def read(state: AgentState, reader: Reader) -> list[Doc]:
+            return [replace(doc, body=reader.text(doc.body)) for doc in state.docs_of(kind, key)]
+
+        return await self._read(agent_id, read)
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        def read(state: AgentState, reader: Reader) -> list[EventRow]:
+            return [replace(row, body=reader.text(row.body)) for row in state.log.read(span)]
+
+        return await self._read(agent_id, read)
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        def read(state: AgentState, reader: Reader) -> EventRow | None:
+            row = state.log.last()
+            return None if row is None else replace(row, body=reader.text(row.body))
+
+        return await self._read(agent_id, read)
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        return await self._read(agent_id, lambda state, _: state.stats())
+
+    # --- reads over all agents
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        def call() -> Found[str]:
+            left_out: list[str] = []
+            journals = self.folder.sound_journals(
+                left_out, lambda agent_id: agent_id.startswith(prefix) and (after is None or agent_id > after)
+            )
+            found = scan.agent_ids((journal.state for journal, _ in journals), prefix, after, limit)
+            return Found(found, left_out)
+
+        return await self.run(call)
+
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self.run(checks.stored_ids, self.folder, after, limit)
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        def search(states: Iterator[AgentState]) -> list[tuple[str, Body, SessionRow]]:
+            return [(row.agent_id, row.info, row) for row in scan.find_sessions(states, query)]
+
+        found = await self._found(query.agent_id, search)
+        return Found((replace(row, info=body) for row, body in found), found.left_out)
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        def search(states: Iterator[AgentState]) -> list[tuple[str, Body, FoundRow]]:
+            return [(row.agent_id, row.body, row) for row in scan.find_rows(states, query)]
+
+        found = await self._found(query.agent_id, search)
+        return Found((replace(row, body=body) for row, body in found), found.left_out)
+
+    async def _found(
+        self, agent_id: str | None, search: Callable[[Iterator[AgentState]], list[tuple[str, Body, T]]]
+    ) -> Found[tuple[T, Body]]:
+        """The results of *search* over the states of all agents, or of one, with the texts of the bodies."""
+
+        def states(seen: dict[str, tuple[Journal, str]], left_out: list[str]) -> Generator[AgentState, None, None]:
+            if agent_id is None:
+                for journal, _ in self.folder.sound_journals(left_out):
+                    seen[journal.state.agent_id] = (journal, journal.generation)
+                    yield journal.state
+                return
+            with self.folder.reading(agent_id) as (journal, _):
+                if journal.end:
+                    seen[agent_id] = (journal, journal.generation)
+                    yield journal.state
+
+        def call() -> Found[tuple[T, Body]]:
+            seen: dict[str, tuple[Journal, str]] = {}
+            left_out: list[str] = []
+            with closing(states(seen, left_out)) as open_ones:  # a search that fails leaves no file locked
+                rows = search(open_ones)
+            texts = self._texts(seen, [(whose, body) for whose, body, _ in rows])
+            return Found(((row, text) for (_, _, row), text in zip(rows, texts, strict=True)), left_out)
+
+        for _ in range(_MOVES):
+            try:
+                return await self.run(call)
+            except _MovedError:
+                continue
+            except UnresolvedError as exc:
+                await self.resolve(exc)
+        raise StoreBusyError(f"{self.folder.base}: the files kept changing while they were searched; try again")
+
+    def _texts(self, seen: Mapping[str, tuple[Journal, str]], wanted: Sequence[tuple[str, Body]]) -> list[Body]:
+        """The bodies with their texts, in order; each file is opened once."""
+        found: dict[int, Body] = {}
+        by_agent: dict[str, list[int]] = {}
+        for i, (agent_id, _) in enumerate(wanted):
+            by_agent.setdefault(agent_id, []).append(i)
+        for agent_id, places in by_agent.items():
+            journal, generation = seen[agent_id]
+            with self.folder.scanning(journal) as reader:
+                if journal.generation != generation:  # the file was rewritten in between
+                    raise _MovedError
+                found.update((i, reader.text(wanted[i][1])) for i in places)
+        return [found[i] for i in range(len(wanted))]
+
+    async def totals(self) -> Totals:
+        return await self.run(checks.totals, self.folder)
+
+    # --- leases, health, end
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        return await self.holder.write(agent_id, self.folder.acquire_lease, agent_id, owner, ttl_ms)
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        return await self.holder.write(agent_id, self.folder.renew_lease, agent_id, fence, ttl_ms)
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await self.holder.write(agent_id, self.folder.release_lease, agent_id, fence)
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return [("file_system", lambda: self.run(self.folder.ping))]
+
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
+        if agent_id is None:
+            return await self.run(checks.leftovers, self.folder)
+        return await self.run(checks.inspected, self.folder, agent_id)
+
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
+        async with self.copying(target) as copy:
+            async with self.holder.frozen() as stripes:
+                await self.fix(copy, stripes)
+            await self.copy(copy, progress)
+        return [target]
+
+    @asynccontextmanager
+    async def copying(self, target: Path) -> AsyncIterator[FolderCopy]:
+        """A copy in progress; nothing of it stays unless it was finished."""
+        copy = FolderCopy(self.folder, target.absolute())
+        try:
+            await self._threads.run_whole(copy.begin)
+            yield copy
+            await self._threads.run_whole(lambda: copy.clear(is_kept=True))
+        except BaseException:  # also if the copy was complete a moment before
+            await self._threads.run_whole(lambda: copy.clear(is_kept=False))
+            raise
+
+    async def fix(self, copy: FolderCopy, stripes: list[Stripe]) -> None:
+        """Make this the instant of the copy, while all stripes are held."""
+        await self._threads.run_whole(copy.fix, stripes)
+
+    async def copy(self, copy: FolderCopy, progress: Progress) -> None:
+        """Copy the files that :meth:`fix` noted."""
+        steps = copy.copied()
+        progress(0, copy.total)
+        while (done := await self._threads.run_whole(next, steps, None)) is not None:
+            progress(done, copy.total)
+        await self._threads.run_whole(copy.finish)
+
+    async def close(self) -> None:
+        try:
+            while self._jobs:
+                await asyncio.gather(*self._jobs, return_exceptions=True)
+        finally:
+            self._threads.close()
+
+
+class _MovedError(Exception):
+    """A file was rewritten between two reads."""

@@ -1,0 +1,275 @@
+"""The bytes of a journal: its first line, and its frames.
+
+::
+
+    {"kode":"journal","format":2,"generation":"…","agent":"…",…,"marks":"…"}    the first line
+    #<crc32> <start> <header bytes> <body bytes>                                a frame: its prefix,
+    {"batch":{…},"outcome":{…}}                                                 its header (all but the bodies),
+    {"role":"user","content":[…]}                                               and its bodies, one a line
+
+The checksum of a frame covers the first line (without its marks), the place of the frame in the file, and the header;
+every body has a digest in the header. So a frame that was moved, doubled or taken from another file is not a valid
+frame.
+
+The marks are the only bytes that are overwritten. They give the position up to which the file was acknowledged.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Final, Literal, NamedTuple, cast
+from zlib import crc32
+
+import msgspec
+
+from kode_core.backends.json_files.files import read_at
+from kode_core.backends.json_files.marks import BLANK, PAIR_SIZE, Mark, pair_bytes, pair_from
+from kode_core.batch import Applied, Batch, with_bodies
+from kode_core.codec import Body, digest
+
+__all__ = [
+    "FORMAT",
+    "FirstLine",
+    "Found",
+    "Frame",
+    "NoJournalError",
+    "OtherFormatError",
+    "Span",
+    "first_line",
+    "frame_at",
+    "frame_bytes",
+    "frames_behind",
+    "parsed_line",
+    "prefix_of",
+    "read_line",
+]
+
+FORMAT: Final = 2
+
+_PREFIX: Final = re.compile(rb"#([0-9a-f]{8}) (\d{1,15}) (\d{1,15}) (\d{1,15})\n")
+_LONGEST_PREFIX: Final = 64
+_LONGEST_LINE: Final = 4096
+_PIECE: Final = 1 << 20
+
+
+class Span(NamedTuple):
+    """The place of a body's text in the file."""
+
+    start: int
+    size: int
+
+
+class Frame(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of the journal.
+
+    Attributes:
+        phase: ``apply`` records a write that happened. ``prepare`` records a write that will happen if another store
+            commits its part; the ``commit`` or ``abort`` that follows decides.
+        unsynced: how many bytes before the frame were not certain to be on the device when it was written: a loss of
+            power may have removed them and left this frame.
+    """
+
+    phase: Literal["apply", "prepare", "commit", "abort"] = "apply"
+    batch: Batch | None = None
+    outcome: Applied | None = None
+    unsynced: int = 0
+
+
+class NoJournalError(Exception):
+    """The first line is damaged."""
+
+
+class OtherFormatError(Exception):
+    """The journal has another format version, given by ``args[0]``."""
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    kode: str
+    format: int
+
+
+class _Head(msgspec.Struct, frozen=True):
+    kode: str
+    format: int
+    generation: str
+    agent: str
+    next_offset: int
+    marks: str
+
+
+_kind_from = msgspec.json.Decoder(_Kind).decode
+_head_from = msgspec.json.Decoder(_Head).decode
+_frame_from = msgspec.json.Decoder(Frame).decode
+
+
+class FirstLine(NamedTuple):
+    """The contents of the first line.
+
+    Attributes:
+        seed: the checksum of the line without its marks, from which the checksums of the frames continue.
+        size: the number of bytes, including the newline.
+    """
+
+    generation: str
+    agent: str
+    next_offset: int
+    marks: list[Mark | None]
+    seed: int
+    size: int
+
+    @property
+    def marks_at(self) -> int:
+        """The position of the marks in the file."""
+        return self.size - PAIR_SIZE - len(_END)
+
+
+_END: Final = b'"}\n'
+
+
+def first_line(agent: str, next_offset: int) -> bytes:
+    """The first line of a new file, with nothing acknowledged."""
+    head = _Head("journal", FORMAT, secrets.token_hex(8), agent, next_offset, "")
+    line = msgspec.json.encode(head)[: -len(_END) + 1]
+    return line + pair_bytes((BLANK, BLANK), crc32(line)) + _END
+
+
+def read_line(fd: int) -> bytes:
+    """The bytes of the first line; empty when there is no line."""
+    start = read_at(fd, _LONGEST_LINE, 0)
+    return start[: start.find(b"\n") + 1]
+
+
+def parsed_line(line: bytes) -> FirstLine:
+    """The contents of the line.
+
+    Raises:
+        NoJournalError: it is not the first line of a journal, or it was changed.
+        OtherFormatError: it has another format version.
+    """
+    try:
+        kind = _kind_from(line)
+        if kind.kode == "journal" and kind.format != FORMAT:
+            raise OtherFormatError(kind.format)
+        head = _head_from(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise NoJournalError("the first line is not a journal's") from None
+    fixed = line[: -PAIR_SIZE - len(_END)]
+    if msgspec.json.encode(head) + b"\n" != line or len(head.marks) != PAIR_SIZE:
+        raise NoJournalError("the first line is not as it was written")
+    seed = crc32(fixed)
+    marks = pair_from(line[len(fixed) : -len(_END)], seed)
+    if marks == [None, None]:
+        raise NoJournalError("the marks of the first line do not match their checksums")
+    return FirstLine(head.generation, head.agent, head.next_offset, marks, seed, len(line))
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """A frame in a file; the text of each body is its size."""
+
+    frame: Frame
+    start: int
+    bodies_at: int
+    end: int
+
+    @property
+    def placed(self) -> Batch | None:
+        """The batch, with the place of each body as its text."""
+        return _placed(self.frame.batch, self.bodies_at)
+
+    def is_sound(self, fd: int) -> bool:
+        """True if all bodies match their digests."""
+        if self.frame.batch is None:
+            return True
+        sound = True
+
+        def look(body: Body) -> Body:
+            nonlocal sound
+            span = cast(Span, body.text)
+            sound = sound and digest(read_at(fd, span.size, span.start)) == body.digest
+            return body
+
+        with_bodies(cast(Batch, self.placed), look)
+        return sound
+
+
+def _placed(batch: Batch | None, place: int) -> Batch | None:
+    """A batch whose bodies give their sizes, with their places instead, for bodies that begin at *place*."""
+
+    def placed(body: Body) -> Body:
+        nonlocal place
+        span = Span(place, int(body.text))
+        place += span.size + 1
+        return Body(cast(str, span), body.digest)
+
+    return None if batch is None else with_bodies(batch, placed)
+
+
+def _checksum(seed: int, start: int, header_size: int, bodies_size: int, header: bytes) -> bytes:
+    return b"%08x" % crc32(header, crc32(b"%d %d %d" % (start, header_size, bodies_size), seed))
+
+
+def prefix_of(header: bytes, start: int, bodies_size: int, seed: int) -> bytes:
+    """The prefix of a frame at *start*; *header* includes its newline."""
+    sizes = (start, len(header) - 1, bodies_size)
+    return b"#%b %d %d %d\n" % (_checksum(seed, *sizes, header), *sizes)
+
+
+def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, bytes]:
+    """The frame's batch with the places of its bodies for a frame at *start*, and the frame's bytes."""
+    texts: list[bytes] = []
+
+    def sized(body: Body) -> Body:
+        texts.append(body.text.encode(errors="surrogateescape"))  # a damaged text stays unchanged
+        return Body(str(len(texts[-1])), body.digest)
+
+    batch = None if frame.batch is None else with_bodies(frame.batch, sized)
+    header = msgspec.json.encode(msgspec.structs.replace(frame, batch=batch)) + b"\n"
+    bodies = b"".join(text + b"\n" for text in texts)
+    prefix = prefix_of(header, start, len(bodies), seed)
+    return _placed(batch, start + len(prefix) + len(header)), prefix + header + bodies
+
+
+def frame_at(fd: int, start: int, size: int, seed: int) -> Found | None:
+    """The frame that begins at *start*, in a file of *size* bytes; None if no complete frame does."""
+    found = _stated(fd, start, read_at(fd, _LONGEST_PREFIX, start), size, seed)
+    return found if found is not None and found.start == start and found.end <= size else None
+
+
+def _stated(fd: int, at: int, raw: bytes, size: int, seed: int) -> Found | None:
+    """The frame that the bytes *raw*, read at *at*, describe, wherever they say that it begins."""
+    match = _PREFIX.match(raw)
+    if match is None:
+        return None
+    start, length, bodies_size = int(match[2]), int(match[3]), int(match[4])
+    header_at = at + match.end()
+    if header_at + length >= size:
+        return None
+    header = read_at(fd, length + 1, header_at)
+    if _checksum(seed, start, length, bodies_size, header) != match[1]:
+        return None
+    try:
+        frame = _frame_from(header)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    bodies_at = start + match.end() + length + 1
+    return Found(frame, start, bodies_at, bodies_at + bodies_size)
+
+
+def frames_behind(fd: int, place: int, size: int, seed: int) -> Iterator[Found]:
+    """Frames with sound headers anywhere behind *place*, including frames that damage has moved."""
+    at = place + 1
+    while at < size:
+        piece = read_at(fd, min(_PIECE, size - at), at)
+        for match in re.finditer(rb"#[0-9a-f]{8} ", piece):
+            here = at + match.start()
+            found = _stated(fd, here, read_at(fd, _LONGEST_PREFIX, here), size, seed)
+            if found is not None:
+                yield found
+        if at + len(piece) >= size:
+            return
+        at += len(piece) - _LONGEST_PREFIX

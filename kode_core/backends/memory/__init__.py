@@ -1,0 +1,1 @@
+"""The built-in backend ``memory``: everything is kept in this process."""

@@ -1,0 +1,1 @@
+"""The record engine: a complete store over a database that changes one record at a time."""

@@ -1,0 +1,85 @@
+"""What this process committed and could not apply: it tries again by itself, and before each of its queries."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from kode_core.authoring.closing import ended
+from kode_core.authoring.waiting import waited_for
+from kode_core.engines.recent import Recent
+from kode_core.engines.record.io import MovedError, RecordIO, each
+from kode_core.engines.record.state import AgentHead
+from kode_core.errors import KodeError, Retry
+
+__all__ = ["RecordDebts"]
+
+_KNOWN: Final = 512
+_PATIENCE: Final = 5.0
+"""How long a query waits for what is owed."""
+_FIRST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 5.0
+_TRIES: Final = 30
+
+
+class RecordDebts:
+    """Heads that this process wrote and that are not settled yet."""
+
+    def __init__(self, io: RecordIO) -> None:
+        self._io = io
+        self._owed = Recent[str, AgentHead](_KNOWN)
+        self._payment: asyncio.Task[None] | None = None
+
+    def owe(self, head: AgentHead) -> None:
+        """Remember a head that could not be settled."""
+        self._owed[head.record.agent_id] = head
+
+    async def repeat(self, agent_id: str, closing: asyncio.Event) -> None:
+        """Try to settle what is owed of an agent, again and again, once more when the engine is closed."""
+        pause = _FIRST_PAUSE
+        for _ in range(_TRIES):
+            await waited_for(closing, pause)
+            if await self._pay(agent_id) or closing.is_set():
+                return
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def pay(self) -> None:
+        """Settle what is owed, before a query: it is waited for a while, and then goes on by itself."""
+        if not self._owed:
+            return
+        if self._payment is None or self._payment.done():
+            self._payment = asyncio.get_running_loop().create_task(self._pay_all())
+        await asyncio.wait([self._payment], timeout=_PATIENCE)
+
+    async def _pay_all(self) -> None:
+        await each(self._pay, list(self._owed))
+
+    async def _pay(self, agent_id: str) -> bool:
+        """Try to settle what is owed of an agent; whether there is nothing more to do.
+
+        Changes are applied only while the head still asks for them. When it does not, somebody settled it, or deleted
+        the agent.
+        """
+        owed = self._owed.get(agent_id)
+        if owed is None:
+            return True
+        try:
+            now = await self._io.head(agent_id)
+            if now is not None and now.record.rev < owed.record.rev:
+                return False  # it was read late
+            if now is not None and now.record.rev == owed.record.rev:
+                await self._io.settle(now)
+            else:
+                await self._io.leave(owed.record)
+        except MovedError:
+            return False
+        except KodeError as exc:
+            if exc.retry is not Retry.NEVER:
+                return False
+        if self._owed.get(agent_id) is owed:
+            del self._owed[agent_id]
+        return True
+
+    async def close(self) -> None:
+        """End a payment that goes on by itself."""
+        await ended(self._payment)

@@ -1,0 +1,114 @@
+"""An engine over any database that changes one record at a time atomically.
+
+:mod:`kode_core.engines.record.store` says what the database must do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kode_core.authoring.closing import close_all
+from kode_core.authoring.reading import EngineReads
+from kode_core.batch import (
+    Batch,
+    Child,
+    Fence,
+    Outcome,
+)
+from kode_core.codec import Body
+from kode_core.engine import Medium, Progress, Watch, unwatched
+from kode_core.engines.record.debts import RecordDebts
+from kode_core.engines.record.forks import RecordForks
+from kode_core.engines.record.inspection import RecordInspection
+from kode_core.engines.record.io import RecordIO
+from kode_core.engines.record.reads import RecordReads
+from kode_core.engines.record.recovery import RecordRecovery
+from kode_core.engines.record.repair import RecordRepair
+from kode_core.engines.record.store import RecordStore
+from kode_core.engines.record.sweep import RecordSweep
+from kode_core.engines.record.writer import RecordWriter
+from kode_core.report import RepairResult
+
+__all__ = ["RecordEngine"]
+
+T = TypeVar("T")
+
+_QUERIES = frozenset({"find_sessions", "find_rows"})
+
+
+class RecordEngine(EngineReads):
+    """See :class:`kode_core.engine.Engine`. The store, which is open, is closed with it.
+
+    *idle_poll_ms* is for a store whose reads are paid for: see :func:`kode_core.engine.idle_poll_ms`.
+    """
+
+    def __init__(self, store: RecordStore, *, idle_poll_ms: int | None = None) -> None:
+        self.store = store
+        self.idle_poll_ms = idle_poll_ms
+        self.name = store.name
+        self.io = RecordIO(store)
+        self._recovery = RecordRecovery(self.io)
+        self._reads = RecordReads(self.io, self._recovery)
+        self._inspection = RecordInspection(self.io, self._reads)
+        self._debts = RecordDebts(self.io)
+        self._sweep = RecordSweep(self.io, self._recovery)
+        self._repair = RecordRepair(self.io, self._inspection, self._sweep)
+        self._writer = RecordWriter(self.io, self._debts, self._sweep)
+        self._forks = RecordForks(self.io, self._reads)
+
+    def __repr__(self) -> str:
+        return repr(self.store)
+
+    # --- writing
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        self._sweep.start()
+        return await self._writer.commit(batches)
+
+    async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
+        self._sweep.start()
+        return await self._forks.fork(agent_id, children, expect, now)
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
+        return await self.store.acquire_lease(agent_id, owner, ttl_ms)
+
+    async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
+        return await self.store.renew_lease(agent_id, fence, ttl_ms)
+
+    async def release_lease(self, agent_id: str, fence: Fence) -> None:
+        await self.store.release_lease(agent_id, fence)
+
+    # --- reading
+
+    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
+        self._sweep.start()
+        if verb == "inspect":
+            return await self._inspection.inspect(*args)
+        if verb in _QUERIES:
+            await self._debts.pay()
+        return await getattr(self._reads, verb)(*args)
+
+    async def repair(self, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
+        self._sweep.start()
+        return await self._repair.repair(agent_id, progress)
+
+    async def sweep(self) -> None:
+        """Remove what the dead left, where it is old enough: this goes on by itself, and need not be called."""
+        await self._sweep.sweep()
+
+    # --- operations
+
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
+        return self.store.watch(agent_id, wake)
+
+    def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
+        return self.store.probes()
+
+    async def backup(self, target: Path, progress: Progress = unwatched) -> Sequence[Path]:
+        return await self.store.backup(target, progress)
+
+    async def close(self) -> None:
+        mine = self._sweep.close, self._writer.close, self._debts.close, self._recovery.close
+        await close_all(*mine, self.store.close)

@@ -1,0 +1,119 @@
+"""Inspection of the record engine: what does not fit together, and what was left where no head refers to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from kode_core.batch import EngineIssue
+from kode_core.engines.record.io import RecordIO, each
+from kode_core.engines.record.reads import Instant, RecordReads
+from kode_core.engines.record.recovery import is_dead_fork
+from kode_core.engines.record.state import AgentHead, event_span, info_spans, position_of, stash_key
+from kode_core.engines.record.store import Place, Span
+
+__all__ = ["Leaving", "RecordInspection"]
+
+_ANYTHING: Final = Span(first="a", last="z", limit=1, bodies=False)
+_ALL_KEYS: Final = ("a", "z")
+_MOST: Final = 100_000
+_REMEDY: Final = "kode doctor --repair removes what is left"
+_PATIENCE: Final = 2
+"""How many times as old as a note that is swept one is that somebody should have swept."""
+
+
+class Leaving(NamedTuple):
+    """Something at a place that no head refers to."""
+
+    place: Place
+    code: str
+    text: str
+
+
+class RecordInspection:
+    """Looks, and changes nothing."""
+
+    def __init__(self, io: RecordIO, reads: RecordReads) -> None:
+        self._io = io
+        self._reads = reads
+
+    async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
+        """Issues of one agent; or of those that were deleted, as others are inspected one by one."""
+        if agent_id is not None:
+            return [*await self._own(agent_id), *await self._left(agent_id)]
+        return [issue for found in await each(self._left_of_deleted, await self.noted()) for issue in found]
+
+    async def _own(self, agent_id: str) -> list[EngineIssue]:
+        """Missing rows are not looked for here: reading the list finds them."""
+
+        async def read(instant: Instant) -> list[EngineIssue]:
+            last = await self._reads.items(instant, replace(event_span(), descending=True, limit=1, bodies=False))
+            issues = list[EngineIssue]()
+            if any(position_of(event.key) >= instant.head.state.next_offset for event in last):
+                issues.append(
+                    EngineIssue("repeated_offset", agent_id, "an event stands where the next one will be put")
+                )
+            await self._reads.still(instant)
+            return issues
+
+        return await self._reads.at_once(agent_id, read, [])
+
+    async def noted(self) -> Sequence[str]:
+        """Agents of which something may be left: those with notes, and those whose heads are not settled."""
+        notes = await self._io.store.notes(self._io.overdue(0), _MOST)
+        return list(dict.fromkeys([*(note.place.agent_id for note in notes), *await self._io.store.unsettled()]))
+
+    async def _left_of_deleted(self, agent_id: str) -> list[EngineIssue]:
+        head = await self._io.head(agent_id)
+        return [] if head is not None and head.record.is_used else await self._left(agent_id)
+
+    async def _left(self, agent_id: str) -> list[EngineIssue]:
+        """One issue of each kind, whatever number of places it is at."""
+        texts = {leaving.code: leaving.text for leaving in await self.leavings(agent_id)}
+        return [EngineIssue(code, agent_id, text) for code, text in texts.items()]
+
+    async def leavings(self, agent_id: str, *, at_any_age: bool = False) -> list[Leaving]:
+        """What is at places that no head names, and parts that the agent's own head does not name.
+
+        Parts are put before the head names them: those that were noted not long ago are no issue, unless what is of
+        *any age* is asked for by somebody who fences the head before anything is removed.
+        """
+        notes = await self._io.store.notes_of(agent_id)
+        head = await self._io.head(agent_id)
+        oldest = self._io.overdue(_PATIENCE)
+        young = {note.place for note in notes if note.at > oldest and not at_any_age}
+        found = await self._found(agent_id, [note.place for note in notes], head, young)
+        if found and not at_any_age:  # a head that was read late names other places
+            now = await self._io.head_now(agent_id)
+            if (now and now.record.rev) != (head and head.record.rev):
+                return []
+        return found
+
+    async def _found(
+        self, agent_id: str, noted: Sequence[Place], head: AgentHead | None, young: Set[Place]
+    ) -> list[Leaving]:
+        store, live = self._io.store, None if head is None else head.record.place
+        doomed = [] if head is None else [Place(agent_id, epoch) for epoch in head.state.doomed]
+        found = list[Leaving]()
+        for place in dict.fromkeys([*noted, *doomed]):
+            if place == live:
+                continue
+            is_left = await store.items(place, _ANYTHING)
+            if is_left or (place not in young and await store.part_keys(place, *_ALL_KEYS)):
+                found.append(
+                    Leaving(place, "half_done_delete", f"what was stored before a delete is still there; {_REMEDY}")
+                )
+        if head is not None and is_dead_fork(head):
+            found.append(Leaving(head.record.place, "half_done_fork", f"a fork was begun and never ended; {_REMEDY}"))
+        elif head is not None and head.record.place not in young and await self._is_needless(head):
+            text = f"parts of a write that was never done, or that was replaced, are still there; {_REMEDY}"
+            found.append(Leaving(head.record.place, "orphaned_records", text))
+        return found
+
+    async def _is_needless(self, head: AgentHead) -> bool:
+        """Whether there are parts next to the head that it does not name; also of a revision that was never made."""
+        stash, spans = head.state.stash, [(stash_key(""), stash_key("~")), *info_spans(head.state.info)]
+        found = [key for span in spans for key in await self._io.store.part_keys(head.record.place, *span)]
+        return any(stash is None or key != stash.key for key, _ in found)

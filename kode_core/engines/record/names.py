@@ -1,0 +1,82 @@
+"""Which events are stored already (EVT-4), at a cost that does not grow with the events of one seq.
+
+The first events of a seq are read. Each that comes after them has a second item under its name, which is its seq and
+its digest: where there are that many, one more read says whether an event is stored, and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final, TypeAlias
+
+from msgspec.structs import replace
+
+from kode_core.engines.record.io import each
+from kode_core.engines.record.state import UNNAMED, AgentHead, Overlay, name_key, position_of, seq_key, seq_span
+from kode_core.engines.record.store import DocIndex, EventIndex, Item, RecordStore, Span
+
+__all__ = ["Name", "known_events"]
+
+Name: TypeAlias = tuple[int, bytes]
+"""The seq and the digest of an event."""
+
+_SINGLE_SEQS: Final = 4
+_FEW: Final = 64
+
+
+async def known_events(store: RecordStore, head: AgentHead, names: Collection[Name]) -> dict[Name, int]:
+    """The offsets of events that are stored: those of *names*, and the first ones of each of their seqs."""
+    reading = _Names(store, head)
+    seqs = sorted({seq for seq, _ in names})
+    if len(seqs) > _SINGLE_SEQS:
+        span, most = seq_span(seqs[0], seqs[-1], bodies=False), 4 * len(names) + _FEW
+        some = await reading.items(replace(span, limit=most))
+        if len(some) < most:
+            return _offsets(some)
+    firsts = await each(reading.first, seqs)
+    known = {name: offset for first in firsts for name, offset in _offsets(first).items()}
+    many = {seq: first for seq, first in zip(seqs, firsts, strict=True) if len(first) == UNNAMED}
+    for seq, first in many.items():
+        known |= await reading.unnamed(seq, position_of(first[-1].key))
+    left = [name for name in names if name[0] in many and name not in known]
+    for name, offset in zip(left, await each(reading.named, left), strict=True):
+        if offset is not None:
+            known[name] = offset
+    return known
+
+
+class _Names:
+    """What is read of one agent, as its head knows it."""
+
+    def __init__(self, store: RecordStore, head: AgentHead) -> None:
+        self._store = store
+        self._head = head
+
+    async def items(self, span: Span) -> list[Item]:
+        record = self._head.record
+        stored = [item for item in await self._store.items(record.place, span) if item.rev <= record.rev]
+        return Overlay(self._head.state.pending).over(stored, span)
+
+    async def first(self, seq: int) -> list[Item]:
+        return await self.items(replace(seq_span(seq, seq, bodies=False), limit=UNNAMED))
+
+    async def unnamed(self, seq: int, last_read: int) -> dict[Name, int]:
+        """Those behind the first ones that were stored before events got names."""
+        named_from, span = self._head.state.named_from, seq_span(seq, seq, after_offset=last_read, bodies=False)
+        if named_from is None:
+            return _offsets(await self.items(span))
+        if last_read + 1 >= named_from:
+            return {}
+        return _offsets(await self.items(replace(span, last=seq_key(seq, named_from - 1))))
+
+    async def named(self, name: Name) -> int | None:
+        key = name_key(*name)
+        for item in await self.items(Span(first=key, last=key, bodies=False)):
+            if isinstance(item.index, DocIndex):
+                return int(item.index.key)
+        return None
+
+
+def _offsets(items: Sequence[Item]) -> dict[Name, int]:
+    events = [(item.index, item) for item in items if isinstance(item.index, EventIndex)]
+    return {(index.seq, item.body.digest): position_of(item.key) for index, item in events}

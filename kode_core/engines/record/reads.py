@@ -1,0 +1,401 @@
+"""Reads of the record engine: each is of one instant, although heads and items are read one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, NamedTuple, TypeVar, cast
+
+from msgspec.structs import replace
+
+from kode_core.batch import (
+    Doc,
+    DocKind,
+    EventRange,
+    EventRow,
+    Found,
+    FoundRow,
+    Head,
+    ListKind,
+    ListRows,
+    Outline,
+    SessionRow,
+    ToolCallIndex,
+    Totals,
+)
+from kode_core.engines.record.io import MissingError, MovedError, RecordIO, each
+from kode_core.engines.record.recovery import RecordRecovery
+from kode_core.engines.record.state import (
+    AgentHead,
+    Overlay,
+    call_span,
+    count_of,
+    doc_span,
+    event_span,
+    list_of,
+    position_of,
+    row_span,
+    seq_span,
+)
+from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, Item, Place, Span
+from kode_core.engines.scan import row_matches
+from kode_core.errors import CorruptRecordError, StoreBusyError
+from kode_core.query import AgentStats, RowQuery, SessionQuery
+
+__all__ = ["Instant", "RecordReads"]
+
+T = TypeVar("T")
+
+_ATTEMPTS: Final = 200
+_OPTIMISTIC: Final = 5
+_OPTIMISTIC_SECONDS: Final = 0.5
+"""After so many attempts, or so long, a reader asks writers to wait."""
+_SINGLE_CALLS: Final = 32
+_SEARCH_AGAIN: Final = 20
+_WAITS: Final = 20
+
+
+class Instant(NamedTuple):
+    """A head, and what is pending in it."""
+
+    head: AgentHead
+    overlay: Overlay
+
+    @property
+    def place(self) -> Place:
+        return self.head.record.place
+
+
+class RecordReads:
+    """What is stored of one agent, or of many."""
+
+    def __init__(self, io: RecordIO, recovery: RecordRecovery) -> None:
+        self._io = io
+        self._recovery = recovery
+
+    async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
+        """The result of *read* at one instant; *nothing* where there is no head, or a fork is being made.
+
+        *read* raises MovedError when others wrote meanwhile, and MissingError when something is not found. When it is
+        not found again, and the head is still the same, nobody wrote, and it is lost; the head is asked of a read that
+        is never late. Once says nothing: after a failover rows may be read as they were before the head that was read
+        just before them. Nor does a MovedError say anything of the head: the mark that a head is settled may be
+        acknowledged some time before a read shows it.
+
+        Raises:
+            CorruptRecordError: something of the agent is lost.
+            StoreBusyError: other writers change the agent faster than it can be read.
+        """
+        missed: AgentHead | None = None
+        began = time.monotonic()
+        for attempt in range(_ATTEMPTS):
+            head = await (self._io.head(agent_id) if missed is None else self._io.head_now(agent_id))
+            if head is None or head.state.reserved:
+                return nothing
+            is_same = missed is not None and missed.is_still(head)
+            missed = None
+            try:
+                if attempt < _OPTIMISTIC and not (attempt and time.monotonic() - began > _OPTIMISTIC_SECONDS):
+                    return await read(Instant(head, await self._io.overlay(head)))
+                async with self._io.frozen(head) as frozen:
+                    head = frozen
+                    return await read(Instant(frozen, await self._io.overlay(frozen)))
+            except MissingError:
+                if is_same:
+                    said = "something of it is missing, and nobody is writing"
+                    raise CorruptRecordError(f"agent {agent_id!r}", said) from None
+                missed = head
+            except MovedError:
+                pass
+            await asyncio.sleep(random.uniform(0, min(attempt + 1, 20)) / 1000)  # noqa: S311
+        raise StoreBusyError(f"agent {agent_id!r}: others write faster than it can be read")
+
+    async def items(self, instant: Instant, span: Span) -> list[Item]:
+        """Items as they were at the instant, their texts in parts still."""
+        stored = await self._io.store.items(instant.place, span)
+        if any(item.rev > instant.head.record.rev for item in stored):
+            raise MovedError
+        return instant.overlay.over(stored, span)
+
+    async def still(self, instant: Instant) -> None:
+        """See that the agent was not deleted while something was read that no count tells the size of."""
+        now = await self._io.head(instant.place.agent_id)
+        if now is None or now.record.epoch != instant.place.epoch:
+            raise MovedError
+
+    # --- one agent
+
+    async def head(self, agent_id: str) -> Head | None:
+        async def read(instant: Instant) -> Head | None:
+            record = instant.head.record
+            if record.info is None and not (record.messages.version or record.tool_calls.version):
+                return None
+            return Head(
+                agent_id=agent_id,
+                info=await self._io.info(instant.head),
+                updated_at=record.updated_at,
+                messages=record.messages,
+                tool_calls=record.tool_calls,
+            )
+
+        return await self.at_once(agent_id, read, None)
+
+    async def list_items(self, instant: Instant, kind: ListKind, *, bodies: bool = True) -> list[Item]:
+        """The rows of a list, all of them; their texts in parts still."""
+        count = count_of(instant.head.record, kind).count
+        if not count:
+            return []
+        items = await self.items(instant, row_span(kind, 0, count - 1, bodies=bodies))
+        if len(items) != count:
+            raise MissingError
+        return items
+
+    async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
+        async def read(instant: Instant) -> ListRows:
+            items = await self._io.whole(instant.place, await self.list_items(instant, kind))
+            version = count_of(instant.head.record, kind).version
+            return ListRows(version, [(item.body, item.time) for item in items])
+
+        return await self.at_once(agent_id, read, ListRows(0, []))
+
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        async def read(instant: Instant) -> ListRows:
+            head = count_of(instant.head.record, kind)
+            end = min(head.count, start + limit)
+            if start >= end:
+                return ListRows(head.version, [])
+            items = await self.items(instant, row_span(kind, start, end - 1))
+            if len(items) != end - start:
+                raise MissingError
+            whole = await self._io.whole(instant.place, items)
+            return ListRows(head.version, [(item.body, item.time) for item in whole])
+
+        return await self.at_once(agent_id, read, ListRows(0, []))
+
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+        async def read(instant: Instant) -> Outline:
+            head = count_of(instant.head.record, kind)
+            if keys is None or len(keys) > _SINGLE_CALLS:
+                items = await self.list_items(instant, kind, bodies=False)
+            else:
+                items = await self._calls(instant, keys, head.count)
+            if keys is not None:
+                items = _last_of(items, set(keys))
+            return Outline(head.version, head.count, [_outlined(item) for item in items])
+
+        return await self.at_once(agent_id, read, Outline(0, 0, []))
+
+    async def _calls(self, instant: Instant, keys: Sequence[str], count: int) -> list[Item]:
+        found = await each(lambda key: self.items(instant, call_span(key)), dict.fromkeys(keys))
+        items = [item for some in found for item in some if position_of(item.key) < count]
+        return sorted(items, key=lambda item: item.key)
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None) -> Sequence[Doc]:
+        async def read(instant: Instant) -> list[Doc]:
+            items = await self._io.whole(instant.place, await self.items(instant, doc_span(kind, key)))
+            if key is None:
+                await self.still(instant)
+            return [Doc(cast(DocIndex, item.index).key, item.time, item.body) for item in items]
+
+        return await self.at_once(agent_id, read, [])
+
+    async def stats(self, agent_id: str) -> AgentStats:
+        async def read(instant: Instant) -> AgentStats:
+            items = await self.list_items(instant, ListKind.TOOL_CALLS, bodies=False)
+            snapshots = await self.items(instant, doc_span(DocKind.SNAPSHOTS, bodies=False))
+            await self.still(instant)
+            calls = [cast(ToolCallIndex, item.index) for item in items]
+            return AgentStats(
+                total_messages=instant.head.record.messages.count,
+                total_tool_calls=len(calls),
+                total_snapshots=len(snapshots),
+                tool_calls_by_name=dict(Counter(call.tool_name for call in calls)),
+                tool_calls_by_state=dict(Counter(call.state for call in calls)),
+            )
+
+        return await self.at_once(agent_id, read, AgentStats())
+
+    # --- events
+
+    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        async def read(instant: Instant) -> list[EventRow]:
+            items = await self._io.whole(instant.place, await self._events(instant, span))
+            if items:
+                await self.still(instant)
+            return [_event_row(item) for item in items]
+
+        return await self.at_once(agent_id, read, [])
+
+    async def _events(self, instant: Instant, span: EventRange) -> list[Item]:
+        """A page of the log. Events that came after the instant are left out: none ever changes."""
+        rev = instant.head.record.rev
+        found: list[Item] = []
+        if span.order == "offset" and span.after is not None and span.after[1] >= instant.head.state.next_offset - 1:
+            return found  # the head says that none came since: a look of an idle follower is one read
+        place = _event_place(span)
+        while True:
+            place = replace(place, channel=span.channel, limit=span.limit)
+            stored = await self._io.store.items(instant.place, place)
+            known = [item for item in stored if item.rev <= rev]
+            if len(known) == len(stored) or len(stored) < span.limit:
+                found += instant.overlay.over(known, place)
+            else:
+                found += known
+            found = [item for item in found if span.since_seq is None or _event_row(item).seq > span.since_seq]
+            if len(stored) < span.limit or len(found) >= span.limit:
+                return found[: span.limit]
+            last = _event_row(stored[-1])
+            place = _event_place(replace(span, after=(last.seq, last.offset)))
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        async def read(instant: Instant) -> EventRow | None:
+            last = replace(seq_span(), descending=True, limit=1)
+            items = await self._io.whole(instant.place, await self.items(instant, last))
+            return _event_row(items[0]) if items else None
+
+        return await self.at_once(agent_id, read, None)
+
+    # --- many agents
+
+    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
+        await self._recovery.recover()
+        rows = await self._io.store.find_sessions(query)
+        if all(row.info.text for row in rows):
+            return rows
+        left_out = list(_left_out(rows))
+        whole = await each(lambda row: self._whole_session(row, left_out), rows)
+        return Found([row for row in whole if row is not None], left_out)
+
+    async def _whole_session(self, row: SessionRow, left_out: list[str]) -> SessionRow | None:
+        if row.info.text:
+            return row
+        try:
+            head = await self.head(row.agent_id)
+        except CorruptRecordError as exc:
+            left_out.append(exc.record)
+            return None
+        return row if head is None or head.info is None else replace(row, info=head.info.body)
+
+    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
+        """Rows that match; those of one agent at one instant, as no write of its own shows in part (MSG-1)."""
+        await self._recovery.recover()
+        if query.agent_id is None:
+            return await self._search(query)
+
+        async def read(instant: Instant) -> Sequence[FoundRow]:
+            await self._end_of_write(instant)
+            found = await self._search(query)
+            now = await self._io.head(instant.place.agent_id)
+            if now is None or (now.record.epoch, now.record.rev) != (instant.place.epoch, instant.head.record.rev):
+                raise MovedError
+            return found
+
+        return await self.at_once(query.agent_id, read, [])
+
+    async def _end_of_write(self, instant: Instant) -> None:
+        """Wait until nothing is pending, as an index knows nothing of that; who wrote may have died, and is helped.
+
+        Raises:
+            MovedError: something was pending.
+        """
+        head = instant.head
+        if head.state.is_settled:
+            return
+        for attempt in range(_WAITS):
+            await asyncio.sleep(random.uniform(0, attempt + 1) / 1000)  # noqa: S311
+            now = await self._io.head(head.record.agent_id)
+            if now is None or now.record != head.record:
+                raise MovedError
+        await self._io.settle(head)
+        raise MovedError
+
+    async def _search(self, query: RowQuery) -> Sequence[FoundRow]:
+        """Rows that match and that the heads of their agents still know."""
+        most, found, after = query.offset + query.limit, list[FoundRow](), query.after
+        left_out = dict[str, None]()
+        while len(found) < most:
+            asked = min(most - len(found) + _SEARCH_AGAIN, 1000)
+            page = await self._io.store.find_items(replace(query, offset=0, limit=asked, after=after))
+            known, damaged = await self._known(page, query)
+            found += known
+            left_out |= dict.fromkeys((*_left_out(page), *damaged))
+            if len(page) + len(_left_out(page)) < asked or not page:
+                break
+            last = page[-1]
+            after = (last.item.time, last.place.agent_id, position_of(last.item.key))
+        return Found(found[query.offset : most], left_out)
+
+    async def _known(self, page: Sequence[FoundItem], query: RowQuery) -> tuple[list[FoundRow], list[str]]:
+        """Those of the items that their heads know, and the names of heads that cannot be read (QRY-9)."""
+        heads, damaged = await self._io.sound(list(dict.fromkeys(found.place.agent_id for found in page)))
+        instants = dict[str, Instant]()
+        for head in heads:
+            try:
+                instants[head.record.agent_id] = Instant(head, await self._overlay(head))
+            except CorruptRecordError as exc:
+                damaged.append(exc.record)
+
+        async def row(found: FoundItem) -> FoundRow | None:
+            instant = instants.get(found.place.agent_id)
+            if instant is None or instant.place != found.place:
+                return None
+            item = instant.overlay.current(found.item)
+            kind, position = list_of(found.item.key), position_of(found.item.key)
+            if item is None or kind is None or position >= count_of(instant.head.record, kind).count:
+                return None
+            if item is not found.item and not row_matches(item.time, item.index, query):
+                return None
+            try:
+                (item,) = await self._io.whole(found.place, [item])
+            except MovedError:
+                return None
+            return FoundRow(found.place.agent_id, position, item.time, item.body)
+
+        return [found for found in await each(row, page) if found is not None], damaged
+
+    async def _overlay(self, head: AgentHead) -> Overlay:
+        try:
+            return await self._io.overlay(head)
+        except MovedError:
+            return Overlay()  # it was settled meanwhile
+
+    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
+        return await self._io.store.agent_ids(prefix, after, limit)
+
+    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self._io.store.stored_ids(after, limit)
+
+    async def totals(self) -> Totals:
+        return await self._io.store.totals()
+
+
+def _last_of(items: Iterable[Item], keys: set[str]) -> list[Item]:
+    """The last row of each of these call ids, in order of position."""
+    last = {cast(ToolCallIndex, item.index).call_id: item for item in items}
+    return sorted((item for call_id, item in last.items() if call_id in keys), key=lambda item: item.key)
+
+
+def _left_out(found: Sequence[object]) -> Sequence[str]:
+    """The names of what a store could not read."""
+    return found.left_out if isinstance(found, Found) else ()
+
+
+def _outlined(item: Item) -> tuple[int, bytes, int, str | None]:
+    key = item.index.call_id if isinstance(item.index, ToolCallIndex) else None
+    return position_of(item.key), item.body.digest, item.time, key
+
+
+def _event_row(item: Item) -> EventRow:
+    return EventRow(position_of(item.key), cast(EventIndex, item.index).seq, item.body)
+
+
+def _event_place(span: EventRange) -> Span:
+    if span.order == "offset":
+        return event_span(-1 if span.after is None else span.after[1])
+    first = -(2**63) if span.since_seq is None else span.since_seq + 1
+    if span.after is not None and span.after[0] >= first:
+        return seq_span(span.after[0], after_offset=span.after[1])
+    return seq_span(first)

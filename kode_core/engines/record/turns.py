@@ -1,0 +1,151 @@
+"""Whose turn it is to write an agent, where several stores write it: nobody says so, each sees it by the head.
+
+A writer whose swap is refused has met another one. From then on writers take turns. One that swaps the head says in it
+up to which revision it goes on. The others wait for about as many revisions as others make between two turns of one
+writer, which the head says, too, and then for the end of a turn. Whoever looks at a head that is nobody's takes it,
+and so does one that sees it unmoved: its writer had nothing more to write, or is dead.
+
+All this is advice. Nothing but the condition of a swap keeps two writers apart.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Final
+
+from kode_core.engines.recent import Recent
+from kode_core.engines.record.state import AgentHead
+
+__all__ = ["Turn", "Turns"]
+
+_KNOWN: Final = 512
+_MOST_SWAPS: Final = 12
+_LONG_TURN, _SHORT_TURN = 0.5, 0.1
+"""How many seconds a turn lasts at most, if it has more than two swaps: less where a round takes long already."""
+_LONG_ROUND: Final = 5.0
+_MOST_OTHERS: Final = 10_000
+_SOONEST, _LATEST = 0.7, 1.2
+"""Which part of what others make between two turns a writer waits for."""
+_SPREAD: Final = 0.9, 1.2
+"""Which part of its length it waits for the end of a turn: not all should look at the same instant."""
+_SLOW: Final = 8
+"""How many times as long as a revision takes the head stays unmoved before its turn counts as given up."""
+_SLOWEST: Final = 1.0
+_LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
+
+
+class Turn:
+    """Where one writer is of its turns with one agent."""
+
+    def __init__(self) -> None:
+        self.pace = 0.0
+        self._is_met = False
+        self._swaps = 1
+        self._done = 0
+        self._last = 0
+        self._last_at = 0.0
+        self._since: int | None = None
+        self._since_at = 0.0
+        self._seen: int | None = None
+        self._seen_at = 0.0
+        self._due = 0.0
+        self._pause = 0.0
+
+    # --- before a swap
+
+    def goes_on(self, head: AgentHead) -> bool:
+        """Whether the writer may swap the head that it wrote itself; otherwise others have their turn first."""
+        if not self._is_met:
+            return True
+        if self._since is None and self._done >= self._swaps:
+            self._swaps = min(2 * self._swaps, self._most_swaps(head))
+            self._wait(head)
+        return self._since is None and time.monotonic() - self._last_at < _MOST_SWAPS * self.pace
+
+    def may_swap(self, head: AgentHead) -> bool:
+        """Whether the writer may swap a head that it just read; otherwise it looks again after :meth:`pause`."""
+        rev, end = head.record.rev, head.state.turn_ends
+        if rev in (self._last, end) or rev > end or self._is_slow(rev):
+            return True
+        waited = 0 if self._since is None else rev - self._since
+        if waited >= _MOST_SWAPS:  # others show what a revision takes now
+            self.pace = min((time.monotonic() - self._since_at) / waited, _SLOWEST)
+        left = max(end - rev, self._due - waited)
+        overdue = waited / max(2 * head.state.others, _MOST_SWAPS)
+        sooner = min(max(1.0, overdue), 2.0)  # one that has waited for too long looks more often
+        self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD) / sooner  # noqa: S311
+        return False
+
+    def _is_slow(self, rev: int) -> bool:
+        """Whether the head moves so slowly that nobody writes all the time; how far it is is remembered."""
+        now, seen, at = time.monotonic(), self._seen, self._seen_at
+        if rev != seen:
+            self._seen, self._seen_at = rev, now
+        return seen is not None and now - at > _SLOW * self.pace * max(rev - seen, 0.5)
+
+    def pause(self) -> float:
+        """How long to wait until the head is looked at; 0 for at once."""
+        pause, self._pause = self._pause, 0.0
+        return pause and min(max(pause, _LEAST_PAUSE), _MOST_PAUSE)
+
+    def said(self, old: AgentHead | None) -> dict[str, int]:
+        """What the next head says of turns."""
+        if old is None or not self._is_met:
+            return {"others": 0 if old is None else old.state.others, "turn_ends": 0}
+        others, rev = old.state.others, old.record.rev
+        if self._since is None:
+            return {"others": others, "turn_ends": rev + 1 + max(self._swaps - self._done - 1, 0)}
+        found = min(max(rev - self._since, 0), _MOST_OTHERS)
+        weight = 2 if found > others else 4  # how many there are is soon seen, and slowly forgotten
+        others = others + (found - others) // weight if found else others // 4
+        return {"others": others, "turn_ends": rev + self._swaps}
+
+    # --- after it
+
+    def lost(self, head: AgentHead | None, seconds: float) -> None:
+        """Another one was faster than a swap of this head, which took so long."""
+        if head is None:
+            return
+        self._is_met = True
+        self.pace = self.pace or 2 * seconds
+        if self._since is None:
+            self._swaps = max(1, min(self._done, self._most_swaps(head)))
+            self._wait(head)
+        else:
+            self._pause = max(self.pace, _LEAST_PAUSE) * random.uniform(0, 1)  # noqa: S311
+        self._seen, self._seen_at = head.record.rev, time.monotonic()
+
+    def won(self, head: AgentHead | None, seconds: float) -> None:
+        """The head is that of another revision now, which took so long."""
+        self.pace = seconds if not self.pace else self.pace + (seconds - self.pace) / 4
+        if head is None:
+            return
+        if self._since is not None or head.record.rev != self._last:
+            self._is_met = self._is_met and (self._since is None or head.record.rev > self._since)
+            self._since, self._done = None, 0
+        self._done += 1
+        self._last, self._last_at, self._seen = head.record.rev + 1, time.monotonic(), None
+
+    def _most_swaps(self, head: AgentHead) -> int:
+        seconds = _LONG_TURN if head.state.others * self.pace < _LONG_ROUND else _SHORT_TURN
+        return max(2, min(_MOST_SWAPS, int(seconds / max(self.pace, _LEAST_PAUSE))))
+
+    def _wait(self, head: AgentHead) -> None:
+        self._since, self._since_at = head.record.rev, time.monotonic()
+        self._due = head.state.others * random.uniform(_SOONEST, _LATEST)  # noqa: S311
+        self._pause = max(self._due, 1) * max(self.pace, _LEAST_PAUSE)
+
+
+class Turns:
+    """The turns of all agents that a process writes."""
+
+    def __init__(self) -> None:
+        self._turns = Recent[str, Turn](_KNOWN)
+
+    def of(self, agent_id: str) -> Turn:
+        """The writer's turns with an agent."""
+        turn = self._turns.get(agent_id)
+        if turn is None:
+            turn = self._turns[agent_id] = Turn()
+        return turn
