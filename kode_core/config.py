@@ -16,15 +16,16 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from kode_core.authoring.options import ServerOptions
+from kode_core.authoring.values import named, near, path_options, read_value, secret_options
 from kode_core.errors import ConfigurationError
 from kode_core.ids import nearest
 from kode_core.plugins import Backend, registry
 from kode_core.sources.files import named_stores, relative_to
-from kode_core.sources.urls import DATABASE_SUFFIXES, from_path, from_url, path_from_url
+from kode_core.sources.urls import DATABASE_SUFFIXES, from_path, from_url
 from kode_core.sources.variables import Variables
-from kode_core.sources.wanted import BackendFinder, Wanted, named, near, path_options, read_value, secret_options
+from kode_core.sources.wanted import BackendFinder, Wanted
 
-__all__ = ["Configured", "StoreOptions", "configure", "path_from_url", "path_options"]
+__all__ = ["Configured", "StoreOptions", "configure"]
 
 DEFAULT_BACKEND: Final = "sqlite"
 Millis = Annotated[int, msgspec.Meta(gt=0, le=2**31 - 1)]

@@ -34,7 +34,7 @@ from kode_core.errors import (
 )
 from kode_core.ids import nearest
 from kode_core.installed import InstalledPlugin, described, in_metadata, normal_name
-from kode_core.store.book import Observer, Operation
+from kode_core.operation import Observer, Operation
 
 __all__ = [
     "API",

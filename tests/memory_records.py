@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 from kode_conformance import Handle, Space, StoreHarness
 
 from kode_core import Store
+from kode_core.authoring.matching import page, row_matches, session_matches
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record.engine import RecordEngine
 from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span, removed
-from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_core.store import EngineStore

@@ -294,7 +294,7 @@ async def test_two_stores_in_one_task(target: str) -> None:
                 with pytest.raises(LockLostError):
                     await write(other)
         await write(store)
-    for _ in range(50):
+    for _ in range(10):
         forgotten = await create_extended_store("memory:")
         await forgotten.acquire_agent_lock("a").__aenter__()
         await forgotten.close()

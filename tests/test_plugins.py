@@ -31,8 +31,8 @@ from kode_core.config import configure
 from kode_core.engine import Engine
 from kode_core.installed import InstalledPlugin, in_metadata
 from kode_core.layers import Layer
+from kode_core.operation import Operation
 from kode_core.plugins import FIRST_PARTY, GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
-from kode_core.store.book import Operation
 
 Install = Callable[..., None]
 
@@ -273,7 +273,8 @@ class _Adds:
 
     @hookimpl
     def kode_operation(self, operation: Operation) -> None:
-        self.heard.append((self.tag, operation.name, operation.error))
+        about = operation.agent_id, operation.backend, operation.store
+        self.heard.append((self.tag, operation.name, operation.error, *about))
         if operation.name == "load_todos":
             raise RuntimeError("an observer that fails")
 
@@ -291,11 +292,17 @@ async def test_layers_and_observers(caplog: pytest.LogCaptureFixture) -> None:
             await store.load_todos("a")
             with pytest.raises(ValueError, match="must not be empty"):
                 await store.load_messages("")
+            await store.query_sessions()
     finally:
         for plugin in plugins:
             registry.remove(plugin)
-    inner = [(name, error) for tag, name, error in heard if tag == "inner"]
-    assert inner == [("save_messages", None), ("load_todos", None), ("load_messages", "InvalidArgumentError")]
+    place = "memory", "outer(inner(memory))"
+    assert [said for tag, *said in heard if tag == "inner"] == [
+        ["save_messages", None, "a", *place],
+        ["load_todos", None, "a", *place],
+        ["load_messages", "InvalidArgumentError", "", *place],
+        ["query_sessions", None, None, *place],
+    ]
     failures = [record.getMessage() for record in caplog.records if "kode_operation" in record.getMessage()]
     assert ["test-outer" in failures[0], "test-inner" in failures[1], len(failures)] == [True, True, 2]
 

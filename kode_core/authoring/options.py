@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Final, Self, TypeAlias
 
 import msgspec
 
+from kode_core.authoring.values import named, near, read_value
 from kode_core.errors import ConfigurationError
-from kode_core.sources.wanted import named, near, read_value
 
 __all__ = [
     "Millis",

@@ -27,6 +27,7 @@ class Watch:
 
     @property
     def is_live(self) -> bool:
+        """True while the database reports writes; see :class:`kode_core.engine.Watch`."""
         return self.agent_id in self._watcher.told
 
     def close(self) -> None:

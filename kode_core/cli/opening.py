@@ -10,7 +10,8 @@ from typing import Annotated, Final
 import typer
 
 from kode_core import create_extended_store
-from kode_core.config import Configured, configure, path_options
+from kode_core.authoring.values import path_options
+from kode_core.config import Configured, configure
 from kode_core.errors import ConfigurationError
 from kode_core.factory import StoreOpening
 from kode_core.plugins import registry

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
 
-from kode_core.batch import FoundRow, Info, ListKind, MessageIndex, SessionRow
+from kode_core.authoring.matching import page, row_matches, session_matches
+from kode_core.batch import FoundRow, ListKind, SessionRow
 from kode_core.engines.state import AgentState
 from kode_core.query import RowQuery, SessionQuery
 
-__all__ = ["agent_ids", "find_rows", "find_sessions", "page", "row_matches", "session_matches", "stored_ids"]
-
-K = TypeVar("K", bound=tuple[Any, ...])
-V = TypeVar("V")
+__all__ = ["agent_ids", "find_rows", "find_sessions", "stored_ids"]
 
 
 def agent_ids(states: Iterable[AgentState], prefix: str, after: str | None, limit: int) -> list[str]:
@@ -38,17 +35,6 @@ def _sessions(states: Iterable[AgentState], query: SessionQuery) -> Iterator[Ses
             yield SessionRow(state.agent_id, info.body, info.created_at, state.updated_at, count)
 
 
-def session_matches(agent_id: str, info: Info, updated_at: int, query: SessionQuery) -> bool:
-    """True if an agent matches the filters of a query."""
-    return (
-        query.agent_id in (None, agent_id)
-        and query.template_id in (None, info.template_id)
-        and set(query.metadata) <= set(info.metadata)
-        and info.created_at in query.created
-        and updated_at in query.updated
-    )
-
-
 def _session_key(row: SessionRow, query: SessionQuery) -> tuple[int, str]:
     return getattr(row, query.sort_by), row.agent_id
 
@@ -62,24 +48,3 @@ def find_rows(states: Iterable[AgentState], query: RowQuery) -> list[FoundRow]:
         if row_matches(row.created_at, row.index, query)
     )
     return page(found, query)
-
-
-def row_matches(created_at: int, index: object, query: RowQuery) -> bool:
-    """True if a row matches the filters of a query."""
-    return created_at in query.created and all(_holds(index, name, value) for name, value in query.where)
-
-
-def _holds(index: object, name: str, value: str | bool) -> bool:
-    if name == "content_type":
-        return isinstance(index, MessageIndex) and value in index.content_types
-    return bool(getattr(index, name) == value)
-
-
-def page(found: Iterable[tuple[K, V]], query: SessionQuery | RowQuery) -> list[V]:
-    """The page of a query, from the matches with their keys in the order."""
-    after: Any = query.after
-    if after is not None:
-        found = ((k, v) for k, v in found if (k < after if query.descending else k > after))
-    pick = heapq.nlargest if query.descending else heapq.nsmallest
-    page = pick(query.offset + query.limit, found, key=lambda pair: pair[0])
-    return [value for _, value in page[query.offset :]]

@@ -16,6 +16,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from kode_core.authoring.closing import close_all
+from kode_core.authoring.paths import remove_all
 from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.batch import (
     Applied,
@@ -36,7 +37,6 @@ from kode_core.engine import Engine, Medium, Progress, Watch, idle_poll_ms, unwa
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.hybrid.companion import companion, note_companion, noted
 from kode_core.layers.base import Layer
-from kode_core.paths import remove_all
 
 __all__ = ["HybridEngine"]
 

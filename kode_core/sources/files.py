@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kode_core.authoring.paths import local_path, working_folder
+from kode_core.authoring.values import named
 from kode_core.errors import ConfigurationError
-from kode_core.paths import local_path, working_folder
-from kode_core.sources.wanted import named
 
 __all__ = ["named_stores", "relative_to"]
 

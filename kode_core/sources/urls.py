@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import msgspec
 
+from kode_core.authoring.paths import local_path
+from kode_core.authoring.values import path_options, secret_options
 from kode_core.errors import ConfigurationError, KodeError, UnknownBackendError
-from kode_core.paths import local_path
 from kode_core.plugins import Backend
-from kode_core.sources.wanted import BackendFinder, Wanted, path_options, secret_options
+from kode_core.sources.wanted import BackendFinder, Wanted
 
-__all__ = ["DATABASE_SUFFIXES", "from_path", "from_url", "path_from_url"]
+__all__ = ["DATABASE_SUFFIXES", "from_path", "from_url"]
 
 DATABASE_SUFFIXES: Final = (".db", ".db3", ".sqlite", ".sqlite3")
 """The suffixes of file names that stand for SQLite databases."""
@@ -146,22 +146,6 @@ def _pairs(query: str) -> list[tuple[str, str]] | None:
         return parse_qsl(query, keep_blank_values=True, max_num_fields=1000)
     except ValueError:
         return None
-
-
-def path_from_url(option: str) -> Callable[[SplitResult], Mapping[str, Any]]:
-    """For backends whose URL is a path: ``name:///relative``, ``name:////absolute``, ``name:./relative``."""
-
-    def options(split: SplitResult) -> Mapping[str, Any]:
-        if split.netloc:
-            name = split.scheme
-            raise ConfigurationError(
-                f"names a host, and {name} has none: write {name}:///relative/path or {name}:////absolute/path"
-            )
-        path = unquote(split.path)
-        path = path.removeprefix("/")
-        return {option: path} if path else {}
-
-    return options
 
 
 def from_path(given: Any, find: BackendFinder) -> Wanted:

@@ -14,10 +14,11 @@ from typing import Final
 
 import msgspec
 
+from kode_core.authoring.values import near
 from kode_core.errors import ConfigurationError, PluginError
 from kode_core.ids import nearest
 from kode_core.plugins import registry
-from kode_core.sources.wanted import BackendFinder, Wanted, near
+from kode_core.sources.wanted import BackendFinder, Wanted
 
 __all__ = ["CHOOSING", "Variables"]
 

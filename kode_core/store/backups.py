@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from kode_core.authoring.modes import create_folders
+from kode_core.authoring.paths import remove_all
 from kode_core.engine import Progress
 from kode_core.errors import InvalidArgumentError, StoreFullError, StoreReadOnlyError, StoreTimeoutError
 from kode_core.ids import quoted
-from kode_core.paths import remove_all
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.ops import OPS

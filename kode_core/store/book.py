@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-import msgspec
-
 from kode_core.batch import Totals
+from kode_core.engine import Engine
+from kode_core.operation import Observer, Operation
 from kode_core.report import ConnectionUse, OperationCounts, Performance, StorageSize, StoreMetrics
 
-__all__ = ["Book", "Observer", "Op", "Operation"]
+__all__ = ["Book", "Op"]
 
 log = logging.getLogger("kode_core")
 
@@ -35,28 +34,12 @@ class Op(NamedTuple):
     in_steps: bool = False
 
 
-class Operation(msgspec.Struct, frozen=True):
-    """A finished call, as observers see it.
-
-    Attributes:
-        name: the method, as in ``save_messages``.
-        duration_ms: from the call to its end.
-        error: the class name of the exception that ended it; None if it succeeded.
-    """
-
-    name: str
-    duration_ms: float
-    error: str | None = None
-
-
-Observer = Callable[[Operation], object]
-
-
 class Book:
     """Counts calls. An observer that fails is reported once and does not fail the call."""
 
     def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
         self._observers = observers
+        self._backend = self._store = ""
         self._reported = False
         self._counts = dict.fromkeys(("saves", "loads", "queries", "deletes", "other", "errors"), 0)
         self._total = 0.0
@@ -64,14 +47,27 @@ class Book:
         self._max = 0.0
         self._recent: deque[float] = deque(maxlen=_WINDOW)
 
-    def enter(self, op: Op, seconds: float, error: BaseException | None = None) -> None:
+    def opened(self, engine: Engine) -> None:
+        """Note the engine, which observers hear about."""
+        self._backend, self._store = engine.name, repr(engine)
+
+    def enter(self, op: Op, seconds: float, error: BaseException | None = None, *, agent_id: str | None = None) -> None:
         """Note the end of a call."""
         if error is None:
             self.succeeded(op, seconds)
         else:
             self._counts["errors"] += 1
         if self._observers:
-            self._tell(Operation(op.name, seconds * 1000, None if error is None else type(error).__name__))
+            self._tell(
+                Operation(
+                    name=op.name,
+                    duration_ms=seconds * 1000,
+                    error=None if error is None else type(error).__name__,
+                    agent_id=agent_id,
+                    backend=self._backend,
+                    store=self._store,
+                )
+            )
 
     def succeeded(self, op: Op, seconds: float) -> None:
         self._counts[op.group] += 1

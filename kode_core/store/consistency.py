@@ -101,7 +101,7 @@ async def issues(context: Context, agent_id: str | None, progress: Progress) -> 
         error = exc
         raise
     finally:
-        context.book.enter(OPS["check_consistency"], walk.steps.seconds, error)
+        context.book.enter(OPS["check_consistency"], walk.steps.seconds, error, agent_id=agent_id)
 
 
 class _Walk:

@@ -127,7 +127,9 @@ class Context:
         try:
             deadline = Deadline(self._deadlines, self.timeout)
             with deadline, self._waiting(deadline), hearing(self._without_deadline):
-                return await self._opener()
+                engine = await self._opener()
+            self.book.opened(engine)
+            return engine
         except TimeoutError as exc:
             if isinstance(exc, KodeError):
                 raise
@@ -269,7 +271,7 @@ class Context:
             error = exc
             raise
         finally:
-            self.book.enter(op, time.perf_counter() - start, error)
+            self.book.enter(op, time.perf_counter() - start, error, agent_id=agent_id)
 
     async def begin(self, agent_id: str | None) -> None:
         """Wait for writes whose callers left, as every call does first once the engine is open."""

@@ -29,6 +29,7 @@ from kode_core.model import (
     ToolCallRecord,
     now_ms,
 )
+from kode_core.operation import Observer
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
@@ -39,7 +40,7 @@ from kode_core.store import (  # not later: without free descriptors imports fai
     repairs,
     rows,
 )
-from kode_core.store.book import Book, Observer
+from kode_core.store.book import Book
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
 from kode_core.store.events import EventAppender, EventReader
@@ -70,7 +71,7 @@ class EngineStore(ExtendedStore):
         follow_poll_ms: how often ``follow_events`` looks for events of other processes.
         memory_limit_bytes: the most that remembered lists may take (OPS-14).
         clock: gives milliseconds since the epoch.
-        observers: called with every :class:`~kode_core.store.book.Operation`.
+        observers: called with every :class:`~kode_core.operation.Operation`.
     """
 
     def __init__(

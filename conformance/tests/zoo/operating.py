@@ -80,9 +80,9 @@ class CountsNoLostLease(EngineStore):
         book = self._context.book
         enter = book.enter
 
-        def noted(op: Any, seconds: float, error: BaseException | None = None) -> None:
+        def noted(op: Any, seconds: float, error: BaseException | None = None, **about: Any) -> None:
             if not isinstance(error, LockLostError):
-                enter(op, seconds, error)
+                enter(op, seconds, error, **about)
 
         book.enter = noted  # type: ignore[method-assign]
 

@@ -14,17 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from kode_core.authoring.files import make_file, open_file
 from kode_core.authoring.modes import PRIVATE, create_folders
-from kode_core.backends.json_files.files import (
-    make_file,
-    open_file,
-    read_at,
-    replace_file,
-    sync_file,
-    sync_folder,
-    translated,
-    write_all,
-)
+from kode_core.backends.json_files.files import read_at, replace_file, sync_file, sync_folder, translated, write_all
 from kode_core.backends.json_files.folder import Folder
 from kode_core.backends.json_files.frames import read_line
 from kode_core.backends.json_files.journal import Journal

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from kode_core.authoring.modes import PRIVATE, create_file, settle, sync_folder
+from kode_core.authoring.files import make_file, open_or_make, take_lock, unlock
+from kode_core.authoring.modes import PRIVATE, sync_folder
 from kode_core.errors import (
     OutcomeUnknownError,
     StorageError,
@@ -26,7 +27,7 @@ from kode_core.errors import (
 )
 
 if sys.platform == "win32":
-    import msvcrt
+    pass
 else:
     import fcntl
 
@@ -36,9 +37,6 @@ __all__ = [
     "held_too_long",
     "is_long_name",
     "locked",
-    "make_file",
-    "open_file",
-    "open_or_make",
     "os_error",
     "pauses",
     "read_at",
@@ -46,20 +44,15 @@ __all__ = [
     "replacing",
     "sync_file",
     "sync_folder",
-    "take_lock",
     "temporary_name",
     "translated",
     "try_lock",
-    "unlock",
     "write_all",
 ]
 
 _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
 _RESERVED: Final = frozenset({"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))})
 _MAX_NAME: Final = 180
-_TRIES: Final = 100
-_NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-_LOCKED_BYTE: Final = 1 << 20  # Windows locks bytes: this one is never read or written
 
 
 def file_name(agent_id: str) -> str:
@@ -118,62 +111,6 @@ def translated(path: Path) -> Iterator[None]:
         raise os_error(exc, path) from exc
 
 
-_PLAINLY: Final = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
-
-
-def open_file(path: Path, flags: int) -> int:
-    """A descriptor of *path*, in binary mode on every system; opening it does not block."""
-    return os.open(path, flags | _PLAINLY)
-
-
-def make_file(path: Path, flags: int, mode: int, replaced: os.stat_result | None = None) -> int:
-    """A descriptor of a new file, which gets the owner of the file that it replaces, or else of its folder.
-
-    Raises:
-        FileExistsError: *path* exists.
-    """
-    fd = create_file(path, flags | _PLAINLY, mode)
-    if replaced is not None or (os.name != "nt" and os.geteuid() == 0):
-        settle(fd, mode, replaced or path.parent.stat())
-    return fd
-
-
-def open_or_make(path: Path, flags: int, make: Callable[[], int]) -> int:
-    """A descriptor of *path*, or of the file that *make* creates there if it does not exist.
-
-    Raises:
-        FileNotFoundError: *path* is a link that leads nowhere.
-    """
-    for _ in range(_TRIES):
-        with suppress(FileNotFoundError):
-            return open_file(path, flags)
-        with suppress(FileExistsError):  # another process was faster, or a link leads nowhere
-            return make()
-    raise FileNotFoundError(errno.ENOENT, "it leads nowhere")
-
-
-def take_lock(fd: int) -> bool:
-    """Lock the whole file of *fd*, against other processes too; False when it is held.
-
-    Raises:
-        OSError: the file system keeps no locks.
-    """
-    try:
-        if sys.platform == "win32":
-            os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as exc:
-        if exc.errno not in _NO_LOCKS:
-            raise
-        told = f"this file system keeps no locks ({exc.strerror}); put the store on a local disk"
-        raise OSError(exc.errno, told) from exc
-    return True
-
-
 def try_lock(path: Path, mode: int = PRIVATE) -> int | None:
     """Take the lock file at *path*, against other processes too, and return its descriptor; None when it is held.
 
@@ -189,18 +126,6 @@ def try_lock(path: Path, mode: int = PRIVATE) -> int | None:
         return fd
     os.close(fd)
     return None
-
-
-def unlock(fd: int) -> None:
-    """Release the lock that *fd* holds, and close it."""
-    try:
-        if sys.platform == "win32":
-            os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-        else:
-            fcntl.flock(fd, fcntl.LOCK_UN)
-    finally:
-        os.close(fd)
 
 
 def pauses() -> Iterator[float]:

@@ -17,7 +17,8 @@ from zlib import crc32
 
 import msgspec
 
-from kode_core.backends.json_files.files import locked, open_file, read_at, replace_file
+from kode_core.authoring.files import open_file
+from kode_core.backends.json_files.files import locked, read_at, replace_file
 from kode_core.backends.json_files.frames import first_line, parsed_line, prefix_of, read_line
 from kode_core.backends.json_files.marks import SYNCED, Mark, pair_bytes
 from kode_core.backends.json_files.stripes import STRIPES, Stripe

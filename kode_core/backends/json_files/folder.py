@@ -27,7 +27,9 @@ from typing import Final
 
 import msgspec
 
+from kode_core.authoring.files import unlock
 from kode_core.authoring.modes import PRIVATE, create_folders
+from kode_core.authoring.paths import remove_abandoned
 from kode_core.backends.json_files.cuts import cut_files
 from kode_core.backends.json_files.file_errors import UnreadableFileError, UnresolvedError
 from kode_core.backends.json_files.files import (
@@ -40,7 +42,6 @@ from kode_core.backends.json_files.files import (
     sync_folder,
     translated,
     try_lock,
-    unlock,
 )
 from kode_core.backends.json_files.first_format import migrate_folder
 from kode_core.backends.json_files.journal import COMPACT_FROM, Frame, Journal, Reader
@@ -49,7 +50,6 @@ from kode_core.backends.json_files.stripes import STRIPES, Stripe, stripe_name, 
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError, SchemaVersionError, StorageError, StoreUnavailableError
-from kode_core.paths import remove_abandoned
 
 __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "UnresolvedError", "stripe_of"]
 

@@ -21,11 +21,11 @@ from typing import Final, cast
 
 from msgspec.structs import replace
 
+from kode_core.authoring.files import open_file
 from kode_core.authoring.modes import PRIVATE
 from kode_core.backends.json_files.cuts import keep
 from kode_core.backends.json_files.files import (
     agent_of,
-    open_file,
     read_at,
     replace_file,
     replacing,

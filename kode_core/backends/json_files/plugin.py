@@ -11,11 +11,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from kode_core.authoring.modes import FileMode, mode_bits
+from kode_core.authoring.paths import local_path
+from kode_core.authoring.values import path_from_url
 from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.backends.json_files.folder import Folder
-from kode_core.config import path_from_url
 from kode_core.errors import ForeignStoreError
-from kode_core.paths import local_path
 from kode_core.plugins import Backend, hookimpl
 
 __all__ = ["JsonOptions", "open_json", "refuse_foreign"]

@@ -6,9 +6,10 @@ import asyncio
 from typing import Final
 
 from kode_core.authoring.closing import ended
+from kode_core.authoring.parallel import each
 from kode_core.authoring.waiting import waited_for
 from kode_core.engines.recent import Recent
-from kode_core.engines.record.io import MovedError, RecordIO, each
+from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.state import AgentHead
 from kode_core.errors import KodeError, Retry
 

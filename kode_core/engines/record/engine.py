@@ -91,6 +91,7 @@ class RecordEngine(EngineReads):
         return await getattr(self._reads, verb)(*args)
 
     async def repair(self, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
+        """Finish or remove what killed processes left; see :class:`kode_core.engine.Repairs`."""
         self._sweep.start()
         return await self._repair.repair(agent_id, progress)
 

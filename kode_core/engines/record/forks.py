@@ -9,10 +9,11 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from kode_core.authoring.parallel import each
 from kode_core.batch import FORKED_DOCS, Child, ListHead, ListKind, first_version
 from kode_core.codec import Body
 from kode_core.engine import CALLER
-from kode_core.engines.record.io import MovedError, RecordIO, each, wall_clock
+from kode_core.engines.record.io import MovedError, RecordIO, wall_clock
 from kode_core.engines.record.plan import new_head, nonce
 from kode_core.engines.record.reads import Instant, RecordReads
 from kode_core.engines.record.recovery import FORK_DEAD_SECONDS

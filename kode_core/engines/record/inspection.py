@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from kode_core.authoring.parallel import each
 from kode_core.batch import EngineIssue
-from kode_core.engines.record.io import RecordIO, each
+from kode_core.engines.record.io import RecordIO
 from kode_core.engines.record.reads import Instant, RecordReads
 from kode_core.engines.record.recovery import is_dead_fork
 from kode_core.engines.record.state import AgentHead, event_span, info_spans, position_of, stash_key

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
+from kode_core.authoring.parallel import each
 from kode_core.authoring.reading import unless_damaged
 from kode_core.authoring.waiting import waited_for
 from kode_core.batch import Fence, Info
@@ -31,13 +32,9 @@ from kode_core.engines.record.state import (
 from kode_core.engines.record.store import Change, Cut, HeadRecord, Item, Note, Place, RecordStore
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, StorageError
 
-__all__ = ["AT_ONCE", "LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "each", "wall_clock"]
+__all__ = ["LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "wall_clock"]
 
-A = TypeVar("A")
-B = TypeVar("B")
 
-AT_ONCE: Final = 16
-"""How many calls to the store one call of the engine makes side by side."""
 _FROZEN_SECONDS: Final = 1.0
 """How long writers wait for a reader that gives no sign."""
 LEFT_SECONDS: Final = 600.0
@@ -59,21 +56,6 @@ class MissingError(MovedError):
 def wall_clock() -> int:
     """The time that is compared with the time of other processes, in milliseconds since the epoch."""
     return int(time.time() * 1000)
-
-
-async def each(call: Callable[[A], Awaitable[B]], values: Iterable[A], *, at_once: int = AT_ONCE) -> list[B]:
-    """Call for each value, some at once; the results in order. When one fails the others end first."""
-    gate = asyncio.Semaphore(at_once)
-
-    async def one(value: A) -> B:
-        async with gate:
-            return await call(value)
-
-    results = await asyncio.gather(*map(one, values), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return [result for result in results if not isinstance(result, BaseException)]
 
 
 class RecordIO:

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
-from kode_core.engines.record.io import each
+from kode_core.authoring.parallel import each
 from kode_core.engines.record.state import UNNAMED, AgentHead, Overlay, name_key, position_of, seq_key, seq_span
 from kode_core.engines.record.store import DocIndex, EventIndex, Item, RecordStore, Span
 

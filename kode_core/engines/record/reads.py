@@ -11,6 +11,8 @@ from typing import Final, NamedTuple, TypeVar, cast
 
 from msgspec.structs import replace
 
+from kode_core.authoring.matching import row_matches
+from kode_core.authoring.parallel import each
 from kode_core.batch import (
     Doc,
     DocKind,
@@ -26,7 +28,7 @@ from kode_core.batch import (
     ToolCallIndex,
     Totals,
 )
-from kode_core.engines.record.io import MissingError, MovedError, RecordIO, each
+from kode_core.engines.record.io import MissingError, MovedError, RecordIO
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import (
     AgentHead,
@@ -41,7 +43,6 @@ from kode_core.engines.record.state import (
     seq_span,
 )
 from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, Item, Place, Span
-from kode_core.engines.scan import row_matches
 from kode_core.errors import CorruptRecordError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 

@@ -7,7 +7,8 @@ import time
 from typing import Final, NamedTuple
 
 from kode_core.authoring.closing import ended
-from kode_core.engines.record.io import MovedError, RecordIO, each, wall_clock
+from kode_core.authoring.parallel import each
+from kode_core.engines.record.io import MovedError, RecordIO, wall_clock
 from kode_core.engines.record.state import AgentHead
 from kode_core.errors import KodeError
 

@@ -7,9 +7,10 @@ from collections.abc import Awaitable
 from typing import Final, TypeVar
 
 from kode_core.authoring.closing import ended
+from kode_core.authoring.parallel import each
 from kode_core.engine import Progress
 from kode_core.engines.record.inspection import RecordInspection
-from kode_core.engines.record.io import MovedError, RecordIO, each
+from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.recovery import is_dead_fork
 from kode_core.engines.record.sweep import RecordSweep
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeError, StoreBusyError

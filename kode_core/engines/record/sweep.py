@@ -24,7 +24,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from kode_core.authoring.closing import ended
-from kode_core.engines.record.io import MovedError, RecordIO, each
+from kode_core.authoring.parallel import each
+from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.plan import new_head
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import AgentHead, State, info_spans, stash_key

@@ -17,7 +17,7 @@ import aioboto3
 from aiobotocore.config import AioConfig
 
 from kode_core.authoring.calls import made
-from kode_core.engines.record.io import each
+from kode_core.authoring.parallel import each
 from kode_core.errors import ConfigurationError, KodeError, StoreBusyError
 from kode_dynamodb.errors import DRIVER_ERRORS, is_in_doubt, is_refused, is_throttled, is_transient, to_kode_error
 from kode_dynamodb.options import DynamoDBOptions

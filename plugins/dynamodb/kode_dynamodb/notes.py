@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kode_core.engines.record.io import each
+from kode_core.authoring.parallel import each
 from kode_core.engines.record.store import Note, Place
 from kode_dynamodb.connection import Connection, Record
 from kode_dynamodb.values import bucket_of, buckets, hexed

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from kode_core.authoring.matching import page, row_matches, session_matches
+from kode_core.authoring.parallel import each
 from kode_core.authoring.reading import unless_damaged
 from kode_core.batch import Found, SessionRow, Totals
-from kode_core.engines.record.io import each
 from kode_core.engines.record.store import FoundItem, Place
-from kode_core.engines.scan import page, row_matches, session_matches
 from kode_core.query import Range, RowQuery, SessionQuery
 from kode_dynamodb.connection import ALL, LOOKING, Connection, Record, Sizes, first_of
 from kode_dynamodb.values import (

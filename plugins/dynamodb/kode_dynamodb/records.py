@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from kode_core.authoring.parallel import each
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import CALLER, Medium, Progress, Watch, unwatched
-from kode_core.engines.record.io import each
 from kode_core.engines.record.store import (
     Change,
     Cut,

@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, TypeVar
 
 import aiosqlite
 
+from kode_core.authoring.files import make_file, open_or_make, take_lock
 from kode_core.authoring.modes import create_file
-from kode_core.backends.json_files.files import make_file, open_or_make, take_lock
 from kode_core.errors import ConfigurationError, StoreBusyError, StoreReadOnlyError, StoreUnavailableError
 from kode_sqlite.errors import translated
 from kode_sqlite.inuse import OpenFile, note_closed, note_open

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from kode_core.config import path_from_url
-from kode_core.paths import local_path
+from kode_core.authoring.paths import local_path
+from kode_core.authoring.values import path_from_url
 from kode_core.plugins import Backend, hookimpl
 from kode_sqlite.options import SqliteOptions
 

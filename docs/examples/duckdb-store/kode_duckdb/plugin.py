@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kode_core.config import path_from_url
+from kode_core.authoring.values import path_from_url
 from kode_core.engine import Engine
 from kode_core.plugins import Backend, hookimpl
 from kode_duckdb.options import DuckdbOptions
