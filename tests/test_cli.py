@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +465,19 @@ def test_messages_shows_a_conversation(store: str) -> None:
     assert "more characters (--full)" in out
     full, _ = kode("messages", "agt-0", "--full", "--store", store)
     assert full.count("Be kind.") == 300
+
+
+def test_messages_of_a_conversation_have_their_times(store: str) -> None:
+    """The time at which each was stored, in the text and in the JSON, is the one that queries know."""
+    listed = kode_json("messages", "agt-1", "--order", "asc", "--store", store)["messages"]
+    times = [message["createdAt"] for message in listed]
+
+    shown = kode_json("messages", "agt-1", "--store", store)["messages"]
+    out, _ = kode("messages", "agt-1", "--store", store)
+
+    assert [message["createdAt"] for message in shown] == times
+    assert [message["position"] for message in shown] == [0, 1, 2, 3, 4]
+    assert f"#1 user  {datetime.fromtimestamp(times[1] // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC\n" in out
 
 
 def test_messages_are_queried_with_filters(store: str) -> None:
