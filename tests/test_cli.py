@@ -569,6 +569,23 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def test_follow_says_that_it_waits_for_an_agent(store: str) -> None:
+    """An agent of which nothing is stored may be a typing mistake, or may come yet."""
+    command = (*KODE, "events", "nope", "--follow", "--json", "--store", store)
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert follower.stderr is not None
+        told = follower.stderr.readline()
+        follower.send_signal(signal.SIGINT)
+        out, _ = follower.communicate(timeout=30)
+    finally:
+        follower.kill()
+        follower.wait()
+
+    assert told == "nothing is stored of agent 'nope' yet; waiting for its first event, until Ctrl-C\n"
+    assert out == ""
+
+
 def test_follow_gets_what_another_process_appends(store: str) -> None:
     """As JSON Lines, at once; Ctrl-C ends it without a word."""
     url = copy(store)

@@ -79,6 +79,8 @@ async def _read(target: str | None, agent_id: str, wanted: dict[str, Any], as_js
 
 async def _follow(target: str | None, agent_id: str, wanted: dict[str, Any], as_json: bool) -> None:
     async with open_store(target) as store:
+        if await store.last_bookmark(agent_id) is None and not await store.exists(agent_id):
+            note(f"nothing is stored of agent {agent_id!r} yet; waiting for its first event, until Ctrl-C")
         async for event in store.follow_events(agent_id, **wanted):
             if as_json:
                 print_json_line(event)
