@@ -569,6 +569,15 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.parametrize(("columns", "times"), [(60, 0), (120, 3)])
+def test_events_of_a_narrow_terminal_show_their_data(store: str, columns: int, times: int) -> None:
+    """The data is worth more than the time, which a narrow terminal leaves out."""
+    out = in_terminal(("events", "agt-0", "--store", store), columns, "")
+
+    assert out.count('text="hello"') == 3
+    assert out.count("2023-11-14 22:13:20") == times
+
+
 def test_follow_says_that_it_waits_for_an_agent(store: str) -> None:
     """An agent of which nothing is stored may be a typing mistake, or may come yet."""
     command = (*KODE, "events", "nope", "--follow", "--json", "--store", store)
