@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kode_conformance import Violation, samples
-from kode_conformance.child import write_turns
-from kode_conformance.crash import AGENT, whole_turns
-from kode_conformance.writes import write_on
+from kode_conformance import Violation
+from kode_conformance.values import samples
+from kode_conformance.processes.scripts import write_turns
+from kode_conformance.kills.random_kills import AGENT, whole_turns
+from kode_conformance.kills.writes import write_on
 
 from kode_core import MemoryStore
 
