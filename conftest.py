@@ -11,8 +11,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 _SLOW = Path(__file__).with_name("tests") / "slow.txt"
+
+settings.register_profile("kode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kode")  # a busy machine is no finding
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
