@@ -34,7 +34,8 @@ from kode_core import AgentInfo, Message, create_extended_store
 async def use(target):
     for count in (1, 2):
         async with create_extended_store(target) as store:
-            await store.save_turn("agt-1", append=[Message.user("Hello!")], info=AgentInfo(agent_id="agt-1", template_id="test"))
+            info = AgentInfo(agent_id="agt-1", template_id="test")
+            await store.save_turn("agt-1", append=[Message.user("Hello!")], info=info)
             assert len(await store.load_messages("agt-1")) == (1 if target == "memory:" else count)
             assert [session.agent_id for session in await store.query_sessions()] == ["agt-1"]
             assert not (await store.check_consistency()).issues
