@@ -108,3 +108,19 @@ def test_the_changelog_agrees() -> None:
     newest = released((ROOT / "CHANGELOG.md").read_text())[:1]
     version = agreed(ROOT)
     assert newest in ([], [version]) or not version.replace(".", "").isdigit()
+
+
+def test_the_changelog_is_by_distribution() -> None:
+    """Every change stands under its distributions, the contract or the repository; each distribution has a section."""
+    versions = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1:]
+    assert versions[0].startswith("Unreleased\n")
+    sections: set[str] = set()
+    for version in versions:
+        before, *parts = version.split("\n### ")
+        assert "\n- " not in before, f"{version.splitlines()[0]}: changes without a section"
+        headings = [part.splitlines()[0] for part in parts]
+        assert len(headings) == len(set(headings)), f"{version.splitlines()[0]}: a section twice"
+        sections.update(headings)
+    assert sections >= DISTRIBUTIONS
+    for section in sections - {"Contract", "The repository"}:
+        assert set(section.split(" and ")) <= DISTRIBUTIONS, section
