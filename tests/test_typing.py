@@ -6,6 +6,7 @@ its own words. Both accept every other line, and every ``assert_type``.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -14,8 +15,19 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+import msgspec
 import pytest
+from kode_dynamodb import DynamoDBOptions
+from kode_mongo import MongoOptions
+from kode_postgres import PostgresOptions
+from kode_sqlite import SqliteOptions
+
+import kode_core
+from kode_core.backends.json_files import JsonOptions
+from kode_core.backends.memory import MemoryOptions
+from kode_core.config import StoreOptions
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted((ROOT / "tests/typing").glob("*.py"))
@@ -78,3 +90,25 @@ def test_pyright(tmp_path: Path) -> None:
     found = {(Path(error["file"]).name, error["range"]["start"]["line"] + 1): error["message"] for error in errors}
     assert {line: message for line, message in found.items() if line not in meant()} == {}
     assert meant().keys() - found.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("store", "options"),
+    [
+        ("MemoryStore", MemoryOptions),
+        ("JsonStore", JsonOptions),
+        ("SqliteStore", SqliteOptions),
+        ("PostgresStore", PostgresOptions),
+        ("MongoStore", MongoOptions),
+        ("DynamoDBStore", DynamoDBOptions),
+    ],
+)
+def test_keywords_are_the_options(store: str, options: type[msgspec.Struct]) -> None:
+    """The keywords that a store's class takes are the options of its backend and of all stores, with their types."""
+    constructor = getattr(kode_core, store).__init__
+    named = inspect.signature(constructor).parameters.keys() - {"self", "options"}
+    (keywords,) = get_args(get_type_hints(constructor)["options"])
+    hints: dict[str, Any] = {**get_type_hints(options), **get_type_hints(StoreOptions)}
+    fields = [field.name for struct in (options, StoreOptions) for field in msgspec.structs.fields(struct)]
+    given = get_type_hints(keywords)
+    assert given == {name: hints[name] for name in fields if name not in named}

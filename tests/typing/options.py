@@ -9,6 +9,7 @@ from kode_mongo import MongoOptions
 from kode_postgres import PostgresOptions
 from kode_sqlite import SqliteOptions
 
+from kode_core import DynamoDBStore, JsonStore, MemoryStore, MongoStore, PostgresStore, SqliteStore
 from kode_core.backends.json_files import JsonOptions
 from kode_core.config import StoreOptions
 
@@ -30,3 +31,20 @@ def options() -> None:
     DynamoDBOptions(tabel="kode_agents")  # refused: call-arg
     StoreOptions(timeout_ms="5 s")  # refused: arg-type
     SqliteOptions().db_path = "other.db"  # refused: misc
+
+
+def keywords() -> None:
+    MemoryStore(memory_limit_bytes=0)
+    JsonStore("folder", durability="fast", lock_wait_ms=100)
+    SqliteStore("agents.db", durability="fast", readers=2, timeout_ms=5_000)
+    PostgresStore(host="localhost", password=lambda: "secret", server_settings={"work_mem": "8MB"})
+    MongoStore("mongodb://localhost", "files", driver="pymongo", max=3)
+    DynamoDBStore(table="kode_agents", region="eu-central-1", transactions=True)
+
+    MemoryStore(durability="fast")  # refused: call-arg
+    JsonStore("folder", durability="fats")  # refused: arg-type
+    SqliteStore("agents.db", reader=2)  # refused: call-arg
+    SqliteStore("agents.db", timeout_ms="5 s")  # refused: arg-type
+    PostgresStore(port="5432")  # refused: arg-type
+    MongoStore(driver="txmongo")  # refused: arg-type
+    DynamoDBStore(transaction=True)  # refused: call-arg
