@@ -21,12 +21,18 @@ DISTRIBUTIONS = {"kode-core", "kode-sqlite", "kode-postgres", "kode-mongo", "kod
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the files that state the version."""
+    """A copy of the files that state the version, with a change that is unreleased."""
     for path in (*projects(ROOT), ROOT / "CHANGELOG.md"):
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
+    change(tmp_path)
     return tmp_path
+
+
+def change(root: Path) -> None:
+    changelog = root / "CHANGELOG.md"
+    changelog.write_text(changelog.read_text().replace("## Unreleased\n", "## Unreleased\n\n- A change.\n", 1))
 
 
 def released(changelog: str) -> list[str]:
@@ -97,8 +103,7 @@ def test_a_disagreement_is_named(copy: Path) -> None:
 def test_a_version_is_released_once(copy: Path) -> None:
     """A version that the changelog has is refused while there are changes that are unreleased."""
     set_version(copy, "7.2.0", DAY)
-    changelog = copy / "CHANGELOG.md"
-    changelog.write_text(changelog.read_text().replace("## Unreleased\n", "## Unreleased\n\n- A change.\n"))
+    change(copy)
     with pytest.raises(ValueError, match=r"has 7\.2\.0 already"):
         set_version(copy, "7.2.0", DAY)
 
