@@ -1,4 +1,4 @@
-"""What users get: each distribution, built and installed in an environment of its own, outside of the repository."""
+"""The distributions as users get them: built, and installed in an environment of their own, outside the repository."""
 
 from __future__ import annotations
 
