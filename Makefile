@@ -16,11 +16,12 @@ PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproj
 	plugins/dynamodb/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_mongo -p kode_dynamodb -p kode_conformance -p kode_duckdb
 
-.PHONY: help demo test chaos selftest lint format conformance matrix coverage bench version dist clean
+.PHONY: help demo test test-all chaos selftest lint format conformance matrix coverage bench version dist clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
-	@echo "make test    run all tests"
+	@echo "make test    run the tests of every backend that answer soon: minutes"
+	@echo "make test-all  run all tests: most of an hour on two cores"
 	@echo "make chaos   have servers fail under load and at every call: an hour (SEED=1 for the same again)"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and safe fixes"
@@ -37,6 +38,9 @@ demo: .venv/.run
 	@$(BIN)/python docs/examples/demo.py
 
 test: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not selftest and not slow" $(ARGS)
+
+test-all: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 chaos: .venv/.dev

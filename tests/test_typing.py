@@ -25,8 +25,8 @@ from kode_postgres import PostgresOptions
 from kode_sqlite import SqliteOptions
 
 import kode_core
-from kode_core.backends.json_files import JsonOptions
-from kode_core.backends.memory import MemoryOptions
+from kode_core.backends.json_files.plugin import JsonOptions
+from kode_core.backends.memory.plugin import MemoryOptions
 from kode_core.config import StoreOptions
 
 ROOT = Path(__file__).parents[1]

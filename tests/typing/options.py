@@ -10,7 +10,7 @@ from kode_postgres import PostgresOptions
 from kode_sqlite import SqliteOptions
 
 from kode_core import DynamoDBStore, JsonStore, MemoryStore, MongoStore, PostgresStore, SqliteStore
-from kode_core.backends.json_files import JsonOptions
+from kode_core.backends.json_files.plugin import JsonOptions
 from kode_core.config import StoreOptions
 
 
