@@ -1,8 +1,8 @@
 """Pages that are written for GitHub, turned into pages of the site.
 
-MkDocs calls the functions ``on_…`` while it builds. A link that leaves ``docs/`` gets a page: Markdown as it is, a source
-file with its code, a folder with a list of its files. Pictures are put into the page itself, where they follow its
-colours. The words after a block's language, which only tests read, are taken out.
+MkDocs calls the functions ``on_…`` while it builds. A link that leaves ``docs/`` gets a page: Markdown as it is, a
+source file with its code, a folder with a list of its files. Pictures are put into the page itself, where they follow
+its colours. The words after a block's language, which only tests read, are taken out.
 """
 
 from __future__ import annotations
