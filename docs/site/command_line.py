@@ -46,7 +46,7 @@ def _section(title: str, command: Any, context: Any) -> Iterator[str]:
     yield from _table("option", [p for p in parameters if p.param_type_name == "option"], context)
     examples = [line for line in (command.epilog or "").split("\n\n") if line.startswith(("kode ", "KODE_"))]
     if examples:
-        yield "```sh title=\"Examples\"\n" + "\n".join(line.replace("\\[", "[") for line in examples) + "\n```\n"
+        yield '```sh title="Examples"\n' + "\n".join(line.replace("\\[", "[") for line in examples) + "\n```\n"
 
 
 def _table(kind: str, parameters: list[Any], context: Any) -> Iterator[str]:

@@ -86,8 +86,10 @@ def shown(path: str) -> str:
     head = f"---\nsearch:\n  exclude: true\nhide:\n  - navigation\n---\n\n# `{path}`\n\n"
     if not file.is_dir():
         language = LANGUAGES.get(file.suffix, "text")
-        return f"{head}````{language} linenums=\"1\"\n{file.read_text(encoding='utf-8')}````\n"
+        return f"{head}````{language}\n{file.read_text(encoding='utf-8')}````\n"
     names = sorted(f.name for f in file.iterdir() if f.suffix in (".py", ".md", ".toml") or is_package(f))
+    if "tests" in file.parts:  # hundreds of them, too many for a page each
+        return head + "".join(f"- `{name}`\n" for name in names)
     return head + "".join(f"- [`{name}`]({name})\n" for name in names)
 
 
