@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+import msgspec
 import pytest
 
 import kode_core
@@ -127,6 +129,25 @@ def missing(site: Path, pages: dict[Path, Page]) -> Iterator[str]:
     shown = sum(bool(picture.get("aria-label")) for page in pages.values() for picture in page.pictures)
     if shown != drawn:
         yield f"{drawn} pictures are drawn, {shown} are shown"
+
+
+def test_constructors_in_the_reference_are_the_real_ones() -> None:
+    """The constructor that the reference shows of a record takes what the record's own takes, in the same order."""
+    import griffe
+
+    extensions = griffe.load_extensions(str(ROOT / "docs" / "site" / "roles.py"))
+    loader = griffe.GriffeLoader(extensions=extensions, search_paths=[ROOT])
+    package = loader.load("kode_core")
+    loader.resolve_aliases(implicit=True)
+    seen = 0
+    for name in kode_core.__all__:
+        record = getattr(kode_core, name)
+        if isinstance(record, type) and issubclass(record, msgspec.Struct):
+            shown = [parameter.name for parameter in package[name].parameters if parameter.name != "self"]
+            real = [one for one in inspect.signature(record).parameters if one != "extra" or one in shown]
+            assert shown == real, name
+            seen += 1
+    assert seen > 20
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "pictures").glob("*.svg")), ids=lambda file: file.stem)

@@ -56,7 +56,7 @@ def _table(kind: str, parameters: list[Any], context: Any) -> Iterator[str]:
     yield f"| {kind} | meaning |\n|---|---|"
     for names, said in records:
         shown = ", ".join(f"`{name}`" for name in names.split(", "))
-        yield f"| {_cell(shown)} | {_cell(_marked(said))} |"
+        yield f"| {shown} | {_cell(_marked(said))} |"
     yield ""
 
 

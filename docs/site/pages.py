@@ -26,6 +26,7 @@ LANGUAGES: Final = {".py": "python", ".toml": "toml", ".json": "json", ".sql": "
 FENCED: Final = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK: Final = re.compile(r"(?<=\]\()(?!https?:|mailto:)([^)#\s]+)(?=[)#])")
 CLAUSE: Final = re.compile(r"^- \*\*([A-Z]+-\d+)\*\*", re.MULTILINE)
+LISTED: Final = re.compile(r"^(?!\s|[-*+] |\d+\. |[|>#])(.+)\n(?=(?:[-*+]|\d+\.) )", re.MULTILINE)
 FENCE: Final = re.compile(r"^```(\w*) (from|skip:) ?(.*)$", re.MULTILINE)
 PICTURE: Final = re.compile(r'<p><img alt="([^"]*)" src="(?:\.\./)*(pictures/[\w-]+\.svg)"\s*/?></p>')
 STYLE: Final = re.compile(r"\s*<style>.*?</style>", re.DOTALL)
@@ -116,6 +117,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def led(text: str, path: str, uri: str) -> str:
+    """A text with its links for the site. A list that follows a line of text directly is one for GitHub alone."""
+    text = LISTED.sub(r"\1\n\n", text)
     return LINK.sub(lambda m: posixpath.relpath(place(resolved(path, m[1])), posixpath.dirname(uri) or "."), text)
 
 

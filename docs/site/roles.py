@@ -9,41 +9,100 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator
 from typing import Any, Final
 
 import griffe
 
 ROLE: Final = re.compile(r":(class|meth|func|mod|attr|data|exc|const|obj):`~?([^`]+)`")
 LITERAL: Final = re.compile(r"^(?P<before>[^\n]*)::\n\n(?P<code>(?:[ ]{4}[^\n]*\n|\n)+)", re.MULTILINE)
-FIELDS: Final = re.compile(r"\b(Struct|Record|NamedTuple|ServerOptions)\b")
 CODE: Final = re.compile(r"``.+?``|`[^`]+`", re.DOTALL)
 CLAUSES: Final = "VAL|ID|MSG|TC|TURN|EVT|TODO|HIS|MED|SNAP|INFO|LIFE|QRY|OPS|LOCK|FORK|DUR"
 CLAUSE: Final = re.compile(rf"\b(?:{CLAUSES})-\d+\b")
 
 
 class Roles(griffe.Extension):
-    """Rewrites the docstring of every object that is read."""
-
-    def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
-        """Give records, structs and named tuples the constructor that their fields make."""
-        bases = " ".join(str(base) for base in cls.bases)
-        if FIELDS.search(bases) and "__init__" not in cls.members:
-            cls.set_member("__init__", _constructor(cls))
+    """Rewrites the docstrings of all that is read, and completes classes whose constructor is not written out."""
 
     def on_object(self, *, obj: griffe.Object, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
         """Rewrite one docstring."""
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value, obj)
 
+    def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
+        """Complete the classes of a package, once all of them are known."""
+        found = list(_classes(pkg))
+        for cls in found:
+            if not _has_constructor(cls) and any(_makes_fields(one) for one in (cls, *_bases(cls))):
+                cls.set_member("__init__", _constructor(cls))
+            _free_list(cls)
+        for cls in found:
+            cls.bases = [base for base in cls.bases if not str(base).startswith("_")]
+
+
+def _classes(module: griffe.Module | griffe.Class) -> Iterator[griffe.Class]:
+    for member in module.members.values():
+        if isinstance(member, griffe.Class):
+            yield member
+        if isinstance(member, griffe.Module | griffe.Class):
+            yield from _classes(member)
+
+
+def _bases(cls: griffe.Class) -> list[griffe.Class]:
+    """The classes of the same package that a class is made from, the nearest first."""
+    found: list[griffe.Class] = []
+    bases: list[Any] = cls.resolved_bases
+    for base in bases:
+        one = base.final_target if base.is_alias else base
+        if isinstance(one, griffe.Class):
+            found += [one, *_bases(one)]
+    return found
+
+
+def _has_constructor(cls: griffe.Class) -> bool:
+    """Whether the constructor stands in the code; griffe's own guess at it has no line."""
+    constructor = cls.members.get("__init__")
+    return constructor is not None and bool(constructor.lineno) and constructor.lineno != cls.lineno
+
+
+def _makes_fields(cls: griffe.Class) -> bool:
+    return any(str(base).rpartition(".")[2] in ("Struct", "NamedTuple") for base in cls.bases)
+
 
 def _constructor(cls: griffe.Class) -> griffe.Function:
-    keywords_only = "kw_only" in cls.keywords
-    parameters = [griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)]
-    kind = griffe.ParameterKind.keyword_only if keywords_only else griffe.ParameterKind.positional_or_keyword
-    for field in cls.attributes.values():
-        if field.annotation is not None and "ClassVar" not in str(field.annotation) and not field.name.startswith("_"):
-            parameters.append(griffe.Parameter(field.name, annotation=field.annotation, kind=kind, default=field.value))
-    return griffe.Function("__init__", parameters=griffe.Parameters(*parameters), parent=cls, lineno=cls.lineno)
+    """The constructor that msgspec or NamedTuple makes; fields of every record are left out."""
+    either, keyword = griffe.ParameterKind.positional_or_keyword, griffe.ParameterKind.keyword_only
+    fields: dict[str, griffe.Parameter] = {}
+    for one in (*reversed(_bases(cls)), cls):
+        kind = keyword if "kw_only" in one.keywords else either
+        for field in (member for member in one.members.values() if isinstance(member, griffe.Attribute)):
+            is_stored = field.labels & {"instance-attribute"} and "property" not in field.labels
+            if field.annotation is not None and is_stored and (one.name != "Record" or one is cls):
+                value = None if field.value is None else _default(str(field.value))
+                fields[field.name] = griffe.Parameter(field.name, annotation=field.annotation, kind=kind, default=value)
+    ordered = sorted(fields.values(), key=lambda field: field.kind is keyword)
+    parameters = griffe.Parameters(griffe.Parameter("self", kind=either), *ordered)
+    return griffe.Function("__init__", parameters=parameters, parent=cls, lineno=cls.lineno)
+
+
+def _default(value: str) -> str:
+    """The default of a field, as a reader would write it."""
+    if made := re.match(r"field\(default_factory=(\w+)", value):
+        return "()" if made[1] == "empty" else f"{made[1]}()"
+    given = re.match(r"field\(default=([^,)]+)", value)
+    return given[1] if given else value
+
+
+def _free_list(cls: griffe.Class) -> None:
+    """Let the ``list`` of annotations be Python's, also in a class that has a method of that name."""
+    if "list" not in cls.all_members:
+        return
+    for function in (member for member in cls.members.values() if isinstance(member, griffe.Function)):
+        for annotation in (function.returns, *(parameter.annotation for parameter in function.parameters)):
+            if isinstance(annotation, griffe.Expr):
+                for name in annotation.iterate(flat=True):
+                    if isinstance(name, griffe.ExprName) and name.name == "list":
+                        name.parent = None
 
 
 def as_markdown(text: str, obj: griffe.Object) -> str:
