@@ -27,6 +27,8 @@ FENCED: Final = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK: Final = re.compile(r"(?<=\]\()(?!https?:|mailto:)([^)#\s]+)(?=[)#])")
 CLAUSE: Final = re.compile(r"^- \*\*([A-Z]+-\d+)\*\*", re.MULTILINE)
 LISTED: Final = re.compile(r"^(?!\s|[-*+] |\d+\. |[|>#])(.+)\n(?=(?:[-*+]|\d+\.) )", re.MULTILINE)
+ROW: Final = re.compile(r"^\|.*$", re.MULTILINE)
+CODE: Final = re.compile(r"`[^`]+`")
 FENCE: Final = re.compile(r"^```(\w*) (from|skip:) ?(.*)$", re.MULTILINE)
 PICTURE: Final = re.compile(r'<p><img alt="([^"]*)" src="(?:\.\./)*(pictures/[\w-]+\.svg)"\s*/?></p>')
 STYLE: Final = re.compile(r"\s*<style>.*?</style>", re.DOTALL)
@@ -117,8 +119,12 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def led(text: str, path: str, uri: str) -> str:
-    """A text with its links for the site. A list that follows a line of text directly is one for GitHub alone."""
+    """A text with its links for the site, and two things that GitHub reads in another way than MkDocs.
+
+    A list may follow a line of text directly, and a bar in the code of a table's cell is escaped.
+    """
     text = LISTED.sub(r"\1\n\n", text)
+    text = ROW.sub(lambda row: CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0]), text)
     return LINK.sub(lambda m: posixpath.relpath(place(resolved(path, m[1])), posixpath.dirname(uri) or "."), text)
 
 
