@@ -29,7 +29,7 @@ help:
 	@echo "make matrix  put what 'make conformance' found into the README"
 	@echo "make coverage  put the table of claims and conditions into docs/guides/conditions.md"
 	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=matrix for a table of all, ARGS=million for searches at a million messages, ARGS=costs for the tables of costs in the guides)"
-	@echo "make docs    build the documentation as a site: site/index.html, to be served by any web server"
+	@echo "make docs    build the documentation as a site, in site/; to read it: python3 -m http.server -d site"
 	@echo "make clean   remove what the targets made"
 
 demo: .venv/.run

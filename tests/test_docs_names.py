@@ -57,6 +57,15 @@ def test_every_exported_name_is_in_the_reference() -> None:
         assert module in lines, module
 
 
+def test_every_page_has_a_place() -> None:
+    """The navigation of the site has every page of the documentation, once."""
+    nav = re.findall(r"^ +- (?:[^:#]+: )?([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    pages = {page for page in pages if not page.startswith("examples/")}
+    made = {"contributing/index.md", "changelog.md"}  # of CONTRIBUTING.md and CHANGELOG.md
+    assert sorted(nav) == sorted(pages | made)
+
+
 ENVIRONMENT = re.compile(r"(?:KODE|POSTGRES|MONGODB)_[A-Z0-9_]*[A-Z0-9]|PG[A-Z]{2,}")
 NOT_READ = {"KODE_STORE_UR", "KODE_POSTGRES_SERVICE_HOST", "KODE_POSTGRES_PORT_5432_TCP"}
 """Variables that a guide names because they are wrong, or not meant for kode_core."""
