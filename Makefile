@@ -16,7 +16,7 @@ PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproj
 	plugins/dynamodb/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_mongo -p kode_dynamodb -p kode_conformance -p kode_duckdb
 
-.PHONY: help demo test test-all chaos selftest lint format conformance matrix coverage bench version dist clean
+.PHONY: help demo test test-all chaos selftest lint format conformance matrix coverage bench docs version dist clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
@@ -30,6 +30,7 @@ help:
 	@echo "make matrix  put what 'make conformance' found into the README"
 	@echo "make coverage  put the table of claims and conditions into docs/guides/conditions.md"
 	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=matrix for a table of all, ARGS=million for searches at a million messages, ARGS=costs for the tables of costs in the guides)"
+	@echo "make docs    build the documentation as a site, in site/; to read it: python3 -m http.server -d site"
 	@echo "make version  show the version of all distributions, or set it everywhere with V=0.2.0"
 	@echo "make dist    build the source distributions and wheels of all distributions into dist/"
 	@echo "make clean   remove what the targets made"
@@ -51,6 +52,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/mypy scripts
+	$(BIN)/mypy docs/site
 	$(BIN)/lint-imports --no-cache
 
 format: .venv/.dev
@@ -74,6 +76,9 @@ coverage: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+docs: .venv/.dev
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
 version:
 	@$(PYTHON) scripts/version.py $(V)
 
@@ -89,7 +94,7 @@ dist: .venv/.dev
 	done
 
 clean:
-	rm -rf .venv .tmp data dist bench conformance-reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .tmp data dist bench site conformance-reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; run: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
