@@ -43,6 +43,7 @@ __all__ = [
     "EngineLayer",
     "Hooks",
     "InstalledPlugin",
+    "Operation",
     "Plugins",
     "hookimpl",
     "hookspec",
