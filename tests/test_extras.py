@@ -15,7 +15,7 @@ from kode_conformance import load_checks, run_check
 from kode_conformance.settings import Tier
 from kode_extras.encryption import Encryption, EncryptionPlugin, Keys, keys_of
 from kode_extras.latencies import Latencies
-from kode_sqlite.testing import SqliteHarness
+from kode_sqlite.testing.harness import SqliteHarness
 
 from kode_core import (
     AgentEvent,

@@ -21,7 +21,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
 from kode_conformance.servers import free_port  # noqa: E402
-from kode_postgres.servers import NoServerError, shared_server  # noqa: E402
+from kode_postgres.testing.servers import NoServerError, shared_server  # noqa: E402
 from web_chat.client import listen  # noqa: E402
 
 from kode_core import create_extended_store  # noqa: E402

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from kode_conformance import Violation
-from kode_conformance.values import samples
-from kode_conformance.processes.scripts import write_turns
 from kode_conformance.kills.random_kills import AGENT, whole_turns
 from kode_conformance.kills.writes import write_on
+from kode_conformance.processes.scripts import write_turns
+from kode_conformance.values import samples
 
 from kode_core import MemoryStore
 
