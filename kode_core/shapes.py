@@ -193,9 +193,7 @@ def _union_shape(kinds: tuple[Any, ...], optional: bool) -> Shape:
             is_loose=True,
             hint=functools.reduce(operator.or_, kinds),
         )
-    shape = shape_of(kinds[0])
-    if not optional:
-        return shape
+    shape = shape_of(kinds[0])  # the other one was None
     return shape._replace(read=functools.partial(_read_optional, shape.read), optional=True)
 
 
