@@ -45,6 +45,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.sentences
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
