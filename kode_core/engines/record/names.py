@@ -1,7 +1,7 @@
-"""Which events are stored already (EVT-4), at a cost that does not grow with the events of one seq.
+"""Finds events that are stored already (EVT-4), at a cost that does not grow with the events of one seq.
 
-The first events of a seq are read. Each that comes after them has a second item under its name, which is its seq and
-its digest: where there are that many, one more read says whether an event is stored, and where.
+The first events of a seq are read and compared. Each later event of that seq has a second item under its *name*, made
+of its seq and its digest; one more read by name finds the event's offset.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FEW: Final = 64
 
 
 async def known_events(store: RecordStore, head: AgentHead, names: Collection[Name]) -> dict[Name, int]:
-    """The offsets of events that are stored: those of *names*, and the first ones of each of their seqs."""
+    """The offsets of stored events: those with one of the *names*, and the first ones of each seq in them."""
     reading = _Names(store, head)
     seqs = sorted({seq for seq, _ in names})
     if len(seqs) > _SINGLE_SEQS:
@@ -46,7 +46,7 @@ async def known_events(store: RecordStore, head: AgentHead, names: Collection[Na
 
 
 class _Names:
-    """What is read of one agent, as its head knows it."""
+    """Reads of one agent's events, as its head knows them."""
 
     def __init__(self, store: RecordStore, head: AgentHead) -> None:
         self._store = store
@@ -61,7 +61,7 @@ class _Names:
         return await self.items(replace(seq_span(seq, seq, bodies=False), limit=UNNAMED))
 
     async def unnamed(self, seq: int, last_read: int) -> dict[Name, int]:
-        """Those behind the first ones that were stored before events got names."""
+        """Events after the first ones of a seq that were stored by a release without names."""
         named_from, span = self._head.state.named_from, seq_span(seq, seq, after_offset=last_read, bodies=False)
         if named_from is None:
             return _offsets(await self.items(span))
