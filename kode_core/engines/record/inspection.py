@@ -41,7 +41,7 @@ class RecordInspection:
         self._reads = reads
 
     async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        """The issues of one agent. Without one, those of deleted agents: the caller inspects all others one by one."""
+        """The issues of one agent, or of all deleted agents. The caller inspects the other agents one by one."""
         if agent_id is not None:
             return [*await self._own(agent_id), *await self._left(agent_id)]
         return [issue for found in await each(self._left_of_deleted, await self.noted()) for issue in found]
@@ -114,7 +114,7 @@ class RecordInspection:
         return found
 
     async def _is_needless(self, head: AgentHead) -> bool:
-        """Whether parts lie next to the head that it does not name, including those of a swap that never happened."""
+        """Whether parts lie next to the head that it does not name, such as the parts of a swap that never happened."""
         stash, spans = head.state.stash, [(stash_key(""), stash_key("~")), *info_spans(head.state.info)]
         found = [key for span in spans for key in await self._io.store.part_keys(head.record.place, *span)]
         return any(stash is None or key != stash.key for key, _ in found)

@@ -54,7 +54,7 @@ class MissingError(MovedError):
 
 
 def wall_clock() -> int:
-    """Milliseconds since the Unix epoch, for times that are compared with those of other processes."""
+    """Milliseconds since the Unix epoch, for comparison with times of other processes."""
     return int(time.time() * 1000)
 
 
@@ -94,7 +94,7 @@ class RecordIO:
         return [head for head in heads if head is not None], damaged
 
     async def supplant(self, agent_id: str, fence: Fence | None) -> None:
-        """Replace a head that cannot be read by that of a deleted agent, and remove the agent's records.
+        """Replace a head that cannot be read by the head of a deleted agent, and remove the agent's records.
 
         A damaged head no longer says which offsets were given. The next one is therefore the time in milliseconds: it
         exceeds every offset as long as the agent had less than one event per millisecond since 1970, also when this

@@ -12,16 +12,26 @@ from typing import Final, TypeAlias
 from msgspec.structs import replace
 
 from kode_core.authoring.parallel import each
+from kode_core.batch import Batch
 from kode_core.engines.record.state import UNNAMED, AgentHead, Overlay, name_key, position_of, seq_key, seq_span
 from kode_core.engines.record.store import DocIndex, EventIndex, Item, RecordStore, Span
 
-__all__ = ["Name", "known_events"]
+__all__ = ["Name", "known_events", "known_of_batches"]
 
 Name: TypeAlias = tuple[int, bytes]
 """The seq and the digest of an event."""
 
 _SINGLE_SEQS: Final = 4
 _FEW: Final = 64
+
+
+async def known_of_batches(store: RecordStore, head: AgentHead | None, batches: Sequence[Batch]) -> dict[Name, int]:
+    """The offsets of the batches' events that are stored already. Events of a seq above the last one cannot be."""
+    if head is None or head.state.last_seq is None:
+        return {}
+    events = [event for batch in batches for event in batch.events]
+    names = {(event.seq, event.body.digest) for event in events if event.seq <= head.state.last_seq}
+    return await known_events(store, head, names) if names else {}
 
 
 async def known_events(store: RecordStore, head: AgentHead, names: Collection[Name]) -> dict[Name, int]:
