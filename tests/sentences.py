@@ -78,6 +78,7 @@ TWISTED: Final = re.compile(
 )
 _SECTION: Final = re.compile(r"^(Args|Raises|Returns|Yields|Attributes|Example|Examples):$")
 _ITEM: Final = re.compile(r"^(\s*)([-*]|\d+\.)\s")
+_ARGUMENT: Final = re.compile(r"^[*\w][\w, ]*: ")
 _END: Final = re.compile(r"(?<!e\.g\.)(?<!i\.e\.)(?<=[.!?])[\"')*_]*\s+(?=[\"'(`*_]*[A-Z`])")
 _CODE: Final = re.compile(r"``[^`]*``|`[^`]*`")
 _LINK: Final = re.compile(r"\[([^\]]*)\]\([^)]*\)")
@@ -147,11 +148,13 @@ def _of_page(text: str) -> Iterator[tuple[int, str]]:
 
 def _paragraphs(line: int, lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     """Lines that belong together; an item of a list, a row of a table and a section's heading begin anew."""
-    begin, some = line, list[str]()
+    begin, some, in_section = line, list[str](), False
     for number, text in enumerate(lines, line):
         bare = text.strip()
         is_row = bare.startswith("|")
-        if not bare or is_row or _ITEM.match(text) or _SECTION.match(bare):
+        in_section = bool(bare and (in_section or _SECTION.match(bare)))
+        is_item = bool(_ITEM.match(text) or (in_section and _ARGUMENT.match(bare)))
+        if not bare or is_row or is_item or _SECTION.match(bare):
             yield begin, "\n".join(some)
             some = []
         if is_row:

@@ -287,7 +287,7 @@ class RecordWriter:
     async def _latest(self, old: AgentHead | None, batches: Sequence[Batch]) -> int | None:
         """The greatest message time, read from the items; None if the plan does not need it.
 
-        A plan needs it for an append that may be older, if the head lacks it: after an edit, or from an earlier release.
+        A plan needs it for an append that may be older, if the head lacks it: after an edit or an earlier release.
         """
         if old is None or not old.record.messages.count:
             return None
@@ -304,7 +304,7 @@ class RecordWriter:
     async def _swap(self, old: AgentHead | None, plan: Plan, group: Sequence[Waiting], turn: Turn) -> bool:
         """Swap *old* for the plan's head and apply its changes. False if another writer was faster.
 
-        Few and small changes are written with the head. Others are pending in the head or a stash until they are applied.
+        Few and small changes are written with the head. Others are pending in the head or a stash until applied.
         """
         io, changes, fence = self._io, plan.changes, group[0].batch.fence
         taken = old.state.pending if old is not None and old.record.epoch == plan.head.epoch else ()
