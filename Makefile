@@ -54,6 +54,7 @@ lint: .venv/.dev
 	$(BIN)/mypy scripts
 	$(BIN)/mypy docs/site
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.sentences
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

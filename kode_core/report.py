@@ -123,9 +123,9 @@ class RepairResult(msgspec.Struct, frozen=True, kw_only=True):
     """What ``repair`` did.
 
     Attributes:
-        finished: how many writes, deletes and forks it ended that somebody had begun.
-        removed: at how many places it removed what nobody could read any more.
-        left: how often it could do nothing: somebody was at work there, or something is damaged.
+        finished: the number of unfinished writes, deletes and forks that it completed.
+        removed: the number of places from which it removed leftovers.
+        left: the number of failed attempts: another process was at work there, or the records are damaged.
     """
 
     finished: int = 0

@@ -378,11 +378,11 @@ def test_doctor_repairs_nothing_where_nothing_is_left(store: str) -> None:
     ("result", "text"),
     [
         (RepairResult(), "nothing was left behind"),
-        (RepairResult(finished=1), "1 call ended that somebody had begun"),
+        (RepairResult(finished=1), "1 unfinished call completed"),
         (
             RepairResult(finished=2, removed=1_000, left=1),
-            "2 calls ended that somebody had begun, what was left removed at 1,000 places; "
-            "1 time nothing could be done: somebody is at work there, or it is damaged",
+            "2 unfinished calls completed, leftovers removed at 1,000 places; "
+            "1 attempt failed: another process is at work there, or the records are damaged",
         ),
     ],
 )
@@ -861,7 +861,8 @@ def test_delete_asks_a_person(store: str) -> None:
     """And takes nothing but yes for an answer."""
     url = copy(store)
     _, err = kode("delete", "agt-0", "--store", url, code=2, stdin="y\n")
-    assert err == "error: there is nobody to ask: give --yes to delete, or --dry-run to only look\n"
+    said = "stdin is not a terminal, so the command cannot ask: give --yes to delete, or --dry-run to look"
+    assert err == f"error: {said}\n"
 
     assert "Aborted" in in_terminal(("delete", "agt-0", "--store", url), 80, "n\n", code=1)
     assert len(agents(url)) == 4

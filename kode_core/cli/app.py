@@ -32,7 +32,7 @@ from kode_core.errors import KodeError
 __all__ = ["GROUP", "app", "run"]
 
 GROUP: Final = "kode.commands"
-"""The entry point group of more commands: functions as typer takes them, with the examples of each in ``EXAMPLES``."""
+"""The entry point group of further commands: functions for typer. Their modules' ``EXAMPLES`` has examples for each."""
 
 
 class _Command(NamedTuple):

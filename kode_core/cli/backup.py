@@ -19,10 +19,10 @@ EXAMPLES: Final = ("kode backup /backups/agents-2025-01-31.db", "kode backup --s
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file or folder to make; must not be there.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file or folder to create; it must not exist.")],
     store: StoreOption = None,
 ) -> None:
-    """Copy the store to TARGET while others go on using it.
+    """Copy the store to TARGET while other programs use it.
 
     The copy shows one instant. An interrupted copy leaves nothing behind.
     """

@@ -35,14 +35,14 @@ def delete(
         int | None,
         time_option(
             "--older-than",
-            "Only agents whose messages, tool calls and info were last changed (updated_at) before that, as in 90d.",
+            "Only agents whose messages, tool calls and info last changed (updated_at) before that, as in 90d.",
         ),
     ] = None,
     template: TemplateOption = None,
     user: UserOption = None,
     metadata: MetadataOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and delete nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the agents, and delete nothing.")] = False,
     store: StoreOption = None,
 ) -> None:
     """Delete agents and everything that belongs to them.
@@ -104,7 +104,9 @@ def _show(found: Sequence[_Doomed]) -> None:
 
 def _ask(number: int) -> None:
     if not sys.stdin.isatty():
-        raise InvalidArgumentError("there is nobody to ask: give --yes to delete, or --dry-run to only look")
+        raise InvalidArgumentError(
+            "stdin is not a terminal, so the command cannot ask: give --yes to delete, or --dry-run to look"
+        )
     typer.confirm(f"Delete {count(number, 'agent')} with everything that belongs to them?", abort=True, err=True)
 
 

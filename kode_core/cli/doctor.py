@@ -1,4 +1,4 @@
-"""``kode doctor``: whether a store works, and whether what it holds fits together."""
+"""``kode doctor``: checks that a store works and that its records fit together."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXAMPLES: Final = (
 
 
 class _Findings(NamedTuple):
-    """What was found; a store that is not healthy is not asked for the rest."""
+    """The results of all checks. A store that is not healthy is asked for nothing else."""
 
     health: StoreHealthStatus
     consistency: ConsistencyCheckResult | None = None
@@ -51,19 +51,19 @@ class _Findings(NamedTuple):
 def doctor(
     agent: Annotated[str | None, typer.Option("--agent", metavar="ID", help="Check only this agent.")] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Before the check, remove what processes that died left behind.")
+        bool, typer.Option("--repair", help="Before the check, clean up after processes that died.")
     ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that the store works and that all in it fits together.
+    """Check that the store works and that its records fit together.
 
-    Changes nothing without --repair. Reads all there is, so that a large store takes its time. The exit code is 0 when
-    all is well, 1 when there are problems, and 2 when the store cannot be opened.
+    Without --repair, the check changes nothing. It reads the whole store, so a large one takes its time. The exit code
+    is 0 when all is well, 1 when there are problems, and 2 when the store cannot be opened.
 
-    --repair ends writes, deletes and forks whose processes died, and removes what nobody can read any more, at once and
-    not some minutes later; then it checks. It is safe next to programs that use the store. It changes nothing that can
-    be read, and mends no damage: for that there are backups.
+    --repair first finishes the writes, deletes and forks of processes that died, and removes records that no reader can
+    reach any more. The store would do the same some minutes later. It is safe while programs use the store. It changes
+    no readable record and does not mend damage: restore a backup for that.
     """
     configured = configured_store(store)
     findings = run(_examine(store, agent, repair=repair))
@@ -86,7 +86,7 @@ async def _examine(target: str | None, agent_id: str | None, *, repair: bool) ->
 
 
 async def _repaired(store: ExtendedStore, agent_id: str | None) -> RepairResult:
-    if not isinstance(store, Repairable):  # one that was not made of an engine
+    if not isinstance(store, Repairable):  # a store that was not made from an engine
         return RepairResult()
     with watched("repaired") as progress:
         return await store.repair(agent_id, progress=progress)
@@ -144,7 +144,7 @@ def _bad(problem: str) -> Text:
 def _verdict(result: ConsistencyCheckResult, size: StorageSize | None) -> Text:
     checked = f"{count(result.agents_checked, 'agent')} checked"
     without = result.agents_checked - size.total_agents if size is not None and result.consistent else 0
-    if without > 0:  # they are counted by no line above, and listed by no query
+    if without > 0:  # no line above counts them, and no query lists them
         checked += f", {without:,} of them without info (save_info was never called)"
     if result.consistent:
         return Text.assemble(("ok", "green"), f", {checked}")
@@ -154,13 +154,13 @@ def _verdict(result: ConsistencyCheckResult, size: StorageSize | None) -> Text:
 def _done(result: RepairResult) -> Text:
     parts = []
     if result.finished:
-        parts.append(f"{count(result.finished, 'call')} ended that somebody had begun")
+        parts.append(f"{count(result.finished, 'unfinished call')} completed")
     if result.removed:
-        parts.append(f"what was left removed at {count(result.removed, 'place')}")
+        parts.append(f"leftovers removed at {count(result.removed, 'place')}")
     text = Text.assemble((", ".join(parts) or "nothing was left behind", "green"))
     if result.left:
         text.append(
-            f"; {count(result.left, 'time')} nothing could be done: somebody is at work there, or it is damaged"
+            f"; {count(result.left, 'attempt')} failed: another process is at work there, or the records are damaged"
         )
     return text
 

@@ -62,15 +62,13 @@ def import_file(
         str | None,
         typer.Option(metavar="TEXT", help="Start of ids for conversations that have none; else the file's name."),
     ] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace agents that are there already and differ.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace agents that exist already and differ.")] = False,
     store: StoreOption = None,
 ) -> None:
     """Store the conversations of FILE, each as an agent.
 
-    Importing the same file again writes nothing. A conversation that cannot be understood, or whose agent is there
-    already and differs, is reported and left out; the others are imported, and the exit code is 1.
+    Importing the same file again writes nothing. If a conversation cannot be read, or its agent exists already and
+    differs, it is reported and left out. The others are imported, and the exit code is 1.
 
     Messages and conversations that say when they were created keep their times. If the file has no times, records begin
     at 2025-01-01, the same each time, and messages have the time of the import.

@@ -68,12 +68,12 @@ def _refuse_missing(configured: Configured) -> None:
         if not Path(place).expanduser().exists():
             raise ConfigurationError(
                 f"there is no {configured.backend.name} store at {place} (from {configured.source}); "
-                "name another with --store, or make one with kode import"
+                "name another with --store, or create one with kode import"
             )
     is_there = configured.backend.is_there
     if is_there is not None and not is_there(configured.options):
         where = ", ".join(places(configured)) or "the address"
         raise ConfigurationError(
-            f"what is at {where} (from {configured.source}) is no {configured.backend.name} store of kode, and this "
-            "command makes none; name another with --store"
+            f"{where} (from {configured.source}) is not a {configured.backend.name} store of kode, and this command "
+            "does not create one; name another with --store"
         )

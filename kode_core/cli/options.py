@@ -54,7 +54,7 @@ def read_time(text: str) -> int:
 
 
 def _milliseconds(number: int) -> int:
-    """The number, unless it looks like seconds: as milliseconds it would be a moment in the early seventies."""
+    """The number, unless it looks like seconds: as milliseconds, those would be a time in early 1970."""
     if abs(number) < _SECONDS_BELOW:
         raise typer.BadParameter(
             f"{number} looks like seconds since 1970; a time is in milliseconds, as {number * 1000} would be"
@@ -99,13 +99,13 @@ OrderOption = Annotated[
     str | None, paging_option("--order", metavar="asc|desc", help="Newest first is desc, the default.")
 ]
 LimitOption = Annotated[
-    int | None, paging_option("--limit", "-n", metavar="N", help="At most so many; 100 if not given.")
+    int | None, paging_option("--limit", "-n", metavar="N", help="The most results; 100 by default.")
 ]
 OffsetOption = Annotated[int | None, paging_option("--offset", metavar="N", help="Leave out the first N.")]
 CursorOption = Annotated[
-    str | None, paging_option("--cursor", metavar="TEXT", help="Go on behind the page whose JSON gave this nextCursor.")
+    str | None, paging_option("--cursor", metavar="TEXT", help="Continue after the page with this nextCursor.")
 ]
-AllOption = Annotated[bool, paging_option("--all", help="Everything that matches, however much.")]
+AllOption = Annotated[bool, paging_option("--all", help="All results.")]
 
 
 def given(**filters: Any) -> dict[str, Any]:

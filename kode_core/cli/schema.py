@@ -26,13 +26,13 @@ EXAMPLES: Final = (
 def schema(
     backend: Annotated[str, typer.Argument(metavar="BACKEND|URL", help="A backend's name, or a URL with its options.")],
     print_: Annotated[
-        bool, typer.Option("--print", help="Print it; no server is connected to, and nothing is changed.")
+        bool, typer.Option("--print", help="Print the commands, without connecting to a server.")
     ] = False,
     name: Annotated[
         str | None, typer.Option("--schema", metavar="NAME", help="The schema to make the tables in.")
     ] = None,
     since: Annotated[
-        int | None, typer.Option("--from", metavar="VERSION", help="The version that is there, to bring to this one.")
+        int | None, typer.Option("--from", metavar="VERSION", help="The version of the existing tables.")
     ] = None,
 ) -> None:
     """Print the SQL that a store needs before it is opened without the right to create its tables.
@@ -41,17 +41,19 @@ def schema(
     to the present version. A store that is opened with that right runs it by itself.
     """
     if not print_:
-        raise InvalidArgumentError("kode schema changes nothing by itself; say --print, and run what it prints")
+        raise InvalidArgumentError(
+            "kode schema does not change a store: give --print, and run the printed commands yourself"
+        )
     options: dict[str, Any] = {} if name is None else {"schema": name}
     target: Any = backend if ":" in backend else {"type": backend}
     configured = configure(target, options, registry.backend, os.environ)
     if configured.backend.schema is None:
-        raise UnsupportedError(f"backend {configured.backend.name!r} needs nothing that could be printed")
+        raise UnsupportedError(f"backend {configured.backend.name!r} has no schema to print")
     if since is None:
         write_text(configured.backend.schema(configured.options))
     elif configured.backend.schema_from is None:
         raise UnsupportedError(
-            f"backend {configured.backend.name!r} has one way to its newest version; leave out --from"
+            f"backend {configured.backend.name!r} finds the present version itself; leave out --from"
         )
     else:
         write_text(configured.backend.schema_from(configured.options, since))

@@ -1,9 +1,15 @@
 """The hybrid layout: queried records in a database, appended records in files (``file_store_base_dir``).
 
 Events, todos, history and the media cache go to a folder of JSON files; info, messages, tool calls and snapshots to the
-database. A write that touches both is still one write (TURN-1): the files record it first, the database commits its
-part together with the write's id, and then the files apply theirs. After a crash in between, the next call asks the
-database whether that id was committed.
+database. A write that touches both is still one write (TURN-1), in two phases that the database decides::
+
+    files        prepare ──┐                           ┌── commit: apply      a crash here: the next call asks,
+                 (durable) │                           │   or abort: discard  and goes on as the database says
+    database               └── commit, with a mark: ───┘
+                               the write's id
+                               = THE COMMIT
+
+After a crash between the phases, the next call for the agent asks the database whether its mark has that id.
 """
 
 from __future__ import annotations
@@ -116,9 +122,14 @@ class HybridEngine(Layer):
         return [outcomes[i] for i in range(len(batches))]
 
     async def _commit_both(self, batch: Batch) -> Outcome:
+        """Write to files and database: prepare, commit in the database, then apply the files' part.
+
+        Only a definite answer of the database decides the prepared write. In doubt it is left as it is, and the next
+        call for the agent asks for the mark (:meth:`_was_committed`).
+        """
         try:
             prepared = await self.files.prepare(_files_part(batch))
-        except KodeError as exc:
+        except KodeError as exc:  # nothing is prepared, and the database was not asked
             return exc
         try:
             (outcome,) = await self.inner.commit([_database_part(batch)])
@@ -135,6 +146,8 @@ class HybridEngine(Layer):
             await prepared.abort()
             return outcome
 
+        # A delete removes the agent's records, and its mark with them; this write set one again. It goes only after the
+        # files applied the delete, and before another writer comes: until then a crash would make the next call ask.
         async def unmark() -> None:
             await self.inner.commit(
                 [Batch(agent_id=batch.agent_id, op_id=f"{batch.op_id}-end", now=0, docs=(_UNMARK,))]
@@ -147,7 +160,11 @@ class HybridEngine(Layer):
         return replace(outcome, offsets=applied.offsets)
 
     async def _was_committed(self, batch: Batch) -> bool:
-        """True if the database has its part. If not, it never will: from here on, a write of that id counts as done."""
+        """True if the database has its part. If not, it never will: from here on, a write of that id counts as done.
+
+        A commit that is still on its way may arrive after the first look at the mark. So an empty write uses up its id:
+        the engine applies only the first write of an id, and the second look shows which one that was.
+        """
         if await self._is_marked(batch):
             return True
         (outcome,) = await self.inner.commit(

@@ -89,7 +89,14 @@ class EventAppender:
 
     A call returns when its events are durable. A wave is one write for each agent, all at once, so that an engine can
     commit them together. None of them waits for another agent's, and the next wave waits only a moment for a slow one
-    (OPS-13).
+    (OPS-13)::
+
+        agent A   a1 ─> [ write a1 ]  a2, a3 gather  [ write a2+a3 ]
+        agent B   b1 ─> [ write b1              ]    b2 gathers      [ write b2 ]
+                        wave 1                       wave 2          wave 3
+
+    Agent A's second write does not wait for agent B's first. An agent never has two writes at once, which keeps its
+    events in order.
     """
 
     def __init__(self, context: Context) -> None:
@@ -115,7 +122,7 @@ class EventAppender:
         try:
             return await item.done
         except asyncio.CancelledError as exc:
-            if item in queue.waiting:
+            if item in queue.waiting:  # no write has it yet
                 queue.waiting.remove(item)
                 item.end()
             else:
@@ -134,6 +141,7 @@ class EventAppender:
             while self._ready:
                 ready, self._ready = self._ready, {}
                 writers = [self._start(agent_id, queue) for agent_id, queue in ready.items()]
+                # Fast engines gather a whole wave for their next commit; a slow agent holds the others up this long.
                 await asyncio.wait(writers, timeout=_PATIENCE_S)
         finally:
             self._waves = None
@@ -164,7 +172,7 @@ class EventAppender:
             (outcome,) = await self._context.engine.commit([batch])
             offsets = _offsets(batch, outcome)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting callers get it
-            if len(group) > 1 and _is_for_one(exc):
+            if len(group) > 1 and _is_for_one(exc):  # write them one by one, so that only the bad call fails
                 for item in group:
                     await self._write_group(agent_id, [item])
                 return

@@ -4,6 +4,18 @@ For the agents that were used last, the store remembers the records of each list
 :mod:`kode_core.store.remembered`. Every record that may have changed is encoded and compared by digest. The write has
 the version as its precondition: after a write by another writer the engine refuses it, and the list's outline is read
 again.
+
+The positions of a list that a save has shortened or lengthened::
+
+    old      a  b  c  d             old      a  b
+    new      a  X                   new      a  X  y  z
+             |  |                            |  |  └──┴── append
+             |  put                          |  put
+             unchanged: not written          unchanged
+    shared = 2, length = 2          shared = 2, length = None
+
+A message that moved is a put or an append at its new position, yet keeps the time when it was first seen. Positions
+alone do not show that, so digests of the old and the new list are matched (:mod:`kode_core.store.times`).
 """
 
 from __future__ import annotations
@@ -44,7 +56,8 @@ class Replace:
         pace = Pace()
         shared = min(len(old), len(records))
         is_cut = shared < len(old)
-        suspects = await old.suspects(codec, records, pace)
+        suspects = await old.suspects(codec, records, pace)  # cheap: records that may have changed are encoded below
+        # The copy becomes the remembered list if the write succeeds. If it fails, *old* still describes the stored one.
         base = old.copy(shared) if suspects or is_cut else old
         put: list[tuple[int, Row]] = []
         for i in suspects:
@@ -55,9 +68,10 @@ class Replace:
             await pace.rest()
         append = await _encoded(codec, records[shared:], shared, now, pace)
         if codec.kind == ListKind.MESSAGES:
-            if put and (is_cut or append or len(put) > 1):
+            if put and (is_cut or append or len(put) > 1):  # otherwise none can have moved
                 put = await _with_equals(codec, old, records, put, append, now, pace)
             put, append = await _timed(old, put, append, shared)
+            # Rows that were added only to be compared, and have neither a new text nor a new time, are not written.
             put = [(i, row) for i, row in put if (row.body.digest, row.created_at) != (old.digests[i], old.created[i])]
         for i, row in put:
             base.put(i, row)
@@ -160,9 +174,9 @@ class Append:
 
     def remember(self, head: ListHead) -> Remembered | None:
         old = self._old
-        if head.count == len(self._tail.held):
+        if head.count == len(self._tail.held):  # the list was empty: all of its rows are known now
             old = Remembered.of_nothing()
-        elif old is None or head.version != old.version + self.write.step:
+        elif old is None or head.version != old.version + self.write.step:  # another writer came between
             return None
         old.extend(head.version, self._tail)
         return old
@@ -200,7 +214,7 @@ class Upsert:
             place = places.setdefault(key, start + len(append))
             if place < start:
                 put[place] = (record, one)
-            else:
+            else:  # behind the stored rows: a new id is added, and a repeated one replaces the earlier record
                 append[place - start : place - start + 1] = [(record, one)]
             await pace.rest()
         base = old.copy(start, keys_stay=True) if old is not None and put else old

@@ -12,6 +12,18 @@ every body has a digest in the header. So a frame that was moved, doubled or tak
 frame.
 
 The marks are the only bytes that are overwritten. They give the position up to which the file was acknowledged.
+
+A reader finds one of these ends after the last frame that it can read, and a mark M::
+
+    | frame | frame | frame |M          whole: the file ends at the mark
+    | frame | frame |M frame |          a write before its mark, or a process that died there: the frame counts
+    | frame | frame |M fra              a write that a crash cut short: the next write moves the bytes away
+    | frame | fr??e | frame |M          damage before the mark: reported, and nothing is written any more
+    | frame |M ????? | frame |          damage behind it, if the frame was put there after a sync of the hole before it
+    | frame |          M                acknowledged bytes are missing: damage
+
+The fifth case is told from the third by ``Frame.unsynced``, the number of bytes before a frame that may never have
+reached the device. If that reaches back to the end, a loss of power explains the hole; otherwise it is damage.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ class Journal:
                 problem = "is in the first format, and could not be changed; it may be damaged"
             self.damage = SchemaVersionError(f"{self.path} of {self.label} {problem}")
             return
-        size = os.fstat(fd).st_size  # after the marks were read: they are never ahead of it
+        size = os.fstat(fd).st_size  # read after the marks, which are never ahead of it
         if line.generation != self.generation or size < self.end:
             self.forget()
             self.state = AgentState(line.agent, line.next_offset, Spans())

@@ -1,4 +1,4 @@
-"""The batches that wait for the record engine's writer: which go into one swap, and what one swap can hold."""
+"""The queue of the record engine's writer: which batches share a swap, and how much one swap can hold."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ __all__ = [
 
 _GROUP: Final = KEPT_OPS // 2
 _PATIENT_SHARE: Final = 1 / 3
-"""How much of its caller's time a write waits for readers."""
+"""The share of its caller's time for which a write waits for readers."""
 _TURN_SHARE: Final = 2 / 3
-"""How much of its caller's time a write waits for its turn: enough must be left to write."""
+"""The share of its caller's time for which a write waits for its turn; the rest is left for the write itself."""
 _MOST_TAKEN: Final = 16
-"""How many changes of others a swap takes over at most: in its head they are written once more."""
+"""The most pending changes of earlier writes that a swap takes over: its head stores each of them again."""
 _INDEX_CHARACTERS: Final = 50_000
 IN_DOUBT: Final = "the connection broke, and nobody can say what became of the write: read before you repeat"
 
 
 class UnwantedError(Exception):
-    """Of some of the batches nobody waits for the outcome, and they were not sent yet."""
+    """The callers of some batches no longer wait, and those batches have not been sent."""
 
 
 class Waiting(NamedTuple):
@@ -53,9 +53,9 @@ class Waiting(NamedTuple):
 
 
 def together(group: Sequence[Waiting]) -> Caller:
-    """The caller that begins the deadlines of all callers of a group anew, when a step is done.
+    """A caller for a whole group: when a step is done, the deadline of every caller in it begins anew.
 
-    It holds no batch: a cancelled timer keeps the context that it was set in until its time comes.
+    It holds no reference to a batch, because a cancelled timer keeps its context alive until the timer's time.
     """
     callers = [one.caller for one in group]
 
@@ -67,9 +67,14 @@ def together(group: Sequence[Waiting]) -> Caller:
 
 
 def check_wanted(group: Sequence[Waiting], *, in_doubt: bool) -> None:
-    """Send nothing more of what nobody waits for: who was told that it is in doubt must not wait for it for ever.
+    """Stop before a swap whose callers no longer wait.
 
-    When it is in doubt already, a batch stays together with the others that were sent with it.
+    A caller that was told "in doubt" must be able to read a state that lasts, so nothing may be sent for it any more. A
+    group that is in doubt already stays together, because its batches were sent in one swap.
+
+    Raises:
+        OutcomeUnknownError: the group is in doubt, and none of its callers waits.
+        UnwantedError: nothing was sent, and some callers no longer wait.
     """
     wanted = [one.caller.is_waiting() for one in group]
     if in_doubt and not any(wanted):
@@ -79,31 +84,31 @@ def check_wanted(group: Sequence[Waiting], *, in_doubt: bool) -> None:
 
 
 def take(queue: deque[Waiting]) -> list[Waiting]:
-    """The next batches that one swap can write: under one fence, and no more than are remembered for a while."""
+    """The next batches for one swap: all under one fence, and at most half as many as a head remembers."""
     group = [queue.popleft()]
     while queue and len(group) < _GROUP and queue[0].batch.fence == group[0].batch.fence:
         edited = group[-1].batch.messages
-        if edited is not None and edited.is_editing:  # the time of the newest message has to be looked for after it
+        if edited is not None and edited.is_editing:  # the next batch needs the newest time after this edit
             break
         group.append(queue.popleft())
     return group
 
 
 class Until(NamedTuple):
-    """How long a write waits at most, for readers and for its turn."""
+    """When a write stops waiting for readers and for its turn, by the monotonic clock."""
 
     readers: float
     turn: float
 
     @classmethod
     def of(cls, group: Sequence[Waiting]) -> Until:
-        """For the first of those who wait that would lose patience."""
+        """The limits for the least patient caller of the group."""
         readers = time.monotonic() + min(one.caller.patience for one in group) * _PATIENT_SHARE
         return cls(readers, min(one.since + one.caller.patience * _TURN_SHARE for one in group))
 
 
 def can_take_over(head: AgentHead, batches: Sequence[Batch]) -> bool:
-    """Whether a swap can say of what is pending that it is pending still, and add its own: nothing may be removed."""
+    """Whether a swap can carry this head's pending changes along with its own. Neither may remove anything."""
     state = head.state
     if state.stash is not None or state.doomed or state.reserved or state.has_parts or len(state.pending) > _MOST_TAKEN:
         return False
@@ -116,7 +121,7 @@ def can_take_over(head: AgentHead, batches: Sequence[Batch]) -> bool:
 
 
 def may_supplant(batches: Sequence[Batch]) -> bool:
-    """Whether a head that cannot be read is in the way of a delete, which needs nothing of it."""
+    """Whether the group is one unconditional delete, which may replace a head that cannot be read."""
     return len(batches) == 1 and batches[0].delete and batches[0].expect_updated_at is None
 
 
@@ -125,17 +130,17 @@ def is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:
 
 
 def together_with(changes: Sequence[Step], most: int, size: int) -> list[Item] | None:
-    """The changes, if they are few and small enough to be written with the head."""
+    """The changes as items, if they are few and small enough to be written in one step with the head; else None."""
     items = [change for change in changes if isinstance(change, Item)]
     fits = len(items) == len(changes) <= most and sum(len(item.body.text) for item in items) <= size
     return items if fits else None
 
 
 def check_indexes(changes: Sequence[Step]) -> None:
-    """An item that cannot be written must not be committed to.
+    """Refuse items that could not be written after the swap had committed to them.
 
     Raises:
-        PayloadTooLargeError: what a message is found by is too much for a record beside its text.
+        PayloadTooLargeError: the index columns of a message do not fit into a record next to its text.
     """
     for change in changes:
         if isinstance(change, Item) and isinstance(change.index, MessageIndex):
@@ -148,5 +153,5 @@ def check_indexes(changes: Sequence[Step]) -> None:
 
 
 def not_written(exc: OutcomeUnknownError) -> StoreUnavailableError:
-    """The error of what was in doubt before a swap: it is not the write that was asked for."""
+    """The error for a step before the swap that is in doubt: the caller's own write was not made."""
     return StoreUnavailableError(f"nothing was written: what had to be done before failed ({exc})")

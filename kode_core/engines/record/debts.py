@@ -1,4 +1,4 @@
-"""What this process committed and could not apply: it tries again by itself, and before each of its queries."""
+"""Changes that this process committed and could not apply. It tries again in the background and before queries."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["RecordDebts"]
 
 _KNOWN: Final = 512
 _PATIENCE: Final = 5.0
-"""How long a query waits for what is owed."""
+"""How many seconds a query waits until owed changes are applied."""
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 5.0
 _TRIES: Final = 30
 
 
 class RecordDebts:
-    """Heads that this process wrote and that are not settled yet."""
+    """Heads that this process wrote and could not settle."""
 
     def __init__(self, io: RecordIO) -> None:
         self._io = io
@@ -36,7 +36,7 @@ class RecordDebts:
         self._owed[head.record.agent_id] = head
 
     async def repeat(self, agent_id: str, closing: asyncio.Event) -> None:
-        """Try to settle what is owed of an agent, again and again, once more when the engine is closed."""
+        """Try to settle an agent's owed head until it works; the last try is made when the engine is closed."""
         pause = _FIRST_PAUSE
         for _ in range(_TRIES):
             await waited_for(closing, pause)
@@ -45,7 +45,7 @@ class RecordDebts:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def pay(self) -> None:
-        """Settle what is owed, before a query: it is waited for a while, and then goes on by itself."""
+        """Settle all owed heads before a query. After some seconds the query stops waiting and this continues alone."""
         if not self._owed:
             return
         if self._payment is None or self._payment.done():
@@ -56,10 +56,10 @@ class RecordDebts:
         await each(self._pay, list(self._owed))
 
     async def _pay(self, agent_id: str) -> bool:
-        """Try to settle what is owed of an agent; whether there is nothing more to do.
+        """Try to settle an agent's owed head. True if nothing is left to do.
 
-        Changes are applied only while the head still asks for them. When it does not, somebody settled it, or deleted
-        the agent.
+        Changes are applied only while the stored head still lists them as pending. A newer head means that another
+        process settled this one or deleted the agent.
         """
         owed = self._owed.get(agent_id)
         if owed is None:
@@ -67,7 +67,7 @@ class RecordDebts:
         try:
             now = await self._io.head(agent_id)
             if now is not None and now.record.rev < owed.record.rev:
-                return False  # it was read late
+                return False  # a late read: it shows the head before ours
             if now is not None and now.record.rev == owed.record.rev:
                 await self._io.settle(now)
             else:
@@ -82,5 +82,5 @@ class RecordDebts:
         return True
 
     async def close(self) -> None:
-        """End a payment that goes on by itself."""
+        """Stop the background payment."""
         await ended(self._payment)

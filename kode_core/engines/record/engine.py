@@ -1,6 +1,6 @@
 """An engine over any database that changes one record at a time atomically.
 
-:mod:`kode_core.engines.record.store` says what the database must do.
+:mod:`kode_core.engines.record.store` lists the requirements on the database.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _QUERIES = frozenset({"find_sessions", "find_rows"})
 
 
 class RecordEngine(EngineReads):
-    """See :class:`kode_core.engine.Engine`. The store, which is open, is closed with it.
+    """See :class:`kode_core.engine.Engine`. It takes an open store and closes it.
 
-    *idle_poll_ms* is for a store whose reads are paid for: see :func:`kode_core.engine.idle_poll_ms`.
+    *idle_poll_ms* is for a store that charges for reads: see :func:`kode_core.engine.idle_poll_ms`.
     """
 
     def __init__(self, store: RecordStore, *, idle_poll_ms: int | None = None) -> None:
@@ -91,12 +91,12 @@ class RecordEngine(EngineReads):
         return await getattr(self._reads, verb)(*args)
 
     async def repair(self, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
-        """Finish or remove what killed processes left; see :class:`kode_core.engine.Repairs`."""
+        """Finish or remove the work of killed processes; see :class:`kode_core.engine.Repairs`."""
         self._sweep.start()
         return await self._repair.repair(agent_id, progress)
 
     async def sweep(self) -> None:
-        """Remove what the dead left, where it is old enough: this goes on by itself, and need not be called."""
+        """Remove old records that no head refers to. The engine does this in the background, too."""
         await self._sweep.sweep()
 
     # --- operations

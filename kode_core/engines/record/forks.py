@@ -1,4 +1,4 @@
-"""Forks of the record engine: each child is whole or absent; one that is half made is removed by whoever finds it."""
+"""Forks of the record engine: each child is whole or absent, and the next process removes one that is half made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _IN_DOUBT: Final = "an answer was lost, and nobody can say whether it was made"
 
 
 class _Fork(NamedTuple):
-    """What all children of a fork have in common: of the parent at one instant, and when it was made."""
+    """The parent at one instant, and the time of the fork: every child is made from these."""
 
     parent: HeadRecord
     items: Sequence[Item]
@@ -60,7 +60,7 @@ class RecordForks:
         return True
 
     async def _taken(self, instant: Instant) -> list[Item]:
-        """What a fork takes along, at one instant (FORK-1)."""
+        """The items that every child gets, as they were at one instant (FORK-1)."""
         items = [item for kind in ListKind for item in await self._reads.list_items(instant, kind)]
         for kind in FORKED_DOCS:
             items += await self._reads.items(instant, doc_span(kind))
@@ -71,11 +71,14 @@ class RecordForks:
         return items
 
     async def _make(self, fork: _Fork, child: Child) -> None:
-        """Make one child. Its head names the fork: one whose answer was lost is not made again over what others wrote.
+        """Make one child.
+
+        Its head remembers the fork's operation id, so that a retry after a lost answer finds the child and does not
+        overwrite later writes.
 
         Raises:
-            StoreBusyError: others gave it up again and again, or wrote under its id before it was there.
-            OutcomeUnknownError: an answer was lost, and nobody can say what became of the fork.
+            StoreBusyError: other processes kept abandoning the fork, or wrote under the child's id first.
+            OutcomeUnknownError: an answer was lost, and the child may or may not exist.
         """
         op_id, doubt = f"fork {nonce()}", OutcomeUnknownError(f"fork {child.agent_id!r}: {_IN_DOUBT}")
         in_doubt = False
@@ -102,10 +105,10 @@ class RecordForks:
         raise StoreBusyError(f"fork {child.agent_id!r}: somebody else keeps removing it, or writes under its id")
 
     async def _filled(self, old: AgentHead | None, fork: _Fork, child_id: str) -> AgentHead:
-        """Reserve the child's head, and put its items where nobody looks.
+        """Reserve the child's head, and put its items at an epoch that readers do not see yet.
 
         Raises:
-            MovedError: others came between, or an answer was lost.
+            MovedError: another writer changed the head, or an answer was lost.
         """
         has_parts = any(self._io.is_large(item.body.text) for item in fork.items)
         base, state = new_head(child_id), State(reserved=True, has_parts=has_parts)
@@ -126,11 +129,11 @@ class RecordForks:
                 await self._io.apply(place, copies, has_parts=has_parts, fresh=True)
                 CALLER.get().goes_on()
             except OutcomeUnknownError:
-                raise MovedError from None  # what may still arrive there is never looked at
+                raise MovedError from None  # a late put at this epoch is never read
         return reserved
 
     async def _named(self, reserved: AgentHead, fork: _Fork, child: Child, op_id: str) -> bool | None:
-        """Let the head say that the items are there; False when it was given up, None when the answer was lost."""
+        """Swap the reserved head for the child's. False if the fork was abandoned, None if the answer was lost."""
         latest = max((item.time for item in fork.items if list_of(item.key) is ListKind.MESSAGES), default=None)
         messages, tool_calls = (
             _forked(count_of(fork.parent, kind)) for kind in (ListKind.MESSAGES, ListKind.TOOL_CALLS)
@@ -145,12 +148,12 @@ class RecordForks:
                 return False
         except OutcomeUnknownError:
             return None
-        with suppress(KodeError, MovedError):  # it is a fork already, and who comes next does it
+        with suppress(KodeError, MovedError):  # the child exists already; the next process settles it
             await self._io.settle(forked)
         return True
 
     async def _alive(self, reserved: AgentHead) -> AgentHead:
-        """Show those who look for what the dead left that this fork goes on."""
+        """Bump the revision, so that recovery sees that this fork is still alive."""
         record = reserved.record
         after = reserved.next(reserved.state, updated_at=wall_clock())
         if not await self._io.swap(reserved, after):

@@ -1,4 +1,4 @@
-"""Inspection of the record engine: what does not fit together, and what was left where no head refers to it."""
+"""Inspection of the record engine: contradictions, and records that no head refers to."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _ALL_KEYS: Final = ("a", "z")
 _MOST: Final = 100_000
 _REMEDY: Final = "kode doctor --repair removes what is left"
 _PATIENCE: Final = 2
-"""How many times as old as a note that is swept one is that somebody should have swept."""
+"""How many times the age of a due note makes it overdue: by then a sweep should have removed its records."""
 
 
 class Leaving(NamedTuple):
-    """Something at a place that no head refers to."""
+    """Records at a place that no head refers to."""
 
     place: Place
     code: str
@@ -34,20 +34,20 @@ class Leaving(NamedTuple):
 
 
 class RecordInspection:
-    """Looks, and changes nothing."""
+    """Finds issues and changes nothing."""
 
     def __init__(self, io: RecordIO, reads: RecordReads) -> None:
         self._io = io
         self._reads = reads
 
     async def inspect(self, agent_id: str | None) -> Sequence[EngineIssue]:
-        """Issues of one agent; or of those that were deleted, as others are inspected one by one."""
+        """The issues of one agent, or of all deleted agents. The caller inspects the other agents one by one."""
         if agent_id is not None:
             return [*await self._own(agent_id), *await self._left(agent_id)]
         return [issue for found in await each(self._left_of_deleted, await self.noted()) for issue in found]
 
     async def _own(self, agent_id: str) -> list[EngineIssue]:
-        """Missing rows are not looked for here: reading the list finds them."""
+        """Contradictions inside an agent, missing rows excepted: reading the list finds those."""
 
         async def read(instant: Instant) -> list[EngineIssue]:
             last = await self._reads.items(instant, replace(event_span(), descending=True, limit=1, bodies=False))
@@ -62,7 +62,7 @@ class RecordInspection:
         return await self._reads.at_once(agent_id, read, [])
 
     async def noted(self) -> Sequence[str]:
-        """Agents of which something may be left: those with notes, and those whose heads are not settled."""
+        """Agents that may have leavings: agents with notes, and agents with unsettled heads."""
         notes = await self._io.store.notes(self._io.overdue(0), _MOST)
         return list(dict.fromkeys([*(note.place.agent_id for note in notes), *await self._io.store.unsettled()]))
 
@@ -71,22 +71,22 @@ class RecordInspection:
         return [] if head is not None and head.record.is_used else await self._left(agent_id)
 
     async def _left(self, agent_id: str) -> list[EngineIssue]:
-        """One issue of each kind, whatever number of places it is at."""
+        """One issue of each kind, however many places have it."""
         texts = {leaving.code: leaving.text for leaving in await self.leavings(agent_id)}
         return [EngineIssue(code, agent_id, text) for code, text in texts.items()]
 
     async def leavings(self, agent_id: str, *, at_any_age: bool = False) -> list[Leaving]:
-        """What is at places that no head names, and parts that the agent's own head does not name.
+        """Records at places that no head names, and parts next to the agent's head that it does not name.
 
-        Parts are put before the head names them: those that were noted not long ago are no issue, unless what is of
-        *any age* is asked for by somebody who fences the head before anything is removed.
+        A writer puts parts before the head names them, so parts with a young note are no issue. A caller that fences
+        the head before it removes anything may ask for those *at any age*.
         """
         notes = await self._io.store.notes_of(agent_id)
         head = await self._io.head(agent_id)
         oldest = self._io.overdue(_PATIENCE)
         young = {note.place for note in notes if note.at > oldest and not at_any_age}
         found = await self._found(agent_id, [note.place for note in notes], head, young)
-        if found and not at_any_age:  # a head that was read late names other places
+        if found and not at_any_age:  # a late read may have shown an older head, which names other places
             now = await self._io.head_now(agent_id)
             if (now and now.record.rev) != (head and head.record.rev):
                 return []
@@ -114,7 +114,7 @@ class RecordInspection:
         return found
 
     async def _is_needless(self, head: AgentHead) -> bool:
-        """Whether there are parts next to the head that it does not name; also of a revision that was never made."""
+        """Whether parts lie next to the head that it does not name, such as the parts of a swap that never happened."""
         stash, spans = head.state.stash, [(stash_key(""), stash_key("~")), *info_spans(head.state.info)]
         found = [key for span in spans for key in await self._io.store.part_keys(head.record.place, *span)]
         return any(stash is None or key != stash.key for key, _ in found)

@@ -1,4 +1,4 @@
-"""Heads, items and parts of a record store, as the record engine reads and writes them."""
+"""How the record engine reads and writes the heads, items and parts of a record store."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ __all__ = ["LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "wall_clock
 
 
 _FROZEN_SECONDS: Final = 1.0
-"""How long writers wait for a reader that gives no sign."""
+"""How long writers wait for a reader that gives no new sign."""
 LEFT_SECONDS: Final = 600.0
-"""How old a note is before what is left at its place is removed. What is begun under it is begun in half that time."""
+"""The age at which a note is due and its place is swept. Work under a note begins within half that time."""
 _KNOWN: Final = 512
 
 _encode_changes = msgspec.msgpack.Encoder().encode
@@ -46,20 +46,20 @@ _decode_changes = msgspec.msgpack.Decoder(tuple[Step, ...]).decode
 
 
 class MovedError(Exception):
-    """The read is not of one instant: another writer came between."""
+    """Another writer changed the agent during a read or before a swap; the caller starts over."""
 
 
 class MissingError(MovedError):
-    """A part of the read is not there: another writer removed it, or it is lost when the head is still the same."""
+    """A record was not found: another writer removed it, or it is lost if the head has not changed since."""
 
 
 def wall_clock() -> int:
-    """The time that is compared with the time of other processes, in milliseconds since the epoch."""
+    """Milliseconds since the Unix epoch, for comparison with times of other processes."""
     return int(time.time() * 1000)
 
 
 class RecordIO:
-    """A record store, with what is too large for a record in parts, and what is pending settled."""
+    """Access to a record store: splits large texts into parts, and applies pending changes."""
 
     def __init__(self, store: RecordStore) -> None:
         self.store = store
@@ -68,17 +68,17 @@ class RecordIO:
     # --- heads
 
     async def head(self, agent_id: str) -> AgentHead | None:
-        """The agent's head; None where there is none."""
+        """The agent's head, or None without one."""
         found = await self.store.heads([agent_id])
         return AgentHead(found[0]) if found else None
 
     async def head_now(self, agent_id: str) -> AgentHead | None:
-        """The agent's head, by a read that is never late: by this alone something is known to be lost."""
+        """The agent's head, by a read that is never late. Only such a read can prove that a record is lost."""
         found = await self.store.head_now(agent_id)
         return None if found is None else AgentHead(found)
 
     async def sound(self, agent_ids: Sequence[str]) -> tuple[list[AgentHead], list[str]]:
-        """The heads of these agents that can be read, and the names of those that cannot: they fail their own alone."""
+        """The readable heads of these agents, and the names of the damaged ones, which fail only their own agents."""
         if not agent_ids:
             return [], []
         damaged = list[str]()
@@ -94,10 +94,11 @@ class RecordIO:
         return [head for head in heads if head is not None], damaged
 
     async def supplant(self, agent_id: str, fence: Fence | None) -> None:
-        """Put the head of an agent that was deleted in place of one that cannot be read, and remove what was there.
+        """Replace a head that cannot be read by the head of a deleted agent, and remove the agent's records.
 
-        Nobody knows which offsets were given. There was less than one event in each millisecond since 1970, so that the
-        time is a greater one, also when this happens to an agent more than once (EVT-2).
+        A damaged head no longer says which offsets were given. The next one is therefore the time in milliseconds: it
+        exceeds every offset as long as the agent had less than one event per millisecond since 1970, also when this
+        happens more than once (EVT-2).
         """
         remains = await self.store.remains(agent_id)
         if remains is None:
@@ -108,10 +109,10 @@ class RecordIO:
             await self.settle(head)
 
     async def swap(self, old: AgentHead | None, new: AgentHead) -> bool:
-        """Swap a head; when the answer is lost the head is read, to see whether it is the new one. False if it is not.
+        """Swap a head. After a lost answer the head is read to see which one it is. False if it is not the new one.
 
         Raises:
-            OutcomeUnknownError: the answer is lost, and the head cannot be read.
+            OutcomeUnknownError: the answer was lost, and the head cannot be read.
         """
         try:
             return await self.store.swap(None if old is None else old.record, new.record, None, ())
@@ -123,7 +124,7 @@ class RecordIO:
             return list(found) == [new.record]
 
     async def info(self, head: AgentHead) -> Info | None:
-        """The info of a head, its body whole."""
+        """The info of a head, with its whole body."""
         info = head.record.info
         if info is None or head.state.info is None:
             return info
@@ -132,11 +133,11 @@ class RecordIO:
         return replace(info, body=Body(text, info.body.digest))
 
     async def overlay(self, head: AgentHead) -> Overlay:
-        """What is pending."""
+        """The head's pending changes, to be laid over stored items."""
         return Overlay(await self.pending(head))
 
     async def pending(self, head: AgentHead) -> Sequence[Step]:
-        """What is pending, wherever it is kept."""
+        """The head's pending changes, from the head itself or from its stash."""
         stash = head.state.stash
         if stash is None:
             return head.state.pending
@@ -156,7 +157,7 @@ class RecordIO:
         return len(text) > most or (len(text) > most // 4 and len(text.encode()) > most)
 
     async def _put_text(self, place: Place, key: str, rev: int, text: bytes) -> int:
-        """Keep a text in parts, and return how many."""
+        """Put a text in parts, and return their number."""
         size = self.store.part_bytes
         parts = [text[i : i + size] for i in range(0, len(text), size)]
         await self.store.put_parts(place, key, rev, parts)
@@ -166,10 +167,10 @@ class RecordIO:
         parts = await self.store.parts(place, key, rev)
         if len(parts) < count:
             raise MissingError
-        return b"".join(parts).decode(errors="replace")  # what is damaged has another digest
+        return b"".join(parts).decode(errors="replace")  # damaged text is found by its digest
 
     async def whole(self, place: Place, items: Iterable[Item]) -> list[Item]:
-        """The items with their texts, those that are in parts too."""
+        """The items with their texts, read from parts where necessary."""
 
         async def one(item: Item) -> Item:
             if not item.parts:
@@ -181,13 +182,13 @@ class RecordIO:
         return await each(one, items) if any(item.parts for item in items) else items
 
     async def stash(self, place: Place, rev: int, changes: Sequence[Step]) -> Stash:
-        """Keep pending changes beside the head."""
+        """Put pending changes that do not fit into the head into parts next to it."""
         await self.note(place)
         key = stash_key(nonce())
         return Stash(key, await self._put_text(place, key, rev, _encode_changes(changes)))
 
     async def with_info_beside(self, head: AgentHead) -> AgentHead:
-        """The head, with the body of its info beside it when that is large."""
+        """The head, with a large info body moved into parts next to it."""
         record, info = head.record, head.record.info
         if info is None or len(info.body.text) <= self.store.inline_bytes // 4:
             return head
@@ -200,7 +201,7 @@ class RecordIO:
     # --- items
 
     async def apply(self, place: Place, steps: Sequence[Step], *, has_parts: bool, fresh: bool = False) -> None:
-        """Change items, and forget the parts of those that are no more. See ``RecordStore.apply``."""
+        """Change items, and drop the parts of removed or replaced ones. See ``RecordStore.apply``."""
 
         async def split(change: Change) -> Change:
             if isinstance(change, Cut) or not self.is_large(change.body.text):
@@ -219,7 +220,7 @@ class RecordIO:
     # --- settling
 
     async def settle(self, head: AgentHead) -> AgentHead:
-        """The head with all that was pending done; whoever comes first does it."""
+        """Apply the head's pending changes and mark it settled. Any process may do this, and several at once."""
         record, state = head.record, head.state
         if state.is_settled:
             return head
@@ -231,10 +232,10 @@ class RecordIO:
         return await self.settled(head)
 
     async def settled(self, head: AgentHead) -> AgentHead:
-        """The head once its changes are applied, with what nobody needs any more removed.
+        """Mark a head settled after its changes were applied, and remove its stash and its doomed epochs.
 
-        A stash is needed until the mark that the head is settled is as durable as the head: if the mark were lost, the
-        head would ask for it again. Doomed epochs are needed by no head, and may be removed before the mark.
+        The stash is removed last: until the mark is as durable as the head, a crash could lose the mark, and the head
+        would need the stash again. No head needs a doomed epoch, so those go before the mark.
         """
         record, state = head.record, head.state
         await each(lambda epoch: self.remove(Place(record.agent_id, epoch)), state.doomed)
@@ -245,26 +246,26 @@ class RecordIO:
         return done
 
     async def tell(self, record: HeadRecord, *, lasting: bool = False) -> None:
-        """Write that a head is settled. What was applied to an agent that was deleted meanwhile is removed again."""
+        """Mark a head settled. If the agent was deleted meanwhile, the items that were applied are removed again."""
         if not await self.store.settle(record, lasting=lasting):
             await self.leave(record)
 
     async def leave(self, record: HeadRecord) -> None:
-        """Remove what was put at the place of a head, if the agent was deleted since.
+        """Remove the items at the place of a head, if the agent was deleted since.
 
-        A head of a newer revision at another epoch says so. An older one says nothing: it may be read late.
+        A newer head at another epoch proves the delete. An older head proves nothing, as the read may be late.
         """
         now = await self.store.heads([record.agent_id])
         if any(head.rev > record.rev and head.epoch != record.epoch for head in now):
             await self.remove(record.place)
 
     async def remove(self, place: Place) -> None:
-        """Remove all that is at a place that no head names any more; what others put there late is removed later."""
+        """Remove everything at a place that no head names any more. The note lets a sweep remove late arrivals."""
         await self.note(place)
         await self.store.drop(place)
 
     async def note(self, place: Place) -> None:
-        """Have a look taken at a place later; before anything is put there, or given up, that no head refers to."""
+        """Note a place for a later sweep, before a record without a head can come to be there."""
         now = time.monotonic()
         noted = self._noted.get(place)
         if noted is not None and now - noted < LEFT_SECONDS / 2:
@@ -274,11 +275,11 @@ class RecordIO:
 
     @staticmethod
     def overdue(times: int = 1) -> int:
-        """The time of notes that are just so old that what is left at their places is removed, or several times so."""
+        """The time of notes that are due just now, or of those *times* as old."""
         return wall_clock() - int(times * LEFT_SECONDS * 1000)
 
     async def _give_up(self, head: AgentHead) -> AgentHead:
-        """End a fork that nobody goes on with; who does after all finds another head, and begins anew."""
+        """Abandon a fork whose writer has stopped. A writer that is alive after all sees a new head and starts over."""
         record, state = head.record, head.state
         given_up = replace(state, reserved=False, doomed=(*state.doomed, record.epoch))
         after = head.next(given_up, epoch=new_epoch(), updated_at=0)
@@ -286,14 +287,14 @@ class RecordIO:
             raise MovedError
         return await self.settled(after)
 
-    # --- readers that others are too fast for
+    # --- readers that writers have to wait for
 
     @asynccontextmanager
     async def frozen(self, head: AgentHead) -> AsyncGenerator[AgentHead]:
-        """Ask writers to wait while this head is read, and show them again and again that it is: see :meth:`thawed`.
+        """Ask writers to wait while this head is read, and renew the request until then: see :meth:`thawed`.
 
         Raises:
-            MovedError: another writer was faster, or there was no answer.
+            MovedError: another writer was faster, or the answer was lost.
         """
         frozen, has_ended = await self.freeze(head), asyncio.Event()
         renewing = asyncio.get_running_loop().create_task(self._renew(frozen, has_ended))
@@ -301,7 +302,7 @@ class RecordIO:
             yield frozen
         finally:
             has_ended.set()
-            await asyncio.wait([renewing])  # what it wrote last must not come after the end
+            await asyncio.wait([renewing])  # its last mark must not arrive after the one below
             await self._mark(frozen, None)
 
     async def _renew(self, head: AgentHead, has_ended: asyncio.Event) -> None:
@@ -310,17 +311,17 @@ class RecordIO:
                 return
 
     async def _mark(self, head: AgentHead, sign: str | None) -> bool:
-        """Change the sign of a reader, or take it back; False when others wrote meanwhile."""
+        """Change a reader's sign, or take it back with None. False if another writer swapped the head."""
         try:
             return await self.store.settle(head.with_state(replace(head.state, frozen=sign)).record)
         except StorageError:
-            return True  # without a sign writers go on by themselves
+            return True  # writers go on by themselves when they see no new sign
 
     async def thawed(self, agent_id: str, until: float) -> AgentHead | None:
-        """The agent's head for a writer, once no reader asks to wait.
+        """The agent's head for a writer, once no reader asks writers to wait.
 
-        One that gives no new sign for a second is not waited for, as it may be dead, and none is *until* then: a slow
-        reader of a long list gets its turn, and a writer ends within its deadline whatever readers there are.
+        The writer stops waiting at *until*, and for a reader that has given no new sign for a second, as it may be
+        dead. So a slow reader of a long list gets its turn, and a writer still ends within its deadline.
         """
         sign, silent_at, pause = None, 0.0, 0.002
         while True:

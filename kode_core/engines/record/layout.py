@@ -1,7 +1,7 @@
-"""The version of what the record engine keeps in heads, items and parts, whatever database they are in.
+"""The version of the record engine's layout of heads, items and parts, the same for every database.
 
-A plugin has a version of its own for what it makes of its database. Both stand in the record that it reads when a store
-is opened, so that this costs no call more.
+A plugin has a version of its own for its tables and indexes. Both versions are in the record that the plugin reads when
+a store is opened, so that the check costs no further call.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from kode_core.errors import SchemaVersionError
 __all__ = ["LAYOUT_VERSION", "see_layout"]
 
 LAYOUT_VERSION: Final = 1
-"""Grows when a release writes what an older one would misread. What older ones wrote is read as it is."""
+"""Grows when a release writes records that an older one would misread. Older records are read unchanged."""
 _FIRST: Final = 1
-"""That of stores which do not say it."""
+"""The version of stores that do not record one."""
 
 
 def see_layout(found: int | None, place: str) -> bool:
-    """Whether a store says this version. Where it says an older one, it has to say this one before it is written.
+    """Whether a store has this version. A store of an older version must be given this one before the first write.
 
     Raises:
-        SchemaVersionError: it was written by a newer release.
+        SchemaVersionError: a newer release wrote the store.
     """
     version = _FIRST if found is None else found
     if version > LAYOUT_VERSION:

@@ -1,7 +1,7 @@
-"""Which events are stored already (EVT-4), at a cost that does not grow with the events of one seq.
+"""Finds events that are stored already (EVT-4), at a cost that does not grow with the events of one seq.
 
-The first events of a seq are read. Each that comes after them has a second item under its name, which is its seq and
-its digest: where there are that many, one more read says whether an event is stored, and where.
+The first events of a seq are read and compared. Each later event of that seq has a second item under its *name*, made
+of its seq and its digest; one more read by name finds the event's offset.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Final, TypeAlias
 from msgspec.structs import replace
 
 from kode_core.authoring.parallel import each
+from kode_core.batch import Batch
 from kode_core.engines.record.state import UNNAMED, AgentHead, Overlay, name_key, position_of, seq_key, seq_span
 from kode_core.engines.record.store import DocIndex, EventIndex, Item, RecordStore, Span
 
-__all__ = ["Name", "known_events"]
+__all__ = ["Name", "known_events", "known_of_batches"]
 
 Name: TypeAlias = tuple[int, bytes]
 """The seq and the digest of an event."""
@@ -24,8 +25,17 @@ _SINGLE_SEQS: Final = 4
 _FEW: Final = 64
 
 
+async def known_of_batches(store: RecordStore, head: AgentHead | None, batches: Sequence[Batch]) -> dict[Name, int]:
+    """The offsets of the batches' events that are stored already. Events of a seq above the last one cannot be."""
+    if head is None or head.state.last_seq is None:
+        return {}
+    events = [event for batch in batches for event in batch.events]
+    names = {(event.seq, event.body.digest) for event in events if event.seq <= head.state.last_seq}
+    return await known_events(store, head, names) if names else {}
+
+
 async def known_events(store: RecordStore, head: AgentHead, names: Collection[Name]) -> dict[Name, int]:
-    """The offsets of events that are stored: those of *names*, and the first ones of each of their seqs."""
+    """The offsets of stored events: those with one of the *names*, and the first ones of each seq in them."""
     reading = _Names(store, head)
     seqs = sorted({seq for seq, _ in names})
     if len(seqs) > _SINGLE_SEQS:
@@ -46,7 +56,7 @@ async def known_events(store: RecordStore, head: AgentHead, names: Collection[Na
 
 
 class _Names:
-    """What is read of one agent, as its head knows it."""
+    """Reads of one agent's events, as its head knows them."""
 
     def __init__(self, store: RecordStore, head: AgentHead) -> None:
         self._store = store
@@ -61,7 +71,7 @@ class _Names:
         return await self.items(replace(seq_span(seq, seq, bodies=False), limit=UNNAMED))
 
     async def unnamed(self, seq: int, last_read: int) -> dict[Name, int]:
-        """Those behind the first ones that were stored before events got names."""
+        """Events after the first ones of a seq that were stored by a release without names."""
         named_from, span = self._head.state.named_from, seq_span(seq, seq, after_offset=last_read, bodies=False)
         if named_from is None:
             return _offsets(await self.items(span))

@@ -1,4 +1,4 @@
-"""What batches change: a new head, and the items that are put and removed with it."""
+"""Plans a swap: applies batches to a head, and lists the items to put and remove with it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _NO_LIST: Final = ListHead()
 
 
 def new_head(agent_id: str) -> HeadRecord:
-    """A head before its first swap. Revisions begin at random, so that none comes again when a head was forgotten."""
+    """A head before its first swap. Its revision is random, so that revisions of a forgotten head are not reused."""
     return HeadRecord(
         agent_id=agent_id,
         epoch=new_epoch(),
@@ -73,9 +73,9 @@ class Plan:
     """One swap of a head.
 
     Args:
-        old: the head there is, settled; None where there is none.
-        known: offsets of events that are stored, by (seq, digest).
-        latest: the greatest time of a message, where the head does not say it.
+        old: the agent's settled head; None without one.
+        known: offsets of stored events, by (seq, digest).
+        latest: the greatest time of a message, if the head does not say it.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Plan:
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is anything to write."""
+        """Whether the batches change anything."""
         return self._is_changed
 
     @property
@@ -118,7 +118,7 @@ class Plan:
     # --- batches
 
     def add(self, batch: Batch) -> Applied | Refused:
-        """Apply a batch, its fence excepted."""
+        """Apply a batch. The swap checks its fence."""
         known = next((op for op in self.state.ops if op.op_id == batch.op_id), None)
         if known is not None:
             return Applied(known.messages, known.tool_calls, self._offsets(batch.events, known.first_offset))
@@ -142,7 +142,7 @@ class Plan:
         return Applied(self.head.messages, self.head.tool_calls, offsets)
 
     def _remember(self, batch: Batch, first_offset: int) -> None:
-        """Note that it was applied: a write that is made again after a lost answer must not undo later writes."""
+        """Remember the batch's operation: a retry after a lost answer must not undo later writes."""
         if batch.is_touching:
             self.head = replace(self.head, updated_at=max(self.head.updated_at + 1, batch.now), is_used=True)
         op = Op(batch.op_id, self.rev, self.head.messages, self.head.tool_calls, first_offset)
@@ -173,7 +173,7 @@ class Plan:
         self.head = replace(self.head, **{kind.value: old.after(write)})
 
     def _in_order(self, write: ListWrite, old: ListHead) -> ListWrite:
-        """The write, with no message older than the messages that stay before it (MSG-4)."""
+        """The write, with no new message older than a message that it keeps (MSG-4)."""
         kept = old.count if write.length is None else min(write.length, old.count)
         if write.is_blind and kept and self.state.latest is not None:
             write = write.not_before(self.state.latest)
@@ -181,7 +181,7 @@ class Plan:
         return write
 
     def _list_cuts(self) -> list[Cut]:
-        """The rows that lists had and have no more; those behind them are marks already."""
+        """Cuts of the rows by which lists became shorter. Positions after those hold only marks."""
         after = {kind: count_of(self.head, kind).count for kind in ListKind}
         shorter = [(kind, after[kind], before) for kind, before in self._counts.items() if after[kind] < before]
         return [
@@ -190,7 +190,7 @@ class Plan:
         ]
 
     def _list_freed(self) -> list[Freed]:
-        """The rows that were there and are put again, in runs, where they may have parts."""
+        """Runs of existing rows that are put again, if items may have parts: the older parts are dropped."""
         if not self.state.has_parts:
             return []
         freed = []
@@ -225,7 +225,7 @@ class Plan:
         self._is_changed = True
 
     def _take_back(self, first: str, last: str) -> None:
-        """Leave out what this swap would put from the first to the last key."""
+        """Drop the puts of this swap with keys from the first to the last."""
         self._puts = {key: item for key, item in self._puts.items() if not first <= key <= last}
         self._is_changed = True
 
@@ -247,7 +247,7 @@ class Plan:
         return self._offsets(events)
 
     def _offsets(self, events: Sequence[EventWrite], first: int = 0) -> tuple[int, ...]:
-        """The offsets of events that are stored, or that were stored from *first* on and deleted since."""
+        """The offsets of events. Events that were deleted since they were stored had offsets from *first* on."""
         offsets = dict(self._known)
         for event in events:
             name = (event.seq, event.body.digest)
@@ -268,11 +268,11 @@ def _event_item(event: EventWrite, offset: int, rev: int) -> Item:
 
 
 def _name_item(event: EventWrite, offset: int, rev: int) -> Item:
-    """The note of an event by which one of the same name is found, however many there are of its seq."""
+    """The second item of an event, by which it is found among any number of events of its seq."""
     index = DocIndex("event", str(offset))
     return Item(key=name_key(event.seq, event.body.digest), rev=rev, body=Body("", event.body.digest), index=index)
 
 
 def nonce() -> str:
-    """A name that no other write has."""
+    """A random name, unique to one write."""
     return secrets.token_hex(8)

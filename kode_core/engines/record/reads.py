@@ -1,4 +1,4 @@
-"""Reads of the record engine: each is of one instant, although heads and items are read one after the other."""
+"""Reads of the record engine: each shows one instant, although it reads head and items one after the other."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ T = TypeVar("T")
 _ATTEMPTS: Final = 200
 _OPTIMISTIC: Final = 5
 _OPTIMISTIC_SECONDS: Final = 0.5
-"""After so many attempts, or so long, a reader asks writers to wait."""
+"""After this many attempts, or this many seconds, a reader asks writers to wait."""
 _SINGLE_CALLS: Final = 32
 _SEARCH_AGAIN: Final = 20
 _WAITS: Final = 20
 
 
 class Instant(NamedTuple):
-    """A head, and what is pending in it."""
+    """A head and its pending changes."""
 
     head: AgentHead
     overlay: Overlay
@@ -71,23 +71,23 @@ class Instant(NamedTuple):
 
 
 class RecordReads:
-    """What is stored of one agent, or of many."""
+    """Reads of one agent, and queries over many."""
 
     def __init__(self, io: RecordIO, recovery: RecordRecovery) -> None:
         self._io = io
         self._recovery = recovery
 
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
-        """The result of *read* at one instant; *nothing* where there is no head, or a fork is being made.
+        """The result of *read* at one instant, or *nothing* if the agent has no head or is a fork in the making.
 
-        *read* raises MovedError when others wrote meanwhile, and MissingError when something is not found. When it is
-        not found again, and the head is still the same, nobody wrote, and it is lost; the head is asked of a read that
-        is never late. Once says nothing: after a failover rows may be read as they were before the head that was read
-        just before them. Nor does a MovedError say anything of the head: the mark that a head is settled may be
-        acknowledged some time before a read shows it.
+        *read* raises MovedError if another writer came between, and MissingError if a record is not found. One
+        MissingError proves nothing: after a failover, rows may be read as they were before the head. A record counts as
+        lost if it is missing twice under the same head, the second time by ``head_now``, which is never late. A
+        MovedError in between starts that count again, as the mark that a head is settled may be acknowledged some time
+        before a read shows it.
 
         Raises:
-            CorruptRecordError: something of the agent is lost.
+            CorruptRecordError: a record of the agent is lost.
             StoreBusyError: other writers change the agent faster than it can be read.
         """
         missed: AgentHead | None = None
@@ -115,14 +115,14 @@ class RecordReads:
         raise StoreBusyError(f"agent {agent_id!r}: others write faster than it can be read")
 
     async def items(self, instant: Instant, span: Span) -> list[Item]:
-        """Items as they were at the instant, their texts in parts still."""
+        """The items of a span at the instant. Texts in parts are not read yet."""
         stored = await self._io.store.items(instant.place, span)
         if any(item.rev > instant.head.record.rev for item in stored):
             raise MovedError
         return instant.overlay.over(stored, span)
 
     async def still(self, instant: Instant) -> None:
-        """See that the agent was not deleted while something was read that no count tells the size of."""
+        """Raise MovedError if the agent was deleted since the instant: for reads whose size the head does not know."""
         now = await self._io.head(instant.place.agent_id)
         if now is None or now.record.epoch != instant.place.epoch:
             raise MovedError
@@ -145,7 +145,7 @@ class RecordReads:
         return await self.at_once(agent_id, read, None)
 
     async def list_items(self, instant: Instant, kind: ListKind, *, bodies: bool = True) -> list[Item]:
-        """The rows of a list, all of them; their texts in parts still."""
+        """All rows of a list. Texts in parts are not read yet."""
         count = count_of(instant.head.record, kind).count
         if not count:
             return []
@@ -231,11 +231,11 @@ class RecordReads:
         return await self.at_once(agent_id, read, [])
 
     async def _events(self, instant: Instant, span: EventRange) -> list[Item]:
-        """A page of the log. Events that came after the instant are left out: none ever changes."""
+        """A page of the log at the instant. Later events are left out; stored events never change."""
         rev = instant.head.record.rev
         found: list[Item] = []
         if span.order == "offset" and span.after is not None and span.after[1] >= instant.head.state.next_offset - 1:
-            return found  # the head says that none came since: a look of an idle follower is one read
+            return found  # no newer event: the poll of an idle follower is one read
         place = _event_place(span)
         while True:
             place = replace(place, channel=span.channel, limit=span.limit)
@@ -281,7 +281,7 @@ class RecordReads:
         return row if head is None or head.info is None else replace(row, info=head.info.body)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        """Rows that match; those of one agent at one instant, as no write of its own shows in part (MSG-1)."""
+        """The rows that match. Rows of a single agent are read at one instant: no write shows in part (MSG-1)."""
         await self._recovery.recover()
         if query.agent_id is None:
             return await self._search(query)
@@ -297,10 +297,12 @@ class RecordReads:
         return await self.at_once(query.agent_id, read, [])
 
     async def _end_of_write(self, instant: Instant) -> None:
-        """Wait until nothing is pending, as an index knows nothing of that; who wrote may have died, and is helped.
+        """Wait until the head is settled, because indexes do not know pending changes.
+
+        After a while this settles the head itself, in case its writer has died.
 
         Raises:
-            MovedError: something was pending.
+            MovedError: changes were pending, so the instant is over.
         """
         head = instant.head
         if head.state.is_settled:
@@ -314,7 +316,7 @@ class RecordReads:
         raise MovedError
 
     async def _search(self, query: RowQuery) -> Sequence[FoundRow]:
-        """Rows that match and that the heads of their agents still know."""
+        """The rows that match, as far as their agents' heads still know them."""
         most, found, after = query.offset + query.limit, list[FoundRow](), query.after
         left_out = dict[str, None]()
         while len(found) < most:
@@ -330,7 +332,7 @@ class RecordReads:
         return Found(found[query.offset : most], left_out)
 
     async def _known(self, page: Sequence[FoundItem], query: RowQuery) -> tuple[list[FoundRow], list[str]]:
-        """Those of the items that their heads know, and the names of heads that cannot be read (QRY-9)."""
+        """The items that their heads know, as rows, and the names of damaged heads (QRY-9)."""
         heads, damaged = await self._io.sound(list(dict.fromkeys(found.place.agent_id for found in page)))
         instants = dict[str, Instant]()
         for head in heads:
@@ -361,7 +363,7 @@ class RecordReads:
         try:
             return await self._io.overlay(head)
         except MovedError:
-            return Overlay()  # it was settled meanwhile
+            return Overlay()  # the head was settled meanwhile
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         return await self._io.store.agent_ids(prefix, after, limit)
@@ -380,7 +382,7 @@ def _last_of(items: Iterable[Item], keys: set[str]) -> list[Item]:
 
 
 def _left_out(found: Sequence[object]) -> Sequence[str]:
-    """The names of what a store could not read."""
+    """The names of the records that a store could not read."""
     return found.left_out if isinstance(found, Found) else ()
 
 

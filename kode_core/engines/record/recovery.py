@@ -1,4 +1,4 @@
-"""Settling what a dead process left unsettled."""
+"""Settles the heads that a dead process left unsettled."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["FORK_DEAD_SECONDS", "RecordRecovery", "is_dead_fork"]
 
 _RECOVER_SECONDS: Final = 1.0
 _RECOVER_PATIENCE: Final = 5.0
-"""How long a query waits for what the dead left."""
+"""How many seconds a query waits for recovery."""
 FORK_DEAD_SECONDS: Final = 60.0
-"""After how long a fork that shows no sign of life is taken for dead."""
+"""A fork whose head has not changed for this long counts as dead."""
 
 
 def is_dead_fork(head: AgentHead) -> bool:
-    """Whether a fork that is being made gave its last sign long ago, by the clock of this process.
+    """Whether the head is of a fork in the making that gave its last sign long ago, by the clock of this process.
 
-    Where that clock is wrong, a fork that goes on is given up, and begins anew.
+    If that clock is wrong, a live fork is abandoned, and its writer starts over.
     """
     return head.state.reserved and wall_clock() - head.record.updated_at >= FORK_DEAD_SECONDS * 1000
 
 
 class _Seen(NamedTuple):
-    """A head that was not settled, and since when it is the same."""
+    """The revision of an unsettled head, and when it was first seen."""
 
     rev: int
     since: float
@@ -46,7 +46,7 @@ class RecordRecovery:
         self._recovered_at = 0.0
 
     async def recover(self) -> None:
-        """Settle what somebody left who died, before a query: it is waited for a while, and then goes on by itself."""
+        """Settle heads of dead writers before a query. After some seconds the query goes on without waiting."""
         now, is_first = time.monotonic(), self._recovery is None
         if self._recovery is None or self._recovery.done():
             if not is_first and now - self._recovered_at < _RECOVER_SECONDS:
@@ -59,7 +59,7 @@ class RecordRecovery:
             self._recovery.result()
 
     async def _recover(self, *, is_first: bool) -> None:
-        """What others are about to settle gets time for it; what was there before this store was opened does not."""
+        """Settle heads that were found unsettled twice, or in the first round; others may have a live writer."""
         found = await self._io.store.unsettled()
         heads = [head for head in (await self._io.sound(found))[0] if not head.record.is_settled]
         now, seen = time.monotonic(), self._seen
@@ -82,8 +82,8 @@ class RecordRecovery:
         try:
             await self._io.settle(head)
         except (MovedError, KodeError):
-            return  # somebody else goes on with it, or a later call does
+            return  # another process or a later call settles it
 
     async def close(self) -> None:
-        """End what goes on by itself; the next process that comes does it again."""
+        """Stop the background task. The next process recovers the rest."""
         await ended(self._recovery)

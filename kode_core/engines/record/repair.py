@@ -1,4 +1,4 @@
-"""Repair of the record engine by hand: what the sweep does with time, at once, and wherever something is found."""
+"""Repair of the record engine on request: sweeps at once, and every place, where the sweep waits for due notes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["RecordRepair"]
 T = TypeVar("T")
 
 _LOOK_AGAIN_S: Final = 1.0
-"""What is unfinished as long as that, and the same, is nobody's who is about to finish it."""
+"""A head that stays unsettled and unchanged this long has no live writer."""
 _SIGN_S: Final = 5.0
 _IDS_AT_ONCE: Final = 200
 _AT_ONCE: Final = 4
@@ -29,9 +29,9 @@ _NOT_NOW: Final = (MovedError, CorruptRecordError, OutcomeUnknownError, PayloadT
 
 
 class RecordRepair:
-    """Ends what the dead began, and removes what no head refers to; safe at any time, as each step is.
+    """Finishes writes of dead processes, and removes records that no head refers to. Safe at any time.
 
-    No note is forgotten before its time: what arrives late at a place that is repaired is swept later.
+    Notes stay until they are due, so that a sweep removes records that arrive late at a repaired place.
     """
 
     def __init__(self, io: RecordIO, inspection: RecordInspection, sweep: RecordSweep) -> None:
@@ -40,7 +40,7 @@ class RecordRepair:
         self._sweep = sweep
 
     async def repair(self, agent_id: str | None, progress: Progress) -> RepairResult:
-        """Repair one agent, or all; each step of it is told."""
+        """Repair one agent, or all. *progress* is called after each step, and during long ones."""
         run = _Run(progress)
         unsettled = await run.tell(self._io.store.unsettled())
         await self._finish(run, [one for one in unsettled if agent_id in (None, one)])
@@ -49,7 +49,7 @@ class RecordRepair:
             return run.result
         run.total = (await run.tell(self._io.store.totals())).agents
         known = set(await run.tell(self._inspection.noted()))
-        await self._clean(run, [*known])  # those that were deleted are not among the following
+        await self._clean(run, [*known])  # deleted agents are not among the stored ids
         after: str | None = None
         while page := await run.tell(self._io.store.stored_ids(after, _IDS_AT_ONCE)):
             after = page[-1]
@@ -58,7 +58,7 @@ class RecordRepair:
         return run.result
 
     async def _finish(self, run: _Run, agent_ids: list[str]) -> None:
-        """Settle the heads that nobody settles."""
+        """Settle the heads that have no live writer."""
         before, damaged = await run.tell(self._io.sound(agent_ids))
         run.left += len(damaged)
         left = [head for head in before if not head.record.is_settled]
@@ -83,7 +83,7 @@ class RecordRepair:
         await run.tell(each(finish, revs, at_once=_AT_ONCE))
 
     async def _clean(self, run: _Run, agent_ids: list[str]) -> None:
-        """Remove what is left of these agents, however young it is: after the fence a slow writer begins anew."""
+        """Remove these agents' leavings at any age. The fence makes a slow writer start over."""
 
         async def clean(agent_id: str) -> None:
             try:
@@ -100,7 +100,7 @@ class RecordRepair:
 
 
 class _Run:
-    """How far one repair is."""
+    """The progress of one repair."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -109,11 +109,11 @@ class _Run:
 
     @property
     def result(self) -> RepairResult:
-        """What was done so far."""
+        """The result so far."""
         return RepairResult(finished=self.finished, removed=self.removed, left=self.left)
 
     async def tell(self, call: Awaitable[T]) -> T:
-        """Await a call, and tell while it lasts that it goes on: to remove a long agent may take minutes."""
+        """Await a call and report progress meanwhile: removing a long agent may take minutes."""
         task = asyncio.ensure_future(call)
         try:
             while not (await asyncio.wait([task], timeout=_SIGN_S))[0]:

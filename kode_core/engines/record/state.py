@@ -1,4 +1,4 @@
-"""What the record engine keeps of an agent: the keys of its items, and the state inside its head."""
+"""An agent in the record engine: the keys of its items, and the state inside its head."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 
 KEPT_OPS: Final = 8
 UNNAMED: Final = 8
-"""How many events of one seq have no name: those are read to see whether an event is stored already."""
+"""How many events of one seq have no name: these are read to find out whether an event is stored already."""
 
 _LIST_PREFIX: Final = {ListKind.MESSAGES: "m/", ListKind.TOOL_CALLS: "t/"}
 _LISTS: Final = {prefix: kind for kind, prefix in _LIST_PREFIX.items()}
@@ -73,7 +73,7 @@ def row_span(kind: ListKind, first: int = 0, last: int = _LAST_POSITION, *, bodi
 
 
 def list_of(key: str) -> ListKind | None:
-    """The list that a row's key is of."""
+    """The list of a row's key; None for other keys."""
     return _LISTS.get(key[:2])
 
 
@@ -91,7 +91,7 @@ def call_span(call_id: str) -> Span:
 
 
 def doc_key(kind: DocKind, key: str) -> str:
-    """A document's key: of a hash, because keys of callers are of any length."""
+    """A document's key. It holds a hash, because callers' keys have any length."""
     return f"d/{kind.value}/{_hash(key)}"
 
 
@@ -107,7 +107,7 @@ def event_key(offset: int) -> str:
 
 
 def event_span(after: int = -1) -> Span:
-    """Events by offset, those behind an offset."""
+    """Events in order of offset, from the one after *after* on."""
     return Span(first=event_key(max(after + 1, 0)), last=event_key(_LAST_OFFSET))
 
 
@@ -117,36 +117,36 @@ def seq_key(seq: int, offset: int) -> str:
 
 
 def seq_span(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int = -1, bodies: bool = True) -> Span:
-    """Events by (seq, offset): from seq *first*, and of that one only those behind *after_offset*."""
+    """Events in order of (seq, offset), from seq *first* on; of that seq only those after *after_offset*."""
     start = seq_key(first, max(after_offset + 1, 0))
     return Span(first=start, last=seq_key(last, _LAST_OFFSET), by_alt=True, bodies=bodies)
 
 
 def name_key(seq: int, digest: bytes) -> str:
-    """Under what an event is noted that came after many others of its seq."""
+    """The key of the second item of an event that came after many others of its seq."""
     return f"x/{seq + 2**63:020d}/{digest.hex()}"
 
 
 def is_of_log(key: str) -> bool:
-    """Whether a key is of an event, or of the name of one."""
+    """Whether a key belongs to an event, or to an event's name."""
     return key.startswith(("e/", "x/"))
 
 
 def stash_key(nonce: str) -> str:
-    """Under what pending changes are kept that are too large for the head."""
+    """The key of pending changes that do not fit into the head."""
     return f"p/{nonce}"
 
 
 def info_key(nonce: str) -> str:
-    """Under what an info is kept that is too large for the head."""
+    """The key of an info that does not fit into the head."""
     return f"i/{nonce}"
 
 
 def info_spans(info: tuple[str, int, int] | None) -> list[tuple[str, str]]:
-    """The keys under which infos are kept, but for that of the info that a head names: from the first to the last."""
+    """All keys of infos except the key of *info*, as spans from a first to a last key."""
     if info is None:
         return [(info_key(""), info_key(_END))]
-    name = info[0]  # of a fixed length, in hexadecimal digits
+    name = info[0]  # hexadecimal digits of a fixed length
     before, after = f"{name[:-1]}{chr(ord(name[-1]) - 1)}{_END}", f"{name}0"
     return [(info_key(""), info_key(before)), (info_key(after), info_key(_END))]
 
@@ -159,7 +159,7 @@ class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, array_li
 
 
 class Op(_Value, frozen=True):
-    """An operation that was applied: the revision that it made, the lists after it, and where its events begin."""
+    """An applied operation: its revision, the lists after it, and the first offset of its events."""
 
     op_id: str
     rev: int
@@ -169,16 +169,16 @@ class Op(_Value, frozen=True):
 
 
 class Stash(_Value, frozen=True):
-    """Where pending changes are that are too large for the head."""
+    """The key of pending changes that do not fit into the head, and their number of parts."""
 
     key: str
     parts: int
 
 
 class Freed(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="freed"):
-    """Items with keys from ``first`` to ``last`` are put again at ``rev``: their older parts are not needed any more.
+    """Drops the older parts of items with keys from ``first`` to ``last``, which are put again at ``rev``.
 
-    They are not cut: a reader that came before would find nothing there until they are put.
+    A cut would do the same, but an earlier reader would find no items there until they are put.
     """
 
     first: str
@@ -190,25 +190,25 @@ Step: TypeAlias = Change | Freed
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What stands in ``HeadRecord.state``.
+    """The content of ``HeadRecord.state``.
 
     Attributes:
-        next_offset: of the next event; goes on when the agent is deleted.
+        next_offset: the offset of the next event; a delete does not reset it.
         last_seq: the greatest seq of an event.
         ops: the last operations, so that none is applied twice.
-        pending: what the items do not show yet.
-        stash: where it is, when it is not in the head.
-        doomed: epochs of which the items are still there, perhaps.
-        reserved: the epoch of a fork that is being made, whose items nobody needs when it never ends.
+        pending: committed changes that the items do not show yet.
+        stash: the place of the pending changes if they do not fit into the head.
+        doomed: epochs of deletes whose items may still be stored.
+        reserved: True while a fork is being made; if it never finishes, its items may be removed.
         info: the nonce of an info that is not in the head, its revision and its number of parts.
-        has_parts: whether an item may be in parts.
+        has_parts: whether items may have their text in parts.
         frozen: the nonce of a reader that asks writers to wait a moment.
-        latest: no message is newer than that; None where it is not known, or there is none.
-        is_latest: whether a message is just as new.
-        named_from: events from this offset on have a name when many of their seq came before; None where no event of
-            the agent is known to have one.
-        others: how many revisions others make between two turns of one writer; 0 where one writes alone.
-        turn_ends: the revision up to which the writer of this one goes on, if it is not the last one of its turn.
+        latest: an upper bound of all message times; None if it is unknown or the list is empty.
+        is_latest: whether a message has exactly that time.
+        named_from: events from this offset on have a name if many of their seq came before; None if the agent is not
+            known to have named events.
+        others: how many revisions other writers make between two turns of one writer; 0 for a lone writer.
+        turn_ends: the last revision of its writer's turn; 0 after a lone writer.
     """
 
     next_offset: int = 1
@@ -233,11 +233,11 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_numbered(self) -> bool:
-        """Whether an offset was given to an event."""
+        """Whether the agent ever had an event."""
         return self.next_offset > 1
 
     def times_after(self, write: ListWrite, kept: int) -> State:
-        """The state with the latest message time, if it is known, after a write that keeps *kept* old messages."""
+        """The state after a write that keeps *kept* old messages, with the latest message time if that is known."""
         new = write.times()
         if not kept:
             return msgspec.structs.replace(self, latest=max(new, default=None), is_latest=True)
@@ -248,11 +248,11 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.structs.replace(self, latest=latest, is_latest=is_last)
 
     def knows(self, op_id: str) -> bool:
-        """Whether the operation is among the last that were applied."""
+        """Whether the operation is among the last applied ones."""
         return any(op.op_id == op_id for op in self.ops)
 
     def may_have_forgotten(self, rev: int) -> bool:
-        """Whether an operation that made this revision may have been pushed out by later ones."""
+        """Whether later operations may have pushed out one that made this revision."""
         return len(self.ops) >= KEPT_OPS and self.ops[-1].rev > rev
 
 
@@ -261,12 +261,12 @@ _decode = msgspec.msgpack.Decoder(State).decode
 
 
 _SEALED: Final = b"\xc1"
-"""With what a state begins that has a seal: no MessagePack does. States of earlier versions have none."""
+"""The first byte of a sealed state; no MessagePack begins with it. Earlier versions wrote no seal."""
 _SEAL_BYTES: Final = 8
 
 
 def _seal(record: HeadRecord, state: bytes) -> bytes:
-    """A digest of all of a head, the text of its info excepted, which has one of its own."""
+    """A digest of a whole head except the text of its info, which has a digest of its own."""
     info = record.info
     if info is not None:
         info = msgspec.structs.replace(info, body=Body("", info.body.digest))
@@ -280,7 +280,7 @@ def _opened(record: HeadRecord) -> State:
     """The state of a head.
 
     Raises:
-        CorruptRecordError: the head is not what was written.
+        CorruptRecordError: the head differs from the one that was written.
     """
     state = record.state
     try:
@@ -292,15 +292,15 @@ def _opened(record: HeadRecord) -> State:
         if (record.is_settled, record.is_numbered) != (opened.is_settled, opened.is_numbered):
             raise ValueError
         return opened
-    except (ValueError, RecursionError):  # those of msgspec are ValueErrors
+    except (ValueError, RecursionError):  # msgspec raises ValueErrors
         raise CorruptRecordError(f"agent {record.agent_id!r}", "its head is damaged") from None
 
 
 class AgentHead:
-    """A head with its state read, which has a seal over all of it.
+    """A head with its state decoded. The state carries a seal over the whole head.
 
     Raises:
-        CorruptRecordError: the head is not what was written.
+        CorruptRecordError: the head differs from the one that was written.
     """
 
     __slots__ = ("record", "state")
@@ -311,14 +311,14 @@ class AgentHead:
 
     @classmethod
     def sealed(cls, record: HeadRecord, state: State) -> AgentHead:
-        """The head of *record* with this state, to be written."""
+        """A head of *record* with this state, sealed for writing."""
         flags = {"is_settled": state.is_settled, "is_numbered": state.is_numbered}
         record, encoded = msgspec.structs.replace(record, **flags), _encode(state)
         seal = _SEALED + _seal(record, encoded)
         return cls(msgspec.structs.replace(record, state=seal + encoded), state)
 
     def is_still(self, now: AgentHead) -> bool:
-        """Whether nothing that this head names was removed since: a stash goes when it is settled, all else later."""
+        """Whether no record that this head names was removed since: settling removes a stash, later swaps the rest."""
         return (self.record.place, self.record.rev, self.state.stash) == (
             now.record.place,
             now.record.rev,
@@ -326,11 +326,11 @@ class AgentHead:
         )
 
     def with_state(self, state: State) -> AgentHead:
-        """The same revision with another state, to be written."""
+        """The same revision with another state, sealed for writing."""
         return self.sealed(self.record, state)
 
     def next(self, state: State, **changes: Any) -> AgentHead:
-        """The next revision, with this state and these other fields of the record, to be written."""
+        """The next revision, with this state and these other fields of the record, sealed for writing."""
         return self.sealed(msgspec.structs.replace(self.record, rev=self.record.rev + 1, **changes), state)
 
 
@@ -340,7 +340,7 @@ def count_of(record: HeadRecord, kind: ListKind) -> ListHead:
 
 
 class Overlay:
-    """Pending changes, as they show in what is read."""
+    """Pending changes, laid over stored items by reads."""
 
     def __init__(self, steps: Iterable[Step] = ()) -> None:
         self._put: dict[str, Item] = {}
@@ -352,17 +352,17 @@ class Overlay:
                 self._put[step.key] = step
 
     def over(self, stored: Sequence[Item], span: Span) -> list[Item]:
-        """The items of *span* in its order, given those that are stored."""
+        """The items of *span* in its order, made from the *stored* ones and the pending changes."""
         kept = {i.key: i for i in stored if not (i.is_removed or i.key in self._put or self._is_cut(i))}
         put = [item for item in self._put.values() if is_in(item, span)]
-        if stored and len(stored) == span.limit:  # behind the last one there may be others
+        if stored and len(stored) == span.limit:  # more items may follow the last one
             last = _key(stored[-1], span)
             put = [item for item in put if (_key(item, span) >= last if span.descending else _key(item, span) <= last)]
         kept |= {item.key: item for item in put}
         return sorted(kept.values(), key=lambda item: _key(item, span), reverse=span.descending)[: span.limit]
 
     def current(self, item: Item) -> Item | None:
-        """What is at the place of a stored item; None when it was removed."""
+        """The current version of a stored item; None if a pending change removes it."""
         return self._put.get(item.key) or (None if self._is_cut(item) else item)
 
     def _is_cut(self, item: Item) -> bool:
@@ -374,6 +374,6 @@ def _key(item: Item, span: Span) -> str:
 
 
 def is_in(item: Item, span: Span) -> bool:
-    """Whether an item is one of the span."""
+    """Whether a span includes an item."""
     of_channel = span.channel is None or (isinstance(item.index, EventIndex) and item.index.channel == span.channel)
     return of_channel and span.first <= _key(item, span) <= span.last

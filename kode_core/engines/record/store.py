@@ -1,16 +1,16 @@
-"""What a database must do to become an engine when it changes only one record at a time atomically.
+"""The requirements on a database that changes only one record at a time atomically, to become an engine.
 
 A document database or a key-value service promises a conditional write of one record, and little beyond. That is
 enough: :class:`kode_core.engines.record.engine.RecordEngine` makes a whole engine of a :class:`RecordStore`.
 
 - An agent is one *head* and many *items* (messages, tool calls, documents, events), in order of their keys.
-- Nothing but the swap of a head commits. The new head carries the changes of the items, and the first process that
-  comes by applies them: the writer, or another when it died. Readers lay pending changes over the items they read.
-- To apply changes twice, late or after newer ones does no harm: every item has the revision of the head that wrote it,
-  and only a greater one replaces it. An item that is removed leaves a mark with the revision of its removal, so that a
-  late put of an older one does not bring it back, and a reader sees that it came too late.
-- The items of a deleted agent stay behind at its old *epoch*, where nobody looks, until they are removed.
-- What is too large for one record is kept in *parts*.
+- Only the swap of a head commits. The new head carries the changes of the items as *pending*; the writer applies them
+  next, or another process if the writer died. Readers lay pending changes over the items they read.
+- Changes may be applied twice, late, or after newer ones: every item has the revision of the head that wrote it, and
+  only a greater revision replaces it. A removed item leaves a mark with the revision of its removal, so that a late put
+  of an older item does not bring it back, and a reader sees that its head is outdated.
+- The items of a deleted agent stay at its old *epoch*, which no reader visits, until they are removed.
+- A text that is too large for one record is stored in *parts*.
 - A *note* names a place where a process that dies may leave records without a head. A sweep removes them minutes later.
 """
 
@@ -55,7 +55,7 @@ __all__ = [
 
 
 class Place(NamedTuple):
-    """Where an agent's items are. The epoch, 16 hexadecimal digits, is another one after every delete."""
+    """The place of an agent's items. Every delete changes the epoch, which has 16 hexadecimal digits."""
 
     agent_id: str
     epoch: str
@@ -66,21 +66,21 @@ class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class EventIndex(_Value, frozen=True, tag="event"):
-    """By what an event is found."""
+    """The columns that event reads use."""
 
     seq: int
     channel: str
 
 
 class DocIndex(_Value, frozen=True, tag="doc"):
-    """What a document is; its key is the caller's, whatever text of up to 4,096 bytes."""
+    """The kind of a document and its caller's key, any text of up to 4,096 bytes."""
 
     kind: str
     key: str
 
 
 class Removed(_Value, frozen=True, tag="removed"):
-    """In place of what an item is found by, when it was removed and its mark is left."""
+    """Stands for the columns of an item that was removed and left its mark."""
 
 
 ItemIndex: TypeAlias = MessageIndex | ToolCallIndex | EventIndex | DocIndex | Removed
@@ -94,8 +94,8 @@ class Item(_Value, frozen=True, kw_only=True, tag="item"):
         rev: the revision of the head that wrote it.
         body: the text is empty when it is in parts, or was not asked for; the digest is always there.
         time: milliseconds since the epoch; ``created_at`` of messages and tool calls.
-        alt: a second key of the same form, by which some items can be read too.
-        parts: how many parts the text is in; 0 when it is in the body.
+        alt: a second key of the same form; some items can be read by it, too.
+        parts: the number of parts that hold the text; 0 when it is in the body.
     """
 
     key: str
@@ -108,12 +108,12 @@ class Item(_Value, frozen=True, kw_only=True, tag="item"):
 
     @property
     def is_removed(self) -> bool:
-        """Whether it is the mark of an item that was removed."""
+        """Whether this is the mark of a removed item."""
         return type(self.index) is Removed
 
 
 def removed(key: str, rev: int) -> Item:
-    """The mark of an item that was removed at a revision."""
+    """A mark: the item was removed at this revision."""
     return Item(key=key, rev=rev, body=Body("", b""), index=Removed())
 
 
@@ -121,8 +121,8 @@ class Cut(_Value, frozen=True, kw_only=True, tag="cut"):
     """Removes the items with keys from ``first`` to ``last``, both inclusive, whose revision is below ``rev``.
 
     Each leaves a mark of that revision, which stays until an item is put there again or the place is dropped. All older
-    items were put before the cut was committed, so that one of them is at each key that was ever used: a put of an
-    older revision finds it or the mark, however late it is, and does nothing.
+    items were put before the cut was committed, so every key that was ever used holds an item or a mark. A late put of
+    an older revision finds one of them, and does nothing.
     """
 
     first: str
@@ -134,13 +134,13 @@ Change: TypeAlias = Item | Cut
 
 
 class Span(_Value, frozen=True, kw_only=True):
-    """Which items to read: keys from ``first`` to ``last``, both inclusive, in their order.
+    """A range of items: keys from ``first`` to ``last``, both inclusive, in their order.
 
     Attributes:
-        by_alt: ``first``, ``last`` and the order are of ``alt``; items without one are left out.
-        limit: how many at most; None for all.
+        by_alt: True if ``first``, ``last`` and the order refer to ``alt``; items without one are left out.
+        limit: the greatest number of items; None for all.
         bodies: False to leave out the texts.
-        channel: only events of that channel.
+        channel: leaves out the events of other channels.
     """
 
     first: str
@@ -153,17 +153,16 @@ class Span(_Value, frozen=True, kw_only=True):
 
 
 class HeadRecord(_Value, frozen=True, kw_only=True):
-    """An agent's head, the lease excepted.
+    """An agent's head without its lease.
 
     Attributes:
         rev: grows by one with every swap, also over deletes.
-        info: None where none was saved, or it was deleted; only agents with info are listed and found. The text of its
-            body has at most ``RecordStore.inline_bytes``; it is empty when the engine keeps it elsewhere.
-        is_used: whether anything is stored, be it an event of an agent without info.
-        is_settled: whether all items are as the head says. Of those that are not there are few, and
-            ``RecordStore.unsettled`` finds them.
-        state: what else the engine has to remember, at most ``RecordStore.inline_bytes`` and 4,096 bytes.
-        is_numbered: whether events were given offsets, which must never come again (EVT-2).
+        info: None if none was saved, or after a delete; only agents with info are listed and found. The text of its
+            body has at most ``RecordStore.inline_bytes``; it is empty when the engine keeps it in parts.
+        is_used: whether the agent has any record, even without info.
+        is_settled: whether all items are as the head says; ``RecordStore.unsettled`` lists the few that are not.
+        state: the engine's own state, at most ``RecordStore.inline_bytes`` plus 4,096 bytes.
+        is_numbered: whether events were given offsets, which must not be given a second time (EVT-2).
     """
 
     agent_id: str
@@ -180,21 +179,21 @@ class HeadRecord(_Value, frozen=True, kw_only=True):
 
     @property
     def place(self) -> Place:
-        """Where its items are."""
+        """The place of the head's items."""
         return Place(self.agent_id, self.epoch)
 
     @property
     def may_be_forgotten(self) -> bool:
-        """Whether it is what is left of a deleted agent, and need not be kept for more than a day."""
+        """True for the tombstone of a deleted agent: it may be dropped after a day."""
         return self.is_settled and not self.is_used and self.info is None and not self.is_numbered
 
 
 class Remains(NamedTuple):
-    """What can be told of a head that may be damaged.
+    """A head that may be damaged, as far as it can be read.
 
     Attributes:
-        epochs: those at which items or parts of the agent may be, as far as they can be found.
-        stored: all of the head but its lease, as the store has it, for the store to compare.
+        epochs: the epochs at which the agent may have items or parts, as far as they can be found.
+        stored: the whole head without its lease, in the store's own form, for the store to compare.
     """
 
     agent_id: str
@@ -203,16 +202,16 @@ class Remains(NamedTuple):
 
 
 class FoundItem(NamedTuple):
-    """An item that a query found; whether its head still knows it is for the engine to see."""
+    """An item that a query found. The engine checks whether its head still knows it."""
 
     place: Place
     item: Item
 
 
 class Note(NamedTuple):
-    """That something may be left at a place, and since when, in milliseconds of the clock of the process that says so.
+    """A note that a place may hold records without a head.
 
-    ``at`` is 0 where nobody made a note, and the database shows that something is there.
+    ``at`` is in milliseconds of its writer's clock; 0 if an index shows records at the place and it has no note.
     """
 
     place: Place
@@ -220,108 +219,109 @@ class Note(NamedTuple):
 
 
 class RecordStore(Protocol):
-    """What is written for one database; ``docs/record-engine.md`` says what the engine makes of it.
+    """The part that is written for one database; ``docs/record-engine.md`` explains how the engine uses it.
 
-    All reads by agent are current, by either key of an item: they show every call that was answered before, whoever
-    made it. They need not be of one instant, but miss no record that was there all the while: a record is replaced in
-    one step. What is durable survives the loss of a member, as far as the database survives it.
+    All reads by agent are current, by either key of an item: they show every call that was answered before, by any
+    process. A read need not show one instant, but it misses no record that exists throughout: a record is replaced in
+    one step. A durable write survives the loss of a member of the database, if the database itself does.
 
-    Every method may raise the subclasses of ``StorageError``, and no other exception of its driver's: when it is not
-    known whether a write happened, OutcomeUnknownError; when it is known that it did not and it may soon,
-    StoreUnavailableError. Reads, and all writes but ``swap`` and ``acquire_lease``, may be repeated in the store.
+    Methods raise subclasses of ``StorageError`` and none of the driver's exceptions: OutcomeUnknownError if a write may
+    or may not have happened; StoreUnavailableError if it did not happen and a retry may succeed. The store may repeat
+    reads, and all writes except ``swap`` and ``acquire_lease``.
     """
 
     name: str
     """The backend's name, as in ``mongo``."""
 
     inline_bytes: int
-    """How many bytes of pending changes fit into a head."""
+    """The number of bytes of pending changes that fit into a head."""
 
     part_bytes: int
-    """How large a part, and the text of an item's body in UTF-8, may be."""
+    """The greatest size of a part, and of the text of an item's body in UTF-8."""
 
     together: int
-    """How many items can be written with a head in one atomic write; 0 for none."""
+    """The number of items that one atomic write can hold next to a head; 0 for none."""
 
     # --- heads
 
     async def heads(self, agent_ids: Sequence[str]) -> Sequence[HeadRecord]:
-        """The heads of these agents, those that there are, in any order. A lease alone is no head.
+        """The heads of these agents, in any order; agents without one are left out. A lease alone is no head.
 
         Raises:
-            CorruptRecordError: one of them is damaged. It names the agent.
+            CorruptRecordError: a head is damaged. The error names the agent.
         """
         ...
 
     async def head_now(self, agent_id: str) -> HeadRecord | None:
-        """The head, by a read that is never late, not even from a server that was deposed and does not know it yet.
+        """The head, by a read that is never late, not even from a server that does not know yet that it was deposed.
 
-        It may cost more than ``heads``, needs no right to write, and is asked for where something seems to be lost.
+        It may cost more than ``heads`` and needs no right to write. The engine uses it when a record seems to be lost.
         """
         ...
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
-        """Write *new* if the head's ``rev`` is still that of *old* (None: there is no head) and the fence's lease held.
+        """Write *new* if the head still has the ``rev`` of *old* and the fence's lease is held.
 
-        It leaves the lease as it is. *items*, at most ``together``, are put in the same atomic write. Durable when it
-        returns. False when the condition does not hold: nothing was written, and nothing of this call will be. So it is
-        made once, unless the database knows a repetition: another one would take its own write for somebody else's.
+        *old* is None if the agent has no head. The lease stays as it is. *items*, at most ``together``, are put in the
+        same atomic write. Durable when it returns. False if the condition does not hold: nothing was written, and
+        nothing of this call will be. The store must not repeat a swap, unless the database recognizes a repetition: the
+        second attempt would take the first one's write for another writer's.
         """
         ...
 
     async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
-        """Write ``is_settled`` and ``state`` of *head* if the head's ``rev`` is still that.
+        """Write ``is_settled`` and ``state`` of *head* if the stored head still has its ``rev``.
 
-        False when the head has another ``rev`` by now, or is gone. A *lasting* one is as durable when it returns as a
-        swap is, the answer False, too: the engine removes then what the head needed until now. Another one need not
-        be durable: a head that is found unsettled again is settled again.
+        False if the head has another ``rev`` by now, or is gone. A *lasting* mark, and the answer False to it, are as
+        durable as a swap when this returns, because the engine then removes records that the head needed. Any other
+        mark need not be durable: a head that is found unsettled is settled again.
         """
         ...
 
     async def remains(self, agent_id: str) -> Remains | None:
-        """What can be told of a head, however damaged it is; None where there is none."""
+        """A head as far as it can be read, however damaged it is; None without one."""
         ...
 
     async def supplant(self, remains: Remains, new: HeadRecord, fence: Fence | None) -> bool:
-        """Write *new* in place of a head that is still as it was found, if the fence's lease is held, as ``swap`` does.
+        """Replace a head by *new* if it is still as *remains* has it and the fence's lease is held.
 
-        The lease stays. False when the condition does not hold: nothing was written.
+        The lease stays as it is. Durable when it returns. False if the condition does not hold: nothing was written.
         """
         ...
 
     async def unsettled(self) -> Sequence[str]:
-        """Agents whose heads are not settled. May lag as queries do."""
+        """The agents with unsettled heads. May lag as queries do."""
         ...
 
     # --- items
 
     async def items(self, place: Place, span: Span) -> Sequence[Item]:
-        """The items of a span, and the marks of those that were removed, which have no ``alt`` and no channel."""
+        """The items of a span, and the marks of removed items, which have no ``alt`` and no channel."""
         ...
 
     async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
-        """Put items, each unless there is one of the same or a greater ``rev``, and remove what is cut. Durable.
+        """Put items, each unless its key has one of the same or a greater ``rev``, and apply cuts. Durable.
 
-        In any order: what is cut is of an older revision than what is put, and an item goes over a mark of its own
-        ``rev``. A mark needs no other one in its place when it is cut again. At a *fresh* place there is nothing yet,
-        nobody else looks or writes there, and the caller leaves it for good when this raises: items may be put
-        whatever is there, as long as no put can arrive after this returned.
+        The order is free: cuts remove older revisions than the items put with them, and an item replaces a mark of its
+        own ``rev``. A cut may leave an older mark as it is. A *fresh* place is empty, no other process reads or writes
+        there, and the caller abandons it if this raises: the store may put items unconditionally, as long as no put can
+        arrive after this returned.
         """
         ...
 
     async def drop(self, place: Place) -> None:
-        """Remove all items, marks and parts at a place. Durable. What is put there meanwhile may stay.
+        """Remove all items, marks and parts at a place. Durable. Records that are put there meanwhile may stay.
 
-        After each of its steps it calls ``CALLER.get().goes_on()``: a large place takes longer than a call may.
+        It calls ``CALLER.get().goes_on()`` after each step, because a large place takes longer than a call may.
         """
         ...
 
     # --- parts
 
     async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
-        """Keep parts of at most ``part_bytes`` under a key of the form of an item's and a revision. Durable.
+        """Put parts of at most ``part_bytes`` under a revision and a key, which has the form of an item's key. Durable.
 
-        Under the same key and revision there are never other parts.
+        The engine never puts other parts under the same key and revision.
         """
         ...
 
@@ -330,52 +330,52 @@ class RecordStore(Protocol):
         ...
 
     async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
-        """Remove the parts under keys from *first* to *last*, both inclusive, of revisions below *rev*. Durable.
+        """Remove the parts with keys from *first* to *last*, both inclusive, and revisions below *rev*. Durable.
 
-        Others must stay: writers put parts of the next revision before they commit it.
+        Newer parts must stay: writers put the parts of a revision before they commit it.
         """
         ...
 
     async def part_keys(self, place: Place, first: str, last: str) -> Sequence[tuple[str, int]]:
-        """The keys from *first* to *last*, both inclusive, under which there are parts, and their revisions."""
+        """The keys of parts from *first* to *last*, both inclusive, each with its revision."""
         ...
 
     # --- notes
 
     async def note(self, note: Note) -> None:
-        """Keep a note. Durable: what it is about is done afterwards. A place may have several."""
+        """Put a note. Durable, as the noted work begins afterwards. A place may have several notes."""
         ...
 
     async def notes(self, until: int, limit: int) -> Sequence[Note]:
-        """The notes that were made until then, the oldest first, at most so many; without a look at anything else."""
+        """At most *limit* notes that were made until then, the oldest first. This reads no other records."""
         ...
 
     async def notes_of(self, agent_id: str) -> Sequence[Note]:
-        """The notes of an agent, and those places without one where an index shows that something is, if one does."""
+        """The notes of an agent, and places without a note at which an index shows records, if the store has one."""
         ...
 
     async def forget(self, note: Note) -> None:
-        """Remove a note. A later one of the same place stays."""
+        """Remove a note. A later note of the same place stays."""
         ...
 
-    # --- queries, which may lag behind where the backend declares that
+    # --- queries, which may lag if the backend declares it
 
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         """As ``Engine.agent_ids``."""
         ...
 
     async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
-        """As ``Engine.stored_ids``: of heads that have info or where ``is_used`` is true."""
+        """As ``Engine.stored_ids``: the agents whose heads have info or ``is_used``."""
         ...
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        """As ``Engine.find_sessions``; in a ``Found`` where it had to leave out what is damaged."""
+        """As ``Engine.find_sessions``. A ``Found`` if damaged agents were left out."""
         ...
 
     async def find_items(self, query: RowQuery) -> Sequence[FoundItem]:
         """Messages or tool calls that match, in the query's order, at most ``limit``; ``offset`` is 0.
 
-        Items of old epochs may be among them, and no marks. It is a ``Found`` where damaged ones had to be left out.
+        Items of old epochs may be among them, but no marks. A ``Found`` if damaged items were left out.
         """
         ...
 
@@ -398,13 +398,13 @@ class RecordStore(Protocol):
         ...
 
     async def holds_lease(self, agent_id: str, fence: Fence) -> bool:
-        """Whether the lease is held, by that owner, with that token."""
+        """Whether the lease is held by this owner with this token."""
         ...
 
     # --- operations
 
     def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch | None:
-        """As ``Notifies.watch``; None where the database tells nobody."""
+        """As ``Notifies.watch``. None if the database does not report writes."""
         ...
 
     def probes(self) -> Sequence[tuple[Medium, Callable[[], Awaitable[None]]]]:
@@ -416,5 +416,5 @@ class RecordStore(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give back what the store opened."""
+        """Release all that the store opened."""
         ...

@@ -1,16 +1,16 @@
-"""Removal of what processes that died left where no head refers to it.
+"""Removes records of dead processes that no head refers to.
 
-Something can be left in three ways. A process is killed between parts that it put and the swap that would have named
-them; it is killed after a swap and before it removed what the swap made needless; or it is so slow that what it puts
-arrives at an epoch that somebody else has removed. Before any of this can happen, a note of the place is made
-(``RecordIO.note``). Notes lie in the order of their times, so that those that are old enough are found by one read of
-them alone, whatever else the database holds.
+Such records come about in three ways. A process is killed after it put parts and before the swap that would have named
+them; it is killed after a swap and before it removed the records that the swap replaced; or it is so slow that its puts
+arrive at an epoch that another process has removed. Before any of this can happen, the process makes a note of the
+place (``RecordIO.note``). Notes are ordered by time, so that one read finds the due ones, however large the database
+is.
 
-Sweeping a place is safe at any time. First the head is swapped for itself: now nobody commits any more what was begun
-before, whatever was read late, and the head is known to be the latest. If it is of another epoch, no head will ever
-name the place, and all that is there goes. If it is of this one, those parts go that are of its revision or older and
-that it does not name. That a note is swept only when it is old has another reason: what is still on its way then
-arrives before. A note is forgotten only after all that it is about was removed.
+Sweeping a place is safe at any time. First the head is swapped for itself. From then on no earlier swap can commit,
+and the head is known to be the latest. If it has another epoch, no head will ever name the place again, and everything
+there is removed. If it has this epoch, the parts of its revision or older that it does not name are removed. Waiting
+until a note is old has another reason: records that are still on their way arrive before. A note is forgotten only
+after its place was swept.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _ATTEMPTS: Final = 5
 
 
 class RecordSweep:
-    """Looks now and then, from the first call of an engine on, for heads that are not settled and notes that are due.
+    """Settles unsettled heads and sweeps due notes in rounds, from an engine's first call on.
 
-    A round costs the two reads that find them.
+    A round that finds none costs two reads.
     """
 
     def __init__(self, io: RecordIO, recovery: RecordRecovery) -> None:
@@ -55,33 +55,33 @@ class RecordSweep:
         self._is_closed = False
 
     def start(self) -> None:
-        """Have the rounds begin, unless they have."""
+        """Begin the rounds, once."""
         if self._timer is None:
             self._wait(_FIRST_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        """A round later. The timer does not keep an engine alive that nobody closed."""
+        """Schedule the next round. The timer holds a weak reference, so an engine that was not closed can be freed."""
         if not self._is_closed:
             pause, me = seconds * random.uniform(0.5, 1.5), weakref.ref(self)  # noqa: S311
             self._timer = asyncio.get_running_loop().call_later(pause, _begin, me)
 
     async def _go_round(self) -> None:
-        with suppress(KodeError):  # a later round does it
+        with suppress(KodeError):  # a later round tries again
             await self._recovery.recover()
             await self.sweep()
         self._wait(_ROUND_SECONDS)
 
     async def sweep(self) -> None:
-        """Sweep the places of all notes that are due."""
+        """Sweep the places of all due notes."""
         while True:
             notes = await self._io.store.notes(self._io.overdue(), _AT_ONCE)
-            random.shuffle(mixed := list(notes))  # others do the same
+            random.shuffle(mixed := list(notes))  # other processes sweep the same notes
             done = await each(self._sweep_note, mixed, at_once=_PLACES_AT_ONCE)
             if len(notes) < _AT_ONCE or not all(done):
                 return
 
     async def _sweep_note(self, note: Note) -> bool:
-        """Whether it was swept, or noted anew: a damaged agent, or one that is always written, holds up no other."""
+        """Sweep a note's place, or note it anew if it is damaged or busy, so that others go on. False if both fail."""
         with suppress(KodeError):
             try:
                 await self.sweep_place(note.place)
@@ -92,19 +92,19 @@ class RecordSweep:
         return False
 
     async def sweep_agent(self, agent_id: str) -> None:
-        """Sweep all known places of an agent at once. Their notes stay until they are due.
+        """Sweep all noted places of an agent at once. The notes stay until they are due.
 
         Raises:
-            MovedError: another writer came between.
+            MovedError: another writer changed the head.
         """
         for place in dict.fromkeys(note.place for note in await self._io.store.notes_of(agent_id)):
             await self.sweep_place(place)
 
     async def sweep_place(self, place: Place) -> None:
-        """Remove what no head refers to at a place.
+        """Remove the records at a place that no head refers to.
 
         Raises:
-            MovedError: other writers were faster, or a fork is being made there.
+            MovedError: other writers kept changing the head, or a fork is being made.
         """
         record = await self._fence(place.agent_id)
         if record.record.epoch != place.epoch:
@@ -116,7 +116,7 @@ class RecordSweep:
             await self._io.store.drop_parts(place, first, last, until)
 
     async def _fence(self, agent_id: str) -> AgentHead:
-        """Swap the head for itself, settled; where there is none, for that of an agent that was deleted."""
+        """Settle the head and swap it for itself. An agent without a head gets the head of a deleted agent."""
         for _ in range(_ATTEMPTS):
             head = await self._io.head(agent_id)
             if head is not None and head.state.reserved:
@@ -130,7 +130,7 @@ class RecordSweep:
         raise MovedError
 
     async def close(self) -> None:
-        """End it; others do the rest."""
+        """Stop the rounds. Other processes sweep the rest."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()

@@ -1,11 +1,16 @@
-"""Whose turn it is to write an agent, where several stores write it: nobody says so, each sees it by the head.
+"""Turns of several stores that write one agent. They have no coordinator: each store reads the turns from the head.
 
-A writer whose swap is refused has met another one. From then on writers take turns. One that swaps the head says in it
-up to which revision it goes on. The others wait for about as many revisions as others make between two turns of one
-writer, which the head says, too, and then for the end of a turn. Whoever looks at a head that is nobody's takes it,
-and so does one that sees it unmoved: its writer had nothing more to write, or is dead.
+A writer whose swap is refused has met another one. From then on they take turns. A writer that swaps the head records
+in it the last revision of its turn. The other writers wait for about as many revisions as pass between two turns of one
+writer, a number that the head also holds, and then for the end of a turn:
 
-All this is advice. Nothing but the condition of a swap keeps two writers apart.
+    revision   41  42  43  44  45  46  47  48  49
+    writer      A   A   A   B   B   B   C   C   C      A is back at 50: ``others`` is 6, ``turn_ends`` of 44 is 46
+
+A writer takes the head when no turn is under way. It also takes a head that has not moved for a while: its writer had
+nothing more to write, or is dead.
+
+All this is advice. Only the condition of a swap keeps two writers apart.
 """
 
 from __future__ import annotations
@@ -22,21 +27,21 @@ __all__ = ["Turn", "Turns"]
 _KNOWN: Final = 512
 _MOST_SWAPS: Final = 12
 _LONG_TURN, _SHORT_TURN = 0.5, 0.1
-"""How many seconds a turn lasts at most, if it has more than two swaps: less where a round takes long already."""
+"""The most seconds of a turn with more than two swaps: fewer if a round takes long already."""
 _LONG_ROUND: Final = 5.0
 _MOST_OTHERS: Final = 10_000
 _SOONEST, _LATEST = 0.7, 1.2
-"""Which part of what others make between two turns a writer waits for."""
+"""The share of the other writers' revisions that a writer waits for, drawn between these two."""
 _SPREAD: Final = 0.9, 1.2
-"""Which part of its length it waits for the end of a turn: not all should look at the same instant."""
+"""A pause is drawn between these shares of its length, so that not all writers look at the same instant."""
 _SLOW: Final = 8
-"""How many times as long as a revision takes the head stays unmoved before its turn counts as given up."""
+"""A turn counts as given up when the head has not moved for this many times the duration of a revision."""
 _SLOWEST: Final = 1.0
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
 
 
 class Turn:
-    """Where one writer is of its turns with one agent."""
+    """The state of one writer's turns with one agent."""
 
     def __init__(self) -> None:
         self.pace = 0.0
@@ -55,7 +60,7 @@ class Turn:
     # --- before a swap
 
     def goes_on(self, head: AgentHead) -> bool:
-        """Whether the writer may swap the head that it wrote itself; otherwise others have their turn first."""
+        """Whether the writer may go on from the head that it wrote itself. If not, its turn is over."""
         if not self._is_met:
             return True
         if self._since is None and self._done >= self._swaps:
@@ -64,47 +69,47 @@ class Turn:
         return self._since is None and time.monotonic() - self._last_at < _MOST_SWAPS * self.pace
 
     def may_swap(self, head: AgentHead) -> bool:
-        """Whether the writer may swap a head that it just read; otherwise it looks again after :meth:`pause`."""
+        """Whether the writer may swap a head that it has just read. If not, it reads again after :meth:`pause`."""
         rev, end = head.record.rev, head.state.turn_ends
         if rev in (self._last, end) or rev > end or self._is_slow(rev):
             return True
         waited = 0 if self._since is None else rev - self._since
-        if waited >= _MOST_SWAPS:  # others show what a revision takes now
+        if waited >= _MOST_SWAPS:  # the others' revisions show the present pace
             self.pace = min((time.monotonic() - self._since_at) / waited, _SLOWEST)
         left = max(end - rev, self._due - waited)
         overdue = waited / max(2 * head.state.others, _MOST_SWAPS)
-        sooner = min(max(1.0, overdue), 2.0)  # one that has waited for too long looks more often
+        sooner = min(max(1.0, overdue), 2.0)  # a writer that has waited for too long looks more often
         self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD) / sooner  # noqa: S311
         return False
 
     def _is_slow(self, rev: int) -> bool:
-        """Whether the head moves so slowly that nobody writes all the time; how far it is is remembered."""
+        """Whether the head moves so slowly that no writer is busy. This also remembers the revision and its time."""
         now, seen, at = time.monotonic(), self._seen, self._seen_at
         if rev != seen:
             self._seen, self._seen_at = rev, now
         return seen is not None and now - at > _SLOW * self.pace * max(rev - seen, 0.5)
 
     def pause(self) -> float:
-        """How long to wait until the head is looked at; 0 for at once."""
+        """The seconds to wait before the head is read; 0 to read it now."""
         pause, self._pause = self._pause, 0.0
         return pause and min(max(pause, _LEAST_PAUSE), _MOST_PAUSE)
 
     def said(self, old: AgentHead | None) -> dict[str, int]:
-        """What the next head says of turns."""
+        """The fields of the next head that concern turns."""
         if old is None or not self._is_met:
             return {"others": 0 if old is None else old.state.others, "turn_ends": 0}
         others, rev = old.state.others, old.record.rev
         if self._since is None:
             return {"others": others, "turn_ends": rev + 1 + max(self._swaps - self._done - 1, 0)}
         found = min(max(rev - self._since, 0), _MOST_OTHERS)
-        weight = 2 if found > others else 4  # how many there are is soon seen, and slowly forgotten
+        weight = 2 if found > others else 4  # rises fast, falls slowly
         others = others + (found - others) // weight if found else others // 4
         return {"others": others, "turn_ends": rev + self._swaps}
 
     # --- after it
 
     def lost(self, head: AgentHead | None, seconds: float) -> None:
-        """Another one was faster than a swap of this head, which took so long."""
+        """Record that another writer was faster than a swap of this head, which took *seconds*."""
         if head is None:
             return
         self._is_met = True
@@ -117,7 +122,7 @@ class Turn:
         self._seen, self._seen_at = head.record.rev, time.monotonic()
 
     def won(self, head: AgentHead | None, seconds: float) -> None:
-        """The head is that of another revision now, which took so long."""
+        """Record that a swap of this head succeeded and took *seconds*."""
         self.pace = seconds if not self.pace else self.pace + (seconds - self.pace) / 4
         if head is None:
             return
@@ -138,7 +143,7 @@ class Turn:
 
 
 class Turns:
-    """The turns of all agents that a process writes."""
+    """The turns of a process with all agents that it writes."""
 
     def __init__(self) -> None:
         self._turns = Recent[str, Turn](_KNOWN)

@@ -1,4 +1,14 @@
-"""Commits of the record engine: the batches of an agent in their order, those of different agents side by side."""
+"""Commits of the record engine: the batches of an agent in their order, different agents in parallel.
+
+Only the swap commits, so a process may die between any two steps::
+
+    read the head -> plan -> put notes, parts, stash -> SWAP -> apply pending changes -> mark the head settled
+          ^                                              |
+          +----------- another writer was faster --------+
+
+After a crash before the swap, a sweep removes the parts. After a later crash, the next writer or query finds the
+pending changes in the head and applies them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +16,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
@@ -32,7 +42,7 @@ from kode_core.engines.record.batches import (
 )
 from kode_core.engines.record.debts import RecordDebts
 from kode_core.engines.record.io import MovedError, RecordIO
-from kode_core.engines.record.names import known_events
+from kode_core.engines.record.names import known_of_batches
 from kode_core.engines.record.plan import Plan
 from kode_core.engines.record.state import AgentHead, Overlay, Step, info_key, is_of_log, row_span
 from kode_core.engines.record.store import HeadRecord, Item
@@ -57,13 +67,13 @@ _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
 _SETTLE_SECONDS: Final = 0.05
 _SETTLE_EVENTS_SECONDS: Final = 1.0
-"""The same where one writer appends events, which are not searched for: the next one comes soon, and says it, too."""
+"""The same for a lone writer of events, which no query searches: its next swap comes soon and marks them."""
 _DOUBT_SECONDS: Final = 30.0
 _GIVEN_UP: Final = "nobody waited for the write any more when its turn came; nothing was written"
 
 
 class RecordWriter:
-    """Commits batches: one after the other for one agent, side by side for different agents (OPS-13)."""
+    """Commits batches: one after the other for one agent, in parallel for different agents (OPS-13)."""
 
     def __init__(self, io: RecordIO, debts: RecordDebts, sweep: RecordSweep) -> None:
         self._io = io
@@ -99,20 +109,20 @@ class RecordWriter:
     # --- jobs
 
     def spawn(self, job: Any) -> asyncio.Task[Any]:
-        """Run something that ``close`` waits for."""
+        """Run a job in the background; ``close`` waits for it."""
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(job)
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
         return task
 
     async def close(self) -> None:
-        """Wait for what was accepted."""
+        """Wait until all accepted batches and background jobs are done."""
         self._closing.set()
         while self._jobs:
             await asyncio.wait(self._jobs)
 
     def forget(self, agent_id: str) -> None:
-        """Somebody else wrote the head."""
+        """Drop the cached head, because another writer may have changed it."""
         self._heads.pop(agent_id, None)
 
     # --- groups
@@ -123,7 +133,7 @@ class RecordWriter:
         try:
             while queue:
                 group = take(queue)
-                CALLER.set(together(group))  # of this task alone
+                CALLER.set(together(group))  # the context of this task alone
                 outcomes = await self._outcomes(agent_id, group)
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
@@ -143,13 +153,17 @@ class RecordWriter:
             return await self._write(agent_id, group) if group else []
         except UnwantedError:
             return await self._outcomes(agent_id, group)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for those who wait
+        except Exception as exc:  # noqa: BLE001 - every error goes to the waiting callers
             if len(group) == 1 or (isinstance(exc, KodeError) and exc.retry is not Retry.NEVER):
                 return [exc] * len(group)
         return [outcome for one in group for outcome in await self._outcomes(agent_id, [one])]
 
     async def _write(self, agent_id: str, group: Sequence[Waiting]) -> Sequence[Outcome]:
-        """Swap the head for one with the batches in it, until nobody else was faster."""
+        """Swap the head for one with the batches in it; start over when another writer was faster.
+
+        *doubt* is the revision of a swap whose answer was lost. From then on "nothing was written" would be a guess:
+        the loop ends with an outcome that the head proves by the batch's operation id, or with OutcomeUnknownError.
+        """
         batches, fence = [one.batch for one in group], group[0].batch.fence
         doubt: int | None = None
         doubted_at = 0.0
@@ -157,15 +171,15 @@ class RecordWriter:
         turn, until = self._turns.of(agent_id), Until.of(group)
         for attempt in range(_ATTEMPTS):
             if doubt is None and attempt and time.monotonic() > until.turn:
-                break
+                break  # busy: the caller learns in time that nothing was written
             try:
                 old, is_fresh = await self._head(agent_id, batches, turn, until, in_doubt=doubt is not None)
-                known = await self._known_events(old, batches)
+                known = await known_of_batches(self._io.store, old, batches)
                 plan = Plan(agent_id, old, known, await self._latest(old, batches))
             except MovedError:
                 await _pause(attempt)
                 continue
-            except CorruptRecordError:
+            except CorruptRecordError:  # a delete needs nothing from the head, so it may replace a damaged one
                 if not may_supplant(batches):
                     raise
                 if not await self._is_held(agent_id, fence, in_doubt=doubt is not None):
@@ -175,12 +189,14 @@ class RecordWriter:
             except StorageError as exc:
                 if doubt is not None:
                     raise OutcomeUnknownError(IN_DOUBT) from exc
-                if isinstance(exc, OutcomeUnknownError):
+                if isinstance(exc, OutcomeUnknownError):  # settling an earlier write is in doubt, not this write
                     raise not_written(exc) from exc
                 raise
+            # A head remembers few operations. If later writes pushed ours out, its absence proves nothing.
             if doubt is not None and old is not None and any(is_forgotten(old, batch, doubt) for batch in batches):
                 raise OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
             outcomes: list[Outcome] = [plan.add(batch) for batch in batches]
+            # A cached head may be outdated. A swap notices that; a refusal, or a write of nothing, would not.
             if not is_fresh and (not plan.is_changed or any(isinstance(outcome, Refused) for outcome in outcomes)):
                 self.forget(agent_id)
                 continue
@@ -196,19 +212,20 @@ class RecordWriter:
                 turn.lost(old, time.monotonic() - began)
             except OutcomeUnknownError:
                 now = time.monotonic()
-                if doubt is None:  # of a first head nobody knows where its revisions begin
+                if doubt is None:  # a first head may have begun at another writer's random revision
                     doubt, doubted_at = 0 if old is None else plan.rev, now
-                if now - doubted_at > _DOUBT_SECONDS:
+                if now - doubted_at > _DOUBT_SECONDS:  # until then, look for the operation in the head, and write again
                     raise
             except StorageError as exc:
                 if doubt is None:
                     raise
                 raise OutcomeUnknownError(IN_DOUBT) from exc
+
             self.forget(agent_id)
             if not await self._is_held(agent_id, fence, in_doubt=doubt is not None):
                 if doubt is None or was_lost:
                     return [Refused("fence")] * len(batches)
-                was_lost = True  # what is in doubt may have come before that: look once more
+                was_lost = True  # the swap in doubt may have come first: look once more
             if old is None or doubt is not None:
                 await _pause(attempt)
         if doubt is not None:
@@ -216,7 +233,7 @@ class RecordWriter:
         raise StoreBusyError(f"agent {agent_id!r}: other writers kept changing it; nothing was written")
 
     async def _is_held(self, agent_id: str, fence: Fence | None, *, in_doubt: bool) -> bool:
-        """Whether the write's lease is held, if it has one; *in_doubt* when the write may have been applied already."""
+        """Whether the write has no lease or holds its lease. With *in_doubt*, a failure leaves the write in doubt."""
         try:
             return fence is None or await self._io.store.holds_lease(agent_id, fence)
         except StorageError as exc:
@@ -227,10 +244,10 @@ class RecordWriter:
     async def _head(
         self, agent_id: str, batches: Sequence[Batch], turn: Turn, until: Until, *, in_doubt: bool
     ) -> tuple[AgentHead | None, bool]:
-        """The head to build on, and whether it was just read; readers and other writers are waited for.
+        """The head to plan on, and whether it was just read. This waits for readers and for the writer's turn.
 
-        It is settled, or the swap can take over what is pending. For a delete alone it need not be: all that is pending
-        goes with the epoch, also what cannot be applied.
+        The head is settled, or the swap can take over its pending changes. A delete alone accepts any pending changes,
+        even damaged ones, because they go with the epoch.
         """
         known = self._heads.get(agent_id)
         if known is not None and turn.goes_on(known):
@@ -250,7 +267,7 @@ class RecordWriter:
         return await self._io.settle(head), True
 
     async def _awaited(self, agent_id: str, turn: Turn, until: Until) -> AgentHead | None:
-        """The agent's head, once it is the writer's turn."""
+        """The agent's head, when it is the writer's turn."""
         while True:
             pause, rest = turn.pause(), until.turn - time.monotonic()
             if pause:
@@ -260,25 +277,17 @@ class RecordWriter:
                 return head
 
     async def _swept(self, agent_id: str, head: AgentHead | None) -> AgentHead | None:
-        """The head of an agent that was deleted, and is deleted again: what is left of it goes at once (LIFE-3)."""
+        """The head of a deleted agent that is deleted again: its leavings are removed at once (LIFE-3)."""
         if head is not None:
             await self._io.settle(head)
         await self._sweep.sweep_agent(agent_id)
         head = await self._io.head(agent_id)
         return None if head is None else await self._io.settle(head)
 
-    async def _known_events(self, old: AgentHead | None, batches: Sequence[Batch]) -> Mapping[tuple[int, bytes], int]:
-        """The offsets of those events that are stored; only those of a seq that was there can be."""
-        events = [event for batch in batches for event in batch.events]
-        if old is None or old.state.last_seq is None:
-            return {}
-        names = {(event.seq, event.body.digest) for event in events if event.seq <= old.state.last_seq}
-        return await known_events(self._io.store, old, names) if names else {}
-
     async def _latest(self, old: AgentHead | None, batches: Sequence[Batch]) -> int | None:
-        """The greatest time of a message, where something is appended that may be older and the head does not say it.
+        """The greatest message time, read from the items; None if the plan does not need it.
 
-        Heads say it, but not those that were written before they did, or after a message was edited or cut off.
+        A plan needs it for an append that may be older, if the head lacks it: after an edit or an earlier release.
         """
         if old is None or not old.record.messages.count:
             return None
@@ -293,6 +302,10 @@ class RecordWriter:
     # --- one swap
 
     async def _swap(self, old: AgentHead | None, plan: Plan, group: Sequence[Waiting], turn: Turn) -> bool:
+        """Swap *old* for the plan's head and apply its changes. False if another writer was faster.
+
+        Few and small changes are written with the head. Others are pending in the head or a stash until applied.
+        """
         io, changes, fence = self._io, plan.changes, group[0].batch.fence
         taken = old.state.pending if old is not None and old.record.epoch == plan.head.epoch else ()
         check_indexes(changes)
@@ -310,7 +323,7 @@ class RecordWriter:
             self._remember(head)
         else:
             pending, changes = await self._before_swap(self._with_pending(head, changes, old, taken))
-            is_wanted = any(one.caller.is_waiting() for one in group)  # a stash takes time
+            is_wanted = any(one.caller.is_waiting() for one in group)  # a stash takes time: the callers may have left
             if not (is_wanted and await io.store.swap(before, pending.record, fence, ())):
                 await self._unstash(pending)
                 return False
@@ -320,7 +333,7 @@ class RecordWriter:
         return True
 
     async def _before_swap(self, preparation: Awaitable[T]) -> T:
-        """What is kept beside a head commits nothing: when that is in doubt, the write is not."""
+        """Await a step that commits nothing: when it is in doubt, the write itself is not."""
         try:
             return await preparation
         except OutcomeUnknownError as exc:
@@ -329,7 +342,7 @@ class RecordWriter:
     async def _with_pending(
         self, head: AgentHead, changes: Sequence[Step], old: AgentHead | None, taken: Sequence[Step]
     ) -> tuple[AgentHead, tuple[Step, ...]]:
-        """The head with its changes pending, and with those of the old one that it takes over; and what is pending."""
+        """The head with its pending changes, and these: the ones taken over from the old head, and its own."""
         steps = (*taken, *changes)
         if not steps:
             return head, steps
@@ -348,7 +361,7 @@ class RecordWriter:
             await self._io.store.drop_parts(head.record.place, stash.key, stash.key, rev + 1)
 
     async def _finish(self, head: AgentHead, changes: Sequence[Step]) -> None:
-        """Do what is pending. It is committed already: when this fails it is tried again soon, here or elsewhere."""
+        """Apply committed changes. A failure is no failure of the write: this or another process tries again soon."""
         record, state = head.record, head.state
         try:
             if changes:
@@ -365,17 +378,17 @@ class RecordWriter:
             self.spawn(self._debts.repeat(record.agent_id, self._closing))
 
     def _pause_after(self, record: HeadRecord, changes: Sequence[Step]) -> float:
-        """How long the mark that a swap's changes are applied waits for the next swap."""
+        """How many seconds to wait for the next swap before a head is marked settled in a write of its own."""
         known = self._heads.get(record.agent_id)
-        is_alone = known is not None and known.record.rev == record.rev - 1  # others would have to apply them again
+        is_alone = known is not None and known.record.rev == record.rev - 1  # others would repeat our changes
         is_log = all(isinstance(change, Item) and is_of_log(change.key) for change in changes)
         return _SETTLE_EVENTS_SECONDS if is_alone and is_log else _SETTLE_SECONDS
 
     async def _settle(self, head: AgentHead, seconds: float) -> None:
-        """Say that all is done, unless more is written soon: the next swap says it, too.
+        """Mark a head settled, unless the next swap comes first and does it for free.
 
-        It does not say so when it is of another epoch and others came between: then what was applied may have come too
-        late to be removed with the old epoch.
+        A swap to another epoch does so only if no other writer came between: otherwise the changes may have been
+        applied too late to be removed with the old epoch. Writing the mark finds that out.
         """
         await waited_for(self._closing, seconds)
         rev, epoch = self._newest.get(head.record.agent_id, (0, ""))
@@ -384,10 +397,10 @@ class RecordWriter:
             if not is_said:
                 await self._io.tell(head.record)
         except StorageError:
-            return  # it stays to be done again, which changes nothing
+            return  # it stays unsettled: applying the changes again is harmless
 
     async def _forget_info(self, head: AgentHead) -> None:
-        """Remove the info that a swap replaced, and all before it."""
+        """Remove the parts of the info that a swap replaced, and of all before it."""
         try:
             await self._io.store.drop_parts(head.record.place, info_key(""), info_key("~"), head.record.rev)
         except StorageError:

@@ -1,7 +1,7 @@
 """The DynamoDB backend of kode-core.
 
-Installed, it is found by name: ``create_extended_store("dynamodb://eu-central-1/kode_agents")``. :class:`DynamoDBStore`
-is for direct use.
+When it is installed, kode-core finds it by name: ``create_extended_store("dynamodb://eu-central-1/kode_agents")``.
+:class:`DynamoDBStore` is for direct use.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["DynamoDBOptions", "DynamoDBStore"]
 class DynamoDBStore(BackendStore):
     """An ExtendedStore in a table of DynamoDB.
 
-    *connection* is the table's name or a mapping with ``table``, ``region``, ``endpoint_url`` and so on. Give
-    *session*, an ``aioboto3.Session`` of your own, or *client*, a DynamoDB client of your own, which stays open. With
-    *file_store_base_dir*, events, todos, history and media are kept in that folder; without it, all is in the table.
-    Other options are those of :class:`DynamoDBOptions` and :class:`kode_core.config.StoreOptions`.
+    *connection* is the table's name or a mapping with ``table``, ``region``, ``endpoint_url`` and so on. You may give
+    *session*, an ``aioboto3.Session``, or *client*, a DynamoDB client of your own, which stays open. With
+    *file_store_base_dir*, the store keeps events, todos, history and media in that folder; without it, everything is
+    in the table. :class:`DynamoDBOptions` and :class:`kode_core.config.StoreOptions` list the other options.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""The client: shared by the stores of a process, and how every call on it is bounded, tried again and told of.
+"""The client that a process's stores share, and how every call is limited, tried again, and its errors translated.
 
-botocore repeats nothing by itself here: whether a call may be made again is known above, and not there.
+botocore's own retries are off: only the caller knows whether a call may be repeated.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from kode_dynamodb.options import DynamoDBOptions
 __all__ = ["ALL", "AT_ONCE", "LOOKING", "Connection", "Record", "Sizes", "connect", "first_of"]
 
 Record: TypeAlias = dict[str, Any]
-"""An item as the service takes it: ``{"pk": {"S": "…"}, …}``."""
+"""An item in the service's form: ``{"pk": {"S": "…"}, …}``."""
 
 _IN_ALL: Final = 32
 AT_ONCE: Final = 8
-"""How many requests one call makes side by side: others get their turn between them."""
+"""The number of parallel requests of one call. It leaves room for the requests of other calls."""
 _GET_AT_ONCE: Final = 100
 _WRITE_AT_ONCE: Final = 25
 _PAUSE_S: Final = 0.02
@@ -37,31 +37,30 @@ _LONGEST_PAUSE_S: Final = 0.5
 
 
 class Sizes(NamedTuple):
-    """How many items the first page of a query has at most, and how many each later one."""
+    """The most items on the first page of a query, and on each later one."""
 
     first: int
     later: int
 
 
 ALL: Final = Sizes(1000, 1000)
-"""For a query of which everything is wanted."""
+"""The page sizes of a query whose caller wants all items."""
 LOOKING: Final = Sizes(100, 1000)
-"""For a query that looks for something, however much of it is wanted: what is usual is soon found at low cost, and what
-is rare in few pages."""
+"""The page sizes of a search: a common item is found on the small first page at low cost, a rare one in few pages."""
 
 
 def first_of(limit: int) -> Sizes:
-    """For a query whose first items are wanted, so many."""
+    """The page sizes of a query whose caller wants the first *limit* items."""
     size = min(max(limit, 1), ALL.first)
     return Sizes(size, size)
 
 
 class Connection:
-    """A client for one table, and the rules of its use.
+    """A client for one table and the rules for its use.
 
     Attributes:
-        place: where the table is, for messages.
-        units: what was consumed, by ``read`` and ``write``, if it is counted.
+        place: the address of the table, for messages.
+        units: the consumed units by ``read`` and ``write``, if they are counted.
     """
 
     def __init__(self, client: Any, options: DynamoDBOptions, release: Callable[[], Awaitable[None]]) -> None:
@@ -78,22 +77,22 @@ class Connection:
     # --- calls
 
     async def read(self, name: str, **arguments: Any) -> Record:
-        """Make a call that changes nothing."""
+        """Make a call that reads items."""
         return await self._run(name, {**arguments, **self._counted}, again=True, writes=False)
 
     async def ask(self, name: str, **arguments: Any) -> Record:
-        """Make a call that changes nothing and is not about items."""
+        """Make a call about the table, whose units are not counted."""
         return await self._run(name, arguments, again=True, writes=False)
 
     async def repeat(self, name: str, **arguments: Any) -> bool:
-        """Make a call that writes and may be made again although it was applied; False when its condition fails."""
+        """Make a call that writes and is safe to repeat, even if it was applied. False if its condition fails."""
         return await self._written(name, arguments, again=True)
 
     async def write(self, name: str, **arguments: Any) -> bool:
-        """Make a call that writes, once; False when its condition fails.
+        """Make a call that writes, once. False if its condition fails.
 
         Raises:
-            OutcomeUnknownError: nobody can say whether it was applied.
+            OutcomeUnknownError: the write may or may not have been applied.
         """
         return await self._written(name, arguments, again=False)
 
@@ -120,10 +119,10 @@ class Connection:
         return found
 
     async def _persistent(self, call: Callable[[], Awaitable[Record]], *, again: bool) -> Record:
-        """Make a call; make it again while the service throttles, and, if it may be, when the connection broke.
+        """Make a call, again while the service throttles and, if it is safe, when the connection broke.
 
-        Each time has its own limit: one for all would end in a pause after some, and nobody could say of what was
-        throttled that it was not written.
+        Each attempt has its own timeout. A timeout over all attempts could fire between two of them, and a throttled
+        write would then be in doubt.
         """
         patience = _Patience()
         while True:
@@ -131,7 +130,7 @@ class Connection:
                 async with self._gate, asyncio.timeout(self._seconds):
                     return await made(call)
             except TimeoutError:
-                raise  # it took as long as all times together may
+                raise  # one attempt took as long as all may take together
             except DRIVER_ERRORS as exc:
                 if is_throttled(exc):
                     is_due = patience.lasts(self._seconds)
@@ -152,7 +151,7 @@ class Connection:
     async def pages(
         self, *, limit: int | None = None, sizes: Sizes | None = None, **arguments: Any
     ) -> AsyncIterator[list[Record]]:
-        """All items of a query, or the first so many, in pages of these sizes, or of a megabyte at most."""
+        """All items of a query, or the first *limit*, in pages of these sizes; a page has a megabyte at most."""
         count, start, size = 0, Record(), sizes and sizes.first
         while limit is None or count < limit:
             left = size if limit is None else limit - count
@@ -165,17 +164,17 @@ class Connection:
             size = sizes and sizes.later
 
     async def query(self, *, limit: int | None = None, **arguments: Any) -> list[Record]:
-        """All items of a query, or the first so many."""
+        """All items of a query, or the first *limit*."""
         return [item async for page in self.pages(limit=limit, **arguments) for item in page]
 
     async def get(self, key: Record, **arguments: Any) -> Record | None:
-        """An item as it is now."""
+        """An item, by a consistent read."""
         found = await self.read("get_item", Key=key, ConsistentRead=True, **arguments)
         return found.get("Item")
 
     async def get_all(self, keys: Sequence[Record], *, consistent: bool = True) -> list[Record]:
-        """Those of these items that there are, once each, in any order."""
-        keys = list({(key["pk"]["S"], key["sk"]["S"]): key for key in keys}.values())  # twice is refused
+        """The items that exist under these keys, once each, in any order."""
+        keys = list({(key["pk"]["S"], key["sk"]["S"]): key for key in keys}.values())  # no key twice
         pieces = [keys[i : i + _GET_AT_ONCE] for i in range(0, len(keys), _GET_AT_ONCE)]
         found = await each(lambda piece: self._get_some(piece, consistent=consistent), pieces, at_once=AT_ONCE)
         return [item for some in found for item in some]
@@ -195,14 +194,14 @@ class Connection:
         return found
 
     async def delete_all(self, keys: Sequence[Record]) -> None:
-        """Delete items, whatever they are by now."""
+        """Delete items unconditionally."""
         await self._write_all([{"DeleteRequest": {"Key": key}} for key in keys], again=True)
 
     async def put_all(self, items: Sequence[Record]) -> None:
-        """Put items, whatever is there; each call is made once.
+        """Put items unconditionally. Each call is made once.
 
         Raises:
-            OutcomeUnknownError: nobody can say whether all were put, or whether some still will be.
+            OutcomeUnknownError: some items may not have been put, or may still arrive.
         """
         await self._write_all([{"PutRequest": {"Item": item}} for item in items], again=False)
 
@@ -222,7 +221,7 @@ class Connection:
             wanted = left
 
     async def _wait_for_more(self, patience: _Patience, *, went_on: bool) -> None:
-        """Wait before what the service left undone is asked for again."""
+        """Wait before a request for the items that the service left undone."""
         if went_on:
             patience.renew()
         elif not patience.lasts(self._seconds):
@@ -230,23 +229,23 @@ class Connection:
         await patience.pause()
 
     async def close(self) -> None:
-        """Close the client, unless others use it, or it is the caller's."""
+        """Close the client, unless other stores use it or it is the caller's."""
         await self._release()
 
 
 class _Patience:
-    """How long something is made again since it failed, with pauses that grow."""
+    """Limits the time for retries since the first failure, with growing pauses."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew: something was done."""
+        """Begin anew, after a success."""
         self._failed_at: float | None = None
         self._pause = _PAUSE_S
 
     def lasts(self, seconds: float) -> bool:
-        """Whether it failed less than so long ago for the first time."""
+        """Whether the first failure was less than this long ago."""
         now = time.monotonic()
         if self._failed_at is None:
             self._failed_at = now
@@ -266,14 +265,14 @@ class _RefusedError(Exception):
 
 
 class _Shared:
-    """A client, and how many stores use it."""
+    """A client, and the number of stores that use it."""
 
     def __init__(self, options: DynamoDBOptions) -> None:
         self.users = 0
         self.opened = asyncio.ensure_future(_opened(options))
 
     async def close(self) -> None:
-        """Close it as soon as it is open; nothing where it cannot be opened."""
+        """Close the client as soon as it is open, if it can be opened."""
         await asyncio.wait([self.opened])
         if not self.opened.cancelled() and self.opened.exception() is None:
             context, _ = self.opened.result()
@@ -285,10 +284,10 @@ _closing: set[asyncio.Future[None]] = set()
 
 
 async def connect(options: DynamoDBOptions) -> Connection:
-    """A connection; stores of one event loop with the same options share its client.
+    """A connection. Stores of one event loop with the same options share its client.
 
     Raises:
-        ConfigurationError: the options do not fit together, or there are no credentials.
+        ConfigurationError: the options do not fit together, or credentials are missing.
     """
     if options.client is not None:
         return Connection(options.client, options, _nothing)
@@ -312,7 +311,7 @@ async def connect(options: DynamoDBOptions) -> Connection:
         shared.users -= 1
         if clients.get(key) is shared and not shared.users:
             clients.pop(key)
-            closing = asyncio.ensure_future(shared.close())  # what was given up may still be opening
+            closing = asyncio.ensure_future(shared.close())  # the abandoned client may still be opening
             _closing.add(closing)
             closing.add_done_callback(_closing.discard)
         if isinstance(exc, (*DRIVER_ERRORS, ValueError)):
@@ -332,7 +331,7 @@ def _configuration_error(exc: BaseException, options: DynamoDBOptions) -> Except
 
 
 def _key(options: DynamoDBOptions) -> tuple[Any, ...]:
-    """What makes a client another one."""
+    """The options that a shared client depends on."""
     credentials = (options.profile, options.access_key_id, options.secret_access_key, options.session_token)
     times = (options.max, options.connection_timeout_millis, options.command_timeout_millis)
     return (options.region, options.endpoint_url, *credentials, *times, id(options.session))

@@ -1,4 +1,4 @@
-"""DynamoDB's errors as this library's."""
+"""Translates DynamoDB's errors into this library's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 DRIVER_ERRORS: Final = (ClientError, BotoCoreError, HTTPClientError, OSError, TimeoutError)
-"""All that the driver raises."""
+"""Every class of exceptions that the driver raises."""
 
 _NO_CONNECTION: Final = (ClientConnectorError, socket.gaierror, ConnectionRefusedError)
 _THROTTLED: Final = (
@@ -57,7 +57,7 @@ _THROTTLED: Final = (
     "ReplicatedWriteConflictException",
 )
 _PASSING: Final = frozenset({"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
-"""Reasons for which a transaction is cancelled that may work soon."""
+"""Reasons for which the service cancels a transaction that may succeed soon."""
 _FAILED: Final = ("InternalServerError", "InternalFailure", "ServiceUnavailable", "500", "502", "503", "504")
 _FULL: Final = "one agent's items take more than 10 GB"
 _Kind = tuple[type[KodeError], str]
@@ -69,18 +69,18 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "ExpiredTokenException": (StoreUnavailableError, "the session token has expired"),
     "MissingAuthenticationTokenException": (StoreUnavailableError, "the request had no credentials"),
     "ItemCollectionSizeLimitExceededException": (PayloadTooLargeError, _FULL),
-    "ItemCollectionSizeLimitExceeded": (PayloadTooLargeError, _FULL),  # as a transaction calls it
+    "ItemCollectionSizeLimitExceeded": (PayloadTooLargeError, _FULL),  # its name in a transaction
 }
 _TOO_LARGE: Final = ("size has exceeded", "size exceeded", "exceeds the maximum allowed size", "exceeded the maximum")
 
 
 def code_of(exc: BaseException) -> str:
-    """The service's code for the error, empty where it has none."""
+    """The service's code for the error; empty without one."""
     return str(exc.response["Error"].get("Code", "")) if isinstance(exc, ClientError) else ""
 
 
 def _reasons(exc: BaseException) -> list[str]:
-    """Why each part of a transaction was refused."""
+    """The reason for the refusal of each part of a transaction."""
     response: Any = exc.response if isinstance(exc, ClientError) else {}
     return [str(reason.get("Code") or "None") for reason in response.get("CancellationReasons", ())]
 
@@ -94,31 +94,31 @@ def is_refused(exc: BaseException) -> bool:
 
 
 def is_missing(exc: BaseException) -> bool:
-    """Whether there is no such table."""
+    """Whether the table does not exist."""
     return code_of(exc) == "ResourceNotFoundException"
 
 
 def is_throttled(exc: BaseException) -> bool:
-    """Whether nothing was done because there was too much to do, or somebody else was at it."""
+    """Whether the service did nothing because of throttling or a conflict with another writer."""
     if code_of(exc) == "TransactionCanceledException":
         return set(_reasons(exc)) <= _PASSING
     return code_of(exc) in _THROTTLED
 
 
 def is_transient(exc: BaseException) -> bool:
-    """Whether the same may work soon, though nobody knows what became of it."""
+    """Whether a retry may succeed soon; the outcome of this attempt may be unknown."""
     return code_of(exc) in _FAILED or not isinstance(exc, (ClientError, *_CONFIGURATION))
 
 
 def is_in_doubt(exc: BaseException) -> bool:
-    """Whether a write that failed so may have been applied."""
+    """Whether a write that failed with *exc* may have been applied."""
     return is_transient(exc) and not _is_not_sent(exc)
 
 
 def _is_not_sent(exc: BaseException) -> bool:
-    """Whether there was no connection to send anything by.
+    """Whether no connection was made, so that nothing was sent.
 
-    aiobotocore raises EndpointConnectionError for a connection that was reset later, too: only its cause tells.
+    aiobotocore raises EndpointConnectionError for a connection that was reset later, too; only its cause differs.
     """
     if isinstance(exc, EndpointConnectionError):
         return isinstance(getattr(exc, "kwargs", {}).get("error"), _NO_CONNECTION)
@@ -129,7 +129,7 @@ _CONFIGURATION: Final = (NoCredentialsError, NoRegionError, PartialCredentialsEr
 
 
 def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
-    """The error of this library for *exc*, raised by a call that writes or does not."""
+    """This library's error for *exc*, which was raised by a call that *writes* or only reads."""
     if isinstance(exc, KodeError):
         return exc
     if isinstance(exc, _CONFIGURATION):
@@ -159,5 +159,5 @@ def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
 
 
 def _words(exc: BaseException) -> str:
-    """What happened, in a word: messages may quote keys and values."""
+    """The code or class of an error. Its message is left out, as it may quote keys and values."""
     return code_of(exc) or type(exc).__name__

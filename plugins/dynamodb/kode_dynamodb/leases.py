@@ -1,7 +1,7 @@
-"""Leases without a clock that two machines would have to share.
+"""Leases that need no common clock.
 
-Every lease has a nonce, which each renewal changes. Who finds one that is held takes it only when the nonce stayed the
-same for the whole lease, by its own clock. The holder's own store counts by its own clock, too.
+Every lease has a nonce that each renewal changes. Another owner takes a held lease only after it has seen the same
+nonce for the whole length of the lease, by its own clock. The holder's store counts by its own clock, too.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ class Condition(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A nonce, and since when it was seen."""
+    """A nonce, and the time when it was first seen."""
 
     nonce: str
     since: float
 
 
 class _Held(NamedTuple):
-    """Until when a lease lasts, and whether its item, which is nothing but the lease, has a time to live."""
+    """The end of a lease, and whether its item has a time to live because it holds only the lease."""
 
     until: float
     is_alone: bool
 
 
 class Leases:
-    """The leases of one store; what they are known by lies in the items of the heads."""
+    """The leases of one store. They are stored in the items of the heads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -55,7 +55,7 @@ class Leases:
         self._held: dict[tuple[str, Fence], _Held] = {}
 
     async def acquire(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """The new token, or None when the lease is held; an owner that asks again gets its own."""
+        """The token, or None if another owner holds the lease. The present owner gets its own token again."""
         begun = time.monotonic()
         while True:
             try:
@@ -63,7 +63,7 @@ class Leases:
             except OutcomeUnknownError:
                 if time.monotonic() > begun + _DOUBT_S:
                     raise
-                # the next look tells; what arrives late is refused, as the nonce is another one by then
+                # read again: a late write is refused, because the nonce has changed by then
 
     async def _acquire(self, agent_id: str, owner: str, ttl_ms: int, begun: float) -> int | None:
         key = head_key(agent_id)
@@ -86,7 +86,7 @@ class Leases:
             values[":old"] = {"N": str(token)}
         change = "SET lo = :owner, ln = :token, lr = :fresh, lt = :time"
         names: Record = {}
-        if is_alone:  # it is removed a day after it ended, unless somebody saves the agent's first turn meanwhile
+        if is_alone:  # the service removes it a day after its end, unless the agent is saved meanwhile
             change, names = f"{change}, #ttl = :ttl", _TTL_NAME
             condition = f"{condition} AND (attribute_not_exists(rev) OR attribute_exists(#ttl))"
             values[":ttl"] = _ttl(ttl_ms)
@@ -98,7 +98,7 @@ class Leases:
             ExpressionAttributeValues=values,
             **names,
         )
-        if not taken:  # by another owner, which is seen now, or because there is an agent by now
+        if not taken:  # another owner took it, or the agent was made meanwhile
             return await self._acquire(agent_id, owner, ttl_ms, begun) if is_alone else None
         self._seen.pop(agent_id, None)
         self._trim()
@@ -106,7 +106,7 @@ class Leases:
         return new
 
     def _is_over(self, agent_id: str, nonce: str, ttl_ms: int) -> bool:
-        """Whether the lease was not renewed for as long as it lasts, since it was first seen here."""
+        """Whether this store has seen the same nonce for the whole length of the lease."""
         now, seen = time.monotonic(), self._seen.get(agent_id)
         if seen is None or seen.nonce != nonce:
             if len(self._seen) >= _KEPT:
@@ -116,20 +116,20 @@ class Leases:
         return now - seen.since > ttl_ms / 1000
 
     async def renew(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        """False when the lease ended."""
+        """Extend the lease. False if it has ended."""
         begun = time.monotonic()
         if self.held(agent_id, fence) is None:
             return False
         known = self._held.get((agent_id, fence))
         is_alone = known is not None and known.is_alone
-        for guess in (is_alone, not is_alone):  # an agent may have been made, or deleted, since
+        for guess in (is_alone, not is_alone):  # the agent may have been made or deleted since
             if await self._renew(agent_id, fence, ttl_ms, is_alone=guess):
                 self._held[agent_id, fence] = _Held(begun + ttl_ms / 1000, guess)
                 return True
         return False
 
     async def _renew(self, agent_id: str, fence: Fence, ttl_ms: int, *, is_alone: bool) -> bool:
-        """Renew it where its item has a time to live, which moves with it, or where it has none."""
+        """Renew the lease if its item has a time to live, which is extended, or if it has none."""
         held, lease = _of(fence), _lease(fence.owner, fence.token, ttl_ms)
         values = {**held.values, ":fresh": lease[":fresh"], ":time": lease[":time"]}
         return await self._connection.repeat(
@@ -142,7 +142,7 @@ class Leases:
         )
 
     async def release(self, agent_id: str, fence: Fence) -> None:
-        """End the lease if it is still this one."""
+        """End the lease if this owner and token still hold it."""
         self._held.pop((agent_id, fence), None)
         held = _of(fence)
         await self._connection.repeat(
@@ -154,7 +154,7 @@ class Leases:
         )
 
     async def holds(self, agent_id: str, fence: Fence) -> bool:
-        """Whether the lease is held, by that owner, with that token."""
+        """Whether the lease is held by this owner with this token."""
         if self.held(agent_id, fence) is None:
             return False
         found = await self._connection.get(head_key(agent_id), ProjectionExpression="lo, ln")
@@ -162,7 +162,7 @@ class Leases:
         return "lo" in lease and lease["lo"]["S"] == fence.owner and int(lease["ln"]["N"]) == fence.token
 
     def held(self, agent_id: str, fence: Fence) -> Condition | None:
-        """The condition that this lease is held; None when it ended, by the clock of the store that took it."""
+        """The condition that this lease is held; None if it has ended by this store's clock."""
         known = self._held.get((agent_id, fence))
         return None if known is not None and time.monotonic() > known.until else _of(fence)
 
@@ -183,5 +183,5 @@ def _lease(owner: str, token: int, ttl_ms: int) -> Record:
 
 
 def _ttl(ttl_ms: int) -> Record:
-    """When the service may remove the item of a lease that ended."""
+    """The time after which the service may remove the item of an ended lease."""
     return {"N": str(int(time.time() + ttl_ms / 1000) + DAY_S)}

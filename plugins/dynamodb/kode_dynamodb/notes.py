@@ -1,4 +1,4 @@
-"""Notes of places where something may be left: partitions of their own, by agent, and by time in a local index."""
+"""Notes of places that may hold records without a head: in partitions of their own, by agent and by time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BY_TIME: Final = "by_time"
 
 
 class Notes:
-    """See ``RecordStore.note``. There is one of a place, the last; all reads are consistent, and none is a scan."""
+    """See ``RecordStore.note``. A place keeps only its last note. All reads are consistent, and none is a scan."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -41,7 +41,7 @@ class Notes:
         return sorted(found, key=lambda note: note.at)[:limit]
 
     async def of(self, agent_id: str) -> list[Note]:
-        """See ``RecordStore.notes_of``: no index shows a place without a note."""
+        """See ``RecordStore.notes_of``. No index shows a place without a note."""
         values = {":pk": bucket_of(_KIND, agent_id), ":agent": {"S": f"{hexed(agent_id)}/"}}
         found = await self._connection.query(
             KeyConditionExpression="pk = :pk AND begins_with(sk, :agent)",

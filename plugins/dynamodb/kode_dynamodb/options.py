@@ -27,33 +27,33 @@ _Endpoint = Annotated[
         extra={"form": "a URL such as http://localhost:8000, without a user and a password"},
     ),
 ]
-"""Without a user and password, which the service does not take."""
+"""A URL without user and password, which the service does not accept."""
 
 
 class DynamoDBOptions(ServerOptions, frozen=True, kw_only=True):
     """Options of the DynamoDB backend.
 
-    What is not given is taken from where AWS's tools take it: the variables ``AWS_REGION``, ``AWS_PROFILE``, …, the
-    files in ``~/.aws``, the role of the machine.
+    Defaults come from the sources that AWS's tools use: the variables ``AWS_REGION``, ``AWS_PROFILE``, …, the files in
+    ``~/.aws``, and the role of the machine.
 
     Attributes:
-        table: the table's name; it is made when it is not there.
+        table: the table's name; a missing table is made.
         connection: these options as a mapping, or the table's name.
-        region: such as ``eu-central-1``.
-        endpoint_url: where the service is, for an emulator or an endpoint of one's own.
+        region: a region such as ``eu-central-1``.
+        endpoint_url: the URL of the service, for an emulator or an endpoint of your own.
         profile: a profile of ``~/.aws/config``.
-        access_key_id, secret_access_key, session_token: credentials, unless they come from elsewhere.
-        max: how many connections at most.
+        access_key_id, secret_access_key, session_token: credentials, if the sources above have none.
+        max: the greatest number of connections.
         connection_timeout_millis: how long to try to connect.
         command_timeout_millis: how long to wait for an answer before the connection counts as broken.
-        transactions: write a turn of up to nine records in one transaction, which takes one round trip, and up to
-            three times the write units. Without, it takes two.
-        create: make the table when it is missing; without it, ``kode schema`` prints what somebody else has to make.
-        count_units: have the service tell what each call consumed, and add it up in ``DynamoRecords.units``.
-        follow_idle_millis: how far the pauses of an idle follower grow, each twice as long as the one before.
-        session: an ``aioboto3.Session`` of your own, which the client is made with.
-        client: a DynamoDB client of aioboto3's or aiobotocore's of your own, which is used and never closed. It
-            should not retry by itself (``retries={"total_max_attempts": 1}``).
+        transactions: write a turn of up to nine records in one transaction, which takes one round trip instead of two,
+            and up to three times the write units.
+        create: make a missing table; without it, ``kode schema`` prints a template for an administrator.
+        count_units: ask the service for the units of each call, and add them up in ``Connection.units``.
+        follow_idle_millis: the longest pause of an idle follower; its pauses double until then.
+        session: an ``aioboto3.Session`` of your own, which makes the client.
+        client: a DynamoDB client of your own, from aioboto3 or aiobotocore, which is used and never closed. It should
+            not retry by itself (``retries={"total_max_attempts": 1}``).
     """
 
     table: _Table = "kode"
@@ -79,7 +79,7 @@ class DynamoDBOptions(ServerOptions, frozen=True, kw_only=True):
 
     @property
     def place(self) -> str:
-        """Where the table is, for messages."""
+        """The address of the table, for messages."""
         if self.client is not None:
             return f"dynamodb by the given client, table {self.table}"
         return f"dynamodb at {self.endpoint_url or self.region or 'the default region'}, table {self.table}"

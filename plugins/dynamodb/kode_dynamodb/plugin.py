@@ -21,7 +21,7 @@ async def _open(options: DynamoDBOptions) -> RecordEngine:
 
 
 def _is_there(options: DynamoDBOptions) -> bool:
-    """A service that cannot be asked is left to ``open``, which says what is wrong with it."""
+    """Whether kode's table exists. True if that cannot be determined: ``open`` then explains the error."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,6 +1,6 @@
-"""Queries over many agents: the partitions of a global index side by side, merged in order, page by page.
+"""Queries over many agents: the partitions of a global index are read in parallel and merged in order.
 
-A global index lags behind the table. What it finds is looked up in the table, and what is no longer so is left out.
+A global index lags behind the table. Its entries are looked up in the table, and outdated ones are left out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FIRST, _END = "!", "~"
 
 
 class _Bucket:
-    """One partition of an index, read as far as somebody asks."""
+    """One partition of an index, read page by page on demand."""
 
     def __init__(self, connection: Connection, arguments: Record, sizes: Sizes) -> None:
         self._connection = connection
@@ -58,7 +58,7 @@ class _Bucket:
         self._is_done = False
 
     async def next(self) -> Record | None:
-        """The next entry; None behind the last one."""
+        """The next entry; None after the last one."""
         while self._at == len(self._entries):
             if self._is_done:
                 return None
@@ -72,7 +72,7 @@ class _Bucket:
 
 
 class _Ordered:
-    """An entry at its place in a merge."""
+    """An entry with its key in a merge."""
 
     __slots__ = ("bucket", "entry", "is_reversed", "key")
 
@@ -84,7 +84,7 @@ class _Ordered:
 
 
 class Queries:
-    """What can be asked of many agents."""
+    """The queries over many agents."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -119,7 +119,7 @@ class Queries:
             entry = await of.next()
             if entry is None:
                 return None
-            return _Ordered(entry[sk].get("S", ""), entry, of, is_reversed=descending)  # "" where it is damaged
+            return _Ordered(entry[sk].get("S", ""), entry, of, is_reversed=descending)  # "" if it is damaged
 
         firsts = await each(step, [bucket(name) for name in pks])
         heap = [first for first in firsts if first is not None]
@@ -148,7 +148,7 @@ class Queries:
         return found
 
     async def stored_ids(self, after: str | None, limit: int) -> list[str]:
-        """As ``Engine.stored_ids``: of the index that has every agent, which is not in the order of their ids."""
+        """As ``Engine.stored_ids``. The index with all agents is not ordered by id, so this reads all of it."""
         least: list[str] = []
         async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
             agent_id = agent_of(entry)
@@ -182,7 +182,7 @@ class Queries:
         return Found(found[query.offset : most], left_out)
 
     async def _all_sessions(self, query: SessionQuery, left_out: list[str]) -> list[SessionRow]:
-        """All that match, for an order that no index has."""
+        """All sessions that match, for an order that no index has."""
         every = self._entries("updated", buckets("h"), (_FIRST, _END))
         entries = [entry async for entry in every]
         pieces, seen = (entries[i : i + _PAGE] for i in range(0, len(entries), _PAGE)), set[str]()
@@ -191,11 +191,11 @@ class Queries:
     async def _sessions(
         self, entries: Sequence[Record], query: SessionQuery, seen: set[str], left_out: list[str]
     ) -> list[SessionRow]:
-        """Those of the entries that match, in their order, with their infos from the table.
+        """The sessions of the entries that match, in their order, with their infos from the table.
 
-        Of an agent that the index has at two places, which happens while it lags, the one that the table agrees with,
-        or else the first; and none where it is one of *seen*, to which all that are returned are added. The names of
-        those that are damaged go to *left_out* (QRY-9).
+        A lagging index may have two entries of one agent: the one that agrees with the table counts, or else the
+        first. Agents in *seen* are left out, and returned ones are added to it. The names of damaged ones go to
+        *left_out* (QRY-9).
         """
         wanted = [entry for entry in entries if unless_damaged(left_out, _may_match, entry, query)]
         heads = await self._connection.get_all([head_key(agent_of(entry)) for entry in wanted]) if wanted else []
@@ -213,7 +213,7 @@ class Queries:
         return [row for entry, row in found if chosen[row.agent_id] is entry]
 
     async def totals(self) -> Totals:
-        """As ``Engine.totals``: of the index, which has every agent."""
+        """As ``Engine.totals``, from the index that has all agents."""
         agents = messages = calls = used = 0
         async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
             counts = unless_damaged([], filed_counts, entry)
@@ -226,7 +226,7 @@ class Queries:
     # --- rows
 
     async def find_items(self, query: RowQuery, place: Place | None) -> list[FoundItem]:
-        """As ``RecordStore.find_items``; *place* is where the agent's items are, None for those of all agents."""
+        """As ``RecordStore.find_items``, for one agent's *place*, or for all agents."""
         kind, descending = INDEX_PREFIX[query.kind], query.descending
         sizes, filtered = first_of(query.limit), NO_FILTER
         if query.where:
@@ -254,9 +254,9 @@ class Queries:
         return Found(found + await self._rows(chosen, query, left_out), left_out)
 
     async def _rows(self, entries: Sequence[Record], query: RowQuery, left_out: list[str]) -> list[FoundItem]:
-        """The rows of entries as the table has them; one that changed meanwhile only if it is still at its place.
+        """The rows of entries, from the table. Rows that have moved or no longer match are left out.
 
-        The names of those that are damaged go to *left_out* (QRY-9).
+        The names of damaged rows go to *left_out* (QRY-9).
         """
         if not entries:
             return []
@@ -283,7 +283,7 @@ _KEYS: Final = {
 
 
 def _is_looking(query: SessionQuery, index: str) -> bool:
-    """Whether a query passes over sessions that the index has in its span."""
+    """Whether a query filters sessions within its span of the index."""
     other = query.updated if index == "created" else query.created
     return query.template_id is not None or bool(query.metadata) or other != Range()
 
@@ -294,9 +294,9 @@ def _span(times: Range, after: tuple[Any, ...] | None, *, descending: bool) -> t
 
 
 def _bounds(times: Range, after: str | None, *, descending: bool) -> tuple[str, str]:
-    """The first and the last key within a range of times, and behind *after*."""
+    """The first and the last key within a range of times and after *after*."""
     first = "" if times.start is None else moment(times.start)
-    last = _END if times.end is None else moment(times.end)  # which is before all keys of that moment
+    last = _END if times.end is None else moment(times.end)  # sorts before all keys of that moment
     if after is not None and descending:
         last = min(last, _before(after))
     elif after is not None:
@@ -305,7 +305,7 @@ def _bounds(times: Range, after: str | None, *, descending: bool) -> tuple[str, 
 
 
 def _before(key: str) -> str:
-    """A text that is before *key*, and behind all keys that are: keys are of ASCII, and end with a digit or ``!``."""
+    """A text between *key* and all lesser keys. Keys are ASCII and end with a digit or ``!``."""
     return f"{key[:-1]}{chr(ord(key[-1]) - 1)}{_END}"
 
 
@@ -314,22 +314,22 @@ def _keyed(rows: Sequence[SessionRow], query: SessionQuery) -> list[tuple[tuple[
 
 
 def _may_match(entry: Record, query: SessionQuery) -> bool:
-    """Whether an entry may be of a session that matches, as far as the index knows."""
+    """Whether the session of an entry may match, as far as the index knows."""
     info = found_meta(entry)
     if info is None:
-        return "hb" not in entry  # the index of updates has agents without info, which are no sessions
+        return "hb" not in entry  # the index of updates has agents without info, too; they are no sessions
     counts = filed_counts(entry)
     open_query = query if counts else replace(query, updated=Range())
     return session_matches(agent_of(entry), info, counts.updated_at if counts else 0, open_query)
 
 
 def _session(entry: Record, stored: Record | None, query: SessionQuery) -> SessionRow | None:
-    """The session of an entry: at the place that the index has it, with the rest as it is now."""
+    """The session of an entry: its times from the index, the rest from the table. None if it is outdated."""
     head = None if stored is None else found_head(stored)
     if stored is None or head is None or head.info is None:
         return None
     if "cr" in entry and entry["cr"] != stored.get("cr"):
-        return None  # it has moved
+        return None  # the entry is outdated
     counts = filed_counts(entry)
     updated_at = counts.updated_at if counts else head.updated_at
     count = counts.messages if counts else head.messages.count

@@ -1,4 +1,4 @@
-"""DynamoDB as a store that changes one record at a time."""
+"""DynamoDB as a record store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from kode_dynamodb.values import (
 __all__ = ["DynamoRecords", "has_table", "open_records"]
 
 _TOGETHER: Final = 9
-"""With the head ten, which every version of the service and of its emulators takes in one transaction."""
+"""With the head, ten items: every version of the service and its emulators accepts so many in a transaction."""
 _INLINE_BYTES: Final = 100_000
 _PART_BYTES: Final = 340_000
 _PARTS_AT_ONCE: Final = 4
@@ -67,10 +67,10 @@ _NO_BODIES: Final = "sk, rev, t, h, ix, p, alt, gone"
 
 
 async def open_records(options: DynamoDBOptions) -> DynamoRecords:
-    """Connect, and make the table if it is missing; many may do so at once.
+    """Connect, and make the table if it is missing. Several processes may do so at once.
 
     Raises:
-        StorageError: the service cannot be reached or used; says why.
+        StorageError: the service cannot be reached or used; the message says why.
     """
     connection = await connect(options)
     try:
@@ -82,7 +82,7 @@ async def open_records(options: DynamoDBOptions) -> DynamoRecords:
 
 
 async def has_table(options: DynamoDBOptions) -> bool:
-    """Whether there is a table of kode, or nobody who could say."""
+    """True if kode's table exists, or if that cannot be determined."""
     try:
         connection = await connect(options)
     except KodeError:
@@ -99,7 +99,7 @@ class DynamoRecords:
     """See :class:`kode_core.engines.record.store.RecordStore`.
 
     Attributes:
-        connection: its ``units`` are what was consumed, where the option ``count_units`` is on.
+        connection: with the option ``count_units``, its ``units`` are the consumed units.
     """
 
     name = "dynamodb"
@@ -127,11 +127,11 @@ class DynamoRecords:
         return [head for head in [await self._head(one) for one in found] if head is not None]
 
     async def head_now(self, agent_id: str) -> HeadRecord | None:
-        found = await self.heads([agent_id])  # every read of heads is consistent, and so never late
+        found = await self.heads([agent_id])  # reads of heads are consistent, and so never late
         return found[0] if found else None
 
     async def _head(self, found: Record) -> HeadRecord | None:
-        """The head of an item. moto shows items that are half changed: what looks damaged is looked at once more."""
+        """The head of an item. A damaged one is read once more, because moto shows half changed items."""
         for _ in range(_LOOKS):
             try:
                 return found_head(found)
@@ -156,7 +156,7 @@ class DynamoRecords:
         return await self.connection.write("transact_write_items", TransactItems=writes)
 
     def _fenced(self, agent_id: str, fence: Fence | None, condition: str, values: Record) -> tuple[str, Record] | None:
-        """The condition, and that the fence's lease is held; None where it is not."""
+        """The condition, extended by the fence's; None if the lease has ended."""
         if fence is None:
             return condition, values
         held = self._leases.held(agent_id, fence)
@@ -212,7 +212,7 @@ class DynamoRecords:
         return found
 
     async def _decoded(self, wanted: Record, limit: int | None) -> list[Item]:
-        """The items of a query, decoded while others have their turn between the pages."""
+        """The items of a query, decoded page by page, so that other tasks run in between."""
         return [found_item(record) async for page in self.connection.pages(**wanted, limit=limit) for record in page]
 
     async def _of_channel(self, wanted: Record, span: Span) -> list[Item]:
@@ -365,7 +365,7 @@ class DynamoRecords:
 
 @contextmanager
 def _after_commit(place: Place) -> Iterator[None]:
-    """Tell of an agent that is full in other words than those that say that nothing was written."""
+    """Report a full agent without the words "nothing was written": the swap has committed already."""
     try:
         yield
     except PayloadTooLargeError as exc:
@@ -376,7 +376,7 @@ def _after_commit(place: Place) -> Iterator[None]:
 
 
 def _update(agent_id: str, values: Mapping[str, Record | None], condition: str, given: Record) -> Record:
-    """The update of a head to these values; it touches nothing else of it."""
+    """The update of a head to these values. It leaves all other attributes alone."""
     names = {f"#{n}": name for n, name in enumerate(values)}
     sets = [f"#{n} = :v{n}" for n, value in enumerate(values.values()) if value is not None]
     gone = [f"#{n}" for n, value in enumerate(values.values()) if value is None]
@@ -392,7 +392,7 @@ def _update(agent_id: str, values: Mapping[str, Record | None], condition: str, 
 
 
 def _put(place: Place, item: Item) -> Record:
-    """The put of an item, unless there is one of the same or a newer revision."""
+    """The put of an item, unless its key has one of the same or a newer revision."""
     return {
         "Item": item_values(place, item),
         "ConditionExpression": _UNLESS_NEWER,
@@ -401,7 +401,7 @@ def _put(place: Place, item: Item) -> Record:
 
 
 def _between(pk: Record, first: str, last: str, sk: str) -> Record:
-    """The query of a span of keys, as they are now."""
+    """The consistent query of a span of keys."""
     return {
         "KeyConditionExpression": f"pk = :pk AND {sk} BETWEEN :first AND :last",
         "ExpressionAttributeValues": {":pk": pk, ":first": {"S": first}, ":last": {"S": last}},

@@ -1,4 +1,4 @@
-"""The table: its keys, its indexes, its version.
+"""The table: its keys, its indexes and its version.
 
 ======== ============================= ============================ ==================================================
 what     pk                            sk                           also
@@ -7,12 +7,12 @@ head     ``a#`` agent id               ``head``                     the lease; `
 item     ``i#`` epoch ``#`` agent id   ``m/…``, ``t/…``, ``d/…``,   ``alt``: calls by id, events by seq; ``ts``: rows
                                        ``e/…``                      by time; ``rb`` and ``row``: rows of all agents
 part     ``p#`` epoch ``#`` agent id   key ``/`` revision ``/`` n   ``b``
-note     ``left`` n                    agent id ``/`` epoch         ``ts``: notes of where something may be left by time
-meta     ``meta``                      ``schema``                   ``version``; ``layout``: of what the core keeps
+note     ``left`` n                    agent id ``/`` epoch         ``ts``: notes by time
+meta     ``meta``                      ``schema``                   ``version``; ``layout``: the record layout's
 ======== ============================= ============================ ==================================================
 
-No text of a caller's is ever an attribute's name. Local indexes are read consistently; global ones lag behind, by well
-under a second as a rule. The global ones are spread over ``BUCKETS`` partitions each, so that none is hot.
+A caller's text never becomes an attribute's name. Reads of local indexes are consistent; global indexes lag behind,
+usually by well under a second. Each global index is spread over ``BUCKETS`` partitions, so that none is hot.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["BUCKETS", "DAY_S", "SCHEMA_VERSION", "TTL", "Index", "cloud_formatio
 
 SCHEMA_VERSION: Final = 1
 BUCKETS: Final = 4
-"""How many partitions a global index is spread over. A constant of the schema: existing items keep theirs."""
+"""The number of partitions of a global index. It must not change: existing items keep their partition."""
 TTL: Final = "ttl"
 DAY_S: Final = 86_400
-"""How long what is over is kept before the service may remove it."""
+"""The time after which the service may remove ended leases and tombstones."""
 
 
 class Index(NamedTuple):
-    """An index: its keys, and which attributes it has besides; one without a partition key of its own is local."""
+    """An index: its keys and its further attributes. A local index has the table's partition key."""
 
     name: str
     pk: str
@@ -40,12 +40,12 @@ class Index(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether it is part of the agent's partition, and so can be read consistently."""
+        """Whether the index lies in the agent's partition, so that its reads can be consistent."""
         return self.pk == "pk"
 
     @property
     def definition(self) -> dict[str, Any]:
-        """As CreateTable takes it."""
+        """The index in the form of CreateTable."""
         projection: dict[str, Any] = {"ProjectionType": "KEYS_ONLY"}
         if self.attributes:
             projection = {"ProjectionType": "INCLUDE", "NonKeyAttributes": list(self.attributes)}
@@ -68,7 +68,7 @@ def _keys(pk: str, sk: str) -> list[dict[str, str]]:
 
 
 def table_definition(table: str) -> dict[str, Any]:
-    """The table as CreateTable takes it."""
+    """The table in the form of CreateTable."""
     names = {"pk", "sk", *(index.pk for index in INDEXES), *(index.sk for index in INDEXES)}
     return {
         "TableName": table,
@@ -81,7 +81,7 @@ def table_definition(table: str) -> dict[str, Any]:
 
 
 def cloud_formation(table: str) -> str:
-    """The table as a CloudFormation template, for those who may not let a program make it."""
+    """The table as a CloudFormation template, for administrators who do not let a program make it."""
     properties = {
         **table_definition(table),
         "TimeToLiveSpecification": {"AttributeName": TTL, "Enabled": True},

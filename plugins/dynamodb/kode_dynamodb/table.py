@@ -1,4 +1,4 @@
-"""The table, as it is found, and made when it is missing."""
+"""Finds the table, and makes it if it is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATIENCE_S: Final = 60.0
 
 
 async def _found(connection: Connection) -> Record | None:
-    """What the table says of its versions; nothing when nothing says so, None when there is no table."""
+    """The item with the table's versions; empty without such an item, None without a table."""
     try:
         return await connection.get(_VERSION) or {}
     except StorageError as exc:
@@ -34,16 +34,16 @@ def _number(found: Record, name: str) -> int | None:
 
 
 async def has_schema(connection: Connection) -> bool:
-    """Whether there is a table of kode."""
+    """Whether kode's table exists."""
     return bool(await _found(connection))
 
 
 async def open_table(connection: Connection, *, create: bool) -> None:
-    """See that the table is there and of this version; make it where it is missing.
+    """Check that the table exists and has this version. Make it if it is missing.
 
     Raises:
-        SchemaVersionError: it, or what is in it, is of a newer version.
-        StoreUnavailableError: it is missing, and *create* forbids to make it.
+        SchemaVersionError: the table or its records have a newer version.
+        StoreUnavailableError: the table is missing and *create* is off, or it was not ready in time.
     """
     found = await _found(connection)
     version = _number(found or {}, "version") or 0
@@ -63,14 +63,14 @@ async def open_table(connection: Connection, *, create: bool) -> None:
                 "make it of what 'kode schema dynamodb --print' prints, with CloudFormation"
             )
         await _make(connection)
-    if create:  # also where who made the table died before this
+    if create:  # again, in case the process that made the table died before this
         await _have_ended_removed(connection)
     item = {**_VERSION, "version": {"N": str(SCHEMA_VERSION)}, "layout": {"N": str(record_layout.LAYOUT_VERSION)}}
     await connection.repeat("put_item", Item=item, ConditionExpression="attribute_not_exists(pk)")
 
 
 async def _raise_layout(connection: Connection) -> None:
-    """Say that records of this layout may be there from now on, unless somebody says a newer one."""
+    """Record in the table that it may have records of this layout, unless it says a newer one."""
     await connection.repeat(
         "update_item",
         Key=_VERSION,
@@ -85,7 +85,7 @@ async def _make(connection: Connection) -> None:
     try:
         await connection.ask("create_table", **table_definition(connection.table))
     except StorageError as exc:
-        if code_of(exc.__cause__ or exc) != "ResourceInUseException":  # somebody else is making it
+        if code_of(exc.__cause__ or exc) != "ResourceInUseException":  # another process is making the table
             raise
     until = time.monotonic() + _PATIENCE_S
     while not await _is_ready(connection):
@@ -95,7 +95,7 @@ async def _make(connection: Connection) -> None:
 
 
 async def _is_ready(connection: Connection) -> bool:
-    """Whether the table takes calls; right after it was made, the service may not know it everywhere."""
+    """Whether the table accepts calls. Right after it was made, parts of the service may not know it yet."""
     try:
         found = await connection.ask("describe_table")
     except StorageError as exc:
@@ -106,11 +106,11 @@ async def _is_ready(connection: Connection) -> bool:
 
 
 async def _have_ended_removed(connection: Connection) -> None:
-    """Have the service remove what has a time to live and is over it. One that refuses it, or does it, goes without."""
+    """Turn on the removal of items whose time to live is over. A refusal is ignored, as it may be on already."""
     specification = {"AttributeName": TTL, "Enabled": True}
     try:
         await connection.ask("update_time_to_live", TimeToLiveSpecification=specification)
     except StorageError as exc:
         cause = exc.__cause__
-        if cause is None or is_throttled(cause) or is_transient(cause):  # it may do it later
+        if cause is None or is_throttled(cause) or is_transient(cause):  # a retry may succeed
             raise

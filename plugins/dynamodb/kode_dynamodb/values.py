@@ -1,7 +1,7 @@
-"""Heads, items and parts as items of the table, and the keys by which they are found.
+"""Heads, items and parts as items of the table, and their keys.
 
-Texts of up to 1 KB are strings; longer ones, and those with U+0000, are compressed, which saves write units. Keys of
-indexes are made of ASCII alone: agent ids stand in them as hexadecimal digits, whose order is that of their bytes.
+Texts of up to 1 KB are strings. Longer texts, and texts with U+0000, are compressed, which saves write units. Keys of
+indexes are ASCII: they hold agent ids as hexadecimal digits, which sort like the ids' bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
 
 HEAD: Final = "head"
 HEAD_FIELDS: Final = frozenset(("hd", "rev", "ep"))
-"""A lease alone has none of these. A head that has lost one of them is damaged, and not absent."""
+"""A lease alone has none of these. A head that has lost one of them is damaged, not absent."""
 INDEX_PREFIX: Final = {"messages": "m", "tool_calls": "t"}
 _TAGS: Final = {"messages": "message", "tool_calls": "tool_call", "events": "event"}
 
@@ -76,7 +76,7 @@ _unpack = msgspec.msgpack.Decoder(HeadRecord).decode
 
 
 def _written(text: str) -> Record | None:
-    """A text as an attribute; None for an empty one, which is left out."""
+    """A text as an attribute; None for an empty text, which is left out."""
     if not text:
         return None
     raw = text.encode()
@@ -86,7 +86,7 @@ def _written(text: str) -> Record | None:
 
 
 def text_of(value: Record | None) -> str:
-    """The text of an attribute; of one that is damaged, another text."""
+    """The text of an attribute. A damaged attribute gives a different text, which the digest reveals."""
     if value is None:
         return ""
     if "S" in value:
@@ -105,23 +105,23 @@ def _number(value: int) -> Record:
 
 
 def hexed(agent_id: str) -> str:
-    """An agent's id in the order of its bytes, in ASCII."""
+    """An agent's id in ASCII, which sorts like its bytes."""
     return agent_id.encode().hex()
 
 
 def moment(milliseconds: int) -> str:
-    """A time in an order of characters."""
+    """A time as a text that sorts like times."""
     return f"{milliseconds + 2**63:020d}"
 
 
 def position_key(milliseconds: int, agent_id: str, position: int | None = None) -> str:
-    """The place of a session or a row in an index: ``!`` is before all hexadecimal digits."""
+    """The key of a session or a row in an index. ``!`` sorts before all hexadecimal digits."""
     place = f"{moment(milliseconds)}/{hexed(agent_id)}!"
     return place if position is None else f"{place}{position:012d}"
 
 
 def row_key(milliseconds: int, position: int) -> str:
-    """The place of a row among those of one agent."""
+    """The key of a row among the rows of one agent."""
     return f"{moment(milliseconds)}/{position:012d}"
 
 
@@ -173,15 +173,15 @@ def parts_key(place: Place, key: str, rev: int, number: int) -> Record:
 
 
 def _owner_of(found: Record) -> str:
-    """The agent of a key, of whatever kind."""
+    """The agent of a key of any kind."""
     return agent_of(found) if found["pk"]["S"].startswith(_AGENT) else place_of(found).agent_id
 
 
-# --- what is damaged --------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 
 def _intact(what: str) -> Callable[[Callable[[Record], _T]], Callable[[Record], _T]]:
-    """Have a function that reads an item tell whose is damaged, whatever about it is."""
+    """Make a function that reads an item raise CorruptRecordError with the agent's name for any damage."""
 
     def decorated(read: Callable[[Record], _T]) -> Callable[[Record], _T]:
         @wraps(read)
@@ -200,7 +200,7 @@ def _intact(what: str) -> Callable[[Callable[[Record], _T]], Callable[[Record], 
 
 
 def head_values(head: HeadRecord) -> dict[str, Record | None]:
-    """All of a head but its lease; None for what it does not have."""
+    """The attributes of a head without its lease; None for absent ones."""
     return {
         **_filed_values(head),
         "meta": None if head.info is None else {"B": _meta_of(head.info)},
@@ -209,7 +209,7 @@ def head_values(head: HeadRecord) -> dict[str, Record | None]:
 
 
 def _filed_values(head: HeadRecord) -> dict[str, Record | None]:
-    """What conditions and indexes need of a head besides."""
+    """The further attributes of a head that conditions and indexes need."""
     info, known = head.info, bucket_of("h", head.agent_id)
     stamp = position_key(head.updated_at, head.agent_id)
     return {
@@ -227,9 +227,9 @@ def _filed_values(head: HeadRecord) -> dict[str, Record | None]:
 
 
 def settled_values(head: HeadRecord) -> dict[str, Record | None]:
-    """What of a head changes when it is settled; what is left of a deleted agent is removed by the service in time.
+    """The attributes of a head that change when it is settled. A tombstone gets a time to live.
 
-    The head as a whole is one attribute: moto changes those of an item one after the other, and shows that to readers.
+    The whole head is one attribute, because moto changes attributes one after the other, and readers see that.
     """
     return {
         "hd": {"B": zlib.compress(_pack(head), 1)},
@@ -239,12 +239,12 @@ def settled_values(head: HeadRecord) -> dict[str, Record | None]:
 
 
 def _settled_bucket(head: HeadRecord) -> Record | None:
-    """Where a head that is not settled is found."""
+    """The partition that lists an unsettled head."""
     return None if head.is_settled else bucket_of("h", head.agent_id)
 
 
 def _meta_of(info: Info) -> bytes:
-    """By what a session is found; as one value, because a global index is written again when one of its values is."""
+    """The columns that session queries use, as one value: each changed value would be a write of the index."""
     packed = zlib.compress(_encode((info.template_id, info.created_at, info.metadata)), 1)
     if len(packed) > _META_BYTES:
         raise PayloadTooLargeError("the info's metadata has more keys than fit into an item of DynamoDB")
@@ -252,7 +252,7 @@ def _meta_of(info: Info) -> bytes:
 
 
 class FiledCounts(NamedTuple):
-    """What the index of updates has of a session besides."""
+    """The further attributes of a session in the index of updates."""
 
     updated_at: int
     messages: int
@@ -261,7 +261,7 @@ class FiledCounts(NamedTuple):
 
 @_intact("what its info is found by")
 def filed_counts(found: Record) -> FiledCounts | None:
-    """Of an entry; None where it is one of another index."""
+    """The counts of an entry; None if it belongs to another index."""
     if "up" not in found:
         return None
     return FiledCounts(int(found["u"]["N"]), int(found["mc"]["N"]), int(found["tc"]["N"]))
@@ -269,7 +269,7 @@ def filed_counts(found: Record) -> FiledCounts | None:
 
 @_intact("what its info is found by")
 def found_meta(found: Record) -> Info | None:
-    """An info without its body, of a head or an entry of an index; None where there is none."""
+    """The info of a head or an entry of an index, without its body; None without an info."""
     if "meta" not in found:
         return None
     template_id, created_at, pairs = _meta(zlib.decompress(found["meta"]["B"]))
@@ -278,15 +278,16 @@ def found_meta(found: Record) -> Info | None:
 
 @_intact("its head")
 def found_head(found: Record) -> HeadRecord | None:
-    """The head of an item; None when there is a lease alone.
+    """The head of an item; None if the item has only a lease.
 
-    What stands there for conditions and indexes must be the same, or writes would be refused, and queries wrong.
+    The attributes for conditions and indexes must agree with the head: otherwise writes would be refused, and queries
+    would be wrong.
     """
     if not HEAD_FIELDS & found.keys():
         return None
     head = _unpack(zlib.decompress(found["hd"]["B"]))
     filed = {**_filed_values(head), "pd": _settled_bucket(head)}
-    if "ep" not in found:  # which earlier versions did not write
+    if "ep" not in found:  # earlier versions did not write it
         del filed["ep"]
     if agent_of(found) != head.agent_id or any(found.get(name) != value for name, value in filed.items()):
         raise ValueError
@@ -294,7 +295,7 @@ def found_head(found: Record) -> HeadRecord | None:
 
 
 def epochs_of(found: Record) -> list[str]:
-    """The epochs that a head names, however damaged it is."""
+    """The epochs that a head names, as far as they can be read."""
     epochs = set[str]()
     with suppress(LookupError, TypeError, ValueError, zlib.error, msgspec.MsgspecError):
         epochs.add(_unpack(zlib.decompress(found["hd"]["B"])).epoch)
@@ -307,7 +308,7 @@ def epochs_of(found: Record) -> list[str]:
 
 
 def item_values(place: Place, item: Item) -> Record:
-    """An item."""
+    """The attributes of an item."""
     if item.is_removed:
         return {**item_key(place, item.key), "rev": _number(item.rev), "gone": {"BOOL": True}}
     values: dict[str, Record | None] = {
@@ -329,7 +330,7 @@ def item_values(place: Place, item: Item) -> Record:
 
 
 class Filter(NamedTuple):
-    """Which of the items that a query reads are sent; reading costs the same."""
+    """A filter for the items that a query sends. Reading costs the same without it."""
 
     expression: str = ""
     values: Record = {}  # noqa: RUF012 - never changed
@@ -346,9 +347,9 @@ NO_FILTER: Final = Filter()
 
 
 def index_filter(kind: str, where: Sequence[tuple[str, str | bool]]) -> Filter:
-    """Leaves out items whose index is sure to have other values. It has to be looked at again in what is left.
+    """A filter that leaves out items whose index surely has other values. The caller checks the remaining ones.
 
-    An index is a text, in which a value stands as it was written; one that is compressed, or damaged, passes.
+    An index is a text that contains each value as it was written. A compressed or damaged index passes.
     """
     values = {":tag": {"S": f'{{"type":"{_TAGS[kind]}"'}}
     for number, (name, value) in enumerate(where):
@@ -370,7 +371,7 @@ def _filed(found: Record) -> tuple[int, ItemIndex, int]:
 
 @_intact("one of its items")
 def found_item(found: Record) -> Item:
-    """An item; its text is empty where it was not asked for."""
+    """The item. Its text is empty if the query left it out."""
     if "gone" in found:
         return removed(found["sk"]["S"], int(found["rev"]["N"]))
     value: Any = found.get("b") or found.get("ev")

@@ -1,7 +1,7 @@
 """The MongoDB backend of kode-core.
 
-Installed, it is found by name: ``create_extended_store("mongodb://localhost/kode_agents")``. :class:`MongoStore` is for
-direct use.
+When it is installed, kode-core finds it by name: ``create_extended_store("mongodb://localhost/kode_agents")``.
+:class:`MongoStore` is for direct use.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["MongoOptions", "MongoStore"]
 class MongoStore(BackendStore):
     """An ExtendedStore in a MongoDB database.
 
-    *connection* is a URL or a mapping with ``host``, ``port``, ``database``, ``user``, ``password`` and so on; or give
+    *connection* is a URL or a mapping with ``host``, ``port``, ``database``, ``user``, ``password`` and so on. Or give
     *client*, an ``AsyncIOMotorClient`` or ``AsyncMongoClient`` of your own, which stays open. With
-    *file_store_base_dir*, events, todos, history and media are kept in that folder; without it, all is in the
-    database. Other options are those of :class:`MongoOptions` and :class:`kode_core.config.StoreOptions`.
+    *file_store_base_dir*, the store keeps events, todos, history and media in that folder; without it, everything is
+    in the database. :class:`MongoOptions` and :class:`kode_core.config.StoreOptions` list the other options.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The client: how it is made, and how every call on it is bounded, tried again and told of when it fails.
+"""The client: how it is made, and how every call is limited, tried again, and its errors are translated.
 
-Motor and PyMongo's own asyncio client have the same collections. What differs, which of their methods have to be
-awaited, is here and nowhere else.
+Motor and PyMongo's own asyncio client have the same collections. They differ in the methods that have to be awaited;
+only this module knows which.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _CLOSE_S: Final = 2.0
 
 
 class Connection:
-    """A client, and the rules of its use.
+    """A client and the rules for its use.
 
     Attributes:
-        place: where the database is, for messages.
+        place: the address of the database, for messages.
     """
 
     def __init__(self, client: Any, options: MongoOptions) -> None:
@@ -65,36 +65,36 @@ class Connection:
         )
         self._connect_s = options.connection_timeout_millis / 1000
         self._seconds = (options.connection_timeout_millis + options.command_timeout_millis) / 1000
-        self._gate = asyncio.Semaphore(options.max)  # first come, first served: the driver's pool is not
+        self._gate = asyncio.Semaphore(options.max)  # first come, first served, unlike the driver's pool
 
     def collection(self, name: str, *, lasting: bool = True) -> Any:
-        """A collection; writes to it are durable when they return, unless they need not be *lasting*."""
+        """A collection. Writes are durable when they return; without *lasting* they need not be."""
         return self._database.get_collection(self._prefix + name, write_concern=_LASTING if lasting else _FLEETING)
 
     @staticmethod
     def never_late(collection: Any) -> Any:
-        """A collection of a replica set whose single documents are read as they are now.
+        """A collection of a replica set for linearizable reads of single documents.
 
-        The server asks the majority first whether it leads them still: one that was deposed, and does not know it yet,
-        answers other reads with what was true before.
+        The server first asks the majority whether it is still the primary. Other reads may be answered by a server that
+        was deposed and does not know it yet, with old data.
         """
         return collection.with_options(read_concern=_NEVER_LATE)
 
     # --- calls
 
     async def read(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call that changes nothing."""
+        """Make a call that only reads."""
         return await self._run(call, again=True, writes=False)
 
     async def repeat(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call that writes and may be made again although it was applied."""
+        """Make a call that writes and is safe to repeat, even if it was applied."""
         return await self._run(call, again=True, writes=True)
 
     async def write(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call that writes, once; the driver knows it again when it repeats it.
+        """Make a call that writes, once. The driver numbers it, so its own retry is applied at most once.
 
         Raises:
-            OutcomeUnknownError: nobody can say whether it was applied.
+            OutcomeUnknownError: the write may or may not have been applied.
         """
         return await self._run(call, again=False, writes=True)
 
@@ -108,7 +108,7 @@ class Connection:
             raise to_kode_error(exc, self.place, writes=writes) from exc
 
     async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call that is applied once at most; one that was refused for its number was not applied."""
+        """Make a call that is applied at most once. A call that was refused for its number was not applied."""
         try:
             return await made(call)
         except DRIVER_ERRORS as exc:
@@ -117,7 +117,7 @@ class Connection:
         return await made(call)
 
     async def _persistent(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call again whose connection broke: others that broke meanwhile may have closed the new one, too."""
+        """Make a call, again while connections break: one broken connection closes others, even new ones."""
         until: float | None = None
         while True:
             try:
@@ -129,7 +129,7 @@ class Connection:
             await asyncio.sleep(random.uniform(0.005, 0.02))  # noqa: S311
 
     async def find(self, collection: Any, wanted: Document, **how: Any) -> list[Document]:
-        """The documents of a query, all at once: no cursor outlives the call."""
+        """All documents of a query. No cursor outlives the call."""
         return await self.read(lambda: collection.find(wanted, **how).to_list(None))
 
     async def pages(
@@ -145,10 +145,10 @@ class Connection:
         first_page: int = _FIRST_PAGE,
         index: str | None = None,
     ) -> list[Document]:
-        """The documents within the bounds of a key that is no two documents', in its order.
+        """The documents whose unique key *by* is within the bounds, in key order.
 
-        Each page is a call of its own: what is long takes longer, and is not too long for the time of one call. It is
-        found by the index of the key, or by that of *index* and the key, where *wanted* has a value of that field.
+        Each page is a call of its own, so that a long result does not exceed the time of one call. The query uses the
+        index of the key, or the index of *index* and the key if *wanted* has a value of that field.
         """
         found: list[Document] = []
         size, sort = first_page, [(by, -1 if descending else 1)]
@@ -164,7 +164,7 @@ class Connection:
             size = max(1, min(_LONG_PAGE, _PAGE_BYTES * len(page) // sum(map(weight, page))))
 
     async def aggregate(self, collection: Any, stages: Sequence[Document]) -> list[Document]:
-        """The documents of a pipeline."""
+        """The documents that a pipeline returns."""
 
         async def call() -> list[Document]:
             found: list[Document] = await (await settled(collection.aggregate(stages))).to_list(None)
@@ -173,14 +173,14 @@ class Connection:
         return await self.read(call)
 
     async def command(self, *command: Any, **how: Any) -> Document:
-        """The answer to a command that changes nothing."""
+        """The answer to a command that only reads."""
         return await self.read(lambda: self._client.admin.command(*command, **how))
 
     async def hello(self) -> Document:
-        """What the server says of itself, asked first of all.
+        """The server's description of itself. This is the first call.
 
         Raises:
-            ConfigurationError: this client cannot be used here, or sees one member of a set alone.
+            ConfigurationError: the client belongs to another event loop, or sees only one member of a set.
         """
         try:
             hello = await self.command("hello")
@@ -197,29 +197,29 @@ class Connection:
         return hello
 
     async def close(self) -> None:
-        """Close the client, unless it is the caller's; of a server that does not answer no leave is taken."""
+        """Close the client, unless it is the caller's. A server that does not answer is not waited for."""
         if not self._owned:
             return
         with pymongo.timeout(_CLOSE_S):
             if inspect.iscoroutinefunction(self._client.close):
                 await self._client.close()
-            else:  # motor's blocks; a task of to_thread could be cancelled before it begins
+            else:  # motor's close blocks; a task of to_thread could be cancelled before it begins
                 close = partial(contextvars.copy_context().run, self._client.close)
                 await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, close))
 
 
 def weight(document: Document) -> int:
-    """About how large a document is."""
+    """The approximate size of a document in bytes."""
     return _LEAST + sum(len(document.get(name) or "") for name in ("text", "bytes", "info", "state"))
 
 
 def is_replicated(hello: Document) -> bool:
-    """Whether a server that says this of itself is of a replica set, or leads to some."""
+    """Whether a server with this description belongs to a replica set or routes to some."""
     return "setName" in hello or hello.get("msg") == "isdbgrid"
 
 
 async def settled(value: Any) -> Any:
-    """What a method returned, awaited where this driver wants that."""
+    """The value that a method returned, awaited if this driver returns an awaitable."""
     return await value if inspect.isawaitable(value) else value
 
 
@@ -227,7 +227,7 @@ async def settled(value: Any) -> Any:
 
 
 def connect(options: MongoOptions) -> Connection:
-    """A connection, which reaches for the server with its first call.
+    """A connection. It contacts the server with its first call.
 
     Raises:
         ConfigurationError: the options do not fit together.
@@ -259,7 +259,7 @@ def _made(kind: Any, options: MongoOptions) -> Any:
 
 
 def _plain(exc: Exception) -> str:
-    """Why a URI was refused, without the words of the driver, which may quote a password."""
+    """The reason why a URI was refused, without the driver's message, which may quote a password."""
     if isinstance(exc, InvalidURI):
         return "the URI is malformed; special characters of user and password have to be written as %40 and so on"
     return f"{type(exc).__name__}, see its parameters"
@@ -290,10 +290,10 @@ def _arguments(options: MongoOptions) -> Document:
 
 
 def has_collections(options: MongoOptions) -> bool:
-    """Whether there are collections of kode, or nobody who could say. Blocks."""
+    """True if kode's collections exist, or if that cannot be determined. Blocks."""
     try:
         options.check()
         with _made(pymongo.MongoClient, options) as client:
             return bool(client[options.database_name][options.collection_prefix + META].find_one({}))
-    except Exception:  # noqa: BLE001 - an open will say it better
+    except Exception:  # noqa: BLE001 - opening the store explains it better
         return True

@@ -1,6 +1,6 @@
 """Heads, items and parts as documents.
 
-No text of a caller's is ever a field's name: metadata is an array of ``{k, v}``. Bodies are strings, exact.
+A caller's text never becomes a field's name: metadata is an array of ``{k, v}``. Bodies are stored as exact strings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 NO_BODIES: Final = {"text": 0}
 NO_HEAD: Final[Document] = {"rev": {"$exists": False}, "epoch": {"$exists": False}}
-"""The filter for a lease alone, or nothing. A head that has lost one of the two is damaged, and not absent."""
+"""The filter for a document without a head. A head that has lost one of the two fields is damaged, not absent."""
 
 
 T = TypeVar("T")
@@ -52,22 +52,22 @@ T = TypeVar("T")
 
 
 def _prefix(place: Place) -> str:
-    """With what the ids begin of all that is at a place: of one length for all agents."""
+    """The prefix of every id at a place; its length is the same for all agents."""
     return f"{blake2b(place.agent_id.encode(), digest_size=16).hexdigest()}/{place.epoch}/"
 
 
 def id_of(place: Place, key: str) -> str:
-    """The id of an item; the ids at a place are in the order of the keys."""
+    """The id of an item. Ids at a place sort like keys."""
     return _prefix(place) + key
 
 
 def after_place(place: Place) -> str:
-    """The least text that is behind all ids at a place."""
-    return f"{_prefix(place)[:-1]}0"  # which is next to the slash
+    """The least text that sorts after all ids at a place."""
+    return f"{_prefix(place)[:-1]}0"  # "0" follows "/"
 
 
 def part_id(place: Place, key: str, rev: int, number: int | None = None) -> str:
-    """The id of a part, or what those of all parts of a key and revision begin with."""
+    """The id of a part; without *number*, the prefix of all parts of a key and revision."""
     return f"{_prefix(place)}{key}/{rev:019d}/" + ("" if number is None else f"{number:06d}")
 
 
@@ -80,7 +80,7 @@ def metadata_pairs(pairs: Sequence[tuple[str, str]]) -> list[Document]:
 
 
 def head_fields(head: HeadRecord) -> Document:
-    """All of a head but its lease; a field without a value is null."""
+    """The fields of a head without its lease. A field without a value is null."""
     info = head.info
     return {
         "epoch": head.epoch,
@@ -101,7 +101,7 @@ def head_fields(head: HeadRecord) -> Document:
 
 
 def settled_fields(head: HeadRecord) -> Document:
-    """What of a head changes when it is settled."""
+    """The fields of a head that change when it is settled."""
     return {"pending": not head.is_settled, "state": Binary(head.state)}
 
 
@@ -110,19 +110,19 @@ def _list(head: ListHead) -> Document:
 
 
 def is_lease_alone(found: Mapping[str, Any]) -> bool:
-    """Whether a document, read without its lease, is no head; see :data:`NO_HEAD`."""
+    """Whether a document, read without its lease, has no head; see :data:`NO_HEAD`."""
     return not any(field in found for field in NO_HEAD)
 
 
 def as_found(found: Mapping[str, Any], wanted: Document) -> Document:
-    """The filter for a head that is still as it was found, and for which *wanted* holds."""
+    """The filter for a head that has not changed since it was found and also matches *wanted*."""
     fields = ("epoch", "rev", "updated_at", "messages", "tool_calls", "pending", "state")
     same = {name: {"$eq": found[name]} if name in found else {"$exists": False} for name in fields}
     return {"_id": found["_id"], **same, **wanted}
 
 
 def sound(read: Callable[[Mapping[str, Any]], T], found: Sequence[Mapping[str, Any]]) -> Found[T]:
-    """What documents say, those that are damaged left out and named (QRY-9)."""
+    """The records of documents; damaged ones are left out and named (QRY-9)."""
     left_out = list[str]()
     done = [unless_damaged(left_out, read, document) for document in found]
     return Found([one for one in done if one is not None], left_out)
@@ -132,7 +132,7 @@ def found_head(found: Mapping[str, Any]) -> HeadRecord:
     """The head of a document.
 
     Raises:
-        CorruptRecordError: something of it is missing, or is not what is written there.
+        CorruptRecordError: a field is missing or has a wrong type.
     """
     with _damaged(f"agent {found['_id']!r}", "its head is damaged"):
         return HeadRecord(
@@ -154,7 +154,7 @@ def found_session(found: Mapping[str, Any]) -> SessionRow:
     """The session of a head's document.
 
     Raises:
-        CorruptRecordError: something of it is missing, or is not what is written there.
+        CorruptRecordError: a field is missing or has a wrong type.
     """
     with _damaged(f"agent {found['_id']!r}", "its head is damaged"):
         return SessionRow(
@@ -180,7 +180,7 @@ def _info(found: Mapping[str, Any]) -> Info:
 
 
 def item_document(place: Place, item: Item) -> Document:
-    """An item."""
+    """The document of an item."""
     index = item.index
     document: Document = {
         "_id": id_of(place, item.key),
@@ -206,7 +206,7 @@ def item_document(place: Place, item: Item) -> Document:
 
 
 def removal(rev: int) -> Document:
-    """The update that leaves of an item the mark that it was removed."""
+    """The update that turns an item into the mark of its removal."""
     fields = ("time", "text", "digest", "parts", "index", "list", "alt")
     return {"$set": {"rev": Int64(rev), "gone": True}, "$unset": dict.fromkeys(fields, "")}
 
@@ -227,7 +227,7 @@ def found_item(found: Mapping[str, Any]) -> Item:
     """The item of a document.
 
     Raises:
-        CorruptRecordError: something of it is missing, or is not what is written there.
+        CorruptRecordError: a field is missing or has a wrong type.
     """
     with _damaged(*_named(found)):
         key, alt = _text(found["key"]), found.get("alt")
@@ -245,7 +245,7 @@ def found_item(found: Mapping[str, Any]) -> Item:
 
 
 def found_anywhere(found: Mapping[str, Any]) -> FoundItem:
-    """The item of a document, and where it is; see :func:`found_item`."""
+    """The item of a document with its place; see :func:`found_item`."""
     with _damaged(*_named(found)):
         place = Place(_text(found["agent_id"]), _text(found["epoch"]))
     return FoundItem(place, found_item(found))
@@ -256,12 +256,12 @@ def _named(found: Mapping[str, Any]) -> tuple[str, str]:
     return f"agent {found.get('agent_id')!r}", f"its item {key!r} is damaged"
 
 
-# --- what somebody else changed ---------------------------------------------------------------------------------------
+# --- documents that others changed ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _damaged(record: str, problem: str) -> Iterator[None]:
-    """Say so of a record that cannot be understood; nothing of what is in it is quoted."""
+    """Report a record that cannot be decoded. The error does not quote its contents."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError):
@@ -275,7 +275,7 @@ def _text(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    """A number that equals the one that was written, for us and for the filters of the server."""
+    """A whole number, whatever its type: the server's filters compare numbers of all types."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value:
         raise TypeError
     return int(value)

@@ -1,4 +1,4 @@
-"""MongoDB's errors as this library's."""
+"""Translates MongoDB's errors into this library's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from kode_core.errors import (
 __all__ = ["DRIVER_ERRORS", "is_duplicate", "is_in_doubt", "is_lost", "is_refused", "to_kode_error"]
 
 DRIVER_ERRORS: Final = (PyMongoError, BSONError, OSError, TimeoutError)
-"""All that the driver raises."""
+"""Every class of exceptions that the driver raises."""
 
 _DUPLICATE: Final = 11000
 _NUMBERED: Final = 20
@@ -60,14 +60,14 @@ _BY_CODE: Final[dict[int, _Kind]] = {
     17419: (PayloadTooLargeError, "a record is larger than MongoDB can take"),
 }
 _BROKEN: Final = frozenset({6, 7, 89, 262, 9001})
-"""The network behind the server, or the time: nobody knows how far it came."""
+"""Network failures behind the server and timeouts: the outcome is unknown."""
 _PASSING: Final = _BROKEN | {43, 134, 175, 211, 11601}
-"""What ended a read may be over at once: a cursor or a plan is gone, or a server that was just started knows no
-majority, or no key of the cluster's times, yet."""
+"""Failures of reads that may pass at once: a cursor or a plan is gone, or a server that was just started does not know
+the majority or the key of the cluster's times yet."""
 
 
 def _codes(exc: BaseException) -> list[int]:
-    """The code of the error, or those of the writes of a bulk, the ones that say most first."""
+    """The error's code, or the codes of a bulk write, most specific first."""
     if isinstance(exc, BulkWriteError):
         codes = [error["code"] for error in exc.details.get("writeErrors", ())]
         return sorted(codes, key=lambda code: (code == _DUPLICATE, code not in _BROKEN))
@@ -76,7 +76,7 @@ def _codes(exc: BaseException) -> list[int]:
 
 
 def is_duplicate(exc: BaseException) -> bool:
-    """Whether all that failed is that documents of these ids are there, and nothing is in doubt."""
+    """Whether the only failure is that documents with these ids exist, and nothing is in doubt."""
     if isinstance(exc, BulkWriteError):
         codes = _codes(exc)
         return bool(codes) and set(codes) == {_DUPLICATE} and not exc.details.get("writeConcernErrors")
@@ -84,23 +84,23 @@ def is_duplicate(exc: BaseException) -> bool:
 
 
 def is_refused(exc: BaseException) -> bool:
-    """Whether a standalone server refused a write because it was numbered, as only members of a set know numbers.
+    """Whether a standalone server refused a write because it had a number: only members of a set accept numbers.
 
-    PyMongo 4.20 numbers a write whose connection broke while it was made, before it knows what server that is.
+    PyMongo 4.20 numbers a write whose connection broke while it was made, before it knows the kind of server.
     """
     return isinstance(exc, OperationFailure) and exc.code == _NUMBERED
 
 
 def is_lost(exc: BaseException) -> bool:
-    """Whether the connection broke, so that the same may work on another one."""
+    """Whether the connection broke, so that the same call may succeed on another one."""
     is_broken = isinstance(exc, (AutoReconnect, OSError)) and not isinstance(exc, ServerSelectionTimeoutError)
     return is_broken or is_refused(exc)
 
 
 def is_in_doubt(exc: BaseException) -> bool:
-    """Whether a write that failed so may have been applied, or may not last.
+    """Whether a write that failed with *exc* may have been applied, or may be rolled back.
 
-    When no connection was free, that may have been the driver's second attempt, and the first one was applied.
+    An attempt that found no free connection may have been the driver's second one, after the first was applied.
     """
     if isinstance(exc, ServerSelectionTimeoutError):
         return False
@@ -117,7 +117,7 @@ def is_in_doubt(exc: BaseException) -> bool:
 
 
 def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
-    """The error of this library for *exc*, raised by a call that writes or does not."""
+    """This library's error for *exc*, which was raised by a call that *writes* or only reads."""
     if isinstance(exc, KodeError):
         return exc
     if writes and is_in_doubt(exc):
@@ -149,7 +149,7 @@ def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
 
 
 def _words(exc: BaseException) -> str:
-    """What the server or the driver said, without what it quotes of data."""
+    """The message of the server or the driver, without quoted data."""
     if isinstance(exc, BulkWriteError):
         return "a bulk of writes"
     if isinstance(exc, OperationFailure):

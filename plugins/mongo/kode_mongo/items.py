@@ -1,4 +1,4 @@
-"""Items and their parts: read by the page and written by the slice, so that no call is longer than its time limit."""
+"""Items and their parts. Reads go by pages and writes by slices, so that each call ends within its time limit."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Items:
         return [found_item(document) for document in found]
 
     async def apply(self, place: Place, changes: Sequence[Change]) -> None:
-        """See ``RecordStore.apply``. What is cut goes first: then fewer items stand in the way of what is put."""
+        """See ``RecordStore.apply``. Cuts go first, so that puts meet fewer items."""
         cuts = [
             UpdateMany({**_cut(place, change), "gone": None}, removal(change.rev))
             for change in changes
@@ -70,10 +70,10 @@ class Items:
             are_there = await self._put(some, look_first=are_there)
 
     async def _put(self, documents: Sequence[Document], *, look_first: bool) -> bool:
-        """Put documents, each unless one of the same or a greater revision is there; whether most of them were there.
+        """Put documents, each unless its id has one of the same or a greater revision. True if most existed already.
 
-        Inserting is one call where nothing is there; where much is, the server takes many times as long to refuse it
-        as to say what it has. So what was applied before by somebody who died is looked at instead.
+        Inserting takes one call if no document exists. If many exist, the server takes many times as long to refuse
+        them as to read them. So *look_first* reads before it writes, for changes that a dead process applied in part.
         """
         left, were_there = documents, False
         for round_ in range(_ROUNDS):
@@ -87,7 +87,7 @@ class Items:
         )
 
     async def _insert(self, documents: Sequence[Document]) -> list[Document]:
-        """Insert documents; those that could not be, as there is one already."""
+        """Insert documents, and return those whose ids exist already."""
 
         async def call() -> list[Document]:
             try:
@@ -102,10 +102,10 @@ class Items:
         return await self._connection.repeat(call)
 
     async def _replace(self, documents: Sequence[Document]) -> list[Document]:
-        """Replace what is older; those documents that are to be inserted, as there is none by now."""
+        """Replace older documents, and return the documents that have to be inserted because their ids are gone."""
         wanted = {"_id": {"$in": [document["_id"] for document in documents]}, "agent_id": documents[0]["agent_id"]}
         found = await self._connection.find(self._items, wanted, projection=_REVS, batch_size=len(documents) + 1)
-        first = {one["_id"]: one["rev"] + (not one.get("gone")) for one in found}  # the least revision that may be put
+        first = {one["_id"]: one["rev"] + (not one.get("gone")) for one in found}  # the least newer one
         absent = [document for document in documents if document["_id"] not in first]
         older = [one for one in documents if one["_id"] in first and first[one["_id"]] <= one["rev"]]
         if not older:
@@ -114,9 +114,9 @@ class Items:
         return absent if done.matched_count == len(older) else [*absent, *older]
 
     async def drop(self, place: Place) -> None:
-        """See ``RecordStore.drop``: in slices, each with the time of one command.
+        """See ``RecordStore.drop``. It removes slices, each within the time of one command.
 
-        The end of a slice is looked for in the index of ``_id`` alone, without a document.
+        The end of a slice is found in the index of ``_id``, without reading a document.
         """
         bounds = {"$gte": id_of(place, ""), "$lt": after_place(place)}
         for collection, most in ((self._items, _DROPPED_AT_ONCE), (self._parts, _PARTS_DROPPED_AT_ONCE)):
@@ -134,7 +134,7 @@ class Items:
         await self._connection.repeat(lambda: collection.delete_many(wanted))
 
     async def epochs(self, agent_id: str) -> list[str]:
-        """The epochs at which there is anything of an agent."""
+        """The epochs at which an agent has items or parts."""
         stages: list[Document] = [{"$match": {"agent_id": agent_id}}, {"$group": {"_id": "$epoch"}}]
         found = [one for of in (self._items, self._parts) for one in await self._connection.aggregate(of, stages)]
         return sorted({one["_id"] for one in found if isinstance(one["_id"], str)})
@@ -176,7 +176,7 @@ class Items:
 
 
 def _slices(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """The documents, so many in one write that it ends in time also over a slow line."""
+    """The documents in slices that are small enough to be written in time over a slow line."""
     some: list[Document] = []
     size = 0
     for document in documents:
@@ -191,7 +191,7 @@ def _slices(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 
 def _guarded(document: Document) -> Document:
-    """The filter for what a document may replace: an older one, or the mark of a removal at its own revision."""
+    """The filter for the document that this one may replace: an older one, or a mark of its own revision."""
     rev = document["rev"]
     is_before = {"$or": [{"rev": {"$lt": rev}}, {"rev": rev, "gone": True}]}
     return {"_id": document["_id"], "agent_id": document["agent_id"], **is_before}

@@ -1,6 +1,6 @@
-"""Leases by the server's clock, in the document of the head: one conditional update each, and no transaction.
+"""Leases by the server's clock, in the document of the head. Each change is one conditional update.
 
-A client that is killed inside a transaction of several documents would keep them locked for more than a minute.
+There are no transactions: a client that is killed inside one would keep its documents locked for more than a minute.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _IS_OVER: Final = {"$lte": [{"$ifNull": ["$lease.until", _LONG_AGO]}, _NOW]}
 
 
 def held(fence: Fence) -> Document:
-    """The filter for a head whose lease is held, by this owner, with this token."""
+    """The filter for a head whose lease is held by this owner with this token."""
     return {
         "lease.owner": fence.owner,
         "lease.token": fence.token,
@@ -30,14 +30,14 @@ def held(fence: Fence) -> Document:
 
 
 class Leases:
-    """A token is greater than those before, also when the head was forgotten: at least the server's time."""
+    """Leases of agents. A token is at least the server's time, so that it exceeds the last one of a forgotten head."""
 
     def __init__(self, connection: Connection, heads: Any) -> None:
         self._connection = connection
         self._heads = heads
 
     async def acquire(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """The new token, or None when the lease is held; an owner that asks again gets its own."""
+        """The token, or None if another owner holds the lease. The present owner gets its own token again."""
         mine = {"$eq": ["$lease.owner", {"$literal": owner}]}
         change = [{"$set": {"lease": _lease(owner, mine, ttl_ms), **_not_forgotten(ttl_ms)}}]
         how = {"return_document": True, "projection": {"lease": 1}}
@@ -47,7 +47,7 @@ class Leases:
             found: Document | None = await self._heads.find_one_and_update(free, change, **how)
             if found is not None:
                 return found
-            absent = {"_id": agent_id, "lease": {"$exists": False}}  # an $expr cannot be upserted
+            absent = {"_id": agent_id, "lease": {"$exists": False}}  # the server does not upsert with an $expr
             try:
                 found = await self._heads.find_one_and_update(absent, change, upsert=True, **how)
             except Exception as exc:
@@ -56,24 +56,24 @@ class Leases:
                 raise
             return found
 
-        taken = await self._connection.repeat(call)  # who asks again gets what it has
+        taken = await self._connection.repeat(call)  # the present owner gets its token again
         return None if taken is None else int(taken["lease"]["token"])
 
     async def renew(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        """False when the lease ended."""
+        """Extend the lease. False if it has ended."""
         change = [{"$set": {"lease": {"until": _until(ttl_ms)}, **_not_forgotten(ttl_ms)}}]
         wanted = {"_id": agent_id, **held(fence)}
         done = await self._connection.repeat(lambda: self._heads.update_one(wanted, change))
         return bool(done.matched_count)
 
     async def release(self, agent_id: str, fence: Fence) -> None:
-        """End the lease if it is still this one."""
+        """End the lease if this owner and token still hold it."""
         wanted = {"_id": agent_id, "lease.owner": fence.owner, "lease.token": fence.token}
         change = {"$set": {"lease.owner": "", "lease.until": _LONG_AGO}}
         await self._connection.repeat(lambda: self._heads.update_one(wanted, change))
 
     async def holds(self, agent_id: str, fence: Fence) -> bool:
-        """Whether the lease is held, by that owner, with that token."""
+        """Whether the lease is held by this owner with this token."""
         wanted = {"_id": agent_id, **held(fence)}
         return await self._connection.read(lambda: self._heads.find_one(wanted, {"_id": 1})) is not None
 
@@ -89,7 +89,7 @@ def _lease(owner: str, mine: Document, ttl_ms: int) -> Document:
 
 
 def _not_forgotten(ttl_ms: int) -> Document:
-    """What has no head, or was deleted, is removed a day after its lease."""
+    """The time after which a document without a live head is removed: a day after its lease ends."""
     no_head = {"$and": [{"$eq": [{"$type": f"${field}"}, "missing"]} for field in NO_HEAD]}
     is_nothing = {"$or": [no_head, {"$eq": [{"$type": "$gone"}, "date"]}]}
     return {"gone": {"$cond": [is_nothing, _until(ttl_ms), None]}}

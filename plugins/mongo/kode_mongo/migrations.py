@@ -1,10 +1,10 @@
-"""Bringing the indexes to this version when a store is opened, whoever else tries the same.
+"""Brings the indexes to this version when a store is opened. Several processes may do so at once.
 
-An index of a large collection takes longer to make than a call may. The server goes on with it when the client leaves,
-so that the time limit of a call only decides how long to wait for the answer: afterwards the server is asked now and
-then whether it still makes the index, and, as soon as it does not, for the index again, which it then has, or begins
-anew if something stopped it. An answer alone is no proof: the server may give it while it makes the index for somebody
-else. Others read and write meanwhile.
+Building an index of a large collection takes longer than a call may. The server continues when the client leaves, so
+the time limit of a call only limits the wait for the answer. After that, this module asks the server now and then
+whether it still builds the index. When the server does not, the index is requested again: the server has it by then, or
+begins anew if something stopped it. An answer alone is no proof, as the server may give it while it builds the index
+for another client. Other clients read and write meanwhile.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = ["migrate"]
 log = logging.getLogger("kode_core")
 
 _OLDEST: Final = 17
-"""The version of MongoDB 6.0's protocol: older servers know no ``$or`` in the condition of an index."""
+"""The protocol version of MongoDB 6.0. Older servers do not accept ``$or`` in the condition of an index."""
 _FIRST_LOOK_S: Final = 0.1
 _LATER_LOOKS_S: Final = 5.0
 
 
 async def migrate(connection: Connection, options: MongoOptions, hello: Document) -> None:
-    """Make the indexes that are missing; many may try at once (OPS-7, OPS-8).
+    """Make missing indexes. Several processes may do so at once (OPS-7, OPS-8).
 
-    *hello* is what the server says of itself.
+    *hello* is the server's description of itself.
 
     Raises:
-        SchemaVersionError: the indexes or the records are of a newer version; nothing is changed.
-        StoreReadOnlyError: the user may not make them.
-        StoreUnavailableError: something is to be made, and the options forbid it, or the server is too old.
+        SchemaVersionError: the indexes or the records have a newer version; nothing is changed.
+        StoreReadOnlyError: the user may not make indexes.
+        StoreUnavailableError: indexes are missing, and the options forbid making them or the server is too old.
     """
     meta = connection.collection(META)
     found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
@@ -76,9 +76,10 @@ async def migrate(connection: Connection, options: MongoOptions, hello: Document
 
 
 async def _make(connection: Connection, name: str, *, is_voted: bool) -> None:
-    """Make the indexes of a collection, in one pass over it, however long that takes.
+    """Make the indexes of a collection in one pass over it, however long that takes.
 
-    With a majority, as all writes: the server would wait for every member otherwise, also for one that is down.
+    A majority has to commit them, as with all writes. By default, the server waits for every member, even one that is
+    down.
     """
     collection = connection.collection(name)
     models = [IndexModel(index.keys, **index.options) for index in INDEXES if index.collection == name]
@@ -101,8 +102,8 @@ async def _make(connection: Connection, name: str, *, is_voted: bool) -> None:
 
 
 async def _are_made(connection: Connection, collection: Any, models: Sequence[IndexModel]) -> bool:
-    """Whether the server makes some of the indexes at this moment."""
-    local = collection.with_options(read_concern=ReadConcern("local"))  # that of a majority cannot be asked for this
+    """Whether the server is building any of the indexes at this moment."""
+    local = collection.with_options(read_concern=ReadConcern("local"))  # $collStats does not accept "majority"
     found = await connection.aggregate(local, [{"$collStats": {"storageStats": {}}}])
     building = {name for shard in found for name in shard["storageStats"].get("indexBuilds", ())}
     return not building.isdisjoint(model.document["name"] for model in models)

@@ -1,4 +1,4 @@
-"""Notes of places where something may be left: documents of the collection of the version, in the order of times."""
+"""Notes of places that may hold records without a head: documents in the collection ``meta``, ordered by time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Notes"]
 
 _PREFIX: Final = "left/"
 _END: Final = "left0"
-"""The least text that is behind the ids of all notes."""
+"""The least text that sorts after the ids of all notes."""
 
 
 class Notes:
@@ -39,7 +39,7 @@ class Notes:
         return [_found(document) for document in found]
 
     async def of(self, agent_id: str) -> list[Note]:
-        """See ``RecordStore.notes_of``: the index of agents and epochs shows every place where something is."""
+        """See ``RecordStore.notes_of``. The index of agents and epochs shows every place that has records."""
         wanted = {"_id": {"$gte": _PREFIX, "$lt": _END}, "agent_id": agent_id}
         notes = [_found(document) for document in await self._connection.find(self._meta, wanted)]
         noted = {note.place.epoch for note in notes}

@@ -30,19 +30,19 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
     Attributes:
         uri: ``mongodb://user:password@host:port/database`` or ``mongodb+srv://…``, with MongoDB's parameters.
         connection: these options as a mapping, or the ``uri``.
-        database: the database's name; that of the URI, or ``kode``, unless given.
-        password: a text, or a function that returns one, async or not, and is asked when the store is opened.
-        auth_source: the database that knows the user; unless given, the one that the URI names, or else ``admin``.
-        replica_set: the name of the set whose primary to look for.
-        tls: whether to speak TLS; ``tls_ca_file`` names the certificates to trust, the system's unless given.
+        database: the name of the database; by default the name in the URI, or ``kode``.
+        password: a text, or a function, async or not, that is called for one when the store is opened.
+        auth_source: the database that knows the user; by default the database in the URI, or ``admin``.
+        replica_set: the name of the replica set whose primary is used.
+        tls: whether to use TLS; ``tls_ca_file`` names the trusted certificates, by default the system's.
         driver: ``motor``, or ``pymongo`` for its ``AsyncMongoClient``.
-        max: how many connections at most.
-        idle_timeout_millis: after how long an idle connection is closed.
-        connection_timeout_millis: how long to look for a primary; to elect one takes some 10 seconds.
+        max: the greatest number of connections.
+        idle_timeout_millis: the time after which an idle connection is closed.
+        connection_timeout_millis: how long to look for a primary; an election takes some 10 seconds.
         command_timeout_millis: how long to wait for the answer to one command before the connection counts as broken.
-        collection_prefix: how the collections' names begin.
-        create: make collections and indexes that are missing; without it, ``kode schema`` prints what somebody else
-            has to run.
+        collection_prefix: the prefix of the collections' names.
+        create: make missing collections and indexes; without it, ``kode schema`` prints the commands for an
+            administrator.
         client: an ``AsyncIOMotorClient`` or ``AsyncMongoClient`` of your own, which is used and never closed.
     """
 
@@ -70,10 +70,10 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
     objects: ClassVar[frozenset[str]] = frozenset({"client"})
 
     def __post_init__(self) -> None:
-        """Refuse at once what could be shown with a password in it, or lead to a place that nobody meant.
+        """Refuse options that could be shown with a password in them, or lead to an unintended server.
 
         Raises:
-            ConfigurationError: the URI is malformed, or the host is one; nothing of either is quoted.
+            ConfigurationError: the URI is malformed, or the host is a URI. The error quotes neither.
         """
         see_host(self.host)
         see_password(self.password)
@@ -82,22 +82,22 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
 
     @property
     def database_name(self) -> str:
-        """The database, wherever it was named."""
+        """The name of the database, from the options or the URI."""
         return self.database or (split_uri(self.uri).database if self.uri else "") or DEFAULT_DATABASE
 
     @property
     def place(self) -> str:
-        """Where the database is, for messages."""
+        """The address of the database, for messages."""
         if self.client is not None:
             return f"mongo by the given client, database {self.database_name}"
         where = f"{self.host or 'localhost'}{f':{self.port}' if self.port else ''}"
         return f"mongo at {where if self.uri is None else shown_hosts(self.uri)}/{self.database_name}"
 
     def check(self) -> None:
-        """See that the URI takes nothing back of what the store promises, and that the database can have its name.
+        """Check that the URI does not weaken the store's promises and that the database's name is valid.
 
         Raises:
-            ConfigurationError: it does, or cannot; says what and why.
+            ConfigurationError: a parameter or the name is refused; the message says why.
         """
         name = self.database_name
         if not re.match(_NAME, name) or len(name.encode(errors="replace")) > _NAME_BYTES:

@@ -27,7 +27,7 @@ _NAMES: Final = (
     *("w", "wTimeoutMS", "journal", "readConcernLevel", "readPreference", "maxStalenessSeconds"),
 )
 _PARAMETERS: Final = frozenset({*_NAMES, *map(str.lower, _NAMES)})
-"""Parameters of a URL that are MongoDB's and no options of this backend."""
+"""Parameters of a URL that belong to MongoDB and are not options of this backend."""
 
 
 async def _open(options: MongoOptions) -> RecordEngine:
@@ -42,7 +42,7 @@ async def _with_password(options: MongoOptions) -> MongoOptions:
 
 
 def _is_there(options: MongoOptions) -> bool:
-    """A server that cannot be asked is left to ``open``, which says what is wrong with it."""
+    """Whether kode's collections exist. True if that cannot be determined: ``open`` then explains the error."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
@@ -65,7 +65,7 @@ def _from_url(split: SplitResult) -> Mapping[str, Any]:
     if not split.netloc:
         return {"database": split.path.removeprefix("/")} if split.path else {}
     scheme = "mongodb+srv" if split.scheme == "mongodb+srv" else "mongodb"
-    split_uri(urlunsplit((scheme, *split[1:])))  # before a part of a password is taken for a path or a parameter
+    split_uri(urlunsplit((scheme, *split[1:])))  # a password may look like a path
     return {"uri": urlunsplit((scheme, split.netloc, split.path or ("/" if kept else ""), kept, ""))}
 
 

@@ -1,4 +1,4 @@
-"""Queries as MongoDB's filters and orders. Pages go on by key."""
+"""Queries as MongoDB's filters and orders. A page continues after the last key of the page before."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _within(field: str, span: Range) -> Document:
 
 
 def _paged(wanted: Document, fields: tuple[str, ...], after: Any, *, descending: bool) -> tuple[Document, Sort]:
-    """The filter for what comes behind *after*, with a bound of the first field that an index can use."""
+    """The filter for documents after *after*, with a bound on the first field for the index."""
     sort = [(field, -1 if descending else 1) for field in fields]
     if after is None:
         return wanted, sort
@@ -65,7 +65,7 @@ def _paged(wanted: Document, fields: tuple[str, ...], after: Any, *, descending:
 
 
 def next_prefix(prefix: str) -> str | None:
-    """The least text that is behind all that begin with *prefix*; None when there is none."""
+    """The least text that sorts after all texts with this prefix; None without one."""
     kept = prefix.rstrip("\U0010ffff")
     if not kept:
         return None

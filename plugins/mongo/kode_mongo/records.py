@@ -1,4 +1,4 @@
-"""MongoDB as a store that changes one record at a time."""
+"""MongoDB as a record store."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _NO_LEASE: Final = {"lease": 0}
 
 
 async def open_records(options: MongoOptions) -> MongoRecords:
-    """Connect, and bring the indexes to this version; many may do so at once.
+    """Connect, and bring the indexes to this version. Several processes may do so at once.
 
     Raises:
-        StorageError: the server cannot be reached or used; says why.
+        StorageError: the server cannot be reached or used; the message says why.
     """
     connection = connect(options)
     try:
@@ -264,7 +264,7 @@ class MongoRecords:
 
 
 def _head_change(head: HeadRecord, fields: Document) -> Document:
-    """The update to these fields; one that leaves nothing but a tombstone says when, so that it is removed later."""
+    """The update to these fields. A tombstone gets its time, so that the server removes it later."""
     if head.may_be_forgotten:
         return {"$set": fields, "$currentDate": {"gone": True}}
     return {"$set": {**fields, "gone": None}}

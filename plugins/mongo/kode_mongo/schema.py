@@ -1,4 +1,4 @@
-"""The collections and their indexes, and their version."""
+"""The collections, their indexes, and the schema's version."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def _where(condition: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _outside(field: str, *spans: tuple[str, str]) -> list[dict[str, Any]]:
-    """Conditions of which one holds where a field has a text outside of all spans: partial indexes know no ``$ne``.
+    """Alternative conditions for a text outside of all spans, as partial indexes do not accept ``$ne``.
 
-    They are ranges, since the server sees of ranges that what is asked for lies within them.
+    They are ranges, because the server can tell that the value of a query lies within a range.
     """
     ends: list[str | None] = [None, *(end for span in spans for end in span), None]
     pairs = zip(ends[::2], ends[1::2], strict=True)
@@ -68,8 +68,8 @@ _LISTED: Final = _where({"listed": True})
 _ROWS: Final = _where({"list": {"$exists": True}})
 _COMMON_CHANNEL: Final = "progress"
 
-# What most rows have, in every store, is soon found by reading them in the order of time. An index of the others is
-# small, and costs the writers of most rows nothing but the look at its condition.
+# A query for a common value finds rows soon by reading all rows in the order of time. An index of the rare values is
+# small, and a row without one costs its writer only the check of the condition.
 _RARE_ROLE: Final = _outside("index.role", ("assistant", "assistant"), ("user", "user"))
 _RARE_TYPE: Final = _outside("index.content_types", ("text", "tool_use"))  # and "tool_result", between the two
 _RARE_STATE: Final = _outside("index.state", ("COMPLETED", "COMPLETED"))
@@ -94,41 +94,41 @@ INDEXES: Final = (
     Index(ITEMS, ["index.tool_name", *_BY_TIME], _where({"list": "tool_calls"})),
     Index(ITEMS, ["agent_id", "epoch"]),
     Index(PARTS, ["agent_id", "epoch"]),
-    # Version 2. Rare rows of all agents, in the order of a query: a page costs what it holds. A rare row has an entry
-    # for each of its rare values; a message with a rare type has one for each of its types.
+    # Version 2. Rare rows of all agents, in the order of a query: a page costs as much as it returns. A rare row has an
+    # entry for each of its rare values; a message with a rare type has one for each of its types.
     Index(ITEMS, ["index.role", *_BY_TIME], _where({"$or": _RARE_ROLE})),
     Index(ITEMS, ["index.content_types", *_BY_TIME], _where({"$or": _RARE_TYPE})),
     Index(ITEMS, ["index.state", *_BY_TIME], _where({"$or": _RARE_STATE})),
     Index(ITEMS, ["index.is_error", *_BY_TIME], _where(_ERROR)),
     Index(ITEMS, ["index.has_approval", *_BY_TIME], _where(_APPROVAL)),
-    # The same of one agent, which may be large among many: one index for each list. What rows are found by stands
-    # behind their place, so that a page passes over entries of the agent's other rare rows, and reads none but its own.
-    # A rare row has one more entry here, a message one for each of its types.
+    # The same for one agent, which may be large among many: one index for each list. The values follow the row's place,
+    # so that a page passes over entries of the agent's other rare rows and reads only documents that match. A rare row
+    # has one more entry here, a message one for each of its types.
     Index(ITEMS, [*_OF_ONE, "index.role", "index.content_types"], _where({"$or": [*_RARE_ROLE, *_RARE_TYPE]})),
     Index(
         ITEMS,
         [*_OF_ONE, "index.state", "index.is_error", "index.has_approval"],
         _where({"$or": [*_RARE_STATE, _ERROR, _APPROVAL]}),
     ),
-    # Events of rare channels, by offset and by seq; ids and alts begin with what stands for the agent. Each such event
-    # has two entries; one of progress, as most are, has none.
+    # Events of rare channels, by offset and by seq; ids and alts begin with a hash of the agent id. Each such event has
+    # two entries; a progress event, the common kind, has none.
     Index(ITEMS, ["index.channel", "_id"], _where({"$or": _RARE_CHANNEL})),
     Index(ITEMS, ["index.channel", "alt"], _where({"$or": _RARE_CHANNEL})),
 )
-"""Next to those of ``_id``, which begins with what stands for the agent, so that an agent's items lie together.
+"""All indexes except the one of ``_id``, which begins with a hash of the agent id and keeps an agent's items together.
 
-Those of version 2 are of fields that version 1 wrote already: its documents stay as they are, and its programs that
-still run keep them right. A ``$or`` in a condition needs MongoDB 6.0.
+The indexes of version 2 use fields that version 1 wrote already: documents stay as they are, and programs of version 1
+that still run write them correctly. ``$or`` in a condition needs MongoDB 6.0.
 """
 
 
 def is_common_channel(channel: str) -> bool:
-    """Whether the events of a channel are in no index of channels."""
+    """Whether the indexes of channels leave out the events of a channel."""
     return channel == _COMMON_CHANNEL
 
 
 def script(options: MongoOptions) -> str:
-    """The indexes as commands of mongosh, for those who may not let a program make them."""
+    """The indexes as mongosh commands, for administrators who do not let a program make them."""
     prefix = options.collection_prefix
 
     def command(collection: str, call: str, *arguments: object) -> str:
@@ -140,12 +140,12 @@ def script(options: MongoOptions) -> str:
 
 
 def reached() -> dict[str, dict[str, int]]:
-    """The update by which a database says the versions of this release, unless it says newer ones."""
+    """The update that records this release's versions in a database, unless it has newer ones."""
     return {"$max": {"version": SCHEMA_VERSION, "layout": record_layout.LAYOUT_VERSION}}
 
 
 def remedy(options: MongoOptions) -> str:
-    """The command that makes the indexes, for those who may."""
+    """Instructions for making the indexes."""
     given = {"database": options.database_name, "collection_prefix": options.collection_prefix}
     usual = {"database": DEFAULT_DATABASE, "collection_prefix": DEFAULT_PREFIX}
     named = urlencode([(name, value) for name, value in given.items() if value != usual[name]])
@@ -154,11 +154,11 @@ def remedy(options: MongoOptions) -> str:
 
 
 def see_version(found: Mapping[str, Any] | None, options: MongoOptions) -> int:
-    """The version of what is there, 0 for nothing. Only with ``create`` it may be less than this one.
+    """The version of the indexes; 0 without any. A version below this release's needs ``create``.
 
     Raises:
-        SchemaVersionError: the indexes are of a newer version.
-        StoreUnavailableError: they are to be made, and ``create`` is off.
+        SchemaVersionError: the indexes have a newer version.
+        StoreUnavailableError: indexes are missing, and ``create`` is off.
     """
     version = 0 if found is None else int(found["version"])
     if version > SCHEMA_VERSION:

@@ -1,4 +1,4 @@
-"""MongoDB's URI, taken apart here: the driver's words about one that is malformed quote passwords."""
+"""Parses MongoDB's URI, because the driver's messages about a malformed one quote passwords."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEPT: Final[Mapping[str, str]] = {
     "readpreference": "primary",
     "readconcernlevel": "majority",
 }
-"""Parameters that this backend's promises rest on, and the only value that they may have."""
+"""Parameters on which this backend's promises rest, each with the only value that it may have."""
 _OWN: Final[Mapping[str, str]] = {
     "maxpoolsize": "max",
     "maxidletimems": "idle_timeout_millis",
@@ -33,7 +33,7 @@ _OWN: Final[Mapping[str, str]] = {
     "wtimeoutms": "command_timeout_millis",
     "timeoutms": "command_timeout_millis",
 }
-"""Parameters in whose place an option of this backend stands."""
+"""Parameters that an option of this backend replaces."""
 _WEAKENED: Final = (
     "kode-mongo always writes with w=majority, j=true and retryWrites, and reads from the primary what a majority has,"
     " because with less a crash loses what was acknowledged; leave the parameter out"
@@ -41,7 +41,7 @@ _WEAKENED: Final = (
 
 
 class Uri(NamedTuple):
-    """What a URI says, the user and the password excepted."""
+    """The parts of a URI, without user and password."""
 
     hosts: str
     database: str
@@ -49,10 +49,10 @@ class Uri(NamedTuple):
 
 
 def split_uri(uri: str) -> Uri:
-    """Take a URI apart.
+    """Split a URI into its parts.
 
     Raises:
-        ConfigurationError: it is malformed; nothing of it is quoted.
+        ConfigurationError: the URI is malformed. The error does not quote it.
     """
     scheme, _, rest = uri.partition("://")
     if scheme not in _SCHEMES:
@@ -71,7 +71,7 @@ def split_uri(uri: str) -> Uri:
 
 
 def shown_hosts(uri: str) -> str:
-    """The hosts, for messages about any URI."""
+    """The hosts of a URI, for messages, even if it is malformed."""
     try:
         return split_uri(uri).hosts
     except ConfigurationError:
@@ -79,10 +79,10 @@ def shown_hosts(uri: str) -> str:
 
 
 def see_parameters(uri: Uri, place: str) -> None:
-    """See that no parameter takes back what the store promises, and that none is given in vain.
+    """Check that no parameter weakens the store's promises or would be ignored.
 
     Raises:
-        ConfigurationError: one does or is; says what and why.
+        ConfigurationError: a parameter is refused; the message says which and why.
     """
     for name, value in uri.parameters:
         kept, own = _KEPT.get(name.lower()), _OWN.get(name.lower())

@@ -1,4 +1,4 @@
-"""Followers of events are woken by a change stream, over one connection that is open while somebody follows."""
+"""Wakes followers of events by a change stream, over one connection that is open while an agent is followed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kode_mongo.errors import DRIVER_ERRORS
 __all__ = ["HeadWatcher"]
 
 _NAMED: Final = 1000
-"""So many agents are named to the server; of more it tells everything."""
+"""The most agents that a stream names to the server; with more, it reports the swaps of all agents."""
 _LOOK_S: Final = 0.5
 _IDLE_S: Final = 5.0
 
 
 class HeadWatcher(Watcher):
-    """Is told of every swap of a head."""
+    """Wakes the followers of an agent at every swap of its head."""
 
     lost = DRIVER_ERRORS
 
@@ -28,10 +28,10 @@ class HeadWatcher(Watcher):
         self._heads = heads
 
     async def listen(self) -> None:
-        """Until the stream breaks, or nobody has watched for a while.
+        """Listen until the stream breaks, or no agent has been watched for a while.
 
-        When others are watched, too, another stream goes on from where this one is: nobody who was told of misses
-        anything, and only those who are new have to look for what was written before.
+        When further agents are watched, a new stream continues at the position of the old one. Agents watched already
+        miss nothing; only new ones need a first read.
         """
         position: Any = None
         while True:
@@ -45,13 +45,13 @@ class HeadWatcher(Watcher):
                 position = stream.resume_token
 
     async def _follow(self, stream: Any, watched: frozenset[str]) -> bool:
-        """Wake until others are watched, too; False when nobody has watched for a while."""
+        """Wake followers until further agents are watched. False if no agent has been watched for a while."""
         used_at = time.monotonic()
         while True:
-            # the first look opens the stream: what was written before it has to be looked for
+            # the first try opens the stream: followers have to read earlier events themselves
             change = await stream.try_next()
             task = asyncio.current_task()
-            if task is not None and task.cancelling():  # which PyMongo's own client has swallowed now and then
+            if task is not None and task.cancelling():  # PyMongo's own client swallows a cancellation now and then
                 raise asyncio.CancelledError
             new, self.told = watched - self.told, watched
             self.wake(new)

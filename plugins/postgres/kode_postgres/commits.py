@@ -45,7 +45,12 @@ class Committer:
 
     Batches of one agent are written one after the other, in order: two at once would wait for one lock. Agents do not
     wait for one another (OPS-13): a batch that cannot be written with its group, because its agent is locked or it
-    fails, is written again alone, and the lane continues.
+    fails, is written again alone, and the lane continues::
+
+        queues, one an agent     lanes, up to four           alone
+        A: a1 a2                 [ a1 b1 c1 ] -> a1, c1
+        B: b1              ->                    b1 locked -> [ b1 ] ... again, until the agent is free
+        C: c1                    [ a2 ]       -> the lane goes on meanwhile
     """
 
     def __init__(self, connections: Connections, statements: Statements, doubts: Doubts) -> None:
@@ -120,6 +125,7 @@ class Committer:
 
     async def _write(self, group: list[Item]) -> None:
         unanswered: list[Exception] = []
+        # An agent with an open doubt goes alone: its earlier write has to be found or ruled out first.
         together = [item for item in group if item.batch.agent_id not in self._doubts]
         doubt = Doubt()
         found: dict[int, Outcome | Exception] = {}
@@ -127,6 +133,7 @@ class Committer:
             if together:
                 found |= await self._attempt([item.batch for item in together], doubt)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting callers get it
+            # An error of the server or the connection is everybody's. Any other may be the fault of one batch.
             if _concerns_all(exc) or (len(together) == 1 and not _may_be_of_others(exc)):
                 found = dict.fromkeys(range(len(together)), exc)
         outcomes = {together[i]: outcome for i, outcome in found.items()}
@@ -135,7 +142,7 @@ class Committer:
                 self._settle(item, outcomes[item])
             else:
                 own = Doubt()
-                own.since = doubt.since
+                own.since = doubt.since  # the group's statement may still be applied
                 self._do(self._write_alone(item, own, unanswered))
 
     async def _write_alone(self, item: Item, doubt: Doubt, unanswered: list[Exception]) -> None:
@@ -147,10 +154,11 @@ class Committer:
         self._settle(item, outcome)
 
     async def _outcome_alone(self, batch: Batch, doubt: Doubt, unanswered: list[Exception]) -> Outcome | Exception:
-        """The outcome of a batch that its group was written without.
+        """The outcome of a batch that was left out when its group was written.
 
-        While its agent is locked it is tried again and again, and no connection waits meanwhile. *unanswered* has the
-        errors of other batches of the group: after two without an answer the server is not asked again.
+        While other sessions lock its agent, the batch is tried again and again; it holds no connection between two
+        tries. *unanswered* has the errors of other batches of the group: after two without an answer, the server is not
+        asked again.
         """
         try:
             await self._doubts.settle(batch.agent_id)

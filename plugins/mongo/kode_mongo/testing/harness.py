@@ -1,4 +1,4 @@
-"""Harnesses of the MongoDB store for kode-conformance: by both drivers, and on a server without a replica set."""
+"""Harnesses of the MongoDB store for kode-conformance: with both drivers, and on a server without a replica set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class MongoHarness(StoreHarness):
-    """A database of its own for each space, on the server that ``shared_server`` gives; by motor."""
+    """Gives each space its own database on the server of ``shared_server``; uses motor."""
 
     name = "mongo"
     driver: ClassVar[str] = "motor"
@@ -44,7 +44,7 @@ class MongoHarness(StoreHarness):
 
     @property
     def versions(self) -> Mapping[str, str]:  # type: ignore[override]
-        """The server's, the driver's and the plugin's."""
+        """The versions of the server, the driver and the plugin."""
         server = self._server()
         name = server.version if isinstance(server, LocalServer) else f"see {URI_VARIABLE}"
         return {"mongod": name, self.driver: version(self.driver), "kode-mongo": version("kode-mongo")}
@@ -94,13 +94,13 @@ class MongoHarness(StoreHarness):
         await _looked(handle, lambda database: database[f"kode_{META}"].update_one({"_id": "schema"}, newer))
 
     def code_of(self, store: Store) -> Sequence[str]:
-        """The code that speaks to the server: between two calls of any other nothing changes there."""
+        """The code that calls the server. No other code changes the database."""
         return [calls.__file__]
 
     async def costs(self, handle: Handle) -> Costs:
-        """The server's, whoever uses it: bytes of the journal, connections.
+        """The server's own numbers for all clients: bytes written to the journal, and connections.
 
-        One client looks until the space is destroyed: one for each look would be among what is counted.
+        One client asks until the space is destroyed, because a new client for each call would be counted, too.
         """
 
         def look() -> Costs:
@@ -109,7 +109,7 @@ class MongoHarness(StoreHarness):
                 looker = self._lookers[handle["database"]] = pymongo.MongoClient(handle["uri"], maxPoolSize=1)
             try:
                 status = looker.admin.command("serverStatus")
-            except AutoReconnect:  # its connection is from before a crash of the server
+            except AutoReconnect:  # the server crashed after the connection was made
                 status = looker.admin.command("serverStatus")
             written = status.get("wiredTiger", {}).get("log", {}).get("log bytes written")
             return Costs(bytes_written=written, connections=status["connections"]["current"])
@@ -133,7 +133,7 @@ class MongoHarness(StoreHarness):
         await _alone(self._local().kill)
 
     async def heal_backend(self, handle: Handle) -> None:
-        await _alone(self._server)  # which starts it
+        await _alone(self._server)  # starts it
 
     async def crash_backend(self, handle: Handle) -> None:
         server = self._local()
@@ -152,7 +152,7 @@ class MongoHarness(StoreHarness):
 
 
 class PymongoHarness(MongoHarness):
-    """By the driver's own asyncio client."""
+    """Uses PyMongo's own asyncio client."""
 
     name = "mongo-pymongo"
     driver = "pymongo"
@@ -160,14 +160,14 @@ class PymongoHarness(MongoHarness):
 
 
 class StandaloneHarness(MongoHarness):
-    """On a server without a replica set, where nobody tells of events."""
+    """Uses a server without a replica set, which does not report events."""
 
     name = "mongo-standalone"
     standalone = True
 
 
 async def _alone(call: Callable[[], Any]) -> None:
-    """Call in a thread and to the end, so that nobody else starts what is being stopped."""
+    """Call in a thread to the end, so that no other call starts a server that is being stopped."""
     await asyncio.shield(asyncio.to_thread(call))
 
 

@@ -29,7 +29,7 @@ class LocalSet(Startable):
     """Members on loopback, without users. An election takes some two seconds.
 
     Attributes:
-        uri: where they are.
+        uri: the address of all members.
     """
 
     def __init__(self, members: int = 3) -> None:
@@ -42,7 +42,7 @@ class LocalSet(Startable):
         self.uri = f"mongodb://{hosts}/?replicaSet={_SET}"
 
     def start(self) -> Self:
-        """Start all, and return when one of them takes writes."""
+        """Start all members, and return when one of them takes writes."""
         for number in range(len(self._ports)):
             self.start_member(number)
         members = [{"_id": number, "host": f"127.0.0.1:{port}"} for number, port in enumerate(self._ports)]
@@ -59,7 +59,7 @@ class LocalSet(Startable):
         self._processes[number].start(command, lambda: self._is(number, "ping"))
 
     def member(self, number: int) -> pymongo.MongoClient[dict[str, Any]]:
-        """A client of one member alone. One that is held answers nobody: it is given a few seconds."""
+        """A client of one member only. It waits a few seconds at most, as a paused member does not answer."""
         return pymongo.MongoClient(
             "127.0.0.1",
             self._ports[number],
@@ -75,7 +75,7 @@ class LocalSet(Startable):
         return False
 
     def primary(self, *, other_than: int | None = None) -> int:
-        """The number of the member that takes writes, when there is one."""
+        """The number of the member that takes writes. Waits until one does."""
         end = time.monotonic() + 60
         while time.monotonic() < end:
             for number, process in enumerate(self._processes):
@@ -85,7 +85,7 @@ class LocalSet(Startable):
         raise ServerFailedError("no member became the primary in time")
 
     def hold_replication(self, primary: int, *, held: bool) -> None:
-        """Have the other members take nothing from the primary, or let them go on."""
+        """Stop or resume the replication from the primary to the other members."""
         for number, process in enumerate(self._processes):
             if number != primary and process.is_running:
                 with self.member(number) as client:
@@ -93,9 +93,9 @@ class LocalSet(Startable):
                     client.admin.command("configureFailPoint", "stopReplProducer", mode=mode)
 
     def step_down(self) -> int:
-        """Have the primary give way to another member, whatever the others lack; its number."""
+        """Make the primary step down, even if the other members lack writes; its number."""
         number = self.primary()
-        with self.member(number) as client, suppress(PyMongoError):  # it may end its connections
+        with self.member(number) as client, suppress(PyMongoError):  # the server may close its connections
             client.admin.command("replSetStepDown", 5, secondaryCatchUpPeriodSecs=1, force=True)
         return number
 
@@ -104,7 +104,7 @@ class LocalSet(Startable):
         self._processes[number].kill()
 
     def pause(self, number: int) -> None:
-        """SIGSTOP a member: its connections stay open, and nobody answers."""
+        """SIGSTOP a member: its connections stay open, and it does not answer."""
         self._processes[number].pause()
 
     def resume(self, number: int) -> None:
@@ -112,7 +112,7 @@ class LocalSet(Startable):
         self._processes[number].resume()
 
     def heal(self) -> None:
-        """Have all members run, take from each other, and agree on a primary."""
+        """Run all members, resume replication, and wait for a primary."""
         for number, process in enumerate(self._processes):
             if process.is_running:
                 process.resume()
@@ -122,7 +122,7 @@ class LocalSet(Startable):
         self.primary()
 
     def close(self) -> None:
-        """Kill all, and remove their data."""
+        """Kill all members, and remove their data."""
         for process in self._processes:
             process.kill()
         shutil.rmtree(self._home, ignore_errors=True)

