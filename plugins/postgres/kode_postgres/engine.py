@@ -22,7 +22,8 @@ from kode_postgres.arguments import Statements
 from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
-from kode_postgres.forks import Forks, Leases
+from kode_postgres.forks import Forks
+from kode_postgres.leases import Leases
 from kode_postgres.opening import open_connections
 from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads

@@ -206,13 +206,13 @@ class SqliteEngine(EngineReads):
         return await self._write(lambda transaction: transaction.fork(agent_id, children, expect, now))
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        return await self._write(lambda transaction: transaction.acquire_lease(agent_id, owner, ttl_ms))
+        return await self._write(lambda transaction: transaction.leases.acquire(agent_id, owner, ttl_ms))
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        return await self._write(lambda transaction: transaction.renew_lease(agent_id, fence, ttl_ms))
+        return await self._write(lambda transaction: transaction.leases.renew(agent_id, fence, ttl_ms))
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        await self._write(lambda transaction: transaction.release_lease(agent_id, fence))
+        await self._write(lambda transaction: transaction.leases.release(agent_id, fence))
 
     # --- reading
 
