@@ -40,8 +40,8 @@ from kode_sqlite import overview, reads
 from kode_sqlite.connection import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.inuse import unused
+from kode_sqlite.migrations import Terms, migrate
 from kode_sqlite.options import SqliteOptions
-from kode_sqlite.schema import Terms, migrate
 from kode_sqlite.upkeep import Tell, copy, do_long, listening
 from kode_sqlite.writes import Transaction
 

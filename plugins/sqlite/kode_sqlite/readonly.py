@@ -19,8 +19,9 @@ from kode_core.errors import SchemaVersionError, StorageError, StoreBusyError, S
 from kode_sqlite.connection import Connection, StillConnection, open_connection, see_encoding
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.looking import has_log, stillness
+from kode_sqlite.migrations import version_of
 from kode_sqlite.options import SqliteOptions
-from kode_sqlite.schema import SCHEMA_VERSION, version_of
+from kode_sqlite.schema import SCHEMA_VERSION
 from kode_sqlite.writes import Transaction
 
 __all__ = ["ReadOnlyEngine", "may_only_read"]

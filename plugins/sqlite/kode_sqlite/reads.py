@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final, LiteralString
@@ -25,6 +24,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError
+from kode_core.ids import prefix_end
 from kode_core.query import AgentStats
 from kode_sqlite.entries import (
     CALLS_BY_ID,
@@ -256,21 +256,12 @@ def _ids_statement(prefix: str, after: str | None) -> tuple[LiteralString, list[
     is_inside = after is not None and after >= prefix  # SQLite would look up one lower bound, and scan up to the other
     where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id > ?" if is_inside else "agent_id >= ?"]
     args: list[Any] = [after if is_inside else prefix]
-    beyond = _beyond(prefix)
-    if beyond is not None:
+    end = prefix_end(prefix)
+    if end is not None:
         where.append("agent_id < ?")
-        args.append(beyond)
+        args.append(end)
     conditions: LiteralString = " AND ".join(where)
     return f"SELECT CAST(agent_id AS BLOB) FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ? OFFSET ?", args
-
-
-def _beyond(prefix: str) -> str | None:
-    """The smallest string above all strings that begin with *prefix*; None if there is none."""
-    stem = prefix.rstrip(chr(sys.maxunicode))
-    if not stem:
-        return None
-    code = ord(stem[-1]) + 1
-    return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
