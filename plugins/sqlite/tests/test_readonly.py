@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX"
 
 _WRITER = """
 import asyncio, sys
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_core import create_extended_store
 
 async def main():

@@ -1100,7 +1100,7 @@ class WritesCompressionsBack(EngineStore):
 
 _CHILD = """
 import asyncio, os, signal, sys, json
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_conformance.harness import load_harness
 
 async def main():
