@@ -148,7 +148,9 @@ class Reads(Overview):
         )
         return list_rows(agent_id, kind, _head_of(found), _rows_of(found), start, limit)
 
-    async def outline(self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+    async def outline(
+        self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None
+    ) -> Outline:
         key = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
         columns = f"r.position, r.digest, r.created_at, {key}"
         if keys is None:
@@ -166,7 +168,7 @@ class Reads(Overview):
             list_rows(agent_id, kind, (version, count), [(row[0], "", row[1], row[2]) for row in rows])
         return Outline(version, count, rows)
 
-    async def docs(self, session: Session, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
+    async def docs(self, session: Session, agent_id: str, kind: DocKind, key: str | None = None) -> list[Doc]:
         statement = f"SELECT key, time, body::text, digest FROM {self._tables.docs} WHERE agent_id = $1 AND kind = $2"
         args: list[Any] = [agent_id, kind.value]
         if key is not None:

@@ -128,7 +128,7 @@ def rows_at(db: DB, agent_id: str, kind: ListKind, start: int, limit: int) -> Li
     return list_rows(agent_id, kind, head, found, start, limit)
 
 
-def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
     if keys is None:
         key: LiteralString = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
         statement: LiteralString = _rows_of(kind, f"{LISTED[kind].own('digest')}, r.created_at, {key}")
@@ -147,7 +147,7 @@ def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -
     return Outline(version, count, found)
 
 
-def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
+def docs(db: DB, agent_id: str, kind: DocKind, key: str | None = None) -> list[Doc]:
     statement: LiteralString = (
         f"SELECT i.key, r.time, {DOCS.own('body')}, r.digest FROM {DOCS.source} WHERE i.agent_id = ? AND i.kind = ?"
     )
