@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -36,6 +37,7 @@ def _verb(
 ) -> Callable[Concatenate[RecordEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read*; before one of indexes, what could not be applied to them is tried again."""
 
+    @wraps(read)
     async def verb(self: RecordEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self._sweep.start()
         if of_indexes:

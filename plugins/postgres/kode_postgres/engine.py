@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -51,6 +52,7 @@ def _verb(
 ) -> Callable[Concatenate[PostgresEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read*, when no write for the agent is in doubt."""
 
+    @wraps(read)
     async def verb(self: PostgresEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         await self._doubts.settle(whose(*args, **kwargs))
         return await self.connections.read(lambda session: read(self.reads, session, *args, **kwargs))

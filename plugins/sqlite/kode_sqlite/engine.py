@@ -8,7 +8,7 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -58,6 +58,7 @@ def _verb(
 ) -> Callable[Concatenate[SqliteEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read* on a connection for readers; one that *scans* may go through a whole table."""
 
+    @wraps(read)
     async def verb(self: SqliteEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._read(lambda db: read(db, *args, **kwargs), scans=scans)
 

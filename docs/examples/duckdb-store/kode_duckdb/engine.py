@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -39,6 +40,7 @@ def _verb(
 ) -> Callable[Concatenate[DuckdbEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read* in a transaction."""
 
+    @wraps(read)
     async def verb(self: DuckdbEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._read(read, *args, **kwargs)
 
