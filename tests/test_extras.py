@@ -140,8 +140,8 @@ async def test_calls_are_measured() -> None:
             with pytest.raises(Exception, match="agent"):
                 await store.batch_fork("nobody", 1)
     text = observer.text()
-    assert 'kode_operation_ms_count{operation="load_messages",error="none"} 2' in text
-    assert 'kode_operation_ms_bucket{operation="load_messages",error="none",le="+Inf"} 2' in text
+    assert 'kode_operation_ms_count{backend="memory",operation="load_messages",error="none"} 2' in text
+    assert 'kode_operation_ms_bucket{backend="memory",operation="load_messages",error="none",le="+Inf"} 2' in text
     assert 'operation="batch_fork",error="AgentNotFoundError"' in text
 
 

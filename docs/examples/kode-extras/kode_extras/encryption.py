@@ -39,7 +39,8 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engine import Engine
 from kode_core.errors import ConfigurationError
-from kode_core.layers import HybridEngine, Layer
+from kode_core.hybrid.engine import HybridEngine
+from kode_core.layers import Layer
 from kode_core.plugins import EngineLayer, hookimpl
 from kode_core.query import RowQuery, SessionQuery
 
