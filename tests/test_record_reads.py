@@ -588,5 +588,5 @@ async def test_a_read_that_is_late_once_is_no_damage(messages: list[Any]) -> Non
         assert await store.load_messages("a") == messages
         assert records.late < 0
         records.late = 100
-        with pytest.raises(CorruptRecordError, match="something of it is missing"):
+        with pytest.raises(CorruptRecordError, match="a record of it is missing"):
             await store.load_messages("a")
