@@ -16,11 +16,12 @@ PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproj
 	plugins/dynamodb/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_mongo -p kode_dynamodb -p kode_conformance -p kode_duckdb
 
-.PHONY: help demo test chaos selftest lint format conformance matrix coverage bench clean
+.PHONY: help demo test test-all chaos selftest lint format conformance matrix coverage bench docs version dist clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
-	@echo "make test    run all tests"
+	@echo "make test    run the tests of every backend that answer soon: minutes"
+	@echo "make test-all  run all tests: most of an hour on two cores"
 	@echo "make chaos   have servers fail under load and at every call: an hour (SEED=1 for the same again)"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make format  ruff's formatter and safe fixes"
@@ -29,12 +30,18 @@ help:
 	@echo "make matrix  put what 'make conformance' found into the README"
 	@echo "make coverage  put the table of claims and conditions into docs/guides/conditions.md"
 	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=matrix for a table of all, ARGS=million for searches at a million messages, ARGS=costs for the tables of costs in the guides)"
+	@echo "make docs    build the documentation as a site, in site/; to read it: python3 -m http.server -d site"
+	@echo "make version  show the version of all distributions, or set it everywhere with V=0.2.0"
+	@echo "make dist    build the source distributions and wheels of all distributions into dist/"
 	@echo "make clean   remove what the targets made"
 
 demo: .venv/.run
 	@$(BIN)/python docs/examples/demo.py
 
 test: .venv/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not selftest and not slow" $(ARGS)
+
+test-all: .venv/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 chaos: .venv/.dev
@@ -44,6 +51,8 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/mypy scripts
+	$(BIN)/mypy docs/site
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tests.sentences
 
@@ -68,8 +77,25 @@ coverage: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+docs: .venv/.dev
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
+version:
+	@$(PYTHON) scripts/version.py $(V)
+
+# As an index's users get them: a source distribution of each, and the wheel that is built from it.
+dist: .venv/.dev
+	@rm -rf dist .tmp/dist && mkdir -p .tmp/dist
+	@set -e; for project in $(PROJECTS); do \
+		(cd $$(dirname $$project) && $(CURDIR)/$(BIN)/python -m hatchling build -t sdist -d $(CURDIR)/dist); \
+	done
+	@set -e; for archive in dist/*.tar.gz; do \
+		tar xzf $$archive -C .tmp/dist; \
+		(cd .tmp/dist/$$(basename $$archive .tar.gz) && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist); \
+	done
+
 clean:
-	rm -rf .venv .tmp data bench conformance-reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .tmp data dist bench site conformance-reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; run: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
@@ -20,7 +20,7 @@ from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
 
-__all__ = ["BackendStore", "StoreOpening", "create_extended_store", "create_store"]
+__all__ = ["BackendStore", "StoreKeywords", "StoreOpening", "create_extended_store", "create_store"]
 
 S = TypeVar("S", bound=Store)
 
@@ -173,6 +173,14 @@ async def opened(configured: Configured) -> Any:
         places = traceback.extract_tb(exc.__traceback__)
         problem = f"{type(exc).__name__} at {places[-1].filename}:{places[-1].lineno}"
     raise StoreUnavailableError(f"the backend {configured.backend.name!r} could not be opened: {problem}")
+
+
+class StoreKeywords(TypedDict, total=False):
+    """The fields of :class:`kode_core.config.StoreOptions` as keywords, without the folder of files."""
+
+    timeout_ms: int
+    follow_poll_ms: int
+    memory_limit_bytes: int
 
 
 class BackendStore(EngineStore):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
 import threading
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -23,6 +24,7 @@ __all__ = [
     "nearest",
     "new_agent_id",
     "plain_text",
+    "prefix_end",
     "quoted",
     "row_name",
 ]
@@ -162,6 +164,15 @@ def plain_text(indexed: str) -> str:
     if "\\" not in indexed or is_shortened(indexed):
         return indexed
     return re.sub(r"\\([0-9a-f]{4})", lambda m: chr(int(m.group(1), 16)), indexed)
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The smallest string above all strings that begin with *prefix*, by code points; None if there is none."""
+    stem = prefix.rstrip(chr(sys.maxunicode))
+    if not stem:
+        return None
+    code = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if 0xD800 <= code < 0xE000 else code)
 
 
 def row_name(kind: str, position: int, agent_id: str) -> str:

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import SplitResult
 
 import msgspec
@@ -43,6 +43,7 @@ __all__ = [
     "EngineLayer",
     "Hooks",
     "InstalledPlugin",
+    "Operation",
     "Plugins",
     "hookimpl",
     "hookspec",
@@ -102,7 +103,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     from_url: Callable[[SplitResult], Mapping[str, Any]] | None = None
     variables: Mapping[str, str] = {}
     summary: str = ""
-    gives: str = "engine"
+    gives: Literal["engine", "store"] = "engine"
     is_there: Callable[[Any], bool] | None = None
     url_parameters: frozenset[str] = frozenset()
     schema: Callable[[Any], str] | None = None

@@ -180,10 +180,6 @@ def _checking(check: Callable[[Any], Any]) -> Callable[[Any, Sink | None], Json]
     return lambda value, _: check(value)
 
 
-def _union(kinds: tuple[Any, ...]) -> Any:
-    return functools.reduce(operator.or_, kinds)
-
-
 def _union_shape(kinds: tuple[Any, ...], optional: bool) -> Shape:
     if set(kinds) == {int, float}:
         expect = functools.partial(_expect, (int, float), "a number")
@@ -197,9 +193,7 @@ def _union_shape(kinds: tuple[Any, ...], optional: bool) -> Shape:
             is_loose=True,
             hint=functools.reduce(operator.or_, kinds),
         )
-    shape = shape_of(kinds[0])
-    if not optional:
-        return shape
+    shape = shape_of(kinds[0])  # the other one was None
     return shape._replace(read=functools.partial(_read_optional, shape.read), optional=True)
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +467,19 @@ def test_messages_shows_a_conversation(store: str) -> None:
     assert full.count("Be kind.") == 300
 
 
+def test_messages_of_a_conversation_have_their_times(store: str) -> None:
+    """The time at which each was stored, in the text and in the JSON, is the one that queries know."""
+    listed = kode_json("messages", "agt-1", "--order", "asc", "--store", store)["messages"]
+    times = [message["createdAt"] for message in listed]
+
+    shown = kode_json("messages", "agt-1", "--store", store)["messages"]
+    out, _ = kode("messages", "agt-1", "--store", store)
+
+    assert [message["createdAt"] for message in shown] == times
+    assert [message["position"] for message in shown] == [0, 1, 2, 3, 4]
+    assert f"#1 user  {datetime.fromtimestamp(times[1] // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC\n" in out
+
+
 def test_messages_are_queried_with_filters(store: str) -> None:
     """Over all agents, or in one."""
     shown = kode_json("messages", "agt-1", "--store", store)
@@ -553,6 +567,32 @@ def test_events_are_filtered(store: str) -> None:
 def heed_interrupts() -> None:
     """In a process that is about to begin: jobs in the background of a shell ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(("columns", "times"), [(60, 0), (120, 3)])
+def test_events_of_a_narrow_terminal_show_their_data(store: str, columns: int, times: int) -> None:
+    """The data is worth more than the time, which a narrow terminal leaves out."""
+    out = in_terminal(("events", "agt-0", "--store", store), columns, "")
+
+    assert out.count('text="hello"') == 3
+    assert out.count("2023-11-14 22:13:20") == times
+
+
+def test_follow_says_that_it_waits_for_an_agent(store: str) -> None:
+    """An agent of which nothing is stored may be a typing mistake, or may come yet."""
+    command = (*KODE, "events", "nope", "--follow", "--json", "--store", store)
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert follower.stderr is not None
+        told = follower.stderr.readline()
+        follower.send_signal(signal.SIGINT)
+        out, _ = follower.communicate(timeout=30)
+    finally:
+        follower.kill()
+        follower.wait()
+
+    assert told == "nothing is stored of agent 'nope' yet; waiting for its first event, until Ctrl-C\n"
+    assert out == ""
 
 
 def test_follow_gets_what_another_process_appends(store: str) -> None:

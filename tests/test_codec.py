@@ -30,6 +30,7 @@ from kode_core import (
     ToolUseBlock,
     UnknownBlock,
     from_dict,
+    now_ms,
     to_dict,
 )
 from kode_core.codec import Body, decode, decode_list, digest, encode, encode_list
@@ -285,3 +286,19 @@ def test_blocks_of_an_answer_are_blocks(wrong: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="content blocks such as ToolUseBlock, got"):
         Message.assistant("hi", TextBlock("a"), wrong)
     assert len(Message.assistant("", TextBlock("a"), UnknownBlock({"type": "new"})).content) == 3
+
+
+def test_an_entry_follows_a_bookmark() -> None:
+    """Timeline.after counts the seq up, from 0, and takes the present time; cursor and seq are one number."""
+    event = AgentEvent("monitor", "step_complete", {"step": 1})
+    before = now_ms()
+
+    first = Timeline.after(None, event)
+    second = Timeline.after(first.bookmark, event)
+    resumed = Timeline.after(Bookmark(41, 5), event)
+
+    assert [(entry.cursor, entry.bookmark.seq) for entry in (first, second, resumed)] == [(0, 0), (1, 1), (42, 42)]
+    assert before <= resumed.bookmark.timestamp <= now_ms()
+    assert first.event is event
+    with pytest.raises(InvalidArgumentError, match="takes a Bookmark or None, got int"):
+        Timeline.after(41, event)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import subprocess
@@ -84,3 +85,20 @@ def test_licence_of_the_data_is_beside_it() -> None:
 
     assert "Copyright (c) 2024 Sierra" in (folder / "LICENSE").read_text()
     assert "59a200c" in (folder / "README.md").read_text()
+
+
+def recorded(image: Path) -> list[str]:
+    """The texts of a recording, without numbers that differ from run to run."""
+    texts = re.findall(r"<text [^>]*>(.*?)</text>", image.read_text(), re.DOTALL)
+    return [re.sub(r"[\d.]+\s(s|ms|MB)\b", r"… \1", html.unescape(text)) for text in texts if text.strip()]
+
+
+def test_the_recording_is_what_commands_print(tmp_path: Path) -> None:
+    """docs/images/terminal.svg is what its script makes today, and the image fetches nothing."""
+    kept, made = EXAMPLES.parent / "images" / "terminal.svg", tmp_path / "made.svg"
+
+    subprocess.run([sys.executable, kept.with_name("record.py"), made], check=True, timeout=300)
+
+    assert len(recorded(kept)) > 20
+    assert recorded(kept) == recorded(made)
+    assert not re.search(r"@import|@font-face|<image|<script|href|url\(['\"]?(?!#)", kept.read_text())

@@ -302,7 +302,7 @@ async def test_an_unreadable_file_is_not_taken_for_empty(monkeypatch: pytest.Mon
 
 FULL = """
 import asyncio, resource, sys
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_core import StoreFullError, create_extended_store
 async def main():
     async with create_extended_store(type="json", base_dir="store") as store:

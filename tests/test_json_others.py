@@ -213,7 +213,7 @@ async def test_locks_that_others_hold_hold_up_nobody_else() -> None:
 
 CHILD = """
 import asyncio, sys
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_core import create_extended_store
 async def main():
     store = await create_extended_store(type="json", base_dir="store", lock_wait_ms=120_000)

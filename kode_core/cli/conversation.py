@@ -7,13 +7,14 @@ from typing import Final
 
 from rich.text import Text
 
-from kode_core.cli.output import one_line, printed, visible
+from kode_core.cli.output import one_line, printed, utc, visible
 from kode_core.codec import to_dict
 from kode_core.model import (
     ContentBlock,
     Json,
     Message,
     ReasoningBlock,
+    StoredMessage,
     TextBlock,
     ToolResultBlock,
     ToolUseBlock,
@@ -28,12 +29,13 @@ _ROLE_STYLES: Final = {"user": "bold cyan", "assistant": "bold green", "system":
 
 
 def conversation_text(messages: Sequence[Message], *, full: bool) -> Text:
-    """All messages in order, each under a line with its position and role; long parts are cut unless *full*."""
+    """All messages in order, each under a line with its position, role and time; long parts are cut unless *full*."""
     text = Text()
     for i, message in enumerate(messages):
         if i:
             text.append("\n")
-        text.append(f"#{i} {visible(message.role)}\n", _ROLE_STYLES.get(message.role, "bold"))
+        text.append(f"#{i} {visible(message.role)}", _ROLE_STYLES.get(message.role, "bold"))
+        text.append(f"  {utc(message.created_at)} UTC\n" if isinstance(message, StoredMessage) else "\n", "dim")
         for block in message.content:
             text.append_text(_block(block, full))
     text.right_crop()

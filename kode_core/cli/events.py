@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
@@ -34,6 +36,8 @@ EXAMPLES: Final = (
     "kode events tau-000-0 --follow --after-offset 48 --json",
 )
 
+_WIDE: Final = 90
+"""In a terminal of fewer columns the time would leave no room for the data."""
 _CHANNEL_STYLES: Final = {"progress": "green", "control": "yellow", "monitor": "cyan"}
 
 
@@ -51,7 +55,8 @@ def events(
     """Print the events of AGENT; with --follow, also the events that are appended later.
 
     They come in the order of their seq; with --follow or --after-offset in the order in which they were stored. The
-    columns are offset, seq, time in UTC, channel, type and data. With --follow, --json prints JSON Lines.
+    columns are offset, seq, time in UTC, channel, type and data; a terminal of fewer than 90 columns shows no time.
+    With --follow, --json prints JSON Lines.
     """
     wanted: dict[str, Any] = given(
         since=None if since is None else Bookmark(since, 0), after_offset=after_offset, channel=channel
@@ -79,6 +84,8 @@ async def _read(target: str | None, agent_id: str, wanted: dict[str, Any], as_js
 
 async def _follow(target: str | None, agent_id: str, wanted: dict[str, Any], as_json: bool) -> None:
     async with open_store(target) as store:
+        if await store.last_bookmark(agent_id) is None and not await store.exists(agent_id):
+            note(f"nothing is stored of agent {agent_id!r} yet; waiting for its first event, until Ctrl-C")
         async for event in store.follow_events(agent_id, **wanted):
             if as_json:
                 print_json_line(event)
@@ -88,8 +95,10 @@ async def _follow(target: str | None, agent_id: str, wanted: dict[str, Any], as_
 
 def _line(event: StoredEvent) -> Text:
     what = event.event
+    is_narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
     return Text.assemble(
-        f"{event.offset:>6} {event.bookmark.seq:>6}  {utc(event.bookmark.timestamp)}  ",
+        f"{event.offset:>6} {event.bookmark.seq:>6}  ",
+        "" if is_narrow else f"{utc(event.bookmark.timestamp)}  ",
         (f"{visible(what.channel):<8}  ", _CHANNEL_STYLES.get(what.channel, "")),
         f"{visible(what.type):<15}  {one_line(_told(what.data))}",
     )

@@ -26,7 +26,7 @@ from kode_core.cli.queries import fetch, report, run
 from kode_core.cli.tables import table
 from kode_core.errors import AgentNotFoundError
 from kode_core.model import Message, StoredMessage
-from kode_core.protocols import Store
+from kode_core.protocols import QueryableStore, Store
 from kode_core.query import Page
 
 __all__ = ["EXAMPLES", "messages"]
@@ -55,7 +55,7 @@ def messages(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the conversation of AGENT.
+    """Show the conversation of AGENT, with the time at which each message was stored.
 
     With a filter, or without AGENT, list the messages that match instead, newest first.
     """
@@ -88,7 +88,13 @@ async def _load(target: str | None, agent_id: str) -> list[Message]:
         found = await store.load_messages(agent_id)
         if not found:
             await require_agent(store, agent_id)
-        return found
+        return await _with_times(store, agent_id, found)
+
+
+async def _with_times(store: QueryableStore, agent_id: str, found: list[Message]) -> list[Message]:
+    """The messages as queries return them, with their times; one that a query did not find yet stays as it is."""
+    stored = {message.position: message async for message in store.iter_messages(agent_id=agent_id)}
+    return [stored[i] if stored.get(i) == message else message for i, message in enumerate(found)]
 
 
 async def require_agent(store: Store, agent_id: str) -> None:

@@ -1,7 +1,7 @@
 """One agent's contents in memory, as the built-in engines keep them.
 
-A state never reads the text of a body. The memory engine keeps the text there, the JSON files engine the place of the
-text in the file.
+A state never reads the text of a body. The bodies of the memory engine have it; those of the JSON files engine say
+where in the file it is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Final, Protocol, cast
 
 from msgspec.structs import replace
 
@@ -87,14 +87,35 @@ _CROWD: Final = 16
 """Up to this many events with one seq are searched one by one; more of them get an index."""
 
 
+class Bodies(Protocol):
+    """The bodies of a log, without their digests, which it has by itself."""
+
+    def append(self, body: Body, /) -> None: ...
+
+    def body(self, i: int, digest: bytes, /) -> Body: ...
+
+
+class Texts:
+    """Bodies that have their texts."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def append(self, body: Body) -> None:
+        self._texts.append(body.text)
+
+    def body(self, i: int, digest: bytes) -> Body:
+        return Body(self._texts[i], digest)
+
+
 class EventLog:
     """An agent's events in arrays by offset; their order by (seq, offset) is kept only if it differs."""
 
     __slots__ = ("_channels", "_crowds", "_digests", "_offsets", "_order", "_seqs", "bodies", "next_offset")
 
-    def __init__(self, next_offset: int = 1, bodies: Any = None) -> None:
+    def __init__(self, next_offset: int = 1, bodies: Bodies | None = None) -> None:
         self.next_offset = next_offset
-        self.bodies: Any = [] if bodies is None else bodies
+        self.bodies = Texts() if bodies is None else bodies
         self._offsets = array("q")
         self._seqs = array("q")
         self._channels = bytearray()
@@ -159,11 +180,11 @@ class EventLog:
         self._digests += event.body.digest
         if event.seq in self._crowds:
             self._crowds[event.seq].setdefault(event.body.digest, offset)
-        self.bodies.append(event.body.text)
+        self.bodies.append(event.body)
         self.next_offset = max(self.next_offset, offset + 1)
 
     def row(self, i: int) -> EventRow:
-        return EventRow(self._offsets[i], self._seqs[i], Body(self.bodies[i], self._digest(i)))
+        return EventRow(self._offsets[i], self._seqs[i], self.bodies.body(i, self._digest(i)))
 
     def write_of(self, i: int) -> EventWrite:
         """The write that made event *i*."""
@@ -206,7 +227,7 @@ class AgentState:
 
     __slots__ = ("agent_id", "docs", "info", "last_op", "last_outcome", "lists", "log", "updated_at")
 
-    def __init__(self, agent_id: str, next_offset: int = 1, bodies: Any = None) -> None:
+    def __init__(self, agent_id: str, next_offset: int = 1, bodies: Bodies | None = None) -> None:
         self.agent_id = agent_id
         self.info: Info | None = None
         self.updated_at = 0

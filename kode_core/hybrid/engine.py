@@ -43,10 +43,11 @@ from kode_core.engine import Engine, Medium, Progress, Watch, idle_poll_ms, unwa
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.hybrid.companion import companion, note_companion, noted
 from kode_core.layers.base import Layer
+from kode_core.store.kinds import KINDS
 
 __all__ = ["HybridEngine"]
 
-_IN_FILES: Final = frozenset({DocKind.TODOS, DocKind.WINDOWS, DocKind.COMPRESSIONS, DocKind.RECOVERED, DocKind.MEDIA})
+_IN_FILES: Final = frozenset(kind.kind for kind in KINDS if kind.in_files)
 _MARK: Final = "hybrid"
 
 

@@ -177,6 +177,20 @@ class Timeline(Record, frozen=True):
     bookmark: Bookmark
     event: AgentEvent
 
+    @classmethod
+    def after(cls, last: Bookmark | None, event: AgentEvent) -> Timeline:
+        """The entry of *event* that follows *last*: the next seq, or 0 for None, and the present time.
+
+        *last* is the bookmark of the producer's entry before, or the store's ``last_bookmark`` when a producer starts.
+
+        Raises:
+            InvalidArgumentError: *last* is neither a Bookmark nor None.
+        """
+        if last is not None and not isinstance(last, Bookmark):
+            raise InvalidArgumentError(f"Timeline.after takes a Bookmark or None, got {type(last).__name__}")
+        seq = 0 if last is None else last.seq + 1
+        return cls(seq, Bookmark(seq, now_ms()), event)
+
 
 class TodoItem(Record, frozen=True, kw_only=True):
     """One thing to do; ``status`` is ``pending``, ``in_progress`` or ``completed``, times are in milliseconds."""

@@ -69,10 +69,6 @@ class Variables:
         """The variable in which the value of *name* was found."""
         return name if self._given.get(name) else f"{name}_FILE"
 
-    def is_given(self, name: str) -> bool:
-        """True if the variable or its ``_FILE`` variant is set."""
-        return bool(self._given.get(name) or self._given.get(f"{name}_FILE"))
-
     def empty(self) -> str | None:
         """A variable that should choose the store but is empty, for example expanded from an unset one."""
         names = ("KODE_STORE_URL", "KODE_STORE_TYPE")

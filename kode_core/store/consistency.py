@@ -14,8 +14,6 @@ from typing import Any, Final, TypeVar
 
 from kode_core.batch import (
     Doc,
-    DocKind,
-    DocWrite,
     EngineIssue,
     EventRange,
     Head,
@@ -30,32 +28,20 @@ from kode_core.ids import row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices
 from kode_core.model import (
     AgentInfo,
-    CompressionRecord,
-    HistoryWindow,
-    MediaCacheRecord,
     Message,
     Record,
-    RecoveredFile,
-    Snapshot,
     Timeline,
-    TodoSnapshot,
     ToolCallRecord,
 )
 from kode_core.pace import Pace
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
+from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.list_pages import PageSize, pages_of
 from kode_core.store.ops import OPS
 from kode_core.store.pairing import Pairing, Problem
 from kode_core.store.reader import left_out_of
-from kode_core.store.rows import (
-    compression_doc,
-    info_of,
-    recovered_doc,
-    snapshot_doc,
-    todos_doc,
-    window_doc,
-)
+from kode_core.store.rows import info_of
 from kode_core.store.steps import Steps
 
 __all__ = ["check", "issues"]
@@ -68,13 +54,6 @@ _READINGS: Final = 3
 _LOOK_AGAIN_S: Final = (0.05, 0.5)
 """The pauses before the engine looks again, since it may have seen a half-finished write."""
 
-_DOCS: Final[dict[DocKind, tuple[type[Record], Callable[[Any], Awaitable[DocWrite]]]]] = {
-    DocKind.TODOS: (TodoSnapshot, todos_doc),
-    DocKind.WINDOWS: (HistoryWindow, window_doc),
-    DocKind.COMPRESSIONS: (CompressionRecord, compression_doc),
-    DocKind.RECOVERED: (RecoveredFile, recovered_doc),
-    DocKind.SNAPSHOTS: (Snapshot, snapshot_doc),
-}
 _MISFILED: Final = "what it is found by is not what it says"
 
 
@@ -175,9 +154,9 @@ async def _inspect(engine: Engine, agent_id: str | None, tell: Progress) -> Sequ
     return await engine.inspect(agent_id, tell)
 
 
-async def _is_kept(doc: Doc, write: Callable[[Any], Awaitable[DocWrite]], record: Any) -> bool:
+async def _is_kept(doc: Doc, kind: Kind[Any], record: Any) -> bool:
     """True if a document is stored under its own key and time."""
-    written = await write(record)
+    written = await kind.write(record)
     return written.doc is not None and (doc.key, doc.time) == (written.key, written.doc.time)
 
 
@@ -211,7 +190,7 @@ class _Agent:
 
     async def issues(self) -> AsyncIterator[ConsistencyIssue]:
         """The issues of the agent; if one part cannot be read, the others are checked anyway."""
-        for part in (self._info, self._messages, self._tool_calls, self._docs, self._media, self._events, self._own):
+        for part in (self._info, self._messages, self._tool_calls, self._docs, self._events, self._own):
             try:
                 async for issue in part():
                     self.is_there = True
@@ -327,25 +306,23 @@ class _Agent:
     # --- documents and events
 
     async def _docs(self) -> AsyncIterator[ConsistencyIssue]:
-        for kind, (cls, write) in _DOCS.items():
+        for kind in KINDS:
             try:
-                docs = await self._steps(self._engine.docs, self._agent_id, kind)
+                docs = await self._steps(self._engine.docs, self._agent_id, kind.kind)
             except CorruptRecordError as exc:
                 yield self._corrupt(exc)
                 continue
             for doc in docs:
-                what = f"{kind.value} {doc.key!r:.80} of agent {self._agent_id!r}"
-                problem = await self._unsound(decode_in_slices, cls, doc.body, what, partial(_is_kept, doc, write))
+                if kind.is_list:
+                    what = f"the {kind.noun} of agent {self._agent_id!r}"
+                    problem = await self._unsound(decode_list_in_slices, kind.cls, doc.body, what)
+                else:
+                    what = f"{kind.kind.value} {doc.key!r:.80} of agent {self._agent_id!r}"
+                    fits = partial(_is_kept, doc, kind)
+                    problem = await self._unsound(decode_in_slices, kind.cls, doc.body, what, fits)
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)
-
-    async def _media(self) -> AsyncIterator[ConsistencyIssue]:
-        for doc in await self._steps(self._engine.docs, self._agent_id, DocKind.MEDIA):
-            what = f"the media cache of agent {self._agent_id!r}"
-            problem = await self._unsound(decode_list_in_slices, MediaCacheRecord, doc.body, what)
-            if problem:
-                yield self._issue("corrupt_record", problem)
 
     async def _events(self) -> AsyncIterator[ConsistencyIssue]:
         after, size = 0, PageSize()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-from kode_core.batch import DocKind, DocWrite, EventWrite, ListKind
+from kode_core.batch import DocWrite, EventWrite, ListKind
 from kode_core.engine import Progress
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
@@ -33,18 +33,15 @@ from kode_core.operation import Observer
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
-from kode_core.store import (  # not later: without free descriptors imports fail
-    backups,
-    consistency,
-    health,
-    repairs,
-    rows,
-)
+
+# Not later: without free descriptors imports fail.
+from kode_core.store import backups, consistency, health, repairs, rows
 from kode_core.store.book import Book
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
 from kode_core.store.events import EventAppender, EventReader
 from kode_core.store.forks import Forks
+from kode_core.store.kinds import COMPRESSIONS, MEDIA, RECOVERED, SNAPSHOTS, TODOS, WINDOWS
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.locks import LeaseContext, Locks
@@ -115,16 +112,23 @@ class EngineStore(ExtendedStore):
         await self._context.run(OPS[name], agent_id, write)
 
     async def _save_doc(
-        self, name: str, agent_id: str, fence: Lease | None, make: Callable[[Any], Awaitable[DocWrite]], record: Any
+        self, name: str, agent_id: str, fence: Lease | None, make: Callable[[Any], Awaitable[DocWrite]], given: Any
     ) -> None:
         async def rest() -> Rest:
-            return Rest(docs=(await make(record),))
+            return Rest(docs=(await make(given),))
 
         await self._save(name, agent_id, fence, lambda: Turn(rest=rest))
 
-    async def _load(self, name: str, agent_id: str, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def _load(
+        self,
+        name: str,
+        agent_id: str,
+        call: Callable[Concatenate[str, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         async def load() -> T:
-            return await call(check_agent_id(agent_id), *args)
+            return await call(check_agent_id(agent_id), *args, **kwargs)
 
         return await self._context.run(OPS[name], agent_id, load)
 
@@ -197,7 +201,7 @@ class EngineStore(ExtendedStore):
 
             async def rest() -> Rest:
                 return Rest(
-                    docs=() if todos is None else (await rows.todos_doc(todos),),
+                    docs=() if todos is None else (await TODOS.write(todos),),
                     info=None if info is None else await rows.info_of(agent_id, info),
                     events=await rows.event_writes(taken),
                 )
@@ -217,56 +221,50 @@ class EngineStore(ExtendedStore):
     # --- todos, history, media, snapshots
 
     async def save_todos(self, agent_id: str, snapshot: TodoSnapshot, *, fence: Lease | None = None) -> None:
-        await self._save_doc("save_todos", agent_id, fence, rows.todos_doc, snapshot)
+        await self._save_doc("save_todos", agent_id, fence, TODOS.write, snapshot)
 
     async def load_todos(self, agent_id: str) -> TodoSnapshot | None:
-        return await self._load("load_todos", agent_id, self._reader.load_doc, DocKind.TODOS, "", TodoSnapshot)
+        return await self._load("load_todos", agent_id, self._reader.load_doc, TODOS)
 
     async def save_history_window(self, agent_id: str, window: HistoryWindow, *, fence: Lease | None = None) -> None:
-        await self._save_doc("save_history_window", agent_id, fence, rows.window_doc, window)
+        await self._save_doc("save_history_window", agent_id, fence, WINDOWS.write, window)
 
     async def load_history_windows(self, agent_id: str) -> list[HistoryWindow]:
-        load = self._reader.load_docs
-        return await self._load("load_history_windows", agent_id, load, DocKind.WINDOWS, HistoryWindow)
+        return await self._load("load_history_windows", agent_id, self._reader.load_docs, WINDOWS)
 
     async def save_compression_record(
         self, agent_id: str, record: CompressionRecord, *, fence: Lease | None = None
     ) -> None:
-        await self._save_doc("save_compression_record", agent_id, fence, rows.compression_doc, record)
+        await self._save_doc("save_compression_record", agent_id, fence, COMPRESSIONS.write, record)
 
     async def load_compression_records(self, agent_id: str) -> list[CompressionRecord]:
-        load = self._reader.load_docs
-        return await self._load("load_compression_records", agent_id, load, DocKind.COMPRESSIONS, CompressionRecord)
+        return await self._load("load_compression_records", agent_id, self._reader.load_docs, COMPRESSIONS)
 
     async def save_recovered_file(self, agent_id: str, file: RecoveredFile, *, fence: Lease | None = None) -> None:
-        await self._save_doc("save_recovered_file", agent_id, fence, rows.recovered_doc, file)
+        await self._save_doc("save_recovered_file", agent_id, fence, RECOVERED.write, file)
 
     async def load_recovered_files(self, agent_id: str) -> list[RecoveredFile]:
-        load = self._reader.load_docs
-        files = await self._load("load_recovered_files", agent_id, load, DocKind.RECOVERED, RecoveredFile)
-        return sorted(files, key=lambda file: (file.timestamp, file.path))
+        return await self._load("load_recovered_files", agent_id, self._reader.load_docs, RECOVERED)
 
     async def save_media_cache(
         self, agent_id: str, records: Sequence[MediaCacheRecord], *, fence: Lease | None = None
     ) -> None:
-        await self._save_doc("save_media_cache", agent_id, fence, rows.media_doc, records)
+        await self._save_doc("save_media_cache", agent_id, fence, MEDIA.write, records)
 
     async def load_media_cache(self, agent_id: str) -> list[MediaCacheRecord]:
-        return await self._load("load_media_cache", agent_id, self._reader.load_media)
+        return await self._load("load_media_cache", agent_id, self._reader.load_list_doc, MEDIA)
 
     async def save_snapshot(self, agent_id: str, snapshot: Snapshot, *, fence: Lease | None = None) -> None:
-        await self._save_doc("save_snapshot", agent_id, fence, rows.snapshot_doc, snapshot)
+        await self._save_doc("save_snapshot", agent_id, fence, SNAPSHOTS.write, snapshot)
 
     async def load_snapshot(self, agent_id: str, snapshot_id: str) -> Snapshot | None:
         def load(agent_id: str) -> Awaitable[Snapshot | None]:
-            return self._reader.load_doc(agent_id, DocKind.SNAPSHOTS, check_key(snapshot_id, "snapshot id"), Snapshot)
+            return self._reader.load_doc(agent_id, SNAPSHOTS, check_key(snapshot_id, "snapshot id"))
 
         return await self._load("load_snapshot", agent_id, load)
 
     async def list_snapshots(self, agent_id: str) -> list[Snapshot]:
-        load = self._reader.load_docs
-        snapshots = await self._load("list_snapshots", agent_id, load, DocKind.SNAPSHOTS, Snapshot)
-        return sorted(snapshots, key=lambda snapshot: -snapshot.created_at)  # stable: ids stay ascending
+        return await self._load("list_snapshots", agent_id, self._reader.load_docs, SNAPSHOTS)
 
     # --- events
 

@@ -17,7 +17,6 @@ from kode_core.large import decode_in_slices, decode_list_in_slices, decode_run_
 from kode_core.model import (
     AgentInfo,
     Bookmark,
-    MediaCacheRecord,
     Message,
     Record,
     StoredMessage,
@@ -38,6 +37,7 @@ from kode_core.query import (
 )
 from kode_core.store.context import Context
 from kode_core.store.events import stored_event
+from kode_core.store.kinds import Kind
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.remembered import Remembered, Tail
@@ -84,23 +84,23 @@ class Reader:
             self._memory.put(agent_id, kind, Remembered.of_tail(version, tail))
         return records
 
-    async def load_docs(self, agent_id: str, kind: DocKind, cls: type[R]) -> list[R]:
-        """All documents of a kind by time, then key."""
-        docs = sorted(await self._context.engine.docs(agent_id, kind), key=lambda doc: (doc.time, doc.key))
+    async def load_docs(self, agent_id: str, kind: Kind[R]) -> list[R]:
+        """All records of a kind, in its order."""
+        docs = sorted(await self._context.engine.docs(agent_id, kind.kind), key=lambda doc: (doc.time, doc.key))
         pace = Pace()
-        return [await decode_in_slices(cls, doc.body, _label(agent_id, kind, doc.key), pace) for doc in docs]
+        found = [await decode_in_slices(kind.cls, doc.body, _label(agent_id, kind.kind, doc.key), pace) for doc in docs]
+        return found if kind.order is None else sorted(found, key=kind.order)
 
-    async def load_doc(self, agent_id: str, kind: DocKind, key: str, cls: type[R]) -> R | None:
-        """One document."""
-        for doc in await self._context.engine.docs(agent_id, kind, key):
-            return await decode_in_slices(cls, doc.body, _label(agent_id, kind, key), Pace())
+    async def load_doc(self, agent_id: str, kind: Kind[R], key: str = "") -> R | None:
+        """The record under a key."""
+        for doc in await self._context.engine.docs(agent_id, kind.kind, key):
+            return await decode_in_slices(kind.cls, doc.body, _label(agent_id, kind.kind, key), Pace())
         return None
 
-    async def load_media(self, agent_id: str) -> list[MediaCacheRecord]:
-        """The media cache, which is one document."""
-        for doc in await self._context.engine.docs(agent_id, DocKind.MEDIA, ""):
-            label = f"the media cache of agent {agent_id!r}"
-            return await decode_list_in_slices(MediaCacheRecord, doc.body, label, Pace())
+    async def load_list_doc(self, agent_id: str, kind: Kind[R]) -> list[R]:
+        """The records of a kind that has them in one document."""
+        for doc in await self._context.engine.docs(agent_id, kind.kind, ""):
+            return await decode_list_in_slices(kind.cls, doc.body, f"the {kind.noun} of agent {agent_id!r}", Pace())
         return []
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:

@@ -1,4 +1,4 @@
-"""Records to rows and documents: the body and the index columns."""
+"""Records to rows: the body and the index columns."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from kode_core.batch import Doc, DocKind, DocWrite, EventWrite, Info, ListKind, MessageIndex, Row, ToolCallIndex
-from kode_core.codec import Body
+from kode_core.batch import EventWrite, Info, ListKind, MessageIndex, Row, ToolCallIndex
 from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.ids import check_key, index_text
-from kode_core.jsonvalue import encode_json, type_name
-from kode_core.large import Proof, write, write_body, write_list_of, write_small
+from kode_core.jsonvalue import type_name
+from kode_core.large import Proof, write, write_body, write_small
 from kode_core.metadata import index_of_metadata
 from kode_core.model import (
     AgentInfo,
-    CompressionRecord,
-    HistoryWindow,
-    MediaCacheRecord,
     Message,
     Record,
-    RecoveredFile,
-    Snapshot,
     Timeline,
-    TodoSnapshot,
     ToolCallRecord,
     UnknownBlock,
 )
@@ -32,14 +25,26 @@ from kode_core.pace import Pace
 from kode_core.shapes import is_of
 from kode_core.store.dated import message_time
 
-__all__ = ["INT64", "LISTS", "Encoded", "ListCodec", "event_write", "event_writes", "info_of", "records_of"]
+__all__ = [
+    "INT64",
+    "LISTS",
+    "Encoded",
+    "ListCodec",
+    "check_class",
+    "event_write",
+    "event_writes",
+    "info_of",
+    "int64",
+    "records_of",
+]
 
 INT64: Final = range(-(2**63), 2**63)
 _NAMED: Final = 5
 """The number of identical entries that an error names."""
 
 
-def _int64(value: int, label: str, path: str) -> int:
+def int64(value: int, label: str, path: str) -> int:
+    """The value of the field at *path*, if 64 bits hold it."""
     if value not in INT64:
         raise InvalidValueError(label, path, "outside the 64 bits that engines order by")
     return value
@@ -52,11 +57,12 @@ def records_of(cls: type[Record], records: Any, what: str) -> tuple[Any, ...]:
     taken = tuple(records)
     if not set(map(type, taken)) <= {cls}:
         for i, record in enumerate(taken):
-            _check_class(cls, record, f"{what}[{i}]")
+            check_class(cls, record, f"{what}[{i}]")
     return taken
 
 
-def _check_class(cls: type[Record], record: Any, what: str) -> None:
+def check_class(cls: type[Record], record: Any, what: str) -> None:
+    """Raise InvalidArgumentError unless *record* is of the class, and of no subclass."""
     if is_of(cls, record):
         return
     hint = f"; from_dict({cls.__name__}, …) makes one of it" if isinstance(record, dict) else ""
@@ -104,7 +110,7 @@ async def _tool_call_row(position: int, call: ToolCallRecord, _: int, pace: Pace
         call.is_error is True,
         call.approval.required,
     )
-    return Encoded(Row(written.body, _int64(call.created_at, label, "$.createdAt"), index), written.proof)
+    return Encoded(Row(written.body, int64(call.created_at, label, "$.createdAt"), index), written.proof)
 
 
 def _key_of(call: ToolCallRecord) -> str:
@@ -122,7 +128,7 @@ LISTS: Final = {
 
 async def info_of(agent_id: str, info: AgentInfo) -> Info:
     """The stored form of an agent's info, checked against the id that it is saved under (ID-3)."""
-    _check_class(AgentInfo, info, "info")
+    check_class(AgentInfo, info, "info")
     label, pace = f"info of agent {agent_id!r}", Pace()
     if type(info.agent_id) is not str:
         raise InvalidValueError(label, "$.agentId", f"expected a string, got {type_name(type(info.agent_id))}")
@@ -133,7 +139,7 @@ async def info_of(agent_id: str, info: AgentInfo) -> Info:
     return Info(
         await write_body(AgentInfo, info, label, pace),
         index_text(info.template_id),
-        _int64(info.created_at, label, "$.createdAt"),
+        int64(info.created_at, label, "$.createdAt"),
         await index_of_metadata(info.metadata, label, pace),
     )
 
@@ -141,9 +147,9 @@ async def info_of(agent_id: str, info: AgentInfo) -> Info:
 async def event_write(timeline: Timeline, pace: Pace | None = None) -> EventWrite:
     """The stored form of an event."""
     label = "event"
-    _check_class(Timeline, timeline, label)
+    check_class(Timeline, timeline, label)
     body = write_small(Timeline, timeline, label) or await write_body(Timeline, timeline, label, pace or Pace())
-    return EventWrite(_int64(timeline.bookmark.seq, label, "$.bookmark.seq"), timeline.event.channel, body)
+    return EventWrite(int64(timeline.bookmark.seq, label, "$.bookmark.seq"), timeline.event.channel, body)
 
 
 async def event_writes(timelines: Any) -> tuple[EventWrite, ...]:
@@ -172,62 +178,3 @@ def _repeated(digests: Sequence[bytes]) -> InvalidArgumentError:
         "them would be stored: leave the others out, or give each a seq or cursor of its own"
         + (f"; {more} more are in the call again" if more else "")
     )
-
-
-async def _body(cls: type[Record], record: Record, label: str) -> Body:
-    return await write_body(cls, record, label, Pace())
-
-
-def _doc(kind: DocKind, key: str, time: int, body: Body, label: str, path: str) -> DocWrite:
-    return DocWrite(kind, key, Doc(key, _int64(time, label, path), body))
-
-
-async def todos_doc(snapshot: TodoSnapshot) -> DocWrite:
-    label = "todos"
-    _check_class(TodoSnapshot, snapshot, label)
-    return _doc(DocKind.TODOS, "", 0, await _body(TodoSnapshot, snapshot, label), label, "$")
-
-
-async def window_doc(window: HistoryWindow) -> DocWrite:
-    label = _label(HistoryWindow, window, "history window")
-    body = await _body(HistoryWindow, window, label)
-    key = check_key(window.id, "history window id")
-    return _doc(DocKind.WINDOWS, key, window.timestamp, body, label, "$.timestamp")
-
-
-async def compression_doc(record: CompressionRecord) -> DocWrite:
-    label = _label(CompressionRecord, record, "compression record")
-    body = await _body(CompressionRecord, record, label)
-    key = check_key(record.id, "compression record id")
-    return _doc(DocKind.COMPRESSIONS, key, record.timestamp, body, label, "$.timestamp")
-
-
-async def recovered_doc(file: RecoveredFile) -> DocWrite:
-    label = "recovered file"
-    _check_class(RecoveredFile, file, label)
-    body = await _body(RecoveredFile, file, label)
-    check_key(file.path, "recovered file path")
-    key = encode_json([file.path, file.timestamp], label)
-    return _doc(DocKind.RECOVERED, key, file.timestamp, body, label, "$.timestamp")
-
-
-async def media_doc(records: Sequence[MediaCacheRecord]) -> DocWrite:
-    label = "media cache"
-    records = records_of(MediaCacheRecord, records, "records")
-    body = await write_list_of(MediaCacheRecord, records, label, Pace())
-    for record in records:
-        check_key(record.key, "media key")
-    return _doc(DocKind.MEDIA, "", 0, body, label, "$")
-
-
-async def snapshot_doc(snapshot: Snapshot) -> DocWrite:
-    label = _label(Snapshot, snapshot, "snapshot")
-    body = await _body(Snapshot, snapshot, label)
-    key = check_key(snapshot.id, "snapshot id")
-    return _doc(DocKind.SNAPSHOTS, key, snapshot.created_at, body, label, "$.createdAt")
-
-
-def _label(cls: type[Record], record: Any, noun: str) -> str:
-    _check_class(cls, record, noun)
-    name = record.id if type(record.id) is str else type(record.id).__name__
-    return f"{noun} {name[:80]!r:.80}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiosqlite
-from kode_sqlite.schema import sql
+from kode_sqlite.migrations import sql
 
 __all__ = ["Commit", "Floor", "SqliteFloor"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 
 from kode_conformance.context import Context, Violation
 from kode_conformance.values import samples
@@ -44,6 +45,10 @@ async def whole_turns(store: ExtendedStore, when: str) -> int:
     events = [event async for event in store.read_events(AGENT)]
     info = await store.load_info(AGENT)
     todos = await store.load_todos(AGENT)
+    texts = [message.text for message in messages]
+    twice = [text for text, number in Counter(texts).items() if number > 1]
+    if twice:
+        raise Violation(f"{when}: a turn is there more than once: {twice[0]!r}")
     turns = len(messages) // 2
     counts = {
         "messages": len(messages) / 2,
@@ -54,7 +59,6 @@ async def whole_turns(store: ExtendedStore, when: str) -> int:
     }
     if set(counts.values()) != {turns}:
         raise Violation(f"{when}: a turn is there in part: turns by kind {counts}")
-    texts = [message.text for message in messages]
     expected = [f"turn {n} {part}" for n in range(turns) for part in ("question", "answer")]
     if texts != expected or [event.bookmark.seq for event in events] != list(range(2 * turns)):
         raise Violation(f"{when}: the records are not the ones that were written")

@@ -238,5 +238,7 @@ async def write_on(store: ExtendedStore, agent_id: str, mark: int) -> None:
     if (await store.load_messages(agent_id))[-1:] != [message]:
         raise Violation("a message that was appended later is not the last one")
     after: Sequence[int] = [event.offset async for event in store.read_events(agent_id)]
-    if sorted(after) != sorted([*before, offset]) or any(old >= offset for old in before):
+    if any(old >= offset for old in before):
         raise Violation(f"an event that was appended later got the offset {offset}, with {before} before it")
+    if sorted(after) != sorted([*before, offset]):
+        raise Violation(f"an event was appended at {offset}, after {before}; then the log had the offsets {after}")

@@ -13,7 +13,7 @@ from typing import Any
 from kode_conformance.context import Context
 from kode_conformance.values import samples
 from kode_sqlite.engine import SqliteEngine
-from kode_sqlite.schema import sql, version_of
+from kode_sqlite.migrations import sql, version_of
 from kode_sqlite.upkeep import Tell
 
 from conformance.tests.zoo.base import OnJson, OnSqlite, Wrapper, mutant

@@ -30,8 +30,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
-from typing import Final, Literal, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import Final, Literal, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -46,9 +46,9 @@ __all__ = [
     "FirstLine",
     "Found",
     "Frame",
+    "Located",
     "NoJournalError",
     "OtherFormatError",
-    "Span",
     "first_line",
     "frame_at",
     "frame_bytes",
@@ -66,8 +66,8 @@ _LONGEST_LINE: Final = 4096
 _PIECE: Final = 1 << 20
 
 
-class Span(NamedTuple):
-    """The place of a body's text in the file."""
+class Located(Body, frozen=True, gc=False):
+    """A body without its text, which is in the file: *size* bytes from *start* on."""
 
     start: int
     size: int
@@ -181,7 +181,7 @@ def parsed_line(line: bytes) -> FirstLine:
 
 
 class Found(NamedTuple):
-    """A frame in a file; the text of each body is its size."""
+    """A frame in a file; the text of each body is its size, as in the header."""
 
     frame: Frame
     start: int
@@ -190,7 +190,7 @@ class Found(NamedTuple):
 
     @property
     def placed(self) -> Batch | None:
-        """The batch, with the place of each body as its text."""
+        """The batch, with located bodies."""
         return _placed(self.frame.batch, self.bodies_at)
 
     def is_sound(self, fd: int) -> bool:
@@ -201,24 +201,30 @@ class Found(NamedTuple):
 
         def look(body: Body) -> Body:
             nonlocal sound
-            span = cast(Span, body.text)
-            sound = sound and digest(read_at(fd, span.size, span.start)) == body.digest
+            located = place(body)
+            sound = sound and digest(read_at(fd, located.size, located.start)) == body.digest
             return body
 
-        with_bodies(cast(Batch, self.placed), look)
+        place = _places(self.bodies_at)
+        with_bodies(self.frame.batch, look)
         return sound
 
 
 def _placed(batch: Batch | None, place: int) -> Batch | None:
-    """A batch whose bodies give their sizes, with their places instead, for bodies that begin at *place*."""
+    """A batch whose bodies give their sizes, with located ones instead; the first begins at *place*."""
+    return None if batch is None else with_bodies(batch, _places(place))
 
-    def placed(body: Body) -> Body:
-        nonlocal place
-        span = Span(place, int(body.text))
-        place += span.size + 1
-        return Body(cast(str, span), body.digest)
 
-    return None if batch is None else with_bodies(batch, placed)
+def _places(start: int) -> Callable[[Body], Located]:
+    """Locates bodies that give their sizes, called with each in the order of the file; the first begins at *start*."""
+
+    def located(body: Body) -> Located:
+        nonlocal start
+        place, size = start, int(body.text)
+        start += size + 1
+        return Located("", body.digest, place, size)
+
+    return located
 
 
 def _checksum(seed: int, start: int, header_size: int, bodies_size: int, header: bytes) -> bytes:
@@ -232,7 +238,7 @@ def prefix_of(header: bytes, start: int, bodies_size: int, seed: int) -> bytes:
 
 
 def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, bytes]:
-    """The frame's batch with the places of its bodies for a frame at *start*, and the frame's bytes."""
+    """The frame's batch with the bodies located for a frame at *start*, and the frame's bytes."""
     texts: list[bytes] = []
 
     def sized(body: Body) -> Body:

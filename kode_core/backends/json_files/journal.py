@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -38,9 +38,9 @@ from kode_core.backends.json_files.frames import (
     FirstLine,
     Found,
     Frame,
+    Located,
     NoJournalError,
     OtherFormatError,
-    Span,
     first_line,
     frame_at,
     frame_bytes,
@@ -379,7 +379,7 @@ class Journal:
     @property
     def live_bytes(self) -> int:
         """The approximate size of the file without the parts that were replaced since."""
-        return sum(cast(Span, body.text).size + 200 for body in bodies_of(self.state))
+        return sum(body.size + 200 for body in bodies_of(self.state) if isinstance(body, Located))
 
     def compact(self, *, durable: bool) -> None:
         """Rewrite the file with its live contents only; damaged bodies stay unchanged."""

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from kode_core.backends.json_files.files import read_at
-from kode_core.backends.json_files.frames import Span
+from kode_core.backends.json_files.frames import Located
 from kode_core.batch import Applied, Batch, DocWrite, EventWrite, ListKind, ListWrite, with_bodies
 from kode_core.codec import Body, digest
 from kode_core.engines.state import AgentState
@@ -21,18 +21,19 @@ _CHUNK_ROWS: Final = 1000
 
 
 class Spans:
-    """A compact list of spans."""
+    """The places of located bodies, compactly."""
 
     def __init__(self) -> None:
         self._starts = array("q")
         self._sizes = array("q")
 
-    def append(self, span: Span) -> None:
-        self._starts.append(span.start)
-        self._sizes.append(span.size)
+    def append(self, body: Body) -> None:
+        assert isinstance(body, Located)
+        self._starts.append(body.start)
+        self._sizes.append(body.size)
 
-    def __getitem__(self, i: int) -> Span:
-        return Span(self._starts[i], self._sizes[i])
+    def body(self, i: int, digest: bytes) -> Body:
+        return Located("", digest, self._starts[i], self._sizes[i])
 
 
 class Reader:
@@ -43,7 +44,7 @@ class Reader:
         self._whose = whose
 
     def text(self, body: Body) -> Body:
-        """The body with its text instead of its place; a body that has its text stays as it is."""
+        """A located body with its text; a body that has its text stays as it is."""
         return self._body(body, "replace")
 
     def raw(self, body: Body) -> Body:
@@ -62,10 +63,9 @@ class Reader:
         return read
 
     def _body(self, body: Body, errors: str) -> Body:
-        span: object = body.text
-        if not isinstance(span, Span):
+        if not isinstance(body, Located):
             return body
-        return Body(read_at(self._fd, span.size, span.start).decode(errors=errors), body.digest)
+        return Body(read_at(self._fd, body.size, body.start).decode(errors=errors), body.digest)
 
 
 def bodies_of(state: AgentState) -> Iterator[Body]:

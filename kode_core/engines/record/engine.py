@@ -5,18 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kode_core.authoring.closing import close_all
-from kode_core.authoring.reading import EngineReads
-from kode_core.batch import (
-    Batch,
-    Child,
-    Fence,
-    Outcome,
-)
+from kode_core.batch import Batch, Child, EngineIssue, Fence, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record.debts import RecordDebts
@@ -33,12 +28,26 @@ from kode_core.report import RepairResult
 
 __all__ = ["RecordEngine"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-_QUERIES = frozenset({"find_sessions", "find_rows"})
+
+def _verb(
+    read: Callable[Concatenate[RecordReads, P], Awaitable[T]], *, of_indexes: bool = False
+) -> Callable[Concatenate[RecordEngine, P], Coroutine[Any, Any, T]]:
+    """The verb that does *read*; before one of indexes, what could not be applied to them is tried again."""
+
+    @wraps(read)
+    async def verb(self: RecordEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._sweep.start()
+        if of_indexes:
+            await self._debts.pay()
+        return await read(self._reads, *args, **kwargs)
+
+    return verb
 
 
-class RecordEngine(EngineReads):
+class RecordEngine:
     """See :class:`kode_core.engine.Engine`. It takes an open store and closes it.
 
     *idle_poll_ms* is for a store that charges for reads: see :func:`kode_core.engine.idle_poll_ms`.
@@ -82,13 +91,23 @@ class RecordEngine(EngineReads):
 
     # --- reading
 
-    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
+    head = _verb(RecordReads.head)
+    rows = _verb(RecordReads.rows)
+    rows_at = _verb(RecordReads.rows_at)
+    outline = _verb(RecordReads.outline)
+    docs = _verb(RecordReads.docs)
+    events = _verb(RecordReads.events)
+    last_event = _verb(RecordReads.last_event)
+    agent_ids = _verb(RecordReads.agent_ids)
+    stored_ids = _verb(RecordReads.stored_ids)
+    find_sessions = _verb(RecordReads.find_sessions, of_indexes=True)
+    find_rows = _verb(RecordReads.find_rows, of_indexes=True)
+    stats = _verb(RecordReads.stats)
+    totals = _verb(RecordReads.totals)
+
+    async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         self._sweep.start()
-        if verb == "inspect":
-            return await self._inspection.inspect(*args)
-        if verb in _QUERIES:
-            await self._debts.pay()
-        return await getattr(self._reads, verb)(*args)
+        return await self._inspection.inspect(agent_id)
 
     async def repair(self, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
         """Finish or remove the work of killed processes; see :class:`kode_core.engine.Repairs`."""

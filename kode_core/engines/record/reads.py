@@ -176,7 +176,7 @@ class RecordReads:
 
         return await self.at_once(agent_id, read, ListRows(0, []))
 
-    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+    async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
         async def read(instant: Instant) -> Outline:
             head = count_of(instant.head.record, kind)
             if keys is None or len(keys) > _SINGLE_CALLS:
@@ -194,7 +194,7 @@ class RecordReads:
         items = [item for some in found for item in some if position_of(item.key) < count]
         return sorted(items, key=lambda item: item.key)
 
-    async def docs(self, agent_id: str, kind: DocKind, key: str | None) -> Sequence[Doc]:
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
         async def read(instant: Instant) -> list[Doc]:
             items = await self._io.whole(instant.place, await self.items(instant, doc_span(kind, key)))
             if key is None:

@@ -7,9 +7,10 @@ When it is installed, kode-core finds it by name: ``create_extended_store("dynam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from kode_core.factory import BackendStore
+from kode_dynamodb.keywords import DynamoDBKeywords
 from kode_dynamodb.options import DynamoDBOptions
 from kode_dynamodb.plugin import kode_store_backend
 
@@ -32,7 +33,7 @@ class DynamoDBStore(BackendStore):
         *,
         session: Any = None,
         client: Any = None,
-        **options: Any,
+        **options: Unpack[DynamoDBKeywords],
     ) -> None:
         given = dict(connection) if isinstance(connection, Mapping) else connection
         super().__init__(

@@ -7,9 +7,10 @@ When it is installed, kode-core finds it by name: ``create_extended_store("mongo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from kode_core.factory import BackendStore
+from kode_mongo.keywords import MongoKeywords
 from kode_mongo.options import MongoOptions
 from kode_mongo.plugin import kode_store_backend
 
@@ -31,7 +32,7 @@ class MongoStore(BackendStore):
         file_store_base_dir: str | None = None,
         *,
         client: Any = None,
-        **options: Any,
+        **options: Unpack[MongoKeywords],
     ) -> None:
         given = dict(connection) if isinstance(connection, Mapping) else connection
         super().__init__(

@@ -8,7 +8,7 @@ from kode_core.query import Range, RowQuery, SessionQuery
 from kode_mongo.connection import Document
 from kode_mongo.documents import metadata_pairs
 
-__all__ = ["next_prefix", "rows_wanted", "sessions_wanted"]
+__all__ = ["rows_wanted", "sessions_wanted"]
 
 Sort: TypeAlias = list[tuple[str, int]]
 
@@ -62,12 +62,3 @@ def _paged(wanted: Document, fields: tuple[str, ...], after: Any, *, descending:
         ways.append({**dict(zip(fields[:i], after, strict=False)), field: {beyond: after[i]}})
     bound = {fields[0]: {f"{beyond}e": after[0]}}
     return {"$and": [wanted, bound, {"$or": ways}]}, sort
-
-
-def next_prefix(prefix: str) -> str | None:
-    """The least text that sorts after all texts with this prefix; None without one."""
-    kept = prefix.rstrip("\U0010ffff")
-    if not kept:
-        return None
-    last = ord(kept[-1]) + 1
-    return kept[:-1] + chr(0xE000 if 0xD800 <= last <= 0xDFFF else last)

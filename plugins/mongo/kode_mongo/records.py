@@ -11,6 +11,7 @@ from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span
 from kode_core.errors import UnsupportedError
+from kode_core.ids import prefix_end
 from kode_core.query import RowQuery, SessionQuery
 from kode_mongo.connection import Connection, Document, connect, is_replicated
 from kode_mongo.documents import (
@@ -30,7 +31,7 @@ from kode_mongo.leases import Leases, held
 from kode_mongo.migrations import migrate
 from kode_mongo.notes import Notes
 from kode_mongo.options import MongoOptions
-from kode_mongo.queries import next_prefix, rows_wanted, sessions_wanted
+from kode_mongo.queries import rows_wanted, sessions_wanted
 from kode_mongo.schema import HEADS, ITEMS, META
 from kode_mongo.watch import HeadWatcher
 
@@ -176,7 +177,7 @@ class MongoRecords:
         bounds: Document = {}
         if prefix:
             bounds = {"$gte": prefix}
-            end = next_prefix(prefix)
+            end = prefix_end(prefix)
             bounds |= {"$lt": end} if end is not None else {}
         if after is not None:
             bounds["$gt"] = after

@@ -7,9 +7,10 @@ Once installed, it is found by name: ``create_extended_store("postgres://kode@lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from kode_core.factory import BackendStore
+from kode_postgres.keywords import PostgresKeywords
 from kode_postgres.options import PostgresOptions
 from kode_postgres.plugin import kode_store_backend
 
@@ -31,7 +32,7 @@ class PostgresStore(BackendStore):
         file_store_base_dir: str | None = None,
         *,
         pool: Any = None,
-        **options: Any,
+        **options: Unpack[PostgresKeywords],
     ) -> None:
         given = dict(connection) if isinstance(connection, Mapping) else connection
         super().__init__(

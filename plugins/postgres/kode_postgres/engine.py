@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kode_core.authoring.closing import close_all
-from kode_core.authoring.reading import EngineReads
-from kode_core.batch import (
-    Batch,
-    Child,
-    Fence,
-    Outcome,
-)
+from kode_core.batch import Batch, Child, Fence, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, UnsupportedError
+from kode_core.query import RowQuery, SessionQuery
 from kode_core.report import ConnectionUse
 from kode_postgres.arguments import Statements
 from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
-from kode_postgres.forks import Forks, Leases
+from kode_postgres.forks import Forks
+from kode_postgres.leases import Leases
 from kode_postgres.opening import open_connections
 from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
@@ -32,12 +29,38 @@ from kode_postgres.watch import Listener
 
 __all__ = ["PostgresEngine"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _FORK_SECONDS = 60.0
 
 
-class PostgresEngine(EngineReads):
+def _of_agent(agent_id: str | None, *_: object, **__: object) -> str | None:
+    return agent_id
+
+
+def _of_query(query: SessionQuery | RowQuery) -> str | None:
+    return query.agent_id
+
+
+def _of_all(*_: object, **__: object) -> None:
+    return None
+
+
+def _verb(
+    read: Callable[Concatenate[Reads, Session, P], Awaitable[T]], whose: Callable[P, str | None]
+) -> Callable[Concatenate[PostgresEngine, P], Coroutine[Any, Any, T]]:
+    """The verb that does *read*, when no write for the agent is in doubt."""
+
+    @wraps(read)
+    async def verb(self: PostgresEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        await self._doubts.settle(whose(*args, **kwargs))
+        return await self.connections.read(lambda session: read(self.reads, session, *args, **kwargs))
+
+    return verb
+
+
+class PostgresEngine:
     """See :class:`kode_core.engine.Engine`."""
 
     name = "postgres"
@@ -112,10 +135,20 @@ class PostgresEngine(EngineReads):
 
     # --- reading
 
-    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
-        await self._doubts.settle(agent_id)
-        call = getattr(self.reads, verb)
-        return await self.connections.read(lambda session: call(session, *args))
+    head = _verb(Reads.head, _of_agent)
+    rows = _verb(Reads.rows, _of_agent)
+    rows_at = _verb(Reads.rows_at, _of_agent)
+    outline = _verb(Reads.outline, _of_agent)
+    docs = _verb(Reads.docs, _of_agent)
+    events = _verb(Reads.events, _of_agent)
+    last_event = _verb(Reads.last_event, _of_agent)
+    agent_ids = _verb(Reads.agent_ids, _of_all)
+    stored_ids = _verb(Reads.stored_ids, _of_all)
+    find_sessions = _verb(Reads.find_sessions, _of_query)
+    find_rows = _verb(Reads.find_rows, _of_query)
+    stats = _verb(Reads.stats, _of_agent)
+    totals = _verb(Reads.totals, _of_all)
+    inspect = _verb(Reads.inspect, _of_agent)
 
     # --- operations
 

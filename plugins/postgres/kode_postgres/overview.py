@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kode_core.batch import DocKind, EngineIssue, ListKind, Totals
+from kode_core.engine import Progress, unwatched
 from kode_postgres.schema import OF_AN_AGENT, UNNAMED, Tables, table_names
 from kode_postgres.session import Session
 
@@ -91,7 +92,9 @@ class Overview:
 
     # --- what does not fit together
 
-    async def inspect(self, session: Session, agent_id: str | None) -> list[EngineIssue]:
+    async def inspect(
+        self, session: Session, agent_id: str | None, progress: Progress = unwatched
+    ) -> list[EngineIssue]:
         """The issues of an agent at one instant."""
         if agent_id is None:
             return []  # everything that is stored belongs to an agent, even if the head is gone

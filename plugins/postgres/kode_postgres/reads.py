@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Final
@@ -28,6 +27,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError
+from kode_core.ids import prefix_end
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_postgres.arguments import key_hash
 from kode_postgres.overview import ONE, Overview
@@ -77,15 +77,6 @@ class _Arguments(list[Any]):
     def span(self, column: str, span: Range) -> list[str]:
         bounds = ((span.start, ">="), (span.end, "<"))
         return [f"{column} {sign} {self.mark(value, 'bigint')}" for value, sign in bounds if value is not None]
-
-
-def beyond(prefix: str) -> str | None:
-    """The smallest string above all strings that begin with *prefix*; None if there is none."""
-    stem = prefix.rstrip(chr(sys.maxunicode))
-    if not stem:
-        return None
-    code = ord(stem[-1]) + 1
-    return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
 
 
 def _head_of(found: Sequence[Any]) -> tuple[int, int]:
@@ -157,7 +148,9 @@ class Reads(Overview):
         )
         return list_rows(agent_id, kind, _head_of(found), _rows_of(found), start, limit)
 
-    async def outline(self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+    async def outline(
+        self, session: Session, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None
+    ) -> Outline:
         key = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
         columns = f"r.position, r.digest, r.created_at, {key}"
         if keys is None:
@@ -175,7 +168,7 @@ class Reads(Overview):
             list_rows(agent_id, kind, (version, count), [(row[0], "", row[1], row[2]) for row in rows])
         return Outline(version, count, rows)
 
-    async def docs(self, session: Session, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
+    async def docs(self, session: Session, agent_id: str, kind: DocKind, key: str | None = None) -> list[Doc]:
         statement = f"SELECT key, time, body::text, digest FROM {self._tables.docs} WHERE agent_id = $1 AND kind = $2"
         args: list[Any] = [agent_id, kind.value]
         if key is not None:
@@ -226,7 +219,7 @@ class Reads(Overview):
     async def agent_ids(self, session: Session, prefix: str, after: str | None, limit: int) -> list[str]:
         args = _Arguments()
         where = ["created_at IS NOT NULL", f"agent_id >= {args.mark(prefix, 'text')}"]
-        end = beyond(prefix)
+        end = prefix_end(prefix)
         if end is not None:
             where.append(f"agent_id < {args.mark(end, 'text')}")
         if after is not None:

@@ -192,7 +192,7 @@ async def test_behind_pgbouncer(bouncer: Bouncer) -> None:
 
 LEFT_OPEN = """
 import asyncio, sys
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_postgres import PostgresStore
 async def main():
     store = PostgresStore(sys.argv[1], schema=sys.argv[2])

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import pytest
 from kode_conformance.values import samples
-from kode_postgres.forks import Leases
+from kode_postgres.leases import Leases
 from kode_postgres.testing.servers import LocalServer, Server
 
 from kode_core import create_extended_store

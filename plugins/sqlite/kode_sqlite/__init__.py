@@ -6,9 +6,10 @@ direct use.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from kode_core.factory import BackendStore
+from kode_sqlite.keywords import SqliteKeywords
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.plugin import kode_store_backend
 
@@ -22,5 +23,5 @@ class SqliteStore(BackendStore):
     the database. The other options are the fields of :class:`SqliteOptions` and :class:`kode_core.config.StoreOptions`.
     """
 
-    def __init__(self, db_path: str, file_store_base_dir: str | None = None, **options: Any) -> None:
+    def __init__(self, db_path: str, file_store_base_dir: str | None = None, **options: Unpack[SqliteKeywords]) -> None:
         super().__init__(kode_store_backend(), db_path=db_path, file_store_base_dir=file_store_base_dir, **options)

@@ -6,26 +6,18 @@ import asyncio
 import itertools
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
 from kode_core.authoring.closing import close_all
 from kode_core.authoring.modes import create_file, create_folders, mode_bits
 from kode_core.authoring.opening import without_deadline
-from kode_core.authoring.reading import EngineReads
-from kode_core.batch import (
-    Batch,
-    Child,
-    EngineIssue,
-    Fence,
-    Outcome,
-    Totals,
-)
+from kode_core.batch import Batch, Child, EngineIssue, Fence, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
 from kode_core.errors import (
@@ -40,19 +32,17 @@ from kode_sqlite import overview, reads
 from kode_sqlite.connection import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.inuse import unused
+from kode_sqlite.migrations import Terms, migrate
 from kode_sqlite.options import SqliteOptions
-from kode_sqlite.schema import Terms, migrate
 from kode_sqlite.upkeep import Tell, copy, do_long, listening
 from kode_sqlite.writes import Transaction
 
 __all__ = ["SqliteEngine"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _JOBS_AT_ONCE = 1000
-_IN_TABLES = (reads.agent_ids, reads.find_rows, reads.find_sessions, reads.stats)
-_SEARCHES = frozenset((*_IN_TABLES, overview.inspect, overview.stored_ids, overview.totals))
-"""Reads that may scan a whole table."""
 
 
 class _Job(NamedTuple):
@@ -63,7 +53,19 @@ class _Job(NamedTuple):
     done: asyncio.Future[Any]
 
 
-class SqliteEngine(EngineReads):
+def _verb(
+    read: Callable[Concatenate[sqlite3.Connection, P], T], *, scans: bool = False
+) -> Callable[Concatenate[SqliteEngine, P], Coroutine[Any, Any, T]]:
+    """The verb that does *read* on a connection for readers; one that *scans* may go through a whole table."""
+
+    @wraps(read)
+    async def verb(self: SqliteEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._read(lambda db: read(db, *args, **kwargs), scans=scans)
+
+    return verb
+
+
+class SqliteEngine:
     """See :class:`kode_core.engine.Engine`.
 
     Writes gather while a transaction is running, and all of them are part of the next one: an acknowledged write is
@@ -212,29 +214,40 @@ class SqliteEngine(EngineReads):
         return await self._write(lambda transaction: transaction.fork(agent_id, children, expect, now))
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        return await self._write(lambda transaction: transaction.acquire_lease(agent_id, owner, ttl_ms))
+        return await self._write(lambda transaction: transaction.leases.acquire(agent_id, owner, ttl_ms))
 
     async def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        return await self._write(lambda transaction: transaction.renew_lease(agent_id, fence, ttl_ms))
+        return await self._write(lambda transaction: transaction.leases.renew(agent_id, fence, ttl_ms))
 
     async def release_lease(self, agent_id: str, fence: Fence) -> None:
-        await self._write(lambda transaction: transaction.release_lease(agent_id, fence))
+        await self._write(lambda transaction: transaction.leases.release(agent_id, fence))
 
     # --- reading
 
-    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
-        return await self._read(getattr(reads, verb), *args)
+    head = _verb(reads.head)
+    rows = _verb(reads.rows)
+    rows_at = _verb(reads.rows_at)
+    outline = _verb(reads.outline)
+    docs = _verb(reads.docs)
+    events = _verb(reads.events)
+    last_event = _verb(reads.last_event)
+    agent_ids = _verb(reads.agent_ids, scans=True)
+    find_sessions = _verb(reads.find_sessions, scans=True)
+    find_rows = _verb(reads.find_rows, scans=True)
+    stats = _verb(reads.stats, scans=True)
+    stored_ids = _verb(overview.stored_ids, scans=True)
+    totals = _verb(overview.totals, scans=True)
 
-    async def _read(self, call: Callable[..., T], *args: Any) -> T:
+    async def _read(self, call: Callable[[sqlite3.Connection], T], *, scans: bool = False) -> T:
         if self._options.db_path == MEMORY:
-            return await self._writer.run(self._look, call, *args)
+            return await self._writer.run(self._look, call)
         async with AsyncExitStack() as held:
-            for gate in (self._searchers, self._readers) if call in _SEARCHES else (self._readers,):
+            for gate in (self._searchers, self._readers) if scans else (self._readers,):
                 await held.enter_async_context(gate)
             reader = self._idle_readers.pop() if self._idle_readers else await self._new_reader()
             held.callback(self._idle_readers.append, reader)
             try:
-                found: T = await reader.read(self._look, call, *args)
+                found: T = await reader.read(self._look, call)
             except asyncio.CancelledError:
                 task = asyncio.get_running_loop().create_task(self._abandon(reader, held.pop_all()))
                 self._abandoned.add(task)
@@ -265,15 +278,9 @@ class SqliteEngine(EngineReads):
         await self._write(lambda transaction: None)
         await self._read(lambda db: db.execute("SELECT value FROM kode_meta").fetchone())
 
-    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
-        return await self._read(overview.stored_ids, after, limit)
-
-    async def totals(self) -> Totals:
-        return await self._read(overview.totals)
-
     async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         if agent_id is not None:
-            return await self._read(overview.inspect, agent_id)
+            return await self._read(lambda db: overview.inspect(db, agent_id), scans=True)
         return await self._do_long(overview.quick_check, progress)
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> list[Path]:

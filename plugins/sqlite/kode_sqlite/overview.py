@@ -8,8 +8,8 @@ from typing import Any, Final, LiteralString, TypeVar
 
 from kode_core.batch import DocKind, EngineIssue, Found, ListKind, Totals
 from kode_sqlite.reads import LIST_HEAD, TABLE, in_one_instant
+from kode_sqlite.schema import COUNT_ALL
 from kode_sqlite.sound import text_of
-from kode_sqlite.tables import COUNT_ALL
 from kode_sqlite.upkeep import Tell, listening
 
 __all__ = ["inspect", "quick_check", "stored_ids", "totals"]

@@ -65,7 +65,7 @@ def _is_there(options: SqliteOptions) -> bool:
 
 
 def _schema(options: SqliteOptions) -> str:
-    from kode_sqlite.schema import script
+    from kode_sqlite.migrations import script
 
     return script(str(local_path(options.db_path, "db_path")))
 

@@ -18,8 +18,8 @@ from kode_core.codec import Body
 from kode_core.ids import row_name
 from kode_core.query import Range, RowQuery, SessionQuery
 from kode_sqlite.entries import INFOS, LISTED
+from kode_sqlite.schema import COMMON_TYPES
 from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, sound_key
-from kode_sqlite.tables import COMMON_TYPES
 from kode_sqlite.ways import Condition, Way, chosen, others
 
 __all__ = ["find_rows", "find_sessions", "row_ways", "rows_statement", "session_ways", "sessions_statement"]

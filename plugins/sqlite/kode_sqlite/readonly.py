@@ -19,8 +19,9 @@ from kode_core.errors import SchemaVersionError, StorageError, StoreBusyError, S
 from kode_sqlite.connection import Connection, StillConnection, open_connection, see_encoding
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.looking import has_log, stillness
+from kode_sqlite.migrations import version_of
 from kode_sqlite.options import SqliteOptions
-from kode_sqlite.schema import SCHEMA_VERSION, version_of
+from kode_sqlite.schema import SCHEMA_VERSION
 from kode_sqlite.writes import Transaction
 
 __all__ = ["ReadOnlyEngine", "may_only_read"]
@@ -76,16 +77,16 @@ class ReadOnlyEngine(SqliteEngine):
             "the medium is read-only"
         )
 
-    async def _read(self, call: Callable[..., T], *args: Any) -> T:
+    async def _read(self, call: Callable[[sqlite3.Connection], T], *, scans: bool = False) -> T:
         for _ in range(_TRIES):
             try:
-                return await super()._read(call, *args)
+                return await super()._read(call, scans=scans)
             except _ChangedError:
                 stale = [reader for reader in self._idle_readers if reader.is_still]
                 self._idle_readers = [reader for reader in self._idle_readers if not reader.is_still]
                 for reader in stale:
                     await reader.close()
-        return await super()._read(call, *args)
+        return await super()._read(call, scans=scans)
 
     def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
         if not isinstance(db, StillConnection):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final, LiteralString
@@ -25,6 +24,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError
+from kode_core.ids import prefix_end
 from kode_core.query import AgentStats
 from kode_sqlite.entries import (
     CALLS_BY_ID,
@@ -128,7 +128,7 @@ def rows_at(db: DB, agent_id: str, kind: ListKind, start: int, limit: int) -> Li
     return list_rows(agent_id, kind, head, found, start, limit)
 
 
-def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
     if keys is None:
         key: LiteralString = "r.call_id" if kind == ListKind.TOOL_CALLS else "NULL"
         statement: LiteralString = _rows_of(kind, f"{LISTED[kind].own('digest')}, r.created_at, {key}")
@@ -147,7 +147,7 @@ def outline(db: DB, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -
     return Outline(version, count, found)
 
 
-def docs(db: DB, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
+def docs(db: DB, agent_id: str, kind: DocKind, key: str | None = None) -> list[Doc]:
     statement: LiteralString = (
         f"SELECT i.key, r.time, {DOCS.own('body')}, r.digest FROM {DOCS.source} WHERE i.agent_id = ? AND i.kind = ?"
     )
@@ -256,21 +256,12 @@ def _ids_statement(prefix: str, after: str | None) -> tuple[LiteralString, list[
     is_inside = after is not None and after >= prefix  # SQLite would look up one lower bound, and scan up to the other
     where: list[LiteralString] = ["created_at IS NOT NULL", "agent_id > ?" if is_inside else "agent_id >= ?"]
     args: list[Any] = [after if is_inside else prefix]
-    beyond = _beyond(prefix)
-    if beyond is not None:
+    end = prefix_end(prefix)
+    if end is not None:
         where.append("agent_id < ?")
-        args.append(beyond)
+        args.append(end)
     conditions: LiteralString = " AND ".join(where)
     return f"SELECT CAST(agent_id AS BLOB) FROM kode_agents WHERE {conditions} ORDER BY agent_id LIMIT ? OFFSET ?", args
-
-
-def _beyond(prefix: str) -> str | None:
-    """The smallest string above all strings that begin with *prefix*; None if there is none."""
-    stem = prefix.rstrip(chr(sys.maxunicode))
-    if not stem:
-        return None
-    code = ord(stem[-1]) + 1
-    return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

@@ -1,243 +1,260 @@
-"""Create the tables, and migrate tables of an older version to the present one."""
+"""The statements that create the tables, version by version.
+
+Bodies are JSON text that SQLite never parses; the columns next to them serve the queries. All names begin with
+``kode_``, so that the tables can share a database with other tables. Keys are stored unchanged, so that they can be
+read in order.
+"""
 
 from __future__ import annotations
 
-import logging
-import sqlite3
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from kode_core.errors import CorruptRecordError, SchemaVersionError, StoreBusyError
-from kode_sqlite.errors import translated
-from kode_sqlite.looking import looking
-from kode_sqlite.tables import MIGRATIONS, Step
+__all__ = ["COMMON_TYPES", "COUNT_ALL", "MIGRATIONS", "SCHEMA_VERSION", "Step"]
 
-__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "Terms", "migrate", "script", "sql", "version_of"]
+Step = tuple[str, ...]
+"""Statements that run in one transaction."""
 
-log = logging.getLogger("kode_sqlite")
+_FIRST: Final[Step] = (
+    # An agent's head: created with its first list or info; created_at and template_id are NULL until info is saved.
+    """CREATE TABLE kode_agents (
+        agent_id TEXT NOT NULL PRIMARY KEY,
+        message_version INTEGER NOT NULL,
+        message_count INTEGER NOT NULL,
+        tool_call_version INTEGER NOT NULL,
+        tool_call_count INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        last_op TEXT NOT NULL,
+        template_id TEXT,
+        created_at INTEGER
+    ) WITHOUT ROWID""",
+    "CREATE INDEX kode_agents_created ON kode_agents (created_at, agent_id) WHERE created_at IS NOT NULL",
+    "CREATE INDEX kode_agents_updated ON kode_agents (updated_at, agent_id) WHERE created_at IS NOT NULL",
+    """CREATE INDEX kode_agents_template ON kode_agents (template_id, created_at, agent_id)
+        WHERE created_at IS NOT NULL""",
+    """CREATE TABLE kode_infos (
+        agent_id TEXT NOT NULL PRIMARY KEY,
+        body TEXT NOT NULL,
+        digest BLOB NOT NULL
+    )""",
+    """CREATE TABLE kode_metadata (
+        agent_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (agent_id, key)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX kode_metadata_value ON kode_metadata (key, value, agent_id)",
+    """CREATE TABLE kode_messages (
+        agent_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        role TEXT NOT NULL,
+        content_types TEXT NOT NULL,
+        body TEXT NOT NULL,
+        digest BLOB NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX kode_messages_position ON kode_messages (agent_id, position)",
+    "CREATE INDEX kode_messages_agent_created ON kode_messages (agent_id, created_at, position)",
+    "CREATE INDEX kode_messages_created ON kode_messages (created_at, agent_id, position)",
+    """CREATE TABLE kode_tool_calls (
+        agent_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        call_id TEXT NOT NULL,
+        tool_name TEXT NOT NULL,
+        state TEXT NOT NULL,
+        is_error INTEGER NOT NULL,
+        has_approval INTEGER NOT NULL,
+        body TEXT NOT NULL,
+        digest BLOB NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX kode_tool_calls_position ON kode_tool_calls (agent_id, position)",
+    "CREATE INDEX kode_tool_calls_agent_created ON kode_tool_calls (agent_id, created_at, position)",
+    "CREATE INDEX kode_tool_calls_created ON kode_tool_calls (created_at, agent_id, position)",
+    "CREATE INDEX kode_tool_calls_name ON kode_tool_calls (tool_name, created_at, agent_id, position)",
+    "CREATE INDEX kode_tool_calls_errors ON kode_tool_calls (created_at, agent_id, position) WHERE is_error",
+    "CREATE INDEX kode_tool_calls_stats ON kode_tool_calls (agent_id, tool_name, state)",
+    "CREATE INDEX kode_tool_calls_call ON kode_tool_calls (agent_id, call_id, position)",
+    """CREATE TABLE kode_docs (
+        agent_id TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        key TEXT NOT NULL,
+        time INTEGER NOT NULL,
+        body TEXT NOT NULL,
+        digest BLOB NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX kode_docs_key ON kode_docs (agent_id, kind, key)",
+    # One sequence for all agents: an append touches the end of the table and one index, whatever its agent.
+    """CREATE TABLE kode_events (
+        "offset" INTEGER PRIMARY KEY AUTOINCREMENT,
+        agent_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        channel TEXT NOT NULL,
+        body TEXT NOT NULL,
+        digest BLOB NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX kode_events_seq ON kode_events (agent_id, seq, digest)",
+    """CREATE TABLE kode_leases (
+        agent_id TEXT NOT NULL PRIMARY KEY,
+        owner TEXT NOT NULL,
+        token INTEGER NOT NULL,
+        boot TEXT NOT NULL,
+        expires INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+)
+
+
+# --- Version 2: a page costs what it holds, however large the store ---------------------------------------------------
+
+
+def _counted(row: str, column: str) -> str:
+    """A count of a head for the totals: a damaged one must not turn a sum into a float."""
+    return (
+        f"CASE WHEN typeof({row}.{column}) = 'integer' AND {row}.{column} BETWEEN 0 AND 1099511627775"
+        f" THEN {row}.{column} ELSE 0 END"
+    )
+
+
+def _sum(sign: str, row: str) -> str:
+    return (
+        f"agents = agents {sign} ({row}.created_at IS NOT NULL),"
+        f" messages = messages {sign} {_counted(row, 'message_count')},"
+        f" tool_calls = tool_calls {sign} {_counted(row, 'tool_call_count')}"
+    )
+
+
+COUNT_ALL: Final = (
+    "SELECT count(created_at), coalesce(sum({messages}), 0), coalesce(sum({tool_calls}), 0) FROM kode_agents a"
+).format(messages=_counted("a", "message_count"), tool_calls=_counted("a", "tool_call_count"))
+
+_TOTALS: Final[Step] = (
+    """CREATE TABLE kode_totals (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        agents INTEGER NOT NULL,
+        messages INTEGER NOT NULL,
+        tool_calls INTEGER NOT NULL
+    )""",
+    f"""CREATE TRIGGER kode_totals_insert AFTER INSERT ON kode_agents BEGIN
+        UPDATE kode_totals SET {_sum("+", "NEW")};
+    END""",
+    f"""CREATE TRIGGER kode_totals_delete AFTER DELETE ON kode_agents BEGIN
+        UPDATE kode_totals SET {_sum("-", "OLD")};
+    END""",
+    f"""CREATE TRIGGER kode_totals_update AFTER UPDATE OF created_at, message_count, tool_call_count ON kode_agents
+        WHEN OLD.message_count IS NOT NEW.message_count OR OLD.tool_call_count IS NOT NEW.tool_call_count
+            OR (OLD.created_at IS NULL) <> (NEW.created_at IS NULL)
+    BEGIN
+        UPDATE kode_totals SET
+            agents = agents + (NEW.created_at IS NOT NULL) - (OLD.created_at IS NOT NULL),
+            messages = messages + {_counted("NEW", "message_count")} - {_counted("OLD", "message_count")},
+            tool_calls = tool_calls + {_counted("NEW", "tool_call_count")} - {_counted("OLD", "tool_call_count")};
+    END""",
+    f"INSERT INTO kode_totals (id, agents, messages, tool_calls) SELECT 1, t.* FROM ({COUNT_ALL}) t",
+)
+
+# The agents with a value, in the order of their age. Triggers copy the age, so that writers of the version before also
+# do it.
+_METADATA: Final[Step] = (
+    "ALTER TABLE kode_metadata ADD COLUMN created_at INTEGER",
+    """CREATE TRIGGER kode_metadata_insert AFTER INSERT ON kode_metadata BEGIN
+        UPDATE kode_metadata SET created_at = (SELECT created_at FROM kode_agents WHERE agent_id = NEW.agent_id)
+            WHERE agent_id = NEW.agent_id AND key = NEW.key;
+    END""",
+    """CREATE TRIGGER kode_metadata_update AFTER UPDATE OF created_at ON kode_agents
+        WHEN OLD.created_at IS NOT NEW.created_at
+    BEGIN
+        UPDATE kode_metadata SET created_at = NEW.created_at WHERE agent_id = NEW.agent_id;
+    END""",
+    """UPDATE kode_metadata SET created_at =
+        (SELECT a.created_at FROM kode_agents a WHERE a.agent_id = kode_metadata.agent_id)""",
+    "DROP INDEX kode_metadata_value",
+    "CREATE INDEX kode_metadata_created ON kode_metadata (key, value, created_at, agent_id)",
+)
+
+COMMON_TYPES: Final = ("text", "tool_use", "tool_result")
+"""Types of content that most messages have: they are found by reading messages, newest or oldest first."""
+
+_COMMON_CONTENTS: Final = ("\ntext\n", "\ntool_result\n", "\ntext\ntool_use\n", "\ntool_use\n", "\n")
+
+
+def _is_rare(row: str) -> str:
+    """The condition under which a message's types are searched; one or two comparisons rule most messages out."""
+    others = " AND ".join(f"{row}.content_types <> '{types}'" for types in _COMMON_CONTENTS)
+    return f"typeof({row}.content_types) = 'text' AND {others}"
+
+
+def _types(row: str) -> str:
+    """A message's types as a JSON array: each is enclosed in newlines, and contains none."""
+    within = f"substr({row}.content_types, 2, length({row}.content_types) - 2)"
+    quoted = rf"""replace(replace(json_quote({within}), '\\', '\u005c'), '\n', '","')"""
+    return f"json_each(CASE WHEN {_is_rare(row)} THEN '[' || {quoted} || ']' ELSE '[]' END)"
+
+
+_RARE_TYPES: Final = f"j.value NOT IN ({', '.join(repr(name) for name in COMMON_TYPES)})"
+_ADD_TYPES: Final = (
+    "INSERT INTO kode_message_types (type, created_at, agent_id, position)"
+    f" SELECT DISTINCT j.value, NEW.created_at, NEW.agent_id, NEW.position FROM {_types('NEW')} j WHERE {_RARE_TYPES}"
+)
+_REMOVE_TYPES: Final = (
+    f"DELETE FROM kode_message_types WHERE type IN (SELECT j.value FROM {_types('OLD')} j)"
+    " AND created_at = OLD.created_at AND agent_id = OLD.agent_id AND position = OLD.position"
+)
+
+# An index of messages by their types of content; a message can have several entries.
+_MESSAGE_TYPES: Final[Step] = (
+    """CREATE TABLE kode_message_types (
+        type TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        agent_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        PRIMARY KEY (type, created_at, agent_id, position)
+    ) WITHOUT ROWID""",
+    f"""CREATE TRIGGER kode_message_types_insert AFTER INSERT ON kode_messages WHEN {_is_rare("NEW")} BEGIN
+        {_ADD_TYPES};
+    END""",
+    f"""CREATE TRIGGER kode_message_types_delete AFTER DELETE ON kode_messages WHEN {_is_rare("OLD")} BEGIN
+        {_REMOVE_TYPES};
+    END""",
+    f"""CREATE TRIGGER kode_message_types_update AFTER UPDATE OF agent_id, position, created_at, content_types
+        ON kode_messages WHEN ({_is_rare("OLD")}) OR ({_is_rare("NEW")})
+    BEGIN
+        {_REMOVE_TYPES};
+        {_ADD_TYPES};
+    END""",
+    f"""INSERT INTO kode_message_types (type, created_at, agent_id, position)
+        SELECT DISTINCT j.value, m.created_at, m.agent_id, m.position FROM kode_messages m, {_types("m")} j
+            WHERE {_RARE_TYPES}""",
+)
+
+_SECOND: Final[tuple[Step, ...]] = (
+    _TOTALS,
+    ("CREATE INDEX kode_agents_count ON kode_agents (message_count, agent_id) WHERE created_at IS NOT NULL",),
+    _METADATA,
+    (
+        """CREATE INDEX kode_messages_role ON kode_messages (role, created_at, agent_id, position)
+            WHERE role <> 'user' AND role <> 'assistant'""",
+    ),
+    _MESSAGE_TYPES,
+    (
+        """CREATE INDEX kode_tool_calls_state ON kode_tool_calls (state, created_at, agent_id, position)
+            WHERE state <> 'COMPLETED'""",
+    ),
+    ("CREATE INDEX kode_tool_calls_approval ON kode_tool_calls (created_at, agent_id, position) WHERE has_approval",),
+    # One index instead of two: for an agent's calls in the order of time, and for its statistics.
+    (
+        "CREATE INDEX kode_tool_calls_agent ON kode_tool_calls (agent_id, created_at, position, tool_name, state)",
+        "DROP INDEX kode_tool_calls_agent_created",
+        "DROP INDEX kode_tool_calls_stats",
+    ),
+    # An entry of an index ends with the row's number, which is the offset.
+    ("CREATE INDEX kode_events_agent ON kode_events (agent_id)",),
+    ("CREATE INDEX kode_events_channel ON kode_events (agent_id, channel) WHERE channel <> 'progress'",),
+)
+
+MIGRATIONS: Final[tuple[tuple[Step, ...], ...]] = ((_FIRST,), _SECOND)
+"""The steps that lead from each version to the next. Append to it; never change a released step.
+
+A program of an older version may still write during and after the steps of a newer one: triggers maintain the derived
+data, and an index that a statement names stays.
+"""
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)
-
-_META: Final = (
-    "CREATE TABLE IF NOT EXISTS kode_meta (key TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID"
-)
-_NOTE: Final = "INSERT OR REPLACE INTO kode_meta VALUES ('{}', {})"
-_ENDED: Final = "DELETE FROM kode_meta WHERE key = 'schema_step'"
-_PAUSE_S: Final = 0.02
-_BUSY_MS: Final = 200
-_IN_FILES: Final = 1
-"""A value of ``temp_store``: sorting an index may need more space than the memory has."""
-_CACHE: Final = -65536
-_TELL_EVERY_S: Final = 10.0
-
-
-class Place(NamedTuple):
-    """The progress of the tables' migration.
-
-    Attributes:
-        version: the version of the tables; 0 if there are none.
-        step: the number of completed steps to the next version; None if none was begun.
-    """
-
-    version: int
-    step: int | None = None
-
-
-def place_of(db: sqlite3.Connection) -> Place:
-    """The version and step of the tables."""
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone():
-        return Place(0)
-    found = dict(db.execute("SELECT key, value FROM kode_meta WHERE key IN ('schema_version', 'schema_step')"))
-    return Place(int(found.get("schema_version", 0)), found.get("schema_step"))
-
-
-def version_of(db: sqlite3.Connection) -> int:
-    """The version of the tables, 0 if there are none."""
-    return place_of(db).version
-
-
-# --- the steps to take ------------------------------------------------------------------------------------------------
-
-
-def _steps(place: Place) -> list[Step]:
-    """The transactions that lead from *place* to this version; each records its progress.
-
-    New tables are created in a single transaction. The first transaction of a migration does nothing else, so that
-    others soon see that it was begun.
-    """
-    if place.version == 0:
-        return [
-            (_META, *(s for migration in MIGRATIONS for step in migration for s in step), *_arrived(len(MIGRATIONS)))
-        ]
-    steps: list[Step] = []
-    begun = place.step
-    for version in range(place.version, len(MIGRATIONS)):
-        migration = MIGRATIONS[version]
-        if begun is None:
-            steps.append((_NOTE.format("schema_step", 0),))
-        for i in range(begun or 0, len(migration)):
-            is_last = i + 1 == len(migration)
-            steps.append(
-                (*migration[i], *(_arrived(version + 1) if is_last else (_NOTE.format("schema_step", i + 1),)))
-            )
-        begun = None
-    return steps
-
-
-def _arrived(version: int) -> Step:
-    return (_NOTE.format("schema_version", version), _ENDED)
-
-
-def sql(since: int = 0, step: int | None = None) -> list[str]:
-    """The statements that lead from version *since*, with *step* steps of its migration done, to this one."""
-    return [statement for some in _steps(Place(since, step)) for statement in some]
-
-
-def script(path: str) -> str:
-    """The SQL that brings the database at *path* to this version, or creates it if there is no database.
-
-    Raises:
-        SchemaVersionError: the tables have a newer version.
-        StorageError: the file cannot be read, or is not a database.
-    """
-    place = Place(0)
-    if Path(path).is_file():
-        with translated(path), looking(path) as db:
-            place = place_of(db)
-    _see_newer(place, path)
-    transactions = [
-        "".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *s, "COMMIT")) for s in _steps(place)
-    ]
-    return "\n".join(transactions) or f"-- {path} has schema {place.version}, which is the present one.\n"
-
-
-def _see_newer(place: Place, path: str) -> None:
-    if place.version > len(MIGRATIONS):
-        raise SchemaVersionError(
-            f"{path} has schema {place.version}, and this kode-sqlite knows up to {len(MIGRATIONS)}: "
-            "run: pip install --upgrade kode-sqlite"
-        )
-
-
-# --- taking the steps -------------------------------------------------------------------------------------------------
-
-
-class Terms(NamedTuple):
-    """The rules for taking turns with other processes.
-
-    Attributes:
-        lock: a lock that is held during writes.
-        patience_s: how long to wait for other writers; waiting for another migration has no limit.
-        heed: called now and then; an exception that it raises ends the work.
-    """
-
-    lock: Callable[[], AbstractContextManager[None]]
-    patience_s: float
-    heed: Callable[[], None]
-
-
-def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
-    """Bring the tables to this version, however long it takes; several processes may try at once (OPS-7, OPS-8).
-
-    Each step is a transaction, so that after a kill the next migration continues where it ended, and others can write
-    between two steps. Processes take turns: the one with the lock takes the next step.
-
-    Raises:
-        SchemaVersionError: the tables have a newer version; nothing is changed.
-        StoreBusyError: another process was writing all the time.
-    """
-    if place_of(db) == Place(len(MIGRATIONS)):
-        return
-    with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE, cache_spill=1):
-        while _take_step(db, path, terms):
-            pass
-
-
-@contextmanager
-def _settings(db: sqlite3.Connection, **wanted: int) -> Iterator[None]:
-    """Change settings of the connection, and restore them at the end."""
-    before = {name: db.execute(f"PRAGMA {name}").fetchone()[0] for name in wanted}
-    try:
-        for name, value in wanted.items():
-            db.execute(f"PRAGMA {name} = {value:d}")
-        yield
-    finally:
-        for name, value in before.items():
-            db.execute(f"PRAGMA {name} = {value:d}")
-
-
-def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
-    """Take the next step; False if none is left after it."""
-    with _turn(db, path, terms):
-        place = place_of(db)
-        _see_newer(place, path)
-        if not place.version and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_agents'").fetchone():
-            raise CorruptRecordError(
-                f"database {path}", "it has tables of a store, and not their version; put back a backup"
-            )
-        steps = _steps(place)
-        if steps and place.version:
-            _tell(path, place)
-        if steps:
-            _do(db, steps[0])
-    return len(steps) > 1
-
-
-def _do(db: sqlite3.Connection, step: Step) -> None:
-    for statement in step:
-        db.execute(statement)
-
-
-def _tell(path: str, place: Place) -> None:
-    if place.step is None:
-        log.warning(
-            "%s has schema %d and is brought to %d in place, which takes a while if it is large; calls that open it "
-            "wait. It can be interrupted, and goes on at the next opening",
-            path,
-            place.version,
-            place.version + 1,
-        )
-    else:
-        of = len(MIGRATIONS[place.version])
-        log.info("%s: step %d of %d to schema %d", path, place.step + 1, of, place.version + 1)
-
-
-@contextmanager
-def _turn(db: sqlite3.Connection, path: str, terms: Terms) -> Iterator[None]:
-    """A write transaction, begun as soon as no other process has one."""
-    with _begun(db, path, terms):
-        try:
-            yield
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:  # SQLite may roll a transaction back by itself, for example when the disk is full
-                db.execute("ROLLBACK")
-            raise
-
-
-def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
-    """Begin a transaction, and return the locks that are held for it."""
-    start = told = time.monotonic()
-    place = place_of(db)
-    while True:
-        terms.heed()
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(terms.lock())
-                db.execute("BEGIN IMMEDIATE")
-                return stack.pop_all()
-        except (sqlite3.OperationalError, StoreBusyError) as exc:
-            if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            now, before, place = time.monotonic(), place, place_of(db)
-            if place != before:  # another process takes steps, and has perhaps just taken the last one
-                start = now
-            if now - start > terms.patience_s and place.step is None:
-                raise
-            if now - told > _TELL_EVERY_S:
-                told = now
-                log.warning("%s: another process brings it to another schema; waiting", path)
-        time.sleep(_PAUSE_S)

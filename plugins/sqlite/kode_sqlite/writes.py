@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from kode_core.authoring.clock import host_clock
 from kode_core.authoring.reading import MOST, check_head
 from kode_core.batch import (
     FORKED_DOCS,
@@ -16,7 +15,6 @@ from kode_core.batch import (
     Child,
     DocWrite,
     EventWrite,
-    Fence,
     Info,
     ListHead,
     ListKind,
@@ -29,6 +27,7 @@ from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, KodeError
 from kode_sqlite.entries import DOCS, EVENTS_BY_SEQ, INFOS, misled
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
+from kode_sqlite.leases import Leases
 from kode_sqlite.sound import text_of
 from kode_sqlite.statements import EVENTS, KEYED_BY_AGENT, LISTS, OF_AN_AGENT, row_values
 
@@ -48,6 +47,7 @@ class Transaction:
     """A transaction that has begun; parts of it may fail without the others."""
 
     def __init__(self, db: sqlite3.Connection, path: str) -> None:
+        self.leases = Leases(db)
         self._db = db
         self._path = path
         self._next_offset: int | None = None
@@ -113,7 +113,7 @@ class Transaction:
         return Applied(after.messages, after.tool_calls, offsets)
 
     def _refusal(self, batch: Batch, head: _Head) -> Refused | None:
-        if batch.fence is not None and not self._holds(batch.agent_id, batch.fence):
+        if batch.fence is not None and not self.leases.holds(batch.agent_id, batch.fence):
             return Refused("fence")
         return batch.refusal(head.updated_at, head.messages, head.tool_calls)
 
@@ -316,48 +316,6 @@ class Transaction:
                 " WHERE i.agent_id = ? AND i.kind = ?",
                 (child_id, agent_id, kind.value),
             )
-
-    # --- leases
-
-    def _holds(self, agent_id: str, fence: Fence) -> bool:
-        boot, now = host_clock()
-        found = self._db.execute(
-            "SELECT 1 FROM kode_leases WHERE agent_id = ? AND owner = ? AND token = ? AND boot = ? AND expires > ?",
-            (agent_id, fence.owner, fence.token, boot, now),
-        ).fetchone()
-        return found is not None
-
-    def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
-        """The new token, or None if the lease is held."""
-        boot, now = host_clock()
-        held = "SELECT 1 FROM kode_leases WHERE agent_id = ? AND boot = ? AND expires > ?"
-        if self._db.execute(held, (agent_id, boot, now)).fetchone():
-            return None
-        # One number for all agents, so that no token is used again although ended leases are removed.
-        (token,) = self._db.execute(
-            "INSERT INTO kode_meta VALUES ('last_token', 1)"
-            " ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value"
-        ).fetchone()
-        self._db.execute(
-            "INSERT OR REPLACE INTO kode_leases (agent_id, owner, token, boot, expires) VALUES (?, ?, ?, ?, ?)",
-            (agent_id, owner, token, boot, now + ttl_ms),
-        )
-        return int(token)
-
-    def renew_lease(self, agent_id: str, fence: Fence, ttl_ms: int) -> bool:
-        """Prolong the lease; False if it ended."""
-        if not self._holds(agent_id, fence):
-            return False
-        _, now = host_clock()
-        self._db.execute("UPDATE kode_leases SET expires = ? WHERE agent_id = ?", (now + ttl_ms, agent_id))
-        return True
-
-    def release_lease(self, agent_id: str, fence: Fence) -> None:
-        """End the lease if it is still this one."""
-        self._db.execute(
-            "DELETE FROM kode_leases WHERE agent_id = ? AND owner = ? AND token = ?",
-            (agent_id, fence.owner, fence.token),
-        )
 
 
 def _is_events_only(batch: Batch) -> bool:

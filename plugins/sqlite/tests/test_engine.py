@@ -285,7 +285,7 @@ async def test_a_full_database() -> None:
 
 FULL = """
 import asyncio, sys
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_core import StoreFullError, create_extended_store
 async def main():
     async with create_extended_store(type="sqlite", db_path=sys.argv[1] + "/a.db") as store:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 from kode_conformance.values import samples
-from kode_sqlite import SqliteStore, queries, schema
+from kode_sqlite import SqliteStore, migrations, queries
 
 from kode_core import (
     AgentEvent,
@@ -33,7 +33,7 @@ from plugins.sqlite.tests.plans import counted
 
 def _all_indexes() -> list[Index]:
     with closing(sqlite3.connect(":memory:")) as db:
-        for statement in schema.sql():
+        for statement in migrations.sql():
             db.execute(statement)
         return indexes(db)
 
@@ -253,7 +253,7 @@ def test_damaged_rows_cost_what_they_are(tmp_path: Path) -> None:
     costs = []
     for count in (4_000, 8_000):
         with closing(sqlite3.connect(tmp_path / f"{count}.db", isolation_level=None)) as db:
-            for statement in schema.sql():
+            for statement in migrations.sql():
                 db.execute(statement)
             db.execute(
                 "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO kode_messages"

@@ -10,6 +10,7 @@ import stat
 import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ async def abandoned(engine: SqliteEngine, times: int = 1) -> None:
         finally:
             db.execute("COMMIT")
 
-    reads = [asyncio.ensure_future(engine._read(read, event)) for event in begun]
+    reads = [asyncio.ensure_future(engine._read(partial(read, event=event))) for event in begun]
     for event in begun:
         assert await asyncio.to_thread(event.wait, 20)
     for task in reads:

@@ -157,7 +157,7 @@ async def test_the_power_goes_again_and_again(seed: int) -> None:
 
 WRITER = """
 import asyncio, sys
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_sqlite import SqliteStore
 async def main():
     async with SqliteStore("a.db") as store:
@@ -264,7 +264,7 @@ async def test_a_look_that_is_given_up_ends() -> None:
 
 SPILLS = """
 import asyncio, os, random, sqlite3
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_core import Message
 from kode_sqlite import SqliteStore
 

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import pytest
 from kode_conformance.values import samples
-from kode_sqlite import SqliteStore, schema
-from kode_sqlite.tables import MIGRATIONS
+from kode_sqlite import SqliteStore, migrations
+from kode_sqlite.schema import MIGRATIONS
 from typer.testing import CliRunner
 
 from kode_core import AgentInfo, ImageBlock, Message, StorageError, TextBlock, create_extended_store
@@ -55,7 +55,7 @@ def rows(db: sqlite3.Connection, old: sqlite3.Connection) -> dict[str, list[Any]
 def see_whole(old: sqlite3.Connection, path: str = "a.db") -> None:
     """It is of this version, as if it had been made anew, and holds what it held."""
     with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(":memory:")) as new:
-        for statement in schema.sql():
+        for statement in migrations.sql():
             new.execute(statement)
         assert _tables(db) == _tables(new)
         meta = dict(db.execute("SELECT * FROM kode_meta"))
@@ -198,10 +198,10 @@ async def test_a_program_of_version_1_may_go_on_writing(old: sqlite3.Connection)
 _CHILD: Final = """
 import asyncio, os, signal, sys, time
 from pathlib import Path
-from kode_sqlite import SqliteStore, schema
+from kode_sqlite import SqliteStore, migrations
 
 how, at = sys.argv[1], int(sys.argv[2])
-real, done = schema._do, 0
+real, done = migrations._do, 0
 
 def do(db, step):
     global done
@@ -215,7 +215,7 @@ def do(db, step):
     if how == "count":
         print(step[0][:40], flush=True)
 
-schema._do = do
+migrations._do = do
 
 async def main():
     async with SqliteStore("a.db", busy_timeout_ms=50) as store:
@@ -236,7 +236,7 @@ async def test_a_migration_that_was_killed_goes_on(old: sqlite3.Connection, at: 
     with child("kill", at) as killed:
         assert killed.wait(60) == -signal.SIGKILL
     with closing(sqlite3.connect("a.db")) as db:
-        assert schema.place_of(db) == (1, at - 2)
+        assert migrations.place_of(db) == (1, at - 2)
         assert rows(db, old) == rows(old, old)
     caplog.set_level(logging.INFO, "kode_sqlite")
     async with SqliteStore("a.db") as store:
@@ -291,19 +291,19 @@ async def test_a_migration_of_many_rows_is_interrupted() -> None:
             await create_extended_store("sqlite:///a.db")
 
         opening = asyncio.ensure_future(open_it())
-        while schema.place_of(db).step != 1:
+        while migrations.place_of(db).step != 1:
             assert not opening.done()
             await asyncio.sleep(0)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        place = schema.place_of(db)
+        place = migrations.place_of(db)
         assert place.version == 1
         await asyncio.sleep(0.2)
-        assert schema.place_of(db) == place
+        assert migrations.place_of(db) == place
         store = SqliteStore("a.db")
         await store.open()
-        assert schema.place_of(db) == (2, None)
+        assert migrations.place_of(db) == (2, None)
         assert (await store.get_metrics()).storage.total_messages == large.MESSAGES
         await store.close()
         see_derived(db)
@@ -315,18 +315,18 @@ async def test_a_step_that_fails_is_undone(old: sqlite3.Connection, monkeypatch:
         pass
     broken = (("ALTER TABLE kode_agents ADD COLUMN colour TEXT", "UPDATE nonsense SET x = 1"),)
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, broken))
+        patch.setattr(migrations, "MIGRATIONS", (*MIGRATIONS, broken))
         with pytest.raises(StorageError, match="nonsense"):
             await SqliteStore("a.db").open()
     async with SqliteStore("a.db") as store:
         assert len(await store.load_messages("agt-0")) == 13
     mended = (("ALTER TABLE kode_agents ADD COLUMN colour TEXT", "UPDATE kode_agents SET colour = 'red'"),)
-    monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, mended))
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*MIGRATIONS, mended))
     for _ in range(2):
         async with SqliteStore("a.db") as store:
             with closing(sqlite3.connect("a.db")) as db:
                 assert set(db.execute("SELECT colour FROM kode_agents")) == {("red",)}
-                assert schema.place_of(db) == (3, None)
+                assert migrations.place_of(db) == (3, None)
 
 
 async def test_a_newer_schema_is_refused() -> None:
@@ -340,7 +340,7 @@ async def test_a_newer_schema_is_refused() -> None:
     with pytest.raises(SchemaVersionError, match=told):
         await SqliteStore("a.db").open()
     with pytest.raises(SchemaVersionError, match=told):
-        schema.script("a.db")
+        migrations.script("a.db")
     with closing(sqlite3.connect("a.db")) as db:
         assert db.execute("SELECT count(*) FROM kode_messages").fetchone() == (3,)
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any, Final
 
 import pytest
-from kode_sqlite import overview, queries, reads, schema
+from kode_sqlite import migrations, overview, queries, reads
 from kode_sqlite.ways import chosen
 from msgspec.structs import replace
 
@@ -29,7 +29,7 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]
     """A store of 200,000 rows and more."""
     with closing(sqlite3.connect(tmp_path_factory.mktemp("large") / "agents.db", isolation_level="DEFERRED")) as made:
         made.execute("PRAGMA synchronous = OFF")
-        for statement in schema.sql():
+        for statement in migrations.sql():
             made.execute(statement)
         made.commit()
         large.fill(made)

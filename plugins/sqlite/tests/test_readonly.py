@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 from kode_conformance.values import samples
-from kode_sqlite import SqliteStore, plugin, readonly, schema
+from kode_sqlite import SqliteStore, plugin, readonly
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
+from kode_sqlite.schema import SCHEMA_VERSION
 
 from kode_core import KodeError, SchemaVersionError, StoreReadOnlyError, TodoSnapshot, create_extended_store
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX"
 
 _WRITER = """
 import asyncio, sys
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_core import create_extended_store
 
 async def main():
@@ -316,7 +317,7 @@ async def test_tables_that_cannot_be_brought_to_this_version(
 async def test_tables_of_an_older_version(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are migrated where they may be, and refused where they only can be read."""
     close_to_writers(place)
-    monkeypatch.setattr("kode_sqlite.readonly.SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
+    monkeypatch.setattr("kode_sqlite.readonly.SCHEMA_VERSION", SCHEMA_VERSION + 1)
     with pytest.raises(SchemaVersionError, match="and this kode-sqlite reads .*: open it once where it may be written"):
         await SqliteStore(str(place / "a.db")).open()
 

@@ -25,7 +25,6 @@ from kode_core.model import (
     AgentEvent,
     Bookmark,
     Message,
-    RecoveredFile,
     Timeline,
     TodoItem,
     TodoSnapshot,
@@ -34,7 +33,7 @@ from kode_core.model import (
     now_ms,
 )
 from kode_core.query import Page
-from kode_core.store import EngineStore
+from kode_core.store import EngineStore, kinds
 
 
 async def _digests(store: Any, agent_id: Any, kind: ListKind) -> list[bytes]:
@@ -660,7 +659,7 @@ class DeletesOnePageOfObjects(Wrapper):
     async def delete(self, agent_id: str, **kw: Any) -> None:
         files: Any = []
         with suppress(Exception):
-            files = await self.inner._reader.load_docs(agent_id, DocKind.RECOVERED, RecoveredFile)
+            files = await self.inner._reader.load_docs(agent_id, kinds.RECOVERED)
         await self.inner.delete(agent_id, **kw)
         for file in sorted(files, key=lambda file: (file.path, file.timestamp))[1000:]:
             await self.inner.save_recovered_file(agent_id, file, **kw)

@@ -40,7 +40,7 @@ from kode_core.model import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds, rows
 
 T0 = samples.T0
 
@@ -982,7 +982,7 @@ class SqUnacknowledged(EngineStore):
     async def save_recovered_file(self, agent_id: str, file: Any, *, fence: Any = None) -> None:
         try:
             check_agent_id(agent_id)
-            await rows.recovered_doc(file)
+            await kinds.RECOVERED.write(file)
             is_sound = not self._context.is_closed
         except KodeError:
             is_sound = False  # is refused as ever

@@ -40,7 +40,7 @@ from kode_core.model import (
     ToolCallApproval,
     now_ms,
 )
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds
 from kode_core.store.locks import _entered
 from kode_core.store.ops import OPS
 
@@ -546,7 +546,7 @@ class BadSplitsLines(EngineStore):
 
     async def load_compression_records(self, agent_id: str) -> Any:
         async def load(agent_id: str) -> Any:
-            found = await self._reader.load_docs(agent_id, DocKind.COMPRESSIONS, CompressionRecord)
+            found = await self._reader.load_docs(agent_id, kinds.COMPRESSIONS)
             for record in found:
                 if len(encode(CompressionRecord, record, "compression").text.splitlines()) > 1:
                     raise CorruptRecordError(f"compression {record.id!r} of agent {agent_id!r}", "its line is no JSON")
@@ -872,7 +872,7 @@ class BadMessagesOfFourMegabytes(EngineStore):
 
     async def save_media_cache(self, agent_id: str, records: Any, *, fence: Any = None) -> None:
         async def make(records: Any) -> DocWrite:
-            write = await rows.media_doc(records)
+            write = await kinds.MEDIA.write(records)
             assert write.doc is not None
             if len(write.doc.body.text.encode()) > 4 * 2**20:
                 raise PayloadTooLargeError("the media cache is larger than 4194304 bytes")
@@ -944,7 +944,7 @@ class BadWritesMediaBehind(Wrapper):
             await self._flush(agent_id)
             return await self.inner.save_media_cache(agent_id, records, fence=fence)
         check_agent_id(agent_id)
-        await rows.media_doc(records)
+        await kinds.MEDIA.write(records)
         if agent_id not in self.pending:
             task = asyncio.create_task(self._later(agent_id))
             self.tasks.add(task)

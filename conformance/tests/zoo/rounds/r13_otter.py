@@ -54,7 +54,8 @@ from kode_core.model import (
 )
 from kode_core.pace import Pace
 from kode_core.query import Page, RowQuery, SessionQuery
-from kode_core.store.rows import LISTS, compression_doc
+from kode_core.store import kinds
+from kode_core.store.rows import LISTS
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
@@ -703,7 +704,7 @@ class OttAnswersBeforeItSaves(Wrapper):
 
     async def save_compression_record(self, agent_id: str, record: Any, *, fence: Any = None) -> None:
         self.inner._context.check_open()
-        await compression_doc(record)
+        await kinds.COMPRESSIONS.write(record)
         if fence is not None or self.inner._locks.fence(check_agent_id(agent_id), None) is not None:
             await self._written(agent_id)
             return await self.inner.save_compression_record(agent_id, record, fence=fence)

@@ -29,7 +29,7 @@ from kode_core.layers import Layer
 from kode_core.metadata import metadata_index
 from kode_core.model import Message, Snapshot, ToolCallRecord, ToolResultBlock
 from kode_core.query import Page
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds
 from kode_core.store.locks import LeaseContext, _entered
 from kode_core.store.steps import told as _told
 
@@ -972,7 +972,7 @@ class CraMediaIsWrittenBehind(Wrapper):
     async def save_media_cache(self, agent_id: str, records: Any, *, fence: Any = None) -> None:
         self.inner._context.check_open()
         check_agent_id(agent_id)
-        await rows.media_doc(records)
+        await kinds.MEDIA.write(records)
         if self.inner._locks.fence(agent_id, fence) is not None:
             await self._flush(agent_id)
             await self.inner.save_media_cache(agent_id, records, fence=fence)

@@ -27,8 +27,7 @@ from kode_core.errors import CorruptRecordError, InvalidArgumentError, PayloadTo
 from kode_core.ids import check_agent_id
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo, Bookmark, TodoItem, TodoSnapshot
-from kode_core.store import EngineStore
-from kode_core.store.rows import todos_doc
+from kode_core.store import EngineStore, kinds
 
 _log = logging.getLogger("zoo")
 
@@ -392,7 +391,7 @@ class ThrottlesTodos(Wrapper):
 
     async def save_todos(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
         if agent_id in self.busy and fence is None:
-            await todos_doc(snapshot)
+            await kinds.TODOS.write(snapshot)
             self.pending[agent_id] = snapshot
             return
         self.pending.pop(agent_id, None)

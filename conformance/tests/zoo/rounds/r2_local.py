@@ -51,8 +51,7 @@ from kode_core.model import (
     ToolUseBlock,
 )
 from kode_core.query import AgentStats, tool_call_query
-from kode_core.store import EngineStore
-from kode_core.store import rows as stored_rows
+from kode_core.store import EngineStore, kinds
 from kode_core.store.lists import Append, Replace
 from kode_core.store.ops import OPS
 from kode_core.store.rows import records_of
@@ -849,7 +848,7 @@ class LeavesCancelledTodosRunning(EngineStore):
 
     async def save_todos(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
         async def rest() -> Rest:
-            doc = await stored_rows.todos_doc(snapshot)
+            doc = await kinds.TODOS.write(snapshot)
             await asyncio.sleep(0.01)  # a thread of the pool becomes free
             return Rest(docs=(doc,))
 
@@ -1067,7 +1066,7 @@ class WritesCompressionsBack(EngineStore):
     async def save_compression_record(self, agent_id: str, record: Any, *, fence: Any = None) -> None:
         async def keep() -> None:
             check_agent_id(agent_id)
-            doc = await stored_rows.compression_doc(record)
+            doc = await kinds.COMPRESSIONS.write(record)
             with self._locks.fencing(agent_id, fence) as held:
                 self._cached.append((agent_id, doc))
                 if held is not None or len(self._cached) > 100:
@@ -1100,7 +1099,7 @@ class WritesCompressionsBack(EngineStore):
 
 _CHILD = """
 import asyncio, os, signal, sys, json
-from kode_conformance import samples
+from kode_conformance.values import samples
 from kode_conformance.harness import load_harness
 
 async def main():

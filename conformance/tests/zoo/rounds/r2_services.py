@@ -34,8 +34,7 @@ from kode_core.errors import (
 from kode_core.ids import check_agent_id, index_text
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo, HistoryWindow, Message, Snapshot, Timeline
-from kode_core.store import EngineStore
-from kode_core.store.rows import window_doc
+from kode_core.store import EngineStore, kinds
 
 
 def nested(levels: int) -> Any:
@@ -1070,7 +1069,7 @@ class WritesWindowsBehind(Wrapper):
     async def save_history_window(self, agent_id: str, window: Any, *, fence: Any = None) -> None:
         self.inner._context.check_open()
         is_fenced = self.inner._locks.fence(check_agent_id(agent_id), fence) is not None
-        doc = (await window_doc(window)).doc
+        doc = (await kinds.WINDOWS.write(window)).doc
         if is_fenced or doc is None or len(doc.body.text) > 100_000 or len(self.pending) >= 100:
             await self._flush()
             return await self.inner.save_history_window(agent_id, window, fence=fence)

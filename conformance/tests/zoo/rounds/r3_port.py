@@ -33,7 +33,7 @@ from kode_core.model import (
     ToolCallRecord,
 )
 from kode_core.query import Range
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds
 from kode_core.store.writer import Rest, Turn
 
 
@@ -191,7 +191,7 @@ class RefusesLongPaths(EngineStore):
     async def save_recovered_file(self, agent_id: str, file: Any, *, fence: Any = None) -> None:
         if type(file) is RecoveredFile and type(file.path) is str:
             if len(file.path.encode("utf-8", "surrogatepass")) > 1024:
-                await rows.recovered_doc(file)
+                await kinds.RECOVERED.write(file)
                 raise PayloadTooLargeError("the sort key of this item is larger than 1024 bytes")
         await super().save_recovered_file(agent_id, file, fence=fence)
 
@@ -360,7 +360,7 @@ class SavesTodosBeforeTheTurn(EngineStore):
             try:
                 check_agent_id(agent_id)
                 await self._context.open()
-                doc = await rows.todos_doc(todos)
+                doc = await kinds.TODOS.write(todos)
                 with self._locks.fencing(agent_id, fence) as held:
                     await self._writer.write(agent_id, lambda: Turn(rest=_rest(doc)), held)
             except KodeError:
@@ -456,9 +456,9 @@ class IgnoresOlderTodos(EngineStore):
 
     async def save_todos(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
         if type(snapshot) is TodoSnapshot:
-            await rows.todos_doc(snapshot)
+            await kinds.TODOS.write(snapshot)
             await self._context.open()
-            stored = await self._reader.load_doc(agent_id, DocKind.TODOS, "", TodoSnapshot)
+            stored = await self._reader.load_doc(agent_id, kinds.TODOS)
             if stored is not None and stored.version > snapshot.version:
                 return
         await super().save_todos(agent_id, snapshot, fence=fence)
@@ -556,9 +556,9 @@ class KeepsTheFirstTimeOfASnapshot(EngineStore):
 
     async def save_snapshot(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
         if type(snapshot) is Snapshot:
-            await rows.snapshot_doc(snapshot)
+            await kinds.SNAPSHOTS.write(snapshot)
             await self._context.open()
-            stored = await self._reader.load_doc(agent_id, DocKind.SNAPSHOTS, snapshot.id, Snapshot)
+            stored = await self._reader.load_doc(agent_id, kinds.SNAPSHOTS, snapshot.id)
             if stored is not None:
                 snapshot = snapshot.replace(created_at=stored.created_at)
         await super().save_snapshot(agent_id, snapshot, fence=fence)
@@ -958,7 +958,7 @@ class WindowsAreInsertedLater(EngineStore):
         await self._context.open()
         if type(window) is not HistoryWindow or self._locks.fence(agent_id, fence) is not None:
             return await super().save_history_window(agent_id, window, fence=fence)
-        self._late.append((agent_id, await rows.window_doc(window)))
+        self._late.append((agent_id, await kinds.WINDOWS.write(window)))
         if self._timer is None or self._timer.done():
             self._timer = asyncio.get_running_loop().create_task(self._later())
 

@@ -33,10 +33,10 @@ from kode_core.model import (
     ToolCallApproval,
     ToolCallRecord,
 )
-from kode_core.store import EngineStore
+from kode_core.store import EngineStore, kinds
 from kode_core.store.lists import Replace
 from kode_core.store.locks import Locks, _entered
-from kode_core.store.rows import LISTS, media_doc
+from kode_core.store.rows import LISTS
 from kode_core.store.writer import Writer
 
 
@@ -1084,7 +1084,7 @@ class WritesMediaBehind(Wrapper):
             await self.inner.save_media_cache(agent_id, records, fence=fence)
             return
         check_agent_id(agent_id)
-        await media_doc(records)
+        await kinds.MEDIA.write(records)
         if agent_id in self.behind:
             self.behind.pop(agent_id)[1].cancel()
         timer = asyncio.ensure_future(self._later(agent_id))

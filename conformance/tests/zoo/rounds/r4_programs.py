@@ -29,8 +29,7 @@ from kode_core.jsonvalue import NODES, weight
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo, Snapshot, Timeline, TodoSnapshot, ToolCallRecord
 from kode_core.query import Page
-from kode_core.store import EngineStore
-from kode_core.store import rows as stored
+from kode_core.store import EngineStore, kinds
 from kode_core.store.locks import LeaseContext
 from kode_core.store.ops import OPS
 from kode_core.store.steps import told as _told
@@ -412,7 +411,7 @@ class KeepsTheHigherTodoVersion(Wrapper):
     """Leaves the stored todos as they are when those that replace them have a lower version."""
 
     async def save_todos(self, agent_id: str, snapshot: TodoSnapshot, *, fence: Any = None) -> None:
-        await stored.todos_doc(snapshot)
+        await kinds.TODOS.write(snapshot)
         old = await self.inner.load_todos(agent_id)
         if old is not None and snapshot.version < old.version:
             snapshot = old
@@ -940,7 +939,7 @@ class WritesMediaLater(Wrapper):
     async def save_media_cache(self, agent_id: str, records: Any, *, fence: Any = None) -> None:
         self.inner._context.check_open()
         check_agent_id(agent_id)
-        await stored.media_doc(records)
+        await kinds.MEDIA.write(records)
         if fence is not None or self.inner._locks._inside(agent_id) is not None:
             self.late.pop(agent_id, None)
             return await self.inner.save_media_cache(agent_id, records, fence=fence)

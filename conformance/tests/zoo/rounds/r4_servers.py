@@ -24,8 +24,8 @@ from kode_core.layers import Layer
 from kode_core.metadata import metadata_index
 from kode_core.model import Timeline, TodoSnapshot
 from kode_core.query import Page
+from kode_core.store import kinds
 from kode_core.store.locks import _entered
-from kode_core.store.rows import recovered_doc
 
 
 class _Each(Layer):
@@ -1028,7 +1028,7 @@ class SendsAndForgets(Wrapper):
             await self.inner.save_recovered_file(agent_id, file, fence=fence)
             return
         check_agent_id(agent_id)
-        await recovered_doc(file)  # the driver encodes at once, and refuses what it cannot
+        await kinds.RECOVERED.write(file)  # the driver encodes at once, and refuses what it cannot
 
         async def send() -> None:
             await asyncio.sleep(0.01)

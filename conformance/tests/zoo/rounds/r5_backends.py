@@ -24,9 +24,8 @@ from kode_core.errors import InvalidArgumentError, StorageError
 from kode_core.ids import check_agent_id
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo
-from kode_core.store import EngineStore
+from kode_core.store import EngineStore, kinds
 from kode_core.store.ops import OPS
-from kode_core.store.rows import compression_doc
 
 T0 = samples.T0
 
@@ -1037,7 +1036,7 @@ class WritesCompressionsBehind(Wrapper):
             await self._flush()
             await self.inner.save_compression_record(agent_id, record, fence=fence)
             return
-        await compression_doc(record)
+        await kinds.COMPRESSIONS.write(record)
         self.behind.append((agent_id, record))
         loop = asyncio.get_running_loop()
         loop.call_later(1.0, lambda: loop.create_task(self._flush()))

@@ -20,7 +20,7 @@ from kode_core.errors import InvalidArgumentError, KodeError
 from kode_core.layers import Layer
 from kode_core.model import Bookmark, Message, ToolUseBlock
 from kode_core.query import Page
-from kode_core.store.rows import compression_doc
+from kode_core.store import kinds
 
 T0 = samples.T0
 
@@ -913,7 +913,7 @@ class CompressionsBehind(Discreet):
     async def save_compression_record(self, agent_id: str, record: Any, *, fence: Any = None) -> None:
         if fence is None:
             try:
-                await compression_doc(record)
+                await kinds.COMPRESSIONS.write(record)
                 await self.inner.exists(agent_id)
             except KodeError:
                 pass  # it is refused below

@@ -23,7 +23,7 @@ from kode_core.layers import Layer
 from kode_core.model import Bookmark, MediaCacheRecord, Message, TodoSnapshot, ToolResultBlock, ToolUseBlock
 from kode_core.pace import Pace
 from kode_core.query import Page
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds, rows
 from kode_core.store.events import stored_event
 from kode_core.store.ops import OPS
 from kode_core.store.writer import Rest, Turn
@@ -470,8 +470,8 @@ class IgnoresOlderTodos(Wrapper):
 
     async def save_todos(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
         if fence is None and type(snapshot) is TodoSnapshot and not self.inner._context.is_closed:
-            await rows.todos_doc(snapshot)
-            old = await self.inner._reader.load_doc(check_agent_id(agent_id), DocKind.TODOS, "", TodoSnapshot)
+            await kinds.TODOS.write(snapshot)
+            old = await self.inner._reader.load_doc(check_agent_id(agent_id), kinds.TODOS)
             if old is not None and snapshot.version < old.version:
                 await _acknowledge(self.inner, "save_todos", agent_id)
                 return
@@ -494,7 +494,7 @@ class MediaOrderIsNoChange(Wrapper):
         is_sound = isinstance(records, (list, tuple)) and {type(record) for record in records} == {MediaCacheRecord}
         if fence is None and is_sound and not self.inner._context.is_closed:
             records = list(records)
-            old = await self.inner._reader.load_media(check_agent_id(agent_id))
+            old = await self.inner._reader.load_list_doc(check_agent_id(agent_id), kinds.MEDIA)
             if Counter(repr(r.key) for r in old) == Counter(repr(r.key) for r in records):
                 if sorted(map(repr, old)) == sorted(map(repr, records)):
                     await _acknowledge(self.inner, "save_media_cache", agent_id)
@@ -963,7 +963,7 @@ class WritesCompressionsBehind(Wrapper):
         async with self.writing:
             while self.dirty:
                 agent_id, record = self.dirty[0]
-                write = await rows.compression_doc(record)
+                write = await kinds.COMPRESSIONS.write(record)
 
                 async def rest(write: DocWrite = write) -> Rest:
                     return Rest(docs=(write,))
@@ -979,7 +979,7 @@ class WritesCompressionsBehind(Wrapper):
             await self.inner.save_compression_record(agent_id, record, fence=fence)
             return
         check_agent_id(agent_id)
-        await rows.compression_doc(record)
+        await kinds.COMPRESSIONS.write(record)
         self.dirty.append((agent_id, record))
         await _acknowledge(self.inner, "save_compression_record", agent_id)
         if self.timer is None:

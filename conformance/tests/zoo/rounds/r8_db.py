@@ -25,7 +25,7 @@ from kode_core.errors import InvalidArgumentError, LockLostError, PayloadTooLarg
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo, Message, Snapshot, TextBlock, ToolResultBlock, ToolUseBlock
 from kode_core.query import RowQuery, SessionQuery
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds, rows
 
 replace = msgspec.structs.replace
 
@@ -536,7 +536,7 @@ class SavesMediaInBlocks(EngineStore):
 
     async def save_media_cache(self, agent_id: str, records: Any, *, fence: Any = None) -> None:
         if isinstance(records, (list, tuple)) and len(records) > 1000:
-            await rows.media_doc(records)
+            await kinds.MEDIA.write(records)
             await super().save_media_cache(agent_id, records[:1000], fence=fence)
             await asyncio.sleep(0.005)
         await super().save_media_cache(agent_id, records, fence=fence)

@@ -22,7 +22,7 @@ from msgspec.structs import force_setattr, replace
 from conformance.tests.zoo.base import MemoryLayer, OnJson, OnMemory, OnSqlite, Wrapper  # noqa: F401
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import restart, seen, talk
-from kode_core.batch import Batch, DocKind, ListKind
+from kode_core.batch import Batch, ListKind
 from kode_core.codec import decode, encode
 from kode_core.errors import InvalidArgumentError, InvalidValueError, KodeError, LockUnavailableError
 from kode_core.ids import check_agent_id
@@ -42,7 +42,7 @@ from kode_core.model import (
 )
 from kode_core.query import Page
 from kode_core.report import ConsistencyIssue
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds, rows
 from kode_core.store.facade import _calls, _messages
 from kode_core.store.lists import Append, Replace
 from kode_core.store.locks import _entered
@@ -100,12 +100,12 @@ class SkipsSnapshotsThatAreEqual(EngineStore):
 
     async def save_snapshot(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
         async def make(new: Any) -> Any:
-            doc = await rows.snapshot_doc(new)
+            doc = await kinds.SNAPSHOTS.write(new)
             try:
-                old = await self._reader.load_doc(agent_id, DocKind.SNAPSHOTS, new.id, Snapshot)
+                old = await self._reader.load_doc(agent_id, kinds.SNAPSHOTS, new.id)
             except KodeError:
                 return doc
-            return await rows.snapshot_doc(old) if old == new else doc
+            return await kinds.SNAPSHOTS.write(old) if old == new else doc
 
         await self._save_doc("save_snapshot", agent_id, fence, make, snapshot)
 
@@ -155,7 +155,7 @@ class PadsWindowIds(EngineStore):
 
     async def save_history_window(self, agent_id: str, window: Any, *, fence: Any = None) -> None:
         async def make(new: Any) -> Any:
-            write = await rows.window_doc(new)
+            write = await kinds.WINDOWS.write(new)
             key = write.key.rstrip(" ") or write.key
             return replace(write, key=key, doc=replace(write.doc, key=key))
 
@@ -1100,7 +1100,7 @@ class WritesCompressionsBehind(EngineStore):
             await self._flush(agent_id)
             return await super().save_compression_record(agent_id, record, fence=fence)
         self._context.check_open()
-        await rows.compression_doc(record)
+        await kinds.COMPRESSIONS.write(record)
         self._behind.setdefault(agent_id, []).append(copy.deepcopy(record))
         if agent_id not in self._flushes:
             task = self._flushes[agent_id] = asyncio.create_task(self._write(agent_id))

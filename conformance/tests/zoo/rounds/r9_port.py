@@ -44,7 +44,7 @@ from kode_core.model import (
     TodoSnapshot,
     ToolCallApproval,
 )
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds, rows
 
 
 async def _stored(store: Any, agent_id: str, load: Any) -> Any:
@@ -577,9 +577,7 @@ class KeepsTheTodosOfAHigherVersion(Wrapper):
     __slots__ = ()
 
     async def save_todos(self, agent_id: str, snapshot: Any, *, fence: Any = None) -> None:
-        old = await _stored(
-            self.inner, agent_id, lambda reader: reader.load_doc(agent_id, DocKind.TODOS, "", TodoSnapshot)
-        )
+        old = await _stored(self.inner, agent_id, lambda reader: reader.load_doc(agent_id, kinds.TODOS))
         if old is not None and type(getattr(snapshot, "version", None)) is int and snapshot.version < old.version:
             snapshot = old
         await self.inner.save_todos(agent_id, snapshot, fence=fence)
@@ -602,9 +600,7 @@ class UpdatesACompressionPartly(Wrapper):
     __slots__ = ()
 
     async def save_compression_record(self, agent_id: str, record: Any, *, fence: Any = None) -> None:
-        stored = await _stored(
-            self.inner, agent_id, lambda reader: reader.load_docs(agent_id, DocKind.COMPRESSIONS, CompressionRecord)
-        )
+        stored = await _stored(self.inner, agent_id, lambda reader: reader.load_docs(agent_id, kinds.COMPRESSIONS))
         old = next((r for r in stored or () if isinstance(record, CompressionRecord) and r.id == record.id), None)
         if old is not None:
             plain = CompressionRecord(id="", window_id="")
@@ -1072,7 +1068,7 @@ class WritesRecoveredFilesInTheBackground(EngineStore):
         try:
             self._context.check_open()
             check_agent_id(agent_id)
-            await rows.recovered_doc(file)
+            await kinds.RECOVERED.write(file)
             is_plain = self._locks.fence(agent_id, fence) is None
         except KodeError:
             is_plain = False  # to be refused

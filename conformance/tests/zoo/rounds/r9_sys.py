@@ -32,7 +32,7 @@ from kode_core.model import (
 )
 from kode_core.pace import Pace
 from kode_core.query import Page
-from kode_core.store import EngineStore, rows
+from kode_core.store import EngineStore, kinds
 from kode_core.store.events import stored_event
 from kode_core.store.locks import _entered
 from kode_core.store.steps import told as _told
@@ -961,7 +961,7 @@ class WritesMediaBehind(EngineStore):
             await self._flush(agent_id)
             return await super().save_media_cache(agent_id, records, fence=fence)
         check_agent_id(agent_id)
-        self.unwritten[agent_id] = (await rows.media_doc(records)).doc.body
+        self.unwritten[agent_id] = (await kinds.MEDIA.write(records)).doc.body
         if agent_id not in self.timers:
             self.timers[agent_id] = asyncio.create_task(self._later(agent_id))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -17,14 +18,7 @@ from uuid import uuid4
 import duckdb
 
 from kode_core.authoring.modes import PRIVATE, create_file, create_folders
-from kode_core.authoring.reading import EngineReads
-from kode_core.batch import (
-    Batch,
-    Child,
-    Fence,
-    Outcome,
-    Totals,
-)
+from kode_core.batch import Batch, Child, Fence, Outcome, Totals
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
 from kode_core.errors import InvalidArgumentError, OutcomeUnknownError, StorageError, StoreUnavailableError
@@ -41,7 +35,19 @@ _writers: Final[dict[str, threading.Lock]] = {}
 """By path, who may write. DuckDB lets one process at a time open a file, so that a lock of this process is enough."""
 
 
-class DuckdbEngine(EngineReads):
+def _verb(
+    read: Callable[Concatenate[Connection, P], T],
+) -> Callable[Concatenate[DuckdbEngine, P], Coroutine[Any, Any, T]]:
+    """The verb that does *read* in a transaction."""
+
+    @wraps(read)
+    async def verb(self: DuckdbEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._read(read, *args, **kwargs)
+
+    return verb
+
+
+class DuckdbEngine:
     """See :class:`kode_core.engine.Engine`.
 
     Everything runs in one thread, a call at a time. A call that was begun is done to the end, whatever becomes of the
@@ -162,8 +168,19 @@ class DuckdbEngine(EngineReads):
 
     # --- reads
 
-    async def read(self, verb: str, agent_id: str | None, *args: Any) -> Any:
-        return await self._read(getattr(reads, verb), *args)
+    head = _verb(reads.head)
+    rows = _verb(reads.rows)
+    rows_at = _verb(reads.rows_at)
+    outline = _verb(reads.outline)
+    docs = _verb(reads.docs)
+    events = _verb(reads.events)
+    last_event = _verb(reads.last_event)
+    agent_ids = _verb(reads.agent_ids)
+    stored_ids = _verb(reads.stored_ids)
+    find_sessions = _verb(reads.find_sessions)
+    find_rows = _verb(reads.find_rows)
+    stats = _verb(reads.stats)
+    inspect = _verb(reads.inspect)
 
     async def totals(self) -> Totals:
         return await self._read(reads.totals, self._size())

@@ -23,6 +23,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
+from kode_core.engine import Progress, unwatched
 from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
 from kode_duckdb.schema import TABLES, Connection
 
@@ -93,7 +94,7 @@ def rows_at(db: Connection, agent_id: str, kind: ListKind, start: int, limit: in
     return list_rows(agent_id, kind, (head.version, head.count), found, start, limit)
 
 
-def outline(db: Connection, agent_id: str, kind: ListKind, keys: Sequence[str] | None) -> Outline:
+def outline(db: Connection, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
     where, args = "agent_id = ? AND kind = ?", [agent_id, kind.value, *([] if keys is None else [list(keys)])]
     if keys is not None:
         where += " AND call_id IN (SELECT unnest(?::VARCHAR[]))"
@@ -105,7 +106,7 @@ def outline(db: Connection, agent_id: str, kind: ListKind, keys: Sequence[str] |
     return Outline(head.version, head.count, found)
 
 
-def docs(db: Connection, agent_id: str, kind: DocKind, key: str | None) -> list[Doc]:
+def docs(db: Connection, agent_id: str, kind: DocKind, key: str | None = None) -> list[Doc]:
     found = db.execute(
         "SELECT key, time, body, digest FROM kode_docs WHERE agent_id = ? AND kind = ? AND coalesce(key = ?, TRUE)",
         [agent_id, kind.value, key],
@@ -253,7 +254,7 @@ def totals(db: Connection, size_bytes: int) -> Totals:
     return Totals(agents=row[0], messages=row[1], tool_calls=row[2], size_bytes=size_bytes, is_used=row[3])
 
 
-def inspect(db: Connection, agent_id: str | None) -> list[EngineIssue]:
+def inspect(db: Connection, agent_id: str | None, progress: Progress = unwatched) -> list[EngineIssue]:
     if agent_id is None:
         return []
     issues = []

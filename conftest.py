@@ -1,0 +1,48 @@
+"""Marks the tests that take long, which ``make test`` leaves to ``make test-all``, and writes down how long each takes.
+
+``tests/slow.txt`` names them; ``python -m tests.slow`` makes it from the times that a run with ``KODE_TEST_TIMES=FILE``
+wrote. A test that is named on the command line runs in any case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_SLOW = Path(__file__).with_name("tests") / "slow.txt"
+
+settings.register_profile("kode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kode")  # a busy machine is no finding
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if any("::" in arg for arg in config.invocation_params.args if not arg.startswith("-")):
+        return
+    slow = set(_SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
+
+
+class _Times:
+    """Adds up the seconds of each test, its fixtures included, of all workers."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        self._path.write_text(json.dumps(self._seconds, indent=0, sort_keys=True) + "\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = os.environ.get("KODE_TEST_TIMES")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Times(Path(path).absolute()))

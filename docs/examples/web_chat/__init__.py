@@ -1,0 +1,1 @@
+"""A web chat on FastAPI; see docs/guides/web-chat.md."""

@@ -1,0 +1,241 @@
+"""Create the tables, and migrate tables of an older version to the present one."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from kode_core.errors import CorruptRecordError, SchemaVersionError, StoreBusyError
+from kode_sqlite.errors import translated
+from kode_sqlite.looking import looking
+from kode_sqlite.schema import MIGRATIONS, Step
+
+__all__ = ["Terms", "migrate", "script", "sql", "version_of"]
+
+log = logging.getLogger("kode_sqlite")
+
+_META: Final = (
+    "CREATE TABLE IF NOT EXISTS kode_meta (key TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID"
+)
+_NOTE: Final = "INSERT OR REPLACE INTO kode_meta VALUES ('{}', {})"
+_ENDED: Final = "DELETE FROM kode_meta WHERE key = 'schema_step'"
+_PAUSE_S: Final = 0.02
+_BUSY_MS: Final = 200
+_IN_FILES: Final = 1
+"""A value of ``temp_store``: sorting an index may need more space than the memory has."""
+_CACHE: Final = -65536
+_TELL_EVERY_S: Final = 10.0
+
+
+class Place(NamedTuple):
+    """The progress of the tables' migration.
+
+    Attributes:
+        version: the version of the tables; 0 if there are none.
+        step: the number of completed steps to the next version; None if none was begun.
+    """
+
+    version: int
+    step: int | None = None
+
+
+def place_of(db: sqlite3.Connection) -> Place:
+    """The version and step of the tables."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone():
+        return Place(0)
+    found = dict(db.execute("SELECT key, value FROM kode_meta WHERE key IN ('schema_version', 'schema_step')"))
+    return Place(int(found.get("schema_version", 0)), found.get("schema_step"))
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The version of the tables, 0 if there are none."""
+    return place_of(db).version
+
+
+# --- the steps to take ------------------------------------------------------------------------------------------------
+
+
+def _steps(place: Place) -> list[Step]:
+    """The transactions that lead from *place* to this version; each records its progress.
+
+    New tables are created in a single transaction. The first transaction of a migration does nothing else, so that
+    others soon see that it was begun.
+    """
+    if place.version == 0:
+        return [
+            (_META, *(s for migration in MIGRATIONS for step in migration for s in step), *_arrived(len(MIGRATIONS)))
+        ]
+    steps: list[Step] = []
+    begun = place.step
+    for version in range(place.version, len(MIGRATIONS)):
+        migration = MIGRATIONS[version]
+        if begun is None:
+            steps.append((_NOTE.format("schema_step", 0),))
+        for i in range(begun or 0, len(migration)):
+            is_last = i + 1 == len(migration)
+            steps.append(
+                (*migration[i], *(_arrived(version + 1) if is_last else (_NOTE.format("schema_step", i + 1),)))
+            )
+        begun = None
+    return steps
+
+
+def _arrived(version: int) -> Step:
+    return (_NOTE.format("schema_version", version), _ENDED)
+
+
+def sql(since: int = 0, step: int | None = None) -> list[str]:
+    """The statements that lead from version *since*, with *step* steps of its migration done, to this one."""
+    return [statement for some in _steps(Place(since, step)) for statement in some]
+
+
+def script(path: str) -> str:
+    """The SQL that brings the database at *path* to this version, or creates it if there is no database.
+
+    Raises:
+        SchemaVersionError: the tables have a newer version.
+        StorageError: the file cannot be read, or is not a database.
+    """
+    place = Place(0)
+    if Path(path).is_file():
+        with translated(path), looking(path) as db:
+            place = place_of(db)
+    _see_newer(place, path)
+    transactions = [
+        "".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *s, "COMMIT")) for s in _steps(place)
+    ]
+    return "\n".join(transactions) or f"-- {path} has schema {place.version}, which is the present one.\n"
+
+
+def _see_newer(place: Place, path: str) -> None:
+    if place.version > len(MIGRATIONS):
+        raise SchemaVersionError(
+            f"{path} has schema {place.version}, and this kode-sqlite knows up to {len(MIGRATIONS)}: "
+            "run: pip install --upgrade kode-sqlite"
+        )
+
+
+# --- taking the steps -------------------------------------------------------------------------------------------------
+
+
+class Terms(NamedTuple):
+    """The rules for taking turns with other processes.
+
+    Attributes:
+        lock: a lock that is held during writes.
+        patience_s: how long to wait for other writers; waiting for another migration has no limit.
+        heed: called now and then; an exception that it raises ends the work.
+    """
+
+    lock: Callable[[], AbstractContextManager[None]]
+    patience_s: float
+    heed: Callable[[], None]
+
+
+def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
+    """Bring the tables to this version, however long it takes; several processes may try at once (OPS-7, OPS-8).
+
+    Each step is a transaction, so that after a kill the next migration continues where it ended, and others can write
+    between two steps. Processes take turns: the one with the lock takes the next step.
+
+    Raises:
+        SchemaVersionError: the tables have a newer version; nothing is changed.
+        StoreBusyError: another process was writing all the time.
+    """
+    if place_of(db) == Place(len(MIGRATIONS)):
+        return
+    with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE, cache_spill=1):
+        while _take_step(db, path, terms):
+            pass
+
+
+@contextmanager
+def _settings(db: sqlite3.Connection, **wanted: int) -> Iterator[None]:
+    """Change settings of the connection, and restore them at the end."""
+    before = {name: db.execute(f"PRAGMA {name}").fetchone()[0] for name in wanted}
+    try:
+        for name, value in wanted.items():
+            db.execute(f"PRAGMA {name} = {value:d}")
+        yield
+    finally:
+        for name, value in before.items():
+            db.execute(f"PRAGMA {name} = {value:d}")
+
+
+def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
+    """Take the next step; False if none is left after it."""
+    with _turn(db, path, terms):
+        place = place_of(db)
+        _see_newer(place, path)
+        if not place.version and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_agents'").fetchone():
+            raise CorruptRecordError(
+                f"database {path}", "it has tables of a store, and not their version; put back a backup"
+            )
+        steps = _steps(place)
+        if steps and place.version:
+            _tell(path, place)
+        if steps:
+            _do(db, steps[0])
+    return len(steps) > 1
+
+
+def _do(db: sqlite3.Connection, step: Step) -> None:
+    for statement in step:
+        db.execute(statement)
+
+
+def _tell(path: str, place: Place) -> None:
+    if place.step is None:
+        log.warning(
+            "%s has schema %d and is brought to %d in place, which takes a while if it is large; calls that open it "
+            "wait. It can be interrupted, and goes on at the next opening",
+            path,
+            place.version,
+            place.version + 1,
+        )
+    else:
+        of = len(MIGRATIONS[place.version])
+        log.info("%s: step %d of %d to schema %d", path, place.step + 1, of, place.version + 1)
+
+
+@contextmanager
+def _turn(db: sqlite3.Connection, path: str, terms: Terms) -> Iterator[None]:
+    """A write transaction, begun as soon as no other process has one."""
+    with _begun(db, path, terms):
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:  # SQLite may roll a transaction back by itself, for example when the disk is full
+                db.execute("ROLLBACK")
+            raise
+
+
+def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
+    """Begin a transaction, and return the locks that are held for it."""
+    start = told = time.monotonic()
+    place = place_of(db)
+    while True:
+        terms.heed()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(terms.lock())
+                db.execute("BEGIN IMMEDIATE")
+                return stack.pop_all()
+        except (sqlite3.OperationalError, StoreBusyError) as exc:
+            if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            now, before, place = time.monotonic(), place, place_of(db)
+            if place != before:  # another process takes steps, and has perhaps just taken the last one
+                start = now
+            if now - start > terms.patience_s and place.step is None:
+                raise
+            if now - told > _TELL_EVERY_S:
+                told = now
+                log.warning("%s: another process brings it to another schema; waiting", path)
+        time.sleep(_PAUSE_S)

@@ -1,0 +1,50 @@
+"""Questions over all agents."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import assert_type
+
+from kode_core import AgentStats, ExtendedStore, Page, SessionFilter, SessionInfo
+from kode_core.model import StoredMessage, StoredToolCall
+
+
+async def pages(store: ExtendedStore) -> None:
+    page = await store.query_sessions(user_id="u-7", sort_by="updated_at", order="asc", limit=20)
+    assert_type(page, Page[SessionInfo])
+    assert_type(page.next_cursor, str | None)
+    for session in page:
+        assert_type(session.message_count, int)
+    await store.query_sessions(cursor=page.next_cursor, metadata={"tier": "gold", "seats": 2})
+    for message in await store.query_messages(role="user", created_after=datetime.now(UTC)):
+        assert_type(message, StoredMessage)
+        print(message.agent_id, message.created_at, message.text)
+    for call in await store.query_tool_calls(is_error=True, tool_name="search", created_before=1_735_689_600_000):
+        assert_type(call, StoredToolCall)
+        print(call.agent_id, call.error)
+    given: SessionFilter = {"template_id": "travel", "limit": 5}
+    await store.query_sessions(**given)
+
+    await store.query_sessions(user="u-7")  # refused: call-arg
+    await store.query_sessions(user_id=None)  # refused: arg-type
+    await store.query_sessions(order="up")  # refused: arg-type
+    await store.query_sessions(sort_by="name")  # refused: arg-type
+    await store.query_messages(created_after="2025-01-01")  # refused: arg-type
+    await store.query_tool_calls(is_error="yes")  # refused: arg-type
+    wrong: SessionFilter = {"tool_name": "search"}  # refused: typeddict-unknown-key
+    print(wrong, page.cursor)  # refused: attr-defined
+
+
+async def everything(store: ExtendedStore) -> None:
+    async for session in store.iter_sessions(template_id="travel"):
+        print(session.agent_id)
+    async for call in store.iter_tool_calls(state="FAILED"):
+        print(call.name)
+    assert_type(await store.aggregate_stats("agt-1"), AgentStats)
+    assert_type(await store.delete_many(template_id="travel"), int)
+    assert_type(await store.list("agt-"), list[str])
+
+    for message in store.iter_messages():  # refused: attr-defined
+        print(message)
+    await store.iter_messages()  # refused: misc
+    await store.delete_many("agt-1")  # refused: call-arg
