@@ -120,7 +120,7 @@ class ConsistencyIssue(msgspec.Struct, frozen=True):
 
 
 class RepairResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``repair`` did.
+    """The result of ``repair``.
 
     Attributes:
         finished: the number of unfinished writes, deletes and forks that it completed.

@@ -809,7 +809,7 @@ def test_looking_at_what_is_no_store_changes_nothing() -> None:
     before = Path("theirs.db").read_bytes()
     for url in ("sqlite:///theirs.db", "sqlite:///empty.db", "json:///folder"):
         _, err = kode("sessions", "--store", url, code=2)
-        assert "store of kode, and this command makes none" in err
+        assert "store of kode, and this command does not create one" in err
     assert Path("theirs.db").read_bytes() == before
     assert Path("empty.db").stat().st_size == 0
     assert list(Path("folder").iterdir()) == []

@@ -188,7 +188,7 @@ async def test_a_doubt_that_nobody_can_end_is_said() -> None:
                 raise
 
     async with others, await opened(Overtaken(contents, lambda n: "before")) as store:
-        with pytest.raises(OutcomeUnknownError, match="nobody can tell"):
+        with pytest.raises(OutcomeUnknownError, match="pushed its id out"):
             await store.append_messages("a", [samples.message(0)])
         assert len(await others.load_messages("a")) == 20
 

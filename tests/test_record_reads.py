@@ -456,7 +456,7 @@ async def test_what_is_lost_is_named_by_readers_that_may_not_write_and_that_wait
         del contents.items[contents.heads["a"].place]["m/000000000001"]
     records = ReadOnly(contents)
     async with await opened(records) as reader:
-        with pytest.raises(CorruptRecordError, match="nobody is writing"):
+        with pytest.raises(CorruptRecordError, match="no other process removed it"):
             await reader.load_messages("a")
         assert records.asked == 1
         assert await reader.query_messages() != []
@@ -483,7 +483,7 @@ async def test_what_is_lost_is_named_although_writers_had_to_wait_for_it() -> No
         await settled(contents)
     records = Overtaken(contents)
     async with await opened(records) as reader:
-        with pytest.raises(CorruptRecordError, match="nobody is writing"):
+        with pytest.raises(CorruptRecordError, match="no other process removed it"):
             await reader.load_messages("a")
         assert records.reads == 4
 
@@ -588,5 +588,5 @@ async def test_a_read_that_is_late_once_is_no_damage(messages: list[Any]) -> Non
         assert await store.load_messages("a") == messages
         assert records.late < 0
         records.late = 100
-        with pytest.raises(CorruptRecordError, match="something of it is missing"):
+        with pytest.raises(CorruptRecordError, match="a record of it is missing"):
             await store.load_messages("a")

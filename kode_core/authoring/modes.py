@@ -16,7 +16,7 @@ __all__ = ["PRIVATE", "FileMode", "create_file", "create_folders", "mode_bits", 
 FileMode: TypeAlias = Annotated[
     str, msgspec.Meta(pattern=r"^0?6[046][046]\Z", extra={"form": "a mode such as 0600, 0640 or 0660, as a text"})
 ]
-"""The type of the option ``file_mode``; whoever may read the files may also enter the folders."""
+"""The type of the option ``file_mode``; users who may read the files may also enter the folders."""
 
 PRIVATE: Final = 0o600
 _NO_SYNC: Final = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

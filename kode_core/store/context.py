@@ -339,7 +339,7 @@ class Context:
     def called(
         self, call: Coroutine[Any, Any, T], is_waiting: Callable[[], bool] = lambda: True
     ) -> Coroutine[Any, Any, T]:
-        """A call of the engine, for a task of its own, that knows who waits for it."""
+        """A call of the engine, for a task of its own, that knows its caller."""
         step = _STEP.get()
         caller = Caller(is_waiting, self.timeout, Caller().goes_on if step is None else step.goes_on)
 

@@ -30,7 +30,7 @@ class Repairable(Protocol):
 
 
 async def repair(context: Context, agent_id: str | None, progress: Progress) -> RepairResult:
-    """Repair what is stored of one agent, or of all, as far as the engine can and has to."""
+    """Repair the records of one agent, or of all, as far as the engine can and has to."""
     checked = None if agent_id is None else check_agent_id(agent_id)
     steps = Steps(context, OPS["repair"])
     return await steps.watched(lambda tell: engine.repair(context.engine, checked, tell), progress)

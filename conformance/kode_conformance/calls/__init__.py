@@ -1,1 +1,1 @@
-"""Every method of the protocols, by introspection: how it is called, what it writes, and how that is read back."""
+"""Every method of the protocols, by introspection: how to call it, its written values, and how to read them back."""

@@ -294,7 +294,7 @@ async def kill_at_points(
 ) -> int:
     """Kill *write* at its calls, and right after it; returns at how many points.
 
-    Without the seed it is the first that its agent ever sees. Of more points than *at_most* some are drawn, see
+    Without the seed it is the first that its agent ever sees. If more than *at_most* are found, some are drawn, see
     :func:`spread`.
     """
     wanted = await _expectation(context, write, with_seed=with_seed)

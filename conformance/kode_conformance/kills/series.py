@@ -34,7 +34,7 @@ async def _log_of(store: ExtendedStore) -> _Log:
 async def kill_again_and_again(context: Context, kills: Killer, writes: Sequence[Write], rounds: int) -> int:
     """Kill appends of many records, one after the other on one agent, and append a few after each kill.
 
-    Each append is stored whole, at the end, or not at all; earlier records stay; and no offset or token comes again.
+    Each append is stored whole, at the end, or not at all; earlier records stay; and no offset or token is given twice.
     """
     store = await context.another()
     await seed_big(store, _AGENT)

@@ -42,7 +42,7 @@ KINDS: Final = {
     "the end of a fork": "half_done_fork",
     "a large save": "orphaned_records",
 }
-"""In the middle of which a process is killed, and the code of what is found then."""
+"""The write that a process is killed in, and the code of the issue that is found then."""
 
 
 # --- The process that is killed ---------------------------------------------------------------------------------------

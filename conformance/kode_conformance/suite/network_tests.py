@@ -195,7 +195,7 @@ class NetworkTests:
     @pytest.mark.parametrize("part", ["request", "reply"])
     @pytest.mark.parametrize("name", WRITES)
     async def test_a_write_is_done_once_whichever_piece_of_it_is_cut(self, link: Link, name: str, part: str) -> None:
-        """Of every write, each request and each reply in turn is lost with its connection: it succeeds all the same."""
+        """Each request and each reply of a write is lost with its connection, in turn: the write succeeds."""
         write, look, expected = WRITES[name]
         proxy = link.proxy
         store, direct = await link.by_the_proxy(max=2), await link.directly()

@@ -111,7 +111,7 @@ class RecordStoreTests:
     # --- one record at a time
 
     async def test_a_head_is_swapped_only_for_its_successor(self, records: RecordStore) -> None:
-        """Of several swaps from the same revision one wins; a lease next to the head stays; a fence must be held."""
+        """One of several swaps from the same revision wins; a lease next to the head stays; a fence must be held."""
         assert await records.swap(None, a_head(1), None, [])
         assert not await records.swap(None, a_head(1), None, [])
         fence = await _fence(records)

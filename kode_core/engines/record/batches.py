@@ -15,6 +15,7 @@ from kode_core.engines.record.store import Item
 from kode_core.errors import OutcomeUnknownError, PayloadTooLargeError, StoreUnavailableError
 
 __all__ = [
+    "FORGOTTEN",
     "IN_DOUBT",
     "Until",
     "UnwantedError",
@@ -38,7 +39,8 @@ _TURN_SHARE: Final = 2 / 3
 _MOST_TAKEN: Final = 16
 """The most pending changes of earlier writes that a swap takes over: its head stores each of them again."""
 _INDEX_CHARACTERS: Final = 50_000
-IN_DOUBT: Final = "the connection broke, and nobody can say what became of the write: read before you repeat"
+IN_DOUBT: Final = "the connection broke, and the write may or may not have been applied: read before you repeat it"
+FORGOTTEN: Final = f"{IN_DOUBT} (later writes pushed its id out of the head)"
 
 
 class UnwantedError(Exception):
@@ -154,4 +156,4 @@ def check_indexes(changes: Sequence[Step]) -> None:
 
 def not_written(exc: OutcomeUnknownError) -> StoreUnavailableError:
     """The error for a step before the swap that is in doubt: the caller's own write was not made."""
-    return StoreUnavailableError(f"nothing was written: what had to be done before failed ({exc})")
+    return StoreUnavailableError(f"nothing was written, because a step before the write failed ({exc})")

@@ -26,7 +26,7 @@ __all__ = ["RecordForks"]
 _ATTEMPTS: Final = 5
 _AT_ONCE: Final = 500
 _SIGN_SECONDS: Final = FORK_DEAD_SECONDS / 6
-_IN_DOUBT: Final = "an answer was lost, and nobody can say whether it was made"
+_IN_DOUBT: Final = "an answer was lost, and the child may or may not have been made: read before you repeat it"
 
 
 class _Fork(NamedTuple):
@@ -102,7 +102,7 @@ class RecordForks:
             raise
         if in_doubt:
             raise doubt
-        raise StoreBusyError(f"fork {child.agent_id!r}: somebody else keeps removing it, or writes under its id")
+        raise StoreBusyError(f"fork {child.agent_id!r}: another process keeps removing it, or writes under its id")
 
     async def _filled(self, old: AgentHead | None, fork: _Fork, child_id: str) -> AgentHead:
         """Reserve the child's head, and put its items at an epoch that readers do not see yet.

@@ -20,7 +20,7 @@ __all__ = ["Leaving", "RecordInspection"]
 _ANYTHING: Final = Span(first="a", last="z", limit=1, bodies=False)
 _ALL_KEYS: Final = ("a", "z")
 _MOST: Final = 100_000
-_REMEDY: Final = "kode doctor --repair removes what is left"
+_REMEDY: Final = "kode doctor --repair removes them"
 _PATIENCE: Final = 2
 """How many times the age of a due note makes it overdue: by then a sweep should have removed its records."""
 
@@ -53,9 +53,7 @@ class RecordInspection:
             last = await self._reads.items(instant, replace(event_span(), descending=True, limit=1, bodies=False))
             issues = list[EngineIssue]()
             if any(position_of(event.key) >= instant.head.state.next_offset for event in last):
-                issues.append(
-                    EngineIssue("repeated_offset", agent_id, "an event stands where the next one will be put")
-                )
+                issues.append(EngineIssue("repeated_offset", agent_id, "an event has an offset that was not given yet"))
             await self._reads.still(instant)
             return issues
 
@@ -104,12 +102,12 @@ class RecordInspection:
             is_left = await store.items(place, _ANYTHING)
             if is_left or (place not in young and await store.part_keys(place, *_ALL_KEYS)):
                 found.append(
-                    Leaving(place, "half_done_delete", f"what was stored before a delete is still there; {_REMEDY}")
+                    Leaving(place, "half_done_delete", f"records of before a delete are still stored; {_REMEDY}")
                 )
         if head is not None and is_dead_fork(head):
-            found.append(Leaving(head.record.place, "half_done_fork", f"a fork was begun and never ended; {_REMEDY}"))
+            found.append(Leaving(head.record.place, "half_done_fork", f"a fork was never finished; {_REMEDY}"))
         elif head is not None and head.record.place not in young and await self._is_needless(head):
-            text = f"parts of a write that was never done, or that was replaced, are still there; {_REMEDY}"
+            text = f"parts of an abandoned or replaced write are still stored; {_REMEDY}"
             found.append(Leaving(head.record.place, "orphaned_records", text))
         return found
 

@@ -106,13 +106,13 @@ class RecordReads:
                     return await read(Instant(frozen, await self._io.overlay(frozen)))
             except MissingError:
                 if is_same:
-                    said = "something of it is missing, and nobody is writing"
+                    said = "a record of it is missing, and no other process removed it"
                     raise CorruptRecordError(f"agent {agent_id!r}", said) from None
                 missed = head
             except MovedError:
                 pass
             await asyncio.sleep(random.uniform(0, min(attempt + 1, 20)) / 1000)  # noqa: S311
-        raise StoreBusyError(f"agent {agent_id!r}: others write faster than it can be read")
+        raise StoreBusyError(f"agent {agent_id!r}: other writers change it faster than it can be read; try again")
 
     async def items(self, instant: Instant, span: Span) -> list[Item]:
         """The items of a span at the instant. Texts in parts are not read yet."""

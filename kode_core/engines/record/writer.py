@@ -26,6 +26,7 @@ from kode_core.batch import Batch, Fence, ListKind, Outcome, Refused
 from kode_core.engine import CALLER
 from kode_core.engines.recent import Recent
 from kode_core.engines.record.batches import (
+    FORGOTTEN,
     IN_DOUBT,
     Until,
     UnwantedError,
@@ -69,7 +70,7 @@ _SETTLE_SECONDS: Final = 0.05
 _SETTLE_EVENTS_SECONDS: Final = 1.0
 """The same for a lone writer of events, which no query searches: its next swap comes soon and marks them."""
 _DOUBT_SECONDS: Final = 30.0
-_GIVEN_UP: Final = "nobody waited for the write any more when its turn came; nothing was written"
+_GIVEN_UP: Final = "the caller had stopped waiting when the write's turn came; nothing was written"
 
 
 class RecordWriter:
@@ -194,7 +195,7 @@ class RecordWriter:
                 raise
             # A head remembers few operations. If later writes pushed ours out, its absence proves nothing.
             if doubt is not None and old is not None and any(is_forgotten(old, batch, doubt) for batch in batches):
-                raise OutcomeUnknownError("the connection broke, and others wrote so much since that nobody can tell")
+                raise OutcomeUnknownError(FORGOTTEN)
             outcomes: list[Outcome] = [plan.add(batch) for batch in batches]
             # A cached head may be outdated. A swap notices that; a refusal, or a write of nothing, would not.
             if not is_fresh and (not plan.is_changed or any(isinstance(outcome, Refused) for outcome in outcomes)):

@@ -136,8 +136,8 @@ def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
         return ConfigurationError(f"{place}: {str(exc).rstrip('.')}; see the options region, profile and access_key_id")
     if writes and is_in_doubt(exc):
         return OutcomeUnknownError(
-            f"{place}: the connection broke or nobody answered in time ({_words(exc)}); "
-            "it may have been written, or not: read first"
+            f"{place}: the connection broke or no answer came in time ({_words(exc)}); "
+            "it may or may not have been written: read before you repeat it"
         )
     if is_throttled(exc):
         return StoreBusyError(f"{place}: the service kept throttling, or others were in the way ({_words(exc)})")

@@ -83,7 +83,7 @@ def test_a_look_makes_no_table(moto: DynamoDBOptions, monkeypatch: pytest.Monkey
     address = f"dynamodb://us-east-1/{moto.table}?endpoint_url={moto.endpoint_url}"
     for _ in range(2):
         _, err = kode("--store", address, "sessions", code=2)
-        assert "is no dynamodb store of kode" in err
+        assert "is not a dynamodb store of kode" in err
 
 
 def test_the_schema_can_be_printed() -> None:

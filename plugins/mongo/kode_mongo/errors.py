@@ -122,8 +122,8 @@ def to_kode_error(exc: BaseException, place: str, *, writes: bool) -> KodeError:
         return exc
     if writes and is_in_doubt(exc):
         return OutcomeUnknownError(
-            f"{place}: the connection broke or nobody answered in time ({_words(exc)}); "
-            "it may have been written, or not: read first"
+            f"{place}: the connection broke or no answer came in time ({_words(exc)}); "
+            "it may or may not have been written: read before you repeat it"
         )
     codes = _codes(exc)
     if codes and codes[0] in _PASSING and not writes:

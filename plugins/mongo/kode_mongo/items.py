@@ -83,7 +83,7 @@ class Items:
             if not left:
                 return were_there
         raise StoreBusyError(
-            f"{self._connection.place}: others were in the way again and again, or an index forbids it"
+            f"{self._connection.place}: other writers kept changing the same items, or an index forbids them"
         )
 
     async def _insert(self, documents: Sequence[Document]) -> list[Document]:

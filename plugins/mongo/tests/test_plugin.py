@@ -169,7 +169,7 @@ def test_names_that_no_database_can_have(name: str) -> None:
 def test_a_look_makes_no_collections(server: Server, database: str) -> None:
     """A command that only looks refuses a database without collections, and leaves it without."""
     _, err = kode("--store", server.url(database), "sessions", code=2)
-    assert "is no mongo store of kode" in err
+    assert "is not a mongo store of kode" in err
     assert server.password not in err
     with server.client() as client:
         assert client[database].list_collection_names() == []

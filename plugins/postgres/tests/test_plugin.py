@@ -107,7 +107,7 @@ def test_a_look_makes_no_tables(server: Server, schema: str) -> None:
     look = [kode, "--store", f"{server.dsn}?schema={schema}", "sessions"]
     done = subprocess.run(look, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "is no postgres store of kode" in done.stderr
+    assert "is not a postgres store of kode" in done.stderr
     assert server.password not in done.stderr
 
     async def make() -> None:

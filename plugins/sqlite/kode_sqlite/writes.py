@@ -180,7 +180,7 @@ class Transaction:
         stored = "SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM kode_metadata WHERE agent_id = ?"
         old = {text_of(key): text_of(value) for key, value in self._db.execute(stored, (agent_id,))}
         new = dict(info.metadata)
-        if None in old:  # the metadata is damaged: that of the info replaces it
+        if None in old:  # the metadata is damaged: the info's replaces it
             self._db.execute("DELETE FROM kode_metadata WHERE agent_id = ?", (agent_id,))
             old = {}
         if old == new:
