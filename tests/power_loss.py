@@ -190,8 +190,9 @@ def recorded(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]
         unlink(self, missing_ok=missing_ok)
         recording.removed(self)
 
+    own = ("files", "journal", "folder")
     with monkeypatch.context() as patch:
-        for module in ("modes", "engines.files", "engines.journal", "engines.folder"):
+        for module in ("authoring.modes", "authoring.files", *(f"backends.json_files.{name}" for name in own)):
             patch.setattr(f"kode_core.{module}.os", shim)
         patch.setattr(Path, "replace", replaced)
         patch.setattr(Path, "unlink", unlinked)

@@ -206,8 +206,8 @@ async def test_what_arrives_after_a_delete_goes_with_the_next() -> None:
 
 async def test_the_sweep_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first call of an engine on, round after round, until it is closed."""
-    for name in ("record_sweep._FIRST_SECONDS", "record_sweep._ROUND_SECONDS", "record_recovery._RECOVER_SECONDS"):
-        monkeypatch.setattr(f"kode_core.engines.{name}", 0.01)
+    for name in ("sweep._FIRST_SECONDS", "sweep._ROUND_SECONDS", "recovery._RECOVER_SECONDS"):
+        monkeypatch.setattr(f"kode_core.engines.record.{name}", 0.01)
     monkeypatch.setattr(LEFT, 0)
     contents = Contents()
     async with await opened(MemoryRecords(contents, **ROOMY)) as store, asyncio.timeout(20):

@@ -44,7 +44,7 @@ def test_all_agree() -> None:
     """Every distribution states the same version, and requires the others from it on."""
     version = agreed(ROOT)
     names = {tomllib.loads(path.read_text())["project"]["name"] for path in projects(ROOT)}
-    assert names == {*DISTRIBUTIONS, "kode-duckdb"}
+    assert names == {*DISTRIBUTIONS, "kode-duckdb", "kode-extras"}
     shown = subprocess.run((sys.executable, ROOT / "scripts/version.py"), capture_output=True, text=True, check=True)
     assert shown.stdout == f"{version}\n"
 

@@ -117,8 +117,8 @@ def check_repair(kind: str, config: Mapping[str, Any], url: str, monkeypatch: py
     """``kode doctor`` names what a killed process left, ``--repair`` removes it, and then nothing is named."""
     asyncio.run(_fill(config))
     _kill(kind, config)
-    for name in ("record_io.LEFT_SECONDS", "record_recovery.FORK_DEAD_SECONDS", "record_repair._LOOK_AGAIN_S"):
-        monkeypatch.setattr(f"kode_core.engines.{name}", 0)
+    for name in ("io.LEFT_SECONDS", "recovery.FORK_DEAD_SECONDS", "repair._LOOK_AGAIN_S"):
+        monkeypatch.setattr(f"kode_core.engines.record.{name}", 0)
     code, found = _doctor("--store", url)
     issues = found["consistency"]["issues"]
     assert (code, [issue["code"] for issue in issues]) == (1, [KINDS[kind]])
