@@ -191,7 +191,11 @@ def recorded(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]
         recording.removed(self)
 
     with monkeypatch.context() as patch:
-        for module in ("modes", "engines.files", "engines.journal", "engines.folder"):
+        for module in (
+            "authoring.files",
+            "authoring.modes",
+            *(f"backends.json_files.{name}" for name in ("files", "journal", "folder")),
+        ):
             patch.setattr(f"kode_core.{module}.os", shim)
         patch.setattr(Path, "replace", replaced)
         patch.setattr(Path, "unlink", unlinked)

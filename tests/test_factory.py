@@ -129,7 +129,7 @@ print(json.dumps([imported, sorted(set(sys.modules) - there)]))
         "tomllib",
         "zipfile",
     }
-    own = {"engines.json_files", "layers.hybrid"}
+    own = {"backends.json_files.engine", "hybrid.engine"}
     assert {"kode_core.store.facade", "msgspec", "pluggy"} <= imported
     assert imported & {*heavy, "json", *(f"kode_core.{name}" for name in own)} == set()
     assert used & {*heavy, *(f"kode_core.{name}" for name in own)} == set()
