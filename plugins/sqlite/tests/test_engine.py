@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -504,15 +504,17 @@ async def test_the_own_check_of_sqlite_can_be_interrupted() -> None:
 async def test_searches_leave_a_reader_to_loads(readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many searches take their time, loads go on; and searches that are given up make room again."""
     may_end, begun = threading.Event(), threading.Semaphore(0)
-    look = SqliteEngine._look
+    read = SqliteEngine._read
 
-    def slowly(self: SqliteEngine, db: sqlite3.Connection, call: Any, *args: Any) -> Any:
-        if call.__name__ == "find_rows":
+    async def slowly(self: SqliteEngine, call: Callable[[sqlite3.Connection], Any], *, scans: bool = False) -> Any:
+        def search(db: sqlite3.Connection) -> Any:
             begun.release()
             may_end.wait(60)
-        return look(self, db, call, *args)
+            return call(db)
 
-    monkeypatch.setattr(SqliteEngine, "_look", slowly)
+        return await read(self, search if scans else call, scans=scans)
+
+    monkeypatch.setattr(SqliteEngine, "_read", slowly)
     async with SqliteStore("a.db", readers=readers) as store:
         await store.save_messages("a", samples.messages(3))
         searches = [asyncio.ensure_future(store.query_messages(limit=1)) for _ in range(readers + 3)]
