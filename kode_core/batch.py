@@ -27,6 +27,7 @@ from kode_core.found import EngineIssue, Found, SessionRow, Totals
 
 __all__ = [
     "FORKED_DOCS",
+    "AgentSummary",
     "Applied",
     "Batch",
     "Child",
@@ -40,7 +41,6 @@ __all__ = [
     "Fence",
     "Found",
     "FoundRow",
-    "Head",
     "Info",
     "ListHead",
     "ListKind",
@@ -209,8 +209,8 @@ class ListHead(_Value, frozen=True):
         return ListHead((self.version or first_version()) + write.step, self.kept(write) + len(write.append))
 
 
-class Head(_Value, frozen=True, kw_only=True):
-    """The state of an agent without its lists; ``info`` is None until it was saved.
+class AgentSummary(_Value, frozen=True, kw_only=True):
+    """An agent without its lists; ``info`` is None until it was saved.
 
     Attributes:
         updated_at: when messages, tool calls or info last changed, in milliseconds (INFO-2).

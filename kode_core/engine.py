@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from kode_core.batch import (
+    AgentSummary,
     Batch,
     Child,
     Doc,
@@ -21,7 +22,6 @@ from kode_core.batch import (
     EventRow,
     Fence,
     FoundRow,
-    Head,
     ListKind,
     ListRows,
     Outcome,
@@ -106,8 +106,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def head(self, agent_id: str) -> Head | None:
-        """The agent's head; None if only events or documents were ever saved for it."""
+    async def summary(self, agent_id: str) -> AgentSummary | None:
+        """The agent without its lists; None if only events or documents were ever saved for it."""
         ...
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:

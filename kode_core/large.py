@@ -16,7 +16,7 @@ import msgspec
 
 from kode_core.codec import Body, decode, decode_list, decode_run, decoder_of, digest, read_wire
 from kode_core.errors import CorruptRecordError, InvalidValueError
-from kode_core.imprint import imprint_of
+from kode_core.fingerprint import fingerprint_of
 from kode_core.jsonslices import LARGE_TEXT, JsonWriter, Raw, batches, joined, read_json, split_list, split_object
 from kode_core.jsonvalue import Problem, dump, fingerprint, step, walk
 from kode_core.model import Json, Record, Timeline
@@ -78,7 +78,7 @@ def _proof(parts: Sequence[Any]) -> Proof | None:
     if not parts:
         return None
     taken = parts[0] if len(parts) == 1 else tuple(parts)  # a tuple would be one more object for the garbage collector
-    return Proof(imprint_of(taken), taken)
+    return Proof(fingerprint_of(taken), taken)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> tuple[
         raw = dump(wire)
         if not sink.later and len(raw) <= _LONG_TEXT:
             return Body(raw.decode(), digest(raw)), sink, None
-        writer = _Writer(pace)
+        writer = _SliceEncoder(pace)
         await writer.wire(wire, sink, raw)
         return writer.body(), sink, writer.proof()
     except Problem as problem:
@@ -130,7 +130,7 @@ async def _write(make: Callable[[Sink], Json], label: str, pace: Pace) -> tuple[
 async def is_unchanged(cls: type[Record], record: Record, digest: bytes, pace: Pace) -> bool:
     """True if the dicts and lists in a large record are as they were when *digest* was taken."""
     sink = Sink()
-    writer = _Writer(pace, is_silent=True)
+    writer = _SliceEncoder(pace, is_silent=True)
     try:
         await writer.wire(write_struct(cls, record, sink), sink, b"")
     except (Problem, ValueError):  # a value that is not JSON was put in
@@ -138,7 +138,7 @@ async def is_unchanged(cls: type[Record], record: Record, digest: bytes, pace: P
     return writer.proof() == digest
 
 
-class _Writer:
+class _SliceEncoder:
     """Writes the wire form of one record in slices. If it is silent, it makes only the proof."""
 
     def __init__(self, pace: Pace, *, is_silent: bool = False) -> None:
@@ -179,9 +179,9 @@ class _Writer:
         else:
             for start in range(0, len(piece), _LONG_TEXT):
                 self._digest.update(memoryview(piece)[start : start + _LONG_TEXT])
-                await self._pace.rest()
+                await self._pace.yield_to_loop()
         self._pieces.append(piece.decode())
-        await self._pace.rest()
+        await self._pace.yield_to_loop()
 
     async def _later(self, later: Later) -> None:
         if later.item is not None:
@@ -194,7 +194,7 @@ class _Writer:
                 await self._put(piece)
         except Problem:
             for _ in walk(later.value):  # the same error for a value in slices as for one in a piece
-                await self._pace.rest()
+                await self._pace.yield_to_loop()
             raise
 
     async def _items(self, shape: Shape, items: Sequence[Any]) -> None:
@@ -228,7 +228,7 @@ def _places(wire: Json) -> list[str]:
 
 async def decode_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> R:
     """The record that was stored as *body*; raises as :func:`kode_core.codec.decode` does."""
-    await pace.rest()
+    await pace.yield_to_loop()
     if len(body.text) <= LARGE_TEXT:
         return decode(cls, body, label)
     return cast(R, await _decode(shape_of(cls), body, label, pace))
@@ -238,7 +238,7 @@ async def decode_run_in_slices(
     cls: type[R], bodies: Sequence[Body], label: Callable[[int], str], pace: Pace
 ) -> list[R]:
     """The records of several small bodies, or of a single one; *label* names each by its place among them."""
-    await pace.rest()
+    await pace.yield_to_loop()
     records = decode_run(cls, bodies) if len(bodies) > 1 else None
     if records is None:
         records = [await decode_in_slices(cls, body, label(i), pace) for i, body in enumerate(bodies)]
@@ -247,7 +247,7 @@ async def decode_run_in_slices(
 
 async def decode_list_in_slices(cls: type[R], body: Body, label: str, pace: Pace) -> list[R]:
     """The records of a list that is kept as one text."""
-    await pace.rest()
+    await pace.yield_to_loop()
     if len(body.text) <= LARGE_TEXT:
         return decode_list(cls, body, label)
     return list(await _decode(shape_of(Sequence[cls]), body, label, pace))  # type: ignore[valid-type]
@@ -257,19 +257,19 @@ async def _decode(shape: Shape, body: Body, label: str, pace: Pace) -> Any:
     raw = body.text.encode()
     seen = _hash()
     for start in range(0, len(raw), _LONG_TEXT):
-        await pace.rest()
+        await pace.yield_to_loop()
         seen.update(memoryview(raw)[start : start + _LONG_TEXT])
     if seen.digest() != body.digest:
         raise CorruptRecordError(label, "the stored text does not match its checksum")
     try:
-        return await _Reader(pace).read(shape, raw)
+        return await _SliceDecoder(pace).read(shape, raw)
     except msgspec.MsgspecError:  # an escaped lone surrogate, or no JSON at all
         return read_wire(shape.read, body.text, label)
     except Problem as problem:
         raise CorruptRecordError(label, f"${problem.path}: {problem.what}") from None
 
 
-class _Reader:
+class _SliceDecoder:
     """Reads the text of one record in slices."""
 
     def __init__(self, pace: Pace) -> None:
@@ -277,7 +277,7 @@ class _Reader:
 
     async def read(self, shape: Shape, text: Raw) -> Any:
         """A value of *shape*."""
-        await self._pace.rest()
+        await self._pace.yield_to_loop()
         first = bytes(memoryview(text)[:1])
         if len(text) > LARGE_TEXT:
             if shape.item is not None and first == b"[":
@@ -293,7 +293,7 @@ class _Reader:
                 next(reading)
             except StopIteration as end:
                 return end.value
-            await self._pace.rest()
+            await self._pace.yield_to_loop()
 
     async def _read_record(self, shape: Shape, text: Raw) -> Any:
         members = split_object(text)
@@ -319,7 +319,7 @@ class _Reader:
     async def _read_list(self, shape: Shape, text: Raw) -> tuple[Any, ...]:
         records: list[Any] = []
         for batch in batches(split_list(text)):
-            await self._pace.rest()
+            await self._pace.yield_to_loop()
             try:
                 if len(batch) == 1:
                     records.append(await self.read(shape, batch[0]))

@@ -28,7 +28,7 @@ async def index_of_metadata(metadata: Mapping[str, Json], label: str, pace: Pace
         text = IndexText()
         for piece in _canonical_text(value, label):
             text.add(piece)
-            await pace.rest()
+            await pace.yield_to_loop()
         index.append((index_text(key), text.whole()))
     return tuple(index)
 

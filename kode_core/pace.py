@@ -19,7 +19,7 @@ class Pace:
     def __init__(self) -> None:
         self._until = perf_counter() + _SLICE_S
 
-    async def rest(self) -> None:
+    async def yield_to_loop(self) -> None:
         """Let other tasks run if the slice is used up; call it between short steps."""
         if perf_counter() >= self._until:
             await asyncio.sleep(0)

@@ -193,7 +193,7 @@ class RowQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 def session_query(filters: SessionFilter) -> SessionQuery:
     """The checked form of *filters*; raises InvalidArgumentError."""
-    given = _Given("sessions", filters, SessionFilter)
+    given = _FilterArguments("sessions", filters, SessionFilter)
     metadata = dict(given.take("metadata", _metadata) or {})
     user_id = given.take("user_id", _text)
     pairs = metadata_index(metadata, "the filter metadata")
@@ -213,14 +213,14 @@ def session_query(filters: SessionFilter) -> SessionQuery:
 
 def message_query(filters: MessageFilter) -> RowQuery:
     """The checked form of *filters*; raises InvalidArgumentError."""
-    given = _Given("messages", filters, MessageFilter)
+    given = _FilterArguments("messages", filters, MessageFilter)
     where = given.where(("role", "role", _indexed), ("content_type", "content_type", _indexed))
     return _row_query(given, where)
 
 
 def tool_call_query(filters: ToolCallFilter) -> RowQuery:
     """The checked form of *filters*; raises InvalidArgumentError."""
-    given = _Given("tool_calls", filters, ToolCallFilter)
+    given = _FilterArguments("tool_calls", filters, ToolCallFilter)
     where = given.where(
         ("tool_name", "tool_name", _indexed),
         ("state", "state", _indexed),
@@ -230,7 +230,7 @@ def tool_call_query(filters: ToolCallFilter) -> RowQuery:
     return _row_query(given, where)
 
 
-def _row_query(given: _Given, where: tuple[tuple[str, str | bool], ...]) -> RowQuery:
+def _row_query(given: _FilterArguments, where: tuple[tuple[str, str | bool], ...]) -> RowQuery:
     query = RowQuery(
         kind=given.kind,
         agent_id=given.take("agent_id", _agent_id),
@@ -244,7 +244,7 @@ def _row_query(given: _Given, where: tuple[tuple[str, str | bool], ...]) -> RowQ
 Q = TypeVar("Q", SessionQuery, RowQuery)
 
 
-class _Given:
+class _FilterArguments:
     """The keyword arguments of one query, taken and checked one by one."""
 
     def __init__(self, kind: Any, filters: Mapping[str, Any], shape: type) -> None:

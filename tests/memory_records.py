@@ -16,7 +16,17 @@ from kode_core.authoring.matching import page, row_matches, session_matches
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span, removed
+from kode_core.engines.record.store import (
+    Change,
+    FoundItem,
+    HeadRecord,
+    Item,
+    ItemsPlace,
+    KeyRange,
+    Note,
+    Remains,
+    removed,
+)
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_core.store import EngineStore
@@ -28,8 +38,8 @@ class Contents:
     def __init__(self) -> None:
         self.heads: dict[str, HeadRecord] = {}
         self.leases: dict[str, tuple[Fence, float]] = {}
-        self.items: dict[Place, dict[str, Item]] = defaultdict(dict)
-        self.parts: dict[Place, dict[tuple[str, int], list[bytes]]] = defaultdict(dict)
+        self.items: dict[ItemsPlace, dict[str, Item]] = defaultdict(dict)
+        self.parts: dict[ItemsPlace, dict[tuple[str, int], list[bytes]]] = defaultdict(dict)
         self.notes: set[Note] = set()
         self.tokens = 0
 
@@ -99,7 +109,7 @@ class MemoryRecords:
 
     # --- items
 
-    async def items(self, place: Place, span: Span) -> list[Item]:
+    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
         await self.step()
 
         def key(item: Item) -> str:
@@ -110,7 +120,7 @@ class MemoryRecords:
             found = [item for item in found if getattr(item.index, "channel", None) == span.channel]
         return sorted(found, key=key, reverse=span.descending)[: span.limit]
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         for change in changes:
             await self.step()
             if isinstance(change, Item):
@@ -121,36 +131,36 @@ class MemoryRecords:
                     if change.first <= key <= change.last and item.rev < change.rev and not item.is_removed:
                         items[key] = removed(key, change.rev)
 
-    def _put(self, place: Place, items: Sequence[Item]) -> None:
+    def _put(self, place: ItemsPlace, items: Sequence[Item]) -> None:
         for item in items:
             assert len(item.body.text.encode()) <= self.part_bytes
             there = self.contents.items[place].get(item.key)
             if there is None or there.rev < item.rev or (there.is_removed and there.rev == item.rev):
                 self.contents.items[place][item.key] = item
 
-    async def drop(self, place: Place) -> None:
+    async def drop(self, place: ItemsPlace) -> None:
         await self.step()
         self.contents.items.pop(place, None)
         self.contents.parts.pop(place, None)
 
     # --- parts
 
-    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+    async def put_parts(self, place: ItemsPlace, key: str, rev: int, parts: Sequence[bytes]) -> None:
         await self.step()
         assert all(len(part) <= self.part_bytes for part in parts)
         self.contents.parts[place][key, rev] = list(parts)
 
-    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+    async def parts(self, place: ItemsPlace, key: str, rev: int) -> list[bytes]:
         await self.step()
         return self.contents.parts.get(place, {}).get((key, rev), [])
 
-    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+    async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
         await self.step()
         parts = self.contents.parts.get(place, {})
         for key in [k for k in parts if first <= k[0] <= last and k[1] < rev]:
             del parts[key]
 
-    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+    async def part_keys(self, place: ItemsPlace, first: str, last: str) -> list[tuple[str, int]]:
         await self.step()
         return sorted(key for key in self.contents.parts.get(place, {}) if first <= key[0] <= last)
 

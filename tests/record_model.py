@@ -54,7 +54,7 @@ def _apply(epoch: str, changes: Sequence[Change]) -> Calls:
         left = left[1:]
 
 
-def settle(head: Head, rules: Rules) -> Calls:
+def redo(head: Head, rules: Rules) -> Calls:
     """The head with all that was pending done, by whoever comes first; None when another one was faster."""
     if head.is_settled:
         return head
@@ -62,32 +62,32 @@ def settle(head: Head, rules: Rules) -> Calls:
         after = Head(head.rev + 1, f"given-up-{head.rev}", ops=head.ops, doomed=(*head.doomed, head.epoch))
         if (yield Swap(head.rev, after)) is not True:
             return None
-        return (yield from _settled(after, rules))
+        return (yield from _finish_redo(after, rules))
     changes = head.pending
     if head.stash is not None:
         changes = yield Parts(head.epoch, head.stash)
         if changes is None:
             return None
     yield from _apply(head.epoch, changes)
-    return (yield from _settled(head, rules))
+    return (yield from _finish_redo(head, rules))
 
 
-def _settled(head: Head, rules: Rules) -> Calls:
+def _finish_redo(head: Head, rules: Rules) -> Calls:
     for epoch in head.doomed:
         yield from _remove(epoch, rules)
-    yield from _tell(head.done, rules, is_durable=head.stash is not None and rules.settles_durably)
+    yield from _mark_settled(head.done, rules, is_durable=head.stash is not None and rules.settles_durably)
     if head.stash is not None and rules.drops_stashes:
         yield DropParts(head.epoch, head.rev)
     return head.done
 
 
-def _tell(head: Head, rules: Rules, *, is_durable: bool = False) -> Calls:
+def _mark_settled(head: Head, rules: Rules, *, is_durable: bool = False) -> Calls:
     """Write that a head is settled. What was applied to an agent that was deleted meanwhile is removed again."""
     if not (yield Settle(head, is_durable)) and rules.cleans_up:
-        yield from _leave(head, rules)
+        yield from _remove_if_deleted(head, rules)
 
 
-def _leave(head: Head, rules: Rules) -> Calls:
+def _remove_if_deleted(head: Head, rules: Rules) -> Calls:
     now = yield Heads()
     if now.epoch != head.epoch and (now.rev > head.rev or not rules.needs_newer_head):
         yield from _remove(head.epoch, rules)
@@ -160,7 +160,7 @@ def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
             if old is None:
                 old = yield Heads()
                 if one.needs_settled(old, rules):
-                    old = yield from settle(old, rules)
+                    old = yield from redo(old, rules)
                     if old is None:
                         continue
             if one.op in old.ops:
@@ -172,7 +172,7 @@ def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
         else:
             return BUSY
     if untold is not None:
-        yield from _tell(untold, rules)
+        yield from _mark_settled(untold, rules)
     return Wrote(tuple(one.op for one in writes))
 
 
@@ -196,7 +196,7 @@ def _commit(old: Head, one: Write, attempt: int, rules: Rules) -> Calls:
     if answer is not True:
         return None
     yield from _apply(new.epoch, changes)
-    return (yield from _settled(new, rules)) if new.doomed or new.stash else new.done
+    return (yield from _finish_redo(new, rules)) if new.doomed or new.stash else new.done
 
 
 def read(rules: Rules, *, how: Literal["list", "documents"], attempts: int = 2) -> Calls:
@@ -240,12 +240,12 @@ def read(rules: Rules, *, how: Literal["list", "documents"], attempts: int = 2) 
 def collect(rules: Rules) -> Calls:
     """Remove what no head refers to, at every place that was noted. The head is settled first, as queries do, too."""
     head = yield Heads()
-    if (yield from settle(head, rules)) is None:
+    if (yield from redo(head, rules)) is None:
         return BUSY
     noted = yield Notes()
     for epoch in noted:
         head = yield Heads()
-        head = yield from settle(head, rules)
+        head = yield from redo(head, rules)
         if head is None:
             return BUSY
         fence = head._replace(rev=head.rev + 1)
@@ -258,7 +258,7 @@ def collect(rules: Rules) -> Calls:
 def fork(rules: Rules, value: Value) -> Calls:
     """Makes the agent a copy of another one."""
     old = yield Heads()
-    old = yield from settle(old, rules)
+    old = yield from redo(old, rules)
     if old is None:
         return BUSY
     doomed = (old.epoch,) if rules.dooms else ()
@@ -275,7 +275,7 @@ def fork(rules: Rules, value: Value) -> Calls:
         now = yield Heads(is_current=True)
         answer = now == forked
     if not answer:
-        yield from _leave(head, rules)
+        yield from _remove_if_deleted(head, rules)
         return BUSY
-    yield from settle(forked, rules)
+    yield from redo(forked, rules)
     return Wrote(())

@@ -115,7 +115,7 @@ async def test_a_large_agent_is_forked_and_deleted_in_steps(meter: Meter, monkey
     monkeypatch.setattr(kode_mongo.items, "_DROPPED_AT_ONCE", 100)
     async with await meter.store() as store:
         engine: Any = store._context.engine  # type: ignore[attr-defined]
-        parent = await engine.head(f"agent-{LENGTHS[1]}")
+        parent = await engine.summary(f"agent-{LENGTHS[1]}")
         seen: list[bool] = []
 
         async def look() -> None:

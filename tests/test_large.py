@@ -40,7 +40,7 @@ from kode_core import (
     sink,
 )
 from kode_core.codec import Body, decode, digest, encode
-from kode_core.imprint import still_has
+from kode_core.fingerprint import still_has
 from kode_core.jsonvalue import MAX_DEPTH
 from kode_core.large import decode_in_slices, decode_run_in_slices, is_unchanged, write
 from kode_core.metadata import index_of_metadata, metadata_index

@@ -195,10 +195,10 @@ async def test_an_agent_that_is_deleted_meanwhile_is_no_issue() -> None:
     engine = MemoryEngine()
 
     class Deleting(Layer):
-        async def head(self, agent_id: str) -> Any:
+        async def summary(self, agent_id: str) -> Any:
             async with over(engine) as other:
                 await other.delete("b")
-            return await super().head(agent_id)
+            return await super().summary(agent_id)
 
     async with over(engine) as writer, over(Deleting(engine)) as store:
         for agent_id in "abc":

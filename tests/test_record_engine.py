@@ -18,8 +18,8 @@ from kode_core import CorruptRecordError, OutcomeUnknownError, PayloadTooLargeEr
 from kode_core.batch import Fence
 from kode_core.engine import Engine
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.state import AgentHead
-from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, Place
+from kode_core.engines.record.state import OpenedHead
+from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, ItemsPlace
 from kode_core.query import RowQuery
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, RecordsHarness, StopsAt, TogetherHarness
@@ -214,7 +214,7 @@ async def test_readers_get_their_turn() -> None:
         await writing
 
 
-async def freeze(contents: Contents) -> AgentHead:
+async def freeze(contents: Contents) -> OpenedHead:
     """As a reader does that others were too fast for."""
     io = RecordEngine(MemoryRecords(contents)).io
     head = await io.head("a")
@@ -247,7 +247,7 @@ class Halfway(MemoryRecords):
 
     gate: asyncio.Event | None = None
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await super().apply(place, changes[:-1], fresh=fresh)
         if self.gate is not None:
             await self.gate.wait()
@@ -376,7 +376,7 @@ class Slow(MemoryRecords):
 
     fills = 0
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         if fresh:
             self.fills += 1
             await asyncio.sleep(0.05)
@@ -408,7 +408,7 @@ class TooLarge(MemoryRecords):
 
     is_full = False
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         if self.is_full and place.agent_id == "a":
             raise PayloadTooLargeError("more than 10 GB")
         await super().apply(place, changes, fresh=fresh)
@@ -434,7 +434,7 @@ async def test_an_agent_that_takes_nothing_more_can_be_deleted() -> None:
 def unsettle(contents: Contents) -> None:
     """As writers leave agents that died while they removed what was before a delete."""
     for agent_id, record in contents.heads.items():
-        head = AgentHead(record)
+        head = OpenedHead(record)
         contents.heads[agent_id] = head.with_state(msgspec.structs.replace(head.state, doomed=("0" * 16,))).record
 
 
@@ -458,8 +458,8 @@ async def test_offsets_do_not_come_again_however_long_ago_a_delete_was() -> None
         await store.append_event("b", samples.event(0))
         await store.delete("a")
         await store.delete("b")
-    assert contents.heads["a"].may_be_forgotten
-    assert not contents.heads["b"].may_be_forgotten
+    assert contents.heads["a"].is_tombstone
+    assert not contents.heads["b"].is_tombstone
 
 
 class Damaged(MemoryRecords):
@@ -489,7 +489,7 @@ class SlowDrops(MemoryRecords):
         super().__init__(contents, inline_bytes=4_000_000, part_bytes=8_000_000)
         self.until = asyncio.Event()
 
-    async def drop(self, place: Place) -> None:
+    async def drop(self, place: ItemsPlace) -> None:
         await self.until.wait()
         await super().drop(place)
 
@@ -590,7 +590,7 @@ class LateMarks(Between):
                 await self._show(agent_id)
         return await super().heads(agent_ids)
 
-    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+    async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
         await self._show(place.agent_id)  # a majority acknowledges it, and has all that came before
         await super().drop_parts(place, first, last, rev)
 

@@ -11,7 +11,7 @@ from kode_conformance.values import samples
 
 from kode_core import OutcomeUnknownError, StoreBusyError, StoreUnavailableError
 from kode_core.batch import Fence
-from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.state import OpenedHead
 from kode_core.engines.record.store import HeadRecord, Item
 from kode_core.query import AgentStats
 from kode_core.store import EngineStore
@@ -29,7 +29,7 @@ class LosesTheEnd(MemoryRecords):
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         swapped = await super().swap(old, new, fence, items)
-        if self.meanwhile is None or old is None or not AgentHead(old).state.reserved:
+        if self.meanwhile is None or old is None or not OpenedHead(old).state.reserved:
             return swapped
         meanwhile, self.meanwhile = self.meanwhile, None
         await meanwhile(new.agent_id)
@@ -158,7 +158,7 @@ class HoldsTheEnd(MemoryRecords):
         self.reached, self.let_go = asyncio.Event(), asyncio.Event()
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
-        if old is not None and AgentHead(old).state.reserved and not AgentHead(new).state.reserved:
+        if old is not None and OpenedHead(old).state.reserved and not OpenedHead(new).state.reserved:
             self.reached.set()
             await self.let_go.wait()
         return await super().swap(old, new, fence, items)

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from kode_core import OutcomeUnknownError, StoreUnavailableError
 from kode_core.batch import Fence
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.state import AgentHead
-from kode_core.engines.record.store import Change, HeadRecord, Item, Note, Place
+from kode_core.engines.record.state import OpenedHead
+from kode_core.engines.record.store import Change, HeadRecord, Item, ItemsPlace, Note
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, StopsAt
 from tests.test_record_engine import OPTIONS, opened, stops, unsettle
@@ -28,7 +28,7 @@ LEFT = "kode_core.engines.record.io.LEFT_SECONDS"
 
 def needless(contents: Contents) -> list[object]:
     """All that no head refers to, given that all heads are settled."""
-    heads = {head.place: AgentHead(head) for head in contents.heads.values()}
+    heads = {head.place: OpenedHead(head) for head in contents.heads.values()}
     found: list[object] = [(place, sorted(items)) for place, items in contents.items.items() if place not in heads]
     found = [one for one in found if one[1]]  # type: ignore[index]
     for place, parts in contents.parts.items():
@@ -165,7 +165,7 @@ async def test_a_head_that_is_read_late_removes_nothing(how: str) -> None:
 # --- Notes and the sweep ----------------------------------------------------------------------------------------------
 
 
-async def deleted_too_soon(contents: Contents, store: EngineStore) -> Place:
+async def deleted_too_soon(contents: Contents, store: EngineStore) -> ItemsPlace:
     """Delete the agent ``x``; what a writer that was killed had on its way arrives after that. The place of it."""
     await store.append_messages("x", samples.messages(3))
     await settled(contents)
@@ -220,7 +220,7 @@ async def test_the_sweep_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> N
             unsettle(contents)
             while not contents.heads["x"].is_settled or contents.notes:
                 await asyncio.sleep(0.01)
-    note = Note(Place("x", "0" * 16), 0)
+    note = Note(ItemsPlace("x", "0" * 16), 0)
     contents.notes.add(note)
     await asyncio.sleep(0.1)
     assert contents.notes == {note}
@@ -233,15 +233,15 @@ async def test_a_note_that_cannot_be_swept_holds_up_no_other(monkeypatch: pytest
     contents = Contents()
 
     class Stuck(MemoryRecords):
-        async def drop(self, place: Place) -> None:
+        async def drop(self, place: ItemsPlace) -> None:
             if place.agent_id == "stuck":
                 raise StoreUnavailableError("not now")
             await super().drop(place)
 
-    contents.notes.update({Note(Place("stuck", "0" * 16), 1), Note(Place("x", "0" * 16), 2)})
+    contents.notes.update({Note(ItemsPlace("stuck", "0" * 16), 1), Note(ItemsPlace("x", "0" * 16), 2)})
     engine = RecordEngine(Stuck(contents))
     async with asyncio.timeout(20):
-        while Note(Place("x", "0" * 16), 2) in contents.notes:
+        while Note(ItemsPlace("x", "0" * 16), 2) in contents.notes:
             await engine.sweep()
     assert {note.place.agent_id for note in contents.notes} == {"stuck"}
     await engine.close()
@@ -354,7 +354,7 @@ async def test_parts_of_writers_that_were_killed_are_told_of_when_nobody_sweeps(
 class KeepsParts(MemoryRecords):
     """Removes no part, as when the process was killed just before."""
 
-    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+    async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
         raise StoreUnavailableError("not now")
 
 
@@ -404,7 +404,7 @@ class Zombie(MemoryRecords):
             assert await super().swap(old, new, None, ())
         return found
 
-    async def drop(self, place: Place) -> None:
+    async def drop(self, place: ItemsPlace) -> None:
         assert place not in {head.place for head in self.contents.heads.values()}
         await super().drop(place)
 
@@ -430,10 +430,10 @@ async def test_a_fork_in_place_of_another_that_is_given_up_leaves_neither(monkey
     async with await opened(MemoryRecords(contents, **ROOMY)) as store:
         await store.append_messages("x", samples.messages(2))
         await settled(contents)
-        old = AgentHead(contents.heads["x"])
+        old = OpenedHead(contents.heads["x"])
         state = replace(old.state, reserved=True, doomed=(old.record.epoch,))
         record = replace(old.record, rev=old.record.rev + 1, epoch="f" * 16, is_used=False)
-        contents.heads["x"] = AgentHead.sealed(record, state).record
+        contents.heads["x"] = OpenedHead.sealed(record, state).record
         contents.items[record.place] = dict(contents.items[old.record.place])
         await store.query_sessions()
     assert contents.heads["x"].is_settled
@@ -448,7 +448,7 @@ class Refuses(MemoryRecords):
 
     left = 0
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         self.left -= 1
         if self.left >= 0:
             raise StoreUnavailableError("not now")
@@ -499,7 +499,7 @@ class AnswersTooLate(MemoryRecords):
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             await meanwhile()

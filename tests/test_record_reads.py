@@ -15,8 +15,8 @@ from kode_core import CorruptRecordError, OutcomeUnknownError, StoreBusyError, S
 from kode_core.batch import Applied, Batch, Doc, DocKind, DocWrite, Fence, Info, ListHead, Refused
 from kode_core.codec import Body, digest
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.state import UNNAMED, AgentHead
-from kode_core.engines.record.store import Change, HeadRecord, Item, Place, Span, removed
+from kode_core.engines.record.state import UNNAMED, OpenedHead
+from kode_core.engines.record.store import Change, HeadRecord, Item, ItemsPlace, KeyRange, removed
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords
 
@@ -53,15 +53,15 @@ class Gated(MemoryRecords):
             self.reached.set()
             await self.let_go.wait()
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await self._gate("apply")
         await super().apply(place, changes, fresh=fresh)
 
-    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+    async def put_parts(self, place: ItemsPlace, key: str, rev: int, parts: Sequence[bytes]) -> None:
         await self._gate("put_parts")
         await super().put_parts(place, key, rev, parts)
 
-    async def items(self, place: Place, span: Span) -> list[Item]:
+    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
         await self._gate("items")
         return await super().items(place, span)
 
@@ -161,14 +161,14 @@ class SlowReads(MemoryRecords):
         self.seconds = seconds
         self.lists = self.signs = 0
 
-    async def items(self, place: Place, span: Span) -> list[Item]:
+    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
         if span.bodies and span.first.startswith("t/"):
             self.lists += 1
             await asyncio.sleep(self.seconds)
         return await super().items(place, span)
 
     async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
-        self.signs += AgentHead(head).state.frozen is not None
+        self.signs += OpenedHead(head).state.frozen is not None
         return await super().settle(head, lasting=lasting)
 
 
@@ -204,7 +204,7 @@ async def test_a_slow_reader_ends_beside_a_fast_writer() -> None:
         assert slow.signs >= 3
         assert before > 0
         assert written > before
-        assert AgentHead(contents.heads["a"]).state.frozen is None
+        assert OpenedHead(contents.heads["a"]).state.frozen is None
 
 
 @pytest.mark.usefixtures("soon")
@@ -217,7 +217,7 @@ async def test_a_reader_that_never_ends_holds_no_writer_up() -> None:
         io = RecordEngine(slow).io
         head = await io.head("a")
         assert head is not None
-        async with io.frozen(await io.settle(head)):
+        async with io.frozen(await io.redo(head)):
             await writer.upsert_tool_call_records("a", [samples.tool_call(1)])
             assert slow.signs >= 3
         assert len(await writer.load_tool_call_records("a")) == 2
@@ -233,8 +233,8 @@ async def test_a_reader_that_has_ended_is_waited_for_by_nobody() -> None:
         head = await io.head("a")
         assert head is not None
         async with io.frozen(head) as frozen:
-            assert AgentHead(contents.heads["a"]).state.frozen == frozen.state.frozen is not None
-        assert AgentHead(contents.heads["a"]).state.frozen is None
+            assert OpenedHead(contents.heads["a"]).state.frozen == frozen.state.frozen is not None
+        assert OpenedHead(contents.heads["a"]).state.frozen is None
 
 
 # --- Writes that nobody waits for -------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ async def test_what_was_queued_when_its_caller_left_is_not_sent() -> None:
         await first
         assert await store.load_messages("a") == [samples.message(0)]
         assert records.swaps == 1
-    assert AgentHead(contents.heads["a"]).state.next_offset == 1
+    assert OpenedHead(contents.heads["a"]).state.next_offset == 1
 
 
 async def test_what_is_put_down_before_a_commit_is_taken_up_again() -> None:
@@ -425,7 +425,7 @@ async def test_a_head_that_is_read_late_again_and_again_is_no_damage(how: str, t
                 gated.hold("apply")
                 writing = asyncio.ensure_future(slow.append_messages("a", [samples.message(3)]))
                 await gated.reached.wait()
-                assert AgentHead(contents.heads["a"]).state.stash is not None
+                assert OpenedHead(contents.heads["a"]).state.stash is not None
                 records.later(times)
                 gated.let_go.set()
                 await writing
@@ -470,7 +470,7 @@ async def test_what_is_lost_is_named_although_writers_had_to_wait_for_it() -> No
     class Overtaken(LateHeads):
         reads = 0
 
-        async def items(self, place: Place, span: Span) -> list[Item]:
+        async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
             self.reads += 1
             found = await super().items(place, span)
             if self.reads > 2:
@@ -496,7 +496,7 @@ class CountedItems(MemoryRecords):
 
     calls = given = 0
 
-    async def items(self, place: Place, span: Span) -> list[Item]:
+    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
         found = await super().items(place, span)
         self.calls += 1
         self.given += len(found)
@@ -546,7 +546,7 @@ async def test_events_from_before_they_had_names_are_found() -> None:
     place = contents.heads["a"].place
     for key in [key for key in contents.items[place] if key.startswith("x/")]:
         del contents.items[place][key]
-    head = AgentHead(contents.heads["a"])
+    head = OpenedHead(contents.heads["a"])
     state = type(head.state)(next_offset=head.state.next_offset, last_seq=head.state.last_seq)
     contents.heads["a"] = head.with_state(state).record
     async with await opened(MemoryRecords(contents, **ROOMY)) as store:
@@ -564,12 +564,12 @@ class Late(MemoryRecords):
 
     late = 0
 
-    async def items(self, place: Place, span: Span) -> list[Item]:
+    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
         found = await super().items(place, span)
         self.late -= 1
         return [] if self.late >= 0 else found
 
-    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+    async def parts(self, place: ItemsPlace, key: str, rev: int) -> list[bytes]:
         found = await super().parts(place, key, rev)
         self.late -= 1
         return [] if self.late >= 0 else found

@@ -14,7 +14,7 @@ from kode_conformance.values import samples
 
 from kode_core import CorruptRecordError, RepairResult, StoreUnavailableError, create_extended_store
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.store import HeadRecord, Note, Place
+from kode_core.engines.record.store import HeadRecord, ItemsPlace, Note
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
 from kode_core.store.repairs import Repairable
@@ -112,7 +112,7 @@ async def test_the_repair_of_one_agent_leaves_the_others() -> None:
     contents = Contents()
     async with await opened(MemoryRecords(contents, **ROOMY)) as store:
         place = await deleted_too_soon(contents, store)
-        other = Place("y", place.epoch)
+        other = ItemsPlace("y", place.epoch)
         contents.items[other] = dict(contents.items[place])
         contents.notes.add(Note(other, 7))
         assert await store.repair("x") == RepairResult(removed=1)
@@ -202,7 +202,7 @@ async def test_a_repair_takes_longer_than_the_deadline(monkeypatch: pytest.Monke
     contents = Contents()
 
     class SlowDrops(MemoryRecords):
-        async def drop(self, place: Place) -> None:
+        async def drop(self, place: ItemsPlace) -> None:
             await asyncio.sleep(1.5)
             await super().drop(place)
 
@@ -239,7 +239,7 @@ async def test_a_server_that_is_away_ends_a_repair() -> None:
     contents = Contents()
 
     class Away(MemoryRecords):
-        async def drop(self, place: Place) -> None:
+        async def drop(self, place: ItemsPlace) -> None:
             raise StoreUnavailableError("not now")
 
     async with await opened(MemoryRecords(contents, **ROOMY)) as store:

@@ -17,8 +17,8 @@ from kode_conformance.values import samples
 from kode_core import CorruptRecordError, KodeError, OutcomeUnknownError
 from kode_core.batch import Fence, ListKind
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.state import AgentHead, Step, row_key
-from kode_core.engines.record.store import Change, Cut, HeadRecord, Item, Note, Place
+from kode_core.engines.record.state import OpenedHead, Step, row_key
+from kode_core.engines.record.store import Change, Cut, HeadRecord, Item, ItemsPlace, Note
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords, TogetherHarness
 
@@ -68,7 +68,7 @@ class World:
 
     def committed(self, old: HeadRecord | None, new: HeadRecord, items: Sequence[Item]) -> None:
         self.weak.pop(new.agent_id, None)
-        state = AgentHead(new).state
+        state = OpenedHead(new).state
         changes: Sequence[Step] = (*items, *state.pending)
         if state.stash is not None:
             changes = _decode(b"".join(self.contents.parts[new.place][state.stash.key, new.rev]))
@@ -155,7 +155,7 @@ class Process(MemoryRecords):
             self.world.weak.setdefault(head.agent_id, now)
         return True
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await super().apply(place, changes, fresh=fresh)
         if self.world.chance(0.2):
             again = MemoryRecords(self.contents, together=self.together, part_bytes=self.part_bytes)
@@ -175,7 +175,7 @@ class WithoutLasting(Process):
 class WithoutMarks(Process):
     """A store that leaves nothing where something was removed."""
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await super().apply(place, changes, fresh=fresh)
         items = self.contents.items[place]
         for key in [key for key, item in items.items() if item.is_removed]:
@@ -303,7 +303,7 @@ class Run:
 
 def left(contents: Contents, keys: set[str]) -> list[str]:
     """All that no head refers to, and all that was removed."""
-    head = AgentHead(contents.heads["a"])
+    head = OpenedHead(contents.heads["a"])
     found = [f"items of {place}" for place, items in contents.items.items() if items and place != head.record.place]
     items = contents.items[head.record.place]
     found += [f"item {key}" for key, item in items.items() if not item.is_removed and key not in keys]

@@ -116,7 +116,7 @@ def ways(url: str, folder: Path) -> Iterator[tuple[Any, Mapping[str, str]]]:
 
 def shown(configured: Configured) -> str:
     """All that a configuration shows of itself."""
-    place = getattr(configured.options, "place", "")
+    place = getattr(configured.options, "address", "")
     resolved = getattr(configured.options, "resolved", lambda: configured.options)()
     places = f"{place} {getattr(resolved, 'place', '')}"
     return f"{configured!r} {configured.source} {configured.options!r} {resolved!r} {places}"

@@ -24,7 +24,7 @@ from kode_core import (
     to_dict,
 )
 from kode_core.direct import MemoryStore
-from kode_core.imprint import imprint_of, still_has
+from kode_core.fingerprint import fingerprint_of, still_has
 from kode_core.jsonslices import JsonWriter
 from kode_core.jsonvalue import NODES, Problem, encode_json, is_tangled, walk_through, weight
 from kode_core.model.base import Json
@@ -230,8 +230,8 @@ CHANGES: list[Json] = [
 
 
 @pytest.mark.parametrize("before", range(15))
-def test_an_imprint_tells_each_change(before: int) -> None:
-    """Only what is equal in every item, type and place has the same imprint; no code of other classes is run."""
-    imprint = imprint_of(CHANGES[before])
-    assert [i for i, value in enumerate(CHANGES) if still_has(value, imprint)] == [before]
+def test_a_fingerprint_tells_each_change(before: int) -> None:
+    """Only what is equal in every item, type and place has the same fingerprint; no code of other classes is run."""
+    fingerprint = fingerprint_of(CHANGES[before])
+    assert [i for i, value in enumerate(CHANGES) if still_has(value, fingerprint)] == [before]
     assert Unrelated.asked == 0

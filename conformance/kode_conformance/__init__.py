@@ -4,17 +4,17 @@ A store's author writes a :class:`StoreHarness` and subclasses ``kode_conformanc
 """
 
 from kode_conformance.context import Context, Violation
-from kode_conformance.harness import Costs, Given, Handle, Space, StoreHarness
+from kode_conformance.harness import BorrowedClient, Costs, Handle, Space, StoreHarness
 from kode_conformance.registry import REGISTRY, Capability, Check, check, load_checks
 from kode_conformance.running.runner import run_check
 
 __all__ = [
     "REGISTRY",
+    "BorrowedClient",
     "Capability",
     "Check",
     "Context",
     "Costs",
-    "Given",
     "Handle",
     "Space",
     "StoreHarness",

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_conformance.harness import Costs, Given, Handle, HarnessError, Space, StoreHarness
+from kode_conformance.harness import BorrowedClient, Costs, Handle, HarnessError, Space, StoreHarness
 from kode_conformance.instruments.layering import layers_put
 from kode_conformance.settings import Settings
 from kode_core.plugins import EngineLayer
@@ -82,8 +82,8 @@ class Context:
             if not was_put():
                 await self.close(store)
                 raise Unverified("the store is not over an engine that create_store opens: it takes no layer")
-        if self.harness.has("settle"):
-            _settle_first(store, lambda: self.harness.settle(self.handle))
+        if self.harness.has("wait_until_queries_see_all"):
+            _wait_before_queries(store, lambda: self.harness.wait_until_queries_see_all(self.handle))
         self._open.append(store)
         return store
 
@@ -159,11 +159,13 @@ class Context:
             raise HarnessError(f"its hook costs gave {found!r:.100}; it has to give Costs, of whole numbers or None")
         return found
 
-    async def given(self) -> Given:
+    async def borrowed(self) -> BorrowedClient:
         """A store over a pool or client that was passed in; only where the harness has the hook."""
-        found: Any = await self.harness.open_given(self.handle)
-        if not isinstance(found, Given):
-            raise HarnessError(f"its hook open_given gave {found!r:.100}; it has to give Given(store, use, end)")
+        found: Any = await self.harness.open_borrowed(self.handle)
+        if not isinstance(found, BorrowedClient):
+            raise HarnessError(
+                f"its hook open_borrowed gave {found!r:.100}; it has to give BorrowedClient(store, use, end)"
+            )
         return found
 
     # --- judging
@@ -214,23 +216,23 @@ _LAGGING: Final = (
 _LAGGING_ITERATORS: Final = ("iter_sessions", "iter_messages", "iter_tool_calls")
 
 
-def _settle_first(store: Any, settle: Callable[[], Awaitable[None]]) -> None:
+def _wait_before_queries(store: Any, wait: Callable[[], Awaitable[None]]) -> None:
     """Let the reads that may lag behind (QRY-8) wait on this instance until they do not."""
 
     def awaited(read: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def settled(*args: Any, **filters: Any) -> Any:
-            await settle()
+        async def after_lag(*args: Any, **filters: Any) -> Any:
+            await wait()
             return await read(*args, **filters)
 
-        return settled
+        return after_lag
 
     def iterated(read: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-        async def settled(*args: Any, **filters: Any) -> AsyncIterator[Any]:
-            await settle()
+        async def after_lag(*args: Any, **filters: Any) -> AsyncIterator[Any]:
+            await wait()
             async for record in read(*args, **filters):
                 yield record
 
-        return settled
+        return after_lag
 
     for names, wrap in ((_LAGGING, awaited), (_LAGGING_ITERATORS, iterated)):
         for name in names:

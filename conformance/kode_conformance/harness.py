@@ -18,9 +18,9 @@ from kode_conformance.kills.storecode import code_of
 from kode_core.protocols import Store
 
 __all__ = [
+    "BorrowedClient",
     "Costs",
     "Deviation",
-    "Given",
     "Handle",
     "HarnessError",
     "Limits",
@@ -91,7 +91,7 @@ class Costs(NamedTuple):
     connections: int | None = None
 
 
-class Given(NamedTuple):
+class BorrowedClient(NamedTuple):
     """A store over a pool or client that is not its own.
 
     Attributes:
@@ -191,11 +191,11 @@ class StoreHarness(ABC):
         """The backend's counters, where its writes are not made by this process: a server's bytes and commits."""
         raise NotImplementedError
 
-    async def open_given(self, handle: Handle) -> Given:
+    async def open_borrowed(self, handle: Handle) -> BorrowedClient:
         """As ``open``, over a pool or client that is made here and passed in (OPS-5)."""
         raise NotImplementedError
 
-    async def settle(self, handle: Handle) -> None:
+    async def wait_until_queries_see_all(self, handle: Handle) -> None:
         """Wait until queries see everything that was written; only for a backend that declares a lag (QRY-8)."""
 
     def code_of(self, store: Store) -> Sequence[str]:

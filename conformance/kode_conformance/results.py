@@ -151,7 +151,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return Status.NOT_RUN in self.counts()
 
 
-class _Head(msgspec.Struct):
+class _FormatOnly(msgspec.Struct):
     """The one field that every version of a report has."""
 
     format: int
@@ -164,7 +164,7 @@ def read_report(raw: bytes | str) -> Report:
         ValueError: it is not a report, or one of a newer suite.
     """
     try:
-        found = msgspec.json.decode(raw, type=_Head).format
+        found = msgspec.json.decode(raw, type=_FormatOnly).format
         if found > FORMAT:
             raise ValueError(f"the report has format {found}, and this suite reads up to {FORMAT}: upgrade it")
         return msgspec.json.decode(raw, type=Report)

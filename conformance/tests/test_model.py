@@ -24,8 +24,8 @@ from kode_conformance.histories.steps import Step, history, told
 from kode_conformance.histories.vocabulary import FAMILIES, REFUSED, VALUES
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.settings import Settings
+from kode_conformance.values.free_form_fields import FIELD_USES
 from kode_conformance.values.payloads import PAYLOADS
-from kode_conformance.values.places import PLACES
 from kode_conformance.values.strategies import hostile_text, hostile_value, is_exact_json, parts, simpler
 
 from kode_core.errors import InvalidValueError
@@ -143,9 +143,9 @@ def test_simpler_values_end() -> None:
 
 def test_places_have_names_of_their_own() -> None:
     """Every free-form field is there once, and each builds a record that holds the value."""
-    assert len({place.name for place in PLACES}) == len(PLACES)
+    assert len({place.name for place in FIELD_USES}) == len(FIELD_USES)
     mark = "the mark"
-    for place in PLACES:
+    for place in FIELD_USES:
         value = next(v for v in (mark, {"x": mark}) if place.holds.fits(v))
         assert mark in repr(place.record(value)), place.name
 

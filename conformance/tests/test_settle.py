@@ -81,7 +81,7 @@ class ImpatientHarness(StoreHarness):
 class PatientHarness(ImpatientHarness):
     """Says how to wait."""
 
-    async def settle(self, handle: Handle) -> None:
+    async def wait_until_queries_see_all(self, handle: Handle) -> None:
         self.places[handle["name"]].catch_up()
 
 

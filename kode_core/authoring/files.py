@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from kode_core.authoring.modes import create_file, settle
+from kode_core.authoring.modes import create_file, set_mode_and_owner
 
 if sys.platform == "win32":
     import msvcrt
@@ -44,7 +44,7 @@ def make_file(path: Path, flags: int, mode: int, replaced: os.stat_result | None
     """
     fd = create_file(path, flags | _PLAINLY, mode)
     if replaced is not None or (os.name != "nt" and os.geteuid() == 0):
-        settle(fd, mode, replaced or path.parent.stat())
+        set_mode_and_owner(fd, mode, replaced or path.parent.stat())
     return fd
 
 

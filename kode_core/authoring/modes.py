@@ -11,7 +11,7 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-__all__ = ["PRIVATE", "FileMode", "create_file", "create_folders", "mode_bits", "settle", "sync_folder"]
+__all__ = ["PRIVATE", "FileMode", "create_file", "create_folders", "mode_bits", "set_mode_and_owner", "sync_folder"]
 
 FileMode: TypeAlias = Annotated[
     str, msgspec.Meta(pattern=r"^0?6[046][046]\Z", extra={"form": "a mode such as 0600, 0640 or 0660, as a text"})
@@ -35,11 +35,11 @@ def create_file(path: Path, flags: int, mode: int = PRIVATE) -> int:
         FileExistsError: *path* exists, possibly as a link that leads nowhere.
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode & PRIVATE)
-    settle(fd, mode)
+    set_mode_and_owner(fd, mode)
     return fd
 
 
-def settle(fd: int, mode: int, like: os.stat_result | None = None) -> None:
+def set_mode_and_owner(fd: int, mode: int, like: os.stat_result | None = None) -> None:
     """Give a new file or folder its mode and, if this process may, the owner and the group of *like*.
 
     So a tool that root runs leaves no file that the service's user cannot open.
@@ -93,7 +93,7 @@ def _open_up(folder: Path, mode: int, like: Path | None) -> None:
         folder.chmod(0o700)
         fd = os.open(folder, flags)
     try:
-        settle(fd, mode, None if like is None else like.stat())
+        set_mode_and_owner(fd, mode, None if like is None else like.stat())
     finally:
         os.close(fd)
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from typing import ClassVar, Final
 
-__all__ = ["Watch", "Watcher"]
+__all__ = ["AgentWatch", "Watcher"]
 
 _LOST_S: Final = 3.0
 
 Wake = Callable[[], None]
 
 
-class Watch:
+class AgentWatch:
     """See :class:`kode_core.engine.Watch`."""
 
     def __init__(self, watcher: Watcher, agent_id: str, wake: Wake) -> None:
@@ -28,10 +28,10 @@ class Watch:
     @property
     def is_live(self) -> bool:
         """True while the database reports writes; see :class:`kode_core.engine.Watch`."""
-        return self.agent_id in self._watcher.told
+        return self.agent_id in self._watcher.reported
 
     def close(self) -> None:
-        self._watcher.leave(self)
+        self._watcher.unwatch(self)
 
 
 class Watcher(ABC):
@@ -39,7 +39,7 @@ class Watcher(ABC):
 
     Attributes:
         lost: the errors that end a connection, after which a new one is tried.
-        told: the agents that the database reports at present.
+        reported: the agents that the database reports at present.
         watches: the watches of each agent.
         changed: set when a watch begins or ends.
     """
@@ -47,29 +47,29 @@ class Watcher(ABC):
     lost: ClassVar[tuple[type[Exception], ...]]
 
     def __init__(self) -> None:
-        self.told: Set[str] = frozenset()
-        self.watches: defaultdict[str, set[Watch]] = defaultdict(set)
+        self.reported: Set[str] = frozenset()
+        self.watches: defaultdict[str, set[AgentWatch]] = defaultdict(set)
         self.changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def listen(self) -> None:
-        """Keep ``told`` up to date and call ``wake``, until the connection is not needed or the watched agents change.
+        """Keep ``reported`` up to date and call ``wake``, until the connection is unneeded or watched agents change.
 
         Raise an error of ``lost`` when the connection breaks. Wake an agent's followers once after subscribing, so that
         they read what was written before.
         """
 
-    def watch(self, agent_id: str, wake: Wake) -> Watch:
+    def watch(self, agent_id: str, wake: Wake) -> AgentWatch:
         """Call *wake* after appends for the agent, and now and then without any."""
-        watch = Watch(self, agent_id, wake)
+        watch = AgentWatch(self, agent_id, wake)
         self.watches[agent_id].add(watch)
         self.changed.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
         return watch
 
-    def leave(self, watch: Watch) -> None:
+    def unwatch(self, watch: AgentWatch) -> None:
         """End a watch."""
         self.watches[watch.agent_id].discard(watch)
         if not self.watches[watch.agent_id]:
@@ -97,10 +97,10 @@ class Watcher(ABC):
                     await self.listen()
                 except self.lost:
                     is_lost = True
-                self.told = frozenset()
+                self.reported = frozenset()
                 self.wake(self.watches)
                 if is_lost and self.watches:  # clients that lost a server at once must not all come back at once
                     await asyncio.sleep(random.uniform(0.2, 1.0) * _LOST_S)  # noqa: S311
         finally:
-            self.told = frozenset()
+            self.reported = frozenset()
             self._task = None

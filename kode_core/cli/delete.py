@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kode_core.cli.opening import StoreOption, open_store
 from kode_core.cli.options import MetadataOption, TemplateOption, UserOption, given, metadata_filter, time_option
-from kode_core.cli.output import count, note, show, visible, watched
+from kode_core.cli.output import count, print_note, show, visible, watched
 from kode_core.cli.queries import run
 from kode_core.cli.sessions import session_table
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
@@ -59,12 +59,12 @@ def delete(
     found = run(_find(store, agents or [], filters))
     _show(found)
     if not found or dry_run:
-        note(f"{count(len(found), 'agent')} would be deleted" if dry_run else "nothing to delete")
+        print_note(f"{count(len(found), 'agent')} would be deleted" if dry_run else "nothing to delete")
         return
     if not yes:
         _ask(len(found))
     deleted = run(_delete(store, [session.agent_id for session in found], filters))
-    note(f"{count(deleted, 'agent')} deleted")
+    print_note(f"{count(deleted, 'agent')} deleted")
 
 
 class _Doomed(NamedTuple):
@@ -119,7 +119,7 @@ async def _delete(target: str | None, agent_ids: Sequence[str], filters: dict[st
                     deleted += await _delete_one(store, agent_id, filters)
                     progress(done, len(agent_ids))
         except BaseException:
-            note(f"{count(deleted, 'agent')} deleted before that")
+            print_note(f"{count(deleted, 'agent')} deleted before that")
             raise
     return deleted
 

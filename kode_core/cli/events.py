@@ -16,10 +16,10 @@ from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import AgentArgument, given
 from kode_core.cli.output import (
     count,
-    note,
     one_line,
     print_json_line,
     print_json_rows,
+    print_note,
     printed,
     show_line,
     utc,
@@ -79,13 +79,13 @@ async def _read(target: str | None, agent_id: str, wanted: dict[str, Any], as_js
         async for event in found:
             show_line(_line(event))
             shown += 1
-        note(count(shown, "event"))
+        print_note(count(shown, "event"))
 
 
 async def _follow(target: str | None, agent_id: str, wanted: dict[str, Any], as_json: bool) -> None:
     async with open_store(target) as store:
         if await store.last_bookmark(agent_id) is None and not await store.exists(agent_id):
-            note(f"nothing is stored of agent {agent_id!r} yet; waiting for its first event, until Ctrl-C")
+            print_note(f"nothing is stored of agent {agent_id!r} yet; waiting for its first event, until Ctrl-C")
         async for event in store.follow_events(agent_id, **wanted):
             if as_json:
                 print_json_line(event)

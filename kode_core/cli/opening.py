@@ -59,7 +59,7 @@ def places(configured: Configured) -> list[str]:
 
 def address(configured: Configured) -> str | None:
     """The server and the database that the backend's options name, without a secret; None if there is no server."""
-    place = getattr(configured.options, "place", None)
+    place = getattr(configured.options, "address", None)
     return place if isinstance(place, str) else None
 
 

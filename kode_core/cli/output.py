@@ -27,12 +27,12 @@ __all__ = [
     "fail",
     "give_up_output",
     "holdings",
-    "note",
     "one_line",
     "prepare_streams",
     "print_json",
     "print_json_line",
     "print_json_rows",
+    "print_note",
     "printed",
     "show",
     "show_line",
@@ -101,7 +101,7 @@ def show_line(line: Text) -> None:
     sys.stdout.flush()
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """Print a note that is not part of the result to stderr."""
     console(sys.stderr).print(Text(visible(text), style="dim"))
 

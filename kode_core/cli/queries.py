@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import typer
 from rich.table import Table
 
-from kode_core.cli.output import count, note, print_json, show
+from kode_core.cli.output import count, print_json, print_note, show
 from kode_core.query import Page
 
 __all__ = ["fetch", "report", "run"]
@@ -51,4 +51,4 @@ def report(page: Page[T], noun: str, key: str, as_json: bool, draw: Callable[[Pa
     if page:
         show(draw(page))
     more = "; there are more: --all, --limit or --offset" if page.next_cursor else ""
-    note(f"{count(len(page), noun)}{more}")
+    print_note(f"{count(len(page), noun)}{more}")

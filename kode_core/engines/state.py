@@ -15,6 +15,7 @@ from typing import Final, Protocol, cast
 from msgspec.structs import replace
 
 from kode_core.batch import (
+    AgentSummary,
     Applied,
     Batch,
     Doc,
@@ -22,7 +23,6 @@ from kode_core.batch import (
     EventRange,
     EventRow,
     EventWrite,
-    Head,
     Info,
     ListHead,
     ListKind,
@@ -289,10 +289,10 @@ class AgentState:
 
     # --- reads
 
-    def head(self) -> Head | None:
+    def summary(self) -> AgentSummary | None:
         if self.info is None and not any(x.version for x in self.lists.values()):
             return None
-        return Head(
+        return AgentSummary(
             agent_id=self.agent_id,
             info=self.info,
             updated_at=self.updated_at,

@@ -184,7 +184,7 @@ async def _are_same(stored: Sequence[Record], given: Sequence[Record], pace: Pac
     for one, other in zip(stored, given, strict=True):
         if one != other:
             return False
-        await pace.rest()
+        await pace.yield_to_loop()
     return True
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from kode_core.batch import (
+    AgentSummary,
     Batch,
     Child,
     Doc,
@@ -16,7 +17,6 @@ from kode_core.batch import (
     EventRow,
     Fence,
     FoundRow,
-    Head,
     ListKind,
     ListRows,
     Outcome,
@@ -66,8 +66,8 @@ class Layer:
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         return await self.around("commit", self.inner.commit, batches)
 
-    async def head(self, agent_id: str) -> Head | None:
-        return await self.around("head", self.inner.head, agent_id)
+    async def summary(self, agent_id: str) -> AgentSummary | None:
+        return await self.around("summary", self.inner.summary, agent_id)
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         return await self.around("rows", self.inner.rows, agent_id, kind)

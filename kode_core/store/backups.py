@@ -17,7 +17,7 @@ from kode_core.errors import InvalidArgumentError, StoreFullError, StoreReadOnly
 from kode_core.ids import quoted
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 from kode_core.store.steps import Steps
 from kode_core.store.underway import OTHERS_S
 
@@ -31,7 +31,7 @@ _under_way: Final[set[str]] = set()
 
 async def backup(context: Context, appender: EventAppender, target: str | Path, progress: Progress) -> Sequence[Path]:
     """Let the engine copy everything to *target*, and return the paths that were created."""
-    steps, place = Steps(context, OPS["backup"]), _place(target)
+    steps, place = Steps(context, METHODS["backup"]), _place(target)
     absolute = place.absolute()
 
     has_ended = asyncio.Event()

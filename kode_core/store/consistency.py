@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from kode_core.batch import (
+    AgentSummary,
     Doc,
     EngineIssue,
     EventRange,
-    Head,
     Info,
     ListHead,
     ListKind,
@@ -38,7 +38,7 @@ from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
 from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.list_pages import PageSize, pages_of
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 from kode_core.store.pairing import Pairing, Problem
 from kode_core.store.reader import left_out_of
 from kode_core.store.rows import info_of
@@ -67,7 +67,7 @@ async def check(context: Context, agent_id: str | None, progress: Progress) -> C
 
 
 async def issues(context: Context, agent_id: str | None, progress: Progress) -> AsyncIterator[ConsistencyIssue]:
-    """Yield the same issues as they are found. The book counts one call, without the time that the caller spent."""
+    """Yield the same issues as they are found. The metrics count one call, without the time that the caller spent."""
     walk = _Walk(context, agent_id, progress)
     error: BaseException | None = None
     try:
@@ -80,7 +80,7 @@ async def issues(context: Context, agent_id: str | None, progress: Progress) -> 
         error = exc
         raise
     finally:
-        context.book.enter(OPS["check_consistency"], walk.steps.seconds, error, agent_id=agent_id)
+        context.call_metrics.enter(METHODS["check_consistency"], walk.steps.seconds, error, agent_id=agent_id)
 
 
 class _Walk:
@@ -91,7 +91,7 @@ class _Walk:
     """
 
     def __init__(self, context: Context, agent_id: str | None, progress: Progress) -> None:
-        self.steps = Steps(context, OPS["check_consistency"])
+        self.steps = Steps(context, METHODS["check_consistency"])
         self.checked = 0
         self._context = context
         self._agent_id = agent_id
@@ -186,7 +186,7 @@ class _Agent:
         self._agent_id = agent_id
         self._pace = Pace()
         self._told: set[str] = set()
-        self._head: Head | None = None
+        self._summary: AgentSummary | None = None
 
     async def issues(self) -> AsyncIterator[ConsistencyIssue]:
         """The issues of the agent; if one part cannot be read, the others are checked anyway."""
@@ -230,12 +230,12 @@ class _Agent:
     # --- info and lists
 
     async def _info(self) -> AsyncIterator[ConsistencyIssue]:
-        head = self._head = await self._steps(self._engine.head, self._agent_id)
-        if head is None:
+        summary = self._summary = await self._steps(self._engine.summary, self._agent_id)
+        if summary is None:
             return
         self.is_there = True
-        if head.info is not None:
-            info, what = head.info, f"the info of agent {self._agent_id!r}"
+        if summary.info is not None:
+            info, what = summary.info, f"the info of agent {self._agent_id!r}"
             problem = await self._unsound(decode_in_slices, AgentInfo, info.body, what, partial(self._is_filed, info))
             if problem:
                 yield self._issue("corrupt_record", problem)
@@ -298,7 +298,7 @@ class _Agent:
 
     async def _miscounts(self, kind: ListKind, versions: set[int], count: int) -> AsyncIterator[ConsistencyIssue]:
         """Yield an issue unless the number of rows matches the head of the same version."""
-        head = ListHead() if self._head is None else getattr(self._head, kind.value)
+        head = ListHead() if self._summary is None else getattr(self._summary, kind.value)
         if versions == {head.version} and count != head.count:
             what = kind.value.replace("_", " ")
             yield self._issue("count_disagrees", f"{head.count} {what} are counted, {count} are stored")

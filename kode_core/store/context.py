@@ -1,4 +1,4 @@
-"""The context that all parts of a store share: the engine, the clock, the deadline, and the book of calls."""
+"""The context that all parts of a store share: the engine, the clock, the deadline, and the metrics of calls."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from kode_core.errors import (
     StoreClosedError,
     StoreTimeoutError,
 )
+from kode_core.operation import Observer
 from kode_core.report import StoreMetrics
-from kode_core.store.book import Book, Op
 from kode_core.store.deadlines import Deadline, Deadlines
+from kode_core.store.metrics import CallMetrics, Method
 from kode_core.store.underway import Underway, is_in_doubt
 
 __all__ = ["Context", "Opener"]
@@ -46,7 +47,7 @@ _LAST_SECOND = 1.0
 
 
 class Context:
-    """One store's engine and book; every public call runs through :meth:`run`.
+    """One store's engine and metrics; every public call runs through :meth:`run`.
 
     Attributes:
         closing: set when the store starts to close, so that waiting calls can end.
@@ -54,10 +55,12 @@ class Context:
         underway: the engine's writes that are running.
     """
 
-    def __init__(self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], book: Book) -> None:
+    def __init__(
+        self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], observers: tuple[Observer, ...]
+    ) -> None:
         self.timeout = timeout_ms / 1000
         self.now = clock
-        self.book = book
+        self.call_metrics = CallMetrics(observers)
         self.underway = Underway()
         self.closing = asyncio.Event()
         self.on_closing: list[Callable[[], None]] = []
@@ -82,7 +85,7 @@ class Context:
 
     async def metrics(self) -> StoreMetrics:
         """The counts of calls, the size of the contents, and the use of connections."""
-        return self.book.metrics(await self.engine.totals(), connection_use(self.engine), self.now())
+        return self.call_metrics.metrics(await self.engine.totals(), connection_use(self.engine), self.now())
 
     # --- opening and closing
 
@@ -128,7 +131,7 @@ class Context:
             deadline = Deadline(self._deadlines, self.timeout)
             with deadline, self._waiting(deadline), hearing(self._without_deadline):
                 engine = await self._opener()
-            self.book.opened(engine)
+            self.call_metrics.opened(engine)
             return engine
         except TimeoutError as exc:
             if isinstance(exc, KodeError):
@@ -246,7 +249,13 @@ class Context:
     # --- running calls
 
     async def run(
-        self, op: Op, agent_id: str | None, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+        self,
+        method: Method,
+        agent_id: str | None,
+        call: Callable[P, Awaitable[T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
         """Run the call of a public method: open the store, keep the deadline, record the call.
 
@@ -257,31 +266,31 @@ class Context:
         start = time.perf_counter()
         error: BaseException | None = None
         try:
-            if op.in_steps:
-                await self.step(op, self.begin, agent_id)
+            if method.in_steps:
+                await self.step(method, self.begin, agent_id)
                 return await call(*args, **kwargs)
-            with _Step(self, self._deadlines, op) as step:
+            with _Step(self, self._deadlines, method) as step:
                 _STEP.set(step)
                 if self._engine is None:
                     await self._open_within(step)
                 if self.underway.is_any_left:
-                    await self.underway.settled(agent_id)
+                    await self.underway.wait_for_left(agent_id)
                 return await call(*args, **kwargs)
         except BaseException as exc:
             error = exc
             raise
         finally:
-            self.book.enter(op, time.perf_counter() - start, error, agent_id=agent_id)
+            self.call_metrics.enter(method, time.perf_counter() - start, error, agent_id=agent_id)
 
     async def begin(self, agent_id: str | None) -> None:
         """Wait for writes whose callers left, as every call does first once the engine is open."""
         if self.underway.is_any_left:
-            await self.underway.settled(agent_id)
+            await self.underway.wait_for_left(agent_id)
 
-    async def step(self, op: Op, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def step(self, method: Method, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a step of a call within the deadline; closing the store waits for it."""
         self.check_open()
-        with _Step(self, self._deadlines, op) as step:
+        with _Step(self, self._deadlines, method) as step:
             _STEP.set(step)
             if self._engine is None:
                 await self._open_within(step)
@@ -301,15 +310,15 @@ class Context:
         if not self._active:
             self._idle.set()
 
-    def overdue(self, op: Op, exc: TimeoutError) -> StorageError:
+    def overdue(self, method: Method, exc: TimeoutError) -> StorageError:
         """The error of a call whose deadline has passed."""
-        what = f"a step of {op.name}" if op.in_steps else op.name
-        after = f"{what} was not done after {self.timeout + op.extra_seconds:g} s"
+        what = f"a step of {method.name}" if method.in_steps else method.name
+        after = f"{what} was not done after {self.timeout + method.extra_seconds:g} s"
         if is_in_doubt(exc.__cause__):
             return OutcomeUnknownError(
                 f"{after}, in the middle of a write: it is there whole, or not at all; read first"
             )
-        return StoreTimeoutError(after if op.in_steps else f"{after}; nothing was written")
+        return StoreTimeoutError(after if method.in_steps else f"{after}; nothing was written")
 
     # --- writing
 
@@ -330,7 +339,7 @@ class Context:
         except asyncio.CancelledError:
             is_waiting = False
             raise
-        return settled(batch, outcome)
+        return applied_or_raise(batch, outcome)
 
     async def _engine_commit(self, batch: Batch) -> Outcome:
         (outcome,) = await self.engine.commit([batch])
@@ -357,12 +366,12 @@ _STEP: Final[ContextVar[Deadline | None]] = ContextVar("STEP", default=None)
 class _Step(Deadline):
     """A call, or a step of one, with its deadline, which raises an error of this library."""
 
-    __slots__ = ("_context", "_op")
+    __slots__ = ("_context", "_method")
 
-    def __init__(self, context: Context, deadlines: Deadlines, op: Op) -> None:
-        super().__init__(deadlines, context.timeout + op.extra_seconds)
+    def __init__(self, context: Context, deadlines: Deadlines, method: Method) -> None:
+        super().__init__(deadlines, context.timeout + method.extra_seconds)
         self._context = context
-        self._op = op
+        self._method = method
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -376,9 +385,9 @@ class _Step(Deadline):
         try:
             super().__exit__(kind, exc, trace)
         except TimeoutError as late:
-            raise self._context.overdue(self._op, late) from exc
+            raise self._context.overdue(self._method, late) from exc
         if isinstance(exc, TimeoutError) and not isinstance(exc, KodeError):
-            raise self._context.overdue(self._op, exc) from exc.__cause__
+            raise self._context.overdue(self._method, exc) from exc.__cause__
 
 
 async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:
@@ -392,7 +401,7 @@ async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:
     return False
 
 
-def settled(batch: Batch, outcome: Outcome) -> Applied | Refused:
+def applied_or_raise(batch: Batch, outcome: Outcome) -> Applied | Refused:
     """The outcome; errors and a lost lease are raised."""
     if isinstance(outcome, KodeError):
         raise outcome

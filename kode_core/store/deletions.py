@@ -15,7 +15,7 @@ from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.locks import Locks
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 from kode_core.store.steps import Steps
 from kode_core.store.underway import is_in_doubt, put_in_doubt
 
@@ -79,7 +79,7 @@ class _Deletion:
         progress: Progress,
     ) -> None:
         self.deleted = 0
-        self._steps = Steps(context, OPS["delete_many"])
+        self._steps = Steps(context, METHODS["delete_many"])
         self._delete = delete
         self._progress = progress
 

@@ -24,9 +24,9 @@ from kode_core.ids import check_agent_id, quoted
 from kode_core.large import decode_in_slices
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
 from kode_core.pace import Pace
-from kode_core.store.book import Op
-from kode_core.store.context import Context, settled
-from kode_core.store.ops import OPS
+from kode_core.store.context import Context, applied_or_raise
+from kode_core.store.methods import METHODS
+from kode_core.store.metrics import Method
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.rows import INT64
 
@@ -238,7 +238,7 @@ def _is_for_one(exc: Exception) -> bool:
 
 def _offsets(batch: Batch, outcome: Outcome) -> Sequence[int]:
     """The offsets of the batch's events; raises the error of a failed batch."""
-    applied = settled(batch, outcome)
+    applied = applied_or_raise(batch, outcome)
     assert isinstance(applied, Applied)
     if len(applied.offsets) != len(batch.events):
         told = f"the engine gave {len(applied.offsets)} offsets for {len(batch.events)} events"
@@ -254,8 +254,8 @@ class EventReader:
         self._appender = appender
         self._poll = poll_ms / 1000
 
-    async def _page(self, op: Op, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        return await self._context.run(op, agent_id, lambda: self._context.engine.events(agent_id, span))
+    async def _page(self, method: Method, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+        return await self._context.run(method, agent_id, lambda: self._context.engine.events(agent_id, span))
 
     def read(
         self, agent_id: str, since: Bookmark | None, after_offset: int | None, channel: AgentChannel | None
@@ -273,7 +273,7 @@ class EventReader:
             span = EventRange(
                 order="offset" if by_offset else "seq", after=after, since_seq=since_seq, channel=channel, limit=limit
             )
-            rows = deque(await self._page(OPS["read_events"], agent_id, span))
+            rows = deque(await self._page(METHODS["read_events"], agent_id, span))
             is_last = len(rows) < limit
             limit = _limit_after(rows, limit)
             while rows:  # an event is released as soon as the caller is done with it
@@ -306,7 +306,7 @@ class EventReader:
                 )
                 if is_through:  # from here on every event is read once, so that no look skips the same ones again
                     span = EventRange(order="offset", after=(0, after_offset), limit=limit)
-                rows = deque(await self._page(OPS["follow_events"], agent_id, span))
+                rows = deque(await self._page(METHODS["follow_events"], agent_id, span))
                 is_last = len(rows) < limit
                 limit = _limit_after(rows, limit)
                 pause = self._poll if rows else min(2 * pause, self._longest_pause())
@@ -331,7 +331,7 @@ class EventReader:
         """The offset of an event that is stored now: a later look can skip all offsets up to it (EVT-2)."""
         try:
             last = await self._context.run(
-                OPS["follow_events"], agent_id, lambda: self._context.engine.last_event(agent_id)
+                METHODS["follow_events"], agent_id, lambda: self._context.engine.last_event(agent_id)
             )
         except CorruptRecordError:  # the look at all events meets the damage behind the readable ones
             return 0

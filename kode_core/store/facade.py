@@ -36,7 +36,6 @@ from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairRes
 
 # Not later: without free descriptors imports fail.
 from kode_core.store import backups, consistency, health, repairs, rows
-from kode_core.store.book import Book
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
 from kode_core.store.events import EventAppender, EventReader
@@ -45,10 +44,10 @@ from kode_core.store.kinds import COMPRESSIONS, MEDIA, RECOVERED, SNAPSHOTS, TOD
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.locks import LeaseContext, Locks
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 from kode_core.store.reader import Reader, Search, every
-from kode_core.store.steps import told
-from kode_core.store.writer import ListEdit, ListHow, Rest, Turn, Writer
+from kode_core.store.steps import checked_progress
+from kode_core.store.writer import ListEdit, ListHow, Rest, TurnWrites, Writer
 
 __all__ = ["EngineStore"]
 
@@ -81,7 +80,7 @@ class EngineStore(ExtendedStore):
         clock: Callable[[], int] = now_ms,
         observers: Sequence[Observer] = (),
     ) -> None:
-        context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, book=Book(tuple(observers)))
+        context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, observers=tuple(observers))
         memory = ListMemory(memory_limit_bytes)
         self._appender = EventAppender(context)
         self._events = EventReader(context, self._appender, follow_poll_ms)
@@ -101,15 +100,15 @@ class EngineStore(ExtendedStore):
             context.warn_if_open()
 
     async def _run(self, name: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._context.run(OPS[name], None, call, *args, **kwargs)
+        return await self._context.run(METHODS[name], None, call, *args, **kwargs)
 
-    async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], Turn]) -> None:
+    async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], TurnWrites]) -> None:
         async def write() -> None:
             check_agent_id(agent_id)
             with self._locks.fencing(agent_id, fence) as held:
                 await self._writer.write(agent_id, build, held)
 
-        await self._context.run(OPS[name], agent_id, write)
+        await self._context.run(METHODS[name], agent_id, write)
 
     async def _save_doc(
         self, name: str, agent_id: str, fence: Lease | None, make: Callable[[Any], Awaitable[DocWrite]], given: Any
@@ -117,7 +116,7 @@ class EngineStore(ExtendedStore):
         async def rest() -> Rest:
             return Rest(docs=(await make(given),))
 
-        await self._save(name, agent_id, fence, lambda: Turn(rest=rest))
+        await self._save(name, agent_id, fence, lambda: TurnWrites(encode_rest=rest))
 
     async def _load(
         self,
@@ -130,10 +129,10 @@ class EngineStore(ExtendedStore):
         async def load() -> T:
             return await call(check_agent_id(agent_id), *args, **kwargs)
 
-        return await self._context.run(OPS[name], agent_id, load)
+        return await self._context.run(METHODS[name], agent_id, load)
 
     async def _query(self, name: str, search: Callable[[Any], Awaitable[T]], filters: Any) -> T:
-        return await self._context.run(OPS[name], filters.get("agent_id"), search, filters)
+        return await self._context.run(METHODS[name], filters.get("agent_id"), search, filters)
 
     # --- opening and closing
 
@@ -157,10 +156,10 @@ class EngineStore(ExtendedStore):
     # --- messages and tool calls
 
     async def save_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
-        await self._save("save_messages", agent_id, fence, lambda: Turn(_messages(Replace, messages)))
+        await self._save("save_messages", agent_id, fence, lambda: TurnWrites(_messages(Replace, messages)))
 
     async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
-        await self._save("append_messages", agent_id, fence, lambda: Turn(_messages(Append, messages)))
+        await self._save("append_messages", agent_id, fence, lambda: TurnWrites(_messages(Append, messages)))
 
     async def load_messages(self, agent_id: str) -> list[Message]:
         return await self._load("load_messages", agent_id, self._reader.load_list, ListKind.MESSAGES)
@@ -168,12 +167,12 @@ class EngineStore(ExtendedStore):
     async def save_tool_call_records(
         self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
     ) -> None:
-        await self._save("save_tool_call_records", agent_id, fence, lambda: Turn(_calls(Replace, records)))
+        await self._save("save_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Replace, records)))
 
     async def upsert_tool_call_records(
         self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
     ) -> None:
-        await self._save("upsert_tool_call_records", agent_id, fence, lambda: Turn(_calls(Upsert, records)))
+        await self._save("upsert_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Upsert, records)))
 
     async def load_tool_call_records(self, agent_id: str) -> list[ToolCallRecord]:
         return await self._load("load_tool_call_records", agent_id, self._reader.load_list, ListKind.TOOL_CALLS)
@@ -191,7 +190,7 @@ class EngineStore(ExtendedStore):
         events: Sequence[Timeline] = (),
         fence: Lease | None = None,
     ) -> None:
-        def build() -> Turn:
+        def build() -> TurnWrites:
             added, upserted = _given(append, "append"), _given(upsert_tool_calls, "upsert_tool_calls")
             if messages is not None and added:
                 raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
@@ -206,14 +205,14 @@ class EngineStore(ExtendedStore):
                     events=await rows.event_writes(taken),
                 )
 
-            return Turn(
+            return TurnWrites(
                 lists={
                     **({} if messages is None else _messages(Replace, messages)),
                     **(_messages(Append, append) if added else {}),
                     **({} if tool_calls is None else _calls(Replace, tool_calls)),
                     **(_calls(Upsert, upsert_tool_calls) if upserted else {}),
                 },
-                rest=rest,
+                encode_rest=rest,
             )
 
         await self._save("save_turn", agent_id, fence, build)
@@ -269,7 +268,7 @@ class EngineStore(ExtendedStore):
     # --- events
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Lease | None = None) -> int:
-        return await self._context.run(OPS["append_event"], agent_id, self._append_one, agent_id, timeline, fence)
+        return await self._context.run(METHODS["append_event"], agent_id, self._append_one, agent_id, timeline, fence)
 
     async def _append_one(self, agent_id: str, timeline: Timeline, fence: Lease | None) -> int:
         return (await self._append(agent_id, (await rows.event_write(timeline),), fence))[0]
@@ -280,7 +279,7 @@ class EngineStore(ExtendedStore):
         async def append() -> Sequence[int]:
             return await self._append(agent_id, await rows.event_writes(timelines), fence)
 
-        return await self._context.run(OPS["append_events"], agent_id, append)
+        return await self._context.run(METHODS["append_events"], agent_id, append)
 
     async def _append(self, agent_id: str, events: Sequence[EventWrite], fence: Lease | None) -> Sequence[int]:
         check_agent_id(agent_id)
@@ -316,7 +315,7 @@ class EngineStore(ExtendedStore):
         async def rest() -> Rest:
             return Rest(info=await rows.info_of(agent_id, info))
 
-        await self._save("save_info", agent_id, fence, lambda: Turn(rest=rest))
+        await self._save("save_info", agent_id, fence, lambda: TurnWrites(encode_rest=rest))
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:
         return await self._load("load_info", agent_id, self._reader.load_info)
@@ -359,7 +358,7 @@ class EngineStore(ExtendedStore):
 
     async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
         async def delete() -> int:
-            return await self._deletions.delete_many(self._search.sessions, filters, told(progress))
+            return await self._deletions.delete_many(self._search.sessions, filters, checked_progress(progress))
 
         return await self._run("delete_many", delete)
 
@@ -373,27 +372,29 @@ class EngineStore(ExtendedStore):
     ) -> ConsistencyCheckResult:
         async def check() -> ConsistencyCheckResult:
             checked = None if agent_id is None else check_agent_id(agent_id)
-            return await consistency.check(self._context, checked, told(progress))
+            return await consistency.check(self._context, checked, checked_progress(progress))
 
-        return await self._context.run(OPS["check_consistency"], agent_id, check)
+        return await self._context.run(METHODS["check_consistency"], agent_id, check)
 
     def iter_consistency(
         self, agent_id: str | None = None, *, progress: Progress | None = None
     ) -> AsyncIterator[ConsistencyIssue]:
         if agent_id is not None:
             check_agent_id(agent_id)
-        return consistency.issues(self._context, agent_id, told(progress))
+        return consistency.issues(self._context, agent_id, checked_progress(progress))
 
     async def repair(self, agent_id: str | None = None, *, progress: Progress | None = None) -> RepairResult:
         """See :class:`kode_core.store.repairs.Repairable`."""
-        return await self._context.run(OPS["repair"], agent_id, repairs.repair, self._context, agent_id, told(progress))
+        return await self._context.run(
+            METHODS["repair"], agent_id, repairs.repair, self._context, agent_id, checked_progress(progress)
+        )
 
     async def get_metrics(self) -> StoreMetrics:
         return await self._run("get_metrics", self._context.metrics)
 
     async def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
         async def backup() -> Sequence[Path]:
-            return await backups.backup(self._context, self._appender, target, told(progress))
+            return await backups.backup(self._context, self._appender, target, checked_progress(progress))
 
         return [*await self._run("backup", backup)]
 

@@ -39,16 +39,16 @@ class Forks:
             raise InvalidArgumentError(f"count must be from 0 to {_MAX_FORKS}, got {quoted(count)}")
         engine = self._context.engine
         for _ in range(_ATTEMPTS):
-            head = await engine.head(agent_id)
-            if head is None or head.info is None:
+            summary = await engine.summary(agent_id)
+            if summary is None or summary.info is None:
                 raise AgentNotFoundError(agent_id)
             now = self._context.now()
             pace = Pace()
-            parent = await decode_in_slices(AgentInfo, head.info.body, f"the info of agent {agent_id!r}", pace)
+            parent = await decode_in_slices(AgentInfo, summary.info.body, f"the info of agent {agent_id!r}", pace)
             children = [await _child(agent_id, parent, now, pace) for _ in range(count)]
             if not children:
                 return []
-            fork = self._context.called(engine.fork(agent_id, children, head.info.body, now))
+            fork = self._context.called(engine.fork(agent_id, children, summary.info.body, now))
             if await self._context.underway.finish((agent_id,), fork):
                 return [child.agent_id for child in children]
         raise StoreBusyError(f"agent {agent_id!r}: its info kept changing while it was forked; nothing was written")
@@ -64,7 +64,7 @@ class Forks:
 
 
 async def _child(agent_id: str, parent: AgentInfo, now: int, pace: Pace) -> Child:
-    await pace.rest()
+    await pace.yield_to_loop()
     child_id = new_agent_id()
     info = replace(
         parent,

@@ -70,5 +70,5 @@ async def pages_of(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) 
 
 async def _count(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) -> int:
     """The number of rows according to the head."""
-    head = await steps(engine.head, agent_id)
-    return 0 if head is None else getattr(head, kind.value).count
+    summary = await steps(engine.summary, agent_id)
+    return 0 if summary is None else getattr(summary, kind.value).count

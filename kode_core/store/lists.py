@@ -65,7 +65,7 @@ class Replace:
             base.hold(i, records[i], one.proof)
             if one.row.body.digest != old.digests[i]:
                 put.append((i, one.row))
-            await pace.rest()
+            await pace.yield_to_loop()
         append = await _encoded(codec, records[shared:], shared, now, pace)
         if codec.kind == ListKind.MESSAGES:
             if put and (is_cut or append or len(put) > 1):  # otherwise none can have moved
@@ -75,7 +75,7 @@ class Replace:
             put = [(i, row) for i, row in put if (row.body.digest, row.created_at) != (old.digests[i], old.created[i])]
         for i, row in put:
             base.put(i, row)
-            await pace.rest()
+            await pace.yield_to_loop()
         tail = await Tail.of(records[shared:], append, pace)
         length = shared if is_cut else None
         return cls(base, tail, ListWrite(expect=old.version, length=length, put=tuple(put), append=_rows(append)))
@@ -100,7 +100,7 @@ async def _encoded(codec: ListCodec, records: Sequence[Any], start: int, now: in
     encoded = []
     for i, record in enumerate(records, start):
         encoded.append(await codec.row(i, record, now, pace))
-        await pace.rest()
+        await pace.yield_to_loop()
     return encoded
 
 
@@ -123,7 +123,7 @@ async def _with_equals(
     for i in moved:
         one = await codec.row(i, records[i], now, pace)
         found.append((i, one.row))
-        await pace.rest()
+        await pace.yield_to_loop()
     return sorted(found, key=lambda pair: pair[0])
 
 
@@ -216,13 +216,13 @@ class Upsert:
                 put[place] = (record, one)
             else:  # behind the stored rows: a new id is added, and a repeated one replaces the earlier record
                 append[place - start : place - start + 1] = [(record, one)]
-            await pace.rest()
+            await pace.yield_to_loop()
         base = old.copy(start, keys_stay=True) if old is not None and put else old
         if base is not None:
             for i, (record, one) in put.items():
                 base.hold(i, record, one.proof)
                 base.put(i, one.row)
-                await pace.rest()
+                await pace.yield_to_loop()
         added = [one for _, one in append]
         changes = tuple((i, put[i][1].row) for i in sorted(put))
         write = ListWrite(expect=version, put=changes, append=_rows(added))

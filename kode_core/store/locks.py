@@ -19,7 +19,7 @@ from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailabl
 from kode_core.ids import quoted
 from kode_core.protocols import Lease
 from kode_core.store.context import Context
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 
 __all__ = ["HeldLease", "LeaseContext", "Locks"]
 
@@ -246,8 +246,8 @@ class Locks:
         return LeaseContext(self, agent_id, ttl_ms, wait_ms)
 
     async def acquire(self, agent_id: str, ttl_ms: int, wait_ms: int) -> HeldLease:
-        op = OPS["acquire_agent_lock"]._replace(extra_seconds=wait_ms / 1000)
-        return await self._context.run(op, agent_id, self._acquire, agent_id, ttl_ms, wait_ms)
+        method = METHODS["acquire_agent_lock"]._replace(extra_seconds=wait_ms / 1000)
+        return await self._context.run(method, agent_id, self._acquire, agent_id, ttl_ms, wait_ms)
 
     async def _acquire(self, agent_id: str, ttl_ms: int, wait_ms: int) -> HeldLease:
         entered = self._inside(agent_id)
@@ -341,4 +341,4 @@ class Locks:
         async def finish() -> T:
             return await self._context.underway.finish((agent_id,), write())
 
-        return await self._context.run(OPS[name], agent_id, finish)
+        return await self._context.run(METHODS[name], agent_id, finish)

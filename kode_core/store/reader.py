@@ -105,15 +105,15 @@ class Reader:
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:
         """The info, with the number of stored messages."""
-        head = await self._context.engine.head(agent_id)
-        if head is None or head.info is None:
+        summary = await self._context.engine.summary(agent_id)
+        if summary is None or summary.info is None:
             return None
-        return replace(await _info(agent_id, head.info.body, Pace()), message_count=head.messages.count)
+        return replace(await _info(agent_id, summary.info.body, Pace()), message_count=summary.messages.count)
 
     async def exists(self, agent_id: str) -> bool:
         """True if info was saved."""
-        head = await self._context.engine.head(agent_id)
-        return head is not None and head.info is not None
+        summary = await self._context.engine.summary(agent_id)
+        return summary is not None and summary.info is not None
 
     async def last_bookmark(self, agent_id: str) -> Bookmark | None:
         """The bookmark of the last event by seq."""

@@ -13,7 +13,7 @@ from weakref import ref
 
 from kode_core.batch import Outline, Row, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.imprint import imprint_of, still_has
+from kode_core.fingerprint import fingerprint_of, still_has
 from kode_core.jsonslices import LARGE_TEXT
 from kode_core.large import Proof, is_unchanged
 from kode_core.pace import Pace
@@ -25,14 +25,14 @@ __all__ = ["UNTAKEN", "Remembered", "Tail", "key_of"]
 _RUN: Final = 256
 
 
-class Held(ref[Any]):
+class RecordRef(ref[Any]):
     """A weak reference to a record of the caller, with the record's dicts and lists as long as it lives."""
 
     __slots__ = ()
     parts: Any = None
 
 
-class _HeldWithParts(Held):
+class _RecordRefWithParts(RecordRef):
     __slots__ = ("parts",)
 
 
@@ -40,10 +40,10 @@ def _let_go(held: Any) -> None:
     held.parts = None
 
 
-def _held(record: Any, proof: Proof | None) -> Held:
+def _held(record: Any, proof: Proof | None) -> RecordRef:
     if proof is None or proof.parts is None:
-        return Held(record)
-    held = _HeldWithParts(record, _let_go)
+        return RecordRef(record)
+    held = _RecordRefWithParts(record, _let_go)
     held.parts = proof.parts
     return held
 
@@ -55,7 +55,7 @@ class _Nobody:
     __slots__ = ("__weakref__",)
 
 
-_NONE: Final = Held(_Nobody())
+_NONE: Final = RecordRef(_Nobody())
 _UNPROVED: Final = b""
 UNTAKEN: Final = b"?"
 """Stands for the proof of a small record that was read and not checked since: its proof is the digest of its text."""
@@ -71,7 +71,7 @@ class Tail:
     __slots__ = ("created", "digests", "held", "keys", "proofs")
 
     def __init__(self) -> None:
-        self.held: list[Held] = []
+        self.held: list[RecordRef] = []
         self.digests: list[bytes] = []
         self.created: list[int] = []
         self.proofs: list[bytes | None] = []
@@ -89,7 +89,7 @@ class Tail:
         self, records: Sequence[Any], rows: Sequence[tuple[Body, int]], key: Callable[[Any], str] | None
     ) -> None:
         """Note the next records, which were just read from *rows*; their proofs are taken when they are saved."""
-        self.held += map(Held, records)
+        self.held += map(RecordRef, records)
         self.digests += [body.digest for body, _ in rows]
         self.created += [created_at for _, created_at in rows]
         self.proofs += [UNTAKEN if len(body.text) <= LARGE_TEXT else _UNPROVED for body, _ in rows]
@@ -101,7 +101,7 @@ class Tail:
         tail = cls()
         for record, one in zip(records, encoded, strict=True):
             tail.add(record, one.proof, one.row.body.digest, one.row.created_at, key_of(one.row))
-            await pace.rest()
+            await pace.yield_to_loop()
         return tail
 
 
@@ -122,7 +122,7 @@ class Remembered:
     def __init__(
         self,
         version: int,
-        held: list[Held],
+        held: list[RecordRef],
         digests: list[bytes],
         created: list[int],
         proofs: list[bytes | None],
@@ -175,17 +175,17 @@ class Remembered:
             proved = self._proved(start, new)
             if proved < len(new):
                 found += await self._suspects_in_run(codec, start, proved, new, pace)
-            await pace.rest()
+            await pace.yield_to_loop()
         return found
 
     def _proved(self, start: int, records: Sequence[Any]) -> int:
         """The number of records at the start of a run that were unchanged before and have the same digest now."""
-        count, imprint = self._runs.get(start, (0, _UNPROVED))
+        count, fingerprint = self._runs.get(start, (0, _UNPROVED))
         if not 0 < count <= len(records):
             return 0
         held = self.held[start : start + count]
         is_same = all(map(operator.is_, map(operator.call, held), records))
-        return count if is_same and still_has(list(map(_parts, held)), imprint) else 0
+        return count if is_same and still_has(list(map(_parts, held)), fingerprint) else 0
 
     async def _suspects_in_run(
         self, codec: ListCodec, start: int, proved: int, records: Sequence[Any], pace: Pace
@@ -208,7 +208,7 @@ class Remembered:
             elif proof is not None and not _holds(held.parts, proof):
                 found.append(i)
         if not (found or large):
-            self._runs[start] = (len(records), imprint_of(parts))
+            self._runs[start] = (len(records), fingerprint_of(parts))
         for i in large:
             if not await is_unchanged(codec.cls, records[i - start], self.proofs[i] or _UNPROVED, pace):
                 found.append(i)

@@ -9,7 +9,7 @@ from kode_core.engine import Progress
 from kode_core.ids import check_agent_id
 from kode_core.report import RepairResult
 from kode_core.store.context import Context
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 from kode_core.store.steps import Steps
 
 __all__ = ["Repairable", "repair"]
@@ -32,5 +32,5 @@ class Repairable(Protocol):
 async def repair(context: Context, agent_id: str | None, progress: Progress) -> RepairResult:
     """Repair the records of one agent, or of all, as far as the engine can and has to."""
     checked = None if agent_id is None else check_agent_id(agent_id)
-    steps = Steps(context, OPS["repair"])
+    steps = Steps(context, METHODS["repair"])
     return await steps.watched(lambda tell: engine.repair(context.engine, checked, tell), progress)

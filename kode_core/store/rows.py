@@ -158,7 +158,7 @@ async def event_writes(timelines: Any) -> tuple[EventWrite, ...]:
     events = []
     for timeline in records_of(Timeline, timelines, "events"):
         events.append(await event_write(timeline, pace))
-        await pace.rest()
+        await pace.yield_to_loop()
     digests = [event.body.digest for event in events]
     if len(set(digests)) < len(digests):
         raise _repeated(digests)

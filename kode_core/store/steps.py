@@ -9,16 +9,16 @@ from typing import Any, ParamSpec, TypeVar
 
 from kode_core.engine import Progress, unwatched
 from kode_core.errors import InvalidArgumentError
-from kode_core.store.book import Op
 from kode_core.store.context import Context
+from kode_core.store.metrics import Method
 
-__all__ = ["Steps", "told"]
+__all__ = ["Steps", "checked_progress"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def told(progress: Progress | None) -> Progress:
+def checked_progress(progress: Progress | None) -> Progress:
     """The caller's progress function, or one that does nothing."""
     if progress is None:
         return unwatched
@@ -34,10 +34,10 @@ class Steps:
         seconds: how long the steps have taken so far.
     """
 
-    def __init__(self, context: Context, op: Op) -> None:
+    def __init__(self, context: Context, method: Method) -> None:
         self.seconds = 0.0
         self._context = context
-        self._op = op
+        self._method = method
 
     async def __call__(self, call: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a step.
@@ -48,7 +48,7 @@ class Steps:
         """
         start = time.perf_counter()
         try:
-            return await self._context.step(self._op, call, *args, **kwargs)
+            return await self._context.step(self._method, call, *args, **kwargs)
         finally:
             self.seconds += time.perf_counter() - start
 

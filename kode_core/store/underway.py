@@ -73,15 +73,15 @@ class Underway:
         """True if a write continues without its caller."""
         return bool(self._left)
 
-    async def settled(self, agent_id: str | None) -> None:
+    async def wait_for_left(self, agent_id: str | None) -> None:
         """Wait for the agent's left writes; None waits at most a second for the left writes of all agents."""
         if agent_id is None:
-            await self._settled_soon()
+            await self._wait_for_all_left()
             return
         while left := [write for write, agents in self._left.items() if agent_id in agents]:
             await asyncio.wait(left)
 
-    async def _settled_soon(self) -> None:
+    async def _wait_for_all_left(self) -> None:
         """Wait a second for all left writes. A write that once took longer is not waited for again."""
         left = self._left.keys() - self._stuck
         if left:

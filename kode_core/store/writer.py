@@ -17,7 +17,7 @@ from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
 
-__all__ = ["ListEdit", "ListHow", "Rest", "Turn", "Writer"]
+__all__ = ["ListEdit", "ListHow", "Rest", "TurnWrites", "Writer"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
 
@@ -46,11 +46,11 @@ async def _nothing() -> Rest:
     return Rest()
 
 
-class Turn(NamedTuple):
-    """The writes of one call; *rest* encodes everything but the lists."""
+class TurnWrites(NamedTuple):
+    """The writes of one call; *encode_rest* encodes everything but the lists."""
 
     lists: dict[ListKind, ListEdit] = {}  # noqa: RUF012 - never changed
-    rest: Callable[[], Awaitable[Rest]] = _nothing
+    encode_rest: Callable[[], Awaitable[Rest]] = _nothing
 
 
 class Writer:
@@ -62,15 +62,15 @@ class Writer:
         self._appender = appender
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def write(self, agent_id: str, build: Callable[[], Turn], fence: Fence | None) -> None:
+    async def write(self, agent_id: str, build: Callable[[], TurnWrites], fence: Fence | None) -> None:
         """Commit the turn that *build* makes from the arguments of a call."""
         turn = build()
         async with AsyncExitStack() as stack:
             if turn.lists:
                 lock = self._locks.setdefault(agent_id, asyncio.Lock())
                 await stack.enter_async_context(lock)
-                await self._context.underway.settled(agent_id)  # the call before may have been cancelled
-            rest = await turn.rest()
+                await self._context.underway.wait_for_left(agent_id)  # the call before may have been cancelled
+            rest = await turn.encode_rest()
             conflicts = 0
             while not await self._attempt(agent_id, turn, rest, fence, whole=conflicts >= _CONFLICTS_BEFORE_WHOLE):
                 conflicts += 1
@@ -78,7 +78,7 @@ class Writer:
         if rest.events:
             self._appender.wake(agent_id)
 
-    async def _attempt(self, agent_id: str, turn: Turn, rest: Rest, fence: Fence | None, *, whole: bool) -> bool:
+    async def _attempt(self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool) -> bool:
         """Try once; False if another writer changed a list since it was remembered."""
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         batch = self._context.batch(

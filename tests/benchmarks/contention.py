@@ -75,7 +75,7 @@ def _count_calls() -> None:
         return counted
 
     for module in _COUNTED:
-        vars(module)["made"] = counting(vars(module)["made"])
+        vars(module)["call_driver"] = counting(vars(module)["call_driver"])
 
 
 async def _contend(stores: Sequence[ExtendedStore], agent_id: str, who: str, seconds: float) -> Outcome:

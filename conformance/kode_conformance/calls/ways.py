@@ -14,7 +14,7 @@ from kode_conformance.instruments.pace import in_time
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.fields import Holds, Values, fields_of, full, of_agent, put, rows, value_in
-from kode_conformance.values.kinds import Gives, Kind, Reader, Writer, kinds
+from kode_conformance.values.kinds import Gives, Kind, ReadMethod, WriteMethod, kinds
 from kode_conformance.values.spoiling import spoil, whole_copy
 from kode_core.model import AgentInfo, Message, Record, Timeline, TodoSnapshot, ToolCallRecord
 from kode_core.protocols import ExtendedStore
@@ -128,7 +128,9 @@ class _Round:
                 await self._compare(other, written, reader, f"{how}, after {phase} changes" if phase else how)
         await self._ctx.close(other)
 
-    async def _read_twice(self, other: ExtendedStore, written: _Written, readers: Sequence[Reader], phase: int) -> None:
+    async def _read_twice(
+        self, other: ExtendedStore, written: _Written, readers: Sequence[ReadMethod], phase: int
+    ) -> None:
         """Change every answer of the store at once; it has to be right again for the next reader."""
         for again in ("", ", once more"):
             for reader in readers:
@@ -139,7 +141,7 @@ class _Round:
 
     # --- writing
 
-    async def _write(self, kind: Kind, writer: Writer, number: int, agent_id: str = "") -> None:
+    async def _write(self, kind: Kind, writer: WriteMethod, number: int, agent_id: str = "") -> None:
         found = self._records[kind.record]
         if self._shares and len(kind.writers) > 1:  # each record by every other method
             found = found[number % 2 :: 2]
@@ -158,7 +160,7 @@ class _Round:
             await at_once((self._call(writer, agent_id, record) for record in found), 1 if _is_log(kind) else _AT_ONCE)
             self._written.append(_Written(agent_id, kind, by, found))
 
-    async def _call(self, writer: Writer, agent_id: str, given: Any) -> None:
+    async def _call(self, writer: WriteMethod, agent_id: str, given: Any) -> None:
         rest = _rest(writer, agent_id) if writer.in_company else {}
         getattr(self._model, writer.method)(agent_id, **{writer.parameter: given}, **rest)
         mine = whole_copy(given) if self._spoils else given
@@ -172,7 +174,7 @@ class _Round:
         if self._spoils:
             spoil(mine)
 
-    async def _blamed(self, writer: Writer, records: Sequence[Any]) -> str:
+    async def _blamed(self, writer: WriteMethod, records: Sequence[Any]) -> str:
         """The first field whose value alone is refused."""
         for i, record in enumerate(records):
             for field in fields_of(type(record)):
@@ -199,7 +201,7 @@ class _Round:
             calls: Sequence[Any] = [found] if writer.many else found if keyed else found[-1:]
             await at_once(self._call(writer, parent, given) for given in calls)
         if AgentInfo not in self._records:
-            await self._call(Writer("save_info", "info", many=False), parent, of_agent(full(AgentInfo), parent))
+            await self._call(WriteMethod("save_info", "info", many=False), parent, of_agent(full(AgentInfo), parent))
         (fork,) = await self._ctx.store.batch_fork(parent, 1)
         info = await self._ctx.store.load_info(fork)
         self._ctx.true(info is not None, "the fork has no info")
@@ -219,7 +221,7 @@ class _Round:
             if "QUERYABLE" not in self._ctx.harness.lacks:
                 await self._sessions(store, where)
 
-    def _readers(self, written: _Written, i: int, j: int) -> Sequence[Reader]:
+    def _readers(self, written: _Written, i: int, j: int) -> Sequence[ReadMethod]:
         """Those for the *i*-th list of records and the *j*-th instance: in quick runs so that each two of writer,
         reader and instance meet, and all of them otherwise.
         """
@@ -230,10 +232,10 @@ class _Round:
             return [found[(i + j) % len(found)]]
         return [found[i % len(found)]] if (i + j) % self._views == 0 else []
 
-    def _can(self, reader: Reader) -> bool:
+    def _can(self, reader: ReadMethod) -> bool:
         return reader.gives not in (Gives.PAGE, Gives.FOUND) or "QUERYABLE" not in self._ctx.harness.lacks
 
-    async def _compare(self, store: ExtendedStore, written: _Written, reader: Reader, how: str) -> None:
+    async def _compare(self, store: ExtendedStore, written: _Written, reader: ReadMethod, how: str) -> None:
         try:
             await self._compared(store, written, reader, how)
         except Violation:
@@ -241,7 +243,7 @@ class _Round:
         except Exception as exc:
             raise Violation(f"{how}: it raised {type(exc).__name__}: {exc}") from exc
 
-    async def _compared(self, store: ExtendedStore, written: _Written, reader: Reader, how: str) -> None:
+    async def _compared(self, store: ExtendedStore, written: _Written, reader: ReadMethod, how: str) -> None:
         agent_id, method = written.agent_id, getattr(store, reader.method)
         if reader.gives is Gives.KEYED:
             key = next(f for f in fields_of(written.kind.record) if f.holds is Holds.KEY)
@@ -286,12 +288,12 @@ class _Round:
                     self._ctx.true(problem is None, f"a session of {how}{where}: {problem}")
 
 
-def _writers(kind: Kind) -> Sequence[Writer]:
+def _writers(kind: Kind) -> Sequence[WriteMethod]:
     """The methods that write a kind, and each part of a turn once more, with a part of every other kind."""
     return (*kind.writers, *(w._replace(in_company=True) for w in kind.writers if w.method == "save_turn"))
 
 
-def _rest(writer: Writer, agent_id: str) -> dict[str, Any]:
+def _rest(writer: WriteMethod, agent_id: str) -> dict[str, Any]:
     """The parts of a turn other than the kind that is written."""
     parts: dict[str, tuple[type[Record], Any]] = {
         "append": (Message, [samples.message(text="in company")]),

@@ -19,7 +19,7 @@ from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_conformance.values.fields import Holds, fields_of, full, of_agent, put
-from kode_conformance.values.kinds import Gives, Kind, Reader, Writer, kinds
+from kode_conformance.values.kinds import Gives, Kind, ReadMethod, WriteMethod, kinds
 from kode_conformance.values.spoiling import spoil, whole_copy
 from kode_core.model import Message, Record, Timeline, ToolUseBlock
 from kode_core.protocols import ExtendedStore
@@ -64,7 +64,7 @@ async def records_changed_in_place_are_saved(ctx: Context) -> None:
                 await _see(ctx, model, kind, agent_id, other, f"a record that was loaded, and {told}")
 
 
-async def _give(ctx: Context, model: StoreModel, writer: Writer, agent_id: str, record: Any) -> None:
+async def _give(ctx: Context, model: StoreModel, writer: WriteMethod, agent_id: str, record: Any) -> None:
     copied = whole_copy(record)
     getattr(model, writer.method)(agent_id, **writer.given(copied))
     await getattr(ctx.store, writer.method)(agent_id, **writer.given(record))
@@ -181,7 +181,7 @@ async def equal_records_of_an_answer_are_not_one(ctx: Context) -> None:
         ctx.equal(sessions[1], kept, f"one of two equal sessions of {what}, after the other was changed")
 
 
-async def _several(ctx: Context, reader: Reader, kind: Kind) -> list[Any]:
+async def _several(ctx: Context, reader: ReadMethod, kind: Kind) -> list[Any]:
     """The records of one answer; none of methods that give one record."""
     method = getattr(ctx.store, reader.method)
     if reader.gives is Gives.LIST:

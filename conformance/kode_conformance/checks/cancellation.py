@@ -33,7 +33,7 @@ class _Tasks:
     def __init__(self) -> None:
         self._first = self._known = len(asyncio.all_tasks())
 
-    async def settle(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until no new task is under way."""
         await asyncio.sleep(0.002)
         for _ in range(200):
@@ -90,7 +90,7 @@ async def _cancel_at_each_step(ctx: Context, other: ExtendedStore, write: Write)
         problem = wanted.problem(await portrait(ctx.store, agent_id), done=is_done)
         if problem is not None:
             raise Violation(f"{write.name}, cancelled after {steps} steps: {problem}")
-        await tasks.settle()
+        await tasks.wait_until_idle()
         await write_on((ctx.store, other)[steps % 2], agent_id, 1000)
         if is_done:
             return
@@ -113,7 +113,7 @@ async def a_fork_cancelled_at_any_step(ctx: Context) -> None:
         if not made.cancelled():
             ctx.equal(sorted(new), sorted(made.result()), "the forks that were acknowledged")
             return
-        await tasks.settle()
+        await tasks.wait_until_idle()
 
 
 def _reads(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[object]]]:
@@ -151,7 +151,7 @@ async def a_read_cancelled_at_any_step(ctx: Context) -> None:
             results = await asyncio.gather(*together)
             if not any(result.cancelled() for result in results):
                 break
-    await tasks.settle()
+    await tasks.wait_until_idle()
     async with asyncio.timeout(30 * ctx.harness.patience):
         for name, read in reads.items():
             for found in await asyncio.gather(*(read() for _ in range(20))):

@@ -18,7 +18,7 @@ from kode_conformance.kills.writes import LOOKS, Portrait, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
-from kode_core.batch import Head, ListRows
+from kode_core.batch import AgentSummary, ListRows
 from kode_core.codec import Body
 from kode_core.engine import Engine
 from kode_core.errors import CorruptRecordError, KodeError
@@ -64,7 +64,7 @@ def _damaged(found: Any) -> Any:
         return Body(found.text.replace("e", "x", 1), found.digest)
     if isinstance(found, ListRows):
         return replace(found, rows=[(_damaged(body), at) for body, at in found.rows])
-    if isinstance(found, Head):
+    if isinstance(found, AgentSummary):
         return found if found.info is None else replace(found, info=_damaged(found.info))
     if isinstance(found, (list, tuple)):
         return [_damaged(found[0]), *found[1:]] if found else found
@@ -82,7 +82,7 @@ PARTS: Final[dict[str, tuple[frozenset[str], str | None, tuple[str, ...]]]] = {
     "media": (frozenset({"docs"}), "media", ("media",)),
     "snapshots": (frozenset({"docs"}), "snapshots", ("snapshots",)),
     "events": (frozenset({"events", "last_event"}), None, ("events",)),
-    "info": (frozenset({"head", "find_sessions"}), None, ("info",)),
+    "info": (frozenset({"summary", "find_sessions"}), None, ("info",)),
 }
 """By part of an agent: the reads that show it, its kind, and the loads that then fail."""
 

@@ -12,11 +12,11 @@ from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_conformance.values.fields import full, of_agent
-from kode_conformance.values.kinds import Kind, Writer, kinds
+from kode_conformance.values.kinds import Kind, WriteMethod, kinds
 from kode_core.errors import LockLostError
 
 
-def _call(kind: Kind, writer: Writer, agent_id: str) -> dict[str, Any]:
+def _call(kind: Kind, writer: WriteMethod, agent_id: str) -> dict[str, Any]:
     return writer.given(of_agent(full(kind.record), agent_id))
 
 

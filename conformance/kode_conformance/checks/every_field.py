@@ -12,7 +12,7 @@ from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, 
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
 from kode_conformance.values.fields import Field, Holds, Values, alone, fields_of, full, made, of_agent, put, value_in
-from kode_conformance.values.kinds import Gives, Kind, Reader, kinds
+from kode_conformance.values.kinds import Gives, Kind, ReadMethod, kinds
 from kode_core.model import AgentInfo
 from kode_core.protocols import ExtendedStore
 
@@ -282,7 +282,7 @@ async def what_was_loaded_can_be_saved(ctx: Context) -> None:
                     await _saved_again(ctx, other, kind, reader, agent_id)
 
 
-async def _saved_again(ctx: Context, other: ExtendedStore, kind: Kind, reader: Reader, agent_id: str) -> None:
+async def _saved_again(ctx: Context, other: ExtendedStore, kind: Kind, reader: ReadMethod, agent_id: str) -> None:
     loaded = await getattr(other, reader.method)(agent_id)
     records = [loaded] if reader.gives is Gives.ONE else list(loaded)
     ctx.true(records and records != [None], f"{reader.method} must give what was saved")

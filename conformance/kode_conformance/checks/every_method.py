@@ -14,7 +14,7 @@ from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import check
 from kode_conformance.values.fields import Field, Holds, fields_of, full, of_agent, put
-from kode_conformance.values.kinds import Kind, Writer, kinds
+from kode_conformance.values.kinds import Kind, WriteMethod, kinds
 from kode_conformance.values.payloads import PAYLOADS
 from kode_core.errors import InvalidArgumentError, InvalidValueError, KodeError
 
@@ -122,7 +122,7 @@ async def every_field_refuses_what_is_of_another_type(ctx: Context) -> None:
     await _unchanged(ctx, StoreModel(), "after values of other types were refused", "b")
 
 
-def _call(kind: Kind, writer: Writer, bad: Any) -> dict[str, Any]:
+def _call(kind: Kind, writer: WriteMethod, bad: Any) -> dict[str, Any]:
     """The call with the bad record among good ones; of a turn, next to all other parts that go with it."""
     several = [full(kind.record, 2), bad, full(kind.record, 3)]
     call: dict[str, Any] = {writer.parameter: several if writer.many else of_agent(bad, "a")}

@@ -369,9 +369,9 @@ async def cancelled_opens_leave_nothing(ctx: Context) -> None:
 @check("OPS-5", under=(Dimension.COSTS, Dimension.INSTANCES))
 async def what_was_passed_in_stays_open(ctx: Context) -> None:
     """A pool or client that was passed in is used, and works on when the stores over it are closed."""
-    if not ctx.harness.has("open_given"):
-        raise Unverified("the harness has no hook open_given: nothing is passed in")
-    given = await ctx.given()
+    if not ctx.harness.has("open_borrowed"):
+        raise Unverified("the harness has no hook open_borrowed: nothing is passed in")
+    given = await ctx.borrowed()
     try:
         for store in (given.store, ctx.store):
             await store.append_messages("a", samples.messages(1))

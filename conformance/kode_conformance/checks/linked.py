@@ -17,7 +17,7 @@ from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.fields import Holds, fields_of, full, of_agent, put
-from kode_conformance.values.kinds import Kind, Writer, kinds
+from kode_conformance.values.kinds import Kind, WriteMethod, kinds
 from kode_core.errors import InvalidValueError
 from kode_core.model import (
     AgentInfo,
@@ -135,7 +135,7 @@ def _worded(kind: Kind, number: int) -> Any:
     return of_agent(record, "a")
 
 
-async def _give(store: Any, writer: Writer, records: Sequence[Any]) -> None:
+async def _give(store: Any, writer: WriteMethod, records: Sequence[Any]) -> None:
     given = [list(records)] if writer.many else records
     for value in given:
         await getattr(store, writer.method)("a", **{writer.parameter: value})

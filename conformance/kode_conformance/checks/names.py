@@ -19,7 +19,7 @@ from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_conformance.values.fields import Field, Holds, fields_of, full, of_agent, put
-from kode_conformance.values.kinds import Gives, Kind, Writer, kinds
+from kode_conformance.values.kinds import Gives, Kind, WriteMethod, kinds
 from kode_core.errors import InvalidArgumentError, LockUnavailableError
 
 _D = Dimension
@@ -132,7 +132,7 @@ async def _driven(method: Callable[..., Any], given: dict[str, Any]) -> Any:
     return await drive(method, given)
 
 
-def _keyed_writers() -> Iterator[tuple[Kind, Field, Writer]]:
+def _keyed_writers() -> Iterator[tuple[Kind, Field, WriteMethod]]:
     for kind in kinds().values():
         key = _key_of(kind)
         if key is not None:
@@ -142,11 +142,11 @@ def _keyed_writers() -> Iterator[tuple[Kind, Field, Writer]]:
 # --- agents -----------------------------------------------------------------------------------------------------------
 
 
-def _of_turn(kind: Kind) -> Writer | None:
+def _of_turn(kind: Kind) -> WriteMethod | None:
     return next((writer for writer in kind.writers if writer.method == "save_turn"), None)
 
 
-def _given(writer: Writer, record: Any) -> Any:
+def _given(writer: WriteMethod, record: Any) -> Any:
     return [record] if writer.many else record
 
 

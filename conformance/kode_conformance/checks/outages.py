@@ -120,7 +120,7 @@ def _reads(ctx: Context) -> dict[str, Callable[[], Awaitable[object]]]:
         "last_bookmark": lambda: store.last_bookmark("a"),
         "read_events": events,
     }
-    if not ctx.harness.has("settle"):
+    if not ctx.harness.has("wait_until_queries_see_all"):
         reads["list"] = lambda: store.list()
         reads["query_sessions"] = lambda: store.query_sessions()
         reads["query_messages"] = lambda: store.query_messages()

@@ -11,8 +11,8 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values.free_form_fields import FIELD_USES, FieldUse, Holds
 from kode_conformance.values.payloads import PAYLOADS, Payload
-from kode_conformance.values.places import PLACES, Holds, Place
 from kode_conformance.values.strategies import hostile_dict, hostile_text, hostile_value, is_exact_json, parts, simpler
 from kode_core.errors import InvalidValueError
 from kode_core.protocols import Store
@@ -24,14 +24,14 @@ _RECORD = 5_000
 """More bytes than there are in a record around a value."""
 
 
-async def _problem(ctx: Context, place: Place, value: Any, agent_id: str) -> str:
+async def _problem(ctx: Context, place: FieldUse, value: Any, agent_id: str) -> str:
     """The fault that shows when *value* is written into the field; empty when there is none."""
     if is_exact_json(value, place.inside):
         return await _not_kept(ctx.store, place, value, agent_id)
     return await _not_refused(ctx, place, value, agent_id)
 
 
-async def _not_kept(store: Store, place: Place, value: Any, agent_id: str) -> str:
+async def _not_kept(store: Store, place: FieldUse, value: Any, agent_id: str) -> str:
     record = place.record(value)
     try:
         await place.save(store, agent_id, record)
@@ -41,7 +41,7 @@ async def _not_kept(store: Store, place: Place, value: Any, agent_id: str) -> st
     return found or ""
 
 
-async def _not_refused(ctx: Context, place: Place, value: Any, agent_id: str) -> str:
+async def _not_refused(ctx: Context, place: FieldUse, value: Any, agent_id: str) -> str:
     old = []
     if place.replaces:
         old = [place.record("old" if place.holds is Holds.TEXT else {"old": [1, 2.0, None]})]
@@ -69,7 +69,7 @@ async def large_values_in_every_field(ctx: Context) -> None:
 async def _matrix(ctx: Context, *, large: bool) -> None:
     limit = ctx.harness.limits.max_payload_bytes
     payloads = [payload for payload in PAYLOADS if _is_large(payload.value) is large and _is_within(limit, payload)]
-    places = list(enumerate(PLACES))
+    places = list(enumerate(FIELD_USES))
     ctx.rng.shuffle(places)
     for p, place in in_time(ctx, places):
         for i, payload in enumerate(payloads):
@@ -100,7 +100,7 @@ def _for_text(value: Any) -> Any:
     return next((v for v in value.values() if type(v) is str), value) if type(value) is dict else value
 
 
-def _random_value(ctx: Context, place: Place) -> Any:
+def _random_value(ctx: Context, place: FieldUse) -> Any:
     if place.holds is Holds.TEXT:
         return hostile_text(ctx.rng)
     while True:
@@ -113,7 +113,7 @@ def _random_value(ctx: Context, place: Place) -> Any:
 async def random_values_in_every_field(ctx: Context) -> None:
     """Hostile values put together at random come back exactly, or are refused without a trace, from every field."""
     for i in in_time(ctx, range(ctx.effort.examples * 10)):
-        place = ctx.rng.choice(PLACES)
+        place = ctx.rng.choice(FIELD_USES)
         value = _random_value(ctx, place)
         problem = await _problem(ctx, place, value, f"{i}")
         if problem:
@@ -122,7 +122,7 @@ async def random_values_in_every_field(ctx: Context) -> None:
             raise Violation(f"the value {value!a:.1000} in {place.name}: {problem}")
 
 
-async def _shortest(ctx: Context, place: Place, value: Any) -> Any:
+async def _shortest(ctx: Context, place: FieldUse, value: Any) -> Any:
     """A simpler value that goes wrong in the same field, as simple as the time allows."""
     until, count, again = time.monotonic() + _SHORTEN_SECONDS, 0, True
     while again:
@@ -146,9 +146,9 @@ async def _shortest(ctx: Context, place: Place, value: Any) -> Any:
 )
 async def random_values_survive_a_restart(ctx: Context) -> None:
     """Hostile values put together at random come back exactly after the store was closed and opened again."""
-    written: list[tuple[Place, Any]] = []
+    written: list[tuple[FieldUse, Any]] = []
     while len(written) < ctx.effort.examples * 2:
-        place = ctx.rng.choice(PLACES)
+        place = ctx.rng.choice(FIELD_USES)
         value = _random_value(ctx, place)
         if is_exact_json(value, place.inside):
             await place.save(ctx.store, f"{len(written)}", place.record(value))

@@ -14,7 +14,7 @@ from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import check
 from kode_conformance.values import samples
-from kode_conformance.values.places import PLACES, Holds
+from kode_conformance.values.free_form_fields import FIELD_USES, Holds
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import (
     Message,
@@ -30,7 +30,7 @@ from kode_core.protocols import ExtendedStore
 @check("VAL-1", under=(Dimension.EQUALS,))
 async def records_are_the_callers(ctx: Context) -> None:
     """A change inside a record after it was saved, or after it was loaded, does not change the stored record."""
-    for number, place in enumerate(place for place in PLACES if place.holds is not Holds.TEXT):
+    for number, place in enumerate(place for place in FIELD_USES if place.holds is not Holds.TEXT):
         value: dict[str, Any] = {"list": [1], "dict": {"x": 0}}
         wanted = [place.record(deepcopy(value))]
         await place.save(ctx.store, f"a{number}", place.record(value))

@@ -15,9 +15,9 @@ from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.fields import Field, Holds
+from kode_conformance.values.free_form_fields import FIELD_USES, FieldUse
+from kode_conformance.values.free_form_fields import Holds as Takes
 from kode_conformance.values.payloads import PAYLOADS, Payload
-from kode_conformance.values.places import PLACES, Place
-from kode_conformance.values.places import Holds as Takes
 from kode_core.errors import InvalidValueError
 from kode_core.model import (
     AgentEvent,
@@ -31,10 +31,10 @@ from kode_core.model import (
 
 _SMALL = [payload for payload in PAYLOADS if "huge" not in payload.name and "100k" not in payload.name]
 _LARGE = [payload for payload in PAYLOADS if payload not in _SMALL]
-_RESULT = next(place for place in PLACES if place.name == "ToolCallRecord.result")
+_RESULT = next(place for place in FIELD_USES if place.name == "ToolCallRecord.result")
 
 
-async def _round_trip(ctx: Context, place: Place, payload: Payload, agent: str) -> None:
+async def _round_trip(ctx: Context, place: FieldUse, payload: Payload, agent: str) -> None:
     record = place.record(payload.value)
     await place.save(ctx.store, agent, record)
     found = difference(await place.load(ctx.store, agent), [record])
@@ -42,7 +42,7 @@ async def _round_trip(ctx: Context, place: Place, payload: Payload, agent: str) 
         raise Violation(f"{payload.name} in {place.name}: {found}")
 
 
-async def _refusal(ctx: Context, place: Place, payload: Payload, agent: str) -> None:
+async def _refusal(ctx: Context, place: FieldUse, payload: Payload, agent: str) -> None:
     old = [place.record({"old": [1, 2.0, None]})] if place.replaces else []
     for record in old:
         await place.save(ctx.store, agent, record)
@@ -110,7 +110,7 @@ async def what_json_cannot_carry_is_refused(ctx: Context) -> None:
     """A value that cannot be stored exactly is refused with the record and the path, and the old value stays."""
     refused = [payload for payload in _SMALL if not payload.is_json]
     every = 1 if ctx.settings.tier > Tier.QUICK else 8
-    for p, place in in_time(ctx, list(enumerate(place for place in PLACES if place.holds is not Takes.TEXT))):
+    for p, place in in_time(ctx, list(enumerate(place for place in FIELD_USES if place.holds is not Takes.TEXT))):
         for i, payload in enumerate(refused[p % every :: every]):
             await _refusal(ctx, place, payload, f"{p}-{i}")
 
@@ -168,7 +168,7 @@ async def falsy_is_not_absent(ctx: Context) -> None:
 @check("VAL-4", under=(Dimension.LENGTHS,))
 async def a_megabyte_in_any_field(ctx: Context) -> None:
     """A string of one megabyte is stored in every free-form field."""
-    places = ctx.rng.sample(PLACES, 12 if ctx.settings.tier is Tier.QUICK else len(PLACES))
+    places = ctx.rng.sample(FIELD_USES, 12 if ctx.settings.tier is Tier.QUICK else len(FIELD_USES))
     for i, place in enumerate(in_time(ctx, places)):
         value = {"s": "x" * 1_000_000} if place.holds is Takes.DICT else "y" * 1_000_000
         await _round_trip(ctx, place, Payload("one megabyte", value), f"{i}")

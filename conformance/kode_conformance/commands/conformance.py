@@ -27,7 +27,7 @@ from kode_conformance.running.replay import read_replay
 from kode_conformance.running.runner import run_suite, selected
 from kode_conformance.settings import Settings, Tier, fresh_seed
 from kode_core.cli.opening import JsonOption
-from kode_core.cli.output import note, print_json
+from kode_core.cli.output import print_json, print_note
 from kode_core.errors import ConfigurationError, InvalidArgumentError
 
 __all__ = ["EXAMPLES", "conformance"]
@@ -241,7 +241,7 @@ def _judge(
     else:
         terminal.print_report(found, command)
     for path in documents.write(found, *files, command):
-        note(f"written: {path}")
+        print_note(f"written: {path}")
     raise typer.Exit(_EXIT[found.verdict])
 
 
@@ -257,7 +257,7 @@ def _until_it_shows(first: Report, again: Callable[[], Report], seconds: float) 
     while not found.failures() and time.monotonic() < until:
         found, runs = again(), runs + 1
     shown = "it failed in run" if found.failures() else "it did not fail in"
-    note(f"this check depends on timing: {shown} {runs}{'' if found.failures() else f' runs, {seconds:g} s'}")
+    print_note(f"this check depends on timing: {shown} {runs}{'' if found.failures() else f' runs, {seconds:g} s'}")
     return found
 
 
@@ -270,7 +270,7 @@ def _run(harness: StoreHarness, settings: Settings, patterns: Sequence[str]) -> 
         except KeyboardInterrupt:
             pass
     failures = [result.check for result in progress.results if result.status in BAD]
-    note(f"interrupted after {len(progress.results)} of {len(checks)} checks")
+    print_note(f"interrupted after {len(progress.results)} of {len(checks)} checks")
     if failures:
-        note(f"failed so far: {', '.join(failures)}")
+        print_note(f"failed so far: {', '.join(failures)}")
     raise typer.Exit(_INTERRUPTED)

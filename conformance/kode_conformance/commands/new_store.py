@@ -68,7 +68,7 @@ _ENGINE: Final = _Kind(
         ("docs, and commit of documents and of delete", "TODO HIS MED"),
         ("events, last_event, and commit of events", "EVT"),
         (
-            "head, rows, rows_at, outline, and commit of lists and info: its preconditions, op_id",
+            "summary, rows, rows_at, outline, and commit of lists and info: its preconditions, op_id",
             "MSG TC TURN VAL SNAP",
         ),
         ("agent_ids, stored_ids, find_sessions, find_rows, stats, totals", "INFO LIFE QRY"),

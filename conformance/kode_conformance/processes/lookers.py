@@ -189,7 +189,9 @@ def looks_of(harness: StoreHarness) -> Mapping[str, Look]:
 
     Pages of rows are left out: the contract promises one instant for loaded lists only.
     """
-    return _LOOKS if "QUERYABLE" in harness.lacks or harness.has("settle") else {**_LOOKS, **_QUERIES}
+    return (
+        _LOOKS if "QUERYABLE" in harness.lacks or harness.has("wait_until_queries_see_all") else {**_LOOKS, **_QUERIES}
+    )
 
 
 async def states(store: ExtendedStore, agent: str, looks: Mapping[str, Look]) -> list[Mapping[str, object]]:

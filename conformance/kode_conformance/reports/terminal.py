@@ -22,7 +22,7 @@ from kode_conformance.reports.tally import AREAS, Tally, by_area, told, told_tie
 from kode_conformance.results import BAD, Report, Result, Status, Verdict
 from kode_conformance.running.runner import versions_of
 from kode_conformance.settings import Settings
-from kode_core.cli.output import console, count, note, one_line, show, show_line, visible
+from kode_core.cli.output import console, count, one_line, print_note, show, show_line, visible
 
 __all__ = ["Progress", "print_header", "print_report"]
 
@@ -86,7 +86,7 @@ class Progress:
         is_late = time.monotonic() - self._told > TELLS_EVERY_S
         if is_late and self._display.disable and done <= len(self._names):
             found = f"; failed: {', '.join(self._fresh)}" if self._fresh else ""
-            note(f"{done} of {len(self._names)} checks{found}")
+            print_note(f"{done} of {len(self._names)} checks{found}")
             self._fresh, self._told = [], time.monotonic()
         self._display.update(
             self._task,

@@ -27,7 +27,7 @@ from kode_conformance.values import samples
 from kode_core import create_extended_store
 from kode_core.cli.app import run
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.state import OpenedHead
 from kode_core.store import EngineStore
 
 __all__ = ["KINDS", "check_beside_writers", "check_repair"]
@@ -72,7 +72,7 @@ async def _die(kind: str, config: Mapping[str, Any]) -> None:
             _dies_at(engine.store, "apply", lambda *_, fresh=False: fresh)
             await store.batch_fork("a", 1)
         elif kind == "the end of a fork":
-            _dies_at(engine.store, "swap", lambda old, *_: old is not None and AgentHead(old).state.reserved)
+            _dies_at(engine.store, "swap", lambda old, *_: old is not None and OpenedHead(old).state.reserved)
             await store.batch_fork("a", 1)
         else:
             _dies_at(engine.store, "swap")

@@ -29,10 +29,10 @@ from kode_core.engines.record.store import (
     EventIndex,
     HeadRecord,
     Item,
+    ItemsPlace,
+    KeyRange,
     Note,
-    Place,
     RecordStore,
-    Span,
     removed,
 )
 from kode_core.errors import PayloadTooLargeError
@@ -43,9 +43,9 @@ __all__ = ["PLACE", "Held", "OpenRecords", "RecordStoreTests", "a_head", "a_mess
 
 OpenRecords: TypeAlias = Callable[[], Awaitable[RecordStore]]
 
-PLACE: Final = Place("a", "0" * 16)
+PLACE: Final = ItemsPlace("a", "0" * 16)
 """Where the items of the tests are."""
-MESSAGES: Final = Span(first="m/", last="m/~")
+MESSAGES: Final = KeyRange(first="m/", last="m/~")
 
 
 def a_head(rev: int = 1, **fields: Any) -> HeadRecord:
@@ -236,12 +236,12 @@ class RecordStoreTests:
         await records.apply(PLACE, [a_message(0, 1), *calls, *events])
 
         async def texts(first: str, last: str, **how: Any) -> list[str]:
-            return [one.body.text for one in await records.items(PLACE, Span(first=first, last=last, **how))]
+            return [one.body.text for one in await records.items(PLACE, KeyRange(first=first, last=last, **how))]
 
         assert await texts("t/", "t/~") == [f"call {n}" for n in range(6)]
         assert await texts("t/h1/", "t/h1/~", by_alt=True) == ["call 1", "call 3", "call 5"]
         assert await texts("t/h1/", "t/h1/~", by_alt=True, descending=True, limit=1) == ["call 5"]
-        found = await records.items(PLACE, Span(first="t/", last="t/~", bodies=False))
+        found = await records.items(PLACE, KeyRange(first="t/", last="t/~", bodies=False))
         assert [(one.key, one.body.digest) for one in found] == [(call.key, call.body.digest) for call in calls]
         assert await texts("e/", "e/~", by_alt=True, limit=3) == ["event 8", "event 7", "event 6"]
         assert await texts("e/", "e/~", channel="b") == ["event 1", "event 4", "event 7"]
@@ -268,12 +268,12 @@ class RecordStoreTests:
         assert list(await records.part_keys(PLACE, "i/a", "i/a")) == [("i/a", 3)]
         assert len(await records.part_keys(PLACE, "a", "z")) == 4
         assert list(await records.part_keys(PLACE, "m/", "m/~")) == []
-        assert list(await records.part_keys(Place("b", PLACE.epoch), "a", "z")) == []
+        assert list(await records.part_keys(ItemsPlace("b", PLACE.epoch), "a", "z")) == []
 
     async def test_notes_are_found_by_time_and_by_agent(self, records: RecordStore) -> None:
         """The oldest first, so many at most, until they are forgotten; whatever an agent is called."""
         names = ["b", "a", "a/b", "é#~", "x" * 100]
-        notes = [Note(Place(name, f"{n:016x}"), 1_700_000_000_000 + n) for n, name in enumerate(names)]
+        notes = [Note(ItemsPlace(name, f"{n:016x}"), 1_700_000_000_000 + n) for n, name in enumerate(names)]
         assert list(await records.notes(2_000_000_000_000, 10)) == []
         for note in (*reversed(notes), notes[0]):
             await records.note(note)

@@ -18,10 +18,10 @@ from kode_core.model import Record
 from kode_core.protocols import ExtendedStore
 from kode_core.query import Page
 
-__all__ = ["Gives", "Kind", "Reader", "Writer", "kinds"]
+__all__ = ["Gives", "Kind", "ReadMethod", "WriteMethod", "kinds"]
 
 
-class Writer(NamedTuple):
+class WriteMethod(NamedTuple):
     """A method that writes a kind, and its parameter.
 
     Attributes:
@@ -50,7 +50,7 @@ class Gives(Enum):
     FOUND = "those that match, one by one"
 
 
-class Reader(NamedTuple):
+class ReadMethod(NamedTuple):
     """A method that gives a kind back."""
 
     method: str
@@ -61,8 +61,8 @@ class Kind(NamedTuple):
     """A kind of record and its methods."""
 
     record: type[Record]
-    writers: Sequence[Writer]
-    readers: Sequence[Reader]
+    writers: Sequence[WriteMethod]
+    readers: Sequence[ReadMethod]
 
     @property
     def is_single(self) -> bool:
@@ -70,7 +70,7 @@ class Kind(NamedTuple):
         return any(reader.gives is Gives.ONE for reader in self.readers)
 
     @property
-    def whole(self) -> Reader:
+    def whole(self) -> ReadMethod:
         """The method that gives all records of an agent."""
         return next(reader for reader in self.readers[::-1] if reader.gives in (Gives.LIST, Gives.ONE, Gives.STREAM))
 
@@ -78,8 +78,8 @@ class Kind(NamedTuple):
 @functools.cache
 def kinds() -> Mapping[type[Record], Kind]:
     """All kinds, by their record type."""
-    writers: dict[type[Record], list[Writer]] = {}
-    readers: list[tuple[type[Record], Reader]] = []
+    writers: dict[type[Record], list[WriteMethod]] = {}
+    readers: list[tuple[type[Record], ReadMethod]] = []
     for name, method in inspect.getmembers(ExtendedStore, inspect.isfunction):
         if name.startswith("_"):
             continue
@@ -88,9 +88,9 @@ def kinds() -> Mapping[type[Record], Kind]:
         if "fence" in hints:
             for parameter, hint in hints.items():
                 for record, many in _records(hint):
-                    writers.setdefault(record, []).append(Writer(name, parameter, many))
+                    writers.setdefault(record, []).append(WriteMethod(name, parameter, many))
         else:
-            readers += [(record, Reader(name, _gives(returned, hints))) for record, _ in _records(returned)]
+            readers += [(record, ReadMethod(name, _gives(returned, hints))) for record, _ in _records(returned)]
     return {
         record: Kind(record, tuple(found), tuple(reader for read, reader in readers if issubclass(read, record)))
         for record, found in writers.items()

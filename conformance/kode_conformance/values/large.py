@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from kode_conformance.calls.ways import held
 from kode_conformance.histories.model import StoreModel
 from kode_conformance.values import samples
-from kode_conformance.values.kinds import Gives, Reader, kinds
+from kode_conformance.values.kinds import Gives, ReadMethod, kinds
 from kode_core.errors import InvalidArgumentError, InvalidValueError, KodeError
 from kode_core.model import (
     AgentEvent,
@@ -162,7 +162,7 @@ def _names(found: Any) -> Iterable[str]:
     return (next(make.name for kind, make in _MAKE.items() if isinstance(one, kind))(one) for one in found or ())
 
 
-async def _given(store: ExtendedStore, agent_id: str, reader: Reader) -> str:
+async def _given(store: ExtendedStore, agent_id: str, reader: ReadMethod) -> str:
     method = getattr(store, reader.method)
     if reader.gives is Gives.STREAM:
         return runs(_names([event async for event in method(agent_id, after_offset=0)]))
@@ -172,11 +172,11 @@ async def _given(store: ExtendedStore, agent_id: str, reader: Reader) -> str:
     return runs(_names(await method(agent_id)))
 
 
-def _look(reader: Reader) -> Look:
+def _look(reader: ReadMethod) -> Look:
     return lambda store, agent_id: _given(store, agent_id, reader)
 
 
-def _readers(call: Large, lacks: Iterable[str], count: int) -> Iterator[tuple[type[Record], Reader]]:
+def _readers(call: Large, lacks: Iterable[str], count: int) -> Iterator[tuple[type[Record], ReadMethod]]:
     """The methods that give the records of the call back in one piece."""
     whole = (TodoSnapshot, AgentInfo) if call.whole else ()
     for record in (*call.lists.values(), *whole):

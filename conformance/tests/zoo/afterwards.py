@@ -91,7 +91,7 @@ class ForgetsTheLongest(EngineStore):
 
     async def get_metrics(self) -> StoreMetrics:
         metrics = await super().get_metrics()
-        recent = max([*self._context.book._recent][-1000:], default=0.0) * 1000
+        recent = max([*self._context.call_metrics._recent][-1000:], default=0.0) * 1000
         return replace(metrics, performance=replace(metrics.performance, max_latency_ms=recent))
 
 

@@ -100,9 +100,9 @@ class WritesAllWithoutItsCache(_Copies):
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         outcomes = await super().commit(batches)
         for batch in batches:
-            head = await self.inner.head(batch.agent_id)
-            if head is not None and batch.messages is not None:
-                self._versions[batch.agent_id] = head.messages.version
+            summary = await self.inner.summary(batch.agent_id)
+            if summary is not None and batch.messages is not None:
+                self._versions[batch.agent_id] = summary.messages.version
         return outcomes
 
 

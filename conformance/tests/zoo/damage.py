@@ -121,7 +121,7 @@ async def _info_damaged(ctx: Context) -> object:
     for agent_id in ("a", "b"):
         await ctx.store.save_info(agent_id, samples.info(agent_id))
     store, damage = await damaging(ctx)
-    damage.verbs = frozenset({"find_sessions", "head"})
+    damage.verbs = frozenset({"find_sessions", "summary"})
     (deleted,) = await asyncio.gather(store.delete_many(template_id="assistant"), return_exceptions=True)
     return isinstance(deleted, BaseException)
 

@@ -44,8 +44,8 @@ class _InfoFirst(Layer):
     pause = 0.0
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
-        head = await self.inner.head(agent_id)
-        if head is None or head.info is None or head.info.body != expect:
+        summary = await self.inner.summary(agent_id)
+        if summary is None or summary.info is None or summary.info.body != expect:
             return False
         for child in children:
             made = Batch(agent_id=child.agent_id, op_id=f"fork-{child.agent_id}", now=now, info=child.info)

@@ -33,7 +33,7 @@ class _Renames(Layer):
     async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if verb == "commit":
             args = ([replace(batch, agent_id=self.named(batch.agent_id)) for batch in args[0]],)
-        elif verb in ("head", "rows", "outline", "docs", "events", "last_event", "stats"):
+        elif verb in ("summary", "rows", "outline", "docs", "events", "last_event", "stats"):
             args = (self.named(args[0]), *args[1:])
         return await call(*args, **kwargs)
 

@@ -155,8 +155,8 @@ class BelievesTheInfo(EngineStore):
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:
         info = await super().load_info(agent_id)
-        head = await self._context.engine.head(agent_id)
-        return info if head is None or head.info is None else decode(AgentInfo, head.info.body, "info")
+        summary = await self._context.engine.summary(agent_id)
+        return info if summary is None or summary.info is None else decode(AgentInfo, summary.info.body, "info")
 
 
 @mutant(

@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 from kode_conformance import Handle
 from kode_conformance.context import Context
-from kode_conformance.harness import Given
+from kode_conformance.harness import BorrowedClient
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 
@@ -184,7 +184,7 @@ class _Client:
 class GivenAClient(OnMemory):
     """Over memory, and a client that is passed in."""
 
-    async def open_given(self, handle: Handle) -> Given:
+    async def open_borrowed(self, handle: Handle) -> BorrowedClient:
         client = _Client()
 
         async def opened() -> Any:
@@ -192,7 +192,7 @@ class GivenAClient(OnMemory):
 
         kind = self.part if issubclass(self.part, _OverAClient) else _OverAClient
         store = await kind(opened, client=client).open()
-        return Given(cast(Store, store), client.use, client.close)
+        return BorrowedClient(cast(Store, store), client.use, client.close)
 
 
 class _OverAClient(EngineStore):
@@ -204,9 +204,9 @@ class _OverAClient(EngineStore):
 
 
 async def _used_after_close(ctx: Context) -> object:
-    if not ctx.harness.has("open_given"):
+    if not ctx.harness.has("open_borrowed"):
         return None
-    given = await ctx.harness.open_given(ctx.handle)
+    given = await ctx.harness.open_borrowed(ctx.handle)
     await cast(Any, given.store).close()
     try:
         return await given.use()

@@ -31,7 +31,7 @@ from kode_core.layers import Layer
 from kode_core.model import Message, ToolResultBlock, ToolUseBlock
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store import EngineStore
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 from kode_core.store.pairing import Pairing
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ class CountsRecords(EngineStore):
     async def append_events(self, agent_id: str, timelines: Any, *, fence: Any = None) -> Sequence[int]:
         offsets = await super().append_events(agent_id, timelines, fence=fence)
         for _ in offsets[1:]:
-            self._context.book.enter(OPS["append_events"], 0.0)
+            self._context.call_metrics.enter(METHODS["append_events"], 0.0)
         return offsets
 
 
@@ -77,7 +77,7 @@ class CountsNoLostLease(EngineStore):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        book = self._context.book
+        book = self._context.call_metrics
         enter = book.enter
 
         def noted(op: Any, seconds: float, error: BaseException | None = None, **about: Any) -> None:
@@ -194,8 +194,8 @@ class CopiesWhatIsListed(Layer):
         engine = JsonFilesEngine(folder)
         await engine.run(folder.open)
         for agent_id in await engine.stored_ids(None, 10_000):
-            head = await engine.head(agent_id)
-            if head is None or head.info is None:
+            summary = await engine.summary(agent_id)
+            if summary is None or summary.info is None:
                 await engine.commit([Batch(agent_id=agent_id, op_id=f"gone {agent_id}", now=0, delete=True)])
         await engine.close()
         return made

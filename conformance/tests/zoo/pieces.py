@@ -79,8 +79,8 @@ class _DeletesTwice(Layer):
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
         for batch in batches:
-            head = await self.inner.head(batch.agent_id) if self.is_mine(batch) else None
-            if head is not None and head.messages.count:
+            summary = await self.inner.summary(batch.agent_id) if self.is_mine(batch) else None
+            if summary is not None and summary.messages.count:
                 emptied = replace(batch, op_id=f"{batch.op_id}1", delete=False, messages=ListWrite(length=0))
                 (outcome,) = await self.inner.commit([emptied])
                 if not isinstance(outcome, Applied):

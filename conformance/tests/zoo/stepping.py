@@ -25,7 +25,7 @@ from kode_core.layers import Layer
 from kode_core.model import now_ms
 from kode_core.query import SessionQuery
 from kode_core.store import EngineStore
-from kode_core.store.book import Book
+from kode_core.store.metrics import CallMetrics
 
 
 async def _saved_an_hour_ago(ctx: Context) -> object:
@@ -267,7 +267,7 @@ async def _counted_elsewhere(ctx: Context) -> object:
         return (await place.store.get_metrics()).operations.saves - before
 
 
-_book = Book()
+_book = CallMetrics()
 
 
 @mutant(
@@ -281,7 +281,7 @@ class CountsForAllStores(EngineStore):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._context.book = _book
+        self._context.call_metrics = _book
 
 
 async def _times_of_two(ctx: Context) -> object:

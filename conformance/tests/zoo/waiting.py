@@ -285,7 +285,7 @@ class ClosesWithoutADeadline(EngineStore):
 
     async def _hang_too(self) -> None:
         if self._context._engine is not None:
-            await self._context.engine.head("nobody")
+            await self._context.engine.summary("nobody")
 
 
 async def _metrics(ctx: Context) -> object:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kode_core.backends.json_files.files import file_name, translated
 from kode_core.backends.json_files.folder import Folder
-from kode_core.backends.json_files.journal import Reader, write_state
+from kode_core.backends.json_files.journal import BodyReader, write_state
 from kode_core.backends.memory.engine import forked
 from kode_core.batch import FORKED_DOCS, Child, Doc, DocKind
 from kode_core.codec import Body
@@ -34,14 +34,14 @@ def copy_docs(folder: Folder, agent_id: str, child_ids: Sequence[str]) -> list[P
         return _make(folder, ((child_id, _with_docs(child_id, docs)) for child_id in child_ids if docs), reader)
 
 
-def _make(folder: Folder, states: Iterable[tuple[str, AgentState]], reader: Reader) -> list[Path]:
+def _make(folder: Folder, states: Iterable[tuple[str, AgentState]], reader: BodyReader) -> list[Path]:
     made: list[Path] = []
     try:
         for agent_id, state in states:
             path = folder.base / f"{file_name(agent_id)}.jsonl"
             with translated(path):
                 made.append(path)
-                write_state(path, state, reader.sound, durable=folder.durable, mode=folder.mode)
+                write_state(path, state, reader.checked, durable=folder.durable, mode=folder.mode)
     except BaseException:
         remove(made)
         raise

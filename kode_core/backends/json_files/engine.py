@@ -21,11 +21,12 @@ from kode_core.backends.json_files.children import copy_docs, fork, remove
 from kode_core.backends.json_files.copies import FolderCopy
 from kode_core.backends.json_files.folder import Folder, UnresolvedError, stripe_of
 from kode_core.backends.json_files.holding import Holder
-from kode_core.backends.json_files.journal import Journal, Reader
+from kode_core.backends.json_files.journal import BodyReader, Journal
 from kode_core.backends.json_files.prepared import PreparedWrite
 from kode_core.backends.json_files.stripes import Stripe
 from kode_core.backends.json_files.threads import Threads
 from kode_core.batch import (
+    AgentSummary,
     Batch,
     Child,
     Doc,
@@ -36,7 +37,6 @@ from kode_core.batch import (
     Fence,
     Found,
     FoundRow,
-    Head,
     ListKind,
     ListRows,
     Outcome,
@@ -101,7 +101,7 @@ class JsonFilesEngine:
         if not task.cancelled():
             task.exception()
 
-    async def _read(self, agent_id: str, read: Callable[[AgentState, Reader], T]) -> T:
+    async def _read(self, agent_id: str, read: Callable[[AgentState, BodyReader], T]) -> T:
         def call() -> T:
             with self.folder.reading(agent_id) as (journal, reader):
                 return read(journal.state, reader)
@@ -207,24 +207,24 @@ class JsonFilesEngine:
 
     # --- reads of one agent
 
-    async def head(self, agent_id: str) -> Head | None:
-        def read(state: AgentState, reader: Reader) -> Head | None:
-            head = state.head()
-            if head is None or head.info is None:
-                return head
-            return replace(head, info=replace(head.info, body=reader.text(head.info.body)))
+    async def summary(self, agent_id: str) -> AgentSummary | None:
+        def read(state: AgentState, reader: BodyReader) -> AgentSummary | None:
+            summary = state.summary()
+            if summary is None or summary.info is None:
+                return summary
+            return replace(summary, info=replace(summary.info, body=reader.text(summary.info.body)))
 
         return await self._read(agent_id, read)
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
-        def read(state: AgentState, reader: Reader) -> ListRows:
+        def read(state: AgentState, reader: BodyReader) -> ListRows:
             rows = state.rows(kind)
             return ListRows(rows.version, [(reader.text(body), created_at) for body, created_at in rows.rows])
 
         return await self._read(agent_id, read)
 
     async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
-        def read(state: AgentState, reader: Reader) -> ListRows:
+        def read(state: AgentState, reader: BodyReader) -> ListRows:
             rows = state.rows_at(kind, start, limit)
             return ListRows(rows.version, [(reader.text(body), created_at) for body, created_at in rows.rows])
 
@@ -234,19 +234,19 @@ class JsonFilesEngine:
         return await self._read(agent_id, lambda state, _: state.outline(kind, keys))
 
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
-        def read(state: AgentState, reader: Reader) -> list[Doc]:
+        def read(state: AgentState, reader: BodyReader) -> list[Doc]:
             return [replace(doc, body=reader.text(doc.body)) for doc in state.docs_of(kind, key)]
 
         return await self._read(agent_id, read)
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        def read(state: AgentState, reader: Reader) -> list[EventRow]:
+        def read(state: AgentState, reader: BodyReader) -> list[EventRow]:
             return [replace(row, body=reader.text(row.body)) for row in state.log.read(span)]
 
         return await self._read(agent_id, read)
 
     async def last_event(self, agent_id: str) -> EventRow | None:
-        def read(state: AgentState, reader: Reader) -> EventRow | None:
+        def read(state: AgentState, reader: BodyReader) -> EventRow | None:
             row = state.log.last()
             return None if row is None else replace(row, body=reader.text(row.body))
 

@@ -34,14 +34,14 @@ _PREFIX: Final = re.compile(rb"#([0-9a-f]{8}) (\d{1,18}) (\d{1,18})\n")
 _PIECE: Final = 1 << 20
 
 
-class _Head(msgspec.Struct, frozen=True):
+class _LineFields(msgspec.Struct, frozen=True):
     kode: str
     format: int
     agent: str
     next_offset: int = 1
 
 
-_head_from = msgspec.json.Decoder(_Head).decode
+_head_from = msgspec.json.Decoder(_LineFields).decode
 
 
 class _Frame(NamedTuple):
@@ -97,7 +97,7 @@ def _frames(fd: int, start: int, size: int) -> Iterator[_Frame]:
         start = frame.end
 
 
-def _rewrite(path: Path, fd: int, head: _Head, frames: list[_Frame], *, durable: bool) -> None:
+def _rewrite(path: Path, fd: int, head: _LineFields, frames: list[_Frame], *, durable: bool) -> None:
     line = first_line(head.agent, head.next_offset)
     parsed = parsed_line(line)
     end = len(line)

@@ -44,7 +44,7 @@ from kode_core.backends.json_files.files import (
     try_lock,
 )
 from kode_core.backends.json_files.first_format import migrate_folder
-from kode_core.backends.json_files.journal import COMPACT_FROM, Frame, Journal, Reader
+from kode_core.backends.json_files.journal import COMPACT_FROM, BodyReader, Frame, Journal
 from kode_core.backends.json_files.leases import LeaseFiles
 from kode_core.backends.json_files.stripes import STRIPES, Stripe, stripe_name, stripe_of
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
@@ -148,7 +148,7 @@ class Folder:
             fd = try_lock(path, self.mode)
         return None if fd is None else Stripe(path, fd, durable=self.durable)
 
-    def leave(self, stripe: Stripe) -> None:
+    def release_stripe(self, stripe: Stripe) -> None:
         """Release the lock of a stripe."""
         with translated(stripe.path):
             unlock(stripe.fd)
@@ -185,7 +185,7 @@ class Folder:
                 self._memory -= self._weights.pop(oldest, 0)
 
     @contextmanager
-    def reading(self, agent_id: str) -> Iterator[tuple[Journal, Reader]]:
+    def reading(self, agent_id: str) -> Iterator[tuple[Journal, BodyReader]]:
         """The agent's journal, refreshed and sound, and the file that contains its texts."""
         journal = self.journal(agent_id)
         with self.scanning(journal) as reader:
@@ -199,7 +199,7 @@ class Folder:
             yield journal, reader
 
     @contextmanager
-    def scanning(self, journal: Journal) -> Iterator[Reader]:
+    def scanning(self, journal: Journal) -> Iterator[BodyReader]:
         """Refresh a journal and keep other threads from using it meanwhile; it may be damaged."""
         with journal.turn, translated(journal.path):
             reading = journal.reading()
@@ -225,7 +225,7 @@ class Folder:
 
     def sound_journals(
         self, left_out: list[str], wanted: Callable[[str], bool] = lambda _: True
-    ) -> Iterator[tuple[Journal, Reader]]:
+    ) -> Iterator[tuple[Journal, BodyReader]]:
         """All readable journals, one after the other; the labels of the others go to *left_out*.
 
         A journal whose name encodes an agent id that is not *wanted* is not read.

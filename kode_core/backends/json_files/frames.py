@@ -44,7 +44,7 @@ from kode_core.codec import Body, digest
 __all__ = [
     "FORMAT",
     "FirstLine",
-    "Found",
+    "FoundFrame",
     "Frame",
     "Located",
     "NoJournalError",
@@ -102,7 +102,7 @@ class _Kind(msgspec.Struct, frozen=True):
     format: int
 
 
-class _Head(msgspec.Struct, frozen=True):
+class _LineFields(msgspec.Struct, frozen=True):
     kode: str
     format: int
     generation: str
@@ -112,7 +112,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 _kind_from = msgspec.json.Decoder(_Kind).decode
-_head_from = msgspec.json.Decoder(_Head).decode
+_head_from = msgspec.json.Decoder(_LineFields).decode
 _frame_from = msgspec.json.Decoder(Frame).decode
 
 
@@ -142,7 +142,7 @@ _END: Final = b'"}\n'
 
 def first_line(agent: str, next_offset: int) -> bytes:
     """The first line of a new file, with nothing acknowledged."""
-    head = _Head("journal", FORMAT, secrets.token_hex(8), agent, next_offset, "")
+    head = _LineFields("journal", FORMAT, secrets.token_hex(8), agent, next_offset, "")
     line = msgspec.json.encode(head)[: -len(_END) + 1]
     return line + pair_bytes((BLANK, BLANK), crc32(line)) + _END
 
@@ -180,7 +180,7 @@ def parsed_line(line: bytes) -> FirstLine:
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
+class FoundFrame(NamedTuple):
     """A frame in a file; the text of each body is its size, as in the header."""
 
     frame: Frame
@@ -252,13 +252,13 @@ def frame_bytes(frame: Frame, start: int, seed: int) -> tuple[Batch | None, byte
     return _placed(batch, start + len(prefix) + len(header)), prefix + header + bodies
 
 
-def frame_at(fd: int, start: int, size: int, seed: int) -> Found | None:
+def frame_at(fd: int, start: int, size: int, seed: int) -> FoundFrame | None:
     """The frame that begins at *start*, in a file of *size* bytes; None if no complete frame does."""
     found = _stated(fd, start, read_at(fd, _LONGEST_PREFIX, start), size, seed)
     return found if found is not None and found.start == start and found.end <= size else None
 
 
-def _stated(fd: int, at: int, raw: bytes, size: int, seed: int) -> Found | None:
+def _stated(fd: int, at: int, raw: bytes, size: int, seed: int) -> FoundFrame | None:
     """The frame that the bytes *raw*, read at *at*, describe, wherever they say that it begins."""
     match = _PREFIX.match(raw)
     if match is None:
@@ -275,10 +275,10 @@ def _stated(fd: int, at: int, raw: bytes, size: int, seed: int) -> Found | None:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     bodies_at = start + match.end() + length + 1
-    return Found(frame, start, bodies_at, bodies_at + bodies_size)
+    return FoundFrame(frame, start, bodies_at, bodies_at + bodies_size)
 
 
-def frames_behind(fd: int, place: int, size: int, seed: int) -> Iterator[Found]:
+def frames_behind(fd: int, place: int, size: int, seed: int) -> Iterator[FoundFrame]:
     """Frames with sound headers anywhere behind *place*, including frames that damage has moved."""
     at = place + 1
     while at < size:

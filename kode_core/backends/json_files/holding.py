@@ -43,7 +43,7 @@ class Holder:
             try:
                 return [call(stripe, *args, **kwargs)]
             finally:
-                self._folder.leave(stripe)
+                self._folder.release_stripe(stripe)
 
         async with self._writers[index]:
             (result,) = await self._until(index, lambda: self._threads.run(attempt))
@@ -73,11 +73,11 @@ class Holder:
             try:
                 yield stripe
             finally:
-                await self._threads.run_whole(self._folder.leave, stripe)
+                await self._threads.run_whole(self._folder.release_stripe, stripe)
 
     def _leave(self, stripe: Stripe | None) -> None:
         if stripe is not None:
-            self._folder.leave(stripe)
+            self._folder.release_stripe(stripe)
 
     def hold_for(self, agent_id: str) -> AbstractAsyncContextManager[Stripe]:
         """Hold the stripe of an agent."""

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from kode_core.authoring.files import open_file
 from kode_core.authoring.modes import PRIVATE
+from kode_core.backends.json_files.byte_ranges import BodyReader, ByteRanges, batches_of, bodies_of
 from kode_core.backends.json_files.cuts import keep
 from kode_core.backends.json_files.files import (
     agent_of,
@@ -36,7 +37,7 @@ from kode_core.backends.json_files.files import (
 from kode_core.backends.json_files.frames import (
     FORMAT,
     FirstLine,
-    Found,
+    FoundFrame,
     Frame,
     Located,
     NoJournalError,
@@ -49,13 +50,12 @@ from kode_core.backends.json_files.frames import (
     read_line,
 )
 from kode_core.backends.json_files.marks import BLANK, SYNCED, Mark, pair_bytes, slot_at, slot_bytes, this_boot
-from kode_core.backends.json_files.spans import Reader, Spans, batches_of, bodies_of
 from kode_core.batch import Batch
 from kode_core.codec import Body
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError, StorageError
 
-__all__ = ["COMPACT_FROM", "Frame", "Journal", "Reader", "write_state"]
+__all__ = ["COMPACT_FROM", "BodyReader", "Frame", "Journal", "write_state"]
 
 _log = logging.getLogger("kode_core.json")
 
@@ -86,7 +86,7 @@ class Journal:
         """Remember nothing; the file is read again when it is needed."""
         self.damage: StorageError | None = None
         self.end = 0
-        self.state = AgentState("", 1, Spans())
+        self.state = AgentState("", 1, ByteRanges())
         self.prepared: Batch | None = None
         self._line: FirstLine | None = None
         self._last = 0
@@ -112,7 +112,7 @@ class Journal:
     # --- reading
 
     @contextmanager
-    def reading(self) -> Iterator[Reader]:
+    def reading(self) -> Iterator[BodyReader]:
         """Read the frames that were written since; inside, the state matches the file that contains its bodies.
 
         ``damage`` is set if the file could not be read to its end; the state then ends before the damage.
@@ -120,7 +120,7 @@ class Journal:
         fd = self._open()
         if fd is None:
             self.forget()
-            yield Reader(-1)
+            yield BodyReader(-1)
             return
         try:
             self._catch_up(fd)
@@ -131,7 +131,7 @@ class Journal:
                 fd = self._open()
                 if fd is not None:
                     self._catch_up(fd)
-            yield Reader(-1 if fd is None else fd, self.label)
+            yield BodyReader(-1 if fd is None else fd, self.label)
         finally:
             if fd is not None:
                 os.close(fd)
@@ -170,7 +170,7 @@ class Journal:
         size = os.fstat(fd).st_size  # read after the marks, which are never ahead of it
         if line.generation != self.generation or size < self.end:
             self.forget()
-            self.state = AgentState(line.agent, line.next_offset, Spans())
+            self.state = AgentState(line.agent, line.next_offset, ByteRanges())
             self.end = line.size
         self._line = line
         self._read_frames(fd, size)
@@ -190,7 +190,7 @@ class Journal:
             self._apply(found.frame.phase, found.placed, found.frame)
             self._last, self.end = self.end, found.end
 
-    def _is_whole(self, fd: int, found: Found, size: int) -> bool:
+    def _is_whole(self, fd: int, found: FoundFrame, size: int) -> bool:
         """True if an unacknowledged frame is complete. A frame that other frames build on may have a damaged body."""
         assert self._line is not None
         following = frame_at(fd, found.end, size, self._line.seed)
@@ -231,7 +231,7 @@ class Journal:
                 return
         assert batch is not None
         if batch.delete:
-            self.state = AgentState(self.state.agent_id, self.state.log.next_offset, Spans())
+            self.state = AgentState(self.state.agent_id, self.state.log.next_offset, ByteRanges())
         self.state.apply(batch, frame.outcome or self.state.outcome(batch))
 
     def _damaged(self, place: int, what: str) -> CorruptRecordError:
@@ -251,7 +251,7 @@ class Journal:
         self.check_owner(agent_id)
         if not self.end:
             self.forget()
-            self.state = AgentState(agent_id, next_offset, Spans())
+            self.state = AgentState(agent_id, next_offset, ByteRanges())
 
     def check_owner(self, agent_id: str) -> None:
         """Check that the file belongs to this agent.

@@ -18,7 +18,7 @@ __all__ = ["LeaseFiles"]
 _log: Final = logging.getLogger("kode_core.json")
 
 
-class _Lease(msgspec.Struct, frozen=True):
+class _StoredLease(msgspec.Struct, frozen=True):
     owner: str
     token: int
     expires: int
@@ -33,7 +33,7 @@ def _check(path: Path, text: bytes) -> bytes:
     return b"%08x\n" % crc32(text, crc32(path.name.encode()))
 
 
-_lease_from = msgspec.json.Decoder(_Lease).decode
+_lease_from = msgspec.json.Decoder(_StoredLease).decode
 
 
 class LeaseFiles:
@@ -46,7 +46,7 @@ class LeaseFiles:
     def _path(self, agent_id: str) -> Path:
         return self._folder / f"{file_name(agent_id)}.json"
 
-    def current(self, agent_id: str) -> _Lease | None:
+    def current(self, agent_id: str) -> _StoredLease | None:
         """The lease that is held now.
 
         A lease whose file is damaged has ended: the writes of its holder are refused (LOCK-5).
@@ -72,7 +72,7 @@ class LeaseFiles:
         """Record that the lease is held for *ttl_ms* from now."""
         boot, now = host_clock()
         path = self._path(agent_id)
-        text = msgspec.json.encode(_Lease(fence.owner, fence.token, now + ttl_ms, boot))
+        text = msgspec.json.encode(_StoredLease(fence.owner, fence.token, now + ttl_ms, boot))
         replace_file(path, iter([text + b"\n" + _check(path, text)]), durable=False, mode=self._mode)
 
     def remove(self, agent_id: str) -> None:

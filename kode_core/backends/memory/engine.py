@@ -17,6 +17,7 @@ import msgspec
 
 from kode_core.batch import (
     FORKED_DOCS,
+    AgentSummary,
     Applied,
     Batch,
     Child,
@@ -27,7 +28,6 @@ from kode_core.batch import (
     EventRow,
     Fence,
     FoundRow,
-    Head,
     ListKind,
     ListRows,
     Outcome,
@@ -109,9 +109,9 @@ class MemoryEngine:
             space.states[agent_id] = state
         return outcome
 
-    async def head(self, agent_id: str) -> Head | None:
+    async def summary(self, agent_id: str) -> AgentSummary | None:
         with self._space.lock:
-            return self._space.state(agent_id).head()
+            return self._space.state(agent_id).summary()
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         with self._space.lock:

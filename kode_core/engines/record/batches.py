@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from kode_core.batch import Batch, MessageIndex, Outcome
 from kode_core.engine import Caller
-from kode_core.engines.record.state import KEPT_OPS, AgentHead, Step
+from kode_core.engines.record.state import KEPT_OPS, OpenedHead, Step
 from kode_core.engines.record.store import Item
 from kode_core.errors import OutcomeUnknownError, PayloadTooLargeError, StoreUnavailableError
 
@@ -109,7 +109,7 @@ class Until(NamedTuple):
         return cls(readers, min(one.since + one.caller.patience * _TURN_SHARE for one in group))
 
 
-def can_take_over(head: AgentHead, batches: Sequence[Batch]) -> bool:
+def can_take_over(head: OpenedHead, batches: Sequence[Batch]) -> bool:
     """Whether a swap can carry this head's pending changes along with its own. Neither may remove anything."""
     state = head.state
     if state.stash is not None or state.doomed or state.reserved or state.has_parts or len(state.pending) > _MOST_TAKEN:
@@ -127,7 +127,7 @@ def may_supplant(batches: Sequence[Batch]) -> bool:
     return len(batches) == 1 and batches[0].delete and batches[0].expect_updated_at is None
 
 
-def is_forgotten(head: AgentHead, batch: Batch, rev: int) -> bool:
+def is_forgotten(head: OpenedHead, batch: Batch, rev: int) -> bool:
     return not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
 
 

@@ -10,7 +10,7 @@ from kode_core.authoring.parallel import each
 from kode_core.authoring.waiting import waited_for
 from kode_core.engines.recent import Recent
 from kode_core.engines.record.io import MovedError, RecordIO
-from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.state import OpenedHead
 from kode_core.errors import KodeError, Retry
 
 __all__ = ["RecordDebts"]
@@ -28,10 +28,10 @@ class RecordDebts:
 
     def __init__(self, io: RecordIO) -> None:
         self._io = io
-        self._owed = Recent[str, AgentHead](_KNOWN)
+        self._owed = Recent[str, OpenedHead](_KNOWN)
         self._payment: asyncio.Task[None] | None = None
 
-    def owe(self, head: AgentHead) -> None:
+    def owe(self, head: OpenedHead) -> None:
         """Remember a head that could not be settled."""
         self._owed[head.record.agent_id] = head
 
@@ -69,9 +69,9 @@ class RecordDebts:
             if now is not None and now.record.rev < owed.record.rev:
                 return False  # a late read: it shows the head before ours
             if now is not None and now.record.rev == owed.record.rev:
-                await self._io.settle(now)
+                await self._io.redo(now)
             else:
-                await self._io.leave(owed.record)
+                await self._io.remove_if_deleted(owed.record)
         except MovedError:
             return False
         except KodeError as exc:

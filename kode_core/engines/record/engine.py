@@ -91,7 +91,7 @@ class RecordEngine:
 
     # --- reading
 
-    head = _verb(RecordReads.head)
+    summary = _verb(RecordReads.summary)
     rows = _verb(RecordReads.rows)
     rows_at = _verb(RecordReads.rows_at)
     outline = _verb(RecordReads.outline)

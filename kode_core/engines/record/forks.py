@@ -17,7 +17,7 @@ from kode_core.engines.record.io import MovedError, RecordIO, wall_clock
 from kode_core.engines.record.plan import new_head, nonce
 from kode_core.engines.record.reads import Instant, RecordReads
 from kode_core.engines.record.recovery import FORK_DEAD_SECONDS
-from kode_core.engines.record.state import KEPT_OPS, AgentHead, Op, State, count_of, doc_span, list_of
+from kode_core.engines.record.state import KEPT_OPS, AppliedOperation, OpenedHead, State, count_of, doc_span, list_of
 from kode_core.engines.record.store import HeadRecord, Item
 from kode_core.errors import KodeError, OutcomeUnknownError, StorageError, StoreBusyError
 
@@ -95,7 +95,7 @@ class RecordForks:
                     if is_done:
                         return
                     in_doubt = in_doubt or is_done is None
-                    await self._io.leave(reserved.record)
+                    await self._io.remove_if_deleted(reserved.record)
         except StorageError as exc:
             if in_doubt:
                 raise doubt from exc
@@ -104,7 +104,7 @@ class RecordForks:
             raise doubt
         raise StoreBusyError(f"fork {child.agent_id!r}: another process keeps removing it, or writes under its id")
 
-    async def _filled(self, old: AgentHead | None, fork: _Fork, child_id: str) -> AgentHead:
+    async def _filled(self, old: OpenedHead | None, fork: _Fork, child_id: str) -> OpenedHead:
         """Reserve the child's head, and put its items at an epoch that readers do not see yet.
 
         Raises:
@@ -113,11 +113,11 @@ class RecordForks:
         has_parts = any(self._io.is_large(item.body.text) for item in fork.items)
         base, state = new_head(child_id), State(reserved=True, has_parts=has_parts)
         if old is not None:
-            old = await self._io.settle(old)
+            old = await self._io.redo(old)
             base = replace(base, rev=old.record.rev)
             doomed = (old.record.epoch,) if old.record.is_used else ()
             state = replace(state, next_offset=old.state.next_offset, ops=old.state.ops, doomed=doomed)
-        reserved = AgentHead.sealed(replace(base, rev=base.rev + 1, updated_at=wall_clock()), state)
+        reserved = OpenedHead.sealed(replace(base, rev=base.rev + 1, updated_at=wall_clock()), state)
         if not await self._io.swap(old, reserved):
             raise MovedError
         rev, place, shown_at = reserved.record.rev + 1, reserved.record.place, time.monotonic()
@@ -132,13 +132,16 @@ class RecordForks:
                 raise MovedError from None  # a late put at this epoch is never read
         return reserved
 
-    async def _named(self, reserved: AgentHead, fork: _Fork, child: Child, op_id: str) -> bool | None:
+    async def _named(self, reserved: OpenedHead, fork: _Fork, child: Child, op_id: str) -> bool | None:
         """Swap the reserved head for the child's. False if the fork was abandoned, None if the answer was lost."""
         latest = max((item.time for item in fork.items if list_of(item.key) is ListKind.MESSAGES), default=None)
         messages, tool_calls = (
             _forked(count_of(fork.parent, kind)) for kind in (ListKind.MESSAGES, ListKind.TOOL_CALLS)
         )
-        ops = (Op(op_id, reserved.record.rev + 1, messages, tool_calls), *reserved.state.ops[: KEPT_OPS - 1])
+        ops = (
+            AppliedOperation(op_id, reserved.record.rev + 1, messages, tool_calls),
+            *reserved.state.ops[: KEPT_OPS - 1],
+        )
         state = replace(reserved.state, reserved=False, ops=ops, latest=latest, is_latest=latest is not None)
         fields = {"updated_at": fork.now, "is_used": True, "messages": messages, "tool_calls": tool_calls}
         whole = reserved.next(state, info=child.info, **fields)
@@ -149,15 +152,15 @@ class RecordForks:
         except OutcomeUnknownError:
             return None
         with suppress(KodeError, MovedError):  # the child exists already; the next process settles it
-            await self._io.settle(forked)
+            await self._io.redo(forked)
         return True
 
-    async def _alive(self, reserved: AgentHead) -> AgentHead:
+    async def _alive(self, reserved: OpenedHead) -> OpenedHead:
         """Bump the revision, so that recovery sees that this fork is still alive."""
         record = reserved.record
         after = reserved.next(reserved.state, updated_at=wall_clock())
         if not await self._io.swap(reserved, after):
-            await self._io.leave(record)
+            await self._io.remove_if_deleted(record)
             raise MovedError
         return after
 

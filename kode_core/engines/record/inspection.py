@@ -12,12 +12,12 @@ from kode_core.batch import EngineIssue
 from kode_core.engines.record.io import RecordIO
 from kode_core.engines.record.reads import Instant, RecordReads
 from kode_core.engines.record.recovery import is_dead_fork
-from kode_core.engines.record.state import AgentHead, event_span, info_spans, position_of, stash_key
-from kode_core.engines.record.store import Place, Span
+from kode_core.engines.record.state import OpenedHead, event_span, info_spans, position_of, stash_key
+from kode_core.engines.record.store import ItemsPlace, KeyRange
 
 __all__ = ["Leaving", "RecordInspection"]
 
-_ANYTHING: Final = Span(first="a", last="z", limit=1, bodies=False)
+_ANYTHING: Final = KeyRange(first="a", last="z", limit=1, bodies=False)
 _ALL_KEYS: Final = ("a", "z")
 _MOST: Final = 100_000
 _REMEDY: Final = "kode doctor --repair removes them"
@@ -28,7 +28,7 @@ _PATIENCE: Final = 2
 class Leaving(NamedTuple):
     """Records at a place that no head refers to."""
 
-    place: Place
+    place: ItemsPlace
     code: str
     text: str
 
@@ -91,10 +91,10 @@ class RecordInspection:
         return found
 
     async def _found(
-        self, agent_id: str, noted: Sequence[Place], head: AgentHead | None, young: Set[Place]
+        self, agent_id: str, noted: Sequence[ItemsPlace], head: OpenedHead | None, young: Set[ItemsPlace]
     ) -> list[Leaving]:
         store, live = self._io.store, None if head is None else head.record.place
-        doomed = [] if head is None else [Place(agent_id, epoch) for epoch in head.state.doomed]
+        doomed = [] if head is None else [ItemsPlace(agent_id, epoch) for epoch in head.state.doomed]
         found = list[Leaving]()
         for place in dict.fromkeys([*noted, *doomed]):
             if place == live:
@@ -111,7 +111,7 @@ class RecordInspection:
             found.append(Leaving(head.record.place, "orphaned_records", text))
         return found
 
-    async def _is_needless(self, head: AgentHead) -> bool:
+    async def _is_needless(self, head: OpenedHead) -> bool:
         """Whether parts lie next to the head that it does not name, such as the parts of a swap that never happened."""
         stash, spans = head.state.stash, [(stash_key(""), stash_key("~")), *info_spans(head.state.info)]
         found = [key for span in spans for key in await self._io.store.part_keys(head.record.place, *span)]

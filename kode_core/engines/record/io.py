@@ -19,8 +19,8 @@ from kode_core.codec import Body
 from kode_core.engines.recent import Recent
 from kode_core.engines.record.plan import new_head, nonce
 from kode_core.engines.record.state import (
-    AgentHead,
     Freed,
+    OpenedHead,
     Overlay,
     Stash,
     State,
@@ -29,7 +29,7 @@ from kode_core.engines.record.state import (
     new_epoch,
     stash_key,
 )
-from kode_core.engines.record.store import Change, Cut, HeadRecord, Item, Note, Place, RecordStore
+from kode_core.engines.record.store import Change, Cut, HeadRecord, Item, ItemsPlace, Note, RecordStore
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, StorageError
 
 __all__ = ["LEFT_SECONDS", "MissingError", "MovedError", "RecordIO", "wall_clock"]
@@ -63,21 +63,21 @@ class RecordIO:
 
     def __init__(self, store: RecordStore) -> None:
         self.store = store
-        self._noted = Recent[Place, float](_KNOWN)
+        self._noted = Recent[ItemsPlace, float](_KNOWN)
 
     # --- heads
 
-    async def head(self, agent_id: str) -> AgentHead | None:
+    async def head(self, agent_id: str) -> OpenedHead | None:
         """The agent's head, or None without one."""
         found = await self.store.heads([agent_id])
-        return AgentHead(found[0]) if found else None
+        return OpenedHead(found[0]) if found else None
 
-    async def head_now(self, agent_id: str) -> AgentHead | None:
+    async def head_now(self, agent_id: str) -> OpenedHead | None:
         """The agent's head, by a read that is never late. Only such a read can prove that a record is lost."""
         found = await self.store.head_now(agent_id)
-        return None if found is None else AgentHead(found)
+        return None if found is None else OpenedHead(found)
 
-    async def sound(self, agent_ids: Sequence[str]) -> tuple[list[AgentHead], list[str]]:
+    async def readable_heads(self, agent_ids: Sequence[str]) -> tuple[list[OpenedHead], list[str]]:
         """The readable heads of these agents, and the names of the damaged ones, which fail only their own agents."""
         if not agent_ids:
             return [], []
@@ -88,9 +88,9 @@ class RecordIO:
             if len(agent_ids) == 1:
                 return [], [exc.record]
             middle = len(agent_ids) // 2
-            (some, damaged), (others, more) = await each(self.sound, (agent_ids[:middle], agent_ids[middle:]))
+            (some, damaged), (others, more) = await each(self.readable_heads, (agent_ids[:middle], agent_ids[middle:]))
             return [*some, *others], [*damaged, *more]
-        heads = [unless_damaged(damaged, AgentHead, record) for record in found]
+        heads = [unless_damaged(damaged, OpenedHead, record) for record in found]
         return [head for head in heads if head is not None], damaged
 
     async def supplant(self, agent_id: str, fence: Fence | None) -> None:
@@ -104,11 +104,11 @@ class RecordIO:
         if remains is None:
             return
         state = State(next_offset=time.time_ns() // 1_000_000, doomed=tuple(remains.epochs))
-        head = AgentHead.sealed(new_head(agent_id), state)
+        head = OpenedHead.sealed(new_head(agent_id), state)
         if await self.store.supplant(remains, head.record, fence):
-            await self.settle(head)
+            await self.redo(head)
 
-    async def swap(self, old: AgentHead | None, new: AgentHead) -> bool:
+    async def swap(self, old: OpenedHead | None, new: OpenedHead) -> bool:
         """Swap a head. After a lost answer the head is read to see which one it is. False if it is not the new one.
 
         Raises:
@@ -123,7 +123,7 @@ class RecordIO:
                 raise doubt from exc
             return list(found) == [new.record]
 
-    async def info(self, head: AgentHead) -> Info | None:
+    async def info(self, head: OpenedHead) -> Info | None:
         """The info of a head, with its whole body."""
         info = head.record.info
         if info is None or head.state.info is None:
@@ -132,11 +132,11 @@ class RecordIO:
         text = await self._text(head.record.place, info_key(name), rev, count)
         return replace(info, body=Body(text, info.body.digest))
 
-    async def overlay(self, head: AgentHead) -> Overlay:
+    async def overlay(self, head: OpenedHead) -> Overlay:
         """The head's pending changes, to be laid over stored items."""
         return Overlay(await self.pending(head))
 
-    async def pending(self, head: AgentHead) -> Sequence[Step]:
+    async def pending(self, head: OpenedHead) -> Sequence[Step]:
         """The head's pending changes, from the head itself or from its stash."""
         stash = head.state.stash
         if stash is None:
@@ -156,20 +156,20 @@ class RecordIO:
         most = self.store.part_bytes
         return len(text) > most or (len(text) > most // 4 and len(text.encode()) > most)
 
-    async def _put_text(self, place: Place, key: str, rev: int, text: bytes) -> int:
+    async def _put_text(self, place: ItemsPlace, key: str, rev: int, text: bytes) -> int:
         """Put a text in parts, and return their number."""
         size = self.store.part_bytes
         parts = [text[i : i + size] for i in range(0, len(text), size)]
         await self.store.put_parts(place, key, rev, parts)
         return len(parts)
 
-    async def _text(self, place: Place, key: str, rev: int, count: int) -> str:
+    async def _text(self, place: ItemsPlace, key: str, rev: int, count: int) -> str:
         parts = await self.store.parts(place, key, rev)
         if len(parts) < count:
             raise MissingError
         return b"".join(parts).decode(errors="replace")  # damaged text is found by its digest
 
-    async def whole(self, place: Place, items: Iterable[Item]) -> list[Item]:
+    async def whole(self, place: ItemsPlace, items: Iterable[Item]) -> list[Item]:
         """The items with their texts, read from parts where necessary."""
 
         async def one(item: Item) -> Item:
@@ -181,26 +181,26 @@ class RecordIO:
         items = list(items)
         return await each(one, items) if any(item.parts for item in items) else items
 
-    async def stash(self, place: Place, rev: int, changes: Sequence[Step]) -> Stash:
+    async def stash(self, place: ItemsPlace, rev: int, changes: Sequence[Step]) -> Stash:
         """Put pending changes that do not fit into the head into parts next to it."""
-        await self.note(place)
+        await self.note_place(place)
         key = stash_key(nonce())
         return Stash(key, await self._put_text(place, key, rev, _encode_changes(changes)))
 
-    async def with_info_beside(self, head: AgentHead) -> AgentHead:
+    async def with_info_beside(self, head: OpenedHead) -> OpenedHead:
         """The head, with a large info body moved into parts next to it."""
         record, info = head.record, head.record.info
         if info is None or len(info.body.text) <= self.store.inline_bytes // 4:
             return head
         name = nonce()
-        await self.note(record.place)
+        await self.note_place(record.place)
         count = await self._put_text(record.place, info_key(name), record.rev, info.body.text.encode())
         record = replace(record, info=replace(info, body=Body("", info.body.digest)))
-        return AgentHead.sealed(record, replace(head.state, info=(name, record.rev, count)))
+        return OpenedHead.sealed(record, replace(head.state, info=(name, record.rev, count)))
 
     # --- items
 
-    async def apply(self, place: Place, steps: Sequence[Step], *, has_parts: bool, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, steps: Sequence[Step], *, has_parts: bool, fresh: bool = False) -> None:
         """Change items, and drop the parts of removed or replaced ones. See ``RecordStore.apply``."""
 
         async def split(change: Change) -> Change:
@@ -219,7 +219,7 @@ class RecordIO:
 
     # --- settling
 
-    async def settle(self, head: AgentHead) -> AgentHead:
+    async def redo(self, head: OpenedHead) -> OpenedHead:
         """Apply the head's pending changes and mark it settled. Any process may do this, and several at once."""
         record, state = head.record, head.state
         if state.is_settled:
@@ -229,28 +229,28 @@ class RecordIO:
         changes = await self.pending(head)
         if changes:
             await self.apply(record.place, changes, has_parts=state.has_parts)
-        return await self.settled(head)
+        return await self.finish_redo(head)
 
-    async def settled(self, head: AgentHead) -> AgentHead:
+    async def finish_redo(self, head: OpenedHead) -> OpenedHead:
         """Mark a head settled after its changes were applied, and remove its stash and its doomed epochs.
 
         The stash is removed last: until the mark is as durable as the head, a crash could lose the mark, and the head
         would need the stash again. No head needs a doomed epoch, so those go before the mark.
         """
         record, state = head.record, head.state
-        await each(lambda epoch: self.remove(Place(record.agent_id, epoch)), state.doomed)
+        await each(lambda epoch: self.remove(ItemsPlace(record.agent_id, epoch)), state.doomed)
         done = head.with_state(replace(state, pending=(), stash=None, doomed=()))
-        await self.tell(done.record, lasting=state.stash is not None)
+        await self.mark_settled(done.record, lasting=state.stash is not None)
         if state.stash is not None:
             await self.store.drop_parts(record.place, stash_key(""), stash_key("~"), record.rev + 1)
         return done
 
-    async def tell(self, record: HeadRecord, *, lasting: bool = False) -> None:
+    async def mark_settled(self, record: HeadRecord, *, lasting: bool = False) -> None:
         """Mark a head settled. If the agent was deleted meanwhile, the items that were applied are removed again."""
         if not await self.store.settle(record, lasting=lasting):
-            await self.leave(record)
+            await self.remove_if_deleted(record)
 
-    async def leave(self, record: HeadRecord) -> None:
+    async def remove_if_deleted(self, record: HeadRecord) -> None:
         """Remove the items at the place of a head, if the agent was deleted since.
 
         A newer head at another epoch proves the delete. An older head proves nothing, as the read may be late.
@@ -259,12 +259,12 @@ class RecordIO:
         if any(head.rev > record.rev and head.epoch != record.epoch for head in now):
             await self.remove(record.place)
 
-    async def remove(self, place: Place) -> None:
+    async def remove(self, place: ItemsPlace) -> None:
         """Remove everything at a place that no head names any more. The note lets a sweep remove late arrivals."""
-        await self.note(place)
+        await self.note_place(place)
         await self.store.drop(place)
 
-    async def note(self, place: Place) -> None:
+    async def note_place(self, place: ItemsPlace) -> None:
         """Note a place for a later sweep, before a record without a head can come to be there."""
         now = time.monotonic()
         noted = self._noted.get(place)
@@ -278,19 +278,19 @@ class RecordIO:
         """The time of notes that are due just now, or of those *times* as old."""
         return wall_clock() - int(times * LEFT_SECONDS * 1000)
 
-    async def _give_up(self, head: AgentHead) -> AgentHead:
+    async def _give_up(self, head: OpenedHead) -> OpenedHead:
         """Abandon a fork whose writer has stopped. A writer that is alive after all sees a new head and starts over."""
         record, state = head.record, head.state
         given_up = replace(state, reserved=False, doomed=(*state.doomed, record.epoch))
         after = head.next(given_up, epoch=new_epoch(), updated_at=0)
         if not await self.swap(head, after):
             raise MovedError
-        return await self.settled(after)
+        return await self.finish_redo(after)
 
     # --- readers that writers have to wait for
 
     @asynccontextmanager
-    async def frozen(self, head: AgentHead) -> AsyncGenerator[AgentHead]:
+    async def frozen(self, head: OpenedHead) -> AsyncGenerator[OpenedHead]:
         """Ask writers to wait while this head is read, and renew the request until then: see :meth:`thawed`.
 
         Raises:
@@ -305,19 +305,19 @@ class RecordIO:
             await asyncio.wait([renewing])  # its last mark must not arrive after the one below
             await self._mark(frozen, None)
 
-    async def _renew(self, head: AgentHead, has_ended: asyncio.Event) -> None:
+    async def _renew(self, head: OpenedHead, has_ended: asyncio.Event) -> None:
         while not await waited_for(has_ended, _FROZEN_SECONDS / 4):
             if not await self._mark(head, nonce()):
                 return
 
-    async def _mark(self, head: AgentHead, sign: str | None) -> bool:
+    async def _mark(self, head: OpenedHead, sign: str | None) -> bool:
         """Change a reader's sign, or take it back with None. False if another writer swapped the head."""
         try:
             return await self.store.settle(head.with_state(replace(head.state, frozen=sign)).record)
         except StorageError:
             return True  # writers go on by themselves when they see no new sign
 
-    async def thawed(self, agent_id: str, until: float) -> AgentHead | None:
+    async def thawed(self, agent_id: str, until: float) -> OpenedHead | None:
         """The agent's head for a writer, once no reader asks writers to wait.
 
         The writer stops waiting at *until*, and for a reader that has given no new sign for a second, as it may be
@@ -336,8 +336,8 @@ class RecordIO:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _FROZEN_SECONDS / 20)
 
-    async def freeze(self, head: AgentHead) -> AgentHead:
-        head = await self.settle(head)
+    async def freeze(self, head: OpenedHead) -> OpenedHead:
+        head = await self.redo(head)
         frozen = head.next(replace(head.state, frozen=nonce()))
         try:
             is_frozen = await self.swap(head, frozen)

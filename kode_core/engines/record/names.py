@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from kode_core.authoring.parallel import each
 from kode_core.batch import Batch
-from kode_core.engines.record.state import UNNAMED, AgentHead, Overlay, name_key, position_of, seq_key, seq_span
-from kode_core.engines.record.store import DocIndex, EventIndex, Item, RecordStore, Span
+from kode_core.engines.record.state import UNNAMED, OpenedHead, Overlay, name_key, position_of, seq_key, seq_span
+from kode_core.engines.record.store import DocIndex, EventIndex, Item, KeyRange, RecordStore
 
 __all__ = ["Name", "known_events", "known_of_batches"]
 
@@ -25,7 +25,7 @@ _SINGLE_SEQS: Final = 4
 _FEW: Final = 64
 
 
-async def known_of_batches(store: RecordStore, head: AgentHead | None, batches: Sequence[Batch]) -> dict[Name, int]:
+async def known_of_batches(store: RecordStore, head: OpenedHead | None, batches: Sequence[Batch]) -> dict[Name, int]:
     """The offsets of the batches' events that are stored already. Events of a seq above the last one cannot be."""
     if head is None or head.state.last_seq is None:
         return {}
@@ -34,7 +34,7 @@ async def known_of_batches(store: RecordStore, head: AgentHead | None, batches: 
     return await known_events(store, head, names) if names else {}
 
 
-async def known_events(store: RecordStore, head: AgentHead, names: Collection[Name]) -> dict[Name, int]:
+async def known_events(store: RecordStore, head: OpenedHead, names: Collection[Name]) -> dict[Name, int]:
     """The offsets of stored events: those with one of the *names*, and the first ones of each seq in them."""
     reading = _Names(store, head)
     seqs = sorted({seq for seq, _ in names})
@@ -58,11 +58,11 @@ async def known_events(store: RecordStore, head: AgentHead, names: Collection[Na
 class _Names:
     """Reads of one agent's events, as its head knows them."""
 
-    def __init__(self, store: RecordStore, head: AgentHead) -> None:
+    def __init__(self, store: RecordStore, head: OpenedHead) -> None:
         self._store = store
         self._head = head
 
-    async def items(self, span: Span) -> list[Item]:
+    async def items(self, span: KeyRange) -> list[Item]:
         record = self._head.record
         stored = [item for item in await self._store.items(record.place, span) if item.rev <= record.rev]
         return Overlay(self._head.state.pending).over(stored, span)
@@ -81,7 +81,7 @@ class _Names:
 
     async def named(self, name: Name) -> int | None:
         key = name_key(*name)
-        for item in await self.items(Span(first=key, last=key, bodies=False)):
+        for item in await self.items(KeyRange(first=key, last=key, bodies=False)):
             if isinstance(item.index, DocIndex):
                 return int(item.index.key)
         return None

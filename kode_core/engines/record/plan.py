@@ -29,9 +29,9 @@ from kode_core.codec import Body
 from kode_core.engines.record.state import (
     KEPT_OPS,
     UNNAMED,
-    AgentHead,
+    AppliedOperation,
     Freed,
-    Op,
+    OpenedHead,
     State,
     Step,
     call_key,
@@ -81,11 +81,11 @@ class Plan:
     def __init__(
         self,
         agent_id: str,
-        old: AgentHead | None,
+        old: OpenedHead | None,
         known: Mapping[tuple[int, bytes], int],
         latest: int | None = None,
     ) -> None:
-        head = AgentHead(new_head(agent_id), State()) if old is None else old
+        head = OpenedHead(new_head(agent_id), State()) if old is None else old
         self.head = head.record
         self.state = replace(head.state, pending=(), stash=None, frozen=None)
         if latest is not None:
@@ -111,9 +111,9 @@ class Plan:
     def changes(self) -> tuple[Step, ...]:
         return (*self._cuts, *self._list_cuts(), *self._freed, *self._list_freed(), *self._puts.values())
 
-    def result(self, state: State) -> AgentHead:
+    def result(self, state: State) -> OpenedHead:
         """The new head, with *state*."""
-        return AgentHead.sealed(replace(self.head, rev=self.rev), state)
+        return OpenedHead.sealed(replace(self.head, rev=self.rev), state)
 
     # --- batches
 
@@ -145,7 +145,7 @@ class Plan:
         """Remember the batch's operation: a retry after a lost answer must not undo later writes."""
         if batch.is_touching:
             self.head = replace(self.head, updated_at=max(self.head.updated_at + 1, batch.now), is_used=True)
-        op = Op(batch.op_id, self.rev, self.head.messages, self.head.tool_calls, first_offset)
+        op = AppliedOperation(batch.op_id, self.rev, self.head.messages, self.head.tool_calls, first_offset)
         self.state = replace(self.state, ops=(op, *self.state.ops[: KEPT_OPS - 1]))
 
     def _delete(self) -> None:

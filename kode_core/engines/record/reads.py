@@ -14,13 +14,13 @@ from msgspec.structs import replace
 from kode_core.authoring.matching import row_matches
 from kode_core.authoring.parallel import each
 from kode_core.batch import (
+    AgentSummary,
     Doc,
     DocKind,
     EventRange,
     EventRow,
     Found,
     FoundRow,
-    Head,
     ListKind,
     ListRows,
     Outline,
@@ -31,7 +31,7 @@ from kode_core.batch import (
 from kode_core.engines.record.io import MissingError, MovedError, RecordIO
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import (
-    AgentHead,
+    OpenedHead,
     Overlay,
     call_span,
     count_of,
@@ -42,7 +42,7 @@ from kode_core.engines.record.state import (
     row_span,
     seq_span,
 )
-from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, Item, Place, Span
+from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, Item, ItemsPlace, KeyRange
 from kode_core.errors import CorruptRecordError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
@@ -62,11 +62,11 @@ _WAITS: Final = 20
 class Instant(NamedTuple):
     """A head and its pending changes."""
 
-    head: AgentHead
+    head: OpenedHead
     overlay: Overlay
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ItemsPlace:
         return self.head.record.place
 
 
@@ -90,7 +90,7 @@ class RecordReads:
             CorruptRecordError: a record of the agent is lost.
             StoreBusyError: other writers change the agent faster than it can be read.
         """
-        missed: AgentHead | None = None
+        missed: OpenedHead | None = None
         began = time.monotonic()
         for attempt in range(_ATTEMPTS):
             head = await (self._io.head(agent_id) if missed is None else self._io.head_now(agent_id))
@@ -114,7 +114,7 @@ class RecordReads:
             await asyncio.sleep(random.uniform(0, min(attempt + 1, 20)) / 1000)  # noqa: S311
         raise StoreBusyError(f"agent {agent_id!r}: other writers change it faster than it can be read; try again")
 
-    async def items(self, instant: Instant, span: Span) -> list[Item]:
+    async def items(self, instant: Instant, span: KeyRange) -> list[Item]:
         """The items of a span at the instant. Texts in parts are not read yet."""
         stored = await self._io.store.items(instant.place, span)
         if any(item.rev > instant.head.record.rev for item in stored):
@@ -129,12 +129,12 @@ class RecordReads:
 
     # --- one agent
 
-    async def head(self, agent_id: str) -> Head | None:
-        async def read(instant: Instant) -> Head | None:
+    async def summary(self, agent_id: str) -> AgentSummary | None:
+        async def read(instant: Instant) -> AgentSummary | None:
             record = instant.head.record
             if record.info is None and not (record.messages.version or record.tool_calls.version):
                 return None
-            return Head(
+            return AgentSummary(
                 agent_id=agent_id,
                 info=await self._io.info(instant.head),
                 updated_at=record.updated_at,
@@ -274,11 +274,11 @@ class RecordReads:
         if row.info.text:
             return row
         try:
-            head = await self.head(row.agent_id)
+            summary = await self.summary(row.agent_id)
         except CorruptRecordError as exc:
             left_out.append(exc.record)
             return None
-        return row if head is None or head.info is None else replace(row, info=head.info.body)
+        return row if summary is None or summary.info is None else replace(row, info=summary.info.body)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
         """The rows that match. Rows of a single agent are read at one instant: no write shows in part (MSG-1)."""
@@ -312,7 +312,7 @@ class RecordReads:
             now = await self._io.head(head.record.agent_id)
             if now is None or now.record != head.record:
                 raise MovedError
-        await self._io.settle(head)
+        await self._io.redo(head)
         raise MovedError
 
     async def _search(self, query: RowQuery) -> Sequence[FoundRow]:
@@ -333,7 +333,7 @@ class RecordReads:
 
     async def _known(self, page: Sequence[FoundItem], query: RowQuery) -> tuple[list[FoundRow], list[str]]:
         """The items that their heads know, as rows, and the names of damaged heads (QRY-9)."""
-        heads, damaged = await self._io.sound(list(dict.fromkeys(found.place.agent_id for found in page)))
+        heads, damaged = await self._io.readable_heads(list(dict.fromkeys(found.place.agent_id for found in page)))
         instants = dict[str, Instant]()
         for head in heads:
             try:
@@ -359,7 +359,7 @@ class RecordReads:
 
         return [found for found in await each(row, page) if found is not None], damaged
 
-    async def _overlay(self, head: AgentHead) -> Overlay:
+    async def _overlay(self, head: OpenedHead) -> Overlay:
         try:
             return await self._io.overlay(head)
         except MovedError:
@@ -395,7 +395,7 @@ def _event_row(item: Item) -> EventRow:
     return EventRow(position_of(item.key), cast(EventIndex, item.index).seq, item.body)
 
 
-def _event_place(span: EventRange) -> Span:
+def _event_place(span: EventRange) -> KeyRange:
     if span.order == "offset":
         return event_span(-1 if span.after is None else span.after[1])
     first = -(2**63) if span.since_seq is None else span.since_seq + 1

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from kode_core.authoring.closing import ended
 from kode_core.authoring.parallel import each
 from kode_core.engines.record.io import MovedError, RecordIO, wall_clock
-from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.state import OpenedHead
 from kode_core.errors import KodeError
 
 __all__ = ["FORK_DEAD_SECONDS", "RecordRecovery", "is_dead_fork"]
@@ -21,7 +21,7 @@ FORK_DEAD_SECONDS: Final = 60.0
 """A fork whose head has not changed for this long counts as dead."""
 
 
-def is_dead_fork(head: AgentHead) -> bool:
+def is_dead_fork(head: OpenedHead) -> bool:
     """Whether the head is of a fork in the making that gave its last sign long ago, by the clock of this process.
 
     If that clock is wrong, a live fork is abandoned, and its writer starts over.
@@ -61,7 +61,7 @@ class RecordRecovery:
     async def _recover(self, *, is_first: bool) -> None:
         """Settle heads that were found unsettled twice, or in the first round; others may have a live writer."""
         found = await self._io.store.unsettled()
-        heads = [head for head in (await self._io.sound(found))[0] if not head.record.is_settled]
+        heads = [head for head in (await self._io.readable_heads(found))[0] if not head.record.is_settled]
         now, seen = time.monotonic(), self._seen
         self._seen = {}
         left = []
@@ -78,9 +78,9 @@ class RecordRecovery:
                 left.append(head)
         await each(self._try_to_settle, left)
 
-    async def _try_to_settle(self, head: AgentHead) -> None:
+    async def _try_to_settle(self, head: OpenedHead) -> None:
         try:
-            await self._io.settle(head)
+            await self._io.redo(head)
         except (MovedError, KodeError):
             return  # another process or a later call settles it
 

@@ -59,7 +59,7 @@ class RecordRepair:
 
     async def _finish(self, run: _Run, agent_ids: list[str]) -> None:
         """Settle the heads that have no live writer."""
-        before, damaged = await run.tell(self._io.sound(agent_ids))
+        before, damaged = await run.tell(self._io.readable_heads(agent_ids))
         run.left += len(damaged)
         left = [head for head in before if not head.record.is_settled]
         if not left:
@@ -75,7 +75,7 @@ class RecordRepair:
                 if head.state.reserved and not is_dead_fork(head):
                     run.left += 1
                     return
-                await self._io.settle(head)
+                await self._io.redo(head)
                 run.finished += 1
             except _NOT_NOW:
                 run.left += 1

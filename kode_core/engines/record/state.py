@@ -11,14 +11,14 @@ import msgspec
 
 from kode_core.batch import DocKind, ListHead, ListKind, ListWrite
 from kode_core.codec import Body
-from kode_core.engines.record.store import Change, Cut, EventIndex, HeadRecord, Item, Span
+from kode_core.engines.record.store import Change, Cut, EventIndex, HeadRecord, Item, KeyRange
 from kode_core.errors import CorruptRecordError
 
 __all__ = [
     "KEPT_OPS",
     "UNNAMED",
-    "AgentHead",
-    "Op",
+    "AppliedOperation",
+    "OpenedHead",
     "Overlay",
     "State",
     "call_key",
@@ -68,8 +68,8 @@ def row_key(kind: ListKind, position: int) -> str:
     return f"{_LIST_PREFIX[kind]}{position:012d}"
 
 
-def row_span(kind: ListKind, first: int = 0, last: int = _LAST_POSITION, *, bodies: bool = True) -> Span:
-    return Span(first=row_key(kind, first), last=row_key(kind, last), bodies=bodies)
+def row_span(kind: ListKind, first: int = 0, last: int = _LAST_POSITION, *, bodies: bool = True) -> KeyRange:
+    return KeyRange(first=row_key(kind, first), last=row_key(kind, last), bodies=bodies)
 
 
 def list_of(key: str) -> ListKind | None:
@@ -86,8 +86,8 @@ def call_key(call_id: str, position: int) -> str:
     return f"t/{_hash(call_id)}/{position:012d}"
 
 
-def call_span(call_id: str) -> Span:
-    return Span(first=call_key(call_id, 0), last=call_key(call_id, _LAST_POSITION), by_alt=True, bodies=False)
+def call_span(call_id: str) -> KeyRange:
+    return KeyRange(first=call_key(call_id, 0), last=call_key(call_id, _LAST_POSITION), by_alt=True, bodies=False)
 
 
 def doc_key(kind: DocKind, key: str) -> str:
@@ -95,20 +95,20 @@ def doc_key(kind: DocKind, key: str) -> str:
     return f"d/{kind.value}/{_hash(key)}"
 
 
-def doc_span(kind: DocKind, key: str | None = None, *, bodies: bool = True) -> Span:
+def doc_span(kind: DocKind, key: str | None = None, *, bodies: bool = True) -> KeyRange:
     first, last = f"d/{kind.value}/", f"d/{kind.value}/{_END}"
     if key is not None:
         first = last = doc_key(kind, key)
-    return Span(first=first, last=last, bodies=bodies)
+    return KeyRange(first=first, last=last, bodies=bodies)
 
 
 def event_key(offset: int) -> str:
     return f"e/{offset:019d}"
 
 
-def event_span(after: int = -1) -> Span:
+def event_span(after: int = -1) -> KeyRange:
     """Events in order of offset, from the one after *after* on."""
-    return Span(first=event_key(max(after + 1, 0)), last=event_key(_LAST_OFFSET))
+    return KeyRange(first=event_key(max(after + 1, 0)), last=event_key(_LAST_OFFSET))
 
 
 def seq_key(seq: int, offset: int) -> str:
@@ -116,10 +116,10 @@ def seq_key(seq: int, offset: int) -> str:
     return f"e/{seq + 2**63:020d}/{offset:019d}"
 
 
-def seq_span(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int = -1, bodies: bool = True) -> Span:
+def seq_span(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int = -1, bodies: bool = True) -> KeyRange:
     """Events in order of (seq, offset), from seq *first* on; of that seq only those after *after_offset*."""
     start = seq_key(first, max(after_offset + 1, 0))
-    return Span(first=start, last=seq_key(last, _LAST_OFFSET), by_alt=True, bodies=bodies)
+    return KeyRange(first=start, last=seq_key(last, _LAST_OFFSET), by_alt=True, bodies=bodies)
 
 
 def name_key(seq: int, digest: bytes) -> str:
@@ -158,7 +158,7 @@ class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, array_li
     pass
 
 
-class Op(_Value, frozen=True):
+class AppliedOperation(_Value, frozen=True):
     """An applied operation: its revision, the lists after it, and the first offset of its events."""
 
     op_id: str
@@ -213,7 +213,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
 
     next_offset: int = 1
     last_seq: int | None = None
-    ops: tuple[Op, ...] = ()
+    ops: tuple[AppliedOperation, ...] = ()
     pending: tuple[Step, ...] = ()
     stash: Stash | None = None
     doomed: tuple[str, ...] = ()
@@ -296,7 +296,7 @@ def _opened(record: HeadRecord) -> State:
         raise CorruptRecordError(f"agent {record.agent_id!r}", "its head is damaged") from None
 
 
-class AgentHead:
+class OpenedHead:
     """A head with its state decoded. The state carries a seal over the whole head.
 
     Raises:
@@ -310,14 +310,14 @@ class AgentHead:
         self.state = _opened(record) if state is None else state
 
     @classmethod
-    def sealed(cls, record: HeadRecord, state: State) -> AgentHead:
+    def sealed(cls, record: HeadRecord, state: State) -> OpenedHead:
         """A head of *record* with this state, sealed for writing."""
         flags = {"is_settled": state.is_settled, "is_numbered": state.is_numbered}
         record, encoded = msgspec.structs.replace(record, **flags), _encode(state)
         seal = _SEALED + _seal(record, encoded)
         return cls(msgspec.structs.replace(record, state=seal + encoded), state)
 
-    def is_still(self, now: AgentHead) -> bool:
+    def is_still(self, now: OpenedHead) -> bool:
         """Whether no record that this head names was removed since: settling removes a stash, later swaps the rest."""
         return (self.record.place, self.record.rev, self.state.stash) == (
             now.record.place,
@@ -325,11 +325,11 @@ class AgentHead:
             now.state.stash,
         )
 
-    def with_state(self, state: State) -> AgentHead:
+    def with_state(self, state: State) -> OpenedHead:
         """The same revision with another state, sealed for writing."""
         return self.sealed(self.record, state)
 
-    def next(self, state: State, **changes: Any) -> AgentHead:
+    def next(self, state: State, **changes: Any) -> OpenedHead:
         """The next revision, with this state and these other fields of the record, sealed for writing."""
         return self.sealed(msgspec.structs.replace(self.record, rev=self.record.rev + 1, **changes), state)
 
@@ -351,7 +351,7 @@ class Overlay:
             elif isinstance(step, Item):
                 self._put[step.key] = step
 
-    def over(self, stored: Sequence[Item], span: Span) -> list[Item]:
+    def over(self, stored: Sequence[Item], span: KeyRange) -> list[Item]:
         """The items of *span* in its order, made from the *stored* ones and the pending changes."""
         kept = {i.key: i for i in stored if not (i.is_removed or i.key in self._put or self._is_cut(i))}
         put = [item for item in self._put.values() if is_in(item, span)]
@@ -369,11 +369,11 @@ class Overlay:
         return any(cut.first <= item.key <= cut.last and item.rev < cut.rev for cut in self._cuts)
 
 
-def _key(item: Item, span: Span) -> str:
+def _key(item: Item, span: KeyRange) -> str:
     return (item.alt or "") if span.by_alt else item.key
 
 
-def is_in(item: Item, span: Span) -> bool:
+def is_in(item: Item, span: KeyRange) -> bool:
     """Whether a span includes an item."""
     of_channel = span.channel is None or (isinstance(item.index, EventIndex) and item.index.channel == span.channel)
     return of_channel and span.first <= _key(item, span) <= span.last

@@ -44,17 +44,17 @@ __all__ = [
     "HeadRecord",
     "Item",
     "ItemIndex",
+    "ItemsPlace",
+    "KeyRange",
     "Note",
-    "Place",
     "RecordStore",
     "Remains",
     "Removed",
-    "Span",
     "removed",
 ]
 
 
-class Place(NamedTuple):
+class ItemsPlace(NamedTuple):
     """The place of an agent's items. Every delete changes the epoch, which has 16 hexadecimal digits."""
 
     agent_id: str
@@ -133,7 +133,7 @@ class Cut(_Value, frozen=True, kw_only=True, tag="cut"):
 Change: TypeAlias = Item | Cut
 
 
-class Span(_Value, frozen=True, kw_only=True):
+class KeyRange(_Value, frozen=True, kw_only=True):
     """A range of items: keys from ``first`` to ``last``, both inclusive, in their order.
 
     Attributes:
@@ -178,12 +178,12 @@ class HeadRecord(_Value, frozen=True, kw_only=True):
     is_numbered: bool = False
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ItemsPlace:
         """The place of the head's items."""
-        return Place(self.agent_id, self.epoch)
+        return ItemsPlace(self.agent_id, self.epoch)
 
     @property
-    def may_be_forgotten(self) -> bool:
+    def is_tombstone(self) -> bool:
         """True for the tombstone of a deleted agent: it may be dropped after a day."""
         return self.is_settled and not self.is_used and self.info is None and not self.is_numbered
 
@@ -204,7 +204,7 @@ class Remains(NamedTuple):
 class FoundItem(NamedTuple):
     """An item that a query found. The engine checks whether its head still knows it."""
 
-    place: Place
+    place: ItemsPlace
     item: Item
 
 
@@ -214,7 +214,7 @@ class Note(NamedTuple):
     ``at`` is in milliseconds of its writer's clock; 0 if an index shows records at the place and it has no note.
     """
 
-    place: Place
+    place: ItemsPlace
     at: int
 
 
@@ -295,11 +295,11 @@ class RecordStore(Protocol):
 
     # --- items
 
-    async def items(self, place: Place, span: Span) -> Sequence[Item]:
+    async def items(self, place: ItemsPlace, span: KeyRange) -> Sequence[Item]:
         """The items of a span, and the marks of removed items, which have no ``alt`` and no channel."""
         ...
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         """Put items, each unless its key has one of the same or a greater ``rev``, and apply cuts. Durable.
 
         The order is free: cuts remove older revisions than the items put with them, and an item replaces a mark of its
@@ -309,7 +309,7 @@ class RecordStore(Protocol):
         """
         ...
 
-    async def drop(self, place: Place) -> None:
+    async def drop(self, place: ItemsPlace) -> None:
         """Remove all items, marks and parts at a place. Durable. Records that are put there meanwhile may stay.
 
         It calls ``CALLER.get().goes_on()`` after each step, because a large place takes longer than a call may.
@@ -318,25 +318,25 @@ class RecordStore(Protocol):
 
     # --- parts
 
-    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+    async def put_parts(self, place: ItemsPlace, key: str, rev: int, parts: Sequence[bytes]) -> None:
         """Put parts of at most ``part_bytes`` under a revision and a key, which has the form of an item's key. Durable.
 
         The engine never puts other parts under the same key and revision.
         """
         ...
 
-    async def parts(self, place: Place, key: str, rev: int) -> Sequence[bytes]:
+    async def parts(self, place: ItemsPlace, key: str, rev: int) -> Sequence[bytes]:
         """The parts in their order; fewer when they are being removed."""
         ...
 
-    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+    async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
         """Remove the parts with keys from *first* to *last*, both inclusive, and revisions below *rev*. Durable.
 
         Newer parts must stay: writers put the parts of a revision before they commit it.
         """
         ...
 
-    async def part_keys(self, place: Place, first: str, last: str) -> Sequence[tuple[str, int]]:
+    async def part_keys(self, place: ItemsPlace, first: str, last: str) -> Sequence[tuple[str, int]]:
         """The keys of parts from *first* to *last*, both inclusive, each with its revision."""
         ...
 

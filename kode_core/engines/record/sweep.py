@@ -28,8 +28,8 @@ from kode_core.authoring.parallel import each
 from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.plan import new_head
 from kode_core.engines.record.recovery import RecordRecovery
-from kode_core.engines.record.state import AgentHead, State, info_spans, stash_key
-from kode_core.engines.record.store import Note, Place
+from kode_core.engines.record.state import OpenedHead, State, info_spans, stash_key
+from kode_core.engines.record.store import ItemsPlace, Note
 from kode_core.errors import KodeError
 
 __all__ = ["RecordSweep"]
@@ -100,7 +100,7 @@ class RecordSweep:
         for place in dict.fromkeys(note.place for note in await self._io.store.notes_of(agent_id)):
             await self.sweep_place(place)
 
-    async def sweep_place(self, place: Place) -> None:
+    async def sweep_place(self, place: ItemsPlace) -> None:
         """Remove the records at a place that no head refers to.
 
         Raises:
@@ -115,15 +115,15 @@ class RecordSweep:
         for first, last in info_spans(record.state.info):
             await self._io.store.drop_parts(place, first, last, until)
 
-    async def _fence(self, agent_id: str) -> AgentHead:
+    async def _fence(self, agent_id: str) -> OpenedHead:
         """Settle the head and swap it for itself. An agent without a head gets the head of a deleted agent."""
         for _ in range(_ATTEMPTS):
             head = await self._io.head(agent_id)
             if head is not None and head.state.reserved:
                 break
             if head is not None:
-                head = await self._io.settle(head)
-            before = AgentHead(new_head(agent_id), State()) if head is None else head
+                head = await self._io.redo(head)
+            before = OpenedHead(new_head(agent_id), State()) if head is None else head
             after = before.next(replace(before.state, frozen=None))
             if await self._io.swap(head, after):
                 return after

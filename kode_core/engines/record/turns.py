@@ -20,9 +20,9 @@ import time
 from typing import Final
 
 from kode_core.engines.recent import Recent
-from kode_core.engines.record.state import AgentHead
+from kode_core.engines.record.state import OpenedHead
 
-__all__ = ["Turn", "Turns"]
+__all__ = ["WriterSlot", "WriterSlots"]
 
 _KNOWN: Final = 512
 _MOST_SWAPS: Final = 12
@@ -40,7 +40,7 @@ _SLOWEST: Final = 1.0
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
 
 
-class Turn:
+class WriterSlot:
     """The state of one writer's turns with one agent."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Turn:
 
     # --- before a swap
 
-    def goes_on(self, head: AgentHead) -> bool:
+    def goes_on(self, head: OpenedHead) -> bool:
         """Whether the writer may go on from the head that it wrote itself. If not, its turn is over."""
         if not self._is_met:
             return True
@@ -68,7 +68,7 @@ class Turn:
             self._wait(head)
         return self._since is None and time.monotonic() - self._last_at < _MOST_SWAPS * self.pace
 
-    def may_swap(self, head: AgentHead) -> bool:
+    def may_swap(self, head: OpenedHead) -> bool:
         """Whether the writer may swap a head that it has just read. If not, it reads again after :meth:`pause`."""
         rev, end = head.record.rev, head.state.turn_ends
         if rev in (self._last, end) or rev > end or self._is_slow(rev):
@@ -94,7 +94,7 @@ class Turn:
         pause, self._pause = self._pause, 0.0
         return pause and min(max(pause, _LEAST_PAUSE), _MOST_PAUSE)
 
-    def said(self, old: AgentHead | None) -> dict[str, int]:
+    def said(self, old: OpenedHead | None) -> dict[str, int]:
         """The fields of the next head that concern turns."""
         if old is None or not self._is_met:
             return {"others": 0 if old is None else old.state.others, "turn_ends": 0}
@@ -108,7 +108,7 @@ class Turn:
 
     # --- after it
 
-    def lost(self, head: AgentHead | None, seconds: float) -> None:
+    def lost(self, head: OpenedHead | None, seconds: float) -> None:
         """Record that another writer was faster than a swap of this head, which took *seconds*."""
         if head is None:
             return
@@ -121,7 +121,7 @@ class Turn:
             self._pause = max(self.pace, _LEAST_PAUSE) * random.uniform(0, 1)  # noqa: S311
         self._seen, self._seen_at = head.record.rev, time.monotonic()
 
-    def won(self, head: AgentHead | None, seconds: float) -> None:
+    def won(self, head: OpenedHead | None, seconds: float) -> None:
         """Record that a swap of this head succeeded and took *seconds*."""
         self.pace = seconds if not self.pace else self.pace + (seconds - self.pace) / 4
         if head is None:
@@ -132,25 +132,25 @@ class Turn:
         self._done += 1
         self._last, self._last_at, self._seen = head.record.rev + 1, time.monotonic(), None
 
-    def _most_swaps(self, head: AgentHead) -> int:
+    def _most_swaps(self, head: OpenedHead) -> int:
         seconds = _LONG_TURN if head.state.others * self.pace < _LONG_ROUND else _SHORT_TURN
         return max(2, min(_MOST_SWAPS, int(seconds / max(self.pace, _LEAST_PAUSE))))
 
-    def _wait(self, head: AgentHead) -> None:
+    def _wait(self, head: OpenedHead) -> None:
         self._since, self._since_at = head.record.rev, time.monotonic()
         self._due = head.state.others * random.uniform(_SOONEST, _LATEST)  # noqa: S311
         self._pause = max(self._due, 1) * max(self.pace, _LEAST_PAUSE)
 
 
-class Turns:
+class WriterSlots:
     """The turns of a process with all agents that it writes."""
 
     def __init__(self) -> None:
-        self._turns = Recent[str, Turn](_KNOWN)
+        self._slots = Recent[str, WriterSlot](_KNOWN)
 
-    def of(self, agent_id: str) -> Turn:
+    def of(self, agent_id: str) -> WriterSlot:
         """The writer's turns with an agent."""
-        turn = self._turns.get(agent_id)
-        if turn is None:
-            turn = self._turns[agent_id] = Turn()
-        return turn
+        slot = self._slots.get(agent_id)
+        if slot is None:
+            slot = self._slots[agent_id] = WriterSlot()
+        return slot

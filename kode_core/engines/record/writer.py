@@ -45,10 +45,10 @@ from kode_core.engines.record.debts import RecordDebts
 from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.names import known_of_batches
 from kode_core.engines.record.plan import Plan
-from kode_core.engines.record.state import AgentHead, Overlay, Step, info_key, is_of_log, row_span
+from kode_core.engines.record.state import OpenedHead, Overlay, Step, info_key, is_of_log, row_span
 from kode_core.engines.record.store import HeadRecord, Item
 from kode_core.engines.record.sweep import RecordSweep
-from kode_core.engines.record.turns import Turn, Turns
+from kode_core.engines.record.turns import WriterSlot, WriterSlots
 from kode_core.errors import (
     CorruptRecordError,
     KodeError,
@@ -83,9 +83,9 @@ class RecordWriter:
         self._queues: dict[str, deque[Waiting]] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
-        self._heads = Recent[str, AgentHead](_CACHED)
+        self._heads = Recent[str, OpenedHead](_CACHED)
         self._newest = Recent[str, tuple[int, str]](_CACHED)
-        self._turns = Turns()
+        self._slots = WriterSlots()
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
@@ -169,12 +169,12 @@ class RecordWriter:
         doubt: int | None = None
         doubted_at = 0.0
         was_lost = False
-        turn, until = self._turns.of(agent_id), Until.of(group)
+        slot, until = self._slots.of(agent_id), Until.of(group)
         for attempt in range(_ATTEMPTS):
             if doubt is None and attempt and time.monotonic() > until.turn:
                 break  # busy: the caller learns in time that nothing was written
             try:
-                old, is_fresh = await self._head(agent_id, batches, turn, until, in_doubt=doubt is not None)
+                old, is_fresh = await self._head(agent_id, batches, slot, until, in_doubt=doubt is not None)
                 known = await known_of_batches(self._io.store, old, batches)
                 plan = Plan(agent_id, old, known, await self._latest(old, batches))
             except MovedError:
@@ -207,10 +207,10 @@ class RecordWriter:
             check_wanted(group, in_doubt=doubt is not None)
             began = time.monotonic()
             try:
-                if await self._swap(old, plan, group, turn):
-                    turn.won(old, time.monotonic() - began)
+                if await self._swap(old, plan, group, slot):
+                    slot.won(old, time.monotonic() - began)
                     return outcomes
-                turn.lost(old, time.monotonic() - began)
+                slot.lost(old, time.monotonic() - began)
             except OutcomeUnknownError:
                 now = time.monotonic()
                 if doubt is None:  # a first head may have begun at another writer's random revision
@@ -243,19 +243,19 @@ class RecordWriter:
             raise
 
     async def _head(
-        self, agent_id: str, batches: Sequence[Batch], turn: Turn, until: Until, *, in_doubt: bool
-    ) -> tuple[AgentHead | None, bool]:
+        self, agent_id: str, batches: Sequence[Batch], slot: WriterSlot, until: Until, *, in_doubt: bool
+    ) -> tuple[OpenedHead | None, bool]:
         """The head to plan on, and whether it was just read. This waits for readers and for the writer's turn.
 
         The head is settled, or the swap can take over its pending changes. A delete alone accepts any pending changes,
         even damaged ones, because they go with the epoch.
         """
         known = self._heads.get(agent_id)
-        if known is not None and turn.goes_on(known):
+        if known is not None and slot.goes_on(known):
             self._heads.move_to_end(agent_id)
             return known, False
         self.forget(agent_id)
-        head = await self._awaited(agent_id, turn, until)
+        head = await self._awaited(agent_id, slot, until)
         if head is not None:
             self._newest[agent_id] = head.record.rev, head.record.epoch
         is_delete = len(batches) == 1 and batches[0].delete
@@ -265,27 +265,27 @@ class RecordWriter:
             return head, True
         if not in_doubt and can_take_over(head, batches):
             return head, True
-        return await self._io.settle(head), True
+        return await self._io.redo(head), True
 
-    async def _awaited(self, agent_id: str, turn: Turn, until: Until) -> AgentHead | None:
+    async def _awaited(self, agent_id: str, slot: WriterSlot, until: Until) -> OpenedHead | None:
         """The agent's head, when it is the writer's turn."""
         while True:
-            pause, rest = turn.pause(), until.turn - time.monotonic()
+            pause, rest = slot.pause(), until.turn - time.monotonic()
             if pause:
                 await asyncio.sleep(max(min(pause, rest), 0))
             head = await self._io.thawed(agent_id, until.readers)
-            if head is None or turn.may_swap(head) or pause >= rest:
+            if head is None or slot.may_swap(head) or pause >= rest:
                 return head
 
-    async def _swept(self, agent_id: str, head: AgentHead | None) -> AgentHead | None:
+    async def _swept(self, agent_id: str, head: OpenedHead | None) -> OpenedHead | None:
         """The head of a deleted agent that is deleted again: its leavings are removed at once (LIFE-3)."""
         if head is not None:
-            await self._io.settle(head)
+            await self._io.redo(head)
         await self._sweep.sweep_agent(agent_id)
         head = await self._io.head(agent_id)
-        return None if head is None else await self._io.settle(head)
+        return None if head is None else await self._io.redo(head)
 
-    async def _latest(self, old: AgentHead | None, batches: Sequence[Batch]) -> int | None:
+    async def _latest(self, old: OpenedHead | None, batches: Sequence[Batch]) -> int | None:
         """The greatest message time, read from the items; None if the plan does not need it.
 
         A plan needs it for an append that may be older, if the head lacks it: after an edit or an earlier release.
@@ -302,7 +302,7 @@ class RecordWriter:
 
     # --- one swap
 
-    async def _swap(self, old: AgentHead | None, plan: Plan, group: Sequence[Waiting], turn: Turn) -> bool:
+    async def _swap(self, old: OpenedHead | None, plan: Plan, group: Sequence[Waiting], slot: WriterSlot) -> bool:
         """Swap *old* for the plan's head and apply its changes. False if another writer was faster.
 
         Few and small changes are written with the head. Others are pending in the head or a stash until applied.
@@ -311,12 +311,12 @@ class RecordWriter:
         taken = old.state.pending if old is not None and old.record.epoch == plan.head.epoch else ()
         check_indexes(changes)
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
-        state = replace(plan.state, has_parts=plan.state.has_parts or large, **turn.said(old))
+        state = replace(plan.state, has_parts=plan.state.has_parts or large, **slot.said(old))
         head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
         is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
         if is_replacing_info:
-            await self._before_swap(io.note(head.record.place))
+            await self._before_swap(io.note_place(head.record.place))
         together = together_with(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
         if together is not None and not (state.doomed or taken):
             if not await io.store.swap(before, head.record, fence, together):
@@ -341,8 +341,8 @@ class RecordWriter:
             raise not_written(exc) from exc
 
     async def _with_pending(
-        self, head: AgentHead, changes: Sequence[Step], old: AgentHead | None, taken: Sequence[Step]
-    ) -> tuple[AgentHead, tuple[Step, ...]]:
+        self, head: OpenedHead, changes: Sequence[Step], old: OpenedHead | None, taken: Sequence[Step]
+    ) -> tuple[OpenedHead, tuple[Step, ...]]:
         """The head with its pending changes, and these: the ones taken over from the old head, and its own."""
         steps = (*taken, *changes)
         if not steps:
@@ -351,17 +351,17 @@ class RecordWriter:
         if len(pending.record.state) <= self._io.store.inline_bytes:
             return pending, steps
         if taken and old is not None:
-            await self._io.settle(old)
+            await self._io.redo(old)
             return await self._with_pending(head, changes, old, ())
         stash = await self._io.stash(head.record.place, head.record.rev, steps)
         return head.with_state(replace(head.state, stash=stash)), steps
 
-    async def _unstash(self, head: AgentHead) -> None:
+    async def _unstash(self, head: OpenedHead) -> None:
         stash, rev = head.state.stash, head.record.rev
         if stash is not None:
             await self._io.store.drop_parts(head.record.place, stash.key, stash.key, rev + 1)
 
-    async def _finish(self, head: AgentHead, changes: Sequence[Step]) -> None:
+    async def _finish(self, head: OpenedHead, changes: Sequence[Step]) -> None:
         """Apply committed changes. A failure is no failure of the write: this or another process tries again soon."""
         record, state = head.record, head.state
         try:
@@ -369,7 +369,7 @@ class RecordWriter:
                 await self._io.apply(record.place, changes, has_parts=state.has_parts)
             done = head.with_state(replace(state, pending=(), stash=None, doomed=()))
             if state.doomed or state.stash is not None:
-                await self._io.settled(head)
+                await self._io.finish_redo(head)
             else:
                 self.spawn(self._settle(done, self._pause_after(record, changes)))
             self._remember(done)
@@ -385,7 +385,7 @@ class RecordWriter:
         is_log = all(isinstance(change, Item) and is_of_log(change.key) for change in changes)
         return _SETTLE_EVENTS_SECONDS if is_alone and is_log else _SETTLE_SECONDS
 
-    async def _settle(self, head: AgentHead, seconds: float) -> None:
+    async def _settle(self, head: OpenedHead, seconds: float) -> None:
         """Mark a head settled, unless the next swap comes first and does it for free.
 
         A swap to another epoch does so only if no other writer came between: otherwise the changes may have been
@@ -396,18 +396,18 @@ class RecordWriter:
         is_said = rev > head.record.rev and (epoch == head.record.epoch or rev == head.record.rev + 1)
         try:
             if not is_said:
-                await self._io.tell(head.record)
+                await self._io.mark_settled(head.record)
         except StorageError:
             return  # it stays unsettled: applying the changes again is harmless
 
-    async def _forget_info(self, head: AgentHead) -> None:
+    async def _forget_info(self, head: OpenedHead) -> None:
         """Remove the parts of the info that a swap replaced, and of all before it."""
         try:
             await self._io.store.drop_parts(head.record.place, info_key(""), info_key("~"), head.record.rev)
         except StorageError:
             return
 
-    def _remember(self, head: AgentHead) -> None:
+    def _remember(self, head: OpenedHead) -> None:
         agent_id, record = head.record.agent_id, head.record
         self.forget(agent_id)
         self._newest[agent_id] = record.rev, record.epoch

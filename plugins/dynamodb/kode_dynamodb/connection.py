@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import aioboto3
 from aiobotocore.config import AioConfig
 
-from kode_core.authoring.calls import made
+from kode_core.authoring.calls import call_driver
 from kode_core.authoring.parallel import each
 from kode_core.errors import ConfigurationError, KodeError, StoreBusyError
 from kode_dynamodb.errors import DRIVER_ERRORS, is_in_doubt, is_refused, is_throttled, is_transient, to_kode_error
@@ -64,7 +64,7 @@ class Connection:
     """
 
     def __init__(self, client: Any, options: DynamoDBOptions, release: Callable[[], Awaitable[None]]) -> None:
-        self.place = options.place
+        self.address = options.address
         self.table = options.table
         self.units: Counter[str] = Counter()
         self._client = client
@@ -113,7 +113,7 @@ class Connection:
         except DRIVER_ERRORS as exc:
             if is_refused(exc):
                 raise _RefusedError from exc
-            raise to_kode_error(exc, self.place, writes=writes) from exc
+            raise to_kode_error(exc, self.address, writes=writes) from exc
         if self._counted:
             self._count(found, "write" if writes else "read")
         return found
@@ -128,7 +128,7 @@ class Connection:
         while True:
             try:
                 async with self._gate, asyncio.timeout(self._seconds):
-                    return await made(call)
+                    return await call_driver(call)
             except TimeoutError:
                 raise  # one attempt took as long as all may take together
             except DRIVER_ERRORS as exc:
@@ -225,7 +225,7 @@ class Connection:
         if went_on:
             patience.renew()
         elif not patience.lasts(self._seconds):
-            raise StoreBusyError(f"{self.place}: the service kept throttling, and left a part of a batch undone")
+            raise StoreBusyError(f"{self.address}: the service kept throttling, and left a part of a batch undone")
         await patience.pause()
 
     async def close(self) -> None:
@@ -326,8 +326,8 @@ async def _nothing() -> None:
 
 def _configuration_error(exc: BaseException, options: DynamoDBOptions) -> Exception:
     if isinstance(exc, ValueError):
-        return ConfigurationError(f"{options.place}: the endpoint's URL or the region cannot be used")
-    return to_kode_error(exc, options.place, writes=False)
+        return ConfigurationError(f"{options.address}: the endpoint's URL or the region cannot be used")
+    return to_kode_error(exc, options.address, writes=False)
 
 
 def _key(options: DynamoDBOptions) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from kode_core.authoring.parallel import each
-from kode_core.engines.record.store import Note, Place
+from kode_core.engines.record.store import ItemsPlace, Note
 from kode_dynamodb.connection import Connection, Record
 from kode_dynamodb.values import bucket_of, buckets, hexed
 
@@ -71,4 +71,4 @@ def _key(note: Note) -> Record:
 
 def _found(entry: Record) -> Note:
     agent_id, _, epoch = entry["sk"]["S"].partition("/")
-    return Note(Place(bytes.fromhex(agent_id).decode(), epoch), int(entry["ts"]["S"]))
+    return Note(ItemsPlace(bytes.fromhex(agent_id).decode(), epoch), int(entry["ts"]["S"]))

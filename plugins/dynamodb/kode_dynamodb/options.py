@@ -78,7 +78,7 @@ class DynamoDBOptions(ServerOptions, frozen=True, kw_only=True):
     objects: ClassVar[frozenset[str]] = frozenset({"session", "client"})
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """The address of the table, for messages."""
         if self.client is not None:
             return f"dynamodb by the given client, table {self.table}"

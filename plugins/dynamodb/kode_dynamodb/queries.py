@@ -15,7 +15,7 @@ from kode_core.authoring.matching import page, row_matches, session_matches
 from kode_core.authoring.parallel import each
 from kode_core.authoring.reading import unless_damaged
 from kode_core.batch import Found, SessionRow, Totals
-from kode_core.engines.record.store import FoundItem, Place
+from kode_core.engines.record.store import FoundItem, ItemsPlace
 from kode_core.query import Range, RowQuery, SessionQuery
 from kode_dynamodb.connection import ALL, LOOKING, Connection, Record, Sizes, first_of
 from kode_dynamodb.values import (
@@ -225,7 +225,7 @@ class Queries:
 
     # --- rows
 
-    async def find_items(self, query: RowQuery, place: Place | None) -> list[FoundItem]:
+    async def find_items(self, query: RowQuery, place: ItemsPlace | None) -> list[FoundItem]:
         """As ``RecordStore.find_items``, for one agent's *place*, or for all agents."""
         kind, descending = INDEX_PREFIX[query.kind], query.descending
         sizes, filtered = first_of(query.limit), NO_FILTER

@@ -18,10 +18,10 @@ from kode_core.engines.record.store import (
     FoundItem,
     HeadRecord,
     Item,
+    ItemsPlace,
+    KeyRange,
     Note,
-    Place,
     Remains,
-    Span,
     removed,
 )
 from kode_core.errors import CorruptRecordError, KodeError, PayloadTooLargeError, StorageError, UnsupportedError
@@ -114,7 +114,7 @@ class DynamoRecords:
         self._queries = Queries(connection)
 
     def __repr__(self) -> str:
-        return self.connection.place
+        return self.connection.address
 
     # --- heads
 
@@ -195,7 +195,7 @@ class DynamoRecords:
 
     # --- items
 
-    async def items(self, place: Place, span: Span) -> list[Item]:
+    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
         if span.first > span.last:
             return []
         wanted = _between(items_pk(place), span.first, span.last, "alt" if span.by_alt else "sk")
@@ -215,7 +215,7 @@ class DynamoRecords:
         """The items of a query, decoded page by page, so that other tasks run in between."""
         return [found_item(record) async for page in self.connection.pages(**wanted, limit=limit) for record in page]
 
-    async def _of_channel(self, wanted: Record, span: Span) -> list[Item]:
+    async def _of_channel(self, wanted: Record, span: KeyRange) -> list[Item]:
         """The events of a channel, which is not part of a key."""
         found: list[Item] = []
         wanted = index_filter("events", [("channel", span.channel or "")]).added_to(wanted)
@@ -226,12 +226,12 @@ class DynamoRecords:
                 return found[: span.limit]
         return found
 
-    async def _with_bodies(self, place: Place, items: Sequence[Item]) -> list[Item]:
+    async def _with_bodies(self, place: ItemsPlace, items: Sequence[Item]) -> list[Item]:
         stored = await self.connection.get_all([item_key(place, item.key) for item in items])
         by_key = {item.key: item for item in map(found_item, stored)}
         return [by_key[item.key] for item in items if item.key in by_key]
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         if fresh:
             await self.connection.put_all([item_values(place, item) for item in changes if isinstance(item, Item)])
             return
@@ -245,7 +245,7 @@ class DynamoRecords:
                 if isinstance(change, Cut):
                     await self._cut(place, change)
 
-    async def _cut(self, place: Place, cut: Cut) -> None:
+    async def _cut(self, place: ItemsPlace, cut: Cut) -> None:
         rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
 
         async def mark(one: Record) -> None:
@@ -256,7 +256,7 @@ class DynamoRecords:
             older = [one for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
             await each(mark, older, at_once=AT_ONCE)
 
-    async def drop(self, place: Place) -> None:
+    async def drop(self, place: ItemsPlace) -> None:
         for pk in (items_pk(place), parts_pk(place)):
             wanted: Record = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": pk}}
             async for page in self.connection.pages(**wanted, ProjectionExpression=_KEYS, ConsistentRead=True):
@@ -265,7 +265,7 @@ class DynamoRecords:
 
     # --- parts
 
-    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+    async def put_parts(self, place: ItemsPlace, key: str, rev: int, parts: Sequence[bytes]) -> None:
         async def put(numbered: tuple[int, bytes]) -> None:
             number, part = numbered
             item = {**parts_key(place, key, rev, number), "rev": {"N": str(rev)}, "b": {"B": part}}
@@ -274,12 +274,12 @@ class DynamoRecords:
         with _after_commit(place):
             await each(put, enumerate(parts), at_once=_PARTS_AT_ONCE)
 
-    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+    async def parts(self, place: ItemsPlace, key: str, rev: int) -> list[bytes]:
         first = parts_key(place, key, rev, 0)["sk"]["S"]
         wanted = _between(parts_pk(place), first, f"{first[:-6]}~", "sk")
         return [bytes(part["b"]["B"]) for part in await self.connection.query(**wanted)]
 
-    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+    async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
         wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
         async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
             keys = [
@@ -289,7 +289,7 @@ class DynamoRecords:
             ]
             await self.connection.delete_all(keys)
 
-    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+    async def part_keys(self, place: ItemsPlace, first: str, last: str) -> list[tuple[str, int]]:
         wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
         found = await self.connection.query(**wanted, ProjectionExpression=_REVS)
         keys = ((part["sk"]["S"].rsplit("/", 2)[0], int(part["rev"]["N"])) for part in found)
@@ -364,7 +364,7 @@ class DynamoRecords:
 
 
 @contextmanager
-def _after_commit(place: Place) -> Iterator[None]:
+def _after_commit(place: ItemsPlace) -> Iterator[None]:
     """Report a full agent without the words "nothing was written": the swap has committed already."""
     try:
         yield
@@ -391,7 +391,7 @@ def _update(agent_id: str, values: Mapping[str, Record | None], condition: str, 
     }
 
 
-def _put(place: Place, item: Item) -> Record:
+def _put(place: ItemsPlace, item: Item) -> Record:
     """The put of an item, unless its key has one of the same or a newer revision."""
     return {
         "Item": item_values(place, item),

@@ -49,17 +49,17 @@ async def open_table(connection: Connection, *, create: bool) -> None:
     version = _number(found or {}, "version") or 0
     if version > SCHEMA_VERSION:
         raise SchemaVersionError(
-            f"{connection.place} has schema {version}, and this kode-dynamodb knows up to {SCHEMA_VERSION}: "
+            f"{connection.address} has schema {version}, and this kode-dynamodb knows up to {SCHEMA_VERSION}: "
             "run: pip install --upgrade kode-dynamodb"
         )
-    if not see_layout(_number(found or {}, "layout"), connection.place):
+    if not see_layout(_number(found or {}, "layout"), connection.address):
         await _raise_layout(connection)
     if version == SCHEMA_VERSION:
         return
     if found is None:
         if not create:
             raise StoreUnavailableError(
-                f"{connection.place}: there is no such table and create is off; "
+                f"{connection.address}: there is no such table and create is off; "
                 "make it of what 'kode schema dynamodb --print' prints, with CloudFormation"
             )
         await _make(connection)
@@ -90,7 +90,7 @@ async def _make(connection: Connection) -> None:
     until = time.monotonic() + _PATIENCE_S
     while not await _is_ready(connection):
         if time.monotonic() > until:
-            raise StoreUnavailableError(f"{connection.place}: the table was not ready within {_PATIENCE_S:g} s")
+            raise StoreUnavailableError(f"{connection.address}: the table was not ready within {_PATIENCE_S:g} s")
         await asyncio.sleep(0.2)
 
 

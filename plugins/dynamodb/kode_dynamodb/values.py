@@ -18,7 +18,7 @@ import msgspec
 
 from kode_core.batch import Info, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.record.store import EventIndex, HeadRecord, Item, ItemIndex, Place, removed
+from kode_core.engines.record.store import EventIndex, HeadRecord, Item, ItemIndex, ItemsPlace, removed
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError
 from kode_dynamodb.connection import Record
 from kode_dynamodb.schema import BUCKETS, DAY_S, TTL
@@ -146,28 +146,28 @@ def agent_of(found: Record) -> str:
     return str(found["pk"]["S"][len(_AGENT) :])
 
 
-def items_pk(place: Place) -> Record:
+def items_pk(place: ItemsPlace) -> Record:
     """The partition of a place's items."""
     return {"S": f"{_ITEMS}{place.epoch}#{place.agent_id}"}
 
 
-def parts_pk(place: Place) -> Record:
+def parts_pk(place: ItemsPlace) -> Record:
     """The partition of a place's parts."""
     return {"S": f"{_PARTS}{place.epoch}#{place.agent_id}"}
 
 
-def place_of(found: Record) -> Place:
+def place_of(found: Record) -> ItemsPlace:
     """The place of an item's key."""
     epoch, _, agent_id = found["pk"]["S"][len(_ITEMS) :].partition("#")
-    return Place(agent_id, epoch)
+    return ItemsPlace(agent_id, epoch)
 
 
-def item_key(place: Place, key: str) -> Record:
+def item_key(place: ItemsPlace, key: str) -> Record:
     """The key of an item."""
     return {"pk": items_pk(place), "sk": {"S": key}}
 
 
-def parts_key(place: Place, key: str, rev: int, number: int) -> Record:
+def parts_key(place: ItemsPlace, key: str, rev: int, number: int) -> Record:
     """The key of a part."""
     return {"pk": parts_pk(place), "sk": {"S": f"{key}/{rev:019d}/{number:06d}"}}
 
@@ -234,7 +234,7 @@ def settled_values(head: HeadRecord) -> dict[str, Record | None]:
     return {
         "hd": {"B": zlib.compress(_pack(head), 1)},
         "pd": _settled_bucket(head),
-        TTL: _number(int(time.time()) + DAY_S) if head.may_be_forgotten else None,
+        TTL: _number(int(time.time()) + DAY_S) if head.is_tombstone else None,
     }
 
 
@@ -307,7 +307,7 @@ def epochs_of(found: Record) -> list[str]:
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
-def item_values(place: Place, item: Item) -> Record:
+def item_values(place: ItemsPlace, item: Item) -> Record:
     """The attributes of an item."""
     if item.is_removed:
         return {**item_key(place, item.key), "rev": _number(item.rev), "gone": {"BOOL": True}}

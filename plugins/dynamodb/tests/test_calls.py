@@ -36,8 +36,8 @@ from msgspec.structs import asdict
 
 from kode_core import ExtendedStore, create_extended_store
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.state import AgentHead
-from kode_core.engines.record.store import Span
+from kode_core.engines.record.state import OpenedHead
+from kode_core.engines.record.store import KeyRange
 from kode_core.errors import KodeError, Retry, StorageError
 from plugins.dynamodb.tests.conftest import emulator, options_on
 from plugins.dynamodb.tests.gateway import FAULTS, Fault, Gateway
@@ -179,12 +179,12 @@ async def _needless(records: DynamoRecords) -> list[str]:
     found = [f"a note: {pk} {sk}" for pk, sk in keys if pk.startswith("left")]
     agents = [agent_of({"pk": {"S": pk}}) for pk, _ in keys if pk.startswith("a#")]
     used = set[str]()
-    for head in [AgentHead(record) for agent_id in agents for record in await records.heads([agent_id])]:
+    for head in [OpenedHead(record) for agent_id in agents for record in await records.heads([agent_id])]:
         place = head.record.place
         used |= {items_pk(place)["S"], parts_pk(place)["S"]}
         if not head.state.is_settled:
             found.append(f"not settled: {place}")
-        items = await records.items(place, Span(first="a", last="z", bodies=False))
+        items = await records.items(place, KeyRange(first="a", last="z", bodies=False))
         named = {(item.key, item.rev) for item in items if item.parts}
         named |= set() if head.state.info is None else {(f"i/{head.state.info[0]}", head.state.info[1])}
         found += [f"a part: {place} {part}" for part in await records.part_keys(place, "a", "z") if part not in named]

@@ -48,7 +48,7 @@ def test_a_url_is_a_region_a_table_and_options() -> None:
     options = options_of("dynamodb://eu-central-1/agents?endpoint_url=http://127.0.0.1:8000&max=3&create=false")
     assert (options.region, options.table, options.max, options.create) == ("eu-central-1", "agents", 3, False)
     assert options.endpoint_url == "http://127.0.0.1:8000"
-    assert options.place == "dynamodb at http://127.0.0.1:8000, table agents"
+    assert options.address == "dynamodb at http://127.0.0.1:8000, table agents"
     assert options_of("dynamodb:").table == "kode"
 
 

@@ -22,7 +22,7 @@ from kode_dynamodb.schema import cloud_formation
 from msgspec.structs import asdict, replace
 
 from kode_core.codec import Body
-from kode_core.engines.record.store import EventIndex, Item, Span
+from kode_core.engines.record.store import EventIndex, Item, KeyRange
 from kode_core.errors import (
     ConfigurationError,
     KodeError,
@@ -35,7 +35,7 @@ from kode_core.errors import (
     UnsupportedError,
 )
 
-ALL = Span(first="!", last="~")
+ALL = KeyRange(first="!", last="~")
 
 
 def store_of(options: DynamoDBOptions, **how: Any) -> DynamoDBStore:
@@ -199,7 +199,7 @@ async def test_bodies_that_nobody_asked_for_stay_where_they_are(records: DynamoR
     """Those of events, which are read in the order of their seq, too."""
     event = Item(key="e/1", rev=1, body=Body("text", b"digest"), index=EventIndex(7, "progress"), alt="e/7")
     await records.apply(PLACE, [event])
-    wanted = Span(first="e/", last="e/~", by_alt=True)
+    wanted = KeyRange(first="e/", last="e/~", by_alt=True)
     assert await records.items(PLACE, wanted) == [event]
     assert await records.items(PLACE, replace(wanted, bodies=False)) == [replace(event, body=Body("", b"digest"))]
 

@@ -15,10 +15,10 @@ from kode_dynamodb.connection import Record, connect
 from kode_dynamodb.values import filed_counts, filed_row, found_head, found_item, found_meta, item_values
 from msgspec.structs import asdict
 
-from kode_core.engines.record.store import Place
+from kode_core.engines.record.store import ItemsPlace
 from kode_core.errors import CorruptRecordError, StorageError
 
-ITEM = item_values(Place("a", "0" * 16), a_message(1, 5))
+ITEM = item_values(ItemsPlace("a", "0" * 16), a_message(1, 5))
 HEAD = {"pk": {"S": "a#a"}, "sk": {"S": "head"}}
 JUNK: list[Any] = [{"B": b"junk"}, {"S": "{"}, {"N": "1.5"}, None]
 COUNTS: dict[str, Any] = {**HEAD, "up": {"S": "x"}, "u": {"N": "1"}, "mc": {"N": "1"}, "tc": {"N": "1"}}

@@ -21,14 +21,14 @@ from pymongo.errors import InvalidURI, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from kode_core.authoring.calls import made
+from kode_core.authoring.calls import call_driver
 from kode_core.errors import ConfigurationError, KodeError
 from kode_mongo.errors import DRIVER_ERRORS, is_lost, is_refused, to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.schema import META
 from kode_mongo.uris import split_uri
 
-__all__ = ["Connection", "Document", "connect", "has_collections", "is_replicated", "settled", "weight"]
+__all__ = ["Connection", "Document", "awaited", "connect", "has_collections", "is_replicated", "weight"]
 
 T = TypeVar("T")
 Document: TypeAlias = dict[str, Any]
@@ -52,7 +52,7 @@ class Connection:
     """
 
     def __init__(self, client: Any, options: MongoOptions) -> None:
-        self.place = options.place
+        self.address = options.address
         self._client = client
         self._owned = options.client is None
         self._prefix = options.collection_prefix
@@ -105,23 +105,23 @@ class Connection:
         except KodeError:  # some are OSErrors, too
             raise
         except DRIVER_ERRORS as exc:
-            raise to_kode_error(exc, self.place, writes=writes) from exc
+            raise to_kode_error(exc, self.address, writes=writes) from exc
 
     async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call that is applied at most once. A call that was refused for its number was not applied."""
         try:
-            return await made(call)
+            return await call_driver(call)
         except DRIVER_ERRORS as exc:
             if not is_refused(exc):
                 raise
-        return await made(call)
+        return await call_driver(call)
 
     async def _persistent(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call, again while connections break: one broken connection closes others, even new ones."""
         until: float | None = None
         while True:
             try:
-                return await made(call)
+                return await call_driver(call)
             except DRIVER_ERRORS as exc:
                 until = time.monotonic() + self._connect_s if until is None else until
                 if not is_lost(exc) or time.monotonic() > until:
@@ -167,7 +167,7 @@ class Connection:
         """The documents that a pipeline returns."""
 
         async def call() -> list[Document]:
-            found: list[Document] = await (await settled(collection.aggregate(stages))).to_list(None)
+            found: list[Document] = await (await awaited(collection.aggregate(stages))).to_list(None)
             return found
 
         return await self.read(call)
@@ -186,12 +186,13 @@ class Connection:
             hello = await self.command("hello")
         except RuntimeError as exc:
             raise ConfigurationError(
-                f"{self.place}: the client belongs to another event loop; make it in the one in which the store is used"
+                f"{self.address}: the client belongs to another event loop; "
+                "make it in the one in which the store is used"
             ) from exc
         is_certain = hello.get("isWritablePrimary") and len(hello.get("hosts", ())) <= 1
         if "setName" in hello and self._client.options.direct_connection and not is_certain:
             raise ConfigurationError(
-                f"{self.place}: with directConnection=true, one member of the set is read whatever becomes of it, and"
+                f"{self.address}: with directConnection=true, one member of the set is read whatever becomes of it, and"
                 f" what it has may be old; write replicaSet={hello['setName']} in its place"
             )
         return hello
@@ -218,7 +219,7 @@ def is_replicated(hello: Document) -> bool:
     return "setName" in hello or hello.get("msg") == "isdbgrid"
 
 
-async def settled(value: Any) -> Any:
+async def awaited(value: Any) -> Any:
     """The value that a method returned, awaited if this driver returns an awaitable."""
     return await value if inspect.isawaitable(value) else value
 
@@ -239,7 +240,7 @@ def connect(options: MongoOptions) -> Connection:
     try:
         return Connection(client, options)
     except (PyMongoError, TypeError, AttributeError) as exc:
-        raise ConfigurationError(f"{options.place}: the client cannot be used: {type(exc).__name__}") from exc
+        raise ConfigurationError(f"{options.address}: the client cannot be used: {type(exc).__name__}") from exc
 
 
 def _asyncio_class(driver: str) -> Any:
@@ -255,7 +256,7 @@ def _made(kind: Any, options: MongoOptions) -> Any:
         return kind(options.uri or options.host, options.port, **_arguments(options))
     except (InvalidURI, PyMongoError, ValueError, TypeError, OSError) as exc:
         said = str(exc) if isinstance(exc, pymongo.errors.ConfigurationError) and options.uri is None else _plain(exc)
-    raise ConfigurationError(f"{options.place}: the connection's options cannot be used: {said}")
+    raise ConfigurationError(f"{options.address}: the connection's options cannot be used: {said}")
 
 
 def _plain(exc: Exception) -> str:

@@ -16,7 +16,16 @@ from bson.int64 import Int64
 from kode_core.authoring.reading import unless_damaged
 from kode_core.batch import Found, Info, ListHead, MessageIndex, SessionRow, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, HeadRecord, Item, ItemIndex, Place, removed
+from kode_core.engines.record.store import (
+    DocIndex,
+    EventIndex,
+    FoundItem,
+    HeadRecord,
+    Item,
+    ItemIndex,
+    ItemsPlace,
+    removed,
+)
 from kode_core.errors import CorruptRecordError
 from kode_mongo.connection import Document
 
@@ -35,9 +44,9 @@ __all__ = [
     "item_document",
     "metadata_pairs",
     "part_id",
+    "readable",
     "removal",
     "settled_fields",
-    "sound",
 ]
 
 NO_BODIES: Final = {"text": 0}
@@ -51,22 +60,22 @@ T = TypeVar("T")
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 
-def _prefix(place: Place) -> str:
+def _prefix(place: ItemsPlace) -> str:
     """The prefix of every id at a place; its length is the same for all agents."""
     return f"{blake2b(place.agent_id.encode(), digest_size=16).hexdigest()}/{place.epoch}/"
 
 
-def id_of(place: Place, key: str) -> str:
+def id_of(place: ItemsPlace, key: str) -> str:
     """The id of an item. Ids at a place sort like keys."""
     return _prefix(place) + key
 
 
-def after_place(place: Place) -> str:
+def after_place(place: ItemsPlace) -> str:
     """The least text that sorts after all ids at a place."""
     return f"{_prefix(place)[:-1]}0"  # "0" follows "/"
 
 
-def part_id(place: Place, key: str, rev: int, number: int | None = None) -> str:
+def part_id(place: ItemsPlace, key: str, rev: int, number: int | None = None) -> str:
     """The id of a part; without *number*, the prefix of all parts of a key and revision."""
     return f"{_prefix(place)}{key}/{rev:019d}/" + ("" if number is None else f"{number:06d}")
 
@@ -121,7 +130,7 @@ def as_found(found: Mapping[str, Any], wanted: Document) -> Document:
     return {"_id": found["_id"], **same, **wanted}
 
 
-def sound(read: Callable[[Mapping[str, Any]], T], found: Sequence[Mapping[str, Any]]) -> Found[T]:
+def readable(read: Callable[[Mapping[str, Any]], T], found: Sequence[Mapping[str, Any]]) -> Found[T]:
     """The records of documents; damaged ones are left out and named (QRY-9)."""
     left_out = list[str]()
     done = [unless_damaged(left_out, read, document) for document in found]
@@ -179,7 +188,7 @@ def _info(found: Mapping[str, Any]) -> Info:
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
-def item_document(place: Place, item: Item) -> Document:
+def item_document(place: ItemsPlace, item: Item) -> Document:
     """The document of an item."""
     index = item.index
     document: Document = {
@@ -247,7 +256,7 @@ def found_item(found: Mapping[str, Any]) -> Item:
 def found_anywhere(found: Mapping[str, Any]) -> FoundItem:
     """The item of a document with its place; see :func:`found_item`."""
     with _damaged(*_named(found)):
-        place = Place(_text(found["agent_id"]), _text(found["epoch"]))
+        place = ItemsPlace(_text(found["agent_id"]), _text(found["epoch"]))
     return FoundItem(place, found_item(found))
 
 

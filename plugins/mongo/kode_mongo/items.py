@@ -10,7 +10,7 @@ from bson.int64 import Int64
 from pymongo import InsertOne, ReplaceOne, UpdateMany
 
 from kode_core.engine import CALLER
-from kode_core.engines.record.store import Change, Cut, Item, Place, Span
+from kode_core.engines.record.store import Change, Cut, Item, ItemsPlace, KeyRange
 from kode_core.errors import StoreBusyError
 from kode_mongo.connection import Connection, Document, weight
 from kode_mongo.documents import NO_BODIES, after_place, found_item, id_of, item_document, part_id, removal
@@ -38,7 +38,7 @@ class Items:
 
     # --- items
 
-    async def read(self, place: Place, span: Span) -> list[Item]:
+    async def read(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
         """See ``RecordStore.items``."""
         wanted: Document = {"agent_id": place.agent_id}
         if span.channel is not None:
@@ -55,7 +55,7 @@ class Items:
         )
         return [found_item(document) for document in found]
 
-    async def apply(self, place: Place, changes: Sequence[Change]) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change]) -> None:
         """See ``RecordStore.apply``. Cuts go first, so that puts meet fewer items."""
         cuts = [
             UpdateMany({**_cut(place, change), "gone": None}, removal(change.rev))
@@ -83,7 +83,7 @@ class Items:
             if not left:
                 return were_there
         raise StoreBusyError(
-            f"{self._connection.place}: other writers kept changing the same items, or an index forbids them"
+            f"{self._connection.address}: other writers kept changing the same items, or an index forbids them"
         )
 
     async def _insert(self, documents: Sequence[Document]) -> list[Document]:
@@ -113,7 +113,7 @@ class Items:
         done = await self._write(self._items, [ReplaceOne(_guarded(document), document) for document in older])
         return absent if done.matched_count == len(older) else [*absent, *older]
 
-    async def drop(self, place: Place) -> None:
+    async def drop(self, place: ItemsPlace) -> None:
         """See ``RecordStore.drop``. It removes slices, each within the time of one command.
 
         The end of a slice is found in the index of ``_id``, without reading a document.
@@ -141,7 +141,7 @@ class Items:
 
     # --- parts
 
-    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+    async def put_parts(self, place: ItemsPlace, key: str, rev: int, parts: Sequence[bytes]) -> None:
         """See ``RecordStore.put_parts``."""
         about = {"agent_id": place.agent_id, "epoch": place.epoch, "key": key, "rev": Int64(rev)}
         documents = [{"_id": part_id(place, key, rev, n), **about, "bytes": Binary(p)} for n, p in enumerate(parts)]
@@ -150,21 +150,21 @@ class Items:
             writes = [ReplaceOne(one, document, upsert=True) for one, document in zip(wanted, some, strict=True)]
             await self._write(self._parts, writes)
 
-    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+    async def parts(self, place: ItemsPlace, key: str, rev: int) -> list[bytes]:
         """See ``RecordStore.parts``."""
         first = part_id(place, key, rev)
         bounds = {"$gte": first, "$lt": f"{first}~"}
         found = await self._connection.pages(self._parts, {"agent_id": place.agent_id}, "_id", bounds, first_page=4)
         return [bytes(part["bytes"]) for part in found]
 
-    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+    async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
         """See ``RecordStore.drop_parts``."""
         wanted = _cut(place, Cut(first=first, last=last, rev=rev))
         wanted["_id"] = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
         wanted["key"] = {"$gte": first, "$lte": last}
         await self._delete(self._parts, wanted)
 
-    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+    async def part_keys(self, place: ItemsPlace, first: str, last: str) -> list[tuple[str, int]]:
         """See ``RecordStore.part_keys``."""
         bounds = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
         wanted = {"agent_id": place.agent_id, "key": {"$gte": first, "$lte": last}}
@@ -197,7 +197,7 @@ def _guarded(document: Document) -> Document:
     return {"_id": document["_id"], "agent_id": document["agent_id"], **is_before}
 
 
-def _cut(place: Place, cut: Cut) -> Document:
+def _cut(place: ItemsPlace, cut: Cut) -> Document:
     return {
         "_id": {"$gte": id_of(place, cut.first), "$lte": id_of(place, cut.last)},
         "agent_id": place.agent_id,

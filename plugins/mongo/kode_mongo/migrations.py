@@ -48,7 +48,7 @@ async def migrate(connection: Connection, options: MongoOptions, hello: Document
     meta = connection.collection(META)
     found = await connection.read(lambda: meta.find_one({"_id": "schema"}))
     version = see_version(found, options)
-    is_current = see_layout(None if found is None else found.get("layout"), options.place)
+    is_current = see_layout(None if found is None else found.get("layout"), options.address)
 
     async def reach() -> None:
         await connection.repeat(lambda: meta.update_one({"_id": "schema"}, reached(), upsert=True))
@@ -58,9 +58,9 @@ async def migrate(connection: Connection, options: MongoOptions, hello: Document
             await reach()
         return
     if hello.get("maxWireVersion", 0) < _OLDEST:
-        raise StoreUnavailableError(f"{options.place}: kode-mongo needs MongoDB 6.0 or later to make its indexes")
+        raise StoreUnavailableError(f"{options.address}: kode-mongo needs MongoDB 6.0 or later to make its indexes")
     if version:
-        log.info("%s: indexes of version %d become version %d", options.place, version, SCHEMA_VERSION)
+        log.info("%s: indexes of version %d become version %d", options.address, version, SCHEMA_VERSION)
     try:
         with without_deadline() if version else nullcontext():
             for name in (HEADS, ITEMS, PARTS):
@@ -70,7 +70,7 @@ async def migrate(connection: Connection, options: MongoOptions, hello: Document
         if not version:
             raise
         raise StoreReadOnlyError(
-            f"{options.place}: the indexes are of version {version}, and the user lacks the right to make those of"
+            f"{options.address}: the indexes are of version {version}, and the user lacks the right to make those of"
             f" version {SCHEMA_VERSION}; {remedy(options)}"
         ) from exc
 
@@ -94,7 +94,7 @@ async def _make(connection: Connection, name: str, *, is_voted: bool) -> None:
         is_busy = await _are_made(connection, collection, models)
         if is_answered and not is_busy:
             return
-        log.info("%s: the server still makes indexes of %s", connection.place, name)
+        log.info("%s: the server still makes indexes of %s", connection.address, name)
         while is_busy:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LATER_LOOKS_S)

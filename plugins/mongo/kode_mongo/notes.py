@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bson.int64 import Int64
 
-from kode_core.engines.record.store import Note, Place
+from kode_core.engines.record.store import ItemsPlace, Note
 from kode_mongo.connection import Connection
 from kode_mongo.items import Items
 from kode_mongo.schema import META
@@ -44,7 +44,7 @@ class Notes:
         notes = [_found(document) for document in await self._connection.find(self._meta, wanted)]
         noted = {note.place.epoch for note in notes}
         left = [epoch for epoch in await self._rows.epochs(agent_id) if epoch not in noted]
-        return [*notes, *(Note(Place(agent_id, epoch), 0) for epoch in left)]
+        return [*notes, *(Note(ItemsPlace(agent_id, epoch), 0) for epoch in left)]
 
     async def remove(self, note: Note) -> None:
         """See ``RecordStore.forget``."""
@@ -60,4 +60,4 @@ def _id(note: Note) -> str:
 
 
 def _found(document: Mapping[str, Any]) -> Note:
-    return Note(Place(document["agent_id"], document["epoch"]), int(document["at"]))
+    return Note(ItemsPlace(document["agent_id"], document["epoch"]), int(document["at"]))

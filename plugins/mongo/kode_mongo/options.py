@@ -86,7 +86,7 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
         return self.database or (split_uri(self.uri).database if self.uri else "") or DEFAULT_DATABASE
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """The address of the database, for messages."""
         if self.client is not None:
             return f"mongo by the given client, database {self.database_name}"
@@ -106,4 +106,4 @@ class MongoOptions(ServerOptions, frozen=True, kw_only=True):
                 " and no space"
             )
         if self.uri is not None:
-            see_parameters(split_uri(self.uri), self.place)
+            see_parameters(split_uri(self.uri), self.address)

@@ -9,7 +9,7 @@ from typing import Final
 from kode_core.authoring.closing import close_all
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
-from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, Note, Place, Remains, Span
+from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, ItemsPlace, KeyRange, Note, Remains
 from kode_core.errors import UnsupportedError
 from kode_core.ids import prefix_end
 from kode_core.query import RowQuery, SessionQuery
@@ -22,8 +22,8 @@ from kode_mongo.documents import (
     found_session,
     head_fields,
     is_lease_alone,
+    readable,
     settled_fields,
-    sound,
 )
 from kode_mongo.errors import is_duplicate
 from kode_mongo.items import Items
@@ -80,7 +80,7 @@ class MongoRecords:
         self._watcher = watcher
 
     def __repr__(self) -> str:
-        return self.connection.place
+        return self.connection.address
 
     # --- heads
 
@@ -135,25 +135,25 @@ class MongoRecords:
 
     # --- items and parts
 
-    async def items(self, place: Place, span: Span) -> list[Item]:
+    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
         return await self._rows.read(place, span)
 
-    async def apply(self, place: Place, changes: Sequence[Change], *, fresh: bool = False) -> None:
+    async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await self._rows.apply(place, changes)
 
-    async def drop(self, place: Place) -> None:
+    async def drop(self, place: ItemsPlace) -> None:
         await self._rows.drop(place)
 
-    async def put_parts(self, place: Place, key: str, rev: int, parts: Sequence[bytes]) -> None:
+    async def put_parts(self, place: ItemsPlace, key: str, rev: int, parts: Sequence[bytes]) -> None:
         await self._rows.put_parts(place, key, rev, parts)
 
-    async def parts(self, place: Place, key: str, rev: int) -> list[bytes]:
+    async def parts(self, place: ItemsPlace, key: str, rev: int) -> list[bytes]:
         return await self._rows.parts(place, key, rev)
 
-    async def drop_parts(self, place: Place, first: str, last: str, rev: int) -> None:
+    async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
         await self._rows.drop_parts(place, first, last, rev)
 
-    async def part_keys(self, place: Place, first: str, last: str) -> list[tuple[str, int]]:
+    async def part_keys(self, place: ItemsPlace, first: str, last: str) -> list[tuple[str, int]]:
         return await self._rows.part_keys(place, first, last)
 
     # --- notes
@@ -203,12 +203,12 @@ class MongoRecords:
         found = await self.connection.find(
             self._heads, wanted, projection=dict.fromkeys(fields, 1), sort=sort, skip=query.offset, limit=query.limit
         )
-        return sound(found_session, found)
+        return readable(found_session, found)
 
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
         wanted, sort = rows_wanted(query)
         found = await self.connection.find(self._items, wanted, sort=sort, limit=query.limit)
-        return sound(found_anywhere, found)
+        return readable(found_anywhere, found)
 
     async def totals(self) -> Totals:
         counts: Document = {
@@ -266,6 +266,6 @@ class MongoRecords:
 
 def _head_change(head: HeadRecord, fields: Document) -> Document:
     """The update to these fields. A tombstone gets its time, so that the server removes it later."""
-    if head.may_be_forgotten:
+    if head.is_tombstone:
         return {"$set": fields, "$currentDate": {"gone": True}}
     return {"$set": {**fields, "gone": None}}

@@ -163,10 +163,10 @@ def see_version(found: Mapping[str, Any] | None, options: MongoOptions) -> int:
     version = 0 if found is None else int(found["version"])
     if version > SCHEMA_VERSION:
         raise SchemaVersionError(
-            f"{options.place} has schema {version}, and this kode-mongo knows up to {SCHEMA_VERSION}: "
+            f"{options.address} has schema {version}, and this kode-mongo knows up to {SCHEMA_VERSION}: "
             "run: pip install --upgrade kode-mongo"
         )
     if version < SCHEMA_VERSION and not options.create:
         what = f"the indexes are of version {version}" if version else "there are no collections of kode"
-        raise StoreUnavailableError(f"{options.place}: {what} and create is off; {remedy(options)}")
+        raise StoreUnavailableError(f"{options.address}: {what} and create is off; {remedy(options)}")
     return version

@@ -7,7 +7,7 @@ import time
 from typing import Any, Final
 
 from kode_core.authoring.watching import Watcher
-from kode_mongo.connection import Document, settled
+from kode_mongo.connection import Document, awaited
 from kode_mongo.errors import DRIVER_ERRORS
 
 __all__ = ["HeadWatcher"]
@@ -39,7 +39,7 @@ class HeadWatcher(Watcher):
             watched = frozenset(self.watches)
             stages = [{"$match": _swaps_of(watched)}, {"$project": {"documentKey": 1}}]
             how = {"max_await_time_ms": int(_LOOK_S * 1000), "resume_after": position}
-            async with await settled(self._heads.watch(stages, **how)) as stream:
+            async with await awaited(self._heads.watch(stages, **how)) as stream:
                 if not await self._follow(stream, watched):
                     return
                 position = stream.resume_token
@@ -53,7 +53,7 @@ class HeadWatcher(Watcher):
             task = asyncio.current_task()
             if task is not None and task.cancelling():  # PyMongo's own client swallows a cancellation now and then
                 raise asyncio.CancelledError
-            new, self.told = watched - self.told, watched
+            new, self.reported = watched - self.reported, watched
             self.wake(new)
             if change is not None:
                 self.wake([change["documentKey"]["_id"]])

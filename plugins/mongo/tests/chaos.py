@@ -20,8 +20,8 @@ from kode_mongo.schema import COLLECTIONS, ITEMS, META, PARTS
 
 from kode_core import ExtendedStore
 from kode_core.engines.record.engine import RecordEngine
-from kode_core.engines.record.state import AgentHead
-from kode_core.engines.record.store import Place, Span
+from kode_core.engines.record.state import OpenedHead
+from kode_core.engines.record.store import ItemsPlace, KeyRange
 from kode_core.errors import KodeError, Retry, StorageError
 
 LISTS: Final = ("list-0", "list-1")
@@ -277,11 +277,13 @@ def _unsettled(uri: str, database: str) -> list[str]:
 
 
 async def _needless(records: MongoRecords, uri: str, database: str) -> list[str]:
-    def places() -> set[Place]:
+    def places() -> set[ItemsPlace]:
         with pymongo.MongoClient[dict[str, Any]](uri) as client:
             both = (client[database][f"kode_{name}"] for name in (ITEMS, PARTS))
             return {
-                Place(one["agent_id"], one["epoch"]) for c in both for one in c.find({}, {"agent_id": 1, "epoch": 1})
+                ItemsPlace(one["agent_id"], one["epoch"])
+                for c in both
+                for one in c.find({}, {"agent_id": 1, "epoch": 1})
             }
 
     found = []
@@ -290,9 +292,9 @@ async def _needless(records: MongoRecords, uri: str, database: str) -> list[str]
         if not heads or heads[0].place != place:
             found.append(f"at an old place: {place}")
             continue
-        items = await records.items(place, Span(first="a", last="z", bodies=False))
+        items = await records.items(place, KeyRange(first="a", last="z", bodies=False))
         named = {(item.key, item.rev) for item in items if item.parts}
-        info = AgentHead(heads[0]).state.info
+        info = OpenedHead(heads[0]).state.info
         named |= set() if info is None else {(f"i/{info[0]}", info[1])}
         found += [f"a part: {place} {part}" for part in await records.part_keys(place, "a", "z") if part not in named]
     return found

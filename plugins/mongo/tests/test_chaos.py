@@ -22,7 +22,7 @@ from kode_mongo.records import MongoRecords
 from kode_mongo.testing.members import LocalSet
 
 from kode_core import ExtendedStore, create_extended_store
-from kode_core.authoring.calls import made
+from kode_core.authoring.calls import call_driver
 from plugins.mongo.tests.chaos import Load, done_or_not, left
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -186,7 +186,7 @@ class Strikes:
         if self.count == self._at:
             self.ended = asyncio.ensure_future(asyncio.to_thread(self._strike))
             await asyncio.sleep(self._lot.choice((0, 0.005, 0.05, 0.5)))
-        return await made(call)
+        return await call_driver(call)
 
 
 @pytest.mark.parametrize("write", INTERRUPTED, ids=lambda write: write.name)
@@ -215,13 +215,13 @@ async def test_a_write_during_which_the_primary_goes_is_there_whole_or_not_at_al
     drawn = lot.sample(rounds, min(count, len(rounds)))
     for number, (at, driver, strike) in enumerate(drawn):
         agent_id = f"agent-{number}"
-        monkeypatch.setattr("kode_mongo.connection.made", made)
+        monkeypatch.setattr("kode_mongo.connection.made", call_driver)
         async with await opened(members, database, driver) as store:
             await seed(store, agent_id)
             struck = Strikes(at, strike, lot)
             monkeypatch.setattr("kode_mongo.connection.made", struck)
             done = await done_or_not(write.act(store, agent_id))
-        monkeypatch.setattr("kode_mongo.connection.made", made)
+        monkeypatch.setattr("kode_mongo.connection.made", call_driver)
         assert struck.ended is not None
         await struck.ended
         await asyncio.to_thread(members.heal)

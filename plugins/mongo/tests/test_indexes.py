@@ -20,11 +20,11 @@ from msgspec.structs import replace
 from kode_core.batch import ListKind, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
 from kode_core.engines.record.state import event_key, event_span, row_key, seq_key, seq_span
-from kode_core.engines.record.store import EventIndex, Item, ItemIndex, Place
+from kode_core.engines.record.store import EventIndex, Item, ItemIndex, ItemsPlace
 from kode_core.query import MessageFilter, RowQuery, ToolCallFilter, message_query, tool_call_query
 
-LARGE: Final = Place("large", "1" * 16)
-OTHERS: Final = [Place(f"a{n}", "2" * 16) for n in range(20)]
+LARGE: Final = ItemsPlace("large", "1" * 16)
+OTHERS: Final = [ItemsPlace(f"a{n}", "2" * 16) for n in range(20)]
 ROWS: Final = 3_000
 LIMIT: Final = 8
 AROUND: Final = 4

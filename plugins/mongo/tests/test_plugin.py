@@ -52,7 +52,7 @@ def test_a_url_is_a_uri_and_options(scheme: str) -> None:
     options = options_of(url)
     assert options.uri == f"mongodb://me:{SECRET}@a.example:27018,b.example/agents?replicaSet=rs0&tls=true"
     assert (options.max, options.driver, options.database_name) == (3, "pymongo", "agents")
-    assert options.place == "mongo at a.example:27018,b.example/agents"
+    assert options.address == "mongo at a.example:27018,b.example/agents"
     assert SECRET not in repr(options)
 
 
@@ -141,7 +141,7 @@ def test_hosts_of_all_kinds_are_taken() -> None:
     for hosts in ("h", "a.example:1,b.example:2", "[::1]:27017", "[fe80::1%25eth0]", "%2Ftmp%2Fmongodb-27017.sock"):
         options = MongoOptions(uri=f"mongodb://u:{SECRET}@{hosts}/d")
         options.check()
-        assert options.place == f"mongo at {hosts}/d"
+        assert options.address == f"mongo at {hosts}/d"
 
 
 @pytest.mark.parametrize("host", [f"mongodb://u:{SECRET}@h/x", f"u:{SECRET}@h", "mongodb://h"])

@@ -17,7 +17,7 @@ from kode_conformance.suite.damage_tests import Damage, check_damaged_heads
 from kode_conformance.suite.record_tests import MESSAGES, PLACE, OpenRecords, RecordStoreTests, a_head, a_message
 from kode_conformance.values import samples
 from kode_mongo import MongoStore
-from kode_mongo.connection import connect, settled
+from kode_mongo.connection import awaited, connect
 from kode_mongo.errors import to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.queries import rows_wanted, sessions_wanted
@@ -31,7 +31,7 @@ from pymongo import errors
 
 from kode_core.batch import Found, Info
 from kode_core.codec import Body
-from kode_core.engines.record.store import Cut, Span
+from kode_core.engines.record.store import Cut, KeyRange
 from kode_core.errors import (
     ConfigurationError,
     CorruptRecordError,
@@ -111,7 +111,7 @@ async def test_a_long_change_is_made_in_slices(options: MongoOptions) -> None:
     await records.apply(PLACE, [Cut(first="m/000000002000", last="m/~", rev=6), *newer])
     assert await records.items(PLACE, MESSAGES) == newer
     assert all(count <= 2_300 for _, count in sent.taken())
-    found = await records.items(PLACE, Span(first="m/", last="m/~", descending=True, limit=1_500))
+    found = await records.items(PLACE, KeyRange(first="m/", last="m/~", descending=True, limit=1_500))
     assert found == newer[:-1_501:-1]
     assert sent.taken() == [("find", 200), ("find", 1_300)]
     await records.put_parts(PLACE, "m/1", 1, [bytes([n]) * 3_000_000 for n in range(6)])
@@ -193,7 +193,7 @@ def test_a_client_of_another_event_loop_is_refused(server: Server, kind: Any) ->
     with asyncio.Runner() as one, asyncio.Runner() as other:
         client = one.run(used())
         other.run(opened(client))
-        one.run(settled(client.close()))
+        one.run(awaited(client.close()))
 
 
 async def test_one_member_of_a_set_alone_is_refused(own_server: LocalServer) -> None:

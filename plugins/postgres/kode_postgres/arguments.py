@@ -23,7 +23,7 @@ from kode_postgres.schema import KEPT_OPS, OF_AN_AGENT, Tables
 from kode_postgres.statements import LISTS, LOCK_WAIT, NOW, PUTS, Part, WriteStatement, sync
 
 __all__ = [
-    "Head",
+    "HeadAfterRefusal",
     "Statements",
     "applied",
     "doc_text",
@@ -239,7 +239,7 @@ _ROWS: Final[dict[Part, Any]] = {
 # --- Answers ----------------------------------------------------------------------------------------------------------
 
 
-class Head:
+class HeadAfterRefusal:
     """A head as it was found after a batch was not applied."""
 
     def __init__(self, row: Sequence[Any] | None) -> None:

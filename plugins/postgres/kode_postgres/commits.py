@@ -21,11 +21,11 @@ from kode_core.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from kode_postgres.arguments import Head, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
+from kode_postgres.arguments import HeadAfterRefusal, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
 from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
 from kode_postgres.errors import is_conflict, is_locked_out
-from kode_postgres.queues import Item, Queues
+from kode_postgres.queues import QueuedBatch, Queues
 from kode_postgres.session import Doubt, Session
 from kode_postgres.trouble import LONGEST_PAUSE_S, AgainError, timed_out
 
@@ -66,7 +66,7 @@ class Committer:
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
         loop = asyncio.get_running_loop()
-        items = [Item(batch, loop.create_future()) for batch in batches]
+        items = [QueuedBatch(batch, loop.create_future()) for batch in batches]
         for item in items:
             self._queues.accept(item)
         self._start()
@@ -85,15 +85,15 @@ class Committer:
 
     # --- lanes
 
-    def _settle(self, item: Item, outcome: Outcome | Exception) -> None:
+    def _finish(self, item: QueuedBatch, outcome: Outcome | Exception) -> None:
         agent_id = item.batch.agent_id
         if isinstance(outcome, OutcomeUnknownError):
-            self._doubts.note(agent_id, Never(self._statements.never, (agent_id, op_number(item.batch.op_id))))
-        item.settle(outcome)
+            self._doubts.add(agent_id, Never(self._statements.never, (agent_id, op_number(item.batch.op_id))))
+        item.finish(outcome)
         if self._queues.next_after(item):
             self._start()
 
-    def _take(self) -> list[Item]:
+    def _take(self) -> list[QueuedBatch]:
         """The next group. One lane is reserved for batches that are written quickly."""
         group = self._queues.take(heavy=self._heavy < max(1, self._most - 1))
         self._heavy += bool(group) and group[0].is_heavy
@@ -109,7 +109,7 @@ class Committer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _lane(self, group: list[Item]) -> None:
+    async def _lane(self, group: list[QueuedBatch]) -> None:
         try:
             while group:
                 try:
@@ -123,7 +123,7 @@ class Committer:
         finally:
             self._lanes -= 1
 
-    async def _write(self, group: list[Item]) -> None:
+    async def _write(self, group: list[QueuedBatch]) -> None:
         unanswered: list[Exception] = []
         # An agent with an open doubt goes alone: its earlier write has to be found or ruled out first.
         together = [item for item in group if item.batch.agent_id not in self._doubts]
@@ -139,19 +139,19 @@ class Committer:
         outcomes = {together[i]: outcome for i, outcome in found.items()}
         for item in group:
             if item in outcomes:
-                self._settle(item, outcomes[item])
+                self._finish(item, outcomes[item])
             else:
                 own = Doubt()
                 own.since = doubt.since  # the group's statement may still be applied
                 self._do(self._write_alone(item, own, unanswered))
 
-    async def _write_alone(self, item: Item, doubt: Doubt, unanswered: list[Exception]) -> None:
+    async def _write_alone(self, item: QueuedBatch, doubt: Doubt, unanswered: list[Exception]) -> None:
         try:
             outcome = await self._outcome_alone(item.batch, doubt, unanswered)
         except asyncio.CancelledError:
             self._shut_down([item])
             raise
-        self._settle(item, outcome)
+        self._finish(item, outcome)
 
     async def _outcome_alone(self, batch: Batch, doubt: Doubt, unanswered: list[Exception]) -> Outcome | Exception:
         """The outcome of a batch that was left out when its group was written.
@@ -161,7 +161,7 @@ class Committer:
         asked again.
         """
         try:
-            await self._doubts.settle(batch.agent_id)
+            await self._doubts.resolve(batch.agent_id)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the caller gets it
             return exc
         end, pause = time.monotonic() + self._connections.locked_s, 0.002
@@ -189,15 +189,15 @@ class Committer:
             pause = min(2 * pause, LONGEST_PAUSE_S)
         raise AssertionError("an outcome was found")
 
-    def _shut_down(self, items: Sequence[Item]) -> None:
+    def _shut_down(self, items: Sequence[QueuedBatch]) -> None:
         """Give every caller an outcome, because the event loop ends."""
         self._most = 0
         begun = OutcomeUnknownError("the event loop was shut down while this was written")
         for item in items:
-            item.settle(begun)
+            item.finish(begun)
         never = StoreUnavailableError("the event loop was shut down before this was written")
         for item in self._queues.drain():
-            item.settle(never)
+            item.finish(never)
 
     # --- statements
 
@@ -226,14 +226,14 @@ class Committer:
         session.clock.heard(rows[0][7])
         return {row[0] - 1: applied(batches[row[0] - 1], row) for row in rows if row[0] is not None}
 
-    async def _heads(self, session: Session, batches: Sequence[Batch], statement: str) -> dict[str, Head]:
+    async def _heads(self, session: Session, batches: Sequence[Batch], statement: str) -> dict[str, HeadAfterRefusal]:
         rows = await session.fetch(statement, [batch.agent_id for batch in batches])
         if rows:
             session.clock.heard(rows[-1][8])
-        return {row[0]: Head(row) for row in rows}
+        return {row[0]: HeadAfterRefusal(row) for row in rows}
 
     async def _explained(
-        self, session: Session, batches: Sequence[Batch], heads: Mapping[str, Head], leases: str
+        self, session: Session, batches: Sequence[Batch], heads: Mapping[str, HeadAfterRefusal], leases: str
     ) -> dict[int, Outcome]:
         """The outcomes of batches that were applied before, and of batches with a precondition that fails."""
         fences = [(batch.agent_id, batch.fence) for batch in batches if batch.fence is not None]
@@ -243,14 +243,14 @@ class Committer:
             held = {(row[0], Fence(row[1], row[2])) for row in await session.fetch(leases, *columns)}
         outcomes: dict[int, Outcome] = {}
         for i, batch in enumerate(batches):
-            head = heads.get(batch.agent_id) or Head(None)
+            head = heads.get(batch.agent_id) or HeadAfterRefusal(None)
             is_held = batch.fence is None or (batch.agent_id, batch.fence) in held
             outcome = await self._known(session, batch, head) or head.refusal(batch, is_held=is_held)
             if outcome is not None:
                 outcomes[i] = outcome
         return outcomes
 
-    async def _known(self, session: Session, batch: Batch, head: Head) -> Outcome | None:
+    async def _known(self, session: Session, batch: Batch, head: HeadAfterRefusal) -> Outcome | None:
         """The outcome of a batch that was or may have been applied already, else None.
 
         For a known one it makes a write of its own, whose commit waits as others do.
@@ -310,7 +310,7 @@ class Committer:
         return outcomes
 
     async def _write_locked(
-        self, session: Session, todo: Mapping[int, Batch], heads: Mapping[str, Head]
+        self, session: Session, todo: Mapping[int, Batch], heads: Mapping[str, HeadAfterRefusal]
     ) -> dict[int, Outcome]:
         deletes = [batch for batch in todo.values() if batch.delete and batch.agent_id in heads]
         if deletes:

@@ -22,7 +22,7 @@ from kode_postgres.options import PostgresOptions
 from kode_postgres.session import Doubt, ServerClock, Session
 from kode_postgres.trouble import AgainError, LostError, Trouble, locked_s
 
-__all__ = ["Connections", "Found"]
+__all__ = ["Connections", "ServerFacts"]
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ Call: TypeAlias = Callable[[Session], Awaitable[T]]
 Connect: TypeAlias = Callable[[], Awaitable[Any]]
 
 
-class Found(NamedTuple):
+class ServerFacts(NamedTuple):
     """Facts about the server's end of the connection.
 
     Attributes:
@@ -71,12 +71,14 @@ class Connections:
         retries: the number of repeated attempts.
     """
 
-    def __init__(self, pool: Any, options: PostgresOptions, found: Found, *, connect: Connect | None = None) -> None:
+    def __init__(
+        self, pool: Any, options: PostgresOptions, found: ServerFacts, *, connect: Connect | None = None
+    ) -> None:
         self.pool = pool
         self.connect = connect
         self.clock = found.clock
         self.pooled = found.pooled
-        self.place = options.place
+        self.address = options.address
         self.max: int = pool.get_max_size()
         self.answer_s = options.command_timeout_millis / 1000
         self.locked_s = locked_s(options.lock_wait_millis, self.answer_s)
@@ -122,7 +124,7 @@ class Connections:
             except _MISTAKES:
                 raise
             except Exception as exc:
-                pause = 0.0 if is_read_only(exc) and await self._renew(begun) else trouble.note(exc)
+                pause = 0.0 if is_read_only(exc) and await self._renew(begun) else trouble.record(exc)
                 if pause is None:
                     error = self._error(exc)
                     if trouble.writes and doubt.since is not None and not isinstance(error, OutcomeUnknownError):
@@ -203,7 +205,7 @@ class Connections:
             raise
 
     def _too_few(self) -> KodeError:
-        held = f"{self.place}: all {self.max} connections were in use for {self._wait_s:g} s"
+        held = f"{self.address}: all {self.max} connections were in use for {self._wait_s:g} s"
         if not self._long and time.monotonic() - self._answered_at >= self._wait_s:
             return StoreUnavailableError(f"{held}, and the server answered on none; check the server and the network")
         return StoreBusyError(f"{held}; raise max")
@@ -251,13 +253,13 @@ class Connections:
 
     def _error(self, exc: BaseException) -> KodeError:
         if isinstance(exc, AgainError):
-            return StoreBusyError(f"{self.place}: {exc}")
+            return StoreBusyError(f"{self.address}: {exc}")
         if not isinstance(exc, LostError) or exc.__cause__ is None:
-            return to_kode_error(exc, self.place)
+            return to_kode_error(exc, self.address)
         if isinstance(exc.__cause__, TimeoutError):
             limit = f"command_timeout_millis ({self.answer_s * 1000:g})"
-            return StoreTimeoutError(f"{self.place}: no answer within {limit}; check the network and the load")
-        return to_kode_error(exc.__cause__, self.place)
+            return StoreTimeoutError(f"{self.address}: no answer within {limit}; check the network and the load")
+        return to_kode_error(exc.__cause__, self.address)
 
     async def close(self) -> None:
         """Close the pool, unless it is the caller's."""

@@ -38,9 +38,9 @@ class Doubts:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._open: defaultdict[str, list[Never]] = defaultdict(list)
-        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._resolving: dict[str, asyncio.Task[None]] = {}
 
-    def note(self, agent_id: str, never: Never) -> None:
+    def add(self, agent_id: str, never: Never) -> None:
         """Note that a write for the agent is in doubt."""
         self._open[agent_id].append(never)
 
@@ -48,25 +48,25 @@ class Doubts:
         """True if a write for the agent is in doubt."""
         return agent_id in self._open
 
-    async def settle(self, agent_id: str | None) -> None:
-        """Settle the agent's writes in doubt. None stands for a call over all agents, which waits a second at most.
+    async def resolve(self, agent_id: str | None) -> None:
+        """Resolve the agent's writes in doubt. None stands for a call over all agents, which waits a second at most.
 
         Raises:
             StorageError: the server cannot be asked, and the writes are still in doubt.
         """
         if agent_id is None and self._open:
-            await asyncio.wait([self._settled(one) for one in self._open], timeout=_OTHERS_S)
+            await asyncio.wait([self._resolved(one) for one in self._open], timeout=_OTHERS_S)
         elif agent_id is not None and agent_id in self._open:
-            await asyncio.shield(self._settled(agent_id))
+            await asyncio.shield(self._resolved(agent_id))
 
-    def _settled(self, agent_id: str) -> asyncio.Task[None]:
-        task = self._settling.get(agent_id)
+    def _resolved(self, agent_id: str) -> asyncio.Task[None]:
+        task = self._resolving.get(agent_id)
         if task is None:
-            task = self._settling[agent_id] = asyncio.get_running_loop().create_task(self._settle(agent_id))
+            task = self._resolving[agent_id] = asyncio.get_running_loop().create_task(self._resolve(agent_id))
             task.add_done_callback(lambda done: self._done(agent_id, done))
         return task
 
-    async def _settle(self, agent_id: str) -> None:
+    async def _resolve(self, agent_id: str) -> None:
         while self._open[agent_id]:
             never = self._open[agent_id][0]
             await self._connections.write(never.happen)
@@ -74,11 +74,11 @@ class Doubts:
         del self._open[agent_id]
 
     def _done(self, agent_id: str, task: asyncio.Task[None]) -> None:
-        del self._settling[agent_id]
+        del self._resolving[agent_id]
         if not task.cancelled():
             task.exception()
 
     async def close(self) -> None:
         """Wait for the statements that are running."""
-        while self._settling:
-            await asyncio.wait(self._settling.values())
+        while self._resolving:
+            await asyncio.wait(self._resolving.values())

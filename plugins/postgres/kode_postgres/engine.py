@@ -54,7 +54,7 @@ def _verb(
 
     @wraps(read)
     async def verb(self: PostgresEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        await self._doubts.settle(whose(*args, **kwargs))
+        await self._doubts.resolve(whose(*args, **kwargs))
         return await self.connections.read(lambda session: read(self.reads, session, *args, **kwargs))
 
     return verb
@@ -77,7 +77,7 @@ class PostgresEngine:
         self._listener = None if connections.connect is None else Listener(connections.connect, tables)
 
     def __repr__(self) -> str:
-        return self.connections.place
+        return self.connections.address
 
     @classmethod
     async def open(cls, options: PostgresOptions) -> PostgresEngine:
@@ -95,7 +95,7 @@ class PostgresEngine:
 
     def _named(self, batch: Batch, outcome: Outcome) -> Outcome:
         """The outcome, with the agent's name in damage that the server met while it wrote."""
-        if isinstance(outcome, CorruptRecordError) and outcome.record == self.connections.place:
+        if isinstance(outcome, CorruptRecordError) and outcome.record == self.connections.address:
             return CorruptRecordError(f"agent {batch.agent_id!r}", str(outcome))
         return outcome
 
@@ -108,11 +108,11 @@ class PostgresEngine:
         seconds: float | None,
     ) -> T:
         """Write; a write that stays in doubt is noted with the statement that keeps it from being applied later."""
-        await doubts.settle(agent_id)
+        await doubts.resolve(agent_id)
         try:
             return await self.connections.write(call, seconds)
         except OutcomeUnknownError:
-            doubts.note(agent_id, never)
+            doubts.add(agent_id, never)
             raise
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
@@ -135,7 +135,7 @@ class PostgresEngine:
 
     # --- reading
 
-    head = _verb(Reads.head, _of_agent)
+    summary = _verb(Reads.summary, _of_agent)
     rows = _verb(Reads.rows, _of_agent)
     rows_at = _verb(Reads.rows_at, _of_agent)
     outline = _verb(Reads.outline, _of_agent)

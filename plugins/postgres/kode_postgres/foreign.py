@@ -32,4 +32,4 @@ async def refuse_foreign(con: Any, options: PostgresOptions, tables: Tables) -> 
             options.schema,
         )
     if found == len(_SDK):
-        raise ForeignStoreError(options.place, "postgres")
+        raise ForeignStoreError(options.address, "postgres")

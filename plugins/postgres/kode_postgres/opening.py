@@ -13,7 +13,7 @@ from typing import Any, Final
 import asyncpg
 
 from kode_core.errors import ConfigurationError, KodeError, StoreUnavailableError
-from kode_postgres.connection import Connect, Connections, Found
+from kode_postgres.connection import Connect, Connections, ServerFacts
 from kode_postgres.errors import NO_NAMES, is_conflict, is_starting, to_kode_error
 from kode_postgres.foreign import refuse_foreign
 from kode_postgres.migrations import migrate, version_of
@@ -57,7 +57,7 @@ async def open_connections(options: PostgresOptions, tables: Tables) -> Connecti
         except Exception as exc:
             transient = is_starting(exc) or is_conflict(exc)
             if not transient or time.monotonic() > deadline:
-                raise to_kode_error(exc, options.place) from exc
+                raise to_kode_error(exc, options.address) from exc
         await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311
 
 
@@ -109,7 +109,7 @@ def _of_a_pool(reach: Reach) -> Connect:
     return connect
 
 
-async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
+async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> ServerFacts:
     """Create the tables, and inspect the server.
 
     Behind a pooler, the server's process is not the one that answered at first.
@@ -124,19 +124,19 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Found:
             )
         clock = ServerClock(now)
         if version < _OLDEST:
-            raise StoreUnavailableError(f"{options.place}: kode-postgres needs PostgreSQL 13 or later, not {version}")
+            raise StoreUnavailableError(f"{options.address}: kode-postgres needs PostgreSQL 13 or later, not {version}")
         if encoding != "UTF8":
             raise ConfigurationError(
-                f"{options.place}: the database's encoding is {encoding}, which cannot hold every text; "
+                f"{options.address}: the database's encoding is {encoding}, which cannot hold every text; "
                 "make one with: createdb --encoding=UTF8 --template=template0"
             )
         await refuse_foreign(con, options, tables)
-    await migrate(con, tables, options.place, create=options.create, seconds=seconds)
+    await migrate(con, tables, options.address, create=options.create, seconds=seconds)
     async with asyncio.timeout(seconds):
         pooled = bool(process != con.get_server_pid())
         if options.pool is not None:  # its sessions stay unchanged
-            return Found(clock, pooled or isolation != "read committed", {})
-        return Found(clock, pooled, {} if pooled else await _settings(con, options, version))
+            return ServerFacts(clock, pooled or isolation != "read committed", {})
+        return ServerFacts(clock, pooled, {} if pooled else await _settings(con, options, version))
 
 
 async def _see_names(pool: Any, options: PostgresOptions) -> None:
@@ -152,7 +152,7 @@ async def _see_names(pool: Any, options: PostgresOptions) -> None:
     try:
         async with asyncio.timeout(answer_s), pool.acquire() as con:
             if await _passes_names(con) and pool.get_max_size() > 1 and await _is_shared(con, pool):
-                raise ConfigurationError(f"{options.place}: {NO_NAMES}")
+                raise ConfigurationError(f"{options.address}: {NO_NAMES}")
     except TimeoutError:
         return  # no other transaction ended meanwhile
 

@@ -128,7 +128,7 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
         return "connection_timeout_millis" in self._given()
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """The place of the database, for messages."""
         if self.pool is not None:
             return "postgres by the given pool"

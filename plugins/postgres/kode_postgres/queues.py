@@ -12,7 +12,7 @@ from typing import Final
 from kode_core.batch import Batch, Outcome
 from kode_postgres.arguments import needs_lock
 
-__all__ = ["Item", "Queues"]
+__all__ = ["QueuedBatch", "Queues"]
 
 _AT_ONCE: Final = 500
 _LOCKED_AT_ONCE: Final = 20
@@ -27,7 +27,7 @@ class Weight(Enum):
     LOCKS = auto()
 
 
-class Item:
+class QueuedBatch:
     """A waiting batch, and the future of its caller, which gets an outcome or an error to raise."""
 
     __slots__ = ("batch", "done", "number", "size", "weight")
@@ -48,7 +48,7 @@ class Item:
         """True if it may take long."""
         return self.weight is not Weight.LIGHT
 
-    def settle(self, outcome: Outcome | Exception) -> None:
+    def finish(self, outcome: Outcome | Exception) -> None:
         """Give the caller the outcome."""
         if not self.done.done():
             self.done.set_result(outcome)
@@ -67,11 +67,11 @@ class Queues:
     """The batches that wait to be written. For each agent, one batch at a time is ready or being written."""
 
     def __init__(self) -> None:
-        self._ready: dict[Weight, deque[Item]] = {weight: deque() for weight in Weight}
-        self._behind: dict[str, deque[Item]] = {}
+        self._ready: dict[Weight, deque[QueuedBatch]] = {weight: deque() for weight in Weight}
+        self._behind: dict[str, deque[QueuedBatch]] = {}
         """The batches that wait for an earlier batch of their agent; an agent is a key as long as it has any batch."""
 
-    def accept(self, item: Item) -> None:
+    def accept(self, item: QueuedBatch) -> None:
         """Add a batch to the end of its agent's queue."""
         behind = self._behind.get(item.batch.agent_id)
         if behind is None:
@@ -80,7 +80,7 @@ class Queues:
         else:
             behind.append(item)
 
-    def take(self, *, heavy: bool) -> list[Item]:
+    def take(self, *, heavy: bool) -> list[QueuedBatch]:
         """The next batches that can be written together, of one weight and within limits; *heavy* allows heavy ones."""
         queues = [queue for weight, queue in self._ready.items() if queue and (heavy or weight is Weight.LIGHT)]
         if not queues:
@@ -93,7 +93,7 @@ class Queues:
             size += group[-1].size
         return group
 
-    def next_after(self, item: Item) -> bool:
+    def next_after(self, item: QueuedBatch) -> bool:
         """Make the next batch of the agent ready after *item* was written; True if there is one."""
         behind = self._behind[item.batch.agent_id]
         if not behind:
@@ -103,7 +103,7 @@ class Queues:
         self._ready[following.weight].append(following)
         return True
 
-    def drain(self) -> Iterator[Item]:
+    def drain(self) -> Iterator[QueuedBatch]:
         """Remove and return all batches."""
         for queue in (*self._ready.values(), *self._behind.values()):
             while queue:

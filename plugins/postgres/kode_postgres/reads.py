@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from kode_core.authoring.reading import MOST, check_head, list_rows
 from kode_core.batch import (
+    AgentSummary,
     Doc,
     DocKind,
     EventRange,
     EventRow,
     Found,
     FoundRow,
-    Head,
     Info,
     ListHead,
     ListKind,
@@ -95,7 +95,7 @@ class Reads(Overview):
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
 
-    async def head(self, session: Session, agent_id: str) -> Head | None:
+    async def summary(self, session: Session, agent_id: str) -> AgentSummary | None:
         row = await session.fetchrow(
             "SELECT a.message_version, a.message_count, a.tool_call_version, a.tool_call_count, a.updated_at,"
             " a.template_id, a.created_at, i.body::text, i.digest FROM (SELECT) one"
@@ -112,7 +112,7 @@ class Reads(Overview):
             return None  # only events or documents, or the remains of a delete
         check_head(row[:5], agent_id)
         lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
-        return Head(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
+        return AgentSummary(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
 
     # --- lists
 

@@ -56,7 +56,7 @@ class Trouble:
         self._conflicts = 0
         self._locked = 0
 
-    def note(self, exc: Exception) -> float | None:
+    def record(self, exc: Exception) -> float | None:
         """How many seconds to wait before the next attempt; None if there should be none."""
         if is_conflict(exc) or isinstance(exc, AgainError):
             self._conflicts += 1

@@ -15,7 +15,7 @@ from typing import Any, Final
 import asyncpg
 
 from kode_core.authoring.waiting import waited_for
-from kode_core.authoring.watching import Watch, Watcher
+from kode_core.authoring.watching import AgentWatch, Watcher
 from kode_postgres.schema import Tables
 
 __all__ = ["Listener", "channel_of", "payload_of"]
@@ -62,12 +62,12 @@ class Listener(Watcher):
         )
         self._tidy = f"DELETE FROM {tables.followers} WHERE expires < clock_timestamp() - interval '1 hour'"
 
-    def watch(self, agent_id: str, wake: Callable[[], None]) -> Watch:
+    def watch(self, agent_id: str, wake: Callable[[], None]) -> AgentWatch:
         self._changes.add(agent_id)
         return super().watch(agent_id, wake)
 
-    def leave(self, watch: Watch) -> None:
-        super().leave(watch)
+    def unwatch(self, watch: AgentWatch) -> None:
+        super().unwatch(watch)
         self._changes.add(watch.agent_id)
 
     async def listen(self) -> None:
@@ -91,32 +91,32 @@ class Listener(Watcher):
         con.add_termination_listener(lost)
         await con.add_listener(self._channel, self._heard)
         await con.execute(self._tidy)
-        self.told = told = set[str]()
+        self.reported = reported = set[str]()
         self._agents.clear()
         self._changes = set(self.watches)
         noted_at = time.monotonic()
         while not broken.is_set():
             self.changed.clear()
-            await self._note_changes(con, told)
+            await self._note_changes(con, reported)
             if time.monotonic() - noted_at >= _NOTED_AGAIN_S:
                 noted_at = time.monotonic()
-                await con.execute(self._note, sorted(told))
+                await con.execute(self._note, sorted(reported))
             is_changed = await waited_for(self.changed, _NOTED_AGAIN_S if self.watches else _IDLE_S)
             if not (is_changed or self.watches):
                 return
         raise ConnectionError("the connection ended")
 
-    async def _note_changes(self, con: Any, told: set[str]) -> None:
+    async def _note_changes(self, con: Any, reported: set[str]) -> None:
         """Record the agents that are newly watched, and remove the ones that are no longer watched."""
         changes, self._changes = self._changes, set()
         fresh = [agent_id for agent_id in changes if agent_id in self.watches]
-        told -= changes
+        reported -= changes
         for agent_id in changes:
             self._agents.pop(payload_of(agent_id), None)
         if fresh:
             await con.execute(self._note, sorted(fresh))
             self._agents.update((payload_of(agent_id), agent_id) for agent_id in fresh)
-            told.update(fresh)
+            reported.update(fresh)
             self.wake(fresh)  # they look for events that were appended before this moment
 
     def _heard(self, con: Any, process: int, channel: str, payload: object) -> None:

@@ -94,7 +94,7 @@ async def test_any_error_about_a_doubt_reaches_the_caller(server: Server, schema
         await store.append_messages("a", samples.messages(1))
         engine = engine_of(store)
         no_text: Any = None
-        engine._doubts.note("a", Never(no_text, ()))
+        engine._doubts.add("a", Never(no_text, ()))
         async with asyncio.timeout(20):
             with pytest.raises((TypeError, AttributeError)):
                 await engine.commit([batch])

@@ -60,7 +60,7 @@ def test_a_url_is_a_dsn_and_options(scheme: str) -> None:
     options = options_of(url)
     assert options.dsn == f"postgresql://me:{SECRET}@db.example:5433/agents?sslmode=require&channel_binding=prefer"
     assert (options.schema, options.max) == ("bots", 3)
-    assert options.place == "postgres at db.example:5433/agents"
+    assert options.address == "postgres at db.example:5433/agents"
     assert SECRET not in repr(options)
 
 

@@ -255,7 +255,7 @@ def test_the_place_is_where_it_goes(services: dict[str, str]) -> None:
         (None, {"PGHOST": "v", "PGPORT": "7"}, "postgres at v:7"),
         ("postgres://u@/", {}, "postgres at the default host"),
     ):
-        assert target(url, {**services, **variables}).options.place == place
+        assert target(url, {**services, **variables}).options.address == place
 
 
 # --- The password file ------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ class SqliteEngine:
 
     # --- reading
 
-    head = _verb(reads.head)
+    summary = _verb(reads.summary)
     rows = _verb(reads.rows)
     rows_at = _verb(reads.rows_at)
     outline = _verb(reads.outline)

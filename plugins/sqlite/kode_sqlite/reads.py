@@ -10,12 +10,12 @@ from typing import Any, Final, LiteralString
 
 from kode_core.authoring.reading import check_head, list_rows
 from kode_core.batch import (
+    AgentSummary,
     Doc,
     DocKind,
     EventRange,
     EventRow,
     Found,
-    Head,
     Info,
     ListHead,
     ListKind,
@@ -50,13 +50,13 @@ __all__ = [
     "events_statement",
     "find_rows",
     "find_sessions",
-    "head",
     "in_one_instant",
     "last_event",
     "outline",
     "rows",
     "rows_at",
     "stats",
+    "summary",
 ]
 
 DB = sqlite3.Connection
@@ -79,7 +79,7 @@ _HEAD: Final = (
 )
 
 
-def head(db: DB, agent_id: str) -> Head | None:
+def summary(db: DB, agent_id: str) -> AgentSummary | None:
     row = db.execute(_HEAD, (agent_id,)).fetchone()
     if row is None:
         if db.execute(_HEADLESS, (agent_id,)).fetchone():
@@ -91,7 +91,7 @@ def head(db: DB, agent_id: str) -> Head | None:
         see(row[5:], (TEXT, INT, TEXT, RAW), f"the info of agent {agent_id!r}")
         info = Info(Body(row[7], row[8]), row[5], row[6])
     lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
-    return Head(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
+    return AgentSummary(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------

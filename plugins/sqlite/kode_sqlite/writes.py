@@ -34,7 +34,7 @@ from kode_sqlite.statements import EVENTS, KEYED_BY_AGENT, LISTS, OF_AN_AGENT, r
 __all__ = ["Transaction"]
 
 
-class _Head(NamedTuple):
+class _ListsState(NamedTuple):
     """The lists, the age and the last operation of an agent."""
 
     messages: ListHead = ListHead()
@@ -96,7 +96,7 @@ class Transaction:
             return refusal
         if batch.delete:
             self._delete(batch.agent_id)
-            head = _Head()
+            head = _ListsState()
         after = head._replace(
             messages=self._write_list(batch.agent_id, ListKind.MESSAGES, batch.messages, head.messages),
             tool_calls=self._write_list(batch.agent_id, ListKind.TOOL_CALLS, batch.tool_calls, head.tool_calls),
@@ -112,7 +112,7 @@ class Transaction:
         offsets = self._append(batch.agent_id, batch.events)
         return Applied(after.messages, after.tool_calls, offsets)
 
-    def _refusal(self, batch: Batch, head: _Head) -> Refused | None:
+    def _refusal(self, batch: Batch, head: _ListsState) -> Refused | None:
         if batch.fence is not None and not self.leases.holds(batch.agent_id, batch.fence):
             return Refused("fence")
         return batch.refusal(head.updated_at, head.messages, head.tool_calls)
@@ -125,7 +125,7 @@ class Transaction:
 
     # --- head and info
 
-    def _head(self, agent_id: str) -> _Head:
+    def _head(self, agent_id: str) -> _ListsState:
         row = self._db.execute(
             "SELECT message_version, message_count, tool_call_version, tool_call_count, updated_at,"
             " CAST(last_op AS BLOB)"
@@ -133,20 +133,20 @@ class Transaction:
             (agent_id,),
         ).fetchone()
         if row is None:
-            return _Head()
+            return _ListsState()
         check_head(row[:5], agent_id)
-        return _Head(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], text_of(row[5]) or "")
+        return _ListsState(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], text_of(row[5]) or "")
 
-    def _head_to_delete(self, batch: Batch) -> _Head:
+    def _head_to_delete(self, batch: Batch) -> _ListsState:
         """The head; an unreadable head can be deleted, unless the delete depends on its contents."""
         try:
             return self._head(batch.agent_id)
         except CorruptRecordError:
             if batch.expect_updated_at is not None:
                 raise
-            return _Head()
+            return _ListsState()
 
-    def _write_head(self, agent_id: str, head: _Head) -> None:
+    def _write_head(self, agent_id: str, head: _ListsState) -> None:
         self._db.execute(
             "INSERT INTO kode_agents (agent_id, message_version, message_count, tool_call_version, tool_call_count,"
             " updated_at, last_op) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (agent_id) DO UPDATE SET"
@@ -295,7 +295,7 @@ class Transaction:
         head = self._head(agent_id)
         for child in children:
             lists = [ListHead(h.version and first_version(), h.count) for h in (head.messages, head.tool_calls)]
-            self._write_head(child.agent_id, _Head(lists[0], lists[1], now, ""))
+            self._write_head(child.agent_id, _ListsState(lists[0], lists[1], now, ""))
             self._write_info(child.agent_id, child.info)
             try:
                 self._copy(agent_id, child.agent_id)

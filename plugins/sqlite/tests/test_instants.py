@@ -11,7 +11,7 @@ from typing import Any
 
 from kode_conformance.values import samples
 from kode_sqlite import SqliteStore
-from kode_sqlite.reads import head
+from kode_sqlite.reads import summary
 
 
 class Between(sqlite3.Connection):
@@ -49,7 +49,7 @@ def test_an_agent_that_is_made_while_it_is_looked_for_is_not_corrupt(tmp_path: P
     asyncio.run(save("other"))
     with closing(sqlite3.connect(path, factory=Between)) as db:
         db.write = lambda: asyncio.run(save("a"))
-        assert head(db, "a") is None
-        found = head(db, "a")
+        assert summary(db, "a") is None
+        found = summary(db, "a")
         assert found is not None
         assert found.info is not None

@@ -166,7 +166,7 @@ async def test_a_write_that_fails_fails_alone(engine: SqliteEngine, what: str, a
     assert [type(outcome) for outcome in outcomes] == [Applied, Applied, kind, Applied, Applied]
     assert await lease == 1
     assert "yyy" not in str(outcomes[2])
-    assert await engine.head("bad") is None
+    assert await engine.summary("bad") is None
     assert await engine.last_event("bad") is None
     assert len((await engine.rows("good2", ListKind.MESSAGES)).rows) == 1
     for agent, [offset] in (("good1", outcomes[0].offsets), ("good3", outcomes[3].offsets)):

@@ -625,12 +625,12 @@ class SqCreatedAtIsNotUpdated(Layer):
     async def _kept(self, batch: Batch) -> Batch:
         if batch.info is None or batch.delete:
             return batch
-        head = await self.inner.head(batch.agent_id)
-        if head is None or head.info is None or head.info.created_at == batch.info.created_at:
+        summary = await self.inner.summary(batch.agent_id)
+        if summary is None or summary.info is None or summary.info.created_at == batch.info.created_at:
             return batch
-        info = decode(AgentInfo, batch.info.body, "info").replace(created_at=head.info.created_at)
+        info = decode(AgentInfo, batch.info.body, "info").replace(created_at=summary.info.created_at)
         return replace(
-            batch, info=replace(batch.info, created_at=head.info.created_at, body=encode(AgentInfo, info, "info"))
+            batch, info=replace(batch.info, created_at=summary.info.created_at, body=encode(AgentInfo, info, "info"))
         )
 
 
@@ -654,8 +654,8 @@ class SqCascadesFromInfo(Layer):
         outcomes = []
         for batch in batches:
             if batch.delete and batch.is_empty and batch.fence is None:
-                head = await self.inner.head(batch.agent_id)
-                if head is None or head.info is None:
+                summary = await self.inner.summary(batch.agent_id)
+                if summary is None or summary.info is None:
                     outcomes.append(Applied())
                     continue
             outcomes += await super().commit([batch])

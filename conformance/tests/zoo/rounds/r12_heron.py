@@ -420,13 +420,13 @@ class HerCountsNoRefusedQueries(EngineStore):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        enter = self._context.book.enter
+        enter = self._context.call_metrics.enter
 
         def counted(op: Any, seconds: float, error: BaseException | None = None, **about: Any) -> None:
             if not (op.group == "queries" and isinstance(error, InvalidArgumentError)):
                 enter(op, seconds, error, **about)
 
-        self._context.book.enter = counted  # type: ignore[method-assign]
+        self._context.call_metrics.enter = counted  # type: ignore[method-assign]
 
 
 async def _errors(store: Any) -> int:

@@ -529,7 +529,7 @@ class KesLockTouchesSession(MemoryLayer):
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         token = await self.inner.acquire_lease(agent_id, owner, ttl_ms)
         state = self.space.states.get(agent_id)
-        if token is not None and state is not None and state.head() is not None:
+        if token is not None and state is not None and state.summary() is not None:
             state.updated_at = max(state.updated_at + 1, now_ms())
         return token
 

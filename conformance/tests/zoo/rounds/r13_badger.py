@@ -42,7 +42,7 @@ from kode_core.model import (
 )
 from kode_core.store import EngineStore, kinds
 from kode_core.store.locks import _entered
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 
 T0 = samples.T0
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -85,7 +85,7 @@ class BadEmptyUpsertIsNoSave(EngineStore):
 
         is_fenced = type(agent_id) is str and self._locks.fence(agent_id, fence) is not None
         if is_list(records) and not records and not is_fenced:
-            await self._context.run(OPS["upsert_tool_call_records"], agent_id, nothing)
+            await self._context.run(METHODS["upsert_tool_call_records"], agent_id, nothing)
         else:
             await super().upsert_tool_call_records(agent_id, records, fence=fence)
 

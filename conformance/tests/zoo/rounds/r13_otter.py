@@ -219,9 +219,13 @@ class OttStampsReplacedLast(Layer):
         is_turn = batch.tool_calls or batch.info or batch.docs or batch.events
         if not is_turn or write is None or not write.put or write.append:
             return batch
-        head = await self.inner.head(batch.agent_id)
+        summary = await self.inner.summary(batch.agent_id)
         place, row = write.put[-1]
-        if head is None or place != head.messages.count - 1 or head.messages.kept(write) != head.messages.count:
+        if (
+            summary is None
+            or place != summary.messages.count - 1
+            or summary.messages.kept(write) != summary.messages.count
+        ):
             return batch
         row = replace(row, created_at=max(row.created_at, batch.now))
         return replace(batch, messages=replace(write, put=(*write.put[:-1], (place, row))))
@@ -258,7 +262,7 @@ class OttRewritesShorterList(Layer):
         for i, (body, created_at) in enumerate(kept.rows):
             one = await LISTS[ListKind.MESSAGES].row(i, decode(Message, body, f"message {i}"), created_at, pace)
             rows.append(replace(one.row, body=body, created_at=created_at))
-            await pace.rest()
+            await pace.yield_to_loop()
         for place, row in write.put:
             rows[place : place + 1] = [row]
         return replace(batch, messages=ListWrite(expect=write.expect, length=0, append=(*rows, *write.append)))
@@ -561,12 +565,12 @@ class OttKeepsOldBookmark(Layer):
     async def _coalesced(self, batch: Batch) -> Batch:
         if batch.info is None or batch.delete:
             return batch
-        head = await self.inner.head(batch.agent_id)
+        summary = await self.inner.summary(batch.agent_id)
         new = decode(AgentInfo, batch.info.body, "info")
-        if head is None or head.info is None or new.last_bookmark is not None:
+        if summary is None or summary.info is None or new.last_bookmark is not None:
             return batch
         try:
-            old = decode(AgentInfo, head.info.body, "info")
+            old = decode(AgentInfo, summary.info.body, "info")
         except CorruptRecordError:
             return batch
         if old.last_bookmark is None:

@@ -31,7 +31,7 @@ from kode_core.model import Message, Snapshot, ToolCallRecord, ToolResultBlock
 from kode_core.query import Page
 from kode_core.store import EngineStore, kinds
 from kode_core.store.locks import LeaseContext, _entered
-from kode_core.store.steps import told as _told
+from kode_core.store.steps import checked_progress as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
 

@@ -528,8 +528,8 @@ class LynNoRowsNoTrigger(_EachAlone):
     async def one(self, batch: Batch) -> Outcome:
         write = batch.tool_calls
         if write is not None and not (write.put or write.append):
-            head = await self.inner.head(batch.agent_id)
-            if head is not None and head.tool_calls.count == 0:
+            summary = await self.inner.summary(batch.agent_id)
+            if summary is not None and summary.tool_calls.count == 0:
                 batch = replace(batch, tool_calls=None)
         return await super().one(batch)
 

@@ -511,15 +511,15 @@ class FinStatsByUpdatedAt(EngineStore):
 
     async def aggregate_stats(self, agent_id: str) -> Any:
         await self.open()
-        head = await self._context.engine.head(check_agent_id(agent_id))
+        summary = await self._context.engine.summary(check_agent_id(agent_id))
         found = await super().aggregate_stats(agent_id)
-        if head is None:
+        if summary is None:
             return found
         counted = self.__dict__.setdefault("counted", {})
-        if counted.get(agent_id, (None,))[0] != head.updated_at:
+        if counted.get(agent_id, (None,))[0] != summary.updated_at:
             if len(counted) >= 1000:
                 counted.clear()
-            counted[agent_id] = (head.updated_at, found)
+            counted[agent_id] = (summary.updated_at, found)
         return counted[agent_id][1]
 
 
@@ -641,7 +641,7 @@ class FinTotalsNeverShrink(Layer):
         self.gone: dict[str, int] = {}
 
     async def commit(self, batches: Any) -> Any:
-        heads = {b.op_id: await self.inner.head(b.agent_id) for b in batches if b.messages and b.messages.is_editing}
+        heads = {b.op_id: await self.inner.summary(b.agent_id) for b in batches if b.messages and b.messages.is_editing}
         outcomes = await super().commit(batches)
         for batch, outcome in zip(batches, outcomes, strict=True):
             head = heads.get(batch.op_id)

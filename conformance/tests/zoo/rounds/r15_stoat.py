@@ -573,8 +573,8 @@ class StoCursorNeedsItsRow(EngineStore):
             filters["cursor"], _, name = cursor.partition("~")
         page = await super().query_sessions(**filters)
         if name is not None:
-            head = await self._context.engine.head(_unhex(name))
-            if head is None or head.info is None:
+            summary = await self._context.engine.summary(_unhex(name))
+            if summary is None or summary.info is None:
                 return Page()
         if page.next_cursor is not None and page:
             page.next_cursor += "~" + page[-1].agent_id.encode().hex()
@@ -853,8 +853,8 @@ class StoCountsNoneAsGiven(EngineStore):
         info = await super().load_info(agent_id)
         if info is None or info.message_count:
             return info
-        head = await self._context.engine.head(agent_id)
-        given = json.loads(head.info.body.text).get("messageCount", 0) if head and head.info else 0
+        summary = await self._context.engine.summary(agent_id)
+        given = json.loads(summary.info.body.text).get("messageCount", 0) if summary and summary.info else 0
         return info.replace(message_count=given)
 
 
@@ -879,8 +879,8 @@ class StoReplacingInfoCascades(Layer):
     async def _cascading(self, batch: Any) -> Any:
         if batch.info is None or batch.delete:
             return batch
-        head = await self.inner.head(batch.agent_id)
-        if head is None or head.info is None:
+        summary = await self.inner.summary(batch.agent_id)
+        if summary is None or summary.info is None:
             return batch
         given = {doc.key for doc in batch.docs if doc.kind == DocKind.COMPRESSIONS}
         stored = await self.inner.docs(batch.agent_id, DocKind.COMPRESSIONS)
@@ -910,8 +910,8 @@ class StoEveryTurnTouches(EngineStore):
             return
         if parts.get("append") or parts.get("upsert_tool_calls"):
             return
-        head = await self._context.engine.head(agent_id)
-        if head is not None and head.info is not None and (parts.get("events") or parts.get("todos") is not None):
+        summary = await self._context.engine.summary(agent_id)
+        if summary is not None and summary.info is not None and (parts.get("events") or parts.get("todos") is not None):
             await self._context.commit(self._context.batch(agent_id, messages=ListWrite()))
 
 

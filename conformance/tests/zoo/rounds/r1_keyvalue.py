@@ -527,8 +527,8 @@ class LooksIntoArrays(Keyed):
                 continue
             if not set(query.metadata) <= {*info.metadata, *_elements(info.body.text)}:
                 continue
-            head: Any = state.head()
-            row = SessionRow(state.agent_id, info.body, info.created_at, state.updated_at, head.messages.count)
+            summary: Any = state.summary()
+            row = SessionRow(state.agent_id, info.body, info.created_at, state.updated_at, summary.messages.count)
             found.append(((getattr(row, query.sort_by), row.agent_id), row))
         return scan.page(found, query)
 
@@ -562,8 +562,8 @@ class LooksUpTheLastOfThePage(Layer):
 
     async def find_sessions(self, query: SessionQuery) -> Any:
         if query.after is not None:
-            head = await self.inner.head(query.after[1])
-            if head is None or head.info is None:
+            summary = await self.inner.summary(query.after[1])
+            if summary is None or summary.info is None:
                 return []
         return await super().find_sessions(query)
 

@@ -53,9 +53,9 @@ from kode_core.model import (
 from kode_core.query import AgentStats, tool_call_query
 from kode_core.store import EngineStore, kinds
 from kode_core.store.lists import Append, Replace
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 from kode_core.store.rows import records_of
-from kode_core.store.writer import ListEdit, Rest, Turn
+from kode_core.store.writer import ListEdit, Rest, TurnWrites
 
 T0 = samples.T0
 MESSAGES, TOOL_CALLS = ListKind.MESSAGES, ListKind.TOOL_CALLS
@@ -258,10 +258,10 @@ class AppendsInThousands(EngineStore):
             taken = records_of(Message, messages, "messages")
             with self._locks.fencing(agent_id, fence) as held:
                 for start in range(0, len(taken) or 1, 1000):
-                    turn = Turn({MESSAGES: ListEdit(Append, taken[start : start + 1000])})
+                    turn = TurnWrites({MESSAGES: ListEdit(Append, taken[start : start + 1000])})
                     await self._writer.write(agent_id, lambda turn=turn: turn, held)
 
-        await self._context.run(OPS["append_messages"], agent_id, write)
+        await self._context.run(METHODS["append_messages"], agent_id, write)
 
 
 # --- tool calls -------------------------------------------------------------------------------------------------------
@@ -305,10 +305,10 @@ class UpsertsUnderItsOwnLock(EngineStore):
                     for record in taken:
                         place = places.setdefault(record.id, len(merged))
                         merged[place : place + 1] = [record]
-                    turn = Turn({TOOL_CALLS: ListEdit(Replace, tuple(merged))})
+                    turn = TurnWrites({TOOL_CALLS: ListEdit(Replace, tuple(merged))})
                     await self._writer.write(agent_id, lambda: turn, held)
 
-        await self._context.run(OPS["upsert_tool_call_records"], agent_id, write)
+        await self._context.run(METHODS["upsert_tool_call_records"], agent_id, write)
 
 
 @fault(
@@ -660,9 +660,9 @@ class DoesNotTouchWhatIsEqual(Layer):
     async def _commit(self, batch: Batch) -> Sequence[Outcome]:
         has_more = batch.lists or batch.docs or batch.events or batch.delete or batch.fence
         if batch.info is not None and not has_more and batch.expect_updated_at is None:
-            head = await self.inner.head(batch.agent_id)
-            if head is not None and head.info is not None and head.info.body == batch.info.body:
-                return [Applied(head.messages, head.tool_calls)]
+            summary = await self.inner.summary(batch.agent_id)
+            if summary is not None and summary.info is not None and summary.info.body == batch.info.body:
+                return [Applied(summary.messages, summary.tool_calls)]
         return await self.inner.commit([batch])
 
 
@@ -808,10 +808,10 @@ class RemembersStatsByUpdatedAt(Layer):
         self.known: OrderedDict[str, tuple[object, AgentStats]] = OrderedDict()
 
     async def stats(self, agent_id: str) -> AgentStats:
-        head = await self.inner.head(agent_id)
-        if head is None:
+        summary = await self.inner.summary(agent_id)
+        if summary is None:
             return await self.inner.stats(agent_id)
-        age = (head.updated_at, head.messages, head.tool_calls)
+        age = (summary.updated_at, summary.messages, summary.tool_calls)
         known = self.known.pop(agent_id, None)
         if known is None or known[0] != age:
             known = (age, await self.inner.stats(agent_id))
@@ -852,7 +852,7 @@ class LeavesCancelledTodosRunning(EngineStore):
             await asyncio.sleep(0.01)  # a thread of the pool becomes free
             return Rest(docs=(doc,))
 
-        call = asyncio.create_task(self._save("save_todos", agent_id, fence, lambda: Turn(rest=rest)))
+        call = asyncio.create_task(self._save("save_todos", agent_id, fence, lambda: TurnWrites(encode_rest=rest)))
         call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         await asyncio.shield(call)
 
@@ -1072,7 +1072,7 @@ class WritesCompressionsBack(EngineStore):
                 if held is not None or len(self._cached) > 100:
                     await self._sync(held)
 
-        await self._context.run(OPS["save_compression_record"], agent_id, keep)
+        await self._context.run(METHODS["save_compression_record"], agent_id, keep)
 
     async def _sync(self, fence: Any = None) -> None:
         cached, self._cached = self._cached, []
@@ -1082,7 +1082,9 @@ class WritesCompressionsBack(EngineStore):
                 return Rest(docs=(doc,))
 
             is_last = doc is cached[-1][1]
-            await self._writer.write(agent_id, lambda rest=rest: Turn(rest=rest), fence if is_last else None)
+            await self._writer.write(
+                agent_id, lambda rest=rest: TurnWrites(encode_rest=rest), fence if is_last else None
+            )
 
     async def _load(self, name: str, *args: Any) -> Any:
         await self._sync()

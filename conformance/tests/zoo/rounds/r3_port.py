@@ -34,7 +34,7 @@ from kode_core.model import (
 )
 from kode_core.query import Range
 from kode_core.store import EngineStore, kinds
-from kode_core.store.writer import Rest, Turn
+from kode_core.store.writer import Rest, TurnWrites
 
 
 def _all(cls: type, records: Any) -> bool:
@@ -362,7 +362,7 @@ class SavesTodosBeforeTheTurn(EngineStore):
                 await self._context.open()
                 doc = await kinds.TODOS.write(todos)
                 with self._locks.fencing(agent_id, fence) as held:
-                    await self._writer.write(agent_id, lambda: Turn(rest=_rest(doc)), held)
+                    await self._writer.write(agent_id, lambda: TurnWrites(encode_rest=_rest(doc)), held)
             except KodeError:
                 pass  # the whole turn will say so
             else:
@@ -971,7 +971,9 @@ class WindowsAreInsertedLater(EngineStore):
             while self._late:
                 agent_id, doc = self._late[0]
                 try:
-                    await self._save("save_history_window", agent_id, None, lambda doc=doc: Turn(rest=_rest(doc)))
+                    await self._save(
+                        "save_history_window", agent_id, None, lambda doc=doc: TurnWrites(encode_rest=_rest(doc))
+                    )
                 finally:
                     self._late.pop(0)
 

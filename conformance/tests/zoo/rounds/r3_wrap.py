@@ -294,8 +294,8 @@ class SweepsOrphansWhenOpened(EngineStore):
             engine = self._context.engine
             for agent_id in await engine.stored_ids(None, 10_000):
                 with contextlib.suppress(KodeError):  # damaged ones are left for the repair
-                    head = await engine.head(agent_id)
-                    if head is None or head.info is None:
+                    summary = await engine.summary(agent_id)
+                    if summary is None or summary.info is None:
                         await engine.commit([self._context.batch(agent_id, delete=True)])
         return self
 
@@ -670,9 +670,9 @@ class SkipsCleanInfo(Layer):
         more = batch.messages or batch.tool_calls or batch.docs or batch.events
         if batch.info is not None and not (more or batch.delete or batch.fence or batch.expect_updated_at):
             with contextlib.suppress(KodeError):
-                head = await self.inner.head(batch.agent_id)
-                if head is not None and head.info is not None and head.info.body == batch.info.body:
-                    return Applied(head.messages, head.tool_calls)
+                summary = await self.inner.summary(batch.agent_id)
+                if summary is not None and summary.info is not None and summary.info.body == batch.info.body:
+                    return Applied(summary.messages, summary.tool_calls)
         return (await self.inner.commit([batch]))[0]
 
 

@@ -31,8 +31,8 @@ from kode_core.model import AgentInfo, Snapshot, Timeline, TodoSnapshot, ToolCal
 from kode_core.query import Page
 from kode_core.store import EngineStore, kinds
 from kode_core.store.locks import LeaseContext
-from kode_core.store.ops import OPS
-from kode_core.store.steps import told as _told
+from kode_core.store.methods import METHODS
+from kode_core.store.steps import checked_progress as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
@@ -763,7 +763,7 @@ class SleepsInTheEventLoop(EngineStore):
                         raise
                     time.sleep(min(left, 1.0))
 
-        op = OPS["acquire_agent_lock"]._replace(extra_seconds=wait_ms / 1000 + 1)
+        op = METHODS["acquire_agent_lock"]._replace(extra_seconds=wait_ms / 1000 + 1)
         lock._acquire = lambda: self._context.run(op, agent_id, tries)
         return lock
 

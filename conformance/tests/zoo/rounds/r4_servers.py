@@ -597,18 +597,18 @@ class StampsWhatChanges(_Each):
     """Leaves updated_at as it is when a save of messages, tool calls or info changes nothing."""
 
     async def one(self, batch: Batch) -> Outcome:
-        head = await self.inner.head(batch.agent_id) if batch.is_touching and not batch.delete else None
-        if head is None or (batch.info is not None and batch.info != head.info):
+        summary = await self.inner.summary(batch.agent_id) if batch.is_touching and not batch.delete else None
+        if summary is None or (batch.info is not None and batch.info != summary.info):
             return await self.plain(batch)
         for kind, write in batch.lists.items():
-            known = getattr(head, kind.value)
+            known = getattr(summary, kind.value)
             if write.put or write.append or write.length is not None or not known.version:
                 return await self.plain(batch)
             if write.expect not in (None, known.version):
                 return await self.plain(batch)
         outcome = await self.plain(replace(batch, info=None, messages=None, tool_calls=None))
         if isinstance(outcome, Applied):
-            return replace(outcome, messages=head.messages, tool_calls=head.tool_calls)
+            return replace(outcome, messages=summary.messages, tool_calls=summary.tool_calls)
         return outcome
 
 

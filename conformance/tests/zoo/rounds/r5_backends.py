@@ -25,7 +25,7 @@ from kode_core.ids import check_agent_id
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo
 from kode_core.store import EngineStore, kinds
-from kode_core.store.ops import OPS
+from kode_core.store.methods import METHODS
 
 T0 = samples.T0
 
@@ -237,9 +237,9 @@ class GuardsTimesInThisProcessOnly(EachBatch):
 
     async def one(self, batch: Batch) -> Any:
         if batch.messages is not None and batch.messages.is_blind:
-            head = await self.inner.head(batch.agent_id)
-            if head is not None and head.messages.version:
-                batch = replace(batch, messages=replace(batch.messages, expect=head.messages.version))
+            summary = await self.inner.summary(batch.agent_id)
+            if summary is not None and summary.messages.version:
+                batch = replace(batch, messages=replace(batch.messages, expect=summary.messages.version))
         return await self.pass_on(batch)
 
 
@@ -332,10 +332,10 @@ class CutsToolCallsFirst(EachBatch):
 
     async def one(self, batch: Batch) -> Any:
         write = batch.tool_calls
-        head = await self.inner.head(batch.agent_id) if write is not None else None
-        if write is None or head is None or write.length in (None, 0) or not (write.put or write.append):
+        summary = await self.inner.summary(batch.agent_id) if write is not None else None
+        if write is None or summary is None or write.length in (None, 0) or not (write.put or write.append):
             return await self.pass_on(batch)
-        if write.length >= head.tool_calls.count or batch.delete:
+        if write.length >= summary.tool_calls.count or batch.delete:
             return await self.pass_on(batch)
         cut = Batch(
             agent_id=batch.agent_id,
@@ -414,7 +414,7 @@ class RefusesAnIdTwiceInATurn(EngineStore):
             async def fail() -> None:
                 raise StorageError("the database refused the write: a row would be changed twice; nothing was written")
 
-            await self._context.run(OPS["save_turn"], agent_id, fail)
+            await self._context.run(METHODS["save_turn"], agent_id, fail)
         await super().save_turn(agent_id, upsert_tool_calls=upsert_tool_calls, **rest)
 
 
@@ -669,9 +669,9 @@ class CoalescesTheBreakpoint(EachBatch):
     """Keeps the breakpoint that was saved before when an info without one is saved."""
 
     async def one(self, batch: Batch) -> Any:
-        head = await self.inner.head(batch.agent_id) if batch.info is not None and not batch.delete else None
-        if head is not None and head.info is not None:
-            old, new = (decode(AgentInfo, info.body, "info") for info in (head.info, batch.info))
+        summary = await self.inner.summary(batch.agent_id) if batch.info is not None and not batch.delete else None
+        if summary is not None and summary.info is not None:
+            old, new = (decode(AgentInfo, info.body, "info") for info in (summary.info, batch.info))
             if new.breakpoint is None and old.breakpoint is not None:
                 body = encode(AgentInfo, replace(new, breakpoint=old.breakpoint), "info")
                 batch = replace(batch, info=replace(batch.info, body=body))

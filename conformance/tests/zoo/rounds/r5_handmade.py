@@ -36,7 +36,7 @@ from kode_core.model import (
 from kode_core.store import EngineStore
 from kode_core.store.lists import Upsert
 from kode_core.store.rows import event_writes
-from kode_core.store.steps import told as _told
+from kode_core.store.steps import checked_progress as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from kode_core.pace import Pace
 from kode_core.query import Page
 from kode_core.store import EngineStore, kinds, rows
 from kode_core.store.events import stored_event
-from kode_core.store.ops import OPS
-from kode_core.store.writer import Rest, Turn
+from kode_core.store.methods import METHODS
+from kode_core.store.writer import Rest, TurnWrites
 
 
 async def _acknowledge(store: Any, name: str, agent_id: str) -> None:
@@ -35,7 +35,7 @@ async def _acknowledge(store: Any, name: str, agent_id: str) -> None:
     async def nothing() -> None:
         check_agent_id(agent_id)
 
-    await store._context.run(OPS[name], agent_id, nothing)
+    await store._context.run(METHODS[name], agent_id, nothing)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -542,8 +542,8 @@ class ReplaceCascades(Layer):
     async def commit(self, batches: Any) -> Any:
         changed = []
         for batch in batches:
-            head = await self.inner.head(batch.agent_id) if batch.info is not None else None
-            if head is not None and head.info is not None:
+            summary = await self.inner.summary(batch.agent_id) if batch.info is not None else None
+            if summary is not None and summary.info is not None:
                 children = await self.inner.docs(batch.agent_id, DocKind.COMPRESSIONS)
                 gone = tuple(DocWrite(DocKind.COMPRESSIONS, doc.key, None) for doc in children)
                 batch = replace(batch, docs=(*gone, *batch.docs))
@@ -811,8 +811,8 @@ class ChecksListedAgents(Wrapper):
         is_pair = issue.code in {"result_without_use", "use_without_result"}
         if not is_pair:
             return True
-        head = await self.inner._context.engine.head(issue.agent_id)
-        return head is not None and head.info is not None
+        summary = await self.inner._context.engine.summary(issue.agent_id)
+        return summary is not None and summary.info is not None
 
 
 # --- locks, forks, durability -----------------------------------------------------------------------------------------
@@ -969,7 +969,7 @@ class WritesCompressionsBehind(Wrapper):
                     return Rest(docs=(write,))
 
                 with suppress(KodeError):
-                    await self.inner._writer.write(agent_id, lambda rest=rest: Turn(rest=rest), None)
+                    await self.inner._writer.write(agent_id, lambda rest=rest: TurnWrites(encode_rest=rest), None)
                 self.dirty.pop(0)
 
     async def save_compression_record(self, agent_id: str, record: Any, *, fence: Any = None) -> None:

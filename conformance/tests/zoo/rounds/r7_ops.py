@@ -236,8 +236,8 @@ class ReplaceIntoCascades(Layer):
         done = []
         for batch in batches:
             if batch.info is not None and not batch.delete and all(d.kind is not DocKind.MEDIA for d in batch.docs):
-                head = await self.inner.head(batch.agent_id)
-                if head is not None and head.info is not None:
+                summary = await self.inner.summary(batch.agent_id)
+                if summary is not None and summary.info is not None:
                     batch = replace(batch, docs=(*batch.docs, DocWrite(DocKind.MEDIA, "", None)))
             done.append(batch)
         return await super().commit(done)
@@ -738,8 +738,8 @@ class ChecksOnlyTheListed(EngineStore):
     async def _is_listed(self, issue: Any) -> bool:
         if not issue.agent_id:
             return True
-        head = await self._context.engine.head(issue.agent_id)
-        return head is not None and head.info is not None
+        summary = await self._context.engine.summary(issue.agent_id)
+        return summary is not None and summary.info is not None
 
 
 async def _issues(store: Any) -> Any:

@@ -623,10 +623,10 @@ class MergesTheInfoOfATurn(Layer):
     async def _merged(self, batch: Batch) -> Batch:
         if batch.info is None or batch.delete or not (batch.lists or batch.docs or batch.events):
             return batch
-        head = await self.inner.head(batch.agent_id)
-        if head is None or head.info is None:
+        summary = await self.inner.summary(batch.agent_id)
+        if summary is None or summary.info is None:
             return batch
-        old, new = (decode(AgentInfo, body, "info") for body in (head.info.body, batch.info.body))
+        old, new = (decode(AgentInfo, body, "info") for body in (summary.info.body, batch.info.body))
         left = {key: value for key, value in old.metadata.items() if key not in new.metadata}
         if not left:
             return batch

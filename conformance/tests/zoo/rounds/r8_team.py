@@ -46,8 +46,8 @@ from kode_core.store import EngineStore, kinds, rows
 from kode_core.store.facade import _calls, _messages
 from kode_core.store.lists import Append, Replace
 from kode_core.store.locks import _entered
-from kode_core.store.ops import OPS
-from kode_core.store.writer import Turn
+from kode_core.store.methods import METHODS
+from kode_core.store.writer import TurnWrites
 
 
 class Clock:
@@ -245,9 +245,9 @@ class AppendsByPackets(EngineStore):
             check_agent_id(agent_id)
             with self._locks.fencing(agent_id, fence) as held:
                 for part in parts:
-                    await self._writer.write(agent_id, lambda part=part: Turn(_messages(Append, part)), held)
+                    await self._writer.write(agent_id, lambda part=part: TurnWrites(_messages(Append, part)), held)
 
-        await self._context.run(OPS["append_messages"], agent_id, write)
+        await self._context.run(METHODS["append_messages"], agent_id, write)
 
     async def _parts(self, messages: Any) -> Any:
         parts: list[list[Any]] = [[]]
@@ -293,15 +293,15 @@ class CascadesToToolCalls(EngineStore):
         async def write() -> None:
             with self._locks.fencing(check_agent_id(agent_id), fence) as held:
                 before = await self._uses_of(agent_id)
-                await self._writer.write(agent_id, lambda: Turn(_messages(Replace, messages)), held)
+                await self._writer.write(agent_id, lambda: TurnWrites(_messages(Replace, messages)), held)
                 gone = before - _uses(messages)
                 if gone:
                     calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
                     kept = [call for call in calls if call.id not in gone]
                     if len(kept) < len(calls):
-                        await self._writer.write(agent_id, lambda: Turn(_calls(Replace, kept)), held)
+                        await self._writer.write(agent_id, lambda: TurnWrites(_calls(Replace, kept)), held)
 
-        await self._context.run(OPS["save_messages"], agent_id, write)
+        await self._context.run(METHODS["save_messages"], agent_id, write)
 
     async def _uses_of(self, agent_id: str) -> set[str]:
         try:
@@ -361,9 +361,9 @@ class ComparesCallsByTheirTime(EngineStore):
         async def write() -> None:
             with self._locks.fencing(check_agent_id(agent_id), fence) as held:
                 changed = await self._changed(agent_id, records)
-                await self._writer.write(agent_id, lambda: Turn(_calls(Replace, changed)), held)
+                await self._writer.write(agent_id, lambda: TurnWrites(_calls(Replace, changed)), held)
 
-        await self._context.run(OPS["save_tool_call_records"], agent_id, write)
+        await self._context.run(METHODS["save_tool_call_records"], agent_id, write)
 
     async def _changed(self, agent_id: str, records: Any) -> Any:
         if not isinstance(records, (list, tuple)) or not all(type(r) is ToolCallRecord for r in records):
@@ -676,10 +676,12 @@ class ForksTouchTheParent(Layer):
 
     async def fork(self, agent_id: str, children: Any, expect: Any, now: int) -> bool:
         done = await super().fork(agent_id, children, expect, now)
-        head = await self.inner.head(agent_id) if done else None
-        if head is not None and head.info is not None:
+        summary = await self.inner.summary(agent_id) if done else None
+        if summary is not None and summary.info is not None:
             op_id = secrets.token_hex(8)
-            touch = Batch(agent_id=agent_id, op_id=op_id, now=now, info=head.info, expect_updated_at=head.updated_at)
+            touch = Batch(
+                agent_id=agent_id, op_id=op_id, now=now, info=summary.info, expect_updated_at=summary.updated_at
+            )
             await self.inner.commit([touch])
         return done
 
@@ -816,7 +818,7 @@ class TimesFailuresToo(EngineStore):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        book = self._context.book
+        book = self._context.call_metrics
         sound = book.enter
 
         def enter(op: Any, seconds: float, error: Any = None, **about: Any) -> None:

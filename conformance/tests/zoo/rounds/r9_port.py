@@ -347,9 +347,9 @@ class RestampsARegeneratedAnswer(Layer):
         write = batch.messages
         if write is None or len(write.put) != 1 or write.length is not None or write.append:
             return batch
-        head = await self.inner.head(batch.agent_id)
+        summary = await self.inner.summary(batch.agent_id)
         ((position, row),) = write.put
-        if head is None or position != head.messages.count - 1:
+        if summary is None or position != summary.messages.count - 1:
             return batch
         newer = replace(row, created_at=max(row.created_at, batch.now))
         return replace(batch, messages=replace(write, put=((position, newer),)))
@@ -381,10 +381,10 @@ class TakesARepeatedMessageForARetry(Wrapper):
 
     async def _last(self, agent_id: str, texts: Any) -> Any:
         engine = self.inner._context.engine
-        head = await engine.head(agent_id)
-        if head is None or head.messages.count < len(texts):
+        summary = await engine.summary(agent_id)
+        if summary is None or summary.messages.count < len(texts):
             return None
-        found = await engine.rows_at(agent_id, ListKind.MESSAGES, head.messages.count - len(texts), len(texts))
+        found = await engine.rows_at(agent_id, ListKind.MESSAGES, summary.messages.count - len(texts), len(texts))
         return [body.text for body, _ in found.rows]
 
 
@@ -695,9 +695,9 @@ class SkipsAnInfoThatIsNotDirty(Layer):
         if batch.info is not None and batch == Batch(
             agent_id=batch.agent_id, op_id=batch.op_id, now=batch.now, info=batch.info
         ):
-            head = await self.inner.head(batch.agent_id)
-            if head is not None and head.info is not None and head.info.body == batch.info.body:
-                return Applied(head.messages, head.tool_calls)
+            summary = await self.inner.summary(batch.agent_id)
+            if summary is not None and summary.info is not None and summary.info.body == batch.info.body:
+                return Applied(summary.messages, summary.tool_calls)
         (outcome,) = await super().commit([batch])
         return outcome
 

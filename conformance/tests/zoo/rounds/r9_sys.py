@@ -35,7 +35,7 @@ from kode_core.query import Page
 from kode_core.store import EngineStore, kinds
 from kode_core.store.events import stored_event
 from kode_core.store.locks import _entered
-from kode_core.store.steps import told as _told
+from kode_core.store.steps import checked_progress as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
@@ -209,9 +209,9 @@ class RestampsTheLastMessage(Layer):
         write = batch.messages
         if write is None or not write.put or write.append or write.length is not None:
             return batch
-        head = await self.inner.head(batch.agent_id)
+        summary = await self.inner.summary(batch.agent_id)
         position, row = write.put[-1]
-        if head is None or position != head.messages.count - 1:
+        if summary is None or position != summary.messages.count - 1:
             return batch
         put = (*write.put[:-1], (position, replace(row, created_at=max(row.created_at, batch.now))))
         return replace(batch, messages=replace(write, put=put))
@@ -563,8 +563,8 @@ class SameInfoIsNoUpdate(Layer):
     async def _changes(self, batch: Batch) -> Batch:
         if batch.info is None or batch.delete:
             return batch
-        head = await self.inner.head(batch.agent_id)
-        is_same = head is not None and head.info == batch.info
+        summary = await self.inner.summary(batch.agent_id)
+        is_same = summary is not None and summary.info == batch.info
         return replace(batch, info=None) if is_same else batch
 
 

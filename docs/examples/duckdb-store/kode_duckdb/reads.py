@@ -7,13 +7,13 @@ from typing import Any, Final, NamedTuple
 
 from kode_core.authoring.reading import list_rows
 from kode_core.batch import (
+    AgentSummary,
     Doc,
     DocKind,
     EngineIssue,
     EventRange,
     EventRow,
     FoundRow,
-    Head,
     Info,
     ListHead,
     ListKind,
@@ -56,7 +56,7 @@ def agent(db: Connection, agent_id: str) -> Agent:
     return Agent(*(row.fetchone() or (agent_id,)))
 
 
-def head(db: Connection, agent_id: str) -> Head | None:
+def summary(db: Connection, agent_id: str) -> AgentSummary | None:
     found = agent(db, agent_id)
     if not found.last_op:
         return None
@@ -65,7 +65,7 @@ def head(db: Connection, agent_id: str) -> Head | None:
         assert found.template_id is not None
         assert found.created_at is not None
         info = Info(Body(found.info, found.digest), found.template_id, found.created_at)
-    return Head(
+    return AgentSummary(
         agent_id=agent_id,
         info=info,
         updated_at=found.updated_at,

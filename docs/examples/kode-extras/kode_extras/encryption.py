@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
 from kode_core.batch import (
+    AgentSummary,
     Batch,
     Child,
     Doc,
@@ -27,7 +28,6 @@ from kode_core.batch import (
     EventRow,
     Found,
     FoundRow,
-    Head,
     Info,
     ListKind,
     ListRows,
@@ -106,17 +106,17 @@ class Encryption(Layer):
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
         """The engine compares stored texts, and no two encryptions are alike: it gets the one that is stored."""
-        head = await self.inner.head(agent_id)
-        if head is None or head.info is None or self._keys.opened(head.info.body) != expect:
+        summary = await self.inner.summary(agent_id)
+        if summary is None or summary.info is None or self._keys.opened(summary.info.body) != expect:
             return False
         closed = [
             replace(child, info=replace(child.info, body=self._keys.closed(child.info.body))) for child in children
         ]
-        return await super().fork(agent_id, closed, head.info.body, now)
+        return await super().fork(agent_id, closed, summary.info.body, now)
 
-    async def head(self, agent_id: str) -> Head | None:
-        head = await super().head(agent_id)
-        return head if head is None or head.info is None else replace(head, info=self._opened(head.info))
+    async def summary(self, agent_id: str) -> AgentSummary | None:
+        summary = await super().summary(agent_id)
+        return summary if summary is None or summary.info is None else replace(summary, info=self._opened(summary.info))
 
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         return self._list(await super().rows(agent_id, kind))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import aioboto3
-from kode_conformance import Given, Handle, Space, StoreHarness
+from kode_conformance import BorrowedClient, Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
 from kode_conformance.servers.faults import FaultProxy, Mode
 
@@ -69,7 +69,7 @@ class MotoHarness(StoreHarness):
     async def open_with(self, handle: Handle, **options: Any) -> Store:
         return await create_extended_store(type="dynamodb", **{"timeout_ms": _PATIENCE_MS, **handle, **options})
 
-    async def open_given(self, handle: Handle) -> Given:
+    async def open_borrowed(self, handle: Handle) -> BorrowedClient:
         names = {"access_key_id": "aws_access_key_id", "secret_access_key": "aws_secret_access_key"}
         given = {name: handle[key] for key, name in names.items()}
         stack = AsyncExitStack()
@@ -77,14 +77,14 @@ class MotoHarness(StoreHarness):
         client = await stack.enter_async_context(session.client("dynamodb", endpoint_url=handle["endpoint_url"]))
         others = {name: handle[name] for name in ("table", "transactions", "command_timeout_millis")}
         store = await create_extended_store(type="dynamodb", client=client, timeout_ms=_PATIENCE_MS, **others)
-        return Given(store, lambda: client.describe_table(TableName=handle["table"]), stack.aclose)
+        return BorrowedClient(store, lambda: client.describe_table(TableName=handle["table"]), stack.aclose)
 
     async def destroy(self, handle: Handle) -> None:
         async with _looked(handle) as table:
             if await has_schema(table):
                 await table.ask("delete_table")
 
-    async def settle(self, handle: Handle) -> None:
+    async def wait_until_queries_see_all(self, handle: Handle) -> None:
         """Wait for the indexes of a named endpoint, which may lag. The emulators' indexes do not."""
         if type(self._server()) is Emulator:
             await asyncio.sleep(2)

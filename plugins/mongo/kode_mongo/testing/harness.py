@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pymongo
-from kode_conformance import Costs, Given, Handle, Space, StoreHarness
+from kode_conformance import BorrowedClient, Costs, Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
 from pymongo.errors import AutoReconnect
 
@@ -18,7 +18,7 @@ from kode_core import Store, create_extended_store
 from kode_core.authoring import calls
 from kode_core.batch import ListKind
 from kode_core.engines.record.state import row_key
-from kode_core.engines.record.store import Place
+from kode_core.engines.record.store import ItemsPlace
 from kode_mongo.documents import id_of
 from kode_mongo.schema import COLLECTIONS, HEADS, ITEMS, META
 from kode_mongo.testing.servers import URI_VARIABLE, LocalServer, Server, shared_server
@@ -72,7 +72,7 @@ class MongoHarness(StoreHarness):
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
         def damage(database: Any) -> None:
             head = database[f"kode_{HEADS}"].find_one({"_id": agent_id})
-            first = {"_id": id_of(Place(agent_id, head["epoch"]), row_key(ListKind.MESSAGES, 0))}
+            first = {"_id": id_of(ItemsPlace(agent_id, head["epoch"]), row_key(ListKind.MESSAGES, 0))}
             found = database[f"kode_{ITEMS}"].find_one(first)
             text = found["text"].replace("message 0", "message !")
             done = database[f"kode_{ITEMS}"].update_one(first, {"$set": {"text": text}})
@@ -116,7 +116,7 @@ class MongoHarness(StoreHarness):
 
         return await asyncio.to_thread(look)
 
-    async def open_given(self, handle: Handle) -> Given:
+    async def open_borrowed(self, handle: Handle) -> BorrowedClient:
         kind = getattr(import_module(self.client[0]), self.client[1])
         client = kind(handle["uri"])
 
@@ -127,7 +127,7 @@ class MongoHarness(StoreHarness):
 
         others = {name: handle[name] for name in handle.keys() - {"uri", "connection_timeout_millis"}}
         store = await create_extended_store(type="mongo", client=client, **others)
-        return Given(store, lambda: client.admin.command("ping"), end)
+        return BorrowedClient(store, lambda: client.admin.command("ping"), end)
 
     async def break_backend(self, handle: Handle) -> None:
         await _alone(self._local().kill)

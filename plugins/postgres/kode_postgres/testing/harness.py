@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
-from kode_conformance import Costs, Given, Handle, Space, StoreHarness
+from kode_conformance import BorrowedClient, Costs, Handle, Space, StoreHarness
 from kode_conformance.context import Unverified
 
 from kode_core import Store, create_extended_store
@@ -94,12 +94,12 @@ class PostgresHarness(StoreHarness):
         async with _connection(handle) as con:
             return Costs(*await con.fetchrow(_COSTS))
 
-    async def open_given(self, handle: Handle) -> Given:
+    async def open_borrowed(self, handle: Handle) -> BorrowedClient:
         pool = await asyncpg.create_pool(handle["dsn"], min_size=1, max_size=4, timeout=30)
         store = await create_extended_store(
             type="postgres", pool=pool, **{k: handle[k] for k in handle.keys() - {"dsn"}}
         )
-        return Given(store, lambda: pool.fetchval("SELECT 1"), pool.close)
+        return BorrowedClient(store, lambda: pool.fetchval("SELECT 1"), pool.close)
 
     async def break_backend(self, handle: Handle) -> None:
         await _alone(_local_server().stop, at_once=True)

@@ -1,12 +1,12 @@
-"""The calls of a store by name, for its book."""
+"""The calls of a store by name, for its metrics."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from kode_core.store.book import Group, Op
+from kode_core.store.metrics import Group, Method
 
-__all__ = ["OPS"]
+__all__ = ["METHODS"]
 
 _GROUPS: Final[dict[Group, str]] = {
     "saves": """
@@ -26,7 +26,7 @@ _GROUPS: Final[dict[Group, str]] = {
 
 _IN_STEPS: Final = frozenset({"backup", "check_consistency", "delete_many", "repair"})
 
-OPS: Final = {
-    name: Op(name, group, in_steps=name in _IN_STEPS) for group, names in _GROUPS.items() for name in names.split()
+METHODS: Final = {
+    name: Method(name, group, in_steps=name in _IN_STEPS) for group, names in _GROUPS.items() for name in names.split()
 }
 """Every counted call."""

@@ -1,4 +1,4 @@
-"""The book of a store's calls: counters and latencies (OPS-3), and the observers that plugins register."""
+"""The metrics of a store's calls: counters and latencies (OPS-3), and the observers that plugins register."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kode_core.engine import Engine
 from kode_core.operation import Observer, Operation
 from kode_core.report import ConnectionUse, OperationCounts, Performance, StorageSize, StoreMetrics
 
-__all__ = ["Book", "Op"]
+__all__ = ["CallMetrics", "Method"]
 
 log = logging.getLogger("kode_core")
 
@@ -20,8 +20,8 @@ Group = Literal["saves", "loads", "queries", "deletes", "other"]
 _WINDOW = 2048
 
 
-class Op(NamedTuple):
-    """A kind of call.
+class Method(NamedTuple):
+    """A method of a store, as its calls are counted.
 
     Attributes:
         extra_seconds: how long it may take beyond the deadline.
@@ -34,7 +34,7 @@ class Op(NamedTuple):
     in_steps: bool = False
 
 
-class Book:
+class CallMetrics:
     """Counts calls. An observer that fails is reported once and does not fail the call."""
 
     def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
@@ -51,16 +51,18 @@ class Book:
         """Note the engine, which observers hear about."""
         self._backend, self._store = engine.name, repr(engine)
 
-    def enter(self, op: Op, seconds: float, error: BaseException | None = None, *, agent_id: str | None = None) -> None:
+    def enter(
+        self, method: Method, seconds: float, error: BaseException | None = None, *, agent_id: str | None = None
+    ) -> None:
         """Note the end of a call."""
         if error is None:
-            self.succeeded(op, seconds)
+            self.succeeded(method, seconds)
         else:
             self._counts["errors"] += 1
         if self._observers:
             self._tell(
                 Operation(
-                    name=op.name,
+                    name=method.name,
                     duration_ms=seconds * 1000,
                     error=None if error is None else type(error).__name__,
                     agent_id=agent_id,
@@ -69,8 +71,8 @@ class Book:
                 )
             )
 
-    def succeeded(self, op: Op, seconds: float) -> None:
-        self._counts[op.group] += 1
+    def succeeded(self, method: Method, seconds: float) -> None:
+        self._counts[method.group] += 1
         self._total += seconds
         if seconds < self._min:
             self._min = seconds

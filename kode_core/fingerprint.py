@@ -1,8 +1,8 @@
-"""Imprints of dicts and lists, which later show whether anything in them changed (MSG-5).
+"""Fingerprints of dicts and lists, which later show whether anything in them changed (MSG-5).
 
-An imprint is taken of parts that have just been found to be small and exact. When it is compared they may be anything:
-a cycle, a few lists whose text has no end, a list of millions, objects of any class. So each list is visited once,
-however many references lead to it, and nothing beyond the length of the imprint is read.
+A fingerprint is taken of parts that have just been found to be small and exact. When it is compared they may be
+anything: a cycle, a few lists whose text has no end, a list of millions, objects of any class. So each list is
+visited once, however many references lead to it, and nothing beyond the length of the fingerprint is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from kode_core.jsonvalue import MAX_DEPTH
 
-__all__ = ["imprint_of", "still_has"]
+__all__ = ["fingerprint_of", "still_has"]
 
 _PROTOCOL: Final = 5
 _DIGEST: Final = 16
@@ -45,7 +45,7 @@ class _Changed(Exception):
 
 
 class _Taker:
-    """Takes the pieces of an imprint, up to *most* bytes."""
+    """Takes the pieces of a fingerprint, up to *most* bytes."""
 
     __slots__ = ("hash", "length", "most")
 
@@ -61,7 +61,7 @@ class _Taker:
         self.hash.update(data)
 
 
-def imprint_of(parts: Any) -> bytes:
+def fingerprint_of(parts: Any) -> bytes:
     """Some bytes that stand for small dicts and lists of JSON."""
     data = pickle.dumps(parts, _PROTOCOL)
     copy = _fresh.copy()
@@ -69,16 +69,16 @@ def imprint_of(parts: Any) -> bytes:
     return copy.digest() + len(data).to_bytes(_LENGTH, "big")
 
 
-def still_has(parts: Any, imprint: bytes) -> bool:
-    """True if *parts* are as they were when *imprint* was taken: every item, its type and its place."""
+def still_has(parts: Any, fingerprint: bytes) -> bool:
+    """True if *parts* are as they were when *fingerprint* was taken: every item, its type and its place."""
     if sys.getrecursionlimit() > _SAFE_RECURSION and _is_deep(parts):
         return False
-    taker = _Taker(int.from_bytes(imprint[_DIGEST:], "big"))
+    taker = _Taker(int.from_bytes(fingerprint[_DIGEST:], "big"))
     try:
         _Pickler(taker, _PROTOCOL).dump(parts)
     except Exception:  # noqa: BLE001 - whatever it is now, it has changed
         return False
-    return taker.length == taker.most and imprint.startswith(taker.hash.digest())
+    return taker.length == taker.most and fingerprint.startswith(taker.hash.digest())
 
 
 def _is_deep(parts: Any) -> bool:

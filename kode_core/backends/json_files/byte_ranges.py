@@ -15,12 +15,12 @@ from kode_core.codec import Body, digest
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError
 
-__all__ = ["Reader", "Spans", "batches_of", "bodies_of"]
+__all__ = ["BodyReader", "ByteRanges", "batches_of", "bodies_of"]
 
 _CHUNK_ROWS: Final = 1000
 
 
-class Spans:
+class ByteRanges:
     """The places of located bodies, compactly."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Spans:
         return Located("", digest, self._starts[i], self._sizes[i])
 
 
-class Reader:
+class BodyReader:
     """The open file of a journal, to read the texts of bodies from."""
 
     def __init__(self, fd: int, whose: str = "") -> None:
@@ -51,7 +51,7 @@ class Reader:
         """The same; bytes that are not valid text, because of damage, can be written back unchanged."""
         return self._body(body, "surrogateescape")
 
-    def sound(self, body: Body) -> Body:
+    def checked(self, body: Body) -> Body:
         """The same.
 
         Raises:

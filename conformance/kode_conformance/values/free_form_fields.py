@@ -12,7 +12,7 @@ from kode_conformance.values.kinds import Gives, Kind, kinds
 from kode_core.model import AgentInfo
 from kode_core.protocols import Store
 
-__all__ = ["PLACES", "Holds", "Place"]
+__all__ = ["FIELD_USES", "FieldUse", "Holds"]
 
 
 class Holds(Enum):
@@ -29,7 +29,7 @@ class Holds(Enum):
         return type(value) is (str if self is Holds.TEXT else dict)
 
 
-class Place(NamedTuple):
+class FieldUse(NamedTuple):
     """A field.
 
     Attributes:
@@ -82,7 +82,7 @@ _HOLDS: Final = {
 }
 
 
-def _places() -> Iterator[Place]:
+def _places() -> Iterator[FieldUse]:
     """One for each field of each record type, and for what each kind of value is inside of records in records."""
     seen = set()
     for kind in kinds().values():
@@ -91,8 +91,8 @@ def _places() -> Iterator[Place]:
             key = (kind.record, field.path[0], field.holds) if nested else field.place
             if field.holds in _HOLDS and key not in seen:
                 seen.add(key)
-                yield Place(field, kind, _HOLDS[field.holds], int(field.holds is fields.Holds.SPREAD))
+                yield FieldUse(field, kind, _HOLDS[field.holds], int(field.holds is fields.Holds.SPREAD))
 
 
-PLACES: Final[tuple[Place, ...]] = tuple(_places())
+FIELD_USES: Final[tuple[FieldUse, ...]] = tuple(_places())
 """All places."""
