@@ -186,7 +186,7 @@ def test_commands_run(page: Path, block: Block, tmp_path: Path) -> None:
             done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600, check=False, input="y\n")
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         elif words[0] == "make":
-            targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+            targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             assert words[1] in targets, line
         elif words[0] == "pip":
             for package in (re.sub(r"\[.*", "", word) for word in words[2:] if word != "-e"):

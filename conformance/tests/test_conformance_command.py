@@ -127,7 +127,7 @@ def harnesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kode(*arguments: str) -> Done:
-    done = subprocess.run((*KODE, *arguments), capture_output=True, encoding="utf-8", timeout=100, check=False)
+    done = subprocess.run((*KODE, *arguments), capture_output=True, encoding="utf-8", timeout=600, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.stdout, done.stderr, done.returncode)
 

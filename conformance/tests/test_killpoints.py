@@ -315,7 +315,7 @@ async def test_the_points_are_in_the_store_s_own_code() -> None:
     async with prepared(HybridHarness()) as context:
         code = code_of(context.store)
     names = {Path(place).name for place in code}
-    assert names == {"kode_sqlite", "engines", "layers"}
+    assert names == {"kode_sqlite", "json_files", "hybrid", "layers", "authoring"}
     async with prepared(FileHarness()) as context:
         places: Sequence[Any] = code_of(context.store)
-    assert {Path(place).name for place in places} == {"engines", "test_killpoints.py"}
+    assert {Path(place).name for place in places} == {"memory", "authoring", "test_killpoints.py"}

@@ -6,17 +6,19 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kode_core.engine import Engine
 
 __all__ = ["code_of"]
 
+_ENGINES: Final = ("kode_core.backends.", "kode_core.engines.", "kode_core.hybrid.", "kode_core.layers.")
+
 
 def code_of(store: object) -> tuple[str, ...]:
     """Files, and folders that end with a separator, with the code of the store's class and of its engines.
 
-    From the core, only the engine packages of such classes: code above the engines does not write.
+    From the core, only the packages of such engines, and the parts that engines share: code above them does not write.
     """
     found: dict[str, None] = {}
     for part in _parts(store):
@@ -47,11 +49,12 @@ def _attributes(thing: object) -> list[Any]:
 def _places(cls: type) -> Iterator[str]:
     name = cls.__module__
     is_core = name.partition(".")[0] == "kode_core"
-    if name.partition(".")[0] in sys.stdlib_module_names or (is_core and not _is_engine_room(name)):
+    if name.partition(".")[0] in sys.stdlib_module_names or (is_core and not name.startswith(_ENGINES)):
         return
     package = name.rpartition(".")[0] if is_core else _outermost_package(name)
     if package:
-        yield from (f"{Path(folder)}{os.sep}" for folder in sys.modules[package].__path__)
+        packages = (package, "kode_core.authoring") if is_core else (package,)
+        yield from (f"{Path(folder)}{os.sep}" for one in packages for folder in sys.modules[one].__path__)
     elif file := getattr(sys.modules.get(name), "__file__", None):
         yield file
 
@@ -65,7 +68,3 @@ def _outermost_package(module: str) -> str:
 
 def _is_package(module: object) -> bool:
     return hasattr(module, "__path__") and getattr(module, "__file__", None) is not None
-
-
-def _is_engine_room(module: str) -> bool:
-    return module.startswith(("kode_core.engines.", "kode_core.layers."))
