@@ -24,7 +24,6 @@ MOST: Final = 0.01
 ALLOWED: Final[dict[str, float]] = {
     "README.md": 0.044,
     "docs/architecture.md": 0.067,
-    "docs/contract.md": 0.145,
     "docs/contributing/recipes.md": 0.109,
     "docs/examples": 0.143,
     "docs/examples/duckdb-store": 0.182,
