@@ -24,7 +24,7 @@ def test_clauses_end_where_the_next_one_begins() -> None:
     """A clause's text is all of it and nothing else."""
     assert len(clauses()) >= 73
     assert clauses()["MSG-2"].text == "`load_messages` returns the list in the order given."
-    assert clauses()["INFO-3"].text.endswith("and leave no trace.")
+    assert clauses()["INFO-3"].text.endswith("and leaves no trace.")
     assert clauses()["DUR-3"].text.endswith("whole or not at all.")
     assert clauses()["MSG-4"].broken_before
     assert not clauses()["MSG-2"].broken_before
