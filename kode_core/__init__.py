@@ -9,8 +9,8 @@
 
 ``__all__`` lists the names for users of stores. ``SqliteStore``, ``PostgresStore``, ``MongoStore`` and
 ``DynamoDBStore`` belong to them too, and can be imported from here when their distributions are installed. Authors of
-backends use :mod:`kode_core.engine`, :mod:`kode_core.batch`, :mod:`kode_core.protocols`, :mod:`kode_core.plugins`,
-:mod:`kode_core.errors` and :mod:`kode_core.layers`.
+backends begin with :mod:`kode_core.engine` and :mod:`kode_core.plugins`; the architecture page lists all modules that
+they may import.
 """
 
 from __future__ import annotations

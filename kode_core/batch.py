@@ -151,7 +151,7 @@ class FoundRow(_Value, frozen=True):
 
 
 class Info(_Value, frozen=True):
-    """An agent's info and the columns that session queries use; ``metadata`` as ``query.metadata_index`` makes it."""
+    """An agent's info and the columns that session queries use; ``metadata`` as :mod:`kode_core.metadata` makes it."""
 
     body: Body
     template_id: str

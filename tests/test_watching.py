@@ -23,7 +23,7 @@ class Scripted(Watcher):
 
     async def listen(self) -> None:
         self.listened += 1
-        self.told = frozenset(self.watches)
+        self.reported = frozenset(self.watches)
         ending = next(self._script)
         await asyncio.sleep(0)
         if ending is not None:

@@ -1,9 +1,9 @@
-"""What kode_core is for, in one run: put 200 recorded agent runs into a store, and ask it questions.
+"""Shows kode_core in one run: imports 200 recorded agent runs into a store, and queries them.
 
     python docs/examples/demo.py [DATABASE]
 
-The runs are those of a GPT-4o agent of an airline, from tau-bench (see tau-airline/README.md). Run it again: nothing
-is stored twice.
+The runs are of an airline's GPT-4o agent, from tau-bench (see tau-airline/README.md). A second run stores nothing
+twice.
 """
 
 from __future__ import annotations

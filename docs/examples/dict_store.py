@@ -37,7 +37,7 @@ from kode_core.ids import check_agent_id, check_key
 
 
 class Place:
-    """What several stores share, as a database would be."""
+    """The data that several stores share, in place of a database."""
 
     def __init__(self) -> None:
         self.agents: dict[str, dict[str, Any]] = {}

@@ -1,1 +1,1 @@
-"""Parts for authors of stores: options, reads by verb, waking of followers, clocks, file modes, orderly closing."""
+"""Parts for authors of stores: options, paths, files, clocks, checked reads, matching, followers, orderly closing."""

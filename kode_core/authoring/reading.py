@@ -1,4 +1,4 @@
-"""What engines read, checked before it is handed on."""
+"""Checks the rows that engines read before they are passed on."""
 
 from __future__ import annotations
 

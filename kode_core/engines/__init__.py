@@ -1,1 +1,1 @@
-"""Engines: memory and JSON files, the engine over a database of single records, and parts for engines of plugins."""
+"""Shared by engines: an agent in memory, queries over many, and ``record``, the engine over single database records."""

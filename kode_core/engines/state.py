@@ -1,7 +1,7 @@
 """One agent's contents in memory, as the built-in engines keep them.
 
-A state never reads the text of a body. The bodies of the memory engine have it; those of the JSON files engine say
-where in the file it is.
+A state never reads the text of a body. Bodies of the memory engine contain their text; bodies of the JSON files engine
+have its place in the file.
 """
 
 from __future__ import annotations

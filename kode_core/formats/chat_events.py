@@ -14,10 +14,10 @@ __all__ = ["chat_events"]
 def chat_events(
     messages: Sequence[Message], calls: Sequence[ChatCall], records: Sequence[ToolCallRecord], times: Sequence[int]
 ) -> list[Timeline]:
-    """The events of a conversation, with ``seq`` from 0; *records* are those of *calls*, *times* those of *messages*.
+    """The events of a conversation, with ``seq`` from 0. *records* belong to *calls*, and *times* to *messages*.
 
-    A step is one message of the assistant: its text, the start of each of its calls that was answered, its end. The end
-    of a call is at the place of its answer.
+    A step is one message of the assistant: its text, the start of each of its answered calls, and its end. The end of a
+    call is at the place of its answer.
     """
     log = _Log()
     started: defaultdict[int, list[ToolCallRecord]] = defaultdict(list)

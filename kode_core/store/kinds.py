@@ -1,9 +1,9 @@
 """The kinds of documents, a row each.
 
 A new kind is a member of :class:`kode_core.batch.DocKind`, a model, a row here, and the methods that save and load it:
-in :mod:`kode_core.protocols`, in ``facade.py``, and by name in ``ops.py``. The store, its check and the hybrid layout
-read the rest from the row. Engines, which are below the store, know a kind by its name alone; one that forks copy is
-named in :data:`kode_core.batch.FORKED_DOCS`, too.
+in :mod:`kode_core.protocols`, in ``facade.py``, and by name in ``methods.py``. The store, its check and the hybrid
+layout read the rest from the row. Engines, which are below the store, know a kind by its name alone; one that forks
+copy is named in :data:`kode_core.batch.FORKED_DOCS`, too.
 """
 
 from __future__ import annotations

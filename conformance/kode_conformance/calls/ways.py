@@ -222,8 +222,9 @@ class _Round:
                 await self._sessions(store, where)
 
     def _readers(self, written: _Written, i: int, j: int) -> Sequence[ReadMethod]:
-        """Those for the *i*-th list of records and the *j*-th instance: in quick runs so that each two of writer,
-        reader and instance meet, and all of them otherwise.
+        """The readers for the *i*-th list of records and the *j*-th instance.
+
+        A quick run takes enough of them to pair each two of writer, reader and instance; other runs take all.
         """
         found = [reader for reader in written.kind.readers if self._can(reader)]
         if self.reads_all:

@@ -97,10 +97,10 @@ def conformance(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a store by what the contract says.
+    """Test a store against the contract.
 
-    The exit code is 0 for a store that is right, 1 for one that is not, 2 when the question was wrong, and 3 when too
-    little could be run to say. When only a part was asked for, 0 says that all of the part passed.
+    The exit code is 0 if the store is correct, 1 if it is not, 2 if the arguments were wrong, and 3 if too little could
+    run to decide. If only a part was selected, 0 means that all of this part passed.
     """
     if coverage:
         print_json(coverages.as_json()) if as_json else coverages.print_coverage()

@@ -101,7 +101,7 @@ async def _see(config: Mapping[str, Any], kind: str) -> None:
 
 
 def _doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
-    """The exit code of ``kode doctor``, and what it says, in this process, where time can be made to pass."""
+    """The exit code and the report of ``kode doctor``, run in this process, where the test can change the time."""
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(sys, "argv", ["kode", "doctor", "--json", *arguments])

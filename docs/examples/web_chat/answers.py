@@ -1,4 +1,4 @@
-"""Answering: one worker at a time for each chat, whichever process it is in."""
+"""Answers chats: one worker at a time for each chat, across all processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger("web_chat")
 
 
 async def model(conversation: Sequence[Message], question: Message) -> AsyncIterator[str]:
-    """The words of the answer, as they come. Call your model here."""
+    """Yield the words of the answer as they are generated. Call your model here."""
     asked = sum(message.role == "user" for message in conversation)
     answer = f"Of {asked} messages in this chat, yours has {len(question.text.split())} words: {question.text}"
     for word in answer.split():
@@ -48,7 +48,7 @@ class Answers:
         self._wanted: set[str] = set()
 
     async def accept(self, info: AgentInfo, message_id: str, text: str) -> bool:
-        """Save a message, unless it was saved before, and begin to answer; True if it is new."""
+        """Save a message, unless it is saved already, and begin to answer it; True if the message is new."""
         chat = info.agent_id
         saved = await self._store.load_messages(chat)
         is_new = message_id not in {_id(message) for message in saved}
@@ -64,7 +64,7 @@ class Answers:
             self._begin(chat)
 
     async def resume(self) -> None:
-        """Take up the questions of the last hour: the worker that was to answer them may have crashed."""
+        """Answer the open questions of the last hour: the worker that had them may have crashed."""
         hour = datetime.now(UTC) - timedelta(hours=1)
         async for session in self._store.iter_sessions(template_id=TEMPLATE, updated_after=hour):
             await self.begin_if_open(session.agent_id)
@@ -89,7 +89,7 @@ class Answers:
             del self._tasks[chat]  # with no await since the last look at _wanted, so that no question is missed
 
     async def _answer_next(self, chat: str) -> bool:
-        """Answer the oldest open question; only inside the lock is it certain that it is open."""
+        """Answer the oldest open question. Call it inside the lock: otherwise another worker may answer it, too."""
         conversation = await self._store.load_messages(chat)
         question = _next_question(conversation)
         if question is None:
@@ -112,7 +112,7 @@ class Answers:
         return 0 if last is None else last.seq + 1
 
     async def delete(self, chat: str) -> None:
-        """Delete under the lock: an answer that is being written would bring the chat back."""
+        """Delete under the lock: otherwise an answer in progress would create the chat anew."""
         task = self._tasks.get(chat)
         if task is not None:
             task.cancel()
@@ -121,7 +121,7 @@ class Answers:
             await self._store.delete(chat)
 
     async def stop(self, seconds: float) -> None:
-        """Wait for the answers that are being given; those that take longer stay open, and are taken up elsewhere."""
+        """Wait for the answers in progress. Slower ones are cancelled; their questions stay open for other workers."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks.values(), timeout=seconds)
             for task in late:
@@ -134,7 +134,7 @@ def _id(message: Message) -> str:
 
 
 def _next_question(conversation: Sequence[Message]) -> Message | None:
-    """The oldest message of the user that no answer names. A message that was stored twice has one answer."""
+    """The oldest user message that no answer names. A message that was stored twice gets one answer."""
     answered = {message.metadata.get("answers") for message in conversation if message.metadata}
     return next((m for m in conversation if m.role == "user" and _id(m) not in answered), None)
 

@@ -27,7 +27,7 @@ ChatId = Annotated[str, Path(pattern=r"^agt-[0-9a-z]{26}$")]
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """One store for each worker process: opened in that process, and closed when it ends."""
+    """Open one store for each worker process, in that process, and close it at the end."""
     async with create_extended_store() as store:
         answers = Answers(store)
         app.state.store, app.state.answers, app.state.stopping = store, answers, asyncio.Event()
@@ -39,7 +39,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 @contextmanager
 def on_signal(stopping: asyncio.Event) -> Iterator[None]:
-    """Set *stopping* when the server is asked to end: it waits for open streams, and they wait for this event."""
+    """Set *stopping* when the server is told to stop: it waits for open streams, and they wait for this event."""
     loop = asyncio.get_running_loop()
     of_server = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
 
@@ -75,14 +75,14 @@ async def begin(request: Request) -> dict[str, str]:
 
 @app.post("/chats/{chat}/messages", status_code=202)
 async def post(chat: ChatId, message: NewMessage, request: Request) -> dict[str, bool]:
-    """Save the message and begin to answer; what is said arrives at ``/chats/{chat}/events``."""
+    """Save the message and begin to answer; the answer arrives at ``/chats/{chat}/events``."""
     info = await found(request, chat)
     return {"new": await request.app.state.answers.accept(info, message.id, message.text)}
 
 
 @app.get("/chats/{chat}/messages")
 async def messages(chat: ChatId, request: Request) -> dict[str, Any]:
-    """The conversation, and the offset to follow it from: taken first, so that nothing falls between the two."""
+    """The conversation, and the offset to follow it from: read first, so that no event in between is missed."""
     await found(request, chat)
     store = request.app.state.store
     after = await some_offset(store, chat)
@@ -97,7 +97,7 @@ async def events(
     """Live events behind the last one that the browser has seen: an event's id is its offset in the store."""
     info = await found(request, chat)
     state = request.app.state
-    await state.answers.begin_if_open(chat)  # the worker that was to answer may be gone
+    await state.answers.begin_if_open(chat)  # the worker that had the question may have died
     offset = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
     followed = follow(state.store, info, offset, heartbeat_s=HEARTBEAT_S, stopping=state.stopping)
     return StreamingResponse(

@@ -1,4 +1,4 @@
-"""What the page in the browser does, in Python: it connects again, names the last event, and takes each one once."""
+"""The browser's part, in Python: it reconnects, names the last event, and takes each event once."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ async def listen(
                     if kind == "gone":
                         return
         except httpx.HTTPError:
-            pass  # the worker died, or the server was started anew
+            pass  # the worker died, or the server was restarted
         await asyncio.sleep(0.2)
 
 
 async def parsed(response: httpx.Response) -> AsyncGenerator[tuple[str, str, dict[str, Any]], None]:
-    """The events of one response; one that was cut off in the middle is dropped, as browsers do."""
+    """The events of one response. An event that was cut off is dropped, as browsers do."""
     fields: dict[str, str] = {}
     async for line in response.aiter_lines():
         name, _, value = line.partition(": ")

@@ -12,7 +12,7 @@ from kode_core import AgentInfo, Bookmark, Store, StoredEvent
 
 
 class Sign(Enum):
-    """What a stream says besides events."""
+    """Items of a stream that are not events."""
 
     HEARTBEAT = "the connection is alive"
     GONE = "the chat was deleted"
@@ -21,9 +21,9 @@ class Sign(Enum):
 async def follow(
     store: Store, info: AgentInfo, after_offset: int, *, heartbeat_s: float, stopping: asyncio.Event
 ) -> AsyncGenerator[StoredEvent | Sign, None]:
-    """Yield each event of the chat once, a heartbeat when none came for a while, and GONE at last if it was deleted.
+    """Yield each event of the chat once, a heartbeat after each quiet interval, and GONE once the chat is deleted.
 
-    The wait for the next event is never cancelled: a follower that is cancelled has ended.
+    The wait for the next event is never cancelled: a cancelled follower has ended.
     """
     events = store.follow_events(info.agent_id, after_offset=after_offset)
     upcoming = asyncio.ensure_future(anext(events))
@@ -32,7 +32,7 @@ async def follow(
         while True:
             await asyncio.wait([upcoming, stopped], timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
-                return  # the browser connects again, to another worker, and names the last offset
+                return  # the browser reconnects, to another worker, and sends the last offset
             if upcoming.done():
                 yield upcoming.result()
                 upcoming = asyncio.ensure_future(anext(events))
@@ -48,13 +48,13 @@ async def follow(
 
 
 async def is_same(store: Store, info: AgentInfo) -> bool:
-    """False if the chat was deleted, also if one of its name was begun since."""
+    """False if the chat was deleted, even if a new chat has its name."""
     now = await store.load_info(info.agent_id)
     return now is not None and now.created_at == info.created_at
 
 
 async def event_stream(followed: AsyncGenerator[StoredEvent | Sign, None]) -> AsyncIterator[str]:
-    """The text of server-sent events. The id of each is its offset, which the browser names when it connects again."""
+    """The text of server-sent events. The id of each is its offset, which the browser sends when it reconnects."""
     async with aclosing(followed):
         yield "retry: 500\n\n"
         async for item in followed:
@@ -67,7 +67,7 @@ async def event_stream(followed: AsyncGenerator[StoredEvent | Sign, None]) -> As
 
 
 async def some_offset(store: Store, chat: str) -> int:
-    """An offset of the chat's newest events: all that happens later is behind it."""
+    """The offset of the chat's newest events: all later events come after it."""
     last = await store.last_bookmark(chat)
     if last is None:
         return 0

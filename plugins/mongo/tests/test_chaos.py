@@ -208,20 +208,20 @@ async def test_a_write_during_which_the_primary_goes_is_there_whole_or_not_at_al
         allowed = await expected(store, write)
         await seed(store, "counted")
         counted = Strikes(0, kill, lot)
-        monkeypatch.setattr("kode_mongo.connection.made", counted)
+        monkeypatch.setattr("kode_mongo.connection.call_driver", counted)
         await write.act(store, "counted")
     count = CALLS[tier(request)]
     rounds = [(n, *strike) for n in range(1, counted.count + 1) for strike in strikes]
     drawn = lot.sample(rounds, min(count, len(rounds)))
     for number, (at, driver, strike) in enumerate(drawn):
         agent_id = f"agent-{number}"
-        monkeypatch.setattr("kode_mongo.connection.made", call_driver)
+        monkeypatch.setattr("kode_mongo.connection.call_driver", call_driver)
         async with await opened(members, database, driver) as store:
             await seed(store, agent_id)
             struck = Strikes(at, strike, lot)
-            monkeypatch.setattr("kode_mongo.connection.made", struck)
+            monkeypatch.setattr("kode_mongo.connection.call_driver", struck)
             done = await done_or_not(write.act(store, agent_id))
-        monkeypatch.setattr("kode_mongo.connection.made", call_driver)
+        monkeypatch.setattr("kode_mongo.connection.call_driver", call_driver)
         assert struck.ended is not None
         await struck.ended
         await asyncio.to_thread(members.heal)

@@ -39,7 +39,7 @@ class Followers:
         self.tasks[agent_id] = asyncio.ensure_future(follow())
         listener = engine_of(self._store)._listener
         assert listener is not None
-        await until(lambda: agent_id in listener.told)
+        await until(lambda: agent_id in listener.reported)
 
     async def end(self, *agent_ids: str) -> None:
         tasks = [self.tasks.pop(agent_id) for agent_id in agent_ids or list(self.tasks)]
@@ -141,9 +141,9 @@ async def test_who_follows_again_after_a_break_misses_nothing(server: Server, sc
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE pid <> pg_backend_pid() AND query LIKE '%kode_followers%'"
         )
-        await until(lambda: not listener.told)
+        await until(lambda: not listener.reported)
         await store.append_event("a", samples.event(1))
-        await until(lambda: {"a", "b"} <= set(listener.told))
+        await until(lambda: {"a", "b"} <= set(listener.reported))
         await store.append_event("b", samples.event(1))
         await until(lambda: followers.seen == {"a": [1], "b": [1]})
         await followers.end()

@@ -1,4 +1,4 @@
-"""The DuckDB backend of kode-core: an example of a backend of one's own."""
+"""The DuckDB backend of kode-core: an example of a backend outside the project."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _writers: Final[dict[str, threading.Lock]] = {}
-"""By path, who may write. DuckDB lets one process at a time open a file, so that a lock of this process is enough."""
+"""By path, the lock of its writers. Only one process at a time can open a DuckDB file, so a process lock is enough."""
 
 
 def _verb(
@@ -63,14 +63,14 @@ class DuckdbEngine:
         self._db: Connection | None = None
         self._log = Path(f"{path}.wal")
         self._spilled = Path(f"{path}.tmp")
-        """Where DuckDB puts what does not fit into memory."""
+        """The folder for data that does not fit into memory."""
 
     def __repr__(self) -> str:
         return f"{self.name} at {self._path}"
 
     @classmethod
     async def open(cls, options: DuckdbOptions) -> DuckdbEngine:
-        """Open the database, and make what is missing."""
+        """Open the database, and create missing tables."""
         engine = cls(Path(options.db_path).expanduser().absolute())
         try:
             await engine._run(engine._connect)
@@ -91,7 +91,7 @@ class DuckdbEngine:
             self._db = duckdb.connect(self._path)
 
     def _make_log(self) -> None:
-        """Make the log if it is not there: DuckDB itself would let others read it, and removes it now and then."""
+        """Create the log if it is missing: DuckDB removes it at times, and would create one that others can read."""
         with suppress(FileExistsError):
             os.close(create_file(self._log, os.O_WRONLY))
 
@@ -127,7 +127,7 @@ class DuckdbEngine:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """What happens inside is of one instant, and happens whole or not at all."""
+        """Run the block in one transaction: it sees one instant, and takes effect whole or not at all."""
         with _translated(self._path):
             db = self._connection()
             db.begin()
@@ -145,7 +145,7 @@ class DuckdbEngine:
         return await self._run(self._commit, batches)
 
     def _commit(self, batches: Sequence[Batch]) -> list[Outcome]:
-        """All in one transaction, which is one sync of the device; where one fails, each in its own."""
+        """Write all in one transaction, with one sync of the device; if one batch fails, write each in its own."""
         try:
             with self._writing() as db:
                 return [writes.apply(db, batch) for batch in batches]
@@ -203,7 +203,7 @@ class DuckdbEngine:
         return [target]
 
     def _copy_to(self, target: Path) -> None:
-        """Copy one instant of the database to a file that has its name only once it is whole."""
+        """Copy one instant of the database to a file that gets its name only when it is complete."""
         with _translated(target):
             create_folders(target.parent)
             db = self._connection()
@@ -230,12 +230,12 @@ class DuckdbEngine:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[Path]:
-    """Where to make a file that gets the name *path* at the end: in a folder that nobody else enters.
+    """Yield the path of a new file in a private folder; at the end the file gets the name *path*.
 
-    DuckDB makes files by the umask, and takes no empty file that was made before (OPS-18).
+    DuckDB creates files with the permissions of the umask, and cannot open an empty file (OPS-18).
 
     Raises:
-        FileExistsError: somebody else was faster.
+        FileExistsError: another process was faster.
     """
     folder = Path(mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -259,13 +259,13 @@ _UNAVAILABLE: Final = (
 def _commit(db: Connection, path: Path) -> None:
     try:
         db.commit()
-    except duckdb.FatalException as exc:  # of all that can go wrong, this alone leaves it open what was written
+    except duckdb.FatalException as exc:  # the only error after which the outcome of a write is unknown
         raise OutcomeUnknownError(f"{path}: DuckDB gave up while it wrote ({exc})") from exc
 
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Turn the driver's errors into those of the core, by their classes: their texts change with the version."""
+    """Turn the driver's errors into errors of the core, by class: their texts change with the version."""
     try:
         yield
     except _UNAVAILABLE as exc:

@@ -1,4 +1,4 @@
-"""The plugin of the DuckDB backend. Imports no driver: ``kode plugins`` looks at every backend that is installed."""
+"""The plugin of the DuckDB backend. Imports no driver: ``kode plugins`` imports every installed backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading. Each function runs inside a transaction of the engine, so that all it reads is of one instant."""
+"""Reads. Each function runs inside a transaction of the engine, and so reads one instant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kode_duckdb.schema import TABLES, Connection
 
 
 class Agent(NamedTuple):
-    """A row of kode_agents; the one of an agent that is not there has version 0 everywhere."""
+    """A row of kode_agents. The row of an unknown agent has version 0 everywhere."""
 
     agent_id: str
     updated_at: int = 0
@@ -186,7 +186,7 @@ def agent_ids(db: Connection, prefix: str, after: str | None, limit: int) -> lis
 
 
 def stored_ids(db: Connection, after: str | None, limit: int) -> list[str]:
-    """Everything that is stored has a row in one of these tables."""
+    """Every stored record has a row in one of these tables."""
     found = db.execute(
         "SELECT agent_id FROM (SELECT agent_id FROM kode_agents UNION SELECT agent_id FROM kode_rows"
         " UNION SELECT agent_id FROM kode_events UNION SELECT agent_id FROM kode_docs WHERE kind <> ?)"

@@ -1,4 +1,4 @@
-"""The tables. Bodies are JSON text that DuckDB never looks into; the columns beside them are what queries need."""
+"""The tables. Bodies are JSON text that DuckDB never looks into; queries use the other columns."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ OF_AN_AGENT: Final = ("kode_agents", "kode_rows", "kode_docs", "kode_events")
 
 
 def prepare(db: Connection, path: str) -> None:
-    """Make the tables that are missing; to be called in a transaction.
+    """Create the missing tables. Call it in a transaction.
 
     Raises:
         SchemaVersionError: the tables are of a newer version (OPS-8).

@@ -1,4 +1,4 @@
-"""Writing. Each function runs inside a transaction of the engine, while nobody else writes."""
+"""Writes. Each function runs inside a transaction of the engine, which has only one writer at a time."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _write_list(db: Connection, agent_id: str, kind: ListKind, write: ListWrite 
 
 
 def _in_order(db: Connection, agent_id: str, write: ListWrite) -> ListWrite:
-    """The write with no message older than those that stay before it (MSG-4)."""
+    """The write, with no message older than the kept messages before it (MSG-4)."""
     where = "agent_id = ? AND kind = ?"
     found = db.execute(
         f"SELECT max(created_at) FROM kode_rows WHERE {where}", [agent_id, ListKind.MESSAGES.value]
@@ -179,7 +179,7 @@ def _copy(db: Connection, table: str, parent: str, child: str, kinds: Sequence[s
 
 
 def holds(db: Connection, agent_id: str, fence: Fence) -> bool:
-    """Whether the lease is held. The time is that of this host since it was started: it never goes back (LOCK-3)."""
+    """True if the lease is held. The time counts from the start of this host, so it never goes back (LOCK-3)."""
     boot, now = host_clock()
     where = "agent_id = ? AND owner = ? AND token = ? AND boot = ? AND expires > ?"
     args = [agent_id, fence.owner, fence.token, boot, now]

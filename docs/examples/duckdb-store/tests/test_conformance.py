@@ -1,4 +1,4 @@
-"""The store does what the contract says."""
+"""The store keeps the contract."""
 
 from __future__ import annotations
 

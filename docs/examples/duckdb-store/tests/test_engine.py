@@ -1,4 +1,4 @@
-"""What the conformance suite does not look at: files, other processes, and how groups of writes fall apart."""
+"""Tests outside the conformance suite: files, other processes, and groups of writes of which one fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kode_core.errors import StorageError
 
 
 def test_a_backup_is_a_store(tmp_path: Path) -> None:
-    """A copy that is made while the store is used can be opened, and has what was there."""
+    """A copy made while the store is in use can be opened, and has the records of that instant."""
 
     async def run() -> list[Message]:
         wanted = [Message.user(f"message {i}") for i in range(5)]
@@ -36,7 +36,7 @@ def test_a_backup_is_a_store(tmp_path: Path) -> None:
 
 
 def test_another_process_is_refused(tmp_path: Path) -> None:
-    """While one process has the database, another one is told so."""
+    """While one process has the database open, another one gets an error that says so."""
     script = f"""
 import asyncio
 from kode_core import StoreUnavailableError, create_extended_store
@@ -68,7 +68,7 @@ def _event(agent_id: str, seq: int) -> Batch:
 
 
 def test_a_batch_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
-    """Batches are written together; when one of them cannot be, the others still are, once."""
+    """Batches are written together; if one of them fails, the others are still written, once."""
 
     async def run() -> None:
         engine = await DuckdbEngine.open(DuckdbOptions(db_path=str(tmp_path / "agents.duckdb")))

@@ -27,7 +27,7 @@ class Latencies:
             self._sums[key] += operation.duration_ms
 
     def text(self) -> str:
-        """What a scrape gets."""
+        """The text that a scrape gets."""
         lines = ["# TYPE kode_operation_ms histogram"]
         with self._lock:
             for (backend, name, error), counts in sorted(self._counts.items()):
