@@ -581,17 +581,18 @@ def test_events_of_a_narrow_terminal_show_their_data(store: str, columns: int, t
 def test_follow_says_that_it_waits_for_an_agent(store: str) -> None:
     """An agent of which nothing is stored may be a typing mistake, or may come yet."""
     command = (*KODE, "events", "nope", "--follow", "--json", "--store", store)
-    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert follower.stderr is not None
-        told = follower.stderr.readline()
-        follower.send_signal(signal.SIGINT)
-        out, _ = follower.communicate(timeout=30)
-    finally:
-        follower.kill()
-        follower.wait()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as follower:
+        try:
+            assert follower.stderr is not None
+            notice = follower.stderr.readline()
+            follower.send_signal(signal.SIGINT)
+            out, _ = follower.communicate(timeout=30)
+        finally:
+            follower.kill()
 
-    assert told == "nothing is stored of agent 'nope' yet; waiting for its first event, until Ctrl-C\n"
+    assert notice == "nothing is stored of agent 'nope' yet; waiting for its first event, until Ctrl-C\n"
     assert out == ""
 
 
