@@ -81,7 +81,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         name: the same as the entry point's.
         api: :data:`API` of the kode-core it was written for.
         options: a frozen msgspec Struct that refuses unknown fields. Fields marked with ``extra={"path": True}`` are
-            paths; fields marked with ``extra={"secret": True}`` are never shown.
+            paths; fields marked with ``extra={"secret": True}`` are never shown. A property ``address`` gives the place
+            of a server, without secrets, for the output of commands.
         open: opens an engine, or a store that implements the protocols itself, from the options.
         from_url: the options that a URL of this backend stands for, without its query parameters.
         variables: environment variables that give an option besides ``KODE_<BACKEND>_<OPTION>``.

@@ -34,7 +34,7 @@ from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
-# Not later: without free descriptors imports fail.
+# Imported here and not inside the methods: a process without free descriptors cannot import.
 from kode_core.store import backups, consistency, health, repairs, rows
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions

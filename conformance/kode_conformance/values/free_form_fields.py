@@ -30,7 +30,7 @@ class Holds(Enum):
 
 
 class FieldUse(NamedTuple):
-    """A field.
+    """A free-form field, and the kind of record that it is in.
 
     Attributes:
         inside: how many dicts around the value are the caller's as well, and count for its depth.

@@ -217,7 +217,7 @@ class RecordIO:
             gone = [step for step in steps if not isinstance(step, Item)]
             await each(lambda step: self.store.drop_parts(place, step.first, step.last, step.rev), gone)
 
-    # --- settling
+    # --- redo
 
     async def redo(self, head: OpenedHead) -> OpenedHead:
         """Apply the head's pending changes and mark it settled. Any process may do this, and several at once."""

@@ -76,9 +76,9 @@ class RecordRecovery:
                 is_left = is_first or since is not None
             if is_left:
                 left.append(head)
-        await each(self._try_to_settle, left)
+        await each(self._try_to_redo, left)
 
-    async def _try_to_settle(self, head: OpenedHead) -> None:
+    async def _try_to_redo(self, head: OpenedHead) -> None:
         try:
             await self._io.redo(head)
         except (MovedError, KodeError):

@@ -296,7 +296,7 @@ class RecordStore(Protocol):
     # --- items
 
     async def items(self, place: ItemsPlace, span: KeyRange) -> Sequence[Item]:
-        """The items of a span, and the marks of removed items, which have no ``alt`` and no channel."""
+        """The items of a key range, and the marks of removed items, which have no ``alt`` and no channel."""
         ...
 
     async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
