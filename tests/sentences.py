@@ -2,7 +2,7 @@
 
 A sentence is easy to read when it has its subject first, one verb, and the noun's own name. The pattern finds the
 constructions that this project used to write instead. It is coarse: a sentence that matches may be good English, so
-each room may have one in a hundred. "At once", "another one" and questions are left out, as well as headings, code,
+each package may have one in a hundred. "At once", "another one" and questions are left out, as well as headings, code,
 and quotations.
 """
 
@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[1]
 MOST: Final = 0.01
-"""The greatest share of a room's sentences that may match."""
+"""The greatest share of a package's sentences that may match."""
 ALLOWED: Final[dict[str, float]] = {
     "docs/kill-matrix.md": 0.071,
     "tests": 0.180,
@@ -63,7 +63,7 @@ class Sentence(NamedTuple):
     text: str
 
     @property
-    def room(self) -> str:
+    def package(self) -> str:
         """What the sentence is counted with: its page, or its module's folder, at most three levels deep."""
         path = self.path.relative_to(ROOT)
         return "/".join(path.parent.parts[:3]) if path.suffix == ".py" else path.as_posix()
@@ -145,7 +145,7 @@ def files(patterns: Sequence[str] = (*SOURCES, *PAGES)) -> list[Path]:
     return [*modules, *(path for path in found if path.is_file())]
 
 
-class Room(NamedTuple):
+class Package(NamedTuple):
     name: str
     total: int
     twisted: list[Sentence]
@@ -160,32 +160,36 @@ class Room(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """One sentence is no share: a small room may have it."""
+        """One sentence is no share: a small package may have it."""
         return self.share > self.most and len(self.twisted) > 1
 
 
-def rooms(paths: Iterable[Path]) -> list[Room]:
-    """The rooms of the files, with their sentences that match."""
-    by_room: dict[str, list[Sentence]] = {}
+def packages(paths: Iterable[Path]) -> list[Package]:
+    """The packages of the files, with their sentences that match."""
+    by_package: dict[str, list[Sentence]] = {}
     for path in paths:
         for sentence in sentences_of(path):
-            by_room.setdefault(sentence.room, []).append(sentence)
-    return [Room(name, len(some), [one for one in some if one.is_twisted]) for name, some in sorted(by_room.items())]
+            by_package.setdefault(sentence.package, []).append(sentence)
+    return [
+        Package(name, len(some), [one for one in some if one.is_twisted]) for name, some in sorted(by_package.items())
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Counts sentences that are hard to read.")
-    parser.add_argument("rooms", nargs="*", help="rooms to print the sentences of; default: those over their share")
-    parser.add_argument("--shares", action="store_true", help="print the share of every room")
+    parser.add_argument(
+        "packages", nargs="*", help="packages to print the sentences of; default: those over their share"
+    )
+    parser.add_argument("--shares", action="store_true", help="print the share of every package")
     args = parser.parse_args(argv)
-    found = rooms(files())
-    over = [room for room in found if room.is_over]
-    for room in [room for room in found if room.name in args.rooms] if args.rooms else over:
-        for path, line, text in room.twisted:
+    found = packages(files())
+    over = [package for package in found if package.is_over]
+    for package in [package for package in found if package.name in args.packages] if args.packages else over:
+        for path, line, text in package.twisted:
             print(f"{path.relative_to(ROOT)}:{line}: {text}")
-    for room in found if args.shares else over:
-        limit = f"  over {room.most:.1%}" if room.is_over else ""
-        print(f"{room.share:6.1%}  {len(room.twisted):4} of {room.total:5}  {room.name}{limit}")
+    for package in found if args.shares else over:
+        limit = f"  over {package.most:.1%}" if package.is_over else ""
+        print(f"{package.share:6.1%}  {len(package.twisted):4} of {package.total:5}  {package.name}{limit}")
     return int(bool(over))
 
 

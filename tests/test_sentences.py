@@ -1,4 +1,4 @@
-"""The lint of sentences finds what it says, and each room of the project stays under its share."""
+"""The lint of sentences finds what it says, and each package of the project stays under its share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sentences import ALLOWED, Sentence, files, rooms, sentences_of
+from tests.sentences import ALLOWED, Sentence, files, packages, sentences_of
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,9 @@ def test_sentences_of_a_page_are_found_where_they_stand(tmp_path: Path) -> None:
 
 
 def test_few_sentences_of_each_room_are_twisted() -> None:
-    """Each room stays under its share, and no room that was renamed is left in the list of exceptions."""
-    found = rooms(files())
-    assert not [one for room in found if room.is_over for one in room.twisted], "see: python -m tests.sentences"
-    assert {room.name for room in found} >= set(ALLOWED)
+    """Each package stays under its share, and no package that was renamed is left in the list of exceptions."""
+    found = packages(files())
+    assert not [one for package in found if package.is_over for one in package.twisted], (
+        "see: python -m tests.sentences"
+    )
+    assert {package.name for package in found} >= set(ALLOWED)
