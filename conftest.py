@@ -1,7 +1,8 @@
 """Marks the tests that take long, which ``make test`` leaves to ``make test-all``, and writes down how long each takes.
 
 ``tests/slow.txt`` names them; ``python -m tests.slow`` makes it from the times that a run with ``KODE_TEST_TIMES=FILE``
-wrote. A test that is named on the command line runs in any case.
+wrote. A test that is named on the command line runs in any case. ``KODE_TEST_SLOW=1/3`` takes the second of three samples
+of them, so that three runs in a row see them all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,9 +25,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if any("::" in arg for arg in config.invocation_params.args if not arg.startswith("-")):
         return
     slow = set(_SLOW.read_text().splitlines())
+    which, _, of = os.environ.get("KODE_TEST_SLOW", "0/1").partition("/")
+    left_out = []
     for item in items:
         if item.nodeid.partition("[")[0] in slow:
             item.add_marker(pytest.mark.slow)
+            if crc32(item.nodeid.encode()) % int(of) != int(which):
+                left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 class _Times:

@@ -86,7 +86,8 @@ NOT_READ = {"KODE_STORE_UR", "KODE_SQLITE_CACHE_KIB", "KODE_POSTGRES_SERVICE_HOS
 def variables_in_code() -> set[str]:
     """The environment variables that a string of the code names."""
     folders = [ROOT / "kode_core", ROOT / "conformance", *(ROOT / "plugins").glob("*/kode_*")]
-    trees = [ast.parse(file.read_text()) for folder in folders for file in folder.rglob("*.py")]
+    files = [ROOT / "conftest.py", *(file for folder in folders for file in folder.rglob("*.py"))]
+    trees = [ast.parse(file.read_text()) for file in files]
     strings = {
         node.value
         for tree in trees
