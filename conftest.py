@@ -1,8 +1,8 @@
 """Marks the tests that take long, which ``make test`` leaves to ``make test-all``, and writes down how long each takes.
 
 ``tests/slow.txt`` names them; ``python -m tests.slow`` makes it from the times that a run with ``KODE_TEST_TIMES=FILE``
-wrote. A test that is named on the command line runs in any case. ``KODE_TEST_SLOW=1/3`` takes the second of three samples
-of them, so that three runs in a row see them all.
+wrote. A test that is named on the command line runs in any case. ``KODE_TEST_SLOW=1/3`` takes the second of three
+samples of them, so that three runs in a row see them all.
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ def test_the_class_judges(installed: Environment) -> None:
     """A file with a subclass of ``StoreConformance`` is a suite."""
     (installed.cwd / "test_mine.py").write_text(
         "from kode_conformance.testclass import StoreConformance\n"
-        "from kode_sqlite.testing import SqliteHarness\n\n\n"
+        "from kode_sqlite.testing.harness import SqliteHarness\n\n\n"
         "class TestMine(StoreConformance):\n"
         "    harness = SqliteHarness()\n"
     )

@@ -119,7 +119,7 @@ import asyncio
 
 from kode_conformance.histories.experiments import replay
 from kode_conformance.histories.findings import How
-from kode_conformance.histories import Step
+from kode_conformance.histories.steps import Step
 
 {_STEPS}
     {lines},

@@ -53,7 +53,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 _IMPORTS: Final[Mapping[str, Sequence[str]]] = {
-    "kode_conformance": ("samples",),
+    "kode_conformance.values": ("samples",),
     "kode_conformance.context": ("difference",),
     "kode_conformance.harness": ("Space", "load_harness"),
     "kode_conformance.histories.looks": ("all_pages",),
