@@ -460,7 +460,7 @@ async def prepared_life(base: Path, recording: Recording) -> dict[str, bool]:
             recording.note(events)  # the database has decided
             folder.decide(stripe, "a", committed=committed[batch.op_id])
         recording.note(events)
-    folder.leave(stripe)
+    folder.release_stripe(stripe)
     return committed
 
 
@@ -493,7 +493,7 @@ async def test_loss_of_power_between_prepared_writes(tmp_path: Path, monkeypatch
         if batch is not None:
             undecided += 1
             folder.decide(stripe, "a", committed=committed[batch.op_id])
-        folder.leave(stripe)
+        folder.release_stripe(stripe)
         with folder.reading("a") as (journal, _):
             found = [row.seq for row in journal.state.log.read(EventRange())]
         assert found in (notes[-1], following)

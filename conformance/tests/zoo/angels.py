@@ -293,5 +293,5 @@ class OneReader(SqliteEngine):
 class OneConnection(SqliteEngine):
     """Reads and writes through one connection."""
 
-    async def _read(self, call: Callable[..., Any], *args: Any) -> Any:
-        return await self._writer.run(call, *args)
+    async def _read(self, call: Callable[..., Any], **how: Any) -> Any:
+        return await self._writer.run(call)
