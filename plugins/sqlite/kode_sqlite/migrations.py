@@ -32,7 +32,7 @@ _CACHE: Final = -65536
 _TELL_EVERY_S: Final = 10.0
 
 
-class Place(NamedTuple):
+class MigrationProgress(NamedTuple):
     """The progress of the tables' migration.
 
     Attributes:
@@ -44,35 +44,35 @@ class Place(NamedTuple):
     step: int | None = None
 
 
-def place_of(db: sqlite3.Connection) -> Place:
+def migration_progress(db: sqlite3.Connection) -> MigrationProgress:
     """The version and step of the tables."""
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone():
-        return Place(0)
+        return MigrationProgress(0)
     found = dict(db.execute("SELECT key, value FROM kode_meta WHERE key IN ('schema_version', 'schema_step')"))
-    return Place(int(found.get("schema_version", 0)), found.get("schema_step"))
+    return MigrationProgress(int(found.get("schema_version", 0)), found.get("schema_step"))
 
 
 def version_of(db: sqlite3.Connection) -> int:
     """The version of the tables, 0 if there are none."""
-    return place_of(db).version
+    return migration_progress(db).version
 
 
 # --- the steps to take ------------------------------------------------------------------------------------------------
 
 
-def _steps(place: Place) -> list[Step]:
+def _steps(progress: MigrationProgress) -> list[Step]:
     """The transactions that lead from *place* to this version; each records its progress.
 
     New tables are created in a single transaction. The first transaction of a migration does nothing else, so that
     others soon see that it was begun.
     """
-    if place.version == 0:
+    if progress.version == 0:
         return [
             (_META, *(s for migration in MIGRATIONS for step in migration for s in step), *_arrived(len(MIGRATIONS)))
         ]
     steps: list[Step] = []
-    begun = place.step
-    for version in range(place.version, len(MIGRATIONS)):
+    begun = progress.step
+    for version in range(progress.version, len(MIGRATIONS)):
         migration = MIGRATIONS[version]
         if begun is None:
             steps.append((_NOTE.format("schema_step", 0),))
@@ -91,7 +91,7 @@ def _arrived(version: int) -> Step:
 
 def sql(since: int = 0, step: int | None = None) -> list[str]:
     """The statements that lead from version *since*, with *step* steps of its migration done, to this one."""
-    return [statement for some in _steps(Place(since, step)) for statement in some]
+    return [statement for some in _steps(MigrationProgress(since, step)) for statement in some]
 
 
 def script(path: str) -> str:
@@ -101,21 +101,21 @@ def script(path: str) -> str:
         SchemaVersionError: the tables have a newer version.
         StorageError: the file cannot be read, or is not a database.
     """
-    place = Place(0)
+    progress = MigrationProgress(0)
     if Path(path).is_file():
         with translated(path), looking(path) as db:
-            place = place_of(db)
-    _see_newer(place, path)
+            progress = migration_progress(db)
+    _see_newer(progress, path)
     transactions = [
-        "".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *s, "COMMIT")) for s in _steps(place)
+        "".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *s, "COMMIT")) for s in _steps(progress)
     ]
-    return "\n".join(transactions) or f"-- {path} has schema {place.version}, which is the present one.\n"
+    return "\n".join(transactions) or f"-- {path} has schema {progress.version}, which is the present one.\n"
 
 
-def _see_newer(place: Place, path: str) -> None:
-    if place.version > len(MIGRATIONS):
+def _see_newer(progress: MigrationProgress, path: str) -> None:
+    if progress.version > len(MIGRATIONS):
         raise SchemaVersionError(
-            f"{path} has schema {place.version}, and this kode-sqlite knows up to {len(MIGRATIONS)}: "
+            f"{path} has schema {progress.version}, and this kode-sqlite knows up to {len(MIGRATIONS)}: "
             "run: pip install --upgrade kode-sqlite"
         )
 
@@ -147,7 +147,7 @@ def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
         SchemaVersionError: the tables have a newer version; nothing is changed.
         StoreBusyError: another process was writing all the time.
     """
-    if place_of(db) == Place(len(MIGRATIONS)):
+    if migration_progress(db) == MigrationProgress(len(MIGRATIONS)):
         return
     with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE, cache_spill=1):
         while _take_step(db, path, terms):
@@ -170,15 +170,15 @@ def _settings(db: sqlite3.Connection, **wanted: int) -> Iterator[None]:
 def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
     """Take the next step; False if none is left after it."""
     with _turn(db, path, terms):
-        place = place_of(db)
-        _see_newer(place, path)
-        if not place.version and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_agents'").fetchone():
+        progress = migration_progress(db)
+        _see_newer(progress, path)
+        if not progress.version and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_agents'").fetchone():
             raise CorruptRecordError(
                 f"database {path}", "it has tables of a store, and not their version; put back a backup"
             )
-        steps = _steps(place)
-        if steps and place.version:
-            _tell(path, place)
+        steps = _steps(progress)
+        if steps and progress.version:
+            _tell(path, progress)
         if steps:
             _do(db, steps[0])
     return len(steps) > 1
@@ -189,18 +189,18 @@ def _do(db: sqlite3.Connection, step: Step) -> None:
         db.execute(statement)
 
 
-def _tell(path: str, place: Place) -> None:
-    if place.step is None:
+def _tell(path: str, progress: MigrationProgress) -> None:
+    if progress.step is None:
         log.warning(
             "%s has schema %d and is brought to %d in place, which takes a while if it is large; calls that open it "
             "wait. It can be interrupted, and goes on at the next opening",
             path,
-            place.version,
-            place.version + 1,
+            progress.version,
+            progress.version + 1,
         )
     else:
-        of = len(MIGRATIONS[place.version])
-        log.info("%s: step %d of %d to schema %d", path, place.step + 1, of, place.version + 1)
+        of = len(MIGRATIONS[progress.version])
+        log.info("%s: step %d of %d to schema %d", path, progress.step + 1, of, progress.version + 1)
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def _turn(db: sqlite3.Connection, path: str, terms: Terms) -> Iterator[None]:
 def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
     """Begin a transaction, and return the locks that are held for it."""
     start = told = time.monotonic()
-    place = place_of(db)
+    progress = migration_progress(db)
     while True:
         terms.heed()
         try:
@@ -230,10 +230,10 @@ def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
         except (sqlite3.OperationalError, StoreBusyError) as exc:
             if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            now, before, place = time.monotonic(), place, place_of(db)
-            if place != before:  # another process takes steps, and has perhaps just taken the last one
+            now, before, progress = time.monotonic(), progress, migration_progress(db)
+            if progress != before:  # another process takes steps, and has perhaps just taken the last one
                 start = now
-            if now - start > terms.patience_s and place.step is None:
+            if now - start > terms.patience_s and progress.step is None:
                 raise
             if now - told > _TELL_EVERY_S:
                 told = now
