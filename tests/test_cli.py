@@ -943,3 +943,11 @@ def test_seconds_are_no_milliseconds(store: str) -> None:
     assert "looks like seconds" in err
     assert "1735689600000" in err
     kode("delete", "--older-than", "1735689600000", "--store", store, "--dry-run")
+
+
+def test_a_command_of_the_suite_names_its_distribution() -> None:
+    """Where kode-conformance is not installed, its commands say where they come from."""
+    script = "import kode_core.cli.app as a; a.entry_points = lambda **_: (); a.run()"
+    done = subprocess.run((sys.executable, "-c", script, "conformance"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "kode conformance comes with kode-conformance, which is not installed here" in done.stderr

@@ -33,6 +33,8 @@ __all__ = ["GROUP", "app", "run"]
 
 GROUP: Final = "kode.commands"
 """The entry point group of further commands: functions for typer. Their modules' ``EXAMPLES`` has examples for each."""
+_OF_THE_SUITE: Final = frozenset({"compare", "conformance", "new-store"})
+"""Commands of a distribution that not every user has installed."""
 
 
 class _Command(NamedTuple):
@@ -81,6 +83,8 @@ class _Group(TyperGroup):
         found = super().get_command(ctx, cmd_name)
         entries = tuple(entry_points(group=GROUP, name=cmd_name))
         if found is not None or not entries:
+            if found is None and cmd_name in _OF_THE_SUITE:
+                fail(f"kode {cmd_name} comes with kode-conformance, which is not installed here")
             return found
         try:
             call = entries[0].load()
