@@ -131,6 +131,8 @@ def led(text: str, path: str, uri: str) -> str:
 def fence(opening: re.Match[str]) -> str:
     """The first line of a block: a quotation has its source as a title, and the reason of a skip is for tests."""
     language, word, rest = opening.groups()
+    if word == "from" and rest.startswith("docs/examples/tutorial/"):  # the reader saves it under this name
+        rest = posixpath.basename(rest)
     return f'```{language} title="{rest}"' if word == "from" else f"```{language or 'text'}"
 
 

@@ -131,8 +131,8 @@ def test_the_schema_can_be_printed() -> None:
     assert out.startswith('BEGIN;\nCREATE SCHEMA IF NOT EXISTS "bots";\n')
     assert 'CREATE TABLE "bots"."kode_messages"' in out
     assert 'CREATE TABLE "bot_messages"' in run("postgres:?table_prefix=bot_", "--print")[1]
-    assert run("json", "--print")[0::2] == (2, "error: backend 'json' needs nothing that could be printed\n")
-    assert "say --print" in run("postgres")[2]
+    assert run("json", "--print")[0::2] == (2, "error: backend 'json' has no schema to print\n")
+    assert "give --print" in run("postgres")[2]
     code, out, _ = run("postgres", "--schema", "bots", "--from", "1", "--print")
     assert code == 0
     assert out.startswith('BEGIN;\nCREATE INDEX IF NOT EXISTS "kode_agents_counts" ON "bots"."kode_agents" ')
