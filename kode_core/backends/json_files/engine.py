@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -27,6 +28,7 @@ from kode_core.backends.json_files.stripes import Stripe
 from kode_core.backends.json_files.threads import Threads
 from kode_core.batch import (
     AgentSummary,
+    Applied,
     Batch,
     Child,
     Doc,
@@ -153,8 +155,11 @@ class JsonFilesEngine:
                 except UnresolvedError as exc:
                     problem = exc
                 else:
-                    return PreparedWrite(self, batch.agent_id, stripe, held.pop_all())
+                    return PreparedWrite(partial(self._decide, stripe, batch.agent_id), held.pop_all())
             await self.resolve(problem)
+
+    async def _decide(self, stripe: Stripe, agent_id: str, committed: bool) -> Applied:
+        return await self.run(self.folder.decide, stripe, agent_id, committed=committed)
 
     async def resolve(self, problem: UnresolvedError) -> None:
         """Ask the other store whether a prepared write was committed, and record the answer."""
@@ -166,8 +171,7 @@ class JsonFilesEngine:
             async with self.holder.hold_for(agent_id) as stripe:
                 batch = await self.run(self.folder.prepared, agent_id)
                 if batch is not None:
-                    committed = await resolver(batch)
-                    await self.run(self.folder.decide, stripe, agent_id, committed=committed)
+                    await self._decide(stripe, agent_id, await resolver(batch))
 
         await self.finish(job())
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
-from kode_core.backends.json_files.stripes import Stripe
 from kode_core.batch import Applied
-
-if TYPE_CHECKING:
-    from kode_core.backends.json_files.engine import JsonFilesEngine
 
 __all__ = ["PreparedWrite"]
 
 
 class PreparedWrite:
-    """A write that is durable but not applied. Call ``commit``, ``abort`` or ``leave`` once."""
+    """A write that is durable but not applied. Call ``commit``, ``abort`` or ``leave`` once.
 
-    def __init__(self, engine: JsonFilesEngine, agent_id: str, stripe: Stripe, held: AsyncExitStack) -> None:
-        self._engine = engine
-        self._agent_id = agent_id
-        self._stripe = stripe
+    *decide* records whether it is committed, and applies or discards it; *held* releases the agent.
+    """
+
+    def __init__(self, decide: Callable[[bool], Awaitable[Applied]], held: AsyncExitStack) -> None:
+        self._decide = decide
         self._held = held
 
     async def commit(self, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
@@ -38,8 +34,7 @@ class PreparedWrite:
 
     async def _finish(self, committed: bool, then: Callable[[], Awaitable[object]] | None = None) -> Applied:
         try:
-            decide = self._engine.folder.decide
-            applied = await self._engine.run(decide, self._stripe, self._agent_id, committed=committed)
+            applied = await self._decide(committed)
             if then is not None:
                 await then()
             return applied
