@@ -31,7 +31,7 @@ T = TypeVar("T")
 _log: Final = logging.getLogger("kode_sqlite")
 
 _TRIES: Final = 20
-_LOOKS: Final = 3
+_LOOKS: Final = 10
 """How many times an unchanged file is opened before it counts as one that cannot be opened."""
 _PAUSE_S: Final = 0.01
 
@@ -83,7 +83,7 @@ class ReadOnlyEngine(SqliteEngine):
                 return await super()._read(call, scans=scans)
             except _ChangedError:
                 stale = [reader for reader in self._idle_readers if reader.is_still]
-                self._idle_readers = [reader for reader in self._idle_readers if not reader.is_still]
+                self._idle_readers[:] = [reader for reader in self._idle_readers if not reader.is_still]
                 for reader in stale:
                     await reader.close()
         return await super()._read(call, scans=scans)

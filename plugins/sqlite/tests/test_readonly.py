@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -212,6 +213,34 @@ async def test_those_who_write_come_and_go(place: Path) -> None:
     await store.close()
     async with SqliteStore(str(place / "a.db")) as last:
         assert await last.load_messages("a") == samples.messages(25)
+
+
+async def test_a_connection_in_use_is_closed_with_the_store(place: Path) -> None:
+    """A read that goes on while others drop their connections gives its own back to the store, which closes it."""
+    (place / "a.db").chmod(0o444)
+    store = SqliteStore(str(place / "a.db"))
+    await asyncio.gather(*(store.load_messages("a") for _ in range(3)))  # a connection for each
+    engine = engine_of(store)
+    goes_on, opened = threading.Event(), []
+
+    def read(db: sqlite3.Connection) -> int:
+        opened.append(db)
+        return int(goes_on.wait(20))
+
+    job = asyncio.ensure_future(engine._read(read))
+    async with asyncio.timeout(20):
+        while not opened:
+            await asyncio.sleep(0.01)
+    (place / "a.db").chmod(0o644)
+    with writer(place / "a.db", 1) as other:
+        await asyncio.to_thread(other.do, "open", "append", "close")
+        await store.load_messages("a")
+        goes_on.set()
+        assert await job == 1
+    await store.close()
+    for db in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            db.execute("SELECT 1")
 
 
 async def test_a_file_that_changes_while_it_is_read(place: Path) -> None:
