@@ -1,25 +1,39 @@
-"""Checks the rows that engines read before they are passed on."""
+"""The reads of engines: verbs that are made of them, and checks of the rows before they are passed on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from inspect import Parameter, Signature, signature
 from typing import Any, Final, ParamSpec, TypeVar
 
-from kode_core.batch import (
-    ListKind,
-    ListRows,
-)
+from kode_core.batch import ListKind, ListRows
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError
 from kode_core.ids import row_name
 
-__all__ = ["MOST", "check_head", "list_rows", "unless_damaged"]
+__all__ = ["MOST", "check_head", "list_rows", "unless_damaged", "verb_of"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 MOST: Final = 2**62
 """More than any version, count or time of a head, and more than any offset."""
+
+
+def verb_of(read: Callable[..., Any], *, given: int = 1) -> Callable[[F], F]:
+    """A decorator for a verb that does *read*: it gets the name, the docstring and the parameters of the read.
+
+    The first *given* parameters of the read, such as a connection, are the engine's and not the caller's.
+    """
+    taken = [Parameter("self", Parameter.POSITIONAL_ONLY), *list(signature(read).parameters.values())[given:]]
+
+    def named(verb: F) -> F:
+        update_wrapper(verb, read).__signature__ = Signature(taken)  # type: ignore[attr-defined]
+        return verb
+
+    return named
 
 
 def unless_damaged(left_out: list[str], read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

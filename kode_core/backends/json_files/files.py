@@ -26,9 +26,7 @@ from kode_core.errors import (
     StoreUnavailableError,
 )
 
-if sys.platform == "win32":
-    pass
-else:
+if sys.platform != "win32":
     import fcntl
 
 __all__ = [

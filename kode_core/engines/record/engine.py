@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kode_core.authoring.closing import close_all
+from kode_core.authoring.reading import verb_of
 from kode_core.batch import Batch, Child, EngineIssue, Fence, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
@@ -37,7 +37,7 @@ def _verb(
 ) -> Callable[Concatenate[RecordEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read*; before one of indexes, what could not be applied to them is tried again."""
 
-    @wraps(read)
+    @verb_of(read)
     async def verb(self: RecordEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self._sweep.start()
         if of_indexes:

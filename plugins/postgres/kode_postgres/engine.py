@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kode_core.authoring.closing import close_all
+from kode_core.authoring.reading import verb_of
 from kode_core.batch import Batch, Child, Fence, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
@@ -52,7 +52,7 @@ def _verb(
 ) -> Callable[Concatenate[PostgresEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read*, when no write for the agent is in doubt."""
 
-    @wraps(read)
+    @verb_of(read, given=2)
     async def verb(self: PostgresEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         await self._doubts.resolve(whose(*args, **kwargs))
         return await self.connections.read(lambda session: read(self.reads, session, *args, **kwargs))

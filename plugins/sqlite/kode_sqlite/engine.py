@@ -8,7 +8,7 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from kode_core.authoring.closing import close_all
 from kode_core.authoring.modes import create_file, create_folders, mode_bits
 from kode_core.authoring.opening import without_deadline
+from kode_core.authoring.reading import verb_of
 from kode_core.batch import Batch, Child, EngineIssue, Fence, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
@@ -58,7 +59,7 @@ def _verb(
 ) -> Callable[Concatenate[SqliteEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read* on a connection for readers; one that *scans* may go through a whole table."""
 
-    @wraps(read)
+    @verb_of(read)
     async def verb(self: SqliteEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._read(lambda db: read(db, *args, **kwargs), scans=scans)
 

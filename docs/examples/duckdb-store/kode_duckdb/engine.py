@@ -8,7 +8,6 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -18,6 +17,7 @@ from uuid import uuid4
 import duckdb
 
 from kode_core.authoring.modes import PRIVATE, create_file, create_folders
+from kode_core.authoring.reading import verb_of
 from kode_core.batch import Batch, Child, Fence, Outcome, Totals
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
@@ -40,7 +40,7 @@ def _verb(
 ) -> Callable[Concatenate[DuckdbEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read* in a transaction."""
 
-    @wraps(read)
+    @verb_of(read)
     async def verb(self: DuckdbEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._read(read, *args, **kwargs)
 
