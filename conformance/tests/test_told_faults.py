@@ -1,4 +1,4 @@
-"""A finding names the fault that is there, also where another one is near."""
+"""A finding names the fault of the store, and not a similar one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_turn_that_was_written_twice_is_no_half_turn() -> None:
         assert await whole_turns(store, "here") == 2
         await store.append_messages(AGENT, (await store.load_messages(AGENT))[-2:])
 
-        with pytest.raises(Violation, match="here: a turn is there more than once: 'turn 1 question'"):
+        with pytest.raises(Violation, match="here: a turn is stored more than once: 'turn 1 question'"):
             await whole_turns(store, "here")
 
 

@@ -26,7 +26,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def described() -> Iterator[str]:
-    """The section of every command, those of installed distributions included."""
+    """The section of every command, also of the commands that other distributions add."""
     os.environ["COLUMNS"] = "100"
     group: Any = typer.main.get_command(app)
     context = group.make_context("kode", [], resilient_parsing=True)

@@ -48,7 +48,7 @@ async def whole_turns(store: ExtendedStore, when: str) -> int:
     texts = [message.text for message in messages]
     twice = [text for text, number in Counter(texts).items() if number > 1]
     if twice:
-        raise Violation(f"{when}: a turn is there more than once: {twice[0]!r}")
+        raise Violation(f"{when}: a turn is stored more than once: {twice[0]!r}")
     turns = len(messages) // 2
     counts = {
         "messages": len(messages) / 2,
