@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.sampling import take_sample
 
 _SLOW = Path(__file__).with_name("tests") / "slow.txt"
 
@@ -25,16 +26,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if any("::" in arg for arg in config.invocation_params.args if not arg.startswith("-")):
         return
     slow = set(_SLOW.read_text().splitlines())
-    which, _, of = os.environ.get("KODE_TEST_SLOW", "0/1").partition("/")
-    left_out = []
     for item in items:
         if item.nodeid.partition("[")[0] in slow:
             item.add_marker(pytest.mark.slow)
-            if crc32(item.nodeid.encode()) % int(of) != int(which):
-                left_out.append(item)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    if sample := os.environ.get("KODE_TEST_SLOW"):
+        take_sample(config, items, sample, lambda item: item.nodeid if item.get_closest_marker("slow") else "")
 
 
 class _Times:

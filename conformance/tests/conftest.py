@@ -10,9 +10,10 @@ import json
 import os
 from pathlib import Path
 from typing import Any, Final
-from zlib import crc32
 
 import pytest
+
+from tests.sampling import take_sample
 
 _SAMPLED: Final = ("mutant", "fault", "angel")
 """The parameters of tests that say which store of the zoo they look at."""
@@ -51,10 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     sample = os.environ.get("KODE_TEST_SAMPLE")
     if sample:
-        which, _, of = sample.partition("/")
-        left_out = [item for item in items if (name := _store(item)) and crc32(name.encode()) % int(of) != int(which)]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        take_sample(config, items, sample, _store)
 
 
 def _store(item: pytest.Item) -> str:
