@@ -18,36 +18,7 @@ from kode_core.cli.app import app
 from kode_core.config import StoreOptions
 from kode_core.plugins import Hooks, registry
 from tests.test_docs import PAGES, ROOT, blocks, name_of
-
-AUTHORS = [
-    "kode_core.authoring.calls",
-    "kode_core.authoring.clock",
-    "kode_core.authoring.closing",
-    "kode_core.authoring.files",
-    "kode_core.authoring.matching",
-    "kode_core.authoring.modes",
-    "kode_core.authoring.opening",
-    "kode_core.authoring.options",
-    "kode_core.authoring.parallel",
-    "kode_core.authoring.paths",
-    "kode_core.authoring.reading",
-    "kode_core.authoring.values",
-    "kode_core.authoring.waiting",
-    "kode_core.authoring.watching",
-    "kode_core.batch",
-    "kode_core.codec",
-    "kode_core.engine",
-    "kode_core.engines.record.engine",
-    "kode_core.engines.record.store",
-    "kode_core.errors",
-    "kode_core.layers",
-    "kode_core.plugins",
-    "kode_conformance",
-    "kode_conformance.servers",
-    "kode_conformance.servers.faults",
-    "kode_conformance.testclass",
-]
-"""Modules that authors of stores and testers rely on."""
+from tests.test_public_api import AUTHORING
 
 
 def test_every_hook_is_in_a_guide() -> None:
@@ -65,7 +36,7 @@ def test_every_exported_name_is_in_the_reference() -> None:
     lines = set(re.findall(r"^::: ([\w.]+)$", reference, flags=re.MULTILINE))
     for name in kode_core.__all__:
         assert f"kode_core.{name}" in lines, name
-    for module in AUTHORS:
+    for module in AUTHORING:
         assert module in lines, module
 
 
