@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kode_conformance.builtin import MemoryHarness
 from kode_conformance.harness import Costs, Deviation, Handle, HarnessError, Limits, declared, load_harness
+from kode_conformance.instruments import costs
 from kode_conformance.registry import load_checks
 from kode_conformance.results import Status
 from kode_conformance.running.runner import judge
@@ -83,3 +85,31 @@ def test_errors_of_hooks_are_not_the_stores(harness: MemoryHarness, found: str) 
     result = judge(CHECKS["MSG-5.saving_costs_what_changed"], harness, Settings(Tier.QUICK, 0))
     assert result.status is Status.HARNESS_ERROR
     assert found in result.message
+
+
+class Noisy(MemoryHarness):
+    """Its server writes more and more on its own, until the counter has been read *ends* times."""
+
+    def __init__(self, ends: float) -> None:
+        self._ends = ends
+        self._read = self._written = 0
+
+    async def costs(self, handle: Handle) -> Costs:
+        self._read += 1
+        self._written += 100_000 * self._read if self._read < self._ends else 0
+        return Costs(bytes_written=self._written)
+
+
+def test_writes_of_the_server_itself_are_not_the_stores() -> None:
+    """A growth that only the backend's counter saw has to be seen again when the counter has stood still."""
+    check = CHECKS["MSG-5.saving_costs_what_changed"]
+    result = judge(check, Noisy(ends=30), Settings(Tier.QUICK, 0))
+    assert result.status is Status.PASS, result.message
+
+
+def test_a_growth_that_the_backends_counter_sees_again_is_the_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts although no other counter saw it."""
+    monkeypatch.setattr(costs, "_STILL_S", 0)
+    result = judge(CHECKS["MSG-5.saving_costs_what_changed"], Noisy(ends=math.inf), Settings(Tier.QUICK, 0))
+    assert result.status is Status.FAIL
+    assert "bytes that the backend wrote" in result.message

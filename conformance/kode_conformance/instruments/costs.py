@@ -51,6 +51,8 @@ MEMORY: Final = "bytes of memory that it took"
 _IO: Final = Path("/proc/self/io")
 _FDS: Final = Path("/proc/self/fd")
 _LISTENING: Final = "0A"
+_STILL_S: Final = 0.5
+_LOOKS: Final = 10
 _SENT_AT: Final = 200
 """Where ``tcpi_bytes_sent`` is in the system's ``tcp_info``."""
 
@@ -280,6 +282,14 @@ class Meter:
         engine = sum(layer.written for layer in self.layers)
         sockets = _sent_by_sockets(self._listening) if self._connected else {}
         return _Look(hook, _bytes_written(), sum(self._sent), sockets, engine)
+
+    async def wait_until_quiet(self) -> None:
+        """Wait until the backend's own counter stands still, for a limited time."""
+        for _ in range(_LOOKS):
+            before = (await self._look()).hook
+            await asyncio.sleep(_STILL_S)
+            if (await self._look()).hook == before:
+                break
 
     async def cost(self, call: Callable[[], Awaitable[object]], *, memory: bool = False) -> dict[str, int]:
         """The bytes that the call writes, by counter; with *memory*, also the memory that it takes while it runs."""
