@@ -449,6 +449,12 @@ def test_sessions_shows_a_line_for_each(store: str) -> None:
     assert err == "3 sessions; there are more: --all, --limit or --offset\n"
 
 
+def test_metadata_that_nests_too_deeply_is_text(store: str) -> None:
+    """What cannot be read as JSON is a text, which no agent of this store has."""
+    out, err = kode("sessions", "--metadata", f"k={'[' * 50_000}", "--store", store)
+    assert (out, err) == ("", "0 sessions\n")
+
+
 def test_cursor_goes_on_where_the_page_ended(store: str) -> None:
     """``nextCursor`` of the JSON is what ``--cursor`` takes."""
     first = kode_json("sessions", "--store", store, "--limit", "3")

@@ -129,5 +129,5 @@ def metadata_filter(pairs: Sequence[str] | None) -> dict[str, Json] | None:
 def _json_or_text(text: str) -> Json:
     try:
         return decode_json(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
