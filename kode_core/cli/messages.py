@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from kode_core.cli.conversation import brief, conversation_texts
@@ -115,7 +115,7 @@ async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) 
         return await fetch(store.query_messages, store.iter_messages, filters, everything)
 
 
-def _table(page: Page[StoredMessage]) -> Table:
+def _table(page: Page[StoredMessage]) -> RenderableType:
     rows = (
         (message.agent_id, str(message.position), utc(message.created_at), message.role, Text(brief(message)))
         for message in page
