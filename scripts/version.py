@@ -5,9 +5,9 @@
     python scripts/version.py            # prints the version; fails if two files disagree
     python scripts/version.py 0.2.0      # sets it, and names the changelog's "Unreleased" after it
 
-All distributions have one version and are released together. Each requires the others from that version on, and below
-the next one that may break it: the next minor version before 1.0, the next major version afterwards. Only the standard
-library is used, so that any Python from 3.11 on can run this.
+All distributions have one version and are released together. Where one requires another, in an extra too, it is from
+that version on, and below the next one that may break it: the next minor version before 1.0, the next major version
+afterwards. Only the standard library is used, so that any Python from 3.11 on can run this.
 """
 
 from __future__ import annotations
