@@ -450,7 +450,7 @@ def test_sessions_shows_a_line_for_each(store: str) -> None:
 
 
 def test_metadata_that_nests_too_deeply_is_text(store: str) -> None:
-    """What cannot be read as JSON is a text, which no agent of this store has."""
+    """The value is a text if it cannot be read as JSON; no agent of this store has it."""
     out, err = kode("sessions", "--metadata", f"k={'[' * 50_000}", "--store", store)
     assert (out, err) == ("", "0 sessions\n")
 

@@ -215,7 +215,7 @@ async def test_text_without_end_is_damage(
 
 
 def test_a_stack_at_its_end_is_no_damage() -> None:
-    """A program that calls the decoder with hardly any stack left is told of its stack, and not of its data."""
+    """A decoder without enough stack raises RecursionError, and does not call the data damaged."""
     value: Any = "end"
     for _ in range(90):
         value = [value]

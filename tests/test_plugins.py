@@ -312,7 +312,7 @@ async def test_layers_and_observers(caplog: pytest.LogCaptureFixture) -> None:
 
 
 class _Wordless(_Tag):
-    """An engine of somebody else's whose repr fails."""
+    """A foreign engine with a repr that fails."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no repr before the first call")
@@ -323,7 +323,7 @@ async def _wordless(options: MemoryOptions) -> Engine:
 
 
 async def test_an_engine_without_a_repr(caplog: pytest.LogCaptureFixture) -> None:
-    """It is asked for none unless somebody observes, and one that fails fails no call."""
+    """The store asks for a repr only if it has observers, and a repr that fails does not fail a call."""
     async with EngineStore(lambda: _wordless(MemoryOptions())) as store:
         await store.save_messages("a", [])
     assert caplog.records == []

@@ -46,7 +46,7 @@ def test_the_list_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_each_line_names_a_file_that_is_there() -> None:
-    """A line of a file that was renamed leaves nothing out; the lines are sorted, and each is there once."""
+    """The lines are sorted and unique, because a line with an old name would leave nothing out."""
     lines = (ROOT / "tests" / "slow.txt").read_text().splitlines()
     assert lines == sorted(set(lines))
     assert [line for line in lines if not (ROOT / line.partition("::")[0]).is_file()] == []
