@@ -10,16 +10,17 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from kode_core.errors import CorruptRecordError, InvalidValueError
-from kode_core.jsonvalue import Problem, check_json, decode_json, dump
+from kode_core.jsonvalue import Problem, check_json, decode_json, dump, is_too_deep
 from kode_core.model import Json, Record, Timeline
 from kode_core.shapes import read_list, read_struct, shape_of, write_list, write_struct
 
 __all__ = [
+    "UNREADABLE",
     "Body",
     "decode",
     "decode_list",
@@ -35,6 +36,9 @@ __all__ = [
 R = TypeVar("R", bound=Record)
 
 _making = threading.Lock()
+
+UNREADABLE: Final = (msgspec.MsgspecError, RecursionError)
+"""The errors of a decoder: the text is not what it is for, or nests too deeply for the stack."""
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -106,7 +110,7 @@ def decode_run(cls: type[R], bodies: Sequence[Body]) -> list[R] | None:
         return None
     try:
         records: list[R] = decoder_of(list[cls])(f"[{','.join(texts)}]")  # type: ignore[valid-type]
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
     return records if len(records) == len(bodies) else None
 
@@ -122,7 +126,7 @@ def _decode(shape: type, read: Callable[[Any], Any], body: Body, label: str) -> 
     if shape is not Timeline:  # an event's fields are always spread
         try:
             return decoder_of(shape)(body.text)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             pass
     return read_wire(read, body.text, label)
 
@@ -135,6 +139,10 @@ def read_wire(read: Callable[[Any], Any], text: str, label: str) -> Any:
         raise CorruptRecordError(label, f"${problem.path}: {problem.what}") from None
     except ValueError as exc:
         raise CorruptRecordError(label, f"not JSON: {exc}") from None
+    except RecursionError:
+        if not is_too_deep(text):
+            raise  # the caller's own stack is nearly at its end
+        raise CorruptRecordError(label, "it nests more deeply than what a store writes") from None
 
 
 def from_dict(cls: type[R], wire: Json, label: str = "") -> R:

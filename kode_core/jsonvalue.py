@@ -45,6 +45,7 @@ _MANY: Final = 2**22
 _OFTEN: Final = 16
 _RECORD_DEPTH: Final = 16  # how deep records nest around a free-form value
 _MARSHAL: Final = 2  # the last format without references: equal values of equal types have equal bytes
+_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 SCALARS: Final[frozenset[type]] = frozenset({str, bool, type(None)})
 """Types whose values need no check: strings are checked when they are encoded."""
 
@@ -305,6 +306,17 @@ def decode_json(text: str) -> Json:
         return _from_json(text)
     except msgspec.DecodeError:  # escaped lone surrogates, or no JSON at all
         return json.loads(text, parse_constant=_refuse_constant)
+
+
+def is_too_deep(text: str) -> bool:
+    """True if JSON text nests more deeply than any record that a store writes."""
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        depth += match[0] in "[{"
+        depth -= match[0] in "]}"
+        if depth > MAX_DEPTH + _RECORD_DEPTH:
+            return True
+    return False
 
 
 def _refuse_constant(name: str) -> NoReturn:

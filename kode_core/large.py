@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_core.codec import Body, decode, decode_list, decode_run, decoder_of, digest, read_wire
+from kode_core.codec import UNREADABLE, Body, decode, decode_list, decode_run, decoder_of, digest, read_wire
 from kode_core.errors import CorruptRecordError, InvalidValueError
 from kode_core.fingerprint import fingerprint_of
 from kode_core.jsonslices import LARGE_TEXT, JsonWriter, Raw, batches, joined, read_json, split_list, split_object
@@ -263,7 +263,7 @@ async def _decode(shape: Shape, body: Body, label: str, pace: Pace) -> Any:
         raise CorruptRecordError(label, "the stored text does not match its checksum")
     try:
         return await _SliceDecoder(pace).read(shape, raw)
-    except msgspec.MsgspecError:  # an escaped lone surrogate, or no JSON at all
+    except UNREADABLE:  # an escaped lone surrogate, or no JSON at all
         return read_wire(shape.read, body.text, label)
     except Problem as problem:
         raise CorruptRecordError(label, f"${problem.path}: {problem.what}") from None
@@ -334,6 +334,6 @@ def _read_batch(shape: Shape, text: bytes) -> Sequence[Any]:
     if shape.hint is not None and shape.cls is not Timeline:  # an event's fields are always spread
         try:
             return cast("list[Any]", decoder_of(list[shape.hint])(text))  # type: ignore[name-defined]
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             pass
     return [shape.read(item) for item in msgspec.json.decode(text)]

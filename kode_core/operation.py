@@ -16,9 +16,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         name: the method, as in ``save_messages``.
         duration_ms: from the call to its end.
         error: the class name of the exception that ended it; None if it succeeded.
-        agent_id: the agent that the call was for, as the caller gave it; None if it concerned many.
+        agent_id: the agent that the call was for, as the caller gave it; None if it concerned many, or if the caller
+            gave no text.
         backend: the name of the backend, as in ``sqlite``; empty if the store was never open.
-        store: the place of the contents, without secrets, as in ``sqlite at data/agents.db``; empty as above.
+        store: the place of the contents, without secrets, as in ``sqlite at data/agents.db``; empty as above, or if
+            the engine's repr fails.
     """
 
     name: str

@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 import re
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import SplitResult
@@ -340,7 +341,7 @@ class Plugins:
         self._trace(implementation)
         try:
             _call(implementation, operation=operation)
-        except (Exception, SystemExit):  # noqa: BLE001 - a plugin's code
+        except (Exception, SystemExit, CancelledError):  # noqa: BLE001 - a plugin's code
             if implementation.plugin_name not in self._failed:
                 self._failed.add(implementation.plugin_name)
                 _log.exception(

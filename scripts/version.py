@@ -5,9 +5,9 @@
     python scripts/version.py            # prints the version; fails if two files disagree
     python scripts/version.py 0.2.0      # sets it, and names the changelog's "Unreleased" after it
 
-All distributions have one version and are released together. Each requires the others from that version on, and below
-the next one that may break it: the next minor version before 1.0, the next major version afterwards. Only the standard
-library is used, so that any Python from 3.11 on can run this.
+All distributions have one version and are released together. Where one requires another, in an extra too, it is from
+that version on, and below the next one that may break it: the next minor version before 1.0, the next major version
+afterwards. Only the standard library is used, so that any Python from 3.11 on can run this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _PROJECTS = (
     "conformance/pyproject.toml",
     "docs/examples/*/pyproject.toml",
 )
-_VERSION = re.compile(r"(\d+)\.(\d+)\.\d+(?:(?:a|b|rc)\d+)?")
+_NUMBER = "(0|[1-9][0-9]{0,5})"  # as builders of wheels write it: they would name a file of 0.02.0 by 0.2.0
+_VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:(?:a|b|rc){_NUMBER})?")
 _VERSION_LINE = re.compile(r'^(\[project\]\n(?:[^\[].*\n)*?version = )"[^"]*"$', re.MULTILINE)
 _REQUIREMENT = re.compile(r'"(kode-[a-z]+(?:\[[a-z,]+\])?)[<>=~][^"]*"')
 _UNRELEASED = "## Unreleased\n"
@@ -46,7 +47,9 @@ def bounds(version: str) -> str:
     """The versions of the other distributions that go with *version*: ``>=0.2.0,<0.3`` for 0.2.0."""
     match = _VERSION.fullmatch(version)
     if match is None:
-        raise ValueError(f"{version!r} is not a version: write three numbers, as in 0.2.0, or 0.2.0rc1 for a candidate")
+        raise ValueError(
+            f"{version!r:.60} is not a version: write three numbers, as in 0.2.0, or 0.2.0rc1 for a candidate"
+        )
     major, minor = int(match[1]), int(match[2])
     return f">={version},<{major + 1}" if major else f">={version},<0.{minor + 1}"
 

@@ -220,6 +220,8 @@ def test_library_errors_are_one_line(store: str) -> None:
             ("sessions", "--store", "sqllite:///a.db"),
             "error: the URL does not begin with a backend's name: did you mean 'sqlite'?",
         ),
+        (("sessions", "--store", ""), "error: --store is empty; name a store, or leave --store out"),
+        (("delete", "agt-0", "--yes", "--store="), "error: --store is empty"),
         (("sessions", "--metadata", "trial"), "error: --metadata 'trial' has no '='"),
         (("sessions", "--limit", "-1"), "error: limit must not be negative"),
         (("sessions", "--all", "--limit", "5"), "error: an iterator gives everything that matches"),
@@ -239,7 +241,7 @@ def test_library_errors_are_one_line(store: str) -> None:
 )
 def test_what_cannot_be_done_is_said_in_a_line(store: str, arguments: tuple[str, ...], problem: str) -> None:
     """Nothing on stdout, one line on stderr, exit code 2."""
-    named = () if "--store" in arguments else ("--store", store)
+    named = () if any(argument.startswith("--store") for argument in arguments) else ("--store", store)
     raw = [os.fsencode(argument) if argument.isprintable() else b"\xed\xa0\x80" for argument in arguments]
     done = subprocess.run([*KODE, *raw, *named], capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
 
@@ -254,6 +256,8 @@ def test_time_that_cannot_be_read_is_a_usage_error(store: str) -> None:
     _, err = kode("sessions", "--created-after", "yesterday", "--store", store, code=2)
 
     assert "'yesterday' is no time" in err and "7d" in err
+    _, err = kode("sessions", "--created-after", "9" * 5000, "--store", store, code=2)
+    assert "is no time" in err and "sys." not in err and len(err) < 2000
 
 
 def test_looking_makes_no_store() -> None:
@@ -443,6 +447,12 @@ def test_sessions_shows_a_line_for_each(store: str) -> None:
     assert "userId=user-3, trial=3, label=yes" in lines[0]
     assert len(lines) == 3
     assert err == "3 sessions; there are more: --all, --limit or --offset\n"
+
+
+def test_metadata_that_nests_too_deeply_is_text(store: str) -> None:
+    """The value is a text if it cannot be read as JSON; no agent of this store has it."""
+    out, err = kode("sessions", "--metadata", f"k={'[' * 50_000}", "--store", store)
+    assert (out, err) == ("", "0 sessions\n")
 
 
 def test_cursor_goes_on_where_the_page_ended(store: str) -> None:

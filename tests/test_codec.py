@@ -302,3 +302,32 @@ def test_an_entry_follows_a_bookmark() -> None:
     assert first.event is event
     with pytest.raises(InvalidArgumentError, match="takes a Bookmark or None, got int"):
         Timeline.after(41, event)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seq", ["41", 41.0, float("nan"), True, None, [], {}])
+def test_no_entry_follows_a_seq_that_is_no_int(seq: Any) -> None:
+    """The error says so, and where a right one comes from: nothing is added to it, and nothing rounded."""
+    event = AgentEvent("monitor", "step_complete", {})
+    with pytest.raises(InvalidArgumentError, match=rf"whose seq is an int, got {type(seq).__name__}; .*last_bookmark"):
+        Timeline.after(Bookmark(seq, 5), event)
+
+
+def test_entries_follow_within_64_bits() -> None:
+    """A seq that no store takes is refused where it is made; negative ones are as good as others."""
+    event = AgentEvent("monitor", "step_complete", {})
+    assert Timeline.after(Bookmark(-(2**63), 5), event).cursor == -(2**63) + 1
+    assert Timeline.after(Bookmark(2**63 - 2, 5), event).cursor == 2**63 - 1
+    for seq, named in (
+        (2**63 - 1, "9223372036854775807"),
+        (-(2**63) - 1, "-9223372036854775809"),
+        (10**5000, "a larger integer"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"no seq after {named}, as a seq is an integer of 64 bits"):
+            Timeline.after(Bookmark(seq, 5), event)
+
+
+@pytest.mark.parametrize("event", [None, "step", {"channel": "monitor", "type": "step"}, AgentEvent])
+def test_an_entry_has_an_event(event: Any) -> None:
+    """Anything else is refused where it is given, and not when the entry is stored."""
+    with pytest.raises(InvalidArgumentError, match=rf"as an AgentEvent, got {type(event).__name__}; from_dict"):
+        Timeline.after(None, event)

@@ -189,7 +189,7 @@ def test_commands_run(page: Path, block: Block, tmp_path: Path) -> None:
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             assert words[1] in targets, line
         elif words[0] == "pip":
-            for package in (re.sub(r"\[.*", "", word) for word in words[2:] if word != "-e"):
+            for package in (re.sub(r"\[.*", "", word) for word in words[2:] if not word.startswith("-")):
                 assert (
                     package
                     in {f"kode-{name}" for name in ("core", "sqlite", "postgres", "mongo", "dynamodb", "conformance")}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,36 @@ def test_keys_from_the_environment() -> None:
         with pytest.raises(ConfigurationError, match="AGENT_KEYS") as caught:
             keys_of(wrong)
         assert "c2VjcmV0" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="AGENT_KEYS"):
+        keys_of("[" * 100_000)
+
+
+@pytest.mark.parametrize("key_id", ["", "a:b", 'a"', "a\\", "a\n", "\ud800", "é", "a" * 65])
+def test_an_id_that_would_be_read_otherwise_is_refused(key_id: str) -> None:
+    """A record that was written under such an id could not be read again."""
+    with pytest.raises(ConfigurationError, match="ids of letters, digits"):
+        Keys(b"d" * 32, {key_id: b"k" * 32})
+
+
+@pytest.mark.parametrize(("digests", "key"), [(16, 32), (32, 16), (32, 5), (0, 32)])
+def test_shorter_keys_are_refused(digests: int, key: int) -> None:
+    """All keys have the 256 bits that the guide names."""
+    with pytest.raises(ConfigurationError, match="has 32 bytes"):
+        Keys(b"d" * digests, {"k": b"k" * key})
+
+
+async def test_a_digest_of_another_length_is_damage(tmp_path: Path) -> None:
+    """It is told by the record's name, and not as an error of the cipher."""
+    url = f"sqlite:///{tmp_path}/agents.db"
+    with added(EncryptionPlugin(Keys(b"d" * 32, KEYS))):
+        async with create_extended_store(url) as store:
+            await store.append_messages("agt-1", [Message.user("hello")])
+        with closing(sqlite3.connect(tmp_path / "agents.db")) as db, db:
+            db.execute("UPDATE kode_messages SET digest = ?", (b"x" * 15,))
+        async with create_extended_store(url) as store:
+            with pytest.raises(CorruptRecordError, match="message 0 of agent 'agt-1'"):
+                await store.load_messages("agt-1")
+            assert [issue.code for issue in (await store.check_consistency()).issues] == ["corrupt_record"]
 
 
 async def test_calls_are_measured() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from kode_conformance.values import samples
 
-from kode_core import AgentEvent, Bookmark, Timeline
+from kode_core import AgentEvent, Bookmark, Timeline, create_extended_store
 from kode_core.authoring.opening import without_deadline
 from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import EventRange, EventRow
 from kode_core.engine import Engine
-from kode_core.errors import StoreClosedError, StoreTimeoutError
+from kode_core.errors import InvalidArgumentError, StoreClosedError, StoreTimeoutError
 from kode_core.layers.base import Layer
 from kode_core.store.facade import EngineStore
 
@@ -72,6 +72,15 @@ async def test_a_follower_looks_at_no_event_twice(filters: Any, first: int) -> N
         waiting.cancel()
         await asyncio.wait([waiting])
         await following.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seq", ["3", 3.0, True, None])
+async def test_a_bookmark_without_an_int_is_named(seq: Any) -> None:
+    """The error is of the seq, not of the Bookmark, which is one."""
+    async with create_extended_store("memory:") as store:
+        for read in (store.read_events, store.follow_events):
+            with pytest.raises(InvalidArgumentError, match=f"a Bookmark whose seq is an int, got {type(seq).__name__}"):
+                read("a", since=Bookmark(seq, 0))
 
 
 async def test_a_follower_misses_nothing_behind_a_large_seq() -> None:

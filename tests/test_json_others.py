@@ -86,7 +86,8 @@ async def test_files_of_others_stop_no_query(caplog: pytest.LogCaptureFixture, t
         os.mkfifo(BASE / "pipe.jsonl")
         (BASE / "empty.jsonl").touch()
         (BASE / "My File.jsonl").write_bytes(b"\xff\xfe\x00")
-        others = {f"agent {name!r}" for name in ("foreign", "folder", "nowhere", "pipe", "empty")}
+        (BASE / "deep.jsonl").write_text('{"messages": ' + "[" * 5_000 + "\n")
+        others = {f"agent {name!r}" for name in ("foreign", "folder", "nowhere", "pipe", "empty", "deep")}
         others.add("file 'My File.jsonl'")
         sessions = await store.query_sessions()
         assert {session.agent_id for session in sessions} == {"a", "b", "c"}
@@ -95,19 +96,19 @@ async def test_files_of_others_stop_no_query(caplog: pytest.LogCaptureFixture, t
             assert (len(page), set(page.left_out)) == (count, others)
         assert await store.list() == ["a", "b", "c"]
         assert (await store.get_metrics()).storage.total_messages == 6
-        for name in ("foreign", "folder", "nowhere", "pipe", "empty"):
+        for name in ("foreign", "folder", "nowhere", "pipe", "empty", "deep"):
             for call in (store.load_messages(name), store.append_messages(name, samples.messages(1))):
                 with pytest.raises(CorruptRecordError, match=f"agent '{name}'"):
                     await call
         issues = (await store.check_consistency()).issues
-        assert {issue.agent_id for issue in issues} >= {"foreign", "folder", "nowhere", "pipe", "empty"}
+        assert {issue.agent_id for issue in issues} >= {"foreign", "folder", "nowhere", "pipe", "empty", "deep"}
         assert {issue.code for issue in issues} == {"corrupt_record"}
         caplog.clear()
         (made,) = await store.backup("copy")
         assert (made / "foreign.jsonl").read_text() == '{"messages": []}\n'
         assert (made / "My File.jsonl").read_bytes() == b"\xff\xfe\x00"
         told = [record.getMessage() for record in caplog.records if record.name == "kode_core.json"]
-        assert sum("damaged" in text for text in told) == 3
+        assert sum("damaged" in text for text in told) == 4
         assert sum("leaves it out" in text for text in told) == 3
         assert await store.delete_many(template_id=samples.info("a").template_id) == 3
         assert await store.list() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable
 from typing import Any
 
@@ -42,7 +43,7 @@ from kode_core import (
 from kode_core.codec import Body, decode, digest, encode
 from kode_core.fingerprint import still_has
 from kode_core.jsonvalue import MAX_DEPTH
-from kode_core.large import decode_in_slices, decode_run_in_slices, is_unchanged, write
+from kode_core.large import decode_in_slices, decode_list_in_slices, decode_run_in_slices, is_unchanged, write
 from kode_core.metadata import index_of_metadata, metadata_index
 from kode_core.pace import Pace
 from tests.test_codec import any_json
@@ -193,6 +194,47 @@ async def test_damage_in_a_run_is_told_of_its_record(text: str) -> None:
     for body in (Body(text, digest(text.encode())), Body(sound.text, bytes(16))):
         with pytest.raises(CorruptRecordError, match="^message 1 "):
             await decode_run_in_slices(Message, [sound, body, sound], "message {} ".format, Pace())
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("cls", [Message, AgentInfo, Timeline, TodoSnapshot])
+@pytest.mark.parametrize("text", ["[" * 50_000, '{"metadata":' + '{"a":' * 50_000, "[" * 5_000 + "]" * 5_000])
+async def test_text_without_end_is_damage(
+    text: str, cls: type[Record], sliced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text that nests too deeply for the stack, as another program may write it, is damage by the record's name."""
+    if sliced:
+        make_tiny(monkeypatch)
+    body = Body(text, digest(text.encode()))
+    with pytest.raises(CorruptRecordError, match=r"^message 1: .* deeply"):
+        await decode_in_slices(cls, body, "message 1", Pace())
+    with pytest.raises(CorruptRecordError, match=r"^message 1: .* deeply"):
+        await decode_list_in_slices(cls, body, "message 1", Pace())
+    with pytest.raises(CorruptRecordError, match=r"^message 0: .* deeply"):
+        await decode_run_in_slices(cls, [body, body], "message {}".format, Pace())
+
+
+def test_a_stack_at_its_end_is_no_damage() -> None:
+    """A decoder without enough stack raises RecursionError, and does not call the data damaged."""
+    value: Any = "end"
+    for _ in range(90):
+        value = [value]
+    body = encode(Message, Message("user", "[[[[x", metadata={"deep": value}), "m")
+
+    def call(depth: int) -> None:
+        if depth:
+            return call(depth - 1)
+        decode(Message, body, "m")
+        return None
+
+    call(0)
+    met = set()
+    for depth in range(sys.getrecursionlimit() - 250, sys.getrecursionlimit()):
+        try:
+            call(depth)
+        except RecursionError:
+            met.add("stack")
+    assert met == {"stack"}
 
 
 @pytest.mark.parametrize("change", ["item", "key", "type", "order", "nan", "deep"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,6 +22,7 @@ from kode_core import (
     ConfigurationError,
     DisabledBackendError,
     IncompatibleBackendError,
+    InvalidArgumentError,
     Message,
     StoreUnavailableError,
     UnknownBackendError,
@@ -33,6 +36,7 @@ from kode_core.installed import InstalledPlugin, in_metadata
 from kode_core.layers import Layer
 from kode_core.operation import Operation
 from kode_core.plugins import FIRST_PARTY, GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
+from kode_core.store import EngineStore
 
 Install = Callable[..., None]
 
@@ -305,6 +309,73 @@ async def test_layers_and_observers(caplog: pytest.LogCaptureFixture) -> None:
     ]
     failures = [record.getMessage() for record in caplog.records if "kode_operation" in record.getMessage()]
     assert ["test-outer" in failures[0], "test-inner" in failures[1], len(failures)] == [True, True, 2]
+
+
+class _Wordless(_Tag):
+    """A foreign engine with a repr that fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr before the first call")
+
+
+async def _wordless(options: MemoryOptions) -> Engine:
+    return _Wordless(await open_memory(options), "wordless")
+
+
+async def test_an_engine_without_a_repr(caplog: pytest.LogCaptureFixture) -> None:
+    """The store asks for a repr only if it has observers, and a repr that fails does not fail a call."""
+    async with EngineStore(lambda: _wordless(MemoryOptions())) as store:
+        await store.save_messages("a", [])
+    assert caplog.records == []
+    heard: list[Operation] = []
+    async with EngineStore(lambda: _wordless(MemoryOptions()), observers=[heard.append]) as store:
+        await store.save_messages("a", [])
+    assert [(operation.name, operation.backend, operation.store) for operation in heard] == [
+        ("save_messages", "memory", "")
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the repr of the engine memory failed; observers get no place of the contents"
+    ]
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, asyncio.CancelledError])
+async def test_an_observer_that_fails_fails_no_call(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not with an error that would end the program, nor with one that looks as if the caller had been cancelled."""
+
+    def fails(operation: Operation) -> None:
+        raise error
+
+    async with EngineStore(lambda: open_memory(MemoryOptions()), observers=[fails]) as store:
+        await store.append_messages("a", [Message.user("kept")])
+        assert await store.load_messages("a") == [Message.user("kept")]
+    plugin = types.SimpleNamespace(kode_operation=hookimpl(fails))
+    registry.add(plugin, f"test-{error.__name__}")
+    try:
+        async with create_extended_store("memory:") as store:
+            assert await store.load_messages("a") == []
+    finally:
+        registry.remove(plugin)
+    assert [record.getMessage()[:29] for record in caplog.records] == [
+        "a kode_operation hook failed;",
+        "a kode_operation hook failed,",
+    ]
+
+
+@pytest.mark.parametrize("given", [None, 7, ["a"], b"a", float("nan")])
+async def test_an_agent_id_that_is_no_text_is_not_told(given: Any) -> None:
+    """Observers have a str or None, whatever the caller gave."""
+    heard: list[Operation] = []
+    async with EngineStore(lambda: open_memory(MemoryOptions()), observers=[heard.append]) as store:
+        for call in (store.load_messages(given), store.query_messages(agent_id=given), store.repair(given or 1)):
+            with pytest.raises(InvalidArgumentError):
+                await call
+    assert [(operation.name, operation.agent_id) for operation in heard] == [
+        ("load_messages", None),
+        ("query_messages", None),
+        ("repair", None),
+    ]
 
 
 def test_an_async_observer_is_refused() -> None:

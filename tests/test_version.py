@@ -78,7 +78,11 @@ def test_bounds(version: str, expected: str) -> None:
     assert bounds(version) == expected
 
 
-@pytest.mark.parametrize("version", ["", "1", "0.2", "v0.2.0", "0.2.0-1", "0.2.x", "0.2.0\n"])
+@pytest.mark.parametrize(
+    "version",
+    ["", "1", "0.2", "v0.2.0", "0.2.0-1", "0.2.x", "0.2.0\n", "0.02.0", "0.2.0rc01", "٠.٢.٠", f"{'9' * 5000}.0.0"],
+    ids=ascii,
+)
 def test_other_texts_are_refused(copy: Path, version: str) -> None:
     """A text that is not a version changes nothing."""
     with pytest.raises(ValueError, match="is not a version"):

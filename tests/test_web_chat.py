@@ -172,6 +172,24 @@ async def test_a_message_that_is_sent_again_is_answered_once(site: Callable[...,
         assert [message["role"] for message in shown] == ["user", "assistant"]
 
 
+async def test_what_no_browser_sends_is_refused(site: Callable[..., Site]) -> None:
+    """Offsets that no store gives, half a character and NaN get 422, and the server's log has no traceback."""
+    server = await site().ready()
+    async with server.client() as http:
+        chat = await begin(http)
+        for offset in ("-1", "1.5", "x", str(2**63), "9" * 5000):
+            for query, headers in (({"after": offset}, {}), ({}, {"Last-Event-ID": offset})):
+                answer = await http.get(f"/chats/{chat}/events", params=query, headers=headers)
+                assert answer.status_code == 422, answer.text
+        for body in (r'{"id": "m", "text": "\ud800"}', r'{"id": "\ud800", "text": "x"}', '{"id": "m", "text": NaN}'):
+            answer = await http.post(
+                f"/chats/{chat}/messages", content=body, headers={"Content-Type": "application/json"}
+            )
+            assert answer.status_code == 422, answer.text
+        assert (await http.get(f"/chats/{chat}/messages")).json()["messages"] == []
+    assert "Traceback" not in server.log.read_text()
+
+
 async def test_a_killed_worker_is_replaced_and_nothing_is_lost(site: Callable[..., Site], url: str) -> None:
     """kill -9 of the worker that answers: another takes the lock over, and clients see one answer, each event once."""
     server = await site(workers=2, pause_s=0.2).ready()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from rich.text import Text
@@ -21,25 +21,23 @@ from kode_core.model import (
     UnknownBlock,
 )
 
-__all__ = ["arguments", "brief", "conversation_text"]
+__all__ = ["arguments", "brief", "conversation_texts"]
 
 _TEXT_SHOWN: Final = 1_200
 _VALUE_SHOWN: Final = 300
 _ROLE_STYLES: Final = {"user": "bold cyan", "assistant": "bold green", "system": "bold magenta"}
 
 
-def conversation_text(messages: Sequence[Message], *, full: bool) -> Text:
-    """All messages in order, each under a line with its position, role and time; long parts are cut unless *full*."""
-    text = Text()
+def conversation_texts(messages: Sequence[Message], *, full: bool) -> Iterator[Text]:
+    """Each message in order, under a line with its position, role and time; long parts are cut unless *full*."""
     for i, message in enumerate(messages):
-        if i:
-            text.append("\n")
+        text = Text("\n" if i else "")
         text.append(f"#{i} {visible(message.role)}", _ROLE_STYLES.get(message.role, "bold"))
         text.append(f"  {utc(message.created_at)} UTC\n" if isinstance(message, StoredMessage) else "\n", "dim")
         for block in message.content:
             text.append_text(_block(block, full))
-    text.right_crop()
-    return text
+        text.right_crop()
+        yield text
 
 
 def _block(block: ContentBlock, full: bool) -> Text:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from kode_core.cli.opening import JsonOption, StoreOption, address, configured_store, open_store, places
@@ -165,6 +165,6 @@ def _done(result: RepairResult) -> Text:
     return text
 
 
-def _issue_table(issues: Sequence[ConsistencyIssue]) -> Table:
+def _issue_table(issues: Sequence[ConsistencyIssue]) -> RenderableType:
     rows = ((issue.agent_id, issue.code, issue.message) for issue in issues)
     return table(("AGENT", "CODE", "PROBLEM"), rows, optional=("CODE",), wrap=True)

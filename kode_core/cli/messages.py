@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from kode_core.cli.conversation import brief, conversation_text
+from kode_core.cli.conversation import brief, conversation_texts
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
@@ -80,7 +80,7 @@ def _show_conversation(agent_id: str, found: list[Message], full: bool, as_json:
     if as_json:
         print_json({"agentId": agent_id, "messages": found})
     else:
-        show(conversation_text(found, full=full))
+        show(*conversation_texts(found, full=full))
 
 
 async def _load(target: str | None, agent_id: str) -> list[Message]:
@@ -88,13 +88,20 @@ async def _load(target: str | None, agent_id: str) -> list[Message]:
         found = await store.load_messages(agent_id)
         if not found:
             await require_agent(store, agent_id)
-        return await _with_times(store, agent_id, found)
+        await _add_times(store, agent_id, found)
+        return found
 
 
-async def _with_times(store: QueryableStore, agent_id: str, found: list[Message]) -> list[Message]:
-    """The messages as queries return them, with their times; one that a query did not find yet stays as it is."""
-    stored = {message.position: message async for message in store.iter_messages(agent_id=agent_id)}
-    return [stored[i] if stored.get(i) == message else message for i, message in enumerate(found)]
+async def _add_times(store: QueryableStore, agent_id: str, found: list[Message]) -> None:
+    """Put in each message's place the one that queries return, with its time.
+
+    The list is of one instant, which the pages of a query are not: one that a query does not find yet, or no more,
+    stays without a time.
+    """
+    async for message in store.iter_messages(agent_id=agent_id):
+        place = message.position
+        if place < len(found) and message == found[place]:
+            found[place] = message
 
 
 async def require_agent(store: Store, agent_id: str) -> None:
@@ -108,7 +115,7 @@ async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) 
         return await fetch(store.query_messages, store.iter_messages, filters, everything)
 
 
-def _table(page: Page[StoredMessage]) -> Table:
+def _table(page: Page[StoredMessage]) -> RenderableType:
     rows = (
         (message.agent_id, str(message.position), utc(message.created_at), message.role, Text(brief(message)))
         for message in page

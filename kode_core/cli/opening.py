@@ -42,12 +42,20 @@ def open_store(target: str | None, *, create: bool = False) -> StoreOpening[Exte
     """
     if not create:
         _refuse_missing(configured_store(target))
-    return create_extended_store(target or default_store.get())
+    return create_extended_store(_named(target))
 
 
 def configured_store(target: str | None) -> Configured:
     """The store that would be opened, and the source of its configuration."""
-    return configure(target or default_store.get(), {}, registry.backend, os.environ)
+    return configure(_named(target), {}, registry.backend, os.environ)
+
+
+def _named(target: str | None) -> str | None:
+    """The store that the command line names; an empty name, as of a variable that is not set, is not the default."""
+    named = default_store.get() if target is None else target
+    if named == "":
+        raise ConfigurationError("--store is empty; name a store, or leave --store out for the default")
+    return named
 
 
 def places(configured: Configured) -> list[str]:

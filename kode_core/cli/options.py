@@ -41,15 +41,15 @@ _TIME_HELP: Final = "2025-01-31, 2025-01-31T12:00Z, 7d for seven days ago (s, m,
 
 def read_time(text: str) -> int:
     """Parse a time as milliseconds since the epoch: an age, a date in UTC, a date and time, or the number itself."""
-    age = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    age = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
     if age:
         return now_ms() - int(age[1]) * _UNITS[age[2]]
-    if re.fullmatch(r"-?\d{9,}", text):
+    if re.fullmatch(r"-?[0-9]{9,30}", text):
         return _milliseconds(int(text))
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time; write {_TIME_HELP}") from None
+        raise typer.BadParameter(f"{text!r:.60} is no time; write {_TIME_HELP}") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
@@ -129,5 +129,5 @@ def metadata_filter(pairs: Sequence[str] | None) -> dict[str, Json] | None:
 def _json_or_text(text: str) -> Json:
     try:
         return decode_json(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -82,7 +82,8 @@ def show(*parts: RenderableType) -> None:
         console(sys.stdout).print(*parts, sep="\n")
         return
     for part in parts:
-        sys.stdout.write(f"{part.plain}\n" if isinstance(part, Text) else _without_padding(part))
+        text = part.plain if isinstance(part, Text) else part
+        sys.stdout.write(f"{text}\n" if isinstance(text, str) else _without_padding(text))
 
 
 def _without_padding(part: RenderableType) -> str:

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 import msgspec
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from kode_core.cli.opening import JsonOption
@@ -104,11 +104,11 @@ def _loaded(installed: InstalledPlugin) -> _Backend:
     return msgspec.structs.replace(entry, protocols=protocols, summary=backend.summary)
 
 
-def _table(found: Sequence[_Backend]) -> Table:
+def _table(found: Sequence[_Backend]) -> RenderableType:
     return _rows(("BACKEND", "DISTRIBUTION", "ENTRY POINT", "GIVES"), found, _gives)
 
 
-def _rows(heads: Sequence[str], plugins: Sequence[P], last: Callable[[P], Text]) -> Table:
+def _rows(heads: Sequence[str], plugins: Sequence[P], last: Callable[[P], Text]) -> RenderableType:
     rows = ((p.name, f"{p.distribution} {p.version}", p.entry_point, last(p)) for p in plugins)
     return table(heads, rows, optional=("ENTRY POINT",), wrap=True)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from typing import Any, TypeVar
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 
 from kode_core.cli.output import count, print_json, print_note, show
 from kode_core.query import Page
@@ -43,7 +43,7 @@ async def fetch(
     return await query(**filters)
 
 
-def report(page: Page[T], noun: str, key: str, as_json: bool, draw: Callable[[Page[T]], Table]) -> None:
+def report(page: Page[T], noun: str, key: str, as_json: bool, draw: Callable[[Page[T]], RenderableType]) -> None:
     """Print a page: as JSON under *key*, or drawn as a table with a note of the number of results."""
     if as_json:
         print_json({key: page, "nextCursor": page.next_cursor})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
@@ -83,7 +83,7 @@ async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) 
         return await fetch(store.query_sessions, store.iter_sessions, filters, everything)
 
 
-def session_table(page: list[SessionInfo]) -> Table:
+def session_table(page: list[SessionInfo]) -> RenderableType:
     """Sessions as a table; the metadata takes the rest of the terminal's width, and may be cut."""
     rows = (
         (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Final
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from kode_core.cli.messages import require_agent
@@ -63,6 +63,6 @@ async def _size(target: str | None) -> StorageSize:
         return (await store.get_metrics()).storage
 
 
-def _counts(title: str, counts: Mapping[str, int], label: Callable[[str], Text]) -> Table:
+def _counts(title: str, counts: Mapping[str, int], label: Callable[[str], Text]) -> RenderableType:
     by_count = sorted(counts, key=lambda name: (-counts[name], name))
     return table((title, "CALLS"), [(label(name), f"{counts[name]:,}") for name in by_count], right=("CALLS",))

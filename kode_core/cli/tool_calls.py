@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 
 from kode_core.cli.conversation import arguments
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
@@ -80,7 +80,7 @@ async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) 
         return await fetch(store.query_tool_calls, store.iter_tool_calls, filters, everything)
 
 
-def _table(page: Page[StoredToolCall]) -> Table:
+def _table(page: Page[StoredToolCall]) -> RenderableType:
     rows = ((call.agent_id, utc(call.created_at), call.name, state_text(call.state), _outcome(call)) for call in page)
     return table(("AGENT", "CREATED (UTC)", "TOOL", "STATE", "RESULT"), rows, optional=("CREATED (UTC)", "STATE"))
 

@@ -17,6 +17,8 @@ AgentChannel: TypeAlias = Literal["progress", "control", "monitor"]
 """``progress`` is for user interfaces, ``control`` asks for decisions, ``monitor`` is for operators."""
 CHANNELS: Final[tuple[AgentChannel, ...]] = get_args(AgentChannel)
 """The three channels."""
+_LEAST_SEQ: Final = -(2**63)
+_GREATEST_SEQ: Final = 2**63 - 1
 
 
 class Message(Record, frozen=True, gc=True, weakref=True):
@@ -184,12 +186,36 @@ class Timeline(Record, frozen=True):
         *last* is the bookmark of the producer's entry before, or the store's ``last_bookmark`` when a producer starts.
 
         Raises:
-            InvalidArgumentError: *last* is neither a Bookmark nor None.
+            InvalidArgumentError: *last* is neither a Bookmark nor None, or its seq is no int that has a next one in 64
+                bits; or *event* is no AgentEvent.
         """
         if last is not None and not isinstance(last, Bookmark):
             raise InvalidArgumentError(f"Timeline.after takes a Bookmark or None, got {type(last).__name__}")
-        seq = 0 if last is None else last.seq + 1
+        if not isinstance(event, AgentEvent):
+            raise InvalidArgumentError(
+                f"Timeline.after takes the event as an AgentEvent, got {type(event).__name__}; "
+                "from_dict(AgentEvent, …) makes one of a dict"
+            )
+        seq = 0 if last is None else _next_seq(last.seq)
         return cls(seq, Bookmark(seq, now_ms()), event)
+
+
+def _next_seq(seq: object) -> int:
+    if type(seq) is not int:
+        raise InvalidArgumentError(
+            f"Timeline.after takes a Bookmark whose seq is an int, got {type(seq).__name__}; the store's "
+            "last_bookmark is one"
+        )
+    if not _LEAST_SEQ <= seq < _GREATEST_SEQ:
+        raise InvalidArgumentError(
+            f"Timeline.after found no seq after {_shown(seq)}, as a seq is an integer of 64 bits; take the store's "
+            "last_bookmark"
+        )
+    return seq + 1
+
+
+def _shown(number: int) -> str:
+    return str(number) if number.bit_length() <= 64 else "a larger integer"
 
 
 class TodoItem(Record, frozen=True, kw_only=True):

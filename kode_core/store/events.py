@@ -349,8 +349,10 @@ class EventReader:
 def _checked(agent_id: str, since: object, after_offset: object, channel: object) -> int | None:
     """The seq to start after; raises before the first page is read."""
     check_agent_id(agent_id)
-    if since is not None and (not isinstance(since, Bookmark) or type(since.seq) is not int):
+    if since is not None and not isinstance(since, Bookmark):
         raise InvalidArgumentError(f"since must be a Bookmark, got {type(since).__name__}")
+    if since is not None and type(since.seq) is not int:
+        raise InvalidArgumentError(f"since must be a Bookmark whose seq is an int, got {type(since.seq).__name__}")
     if after_offset is not None and type(after_offset) is not int:
         raise InvalidArgumentError(f"after_offset must be an int, got {type(after_offset).__name__}")
     if channel is not None and (type(channel) is not str or channel not in CHANNELS):

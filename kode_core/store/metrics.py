@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from collections import deque
 from typing import Literal, NamedTuple
 
@@ -48,13 +49,19 @@ class CallMetrics:
         self._recent: deque[float] = deque(maxlen=_WINDOW)
 
     def opened(self, engine: Engine) -> None:
-        """Note the engine, which observers hear about."""
-        self._backend, self._store = engine.name, repr(engine)
+        """Note the engine for the observers; one whose repr fails has an empty place."""
+        if not self._observers:
+            return
+        self._backend = engine.name
+        try:
+            self._store = repr(engine)
+        except Exception:
+            log.exception("the repr of the engine %s failed; observers get no place of the contents", engine.name)
 
     def enter(
-        self, method: Method, seconds: float, error: BaseException | None = None, *, agent_id: str | None = None
+        self, method: Method, seconds: float, error: BaseException | None = None, *, agent_id: object = None
     ) -> None:
-        """Note the end of a call."""
+        """Note the end of a call; *agent_id* is what the caller gave, of any type."""
         if error is None:
             self.succeeded(method, seconds)
         else:
@@ -65,7 +72,7 @@ class CallMetrics:
                     name=method.name,
                     duration_ms=seconds * 1000,
                     error=None if error is None else type(error).__name__,
-                    agent_id=agent_id,
+                    agent_id=agent_id if type(agent_id) is str else None,
                     backend=self._backend,
                     store=self._store,
                 )
@@ -84,7 +91,7 @@ class CallMetrics:
         for observer in self._observers:
             try:
                 observer(operation)
-            except Exception:
+            except (Exception, SystemExit, CancelledError):  # nothing is awaited here, so no caller cancelled it
                 if not self._reported:
                     self._reported = True
                     log.exception("a kode_operation hook failed; further failures of hooks are not reported")

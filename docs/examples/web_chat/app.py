@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, HTTPException, Path, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Header, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from kode_core import AgentInfo, LockUnavailableError, StorageError, create_extended_store, new_agent_id
@@ -92,13 +93,16 @@ async def messages(chat: ChatId, request: Request) -> dict[str, Any]:
 
 @app.get("/chats/{chat}/events")
 async def events(
-    chat: ChatId, request: Request, last_event_id: Annotated[str | None, Header()] = None, after: int = 0
+    chat: ChatId,
+    request: Request,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None,
+    after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
 ) -> Response:
     """Live events behind the last one that the browser has seen: an event's id is its offset in the store."""
     info = await found(request, chat)
     state = request.app.state
     await state.answers.begin_if_open(chat)  # the worker that had the question may have died
-    offset = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+    offset = after if last_event_id is None else last_event_id
     followed = follow(state.store, info, offset, heartbeat_s=HEARTBEAT_S, stopping=state.stopping)
     return StreamingResponse(
         event_stream(followed),
@@ -120,6 +124,12 @@ async def health(request: Request, response: Response) -> dict[str, Any]:
     status = await request.app.state.store.health_check()
     response.status_code = 200 if status.healthy else 503
     return {"healthy": status.healthy, "worker": os.getpid()}
+
+
+@app.exception_handler(RequestValidationError)
+async def refused(_: Request, error: RequestValidationError) -> Response:
+    """The answer does not repeat the input, which may hold half a character or NaN: no JSON has them."""
+    return JSONResponse({"detail": [{"loc": e["loc"], "msg": e["msg"]} for e in error.errors()]}, 422)
 
 
 @app.exception_handler(StorageError)

@@ -71,7 +71,7 @@ def migrate_journal(path: Path, *, durable: bool) -> None:
         line = read_line(fd)
         try:
             head = _head_from(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
         if (head.kode, head.format) != ("journal", 1):
             return

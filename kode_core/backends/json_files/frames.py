@@ -165,7 +165,7 @@ def parsed_line(line: bytes) -> FirstLine:
         if kind.kode == "journal" and kind.format != FORMAT:
             raise OtherFormatError(kind.format)
         head = _head_from(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise NoJournalError("the first line is not a journal's") from None
     fixed = line[: -PAIR_SIZE - len(_END)]
     if msgspec.json.encode(head) + b"\n" != line or len(head.marks) != PAIR_SIZE:
@@ -272,7 +272,7 @@ def _stated(fd: int, at: int, raw: bytes, size: int, seed: int) -> FoundFrame | 
         return None
     try:
         frame = _frame_from(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     bodies_at = start + match.end() + length + 1
     return FoundFrame(frame, start, bodies_at, bodies_at + bodies_size)

@@ -54,6 +54,7 @@ from kode_core.batch import Batch
 from kode_core.codec import Body
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError, StorageError
+from kode_core.ids import quoted
 
 __all__ = ["COMPACT_FROM", "BodyReader", "Frame", "Journal", "write_state"]
 
@@ -162,7 +163,7 @@ class Journal:
             self.damage = self._damaged(0, str(exc))
             return
         except OtherFormatError as exc:
-            problem = f"has format {exc.args[0]}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
+            problem = f"has format {quoted(exc.args[0])}, and this kode-core reads up to {FORMAT}: upgrade kode-core"
             if exc.args[0] < FORMAT:
                 problem = "is in the first format, and could not be changed; it may be damaged"
             self.damage = SchemaVersionError(f"{self.path} of {self.label} {problem}")

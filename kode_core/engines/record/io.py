@@ -146,7 +146,7 @@ class RecordIO:
             raise MissingError
         try:
             return _decode_changes(b"".join(parts))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             raise CorruptRecordError(f"agent {head.record.agent_id!r}", "its pending changes are damaged") from None
 
     # --- parts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -45,6 +46,9 @@ from kode_core.plugins import EngineLayer, hookimpl
 from kode_core.query import RowQuery, SessionQuery
 
 VARIABLE = "AGENT_KEYS"
+_ID = re.compile("[A-Za-z0-9._-]{1,64}")  # an id stands in the stored text, before a colon
+_KEY_BYTES = 32
+_DIGEST_BYTES = 16
 HasBody = TypeVar("HasBody", Doc, EventRow, FoundRow, Info)
 
 
@@ -52,6 +56,10 @@ class Keys:
     """The keys: ``digest_key``, which never changes, and by id the keys of bodies, the first of which writes."""
 
     def __init__(self, digest_key: bytes, keys: Mapping[str, bytes]) -> None:
+        if not keys or not all(map(_ID.fullmatch, keys)):
+            raise ConfigurationError("give keys of bodies, by ids of letters, digits, '.', '_' and '-'")
+        if {*map(len, keys.values()), len(digest_key)} != {_KEY_BYTES}:
+            raise ConfigurationError(f"a key of AES-256 has {_KEY_BYTES} bytes, and one that was given has not")
         self._block = Cipher(algorithms.AES(digest_key), modes.ECB())
         self._keys = {key_id: AESGCM(key) for key_id, key in keys.items()}
         self._writes = next(iter(keys))
@@ -65,6 +73,9 @@ class Keys:
         return encryptor.update(digest) + encryptor.finalize()
 
     def shown(self, digest: bytes) -> bytes:
+        """The digest again; a damaged one of another length is given on, and fits no text either."""
+        if len(digest) != _DIGEST_BYTES:
+            return digest
         decryptor = self._block.decryptor()
         return decryptor.update(digest) + decryptor.finalize()
 
@@ -191,5 +202,7 @@ def keys_of(text: str) -> Keys:
         given = json.loads(text)
         keys = {key_id: base64.b64decode(key) for key_id, key in given["keys"].items()}
         return Keys(base64.b64decode(given["digests"]), keys)
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{VARIABLE}: {exc}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConfigurationError(f"{VARIABLE} is not the JSON of a digest key and of keys, in base64") from None
