@@ -12,7 +12,7 @@ from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError
 from kode_core.ids import row_name
 
-__all__ = ["MOST", "check_head", "list_rows", "unless_damaged", "verb_of"]
+__all__ = ["MOST", "check_head_numbers", "list_rows", "unless_damaged", "verb_of"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def unless_damaged(left_out: list[str], read: Callable[P, T], *args: P.args, **k
         return None
 
 
-def check_head(values: Sequence[Any], agent_id: str) -> None:
+def check_head_numbers(values: Sequence[Any], agent_id: str) -> None:
     """Raise CorruptRecordError unless the versions, counts and times of a head are possible ones (OPS-4)."""
     if not all(type(value) is int and 0 <= value < MOST for value in values):
         raise CorruptRecordError(f"the head of agent {agent_id!r}", "its row holds what was never written")
@@ -67,7 +67,7 @@ def list_rows(
     Raises:
         CorruptRecordError: rows are missing or too many, or contain values that were never written (OPS-4).
     """
-    check_head(head, agent_id)
+    check_head_numbers(head, agent_id)
     version, count = head
     expected = max(0, count - start) if limit is None else min(max(0, count - start), limit)
     rows = []
