@@ -71,11 +71,11 @@ def list_rows(
     version, count = head
     expected = max(0, count - start) if limit is None else min(max(0, count - start), limit)
     rows = []
-    for place, (position, text, digest, created_at) in enumerate(found, start):
-        if position != place:
-            raise _misplaced(agent_id, kind, count, place, position)
+    for due, (position, text, digest, created_at) in enumerate(found, start):
+        if position != due:
+            raise _misplaced(agent_id, kind, count, due, position)
         if not (type(text) is str and type(digest) is bytes and type(created_at) is int):
-            raise CorruptRecordError(row_name(kind, place, agent_id), "its row holds what was never written")
+            raise CorruptRecordError(row_name(kind, due, agent_id), "its row holds what was never written")
         rows.append((Body(text, digest), created_at))
     if len(rows) != expected:
         stored = f"there are none from {start + len(rows)} on" if len(rows) < expected else "there are more"
@@ -83,9 +83,9 @@ def list_rows(
     return ListRows(version, rows)
 
 
-def _misplaced(agent_id: str, kind: ListKind, count: int, place: int, position: Any) -> CorruptRecordError:
-    if type(position) is int and place < position and place < count:
-        return CorruptRecordError(row_name(kind, place, agent_id), "it is missing")
+def _misplaced(agent_id: str, kind: ListKind, count: int, expected: int, position: Any) -> CorruptRecordError:
+    if type(position) is int and expected < position and expected < count:
+        return CorruptRecordError(row_name(kind, expected, agent_id), "it is missing")
     return CorruptRecordError(_list_name(agent_id, kind), "a row stands where none was written")
 
 

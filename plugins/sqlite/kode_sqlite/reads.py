@@ -155,11 +155,11 @@ def docs(db: DB, agent_id: str, kind: DocKind, key: str | None = None) -> list[D
     if key is not None:
         statement += " AND i.key = ?"
         args.append(key)
-    made = []
+    rows = []
     for row in db.execute(statement, args).fetchall():  # a cursor that an error leaves half read keeps an old instant
         see(row, (TEXT, INT, TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
-        made.append(Doc(row[0], row[1], Body(row[2], row[3])))
-    return made
+        rows.append(Doc(row[0], row[1], Body(row[2], row[3])))
+    return rows
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
