@@ -20,7 +20,7 @@ from kode_conformance.histories.linearize import Call, log_problem, offsets_prob
 from kode_conformance.histories.machine import Machine
 from kode_conformance.histories.schedules import Schedule, interleaved
 from kode_conformance.histories.shrinking import shortest
-from kode_conformance.histories.steps import Step, history, told
+from kode_conformance.histories.steps import Step, history, listed
 from kode_conformance.histories.vocabulary import FAMILIES, REFUSED, VALUES
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.settings import Settings
@@ -79,7 +79,7 @@ async def test_a_history_is_shortened_to_what_matters() -> None:
 
     short = await shortest(steps, fails, seconds=20)
     assert short == [Step("save_messages", "a", (("m3",),)), Step(short[1].op, short[1].agent, ((),))]
-    assert told(short).splitlines()[:2] == [
+    assert listed(short).splitlines()[:2] == [
         "  1. store 1: save_messages(a, [m3])",
         f"  2. store 1: {short[1].op}({short[1].agent}, [])",
     ]
@@ -189,7 +189,7 @@ def test_histories_that_have_an_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", WRONG)
 def test_histories_that_have_none(name: str) -> None:
-    """They are told as a timeline whose bars tell starts and ends apart."""
+    """They are listed as a timeline whose bars tell starts and ends apart."""
     problem = register_problem(WRONG[name])
     assert 1 <= problem.count("client") <= len(WRONG[name])
     assert "[=" in problem
@@ -280,10 +280,10 @@ def test_logs_are_judged(calls: list[Call], final: list[int], found: str) -> Non
 
 
 def test_offsets_are_judged() -> None:
-    """They grow, and everybody is told the same."""
+    """They grow, and everybody is listed the same."""
     assert offsets_problem([(7, 1), (8, 3)], [(7, 1), (8, 3)]) == ""
     assert "do not grow" in offsets_problem([], [(7, 3), (8, 1)])
-    assert "was told to be at 2" in offsets_problem([(7, 2)], [(7, 1)])
+    assert "was listed to be at 2" in offsets_problem([(7, 2)], [(7, 1)])
 
 
 # --- Schedules --------------------------------------------------------------------------------------------------------

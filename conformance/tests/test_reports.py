@@ -18,7 +18,7 @@ from kode_conformance.reports import files as documents
 from kode_conformance.reports.explain import grouped, search_line
 from kode_conformance.reports.markdown import cell, report_page
 from kode_conformance.reports.matrix import matrix_lines
-from kode_conformance.reports.tally import AREAS, by_area, level_of, tally, told
+from kode_conformance.reports.tally import AREAS, by_area, counts_text, level_of, tally
 from kode_conformance.reports.terminal import print_report
 from kode_conformance.results import FORMAT, Report, Result, Status, Verdict, read_report
 from kode_conformance.running.replay import Replay, read_replay, replay_of
@@ -97,7 +97,7 @@ def test_counts_are_told_the_worst_first() -> None:
     """In words, with the right plural."""
     statuses = [Status.PASS, Status.DEVIATION, Status.DEVIATION, Status.FAIL, Status.UNVERIFIED]
     counts = tally(result(f"MSG-1.{index}", status) for index, status in enumerate(statuses)).counts
-    assert told(counts) == "1 failed, 2 deviations, 1 passed, 1 unverified"
+    assert counts_text(counts) == "1 failed, 2 deviations, 1 passed, 1 unverified"
 
 
 def test_one_fault_is_told_once() -> None:
@@ -310,7 +310,7 @@ def test_a_change_is_for_better_or_worse(before: Status, after: Status, where: s
 
 
 def test_the_same_is_no_change() -> None:
-    """Nothing is told of two reports of one."""
+    """Nothing is counts_text of two reports of one."""
     found = changed(Status.FAIL, Status.FAIL)
     assert not (found.worse or found.failing or found.other or found.remarks or found.new or found.gone)
 
@@ -336,7 +336,7 @@ def test_what_makes_reports_hard_to_compare_is_said() -> None:
 
 
 def test_the_matrix_has_a_row_for_each_area() -> None:
-    """What passed, failed, does not apply or was not looked at can be told apart."""
+    """What passed, failed, does not apply or was not looked at can be counts_text apart."""
     lines = list(
         matrix_lines(
             [
