@@ -189,7 +189,7 @@ def test_histories_that_have_an_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", WRONG)
 def test_histories_that_have_none(name: str) -> None:
-    """They are listed as a timeline whose bars tell starts and ends apart."""
+    """They are told as a timeline whose bars tell starts and ends apart."""
     problem = register_problem(WRONG[name])
     assert 1 <= problem.count("client") <= len(WRONG[name])
     assert "[=" in problem
@@ -280,10 +280,10 @@ def test_logs_are_judged(calls: list[Call], final: list[int], found: str) -> Non
 
 
 def test_offsets_are_judged() -> None:
-    """They grow, and everybody is listed the same."""
+    """They grow, and everybody is told the same."""
     assert offsets_problem([(7, 1), (8, 3)], [(7, 1), (8, 3)]) == ""
     assert "do not grow" in offsets_problem([], [(7, 3), (8, 1)])
-    assert "was listed to be at 2" in offsets_problem([(7, 2)], [(7, 1)])
+    assert "was told to be at 2" in offsets_problem([(7, 2)], [(7, 1)])
 
 
 # --- Schedules --------------------------------------------------------------------------------------------------------

@@ -310,7 +310,7 @@ def test_a_change_is_for_better_or_worse(before: Status, after: Status, where: s
 
 
 def test_the_same_is_no_change() -> None:
-    """Nothing is counts_text of two reports of one."""
+    """Nothing is told of two reports of one."""
     found = changed(Status.FAIL, Status.FAIL)
     assert not (found.worse or found.failing or found.other or found.remarks or found.new or found.gone)
 
@@ -336,7 +336,7 @@ def test_what_makes_reports_hard_to_compare_is_said() -> None:
 
 
 def test_the_matrix_has_a_row_for_each_area() -> None:
-    """What passed, failed, does not apply or was not looked at can be counts_text apart."""
+    """What passed, failed, does not apply or was not looked at can be told apart."""
     lines = list(
         matrix_lines(
             [
