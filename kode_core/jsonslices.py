@@ -17,8 +17,8 @@ from kode_core.jsonvalue import (
     NOT_ENCODABLE,
     Problem,
     escaped,
+    exact_bytes,
     exact_text,
-    fingerprint,
     problem_of,
     to_json,
     walk_through,
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Hash(Protocol):
-    """A hash that takes the bytes of fingerprints."""
+    """A hash that takes exact bytes."""
 
     def update(self, data: bytes, /) -> None: ...
 
@@ -50,12 +50,12 @@ class _NoHash:
 
 
 class JsonWriter:
-    """Writes large values, and passes the fingerprints of exactly the written values to *proof*.
+    """Writes large values, and passes the exact bytes of the written values to *proof*.
 
-    A value that changes meanwhile is written partly in its old and partly in its new form, and so is its fingerprint.
+    A value that changes meanwhile is written partly in its old and partly in its new form, and so are its exact bytes.
 
     Args:
-        is_silent: only the fingerprint is wanted.
+        is_silent: only the exact bytes are wanted.
         form: converts each piece before it is written; the members of dicts are then in order of keys.
     """
 
@@ -117,16 +117,16 @@ class JsonWriter:
 
     def _piece(self, value: Json, depth: int) -> bytes:
         if self._is_silent:
-            self._proof.update(fingerprint(value))
+            self._proof.update(exact_bytes(value))
             return b""
         if self._form is not None:
             value = self._form(value)
         exact = exact_text(value, MAX_DEPTH - depth)
         if exact is None:
             walk_through(value, MAX_DEPTH - depth)
-            exact = escaped(value), fingerprint(value)
-        text, mark = exact
-        self._proof.update(mark)
+            exact = escaped(value), exact_bytes(value)
+        text, proven = exact
+        self._proof.update(proven)
         return text
 
     def _write_text(self, value: str) -> Iterator[bytes]:
@@ -141,7 +141,7 @@ class JsonWriter:
         yield b'"'
 
     def _text_piece(self, part: str) -> bytes:
-        self._proof.update(fingerprint(part))
+        self._proof.update(exact_bytes(part))
         if self._is_silent:
             return b""
         try:

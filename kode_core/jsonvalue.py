@@ -59,11 +59,11 @@ class Problem(Exception):
         self.path = path
 
     def under(self, key: str | int) -> Problem:
-        return Problem(self.what, f"{step(key)}{self.path}")
+        return Problem(self.what, f"{path_step(key)}{self.path}")
 
 
-def step(key: object) -> str:
-    """One step of a path; a long key is cut."""
+def path_step(key: object) -> str:
+    """One step of a path, as in ``.name`` or ``[3]``; a long key is cut."""
     if type(key) is str:
         shown = key if len(key) <= _SHOWN else f"{key[:_SHOWN]}…"
         return f".{key}" if shown is key and key.isidentifier() else f"[{shown!r}]"
@@ -117,19 +117,19 @@ def is_tangled(value: Json) -> bool:
 
 
 def exact_text(value: Json, max_depth: int = MAX_DEPTH) -> tuple[bytes, bytes] | None:
-    """The text and the fingerprint of *value* if the text is proved exact; None if it needs a closer check."""
+    """The text and the exact bytes of *value* if the text is proved exact; None if it needs a closer check."""
     try:
         text = to_json(value)
-        mark = fingerprint(value)
-        if fingerprint(_from_json(text)) == mark:  # type: ignore[arg-type]
+        expected = exact_bytes(value)
+        if exact_bytes(_from_json(text)) == expected:  # type: ignore[arg-type]
             few = text.count(b"[") + text.count(b"{") <= max_depth
-            return (text, mark) if few or _is_within(value, max_depth) else None
+            return (text, expected) if few or _is_within(value, max_depth) else None
     except NOT_ENCODABLE:
         pass
     return None
 
 
-def fingerprint(value: Json) -> bytes:
+def exact_bytes(value: Json) -> bytes:
     """Bytes that are equal only for equal values of equal types in equal order.
 
     Call it only for a value that was weighed: it takes time for the whole text, and a cycle with two branches has no
@@ -238,7 +238,7 @@ def walk(root: Json, max_depth: int = MAX_DEPTH) -> Iterator[None]:
                     problem = f"nested deeper than {MAX_DEPTH} levels"
         if problem is not None:
             shown = path if len(path) <= 12 else (*path[:9], "…", *path[-2:])
-            raise Problem(problem, "".join(map(step, shown)))
+            raise Problem(problem, "".join(map(path_step, shown)))
 
 
 def _members(value: Json) -> Iterator[tuple[object, Json]]:

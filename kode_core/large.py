@@ -18,7 +18,7 @@ from kode_core.codec import UNREADABLE, Body, decode, decode_list, decode_run, d
 from kode_core.errors import CorruptRecordError, InvalidValueError
 from kode_core.fingerprint import fingerprint_of
 from kode_core.jsonslices import LARGE_TEXT, JsonWriter, Raw, batches, joined, read_json, split_list, split_object
-from kode_core.jsonvalue import Problem, dump, fingerprint, step, walk
+from kode_core.jsonvalue import Problem, dump, exact_bytes, path_step, walk
 from kode_core.model import Json, Record, Timeline
 from kode_core.pace import Pace
 from kode_core.shapes import (
@@ -30,7 +30,7 @@ from kode_core.shapes import (
     write_list,
     write_struct,
 )
-from kode_core.sink import MARK, SPREAD, Later, Sink
+from kode_core.sink import PLACEHOLDER, SPREAD, Later, Sink
 
 __all__ = [
     "Proof",
@@ -48,7 +48,7 @@ __all__ = [
 R = TypeVar("R", bound=Record)
 
 _LONG_TEXT: Final = 2**20
-_MARK_TEXT: Final = f'"{MARK}"'.encode()
+_PLACEHOLDER_TEXT: Final = f'"{PLACEHOLDER}"'.encode()
 _SPREAD_TEXT: Final = f'"{SPREAD}":'.encode()
 
 
@@ -159,7 +159,7 @@ class _SliceEncoder:
     async def wire(self, wire: Json, sink: Sink, raw: bytes) -> None:
         """Write *wire*, whose text is *raw*; *sink* has the deferred parts."""
         self._note(sink.parts)  # before other tasks run, so that the proof covers the values of the text
-        texts = raw.split(_MARK_TEXT) if sink.later and raw else [raw] * (len(sink.later) + 1)
+        texts = raw.split(_PLACEHOLDER_TEXT) if sink.later and raw else [raw] * (len(sink.later) + 1)
         for i, later in enumerate(sink.later):
             await self._put(texts[i].removesuffix(_SPREAD_TEXT))
             try:
@@ -171,7 +171,7 @@ class _SliceEncoder:
     def _note(self, parts: Sequence[Any]) -> None:
         if parts:
             self._has_parts = True
-            self._proof.update(fingerprint(parts))
+            self._proof.update(exact_bytes(parts))
 
     async def _put(self, piece: bytes) -> None:
         if len(piece) <= _LONG_TEXT:
@@ -211,13 +211,13 @@ class _SliceEncoder:
 
 
 def _places(wire: Json) -> list[str]:
-    """The paths of the marks in *wire*, in order."""
+    """The paths of the placeholders in *wire*, in order."""
     if type(wire) is str:
-        return [""] if wire == MARK else []
+        return [""] if wire == PLACEHOLDER else []
     if type(wire) is dict:
-        members = ((("" if key == SPREAD else step(key)), value) for key, value in wire.items())
+        members = ((("" if key == SPREAD else path_step(key)), value) for key, value in wire.items())
     elif type(wire) is list:
-        members = ((step(i), value) for i, value in enumerate(wire))
+        members = ((path_step(i), value) for i, value in enumerate(wire))
     else:
         return []
     return [prefix + path for prefix, value in members for path in _places(value)]

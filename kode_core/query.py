@@ -276,7 +276,7 @@ class _FilterArguments:
         return (self.take("order", _one_of("desc", "asc")) or "desc") == "desc"
 
     def paged(self, query: Q) -> Q:
-        """*query* with its limit, offset and cursor; the fingerprint of a cursor is taken of the query without them."""
+        """*query* with its limit, offset and cursor; the hash in a cursor is taken of the query without them."""
         limit = self.take("limit", _count)
         limit = DEFAULT_LIMIT if limit is None else limit
         if limit > MAX_LIMIT:
@@ -285,7 +285,7 @@ class _FilterArguments:
         cursor = self.take("cursor", _text) if self.filters.get("cursor") is not None else None
         if cursor is not None and offset:
             raise InvalidArgumentError("give cursor or offset, not both: a cursor already says where to go on")
-        after = None if cursor is None else _parse_cursor(cursor, _fingerprint(query), _KEY_TYPES[type(query)])
+        after = None if cursor is None else _parse_cursor(cursor, _query_hash(query), _KEY_TYPES[type(query)])
         return msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
 
 
@@ -365,18 +365,18 @@ _CURSOR_VERSION: Final = 1
 _KEY_TYPES: Final[dict[type, tuple[type, ...]]] = {SessionQuery: (int, str), RowQuery: (int, str, int)}
 
 
-def _fingerprint(query: SessionQuery | RowQuery) -> str:
+def _query_hash(query: SessionQuery | RowQuery) -> str:
     same = msgspec.structs.replace(query, limit=0, offset=0, after=None)
     return blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
 
 
 def make_cursor(query: SessionQuery | RowQuery, key: tuple[Any, ...]) -> str:
     """The cursor of the page after the record at *key*."""
-    raw = encode_json([_CURSOR_VERSION, _fingerprint(query), *key], "cursor").encode()
+    raw = encode_json([_CURSOR_VERSION, _query_hash(query), *key], "cursor").encode()
     return base64.urlsafe_b64encode(blake2b(raw, digest_size=4).digest() + raw).rstrip(b"=").decode()
 
 
-def _parse_cursor(cursor: str, fingerprint: str, kinds: tuple[type, ...]) -> Any:
+def _parse_cursor(cursor: str, query_hash: str, kinds: tuple[type, ...]) -> Any:
     try:
         data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         sound = blake2b(data[4:], digest_size=4).digest() == data[:4]
@@ -385,7 +385,7 @@ def _parse_cursor(cursor: str, fingerprint: str, kinds: tuple[type, ...]) -> Any
         fields = None
     if not isinstance(fields, list) or len(fields) != len(kinds) + 2 or fields[0] != _CURSOR_VERSION:
         raise InvalidArgumentError("this is no cursor that a store gave: pass next_cursor of a page, unchanged")
-    if fields[1] != fingerprint:
+    if fields[1] != query_hash:
         raise InvalidArgumentError("this cursor belongs to a query with other filters or another order")
     key = tuple(fields[2:])
     if not all(type(part) is kind and _is_of_key(part) for part, kind in zip(key, kinds, strict=True)):

@@ -36,7 +36,7 @@ from kode_core.model import (
     UnknownBlock,
 )
 from kode_core.model.content import KNOWN_BLOCKS
-from kode_core.sink import MARK, SPREAD, Later, Sink
+from kode_core.sink import PLACEHOLDER, SPREAD, Later, Sink
 
 __all__ = [
     "Plan",
@@ -299,9 +299,9 @@ def _write_spread(plan: Plan, spread: Any, wire: dict[str, Json], sink: Sink | N
     if not plan.names.isdisjoint(spread):
         name = min(plan.names.intersection(spread))
         raise Problem(f"{name!r} is a field of {plan.cls.__name__}: give it there, not in {plan.spread}")
-    if written is MARK and sink is not None:
+    if written is PLACEHOLDER and sink is not None:
         sink.later[-1].is_spread = True
-        wire[SPREAD] = MARK
+        wire[SPREAD] = PLACEHOLDER
     else:
         wire.update(written)
 

@@ -7,16 +7,16 @@ from typing import Any, Final
 
 from kode_core.jsonvalue import NODES
 
-__all__ = ["MARK", "SPREAD", "Later", "Sink"]
+__all__ = ["PLACEHOLDER", "SPREAD", "Later", "Sink"]
 
-MARK: Final = f"later-{secrets.token_hex(16)}"
+PLACEHOLDER: Final = f"later-{secrets.token_hex(16)}"
 """Stands in a wire form for a deferred part. It is random, so that no value equals it."""
 SPREAD: Final = f"spread-{secrets.token_hex(16)}"
 """The key under which a large spread stands in a wire form."""
 
 
 class Later:
-    """A large part of a record whose wire form is made later; ``MARK`` stands in its place.
+    """A large part of a record whose wire form is made later; ``PLACEHOLDER`` stands in its place.
 
     Attributes:
         item: the shape of the items for a list of records; None for a free-form value.
@@ -49,4 +49,4 @@ class Sink:
 
     def defer(self, later: Later) -> str:
         self.later.append(later)
-        return MARK
+        return PLACEHOLDER

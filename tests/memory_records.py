@@ -50,10 +50,10 @@ class MemoryRecords:
     name = "records"
 
     def __init__(
-        self, contents: Contents, *, together: int = 0, inline_bytes: int = 600, part_bytes: int = 300
+        self, contents: Contents, *, swap_items: int = 0, inline_bytes: int = 600, part_bytes: int = 300
     ) -> None:
         self.contents = contents
-        self.together = together
+        self.swap_items = swap_items
         self.inline_bytes = inline_bytes
         self.part_bytes = part_bytes
 
@@ -73,7 +73,7 @@ class MemoryRecords:
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         await self.step()
-        assert len(items) <= self.together
+        assert len(items) <= self.swap_items
         assert len(new.state) <= self.inline_bytes + 4096
         now = self.contents.heads.get(new.agent_id)
         if (now and now.rev) != (old and old.rev) or not self._is_held(new.agent_id, fence):
@@ -109,16 +109,16 @@ class MemoryRecords:
 
     # --- items
 
-    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
+    async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
         await self.step()
 
         def key(item: Item) -> str:
-            return (item.alt or "") if span.by_alt else item.key
+            return (item.alt or "") if keys.by_alt else item.key
 
-        found = [item for item in self.contents.items.get(place, {}).values() if span.first <= key(item) <= span.last]
-        if span.channel is not None:
-            found = [item for item in found if getattr(item.index, "channel", None) == span.channel]
-        return sorted(found, key=key, reverse=span.descending)[: span.limit]
+        found = [item for item in self.contents.items.get(place, {}).values() if keys.first <= key(item) <= keys.last]
+        if keys.channel is not None:
+            found = [item for item in found if getattr(item.index, "channel", None) == keys.channel]
+        return sorted(found, key=key, reverse=keys.descending)[: keys.limit]
 
     async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         for change in changes:
@@ -306,7 +306,7 @@ class RecordsHarness(StoreHarness):
 class TogetherHarness(RecordsHarness):
     """The engine over a store that writes a few items with a head, and has room."""
 
-    options: ClassVar[dict[str, Any]] = {"together": 9, "inline_bytes": 100_000, "part_bytes": 350_000}
+    options: ClassVar[dict[str, Any]] = {"swap_items": 9, "inline_bytes": 100_000, "part_bytes": 350_000}
 
 
 class RoomyHarness(RecordsHarness):

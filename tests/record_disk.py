@@ -50,13 +50,13 @@ class Rules(NamedTuple):
     overlays: bool = True  # 5
     refuses_newer: bool = True  # 6
     puts_by_rev: bool = True  # 7
-    leaves_marks: bool = True  # 8
+    leaves_tombstones: bool = True  # 8
     remembers_ops: bool = True  # 9
     names_stashes: bool = True  # 10
     dooms: bool = True  # 11
     needs_newer_head: bool = True  # 12
     notes: bool = True  # 13
-    fences: bool = True  # 14
+    barriers: bool = True  # 14
     reserves: bool = True  # 15
     cleans_up: bool = True  # this and the next two only save time and room
     drops_stashes: bool = True
@@ -67,7 +67,7 @@ class Rules(NamedTuple):
 
 
 class Put(NamedTuple):
-    """Puts a row; with no value it is the mark of one that was cut."""
+    """Puts a row; with no value it is the tombstone of one that was cut."""
 
     key: int
     rev: int
@@ -260,7 +260,7 @@ def _applied(rows: Iterable[tuple[str, Put]], epoch: str, change: Change, rules:
         elif isinstance(change, Cut):
             if row.value is None or row.key < change.first or row.rev >= change.rev:
                 yield at, row
-            elif rules.leaves_marks:
+            elif rules.leaves_tombstones:
                 yield at, Put(row.key, change.rev, None)
         elif row.key != change.key:
             yield at, row

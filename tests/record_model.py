@@ -75,13 +75,13 @@ def redo(head: Head, rules: Rules) -> Calls:
 def _finish_redo(head: Head, rules: Rules) -> Calls:
     for epoch in head.doomed:
         yield from _remove(epoch, rules)
-    yield from _mark_settled(head.done, rules, is_durable=head.stash is not None and rules.settles_durably)
+    yield from _settle(head.done, rules, is_durable=head.stash is not None and rules.settles_durably)
     if head.stash is not None and rules.drops_stashes:
         yield DropParts(head.epoch, head.rev)
     return head.done
 
 
-def _mark_settled(head: Head, rules: Rules, *, is_durable: bool = False) -> Calls:
+def _settle(head: Head, rules: Rules, *, is_durable: bool = False) -> Calls:
     """Write that a head is settled. What was applied to an agent that was deleted meanwhile is removed again."""
     if not (yield Settle(head, is_durable)) and rules.cleans_up:
         yield from _remove_if_deleted(head, rules)
@@ -172,7 +172,7 @@ def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
         else:
             return BUSY
     if untold is not None:
-        yield from _mark_settled(untold, rules)
+        yield from _settle(untold, rules)
     return Wrote(tuple(one.op for one in writes))
 
 
@@ -248,10 +248,10 @@ def collect(rules: Rules) -> Calls:
         head = yield from redo(head, rules)
         if head is None:
             return BUSY
-        fence = head._replace(rev=head.rev + 1)
-        if rules.fences and (yield Swap(head.rev, fence)) is not True:
+        barrier = head._replace(rev=head.rev + 1)
+        if rules.barriers and (yield Swap(head.rev, barrier)) is not True:
             return BUSY
-        yield Drop(epoch) if epoch != fence.epoch else DropParts(epoch, fence.rev)
+        yield Drop(epoch) if epoch != barrier.epoch else DropParts(epoch, barrier.rev)
     return Wrote(())
 
 

@@ -143,7 +143,7 @@ class _Search:
         answer, now = perform(disk, call, self.rules)
         yield answer, now, 0
         if isinstance(call, Heads):
-            if disk.weak is not None:  # one member has acknowledged the mark, a majority has not
+            if disk.weak is not None:  # one member has acknowledged the settle, a majority has not
                 yield disk.weak, disk, 0
             if "stale" in self.trouble and not call.is_current:
                 yield from ((commit.head, disk, 1) for commit in disk.log[:-1])
@@ -291,6 +291,6 @@ def _left(disk: Disk, value: Value) -> Fault | None:
     head = disk.head
     if not head.is_settled:
         return Fault("unsettled", f"nobody can settle {head}")
-    marks = {(at, row) for at, row in disk.rows if at == head.epoch and row.value is None}
-    rows = [(at, row) for at, row in disk.rows - marks if at != head.epoch or (row.key, row.value) not in value]
+    tombstones = {(at, row) for at, row in disk.rows if at == head.epoch and row.value is None}
+    rows = [(at, row) for at, row in disk.rows - tombstones if at != head.epoch or (row.key, row.value) not in value]
     return Fault("left", f"nobody removes {[*rows, *disk.parts]}") if rows or disk.parts else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kode_conformance.builtin import JsonHarness, MemoryHarness
-from kode_duckdb.testing import DuckdbHarness
+from kode_duckdb.testing.harness import DuckdbHarness
 from kode_sqlite.testing.harness import HybridHarness, SqliteHarness
 
 from tests.memory_records import RecordsHarness, RoomyHarness, TogetherHarness

@@ -40,7 +40,9 @@ def test_fifty_writers_make_progress_together(monkeypatch: pytest.MonkeyPatch) -
     assert found.least_share > 0.2
 
 
-@pytest.mark.parametrize("options", [{}, {"together": TogetherHarness.options["together"]}], ids=["alone", "together"])
+@pytest.mark.parametrize(
+    "options", [{}, {"swap_items": TogetherHarness.options["swap_items"]}], ids=["alone", "together"]
+)
 def test_a_writer_that_writes_now_and_then_gets_in(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Next to one that writes all the time, which goes on nearly as fast."""
     found = contest(2, monkeypatch, pauses={1: 0.2}, **options)

@@ -566,26 +566,26 @@ class Between(MemoryRecords):
 
 
 class LateMarks(Between):
-    """Acknowledges the mark that a head is settled three reads before it is seen.
+    """Acknowledges a settle three reads before it is seen.
 
-    MongoDB does so: one member acknowledges the mark, and a read gives what a majority has.
+    MongoDB does so: one member acknowledges the settle, and a read gives what a majority has.
     """
 
     def __init__(self, contents: Contents, **options: Any) -> None:
         super().__init__(contents, **options)
-        self.marks = dict[str, tuple[HeadRecord, int]]()
+        self.settles = dict[str, tuple[HeadRecord, int]]()
 
     async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
         if lasting:
             return await super().settle(head, lasting=True)
         if self.contents.heads[head.agent_id].rev != head.rev:
             return False
-        self.marks[head.agent_id] = head, 3
+        self.settles[head.agent_id] = head, 3
         return True
 
     async def heads(self, agent_ids: Sequence[str]) -> list[HeadRecord]:
-        for agent_id, (head, left) in list(self.marks.items()):
-            self.marks[agent_id] = head, left - 1
+        for agent_id, (head, left) in list(self.settles.items()):
+            self.settles[agent_id] = head, left - 1
             if not left:
                 await self._show(agent_id)
         return await super().heads(agent_ids)
@@ -595,8 +595,8 @@ class LateMarks(Between):
         await super().drop_parts(place, first, last, rev)
 
     async def _show(self, agent_id: str) -> None:
-        if agent_id in self.marks:
-            await super().settle(self.marks.pop(agent_id)[0])
+        if agent_id in self.settles:
+            await super().settle(self.settles.pop(agent_id)[0])
 
 
 @pytest.mark.parametrize("reads", [Between, LateMarks], ids=["marks seen at once", "marks seen late"])

@@ -41,7 +41,7 @@ def needless(contents: Contents) -> list[object]:
 
 
 async def settled(contents: Contents) -> None:
-    """Wait until all marks are made."""
+    """Wait until all heads are settled."""
     async with asyncio.timeout(20):
         while not all(head.is_settled for head in contents.heads.values()):
             await asyncio.sleep(0.01)
@@ -89,8 +89,8 @@ class Members(MemoryRecords):
 
 
 @pytest.mark.parametrize("write", [*WRITES, FORK], ids=lambda write: write.name)
-async def test_a_mark_that_is_lost_takes_nothing_with_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At whatever call of a write a member is lost with its marks: agents are read and written as before."""
+async def test_a_settle_that_is_lost_takes_nothing_with_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whatever call of a write a member is lost with its settles: agents are read and written as before."""
     monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_SECONDS", 0)
     monkeypatch.setattr("kode_core.engines.record.writer._SETTLE_EVENTS_SECONDS", 0)
     async with await opened(MemoryRecords(Contents())) as store:

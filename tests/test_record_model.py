@@ -96,13 +96,13 @@ NEEDED = {
     "overlays": ("a list is shortened", "unreadable"),
     "refuses_newer": ("a list is shortened", "torn"),
     "puts_by_rev": ("a list is shortened", "torn"),
-    "leaves_marks": ("a list is shortened", "torn"),
+    "leaves_tombstones": ("a list is shortened", "torn"),
     "remembers_ops": ("large writes", "doubled"),
     "names_stashes": ("large writes", "torn"),
     "dooms": ("a delete", "left"),
     "needs_newer_head": ("a delete, and a new beginning", "unreadable"),
     "notes": ("a delete", "left"),
-    "fences": ("a large new beginning", "unreadable"),
+    "barriers": ("a large new beginning", "unreadable"),
     "reserves": ("a fork", "unreadable"),
 }
 """The scene in which a fault is found without the rule, and of which kind it is."""

@@ -61,9 +61,9 @@ class Gated(MemoryRecords):
         await self._gate("put_parts")
         await super().put_parts(place, key, rev, parts)
 
-    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
+    async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
         await self._gate("items")
-        return await super().items(place, span)
+        return await super().items(place, keys)
 
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         await self._gate("swap")
@@ -142,8 +142,8 @@ async def test_a_list_that_is_replaced_costs_no_removals() -> None:
         assert not any(item.is_removed for item in items.values())
         await store.save_messages("a", [samples.message(n, f"new {n}") for n in range(3)])
         rev = contents.heads["a"].rev
-        marks = [item for item in items.values() if item.is_removed]
-        assert marks == [removed(f"m/{n:012d}", rev) for n in (3, 4)]
+        tombstones = [item for item in items.values() if item.is_removed]
+        assert tombstones == [removed(f"m/{n:012d}", rev) for n in (3, 4)]
         await store.save_messages("a", samples.messages(1))
         assert [item.rev for item in items.values() if item.is_removed] == [rev + 1, rev + 1, rev, rev]
         assert await store.load_messages("a") == samples.messages(1)
@@ -161,11 +161,11 @@ class SlowReads(MemoryRecords):
         self.seconds = seconds
         self.lists = self.signs = 0
 
-    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
-        if span.bodies and span.first.startswith("t/"):
+    async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
+        if keys.bodies and keys.first.startswith("t/"):
             self.lists += 1
             await asyncio.sleep(self.seconds)
-        return await super().items(place, span)
+        return await super().items(place, keys)
 
     async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
         self.signs += OpenedHead(head).state.frozen is not None
@@ -470,9 +470,9 @@ async def test_what_is_lost_is_named_although_writers_had_to_wait_for_it() -> No
     class Overtaken(LateHeads):
         reads = 0
 
-        async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
+        async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
             self.reads += 1
-            found = await super().items(place, span)
+            found = await super().items(place, keys)
             if self.reads > 2:
                 return found[1:]
             await asyncio.sleep(0.01)
@@ -496,8 +496,8 @@ class CountedItems(MemoryRecords):
 
     calls = given = 0
 
-    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
-        found = await super().items(place, span)
+    async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
+        found = await super().items(place, keys)
         self.calls += 1
         self.given += len(found)
         return found
@@ -564,8 +564,8 @@ class Late(MemoryRecords):
 
     late = 0
 
-    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
-        found = await super().items(place, span)
+    async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
+        found = await super().items(place, keys)
         self.late -= 1
         return [] if self.late >= 0 else found
 

@@ -158,7 +158,7 @@ class Process(MemoryRecords):
     async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await super().apply(place, changes, fresh=fresh)
         if self.world.chance(0.2):
-            again = MemoryRecords(self.contents, together=self.together, part_bytes=self.part_bytes)
+            again = MemoryRecords(self.contents, swap_items=self.swap_items, part_bytes=self.part_bytes)
             self.world.late.append(lambda: again.apply(place, changes))
 
     async def forget(self, note: Note) -> None:

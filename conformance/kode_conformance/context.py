@@ -360,8 +360,8 @@ def _difference(got: object, want: object, path: str = "") -> str | None:
     if isinstance(want, dict) and isinstance(got, dict):
         if list(got) != list(want):
             lost = [key for key in want if key not in got]
-            told = f", without {_shown(lost)}" if lost and len(want) > _MANY else ""
-            return f"{path or 'it'} has the keys {_shown(list(got))}, expected {_shown(list(want))} in this order{told}"
+            rest = f", without {_shown(lost)}" if lost and len(want) > _MANY else ""
+            return f"{path or 'it'} has the keys {_shown(list(got))}, expected {_shown(list(want))} in this order{rest}"
         return _first(difference(got[k], want[k], f"{path}[{k!r}]") for k in want)
     if isinstance(want, float) and repr(got) != repr(want):  # tells -0.0 from 0.0
         return f"{path or 'it'} is {got!r}, expected {want!r}"

@@ -58,5 +58,5 @@ def _harness(config: pytest.Config) -> StoreHarness:
     try:
         return find_harness(wanted)
     except (LookupError, ImportError, TypeError, HarnessError) as exc:
-        told = "--kode-store" if "://" in wanted else f"--kode-store {wanted}"  # an address may hold a password
-        raise pytest.UsageError(f"{told}: {exc}") from exc
+        option = "--kode-store" if "://" in wanted else f"--kode-store {wanted}"  # an address may hold a password
+        raise pytest.UsageError(f"{option}: {exc}") from exc

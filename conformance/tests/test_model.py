@@ -20,7 +20,7 @@ from kode_conformance.histories.linearize import Call, log_problem, offsets_prob
 from kode_conformance.histories.machine import Machine
 from kode_conformance.histories.schedules import Schedule, interleaved
 from kode_conformance.histories.shrinking import shortest
-from kode_conformance.histories.steps import Step, history, told
+from kode_conformance.histories.steps import Step, history, listed
 from kode_conformance.histories.vocabulary import FAMILIES, REFUSED, VALUES
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.settings import Settings
@@ -79,7 +79,7 @@ async def test_a_history_is_shortened_to_what_matters() -> None:
 
     short = await shortest(steps, fails, seconds=20)
     assert short == [Step("save_messages", "a", (("m3",),)), Step(short[1].op, short[1].agent, ((),))]
-    assert told(short).splitlines()[:2] == [
+    assert listed(short).splitlines()[:2] == [
         "  1. store 1: save_messages(a, [m3])",
         f"  2. store 1: {short[1].op}({short[1].agent}, [])",
     ]

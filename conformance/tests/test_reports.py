@@ -18,7 +18,7 @@ from kode_conformance.reports import files as documents
 from kode_conformance.reports.explain import grouped, search_line
 from kode_conformance.reports.markdown import cell, report_page
 from kode_conformance.reports.matrix import matrix_lines
-from kode_conformance.reports.tally import AREAS, by_area, level_of, tally, told
+from kode_conformance.reports.tally import AREAS, by_area, counts_text, level_of, tally
 from kode_conformance.reports.terminal import print_report
 from kode_conformance.results import FORMAT, Report, Result, Status, Verdict, read_report
 from kode_conformance.running.replay import Replay, read_replay, replay_of
@@ -97,7 +97,7 @@ def test_counts_are_told_the_worst_first() -> None:
     """In words, with the right plural."""
     statuses = [Status.PASS, Status.DEVIATION, Status.DEVIATION, Status.FAIL, Status.UNVERIFIED]
     counts = tally(result(f"MSG-1.{index}", status) for index, status in enumerate(statuses)).counts
-    assert told(counts) == "1 failed, 2 deviations, 1 passed, 1 unverified"
+    assert counts_text(counts) == "1 failed, 2 deviations, 1 passed, 1 unverified"
 
 
 def test_one_fault_is_told_once() -> None:

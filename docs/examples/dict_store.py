@@ -36,7 +36,7 @@ from kode_core.codec import Body, decode, encode
 from kode_core.ids import check_agent_id, check_key
 
 
-class Place:
+class SharedData:
     """The data that several stores share, in place of a database."""
 
     def __init__(self) -> None:
@@ -49,15 +49,15 @@ class Place:
 class DictStore(Store):
     """Implements ``Store``; ``fence`` is accepted and ignored, because without locks there are no leases."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, data: SharedData) -> None:
+        self._data = data
 
     def _agent(self, agent_id: str) -> dict[str, Any]:
-        return self._place.agents.get(check_agent_id(agent_id), {})
+        return self._data.agents.get(check_agent_id(agent_id), {})
 
     def _write(self, agent_id: str, **changes: Any) -> None:
         """One atomic change: everything was checked before, and nothing is awaited."""
-        self._place.agents.setdefault(check_agent_id(agent_id), {}).update(changes)
+        self._data.agents.setdefault(check_agent_id(agent_id), {}).update(changes)
 
     # --- messages and tool calls
 
@@ -180,17 +180,17 @@ class DictStore(Store):
     # --- events
 
     async def _append(self, agent_id: str, events: Sequence[tuple[int, str, Body]]) -> list[int]:
-        log = self._place.events[check_agent_id(agent_id)]
+        log = self._data.events[check_agent_id(agent_id)]
         known = {(seq, body.digest): offset for offset, seq, _, body in log}
         offsets = []
         for seq, channel, body in events:
             offset = known.get((seq, body.digest))
             if offset is None:
-                offset = known[seq, body.digest] = next(self._place.offsets)
+                offset = known[seq, body.digest] = next(self._data.offsets)
                 log.append((offset, seq, channel, body))
             offsets.append(offset)
-        async with self._place.changed:
-            self._place.changed.notify_all()
+        async with self._data.changed:
+            self._data.changed.notify_all()
         return offsets
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Any = None) -> int:
@@ -208,7 +208,7 @@ class DictStore(Store):
     async def _read(self, agent_id: str, since: Any, after_offset: Any, channel: Any) -> AsyncIterator[StoredEvent]:
         log = [
             entry
-            for entry in self._place.events.get(agent_id, [])
+            for entry in self._data.events.get(agent_id, [])
             if (since is None or entry[1] > since.seq)
             and (after_offset is None or entry[0] > after_offset)
             and (channel is None or entry[2] == channel)
@@ -232,16 +232,16 @@ class DictStore(Store):
 
     async def _follow(self, agent_id: str, since: Any, after_offset: int, channel: Any) -> AsyncIterator[StoredEvent]:
         while True:
-            log = self._place.events.get(agent_id, [])
+            log = self._data.events.get(agent_id, [])
             last = log[-1][0] if log else 0  # events that the channel leaves out are looked at once, too
             async for event in self._read(agent_id, since, after_offset, channel):
                 yield event
                 last = max(last, event.offset)
             after_offset = max(after_offset, last)
-            async with self._place.changed:
-                log = self._place.events.get(agent_id, [])
+            async with self._data.changed:
+                log = self._data.events.get(agent_id, [])
                 if not log or log[-1][0] <= after_offset:
-                    await self._place.changed.wait()
+                    await self._data.changed.wait()
 
     # --- info and lifecycle
 
@@ -258,13 +258,13 @@ class DictStore(Store):
         return "info" in self._agent(agent_id)
 
     async def delete(self, agent_id: str, *, fence: Any = None) -> None:
-        self._place.agents.pop(check_agent_id(agent_id), None)
-        self._place.events.pop(agent_id, None)
+        self._data.agents.pop(check_agent_id(agent_id), None)
+        self._data.events.pop(agent_id, None)
 
     async def list(self, prefix: str = "") -> Any:
         if not isinstance(prefix, str):
             raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
-        return sorted(a for a, agent in self._place.agents.items() if a.startswith(prefix) and "info" in agent)
+        return sorted(a for a, agent in self._data.agents.items() if a.startswith(prefix) and "info" in agent)
 
 
 def _bodies(cls: type[Record], records: Any, start: int = 0) -> list[Body]:
@@ -286,8 +286,8 @@ def _upserted(old: list[tuple[str, Body]], new: list[tuple[str, Body]]) -> list[
     calls = list(old)
     for call in new:
         places = [i for i, (call_id, _) in enumerate(calls) if call_id == call[0]]
-        place = places[-1] if places else len(calls)
-        calls[place : place + 1] = [call]
+        position = places[-1] if places else len(calls)
+        calls[position : position + 1] = [call]
     return calls
 
 
@@ -323,14 +323,14 @@ class DictHarness(StoreHarness):
 
     name = "dictionaries"
     lacks = frozenset({"PERSISTENT", "CROSS_PROCESS", "QUERYABLE", "EXTENDED"})
-    _places: dict[str, Place] = {}  # noqa: RUF012 - shared on purpose
+    _spaces: dict[str, SharedData] = {}  # noqa: RUF012 - shared on purpose
 
     async def provision(self, space: Space) -> Handle:
-        self._places[space.name] = Place()
+        self._spaces[space.name] = SharedData()
         return {"name": space.name}
 
     async def open(self, handle: Handle) -> Store:
-        return DictStore(self._places[handle["name"]])
+        return DictStore(self._spaces[handle["name"]])
 
     async def destroy(self, handle: Handle) -> None:
-        self._places.pop(handle["name"], None)
+        self._spaces.pop(handle["name"], None)

@@ -31,6 +31,11 @@ ROW: Final = re.compile(r"^\|.*$", re.MULTILINE)
 CODE: Final = re.compile(r"`[^`]+`")
 FENCE: Final = re.compile(r"^```(\w*) (from|skip:) ?(.*)$", re.MULTILINE)
 PICTURE: Final = re.compile(r'<p><img alt="([^"]*)" src="(?:\.\./)*(pictures/[\w-]+\.svg)"\s*/?></p>')
+CELL: Final = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
+IN_CELL: Final = re.compile(r"<code>([^<\s]+)</code>")
+BREAK: Final = re.compile(r"(?<=[\w)])(?=[._/:]\w)(?!\.\w{1,4}$)")
+WHOLE: Final = 24
+"""Names in tables of so many characters stay on one line, unless the screen is a phone's."""
 STYLE: Final = re.compile(r"\s*<style>.*?</style>", re.DOTALL)
 
 _repository: dict[str, str] = {}
@@ -137,8 +142,15 @@ def fence(opening: re.Match[str]) -> str:
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put each picture into the page."""
+    """Put each picture into the page, and let names in tables break between their words only."""
+    html = CELL.sub(lambda cell: IN_CELL.sub(name, cell[0]), html)
     return PICTURE.sub(lambda m: picture(m[2], m[1]), html)
+
+
+def name(code: re.Match[str]) -> str:
+    """A name in a table, with the places where it may break."""
+    text = BREAK.sub("<wbr>", code[1])
+    return f'<code class="whole">{text}</code>' if len(code[1]) <= WHOLE else f"<code>{text}</code>"
 
 
 def picture(path: str, alternative: str) -> str:

@@ -79,8 +79,8 @@ def take_lock(fd: int) -> bool:
     except OSError as exc:
         if exc.errno not in _NO_LOCKS:
             raise
-        told = f"this file system keeps no locks ({exc.strerror}); put the store on a local disk"
-        raise OSError(exc.errno, told) from exc
+        problem = f"this file system keeps no locks ({exc.strerror}); put the store on a local disk"
+        raise OSError(exc.errno, problem) from exc
     return True
 
 

@@ -47,12 +47,12 @@ def set_mode_and_owner(fd: int, mode: int, like: os.stat_result | None = None) -
     if os.name == "nt":
         return
     with suppress(OSError):  # a file system without owners and modes
-        made = os.fstat(fd)
-        if like is not None and (like.st_uid, like.st_gid) != (made.st_uid, made.st_gid):
+        present = os.fstat(fd)
+        if like is not None and (like.st_uid, like.st_gid) != (present.st_uid, present.st_gid):
             with suppress(PermissionError):
                 os.fchown(fd, like.st_uid if os.geteuid() == 0 else -1, like.st_gid)
-        if made.st_mode & 0o777 != mode:
-            os.fchmod(fd, made.st_mode & 0o7000 | mode)
+        if present.st_mode & 0o777 != mode:
+            os.fchmod(fd, present.st_mode & 0o7000 | mode)
 
 
 def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = None) -> list[Path]:
@@ -61,7 +61,7 @@ def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = Non
     Users who may read files of this *mode* may enter them. They get the owner of the folder *like*. Their names are
     synced, so that no file in them is lost with a folder above it.
     """
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         missing = list(takewhile(lambda each: not each.is_dir(), (folder, *folder.parents)))
         for each in reversed(missing):
@@ -71,16 +71,16 @@ def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = Non
                 if not each.is_dir():
                     raise
                 continue  # another process was faster
-            made.append(each)
+            created.append(each)
             _open_up(each, 0o700 | mode | (mode & 0o044) >> 2, like)
         for each in missing:  # also if another process was faster: it may not have synced them yet
             _sync_names(each.parent)
     except OSError:
         with suppress(OSError):
-            for each in reversed(made):
+            for each in reversed(created):
                 each.rmdir()
         raise
-    return made
+    return created
 
 
 def _open_up(folder: Path, mode: int, like: Path | None) -> None:

@@ -12,7 +12,7 @@ from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError
 from kode_core.ids import row_name
 
-__all__ = ["MOST", "check_head", "list_rows", "unless_damaged", "verb_of"]
+__all__ = ["MOST", "check_head_numbers", "list_rows", "unless_damaged", "verb_of"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def unless_damaged(left_out: list[str], read: Callable[P, T], *args: P.args, **k
         return None
 
 
-def check_head(values: Sequence[Any], agent_id: str) -> None:
+def check_head_numbers(values: Sequence[Any], agent_id: str) -> None:
     """Raise CorruptRecordError unless the versions, counts and times of a head are possible ones (OPS-4)."""
     if not all(type(value) is int and 0 <= value < MOST for value in values):
         raise CorruptRecordError(f"the head of agent {agent_id!r}", "its row holds what was never written")
@@ -67,15 +67,15 @@ def list_rows(
     Raises:
         CorruptRecordError: rows are missing or too many, or contain values that were never written (OPS-4).
     """
-    check_head(head, agent_id)
+    check_head_numbers(head, agent_id)
     version, count = head
     expected = max(0, count - start) if limit is None else min(max(0, count - start), limit)
     rows = []
-    for place, (position, text, digest, created_at) in enumerate(found, start):
-        if position != place:
-            raise _misplaced(agent_id, kind, count, place, position)
+    for due, (position, text, digest, created_at) in enumerate(found, start):
+        if position != due:
+            raise _misplaced(agent_id, kind, count, due, position)
         if not (type(text) is str and type(digest) is bytes and type(created_at) is int):
-            raise CorruptRecordError(row_name(kind, place, agent_id), "its row holds what was never written")
+            raise CorruptRecordError(row_name(kind, due, agent_id), "its row holds what was never written")
         rows.append((Body(text, digest), created_at))
     if len(rows) != expected:
         stored = f"there are none from {start + len(rows)} on" if len(rows) < expected else "there are more"
@@ -83,9 +83,9 @@ def list_rows(
     return ListRows(version, rows)
 
 
-def _misplaced(agent_id: str, kind: ListKind, count: int, place: int, position: Any) -> CorruptRecordError:
-    if type(position) is int and place < position and place < count:
-        return CorruptRecordError(row_name(kind, place, agent_id), "it is missing")
+def _misplaced(agent_id: str, kind: ListKind, count: int, expected: int, position: Any) -> CorruptRecordError:
+    if type(position) is int and expected < position and expected < count:
+        return CorruptRecordError(row_name(kind, expected, agent_id), "it is missing")
     return CorruptRecordError(_list_name(agent_id, kind), "a row stands where none was written")
 
 

@@ -26,8 +26,8 @@ def backup(
 
     The copy shows one instant. An interrupted copy leaves nothing behind.
     """
-    for made in run(_backup(store, target)):
-        show(Text(visible(str(made))))
+    for path in run(_backup(store, target)):
+        show(Text(visible(str(path))))
 
 
 async def _backup(name: str | None, target: Path) -> Sequence[Path]:

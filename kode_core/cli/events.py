@@ -100,11 +100,11 @@ def _line(event: StoredEvent) -> Text:
         f"{event.offset:>6} {event.bookmark.seq:>6}  ",
         "" if is_narrow else f"{utc(event.bookmark.timestamp)}  ",
         (f"{visible(what.channel):<8}  ", _CHANNEL_STYLES.get(what.channel, "")),
-        f"{visible(what.type):<15}  {one_line(_told(what.data))}",
+        f"{visible(what.type):<15}  {one_line(_shown_data(what.data))}",
     )
 
 
-def _told(data: Mapping[str, Json]) -> str:
+def _shown_data(data: Mapping[str, Json]) -> str:
     """The fields of an event without its bookmark, which is already shown; of a tool call only the name."""
     rest = {name: value for name, value in data.items() if name != "bookmark"}
     call = rest.get("call")

@@ -67,15 +67,15 @@ def places(configured: Configured) -> list[str]:
 
 def address(configured: Configured) -> str | None:
     """The server and the database that the backend's options name, without a secret; None if there is no server."""
-    place = getattr(configured.options, "address", None)
-    return place if isinstance(place, str) else None
+    shown = getattr(configured.options, "address", None)
+    return shown if isinstance(shown, str) else None
 
 
 def _refuse_missing(configured: Configured) -> None:
-    for place in places(configured):
-        if not Path(place).expanduser().exists():
+    for path in places(configured):
+        if not Path(path).expanduser().exists():
             raise ConfigurationError(
-                f"there is no {configured.backend.name} store at {place} (from {configured.source}); "
+                f"there is no {configured.backend.name} store at {path} (from {configured.source}); "
                 "name another with --store, or create one with kode import"
             )
     is_there = configured.backend.is_there

@@ -39,13 +39,13 @@ def table(
         return _lines(columns, rows, right)
     names, cells = list(columns), [[_text(cell) for cell in row] for row in rows]
     widths = [max([len(name), *(row[i].cell_len for row in cells)]) for i, name in enumerate(names)]
-    room = shutil.get_terminal_size().columns
-    widths[0] = min(widths[0], max(_USUAL_ID, room // 2))
+    available = shutil.get_terminal_size().columns
+    widths[0] = min(widths[0], max(_USUAL_ID, available // 2))
     for name in optional:
-        if _least(widths) <= room:
+        if _least(widths) <= available:
             break
         _drop(names.index(name), names, widths, cells)
-    _squeeze(widths, room)
+    _squeeze(widths, available)
     return _drawn(names, widths, cells, right, wrap)
 
 

@@ -210,8 +210,8 @@ class EventLog:
         if span.since_seq is not None:
             start = bisect_right(everything, span.since_seq, key=self._seq_at)
         if span.after is not None:
-            place = bisect_right(everything, span.after, key=lambda r: (self._seq_at(r), self._offsets[self._at(r)]))
-            start = max(start, place)
+            behind = bisect_right(everything, span.after, key=lambda r: (self._seq_at(r), self._offsets[self._at(r)]))
+            start = max(start, behind)
         return map(self._at, everything[start:])
 
     def last(self) -> EventRow | None:

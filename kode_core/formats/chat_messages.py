@@ -204,10 +204,10 @@ def _file(fields: Fields) -> FileBlock:
     data, file_id = _optional(file, "file_data"), _optional(file, "file_id")
     if data is None and file_id is None:
         raise InvalidArgumentError("file has neither file_data nor file_id")
-    place = {} if data is None else _place(data)
-    if "url" in place:
-        place = {"base64": place["url"]}
-    return FileBlock(**place, file_id=file_id, filename=_optional(file, "filename"))
+    source = {} if data is None else _place(data)
+    if "url" in source:
+        source = {"base64": source["url"]}
+    return FileBlock(**source, file_id=file_id, filename=_optional(file, "filename"))
 
 
 _DATA_URL: Final = re.compile(r"data:([^;,]*)[^,]*;base64,", re.IGNORECASE)

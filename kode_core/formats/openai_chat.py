@@ -300,17 +300,17 @@ def _times(created: int | None, messages: Sequence[Json]) -> list[int]:
 
     A message without a time is a second later than the one before it, and no message is older than the one before it.
     """
-    told = [_told_time(message) for message in messages]
-    known = [time for time in told if time is not None]
+    given = [_given_time(message) for message in messages]
+    known = [time for time in given if time is not None]
     if created is None and not known:
         return []
-    times = [told[0] if told[0] is not None else created if created is not None else known[0]]
-    for time in told[1:]:
+    times = [given[0] if given[0] is not None else created if created is not None else known[0]]
+    for time in given[1:]:
         times.append(times[-1] + _STEP_MS if time is None else max(time, times[-1]))
     return times
 
 
-def _told_time(message: Json) -> int | None:
+def _given_time(message: Json) -> int | None:
     """The time that a message gives for itself, in a form that is understood; other forms stay in its metadata."""
     for name in _MESSAGE_TIMES:
         value = message.get(name) if type(message) is dict else None
@@ -342,8 +342,8 @@ _FIRST_MS: Final = 100_000_000_000  # as milliseconds that is 1973, as seconds i
 # --- Records ----------------------------------------------------------------------------------------------------------
 
 
-def _imported(place: str, info: AgentInfo, chat: Sequence[ChatMessage], told: Sequence[int]) -> ImportedConversation:
-    times = told or [info.created_at + i * _STEP_MS for i in range(len(chat))]
+def _imported(source: str, info: AgentInfo, chat: Sequence[ChatMessage], given: Sequence[int]) -> ImportedConversation:
+    times = given or [info.created_at + i * _STEP_MS for i in range(len(chat))]
     calls = match_calls(chat)
     records = [call_record(call, chat, times) for call in calls]
     answered = {call.answered: call for call in calls}
@@ -354,7 +354,7 @@ def _imported(place: str, info: AgentInfo, chat: Sequence[ChatMessage], told: Se
         id=f"sfp-{last}", messages=messages, last_sfp_index=last, last_bookmark=bookmark, created_at=times[-1]
     )
     info = info.replace(message_count=len(messages), last_sfp_index=last, last_bookmark=bookmark)
-    return ImportedConversation(place, info, messages, records, events, snapshot, told)
+    return ImportedConversation(source, info, messages, records, events, snapshot, given)
 
 
 def _message(message: ChatMessage, answers: ChatCall | None) -> Message:

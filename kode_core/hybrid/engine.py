@@ -241,13 +241,13 @@ class HybridEngine(Layer):
                     moment = asyncio.ensure_future(fixed.wait())
                     await asyncio.wait((database, moment), return_when=asyncio.FIRST_COMPLETED)
                     moment.cancel()
-                made = await database
+                created = await database
                 await self.files.copy(copy, progress)
         except BaseException:  # also if the copy of the files fails
             if database is not None:
                 await self.files.run(remove_all, await _made(database))
             raise
-        return [*made, files]
+        return [*created, files]
 
     async def close(self) -> None:
         await close_all(self.files.close, self.inner.close)

@@ -8,12 +8,12 @@ from kode_core.model.base import Record
 from kode_core.model.runtime import Message, Timeline, ToolCallRecord
 
 
-def _same_record(stored: Record, other: object, base: type[Record], place: Iterable[str]) -> bool:
+def _same_record(stored: Record, other: object, base: type[Record], added: Iterable[str]) -> bool:
     if not isinstance(other, base):
         return False
     names = base.__struct_fields__
     if isinstance(other, type(stored)):
-        names = (*names, *place)
+        names = (*names, *added)
     return all(bool(getattr(stored, name) == getattr(other, name)) for name in names)
 
 

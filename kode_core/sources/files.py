@@ -87,8 +87,8 @@ def _toml(path: Path) -> dict[str, Any]:
     except RecursionError:
         problem = "is not TOML: it nests too deep"
     except tomllib.TOMLDecodeError as exc:  # its message may quote a key or a value
-        place = re.search(r"\(at ([a-z0-9, ]+)\)$", str(exc))
-        problem = f"is not TOML{f': see {place[1]}' if place else ''}"
+        where = re.search(r"\(at ([a-z0-9, ]+)\)$", str(exc))
+        problem = f"is not TOML{f': see {where[1]}' if where else ''}"
     raise ConfigurationError(f"{path} {problem}")
 
 

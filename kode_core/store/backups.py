@@ -31,8 +31,8 @@ _under_way: Final[set[str]] = set()
 
 async def backup(context: Context, appender: EventAppender, target: str | Path, progress: Progress) -> Sequence[Path]:
     """Let the engine copy everything to *target*, and return the paths that were created."""
-    steps, place = Steps(context, METHODS["backup"]), _place(target)
-    absolute = place.absolute()
+    steps, copy_path = Steps(context, METHODS["backup"]), _new_path(target)
+    absolute = copy_path.absolute()
 
     has_ended = asyncio.Event()
 
@@ -45,34 +45,34 @@ async def backup(context: Context, appender: EventAppender, target: str | Path, 
     await steps(appender.drain, seconds=OTHERS_S)
     with _reserved(absolute), _folders(absolute.parent):
         try:
-            made = await steps.watched(copy, progress, remove_all)
+            paths = await steps.watched(copy, progress, remove_all)
         except StoreTimeoutError as exc:
-            told = "was removed" if has_ended.is_set() else "is removed when the engine's call ends"
-            raise StoreTimeoutError(f"{exc}; what was made of the copy {told}") from exc.__cause__
-    return [place.parent / path.name for path in made]
+            fate = "was removed" if has_ended.is_set() else "is removed when the engine's call ends"
+            raise StoreTimeoutError(f"{exc}; what was made of the copy {fate}") from exc.__cause__
+    return [copy_path.parent / path.name for path in paths]
 
 
-def _place(target: object) -> Path:
+def _new_path(target: object) -> Path:
     """The path of the copy; nothing may exist there."""
     if not isinstance(target, (str, Path)) or not str(target):
         raise InvalidArgumentError(f"target must be a path, got {quoted(target)}")
     try:
         os.fsencode(target)
-        place = Path(target).expanduser()
+        path = Path(target).expanduser()
         if "\0" in str(target):
             raise ValueError
-        place.absolute()
+        path.absolute()
     except ValueError:
         raise InvalidArgumentError(f"target {str(target)!r:.200} cannot be the name of a file") from None
     except (RuntimeError, OSError) as exc:
         raise InvalidArgumentError(f"target {str(target)!r:.200} leads nowhere: {exc}") from None
     try:
-        place.lstat()
+        path.lstat()
     except FileNotFoundError:
-        return place
+        return path
     except OSError as exc:
-        raise _refused(place, exc) from exc
-    raise InvalidArgumentError(f"{place} exists already; a backup does not overwrite")
+        raise _refused(path, exc) from exc
+    raise InvalidArgumentError(f"{path} exists already; a backup does not overwrite")
 
 
 def _shown(path: Path) -> str:
@@ -82,11 +82,11 @@ def _shown(path: Path) -> str:
 
 
 @contextmanager
-def _reserved(place: Path) -> Iterator[None]:
+def _reserved(path: Path) -> Iterator[None]:
     """Refuse a second backup of this process to one target; between two processes the engine decides."""
-    name = os.path.realpath(place)
+    name = os.path.realpath(path)
     if name in _under_way:
-        raise InvalidArgumentError(f"another backup to {place} is under way")
+        raise InvalidArgumentError(f"another backup to {path} is under way")
     _under_way.add(name)
     try:
         yield
@@ -98,22 +98,22 @@ def _reserved(place: Path) -> Iterator[None]:
 def _folders(folder: Path) -> Iterator[None]:
     """Create the folders above a backup, and remove the created ones if the backup fails."""
     try:
-        made = create_folders(folder)
+        created = create_folders(folder)
     except OSError as exc:
         raise _refused(folder, exc) from exc
     try:
         yield
     except BaseException:
         with suppress(OSError):  # another process has put something there
-            for each in reversed(made):
+            for each in reversed(created):
                 each.rmdir()
         raise
 
 
 def _refused(folder: Path, exc: OSError) -> InvalidArgumentError | StoreReadOnlyError | StoreFullError:
-    told = f"{_shown(folder)} cannot be made: {exc.strerror}"
+    problem = f"{_shown(folder)} cannot be made: {exc.strerror}"
     if isinstance(exc, PermissionError) or exc.errno == errno.EROFS:
-        return StoreReadOnlyError(told)
+        return StoreReadOnlyError(problem)
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFullError(told)
-    return InvalidArgumentError(told)
+        return StoreFullError(problem)
+    return InvalidArgumentError(problem)

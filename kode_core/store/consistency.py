@@ -125,11 +125,11 @@ class _Walk:
 
     async def _ids(self, engine: Engine) -> AsyncIterator[str | ConsistencyIssue]:
         after: str | None = None
-        told: set[str] = set()
+        reported: set[str] = set()
         while True:
             page = await self.steps(engine.stored_ids, after, _IDS_AT_ONCE)
-            for name in sorted(set(left_out_of(page)) - told):
-                told.add(name)
+            for name in sorted(set(left_out_of(page)) - reported):
+                reported.add(name)
                 yield ConsistencyIssue("corrupt_record", "", f"{name} cannot be read")
             if not page:
                 return
@@ -185,7 +185,7 @@ class _Agent:
         self._steps = steps
         self._agent_id = agent_id
         self._pace = Pace()
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._summary: AgentSummary | None = None
 
     async def issues(self) -> AsyncIterator[ConsistencyIssue]:
@@ -194,13 +194,13 @@ class _Agent:
             try:
                 async for issue in part():
                     self.is_there = True
-                    if issue.message not in self._told:
-                        self._told.add(issue.message)
+                    if issue.message not in self._reported:
+                        self._reported.add(issue.message)
                         yield issue
             except (CorruptRecordError, SchemaVersionError) as exc:
                 self.is_there = True
-                if str(exc) not in self._told:
-                    self._told.add(str(exc))
+                if str(exc) not in self._reported:
+                    self._reported.add(str(exc))
                     yield self._corrupt(exc)
 
     def _issue(self, code: str, message: str) -> ConsistencyIssue:
@@ -241,8 +241,8 @@ class _Agent:
                 yield self._issue("corrupt_record", problem)
 
     async def _is_filed(self, info: Info, record: AgentInfo) -> bool:
-        told = await info_of(self._agent_id, record)
-        return (told.template_id, told.created_at) == (info.template_id, info.created_at)
+        expected = await info_of(self._agent_id, record)
+        return (expected.template_id, expected.created_at) == (info.template_id, info.created_at)
 
     async def _messages(self) -> AsyncIterator[ConsistencyIssue]:
         common: dict[str, Problem] | None = None

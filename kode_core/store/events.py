@@ -179,10 +179,10 @@ class EventAppender:
             for item in group:
                 item.end(exc)
             return
-        place = 0
+        start = 0
         for item in group:
-            item.end(offsets[place : place + len(item.events)])
-            place += len(item.events)
+            item.end(offsets[start : start + len(item.events)])
+            start += len(item.events)
         self.wake(agent_id)
 
     async def drain(self, agent_id: str | None = None, *, seconds: float | None = None) -> None:
@@ -241,8 +241,8 @@ def _offsets(batch: Batch, outcome: Outcome) -> Sequence[int]:
     applied = applied_or_raise(batch, outcome)
     assert isinstance(applied, Applied)
     if len(applied.offsets) != len(batch.events):
-        told = f"the engine gave {len(applied.offsets)} offsets for {len(batch.events)} events"
-        raise StorageError(f"{told}: Applied.offsets has one for each, repeated ones too")
+        problem = f"the engine gave {len(applied.offsets)} offsets for {len(batch.events)} events"
+        raise StorageError(f"{problem}: Applied.offsets has one for each, repeated ones too")
     return applied.offsets
 
 
@@ -295,7 +295,7 @@ class EventReader:
         self, agent_id: str, since_seq: int | None, after_offset: int, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
         with self._appender.watching(agent_id) as appended, ExitStack() as stack:
-            told: Watch | None = None
+            watching: Watch | None = None
             limit, pace, pause = FIRST_PAGE, Pace(), self._poll
             is_through = since_seq is None and channel is None
             seen = after_offset if is_through else await self._some_offset(agent_id)
@@ -320,12 +320,12 @@ class EventReader:
                         yield event
                 if is_last and not is_through:
                     is_through, after_offset = True, max(after_offset, seen)
-                if told is None and is_last:
-                    told = watch(self._context.engine, agent_id, appended.set)
-                    if told is not None:
-                        stack.callback(told.close)
+                if watching is None and is_last:
+                    watching = watch(self._context.engine, agent_id, appended.set)
+                    if watching is not None:
+                        stack.callback(watching.close)
                 if is_last:
-                    await self._wait(appended, told, pause)
+                    await self._wait(appended, watching, pause)
 
     async def _some_offset(self, agent_id: str) -> int:
         """The offset of an event that is stored now: a later look can skip all offsets up to it (EVT-2)."""
@@ -341,9 +341,9 @@ class EventReader:
         """The longest pause, in seconds, between two looks that find nothing."""
         return max(self._poll, (idle_poll_ms(self._context.engine) or 0) / 1000)
 
-    async def _wait(self, appended: asyncio.Event, told: Watch | None, pause: float) -> None:
+    async def _wait(self, appended: asyncio.Event, watching: Watch | None, pause: float) -> None:
         """Wait until this store appends, or another store may have appended."""
-        await waited_for(appended, max(pause, _LOOK_ANYWAY_S) if told is not None and told.is_live else pause)
+        await waited_for(appended, max(pause, _LOOK_ANYWAY_S) if watching is not None and watching.is_live else pause)
 
 
 def _checked(agent_id: str, since: object, after_offset: object, channel: object) -> int | None:

@@ -211,11 +211,11 @@ class Upsert:
         put: dict[int, tuple[Any, Encoded]] = {}
         append: list[tuple[Any, Encoded]] = []
         for key, record, one in zip(keys, records, rows, strict=True):
-            place = places.setdefault(key, start + len(append))
-            if place < start:
-                put[place] = (record, one)
+            position = places.setdefault(key, start + len(append))
+            if position < start:
+                put[position] = (record, one)
             else:  # behind the stored rows: a new id is added, and a repeated one replaces the earlier record
-                append[place - start : place - start + 1] = [(record, one)]
+                append[position - start : position - start + 1] = [(record, one)]
             await pace.yield_to_loop()
         base = old.copy(start, keys_stay=True) if old is not None and put else old
         if base is not None:

@@ -252,8 +252,8 @@ class Locks:
     async def _acquire(self, agent_id: str, ttl_ms: int, wait_ms: int) -> HeldLease:
         entered = self._inside(agent_id)
         if entered is not None and await self._is_held(entered):
-            told = f"this task is inside the block of its lease, token {entered.token}, or was started there"
-            raise LockUnavailableError(agent_id, f"{told}; use that one")
+            problem = f"this task is inside the block of its lease, token {entered.token}, or was started there"
+            raise LockUnavailableError(agent_id, f"{problem}; use that one")
         owner = secrets.token_hex(16)
         deadline = time.monotonic() + wait_ms / 1000
         pause = _POLL_S

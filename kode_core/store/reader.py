@@ -140,10 +140,10 @@ def _next_run(pending: list[tuple[Body, int]]) -> list[tuple[Body, int]]:
     """Take the next rows off the end of *pending*: as many as can be decoded in less than a millisecond."""
     run = pending[: -_RUN - 1 : -1]
     size = 0
-    for place, (body, _) in enumerate(run):
+    for i, (body, _) in enumerate(run):
         size += len(body.text)
-        if size > _RUN_CHARACTERS and place:
-            del run[place:]
+        if size > _RUN_CHARACTERS and i:
+            del run[i:]
             break
     del pending[-len(run) :]
     return run

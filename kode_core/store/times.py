@@ -80,7 +80,7 @@ def _doubtful(
 ) -> dict[int, int]:
     """The possible old positions of the others, between the recognised neighbours: the latest one that is left."""
     taken, found = {*pairs.values()}, dict[int, int]()
-    free = {digest: [place for place in left if place not in taken] for digest, left in places.items()}
+    free = {digest: [position for position in left if position not in taken] for digest, left in places.items()}
     known = sorted({*pairs, *(i for i in range(shared) if i not in rows)})
     high: float = inf
     for i in sorted({*rows, *known}, reverse=True):
@@ -90,9 +90,9 @@ def _doubtful(
         before = bisect_left(known, i)
         low = pairs.get(known[before - 1], known[before - 1]) if before else -1
         left = free.get(rows[i], ())
-        place = left[at - 1] if (at := bisect_left(left, high)) else -1
-        if place > low:
-            high = found[i] = place
+        position = left[at - 1] if (at := bisect_left(left, high)) else -1
+        if position > low:
+            high = found[i] = position
     return found
 
 
@@ -123,8 +123,8 @@ def equal_ones(old: Sequence[bytes], new: Sequence[bytes]) -> Sequence[int]:
 def _by_digest(digests: Mapping[int, bytes]) -> Mapping[bytes, list[int]]:
     """The positions of each digest, ascending."""
     found: defaultdict[bytes, list[int]] = defaultdict(list)
-    for place in sorted(digests):
-        found[digests[place]].append(place)
+    for position in sorted(digests):
+        found[digests[position]].append(position)
     return found
 
 

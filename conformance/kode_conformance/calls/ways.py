@@ -136,8 +136,8 @@ class _Round:
             for reader in readers:
                 for store, where in ((self._ctx.store, ""), (other, " in another instance")):
                     how = f"{reader.method}{where}{again}, of what {written.by} wrote"
-                    told = f"{how}, after {phase} changes; whatever was saved or given before was changed by the caller"
-                    await self._compare(store, written, reader, told)
+                    case = f"{how}, after {phase} changes; whatever was saved or given before was changed by the caller"
+                    await self._compare(store, written, reader, case)
 
     # --- writing
 

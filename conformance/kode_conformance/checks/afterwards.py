@@ -99,9 +99,9 @@ def _repeat(store: ExtendedStore) -> Awaitable[object]:
     return store.load_messages("")
 
 
-async def _see_health(ctx: Context, store: ExtendedStore, told: str) -> None:
+async def _see_health(ctx: Context, store: ExtendedStore, case: str) -> None:
     status = await store.health_check()
-    ctx.true(status.healthy, f"{told}, the store is not healthy: {status}")
+    ctx.true(status.healthy, f"{case}, the store is not healthy: {status}")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ async def errors_at_once_tell_nothing_of_each_other(ctx: Context) -> None:
         await _all_at_once(ctx, ears, calls)
         await _fail_in_the_engine(ctx, ears)
         await ctx.close(store)
-    ctx.true(bool(ears.told), "no call failed, though its lease had ended")
+    ctx.true(bool(ears.heard), "no call failed, though its lease had ended")
     ears.hear("a log", *logged)
     ears.judge(ctx)
 

@@ -84,18 +84,18 @@ async def one_of_several_writers_is_killed(ctx: Context) -> None:
     """
     starts = (0, 100_000, 200_000)
     processes = [await ctx.process("append_events", "a", start, 100_000, 20) for start in starts]
-    told = [line for process in processes for line in [await process.line() for _ in range(ctx.rng.randint(20, 60))]]
+    reports = [line for process in processes for line in [await process.line() for _ in range(ctx.rng.randint(20, 60))]]
     dead, *others = processes
     dead.kill()
-    told += await dead.gone()
+    reports += await dead.gone()
     for process in others:
-        told += [await process.line() for _ in range(40)]
+        reports += [await process.line() for _ in range(40)]
         process.kill()
-        told += await process.gone()
+        reports += await process.gone()
     store = await ctx.another()
     stored = {event.bookmark.seq: event.offset async for event in store.read_events("a")}
-    missing = [line for line in told if stored.get(line["seq"]) != line["offset"]]
-    ctx.equal(missing, [], f"of {len(told)} events that were acknowledged, those that are missing or elsewhere")
+    missing = [line for line in reports if stored.get(line["seq"]) != line["offset"]]
+    ctx.equal(missing, [], f"of {len(reports)} events that were acknowledged, those that are missing or elsewhere")
     mine = sorted(seq for seq in stored if seq < starts[1])
     again = await store.append_events("a", samples.events(len(mine)))
     if mine != list(range(len(mine))):

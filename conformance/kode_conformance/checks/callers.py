@@ -56,12 +56,12 @@ async def records_changed_in_place_are_saved(ctx: Context) -> None:
             if not spoil(record):
                 continue
             await _give(ctx, model, writer, agent_id, record)
-            told = f"saved again by {writer.method}({writer.parameter}=) after it was changed in place"
-            await _see(ctx, model, kind, agent_id, other, f"a record that was {told}")
+            case = f"saved again by {writer.method}({writer.parameter}=) after it was changed in place"
+            await _see(ctx, model, kind, agent_id, other, f"a record that was {case}")
             loaded = await _loaded(ctx.store, kind, agent_id)
             if kind.is_single and spoil(loaded):
                 await _give(ctx, model, writer, agent_id, loaded)
-                await _see(ctx, model, kind, agent_id, other, f"a record that was loaded, and {told}")
+                await _see(ctx, model, kind, agent_id, other, f"a record that was loaded, and {case}")
 
 
 async def _give(ctx: Context, model: StoreModel, writer: WriteMethod, agent_id: str, record: Any) -> None:

@@ -103,12 +103,12 @@ async def a_doubtful_write_is_told_from_those_before_it(ctx: Context) -> None:
     write was made before, or the agent was deleted, made anew, forked, shrunk or replaced since.
     """
     store, doubt = await doubtful(ctx)
-    for number, told, past, write in in_time(ctx, _cases(ctx)):
+    for number, case, past, write in in_time(ctx, _cases(ctx)):
         wanted = await _wanted(ctx.store, write, past)
         does_nothing = difference(wanted.before, wanted.after) is None
-        for writes in (True, False) if told == "after the same write" else (bool(number % 2),):
+        for writes in (True, False) if case == "after the same write" else (bool(number % 2),):
             agent_id = await past(store, f"{write.name}-{past.__name__}-{writes}", write)
-            what = f"{write.name} {told}, whose answer was lost when it was {'' if writes else 'not '}done,"
+            what = f"{write.name} {case}, whose answer was lost when it was {'' if writes else 'not '}done,"
             doubt.loses, doubt.writes = True, writes
             try:
                 ends = await asyncio.gather(write.act(store, agent_id), return_exceptions=True)
@@ -134,7 +134,7 @@ async def forks_in_doubt_are_whole_whatever_the_parent_was(ctx: Context) -> None
     """
     store, doubt = await doubtful(ctx)
     written = next(write for write in WRITES if write.name == "save_turn")
-    for told, past in in_time(ctx, [(told, past) for told, past in _PASTS.items() if past is not _deleted]):
+    for case, past in in_time(ctx, [(case, past) for case, past in _PASTS.items() if past is not _deleted]):
         parent = await past(store, f"parent-{past.__name__}", written)
         (model,) = await store.batch_fork(parent, 1)
         whole = await _portrait(ctx.store, model)
@@ -149,10 +149,10 @@ async def forks_in_doubt_are_whole_whatever_the_parent_was(ctx: Context) -> None
             for one in (store, ctx.store):
                 for fork in sorted({*await one.list("agt-")} - known):
                     problem = difference(await _portrait(one, fork), whole)
-                    what = f"a fork of a parent {told}, when the answer was lost to a call that was"
+                    what = f"a fork of a parent {case}, when the answer was lost to a call that was"
                     ctx.true(problem is None, f"{what} {'' if writes else 'not '}done: {problem}")
         found = len({*await ctx.store.list("agt-")} - known)
-        ctx.true(found in (2, 3, 4), f"a parent {told} has {found} forks, after 2 acknowledged and 2 in doubt")
+        ctx.true(found in (2, 3, 4), f"a parent {case} has {found} forks, after 2 acknowledged and 2 in doubt")
 
 
 @check("OPS-9", needs=_E, under=(Dimension.CHANGES, Dimension.INTERRUPTIONS, Dimension.EQUALS))
@@ -163,7 +163,7 @@ async def a_write_that_goes_on_is_waited_for_whatever_was_before(ctx: Context) -
     """
     store, steps = await stepping(ctx)
     cases = [case for case in _cases(ctx) if case[2] is not _equal or case[0] % 3 == 0]
-    for number, told, past, write in in_time(ctx, cases):
+    for number, past_name, past, write in in_time(ctx, cases):
         wanted = await _wanted(ctx.store, write, past)
         agent_id = await past(store, f"{write.name}-{past.__name__}", write)
         begun, let_go = asyncio.Event(), asyncio.Event()
@@ -187,7 +187,7 @@ async def a_write_that_goes_on_is_waited_for_whatever_was_before(ctx: Context) -
         found = await _portrait(store, agent_id)
         waits.cancel()
         await asyncio.wait([call])
-        what = f"{write.name} {told}, cancelled while the engine was at it,"
+        what = f"{write.name} {past_name}, cancelled while the engine was at it,"
         problem = wanted.problem(found, done=not call.cancelled() and call.exception() is None)
         ctx.true(problem is None, f"{what} {problem}")
         for name in first.keys() - {"info"}:

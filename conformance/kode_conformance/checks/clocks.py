@@ -85,11 +85,11 @@ async def updated_at_only_grows_under_any_clock(ctx: Context) -> None:
             await write.act(stores[number // 2 % 2], "a")
         after = await _updated(stores[number % 2], "a")
         again = ", the same again" if number % 2 else ""
-        told = f"{write.name}{again}, with the clock off by {off} s: {before}, then {after}"
+        case = f"{write.name}{again}, with the clock off by {off} s: {before}, then {after}"
         if write.name in moving:
-            ctx.true(after > before, f"updated_at must grow by {told}")
+            ctx.true(after > before, f"updated_at must grow by {case}")
         else:
-            ctx.equal(after, before, f"updated_at after {told}")
+            ctx.equal(after, before, f"updated_at after {case}")
         before = after
     await (await ctx.store.acquire_agent_lock("a")).release()
     ctx.equal(await _updated(ctx.store, "a"), before, "updated_at after the agent was locked")
@@ -150,12 +150,12 @@ async def leases_and_waits_heed_no_clock_that_is_set(ctx: Context) -> None:
     for mine in (0, _HOUR_S, -_HOUR_S):
         for theirs in (0, _HOUR_S, -_HOUR_S):
             if mine or theirs:
-                told = f"the holder's clock is off by {mine} s, the other's by {theirs} s"
-                await all_of({told: held(f"held {mine} {theirs}", mine, theirs)})
+                case = f"the holder's clock is off by {mine} s, the other's by {theirs} s"
+                await all_of({case: held(f"held {mine} {theirs}", mine, theirs)})
     off = ((0, _HOUR_S), (0, -_HOUR_S), (_HOUR_S, 0), (-_HOUR_S, 0))
     for mine, theirs in off[: 4 if ctx.harness.patience <= 1 else 1]:
-        told = f"the holder's clock was off by {mine} s, later by {theirs} s"
-        await all_of({told: ended(f"ended {mine} {theirs}", mine, theirs)})
+        case = f"the holder's clock was off by {mine} s, later by {theirs} s"
+        await all_of({case: ended(f"ended {mine} {theirs}", mine, theirs)})
     await _see_waiters_wait(ctx, other)
 
 
@@ -207,11 +207,11 @@ async def calls_under_way_heed_no_clock_that_is_set(ctx: Context) -> None:
         ctx.equal(failed, [], f"errors of calls during which the clock stepped by {off} s")
         ctx.equal(status.healthy, True, f"healthy, when the clock stepped by {off} s during the check")
         p = (await ctx.store.get_metrics()).performance
-        told = {name: getattr(p, name) for name in p.__struct_fields__}
+        values = {name: getattr(p, name) for name in p.__struct_fields__}
         for medium in (status.database, status.file_system):
             if medium is not None and medium.latency_ms is not None:
-                told[f"health {medium}"] = medium.latency_ms
-        wrong = {name: ms for name, ms in told.items() if not 0 <= ms < _HOUR_S * 500}
+                values[f"health {medium}"] = medium.latency_ms
+        wrong = {name: ms for name, ms in values.items() if not 0 <= ms < _HOUR_S * 500}
         ctx.equal(wrong, {}, f"latencies that cannot be, after the clock stepped by {off} s")
 
 

@@ -69,11 +69,11 @@ async def large_calls_of_a_process_are_seen_whole(ctx: Context) -> None:
             for store, first in ((ctx.store, 0), (other, len(looks) // 2))
         ]
         try:
-            told = await writer.line(120.0)
+            report = await writer.line(120.0)
         finally:
             ended.set()
             problems = await asyncio.gather(*readers, return_exceptions=True)
-        ctx.equal(told, {"done": agent}, "what the writer tells at the end")
+        ctx.equal(report, {"done": agent}, "what the writer tells at the end")
         for problem in problems:
             if problem is not None:
                 raise problem

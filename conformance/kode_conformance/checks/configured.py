@@ -54,7 +54,7 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
         store = await ctx.another(timeout_ms=timeout_ms)
     except StorageError:  # opening has that deadline, too
         return
-    told = f"with a deadline of {timeout_ms} ms"
+    case = f"with a deadline of {timeout_ms} ms"
     await fill(ctx.store, f"a{timeout_ms}")
     calls = {
         name: drive(call, given)
@@ -66,14 +66,14 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
     await asyncio.wait(tasks.values(), timeout=_SECONDS * ctx.harness.patience)
     for name, task in tasks.items():
-        ctx.true(task.done(), f"{name} {told} did not end in {_SECONDS:g} s")
+        ctx.true(task.done(), f"{name} {case} did not end in {_SECONDS:g} s")
         error = task.exception()
-        ctx.true(error is None or isinstance(error, KodeError), f"{name} {told} raised {error!r}")
+        ctx.true(error is None or isinstance(error, KodeError), f"{name} {case} raised {error!r}")
     await asyncio.gather(ctx.close(store), return_exceptions=True)
     ctx.leave(store)
     found = len(await ctx.store.load_messages(f"long{timeout_ms}"))
     is_done = tasks["a save of sixty messages"].exception() is None
-    ctx.true(found in ((60,) if is_done else (0, 60)), f"{found} of 60 messages were stored {told}, saved={is_done}")
+    ctx.true(found in ((60,) if is_done else (0, 60)), f"{found} of 60 messages were stored {case}, saved={is_done}")
 
 
 @check("OPS-14", "MSG-1", needs=_E, under=(Dimension.NUMBERS, Dimension.CHANGES))
@@ -93,8 +93,8 @@ async def a_limit_of_memory_changes_no_answer(ctx: Context) -> None:
         for change in (messages, messages[:20], messages[5:20], [*messages[5:19], samples.message(77)], []):
             await store.save_messages("list", change)
             await store.append_messages("list", samples.messages(1, 500))
-            told = f"{len(change)} messages and one more with memory_limit_bytes={limit}"
-            ctx.equal(await store.load_messages("list"), [*change, samples.message(500)], told)
+            case = f"{len(change)} messages and one more with memory_limit_bytes={limit}"
+            ctx.equal(await store.load_messages("list"), [*change, samples.message(500)], case)
         await ctx.close(store)
 
 
@@ -125,9 +125,9 @@ async def memory_is_bounded_under_any_clock(ctx: Context) -> None:
             for number in in_time(ctx, range(_AGENTS), begun=begun):
                 with clock_off(3600.0 * hours * number):
                     await _written(store, f"a{hours}-{number}", number)
-            told = f"whose clock stepped {'back' if hours < 0 else 'ahead'} an hour between its writes"
+            case = f"whose clock stepped {'back' if hours < 0 else 'ahead'} an hour between its writes"
             held = memory.held
-            ctx.true(held < _MOST, f"a store with a limit of 1 MB, {told}, holds {held / _MB:.1f} MB")
+            ctx.true(held < _MOST, f"a store with a limit of 1 MB, {case}, holds {held / _MB:.1f} MB")
     ctx.equal((await store.load_messages("a1-0"))[1:], [samples.message(0)], "the end of a list")
 
 

@@ -29,11 +29,11 @@ class Ears:
     """The texts that were told, and by whom; none may have the canary."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
+        self.heard: list[tuple[str, str]] = []
 
     def hear(self, by: str, *texts: object) -> None:
         """Note texts that were told."""
-        self.told += [(by, str(text)) for text in texts]
+        self.heard += [(by, str(text)) for text in texts]
 
     async def error_of(self, by: str, call: Callable[[], Awaitable[object]]) -> Exception | None:
         """The error of a call, which was heard."""
@@ -46,7 +46,7 @@ class Ears:
 
     def judge(self, ctx: Context) -> None:
         """See that no text has the canary."""
-        for by, text in self.told:
+        for by, text in self.heard:
             at = text.find(CANARY)
             ctx.true(at < 0, f"{by} tells the contents of a record: …{text[max(0, at - 100) : at + 60]}…")
 
@@ -125,11 +125,11 @@ async def damaged_records_are_not_quoted(ctx: Context) -> None:
         async for what, store, agent_id in _damaged(ctx):
             if time.monotonic() > until:
                 break
-            count = len(ears.told)
+            count = len(ears.heard)
             for name, (method, given) in calls_of(store, agent_id).items():
                 if name.startswith(_READING):
                     await ears.error_of(f"{name}, of damaged {what}", partial(drive, method, given))
-            ctx.true(len(ears.told) > count, f"reading damaged {what} must raise an error")
+            ctx.true(len(ears.heard) > count, f"reading damaged {what} must raise an error")
             ears.hear(f"check_consistency, of damaged {what}", await store.check_consistency())
             ears.hear(f"a page of messages, with damaged {what}", (await store.query_messages()).left_out)
     ears.hear("a log", *logged)

@@ -112,11 +112,11 @@ async def delete_many_deletes_by_every_filter(ctx: Context) -> None:
 
     async def delete(filters: dict[str, Any], is_found: Any) -> None:
         gone = [one for one, i in ids.items() if is_found(i)]
-        told = ", ".join(f"{name}={value!r}" for name, value in filters.items())
-        ctx.equal(await other.delete_many(**filters), len(gone), f"how many were deleted by {told}")
+        shown = ", ".join(f"{name}={value!r}" for name, value in filters.items())
+        ctx.equal(await other.delete_many(**filters), len(gone), f"how many were deleted by {shown}")
         for one in gone:
             del ids[one]
-        ctx.equal(await store.list(), sorted(ids), f"who is left after delete_many({told})")
+        ctx.equal(await store.list(), sorted(ids), f"who is left after delete_many({shown})")
 
     both = {"template_id": "t-2", "metadata": {"plan": {"a": 0}, "userId": "u-2"}}
     await delete(both, lambda i: i % 4 == 2 and i % 2 == 0 and i % 5 == 2)
@@ -142,15 +142,17 @@ async def whatever_a_process_leaves_open_it_ends(ctx: Context) -> None:
     wanted = await portrait(ctx.store, "model")
     held = await ctx.store.acquire_agent_lock("held", ttl_ms=600_000)
     process = await ctx.process("leave_all_open", "left", names)
-    told = await process.lines(seconds=30)
-    ctx.equal(told[-1], {"written": names}, "what the process told last")
+    reports = await process.lines(seconds=30)
+    ctx.equal(reports[-1], {"written": names}, "what the process told last")
     other = await ctx.another()
     found: Portrait = await portrait(other, "left")
     for kind, value in wanted.items():
         ctx.equal(found[kind], value, f"{kind} that a process wrote which ended without close, last {names[-1]}")
     for agent_id, when in (("released", 0), ("left", 20_000), ("awaited", 20_000)):
         lease = await other.acquire_agent_lock(agent_id, wait_ms=when)
-        ctx.true(lease.token > told[0]["tokens"][agent_id], f"the token of {agent_id!r} must be above that of the dead")
+        ctx.true(
+            lease.token > reports[0]["tokens"][agent_id], f"the token of {agent_id!r} must be above that of the dead"
+        )
         await lease.release()
     await held.renew()
     await held.release()

@@ -253,7 +253,7 @@ class _Comparison:
         self._ctx, self._short, self._long, self._rounds, self._memory = ctx, short, long, rounds, memory
         self._limit = long.whole // _SHARE
 
-    async def see(self, meter: Meter, calls: Mapping[str, Change], told: str) -> None:
+    async def see(self, meter: Meter, calls: Mapping[str, Change], case: str) -> None:
         """Make each call some times, by the instances in turn: none may cost more with the long lists, by any counter,
         nor may all together.
 
@@ -263,15 +263,15 @@ class _Comparison:
         Raises:
             Unverified: no counter sees the writes.
         """
-        found = await self._growth(meter, calls, told)
+        found = await self._growth(meter, calls, case)
         for _ in range(_TRIES - 1):
             if found is None or not found.is_backends:
                 break
             await meter.wait_until_quiet()
-            found = await self._growth(meter, calls, told)
+            found = await self._growth(meter, calls, case)
         self._ctx.true(found is None, "" if found is None else found.sentence)
 
-    async def _growth(self, meter: Meter, calls: Mapping[str, Change], told: str) -> _Growth | None:
+    async def _growth(self, meter: Meter, calls: Mapping[str, Change], case: str) -> _Growth | None:
         all_short: _Costs = {}
         all_long: _Costs = {}
         for name, change in calls.items():
@@ -279,14 +279,14 @@ class _Comparison:
             long = await self._measured(meter, self._long, change)
             for counter, before in short.items():
                 usual = (statistics.median_low(before), statistics.median_low(long[counter]))
-                if grown := self._grown(*usual, counter, f"{name}, {told},"):
+                if grown := self._grown(*usual, counter, f"{name}, {case},"):
                     return grown
                 all_short.setdefault(counter, []).extend(before)
                 all_long.setdefault(counter, []).extend(long[counter])
         telling = [counter for counter, costs in all_short.items() if sum(costs) > _LEAST * len(costs)]
         if not telling:
             raise Unverified("how much the store writes cannot be counted from outside: the harness has no hook costs")
-        every = f"each of these {len(calls)} calls, {told},"
+        every = f"each of these {len(calls)} calls, {case},"
         found = (self._grown(_mean(all_short[one]), _mean(all_long[one]), one, every) for one in telling)
         return next(filter(None, found), None)
 

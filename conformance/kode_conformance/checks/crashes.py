@@ -142,14 +142,14 @@ async def _stop_holder(ctx: Context, agent_id: str, *, in_block: bool) -> None:
             ctx.true(lease.token > holder["token"], f"token {lease.token} must be above {holder['token']}")
             await ctx.store.save_todos(agent_id, samples.todos("of the new holder"))
             os.kill(holder["pid"], signal.SIGCONT)
-            told = await process.lines()
+            reports = await process.lines()
     finally:
         process.kill()
         await process.gone()
     ctx.true(
-        told == [{"fenced": "refused"}, {"unfenced": "stored"}],
-        f"a holder that goes on after its lease has ended: {told}, expected that its write under the lease is refused, "
-        "and its write without a fence stored",
+        reports == [{"fenced": "refused"}, {"unfenced": "stored"}],
+        f"a holder that goes on after its lease has ended: {reports}, expected that its write under the lease is "
+        "refused, and its write without a fence stored",
     )
     ctx.equal(await ctx.store.load_todos(agent_id), samples.todos("of the new holder"), "the todos")
     ctx.equal(len(await ctx.store.load_media_cache(agent_id)), 1, "the media saved without a fence")

@@ -128,9 +128,9 @@ async def damage_of_any_kind_is_named_and_stays_where_it_is(ctx: Context) -> Non
                 ctx.equal(await look(store, _BAD), before[_BAD][name], f"the {name} beside damaged {part}")
         ctx.equal(await portrait(store, _SOUND), before[_SOUND], f"another agent beside damaged {part}")
         found = await store.check_consistency()
-        told = {(issue.code, issue.agent_id) for issue in found.issues}
-        ctx.true(("corrupt_record", _BAD) in told, f"the check must find damaged {part}; it found {sorted(told)}")
-        ctx.true({agent for _, agent in told} == {_BAD}, f"the check blames other agents for damaged {part}: {told}")
+        named = {(issue.code, issue.agent_id) for issue in found.issues}
+        ctx.true(("corrupt_record", _BAD) in named, f"the check must find damaged {part}; it found {sorted(named)}")
+        ctx.true({agent for _, agent in named} == {_BAD}, f"the check blames other agents for damaged {part}: {named}")
         if part == "snapshots":
             for snapshot in before[_BAD]["snapshots"]:
                 one = store.load_snapshot(_BAD, snapshot.id)
@@ -244,8 +244,8 @@ async def agents_without_info_are_checked(ctx: Context) -> None:
     await ctx.harness.corrupt(ctx.handle, "damaged")
     store = await ctx.another()
     found = await store.check_consistency()
-    told = sorted((issue.code, issue.agent_id) for issue in found.issues if issue.agent_id == "damaged")
-    ctx.equal(told, [("corrupt_record", "damaged")], "the issues of an agent without info")
+    named = sorted((issue.code, issue.agent_id) for issue in found.issues if issue.agent_id == "damaged")
+    ctx.equal(named, [("corrupt_record", "damaged")], "the issues of an agent without info")
     ctx.true(
         not any("delete" in issue.message.lower() for issue in found.issues if issue.agent_id == "damaged"),
         f"no issue may advise to delete what can be read: {found.issues}",
@@ -352,9 +352,10 @@ async def _see_damage(ctx: Context, agent_id: str, before: Portrait, what: str) 
     ctx.true(not wrong, f"{what} the agent reads otherwise than it was written, without an error: {wrong}")
     is_damaged = any(isinstance(value, CorruptRecordError) for value in found.values())
     ctx.equal(await ctx.store.load_messages(_SOUND), samples.messages(2), f"another agent {what}")
-    told = {issue.agent_id for issue in (await ctx.store.check_consistency(agent_id)).issues}
+    named = {issue.agent_id for issue in (await ctx.store.check_consistency(agent_id)).issues}
     ctx.true(
-        not is_damaged or agent_id in told, f"{what} reading raises CorruptRecordError; the check names {sorted(told)}"
+        not is_damaged or agent_id in named,
+        f"{what} reading raises CorruptRecordError; the check names {sorted(named)}",
     )
     await ctx.store.query_messages()
     return is_damaged

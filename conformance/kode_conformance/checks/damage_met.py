@@ -96,9 +96,9 @@ async def who_read_before_meets_the_damage_too(ctx: Context) -> None:
                 await portrait(store, _BAD)
                 await asyncio.gather(store.query_sessions(), store.query_messages(), store.query_tool_calls())
             layer.verbs, layer.kind = verbs, kind
-            told = f"by an instance that {'read' if has_read else 'did not read'} it before {part} were damaged"
+            case = f"by an instance that {'read' if has_read else 'did not read'} it before {part} were damaged"
             for name in names:
-                await _see_right_or_refused(ctx, LOOKS[name](store, _BAD), before[name], f"{name}, read {told},")
+                await _see_right_or_refused(ctx, LOOKS[name](store, _BAD), before[name], f"{name}, read {case},")
             await ctx.close(store)
     if not ctx.harness.has("corrupt"):
         return
@@ -108,8 +108,8 @@ async def who_read_before_meets_the_damage_too(ctx: Context) -> None:
     await stores[1].query_messages(agent_id="device")
     await ctx.harness.corrupt(ctx.handle, "device")
     for store, who in zip(stores, ("that wrote it", "that read it before", "that never read it"), strict=True):
-        told = f"the messages, damaged on the device, as the instance {who} loads them"
-        await _see_right_or_refused(ctx, store.load_messages("device"), wanted, told)
+        case = f"the messages, damaged on the device, as the instance {who} loads them"
+        await _see_right_or_refused(ctx, store.load_messages("device"), wanted, case)
         page = await store.query_messages(limit=1000)
         texts = [message.text for message in page if message.agent_id == "device"]
         lost = [message.text for message in wanted if message.text not in texts]
@@ -117,12 +117,12 @@ async def who_read_before_meets_the_damage_too(ctx: Context) -> None:
         ctx.equal(len([n for n in page.left_out if "'device'" in n]), len(lost), f"how many a query {who} names")
 
 
-async def _see_right_or_refused(ctx: Context, call: Awaitable[Any], wanted: Any, told: str) -> None:
+async def _see_right_or_refused(ctx: Context, call: Awaitable[Any], wanted: Any, case: str) -> None:
     try:
         found = await call
     except CorruptRecordError:
         return
-    ctx.equal(found, wanted, told)
+    ctx.equal(found, wanted, case)
 
 
 @check("QRY-9", "OPS-4", "LIFE-4", needs=Capability.QUERYABLE, under=(Dimension.DAMAGE, Dimension.CHANGES))
@@ -162,7 +162,7 @@ async def what_replaces_the_damaged_is_found(ctx: Context) -> None:
         await _see_same(ctx, store, gone, "after an agent whose message was damaged was deleted and made anew")
 
 
-async def _see_same(ctx: Context, store: QueryableStore, agent_id: str, told: str) -> None:
+async def _see_same(ctx: Context, store: QueryableStore, agent_id: str, case: str) -> None:
     """Check that a search finds the loaded records, and names the ones that it leaves out where a load is refused."""
     page = await store.query_messages(agent_id=agent_id, order="asc", limit=1000)
     everywhere = await store.query_messages(limit=1000)
@@ -170,11 +170,11 @@ async def _see_same(ctx: Context, store: QueryableStore, agent_id: str, told: st
     try:
         loaded = await store.load_messages(agent_id)
     except CorruptRecordError:
-        ctx.equal(len(named), 1, f"how many messages that cannot be loaded a query names, {told}")
+        ctx.equal(len(named), 1, f"how many messages that cannot be loaded a query names, {case}")
         return
-    ctx.equal(named, [], f"what a query names as left out, though all can be loaded, {told}")
+    ctx.equal(named, [], f"what a query names as left out, though all can be loaded, {case}")
     found = sorted(page, key=lambda one: one.position)
-    ctx.equal([one.text for one in found], [one.text for one in loaded], f"the messages that a query finds {told}")
+    ctx.equal([one.text for one in found], [one.text for one in loaded], f"the messages that a query finds {case}")
 
 
 # --- calls under way --------------------------------------------------------------------------------------------------
@@ -205,13 +205,13 @@ async def what_is_called_next_to_damage_succeeds(ctx: Context) -> None:
         sound = {write.name: write.act(store, f"{part}-{write.name}") for write in writes}
         ends = await asyncio.gather(*bad[:_FIRST], *sound.values(), *bad[_FIRST:], return_exceptions=True)
         _see_errors(ctx, [*ends[:_FIRST], *ends[_FIRST + len(sound) :]], f"of an agent whose {part} are damaged")
-        told = f"of another agent, made at once with calls for one whose {part} are damaged,"
+        case = f"of another agent, made at once with calls for one whose {part} are damaged,"
         for name, result in zip(sound, ends[_FIRST:], strict=False):
-            ctx.true(not isinstance(result, BaseException), f"{name} {told} raised {result!r}")
+            ctx.true(not isinstance(result, BaseException), f"{name} {case} raised {result!r}")
         for write in writes:
-            found = await _read_at_once(ctx, store, f"{part}-{write.name}", told)
+            found = await _read_at_once(ctx, store, f"{part}-{write.name}", case)
             problem = wanted[write].problem(found, done=True)
-            ctx.true(problem is None, f"{write.name} {told} is not as it should be: {problem}")
+            ctx.true(problem is None, f"{write.name} {case} is not as it should be: {problem}")
         streamed = {one.agent_id async for one in stream}
         missing = {f"{part}-{write.name}" for write in writes if write.name != "delete"} - streamed
         ctx.true(not missing, f"a search that began before {part} were damaged does not find {sorted(missing)}")
@@ -221,16 +221,16 @@ _FIRST: Final = 12
 """The number of calls for the damaged agent that come before the calls for the others; the rest come after them."""
 
 
-async def _read_at_once(ctx: Context, store: ExtendedStore, agent_id: str, told: str) -> Portrait:
+async def _read_at_once(ctx: Context, store: ExtendedStore, agent_id: str, case: str) -> Portrait:
     """Everything of an agent, each kind read at once with the same kind of the damaged one."""
     calls = [look(store, who) for look in LOOKS.values() for who in (_BAD, agent_id)]
     ends = await asyncio.gather(*calls, return_exceptions=True)
     for name, result in zip(LOOKS, ends[1::2], strict=True):
-        ctx.true(not isinstance(result, BaseException), f"reading the {name} {told} raised {result!r}")
+        ctx.true(not isinstance(result, BaseException), f"reading the {name} {case} raised {result!r}")
     return dict(zip(LOOKS, ends[1::2], strict=True))
 
 
-def _see_errors(ctx: Context, ends: Sequence[Any], told: str) -> None:
+def _see_errors(ctx: Context, ends: Sequence[Any], case: str) -> None:
     for error in ends:
         is_strange = isinstance(error, BaseException) and not isinstance(error, KodeError)
-        ctx.true(not is_strange, f"a call {told} raised {error!r}")
+        ctx.true(not is_strange, f"a call {case} raised {error!r}")

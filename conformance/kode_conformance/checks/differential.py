@@ -17,7 +17,7 @@ from kode_conformance.histories.looks import Known, Look, ask, loads
 from kode_conformance.histories.machine import Machine
 from kode_conformance.histories.programs import plain
 from kode_conformance.histories.shrinking import shortest
-from kode_conformance.histories.steps import Step, history, told
+from kode_conformance.histories.steps import Step, history, listed
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -359,4 +359,4 @@ async def random_histories_give_what_memory_gives(ctx: Context) -> None:
         for steps in in_time(ctx, _histories(ctx)):
             if await both.problem(steps):
                 short = await shortest(steps, fails, _SHORTEN_SECONDS)
-                raise Violation(f"this history goes wrong at {await both.problem(short)}\n{told(short)}")
+                raise Violation(f"this history goes wrong at {await both.problem(short)}\n{listed(short)}")

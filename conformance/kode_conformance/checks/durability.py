@@ -49,12 +49,12 @@ async def single_saves_survive_a_kill(ctx: Context) -> None:
 async def acknowledged_events_survive_a_kill(ctx: Context) -> None:
     """After kill -9 with many appends in flight every acknowledged event is stored, once, under its offset."""
     process = await ctx.process("append_events", "a", 0, 100_000, 50)
-    told = [await process.line() for _ in range(ctx.rng.randint(60, 240))]
+    reports = [await process.line() for _ in range(ctx.rng.randint(60, 240))]
     process.kill()
-    told += await process.gone()
+    reports += await process.gone()
     store = await ctx.another()
     stored = {event.bookmark.seq: event.offset async for event in store.read_events("a")}
-    missing = [line for line in told if stored.get(line["seq"]) != line["offset"]]
-    ctx.equal(missing, [], f"of {len(told)} acknowledged events, those that are missing")
+    missing = [line for line in reports if stored.get(line["seq"]) != line["offset"]]
+    ctx.equal(missing, [], f"of {len(reports)} acknowledged events, those that are missing")
     later = await store.append_event("a", samples.event(200_000))
     ctx.true(later > max(stored.values()), "an offset after the crash must be new")

@@ -40,13 +40,13 @@ async def a_repeat_under_an_ended_lease_is_refused(ctx: Context) -> None:
         await getattr(first, writer.method)(agent_id, **call, fence=lease)
         await lease.release()
         before = await portrait(second, agent_id)
-        told = f"{writer.method}({writer.parameter}=) of what it wrote before, under the lease that has ended"
+        case = f"{writer.method}({writer.parameter}=) of what it wrote before, under the lease that has ended"
         for store in (first, second):
-            await ctx.raises(LockLostError, getattr(store, writer.method)(agent_id, **call, fence=lease), told)
+            await ctx.raises(LockLostError, getattr(store, writer.method)(agent_id, **call, fence=lease), case)
         async with second.acquire_agent_lock(agent_id):
             again = getattr(first, writer.method)(agent_id, **call, fence=lease)
-            await ctx.raises(LockLostError, again, f"{told}, while another is held")
-        ctx.equal(await portrait(first, agent_id), before, f"the agent after {told}")
+            await ctx.raises(LockLostError, again, f"{case}, while another is held")
+        ctx.equal(await portrait(first, agent_id), before, f"the agent after {case}")
 
 
 _APART: Final = ({"append", "messages"}, {"tool_calls", "upsert_tool_calls"})

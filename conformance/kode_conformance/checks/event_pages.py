@@ -104,18 +104,20 @@ async def repeats_far_apart(ctx: Context) -> None:
     mixed: list[Timeline] = []
     for i, entry in enumerate(new):
         mixed += [entry, log.entries[(i * 37) % 1101][1]] if i % 5 == 0 else [entry]
-    told = list(await other.append_events("a", mixed))
+    offsets = list(await other.append_events("a", mixed))
     known = {entry.cursor: offset for offset, entry in log.entries}
-    fresh = {e.cursor: offset for e, offset in zip(mixed, told, strict=True) if e.cursor not in known}
+    fresh = {e.cursor: offset for e, offset in zip(mixed, offsets, strict=True) if e.cursor not in known}
     wanted = [{**known, **fresh}[entry.cursor] for entry in mixed]
-    same(ctx, told, wanted, f"the offsets of {len(mixed)} entries, of which some are there")
+    same(ctx, offsets, wanted, f"the offsets of {len(mixed)} entries, of which some are there")
     log.note(ctx, list(fresh.values()), new)
     known |= fresh
     mixed = [new[0], samples.event(-1, cursor=6000), new[-1], log.entries[0][1], new[250]]
-    told = list(await ctx.store.append_events("a", mixed))
-    log.note(ctx, [told[1]], [mixed[1]])
+    offsets = list(await ctx.store.append_events("a", mixed))
+    log.note(ctx, [offsets[1]], [mixed[1]])
     wanted = [known.get(entry.cursor, log.last) for entry in mixed]
-    same(ctx, told, wanted, "the offsets of the ends and the middle of what was appended just now, and of a new entry")
+    same(
+        ctx, offsets, wanted, "the offsets of the ends and the middle of what was appended just now, and of a new entry"
+    )
     await other.save_turn("a", events=[log.entries[500][1], new[7]])
     async for where, store in views(ctx, other):
         again = list(await store.append_events("a", [entry for _, entry in log.entries[::-1]]))

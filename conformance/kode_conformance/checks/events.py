@@ -51,10 +51,10 @@ async def events_survive_a_restart(ctx: Context) -> None:
 async def appends_of_several_processes(ctx: Context) -> None:
     """No event of several processes is lost, and every process is told the offset that is stored."""
     processes = [await ctx.process("append_events", "a", start, 60, 10) for start in (0, 1000, 2000)]
-    told = [line for process in processes for line in await process.lines()]
+    reports = [line for process in processes for line in await process.lines()]
     stored = {event.bookmark.seq: event.offset for event in await _all(ctx.store)}
     ctx.equal(len(stored), 180, "how many events there are")
-    ctx.true(all(stored[line["seq"]] == line["offset"] for line in told), "offsets must be the ones that were told")
+    ctx.true(all(stored[line["seq"]] == line["offset"] for line in reports), "offsets must be the ones that were told")
 
 
 @check("EVT-2", under=(Dimension.ORDERS, Dimension.CHANGES))

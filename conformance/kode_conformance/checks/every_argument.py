@@ -230,7 +230,7 @@ async def filters_pages_and_orders_together(ctx: Context) -> None:
 async def _see_parts(
     ctx: Context, store: ExtendedStore, kind: str, asked: dict[str, Any], wanted: Sequence[Any], number: int
 ) -> None:
-    query, told = getattr(store, f"query_{kind}"), ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    query, shown = getattr(store, f"query_{kind}"), ", ".join(f"{name}={value!r}" for name, value in asked.items())
     size, n = 1 + number % 3, len(wanted)
     for paging in (
         {"limit": size, "offset": (0, 1, 2, n // 2, max(0, n - 2))[number % 5]},
@@ -242,7 +242,7 @@ async def _see_parts(
         page = await query(**asked, **paging)
         begin = paging.get("offset", 0)
         end = begin + paging.get("limit", 100)
-        what = f"query_{kind}({told}, {', '.join(f'{name}={value}' for name, value in paging.items())})"
+        what = f"query_{kind}({shown}, {', '.join(f'{name}={value}' for name, value in paging.items())})"
         same(ctx, list(page), list(wanted[begin:end]), what)
         if paging.get("limit") and end < n:
             ctx.true(page.next_cursor is not None, f"{what} has no cursor, though {n - end} more match")
@@ -253,9 +253,9 @@ async def _see_parts(
         found += page
         if page.next_cursor is None or len(found) > n:
             break
-        ctx.equal(len(page), 3 * size, f"how many query_{kind}({told}, limit={3 * size}) gives where more follow")
+        ctx.equal(len(page), 3 * size, f"how many query_{kind}({shown}, limit={3 * size}) gives where more follow")
         cursor = {"cursor": page.next_cursor}
-    same(ctx, found, list(wanted), f"query_{kind}({told}) in pages of {3 * size}")
+    same(ctx, found, list(wanted), f"query_{kind}({shown}) in pages of {3 * size}")
     if number % 3 == 0:
         streamed = [record async for record in getattr(store, f"iter_{kind}")(**asked)]
-        same(ctx, streamed, list(wanted), f"iter_{kind}({told})")
+        same(ctx, streamed, list(wanted), f"iter_{kind}({shown})")

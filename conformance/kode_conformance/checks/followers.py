@@ -57,8 +57,8 @@ class Follower:
                         self.task.result()
         except TimeoutError:
             last = self.seen[-1].offset if self.seen else None
-            told = f"got {len(self.seen)} events, the last with offset {last}"
-            raise Violation(f"{self.name} {told}, and not the one with {offset} within {seconds:g} s") from None
+            case = f"got {len(self.seen)} events, the last with offset {last}"
+            raise Violation(f"{self.name} {case}, and not the one with {offset} within {seconds:g} s") from None
 
     def compare(self, log: Log, *, what: str = "") -> None:
         """Check that the events that came are exactly the ones that were asked for, by offset."""
@@ -94,8 +94,8 @@ class _Writers(NamedTuple):
         """Append one by one, all in flight at once."""
         entries = [self._entry(seq, i, "control" if i % 5 == 0 else "progress") for i, seq in enumerate(seqs)]
         calls = (self.stores[i % 2].append_event("a", entry) for i, entry in enumerate(entries))
-        told = sorted(zip(await asyncio.gather(*calls), entries, strict=True), key=lambda pair: pair[0])
-        self.log.note(self.ctx, [offset for offset, _ in told], [entry for _, entry in told])
+        stored = sorted(zip(await asyncio.gather(*calls), entries, strict=True), key=lambda pair: pair[0])
+        self.log.note(self.ctx, [offset for offset, _ in stored], [entry for _, entry in stored])
 
     def _entry(self, seq: int, i: int, channel: Any) -> Timeline:
         return samples.event(seq, channel, cursor=len(self.log.entries) + i, n=seq)
@@ -243,9 +243,9 @@ async def following_bursts_of_processes(ctx: Context) -> None:
     followers = [Follower(ctx, f"a follower in {name}", store, Asked()) for name, store in _named(ctx.store, other)]
     async with _following(followers):
         processes = [await ctx.process("append_events", "a", 1000 * (i + 1), 300, 100) for i in range(3)]
-        told = [line for process in processes for line in await process.lines(60.0)]
+        reports = [line for process in processes for line in await process.lines(60.0)]
         log = Log()
-        log.entries = sorted(((one["offset"], samples.event(one["seq"])) for one in told), key=lambda pair: pair[0])
+        log.entries = sorted(((one["offset"], samples.event(one["seq"])) for one in reports), key=lambda pair: pair[0])
         for follower in followers:
             await follower.reach(log.last)
             follower.compare(log, what=" while three processes appended")

@@ -135,11 +135,11 @@ async def _cancel(ctx: Context, other: ExtendedStore, call: Large, agent_id: str
         before = after
     what = f"after {call.name} of {count} was cancelled"
     found = await _seen(ctx.store, agent_id, looks)
-    ctx.true(found in (before, after), f"{what}, it must be there whole or not at all: {_told(found, before, after)}")
+    ctx.true(found in (before, after), f"{what}, it must be there whole or not at all: {_runs(found, before, after)}")
     ctx.equal(await _seen(other, agent_id, looks), found, f"another instance, {what}")
 
 
-def _told(found: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> str:
+def _runs(found: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> str:
     """The results of the looks that differ before and after the call."""
     moved = [name for name in found if before[name] != after[name] or found[name] != after[name]]
     return "; ".join(f"{name} gives {found[name]:.300}, before {before[name]}, after {after[name]}" for name in moved)
@@ -169,8 +169,8 @@ async def two_large_calls_at_once(ctx: Context) -> None:
             await asyncio.gather(*(call.act(s, agent_id, given) for s, given in zip(stores, both, strict=True)))
             for store in stores:
                 found = await _seen(store, agent_id, looks)
-                told = _told(found, wanted[0], wanted[1]).replace("before", "x first").replace("after", "y first")
-                ctx.true(found in wanted, f"two of {call.name} at once, of {count} each: {told}")
+                shown = _runs(found, wanted[0], wanted[1]).replace("before", "x first").replace("after", "y first")
+                ctx.true(found in wanted, f"two of {call.name} at once, of {count} each: {shown}")
 
 
 _POLLED: Final = {Tier.QUICK: (1101,), Tier.STANDARD: (1101, 2500, 10_001), Tier.THOROUGH: (1101, 2500, 10_001)}
@@ -253,11 +253,11 @@ async def _poll(
             for name in names:
                 known = "".join(proved[:1]) or ("its end" if ended else "")
                 found = await looks[name](store, agent_id)
-                told = f"{name} gave {found:.300} while {what} was under way"
+                case = f"{name} gave {found:.300} while {what} was under way"
                 if found not in (before[name], after[name]):
-                    raise Violation(f"{told}, and may give {before[name]} or {after[name]}")
+                    raise Violation(f"{case}, and may give {before[name]} or {after[name]}")
                 if found != after[name] and known:
-                    raise Violation(f"{told}, as before it, when {known} had told of it: {after[name]}")
+                    raise Violation(f"{case}, as before it, when {known} had told of it: {after[name]}")
                 if found != before[name]:
                     proved.append(name)
                 await asyncio.sleep(0)

@@ -105,7 +105,7 @@ async def a_thousand_locks_cost_nothing(ctx: Context) -> None:
     other = await ctx.another()
     await _threads_are_there()
     for stores, is_entered in (([ctx.store], False), ([ctx.store, other], True)):
-        told = f"that {len(stores)} instances {'entered' if is_entered else 'awaited'}"
+        case = f"that {len(stores)} instances {'entered' if is_entered else 'awaited'}"
         prefix = f"{len(stores)}-"
         await asyncio.gather(*(store.save_messages("b", samples.messages(2)) for store in stores for _ in range(9)))
         before = await _connections_of(ctx)
@@ -118,10 +118,10 @@ async def a_thousand_locks_cost_nothing(ctx: Context) -> None:
                     await ctx.raises(LockUnavailableError, _take(again), f"lock {number} of {count}, once more")
             most = max(_POOL, count // _LOCKS_OF_A_CONNECTION)
             grown = _grown(before, await _connections_of(ctx), most=most)
-            ctx.equal(grown, {}, f"what {count} locks {told} hold, from and to")
+            ctx.equal(grown, {}, f"what {count} locks {case} hold, from and to")
         await _take(other.acquire_agent_lock(f"{prefix}0"))
         grown = _grown(before, await _settled(ctx), spared=(), most=most)
-        ctx.equal(grown, {}, f"what {count} locks {told} leave behind, from and to")
+        ctx.equal(grown, {}, f"what {count} locks {case} leave behind, from and to")
 
 
 async def _take(lock: Awaitable[object]) -> object:

@@ -168,9 +168,9 @@ async def one_word_in_every_field_links_no_kinds(ctx: Context) -> None:
         await _give(stores[n % 2], writer, [_worded(kind, number) for number in numbers])
         after = await _of_each_kind(stores[1 - n % 2])
         before[kind.record.__name__] = after[kind.record.__name__]
-        told = f"after {writer.method}({writer.parameter}=) of the records {numbers}"
+        case = f"after {writer.method}({writer.parameter}=) of the records {numbers}"
         for name, records in before.items():
-            ctx.equal(after[name], records, f"the records of {name} {told}")
+            ctx.equal(after[name], records, f"the records of {name} {case}")
 
 
 # --- deletes under other clocks ---------------------------------------------------------------------------------------

@@ -66,11 +66,11 @@ async def one_holder_over_processes(ctx: Context) -> None:
     await holder.gone()
     await ctx.store.save_info("a", samples.info("a", metadata={"n": 0}))
     processes = [await ctx.process("count_up", "a", 15) for _ in range(3)]
-    told = [line for process in processes for line in await process.lines()]
+    reports = [line for process in processes for line in await process.lines()]
     info = await ctx.store.load_info("a")
     ctx.equal(info and info.metadata, {"n": 45}, "the counter")
-    told.sort(key=lambda line: line["n"])
-    tokens = [line["token"] for line in told]
+    reports.sort(key=lambda line: line["n"])
+    tokens = [line["token"] for line in reports]
     ctx.equal(tokens, sorted(set(tokens)), "the tokens in the order of the counts")
 
 
@@ -160,12 +160,12 @@ async def a_lease_lasts_its_whole_time(ctx: Context) -> None:
 async def a_killed_holder_is_followed(ctx: Context) -> None:
     """The lock of a process that was killed is free when its time is over, and not before."""
     process = await ctx.process("hold_lock", "a", 1500)
-    told = await process.line()
+    report = await process.line()
     process.kill()
     await process.gone()
     await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "right after the kill")
     lease = await ctx.store.acquire_agent_lock("a", wait_ms=10_000)
-    ctx.true(lease.token > told["token"], f"token {lease.token} must be above {told['token']}")
+    ctx.true(lease.token > report["token"], f"token {lease.token} must be above {report['token']}")
     await lease.release()
 
 

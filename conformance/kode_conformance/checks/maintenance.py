@@ -167,9 +167,9 @@ async def an_error_says_how_many_were_deleted(ctx: Context) -> None:
         StoreUnavailableError, store.delete_many(template_id="old"), "delete_many of one that fails"
     )
     left = await ctx.store.list()
-    told = " ".join([str(error), *getattr(error, "__notes__", ())])
+    text = " ".join([str(error), *getattr(error, "__notes__", ())])
     ctx.true(ids[7] in left, "the agent that could not be deleted must be there")
-    ctx.true(str(120 - len(left)) in told, f"{120 - len(left)} agents are gone; the error must say so: {told}")
+    ctx.true(str(120 - len(left)) in text, f"{120 - len(left)} agents are gone; the error must say so: {text}")
     layers[-1].failing = {}
     ctx.equal(await store.delete_many(template_id="old"), len(left), "how many were deleted when it was called again")
     ctx.equal(await ctx.store.list(), [], "who is left")

@@ -98,9 +98,9 @@ async def a_task_is_inside_many_blocks(ctx: Context) -> None:
             await leases[agent_id].release()
         for at, agent_id in enumerate(ids):
             write = store.append_messages(agent_id, samples.messages(1))
-            told = f"block {at + 1} of {count} that the task is in"
+            case = f"block {at + 1} of {count} that the task is in"
             if agent_id in lost:
-                await ctx.raises(LockLostError, asyncio.gather(write), f"a write in {told}, whose lease has ended")
+                await ctx.raises(LockLostError, asyncio.gather(write), f"a write in {case}, whose lease has ended")
             else:
                 await write
         await store.append_messages("in no block", samples.messages(1))
@@ -108,8 +108,8 @@ async def a_task_is_inside_many_blocks(ctx: Context) -> None:
         for at, agent_id in enumerate(ids):
             await locks[agent_id].__aexit__(None, None, None)
             if at % 4 == 0:
-                told = f"whether an agent is fenced whose block was left, with {count - at - 1} blocks to go"
-                ctx.equal(await is_fenced(store, other, agent_id), False, told)
+                case = f"whether an agent is fenced whose block was left, with {count - at - 1} blocks to go"
+                ctx.equal(await is_fenced(store, other, agent_id), False, case)
         left = [agent_id for agent_id in ids if agent_id not in lost]
         ctx.equal([a for a in left if leases[a].is_lost], [], f"leases that were lost, of {len(left)} that were held")
 
@@ -149,10 +149,10 @@ async def blocks_of_several_stores_are_apart(ctx: Context) -> None:
         for left, other in ((order[0], order[1]), (order[1], order[0])):
             await stores[left].append_messages(left, samples.messages(1))
             await locks[left].__aexit__(None, None, None)
-            told = f"whether {left} is fenced, once the block of its instance was left"
-            ctx.equal(await is_fenced(stores[left], stores[other], left), False, told)
+            case = f"whether {left} is fenced, once the block of its instance was left"
+            ctx.equal(await is_fenced(stores[left], stores[other], left), False, case)
         ctx.equal([lease.is_lost for lease in leases.values()], [False] * 2, "leases of two instances that were lost")
 
 
-async def _refused(ctx: Context, store: ExtendedStore, told: str) -> None:
-    await ctx.raises(LockLostError, store.append_messages("a", samples.messages(1)), f"a write {told}")
+async def _refused(ctx: Context, store: ExtendedStore, case: str) -> None:
+    await ctx.raises(LockLostError, store.append_messages("a", samples.messages(1)), f"a write {case}")

@@ -100,8 +100,8 @@ async def each_failure_is_counted_once_and_as_nothing_else(ctx: Context) -> None
             await write.act(ctx.store, "a", fence=lease)
         except LockLostError:
             after = await _counted(ctx.store)
-            told = f"the counters that {write.name} under an ended lease moved"
-            ctx.equal(_moved(before, after), {"errors": 1}, told)
+            case = f"the counters that {write.name} under an ended lease moved"
+            ctx.equal(_moved(before, after), {"errors": 1}, case)
             before = after
         else:
             raise Violation(f"{write.name} under an ended lease was done")

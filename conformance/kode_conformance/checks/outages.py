@@ -84,8 +84,8 @@ async def many_open_a_place_that_comes_back(ctx: Context) -> None:
     finally:
         await ctx.harness.heal_backend(ctx.handle)
     for end in ends:
-        told = "opening at once with others, during an outage, and loading"
-        ctx.true(isinstance(end, StorageError) and end.retry is not Retry.NEVER, f"{told} gave {end!r}")
+        case = "opening at once with others, during an outage, and loading"
+        ctx.true(isinstance(end, StorageError) and end.retry is not Retry.NEVER, f"{case} gave {end!r}")
     stores = await asyncio.gather(*(ctx.another() for _ in range(_OPEN_AT_ONCE)), return_exceptions=True)
     for number, store in enumerate(stores):
         if isinstance(store, BaseException):
@@ -146,8 +146,8 @@ async def _see_refusals(
     for name, call in calls.items():
         error = await ctx.raises(StorageError, _in_time(call(), name), f"{name} during an outage")
         ctx.true(error.retry is not Retry.NEVER, f"{name} during an outage may be tried again; it raised {error!r}")
-    told = (_in_time(read(), f"{name} during an outage") for name, read in reads.items())
-    for name, found in zip(reads, await asyncio.gather(*told, return_exceptions=True), strict=True):
+    pending = (_in_time(read(), f"{name} during an outage") for name, read in reads.items())
+    for name, found in zip(reads, await asyncio.gather(*pending, return_exceptions=True), strict=True):
         if isinstance(found, Violation):
             raise found
         if isinstance(found, BaseException):

@@ -32,11 +32,11 @@ async def leases_end_for_other_processes_too(ctx: Context) -> None:
     process = await ctx.process("live_with_locks", "held", names, str(gate))
     for number in range(3):
         ctx.equal(await process.line(), {"refused": "held"}, f"try {number} of another process for a lock that is held")
-    told = await process.line(60.0)
-    ctx.equal(list(told["tokens"]), names, "the leases that the other process had")
+    report = await process.line(60.0)
+    ctx.equal(list(report["tokens"]), names, "the leases that the other process had")
     waiter = asyncio.ensure_future(take(ctx.store.acquire_agent_lock("kept", wait_ms=60_000), "one who waits"))
     mine = {}
-    for how, token in told["tokens"].items():
+    for how, token in report["tokens"].items():
         what = f"after a lease of another process ended like this: {how}"
         wait_ms = 20_000 if "expired" in how else 0
         lease = await take(ctx.store.acquire_agent_lock(how, ttl_ms=600_000, wait_ms=wait_ms), what)
@@ -48,7 +48,7 @@ async def leases_end_for_other_processes_too(ctx: Context) -> None:
     late = {how: ["refused", "refused"] for how in names}
     ctx.equal(after["late"], late, "renewals and writes under ended leases, while another process has the lock")
     lease = await waiter
-    ctx.true(lease.token > told["kept"], f"the token of one who waited is {lease.token}, after {told['kept']}")
+    ctx.true(lease.token > report["kept"], f"the token of one who waited is {lease.token}, after {report['kept']}")
     await lease.release()
     for how, one in mine.items():
         await ctx.raises(

@@ -111,18 +111,18 @@ class _Log:
     def __init__(self, name: str) -> None:
         self._kind = LOGS[name]
         self._calls: list[Call] = []
-        self._told: list[tuple[int, int]] = []
+        self._offsets: list[tuple[int, int]] = []
 
-    def add(self, calls: Sequence[Call], told: Sequence[tuple[int, int]]) -> None:
+    def add(self, calls: Sequence[Call], offsets: Sequence[tuple[int, int]]) -> None:
         """One client."""
         self._calls += calls
-        self._told += told
+        self._offsets += offsets
 
     async def judge(self, ctx: Context, agent: str, what: str) -> None:
         """Compare with the log as it is now."""
         final, offsets = await self._kind.read(ctx.store, agent)
         problem = log_problem(self._calls, final, contiguous=self._kind.contiguous)
-        problem = problem or offsets_problem(self._told, list(zip(final, offsets, strict=True)))
+        problem = problem or offsets_problem(self._offsets, list(zip(final, offsets, strict=True)))
         ctx.true(not problem, f"{what}: {problem}")
 
 
@@ -147,13 +147,13 @@ async def processes_agree_on_one_order(ctx: Context) -> None:
     for process in processes:
         await process.line()
     gate.touch()
-    told = [line for process in processes for line in await process.lines(60 + seconds)]
+    reports = [line for process in processes for line in await process.lines(60 + seconds)]
     for name in REGISTERS:
-        problem = register_problem([Call(*call) for line in told if line["name"] == name for call in line["calls"]])
+        problem = register_problem([Call(*call) for line in reports if line["name"] == name for call in line["calls"]])
         ctx.true(not problem, f"{name}, {_PROCESSES} processes: {problem}")
     for name in LOGS:
         log = _Log(name)
-        for line in told:
+        for line in reports:
             if line["name"] == name:
                 log.add([Call(*call) for call in line["calls"]], [(entry, offset) for entry, offset in line["offsets"]])
         await log.judge(ctx, name, f"{name}, {_PROCESSES} processes")

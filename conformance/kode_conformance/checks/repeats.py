@@ -73,7 +73,7 @@ async def an_append_of_one_event_several_times(ctx: Context) -> None:
             old = list(await stores[number // 2 % 2].append_events(agent, first))
             model.append_events(agent, first)
             given, what = [names[name] for name in ids], f"of the events {[*ids]} where {[*stored]} were stored"
-            told = model.append_events(agent, given)
+            expected = model.append_events(agent, given)
             in_one = len(set(ids)) == len(ids)
             at_once = not in_one and number % 3 == 1
             offsets: list[int] | None = None
@@ -87,18 +87,21 @@ async def an_append_of_one_event_several_times(ctx: Context) -> None:
             else:
                 offsets = [await store.append_event(agent, entry) for entry in given]
             found = [event async for event in stores[(number + 1) % 2].read_events(agent, after_offset=0)]
-            wanted, got = [_told(logged.timeline) for logged in model.agents[agent].events], [*map(_told, found)]
+            wanted, got = (
+                [_fields(logged.timeline) for logged in model.agents[agent].events],
+                [*map(_fields, found)],
+            )
             if at_once:
                 wanted, got = sorted(wanted, key=str), sorted(got, key=str)
             ctx.equal(got, wanted, f"the log after an append {what}")
             ctx.equal([event.offset for event in found][: len(old)], old, f"the offsets of what was stored {what}")
             if offsets is not None:
-                places = {str(_told(event)): event.offset for event in found}
-                wanted_offsets = [places[str(_told(logged.timeline))] for logged in told]
+                places = {str(_fields(event)): event.offset for event in found}
+                wanted_offsets = [places[str(_fields(logged.timeline))] for logged in expected]
                 ctx.equal(offsets, wanted_offsets, f"the offsets that an append returned {what}")
 
 
-def _told(entry: Timeline) -> dict[str, Any]:
+def _fields(entry: Timeline) -> dict[str, Any]:
     return entry.event.data | {"seq": entry.bookmark.seq}
 
 

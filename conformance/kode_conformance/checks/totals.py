@@ -123,15 +123,15 @@ async def ten_thousand_in_one_turn(ctx: Context) -> None:
 
 async def _counted(ctx: Context, store: ExtendedStore, agent_id: str, messages: int, calls: int) -> None:
     """Everything that tells how many there are."""
-    told = f"of {messages} messages"
+    case = f"of {messages} messages"
     info = await store.load_info(agent_id)
-    ctx.equal(info and info.message_count, messages, f"message_count of the info {told}")
+    ctx.equal(info and info.message_count, messages, f"message_count of the info {case}")
     page = await store.query_sessions(agent_id=agent_id)
-    ctx.equal([one.message_count for one in page], [messages], f"message_count in query_sessions {told}")
+    ctx.equal([one.message_count for one in page], [messages], f"message_count in query_sessions {case}")
     streamed = await all_of(store.iter_sessions(agent_id=agent_id))
-    ctx.equal([one.message_count for one in streamed], [messages], f"message_count in iter_sessions {told}")
+    ctx.equal([one.message_count for one in streamed], [messages], f"message_count in iter_sessions {case}")
     stats = await store.aggregate_stats(agent_id)
-    ctx.equal(stats.total_messages, messages, f"the total {told} in the statistics")
+    ctx.equal(stats.total_messages, messages, f"the total {case} in the statistics")
     ctx.equal(stats.total_tool_calls, calls, f"the total of {calls} tool calls in the statistics")
     ctx.equal(stats.tool_calls_by_state, {"COMPLETED": calls}, f"{calls} tool calls by state")
     names = {f"n{i}": len(range(i, calls, 3)) for i in range(3)}

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kode_conformance.commands.into import write_into
 from kode_conformance.reports.matrix import matrix_lines
-from kode_conformance.reports.tally import told
+from kode_conformance.reports.tally import counts_text
 from kode_conformance.results import BAD, Report, Result, Status, Verdict, read_report
 from kode_core.cli.output import count, one_line, show, visible
 from kode_core.errors import InvalidArgumentError
@@ -162,7 +162,7 @@ def _remarks(before: Report, after: Report) -> Iterator[str]:
 def _print(found: Comparison) -> None:
     for name, report in (("before", found.before), ("after", found.after)):
         seed = f"{report.tier}, seed {report.seed}"
-        show(Text(visible(f"{name:<7} {report.store} ({seed})  {report.verdict}: {told(report.counts())}")))
+        show(Text(visible(f"{name:<7} {report.store} ({seed})  {report.verdict}: {counts_text(report.counts())}")))
     for remark in found.remarks:
         show(Text(visible(f"note: {remark}"), "yellow"))
     groups = (

@@ -35,7 +35,7 @@ __all__ = ["EXAMPLES", "conformance"]
 EXAMPLES: Final = {
     "conformance": (
         "kode conformance sqlite",
-        "kode conformance my_store/testing.py:MyHarness --tier quick",
+        "kode conformance kode_acme/testing/harness.py:AcmeHarness --tier quick",
         "kode conformance sqlite --tier thorough --report out --badge conformance.svg",
         "kode conformance sqlite --only MSG --only DUR-1",
         "kode conformance --list --only MSG",

@@ -32,11 +32,11 @@ def harness_named(wanted: str | None) -> StoreHarness:
     except Exception as exc:
         if "://" in wanted:  # an address may hold a password
             raise ConfigurationError(str(exc)) from exc
-        raise ConfigurationError(f"{wanted}: {_told(exc)}") from exc
+        raise ConfigurationError(f"{wanted}: {_problem_of(exc)}") from exc
     return harness
 
 
-def _told(exc: Exception) -> str:
+def _problem_of(exc: Exception) -> str:
     """An error of this package is a sentence; one that comes from the harness's code is told with its place."""
     frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if "importlib" not in frame.filename]
     if isinstance(exc, ModuleNotFoundError) or Path(frames[-1].filename).parent == Path(__file__).parent:

@@ -216,7 +216,7 @@ async def append_and_read(
 
     Returns its calls, and (entry, offset) as it was told them.
     """
-    client, told = _Client(number, rng), list[tuple[int, int]]()
+    client, answered = _Client(number, rng), list[tuple[int, int]]()
     for i in range(calls):
         if time.monotonic() > until:
             break
@@ -224,7 +224,7 @@ async def append_and_read(
         if rng.random() < 0.3:
             seen, offsets = await client.read(log.read(store, agent_id))
             client.saw(seen)
-            told += zip(seen, offsets, strict=True)
+            answered += zip(seen, offsets, strict=True)
             continue
         entries = [10_000 * (number + 1) + 10 * i + j for j in range(rng.choice((1, 1, 2, 3)))]
         attempts = [cancel and rng.random() < 0.15]
@@ -232,5 +232,5 @@ async def append_and_read(
             attempts.append(False)
         for cancelled in attempts:
             got = await client.write("append", entries, log.append(store, agent_id, entries), cancelled=cancelled)
-            told += zip(entries, got or (), strict=False)
-    return client.calls, told
+            answered += zip(entries, got or (), strict=False)
+    return client.calls, answered

@@ -14,7 +14,7 @@ from kode_conformance.histories.leases import Leases
 from kode_conformance.histories.machine import Machine
 from kode_conformance.histories.programs import RULER, Program
 from kode_conformance.histories.shrinking import shortest
-from kode_conformance.histories.steps import Step, history, told
+from kode_conformance.histories.steps import Step, history, listed
 from kode_conformance.histories.translation import made_up
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.processes.remote import another_process
@@ -162,11 +162,11 @@ async def follow(ctx: Context, stores: list[Any], histories: Iterable[Sequence[S
         short = await trials.shortest(steps, found)
         machine, again = await trials.run(short)
         if again is None:
-            raise Violation(f"{GOES_WRONG} {found} {NOT_ALWAYS}\n{told(steps)}")
+            raise Violation(f"{GOES_WRONG} {found} {NOT_ALWAYS}\n{listed(steps)}")
         always = all([(await trials.run(short))[1] is not None for _ in range(_MORE_RUNS)])
         program = (await trials.program(short, machine, again)).strip()
         raise Violation(
-            f"{GOES_WRONG} {again}{'' if always else f' {NOT_ALWAYS}'}\n{told(short, values=_STEPS in program)}\n\n"
+            f"{GOES_WRONG} {again}{'' if always else f' {NOT_ALWAYS}'}\n{listed(short, values=_STEPS in program)}\n\n"
             f"As a program:\n\n{RULER}\n{program}\n{RULER}"
         )
 

@@ -107,13 +107,13 @@ def log_problem(calls: Sequence[Call], final: Sequence[int], *, contiguous: bool
     )
 
 
-def offsets_problem(told: Iterable[tuple[int, int]], final: Sequence[tuple[int, int]]) -> str:
+def offsets_problem(answered: Iterable[tuple[int, int]], final: Sequence[tuple[int, int]]) -> str:
     """The fault in the (entry, offset) pairs that clients were told, compared with the final log; empty without one."""
     offsets = [offset for _, offset in final]
     if offsets != sorted(set(offsets)):
         return f"offsets do not grow in the order of commit: {offsets}"
     known: dict[int, int] = {}
-    for entry, offset in (*final, *told):
+    for entry, offset in (*final, *answered):
         if known.setdefault(entry, offset) != offset:
             return f"the entry {entry} was told to be at {offset}, and is at {known[entry]}"
     return ""

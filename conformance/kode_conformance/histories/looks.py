@@ -120,10 +120,10 @@ def problem_of(got: Any, model: StoreModel, look: Look, mine: Callable[[str], bo
         got = [one for one in got if mine(one if isinstance(one, str) else one.agent_id)]
     elif look.method == "list":
         got = [one for one in got if mine(one)]
-    return _told(got, want), want
+    return _shown_pair(got, want), want
 
 
-def _told(got: Any, want: Any) -> str:
+def _shown_pair(got: Any, want: Any) -> str:
     """The difference; of lists of records, which one is missing or too many is said first."""
     found = difference(got, want)
     if found is None or not isinstance(want, list) or not want or not hasattr(want[0], "agent_id"):

@@ -15,7 +15,7 @@ from kode_conformance.histories.vocabulary import FAMILIES, REFUSED, run, values
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Timeline
 
-__all__ = ["Step", "history", "refusal_of", "told"]
+__all__ = ["Step", "history", "listed", "refusal_of"]
 
 
 class Step(NamedTuple):
@@ -80,7 +80,7 @@ def _shown(arg: Any) -> str:
     return f"[{', '.join(arg)}]" if isinstance(arg, tuple) else str(arg)
 
 
-def told(steps: Sequence[Step], *, values: bool = True) -> str:
+def listed(steps: Sequence[Step], *, values: bool = True) -> str:
     """A history for a person: numbered calls, then the *values* they name."""
     lines = [f"  {i}. {step}" for i, step in enumerate(steps, 1)]
     if not values:

@@ -74,7 +74,7 @@ class Attempt(NamedTuple):
     changed: Sequence[int]
     where: str
 
-    def told(self, of: int) -> str:
+    def shown(self, of: int) -> str:
         """For the message of a finding; *of* is how many calls there are."""
         if self.acknowledged:
             return f"{self.write}, killed right after it was acknowledged"
@@ -149,7 +149,7 @@ class Killer:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                lines = await self._told(child)
+                lines = await self._reports(child)
         except TimeoutError:
             raise Violation(f"a process that used the store gave no answer in {_ANSWER_SECONDS:g} s") from None
         for line in lines:
@@ -157,7 +157,7 @@ class Killer:
                 raise Violation(f"a process that used the store failed: {line['error']}")
         return lines
 
-    async def _told(self, child: asyncio.subprocess.Process) -> list[dict[str, Any]]:
+    async def _reports(self, child: asyncio.subprocess.Process) -> list[dict[str, Any]]:
         assert child.stdout is not None
         lines: list[dict[str, Any]] = []
         while raw := await child.stdout.readline():
@@ -306,7 +306,7 @@ async def kill_at_points(
     for point in kills.in_time((0, *points)):
         agent_id = f"{name}-{point}"
         attempt = await kills.attempt(write, agent_id, point, with_seed=with_seed) if point else last
-        when = attempt.told(last.calls) + ("" if with_seed else ", as the first write of its agent")
+        when = attempt.shown(last.calls) + ("" if with_seed else ", as the first write of its agent")
         left[agent_id] = when, await _judge(context, write, wanted, attempt, agent_id, when)
     await _see_it_stays(context, left)
     return len(left)
@@ -327,7 +327,7 @@ async def kill_first_opens(context: Context, kills: Killer, write: Write, others
     async def kill(point: int, calls: int) -> Attempt:
         async with _new_place(context) as place:
             attempt = await kills.attempt(write, "a", point, handle=place.handle, from_open=True, with_seed=False)
-            await _judge(place, write, wanted, attempt, "a", attempt.told(calls))
+            await _judge(place, write, wanted, attempt, "a", attempt.shown(calls))
         return attempt
 
     last = await kill(0, 0)
@@ -378,7 +378,7 @@ async def kill_recoveries(context: Context, kills: Killer, write: Write, pairs: 
         first = await kills.attempt(write, agent_id, context.rng.choice(points))
         point = context.rng.randint(1, max(1, opening.calls))
         second = await kills.attempt(None, agent_id, point, from_open=True, with_seed=False)
-        when = f"{first.told(whole.calls)}; then {second.told(opening.calls)}"
+        when = f"{first.shown(whole.calls)}; then {second.shown(opening.calls)}"
         left[agent_id] = when, await _judge(context, write, wanted, first, agent_id, when)
     await _see_it_stays(context, left)
     return len(left)

@@ -25,11 +25,11 @@ async def kill_turns(context: Context, rounds: int, seed: int) -> int:
     turns = 0
     for round_number in range(rounds):
         process = await context.process("write_turns", AGENT, turns, 10_000)
-        told = await process.line()
+        reports = await process.line()
         await asyncio.sleep(rng.uniform(0, 0.05))
         process.kill()
-        told = [told, *await process.gone()]
-        acknowledged = told[-1]["turn"] + 1
+        reports = [reports, *await process.gone()]
+        acknowledged = reports[-1]["turn"] + 1
         store = await context.another()
         turns = await whole_turns(store, f"round {round_number}, killed after turn {acknowledged - 1}")
         if not acknowledged <= turns <= acknowledged + 1:
@@ -72,13 +72,13 @@ async def kill_mixed(context: Context, rounds: int, seed: int) -> int:
     for round_number in range(rounds):
         agent_id = f"{AGENT}-{round_number}"
         process = await context.process("mixed_writes", agent_id, 10_000)
-        told = await process.line()
+        reports = await process.line()
         await asyncio.sleep(rng.uniform(0, 0.03))
         process.kill()
-        told = [told, *await process.gone()]
-        total += len(told)
+        reports = [reports, *await process.gone()]
+        total += len(reports)
         store = await context.another()
-        await _judge_mixed(store, agent_id, told[-1]["n"])
+        await _judge_mixed(store, agent_id, reports[-1]["n"])
         await context.close(store)
     return total
 

@@ -51,7 +51,7 @@ async def kill_again_and_again(context: Context, kills: Killer, writes: Sequence
     for number in kills.in_time(range(rounds)):
         write = writes[number % len(writes)]
         attempt = await kills.attempt(write, _AGENT, context.rng.choice(points[write]), with_seed=False)
-        history = f"crash {number + 1} in a row: {attempt.told(max(points[write]))}"
+        history = f"crash {number + 1} in a row: {attempt.shown(max(points[write]))}"
         async with reopened(context, history) as store:
             before, token = await _go_on(store, attempt, before, token, number)
         done += 1
@@ -114,7 +114,7 @@ async def kill_forks(
     points, done = points_of(context, kills, last, others), 0
     for point in kills.in_time((0, *spread(context, points, at_most))):
         attempt = last if not point else await kills.attempt(fork, "parent", point, with_seed=False)
-        async with reopened(context, attempt.told(last.calls)) as store:
+        async with reopened(context, attempt.shown(last.calls)) as store:
             known |= await _judge_forks(store, known, attempt, whole)
         done += 1
     return done
@@ -144,7 +144,7 @@ async def kill_delete_many(context: Context, kills: Killer, others: int, at_most
     for point in kills.in_time((0, *spread(context, points, at_most))):
         group = f"group {point}"
         attempt = await kills.attempt(DELETE_GROUP, group, point) if point else last
-        async with reopened(context, attempt.told(last.calls)) as store:
+        async with reopened(context, attempt.shown(last.calls)) as store:
             await _see_whole_or_gone(store, group, nothing, attempt)
             await store.delete_many(template_id=group)
             for member in members(group):

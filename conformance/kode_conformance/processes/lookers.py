@@ -91,30 +91,30 @@ STEPS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = 
 # --- looks ------------------------------------------------------------------------------------------------------------
 
 
-def _told(tags: Iterable[Any]) -> str:
+def _joined(tags: Iterable[Any]) -> str:
     """As in ``300 first, 150 third``."""
     return ", ".join(f"{count} {tag}" for tag, count in sorted(Counter(tags).items())) or "none"
 
 
 async def _load_messages(store: ExtendedStore, agent: str) -> object:
-    return _told(message.text.split()[0] for message in await store.load_messages(agent))
+    return _joined(message.text.split()[0] for message in await store.load_messages(agent))
 
 
 async def _load_calls(store: ExtendedStore, agent: str) -> object:
-    return _told(call.result for call in await store.load_tool_call_records(agent))
+    return _joined(call.result for call in await store.load_tool_call_records(agent))
 
 
 async def _load_todos(store: ExtendedStore, agent: str) -> object:
     found = await store.load_todos(agent)
-    return _told(todo.title.split()[0] for todo in found.todos) if found else "none"
+    return _joined(todo.title.split()[0] for todo in found.todos) if found else "none"
 
 
 async def _load_media(store: ExtendedStore, agent: str) -> object:
-    return _told(record.key.split()[0] for record in await store.load_media_cache(agent))
+    return _joined(record.key.split()[0] for record in await store.load_media_cache(agent))
 
 
 async def _list_snapshots(store: ExtendedStore, agent: str) -> object:
-    return _told(f"of {len(snapshot.messages)}" for snapshot in await store.list_snapshots(agent))
+    return _joined(f"of {len(snapshot.messages)}" for snapshot in await store.list_snapshots(agent))
 
 
 async def _load_info(store: ExtendedStore, agent: str) -> object:
@@ -140,7 +140,7 @@ async def _bookmark(store: ExtendedStore, agent: str) -> object:
 
 async def _first_event(store: ExtendedStore, agent: str) -> object:
     async with aclosing(store.read_events(agent)) as events:  # type: ignore[type-var]
-        return _told([event.event.data["tag"] async for event in _head(events)])
+        return _joined([event.event.data["tag"] async for event in _head(events)])
 
 
 async def _head(events: Any) -> Any:
@@ -152,8 +152,8 @@ async def _head(events: Any) -> Any:
 async def _session(store: ExtendedStore, agent: str) -> object:
     found = await store.query_sessions(agent_id=agent)
     return {
-        "query_sessions": _told(one.metadata["tag"] for one in found),
-        "message_count of query_sessions": _told(f"of {one.message_count}" for one in found),
+        "query_sessions": _joined(one.metadata["tag"] for one in found),
+        "message_count of query_sessions": _joined(f"of {one.message_count}" for one in found),
     }
 
 

@@ -196,14 +196,14 @@ async def live_with_locks(store: ExtendedStore, held: str, ends: list[str], unti
 async def _late(store: ExtendedStore, lease: Lease) -> list[str]:
     """The results of a release, a renewal and a write under a lease that has ended."""
     await lease.release()
-    told = []
+    outcomes = []
     for call in (lease.renew(), store.append_event(lease.agent_id, samples.event(1), fence=lease)):
         try:
             await call
-            told.append("done")
+            outcomes.append("done")
         except LockLostError:
-            told.append("refused")
-    return told
+            outcomes.append("refused")
+    return outcomes
 
 
 async def leave_all_open(store: ExtendedStore, agent_id: str, names: list[str]) -> None:
@@ -278,8 +278,8 @@ async def race(store: ExtendedStore, gate: str, number: int, seed: int, calls: i
         tell(name=name, calls=done)
     for name, log in LOGS.items():
         until = time.monotonic() + share
-        done, told = await append_and_read(store, name, log, number, rng, calls // 2, cancel=False, until=until)
-        tell(name=name, calls=done, offsets=told)
+        done, answered = await append_and_read(store, name, log, number, rng, calls // 2, cancel=False, until=until)
+        tell(name=name, calls=done, offsets=answered)
 
 
 async def serve(store: ExtendedStore) -> None:

@@ -148,14 +148,14 @@ _NOT_VARIED: Final = re.compile(r"\nnot_varied = \[.*?\]", re.DOTALL)
 def notes_of_today(text: str) -> str:
     """``clauses.toml`` with the dimensions that no check of each clause varies, as it is now; all else stays."""
     head, *sections = (part.strip() for part in _SECTION.split(text))
-    told = {section[1 : section.index("]")]: section for section in sections}
+    notes = {section[1 : section.index("]")]: section for section in sections}
     parts = [head]
     for clause_id in clauses():
         missing = [dimension.value for dimension, cell in cells(clause_id).items() if not cell.checks]
-        note = _NOT_VARIED.sub("", told.get(clause_id, f"[{clause_id}]"))
+        note = _NOT_VARIED.sub("", notes.get(clause_id, f"[{clause_id}]"))
         parts += [f"{note}\n{_toml(missing)}"] if missing else [note]
-        if f"{clause_id}.because" in told:
-            title, *reasons = told[f"{clause_id}.because"].splitlines()
+        if f"{clause_id}.because" in notes:
+            title, *reasons = notes[f"{clause_id}.because"].splitlines()
             kept = [reason for reason in reasons if reason.partition(" ")[0] in missing]
             parts += ["\n".join([title, *kept])] if kept else []
     return "\n\n".join(parts) + "\n"

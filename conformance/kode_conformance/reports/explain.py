@@ -68,12 +68,12 @@ def look_at(clause_ids: Iterable[str]) -> str:
     return next((text for clause_id in clause_ids if (text := clauses()[clause_id].look_at)), "")
 
 
-def finding_lines(result: Result, command: str, told: Collection[str] = ()) -> list[tuple[str, str]]:
+def finding_lines(result: Result, command: str, printed: Collection[str] = ()) -> list[tuple[str, str]]:
     """The lines of a finding to print, as (label, text). *command* is the command to which the result's replay is
-    added; *told* are the clauses that were printed in full before.
+    added; *printed* are the clauses that were printed in full before.
     """
     lines = [
-        ("contract", f"{clause_id} (above)" if clause_id in told else sentence(clause_id))
+        ("contract", f"{clause_id} (above)" if clause_id in printed else sentence(clause_id))
         for clause_id in result.clauses[:1]
     ]
     lines += [("checked", result.claim), ("found", result.message)]
@@ -90,7 +90,7 @@ def _hints(result: Result) -> list[tuple[str, str]]:
     """The faults of stores that failed the check before; otherwise where the fault usually is."""
     seen = likely(result.check, result.message.partition(RULER)[0])
     if seen:
-        return [("seen before", _told(cause)) for cause in seen]
+        return [("seen before", _shown_cause(cause)) for cause in seen]
     hint = look_at(result.clauses)
     return [("look first at", hint)] if hint else []
 
@@ -113,7 +113,7 @@ def is_search(result: Result) -> bool:
     return result.stochastic or is_of_a_history(result)
 
 
-def _told(cause: Cause) -> str:
+def _shown_cause(cause: Cause) -> str:
     """As in ``Sorts positions as text. (MSG-2, in 3 faulty stores; an index on a text column)``."""
     stores = f", in {cause.stores} faulty stores" if cause.stores > 1 else ""
     source = f"; {cause.source}" if cause.source else ""
@@ -169,8 +169,8 @@ def higher_tiers(report: Report) -> str:
         return ""
     tier = Tier[report.tier.upper()]
     later = Counter(check.tier for check in load_checks() if check.tier > tier)
-    told = [f"{number} with --tier {one.name.lower()}" for one, number in sorted(later.items())]
-    return f"not in this tier: {', '.join(told)}" if told else ""
+    numbers = [f"{number} with --tier {one.name.lower()}" for one, number in sorted(later.items())]
+    return f"not in this tier: {', '.join(numbers)}" if numbers else ""
 
 
 def why_not_run(clause_id: str) -> tuple[str, str]:

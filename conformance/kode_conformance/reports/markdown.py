@@ -17,7 +17,7 @@ from kode_conformance.reports.explain import (
     search_line,
     why_not_run,
 )
-from kode_conformance.reports.tally import AREAS, by_area, level_of, told, told_tier
+from kode_conformance.reports.tally import AREAS, by_area, counts_text, level_of, tier_text
 from kode_conformance.results import BAD, Report, Result, Status, Verdict
 from kode_core.cli.output import count, visible
 
@@ -61,14 +61,14 @@ def report_page(report: Report, command: str) -> str:
 def _head(report: Report) -> Iterator[str]:
     yield f"# Conformance of {cell(report.store)}"
     yield ""
-    yield f"**{_headline(report)}**: {told(report.counts())}, in {report.seconds:.1f} s."
+    yield f"**{_headline(report)}**: {counts_text(report.counts())}, in {report.seconds:.1f} s."
     if report.partial:
         yield "Checks were left out of this run, so that it says nothing about the whole."
     yield ""
     when = datetime.fromtimestamp(report.started_at / 1000, UTC)
     rows = {
         "contract": f"{report.contract} {level_of(report)}",
-        "tier": told_tier(report.tier, report.pace),
+        "tier": tier_text(report.tier, report.pace),
         "seed": str(report.seed),
         "started": f"{when:%Y-%m-%d %H:%M:%S} UTC",
         **report.versions,

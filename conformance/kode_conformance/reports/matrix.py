@@ -69,5 +69,5 @@ def _verdict(report: Report) -> str:
 
 def _of(reports: Sequence[Report]) -> str:
     contracts, tiers = ({getattr(report, name) for report in reports} for name in ("contract", "tier"))
-    told = f"Contract {', '.join(sorted(contracts))}, tier {', '.join(sorted(tiers))}."
-    return told if len({report.manifest for report in reports}) == 1 else f"{told} Not all ran the same checks."
+    summary = f"Contract {', '.join(sorted(contracts))}, tier {', '.join(sorted(tiers))}."
+    return summary if len({report.manifest for report in reports}) == 1 else f"{summary} Not all ran the same checks."

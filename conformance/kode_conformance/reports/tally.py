@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from kode_conformance.results import BAD, Report, Result, Status
 from kode_core.cli.output import count
 
-__all__ = ["APART", "AREAS", "Tally", "area_of", "by_area", "level_of", "tally", "told", "told_tier"]
+__all__ = ["APART", "AREAS", "Tally", "area_of", "by_area", "counts_text", "level_of", "tally", "tier_text"]
 
 AREAS: Final = {
     "VAL": "values",
@@ -79,12 +79,12 @@ class Tally(NamedTuple):
         return ", ".join(f"{self.counts[status]} {status}" for status in told_apart if self.counts[status])
 
 
-def told_tier(tier: str, seconds: float | None) -> str:
+def tier_text(tier: str, seconds: float | None) -> str:
     """The tier, and how long random checks went on if a time was given: ``thorough, random checks up to 90 s``."""
     return tier if seconds is None else f"{tier}, random checks up to {seconds:g} s"
 
 
-def told(counts: Counter[Status]) -> str:
+def counts_text(counts: Counter[Status]) -> str:
     """Counts in words, the worst first: ``1 failed, 109 passed, 18 not applicable``."""
     words = {**_WORDS, **{status: status.value for status in APART}}
     return ", ".join(

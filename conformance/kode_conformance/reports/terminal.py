@@ -18,7 +18,7 @@ from kode_conformance.harness import StoreHarness
 from kode_conformance.histories.programs import RULER
 from kode_conformance.registry import Check
 from kode_conformance.reports.explain import conditions_line, finding_lines, grouped, higher_tiers, search_line
-from kode_conformance.reports.tally import AREAS, Tally, by_area, told, told_tier
+from kode_conformance.reports.tally import AREAS, Tally, by_area, counts_text, tier_text
 from kode_conformance.results import BAD, Report, Result, Status, Verdict
 from kode_conformance.running.runner import versions_of
 from kode_conformance.settings import Settings
@@ -98,7 +98,7 @@ class Progress:
 
 def print_header(harness: StoreHarness, settings: Settings) -> None:
     """Print the store, its versions and the settings of the run."""
-    name, tier = visible(harness.name), told_tier(settings.tier.name.lower(), settings.seconds)
+    name, tier = visible(harness.name), tier_text(settings.tier.name.lower(), settings.seconds)
     versions = [(part, number) for part, number in versions_of(harness).items() if part != "platform"]
     show(
         Text(f"{name}   contract {CONTRACT}   tier {tier}   seed {settings.seed}", "bold"),
@@ -112,9 +112,9 @@ def print_report(report: Report, command: str) -> None:
     if set(report.counts()) != {Status.HARNESS_ERROR}:
         show(_areas(report), Text())
     groups = grouped(report.failures())
-    told: set[str] = set()
+    printed: set[str] = set()
     for group in groups:
-        _print_failure(group, command, told)
+        _print_failure(group, command, printed)
     for result in report.results:
         if result.status is Status.DEVIATION:
             reason, _, found = result.message.partition("\n")
@@ -164,14 +164,14 @@ def _bar(numbers: Tally, width: int) -> Text:
 # --- Findings ---------------------------------------------------------------------------------------------------------
 
 
-def _print_failure(group: Sequence[Result], command: str, told: set[str]) -> None:
-    """Print a finding. Its clause is printed in full unless it is in *told*, and is added to *told*."""
+def _print_failure(group: Sequence[Result], command: str, printed: set[str]) -> None:
+    """Print a finding. Its clause is printed in full unless it is in *printed*, and is added to *printed*."""
     first = group[0]
-    lines = finding_lines(first, command, told)
+    lines = finding_lines(first, command, printed)
     if first.status is Status.HARNESS_ERROR:
         lines = [line for line in lines if line[0] in ("found", "run it again")]
     else:
-        told.update(first.clauses[:1])
+        printed.update(first.clauses[:1])
     if len(group) > 1:
         lines.insert(-1, ("the same in", _names(group[1:])))
     _print_finding(Text(first.status.upper(), "bold red"), first, lines)
@@ -264,7 +264,7 @@ def _notes(report: Report) -> Iterator[Table | Text]:
 def _verdict(report: Report) -> Text:
     ran = report.counts()
     left_out = ran.pop(Status.NOT_RUN, 0)
-    numbers = told(ran)
+    numbers = counts_text(ran)
     if left_out:
         numbers += f"   (a part: {left_out} more {'check was' if left_out == 1 else 'checks were'} left out)"
     return Text.assemble(

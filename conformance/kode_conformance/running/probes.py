@@ -86,10 +86,10 @@ async def _not_shared(context: Context, lacked: Capability) -> str:
         await context.close(context.store)
     try:
         process = await context.process("tell_events", AGENT)
-        (told,) = await process.lines()
+        (report,) = await process.lines()
     except Violation:
         return ""
-    if told["events"] == 0:
+    if report["events"] == 0:
         return ""
     return (
         f"another process reads what was written, but the harness says that the store lacks {lacked.name}: "

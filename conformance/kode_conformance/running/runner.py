@@ -134,8 +134,8 @@ def _outcome(check: Check, harness: StoreHarness, settings: Settings) -> tuple[S
     except Exception as exc:  # noqa: BLE001 - whatever the store raises where it should not
         hook = _failing_hook(exc, harness)
         if hook:
-            return Status.HARNESS_ERROR, f"its hook {hook} raised {_told(exc)}"
-        return Status.FAIL, _told(exc)
+            return Status.HARNESS_ERROR, f"its hook {hook} raised {_problem_of(exc)}"
+        return Status.FAIL, _problem_of(exc)
     return Status.PASS, ""
 
 
@@ -154,7 +154,7 @@ def _failing_hook(exc: Exception, harness: StoreHarness) -> str:
     return next((codes[code] for code in frames if code in codes), "")
 
 
-def _told(exc: Exception) -> str:
+def _problem_of(exc: Exception) -> str:
     """An error of the store, with the last places it went through, other than here and in the standard library; where
     something is not written yet, other than in the core, too.
     """
@@ -230,7 +230,7 @@ def _harness_problem(harness: StoreHarness) -> str:
         except (HarnessError, Hung) as exc:
             return str(exc)
         except Exception as exc:  # noqa: BLE001 - the harness is another's code
-            return _told(exc)
+            return _problem_of(exc)
     return ""
 
 
@@ -241,7 +241,7 @@ def _absence(harness: StoreHarness, lacked: Capability) -> Result:
             problem = loop(absence_problem(harness, lacked), 60.0 * harness.patience * SCALE)
             status = Status.FAIL if problem else Status.PASS
         except Exception as exc:  # noqa: BLE001 - whatever the store raises where it should not
-            status, problem = Status.HARNESS_ERROR, _told(exc)
+            status, problem = Status.HARNESS_ERROR, _problem_of(exc)
     return Result(
         check=f"HARNESS.{(lacked.name or '').lower()}_is_lacking",
         clauses=(),

@@ -137,8 +137,8 @@ class RecordStoreTests:
             while list(await records.heads(["a"])) != [done] or list(await records.unsettled()):
                 await asyncio.sleep(0.01)
 
-    async def test_a_lasting_mark_is_read_at_once(self, records: RecordStore) -> None:
-        """No reader needs the changes of a head once its lasting mark is written."""
+    async def test_a_lasting_settle_is_read_at_once(self, records: RecordStore) -> None:
+        """No reader needs the changes of a head once its lasting settle is written."""
         for rev in range(1, 20):
             assert await records.swap(None if rev == 1 else a_head(rev - 1), a_head(rev, is_settled=False), None, [])
             assert await records.settle(a_head(rev), lasting=True)
@@ -146,7 +146,7 @@ class RecordStoreTests:
 
     async def test_items_are_written_with_the_head_or_not_at_all(self, records: RecordStore) -> None:
         """As many as the store says that it can."""
-        items = [a_message(n, 1) for n in range(records.together)]
+        items = [a_message(n, 1) for n in range(records.swap_items)]
         assert await records.swap(None, a_head(1), None, items)
         assert not await records.swap(None, a_head(1), None, [a_message(50, 1)][: len(items)])
         assert list(await records.items(PLACE, MESSAGES)) == items
@@ -296,7 +296,7 @@ class RecordStoreTests:
     ) -> None:
         """One that was slow between commit and apply, while another store deleted the agent, cleans up after itself."""
         inner = await another()
-        inner.together = 0  # or there would be nothing between
+        inner.swap_items = 0  # or there would be nothing between
         slow = Held(inner, "apply")
         async with _store(records) as other:
             async with _store(slow) as late:

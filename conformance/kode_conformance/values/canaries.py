@@ -74,12 +74,12 @@ def overheard(own: Sequence[str] = ("",)) -> Iterator[list[str]]:
 
     A driver may log more for developers who debug it.
     """
-    told: list[str] = []
+    texts: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.levelno >= logging.INFO or record.pathname.startswith(tuple(own)):
-                told.append(self.format(record))
+                texts.append(self.format(record))
 
     root, listener = logging.getLogger(), Listener(logging.NOTSET)
     level = root.level
@@ -88,8 +88,8 @@ def overheard(own: Sequence[str] = ("",)) -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield told
-            told += [str(warning.message) for warning in caught]
+            yield texts
+            texts += [str(warning.message) for warning in caught]
     finally:
         root.removeHandler(listener)
         root.setLevel(level)

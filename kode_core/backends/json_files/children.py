@@ -35,17 +35,17 @@ def copy_docs(folder: Folder, agent_id: str, child_ids: Sequence[str]) -> list[P
 
 
 def _make(folder: Folder, states: Iterable[tuple[str, AgentState]], reader: BodyReader) -> list[Path]:
-    made: list[Path] = []
+    files: list[Path] = []
     try:
         for agent_id, state in states:
             path = folder.base / f"{file_name(agent_id)}.jsonl"
             with translated(path):
-                made.append(path)
+                files.append(path)
                 write_state(path, state, reader.checked, durable=folder.durable, mode=folder.mode)
     except BaseException:
-        remove(made)
+        remove(files)
         raise
-    return made
+    return files
 
 
 def remove(paths: Iterable[Path]) -> None:

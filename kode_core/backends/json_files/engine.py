@@ -190,14 +190,14 @@ class JsonFilesEngine:
         while True:
             async with self.holder.hold_for(agent_id):
                 try:
-                    made = await self._threads.run_whole(copy_docs, self.folder, agent_id, child_ids)
+                    files = await self._threads.run_whole(copy_docs, self.folder, agent_id, child_ids)
                 except UnresolvedError as exc:
                     problem = exc
                 else:
-                    return await self._committed(commit, made)
+                    return await self._committed(commit, files)
             await self.resolve(problem)
 
-    async def _committed(self, commit: Callable[[], Awaitable[bool]], made: list[Path]) -> bool:
+    async def _committed(self, commit: Callable[[], Awaitable[bool]], files: list[Path]) -> bool:
         committed = False
         try:
             committed = await commit()
@@ -207,7 +207,7 @@ class JsonFilesEngine:
             raise
         finally:
             if not committed:
-                await self._threads.run_whole(remove, made)
+                await self._threads.run_whole(remove, files)
 
     # --- reads of one agent
 

@@ -34,6 +34,7 @@ __all__ = [
     "file_name",
     "held_too_long",
     "is_long_name",
+    "journal_names",
     "locked",
     "os_error",
     "pauses",
@@ -80,6 +81,11 @@ def agent_of(name: str) -> str | None:
         return agent_id if is_id and file_name(agent_id) == name else None
     except UnicodeError:
         return None
+
+
+def journal_names(base: Path) -> list[str]:
+    """The names of all files of a folder that should be journals."""
+    return [entry.name for entry in os.scandir(base) if entry.name.endswith(".jsonl")]
 
 
 _ERRORS: Final[dict[int, type[StorageError]]] = {
@@ -255,5 +261,5 @@ def replace_file(
             write_all(fd, chunk, offset)
             offset += len(chunk)
         if ending is not None:
-            place, data = ending()
-            write_all(fd, data, place)
+            at, data = ending()
+            write_all(fd, data, at)

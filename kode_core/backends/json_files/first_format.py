@@ -12,21 +12,18 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
 import msgspec
 
 from kode_core.authoring.files import open_file
-from kode_core.backends.json_files.files import locked, read_at, replace_file
+from kode_core.backends.json_files.files import journal_names, locked, read_at, replace_file
 from kode_core.backends.json_files.frames import first_line, parsed_line, prefix_of, read_line
 from kode_core.backends.json_files.marks import SYNCED, Mark, pair_bytes
-from kode_core.backends.json_files.stripes import STRIPES, Stripe
+from kode_core.backends.json_files.stripes import STRIPES, Stripe, stripe_name
 
-if TYPE_CHECKING:
-    from kode_core.backends.json_files.folder import Folder
-
-__all__ = ["migrate_folder", "migrate_journal", "migrate_stripe"]
+__all__ = ["migrate_folder"]
 
 _log = logging.getLogger("kode_core.json")
 
@@ -41,7 +38,7 @@ class _LineFields(msgspec.Struct, frozen=True):
     next_offset: int = 1
 
 
-_head_from = msgspec.json.Decoder(_LineFields).decode
+_line_fields_from = msgspec.json.Decoder(_LineFields).decode
 
 
 class _Frame(NamedTuple):
@@ -70,10 +67,10 @@ def migrate_journal(path: Path, *, durable: bool) -> None:
     try:
         line = read_line(fd)
         try:
-            head = _head_from(line)
+            fields = _line_fields_from(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
-        if (head.kode, head.format) != ("journal", 1):
+        if (fields.kode, fields.format) != ("journal", 1):
             return
         size = os.fstat(fd).st_size
         frames = list(_frames(fd, len(line), size))
@@ -82,7 +79,7 @@ def migrate_journal(path: Path, *, durable: bool) -> None:
         if b"\n" in rest.rstrip(b"\0") and b"\0" not in rest:
             _log.error("%s is damaged at byte %d, and was not changed to the present format", path, end)
             return
-        _rewrite(path, fd, head, frames, durable=durable)
+        _rewrite(path, fd, fields, frames, durable=durable)
     finally:
         os.close(fd)
 
@@ -97,8 +94,8 @@ def _frames(fd: int, start: int, size: int) -> Iterator[_Frame]:
         start = frame.end
 
 
-def _rewrite(path: Path, fd: int, head: _LineFields, frames: list[_Frame], *, durable: bool) -> None:
-    line = first_line(head.agent, head.next_offset)
+def _rewrite(path: Path, fd: int, fields: _LineFields, frames: list[_Frame], *, durable: bool) -> None:
+    line = first_line(fields.agent, fields.next_offset)
     parsed = parsed_line(line)
     end = len(line)
 
@@ -120,19 +117,21 @@ def _rewrite(path: Path, fd: int, head: _LineFields, frames: list[_Frame], *, du
     replace_file(path, chunks(), durable=durable, ending=marks)
 
 
-def migrate_folder(folder: Folder, mark: Path, layout: int) -> None:
-    """Change a folder of the first format to the present one, whose number is in *mark*, under all locks."""
+def migrate_folder(
+    base: Path, locks: Path, format_file: Path, layout: int, wait_ms: int, mode: int, *, durable: bool
+) -> None:
+    """Change a folder of the first format to the present *layout* under all locks, and write that to *format_file*."""
     with ExitStack() as held:
         stripes = []
         for i in range(STRIPES):
-            path = folder.lock_path(i)
-            fd = held.enter_context(locked(path, folder.wait_ms, folder.mode))
-            stripes.append(Stripe(path, fd, durable=folder.durable))
-        if mark.read_bytes().strip() != b"1":  # another process was faster
+            path = locks / stripe_name(i)
+            fd = held.enter_context(locked(path, wait_ms, mode))
+            stripes.append(Stripe(path, fd, durable=durable))
+        if format_file.read_bytes().strip() != b"1":  # another process was faster
             return
-        for name in folder.names():
-            if (folder.base / name).is_file():
-                migrate_journal(folder.base / name, durable=folder.durable)
+        for name in journal_names(base):
+            if (base / name).is_file():
+                migrate_journal(base / name, durable=durable)
         for stripe in stripes:
             migrate_stripe(stripe)
-        replace_file(mark, iter([b"%d\n" % layout]), durable=True)
+        replace_file(format_file, iter([b"%d\n" % layout]), durable=True)

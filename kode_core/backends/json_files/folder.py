@@ -36,6 +36,7 @@ from kode_core.backends.json_files.files import (
     agent_of,
     file_name,
     is_long_name,
+    journal_names,
     locked,
     os_error,
     replace_file,
@@ -88,15 +89,18 @@ class Folder:
             create_folders(self.base, self.mode)
             for name in ("locks", "leases"):
                 create_folders(self.own / name, self.mode, like=self.base)
-            mark = self.own / "format"
-            if not mark.exists():
+            format_file = self.own / "format"
+            if not format_file.exists():
                 self._begin_stripes()
-                replace_file(mark, iter([b"%d\n" % FORMAT]), durable=True, mode=self.mode)
-            version = re.fullmatch(rb"(\d{1,9})\s?", mark.read_bytes())
+                replace_file(format_file, iter([b"%d\n" % FORMAT]), durable=True, mode=self.mode)
+            version = re.fullmatch(rb"(\d{1,9})\s?", format_file.read_bytes())
             if version is None:
-                raise CorruptRecordError(f"folder {str(self.base)!r}", f"{mark} is damaged: it must say {FORMAT}")
+                raise CorruptRecordError(
+                    f"folder {str(self.base)!r}", f"{format_file} is damaged: it must say {FORMAT}"
+                )
             if int(version[1]) == 1:
-                migrate_folder(self, mark, FORMAT)
+                places = (self.base, self.own / "locks", format_file)
+                migrate_folder(*places, FORMAT, self.wait_ms, self.mode, durable=self.durable)
             elif int(version[1]) != FORMAT:
                 raise SchemaVersionError(
                     f"{self.base} has layout {int(version[1])}, and this kode-core knows {FORMAT}: upgrade kode-core"
@@ -221,7 +225,7 @@ class Folder:
     def names(self) -> list[str]:
         """The names of all files that should be journals."""
         with translated(self.base):
-            return [entry.name for entry in os.scandir(self.base) if entry.name.endswith(".jsonl")]
+            return journal_names(self.base)
 
     def sound_journals(
         self, left_out: list[str], wanted: Callable[[str], bool] = lambda _: True

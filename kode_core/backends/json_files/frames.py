@@ -112,7 +112,7 @@ class _LineFields(msgspec.Struct, frozen=True):
 
 
 _kind_from = msgspec.json.Decoder(_Kind).decode
-_head_from = msgspec.json.Decoder(_LineFields).decode
+_line_fields_from = msgspec.json.Decoder(_LineFields).decode
 _frame_from = msgspec.json.Decoder(Frame).decode
 
 
@@ -142,8 +142,8 @@ _END: Final = b'"}\n'
 
 def first_line(agent: str, next_offset: int) -> bytes:
     """The first line of a new file, with nothing acknowledged."""
-    head = _LineFields("journal", FORMAT, secrets.token_hex(8), agent, next_offset, "")
-    line = msgspec.json.encode(head)[: -len(_END) + 1]
+    fields = _LineFields("journal", FORMAT, secrets.token_hex(8), agent, next_offset, "")
+    line = msgspec.json.encode(fields)[: -len(_END) + 1]
     return line + pair_bytes((BLANK, BLANK), crc32(line)) + _END
 
 
@@ -164,17 +164,17 @@ def parsed_line(line: bytes) -> FirstLine:
         kind = _kind_from(line)
         if kind.kode == "journal" and kind.format != FORMAT:
             raise OtherFormatError(kind.format)
-        head = _head_from(line)
+        fields = _line_fields_from(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise NoJournalError("the first line is not a journal's") from None
     fixed = line[: -PAIR_SIZE - len(_END)]
-    if msgspec.json.encode(head) + b"\n" != line or len(head.marks) != PAIR_SIZE:
+    if msgspec.json.encode(fields) + b"\n" != line or len(fields.marks) != PAIR_SIZE:
         raise NoJournalError("the first line is not as it was written")
     seed = crc32(fixed)
     marks = pair_from(line[len(fixed) : -len(_END)], seed)
     if marks == [None, None]:
         raise NoJournalError("the marks of the first line do not match their checksums")
-    return FirstLine(head.generation, head.agent, head.next_offset, marks, seed, len(line))
+    return FirstLine(fields.generation, fields.agent, fields.next_offset, marks, seed, len(line))
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -220,9 +220,9 @@ def _places(start: int) -> Callable[[Body], Located]:
 
     def located(body: Body) -> Located:
         nonlocal start
-        place, size = start, int(body.text)
+        first, size = start, int(body.text)
         start += size + 1
-        return Located("", body.digest, place, size)
+        return Located("", body.digest, first, size)
 
     return located
 

@@ -269,13 +269,13 @@ class Journal:
         assert self._line is not None
         fd = open_file(self.path, os.O_RDONLY)
         try:
-            place = min(max(self._acknowledged, self._line.size), self._last or self.end)
-            while place < self.end:
-                found = frame_at(fd, place, self.end, self._line.seed)
-                if found is None or (place >= self._acknowledged and not found.is_sound(fd)):
+            at = min(max(self._acknowledged, self._line.size), self._last or self.end)
+            while at < self.end:
+                found = frame_at(fd, at, self.end, self._line.seed)
+                if found is None or (at >= self._acknowledged and not found.is_sound(fd)):
                     return False
-                place = found.end
-            return place == self.end
+                at = found.end
+            return at == self.end
         finally:
             os.close(fd)
 
@@ -351,14 +351,14 @@ class Journal:
         index = min((0, 1), key=lambda i: _worth(marks[i]))
         marks[index] = mark = Mark(self.end, SYNCED if durable else this_boot())
         slot = slot_bytes(mark, self._line.seed)
-        place = self._line.marks_at + slot_at(index)
+        at = self._line.marks_at + slot_at(index)
         try:
             if fd is not None:
-                write_all(fd, slot, place)
+                write_all(fd, slot, at)
                 return
             fd = open_file(self.path, os.O_RDWR)
             try:
-                write_all(fd, slot, place)
+                write_all(fd, slot, at)
             finally:
                 os.close(fd)
         except OSError as exc:
@@ -371,8 +371,8 @@ class Journal:
             return
         if any(read_at(fd, _PIECE, at).strip(b"\0") for at in range(self.end, size, _PIECE)):
             kept = keep(fd, self.end, size, self.path)
-            told = "%s: %d bytes behind the last whole write, which were never acknowledged, were moved to %s"
-            _log.warning(told, self.label, size - self.end, kept)
+            message = "%s: %d bytes behind the last whole write, which were never acknowledged, were moved to %s"
+            _log.warning(message, self.label, size - self.end, kept)
         os.ftruncate(fd, self.end)
 
     # --- compaction

@@ -23,12 +23,12 @@ __all__ = [
     "can_take_over",
     "check_indexes",
     "check_wanted",
+    "group_caller",
     "is_forgotten",
     "may_supplant",
     "not_written",
+    "swap_items_of",
     "take",
-    "together",
-    "together_with",
 ]
 
 _GROUP: Final = KEPT_OPS // 2
@@ -54,7 +54,7 @@ class Waiting(NamedTuple):
     done: asyncio.Future[Outcome | Exception]
 
 
-def together(group: Sequence[Waiting]) -> Caller:
+def group_caller(group: Sequence[Waiting]) -> Caller:
     """A caller for a whole group: when a step is done, the deadline of every caller in it begins anew.
 
     It holds no reference to a batch, because a cancelled timer keeps its context alive until the timer's time.
@@ -131,7 +131,7 @@ def is_forgotten(head: OpenedHead, batch: Batch, rev: int) -> bool:
     return not head.state.knows(batch.op_id) and head.state.may_have_forgotten(rev)
 
 
-def together_with(changes: Sequence[Step], most: int, size: int) -> list[Item] | None:
+def swap_items_of(changes: Sequence[Step], most: int, size: int) -> list[Item] | None:
     """The changes as items, if they are few and small enough to be written in one step with the head; else None."""
     items = [change for change in changes if isinstance(change, Item)]
     fits = len(items) == len(changes) <= most and sum(len(item.body.text) for item in items) <= size

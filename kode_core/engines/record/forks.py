@@ -17,7 +17,7 @@ from kode_core.engines.record.io import MovedError, RecordIO, wall_clock
 from kode_core.engines.record.plan import new_head, nonce
 from kode_core.engines.record.reads import Instant, RecordReads
 from kode_core.engines.record.recovery import FORK_DEAD_SECONDS
-from kode_core.engines.record.state import KEPT_OPS, AppliedOperation, OpenedHead, State, count_of, doc_span, list_of
+from kode_core.engines.record.state import KEPT_OPS, AppliedOperation, OpenedHead, State, doc_keys, list_head, list_of
 from kode_core.engines.record.store import HeadRecord, Item
 from kode_core.errors import KodeError, OutcomeUnknownError, StorageError, StoreBusyError
 
@@ -63,7 +63,7 @@ class RecordForks:
         """The items that every child gets, as they were at one instant (FORK-1)."""
         items = [item for kind in ListKind for item in await self._reads.list_items(instant, kind)]
         for kind in FORKED_DOCS:
-            items += await self._reads.items(instant, doc_span(kind))
+            items += await self._reads.items(instant, doc_keys(kind))
         items = await self._io.whole(instant.place, items)
         now = await self._io.head(instant.place.agent_id)
         if now is None or (now.record.epoch, now.record.rev) != (instant.place.epoch, instant.head.record.rev):
@@ -136,7 +136,7 @@ class RecordForks:
         """Swap the reserved head for the child's. False if the fork was abandoned, None if the answer was lost."""
         latest = max((item.time for item in fork.items if list_of(item.key) is ListKind.MESSAGES), default=None)
         messages, tool_calls = (
-            _forked(count_of(fork.parent, kind)) for kind in (ListKind.MESSAGES, ListKind.TOOL_CALLS)
+            _forked(list_head(fork.parent, kind)) for kind in (ListKind.MESSAGES, ListKind.TOOL_CALLS)
         )
         ops = (
             AppliedOperation(op_id, reserved.record.rev + 1, messages, tool_calls),

@@ -12,7 +12,7 @@ from kode_core.batch import EngineIssue
 from kode_core.engines.record.io import RecordIO
 from kode_core.engines.record.reads import Instant, RecordReads
 from kode_core.engines.record.recovery import is_dead_fork
-from kode_core.engines.record.state import OpenedHead, event_span, info_spans, position_of, stash_key
+from kode_core.engines.record.state import OpenedHead, event_keys, other_info_keys, position_of, stash_key
 from kode_core.engines.record.store import ItemsPlace, KeyRange
 
 __all__ = ["Leaving", "RecordInspection"]
@@ -50,7 +50,7 @@ class RecordInspection:
         """Contradictions inside an agent, missing rows excepted: reading the list finds those."""
 
         async def read(instant: Instant) -> list[EngineIssue]:
-            last = await self._reads.items(instant, replace(event_span(), descending=True, limit=1, bodies=False))
+            last = await self._reads.items(instant, replace(event_keys(), descending=True, limit=1, bodies=False))
             issues = list[EngineIssue]()
             if any(position_of(event.key) >= instant.head.state.next_offset for event in last):
                 issues.append(EngineIssue("repeated_offset", agent_id, "an event has an offset that was not given yet"))
@@ -113,6 +113,6 @@ class RecordInspection:
 
     async def _is_needless(self, head: OpenedHead) -> bool:
         """Whether parts lie next to the head that it does not name, such as the parts of a swap that never happened."""
-        stash, spans = head.state.stash, [(stash_key(""), stash_key("~")), *info_spans(head.state.info)]
-        found = [key for span in spans for key in await self._io.store.part_keys(head.record.place, *span)]
+        stash, ranges = head.state.stash, [(stash_key(""), stash_key("~")), *other_info_keys(head.state.info)]
+        found = [key for ends in ranges for key in await self._io.store.part_keys(head.record.place, *ends)]
         return any(stash is None or key != stash.key for key, _ in found)

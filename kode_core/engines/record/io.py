@@ -220,7 +220,7 @@ class RecordIO:
     # --- redo
 
     async def redo(self, head: OpenedHead) -> OpenedHead:
-        """Apply the head's pending changes and mark it settled. Any process may do this, and several at once."""
+        """Apply the head's pending changes and settle it. Any process may do this, and several at once."""
         record, state = head.record, head.state
         if state.is_settled:
             return head
@@ -232,21 +232,21 @@ class RecordIO:
         return await self.finish_redo(head)
 
     async def finish_redo(self, head: OpenedHead) -> OpenedHead:
-        """Mark a head settled after its changes were applied, and remove its stash and its doomed epochs.
+        """Settle a head after its changes were applied, and remove its stash and its doomed epochs.
 
-        The stash is removed last: until the mark is as durable as the head, a crash could lose the mark, and the head
-        would need the stash again. No head needs a doomed epoch, so those go before the mark.
+        The stash is removed last: until the settle is as durable as the head, a crash could undo it, and the head
+        would need the stash again. No head needs a doomed epoch, so those go before the settle.
         """
         record, state = head.record, head.state
         await each(lambda epoch: self.remove(ItemsPlace(record.agent_id, epoch)), state.doomed)
         done = head.with_state(replace(state, pending=(), stash=None, doomed=()))
-        await self.mark_settled(done.record, lasting=state.stash is not None)
+        await self.settle(done.record, lasting=state.stash is not None)
         if state.stash is not None:
             await self.store.drop_parts(record.place, stash_key(""), stash_key("~"), record.rev + 1)
         return done
 
-    async def mark_settled(self, record: HeadRecord, *, lasting: bool = False) -> None:
-        """Mark a head settled. If the agent was deleted meanwhile, the items that were applied are removed again."""
+    async def settle(self, record: HeadRecord, *, lasting: bool = False) -> None:
+        """Write that a head is settled. If the agent was deleted meanwhile, remove the applied items again."""
         if not await self.store.settle(record, lasting=lasting):
             await self.remove_if_deleted(record)
 
@@ -302,15 +302,15 @@ class RecordIO:
             yield frozen
         finally:
             has_ended.set()
-            await asyncio.wait([renewing])  # its last mark must not arrive after the one below
-            await self._mark(frozen, None)
+            await asyncio.wait([renewing])  # its last sign must not arrive after the one below
+            await self._sign(frozen, None)
 
     async def _renew(self, head: OpenedHead, has_ended: asyncio.Event) -> None:
         while not await waited_for(has_ended, _FROZEN_SECONDS / 4):
-            if not await self._mark(head, nonce()):
+            if not await self._sign(head, nonce()):
                 return
 
-    async def _mark(self, head: OpenedHead, sign: str | None) -> bool:
+    async def _sign(self, head: OpenedHead, sign: str | None) -> bool:
         """Change a reader's sign, or take it back with None. False if another writer swapped the head."""
         try:
             return await self.store.settle(head.with_state(replace(head.state, frozen=sign)).record)

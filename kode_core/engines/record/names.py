@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from kode_core.authoring.parallel import each
 from kode_core.batch import Batch
-from kode_core.engines.record.state import UNNAMED, OpenedHead, Overlay, name_key, position_of, seq_key, seq_span
+from kode_core.engines.record.state import UNNAMED, OpenedHead, Overlay, name_key, position_of, seq_key, seq_keys
 from kode_core.engines.record.store import DocIndex, EventIndex, Item, KeyRange, RecordStore
 
 __all__ = ["Name", "known_events", "known_of_batches"]
@@ -39,8 +39,8 @@ async def known_events(store: RecordStore, head: OpenedHead, names: Collection[N
     reading = _Names(store, head)
     seqs = sorted({seq for seq, _ in names})
     if len(seqs) > _SINGLE_SEQS:
-        span, most = seq_span(seqs[0], seqs[-1], bodies=False), 4 * len(names) + _FEW
-        some = await reading.items(replace(span, limit=most))
+        keys, most = seq_keys(seqs[0], seqs[-1], bodies=False), 4 * len(names) + _FEW
+        some = await reading.items(replace(keys, limit=most))
         if len(some) < most:
             return _offsets(some)
     firsts = await each(reading.first, seqs)
@@ -62,22 +62,22 @@ class _Names:
         self._store = store
         self._head = head
 
-    async def items(self, span: KeyRange) -> list[Item]:
+    async def items(self, keys: KeyRange) -> list[Item]:
         record = self._head.record
-        stored = [item for item in await self._store.items(record.place, span) if item.rev <= record.rev]
-        return Overlay(self._head.state.pending).over(stored, span)
+        stored = [item for item in await self._store.items(record.place, keys) if item.rev <= record.rev]
+        return Overlay(self._head.state.pending).over(stored, keys)
 
     async def first(self, seq: int) -> list[Item]:
-        return await self.items(replace(seq_span(seq, seq, bodies=False), limit=UNNAMED))
+        return await self.items(replace(seq_keys(seq, seq, bodies=False), limit=UNNAMED))
 
     async def unnamed(self, seq: int, last_read: int) -> dict[Name, int]:
         """Events after the first ones of a seq that were stored by a release without names."""
-        named_from, span = self._head.state.named_from, seq_span(seq, seq, after_offset=last_read, bodies=False)
+        named_from, keys = self._head.state.named_from, seq_keys(seq, seq, after_offset=last_read, bodies=False)
         if named_from is None:
-            return _offsets(await self.items(span))
+            return _offsets(await self.items(keys))
         if last_read + 1 >= named_from:
             return {}
-        return _offsets(await self.items(replace(span, last=seq_key(seq, named_from - 1))))
+        return _offsets(await self.items(replace(keys, last=seq_key(seq, named_from - 1))))
 
     async def named(self, name: Name) -> int | None:
         key = name_key(*name)

@@ -35,15 +35,15 @@ from kode_core.engines.record.state import (
     State,
     Step,
     call_key,
-    count_of,
     doc_key,
     event_key,
+    list_head,
     list_of,
     name_key,
     new_epoch,
     position_of,
     row_key,
-    row_span,
+    row_keys,
     seq_key,
 )
 from kode_core.engines.record.store import Cut, DocIndex, EventIndex, HeadRecord, Item
@@ -96,7 +96,7 @@ class Plan:
         self._of_seq = Counter(seq for seq, _ in known)
         if self.state.named_from is None:
             self.state = replace(self.state, named_from=self.state.next_offset)
-        self._counts = {kind: count_of(self.head, kind).count for kind in ListKind}
+        self._counts = {kind: list_head(self.head, kind).count for kind in ListKind}
         self._puts: dict[str, Item] = {}
         self._cuts: list[Cut] = []
         self._freed: list[Freed] = []
@@ -163,11 +163,11 @@ class Plan:
         self._is_changed = True
 
     def _write_list(self, kind: ListKind, write: ListWrite) -> None:
-        old = count_of(self.head, kind)
+        old = list_head(self.head, kind)
         if kind is ListKind.MESSAGES:
             write = self._in_order(write, old)
         if write.length is not None and write.length < old.count:
-            self._take_back(row_key(kind, write.length), row_span(kind).last)
+            self._take_back(row_key(kind, write.length), row_keys(kind).last)
         for position, row in (*write.put, *enumerate(write.append, old.kept(write))):
             self._put(_row_item(kind, position, row, self.rev))
         self.head = replace(self.head, **{kind.value: old.after(write)})
@@ -181,8 +181,8 @@ class Plan:
         return write
 
     def _list_cuts(self) -> list[Cut]:
-        """Cuts of the rows by which lists became shorter. Positions after those hold only marks."""
-        after = {kind: count_of(self.head, kind).count for kind in ListKind}
+        """Cuts of the rows by which lists became shorter. Positions after those hold only tombstones."""
+        after = {kind: list_head(self.head, kind).count for kind in ListKind}
         shorter = [(kind, after[kind], before) for kind, before in self._counts.items() if after[kind] < before]
         return [
             Cut(first=row_key(kind, count), last=row_key(kind, before - 1), rev=self.rev)

@@ -33,14 +33,14 @@ from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import (
     OpenedHead,
     Overlay,
-    call_span,
-    count_of,
-    doc_span,
-    event_span,
+    call_keys,
+    doc_keys,
+    event_keys,
+    list_head,
     list_of,
     position_of,
-    row_span,
-    seq_span,
+    row_keys,
+    seq_keys,
 )
 from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, Item, ItemsPlace, KeyRange
 from kode_core.errors import CorruptRecordError, StoreBusyError
@@ -83,7 +83,7 @@ class RecordReads:
         *read* raises MovedError if another writer came between, and MissingError if a record is not found. One
         MissingError proves nothing: after a failover, rows may be read as they were before the head. A record counts as
         lost if it is missing twice under the same head, the second time by ``head_now``, which is never late. A
-        MovedError in between starts that count again, as the mark that a head is settled may be acknowledged some time
+        MovedError in between starts that count again, as the write that settles a head may be acknowledged some time
         before a read shows it.
 
         Raises:
@@ -114,12 +114,12 @@ class RecordReads:
             await asyncio.sleep(random.uniform(0, min(attempt + 1, 20)) / 1000)  # noqa: S311
         raise StoreBusyError(f"agent {agent_id!r}: other writers change it faster than it can be read; try again")
 
-    async def items(self, instant: Instant, span: KeyRange) -> list[Item]:
-        """The items of a span at the instant. Texts in parts are not read yet."""
-        stored = await self._io.store.items(instant.place, span)
+    async def items(self, instant: Instant, keys: KeyRange) -> list[Item]:
+        """The items of a key range at the instant. Texts in parts are not read yet."""
+        stored = await self._io.store.items(instant.place, keys)
         if any(item.rev > instant.head.record.rev for item in stored):
             raise MovedError
-        return instant.overlay.over(stored, span)
+        return instant.overlay.over(stored, keys)
 
     async def still(self, instant: Instant) -> None:
         """Raise MovedError if the agent was deleted since the instant: for reads whose size the head does not know."""
@@ -146,10 +146,10 @@ class RecordReads:
 
     async def list_items(self, instant: Instant, kind: ListKind, *, bodies: bool = True) -> list[Item]:
         """All rows of a list. Texts in parts are not read yet."""
-        count = count_of(instant.head.record, kind).count
+        count = list_head(instant.head.record, kind).count
         if not count:
             return []
-        items = await self.items(instant, row_span(kind, 0, count - 1, bodies=bodies))
+        items = await self.items(instant, row_keys(kind, 0, count - 1, bodies=bodies))
         if len(items) != count:
             raise MissingError
         return items
@@ -157,18 +157,18 @@ class RecordReads:
     async def rows(self, agent_id: str, kind: ListKind) -> ListRows:
         async def read(instant: Instant) -> ListRows:
             items = await self._io.whole(instant.place, await self.list_items(instant, kind))
-            version = count_of(instant.head.record, kind).version
+            version = list_head(instant.head.record, kind).version
             return ListRows(version, [(item.body, item.time) for item in items])
 
         return await self.at_once(agent_id, read, ListRows(0, []))
 
     async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
         async def read(instant: Instant) -> ListRows:
-            head = count_of(instant.head.record, kind)
+            head = list_head(instant.head.record, kind)
             end = min(head.count, start + limit)
             if start >= end:
                 return ListRows(head.version, [])
-            items = await self.items(instant, row_span(kind, start, end - 1))
+            items = await self.items(instant, row_keys(kind, start, end - 1))
             if len(items) != end - start:
                 raise MissingError
             whole = await self._io.whole(instant.place, items)
@@ -178,7 +178,7 @@ class RecordReads:
 
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
         async def read(instant: Instant) -> Outline:
-            head = count_of(instant.head.record, kind)
+            head = list_head(instant.head.record, kind)
             if keys is None or len(keys) > _SINGLE_CALLS:
                 items = await self.list_items(instant, kind, bodies=False)
             else:
@@ -190,13 +190,13 @@ class RecordReads:
         return await self.at_once(agent_id, read, Outline(0, 0, []))
 
     async def _calls(self, instant: Instant, keys: Sequence[str], count: int) -> list[Item]:
-        found = await each(lambda key: self.items(instant, call_span(key)), dict.fromkeys(keys))
+        found = await each(lambda key: self.items(instant, call_keys(key)), dict.fromkeys(keys))
         items = [item for some in found for item in some if position_of(item.key) < count]
         return sorted(items, key=lambda item: item.key)
 
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
         async def read(instant: Instant) -> list[Doc]:
-            items = await self._io.whole(instant.place, await self.items(instant, doc_span(kind, key)))
+            items = await self._io.whole(instant.place, await self.items(instant, doc_keys(kind, key)))
             if key is None:
                 await self.still(instant)
             return [Doc(cast(DocIndex, item.index).key, item.time, item.body) for item in items]
@@ -206,7 +206,7 @@ class RecordReads:
     async def stats(self, agent_id: str) -> AgentStats:
         async def read(instant: Instant) -> AgentStats:
             items = await self.list_items(instant, ListKind.TOOL_CALLS, bodies=False)
-            snapshots = await self.items(instant, doc_span(DocKind.SNAPSHOTS, bodies=False))
+            snapshots = await self.items(instant, doc_keys(DocKind.SNAPSHOTS, bodies=False))
             await self.still(instant)
             calls = [cast(ToolCallIndex, item.index) for item in items]
             return AgentStats(
@@ -236,24 +236,24 @@ class RecordReads:
         found: list[Item] = []
         if span.order == "offset" and span.after is not None and span.after[1] >= instant.head.state.next_offset - 1:
             return found  # no newer event: the poll of an idle follower is one read
-        place = _event_place(span)
+        keys = _keys_of_events(span)
         while True:
-            place = replace(place, channel=span.channel, limit=span.limit)
-            stored = await self._io.store.items(instant.place, place)
+            keys = replace(keys, channel=span.channel, limit=span.limit)
+            stored = await self._io.store.items(instant.place, keys)
             known = [item for item in stored if item.rev <= rev]
             if len(known) == len(stored) or len(stored) < span.limit:
-                found += instant.overlay.over(known, place)
+                found += instant.overlay.over(known, keys)
             else:
                 found += known
             found = [item for item in found if span.since_seq is None or _event_row(item).seq > span.since_seq]
             if len(stored) < span.limit or len(found) >= span.limit:
                 return found[: span.limit]
             last = _event_row(stored[-1])
-            place = _event_place(replace(span, after=(last.seq, last.offset)))
+            keys = _keys_of_events(replace(span, after=(last.seq, last.offset)))
 
     async def last_event(self, agent_id: str) -> EventRow | None:
         async def read(instant: Instant) -> EventRow | None:
-            last = replace(seq_span(), descending=True, limit=1)
+            last = replace(seq_keys(), descending=True, limit=1)
             items = await self._io.whole(instant.place, await self.items(instant, last))
             return _event_row(items[0]) if items else None
 
@@ -347,7 +347,7 @@ class RecordReads:
                 return None
             item = instant.overlay.current(found.item)
             kind, position = list_of(found.item.key), position_of(found.item.key)
-            if item is None or kind is None or position >= count_of(instant.head.record, kind).count:
+            if item is None or kind is None or position >= list_head(instant.head.record, kind).count:
                 return None
             if item is not found.item and not row_matches(item.time, item.index, query):
                 return None
@@ -395,10 +395,10 @@ def _event_row(item: Item) -> EventRow:
     return EventRow(position_of(item.key), cast(EventIndex, item.index).seq, item.body)
 
 
-def _event_place(span: EventRange) -> KeyRange:
+def _keys_of_events(span: EventRange) -> KeyRange:
     if span.order == "offset":
-        return event_span(-1 if span.after is None else span.after[1])
+        return event_keys(-1 if span.after is None else span.after[1])
     first = -(2**63) if span.since_seq is None else span.since_seq + 1
     if span.after is not None and span.after[0] >= first:
-        return seq_span(span.after[0], after_offset=span.after[1])
-    return seq_span(first)
+        return seq_keys(span.after[0], after_offset=span.after[1])
+    return seq_keys(first)

@@ -83,7 +83,7 @@ class RecordRepair:
         await run.tell(each(finish, revs, at_once=_AT_ONCE))
 
     async def _clean(self, run: _Run, agent_ids: list[str]) -> None:
-        """Remove these agents' leavings at any age. The fence makes a slow writer start over."""
+        """Remove these agents' leavings at any age. The barrier makes a slow writer start over."""
 
         async def clean(agent_id: str) -> None:
             try:

@@ -22,23 +22,23 @@ __all__ = [
     "Overlay",
     "State",
     "call_key",
-    "call_span",
-    "count_of",
+    "call_keys",
     "doc_key",
-    "doc_span",
+    "doc_keys",
     "event_key",
-    "event_span",
+    "event_keys",
     "info_key",
-    "info_spans",
     "is_of_log",
+    "list_head",
     "list_of",
     "name_key",
     "new_epoch",
+    "other_info_keys",
     "position_of",
     "row_key",
-    "row_span",
+    "row_keys",
     "seq_key",
-    "seq_span",
+    "seq_keys",
     "stash_key",
 ]
 
@@ -68,7 +68,7 @@ def row_key(kind: ListKind, position: int) -> str:
     return f"{_LIST_PREFIX[kind]}{position:012d}"
 
 
-def row_span(kind: ListKind, first: int = 0, last: int = _LAST_POSITION, *, bodies: bool = True) -> KeyRange:
+def row_keys(kind: ListKind, first: int = 0, last: int = _LAST_POSITION, *, bodies: bool = True) -> KeyRange:
     return KeyRange(first=row_key(kind, first), last=row_key(kind, last), bodies=bodies)
 
 
@@ -86,7 +86,7 @@ def call_key(call_id: str, position: int) -> str:
     return f"t/{_hash(call_id)}/{position:012d}"
 
 
-def call_span(call_id: str) -> KeyRange:
+def call_keys(call_id: str) -> KeyRange:
     return KeyRange(first=call_key(call_id, 0), last=call_key(call_id, _LAST_POSITION), by_alt=True, bodies=False)
 
 
@@ -95,7 +95,7 @@ def doc_key(kind: DocKind, key: str) -> str:
     return f"d/{kind.value}/{_hash(key)}"
 
 
-def doc_span(kind: DocKind, key: str | None = None, *, bodies: bool = True) -> KeyRange:
+def doc_keys(kind: DocKind, key: str | None = None, *, bodies: bool = True) -> KeyRange:
     first, last = f"d/{kind.value}/", f"d/{kind.value}/{_END}"
     if key is not None:
         first = last = doc_key(kind, key)
@@ -106,7 +106,7 @@ def event_key(offset: int) -> str:
     return f"e/{offset:019d}"
 
 
-def event_span(after: int = -1) -> KeyRange:
+def event_keys(after: int = -1) -> KeyRange:
     """Events in order of offset, from the one after *after* on."""
     return KeyRange(first=event_key(max(after + 1, 0)), last=event_key(_LAST_OFFSET))
 
@@ -116,7 +116,7 @@ def seq_key(seq: int, offset: int) -> str:
     return f"e/{seq + 2**63:020d}/{offset:019d}"
 
 
-def seq_span(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int = -1, bodies: bool = True) -> KeyRange:
+def seq_keys(first: int = -(2**63), last: int = 2**63 - 1, *, after_offset: int = -1, bodies: bool = True) -> KeyRange:
     """Events in order of (seq, offset), from seq *first* on; of that seq only those after *after_offset*."""
     start = seq_key(first, max(after_offset + 1, 0))
     return KeyRange(first=start, last=seq_key(last, _LAST_OFFSET), by_alt=True, bodies=bodies)
@@ -142,8 +142,8 @@ def info_key(nonce: str) -> str:
     return f"i/{nonce}"
 
 
-def info_spans(info: tuple[str, int, int] | None) -> list[tuple[str, str]]:
-    """All keys of infos except the key of *info*, as spans from a first to a last key."""
+def other_info_keys(info: tuple[str, int, int] | None) -> list[tuple[str, str]]:
+    """All keys of infos except the key of *info*, as pairs of a first and a last key."""
     if info is None:
         return [(info_key(""), info_key(_END))]
     name = info[0]  # hexadecimal digits of a fixed length
@@ -334,7 +334,7 @@ class OpenedHead:
         return self.sealed(msgspec.structs.replace(self.record, rev=self.record.rev + 1, **changes), state)
 
 
-def count_of(record: HeadRecord, kind: ListKind) -> ListHead:
+def list_head(record: HeadRecord, kind: ListKind) -> ListHead:
     """The head of a list."""
     return record.messages if kind == ListKind.MESSAGES else record.tool_calls
 
@@ -351,15 +351,15 @@ class Overlay:
             elif isinstance(step, Item):
                 self._put[step.key] = step
 
-    def over(self, stored: Sequence[Item], span: KeyRange) -> list[Item]:
-        """The items of *span* in its order, made from the *stored* ones and the pending changes."""
+    def over(self, stored: Sequence[Item], keys: KeyRange) -> list[Item]:
+        """The items of *keys* in its order, made from the *stored* ones and the pending changes."""
         kept = {i.key: i for i in stored if not (i.is_removed or i.key in self._put or self._is_cut(i))}
-        put = [item for item in self._put.values() if is_in(item, span)]
-        if stored and len(stored) == span.limit:  # more items may follow the last one
-            last = _key(stored[-1], span)
-            put = [item for item in put if (_key(item, span) >= last if span.descending else _key(item, span) <= last)]
+        put = [item for item in self._put.values() if is_in(item, keys)]
+        if stored and len(stored) == keys.limit:  # more items may follow the last one
+            last = _key(stored[-1], keys)
+            put = [item for item in put if (_key(item, keys) >= last if keys.descending else _key(item, keys) <= last)]
         kept |= {item.key: item for item in put}
-        return sorted(kept.values(), key=lambda item: _key(item, span), reverse=span.descending)[: span.limit]
+        return sorted(kept.values(), key=lambda item: _key(item, keys), reverse=keys.descending)[: keys.limit]
 
     def current(self, item: Item) -> Item | None:
         """The current version of a stored item; None if a pending change removes it."""
@@ -369,11 +369,11 @@ class Overlay:
         return any(cut.first <= item.key <= cut.last and item.rev < cut.rev for cut in self._cuts)
 
 
-def _key(item: Item, span: KeyRange) -> str:
-    return (item.alt or "") if span.by_alt else item.key
+def _key(item: Item, keys: KeyRange) -> str:
+    return (item.alt or "") if keys.by_alt else item.key
 
 
-def is_in(item: Item, span: KeyRange) -> bool:
-    """Whether a span includes an item."""
-    of_channel = span.channel is None or (isinstance(item.index, EventIndex) and item.index.channel == span.channel)
-    return of_channel and span.first <= _key(item, span) <= span.last
+def is_in(item: Item, keys: KeyRange) -> bool:
+    """Whether a key range includes an item."""
+    of_channel = keys.channel is None or (isinstance(item.index, EventIndex) and item.index.channel == keys.channel)
+    return of_channel and keys.first <= _key(item, keys) <= keys.last

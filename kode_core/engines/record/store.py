@@ -7,8 +7,8 @@ enough: :class:`kode_core.engines.record.engine.RecordEngine` makes a whole engi
 - Only the swap of a head commits. The new head carries the changes of the items as *pending*; the writer applies them
   next, or another process if the writer died. Readers lay pending changes over the items they read.
 - Changes may be applied twice, late, or after newer ones: every item has the revision of the head that wrote it, and
-  only a greater revision replaces it. A removed item leaves a mark with the revision of its removal, so that a late put
-  of an older item does not bring it back, and a reader sees that its head is outdated.
+  only a greater revision replaces it. A removed item leaves a tombstone with the revision of its removal, so that a
+  late put of an older item does not bring it back, and a reader sees that its head is outdated.
 - The items of a deleted agent stay at its old *epoch*, which no reader visits, until they are removed.
 - A text that is too large for one record is stored in *parts*.
 - A *note* names a place where a process that dies may leave records without a head. A sweep removes them minutes later.
@@ -80,7 +80,7 @@ class DocIndex(_Value, frozen=True, tag="doc"):
 
 
 class Removed(_Value, frozen=True, tag="removed"):
-    """Stands for the columns of an item that was removed and left its mark."""
+    """Stands for the columns of an item that was removed and left a tombstone."""
 
 
 ItemIndex: TypeAlias = MessageIndex | ToolCallIndex | EventIndex | DocIndex | Removed
@@ -108,21 +108,21 @@ class Item(_Value, frozen=True, kw_only=True, tag="item"):
 
     @property
     def is_removed(self) -> bool:
-        """Whether this is the mark of a removed item."""
+        """Whether this is the tombstone of a removed item."""
         return type(self.index) is Removed
 
 
 def removed(key: str, rev: int) -> Item:
-    """A mark: the item was removed at this revision."""
+    """The tombstone of an item that was removed at this revision."""
     return Item(key=key, rev=rev, body=Body("", b""), index=Removed())
 
 
 class Cut(_Value, frozen=True, kw_only=True, tag="cut"):
     """Removes the items with keys from ``first`` to ``last``, both inclusive, whose revision is below ``rev``.
 
-    Each leaves a mark of that revision, which stays until an item is put there again or the place is dropped. All older
-    items were put before the cut was committed, so every key that was ever used holds an item or a mark. A late put of
-    an older revision finds one of them, and does nothing.
+    Each leaves a tombstone of that revision, which stays until an item is put there again or the place is dropped. All
+    older items were put before the cut was committed, so every key that was ever used holds an item or a tombstone. A
+    late put of an older revision finds one of them, and does nothing.
     """
 
     first: str
@@ -239,8 +239,8 @@ class RecordStore(Protocol):
     part_bytes: int
     """The greatest size of a part, and of the text of an item's body in UTF-8."""
 
-    together: int
-    """The number of items that one atomic write can hold next to a head; 0 for none."""
+    swap_items: int
+    """The number of items that ``swap`` can write with a head in one atomic step; 0 for none."""
 
     # --- heads
 
@@ -262,8 +262,8 @@ class RecordStore(Protocol):
     async def swap(self, old: HeadRecord | None, new: HeadRecord, fence: Fence | None, items: Sequence[Item]) -> bool:
         """Write *new* if the head still has the ``rev`` of *old* and the fence's lease is held.
 
-        *old* is None if the agent has no head. The lease stays as it is. *items*, at most ``together``, are put in the
-        same atomic write. Durable when it returns. False if the condition does not hold: nothing was written, and
+        *old* is None if the agent has no head. The lease stays as it is. *items*, at most ``swap_items``, are put in
+        the same atomic write. Durable when it returns. False if the condition does not hold: nothing was written, and
         nothing of this call will be. The store must not repeat a swap, unless the database recognizes a repetition: the
         second attempt would take the first one's write for another writer's.
         """
@@ -272,9 +272,9 @@ class RecordStore(Protocol):
     async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
         """Write ``is_settled`` and ``state`` of *head* if the stored head still has its ``rev``.
 
-        False if the head has another ``rev`` by now, or is gone. A *lasting* mark, and the answer False to it, are as
+        False if the head has another ``rev`` by now, or is gone. A *lasting* settle, and the answer False to it, are as
         durable as a swap when this returns, because the engine then removes records that the head needed. Any other
-        mark need not be durable: a head that is found unsettled is settled again.
+        settle need not be durable: a head that is found unsettled is settled again.
         """
         ...
 
@@ -295,22 +295,22 @@ class RecordStore(Protocol):
 
     # --- items
 
-    async def items(self, place: ItemsPlace, span: KeyRange) -> Sequence[Item]:
-        """The items of a key range, and the marks of removed items, which have no ``alt`` and no channel."""
+    async def items(self, place: ItemsPlace, keys: KeyRange) -> Sequence[Item]:
+        """The items of a key range, and the tombstones of removed ones, which have no ``alt`` and no channel."""
         ...
 
     async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         """Put items, each unless its key has one of the same or a greater ``rev``, and apply cuts. Durable.
 
-        The order is free: cuts remove older revisions than the items put with them, and an item replaces a mark of its
-        own ``rev``. A cut may leave an older mark as it is. A *fresh* place is empty, no other process reads or writes
-        there, and the caller abandons it if this raises: the store may put items unconditionally, as long as no put can
-        arrive after this returned.
+        The order is free: cuts remove older revisions than the items put with them, and an item replaces a tombstone of
+        its own ``rev``. A cut may leave an older tombstone as it is. A *fresh* place is empty, no other process reads
+        or writes there, and the caller abandons it if this raises: the store may put items unconditionally, as long as
+        no put can arrive after this returned.
         """
         ...
 
     async def drop(self, place: ItemsPlace) -> None:
-        """Remove all items, marks and parts at a place. Durable. Records that are put there meanwhile may stay.
+        """Remove all items, tombstones and parts at a place. Durable. Records that are put there meanwhile may stay.
 
         It calls ``CALLER.get().goes_on()`` after each step, because a large place takes longer than a call may.
         """
@@ -375,7 +375,7 @@ class RecordStore(Protocol):
     async def find_items(self, query: RowQuery) -> Sequence[FoundItem]:
         """Messages or tool calls that match, in the query's order, at most ``limit``; ``offset`` is 0.
 
-        Items of old epochs may be among them, but no marks. A ``Found`` if damaged items were left out.
+        Items of old epochs may be among them, but no tombstones. A ``Found`` if damaged items were left out.
         """
         ...
 

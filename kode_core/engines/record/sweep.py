@@ -28,7 +28,7 @@ from kode_core.authoring.parallel import each
 from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.plan import new_head
 from kode_core.engines.record.recovery import RecordRecovery
-from kode_core.engines.record.state import OpenedHead, State, info_spans, stash_key
+from kode_core.engines.record.state import OpenedHead, State, other_info_keys, stash_key
 from kode_core.engines.record.store import ItemsPlace, Note
 from kode_core.errors import KodeError
 
@@ -106,16 +106,16 @@ class RecordSweep:
         Raises:
             MovedError: other writers kept changing the head, or a fork is being made.
         """
-        record = await self._fence(place.agent_id)
+        record = await self._barrier(place.agent_id)
         if record.record.epoch != place.epoch:
             await self._io.store.drop(place)
             return
         until = record.record.rev + 1
         await self._io.store.drop_parts(place, stash_key(""), stash_key("~"), until)
-        for first, last in info_spans(record.state.info):
+        for first, last in other_info_keys(record.state.info):
             await self._io.store.drop_parts(place, first, last, until)
 
-    async def _fence(self, agent_id: str) -> OpenedHead:
+    async def _barrier(self, agent_id: str) -> OpenedHead:
         """Settle the head and swap it for itself. An agent without a head gets the head of a deleted agent."""
         for _ in range(_ATTEMPTS):
             head = await self._io.head(agent_id)

@@ -22,7 +22,7 @@ from typing import Final
 from kode_core.engines.recent import Recent
 from kode_core.engines.record.state import OpenedHead
 
-__all__ = ["WriterSlot", "WriterSlots"]
+__all__ = ["AllTurns", "WriterTurns"]
 
 _KNOWN: Final = 512
 _MOST_SWAPS: Final = 12
@@ -40,8 +40,8 @@ _SLOWEST: Final = 1.0
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
 
 
-class WriterSlot:
-    """The state of one writer's turns with one agent."""
+class WriterTurns:
+    """The turns of one writer, which is one open store, with one agent."""
 
     def __init__(self) -> None:
         self.pace = 0.0
@@ -94,7 +94,7 @@ class WriterSlot:
         pause, self._pause = self._pause, 0.0
         return pause and min(max(pause, _LEAST_PAUSE), _MOST_PAUSE)
 
-    def said(self, old: OpenedHead | None) -> dict[str, int]:
+    def head_fields(self, old: OpenedHead | None) -> dict[str, int]:
         """The fields of the next head that concern turns."""
         if old is None or not self._is_met:
             return {"others": 0 if old is None else old.state.others, "turn_ends": 0}
@@ -142,15 +142,15 @@ class WriterSlot:
         self._pause = max(self._due, 1) * max(self.pace, _LEAST_PAUSE)
 
 
-class WriterSlots:
-    """The turns of a process with all agents that it writes."""
+class AllTurns:
+    """The turns of one writer with each agent that it has written lately."""
 
     def __init__(self) -> None:
-        self._slots = Recent[str, WriterSlot](_KNOWN)
+        self._turns = Recent[str, WriterTurns](_KNOWN)
 
-    def of(self, agent_id: str) -> WriterSlot:
-        """The writer's turns with an agent."""
-        slot = self._slots.get(agent_id)
-        if slot is None:
-            slot = self._slots[agent_id] = WriterSlot()
-        return slot
+    def of(self, agent_id: str) -> WriterTurns:
+        """The turns with an agent; new ones if it was not written lately."""
+        turns = self._turns.get(agent_id)
+        if turns is None:
+            turns = self._turns[agent_id] = WriterTurns()
+        return turns

@@ -2,7 +2,7 @@
 
 Only the swap commits, so a process may die between any two steps::
 
-    read the head -> plan -> put notes, parts, stash -> SWAP -> apply pending changes -> mark the head settled
+    read the head -> plan -> put notes, parts, stash -> SWAP -> apply pending changes -> settle the head
           ^                                              |
           +----------- another writer was faster --------+
 
@@ -34,21 +34,21 @@ from kode_core.engines.record.batches import (
     can_take_over,
     check_indexes,
     check_wanted,
+    group_caller,
     is_forgotten,
     may_supplant,
     not_written,
+    swap_items_of,
     take,
-    together,
-    together_with,
 )
 from kode_core.engines.record.debts import RecordDebts
 from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.names import known_of_batches
 from kode_core.engines.record.plan import Plan
-from kode_core.engines.record.state import OpenedHead, Overlay, Step, info_key, is_of_log, row_span
+from kode_core.engines.record.state import OpenedHead, Overlay, Step, info_key, is_of_log, row_keys
 from kode_core.engines.record.store import HeadRecord, Item
 from kode_core.engines.record.sweep import RecordSweep
-from kode_core.engines.record.turns import WriterSlot, WriterSlots
+from kode_core.engines.record.turns import AllTurns, WriterTurns
 from kode_core.errors import (
     CorruptRecordError,
     KodeError,
@@ -68,7 +68,7 @@ _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
 _SETTLE_SECONDS: Final = 0.05
 _SETTLE_EVENTS_SECONDS: Final = 1.0
-"""The same for a lone writer of events, which no query searches: its next swap comes soon and marks them."""
+"""The same for a lone writer of events, which no query searches: its next swap comes soon and settles them."""
 _DOUBT_SECONDS: Final = 30.0
 _GIVEN_UP: Final = "the caller had stopped waiting when the write's turn came; nothing was written"
 
@@ -85,7 +85,7 @@ class RecordWriter:
         self._closing = asyncio.Event()
         self._heads = Recent[str, OpenedHead](_CACHED)
         self._newest = Recent[str, tuple[int, str]](_CACHED)
-        self._slots = WriterSlots()
+        self._turns = AllTurns()
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
@@ -134,7 +134,7 @@ class RecordWriter:
         try:
             while queue:
                 group = take(queue)
-                CALLER.set(together(group))  # the context of this task alone
+                CALLER.set(group_caller(group))  # the context of this task alone
                 outcomes = await self._outcomes(agent_id, group)
                 for one, outcome in zip(group, outcomes, strict=True):
                     if not one.done.done():
@@ -169,12 +169,12 @@ class RecordWriter:
         doubt: int | None = None
         doubted_at = 0.0
         was_lost = False
-        slot, until = self._slots.of(agent_id), Until.of(group)
+        turns, until = self._turns.of(agent_id), Until.of(group)
         for attempt in range(_ATTEMPTS):
             if doubt is None and attempt and time.monotonic() > until.turn:
                 break  # busy: the caller learns in time that nothing was written
             try:
-                old, is_fresh = await self._head(agent_id, batches, slot, until, in_doubt=doubt is not None)
+                old, is_fresh = await self._head(agent_id, batches, turns, until, in_doubt=doubt is not None)
                 known = await known_of_batches(self._io.store, old, batches)
                 plan = Plan(agent_id, old, known, await self._latest(old, batches))
             except MovedError:
@@ -207,10 +207,10 @@ class RecordWriter:
             check_wanted(group, in_doubt=doubt is not None)
             began = time.monotonic()
             try:
-                if await self._swap(old, plan, group, slot):
-                    slot.won(old, time.monotonic() - began)
+                if await self._swap(old, plan, group, turns):
+                    turns.won(old, time.monotonic() - began)
                     return outcomes
-                slot.lost(old, time.monotonic() - began)
+                turns.lost(old, time.monotonic() - began)
             except OutcomeUnknownError:
                 now = time.monotonic()
                 if doubt is None:  # a first head may have begun at another writer's random revision
@@ -243,7 +243,7 @@ class RecordWriter:
             raise
 
     async def _head(
-        self, agent_id: str, batches: Sequence[Batch], slot: WriterSlot, until: Until, *, in_doubt: bool
+        self, agent_id: str, batches: Sequence[Batch], turns: WriterTurns, until: Until, *, in_doubt: bool
     ) -> tuple[OpenedHead | None, bool]:
         """The head to plan on, and whether it was just read. This waits for readers and for the writer's turn.
 
@@ -251,11 +251,11 @@ class RecordWriter:
         even damaged ones, because they go with the epoch.
         """
         known = self._heads.get(agent_id)
-        if known is not None and slot.goes_on(known):
+        if known is not None and turns.goes_on(known):
             self._heads.move_to_end(agent_id)
             return known, False
         self.forget(agent_id)
-        head = await self._awaited(agent_id, slot, until)
+        head = await self._awaited(agent_id, turns, until)
         if head is not None:
             self._newest[agent_id] = head.record.rev, head.record.epoch
         is_delete = len(batches) == 1 and batches[0].delete
@@ -267,14 +267,14 @@ class RecordWriter:
             return head, True
         return await self._io.redo(head), True
 
-    async def _awaited(self, agent_id: str, slot: WriterSlot, until: Until) -> OpenedHead | None:
+    async def _awaited(self, agent_id: str, turns: WriterTurns, until: Until) -> OpenedHead | None:
         """The agent's head, when it is the writer's turn."""
         while True:
-            pause, rest = slot.pause(), until.turn - time.monotonic()
+            pause, rest = turns.pause(), until.turn - time.monotonic()
             if pause:
                 await asyncio.sleep(max(min(pause, rest), 0))
             head = await self._io.thawed(agent_id, until.readers)
-            if head is None or slot.may_swap(head) or pause >= rest:
+            if head is None or turns.may_swap(head) or pause >= rest:
                 return head
 
     async def _swept(self, agent_id: str, head: OpenedHead | None) -> OpenedHead | None:
@@ -296,13 +296,13 @@ class RecordWriter:
         state, oldest = old.state, min((time for write in writes for time in write.times()), default=None)
         if oldest is None or (state.latest is not None and (state.is_latest or oldest >= state.latest)):
             return None
-        span = row_span(ListKind.MESSAGES, last=old.record.messages.count - 1, bodies=False)
-        items = [item for item in await self._io.store.items(old.record.place, span) if item.rev <= old.record.rev]
-        return max((item.time for item in Overlay(old.state.pending).over(items, span)), default=None)
+        keys = row_keys(ListKind.MESSAGES, last=old.record.messages.count - 1, bodies=False)
+        items = [item for item in await self._io.store.items(old.record.place, keys) if item.rev <= old.record.rev]
+        return max((item.time for item in Overlay(old.state.pending).over(items, keys)), default=None)
 
     # --- one swap
 
-    async def _swap(self, old: OpenedHead | None, plan: Plan, group: Sequence[Waiting], slot: WriterSlot) -> bool:
+    async def _swap(self, old: OpenedHead | None, plan: Plan, group: Sequence[Waiting], turns: WriterTurns) -> bool:
         """Swap *old* for the plan's head and apply its changes. False if another writer was faster.
 
         Few and small changes are written with the head. Others are pending in the head or a stash until applied.
@@ -311,15 +311,15 @@ class RecordWriter:
         taken = old.state.pending if old is not None and old.record.epoch == plan.head.epoch else ()
         check_indexes(changes)
         large = any(isinstance(change, Item) and io.is_large(change.body.text) for change in changes)
-        state = replace(plan.state, has_parts=plan.state.has_parts or large, **slot.said(old))
+        state = replace(plan.state, has_parts=plan.state.has_parts or large, **turns.head_fields(old))
         head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
         is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
         if is_replacing_info:
             await self._before_swap(io.note_place(head.record.place))
-        together = together_with(changes, io.store.together, io.store.part_bytes) if not state.has_parts else None
-        if together is not None and not (state.doomed or taken):
-            if not await io.store.swap(before, head.record, fence, together):
+        items = swap_items_of(changes, io.store.swap_items, io.store.part_bytes) if not state.has_parts else None
+        if items is not None and not (state.doomed or taken):
+            if not await io.store.swap(before, head.record, fence, items):
                 return False
             self._remember(head)
         else:
@@ -386,17 +386,17 @@ class RecordWriter:
         return _SETTLE_EVENTS_SECONDS if is_alone and is_log else _SETTLE_SECONDS
 
     async def _settle(self, head: OpenedHead, seconds: float) -> None:
-        """Mark a head settled, unless the next swap comes first and does it for free.
+        """Settle a head, unless the next swap comes first and does it for free.
 
         A swap to another epoch does so only if no other writer came between: otherwise the changes may have been
-        applied too late to be removed with the old epoch. Writing the mark finds that out.
+        applied too late to be removed with the old epoch. Settling the head itself finds that out.
         """
         await waited_for(self._closing, seconds)
         rev, epoch = self._newest.get(head.record.agent_id, (0, ""))
         is_said = rev > head.record.rev and (epoch == head.record.epoch or rev == head.record.rev + 1)
         try:
             if not is_said:
-                await self._io.mark_settled(head.record)
+                await self._io.settle(head.record)
         except StorageError:
             return  # it stays unsettled: applying the changes again is harmless
 

@@ -52,7 +52,7 @@ from kode_dynamodb.values import (
 
 __all__ = ["DynamoRecords", "has_table", "open_records"]
 
-_TOGETHER: Final = 9
+_SWAP_ITEMS: Final = 9
 """With the head, ten items: every version of the service and its emulators accepts so many in a transaction."""
 _INLINE_BYTES: Final = 100_000
 _PART_BYTES: Final = 340_000
@@ -107,7 +107,7 @@ class DynamoRecords:
     part_bytes = _PART_BYTES
 
     def __init__(self, connection: Connection, *, transactions: bool = False) -> None:
-        self.together = _TOGETHER if transactions else 0
+        self.swap_items = _SWAP_ITEMS if transactions else 0
         self.connection = connection
         self._notes = Notes(connection)
         self._leases = Leases(connection)
@@ -195,19 +195,19 @@ class DynamoRecords:
 
     # --- items
 
-    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
-        if span.first > span.last:
+    async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
+        if keys.first > keys.last:
             return []
-        wanted = _between(items_pk(place), span.first, span.last, "alt" if span.by_alt else "sk")
-        wanted["ScanIndexForward"] = not span.descending
-        if span.by_alt:
+        wanted = _between(items_pk(place), keys.first, keys.last, "alt" if keys.by_alt else "sk")
+        wanted["ScanIndexForward"] = not keys.descending
+        if keys.by_alt:
             wanted["IndexName"] = "by_alt"
-        if not span.bodies:
+        if not keys.bodies:
             wanted["ProjectionExpression"] = _NO_BODIES
-        if span.channel is not None:
-            return await self._of_channel(wanted, span)
-        found = await self._decoded(wanted, span.limit)
-        if span.by_alt and span.bodies and not all(isinstance(item.index, EventIndex) for item in found):
+        if keys.channel is not None:
+            return await self._of_channel(wanted, keys)
+        found = await self._decoded(wanted, keys.limit)
+        if keys.by_alt and keys.bodies and not all(isinstance(item.index, EventIndex) for item in found):
             return await self._with_bodies(place, found)
         return found
 
@@ -215,15 +215,15 @@ class DynamoRecords:
         """The items of a query, decoded page by page, so that other tasks run in between."""
         return [found_item(record) async for page in self.connection.pages(**wanted, limit=limit) for record in page]
 
-    async def _of_channel(self, wanted: Record, span: KeyRange) -> list[Item]:
+    async def _of_channel(self, wanted: Record, keys: KeyRange) -> list[Item]:
         """The events of a channel, which is not part of a key."""
         found: list[Item] = []
-        wanted = index_filter("events", [("channel", span.channel or "")]).added_to(wanted)
+        wanted = index_filter("events", [("channel", keys.channel or "")]).added_to(wanted)
         async for page in self.connection.pages(**wanted, sizes=LOOKING):
             items = map(found_item, page)
-            found += [i for i in items if isinstance(i.index, EventIndex) and i.index.channel == span.channel]
-            if span.limit is not None and len(found) >= span.limit:
-                return found[: span.limit]
+            found += [i for i in items if isinstance(i.index, EventIndex) and i.index.channel == keys.channel]
+            if keys.limit is not None and len(found) >= keys.limit:
+                return found[: keys.limit]
         return found
 
     async def _with_bodies(self, place: ItemsPlace, items: Sequence[Item]) -> list[Item]:
@@ -248,13 +248,13 @@ class DynamoRecords:
     async def _cut(self, place: ItemsPlace, cut: Cut) -> None:
         rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
 
-        async def mark(one: Record) -> None:
+        async def cut_one(one: Record) -> None:
             await self.connection.repeat("put_item", Item=item_values(place, removed(one["sk"]["S"], cut.rev)), **rev)
 
         wanted = _between(items_pk(place), cut.first, cut.last, "sk")
         async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
             older = [one for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
-            await each(mark, older, at_once=AT_ONCE)
+            await each(cut_one, older, at_once=AT_ONCE)
 
     async def drop(self, place: ItemsPlace) -> None:
         for pk in (items_pk(place), parts_pk(place)):
@@ -401,7 +401,7 @@ def _put(place: ItemsPlace, item: Item) -> Record:
 
 
 def _between(pk: Record, first: str, last: str, sk: str) -> Record:
-    """The consistent query of a span of keys."""
+    """The consistent query of a range of keys."""
     return {
         "KeyConditionExpression": f"pk = :pk AND {sk} BETWEEN :first AND :last",
         "ExpressionAttributeValues": {":pk": pk, ":first": {"S": first}, ":last": {"S": last}},

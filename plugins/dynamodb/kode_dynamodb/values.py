@@ -116,8 +116,8 @@ def moment(milliseconds: int) -> str:
 
 def position_key(milliseconds: int, agent_id: str, position: int | None = None) -> str:
     """The key of a session or a row in an index. ``!`` sorts before all hexadecimal digits."""
-    place = f"{moment(milliseconds)}/{hexed(agent_id)}!"
-    return place if position is None else f"{place}{position:012d}"
+    prefix = f"{moment(milliseconds)}/{hexed(agent_id)}!"
+    return prefix if position is None else f"{prefix}{position:012d}"
 
 
 def row_key(milliseconds: int, position: int) -> str:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import ListKind, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.record.state import event_key, event_span, row_key, seq_key, seq_span
+from kode_core.engines.record.state import event_key, event_keys, row_key, seq_key, seq_keys
 from kode_core.engines.record.store import EventIndex, Item, ItemIndex
 from kode_core.query import MessageFilter, RowQuery, ToolCallFilter, message_query, tool_call_query
 
@@ -169,9 +169,9 @@ async def test_a_query_for_what_is_usual(records: DynamoRecords, client: Any) ->
 async def test_events_of_a_rare_channel(records: DynamoRecords, client: Any, size: int, pages: int) -> None:
     """As for rows, from both ends and by both orders, however few are wanted."""
     counted = Counted(client)
-    for span in (event_span(), seq_span()):
+    for keys in (event_keys(), seq_keys()):
         for limit, descending in ((1, False), (1, True), (2, False), (None, True)):
-            asked = replace(span, channel="control", limit=limit, descending=descending)
+            asked = replace(keys, channel="control", limit=limit, descending=descending)
             counted.taken()
             found = [item.time for item in await records.items(PLACE, asked)]
             both = [size - 8, 7] if descending else [7, size - 8]

@@ -215,7 +215,7 @@ def item_document(place: ItemsPlace, item: Item) -> Document:
 
 
 def removal(rev: int) -> Document:
-    """The update that turns an item into the mark of its removal."""
+    """The update that turns an item into the tombstone of its removal."""
     fields = ("time", "text", "digest", "parts", "index", "list", "alt")
     return {"$set": {"rev": Int64(rev), "gone": True}, "$unset": dict.fromkeys(fields, "")}
 

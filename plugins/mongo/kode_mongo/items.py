@@ -38,20 +38,20 @@ class Items:
 
     # --- items
 
-    async def read(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
+    async def read(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
         """See ``RecordStore.items``."""
         wanted: Document = {"agent_id": place.agent_id}
-        if span.channel is not None:
-            wanted[_CHANNEL] = span.channel
+        if keys.channel is not None:
+            wanted[_CHANNEL] = keys.channel
         found = await self._connection.pages(
             self._items,
             wanted,
-            "alt" if span.by_alt else "_id",
-            {"$gte": id_of(place, span.first), "$lte": id_of(place, span.last)},
-            descending=span.descending,
-            limit=span.limit,
-            projection=None if span.bodies else NO_BODIES,
-            index=None if span.channel is None or is_common_channel(span.channel) else _CHANNEL,
+            "alt" if keys.by_alt else "_id",
+            {"$gte": id_of(place, keys.first), "$lte": id_of(place, keys.last)},
+            descending=keys.descending,
+            limit=keys.limit,
+            projection=None if keys.bodies else NO_BODIES,
+            index=None if keys.channel is None or is_common_channel(keys.channel) else _CHANNEL,
         )
         return [found_item(document) for document in found]
 
@@ -191,7 +191,7 @@ def _slices(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 
 def _guarded(document: Document) -> Document:
-    """The filter for the document that this one may replace: an older one, or a mark of its own revision."""
+    """The filter for the document that this one may replace: an older one, or a tombstone of its own revision."""
     rev = document["rev"]
     is_before = {"$or": [{"rev": {"$lt": rev}}, {"rev": rev, "gone": True}]}
     return {"_id": document["_id"], "agent_id": document["agent_id"], **is_before}

@@ -65,7 +65,7 @@ class MongoRecords:
     name = "mongo"
     inline_bytes = _INLINE_BYTES
     part_bytes = _PART_BYTES
-    together = 0
+    swap_items = 0
 
     def __init__(self, connection: Connection, *, watcher: HeadWatcher | None) -> None:
         self.connection = connection
@@ -135,8 +135,8 @@ class MongoRecords:
 
     # --- items and parts
 
-    async def items(self, place: ItemsPlace, span: KeyRange) -> list[Item]:
-        return await self._rows.read(place, span)
+    async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
+        return await self._rows.read(place, keys)
 
     async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await self._rows.apply(place, changes)

@@ -134,9 +134,9 @@ def script(options: MongoOptions) -> str:
     def command(collection: str, call: str, *arguments: object) -> str:
         return f'db.getCollection("{prefix}{collection}").{call}({", ".join(map(json.dumps, arguments))});\n'
 
-    made = [command(index.collection, "createIndex", dict(index.keys), index.options) for index in INDEXES]
+    commands = [command(index.collection, "createIndex", dict(index.keys), index.options) for index in INDEXES]
     version = command(META, "updateOne", {"_id": "schema"}, reached(), {"upsert": True})
-    return f"db = db.getSiblingDB({json.dumps(options.database_name)});\n{''.join(made)}{version}"
+    return f"db = db.getSiblingDB({json.dumps(options.database_name)});\n{''.join(commands)}{version}"
 
 
 def reached() -> dict[str, dict[str, int]]:

@@ -63,8 +63,8 @@ def split_uri(uri: str) -> Uri:
             "the URI is malformed: in the user, the password and behind the host, the characters / ? # @ have to be"
             " written as %2F %3F %23 %40"
         )
-    place, _, query = rest.partition("?")
-    hosts, _, path = place.partition("/")
+    location, _, query = rest.partition("?")
+    hosts, _, path = location.partition("/")
     if "#" in rest or not _HOSTS.fullmatch(hosts):
         raise ConfigurationError("the URI is malformed: between user and database it has to have host:port,host:port")
     return Uri(hosts, unquote_plus(path), parse_qsl(query.replace(";", "&"), keep_blank_values=True))

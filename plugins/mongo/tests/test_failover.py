@@ -26,7 +26,7 @@ def members() -> Iterator[LocalSet]:
 async def test_a_large_turn_outlives_the_member_that_marked_it(
     members: LocalSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its changes lie beside the head. No other member has the mark that they are applied when the primary dies."""
+    """Its changes lie beside the head. No other member knows that they are applied when the primary dies."""
     settle = MongoRecords.settle
     killed: list[int] = []
 

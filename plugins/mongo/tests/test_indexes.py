@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import ListKind, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
-from kode_core.engines.record.state import event_key, event_span, row_key, seq_key, seq_span
+from kode_core.engines.record.state import event_key, event_keys, row_key, seq_key, seq_keys
 from kode_core.engines.record.store import EventIndex, Item, ItemIndex, ItemsPlace
 from kode_core.query import MessageFilter, RowQuery, ToolCallFilter, message_query, tool_call_query
 
@@ -199,10 +199,10 @@ async def test_a_page_of_events_of_a_channel(server: Server, items: Any, channel
     asked = Asked()
     async with pymongo.AsyncMongoClient(server.uri, event_listeners=[asked]) as client:
         records = await open_records(MongoOptions(client=client, database=items.database.name))
-        for span in (event_span(), event_span(MIDDLE), seq_span(), seq_span(MIDDLE // 2)):
+        for keys in (event_keys(), event_keys(MIDDLE), seq_keys(), seq_keys(MIDDLE // 2)):
             for descending in (True, False):
                 asked.finds.clear()
-                page = replace(span, channel=channel, limit=LIMIT, descending=descending)
+                page = replace(keys, channel=channel, limit=LIMIT, descending=descending)
                 found = [item.index for item in await records.items(LARGE, page)]
                 assert [index.channel for index in found if isinstance(index, EventIndex)] == [channel] * LIMIT
                 (find,) = asked.finds

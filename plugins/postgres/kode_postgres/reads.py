@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from kode_core.authoring.reading import MOST, check_head, list_rows
+from kode_core.authoring.reading import MOST, check_head_numbers, list_rows
 from kode_core.batch import (
     AgentSummary,
     Doc,
@@ -110,7 +110,7 @@ class Reads(Overview):
             info = Info(Body(row[7], row[8]), row[5], row[6])
         elif not (row[0] or row[2]):
             return None  # only events or documents, or the remains of a delete
-        check_head(row[:5], agent_id)
+        check_head_numbers(row[:5], agent_id)
         lists = (ListHead(row[0], row[1]), ListHead(row[2], row[3]))
         return AgentSummary(agent_id=agent_id, info=info, updated_at=row[4], messages=lists[0], tool_calls=lists[1])
 
@@ -354,7 +354,7 @@ class Reads(Overview):
         for name, state, count, more, counted, has_messages in found:
             if name is None:
                 messages, snapshots, calls = count or 0, more, counted or 0
-                check_head((messages, calls), agent_id)
+                check_head_numbers((messages, calls), agent_id)
                 if has_messages and not messages:
                     raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
                 continue

@@ -200,34 +200,37 @@ class Step(NamedTuple):
 
 
 def _first(tables: Tables, partitions: int) -> list[Step]:
-    made = [] if tables.schema is None else [make_schema(tables)]
-    made.append(f"CREATE TABLE IF NOT EXISTS {tables.meta} (key text NOT NULL PRIMARY KEY, value bigint NOT NULL)")
+    statements = [] if tables.schema is None else [make_schema(tables)]
+    statements.append(
+        f"CREATE TABLE IF NOT EXISTS {tables.meta} (key text NOT NULL PRIMARY KEY, value bigint NOT NULL)"
+    )
     for name, columns in _COLUMNS.items():
         by = " PARTITION BY HASH (agent_id)" if partitions else ""
-        made.append(
+        statements.append(
             f"CREATE TABLE {tables.qualified(name)} ({columns},\n        PRIMARY KEY ({_KEYS[name]})\n    ){by}"
         )
         for part in range(partitions):
-            made.append(
+            statements.append(
                 f"CREATE TABLE {tables.qualified(f'{name}_{part}')} PARTITION OF {tables.qualified(name)}"
                 f" FOR VALUES WITH (MODULUS {partitions}, REMAINDER {part})"
             )
     if not partitions:
-        made.append(f"ALTER TABLE {tables.agents} SET (fillfactor = 70)")  # so that a head can be updated in place
+        # so that a head can be updated in place
+        statements.append(f"ALTER TABLE {tables.agents} SET (fillfactor = 70)")
     for kind, indexes in (("UNIQUE INDEX", _UNIQUE), ("INDEX", _INDEXES)):
         for table, name, what in indexes:
-            made.append(f'CREATE {kind} "{tables.prefix}{table}_{name}" ON {tables.qualified(table)} {what}')
-    return [Step(made)]
+            statements.append(f'CREATE {kind} "{tables.prefix}{table}_{name}" ON {tables.qualified(table)} {what}')
+    return [Step(statements)]
 
 
 def _second(tables: Tables, partitions: int) -> list[Step]:
     """Indexes only: an open store of version 1 continues to work, and each step may be interrupted."""
-    made = []
+    index_steps = []
     for table, name, what in _INDEXES_2:
         index = f'"{tables.prefix}{table}_{name}"'
         statement = f"CREATE INDEX IF NOT EXISTS {index} ON {tables.qualified(table)} {what}"
-        made.append(Step([statement], index if tables.schema is None else f'"{tables.schema}".{index}'))
-    return made
+        index_steps.append(Step([statement], index if tables.schema is None else f'"{tables.schema}".{index}'))
+    return index_steps
 
 
 MIGRATIONS: Final = (_first, _second)
@@ -246,14 +249,14 @@ def steps(tables: Tables, since: int, partitions: int = 0) -> list[Step]:
 
     New tables are created in one step. For existing tables, others may write between two steps.
     """
-    made: list[Step] = []
+    all_steps: list[Step] = []
     for version, migration in enumerate(MIGRATIONS[since:], since + 1):
         known = (
             f"INSERT INTO {tables.meta} VALUES ('schema_version', {version})"
             " ON CONFLICT (key) DO UPDATE SET value = excluded.value"
         )
-        made += [*migration(tables, partitions), Step([known])]
-    return made if since else [Step([statement for step in made for statement in step.statements])]
+        all_steps += [*migration(tables, partitions), Step([known])]
+    return all_steps if since else [Step([statement for step in all_steps for statement in step.statements])]
 
 
 def statements(tables: Tables, since: int = 0, partitions: int = 0) -> list[str]:

@@ -288,15 +288,15 @@ class SqliteEngine:
         """Copy one instant of the database to a new file while it is in use."""
         if os.path.lexists(target):
             raise InvalidArgumentError(f"{target} exists already; a backup does not overwrite")
-        made: list[Path] = []
+        created: list[Path] = []
         try:
             mode = mode_bits(self._options.file_mode)
-            await self._do_long(copy, progress, target, mode, self._options.db_path != MEMORY, made)
+            await self._do_long(copy, progress, target, mode, self._options.db_path != MEMORY, created)
         except BaseException:  # it may have been complete a moment before
-            for path in made:
+            for path in created:
                 path.unlink(missing_ok=True)
             raise
-        return made
+        return created
 
     async def _do_long(self, call: Callable[..., T], progress: Progress, *args: Any) -> T:
         """Run a long call on a separate connection; a database in memory has only one."""

@@ -109,10 +109,10 @@ def _is_used(path: str) -> bool:
     except OSError:
         return False
     try:  # a question takes no lock, so that two looks at the same time do not take each other for users
-        told = fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack(form, *(asked[name] for name in order)))
+        answer = fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack(form, *(asked[name] for name in order)))
     finally:
         os.close(fd)
-    holder: int = struct.unpack(form, told)[order.index("type")]
+    holder: int = struct.unpack(form, answer)[order.index("type")]
     return holder != fcntl.F_UNLCK
 
 
@@ -158,9 +158,9 @@ def _page_size(file: BinaryIO) -> int | None:
     """The page size that the log's header has; if that is damaged, one at whose distance salts come again."""
     file.seek(0)
     header = file.read(_HEADER.size)
-    told: int = _HEADER.unpack(header)[2]
-    if told in _PAGE_SIZES:
-        return told
+    stored: int = _HEADER.unpack(header)[2]
+    if stored in _PAGE_SIZES:
+        return stored
     start = file.read(8 * (_FRAME.size + _PAGE_SIZES[-1]))
 
     def salts(size: int, number: int) -> bytes:

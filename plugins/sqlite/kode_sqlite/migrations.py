@@ -218,7 +218,7 @@ def _turn(db: sqlite3.Connection, path: str, terms: Terms) -> Iterator[None]:
 
 def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
     """Begin a transaction, and return the locks that are held for it."""
-    start = told = time.monotonic()
+    start = logged_at = time.monotonic()
     progress = migration_progress(db)
     while True:
         terms.heed()
@@ -235,7 +235,7 @@ def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
                 start = now
             if now - start > terms.patience_s and progress.step is None:
                 raise
-            if now - told > _TELL_EVERY_S:
-                told = now
+            if now - logged_at > _TELL_EVERY_S:
+                logged_at = now
                 log.warning("%s: another process brings it to another schema; waiting", path)
         time.sleep(_PAUSE_S)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final, LiteralString
 
-from kode_core.authoring.reading import check_head, list_rows
+from kode_core.authoring.reading import check_head_numbers, list_rows
 from kode_core.batch import (
     AgentSummary,
     Doc,
@@ -85,7 +85,7 @@ def summary(db: DB, agent_id: str) -> AgentSummary | None:
         if db.execute(_HEADLESS, (agent_id,)).fetchone():
             raise CorruptRecordError(f"the head of agent {agent_id!r}", "it is missing")
         return None
-    check_head(row[:5], agent_id)
+    check_head_numbers(row[:5], agent_id)
     info = None
     if row[6] is not None or row[7] is not None:
         see(row[5:], (TEXT, INT, TEXT, RAW), f"the info of agent {agent_id!r}")
@@ -102,7 +102,7 @@ def in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralStri
     db.execute("BEGIN")
     try:
         version = db.execute(head, (agent_id,)).fetchone() or (0, 0)
-        check_head(version, agent_id)
+        check_head_numbers(version, agent_id)
         return version, db.execute(rows, args).fetchall()
     finally:
         db.execute("COMMIT")
@@ -155,11 +155,11 @@ def docs(db: DB, agent_id: str, kind: DocKind, key: str | None = None) -> list[D
     if key is not None:
         statement += " AND i.key = ?"
         args.append(key)
-    made = []
+    rows = []
     for row in db.execute(statement, args).fetchall():  # a cursor that an error leaves half read keeps an old instant
         see(row, (TEXT, INT, TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
-        made.append(Doc(row[0], row[1], Body(row[2], row[3])))
-    return made
+        rows.append(Doc(row[0], row[1], Body(row[2], row[3])))
+    return rows
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

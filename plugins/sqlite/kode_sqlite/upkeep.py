@@ -188,11 +188,11 @@ def _translated(target: Path) -> Iterator[None]:
 
 
 def _of_system(exc: OSError, target: Path) -> KodeError:
-    told = f"{target} cannot be written: {exc.strerror or exc}"
+    problem = f"{target} cannot be written: {exc.strerror or exc}"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFullError(told)
+        return StoreFullError(problem)
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreReadOnlyError(told)
+        return StoreReadOnlyError(problem)
     if exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.ENOENT, errno.EILSEQ):
-        return InvalidArgumentError(told)
-    return StoreUnavailableError(told)
+        return InvalidArgumentError(problem)
+    return StoreUnavailableError(problem)

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from kode_core.authoring.reading import MOST, check_head
+from kode_core.authoring.reading import MOST, check_head_numbers
 from kode_core.batch import (
     FORKED_DOCS,
     Applied,
@@ -134,7 +134,7 @@ class Transaction:
         ).fetchone()
         if row is None:
             return _ListsState()
-        check_head(row[:5], agent_id)
+        check_head_numbers(row[:5], agent_id)
         return _ListsState(ListHead(row[0], row[1]), ListHead(row[2], row[3]), row[4], text_of(row[5]) or "")
 
     def _head_to_delete(self, batch: Batch) -> _ListsState:

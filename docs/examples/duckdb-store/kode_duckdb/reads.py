@@ -156,7 +156,7 @@ def events(db: Connection, agent_id: str, span: EventRange) -> list[EventRow]:
         where.add("place > ?", span.after[1])
     order = "place" if span.order == "offset" else "seq, place"
     found = db.execute(f"{_EVENT} {where} ORDER BY {order} LIMIT ?", [*where.args, span.limit]).fetchall()
-    return [EventRow(place, seq, Body(body, digest)) for place, seq, body, digest in found]
+    return [EventRow(offset, seq, Body(body, digest)) for offset, seq, body, digest in found]
 
 
 def last_event(db: Connection, agent_id: str) -> EventRow | None:

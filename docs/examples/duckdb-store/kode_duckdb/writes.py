@@ -136,10 +136,10 @@ def _append(db: Connection, agent_id: str, events: Sequence[EventWrite]) -> tupl
         "SELECT seq, digest, place FROM kode_events WHERE agent_id = ? AND seq IN (SELECT unnest(?::BIGINT[]))",
         [agent_id, [event.seq for event in events]],
     ).fetchall()
-    offsets = {(seq, digest): place for seq, digest, place in stored}
+    offsets = {(seq, digest): offset for seq, digest, offset in stored}
     fresh = {(e.seq, e.body.digest): e for e in events if (e.seq, e.body.digest) not in offsets}
     if fresh:
-        offsets |= {key: place for place, key in enumerate(fresh, next_number(db, len(fresh)))}
+        offsets |= {key: offset for offset, key in enumerate(fresh, next_number(db, len(fresh)))}
         rows = [(agent_id, offsets[key], e.seq, e.channel, *e.body) for key, e in fresh.items()]
         insert(db, "kode_events", rows)
     return tuple(offsets[event.seq, event.body.digest] for event in events)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kode_conformance.testclass import StoreConformance
-from kode_duckdb.testing import DuckdbHarness
+from kode_duckdb.testing.harness import DuckdbHarness
 
 
 class TestDuckdb(StoreConformance):

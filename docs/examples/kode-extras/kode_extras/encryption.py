@@ -137,7 +137,7 @@ class Encryption(Layer):
 
     async def outline(self, agent_id: str, kind: ListKind, keys: Sequence[str] | None = None) -> Outline:
         found = await super().outline(agent_id, kind, keys)
-        rows = [(place, self._keys.shown(digest), time, key) for place, digest, time, key in found.rows]
+        rows = [(position, self._keys.shown(digest), time, key) for position, digest, time, key in found.rows]
         return replace(found, rows=rows)
 
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:

@@ -116,9 +116,9 @@ class LocalServer(Server, LocalProcess):
         return self
 
     def _command(self) -> list[str]:
-        place = ["--dbpath", str(self.folder), "--port", str(self.port)]
+        data = ["--dbpath", str(self.folder), "--port", str(self.port)]
         replicated = [] if self._standalone else ["--replSet", _SET, "--oplogSize", "64", "--keyFile", str(self._key)]
-        return [str(self._program), *place, *_SETTINGS, *replicated]
+        return [str(self._program), *data, *_SETTINGS, *replicated]
 
     def _direct(self) -> pymongo.MongoClient[dict[str, Any]]:
         """A client without a password, which may ask for the server's role and create the first user."""

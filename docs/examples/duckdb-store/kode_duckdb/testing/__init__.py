@@ -1,0 +1,1 @@
+"""The harness of this backend for the conformance suite."""
