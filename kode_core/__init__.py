@@ -25,7 +25,7 @@ from kode_core.factory import create_extended_store, create_store
 from kode_core.ids import new_agent_id
 from kode_core.model import *  # noqa: F403
 from kode_core.protocols import ExtendedStore, Lease, QueryableStore, Store
-from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Page",
     "QueryableStore",
     "RepairResult",
+    "Session",
     "SessionFilter",
     "SessionInfo",
     "Store",

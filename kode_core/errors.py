@@ -15,6 +15,7 @@
     │   ├── InvalidValueError                a value that JSON cannot carry exactly
     │   └── PayloadTooLargeError             larger than the backend can hold
     ├── AgentNotFoundError (LookupError)
+    ├── ConflictError                        the agent has changed; nothing was written
     ├── StoreClosedError (RuntimeError)
     ├── UnsupportedError (NotImplementedError)   this backend cannot do that
     ├── LockError
@@ -44,6 +45,7 @@ __all__ = [
     "AmbiguousBackendError",
     "BackendImportError",
     "ConfigurationError",
+    "ConflictError",
     "CorruptRecordError",
     "DisabledBackendError",
     "ForeignStoreError",
@@ -175,6 +177,22 @@ class AgentNotFoundError(KodeError, LookupError):
     def __init__(self, agent_id: str) -> None:
         super().__init__(f"no agent {agent_id!r} in this store: save_info was never called for it, or it was deleted")
         self.agent_id = agent_id
+
+
+class ConflictError(KodeError):
+    """The agent is not in the state that the write demands (VER-2); nothing was written.
+
+    Load the agent again, make the change anew, and demand the version of that load.
+
+    Attributes:
+        agent_id: the agent.
+        version: the version that the agent has now.
+    """
+
+    def __init__(self, agent_id: str, version: str, problem: str) -> None:
+        super().__init__(f"agent {agent_id!r}: {problem}")
+        self.agent_id = agent_id
+        self.version = version
 
 
 class StoreClosedError(KodeError, RuntimeError):

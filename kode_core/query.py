@@ -28,6 +28,7 @@ __all__ = [
     "AgentStats",
     "MessageFilter",
     "Page",
+    "Session",
     "SessionFilter",
     "SessionInfo",
     "Time",
@@ -125,6 +126,18 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     last_bookmark: Bookmark | None = None
     breakpoint: str | None = None
     metadata: dict[str, Json] = {}
+
+
+class Session(SessionInfo, frozen=True, kw_only=True):
+    """An agent as ``load_session`` shows it, at one instant.
+
+    Attributes:
+        tool_call_count: the number of stored tool call records.
+        version: changes with every write of messages, tool calls or info (VER-1); ``expect`` demands it.
+    """
+
+    tool_call_count: int
+    version: str
 
 
 class AgentStats(msgspec.Struct, frozen=True, kw_only=True):

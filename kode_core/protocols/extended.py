@@ -2,27 +2,211 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, runtime_checkable
 
 from kode_core.engine import Progress
-from kode_core.protocols.locks import AgentLock
+from kode_core.model import AgentInfo, Json, Message, StoredMessage, Timeline, TodoSnapshot, ToolCallRecord
+from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.methods import to_be_implemented
 from kode_core.protocols.queryable import QueryableStore
+from kode_core.query import Session
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
 
 __all__ = ["ExtendedStore"]
 
 _Ids: TypeAlias = list[str]  # the method ``list`` hides the builtin inside the classes
 _Paths: TypeAlias = list[Path]
+_Messages: TypeAlias = list[Message]
+_ToolCalls: TypeAlias = list[ToolCallRecord]
 
 
 @runtime_checkable
 @to_be_implemented
 class ExtendedStore(QueryableStore, Protocol):
     """A store for operators and for many workers: health, metrics, locks, forks."""
+
+    # --- parts of a list, and edits in place
+
+    async def load_messages(
+        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+    ) -> _Messages:
+        """The agent's messages, or a part of them, in the order given and as at one instant (MSG-2, MSG-9).
+
+        *after* and *before* are positions, counted from 0 and both exclusive; of the messages between them *last* takes
+        the last ones. The call costs what it returns, not what the list contains.
+        """
+        ...
+
+    def read_messages(
+        self, agent_id: str, *, after: int | None = None, before: int | None = None, reverse: bool = False
+    ) -> AsyncIterator[StoredMessage]:
+        """Stream the agent's messages with their positions and times, in bounded memory (MSG-10).
+
+        *after* and *before* are positions, both exclusive; with *reverse* the last message comes first. A list that is
+        edited meanwhile is read as it is at each page.
+        """
+        ...
+
+    async def load_tool_call_records(
+        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+    ) -> _ToolCalls:
+        """The agent's tool call records, or a part of them, as ``load_messages`` does for messages (MSG-9)."""
+        ...
+
+    async def pop_messages(self, agent_id: str, count: int = 1, *, fence: Lease | None = None) -> _Messages:
+        """Remove the last *count* messages, or all if there are fewer, and return them in order (MSG-11).
+
+        No concurrent append is lost, and no message is returned to two callers.
+        """
+        ...
+
+    async def truncate_messages(
+        self, agent_id: str, length: int, *, expect: str | None = None, fence: Lease | None = None
+    ) -> int:
+        """Remove all messages behind the first *length*, and return how many those were (MSG-11).
+
+        Raises:
+            ConflictError: the agent has another version than *expect*.
+        """
+        ...
+
+    async def replace_message(
+        self, agent_id: str, position: int, message: Message, *, expect: str | None = None, fence: Lease | None = None
+    ) -> None:
+        """Replace the message at *position*, whose time stays (MSG-4, MSG-11).
+
+        Raises:
+            InvalidArgumentError: the list has no such position.
+            ConflictError: the agent has another version than *expect*.
+        """
+        ...
+
+    # --- versions
+
+    async def load_version(self, agent_id: str) -> str:
+        """The agent's version, which changes with every write of its messages, tool calls or info (VER-1).
+
+        Read the version first and the records then: a write with ``expect=version`` is refused if anything changed
+        since, so that an edit never replaces what its author did not see. An agent without any of these has a version
+        as well, which a write demands that has to be the first.
+        """
+        ...
+
+    async def save_messages(
+        self, agent_id: str, messages: Sequence[Message], *, expect: str | None = None, fence: Lease | None = None
+    ) -> None:
+        """Replace the agent's whole list of messages, atomically (MSG-1).
+
+        The cost depends on the changes: pass the whole list each time, and only new and changed messages are written
+        (MSG-5). A message keeps the time at which it was first saved (MSG-4).
+
+        Raises:
+            ConflictError: the agent has another version than *expect* (VER-2).
+        """
+        ...
+
+    async def save_tool_call_records(
+        self, agent_id: str, records: Sequence[ToolCallRecord], *, expect: str | None = None, fence: Lease | None = None
+    ) -> None:
+        """Replace the agent's whole list of tool call records, as ``save_messages`` does for messages (TC-1, VER-2).
+
+        Ids need not be unique, neither within the list nor among agents (TC-2).
+        """
+        ...
+
+    async def save_turn(
+        self,
+        agent_id: str,
+        *,
+        append: Sequence[Message] = (),
+        messages: Sequence[Message] | None = None,
+        tool_calls: Sequence[ToolCallRecord] | None = None,
+        upsert_tool_calls: Sequence[ToolCallRecord] = (),
+        todos: TodoSnapshot | None = None,
+        info: AgentInfo | None = None,
+        events: Sequence[Timeline] = (),
+        expect: str | None = None,
+        fence: Lease | None = None,
+    ) -> None:
+        """Write everything in one atomic commit (TURN-1): after a crash all of it is stored, or nothing.
+
+        ``append`` adds to the messages and ``messages`` replaces them; give one of the two. The same goes for
+        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4).
+
+        Raises:
+            ConflictError: the agent has another version than *expect* (VER-2).
+        """
+        ...
+
+    # --- one agent
+
+    async def load_session(self, agent_id: str) -> Session | None:
+        """The agent as ``query_sessions`` shows it, with its number of tool calls and its version, of one instant.
+
+        None if the agent has no info.
+        """
+        ...
+
+    async def save_info(
+        self, agent_id: str, info: AgentInfo, *, expect: str | None = None, fence: Lease | None = None
+    ) -> None:
+        """Insert or replace the agent's info and nothing else (INFO-1); ``info.agent_id`` must be *agent_id* (ID-3).
+
+        Raises:
+            ConflictError: the agent has another version than *expect* (VER-2).
+        """
+        ...
+
+    async def create_agent(self, agent_id: str, info: AgentInfo, *, fence: Lease | None = None) -> None:
+        """Save the info of an agent that has none: of several callers exactly one creates the agent (INFO-4).
+
+        Raises:
+            ConflictError: the agent has an info.
+        """
+        ...
+
+    async def update_info(
+        self, agent_id: str, metadata: Mapping[str, Json], *, remove: Sequence[str] = (), fence: Lease | None = None
+    ) -> AgentInfo:
+        """Set keys of the info's metadata, and remove others, without losing concurrent changes (INFO-5).
+
+        *metadata* has values by top-level key: each replaces the whole value of its key, and other keys stay. Keys in
+        *remove* that the metadata does not have are left out. Returns the info as it is stored then.
+
+        Raises:
+            AgentNotFoundError: the agent has no info.
+        """
+        ...
+
+    async def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: Lease | None = None) -> None:
+        """Remove a snapshot; one that does not exist is none to remove (SNAP-2)."""
+        ...
+
+    async def fork(
+        self,
+        agent_id: str,
+        new_id: str | None = None,
+        *,
+        length: int | None = None,
+        snapshot_id: str | None = None,
+    ) -> str:
+        """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
+
+        The fork has the id *new_id*, under which nothing may exist, or a new one. With *length* it takes only so many
+        messages from the beginning, with *snapshot_id* the messages of that snapshot, and of the tool calls the ones
+        that these messages use. The agent is held in memory meanwhile; ``batch_fork`` copies large agents inside the
+        backend.
+
+        Raises:
+            AgentNotFoundError: the agent has no info.
+            ConflictError: *new_id* exists; nothing was changed.
+        """
+        ...
+
+    # --- operations
 
     async def health_check(self) -> StoreHealthStatus:
         """Check whether the store can be used now. This never raises (OPS-1)."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from kode_core.batch import DocWrite
+from kode_core.batch import DocWrite, Fence
 from kode_core.ids import check_agent_id
 from kode_core.model import (
     now_ms,
@@ -15,12 +15,15 @@ from kode_core.operation import Observer
 from kode_core.protocols import Lease
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
+from kode_core.store.edits import ListEdits
 from kode_core.store.events import EventAppender, EventReader
 from kode_core.store.forks import Forks
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.locks import Locks
 from kode_core.store.methods import METHODS
+from kode_core.store.parts import Parts
 from kode_core.store.reader import Reader, Search
+from kode_core.store.sessions import Sessions
 from kode_core.store.writer import Rest, TurnWrites, Writer
 
 __all__ = ["StoreBase"]
@@ -59,7 +62,10 @@ class StoreBase:
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
         self._search = Search(context)
-        self._forks = Forks(context, memory, self._appender)
+        self._parts = Parts(context, self._reader)
+        self._edits = ListEdits(context, self._reader, self._writer)
+        self._sessions = Sessions(context, self._writer)
+        self._forks = Forks(context, self._reader, memory, self._appender)
         self._deletions = Deletions(context, memory, self._appender, self._locks)
 
     def __repr__(self) -> str:
@@ -80,6 +86,23 @@ class StoreBase:
                 await self._writer.write(agent_id, build, held)
 
         await self._context.run(METHODS[name], agent_id, write)
+
+    async def _fenced(
+        self,
+        name: str,
+        agent_id: str,
+        fence: Lease | None,
+        call: Callable[Concatenate[str, Fence | None, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run a write that reads first, under its lease."""
+
+        async def write() -> T:
+            with self._locks.fencing(check_agent_id(agent_id), fence) as held:
+                return await call(agent_id, held, *args, **kwargs)
+
+        return await self._context.run(METHODS[name], agent_id, write)
 
     async def _save_doc(
         self, name: str, agent_id: str, fence: Lease | None, make: Callable[[Any], Awaitable[DocWrite]], given: Any

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from kode_core.batch import ListKind
 from kode_core.errors import InvalidArgumentError
+from kode_core.ids import check_agent_id
 from kode_core.model import (
     AgentInfo,
     Message,
+    StoredMessage,
     Timeline,
     TodoSnapshot,
     ToolCallRecord,
@@ -18,6 +21,7 @@ from kode_core.store import rows
 from kode_core.store.base import StoreBase
 from kode_core.store.kinds import TODOS
 from kode_core.store.lists import Append, Replace, Upsert
+from kode_core.store.parts import Span
 from kode_core.store.writer import ListEdit, ListHow, Rest, TurnWrites
 
 __all__ = ["ConversationMethods"]
@@ -26,27 +30,84 @@ __all__ = ["ConversationMethods"]
 class ConversationMethods(StoreBase):
     """The lists of one agent."""
 
-    async def save_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
-        await self._save("save_messages", agent_id, fence, lambda: TurnWrites(_messages(Replace, messages)))
+    async def save_messages(
+        self,
+        agent_id: str,
+        messages: Sequence[Message],
+        *,
+        expect: str | None = None,
+        fence: Lease | None = None,
+    ) -> None:
+        await self._save(
+            "save_messages", agent_id, fence, lambda: TurnWrites(_messages(Replace, messages), expect=expect)
+        )
 
     async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
         await self._save("append_messages", agent_id, fence, lambda: TurnWrites(_messages(Append, messages)))
 
-    async def load_messages(self, agent_id: str) -> list[Message]:
-        return await self._load("load_messages", agent_id, self._reader.load_list, ListKind.MESSAGES)
+    async def load_messages(
+        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+    ) -> list[Message]:
+        return await self._load("load_messages", agent_id, self._list, ListKind.MESSAGES, last, after, before)
+
+    async def _list(
+        self, agent_id: str, kind: ListKind, last: int | None, after: int | None, before: int | None
+    ) -> list[Any]:
+        span = Span.of(after, before, last)
+        if span.is_whole:
+            return await self._reader.load_list(agent_id, kind)
+        return await self._parts.load(agent_id, kind, span)
+
+    def read_messages(
+        self, agent_id: str, *, after: int | None = None, before: int | None = None, reverse: bool = False
+    ) -> AsyncIterator[StoredMessage]:
+        if type(reverse) is not bool:
+            raise InvalidArgumentError(f"reverse must be a bool, got {type(reverse).__name__}")
+        span = Span.of(after, before)
+        return self._parts.stream(self._context.run, check_agent_id(agent_id), span, reverse=reverse)
+
+    async def pop_messages(self, agent_id: str, count: int = 1, *, fence: Lease | None = None) -> list[Message]:
+        return await self._fenced("pop_messages", agent_id, fence, self._edits.pop, count)
+
+    async def truncate_messages(
+        self, agent_id: str, length: int, *, expect: str | None = None, fence: Lease | None = None
+    ) -> int:
+        return await self._fenced("truncate_messages", agent_id, fence, self._edits.truncate, length, expect)
+
+    async def replace_message(
+        self,
+        agent_id: str,
+        position: int,
+        message: Message,
+        *,
+        expect: str | None = None,
+        fence: Lease | None = None,
+    ) -> None:
+        await self._fenced("replace_message", agent_id, fence, self._edits.replace, position, message, expect)
 
     async def save_tool_call_records(
-        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
+        self,
+        agent_id: str,
+        records: Sequence[ToolCallRecord],
+        *,
+        expect: str | None = None,
+        fence: Lease | None = None,
     ) -> None:
-        await self._save("save_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Replace, records)))
+        await self._save(
+            "save_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Replace, records), expect=expect)
+        )
 
     async def upsert_tool_call_records(
         self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
     ) -> None:
         await self._save("upsert_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Upsert, records)))
 
-    async def load_tool_call_records(self, agent_id: str) -> list[ToolCallRecord]:
-        return await self._load("load_tool_call_records", agent_id, self._reader.load_list, ListKind.TOOL_CALLS)
+    async def load_tool_call_records(
+        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+    ) -> list[ToolCallRecord]:
+        return await self._load(
+            "load_tool_call_records", agent_id, self._list, ListKind.TOOL_CALLS, last, after, before
+        )
 
     async def save_turn(
         self,
@@ -59,6 +120,7 @@ class ConversationMethods(StoreBase):
         todos: TodoSnapshot | None = None,
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
+        expect: str | None = None,
         fence: Lease | None = None,
     ) -> None:
         def build() -> TurnWrites:
@@ -84,6 +146,7 @@ class ConversationMethods(StoreBase):
                     **(_calls(Upsert, upsert_tool_calls) if upserted else {}),
                 },
                 encode_rest=rest,
+                expect=expect,
             )
 
         await self._save("save_turn", agent_id, fence, build)

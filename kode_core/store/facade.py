@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from kode_core.batch import EventWrite
+from kode_core.batch import DocKind, DocWrite, EventWrite
 from kode_core.engine import Progress
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
@@ -15,6 +15,7 @@ from kode_core.model import (
     Bookmark,
     CompressionRecord,
     HistoryWindow,
+    Json,
     MediaCacheRecord,
     RecoveredFile,
     Snapshot,
@@ -25,12 +26,13 @@ from kode_core.model import (
     TodoSnapshot,
 )
 from kode_core.protocols import ExtendedStore, Lease
-from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
 # Imported here and not inside the methods: a process without free descriptors cannot import.
 from kode_core.store import backups, consistency, health, repairs, rows
 from kode_core.store.conversation import ConversationMethods
+from kode_core.store.forks import ForkCut
 from kode_core.store.kinds import COMPRESSIONS, MEDIA, RECOVERED, SNAPSHOTS, TODOS, WINDOWS
 from kode_core.store.locks import LeaseContext
 from kode_core.store.methods import METHODS
@@ -95,6 +97,12 @@ class EngineStore(ConversationMethods, ExtendedStore):
     async def list_snapshots(self, agent_id: str) -> list[Snapshot]:
         return await self._load("list_snapshots", agent_id, self._reader.load_docs, SNAPSHOTS)
 
+    async def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: Lease | None = None) -> None:
+        async def rest() -> Rest:
+            return Rest(docs=(DocWrite(DocKind.SNAPSHOTS, check_key(snapshot_id, "snapshot id"), None),))
+
+        await self._save("delete_snapshot", agent_id, fence, lambda: TurnWrites(encode_rest=rest))
+
     # --- events
 
     async def append_event(self, agent_id: str, timeline: Timeline, *, fence: Lease | None = None) -> int:
@@ -141,11 +149,32 @@ class EngineStore(ConversationMethods, ExtendedStore):
 
     # --- info and lifecycle
 
-    async def save_info(self, agent_id: str, info: AgentInfo, *, fence: Lease | None = None) -> None:
+    async def save_info(
+        self, agent_id: str, info: AgentInfo, *, expect: str | None = None, fence: Lease | None = None
+    ) -> None:
         async def rest() -> Rest:
             return Rest(info=await rows.info_of(agent_id, info))
 
-        await self._save("save_info", agent_id, fence, lambda: TurnWrites(encode_rest=rest))
+        await self._save("save_info", agent_id, fence, lambda: TurnWrites(encode_rest=rest, expect=expect))
+
+    async def create_agent(self, agent_id: str, info: AgentInfo, *, fence: Lease | None = None) -> None:
+        await self._fenced("create_agent", agent_id, fence, self._sessions.create, info)
+
+    async def update_info(
+        self,
+        agent_id: str,
+        metadata: Mapping[str, Json],
+        *,
+        remove: Sequence[str] = (),
+        fence: Lease | None = None,
+    ) -> AgentInfo:
+        return await self._fenced("update_info", agent_id, fence, self._sessions.update_info, metadata, remove)
+
+    async def load_session(self, agent_id: str) -> Session | None:
+        return await self._load("load_session", agent_id, self._sessions.load)
+
+    async def load_version(self, agent_id: str) -> str:
+        return await self._load("load_version", agent_id, self._sessions.version)
 
     async def load_info(self, agent_id: str) -> AgentInfo | None:
         return await self._load("load_info", agent_id, self._reader.load_info)
@@ -233,3 +262,16 @@ class EngineStore(ConversationMethods, ExtendedStore):
 
     async def batch_fork(self, agent_id: str, count: int) -> _Ids:
         return await self._load("batch_fork", agent_id, self._forks.fork, count)
+
+    async def fork(
+        self,
+        agent_id: str,
+        new_id: str | None = None,
+        *,
+        length: int | None = None,
+        snapshot_id: str | None = None,
+    ) -> str:
+        async def fork(agent_id: str) -> str:
+            return await self._forks.fork_to(agent_id, ForkCut.of(agent_id, new_id, length, snapshot_id))
+
+        return await self._load("fork", agent_id, fork)

@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Final
+import itertools
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from kode_core.batch import Child, Fence
-from kode_core.errors import AgentNotFoundError, InvalidArgumentError, StoreBusyError
-from kode_core.ids import new_agent_id, quoted
+from kode_core.batch import FORKED_DOCS, AgentSummary, Child, DocWrite, Fence, ListKind, ListWrite, Refused
+from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError, StoreBusyError
+from kode_core.ids import check_agent_id, check_key, new_agent_id, quoted
 from kode_core.large import decode_in_slices
-from kode_core.model import AgentInfo
+from kode_core.model import AgentInfo, Message, ToolUseBlock
 from kode_core.pace import Pace
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
+from kode_core.store.kinds import SNAPSHOTS
 from kode_core.store.list_memory import ListMemory
-from kode_core.store.rows import info_of
+from kode_core.store.parts import position
+from kode_core.store.reader import Reader
+from kode_core.store.rows import LISTS, info_of
+from kode_core.store.versions import ABSENT, version_of
 
-__all__ = ["Forks"]
+__all__ = ["ForkCut", "Forks"]
 
 _MAX_FORKS: Final = 10_000
 _ATTEMPTS: Final = 20
 
 
+class ForkCut(NamedTuple):
+    """The part of an agent that a fork to a given id takes.
+
+    Attributes:
+        length: only so many messages from the beginning.
+        snapshot_id: the messages of this snapshot instead.
+    """
+
+    new_id: str
+    length: int | None = None
+    snapshot_id: str | None = None
+
+    @classmethod
+    def of(cls, agent_id: str, new_id: Any, length: Any, snapshot_id: Any) -> ForkCut:
+        """The checked arguments of a call."""
+        child = new_agent_id() if new_id is None else check_agent_id(new_id)
+        if child == agent_id:
+            raise InvalidArgumentError(f"new_id is the id of the agent itself, {agent_id!r:.80}")
+        if length is not None and snapshot_id is not None:
+            raise InvalidArgumentError("give length or snapshot_id, not both: each says which messages the fork takes")
+        if snapshot_id is not None:
+            check_key(snapshot_id, "snapshot id")
+        return cls(child, position(length, "length"), snapshot_id)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the fork takes all messages."""
+        return self.length is None and self.snapshot_id is None
+
+
 class Forks:
     """Forks and deletes agents."""
 
-    def __init__(self, context: Context, memory: ListMemory, appender: EventAppender) -> None:
+    def __init__(self, context: Context, reader: Reader, memory: ListMemory, appender: EventAppender) -> None:
         self._context = context
+        self._reader = reader
         self._memory = memory
         self._appender = appender
 
@@ -52,6 +89,83 @@ class Forks:
             if await self._context.underway.finish((agent_id,), fork):
                 return [child.agent_id for child in children]
         raise StoreBusyError(f"agent {agent_id!r}: its info kept changing while it was forked; nothing was written")
+
+    async def fork_to(self, agent_id: str, cut: ForkCut) -> str:
+        """Copy the agent, or the beginning of its conversation, to one new agent, in one commit."""
+        context, engine = self._context, self._context.engine
+        for _ in range(_ATTEMPTS):
+            summary = await engine.summary(agent_id)
+            if summary is None or summary.info is None:
+                raise AgentNotFoundError(agent_id)
+            copied = await self._copied(agent_id, summary, cut)
+            if version_of(await engine.summary(agent_id)) != version_of(summary):
+                continue  # what was read is of more than one instant
+            if await engine.last_event(cut.new_id) is not None:
+                raise ConflictError(cut.new_id, ABSENT, "it has events, so that no fork can take its id")
+            if isinstance(await context.commit(context.batch(cut.new_id, expect_updated_at=0, **copied)), Refused):
+                there = version_of(await engine.summary(cut.new_id))
+                raise ConflictError(cut.new_id, there, "it exists already; a fork replaces no agent")
+            return cut.new_id
+        raise StoreBusyError(f"agent {agent_id!r} kept changing while it was forked; nothing was written")
+
+    async def _copied(self, agent_id: str, summary: AgentSummary, cut: ForkCut) -> dict[str, Any]:
+        """The contents of the child's batch."""
+        assert summary.info is not None
+        engine, pace = self._context.engine, Pace()
+        parent = await decode_in_slices(AgentInfo, summary.info.body, f"the info of agent {agent_id!r}", pace)
+        messages, times = await self._messages(agent_id, summary, cut)
+        calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
+        info = replace(
+            parent,
+            agent_id=cut.new_id,
+            lineage=(*parent.lineage, agent_id),
+            created_at=self._context.now(),
+            last_bookmark=None,
+        )
+        if not cut.is_whole:
+            used = {block.id for message in messages for block in message.content if isinstance(block, ToolUseBlock)}
+            calls = [call for call in calls if call.id in used]
+            info = replace(info, last_sfp_index=min(info.last_sfp_index, len(messages) - 1), breakpoint=None)
+        docs = [DocWrite(kind, doc.key, doc) for kind in FORKED_DOCS for doc in await engine.docs(agent_id, kind)]
+        return {
+            "info": await info_of(cut.new_id, info),
+            "messages": await self._list(ListKind.MESSAGES, messages, times),
+            "tool_calls": await self._list(ListKind.TOOL_CALLS, calls, []),
+            "docs": tuple(docs),
+        }
+
+    async def _messages(
+        self, agent_id: str, summary: AgentSummary, cut: ForkCut
+    ) -> tuple[Sequence[Message], Sequence[int]]:
+        """The messages of the fork, and the times of those that are the parent's."""
+        engine, kind = self._context.engine, ListKind.MESSAGES
+        if cut.length is not None and cut.length > summary.messages.count:
+            raise InvalidArgumentError(
+                f"length is {cut.length} and agent {agent_id!r} has {summary.messages.count} messages"
+            )
+        length = summary.messages.count if cut.length is None else cut.length
+        rows = (await engine.rows_at(agent_id, kind, 0, length)).rows if length else ()
+        messages = await self._reader.decoded(agent_id, kind, rows, 0)
+        times = [created_at for _, created_at in rows]
+        if cut.snapshot_id is None:
+            return messages, times
+        snapshot = await self._reader.load_doc(agent_id, SNAPSHOTS, cut.snapshot_id)
+        if snapshot is None:
+            raise InvalidArgumentError(f"agent {agent_id!r} has no snapshot {cut.snapshot_id!r:.80}")
+        pairs = zip(snapshot.messages, messages, strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return snapshot.messages, times[:same]
+
+    async def _list(self, kind: ListKind, records: Sequence[Any], times: Sequence[int]) -> ListWrite | None:
+        """The write of a new list; records without a time in *times* are as new as the fork."""
+        if not records:
+            return None
+        pace, now, rows = Pace(), max([self._context.now(), *times]), []
+        for i, record in enumerate(records):
+            one = (await LISTS[kind].row(i, record, now, pace)).row
+            rows.append(replace(one, created_at=times[i]) if i < len(times) else one)
+            await pace.yield_to_loop()
+        return ListWrite(expect=0, append=tuple(rows))
 
     async def delete(self, agent_id: str, fence: Fence | None) -> None:
         """Remove an agent.

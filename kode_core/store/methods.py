@@ -12,15 +12,16 @@ _GROUPS: Final[dict[Group, str]] = {
     "saves": """
         save_messages append_messages save_tool_call_records upsert_tool_call_records save_turn save_todos
         append_event append_events save_history_window save_compression_record save_recovered_file
-        save_media_cache save_snapshot save_info batch_fork
+        save_media_cache save_snapshot save_info batch_fork fork
+        pop_messages truncate_messages replace_message create_agent update_info
     """,
     "loads": """
         load_messages load_tool_call_records load_todos read_events follow_events last_bookmark
         load_history_windows load_compression_records load_recovered_files load_media_cache load_snapshot
-        list_snapshots load_info exists
+        list_snapshots load_info exists read_messages load_session load_version
     """,
     "queries": "query_sessions query_messages query_tool_calls aggregate_stats list",
-    "deletes": "delete delete_many",
+    "deletes": "delete delete_many delete_snapshot",
     "other": "backup check_consistency repair get_metrics acquire_agent_lock renew_agent_lock release_agent_lock",
 }
 

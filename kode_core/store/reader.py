@@ -43,7 +43,7 @@ from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.remembered import Remembered, Tail
 from kode_core.store.rows import LISTS
 
-__all__ = ["Reader", "Search"]
+__all__ = ["Reader", "Search", "left_out_of", "session_of", "stored_message"]
 
 log = logging.getLogger("kode_core")
 
@@ -67,21 +67,33 @@ class Reader:
         rows = await self._context.engine.rows(agent_id, kind)
         known = self._memory.get(agent_id, kind)
         is_new = known is None or known.version != rows.version or known.is_incomplete
-        codec, version, pace = LISTS[kind], rows.version, Pace()
+        version = rows.version
         pending = [*rows.rows]
-        pending.reverse()
         del rows  # each body is released once it was decoded
+        tail = Tail() if is_new else None
+        records = await self._decoded(agent_id, kind, pending, 0, tail)
+        if tail is not None and version:
+            self._memory.put(agent_id, kind, Remembered.of_tail(version, tail))
+        return records
+
+    async def decoded(self, agent_id: str, kind: ListKind, rows: Sequence[tuple[Body, int]], start: int) -> list[Any]:
+        """The records of rows, the first of which is at position *start*."""
+        return await self._decoded(agent_id, kind, [*rows], start, None)
+
+    async def _decoded(
+        self, agent_id: str, kind: ListKind, pending: list[tuple[Body, int]], start: int, tail: Tail | None
+    ) -> list[Any]:
+        """The records of *pending*, which is used up; *tail* notes them."""
+        codec, pace = LISTS[kind], Pace()
+        pending.reverse()
         records: list[Any] = []
-        tail = Tail()
         while pending:
             run = _next_run(pending)
-            name = functools.partial(_row_name, kind, agent_id, len(records))
+            name = functools.partial(_row_name, kind, agent_id, start + len(records))
             some = await decode_run_in_slices(codec.cls, [body for body, _ in run], name, pace)
             records += some
-            if is_new:
+            if tail is not None:
                 tail.add_read(some, run, codec.key)
-        if is_new and version:
-            self._memory.put(agent_id, kind, Remembered.of_tail(version, tail))
         return records
 
     async def load_docs(self, agent_id: str, kind: Kind[R]) -> list[R]:
@@ -173,12 +185,12 @@ class Search:
             query,
             self._context.engine.find_sessions,
             lambda row: row.info,
-            _session,
+            session_of,
             lambda row: (getattr(row, query.sort_by), row.agent_id),
         )
 
     async def messages(self, filters: Any) -> Page[StoredMessage]:
-        return await self._rows(message_query(filters), _stored_message)
+        return await self._rows(message_query(filters), stored_message)
 
     async def tool_calls(self, filters: Any) -> Page[StoredToolCall]:
         return await self._rows(tool_call_query(filters), _stored_tool_call)
@@ -295,7 +307,8 @@ async def every(query: Callable[..., Awaitable[Page[T]]], filters: Mapping[str, 
             return
 
 
-async def _session(row: SessionRow, pace: Pace) -> SessionInfo:
+async def session_of(row: SessionRow, pace: Pace) -> SessionInfo:
+    """The session of a row."""
     info = await _info(row.agent_id, row.info, pace)
     return SessionInfo(
         agent_id=row.agent_id,
@@ -315,7 +328,8 @@ def _fields(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
-async def _stored_message(row: FoundRow, pace: Pace) -> StoredMessage:
+async def stored_message(row: FoundRow, pace: Pace) -> StoredMessage:
+    """The message of a row, with its place."""
     message = await decode_in_slices(Message, row.body, f"message {row.position} of agent {row.agent_id!r}", pace)
     fields = _fields(message)
     return StoredMessage(**fields, agent_id=row.agent_id, position=row.position, created_at=row.created_at)

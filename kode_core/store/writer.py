@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
-from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListHead, ListKind
+from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListHead, ListKind, ListWrite
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
+from kode_core.store.versions import check_version, demanded_update
 
-__all__ = ["ListEdit", "ListHow", "Rest", "TurnWrites", "Writer"]
+__all__ = ["Edited", "ListEdit", "ListHow", "Rest", "TurnWrites", "Writer", "pause_after"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
 
@@ -42,6 +43,11 @@ class Rest(NamedTuple):
     events: tuple[EventWrite, ...] = ()
 
 
+async def pause_after(conflicts: int) -> None:
+    """Wait for a moment, longer after more conflicts, so that writers of one agent come apart."""
+    await asyncio.sleep(random.uniform(0, min(conflicts, 20)) / 1000)  # noqa: S311
+
+
 async def _nothing() -> Rest:
     return Rest()
 
@@ -51,6 +57,26 @@ class TurnWrites(NamedTuple):
 
     lists: dict[ListKind, ListEdit] = {}  # noqa: RUF012 - never changed
     encode_rest: Callable[[], Awaitable[Rest]] = _nothing
+    expect: str | None = None
+    """The version that the agent must have."""
+
+
+class Edited(NamedTuple):
+    """A list as a call wants to change it, given its present head.
+
+    Attributes:
+        result: the result of the call.
+        write: the change; None if there is nothing to do.
+        base: the list after the change, if it is remembered.
+    """
+
+    result: Any
+    write: ListWrite | None = None
+    base: Remembered | None = None
+
+
+Edit: TypeAlias = Callable[[ListHead, Remembered | None], Awaitable[Edited | None]]
+"""Plans a change; None if the list was found changed, so that the plan has to be made again."""
 
 
 class Writer:
@@ -65,25 +91,81 @@ class Writer:
     async def write(self, agent_id: str, build: Callable[[], TurnWrites], fence: Fence | None) -> None:
         """Commit the turn that *build* makes from the arguments of a call."""
         turn = build()
+        check_version(turn.expect)
         async with AsyncExitStack() as stack:
             if turn.lists:
-                lock = self._locks.setdefault(agent_id, asyncio.Lock())
-                await stack.enter_async_context(lock)
-                await self._context.underway.wait_for_left(agent_id)  # the call before may have been cancelled
+                await stack.enter_async_context(self.in_turn(agent_id))
             rest = await turn.encode_rest()
             conflicts = 0
             while not await self._attempt(agent_id, turn, rest, fence, whole=conflicts >= _CONFLICTS_BEFORE_WHOLE):
                 conflicts += 1
-                await asyncio.sleep(random.uniform(0, min(conflicts, 20)) / 1000)  # noqa: S311
+                await pause_after(conflicts)
         if rest.events:
             self._appender.wake(agent_id)
 
+    @asynccontextmanager
+    async def in_turn(self, agent_id: str) -> AsyncIterator[None]:
+        """Wait for the calls of this store that change the agent and came before."""
+        lock = self._locks.setdefault(agent_id, asyncio.Lock())
+        async with lock:
+            await self._context.underway.wait_for_left(agent_id)  # the call before may have been cancelled
+            yield
+
+    async def edit(
+        self, agent_id: str, kind: ListKind, plan: Edit, fence: Fence | None, expect: str | None = None
+    ) -> Any:
+        """Commit the change of a list that *plan* makes from its present head, and make it anew after a conflict.
+
+        Raises:
+            ConflictError: the agent has another version than *expect*.
+        """
+        check_version(expect)
+        async with self.in_turn(agent_id):
+            conflicts = 0
+            while True:
+                summary = await self._context.engine.summary(agent_id)
+                at = demanded_update(agent_id, expect, summary)
+                head = ListHead() if summary is None else getattr(summary, kind.value)
+                known = self._memory.get(agent_id, kind)
+                edited = await plan(head, known if known is not None and known.version == head.version else None)
+                if edited is not None and await self._commit_edit(agent_id, kind, edited, fence, at):
+                    return edited.result
+                conflicts += 1
+                await pause_after(conflicts)
+
+    async def _commit_edit(
+        self, agent_id: str, kind: ListKind, edited: Edited, fence: Fence | None, at: int | None
+    ) -> bool:
+        """Try once; False if another writer changed the agent."""
+        context, write = self._context, edited.write
+        if write is None:
+            if fence is not None:  # a lease that has ended refuses also a call without effect
+                await context.commit(context.batch(agent_id, fence=fence))
+            return True
+        outcome = None
+        try:
+            outcome = await context.commit(
+                context.batch(agent_id, fence=fence, expect_updated_at=at, **{kind.value: write})
+            )
+        finally:
+            head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
+            if edited.base is not None and head.version:
+                edited.base.version = head.version
+                self._memory.put(agent_id, kind, edited.base)
+            else:
+                self._memory.put(agent_id, kind, None)
+        return isinstance(outcome, Applied)
+
     async def _attempt(self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool) -> bool:
         """Try once; False if another writer changed a list since it was remembered."""
+        at = None
+        if turn.expect is not None:
+            at = demanded_update(agent_id, turn.expect, await self._context.engine.summary(agent_id))
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         batch = self._context.batch(
             agent_id,
             fence=fence,
+            expect_updated_at=at,
             info=rest.info,
             docs=rest.docs,
             events=rest.events,

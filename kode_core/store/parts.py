@@ -1,0 +1,127 @@
+"""Parts of a list: the last records, the records between two positions, one record after the other.
+
+A part is read by positions, so that it costs what it contains and not what the list contains. Positions alone name
+nothing while other writers cut the list, so the length that a part was computed from, and its rows, have to be of one
+version of the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from kode_core.batch import FoundRow, ListHead, ListKind
+from kode_core.codec import Body
+from kode_core.errors import InvalidArgumentError
+from kode_core.ids import quoted
+from kode_core.model import StoredMessage
+from kode_core.pace import Pace
+from kode_core.store.context import Context
+from kode_core.store.methods import METHODS
+from kode_core.store.pages import FIRST_PAGE, next_limit
+from kode_core.store.reader import Reader, stored_message
+
+__all__ = ["Parts", "Span", "head_of"]
+
+_ATTEMPTS: Final = 5
+_MOST: Final = 2**62
+
+
+def position(value: Any, name: str) -> int | None:
+    """A position, or a number of records, as a caller gave it."""
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise InvalidArgumentError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 0:
+        raise InvalidArgumentError(f"{name} must be 0 or more, got {quoted(value)}; positions count from 0")
+    return min(value, _MOST)
+
+
+class Span(NamedTuple):
+    """The positions that a call asks for, both exclusive."""
+
+    after: int | None
+    before: int | None
+    last: int | None = None
+
+    @classmethod
+    def of(cls, after: Any, before: Any, last: Any = None) -> Span:
+        """The checked arguments of a call."""
+        return cls(position(after, "after"), position(before, "before"), position(last, "last"))
+
+    @property
+    def is_whole(self) -> bool:
+        """True if it is the whole list, however long that is."""
+        return self.after is None and self.before is None and self.last is None
+
+    def within(self, count: int) -> range:
+        """The positions in a list of *count* records."""
+        start = 0 if self.after is None else self.after + 1
+        stop = count if self.before is None else min(self.before, count)
+        if self.last is not None:
+            start = max(start, stop - self.last)
+        return range(min(start, stop), stop)
+
+
+async def head_of(context: Context, agent_id: str, kind: ListKind) -> ListHead:
+    """The version and length of a list."""
+    summary = await context.engine.summary(agent_id)
+    return ListHead() if summary is None else getattr(summary, kind.value)
+
+
+class Parts:
+    """Reads parts of lists."""
+
+    def __init__(self, context: Context, reader: Reader) -> None:
+        self._context = context
+        self._reader = reader
+
+    async def load(self, agent_id: str, kind: ListKind, span: Span) -> list[Any]:
+        """The records of a part, as they were at one instant."""
+        start, rows = await self._rows(agent_id, kind, span)
+        return await self._reader.decoded(agent_id, kind, rows, start)
+
+    async def _rows(self, agent_id: str, kind: ListKind, span: Span) -> tuple[int, Sequence[tuple[Body, int]]]:
+        """The position of the first row, and the rows."""
+        engine = self._context.engine
+        for _ in range(_ATTEMPTS):
+            head = await head_of(self._context, agent_id, kind)
+            places = span.within(head.count)
+            if not places:
+                return 0, ()
+            found = await engine.rows_at(agent_id, kind, places.start, len(places))
+            if found.version == head.version:
+                return places.start, found.rows
+        whole = await engine.rows(agent_id, kind)  # other writers keep changing it: one read sees one instant
+        places = span.within(len(whole.rows))
+        return places.start, whole.rows[places.start : places.stop]
+
+    async def stream(
+        self, run: Callable[..., Awaitable[Any]], agent_id: str, span: Span, *, reverse: bool
+    ) -> AsyncIterator[StoredMessage]:
+        """The messages of a part, one after the other; *run* makes the call that reads a page."""
+        pace, limit = Pace(), FIRST_PAGE
+        while True:
+            start, rows = await run(METHODS["read_messages"], agent_id, self._page, agent_id, span, limit, reverse)
+            if not rows:
+                return
+            found = [FoundRow(agent_id, place, at, body) for place, (body, at) in enumerate(rows, start)]
+            span = span._replace(before=start) if reverse else span._replace(after=found[-1].position)
+            limit = next_limit(len(rows), sum(len(body.text) for body, _ in rows))
+            if not reverse:
+                found.reverse()
+            del rows
+            while found:  # a message is released as soon as the caller is done with it
+                yield await stored_message(found.pop(), pace)
+
+    async def _page(
+        self, agent_id: str, span: Span, limit: int, reverse: bool
+    ) -> tuple[int, Sequence[tuple[Body, int]]]:
+        if reverse:
+            return await self._rows(agent_id, ListKind.MESSAGES, span._replace(last=limit))
+        start = 0 if span.after is None else span.after + 1
+        limit = limit if span.before is None else min(limit, span.before - start)
+        if limit <= 0:
+            return start, ()
+        return start, (await self._context.engine.rows_at(agent_id, ListKind.MESSAGES, start, limit)).rows

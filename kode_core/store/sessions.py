@@ -1,0 +1,98 @@
+"""One agent whole: its session and version, and changes of its info that lose nothing of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec.structs import asdict, replace
+
+from kode_core.batch import AgentSummary, Applied, Fence, SessionRow
+from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError
+from kode_core.jsonvalue import type_name
+from kode_core.large import decode_in_slices
+from kode_core.model import AgentInfo
+from kode_core.pace import Pace
+from kode_core.query import Session
+from kode_core.store.context import Context
+from kode_core.store.reader import session_of
+from kode_core.store.rows import info_of
+from kode_core.store.versions import version_of
+from kode_core.store.writer import Writer, pause_after
+
+__all__ = ["Sessions"]
+
+
+class Sessions:
+    """Reads and changes the identity of agents."""
+
+    def __init__(self, context: Context, writer: Writer) -> None:
+        self._context = context
+        self._writer = writer
+
+    async def load(self, agent_id: str) -> Session | None:
+        """The agent's session; None without info."""
+        summary = await self._context.engine.summary(agent_id)
+        if summary is None or summary.info is None:
+            return None
+        info = summary.info
+        row = SessionRow(agent_id, info.body, info.created_at, summary.updated_at, summary.messages.count)
+        fields = asdict(await session_of(row, Pace()))
+        return Session(**fields, tool_call_count=summary.tool_calls.count, version=version_of(summary))
+
+    async def version(self, agent_id: str) -> str:
+        """The agent's version."""
+        return version_of(await self._context.engine.summary(agent_id))
+
+    async def create(self, agent_id: str, fence: Fence | None, info: AgentInfo) -> None:
+        """Save the info of an agent that has none."""
+        written = await info_of(agent_id, info)
+        async with self._writer.in_turn(agent_id):
+            conflicts = 0
+            while True:
+                summary = await self._context.engine.summary(agent_id)
+                if summary is not None and summary.info is not None:
+                    raise ConflictError(agent_id, version_of(summary), "it has an info already: another writer made it")
+                if await self._commit(agent_id, summary, fence, info=written):
+                    return
+                conflicts += 1
+                await pause_after(conflicts)
+
+    async def update_info(
+        self, agent_id: str, fence: Fence | None, metadata: Mapping[str, Any], remove: Sequence[str]
+    ) -> AgentInfo:
+        """Set and remove keys of the metadata; returns the info as it is stored then."""
+        changes, gone = _checked(metadata, remove)
+        async with self._writer.in_turn(agent_id):
+            conflicts = 0
+            while True:
+                summary = await self._context.engine.summary(agent_id)
+                if summary is None or summary.info is None:
+                    raise AgentNotFoundError(agent_id)
+                info = await decode_in_slices(AgentInfo, summary.info.body, f"the info of agent {agent_id!r}", Pace())
+                merged = {**{key: value for key, value in info.metadata.items() if key not in gone}, **changes}
+                changed = replace(info, metadata=merged)
+                if await self._commit(agent_id, summary, fence, info=await info_of(agent_id, changed)):
+                    return replace(changed, message_count=summary.messages.count)
+                conflicts += 1
+                await pause_after(conflicts)
+
+    async def _commit(self, agent_id: str, summary: AgentSummary | None, fence: Fence | None, **contents: Any) -> bool:
+        """Write if the agent is still as *summary* says."""
+        at = 0 if summary is None else summary.updated_at
+        batch = self._context.batch(agent_id, fence=fence, expect_updated_at=at, **contents)
+        return isinstance(await self._context.commit(batch), Applied)
+
+
+def _checked(metadata: object, remove: object) -> tuple[dict[str, Any], frozenset[str]]:
+    if not isinstance(metadata, Mapping):
+        raise InvalidArgumentError(f"metadata must be a mapping, got {type_name(type(metadata))}")
+    if isinstance(remove, str) or not isinstance(remove, (list, tuple, set, frozenset)):
+        raise InvalidArgumentError(f"remove must be a list of keys, got {type_name(type(remove))}")
+    for key in remove:
+        if type(key) is not str:
+            raise InvalidArgumentError(f"remove must be a list of str, got {type_name(type(key))} in it")
+    both = sorted(set(remove) & set(metadata))
+    if both:
+        raise InvalidArgumentError(f"metadata sets the key {both[0]!r:.80} and remove removes it: do one of the two")
+    return dict(metadata), frozenset(remove)

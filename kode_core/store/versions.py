@@ -1,0 +1,56 @@
+"""The version of an agent: a text that changes with its messages, tool calls and info (VER-1)."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Final
+
+from kode_core.batch import AgentSummary
+from kode_core.errors import ConflictError, InvalidArgumentError
+
+__all__ = ["ABSENT", "check_version", "demanded_update", "version_of"]
+
+ABSENT: Final = "0"
+"""The version of an agent without messages, tool calls and info."""
+_LONGEST: Final = 64
+
+
+def version_of(summary: AgentSummary | None) -> str:
+    """The version of an agent.
+
+    ``updated_at`` alone is no version: an agent that was deleted and created again within a millisecond may have the
+    same one. The versions of the lists never repeat, and the digest tells two infos apart.
+    """
+    if summary is None:
+        return ABSENT
+    digest = b"" if summary.info is None else summary.info.body.digest
+    state = f"{summary.updated_at}.{summary.messages.version}.{summary.tool_calls.version}.".encode() + digest
+    return blake2b(state, digest_size=12).hexdigest()
+
+
+def check_version(expect: object) -> None:
+    """Raise InvalidArgumentError for an *expect* that no version can be."""
+    if expect is None:
+        return
+    if type(expect) is not str:
+        raise InvalidArgumentError(f"expect must be a version, a str, got {type(expect).__name__}")
+    if not 0 < len(expect) <= _LONGEST or not expect.isascii() or not expect.isalnum():
+        raise InvalidArgumentError("expect is no version: pass one that load_version or load_session returned")
+
+
+def demanded_update(agent_id: str, expect: str | None, summary: AgentSummary | None) -> int | None:
+    """The ``updated_at`` that a write demands, so that the engine refuses it once the agent has another version.
+
+    Raises:
+        ConflictError: the agent has another version than *expect*.
+    """
+    if expect is None:
+        return None
+    version = version_of(summary)
+    if version != expect:
+        raise ConflictError(
+            agent_id,
+            version,
+            f"it has version {version} and the write demands {expect}: another write came between; load it again",
+        )
+    return 0 if summary is None else summary.updated_at
