@@ -50,6 +50,13 @@ _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
     "record": lambda agent_id, mark: samples.compression(f"cmp-{mark}"),
     "file": lambda agent_id, mark: samples.recovered(f"file-{mark}"),
     "info": lambda agent_id, mark: samples.info(agent_id, template_id=f"template {mark}"),
+    "message": lambda agent_id, mark: samples.message(text=f"message {mark}"),
+    "position": lambda agent_id, mark: 0,
+    "count": lambda agent_id, mark: 1,
+    "length": lambda agent_id, mark: 1,
+    "metadata": lambda agent_id, mark: {"mark": mark},
+    "remove": lambda agent_id, mark: ["userId"],
+    "snapshot_id": lambda agent_id, mark: "sfp-1",
 }
 """A value for each parameter."""
 
@@ -59,22 +66,28 @@ _OTHERS: Final[Mapping[tuple[str, str], Callable[[str, int], Any]]] = {
 }
 """Parameters that have the name of another one."""
 
+_EDITS: Final = frozenset({"delete_snapshot", "pop_messages", "replace_message", "truncate_messages", "update_info"})
+"""Methods that need something that they change or remove."""
 
-def fenced_writes(agent_id: str, mark: int = 70) -> list[FencedWrite]:
+
+def fenced_writes(agent_id: str, mark: int = 70, *, edits: bool = False) -> list[FencedWrite]:
     """A call of every method that takes a fence, one for each part where parts can be given by themselves.
 
-    Deletes come last; *mark* tells new values from earlier ones.
+    Deletes come last; *mark* tells new values from earlier ones. With *edits* there are also the methods that change
+    or remove records that the agent has.
     """
     writes: list[FencedWrite] = []
     for method in FENCED_METHODS:
+        if method == "create_agent" or (method in _EDITS and not edits):
+            continue  # an agent that has an info is never created, whatever the lease
         parameters = inspect.signature(getattr(ExtendedStore, method)).parameters.values()
-        mine = [p for p in parameters if p.name not in ("self", "agent_id", "fence")]
+        mine = [p for p in parameters if p.name not in ("self", "agent_id", "fence", "expect")]
         values = {p.name: _value(method, p.name, agent_id, mark + len(writes) + i) for i, p in enumerate(mine)}
+        needed = {p.name: values[p.name] for p in mine if p.default is p.empty}
         parts = [p.name for p in mine if p.default is not p.empty]
-        if parts:
-            writes += [FencedWrite(f"{method}({name})", method, {name: values[name]}) for name in parts]
-        else:
-            writes.append(FencedWrite(method, method, values))
+        if needed or not parts:
+            writes.append(FencedWrite(method, method, needed))
+        writes += [FencedWrite(f"{method}({name})", method, {**needed, name: values[name]}) for name in parts]
     return sorted(writes, key=_place)
 
 

@@ -25,6 +25,8 @@ class Call(NamedTuple):
 
 
 _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
+    "fork": {"snapshot_id": None},
+    "truncate_messages": {"length": 0},
     "save_todos": {"snapshot": samples.todos()},
     "save_media_cache": {"records": []},
     "delete_many": {"template_id": "x"},
@@ -45,6 +47,10 @@ def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Cal
         "file": samples.recovered(),
         "snapshot_id": "s",
         "info": samples.info(agent_id),
+        "message": samples.message(),
+        "position": 0,
+        "length": None,
+        "metadata": {},
         "count": 1,
         "target": target,
     }

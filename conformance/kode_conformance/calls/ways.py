@@ -308,7 +308,7 @@ def _rest(writer: WriteMethod, agent_id: str) -> dict[str, Any]:
 
 
 def _is_log(kind: Kind) -> bool:
-    return any(reader.gives is Gives.STREAM for reader in kind.readers)
+    return kind.record is Timeline
 
 
 def _as_it_is(item: Any) -> Any:

@@ -18,7 +18,9 @@ from kode_core.errors import KodeError
 from kode_core.protocols import ExtendedStore, Store
 
 _E = Capability.EXTENDED
-_OTHERS: Final = frozenset({"batch_fork", "list", "delete_many", "check_consistency", "iter_consistency", "backup"})
+_OTHERS: Final = frozenset(
+    {"batch_fork", "fork", "list", "delete_many", "check_consistency", "iter_consistency", "backup"}
+)
 """Methods that write nothing to the agent they are given."""
 
 _Save = Callable[[str, Any], Awaitable[object]]
@@ -53,7 +55,7 @@ async def wrong_arguments_raise_errors_of_this_library(ctx: Context) -> None:
     wrong: list[str] = []
     for parameter in parameters():
         agent_id = f"{parameter.method}-{parameter.name}"
-        known = "parent" if parameter.method == "batch_fork" else agent_id
+        known = "parent" if parameter.method in ("batch_fork", "fork") else agent_id
         method, given = calls_of(ctx.store, known, str(ctx.folder / agent_id))[parameter.method]
         for value in junk_for(parameter, str(ctx.folder)):
             arguments = {**given, parameter.name: value}

@@ -81,7 +81,7 @@ async def _see(ctx: Context, model: StoreModel, kind: Kind, agent_id: str, other
 
 # --- answers that are no records --------------------------------------------------------------------------------------
 
-_OTHER_WAYS: Final = ("acquire_agent_lock", "backup", "batch_fork", "delete", "delete_many", "follow_events")
+_OTHER_WAYS: Final = ("acquire_agent_lock", "backup", "batch_fork", "fork", "delete", "delete_many", "follow_events")
 """Methods that change something, do not end, or return no data."""
 _OF_THE_CALL: Final = frozenset(
     ("checked_at", "collected_at", "operations", "performance", "db_size_bytes", "connections")

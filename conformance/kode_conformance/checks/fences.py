@@ -68,7 +68,7 @@ async def each_write_under_each_ended_lease_is_refused(ctx: Context) -> None:
         await fill(ctx.store, agent_id)
         before = await portrait(other, agent_id)
         lease = await ended(ctx.store, other, agent_id)
-        for write in fenced_writes(agent_id):
+        for write in fenced_writes(agent_id, edits=True):
             await ctx.raises(LockLostError, write.act(ctx.store, agent_id, fence=lease), f"{write.name} under it")
         ctx.equal(await portrait(other, agent_id), before, "the agent after writes that were refused")
 
@@ -88,7 +88,7 @@ async def each_write_knows_whose_fence_it_is(ctx: Context) -> None:
     ended = await ctx.store.acquire_agent_lock("a ")
     await ended.release()
     wrong: dict[str, Any] = {"the lease of 'A'": held, "an ended lease of 'a '": ended, "the token": held.token}
-    for write in fenced_writes("a"):
+    for write in fenced_writes("a", edits=True):
         for what, fence in wrong.items():
             call = write.act(ctx.store, "a", fence=fence)
             await ctx.raises(InvalidArgumentError, call, f"{write.name} for 'a' with {what} as its fence")
@@ -106,7 +106,8 @@ async def each_write_under_the_lease_that_is_held_is_done(ctx: Context) -> None:
     async def write_all(agent_id: str, fence: Lease | None = None) -> Portrait:
         """Everything that all of them wrote, just before the delete."""
         before: Portrait = {}
-        for write in fenced_writes(agent_id):
+        await fill(ctx.store, agent_id)
+        for write in fenced_writes(agent_id, edits=True):
             if write.method == "delete":
                 before = await portrait(other, agent_id)
             try:

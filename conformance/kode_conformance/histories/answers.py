@@ -75,6 +75,7 @@ def _stats(agent: AgentModel) -> AgentStats:
 
 _OF_AGENT: Final[Mapping[str, Callable[..., object]]] = {
     "load_messages": lambda agent: agent.messages,
+    "read_messages": lambda agent: agent.messages,
     "load_tool_call_records": lambda agent: agent.tool_calls,
     "load_todos": lambda agent: agent.todos,
     "load_info": _info,

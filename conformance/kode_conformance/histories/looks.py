@@ -75,7 +75,7 @@ class Look(NamedTuple):
 
 
 def _streams(method: str) -> bool:
-    return method.startswith("iter_") or method == "read_events"
+    return method.startswith(("iter_", "read_"))
 
 
 async def all_pages(query: Callable[..., Any], **filters: Any) -> list[Any]:

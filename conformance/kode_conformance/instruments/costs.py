@@ -39,6 +39,7 @@ __all__ = [
     "connections",
     "counted",
     "held",
+    "memory_of",
     "meter",
     "sending",
 ]
@@ -296,7 +297,7 @@ class Meter:
         before = await self._look()
         found: dict[str, int] = {}
         if memory:
-            found[MEMORY] = await _memory_of(call)
+            found[MEMORY] = await memory_of(call)
         else:
             await call()
         after = await self._look()
@@ -309,7 +310,8 @@ class Meter:
         return found
 
 
-async def _memory_of(call: Callable[[], Awaitable[object]]) -> int:
+async def memory_of(call: Callable[[], Awaitable[object]]) -> int:
+    """The most bytes that the call's Python objects took at once."""
     tracemalloc.start()
     try:
         first = tracemalloc.get_traced_memory()[0]

@@ -28,6 +28,7 @@ AREAS: Final = {
     "OPS": "operations",
     "LOCK": "locks",
     "FORK": "forks",
+    "VER": "versions",
     "DUR": "durability",
     "HARNESS": "the harness",
 }

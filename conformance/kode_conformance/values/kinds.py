@@ -81,7 +81,7 @@ def kinds() -> Mapping[type[Record], Kind]:
     writers: dict[type[Record], list[WriteMethod]] = {}
     readers: list[tuple[type[Record], ReadMethod]] = []
     for name, method in inspect.getmembers(ExtendedStore, inspect.isfunction):
-        if name.startswith("_"):
+        if name.startswith("_") or name in _ELSEWHERE:
             continue
         hints = typing.get_type_hints(method)
         returned = hints.pop("return", None)
@@ -97,6 +97,8 @@ def kinds() -> Mapping[type[Record], Kind]:
     }
 
 
+_ELSEWHERE: Final = frozenset({"create_agent", "replace_message"})
+"""Methods that write a record only where there is none, or in the place of another: they have their own checks."""
 _LISTS: Final = (list, Sequence, Page, AsyncIterator)
 
 

@@ -1,0 +1,264 @@
+"""MSG-9, MSG-10 and MSG-11: parts of a list, and edits in place."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final, cast
+
+from kode_conformance.context import Context
+from kode_conformance.dimensions import Dimension, counts
+from kode_conformance.instruments.costs import memory_of
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
+from kode_conformance.values import samples
+from kode_core.errors import InvalidArgumentError
+from kode_core.model import Message
+from kode_core.protocols import ExtendedStore
+
+_E = Capability.EXTENDED
+_D = Dimension
+_WRITERS: Final = 4
+_EACH: Final = {Tier.QUICK: 8, Tier.STANDARD: 25, Tier.THOROUGH: 100}
+
+
+def _bounds(count: int) -> Iterator[dict[str, int]]:
+    """Arguments of parts of a list of so many records: around its ends, its middle and the length of pages."""
+    places = sorted({0, 1, 63, 64, 65, count // 2, count - 2, count - 1, count, count + 1, 2**31, 2**63} - {-2, -1})
+    yield {}
+    for place in places:
+        yield from ({"last": place}, {"after": place}, {"before": place})
+    for after, before in itertools.product(places[:6], places[-6:]):
+        yield {"after": after, "before": before}
+        yield {"after": after, "before": before, "last": 2}
+
+
+def _part(records: list[Any], last: int | None = None, after: int = -1, before: int | None = None) -> list[Any]:
+    """The part of a list by slices."""
+    part = records[after + 1 : before]
+    return part if last is None else part[max(0, len(part) - last) :]
+
+
+@check("MSG-9", "TC-1", needs=_E, under=(_D.ITEMS, _D.NUMBERS, _D.INSTANCES))
+async def parts_are_what_the_whole_list_has_there(ctx: Context) -> None:
+    """Every part of a list, by each combination of last, after and before, has the records that the whole list has
+    there, for messages and tool calls, in the instance that wrote them and in another.
+    """
+    stores = [ctx.store, await ctx.another()]
+    for number, count in enumerate(in_time(ctx, counts(ctx.settings.tier, most=1025))):
+        agent_id = f"a{count}"
+        messages, calls = samples.messages(count), [samples.tool_call(i) for i in range(count)]
+        await ctx.store.save_turn(agent_id, messages=messages, tool_calls=calls)
+        for i, bounds in enumerate(_bounds(count)):
+            store = stores[(number + i) % 2]
+            told = f"a part {bounds} of {count}"
+            ctx.equal(await store.load_messages(agent_id, **bounds), _part(messages, **bounds), told)
+            found = await store.load_tool_call_records(agent_id, **bounds)
+            ctx.equal(found, _part(calls, **bounds), f"{told} tool calls")
+
+
+@check("MSG-9", needs=_E, under=(_D.COMPANY, _D.INSTANCES, _D.CHANGES))
+async def a_part_is_of_one_instant(ctx: Context) -> None:
+    """The last records of a list that another instance keeps replacing are the last of one of its states."""
+    other = await ctx.another()
+    states = [[samples.message(text=f"{state}")] * (1 + 7 * state % 40) for state in range(1, 9)]
+    await ctx.store.save_messages("a", states[0])
+    ended = asyncio.Event()
+
+    async def replace() -> None:
+        for _ in range(_EACH[ctx.settings.tier]):
+            for state in states:
+                await other.save_messages("a", state)
+        ended.set()
+
+    async def look() -> None:
+        while not ended.is_set():
+            found = await ctx.store.load_messages("a", last=5)
+            ctx.true(found in [state[-5:] for state in states], f"the last of no state: {[m.text for m in found]}")
+            await asyncio.sleep(0)
+
+    await asyncio.gather(replace(), look())
+
+
+@check("MSG-10", "MSG-4", needs=_E, under=(_D.ITEMS, _D.INSTANCES, _D.CHANGES))
+async def messages_are_streamed_with_their_places(ctx: Context) -> None:
+    """read_messages yields every message with its agent, position and time, in both directions and between bounds."""
+    other = await ctx.another()
+    for count in in_time(ctx, counts(ctx.settings.tier, most=1025)):
+        agent_id, messages = f"a{count}", samples.messages(count)
+        await ctx.store.append_messages(agent_id, messages[: count // 2])
+        await ctx.store.save_messages(agent_id, messages)
+        rows = [row async for row in other.iter_messages(agent_id=agent_id, order="asc")]
+        times = [row.created_at for row in sorted(rows, key=lambda row: row.position)]
+        parts: list[dict[str, Any]] = [
+            {},
+            {"after": 0},
+            {"before": count - 1},
+            {"after": 1, "before": 66},
+            {"after": count},
+        ]
+        for bounds in parts:
+            if bounds.get("before", 0) < 0:
+                continue
+            found = [one async for one in other.read_messages(agent_id, **bounds)]
+            told = f"read_messages of {count} with {bounds}"
+            ctx.equal(found, _part(messages, **bounds), told)
+            ctx.equal([one.position for one in found], _part([*range(count)], **bounds), f"positions of {told}")
+            ctx.equal([one.created_at for one in found], _part(times, **bounds), f"times of {told}")
+            ctx.equal({one.agent_id for one in found} <= {agent_id}, True, f"the agents of {told}")
+            back = [one async for one in ctx.store.read_messages(agent_id, reverse=True, **bounds)]
+            ctx.equal(back, found[::-1], f"{told}, in reverse")
+
+
+@check("MSG-10", needs=_E, under=(_D.COMPANY,))
+async def what_is_streamed_is_complete_next_to_appends(ctx: Context) -> None:
+    """Messages that are there before a stream begins are yielded once, in either direction, while others are added."""
+    other, messages = await ctx.another(), samples.messages(150)
+    await ctx.store.save_messages("a", messages)
+    for reverse in (False, True):
+        seen: list[Message] = []
+        async for one in ctx.store.read_messages("a", reverse=reverse):
+            if len(seen) % 20 == 0:
+                await other.append_messages("a", samples.messages(1, 1000 + len(seen)))
+            seen.append(one)
+            if len(seen) > 1000:
+                break
+        old = [one for one in seen if one in messages]
+        ctx.equal(old, messages[::-1] if reverse else messages, f"the messages of before, with reverse={reverse}")
+
+
+@check("MSG-11", needs=_E, under=(_D.ITEMS, _D.CHANGES, _D.INSTANCES))
+async def edits_change_what_they_name(ctx: Context) -> None:
+    """pop, truncate and replace change what they name, return what they removed, and leave the rest with its times,
+    after saves by the same instance and by another.
+    """
+    stores = [ctx.store, await ctx.another()]
+    for number, count in enumerate(in_time(ctx, counts(ctx.settings.tier, most=501)[1:])):
+        agent_id, wanted = f"a{count}", samples.messages(count)
+        await ctx.store.save_messages(agent_id, wanted)
+        times = await _times(ctx.store, agent_id)
+        one, two = stores[number % 2], stores[1 - number % 2]
+        ctx.equal(await one.pop_messages(agent_id), wanted[-1:], f"the last of {count}")
+        ctx.equal(await two.pop_messages(agent_id, 3), wanted[:-1][-3:], f"the three before the last of {count}")
+        wanted = wanted[:-4]
+        ctx.equal(await one.pop_messages(agent_id, 0), [], "none of the messages")
+        ctx.equal(await two.truncate_messages(agent_id, count + 5), 0, "how many are behind the end")
+        if wanted:
+            new = samples.message(text=f"another of {count}")
+            for store, place in ((one, 0), (two, len(wanted) // 2), (one, len(wanted) - 1)):
+                await store.replace_message(agent_id, place, new)
+                wanted[place] = new
+            ctx.equal(await two.load_messages(agent_id), wanted, f"{count} after the edits")
+            ctx.equal(await _times(two, agent_id), times[: len(wanted)], f"the times of {count} after the edits")
+        keep = len(wanted) // 2
+        ctx.equal(await one.truncate_messages(agent_id, keep), len(wanted) - keep, "how many were removed")
+        ctx.equal(await two.load_messages(agent_id), wanted[:keep], "the messages that stay")
+        await one.append_messages(agent_id, samples.messages(1, 9000))
+        wanted = [*wanted[:keep], *samples.messages(1, 9000)]
+        ctx.equal(await two.load_messages(agent_id), wanted, "after one more was added")
+        await two.save_messages(agent_id, wanted[::-1])
+        ctx.equal(await one.load_messages(agent_id), wanted[::-1], "after all were saved by the other instance")
+
+
+async def _times(store: ExtendedStore, agent_id: str) -> list[int]:
+    return [one.created_at async for one in store.read_messages(agent_id)]
+
+
+@check("MSG-11", "INFO-2", "INFO-3", needs=_E, under=(_D.NUMBERS, _D.EQUALS))
+async def edits_of_nothing_change_nothing(ctx: Context) -> None:
+    """Edits that find nothing to do leave no trace, and places that do not exist are refused."""
+    await ctx.store.save_info("b", samples.info("b"))
+    before = await ctx.store.load_version("b")
+    ctx.equal(await ctx.store.pop_messages("a", 2), [], "popped from nothing")
+    ctx.equal(await ctx.store.truncate_messages("a", 0), 0, "cut from nothing")
+    ctx.equal(
+        await ctx.store.load_version("a"), await ctx.store.load_version("nobody"), "the version of an absent agent"
+    )
+    ctx.equal(await ctx.store.pop_messages("b"), [], "popped from an empty list")
+    ctx.equal(await ctx.store.truncate_messages("b", 0), 0, "cut from an empty list")
+    for place in (0, 1, 2**63, -1):
+        await ctx.raises(
+            InvalidArgumentError, ctx.store.replace_message("b", place, samples.message()), f"place {place}"
+        )
+    ctx.equal(await ctx.store.load_version("b"), before, "the version after edits of nothing")
+
+
+@check("MSG-11", "MSG-3", needs=_E, under=(_D.COMPANY, _D.INSTANCES, _D.ORDERS))
+async def pops_lose_no_append_and_take_nothing_twice(ctx: Context) -> None:
+    """While instances append to a list and others pop from it, each message is popped once, or stays."""
+    stores, each = [ctx.store, await ctx.another(), await ctx.another()], _EACH[ctx.settings.tier]
+    added: list[Message] = []
+    popped: list[Message] = []
+
+    async def append(number: int) -> None:
+        for i in range(each):
+            message = samples.message(text=f"{number}-{i}")
+            await stores[number % 3].append_messages("a", [message])
+            added.append(message)
+
+    async def pop(number: int) -> None:
+        for i in range(each):
+            popped.extend(await stores[(number + 1) % 3].pop_messages("a", 1 + i % 3))
+
+    await asyncio.gather(*map(append, range(_WRITERS)), *map(pop, range(_WRITERS)))
+    left = await stores[1].load_messages("a")
+    texts = sorted(message.text for message in (*popped, *left))
+    ctx.equal(texts, sorted(message.text for message in added), "all messages that were popped or stay")
+
+
+@check("MSG-9", "MSG-10", "MSG-11", needs=_E, under=(_D.COSTS, _D.ITEMS, _D.INSTANCES))
+async def parts_and_edits_cost_what_they_contain(ctx: Context) -> None:
+    """A part of a long list, the first message of a stream and an edit of one message take no more memory than with a
+    short list, in an instance that has not read the list before.
+    """
+    many, text = _LONG[ctx.settings.tier], "x" * 4000
+    for agent_id, count in (("short", 100), ("long", many)):
+        await ctx.store.save_messages(agent_id, [samples.message(text=f"{i} {text}") for i in range(count)])
+    whole = many * len(text)
+    for name, call in _SMALL.items():
+        fresh = await ctx.another()
+        await call(fresh, "warm")  # what the first call of all loads and keeps
+        for _ in range(_TRIES):  # a store may finish a large write in the background, or at the first read
+            short, long = [await memory_of(functools.partial(call, fresh, agent_id)) for agent_id in ("short", "long")]
+            if long <= short + whole // 4:
+                break
+            await asyncio.sleep(_WAIT_S)
+        told = f"{name} takes {short:,} bytes of memory with 100 messages, and {long:,} with {many:,}, {whole:,} bytes"
+        ctx.true(long <= short + whole // 4, told)
+        await ctx.close(fresh)
+
+
+_TRIES: Final = 3
+_WAIT_S: Final = 0.5
+_LONG: Final = {Tier.QUICK: 600, Tier.STANDARD: 2000, Tier.THOROUGH: 20_000}
+
+
+async def _first_of(store: ExtendedStore, agent_id: str) -> None:
+    stream = store.read_messages(agent_id, reverse=True)
+    await anext(stream, None)
+    await cast(AsyncGenerator[Any, None], stream).aclose()
+
+
+async def _replace_last(store: ExtendedStore, agent_id: str) -> None:
+    count = (await store.aggregate_stats(agent_id)).total_messages
+    if count:
+        await store.replace_message(agent_id, count - 1, samples.message())
+
+
+async def _cut_last(store: ExtendedStore, agent_id: str) -> None:
+    count = (await store.aggregate_stats(agent_id)).total_messages
+    await store.truncate_messages(agent_id, max(0, count - 1))
+
+
+_SMALL: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = {
+    "load_messages(last=3)": lambda store, agent_id: store.load_messages(agent_id, last=3),
+    "load_messages(before=3)": lambda store, agent_id: store.load_messages(agent_id, before=3),
+    "read_messages to its first": _first_of,
+    "pop_messages": lambda store, agent_id: store.pop_messages(agent_id),
+    "replace_message": _replace_last,
+    "truncate_messages by one": _cut_last,
+}
+"""Calls that read or change a few messages."""
