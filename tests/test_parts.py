@@ -1,0 +1,259 @@
+"""Parts of lists, edits in place, versions and forks by one call, over the memory engine and SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kode_core import (
+    AgentInfo,
+    AgentNotFoundError,
+    ConflictError,
+    ExtendedStore,
+    InvalidArgumentError,
+    InvalidValueError,
+    LockLostError,
+    Message,
+    Snapshot,
+    StoreClosedError,
+    TodoItem,
+    TodoSnapshot,
+    create_extended_store,
+)
+from kode_core.errors import CorruptRecordError
+from kode_core.layers import Layer
+from kode_core.store import EngineStore
+
+
+@pytest.fixture(params=["memory:", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ExtendedStore]:
+    url = request.param if request.param == "memory:" else f"sqlite:///{tmp_path / 'a.db'}"
+    async with await create_extended_store(url) as opened:
+        yield opened
+
+
+def texts(count: int, start: int = 0) -> list[Message]:
+    return [Message.user(f"m{n}") for n in range(start, start + count)]
+
+
+def info(agent_id: str = "a", **fields: Any) -> AgentInfo:
+    return AgentInfo(agent_id=agent_id, template_id="t", **fields)
+
+
+@pytest.mark.parametrize("name", ["last", "after", "before"])
+@pytest.mark.parametrize("value", [-1, True, 1.0, "1", 2.5, b"", [], float("nan")])
+async def test_bad_bounds_are_refused(store: ExtendedStore, name: str, value: Any) -> None:
+    """Each by its name, before anything is read."""
+    with pytest.raises(InvalidArgumentError, match=name):
+        await store.load_messages("a", **{name: value})
+    with pytest.raises(InvalidArgumentError, match=name):
+        await store.load_tool_call_records("a", **{name: value})
+
+
+async def test_bad_edits_are_refused(store: ExtendedStore) -> None:
+    """Counts, lengths, places, messages and metadata of another type or size."""
+    await store.append_messages("a", texts(3))
+    await store.create_agent("a", info())
+    calls = [
+        store.pop_messages("a", -1),
+        store.pop_messages("a", None),  # type: ignore[arg-type]
+        store.truncate_messages("a", "1"),  # type: ignore[arg-type]
+        store.replace_message("a", 3, Message.user("x")),
+        store.replace_message("a", 10**30, Message.user("x")),
+        store.replace_message("a", 0, {"role": "user"}),  # type: ignore[arg-type]
+        store.update_info("a", [("x", 1)]),  # type: ignore[arg-type]
+        store.update_info("a", {}, remove="x"),
+        store.update_info("a", {"x": 1}, remove=["x"]),
+        store.update_info("a", {}, remove=[["x"]]),  # type: ignore[list-item]
+        store.update_info("a", {"x": {1, 2}}),  # type: ignore[dict-item]
+        store.update_info("a", {1: 2}),  # type: ignore[dict-item]
+        store.fork("a", "b\0"),
+        store.fork("a", "b", length=4),
+        store.delete_snapshot("a", ""),
+        store.create_agent("b", info("c")),
+        store.load_messages("", last=1),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgumentError):
+            await call
+    assert len(await store.load_messages("a")) == 3
+    assert (await store.load_info("a") or info()).metadata == {}
+    with pytest.raises(InvalidArgumentError):
+        store.read_messages("a", reverse=1)  # type: ignore[arg-type]
+
+
+async def test_a_message_that_json_cannot_carry_replaces_nothing(store: ExtendedStore) -> None:
+    """The value is named as in any save."""
+    await store.append_messages("a", texts(1))
+    with pytest.raises(InvalidValueError, match=r"\$\.metadata"):
+        await store.replace_message("a", 0, Message.user("x").replace(metadata={"x": float("nan")}))
+    assert await store.load_messages("a") == texts(1)
+
+
+async def test_saves_after_edits_write_the_right_rows(store: ExtendedStore) -> None:
+    """The store remembers lists: every edit is followed by a save of all, by an append, and by a look."""
+    wanted = texts(20)
+    await store.save_messages("a", wanted)
+    for n in range(5):
+        popped = await store.pop_messages("a", 2)
+        assert popped == wanted[-2:]
+        wanted = wanted[:-2]
+        await store.replace_message("a", n, Message.user(f"r{n}"))
+        wanted[n] = Message.user(f"r{n}")
+        await store.append_messages("a", texts(1, 100 + n))
+        wanted += texts(1, 100 + n)
+        wanted[-1] = Message.user(f"edited {n}")
+        await store.save_messages("a", wanted)
+        assert await store.load_messages("a") == wanted
+        assert [m.position async for m in store.read_messages("a")] == [*range(len(wanted))]
+    await store.truncate_messages("a", 0)
+    await store.save_messages("a", texts(2))
+    assert await store.load_messages("a") == texts(2)
+
+
+async def test_a_lost_lease_stops_edits(store: ExtendedStore) -> None:
+    """Also edits that would find nothing to do."""
+    await store.create_agent("a", info())
+    lease = await store.acquire_agent_lock("a")
+    await lease.release()
+    for call in (
+        store.pop_messages("a", fence=lease),
+        store.truncate_messages("a", 0, fence=lease),
+        store.update_info("a", {}, fence=lease),
+        store.delete_snapshot("a", "s", fence=lease),
+    ):
+        with pytest.raises(LockLostError):
+            await call
+
+
+async def test_a_closed_store_says_so(store: ExtendedStore) -> None:
+    """Every new call, the stream at its first message."""
+    await store.close()
+    with pytest.raises(StoreClosedError):
+        await store.load_messages("a", last=1)
+    with pytest.raises(StoreClosedError):
+        await store.pop_messages("a")
+    with pytest.raises(StoreClosedError):
+        await store.fork("a")
+    with pytest.raises(StoreClosedError):
+        _ = [m async for m in store.read_messages("a")]
+
+
+async def test_a_conflict_has_the_present_version(store: ExtendedStore) -> None:
+    """With it the next attempt succeeds."""
+    before = await store.load_version("a")
+    await store.append_messages("a", texts(1))
+    with pytest.raises(ConflictError) as caught:
+        await store.save_turn("a", append=texts(1, 1), expect=before)
+    assert (caught.value.agent_id, caught.value.version) == ("a", await store.load_version("a"))
+    assert caught.value.retry.value == "never"
+    await store.save_turn("a", append=texts(1, 1), expect=caught.value.version)
+    assert await store.load_messages("a") == texts(2)
+
+
+async def test_a_turn_of_todos_demands_a_version_too(store: ExtendedStore) -> None:
+    """A turn without lists and info is refused as well."""
+    before = await store.load_version("a")
+    await store.append_messages("a", texts(1))
+    todos = TodoSnapshot(todos=[TodoItem(id="1", title="x", status="pending")])
+    with pytest.raises(ConflictError):
+        await store.save_turn("a", todos=todos, expect=before)
+    assert await store.load_todos("a") is None
+
+
+async def test_an_agent_created_again_has_another_version() -> None:
+    """Though the clock stands still, so that updated_at is the same."""
+    store = EngineStore(_memory, clock=lambda: 1_000)
+    async with store:
+        await store.create_agent("a", info(metadata={"n": 1}))
+        first = await store.load_version("a")
+        await store.delete("a")
+        await store.create_agent("a", info(metadata={"n": 2}))
+        with pytest.raises(ConflictError):
+            await store.save_info("a", info(), expect=first)
+
+
+async def _memory() -> Any:
+    from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
+
+    return MemoryEngine(MemorySpace())
+
+
+async def test_a_fork_of_a_snapshot_takes_the_times_of_equal_messages(store: ExtendedStore) -> None:
+    """Messages that the parent no longer has are as new as the fork, and none is older than the one before it."""
+    await store.create_agent("a", info())
+    await store.save_messages("a", texts(4))
+    snapshot = Snapshot(id="s", messages=[*texts(2), Message.user("gone")])
+    await store.save_snapshot("a", snapshot)
+    times = [m.created_at async for m in store.read_messages("a")]
+    await asyncio.sleep(0.01)
+    child = await store.fork("a", snapshot_id="s")
+    found = [m.created_at async for m in store.read_messages(child)]
+    assert found[:2] == times[:2] and found[2] > times[1]
+    assert await store.list_snapshots(child) == [snapshot]
+    with pytest.raises(AgentNotFoundError):
+        await store.fork("nobody")
+
+
+class _Spoiled(Layer):
+    """Reads of a part find it damaged."""
+
+    async def rows_at(self, agent_id: str, kind: Any, start: int, limit: int) -> Any:
+        raise CorruptRecordError("message 4 of agent 'a'", "it is not as it was written")
+
+
+async def test_a_damaged_message_is_not_popped() -> None:
+    """It stays for a repair."""
+
+    async def spoiled() -> Any:
+        return _Spoiled(await _memory())
+
+    async with EngineStore(spoiled) as store:
+        await store.save_messages("a", texts(5))
+        with pytest.raises(CorruptRecordError):
+            await store.pop_messages("a")
+        assert len(await store.load_messages("a")) == 5
+
+
+class _Counted(Layer):
+    """Counts the rows that reads return."""
+
+    rows_read = 0
+
+    async def rows(self, agent_id: str, kind: Any) -> Any:
+        found = await super().rows(agent_id, kind)
+        _Counted.rows_read += len(found.rows)
+        return found
+
+    async def rows_at(self, agent_id: str, kind: Any, start: int, limit: int) -> Any:
+        found = await super().rows_at(agent_id, kind, start, limit)
+        _Counted.rows_read += len(found.rows)
+        return found
+
+    async def outline(self, agent_id: str, kind: Any, keys: Any = None) -> Any:
+        found = await super().outline(agent_id, kind, keys)
+        _Counted.rows_read += len(found.rows)
+        return found
+
+
+async def test_parts_and_edits_of_100000_messages_read_what_they_contain() -> None:
+    """In rows that the engine returns."""
+
+    async def counted() -> Any:
+        return _Counted(await _memory())
+
+    async with EngineStore(counted, memory_limit_bytes=0) as store:
+        for start in range(0, 100_000, 20_000):
+            await store.append_messages("a", texts(20_000, start))
+        _Counted.rows_read = 0
+        assert await store.load_messages("a", last=20) == texts(20, 99_980)
+        assert await store.load_messages("a", after=99_990) == texts(9, 99_991)
+        assert await store.pop_messages("a", 2) == texts(2, 99_998)
+        await store.replace_message("a", 50_000, Message.user("x"))
+        assert await store.truncate_messages("a", 99_000) == 998
+        assert [m.position async for m in store.read_messages("a", after=98_989)] == [*range(98_990, 99_000)]
+        assert _Counted.rows_read < 100
