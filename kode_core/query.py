@@ -20,7 +20,8 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, index_text, nearest, quoted
 from kode_core.jsonvalue import decode_json, encode_json
 from kode_core.metadata import metadata_index
-from kode_core.model import Bookmark, Json
+from kode_core.model import Bookmark, Json, to_datetime
+from kode_core.model.base import Shown
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -106,8 +107,14 @@ class Page(list[T], Generic[T]):
         self.next_cursor = next_cursor
         self.left_out = left_out
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from kode_core.schemas import page_schema
 
-class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+        return page_schema(source, handler)
+
+
+class SessionInfo(Shown, frozen=True, kw_only=True):
     """An agent as ``query_sessions`` shows it; times are in milliseconds since the epoch.
 
     Attributes:
@@ -124,17 +131,27 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     last_sfp_index: int = -1
     last_bookmark: Bookmark | None = None
     breakpoint: str | None = None
-    metadata: dict[str, Json] = {}
+    metadata: dict[str, Json] = msgspec.field(default_factory=dict)
+
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.created_at)
+
+    @property
+    def updated_time(self) -> datetime:
+        """``updated_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.updated_at)
 
 
-class AgentStats(msgspec.Struct, frozen=True, kw_only=True):
+class AgentStats(Shown, frozen=True, kw_only=True):
     """The result of ``aggregate_stats``; states are as stored, so ``COMPLETED`` and not ``completed`` (QRY-7)."""
 
     total_messages: int = 0
     total_tool_calls: int = 0
     total_snapshots: int = 0
-    tool_calls_by_name: dict[str, int] = {}
-    tool_calls_by_state: dict[str, int] = {}
+    tool_calls_by_name: dict[str, int] = msgspec.field(default_factory=dict)
+    tool_calls_by_state: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 # --- Checked queries, as engines get them -----------------------------------------------------------------------------
