@@ -23,6 +23,8 @@ from kode_core.codec import from_dict, to_dict
 from kode_core.errors import *  # noqa: F403
 from kode_core.factory import create_extended_store, create_store
 from kode_core.ids import new_agent_id
+from kode_core.jsonable import to_json, to_jsonable
+from kode_core.keys import agent_key, agent_key_prefix
 from kode_core.model import *  # noqa: F403
 from kode_core.protocols import ExtendedStore, Lease, QueryableStore, Store
 from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
@@ -49,11 +51,15 @@ __all__ = [
     "StoreHealthStatus",
     "StoreMetrics",
     "ToolCallFilter",
+    "agent_key",
+    "agent_key_prefix",
     "create_extended_store",
     "create_store",
     "from_dict",
     "new_agent_id",
     "to_dict",
+    "to_json",
+    "to_jsonable",
 ]
 
 

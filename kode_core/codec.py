@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_core.errors import CorruptRecordError, InvalidValueError
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, InvalidValueError
 from kode_core.jsonvalue import Problem, check_json, decode_json, dump, is_too_deep
 from kode_core.model import Json, Record, Timeline
 from kode_core.shapes import read_list, read_struct, shape_of, write_list, write_struct
@@ -159,8 +159,15 @@ def from_dict(cls: type[R], wire: Json, label: str = "") -> R:
 
 
 def to_dict(record: Record) -> dict[str, Json]:
-    """*record* as a dict in the KODE SDK's JSON shape; raises as :func:`encode` does."""
+    """*record* as a dict in the KODE SDK's JSON shape; raises as :func:`encode` does.
+
+    ``to_jsonable`` and ``to_json`` take lists and pages of records as well.
+    """
     cls = type(record)
+    if not isinstance(record, msgspec.Struct):
+        raise InvalidArgumentError(
+            f"to_dict takes one record, got {cls.__name__}; to_jsonable takes lists, pages and dicts of records"
+        )
     try:
         return cast("dict[str, Json]", write_struct(cls, record, None))
     except Problem as problem:

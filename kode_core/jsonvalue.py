@@ -264,7 +264,10 @@ def problem_of(value: Json) -> str | None:
         return None if abs(value) < _MAX_INT else f"an integer of more than {MAX_INT_DIGITS} digits"
     if kind in (dict, list) or kind is bool or value is None:
         return None
-    return f"{type_name(kind)} is not a JSON type; convert it first (JSON has None, bool, int, float, str, list, dict)"
+    return (
+        f"{type_name(kind)} is not a JSON type; convert it first, with kode_core.to_jsonable "
+        "(JSON has None, bool, int, float, str, list, dict)"
+    )
 
 
 def type_name(kind: type) -> str:

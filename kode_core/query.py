@@ -20,7 +20,8 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, index_text, nearest, quoted
 from kode_core.jsonvalue import decode_json, encode_json
 from kode_core.metadata import metadata_index
-from kode_core.model import Bookmark, Json
+from kode_core.model import Json
+from kode_core.model.sessions import AgentStats, Session, SessionInfo
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -107,47 +108,11 @@ class Page(list[T], Generic[T]):
         self.next_cursor = next_cursor
         self.left_out = left_out
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from kode_core.schemas import page_schema
 
-class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent as ``query_sessions`` shows it; times are in milliseconds since the epoch.
-
-    Attributes:
-        updated_at: when messages, tool calls or info were last saved (INFO-2).
-        message_count: the number of stored messages (MSG-6).
-    """
-
-    agent_id: str
-    template_id: str
-    created_at: int
-    updated_at: int
-    message_count: int
-    lineage: tuple[str, ...] = ()
-    last_sfp_index: int = -1
-    last_bookmark: Bookmark | None = None
-    breakpoint: str | None = None
-    metadata: dict[str, Json] = {}
-
-
-class Session(SessionInfo, frozen=True, kw_only=True):
-    """An agent as ``load_session`` shows it, at one instant.
-
-    Attributes:
-        tool_call_count: the number of stored tool call records.
-        version: changes with every write of messages, tool calls or info (VER-1); ``expect`` demands it.
-    """
-
-    tool_call_count: int
-    version: str
-
-
-class AgentStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of ``aggregate_stats``; states are as stored, so ``COMPLETED`` and not ``completed`` (QRY-7)."""
-
-    total_messages: int = 0
-    total_tool_calls: int = 0
-    total_snapshots: int = 0
-    tool_calls_by_name: dict[str, int] = {}
-    tool_calls_by_state: dict[str, int] = {}
+        return page_schema(source, handler)
 
 
 # --- Checked queries, as engines get them -----------------------------------------------------------------------------

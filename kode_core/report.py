@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
+from kode_core.model.base import Shown
 
 __all__ = [
     "ConnectionUse",
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-class OperationCounts(msgspec.Struct, frozen=True, kw_only=True):
+class OperationCounts(Shown, frozen=True, kw_only=True):
     """The numbers of calls that succeeded, and of calls that ended with an error."""
 
     saves: int = 0
@@ -28,7 +28,7 @@ class OperationCounts(msgspec.Struct, frozen=True, kw_only=True):
     errors: int = 0
 
 
-class Performance(msgspec.Struct, frozen=True, kw_only=True):
+class Performance(Shown, frozen=True, kw_only=True):
     """Latencies of successful calls in milliseconds; the percentiles cover the last 2,048."""
 
     avg_latency_ms: float = 0.0
@@ -38,7 +38,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     p99_latency_ms: float = 0.0
 
 
-class StorageSize(msgspec.Struct, frozen=True, kw_only=True):
+class StorageSize(Shown, frozen=True, kw_only=True):
     """The contents of the store; ``db_size_bytes`` is None if the backend cannot tell."""
 
     total_agents: int = 0
@@ -47,7 +47,7 @@ class StorageSize(msgspec.Struct, frozen=True, kw_only=True):
     db_size_bytes: int | None = None
 
 
-class ConnectionUse(msgspec.Struct, frozen=True, kw_only=True):
+class ConnectionUse(Shown, frozen=True, kw_only=True):
     """The use of a store's connections to a server, now and since it was opened.
 
     Attributes:
@@ -66,7 +66,7 @@ class ConnectionUse(msgspec.Struct, frozen=True, kw_only=True):
     retries: int
 
 
-class StoreMetrics(msgspec.Struct, frozen=True, kw_only=True):
+class StoreMetrics(Shown, frozen=True, kw_only=True):
     """The result of ``get_metrics``; ``collected_at`` is in milliseconds since the epoch.
 
     ``connections`` is None if the backend has no connection pool, or does not count its use.
@@ -79,7 +79,7 @@ class StoreMetrics(msgspec.Struct, frozen=True, kw_only=True):
     connections: ConnectionUse | None = None
 
 
-class MediumHealth(msgspec.Struct, frozen=True, kw_only=True):
+class MediumHealth(Shown, frozen=True, kw_only=True):
     """The state of one medium: whether it answers, its latency in milliseconds, and the problem if it does not."""
 
     ok: bool
@@ -87,7 +87,7 @@ class MediumHealth(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
-class StoreHealthStatus(msgspec.Struct, frozen=True, kw_only=True):
+class StoreHealthStatus(Shown, frozen=True, kw_only=True):
     """The result of ``health_check``.
 
     Attributes:
@@ -104,7 +104,7 @@ class StoreHealthStatus(msgspec.Struct, frozen=True, kw_only=True):
     checked_at: int
 
 
-class ConsistencyIssue(msgspec.Struct, frozen=True):
+class ConsistencyIssue(Shown, frozen=True):
     """One inconsistency.
 
     Attributes:
@@ -119,7 +119,7 @@ class ConsistencyIssue(msgspec.Struct, frozen=True):
     message: str
 
 
-class RepairResult(msgspec.Struct, frozen=True, kw_only=True):
+class RepairResult(Shown, frozen=True, kw_only=True):
     """The result of ``repair``.
 
     Attributes:
@@ -133,7 +133,7 @@ class RepairResult(msgspec.Struct, frozen=True, kw_only=True):
     left: int = 0
 
 
-class ConsistencyCheckResult(msgspec.Struct, frozen=True, kw_only=True):
+class ConsistencyCheckResult(Shown, frozen=True, kw_only=True):
     """The result of ``check_consistency``; ``checked_at`` is in milliseconds since the epoch."""
 
     consistent: bool

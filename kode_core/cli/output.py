@@ -18,6 +18,7 @@ from rich.text import Text
 
 from kode_core.codec import to_dict
 from kode_core.engine import Progress, unwatched
+from kode_core.jsonable import camel
 from kode_core.model import Json, Record
 from kode_core.report import StorageSize
 
@@ -197,14 +198,10 @@ def wire(value: object) -> Json:
         return to_dict(value)
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.asdict(value)
-        return {_camel(name): wire(item) for name, item in fields.items() if item is not None}
+        return {camel(name): wire(item) for name, item in fields.items() if item is not None}
     if isinstance(value, list | tuple):
         return [wire(item) for item in value]
     return value
-
-
-def _camel(name: str) -> str:
-    return re.sub(r"_([a-z0-9])", lambda m: m[1].upper(), name)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

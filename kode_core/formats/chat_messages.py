@@ -23,7 +23,19 @@ from kode_core.model import (
     TextBlock,
 )
 
-__all__ = ["ChatMessage", "ToolRequest", "ToolResult", "at", "content_text", "kind_of", "metadata_of", "read_message"]
+__all__ = [
+    "ChatMessage",
+    "ToolRequest",
+    "ToolResult",
+    "arguments_of",
+    "at",
+    "content_text",
+    "data_url",
+    "kind_of",
+    "metadata_of",
+    "place_of",
+    "read_message",
+]
 
 Key: TypeAlias = tuple[str, str]
 """The key that ties a result to its request: ``("id", call id)``, or ``("function", name)`` in the legacy form."""
@@ -116,10 +128,10 @@ def _requests(fields: Fields, index: int) -> Iterator[ToolRequest]:
 
 
 def _request(function: Fields, key: Key, call_id: str) -> ToolRequest:
-    return ToolRequest(key, call_id, _text(function, "name"), _arguments(function.get("arguments")))
+    return ToolRequest(key, call_id, _text(function, "name"), arguments_of(function.get("arguments")))
 
 
-def _arguments(value: Json) -> Json:
+def arguments_of(value: Json) -> Json:
     """The parsed arguments; the text itself if it is not JSON that a store can keep exactly."""
     if type(value) is not str:
         return value
@@ -190,7 +202,7 @@ def _image(fields: Fields) -> ImageBlock:
     image = fields.get("image_url")
     given = {"url": image} if type(image) is str else _field(fields, "image_url")
     detail = _optional(given, "detail")
-    return ImageBlock(**_place(_text(given, "url")), meta=None if detail is None else {"detail": detail})
+    return ImageBlock(**place_of(_text(given, "url")), meta=None if detail is None else {"detail": detail})
 
 
 def _audio(fields: Fields) -> AudioBlock:
@@ -204,21 +216,26 @@ def _file(fields: Fields) -> FileBlock:
     data, file_id = _optional(file, "file_data"), _optional(file, "file_id")
     if data is None and file_id is None:
         raise InvalidArgumentError("file has neither file_data nor file_id")
-    source = {} if data is None else _place(data)
-    if "url" in source:
-        source = {"base64": source["url"]}
-    return FileBlock(**source, file_id=file_id, filename=_optional(file, "filename"))
+    place = {} if data is None else place_of(data)
+    if "url" in place:
+        place = {"base64": place["url"]}
+    return FileBlock(**place, file_id=file_id, filename=_optional(file, "filename"))
 
 
 _DATA_URL: Final = re.compile(r"data:([^;,]*)[^,]*;base64,", re.IGNORECASE)
 
 
-def _place(url: str) -> dict[str, Any]:
+def place_of(url: str) -> dict[str, Any]:
     """The place of a medium: inside a data URL, or at an address."""
     inline = _DATA_URL.match(url)
     if inline is None:
         return {"url": url}
     return {"base64": url[inline.end() :], "mime_type": inline[1] or None}
+
+
+def data_url(data: str | None, mime_type: str | None) -> str | None:
+    """The URL that carries *data*, which is base64; None without any."""
+    return None if data is None else f"data:{mime_type or ''};base64,{data}"
 
 
 _PARTS: Final[Mapping[str, Callable[[Fields], ContentBlock]]] = {

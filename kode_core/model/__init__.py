@@ -10,7 +10,7 @@ UTC (VAL-5). An optional field that is None is absent in the JSON (VAL-3).
 object: the store copies its contents at the moment of the call.
 """
 
-from kode_core.model.base import Json, Record, now_ms
+from kode_core.model.base import Json, Record, now_ms, to_datetime
 from kode_core.model.content import (
     AudioBlock,
     ContentBlock,
@@ -84,4 +84,5 @@ __all__ = [
     "UnknownBlock",
     "VideoBlock",
     "now_ms",
+    "to_datetime",
 ]

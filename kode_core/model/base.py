@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeAlias
 
 import msgspec
 from msgspec import field
 from msgspec.structs import force_setattr
+
+from kode_core.errors import InvalidArgumentError
 
 Json: TypeAlias = Any
 """None, bool, int, float, str, or a list or str-keyed dict of these: exact builtin types only (VAL-1, VAL-2)."""
@@ -21,6 +24,25 @@ Spread = Annotated[dict[str, Json], msgspec.Meta(min_length=2**62)]
 def now_ms() -> int:
     """The time of this machine's clock in milliseconds since the epoch, UTC."""
     return time.time_ns() // 1_000_000
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_datetime(time_ms: int) -> datetime:
+    """The aware datetime, in UTC, of a time in milliseconds since the epoch; exact, also before 1970.
+
+    Raises:
+        InvalidArgumentError: *time_ms* is no int, or outside the years 1 to 9999, which a datetime can hold.
+    """
+    if type(time_ms) is not int:
+        raise InvalidArgumentError(f"a time is milliseconds as int, got {type(time_ms).__name__}")
+    try:
+        return _EPOCH + timedelta(milliseconds=time_ms)
+    except OverflowError:
+        pass
+    shown = str(time_ms) if abs(time_ms) < 10**20 else "a longer number"
+    raise InvalidArgumentError(f"{shown} in milliseconds is outside the years 1 to 9999, which a datetime can hold")
 
 
 if TYPE_CHECKING:
@@ -38,8 +60,26 @@ def empty() -> tuple[Any, ...]:
     return ()
 
 
+class Shown(msgspec.Struct, frozen=True):
+    """Base of the records and answers of a store that programs show, which pydantic and FastAPI take as types."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """How pydantic validates and serializes values of this class; only pydantic calls it."""
+        from kode_core.schemas import core_schema
+
+        return core_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        """The JSON schema for OpenAPI; only pydantic calls it."""
+        from kode_core.schemas import json_schema
+
+        return json_schema(cls)
+
+
 class Record(
-    msgspec.Struct,
+    Shown,
     frozen=True,
     kw_only=True,
     forbid_unknown_fields=True,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from msgspec import field
 
-from kode_core.model.base import Json, Record, empty, freeze, now_ms
+from kode_core.model.base import Json, Record, empty, freeze, now_ms, to_datetime
 from kode_core.model.runtime import Bookmark, Message, Timeline
 
 
@@ -103,6 +104,11 @@ class Snapshot(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         freeze(self, "messages")
 
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.created_at)
+
 
 class AgentInfo(Record, frozen=True, kw_only=True):
     """The identity of an agent, and how it was created.
@@ -129,3 +135,8 @@ class AgentInfo(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         freeze(self, "lineage")
+
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.created_at)

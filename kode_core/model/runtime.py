@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -10,7 +11,7 @@ from msgspec import field
 from msgspec.structs import force_setattr
 
 from kode_core.errors import InvalidArgumentError
-from kode_core.model.base import Items, Json, Record, Spread, empty, freeze, now_ms
+from kode_core.model.base import Items, Json, Record, Spread, empty, freeze, now_ms, to_datetime
 from kode_core.model.content import BLOCKS, ContentBlock, TextBlock
 
 AgentChannel: TypeAlias = Literal["progress", "control", "monitor"]
@@ -77,6 +78,58 @@ class Message(Record, frozen=True, gc=True, weakref=True):
     def system(cls, text: str) -> Message:
         """Instructions, as one text block; raises InvalidArgumentError if *text* is not a str."""
         return cls("system", (_text_block("system", text),))
+
+    @classmethod
+    def from_openai(cls, raw: object) -> Message:
+        """The record of one message of OpenAI's chat completions, a dict or an object of OpenAI's library.
+
+        The answer of a tool is a user's message with a tool result, and ``developer`` is ``system``. Whatever a record
+        has no field for is in ``metadata["openai"]`` and in the ``meta["openai"]`` of blocks, so that
+        :meth:`to_openai` makes the same message again; null fields are as absent ones. ``arguments`` are parsed.
+
+        Raises:
+            InvalidValueError: it is no such message, or cannot be kept exactly; the error has the path.
+        """
+        from kode_core.formats.openai_messages import read_openai
+
+        return read_openai(raw)
+
+    def to_openai(self, *, lossy: bool | Collection[str] = False) -> list[dict[str, Json]]:
+        """This message in the format of OpenAI's chat completions: several messages if it has several tool results.
+
+        Args:
+            lossy: what may be lost: ``metadata`` (and ``meta``), ``reasoning``, ``is_error`` of results, the ``order``
+                of text and tool calls, ``blocks`` of types that the format has not; and ``json``, results of tools that
+                become a JSON text. True allows all, False nothing.
+
+        Raises:
+            InvalidValueError: the format cannot carry a part of it, and *lossy* does not allow the loss.
+            InvalidArgumentError: *lossy* names something else.
+        """
+        from kode_core.formats.openai_messages import write_openai
+
+        return write_openai(self, lossy)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_anthropic(cls, raw: object) -> Message:
+        """The record of one message of Anthropic's API, a dict or an object of Anthropic's library.
+
+        Thinking is a :class:`ReasoningBlock`, a document a :class:`FileBlock`. Whatever a record has no field for, such
+        as ``cache_control`` and ``signature``, is in ``metadata["anthropic"]`` and in the ``meta["anthropic"]`` of
+        blocks, so that :meth:`to_anthropic` makes the same message again; null fields are as absent ones.
+
+        Raises:
+            InvalidValueError: it is no such message, or cannot be kept exactly; the error has the path.
+        """
+        from kode_core.formats.anthropic_messages import read_anthropic
+
+        return read_anthropic(raw)
+
+    def to_anthropic(self, *, lossy: bool | Collection[str] = False) -> dict[str, Json]:
+        """This message in the format of Anthropic's API; *lossy* and errors are as in :meth:`to_openai`."""
+        from kode_core.formats.anthropic_messages import write_anthropic
+
+        return write_anthropic(self, lossy)  # type: ignore[arg-type]
 
     @property
     def text(self) -> str:
@@ -147,12 +200,32 @@ class ToolCallRecord(Record, frozen=True, kw_only=True, gc=True, weakref=True):
     def __post_init__(self) -> None:
         freeze(self, "audit_trail")
 
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.created_at)
+
+    @property
+    def started_time(self) -> datetime | None:
+        """``started_at`` as ``created_time`` is given; None if the call has not started."""
+        return None if self.started_at is None else to_datetime(self.started_at)
+
+    @property
+    def completed_time(self) -> datetime | None:
+        """``completed_at`` as ``created_time`` is given; None if the call has not ended."""
+        return None if self.completed_at is None else to_datetime(self.completed_at)
+
 
 class Bookmark(Record, frozen=True):
     """A place in an agent's event stream: the producer's ``seq`` and the time in milliseconds since the epoch."""
 
     seq: int
     timestamp: int
+
+    @property
+    def time(self) -> datetime:
+        """``timestamp`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.timestamp)
 
 
 class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -198,6 +271,11 @@ class Timeline(Record, frozen=True):
             )
         seq = 0 if last is None else _next_seq(last.seq)
         return cls(seq, Bookmark(seq, now_ms()), event)
+
+    @property
+    def time(self) -> datetime:
+        """The bookmark's time as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return self.bookmark.time
 
 
 def _next_seq(seq: object) -> int:

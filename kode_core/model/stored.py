@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
-from kode_core.model.base import Record
+from kode_core.model.base import Record, to_datetime
 from kode_core.model.runtime import Message, Timeline, ToolCallRecord
 
 
@@ -32,6 +33,11 @@ class StoredMessage(Message, frozen=True, kw_only=True, eq=False):
 
     def __eq__(self, other: object) -> bool:
         return _same_record(self, other, Message, ("agent_id", "position", "created_at"))
+
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.created_at)
 
 
 class StoredToolCall(ToolCallRecord, frozen=True, kw_only=True, eq=False):

@@ -1,0 +1,64 @@
+"""Agents and their counts, as queries and loads of sessions show them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from kode_core.model.base import Json, Shown, to_datetime
+from kode_core.model.runtime import Bookmark
+
+__all__ = ["AgentStats", "Session", "SessionInfo"]
+
+
+class SessionInfo(Shown, frozen=True, kw_only=True):
+    """An agent as ``query_sessions`` shows it; times are in milliseconds since the epoch.
+
+    Attributes:
+        updated_at: when messages, tool calls or info were last saved (INFO-2).
+        message_count: the number of stored messages (MSG-6).
+    """
+
+    agent_id: str
+    template_id: str
+    created_at: int
+    updated_at: int
+    message_count: int
+    lineage: tuple[str, ...] = ()
+    last_sfp_index: int = -1
+    last_bookmark: Bookmark | None = None
+    breakpoint: str | None = None
+    metadata: dict[str, Json] = msgspec.field(default_factory=dict)
+
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.created_at)
+
+    @property
+    def updated_time(self) -> datetime:
+        """``updated_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
+        return to_datetime(self.updated_at)
+
+
+class Session(SessionInfo, frozen=True, kw_only=True):
+    """An agent as ``load_session`` shows it, at one instant.
+
+    Attributes:
+        tool_call_count: the number of stored tool call records.
+        version: changes with every write of messages, tool calls or info (VER-1); ``expect`` demands it.
+    """
+
+    tool_call_count: int
+    version: str
+
+
+class AgentStats(Shown, frozen=True, kw_only=True):
+    """The result of ``aggregate_stats``; states are as stored, so ``COMPLETED`` and not ``completed`` (QRY-7)."""
+
+    total_messages: int = 0
+    total_tool_calls: int = 0
+    total_snapshots: int = 0
+    tool_calls_by_name: dict[str, int] = msgspec.field(default_factory=dict)
+    tool_calls_by_state: dict[str, int] = msgspec.field(default_factory=dict)
