@@ -29,10 +29,10 @@ from kode_core import (
 from kode_core.backends.memory.engine import MemoryOptions, open_memory
 from kode_core.config import configure
 from kode_core.engine import Engine
-from kode_core.installed import InstalledPlugin, in_metadata
+from kode_core.installed import FIRST_PARTY, InstalledPlugin, in_metadata
 from kode_core.layers import Layer
 from kode_core.operation import Operation
-from kode_core.plugins import FIRST_PARTY, GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
+from kode_core.plugins import GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
 
 Install = Callable[..., None]
 
@@ -399,7 +399,8 @@ def test_hook_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("KODE_TRACE_PLUGINS", "1")
     plugins = Plugins(())
     plugins.add(Listener(), "listener")
-    for observer in plugins.observers():
+    for observer in plugins.observers(Options()):
+        assert callable(observer)
         observer(None)  # type: ignore[arg-type]
     assert "kode_operation of listener" in capsys.readouterr().err
 
