@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
@@ -56,7 +56,7 @@ class Context:
     """
 
     def __init__(
-        self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], observers: tuple[Observer, ...]
+        self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], observers: Sequence[Observer]
     ) -> None:
         self.timeout = timeout_ms / 1000
         self.now = clock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from kode_core.batch import Totals
@@ -35,7 +36,7 @@ class Method(NamedTuple):
 class CallMetrics:
     """Counts calls, and lets observers surround them."""
 
-    def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observing = Observing(observers) if observers else None
         self._counts = dict.fromkeys(("saves", "loads", "queries", "deletes", "other", "errors"), 0)
         self._total = 0.0

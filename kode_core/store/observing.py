@@ -12,7 +12,7 @@ from kode_core.batch import Applied, Batch
 from kode_core.codec import Body
 from kode_core.engine import Engine
 from kode_core.layers.base import Layer
-from kode_core.operation import Guard, Manager, Observer, Operation
+from kode_core.operation import Guard, Manager, Observer, Operation, checked_observers
 from kode_core.pace import Pace
 
 __all__ = ["TALLY", "Observed", "Observing", "Tally"]
@@ -176,7 +176,7 @@ class Observing:
     """The observers of a store."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._guards = tuple(map(Guard, observers))
+        self._guards = tuple(map(Guard, checked_observers(observers)))
         self._backend = self._store = ""
 
     def opened(self, engine: Engine) -> Engine:
