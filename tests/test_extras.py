@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kode_conformance import load_checks, run_check
+from kode_conformance.settings import Tier
 from kode_conformance.testclass import StoreConformance
 from kode_extras.encryption import Encryption, EncryptionPlugin, Keys, encrypted, keys_of
 from kode_extras.latencies import Latencies
@@ -280,9 +282,20 @@ async def test_a_plugin_traces_every_store(caplog: pytest.LogCaptureFixture) -> 
 # --- the suite --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("clause", ["EVT-4", "FORK", "INFO", "MSG-4", "OPS-4", "SNAP", "TC-3"])
+def test_the_suite_finds_nothing(clause: str) -> None:
+    """A store with the layer keeps what the layer could break: digests, times, repetitions, forks, damage."""
+    checks = [check for check in load_checks() if check.id.startswith(clause) and check.tier is Tier.QUICK]
+    assert checks
+    for check in checks:
+        run_check(check, EncryptedSqlite())
+
+
+@pytest.mark.slow
 class TestEncryptedMemory(StoreConformance):
     harness = EncryptedMemory()
 
 
+@pytest.mark.slow
 class TestEncryptedSqlite(StoreConformance):
     harness = EncryptedSqlite()
