@@ -291,7 +291,7 @@ async def rows_and_bytes_are_those_of_the_call(ctx: Context) -> None:
     """
     spy = Spy()
     store = await observed(ctx, spy)
-    for count in (n for n in counts(ctx.settings.tier) if n <= 1001):
+    for count in (n for n in counts(ctx.settings.tier) if n <= 101):
         agent = f"n-{count}"
         await store.append_messages(agent, samples.messages(count))
         await store.load_messages(agent)
