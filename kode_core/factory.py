@@ -58,7 +58,7 @@ class StoreOpening(Generic[S]):
 
 
 class Extension(NamedTuple):
-    """The layers and observers of one store, besides those of plugins."""
+    """The layers and observers of one store, without the ones of plugins."""
 
     layers: Sequence[EngineLayer] = ()
     observers: Sequence[Observer] = ()
@@ -108,8 +108,8 @@ def create_extended_store(
     *layers* and *observers* are for this store alone. A layer is a function that puts an engine around an engine. The
     first is the innermost; all are around the layers of plugins, and those around the backend, with its folder of files
     if it has one (OPS-19). An observer is a function that is called after each call, or an object that surrounds it
-    with :meth:`~kode_core.operation.Surrounds.around`. Observers are entered in this order, after those of plugins, and
-    left in the reverse order (OPS-20).
+    with :meth:`~kode_core.operation.Surrounds.around`. Observers of plugins are entered first, then these in
+    order; all are left in the reverse order (OPS-20).
 
     Raises:
         ConfigurationError: the configuration is wrong; the message says what to change. A wrong layer or observer is

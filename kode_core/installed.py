@@ -166,7 +166,7 @@ def _refuse_passing(exc: OSError) -> None:
 
 
 def unknown(name: str, installed: list[str]) -> UnknownBackendError:
-    """The error about a backend that is not there; *installed* are the names of those that are."""
+    """The error about a missing backend; *installed* are the names of the installed ones."""
     have = ", ".join(installed) or "none"
     if name in FIRST_PARTY:
         text = f"backend {name!r} is not installed; run: pip install {FIRST_PARTY[name]} (installed: {have})"

@@ -1,4 +1,4 @@
-"""Checks of the objects that backends and layers return, and those that callers give, before use."""
+"""Checks of layers before an opening, and of the objects that backends and layers return."""
 
 from __future__ import annotations
 

@@ -50,10 +50,10 @@ class Surrounds(Protocol):
     """An observer that surrounds calls, for example with a span."""
 
     def around(self, operation: Operation, /) -> AbstractContextManager[object] | None:
-        """Return what is entered before the call and left after it, with the call's exception if one ended it.
+        """Return a context manager around the call; it is left with the exception that ended the call, if any.
 
-        It is entered and left in the task of the call, so that the context variables it sets are those of the call and
-        of its driver. None leaves this call alone.
+        It is entered and left in the task of the call, so that the call and its driver see the context variables that
+        it sets. None leaves this call alone.
         """
         ...
 
@@ -107,7 +107,7 @@ class Guard:
         self._is_reported = False
 
     def enter(self, operation: Operation) -> Manager | None:
-        """What :meth:`leave` has to leave; None if nothing was entered."""
+        """Enter it; the result is for :meth:`leave`, None if nothing was entered."""
         try:
             manager = self._around(operation)
             if manager is not None:
@@ -118,7 +118,7 @@ class Guard:
             return None
 
     def leave(self, manager: Manager, error: BaseException | None) -> None:
-        """Leave what was entered. Whatever it returns, the error stays the call's."""
+        """Leave it. The call keeps its error, whatever the observer returns."""
         try:
             if error is None:
                 manager.__exit__(None, None, None)

@@ -345,7 +345,7 @@ class Plugins:
         return found
 
     def _given(self, hook: str, options: msgspec.Struct) -> Iterator[tuple[pluggy.HookImpl, Any]]:
-        """What the implementations of a hook return, with the implementation, unless it is None."""
+        """The results of a hook, each with its implementation; None is left out."""
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             self._trace(implementation)
             try:

@@ -1,4 +1,4 @@
-"""What observers cost the cheapest call: none, a function that is called afterwards, and one that surrounds calls."""
+"""The cost of observers for the cheapest call: none, a function called afterwards, and one that surrounds calls."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Spy:
             self.ended.append((operation, error))
 
     def taken(self) -> list[tuple[Operation, BaseException | None]]:
-        """What ended since the last time; every call that began must have ended."""
+        """The calls that ended since the last time; every call that began must have ended."""
         ended, self.ended = self.ended, []
         begun, self.begun = self.begun, []
         if sorted(begun) != sorted(operation.name for operation, _ in ended):
@@ -153,8 +153,8 @@ _FAULTS: Final[Mapping[str, Callable[[], Observer]]] = {
 
 @check("OPS-20", needs=_E, under=(Dimension.DAMAGE, Dimension.CHANGES))
 async def an_observer_changes_no_call(ctx: Context) -> None:
-    """With observers that raise or return anything at any moment, each call returns or raises what it does without
-    them; each observer's failures are logged once.
+    """Each call has the same result or error next to observers that raise or return anything at any moment; the
+    failures of each observer are logged once.
     """
     await fill(ctx.store, "a")
     wanted = await _results(ctx.store, "plain")
@@ -172,7 +172,7 @@ async def an_observer_changes_no_call(ctx: Context) -> None:
 
 
 async def _results(store: ExtendedStore, agent: str) -> list[Any]:
-    """What calls of each kind give."""
+    """The results of calls of each kind."""
     calls: Sequence[Callable[[], Awaitable[Any]]] = (
         lambda: store.append_messages(agent, samples.messages(2)),
         lambda: store.load_messages(agent),
@@ -222,8 +222,8 @@ _OUTSIDE: Final = ("close", "totals")
 
 @check("OPS-20", needs=_E, under=(Dimension.COMPANY, Dimension.INSTANCES))
 async def the_engine_is_called_inside_the_observer(ctx: Context) -> None:
-    """What an observer sets in the context of a call is seen by all calls of the engine that belong to it, also in
-    tasks that the store starts, and by those of no other call, however many run at once.
+    """A context variable that an observer sets reaches all calls of the engine for its call, also in tasks that the
+    store starts, and reaches no other call, however many run at once.
     """
     heard: list[tuple[str, frozenset[str], str]] = []
     hears = type("Hears", (_Hears,), {"heard": heard})
@@ -358,7 +358,7 @@ _WRONG: Final[Sequence[Mapping[str, Any]]] = (
 
 @check("OPS-19", needs=_E, under=(Dimension.LOOKALIKES,))
 async def wrong_layers_and_observers_are_refused(ctx: Context) -> None:
-    """What cannot be a layer or an observer is refused with ConfigurationError, before the store is opened."""
+    """Wrong layers and observers are refused with ConfigurationError, before the store is opened."""
     for given in _WRONG:
         try:
             store = await ctx.another(**given)

@@ -94,7 +94,7 @@ class Keys:
 
 
 def inside(engine: Engine) -> Iterator[Engine]:
-    """The engine, and those that it is a layer around."""
+    """The engine, and the engines inside it."""
     yield engine
     while isinstance(engine, Layer):
         engine = engine.inner

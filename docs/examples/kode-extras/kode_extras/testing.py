@@ -47,5 +47,5 @@ class EncryptedSqlite(SqliteHarness):
 
 
 def _around(layers: Any) -> Any:
-    """The layers, with the encryption as the innermost; what is no list is left for the store to refuse."""
+    """The layers, with the encryption as the innermost; the store refuses a value that is no list."""
     return [encrypted(KEYS), *layers] if isinstance(layers, (list, tuple)) else layers
