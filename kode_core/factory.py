@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
-from kode_core.errors import IncompatibleBackendError, KodeError, StoreUnavailableError
+from kode_core.errors import ConfigurationError, IncompatibleBackendError, KodeError, StoreUnavailableError
 from kode_core.hybrid.companion import refuse_without_files
-from kode_core.opened import layered_engine, opened_engine, opened_store
+from kode_core.opened import checked_layers, layered_engine, opened_engine, opened_store
+from kode_core.operation import Observer, checked_observers
 from kode_core.plugins import Backend, EngineLayer, registry
 from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.dated import clock
@@ -56,15 +57,42 @@ class StoreOpening(Generic[S]):
             )
 
 
+class Extension(NamedTuple):
+    """The layers and observers of one store, without the ones of plugins."""
+
+    layers: Sequence[EngineLayer] = ()
+    observers: Sequence[Observer] = ()
+
+    @classmethod
+    def checked(cls, layers: object = (), observers: object = ()) -> Extension:
+        """The extension from a caller's arguments.
+
+        Raises:
+            ConfigurationError: an argument is no list, or has a member of the wrong kind.
+        """
+        return cls(checked_layers(layers), checked_observers(observers))
+
+
 def create_store(
-    target: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any
+    target: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    /,
+    *,
+    layers: Sequence[EngineLayer] = (),
+    observers: Sequence[Observer] = (),
+    **options: Any,
 ) -> StoreOpening[Store]:
     """A store of any backend, as :func:`create_extended_store`; the backend may implement only ``Store``."""
-    return StoreOpening(lambda: _open(target, options))
+    extension = Extension.checked(layers, observers)
+    return StoreOpening(lambda: _open(target, options, extension))
 
 
 def create_extended_store(
-    target: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any
+    target: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    /,
+    *,
+    layers: Sequence[EngineLayer] = (),
+    observers: Sequence[Observer] = (),
+    **options: Any,
 ) -> StoreOpening[ExtendedStore]:
     """Open the store named by *target*, or by the environment without one.
 
@@ -77,13 +105,21 @@ def create_extended_store(
         async with create_extended_store("sqlite:///agents.db", durability="fast") as store: ...
         store = await create_extended_store(type="sqlite", db_path="agents.db")
 
+    *layers* and *observers* are for this store alone. A layer is a function that puts an engine around an engine. The
+    first is the innermost; all are around the layers of plugins, and those around the backend, with its folder of files
+    if it has one (OPS-19). An observer is a function that is called after each call, or an object that surrounds it
+    with :meth:`~kode_core.operation.Surrounds.around`. Observers of plugins are entered first, then these in
+    order; all are left in the reverse order (OPS-20).
+
     Raises:
-        ConfigurationError: the configuration is wrong; the message says what to change.
+        ConfigurationError: the configuration is wrong; the message says what to change. A wrong layer or observer is
+            refused by the call itself, before anything is opened.
         StorageError: the store cannot be opened.
     """
+    extension = Extension.checked(layers, observers)
 
     async def open_extended() -> ExtendedStore:
-        store = await _open(target, options)
+        store = await _open(target, options, extension)
         if not isinstance(store, ExtendedStore):
             raise IncompatibleBackendError(
                 f"{type(store).__name__} has only the methods of Store; open it with create_store"
@@ -93,11 +129,16 @@ def create_extended_store(
     return StoreOpening(open_extended)
 
 
-async def _open(target: str | os.PathLike[str] | Mapping[str, Any] | None, options: Mapping[str, Any]) -> Store:
+async def _open(
+    target: str | os.PathLike[str] | Mapping[str, Any] | None, options: Mapping[str, Any], extension: Extension
+) -> Store:
     configured = configure(target, options, registry.backend, os.environ)
     if configured.backend.gives == "store":
+        if any(extension):
+            told = f"backend {configured.backend.name!r} opens a store of its own, which takes no layers and observers"
+            raise ConfigurationError(told)
         return opened_store(configured.backend, await opened(configured))
-    store = EngineStore(lambda: open_engine(configured), **_settings(configured))
+    store = EngineStore(lambda: open_engine(configured, extension.layers), **_settings(configured, extension))
     try:
         return await store.open()
     except BaseException:  # a cancelled open goes on without its caller, and its engine would never be closed
@@ -105,7 +146,7 @@ async def _open(target: str | os.PathLike[str] | Mapping[str, Any] | None, optio
         raise
 
 
-def _settings(configured: Configured) -> dict[str, Any]:
+def _settings(configured: Configured, extension: Extension) -> dict[str, Any]:
     """The settings of the store over the engine."""
     registry.load_all()
     common = configured.store
@@ -113,7 +154,7 @@ def _settings(configured: Configured) -> dict[str, Any]:
         "timeout_ms": common.timeout_ms,
         "follow_poll_ms": common.follow_poll_ms,
         "memory_limit_bytes": common.memory_limit_bytes,
-        "observers": registry.observers(),
+        "observers": [*registry.observers(configured.options), *extension.observers],
         "clock": clock,
     }
 
@@ -128,8 +169,8 @@ async def _closed_on_error(engine: Engine) -> AsyncIterator[None]:
         raise
 
 
-async def open_engine(configured: Configured) -> Engine:
-    """Open the engine with everything that belongs around it."""
+async def open_engine(configured: Configured, layers: Sequence[EngineLayer] = ()) -> Engine:
+    """Open the engine with everything that belongs around it; *layers* are the store's own."""
     folder = configured.store.file_store_base_dir
     if folder is not None:
         from kode_core.backends.json_files.plugin import JsonOptions, open_json, refuse_foreign
@@ -149,7 +190,7 @@ async def open_engine(configured: Configured) -> Engine:
         async with _closed_on_error(engine):
             await refuse_without_files(engine)
     async with _closed_on_error(engine):
-        for layer in registry.layers(configured.options):
+        for layer in (*registry.layers(configured.options), *layers):
             engine = _around(layer, engine)
     return engine
 
@@ -176,11 +217,16 @@ async def opened(configured: Configured) -> Any:
 
 
 class StoreKeywords(TypedDict, total=False):
-    """The fields of :class:`kode_core.config.StoreOptions` as keywords, without the folder of files."""
+    """The fields of :class:`kode_core.config.StoreOptions` as keywords, without the folder of files.
+
+    ``layers`` and ``observers`` are as for :func:`create_extended_store`.
+    """
 
     timeout_ms: int
     follow_poll_ms: int
     memory_limit_bytes: int
+    layers: Sequence[EngineLayer]
+    observers: Sequence[Observer]
 
 
 class BackendStore(EngineStore):
@@ -191,5 +237,6 @@ class BackendStore(EngineStore):
 
     def __init__(self, backend: Backend, **options: Any) -> None:
         given = {name: value for name, value in options.items() if value is not None}
+        extension = Extension.checked(given.pop("layers", ()), given.pop("observers", ()))
         configured = configure({"type": backend.name, **given}, {}, lambda _: backend, {})
-        super().__init__(lambda: open_engine(configured), **_settings(configured))
+        super().__init__(lambda: open_engine(configured, extension.layers), **_settings(configured, extension))

@@ -17,9 +17,13 @@ from typing import Final
 
 import msgspec
 
-from kode_core.errors import StoreUnavailableError
+from kode_core.errors import StoreUnavailableError, UnknownBackendError
+from kode_core.ids import nearest
 
-__all__ = ["InstalledPlugin", "described", "in_metadata", "normal_name"]
+__all__ = ["FIRST_PARTY", "InstalledPlugin", "described", "in_metadata", "normal_name", "unknown"]
+
+FIRST_PARTY: Final = {name: f"kode-{name}" for name in ("sqlite", "postgres", "mongo", "dynamodb")}
+"""By name of the backend, the distributions of this project."""
 
 _UNKNOWN: Final = "unknown distribution"
 _INFO_FILES: Final = ("METADATA", "PKG-INFO")
@@ -159,3 +163,15 @@ def _refuse_passing(exc: OSError) -> None:
     if exc.errno in _PASSING:
         text = f"the plugins that are installed cannot be read at the moment: {os.strerror(exc.errno or 0)}"
         raise StoreUnavailableError(text) from exc
+
+
+def unknown(name: str, installed: list[str]) -> UnknownBackendError:
+    """The error about a missing backend; *installed* are the names of the installed ones."""
+    have = ", ".join(installed) or "none"
+    if name in FIRST_PARTY:
+        text = f"backend {name!r} is not installed; run: pip install {FIRST_PARTY[name]} (installed: {have})"
+        return UnknownBackendError(text)
+    near = nearest(name, [*installed, *FIRST_PARTY])
+    hint = f"did you mean {near!r}? " if near else ""
+    text = f"no backend is named {name!r}{f'; {hint}' if hint else ' '}(installed: {have})"
+    return UnknownBackendError(text, f"{hint}(installed: {have})")

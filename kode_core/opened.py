@@ -1,13 +1,33 @@
-"""Checks of the objects that backends and layers return, before they are used."""
+"""Checks of layers before an opening, and of the objects that backends and layers return."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+
 from kode_core.engine import Engine
-from kode_core.errors import IncompatibleBackendError
-from kode_core.plugins import Backend
+from kode_core.errors import ConfigurationError, IncompatibleBackendError
+from kode_core.plugins import Backend, EngineLayer
 from kode_core.protocols import Store
 
-__all__ = ["layered_engine", "opened_engine", "opened_store"]
+__all__ = ["checked_layers", "layered_engine", "opened_engine", "opened_store"]
+
+
+def checked_layers(layers: object) -> Sequence[EngineLayer]:
+    """The layers that a caller gave, as a tuple.
+
+    Raises:
+        ConfigurationError: it is no list, or has a member that cannot be called with an engine.
+    """
+    if not isinstance(layers, (list, tuple)):
+        raise ConfigurationError(f"layers must be a list, got {type(layers).__name__}")
+    for layer in layers:
+        if not callable(layer):
+            engine = "; give a function that puts it around an engine" if isinstance(layer, Engine) else ""
+            raise ConfigurationError(f"layers: {type(layer).__name__} is no function of an engine{engine}")
+        if inspect.iscoroutinefunction(layer):
+            raise ConfigurationError("layers: a layer is a plain function and must not be async")
+    return tuple(layers)
 
 
 def opened_store(backend: Backend, opened: object) -> Store:

@@ -1,35 +1,174 @@
-"""The finished calls of stores, as observers see them."""
+"""The calls of stores, as observers see them, and the observers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import logging
+from asyncio import CancelledError
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
-__all__ = ["Observer", "Operation"]
+from kode_core.errors import ConfigurationError
+
+__all__ = ["Guard", "Observer", "Operation", "Surrounds", "checked_observers"]
+
+_log = logging.getLogger("kode_core")
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished call of a store. It holds no contents of records.
+    """A call of a store. It holds no contents of records.
+
+    An observer that surrounds the call gets it at the start, when the call's outcome is not known; the store fills in
+    ``duration_ms``, ``error``, ``rows`` and ``bytes`` before the observer is left.
 
     Attributes:
         name: the method, as in ``save_messages``.
-        duration_ms: from the call to its end.
+        duration_ms: from the call to its end, without the time that observers took; 0 until the end.
         error: the class name of the exception that ended it; None if it succeeded.
-        agent_id: the agent that the call was for, as the caller gave it; None if it concerned many, or if the caller
-            gave no text.
-        backend: the name of the backend, as in ``sqlite``; empty if the store was never open.
-        store: the place of the contents, without secrets, as in ``sqlite at data/agents.db``; empty as above, or if
-            the engine's repr fails.
+        agent_id: the agent that the call was for, as the caller gave it; None if it concerned many, or was no text.
+        backend: the name of the backend, as in ``sqlite``; empty until the store is open.
+        store: the place of the contents, without secrets, as in ``sqlite at data/agents.db``; empty as above, or if the
+            engine's repr fails.
+        rows: how many records were read from the engine or written to it; None until the end, and for calls whose
+            records do not pass through the store: deletes, forks, statistics, locks, maintenance.
+        bytes: of the bodies of these records, in UTF-8; None as above.
     """
 
     name: str
-    duration_ms: float
+    duration_ms: float = 0.0
     error: str | None = None
     agent_id: str | None = None
     backend: str = ""
     store: str = ""
+    rows: int | None = None
+    bytes: int | None = None
 
 
-Observer = Callable[[Operation], object]
-"""Called after every call; an exception that it raises is logged and dropped."""
+class Surrounds(Protocol):
+    """An observer that surrounds calls, for example with a span."""
+
+    def around(self, operation: Operation, /) -> AbstractContextManager[object] | None:
+        """Return a context manager around the call; it is left with the exception that ended the call, if any.
+
+        It is entered and left in the task of the call, so that the call and its driver see the context variables that
+        it sets. None leaves this call alone.
+        """
+        ...
+
+
+Observer: TypeAlias = Callable[[Operation], object] | Surrounds
+"""An object with :meth:`Surrounds.around`, or a plain function that is called after every call.
+
+An exception that it raises is logged, the first one only, and changes nothing for the call. ``KeyboardInterrupt`` and
+other exceptions that are no ``Exception`` are raised.
+"""
+
+
+class _Afterwards:
+    """Surrounds a call, and does nothing but call a function with it at its end."""
+
+    __slots__ = ("_function", "_operation")
+
+    def __init__(self, function: Callable[[Operation], object], operation: Operation) -> None:
+        self._function = function
+        self._operation = operation
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._function(self._operation)
+
+
+Manager: TypeAlias = AbstractContextManager[object]
+
+
+class Guard:
+    """An observer of one store: its faults are logged once, and none reaches the call.
+
+    Raises:
+        ConfigurationError: *observer* cannot be one.
+    """
+
+    __slots__ = ("_around", "_is_reported", "_name")
+
+    def __init__(self, observer: Observer) -> None:
+        around: Any = getattr(observer, "around", None)
+        problem = _problem(observer, around)
+        if problem:
+            raise ConfigurationError(f"observers: {problem}")
+        function: Any = observer
+        self._around: Callable[[Operation], Manager | None] = (
+            partial(_Afterwards, function) if around is None else around
+        )
+        self._name = getattr(observer, "__qualname__", type(observer).__qualname__)
+        self._is_reported = False
+
+    def enter(self, operation: Operation) -> Manager | None:
+        """Enter it; the result is for :meth:`leave`, None if nothing was entered."""
+        try:
+            manager = self._around(operation)
+            if manager is not None:
+                manager.__enter__()
+            return manager
+        except (Exception, SystemExit, CancelledError):  # noqa: BLE001 - an observer's code
+            self._report()
+            return None
+
+    def leave(self, manager: Manager, error: BaseException | None) -> None:
+        """Leave it. The call keeps its error, whatever the observer returns."""
+        try:
+            if error is None:
+                manager.__exit__(None, None, None)
+            else:
+                manager.__exit__(type(error), error, error.__traceback__)
+        except BaseException as exc:
+            if exc is error:  # it only lets the call's own error through
+                return
+            if not isinstance(exc, (Exception, SystemExit, CancelledError)):
+                raise
+            self._report()
+
+    def _report(self) -> None:
+        if not self._is_reported:
+            self._is_reported = True
+            _log.exception("the observer %s failed; further failures of it are not reported", self._name)
+
+
+def checked_observers(observers: object) -> Sequence[Observer]:
+    """The observers that a caller gave, as a tuple.
+
+    Raises:
+        ConfigurationError: it is no list, or has a member that cannot observe.
+    """
+    if not isinstance(observers, (list, tuple)):
+        raise ConfigurationError(f"observers must be a list, got {type(observers).__name__}")
+    for observer in observers:
+        Guard(observer)
+    return tuple(observers)
+
+
+_ASYNC: Final = "is called in the event loop and must not be async"
+
+
+def _problem(observer: object, around: object) -> str | None:
+    """The reason why this cannot be an observer."""
+    name = type(observer).__name__
+    if isinstance(observer, type):
+        return f"{observer.__name__} is a class; give an object of it"
+    if around is None and not callable(observer):
+        return f"{name} is neither a function nor has it a method around"
+    if around is not None and not callable(around):
+        return f"around of {name} is no method"
+    function: Any = observer if around is None else around
+    if not inspect.isroutine(function) and not isinstance(function, partial):
+        function = type(function).__call__
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(inspect.unwrap(function)):
+        return f"{name} {_ASYNC}" if around is None else f"around of {name} {_ASYNC}"
+    if inspect.isgeneratorfunction(function):
+        return f"{name} is a generator function; decorate a method around with contextlib.contextmanager"
+    return None

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import SplitResult
 
@@ -28,14 +28,15 @@ from kode_core.engine import Engine
 from kode_core.errors import (
     AmbiguousBackendError,
     BackendImportError,
+    ConfigurationError,
     DisabledBackendError,
     IncompatibleBackendError,
     StorageError,
     UnknownBackendError,
 )
 from kode_core.ids import nearest
-from kode_core.installed import InstalledPlugin, described, in_metadata, normal_name
-from kode_core.operation import Observer, Operation
+from kode_core.installed import FIRST_PARTY, InstalledPlugin, described, in_metadata, normal_name, unknown
+from kode_core.operation import Observer, Operation, Surrounds, checked_observers
 
 __all__ = [
     "API",
@@ -44,8 +45,10 @@ __all__ = [
     "EngineLayer",
     "Hooks",
     "InstalledPlugin",
+    "Observer",
     "Operation",
     "Plugins",
+    "Surrounds",
     "hookimpl",
     "hookspec",
     "registry",
@@ -58,13 +61,11 @@ GROUP: Final = "kode.stores"
 PLUGIN_GROUP: Final = "kode.plugins"
 """The entry point group of plugins that add layers or observers to every store."""
 _HOOKLESS: Final = (
-    "none of its methods is a hook; it needs one of kode_store_backend, kode_engine_layers and kode_operation, marked "
-    "with @hookimpl"
+    "none of its methods is a hook; it needs one of kode_store_backend, kode_engine_layers, kode_store_observer and "
+    "kode_operation, marked with @hookimpl"
 )
 API: Final = 1
 """The version of this interface; ``Backend.api`` must be the same."""
-
-FIRST_PARTY: Final = {name: f"kode-{name}" for name in ("sqlite", "postgres", "mongo", "dynamodb")}
 
 ALIASES: Final = {"postgresql": "postgres", "mongodb": "mongo"}
 """Alternative names of backends in URLs."""
@@ -126,6 +127,10 @@ class Hooks:
 
         Layers are applied in ascending order of the plugin's ``kode_layer_order`` (0 if it has none).
         """
+
+    @hookspec
+    def kode_store_observer(self, options: msgspec.Struct) -> Observer | None:
+        """Return an observer for a store opened with *options*, or None; the observer may surround calls."""
 
     @hookspec
     def kode_operation(self, operation: Operation) -> None:
@@ -205,7 +210,7 @@ class Plugins:
         if self.is_disabled(name) or (named and not found):
             raise DisabledBackendError(f"backend {name!r} is disabled by KODE_DISABLE_PLUGINS")
         if not found:
-            raise _unknown(name, sorted({ep.name for ep in everything} | self._added.keys()))
+            raise unknown(name, sorted({ep.name for ep in everything} | self._added.keys()))
         if len(found) > 1:
             who = ", ".join(sorted(map(described, found)))
             first = min(ep.distribution for ep in found)
@@ -318,24 +323,39 @@ class Plugins:
         Raises:
             IncompatibleBackendError: a plugin's hook failed.
         """
-        found = []
-        for implementation in self._manager.hook.kode_engine_layers.get_hookimpls():
-            self._trace(implementation)
-            try:
-                layer = _call(implementation, options=options)
-            except (Exception, SystemExit) as exc:
-                raise IncompatibleBackendError(
-                    f"kode_engine_layers of plugin {implementation.plugin_name!r} failed: {type(exc).__name__}"
-                ) from exc
-            if layer is not None:
-                order = getattr(implementation.plugin, "kode_layer_order", 0)
-                found.append((order, implementation.plugin_name, layer))
+        found = [
+            (getattr(implementation.plugin, "kode_layer_order", 0), implementation.plugin_name, layer)
+            for implementation, layer in self._given("kode_engine_layers", options)
+        ]
         return [layer for _, _, layer in sorted(found, key=lambda item: item[:2])]
 
-    def observers(self) -> list[Observer]:
-        """The functions to call after each operation."""
+    def observers(self, options: msgspec.Struct) -> list[Observer]:
+        """The observers that plugins give a store opened with these options.
+
+        Raises:
+            IncompatibleBackendError: a plugin's hook failed, or gave what cannot observe.
+        """
         hooks = self._manager.hook.kode_operation.get_hookimpls()
-        return [functools.partial(self._observe, implementation) for implementation in hooks]
+        found: list[Observer] = [functools.partial(self._observe, implementation) for implementation in hooks]
+        for implementation, observer in self._given("kode_store_observer", options):
+            try:
+                found += checked_observers([observer])
+            except ConfigurationError as exc:
+                problem = f"kode_store_observer of plugin {implementation.plugin_name!r}: {exc}"
+                raise IncompatibleBackendError(problem) from None
+        return found
+
+    def _given(self, hook: str, options: msgspec.Struct) -> Iterator[tuple[pluggy.HookImpl, Any]]:
+        """The results of a hook, each with its implementation; None is left out."""
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            self._trace(implementation)
+            try:
+                value = _call(implementation, options=options)
+            except (Exception, SystemExit) as exc:
+                problem = f"{hook} of plugin {implementation.plugin_name!r} failed: {type(exc).__name__}"
+                raise IncompatibleBackendError(problem) from exc
+            if value is not None:
+                yield implementation, value
 
     def _observe(self, implementation: pluggy.HookImpl, operation: Operation) -> None:
         self._trace(implementation)
@@ -377,17 +397,6 @@ def _checked_backend(plugin: Any, name: str | None = None) -> Backend:
     if backend.gives not in ("engine", "store"):
         raise ValueError(f"Backend.gives is {backend.gives!r}, not 'engine' or 'store'")
     return backend
-
-
-def _unknown(name: str, installed: list[str]) -> UnknownBackendError:
-    have = ", ".join(installed) or "none"
-    if name in FIRST_PARTY:
-        text = f"backend {name!r} is not installed; run: pip install {FIRST_PARTY[name]} (installed: {have})"
-        return UnknownBackendError(text)
-    near = nearest(name, [*installed, *FIRST_PARTY])
-    hint = f"did you mean {near!r}? " if near else ""
-    text = f"no backend is named {name!r}{f'; {hint}' if hint else ' '}(installed: {have})"
-    return UnknownBackendError(text, f"{hint}(installed: {have})")
 
 
 def _write_trace(text: str) -> None:

@@ -10,20 +10,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kode_conformance import load_checks, run_check
 from kode_conformance.settings import Tier
-from kode_extras.encryption import Encryption, EncryptionPlugin, Keys, keys_of
+from kode_conformance.testclass import StoreConformance
+from kode_extras.encryption import Encryption, EncryptionPlugin, Keys, encrypted, keys_of
 from kode_extras.latencies import Latencies
-from kode_sqlite.testing.harness import SqliteHarness
+from kode_extras.testing import EncryptedMemory, EncryptedSqlite
+from kode_extras.tracing import Tracing, TracingPlugin
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from kode_core import (
     AgentEvent,
     AgentInfo,
+    AgentNotFoundError,
     Bookmark,
     ConfigurationError,
     CorruptRecordError,
+    InvalidArgumentError,
     Message,
     Snapshot,
     Timeline,
@@ -32,11 +41,14 @@ from kode_core import (
     ToolCallRecord,
     create_extended_store,
 )
+from kode_core.codec import encode
+from kode_core.engine import Engine
 from kode_core.layers import Layer
 from kode_core.plugins import registry
 
 EXTRAS = Path(__file__).parents[1] / "docs" / "examples" / "kode-extras"
 KEYS = {"new": b"n" * 32, "old": b"o" * 32}
+KEY = Keys(b"d" * 32, KEYS)
 WITHOUT_BODIES = {
     "acquire_lease", "agent_ids", "around", "backup", "close", "connection_use", "inspect", "probes", "release_lease",
     "renew_lease", "repair", "stats", "stored_ids", "totals", "watch",
@@ -56,16 +68,6 @@ def test_every_verb_with_bodies_is_overridden() -> None:
     """A verb that is new in the engine's protocol fails here until it was decided whether it has bodies."""
     verbs = {name for name, value in vars(Layer).items() if callable(value) and not name.startswith("_")}
     assert verbs - WITHOUT_BODIES <= vars(Encryption).keys()
-
-
-@pytest.mark.parametrize("clause", ["EVT-4", "FORK", "INFO", "MSG-4", "SNAP", "TC-3"])
-def test_the_suite_finds_nothing(clause: str) -> None:
-    """With the layer a store on SQLite keeps what the layer could break: digests, times, repetitions, forks."""
-    checks = [check for check in load_checks() if check.id.startswith(clause) and check.tier is Tier.QUICK]
-    assert checks
-    with added(EncryptionPlugin(Keys(b"d" * 32, KEYS))):
-        for check in checks:
-            run_check(check, SqliteHarness())
 
 
 async def test_nothing_of_a_body_is_on_the_disk(tmp_path: Path) -> None:
@@ -111,6 +113,26 @@ async def test_keys_are_changed_and_lost(tmp_path: Path) -> None:
             page = await store.query_messages()
             assert [message.agent_id for message in page] == ["agt-new"]
             assert len(page.left_out) == 1
+    other = Keys(b"d" * 32, {"new": KEYS["new"], "old": b"x" * 32})
+    async with create_extended_store(url, layers=[encrypted(other)]) as store:
+        with pytest.raises(CorruptRecordError, match="message 0 of agent 'agt-old'"):
+            await store.load_messages("agt-old")
+        assert [m.text for m in await store.load_messages("agt-new")] == ["hello"]
+
+
+async def test_one_store_is_encrypted(tmp_path: Path) -> None:
+    """The layer of one store leaves other stores of the process alone, and its digests tell nothing of short texts."""
+    urls = [f"sqlite:///{tmp_path}/{name}.db" for name in ("plain", "sealed")]
+    async with (
+        create_extended_store(urls[0]) as plain,
+        create_extended_store(urls[1], layers=[encrypted(KEY)]) as sealed,
+    ):
+        for store in (plain, sealed):
+            await store.save_messages("a", [Message.user("yes"), Message.user("canary")])
+            assert [m.text for m in await store.load_messages("a")] == ["yes", "canary"]
+    stored = [b"".join(path.read_bytes() for path in tmp_path.glob(f"{name}.db*")) for name in ("plain", "sealed")]
+    hint = encode(Message, Message.user("yes"), "").digest
+    assert [(b"canary" in raw, hint in raw) for raw in stored] == [(True, True), (False, False)]
 
 
 async def test_json_files_are_refused(tmp_path: Path) -> None:
@@ -206,3 +228,105 @@ asyncio.run(main())
     assert "Encryption" in done.stdout
     assert 'operation="append_messages",error="none"} 1' in done.stdout
     assert not any(b"canary" in path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+
+
+# --- tracing ----------------------------------------------------------------------------------------------------------
+
+
+class Traces:
+    """Finished spans, and a layer that opens some where the instrumentation of a driver does."""
+
+    def __init__(self) -> None:
+        self.exporter = InMemorySpanExporter()
+        self._provider = TracerProvider()
+        self._provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.tracer = self._provider.get_tracer("tests")
+
+    def driver(self, engine: Engine) -> Engine:
+        class Driver(Layer):
+            async def around(layer, verb: str, call: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+                with self.tracer.start_as_current_span(f"driver {verb}"):
+                    return await call(*args, **kwargs)
+
+        return Driver(engine)
+
+    def taken(self) -> dict[str, ReadableSpan]:
+        """The spans since the last time, by name."""
+        spans = {span.name: span for span in self.exporter.get_finished_spans()}
+        self.exporter.clear()
+        return spans
+
+
+async def test_calls_are_traced(tmp_path: Path) -> None:
+    """Every call is a span that is the parent of the driver's, with attributes by the conventions and no contents."""
+    traces = Traces()
+    url = f"sqlite:///{tmp_path}/agents.db"
+    async with create_extended_store(url, layers=[traces.driver], observers=[Tracing(traces.tracer)]) as store:
+        with traces.tracer.start_as_current_span("request") as request:
+            await store.append_messages("agt-1", [Message.user("canary"), Message.user("héllo")])
+        spans = traces.taken()
+        call = spans["append_messages kode"]
+        assert call.parent is not None
+        assert call.parent.span_id == request.get_span_context().span_id
+        children = [span for span in spans.values() if span.parent and span.parent.span_id == call.context.span_id]
+        assert [span.name for span in children] == ["driver commit"]
+        assert "canary" not in call.to_json()
+        attributes = dict(call.attributes or {})
+        assert attributes.pop("kode.bytes") > 100  # type: ignore[operator]
+        assert attributes == {
+            "db.system.name": "sqlite",
+            "db.operation.name": "append_messages",
+            "gen_ai.conversation.id": "agt-1",
+            "kode.rows": 2,
+        }
+        await store.append_event("agt-1", Timeline(0, Bookmark(0, 1), AgentEvent("progress", "chunk", {})))
+        spans = traces.taken()
+        group, call = spans["driver commit"], spans["append_event kode"]
+        assert group.parent is not None
+        assert group.parent.span_id == call.context.span_id
+        with pytest.raises(AgentNotFoundError):
+            await store.batch_fork("nobody", 1)
+        call = traces.taken()["batch_fork kode"]
+        assert (call.attributes or {})["error.type"] == "AgentNotFoundError"
+        assert (call.status.status_code, call.status.description, call.events) == (StatusCode.ERROR, None, ())
+
+
+async def test_ids_of_agents_can_be_left_out_of_traces() -> None:
+    """Ids may be personal; an id that is no text of Unicode is still traced."""
+    for agents in (True, False):
+        traces = Traces()
+        async with create_extended_store("memory:", observers=[Tracing(traces.tracer, agents=agents)]) as store:
+            with pytest.raises(InvalidArgumentError):
+                await store.load_messages("a\ud800")
+        found = (traces.taken()["load_messages kode"].attributes or {}).get("gen_ai.conversation.id")
+        assert found == ("a?" if agents else None)
+
+
+async def test_a_plugin_traces_every_store(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a provider OpenTelemetry's spans are empty, and nothing fails."""
+    with added(TracingPlugin()):
+        async with create_extended_store("memory:") as store:
+            await store.append_messages("a", [Message.user("x")])
+    assert not caplog.records
+
+
+# --- the suite --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clause", ["EVT-4", "FORK", "INFO", "MSG-4", "OPS-4", "SNAP", "TC-3"])
+def test_the_suite_finds_nothing(clause: str) -> None:
+    """A store with the layer keeps what the layer could break: digests, times, repetitions, forks, damage."""
+    checks = [check for check in load_checks() if check.id.startswith(clause) and check.tier is Tier.QUICK]
+    assert checks
+    for check in checks:
+        run_check(check, EncryptedSqlite())
+
+
+@pytest.mark.slow
+class TestEncryptedMemory(StoreConformance):
+    harness = EncryptedMemory()
+
+
+@pytest.mark.slow
+class TestEncryptedSqlite(StoreConformance):
+    harness = EncryptedSqlite()

@@ -32,10 +32,10 @@ from kode_core import (
 from kode_core.backends.memory.engine import MemoryOptions, open_memory
 from kode_core.config import configure
 from kode_core.engine import Engine
-from kode_core.installed import InstalledPlugin, in_metadata
+from kode_core.installed import FIRST_PARTY, InstalledPlugin, in_metadata
 from kode_core.layers import Layer
 from kode_core.operation import Operation
-from kode_core.plugins import FIRST_PARTY, GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
+from kode_core.plugins import GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
 from kode_core.store import EngineStore
 
 Install = Callable[..., None]
@@ -307,8 +307,8 @@ async def test_layers_and_observers(caplog: pytest.LogCaptureFixture) -> None:
         ["load_messages", "InvalidArgumentError", "", *place],
         ["query_sessions", None, None, *place],
     ]
-    failures = [record.getMessage() for record in caplog.records if "kode_operation" in record.getMessage()]
-    assert ["test-outer" in failures[0], "test-inner" in failures[1], len(failures)] == [True, True, 2]
+    failures = sorted(record.getMessage() for record in caplog.records if "kode_operation" in record.getMessage())
+    assert ["test-inner" in failures[0], "test-outer" in failures[1], len(failures)] == [True, True, 2]
 
 
 class _Wordless(_Tag):
@@ -358,7 +358,7 @@ async def test_an_observer_that_fails_fails_no_call(
     finally:
         registry.remove(plugin)
     assert [record.getMessage()[:29] for record in caplog.records] == [
-        "a kode_operation hook failed;",
+        "the observer test_an_observer",
         "a kode_operation hook failed,",
     ]
 
@@ -470,7 +470,8 @@ def test_hook_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("KODE_TRACE_PLUGINS", "1")
     plugins = Plugins(())
     plugins.add(Listener(), "listener")
-    for observer in plugins.observers():
+    for observer in plugins.observers(MemoryOptions()):
+        assert callable(observer)
         observer(None)  # type: ignore[arg-type]
     assert "kode_operation of listener" in capsys.readouterr().err
 

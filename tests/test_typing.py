@@ -28,6 +28,7 @@ import kode_core
 from kode_core.backends.json_files.plugin import JsonOptions
 from kode_core.backends.memory.plugin import MemoryOptions
 from kode_core.config import StoreOptions
+from kode_core.factory import StoreKeywords
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted((ROOT / "tests/typing").glob("*.py"))
@@ -104,11 +105,14 @@ def test_pyright(tmp_path: Path) -> None:
     ],
 )
 def test_keywords_are_the_options(store: str, options: type[msgspec.Struct]) -> None:
-    """The keywords that a store's class takes are the options of its backend and of all stores, with their types."""
+    """The keywords that a store's class takes are the options of its backend and of all stores, with their types, and
+    the layers and observers.
+    """
     constructor = getattr(kode_core, store).__init__
     named = inspect.signature(constructor).parameters.keys() - {"self", "options"}
     (keywords,) = get_args(get_type_hints(constructor)["options"])
     hints: dict[str, Any] = {**get_type_hints(options), **get_type_hints(StoreOptions)}
     fields = [field.name for struct in (options, StoreOptions) for field in msgspec.structs.fields(struct)]
     given = get_type_hints(keywords)
-    assert given == {name: hints[name] for name in fields if name not in named}
+    extension = {name: get_type_hints(StoreKeywords)[name] for name in ("layers", "observers")}
+    assert given == {name: hints[name] for name in fields if name not in named} | extension

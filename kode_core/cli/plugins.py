@@ -14,7 +14,8 @@ from kode_core.cli.opening import JsonOption
 from kode_core.cli.output import fail, one_line, print_json, show, visible
 from kode_core.cli.tables import table
 from kode_core.errors import PluginError
-from kode_core.plugins import FIRST_PARTY, InstalledPlugin, registry
+from kode_core.installed import FIRST_PARTY
+from kode_core.plugins import InstalledPlugin, registry
 
 __all__ = ["EXAMPLES", "plugins"]
 

@@ -41,7 +41,7 @@ class StoreBase:
         follow_poll_ms: how often ``follow_events`` looks for events of other processes.
         memory_limit_bytes: the most that remembered lists may take (OPS-14).
         clock: gives milliseconds since the epoch.
-        observers: called with every :class:`~kode_core.operation.Operation`.
+        observers: surround calls, or are called after them; see :data:`~kode_core.operation.Observer` (OPS-20).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StoreBase:
         clock: Callable[[], int] = now_ms,
         observers: Sequence[Observer] = (),
     ) -> None:
-        context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, observers=tuple(observers))
+        context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, observers=observers)
         memory = ListMemory(memory_limit_bytes)
         self._appender = EventAppender(context)
         self._events = EventReader(context, self._appender, follow_poll_ms)

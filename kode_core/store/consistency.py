@@ -80,7 +80,8 @@ async def issues(context: Context, agent_id: str | None, progress: Progress) -> 
         error = exc
         raise
     finally:
-        context.call_metrics.enter(METHODS["check_consistency"], walk.steps.seconds, error, agent_id=agent_id)
+        method, metrics = METHODS["check_consistency"], context.call_metrics
+        metrics.enter(method, walk.steps.seconds, error, metrics.begin(method, agent_id))
 
 
 class _Walk:

@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
@@ -56,7 +56,7 @@ class Context:
     """
 
     def __init__(
-        self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], observers: tuple[Observer, ...]
+        self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], observers: Sequence[Observer]
     ) -> None:
         self.timeout = timeout_ms / 1000
         self.now = clock
@@ -131,8 +131,7 @@ class Context:
             deadline = Deadline(self._deadlines, self.timeout)
             with deadline, self._waiting(deadline), hearing(self._without_deadline):
                 engine = await self._opener()
-            self.call_metrics.opened(engine)
-            return engine
+            return self.call_metrics.opened(engine)
         except TimeoutError as exc:
             if isinstance(exc, KodeError):
                 raise
@@ -263,6 +262,7 @@ class Context:
         callers left.
         """
         self.check_open()
+        observed = self.call_metrics.begin(method, agent_id)
         start = time.perf_counter()
         error: BaseException | None = None
         try:
@@ -280,7 +280,7 @@ class Context:
             error = exc
             raise
         finally:
-            self.call_metrics.enter(method, time.perf_counter() - start, error, agent_id=agent_id)
+            self.call_metrics.enter(method, time.perf_counter() - start, error, observed)
 
     async def begin(self, agent_id: str | None) -> None:
         """Wait for writes whose callers left, as every call does first once the engine is open."""

@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from typing import Final
 
 from kode_core.authoring.waiting import waited_for
@@ -27,6 +28,7 @@ from kode_core.pace import Pace
 from kode_core.store.context import Context, applied_or_raise
 from kode_core.store.methods import METHODS
 from kode_core.store.metrics import Method
+from kode_core.store.observing import TALLY
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.rows import INT64
 
@@ -41,7 +43,7 @@ _MOST_CHARACTERS: Final = 4 << 20
 class _Append:
     """A call that appends: it waits, is written in a group, and ends."""
 
-    __slots__ = ("_ended", "done", "events", "fence", "has_ended", "size")
+    __slots__ = ("_ended", "context", "done", "events", "fence", "has_ended", "size", "tally")
 
     def __init__(self, events: Sequence[EventWrite], fence: Fence | None) -> None:
         self.events = events
@@ -50,6 +52,8 @@ class _Append:
         self.done: asyncio.Future[Sequence[int]] = asyncio.get_running_loop().create_future()
         """The caller waits for this future; it is also done when the caller gives up."""
         self.has_ended = False
+        self.tally = TALLY.get()
+        self.context = None if self.tally is None else copy_context()
         self._ended: asyncio.Future[None] | None = None
 
     def end(self, result: Sequence[int] | Exception | None = None) -> None:
@@ -147,7 +151,8 @@ class EventAppender:
             self._waves = None
 
     def _start(self, agent_id: str, queue: _Queue) -> asyncio.Task[None]:
-        queue.writer = self._context.underway.begin(self._write(agent_id, queue))
+        first = queue.waiting[0].context if queue.waiting else None  # observers see a group in its first call's context
+        queue.writer = self._context.underway.begin(self._write(agent_id, queue), first)
         return queue.writer
 
     async def _write(self, agent_id: str, queue: _Queue) -> None:
@@ -168,6 +173,7 @@ class EventAppender:
         events = tuple([event for item in group for event in item.events])
         batch = self._context.batch(agent_id, fence=group[0].fence, events=events)
         CALLER.set(Caller(lambda: not all(item.done.done() for item in group), self._context.timeout))
+        TALLY.set(None)  # each call of the group counts its own events
         try:
             (outcome,) = await self._context.engine.commit([batch])
             offsets = _offsets(batch, outcome)
@@ -181,6 +187,8 @@ class EventAppender:
             return
         start = 0
         for item in group:
+            if item.tally is not None:
+                await item.tally.add(event.body for event in item.events)
             item.end(offsets[start : start + len(item.events)])
             start += len(item.events)
         self.wake(agent_id)

@@ -1,20 +1,18 @@
-"""The metrics of a store's calls: counters and latencies (OPS-3), and the observers that plugins register."""
+"""The metrics of a store's calls: counters and latencies (OPS-3), and its observers (OPS-20)."""
 
 from __future__ import annotations
 
-import logging
-from asyncio import CancelledError
 from collections import deque
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from kode_core.batch import Totals
 from kode_core.engine import Engine
-from kode_core.operation import Observer, Operation
+from kode_core.operation import Observer
 from kode_core.report import ConnectionUse, OperationCounts, Performance, StorageSize, StoreMetrics
+from kode_core.store.observing import Observed, Observing
 
 __all__ = ["CallMetrics", "Method"]
-
-log = logging.getLogger("kode_core")
 
 Group = Literal["saves", "loads", "queries", "deletes", "other"]
 
@@ -36,47 +34,34 @@ class Method(NamedTuple):
 
 
 class CallMetrics:
-    """Counts calls. An observer that fails is reported once and does not fail the call."""
+    """Counts calls, and lets observers surround them."""
 
-    def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
-        self._observers = observers
-        self._backend = self._store = ""
-        self._reported = False
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observing = Observing(observers) if observers else None
         self._counts = dict.fromkeys(("saves", "loads", "queries", "deletes", "other", "errors"), 0)
         self._total = 0.0
         self._min = float("inf")
         self._max = 0.0
         self._recent: deque[float] = deque(maxlen=_WINDOW)
 
-    def opened(self, engine: Engine) -> None:
-        """Note the engine for the observers; one whose repr fails has an empty place."""
-        if not self._observers:
-            return
-        self._backend = engine.name
-        try:
-            self._store = repr(engine)
-        except Exception:
-            log.exception("the repr of the engine %s failed; observers get no place of the contents", engine.name)
+    def opened(self, engine: Engine) -> Engine:
+        """The engine as the store uses it: observers hear of it, and of what passes."""
+        return engine if self._observing is None else self._observing.opened(engine)
+
+    def begin(self, method: Method, agent_id: object) -> Observed | None:
+        """Note the start of a call; :meth:`enter` takes the result."""
+        return None if self._observing is None else self._observing.begin(method.name, agent_id)
 
     def enter(
-        self, method: Method, seconds: float, error: BaseException | None = None, *, agent_id: object = None
+        self, method: Method, seconds: float, error: BaseException | None = None, observed: Observed | None = None
     ) -> None:
         """Note the end of a call; *agent_id* is what the caller gave, of any type."""
         if error is None:
             self.succeeded(method, seconds)
         else:
             self._counts["errors"] += 1
-        if self._observers:
-            self._tell(
-                Operation(
-                    name=method.name,
-                    duration_ms=seconds * 1000,
-                    error=None if error is None else type(error).__name__,
-                    agent_id=agent_id if type(agent_id) is str else None,
-                    backend=self._backend,
-                    store=self._store,
-                )
-            )
+        if observed is not None and self._observing is not None:
+            self._observing.end(observed, seconds, error)
 
     def succeeded(self, method: Method, seconds: float) -> None:
         self._counts[method.group] += 1
@@ -86,15 +71,6 @@ class CallMetrics:
         if seconds > self._max:
             self._max = seconds
         self._recent.append(seconds)
-
-    def _tell(self, operation: Operation) -> None:
-        for observer in self._observers:
-            try:
-                observer(operation)
-            except (Exception, SystemExit, CancelledError):  # nothing is awaited here, so no caller cancelled it
-                if not self._reported:
-                    self._reported = True
-                    log.exception("a kode_operation hook failed; further failures of hooks are not reported")
 
     def metrics(self, totals: Totals, connections: ConnectionUse | None, now: int) -> StoreMetrics:
         """The metrics so far."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Coroutine
+from contextvars import Context
 from typing import Any, Final, TypeVar
 
 __all__ = ["OTHERS_S", "Underway", "is_in_doubt", "put_in_doubt"]
@@ -47,9 +48,12 @@ class Underway:
             self.leave(agent_ids, task, exc)
             raise
 
-    def begin(self, write: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a write, or another call of the engine; :meth:`ended` waits for its end."""
-        task = asyncio.get_running_loop().create_task(write)
+    def begin(self, write: Coroutine[Any, Any, T], context: Context | None = None) -> asyncio.Task[T]:
+        """Start a write, or another call of the engine, in the present context or *context*.
+
+        :meth:`ended` waits for its end.
+        """
+        task = asyncio.get_running_loop().create_task(write, context=context)
         self._writes.add(task)
         task.add_done_callback(self._ended)
         return task

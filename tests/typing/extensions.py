@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import msgspec
 from kode_duckdb.engine import DuckdbEngine
 
+from kode_core import MemoryStore, create_extended_store
 from kode_core.engine import Engine
 from kode_core.layers import Layer
 from kode_core.plugins import Backend, EngineLayer, Operation, hookimpl
@@ -61,6 +63,22 @@ class AcmePlugin:
     @hookimpl
     def kode_operation(self, operation: Operation) -> None:
         print(operation.name.upper())
+
+
+class Spans:
+    """An observer that surrounds calls."""
+
+    @contextmanager
+    def around(self, operation: Operation) -> Iterator[None]:
+        yield
+
+
+def for_one_store() -> None:
+    create_extended_store("memory:", layers=[Timed, lambda engine: Timed(engine)], observers=[Spans(), print])
+    create_extended_store("memory:", layers=[5])  # refused: list-item
+    create_extended_store("memory:", observers=[Spans(), 5])  # refused: list-item
+    MemoryStore(observers=[Spans()], layers=[Timed])
+    MemoryStore(observers=5)  # refused: arg-type
 
 
 def backends() -> None:

@@ -59,9 +59,16 @@ class Damaging(Layer):
         return found
 
 
+def _other_text(text: str) -> str:
+    """The text with one letter changed; a text that a layer encrypted may have no "e"."""
+    place = text.find("e")
+    place = len(text) // 2 if place < 0 else place
+    return f"{text[:place]}{'y' if text[place] == 'x' else 'x'}{text[place + 1 :]}"
+
+
 def _damaged(found: Any) -> Any:
     if isinstance(found, Body):
-        return Body(found.text.replace("e", "x", 1), found.digest)
+        return Body(_other_text(found.text), found.digest)
     if isinstance(found, ListRows):
         return replace(found, rows=[(_damaged(body), at) for body, at in found.rows])
     if isinstance(found, AgentSummary):

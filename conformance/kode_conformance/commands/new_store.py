@@ -17,7 +17,8 @@ from kode_conformance.commands.skeleton import Skeleton, import_lines, skeleton_
 from kode_core.cli.output import show, visible
 from kode_core.engine import Engine
 from kode_core.errors import ConfigurationError, InvalidArgumentError
-from kode_core.plugins import FIRST_PARTY, GROUP
+from kode_core.installed import FIRST_PARTY
+from kode_core.plugins import GROUP
 from kode_core.protocols import Store
 
 __all__ = ["EXAMPLES", "new_store"]

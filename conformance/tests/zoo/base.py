@@ -25,7 +25,8 @@ from kode_core.backends.json_files.folder import Folder
 from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.engine import Engine
 from kode_core.layers import Layer
-from kode_core.plugins import registry
+from kode_core.opened import checked_layers
+from kode_core.plugins import EngineLayer, registry
 from kode_core.store import EngineStore
 
 Witness = Callable[[Context], Awaitable[object]]
@@ -76,20 +77,20 @@ class ZooHarness(StoreHarness):
         """The engine of the base."""
         raise NotImplementedError
 
-    async def _engine(self, handle: Handle) -> Engine:
+    async def _engine(self, handle: Handle, layers: Sequence[EngineLayer] = ()) -> Engine:
         engine = await self.sound(handle)
         if issubclass(self.part, Layer):
             engine = cast(Engine, self.part(engine))
-        for layer in registry.layers(SqliteOptions()):
+        for layer in (*registry.layers(SqliteOptions()), *layers):
             engine = layer(engine)
         return engine
 
     async def open(self, handle: Handle) -> Store:
         return await self.open_with(handle)
 
-    async def open_with(self, handle: Handle, **options: Any) -> Store:
+    async def open_with(self, handle: Handle, *, layers: Any = (), **options: Any) -> Store:
         kind = self.part if issubclass(self.part, EngineStore) else EngineStore
-        store = kind(functools.partial(self._engine, handle), **options)
+        store = kind(functools.partial(self._engine, handle, checked_layers(layers)), **options)
         try:
             await store.open()
         except BaseException:  # a cancelled open goes on without its caller, and its store would never be closed

@@ -1,1 +1,1 @@
-"""Examples of a layer and of an observer; see docs/guides/extending.md."""
+"""Examples of a layer and of observers; see docs/guides/extending.md."""

@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -95,7 +95,8 @@ class Keys:
         key = self._keys.get(key_id)
         try:
             raw = base64.b64decode(data, validate=True)
-            if key is None or not body.text.startswith('"'):
+            is_whole = body.text == f'"{key_id}:{base64.b64encode(raw).decode()}"'  # base64 has idle bits at its end
+            if key is None or not is_whole:
                 return Body(body.text, bytes(16))
             text = key.decrypt(raw[:12], raw[12:], key_id.encode()).decode()
         except (InvalidTag, ValueError):
@@ -103,12 +104,20 @@ class Keys:
         return Body(text, self.shown(body.digest))
 
 
+def inside(engine: Engine) -> Iterator[Engine]:
+    """The engine, and the engines inside it."""
+    yield engine
+    while isinstance(engine, Layer):
+        engine = engine.inner
+        yield engine
+
+
 class Encryption(Layer):
     """Encrypts bodies on their way in and decrypts them on their way out, in every verb that has any."""
 
     def __init__(self, inner: Engine, keys: Keys) -> None:
         super().__init__(inner)
-        if inner.name == "json" or isinstance(inner, HybridEngine):
+        if inner.name == "json" or any(isinstance(engine, HybridEngine) for engine in inside(inner)):
             raise ConfigurationError(f"{VARIABLE}: JSON files compare digests with the stored texts; use a database")
         self._keys = keys
 
@@ -166,6 +175,11 @@ class Encryption(Layer):
         return replace(value, body=self._keys.opened(value.body))
 
 
+def encrypted(keys: Keys) -> EngineLayer:
+    """The layer for one store, as in ``create_extended_store(url, layers=[encrypted(keys)])``."""
+    return lambda engine: Encryption(engine, keys)
+
+
 class EncryptionPlugin:
     """Puts the layer around every engine; the innermost, so that other layers see plain bodies."""
 
@@ -176,7 +190,7 @@ class EncryptionPlugin:
 
     @hookimpl
     def kode_engine_layers(self, options: msgspec.Struct) -> EngineLayer:
-        return lambda engine: Encryption(engine, self._keys)
+        return encrypted(self._keys)
 
 
 class FromEnvironment:
@@ -189,8 +203,7 @@ class FromEnvironment:
         given = os.environ.get(VARIABLE)
         if given is None:
             return None
-        keys = keys_of(given)
-        return lambda engine: Encryption(engine, keys)
+        return encrypted(keys_of(given))
 
 
 from_environment = FromEnvironment()
