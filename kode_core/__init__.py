@@ -24,7 +24,7 @@ from kode_core.errors import *  # noqa: F403
 from kode_core.factory import create_extended_store, create_store
 from kode_core.ids import new_agent_id
 from kode_core.model import *  # noqa: F403
-from kode_core.protocols import ExtendedStore, Lease, QueryableStore, Store
+from kode_core.protocols import EventStream, ExtendedStore, Heartbeat, Lease, QueryableStore, Store
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
@@ -34,7 +34,9 @@ __all__ = [
     "AgentStats",
     "ConsistencyCheckResult",
     "ConsistencyIssue",
+    "EventStream",
     "ExtendedStore",
+    "Heartbeat",
     "JsonStore",
     "Lease",
     "MemoryStore",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, runtime_checkable
 
 from kode_core.engine import Progress
-from kode_core.protocols.locks import AgentLock
+from kode_core.model import AgentChannel, AgentEvent, Json, StoredEvent
+from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.methods import to_be_implemented
 from kode_core.protocols.queryable import QueryableStore
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
@@ -23,6 +24,35 @@ _Paths: TypeAlias = list[Path]
 @to_be_implemented
 class ExtendedStore(QueryableStore, Protocol):
     """A store for operators and for many workers: health, metrics, locks, forks."""
+
+    async def emit(
+        self,
+        agent_id: str,
+        type: str,  # noqa: A002 - as the field of AgentEvent
+        data: Mapping[str, Json] | None = None,
+        *,
+        channel: AgentChannel = "progress",
+        fence: Lease | None = None,
+    ) -> StoredEvent:
+        """Append an event, numbered by the store (EVT-8), and return it with its bookmark and its offset.
+
+        Its seq follows the highest one stored; the first event of an agent has seq 0. Emits of one store object have
+        distinct seqs, which ascend with their offsets. Two stores that emit for one agent in the same second may give
+        equal seqs, and both events are kept; stores that emit under the agent's lock never do. Every emit is an event
+        of its own, however much two of them are alike.
+
+        Raises:
+            InvalidValueError: *type* or *data* is not exactly JSON, or *channel* is no channel.
+            OutcomeUnknownError: it may be stored or not. Its ``timelines`` holds the entry with its numbers: give it to
+                ``append_events`` until that succeeds, and it is stored once.
+        """
+        ...
+
+    async def emit_many(
+        self, agent_id: str, events: Sequence[AgentEvent], *, fence: Lease | None = None
+    ) -> Sequence[StoredEvent]:
+        """Append *events* in one piece, numbered one after the other, as ``emit`` does for one (EVT-8)."""
+        ...
 
     async def health_check(self) -> StoreHealthStatus:
         """Check whether the store can be used now. This never raises (OPS-1)."""

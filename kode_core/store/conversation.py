@@ -60,7 +60,7 @@ class ConversationMethods(StoreBase):
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
         fence: Lease | None = None,
-    ) -> None:
+    ) -> Sequence[int]:
         def build() -> TurnWrites:
             added, upserted = _given(append, "append"), _given(upsert_tool_calls, "upsert_tool_calls")
             if messages is not None and added:
@@ -86,7 +86,7 @@ class ConversationMethods(StoreBase):
                 encode_rest=rest,
             )
 
-        await self._save("save_turn", agent_id, fence, build)
+        return await self._save("save_turn", agent_id, fence, build)
 
 
 def _given(records: object, what: str) -> bool:

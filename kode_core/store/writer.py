@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListHead, ListKind
 from kode_core.store.context import Context
-from kode_core.store.events import EventAppender
+from kode_core.store.events import EventAppender, offsets_of
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
@@ -62,8 +62,8 @@ class Writer:
         self._appender = appender
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def write(self, agent_id: str, build: Callable[[], TurnWrites], fence: Fence | None) -> None:
-        """Commit the turn that *build* makes from the arguments of a call."""
+    async def write(self, agent_id: str, build: Callable[[], TurnWrites], fence: Fence | None) -> Sequence[int]:
+        """Commit the turn that *build* makes from the arguments of a call; returns the offsets of its events."""
         turn = build()
         async with AsyncExitStack() as stack:
             if turn.lists:
@@ -72,14 +72,20 @@ class Writer:
                 await self._context.underway.wait_for_left(agent_id)  # the call before may have been cancelled
             rest = await turn.encode_rest()
             conflicts = 0
-            while not await self._attempt(agent_id, turn, rest, fence, whole=conflicts >= _CONFLICTS_BEFORE_WHOLE):
+            while True:
+                whole = conflicts >= _CONFLICTS_BEFORE_WHOLE
+                offsets = await self._attempt(agent_id, turn, rest, fence, whole=whole)
+                if offsets is not None:
+                    break
                 conflicts += 1
                 await asyncio.sleep(random.uniform(0, min(conflicts, 20)) / 1000)  # noqa: S311
-        if rest.events:
-            self._appender.wake(agent_id)
+        self._appender.stored(agent_id, rest.events)
+        return offsets
 
-    async def _attempt(self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool) -> bool:
-        """Try once; False if another writer changed a list since it was remembered."""
+    async def _attempt(
+        self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool
+    ) -> Sequence[int] | None:
+        """Try once; None if another writer changed a list since it was remembered."""
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         batch = self._context.batch(
             agent_id,
@@ -96,7 +102,7 @@ class Writer:
             for kind, change in changes.items():
                 head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
                 self._memory.put(agent_id, kind, change.remember(head) if head.version else None)
-        return isinstance(outcome, Applied)
+        return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
     async def _change(self, agent_id: str, kind: ListKind, edit: ListEdit, *, whole: bool) -> Change:
         engine, now = self._context.engine, self._context.now()
