@@ -43,7 +43,7 @@ from kode_core.model import (
 from kode_core.query import Page
 from kode_core.report import ConsistencyIssue
 from kode_core.store import EngineStore, kinds, rows
-from kode_core.store.facade import _calls, _messages
+from kode_core.store.conversation import _calls, _messages
 from kode_core.store.lists import Append, Replace
 from kode_core.store.locks import _entered
 from kode_core.store.methods import METHODS
