@@ -15,6 +15,7 @@
     │   ├── InvalidValueError                a value that JSON cannot carry exactly
     │   └── PayloadTooLargeError             larger than the backend can hold
     ├── AgentNotFoundError (LookupError)
+    │   └── AgentDeletedError                it was deleted while its events were followed
     ├── ConflictError                        the agent has changed; nothing was written
     ├── StoreClosedError (RuntimeError)
     ├── UnsupportedError (NotImplementedError)   this backend cannot do that
@@ -37,10 +38,12 @@ No message contains a secret; stored payloads are never quoted, only the path to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
+    "AgentDeletedError",
     "AgentNotFoundError",
     "AmbiguousBackendError",
     "BackendImportError",
@@ -175,8 +178,21 @@ class AgentNotFoundError(KodeError, LookupError):
     """The call needs an agent whose info was saved, and no agent has that id."""
 
     def __init__(self, agent_id: str) -> None:
-        super().__init__(f"no agent {agent_id!r} in this store: save_info was never called for it, or it was deleted")
+        super().__init__(self._sentence(agent_id))
         self.agent_id = agent_id
+
+    def _sentence(self, agent_id: str) -> str:
+        return f"no agent {agent_id!r} in this store: save_info was never called for it, or it was deleted"
+
+
+class AgentDeletedError(AgentNotFoundError):
+    """The agent was deleted while its events were followed (EVT-10); a new follower waits for the next of that id."""
+
+    def _sentence(self, agent_id: str) -> str:
+        return (
+            f"agent {agent_id!r} was deleted while its events were followed, and the stream ends; call follow_events "
+            "again to wait for the next agent of that id"
+        )
 
 
 class ConflictError(KodeError):
@@ -257,9 +273,15 @@ class StoreReadOnlyError(StorageError, OSError):
 
 
 class OutcomeUnknownError(StorageError):
-    """The connection or deadline ended while a write was being committed: it was applied completely or not at all."""
+    """The connection or deadline ended while a write was being committed: it was applied completely or not at all.
+
+    Attributes:
+        timelines: after ``emit`` and ``emit_many``, the entries (``Timeline``) that may be stored, with their
+            numbers. Append them again with ``append_events``, which stores none of them twice (EVT-4, EVT-8).
+    """
 
     retry = Retry.CHECK
+    timelines: Sequence[Any] = ()
 
 
 class CorruptRecordError(StorageError):

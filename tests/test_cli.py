@@ -606,6 +606,20 @@ def test_follow_says_that_it_waits_for_an_agent(store: str) -> None:
     assert out == ""
 
 
+def test_follow_ends_when_the_agent_is_deleted(store: str) -> None:
+    """A note says so, on stderr, and the exit code is 0; another process deleted it."""
+    command = (*KODE, "events", "agt-0", "--follow", "--json", "--store", store)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        try:
+            assert follower.stdout is not None
+            assert json.loads(follower.stdout.readline())["offset"]
+            kode("delete", "agt-0", "--yes", "--store", store)
+            _, err = follower.communicate(timeout=30)
+        finally:
+            follower.kill()
+    assert (follower.returncode, err) == (0, "agent 'agt-0' was deleted\n")
+
+
 def test_follow_gets_what_another_process_appends(store: str) -> None:
     """As JSON Lines, at once; Ctrl-C ends it without a word."""
     url = copy(store)

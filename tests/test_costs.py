@@ -85,7 +85,7 @@ async def test_an_idle_follower_on_dynamodb_looks_less_and_less_often() -> None:
             await store.append_event("a", an_event(2))
             async with asyncio.timeout(30):
                 assert (await waiting).cursor == 2
-            await following.aclose()  # type: ignore[attr-defined]
+            await following.aclose()
 
 
 async def test_a_follower_in_the_same_store_does_not_wait_for_its_next_look() -> None:
@@ -104,7 +104,7 @@ async def test_a_follower_in_the_same_store_does_not_wait_for_its_next_look() ->
             await asyncio.sleep(0.05)
             await store.append_event("a", an_event(n))
             assert (await waiting).cursor == n
-        await following.aclose()  # type: ignore[attr-defined]
+        await following.aclose()
 
 
 # --- deletes and forks of large agents --------------------------------------------------------------------------------

@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from kode_conformance.values import samples
 
-from kode_core import AgentEvent, Bookmark, Timeline, create_extended_store
+from kode_core import AgentEvent, Bookmark, Heartbeat, StoredEvent, Timeline, create_extended_store
 from kode_core.authoring.opening import without_deadline
 from kode_core.backends.memory.engine import MemoryEngine
-from kode_core.batch import EventRange, EventRow
+from kode_core.batch import AgentSummary, EventRange, EventRow
 from kode_core.engine import Engine
-from kode_core.errors import InvalidArgumentError, StoreClosedError, StoreTimeoutError
+from kode_core.errors import (
+    AgentDeletedError,
+    AgentNotFoundError,
+    CorruptRecordError,
+    InvalidArgumentError,
+    StoreClosedError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from kode_core.layers.base import Layer
 from kode_core.store.facade import EngineStore
 
 
 class Counting(Layer):
-    """Counts the events that are read, and the looks."""
+    """Counts the looks, the events that are read, and those that are read again.
+
+    A follower may read the last event that it knows again, to see that the agent is still the same (EVT-10).
+    """
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)
-        self.rows = self.looks = 0
+        self.fresh = self.again = self.looks = self.summaries = 0
+        self.seen: set[int] = set()
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         found = await super().events(agent_id, span)
-        self.rows += len(found)
+        offsets = {row.offset for row in found}
+        self.fresh += len(offsets - self.seen)
+        self.again += len(offsets & self.seen)
+        self.seen |= offsets
         self.looks += 1
         return found
+
+    async def last_event(self, agent_id: str) -> EventRow | None:
+        found = await super().last_event(agent_id)
+        if found is not None and found.offset not in self.seen:
+            self.fresh += 1
+            self.seen.add(found.offset)
+        return found
+
+    async def summary(self, agent_id: str) -> AgentSummary | None:
+        self.summaries += 1
+        return await super().summary(agent_id)
 
 
 def event(seq: int, channel: Any) -> Timeline:
@@ -59,7 +87,7 @@ async def test_a_follower_looks_at_no_event_twice(filters: Any, first: int) -> N
             await store.append_events("a", [event(i, "progress") for i in range(start, start + 500)])
         following = store.follow_events("a", after_offset=0, **filters)
         assert (await anext(following)).bookmark.seq == first
-        engine.rows = 0
+        engine.fresh = engine.again = engine.looks = 0
         waiting = asyncio.ensure_future(anext(following))
         looks = engine.looks
         while engine.looks < looks + 3:
@@ -68,10 +96,11 @@ async def test_a_follower_looks_at_no_event_twice(filters: Any, first: int) -> N
             await store.append_events("a", [event(seq, "monitor")])
             assert (await waiting).bookmark.seq == seq
             waiting = asyncio.ensure_future(anext(following))
-        assert engine.rows == 2
+        assert engine.fresh == 2
+        assert engine.again <= engine.looks
         waiting.cancel()
         await asyncio.wait([waiting])
-        await following.aclose()  # type: ignore[attr-defined]
+        await following.aclose()
 
 
 @pytest.mark.parametrize("seq", ["3", 3.0, True, None])
@@ -98,8 +127,8 @@ async def test_a_follower_misses_nothing_behind_a_large_seq() -> None:
             await asyncio.sleep(0.01)
         await store.append_events("a", [event(5, "control")])
         assert (await waiting).bookmark.seq == 5
-        assert engine.rows == 6
-        await following.aclose()  # type: ignore[attr-defined]
+        assert engine.fresh == 7  # all, and the one that last_event gave
+        await following.aclose()
 
 
 async def test_an_opening_that_migrates_has_no_deadline() -> None:
@@ -157,3 +186,198 @@ async def test_to_close_a_store_ends_a_migration() -> None:
     for call in calls:
         with pytest.raises(StoreClosedError):
             await call
+
+
+# --- heartbeats, timeouts and the end ---------------------------------------------------------------------------------
+
+
+def counted(engine: Engine, **options: Any) -> EngineStore:
+    async def opener() -> Engine:
+        return engine
+
+    return EngineStore(opener, **options)
+
+
+async def test_an_idle_follower_costs_what_it_did() -> None:
+    """One look in ten reads the last event again, and nothing else is read; nothing is asked of an agent not there."""
+    engine = Counting(MemoryEngine())
+    async with counted(engine, follow_poll_ms=10) as store:
+        await store.append_events("a", [event(0, "progress")])
+        following, nobody = store.follow_events("a"), store.follow_events("nobody")
+        await anext(following)
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in (following, nobody)]
+        await asyncio.sleep(0.1)
+        engine.fresh = engine.again = engine.looks = engine.summaries = 0
+        await asyncio.sleep(2.5)
+        assert engine.looks > 200
+        assert 1 <= engine.again <= 2
+        assert engine.fresh == engine.summaries == 0
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+async def test_a_slow_look_is_not_begun_anew_by_timeouts() -> None:
+    """Timeouts that are shorter than a look do not keep a follower from its events."""
+
+    class Slow(Counting):
+        async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+            await asyncio.sleep(0.2)
+            return await super().events(agent_id, span)
+
+    engine = Slow(MemoryEngine())
+    async with counted(engine) as store:
+        await store.append_events("a", [event(i, "progress") for i in range(3)])
+        following = store.follow_events("a")
+        seen: list[int] = []
+        for _ in range(40):
+            with suppress(TimeoutError):
+                seen.append((await asyncio.wait_for(anext(following), 0.02)).bookmark.seq)
+        assert seen == [0, 1, 2]
+        assert engine.looks <= 5
+        await following.aclose()
+
+
+async def test_heartbeats_come_while_a_look_hangs() -> None:
+    """A database that does not answer keeps no heartbeat back; the caller hears of it when the look fails."""
+
+    class Hanging(Counting):
+        async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+            await asyncio.sleep(60)
+            return []
+
+    async with counted(Hanging(MemoryEngine()), timeout_ms=500) as store:
+        following = store.follow_events("a", after_offset=7, heartbeat_ms=50)
+        for _ in range(5):
+            beat = await anext(following)
+            assert isinstance(beat, Heartbeat)
+            assert beat.offset == 7
+        with pytest.raises(StoreTimeoutError):
+            for _ in range(20):
+                await anext(following)
+        await following.aclose()
+
+
+async def test_a_follower_that_failed_goes_on() -> None:
+    """After an outage the same stream gives the events, each once."""
+
+    class Failing(Counting):
+        fails = False
+
+        async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+            if self.fails:
+                raise StoreUnavailableError("the server is away")
+            return await super().events(agent_id, span)
+
+    engine = Failing(MemoryEngine())
+    async with counted(engine, follow_poll_ms=10) as store:
+        await store.append_event("a", event(0, "progress"))
+        following = store.follow_events("a")
+        assert (await anext(following)).bookmark.seq == 0
+        engine.fails = True
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                await anext(following)
+        engine.fails = False
+        await store.append_event("a", event(1, "progress"))
+        assert (await anext(following)).bookmark.seq == 1
+        await following.aclose()
+
+
+async def test_damage_of_an_event_that_was_read_ends_no_follower() -> None:
+    """The anchor is damaged after it was read: later events still come, and nobody takes it for a delete."""
+
+    class Damaged(Counting):
+        bad = 0
+
+        async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
+            found = await super().events(agent_id, span)
+            if any(row.offset == self.bad for row in found):
+                raise CorruptRecordError(f"event {self.bad} of agent {agent_id!r}", "its digest differs")
+            return found
+
+    engine = Damaged(MemoryEngine())
+    async with counted(engine, follow_poll_ms=10) as store:
+        await store.append_event("a", event(0, "progress"))
+        following = store.follow_events("a")
+        engine.bad = (await anext(following)).offset
+        await store.append_event("a", event(1, "progress"))
+        assert (await anext(following)).bookmark.seq == 1
+        later = store.follow_events("a", after_offset=engine.bad)
+        assert (await anext(later)).bookmark.seq == 1
+        for stream in (following, later):
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("filters", [{}, {"channel": "control"}, {"since": Bookmark(100, 0)}], ids=str)
+async def test_a_deleted_agent_ends_every_follower(filters: Any) -> None:
+    """One that filters, and saw nothing it wants, ends as well: by delete, delete_many, and in an instant."""
+    for deletes in ("delete", "delete_many"):
+        async with counted(MemoryEngine(), follow_poll_ms=60_000) as store:
+            await store.save_info("a", samples.info("a"))
+            await store.append_events("a", [event(i, "progress") for i in range(3)])
+            following = store.follow_events("a", **filters)
+            if not filters:
+                for _ in range(3):
+                    await anext(following)
+            waiting = asyncio.ensure_future(anext(following))
+            await asyncio.sleep(0.05)
+            await (store.delete("a") if deletes == "delete" else store.delete_many(agent_id="a"))
+            with pytest.raises(
+                AgentDeletedError, match="agent 'a' was deleted while its events were followed"
+            ) as caught:
+                await asyncio.wait_for(waiting, 5)
+            assert caught.value.agent_id == "a"
+            assert isinstance(caught.value, AgentNotFoundError)
+            with pytest.raises(AgentDeletedError):
+                await anext(following)
+            await following.aclose()
+            with pytest.raises(StopAsyncIteration):
+                await anext(following)
+
+
+async def test_what_was_read_before_a_delete_comes_before_the_error() -> None:
+    """A slow caller gets the page that was read, and then the error, and no event of the next agent."""
+    async with counted(MemoryEngine()) as store:
+        await store.append_events("a", [event(i, "progress") for i in range(100)])
+        following = store.follow_events("a")
+        seen = [(await anext(following)).bookmark.seq]
+        await store.delete("a")
+        await store.append_events("a", [event(i, "progress") for i in range(500, 600)])
+        with pytest.raises(AgentDeletedError):
+            while True:
+                seen.append((await anext(following)).bookmark.seq)
+        assert seen == list(range(len(seen)))
+        assert len(seen) < 100
+        await following.aclose()
+
+
+async def test_100_000_events_are_followed_in_bounded_memory() -> None:
+    """A follower holds a page, with heartbeats too."""
+    async with counted(MemoryEngine()) as store:
+        for start in range(0, 100_000, 1_000):
+            await store.append_events("a", [event(i, "progress") for i in range(start, start + 1_000)])
+        following = store.follow_events("a", heartbeat_ms=1_000)
+        count = most = 0
+        async for item in following:
+            assert isinstance(item, StoredEvent)
+            assert item.bookmark.seq == count
+            count += 1
+            most = max(most, len(following._rows))  # type: ignore[attr-defined]
+            if count == 100_000:
+                break
+        assert most <= 500
+        await following.aclose()
+
+
+async def test_a_stream_that_is_dropped_leaves_nothing() -> None:
+    """The store forgets a follower that was not closed."""
+    async with counted(MemoryEngine()) as store:
+        await store.append_event("a", event(0, "progress"))
+        for _ in range(20):
+            following = store.follow_events("a")
+            await anext(following)
+            del following
+        await asyncio.sleep(0)
+        gc.collect()
+        assert not store._appender._followers

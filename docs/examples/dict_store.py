@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -16,9 +17,11 @@ from kode_conformance import Handle, Space, StoreHarness
 
 from kode_core import (
     CHANNELS,
+    AgentDeletedError,
     AgentInfo,
     Bookmark,
     CompressionRecord,
+    Heartbeat,
     HistoryWindow,
     InvalidArgumentError,
     MediaCacheRecord,
@@ -31,6 +34,7 @@ from kode_core import (
     Timeline,
     TodoSnapshot,
     ToolCallRecord,
+    now_ms,
 )
 from kode_core.codec import Body, decode, encode
 from kode_core.ids import check_agent_id, check_key
@@ -42,6 +46,7 @@ class SharedData:
     def __init__(self) -> None:
         self.agents: dict[str, dict[str, Any]] = {}
         self.events: defaultdict[str, list[tuple[int, int, str, Body]]] = defaultdict(list)
+        self.deletes: defaultdict[str, int] = defaultdict(int)
         self.offsets = itertools.count(1)
         self.changed = asyncio.Condition()
 
@@ -96,7 +101,7 @@ class DictStore(Store):
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
         fence: Any = None,
-    ) -> None:
+    ) -> Sequence[int]:
         if (messages is not None and append) or (tool_calls is not None and upsert_tool_calls):
             raise InvalidArgumentError("replace a list or add to it, not both")
         agent = self._agent(agent_id)
@@ -117,8 +122,7 @@ class DictStore(Store):
         encoded = _events(events)
         if changes:
             self._write(agent_id, **changes)
-        if encoded:
-            await self._append(agent_id, encoded)
+        return await self._append(agent_id, encoded) if encoded else ()
 
     # --- documents
 
@@ -225,23 +229,18 @@ class DictStore(Store):
         return last
 
     def follow_events(
-        self, agent_id: str, *, since: Any = None, after_offset: int = 0, channel: Any = None
-    ) -> AsyncIterator[StoredEvent]:
+        self,
+        agent_id: str,
+        *,
+        since: Any = None,
+        after_offset: int = 0,
+        channel: Any = None,
+        heartbeat_ms: int | None = None,
+    ) -> Any:
         _check_reading(agent_id, since, after_offset, channel)
-        return self._follow(agent_id, since, after_offset, channel)
-
-    async def _follow(self, agent_id: str, since: Any, after_offset: int, channel: Any) -> AsyncIterator[StoredEvent]:
-        while True:
-            log = self._data.events.get(agent_id, [])
-            last = log[-1][0] if log else 0  # events that the channel leaves out are looked at once, too
-            async for event in self._read(agent_id, since, after_offset, channel):
-                yield event
-                last = max(last, event.offset)
-            after_offset = max(after_offset, last)
-            async with self._data.changed:
-                log = self._data.events.get(agent_id, [])
-                if not log or log[-1][0] <= after_offset:
-                    await self._data.changed.wait()
+        if heartbeat_ms is not None and not (type(heartbeat_ms) is int and 1 <= heartbeat_ms <= 86_400_000):
+            raise InvalidArgumentError("heartbeat_ms is a number of milliseconds, at most a day")
+        return _Following(self._data, agent_id, since, after_offset, channel, heartbeat_ms)
 
     # --- info and lifecycle
 
@@ -258,13 +257,78 @@ class DictStore(Store):
         return "info" in self._agent(agent_id)
 
     async def delete(self, agent_id: str, *, fence: Any = None) -> None:
-        self._data.agents.pop(check_agent_id(agent_id), None)
-        self._data.events.pop(agent_id, None)
+        if self._data.agents.pop(check_agent_id(agent_id), None) or self._data.events.pop(agent_id, None):
+            self._data.events.pop(agent_id, None)
+            self._data.deletes[agent_id] += 1
+        async with self._data.changed:
+            self._data.changed.notify_all()
 
     async def list(self, prefix: str = "") -> Any:
         if not isinstance(prefix, str):
             raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
         return sorted(a for a, agent in self._data.agents.items() if a.startswith(prefix) and "info" in agent)
+
+
+class _Following:
+    """The stream of ``follow_events``: a cancelled ``anext`` changes nothing, and so loses nothing."""
+
+    def __init__(
+        self, data: SharedData, agent_id: str, since: Any, after: int, channel: Any, beat_ms: int | None
+    ) -> None:
+        self._data = data
+        self._agent_id = agent_id
+        self._wanted = (since, channel)
+        self._after = after
+        self._beat_s = None if beat_ms is None else beat_ms / 1000
+        self._quiet_since: float | None = None
+        self._deletes = data.deletes[agent_id]
+        self._is_busy = self._is_closed = False
+
+    def __aiter__(self) -> _Following:
+        return self
+
+    async def __anext__(self) -> StoredEvent | Heartbeat:
+        if self._is_busy:
+            raise InvalidArgumentError("a stream has one reader at a time")
+        self._is_busy = True
+        try:
+            return await self._next()
+        finally:
+            self._is_busy = False
+
+    async def _next(self) -> StoredEvent | Heartbeat:
+        loop = asyncio.get_running_loop()
+        self._quiet_since = self._quiet_since or loop.time()
+        beat_at = None if self._beat_s is None else self._quiet_since + self._beat_s
+        try:
+            async with asyncio.timeout_at(beat_at), self._data.changed:
+                while (event := self._stored()) is None:
+                    await self._data.changed.wait()
+        except TimeoutError:
+            self._quiet_since = None
+            return Heartbeat(now_ms(), self._after)
+        self._after, self._quiet_since = event.offset, None
+        return event
+
+    def _stored(self) -> StoredEvent | None:
+        """The next event that is there now."""
+        if self._is_closed:
+            raise StopAsyncIteration
+        if self._data.deletes[self._agent_id] != self._deletes:
+            raise AgentDeletedError(self._agent_id)
+        since, channel = self._wanted
+        log = self._data.events.get(self._agent_id, [])
+        for offset, seq, its_channel, body in log[bisect_right(log, self._after, key=lambda entry: entry[0]) :]:
+            if (since is None or seq > since.seq) and channel in (None, its_channel):
+                event = decode(Timeline, body, f"event {offset}")
+                return StoredEvent(event.cursor, event.bookmark, event.event, extra=event.extra, offset=offset)
+            self._after = offset
+        return None
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        async with self._data.changed:
+            self._data.changed.notify_all()
 
 
 def _bodies(cls: type[Record], records: Any, start: int = 0) -> list[Body]:

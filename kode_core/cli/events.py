@@ -26,6 +26,7 @@ from kode_core.cli.output import (
     visible,
 )
 from kode_core.cli.queries import run
+from kode_core.errors import AgentDeletedError
 from kode_core.model import Bookmark, Json, StoredEvent
 
 __all__ = ["EXAMPLES", "events"]
@@ -44,7 +45,7 @@ _CHANNEL_STYLES: Final = {"progress": "green", "control": "yellow", "monitor": "
 def events(
     agent: AgentArgument,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what any process appends, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Go on with what any process appends, until Ctrl-C or a delete.")
     ] = False,
     since: Annotated[int | None, typer.Option(metavar="SEQ", help="Only events with a greater seq.")] = None,
     after_offset: Annotated[int | None, typer.Option(metavar="N", help="Only events with a greater offset.")] = None,
@@ -56,7 +57,7 @@ def events(
 
     They come in the order of their seq; with --follow or --after-offset in the order in which they were stored. The
     columns are offset, seq, time in UTC, channel, type and data; a terminal of fewer than 90 columns shows no time.
-    With --follow, --json prints JSON Lines.
+    With --follow, --json prints JSON Lines, and the command ends with a note when AGENT is deleted.
     """
     wanted: dict[str, Any] = given(
         since=None if since is None else Bookmark(since, 0), after_offset=after_offset, channel=channel
@@ -86,11 +87,14 @@ async def _follow(target: str | None, agent_id: str, wanted: dict[str, Any], as_
     async with open_store(target) as store:
         if await store.last_bookmark(agent_id) is None and not await store.exists(agent_id):
             print_note(f"nothing is stored of agent {agent_id!r} yet; waiting for its first event, until Ctrl-C")
-        async for event in store.follow_events(agent_id, **wanted):
-            if as_json:
-                print_json_line(event)
-            else:
-                show_line(_line(event))
+        try:
+            async for event in store.follow_events(agent_id, **wanted):
+                if as_json:
+                    print_json_line(event)
+                else:
+                    show_line(_line(event))
+        except AgentDeletedError:
+            print_note(f"agent {agent_id!r} was deleted")
 
 
 def _line(event: StoredEvent) -> Text:

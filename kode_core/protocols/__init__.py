@@ -18,8 +18,9 @@ Rules for every method:
 from __future__ import annotations
 
 from kode_core.protocols.extended import ExtendedStore
+from kode_core.protocols.following import EventStream, Heartbeat
 from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.queryable import QueryableStore
 from kode_core.protocols.store import Store
 
-__all__ = ["AgentLock", "ExtendedStore", "Lease", "QueryableStore", "Store"]
+__all__ = ["AgentLock", "EventStream", "ExtendedStore", "Heartbeat", "Lease", "QueryableStore", "Store"]

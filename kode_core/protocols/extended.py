@@ -8,7 +8,18 @@ from types import TracebackType
 from typing import Protocol, Self, TypeAlias, runtime_checkable
 
 from kode_core.engine import Progress
-from kode_core.model import AgentInfo, Json, Message, StoredMessage, Timeline, TodoSnapshot, ToolCallRecord
+from kode_core.model import (
+    AgentChannel,
+    AgentEvent,
+    AgentInfo,
+    Json,
+    Message,
+    StoredEvent,
+    StoredMessage,
+    Timeline,
+    TodoSnapshot,
+    ToolCallRecord,
+)
 from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.methods import to_be_implemented
 from kode_core.protocols.queryable import QueryableStore
@@ -130,11 +141,12 @@ class ExtendedStore(QueryableStore, Protocol):
         events: Sequence[Timeline] = (),
         expect: str | None = None,
         fence: Lease | None = None,
-    ) -> None:
+    ) -> Sequence[int]:
         """Write everything in one atomic commit (TURN-1): after a crash all of it is stored, or nothing.
 
         ``append`` adds to the messages and ``messages`` replaces them; give one of the two. The same goes for
-        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4).
+        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4). Returns the offsets of
+        the events, in their order (TURN-2).
 
         Raises:
             ConflictError: the agent has another version than *expect* (VER-2).
@@ -204,6 +216,37 @@ class ExtendedStore(QueryableStore, Protocol):
             AgentNotFoundError: the agent has no info.
             ConflictError: *new_id* exists; nothing was changed.
         """
+        ...
+
+    # --- events
+
+    async def emit(
+        self,
+        agent_id: str,
+        type: str,  # noqa: A002 - as the field of AgentEvent
+        data: Mapping[str, Json] | None = None,
+        *,
+        channel: AgentChannel = "progress",
+        fence: Lease | None = None,
+    ) -> StoredEvent:
+        """Append an event, numbered by the store (EVT-8), and return it with its bookmark and its offset.
+
+        Its seq follows the highest one stored; the first event of an agent has seq 0. Emits of one store object have
+        distinct seqs, which ascend with their offsets. Two stores that emit for one agent in the same second may give
+        equal seqs, and both events are kept; stores that emit under the agent's lock never do. Every emit is an event
+        of its own, however much two of them are alike.
+
+        Raises:
+            InvalidValueError: *type* or *data* is not exactly JSON, or *channel* is no channel.
+            OutcomeUnknownError: it may be stored or not. Its ``timelines`` holds the entry with its numbers: give it to
+                ``append_events`` until that succeeds, and it is stored once.
+        """
+        ...
+
+    async def emit_many(
+        self, agent_id: str, events: Sequence[AgentEvent], *, fence: Lease | None = None
+    ) -> Sequence[StoredEvent]:
+        """Append *events* in one piece, numbered one after the other, as ``emit`` does for one (EVT-8)."""
         ...
 
     # --- operations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, overload, runtime_checkable
 
 from kode_core.model import (
     AgentChannel,
@@ -20,6 +20,7 @@ from kode_core.model import (
     TodoSnapshot,
     ToolCallRecord,
 )
+from kode_core.protocols.following import EventStream, Heartbeat
 from kode_core.protocols.locks import Lease
 from kode_core.protocols.methods import to_be_implemented
 
@@ -86,11 +87,14 @@ class Store(Protocol):
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
         fence: Lease | None = None,
-    ) -> None:
+    ) -> Sequence[int]:
         """Write everything in one atomic commit (TURN-1): after a crash all of it is stored, or nothing.
 
         ``append`` adds to the messages and ``messages`` replaces them; give one of the two. The same goes for
         ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4).
+
+        Returns:
+            The offsets of *events*, in their order, as ``append_events`` returns them; empty without events (TURN-2).
         """
         ...
 
@@ -139,6 +143,7 @@ class Store(Protocol):
         """The bookmark with the highest seq, from which a producer continues after a restart (EVT-6)."""
         ...
 
+    @overload
     def follow_events(
         self,
         agent_id: str,
@@ -146,8 +151,39 @@ class Store(Protocol):
         since: Bookmark | None = None,
         after_offset: int = 0,
         channel: AgentChannel | None = None,
-    ) -> AsyncIterator[StoredEvent]:
-        """Stream the stored events and then all that any process appends, by offset, until the caller stops (EVT-7)."""
+        heartbeat_ms: None = None,
+    ) -> EventStream[StoredEvent]: ...
+
+    @overload
+    def follow_events(
+        self,
+        agent_id: str,
+        *,
+        since: Bookmark | None = None,
+        after_offset: int = 0,
+        channel: AgentChannel | None = None,
+        heartbeat_ms: int | None,
+    ) -> EventStream[StoredEvent | Heartbeat]: ...
+
+    def follow_events(
+        self,
+        agent_id: str,
+        *,
+        since: Bookmark | None = None,
+        after_offset: int = 0,
+        channel: AgentChannel | None = None,
+        heartbeat_ms: int | None = None,
+    ) -> EventStream[StoredEvent | Heartbeat]:
+        """Stream the stored events and then all that any process appends, by offset, until the caller stops (EVT-7).
+
+        With *heartbeat_ms*, from 1 to 86,400,000, the stream also gives a :class:`Heartbeat` whenever no event came
+        for so long: a server of server-sent events writes a comment then. A cancelled ``anext``, as by
+        ``asyncio.wait_for``, loses no event, and the next one goes on (EVT-9); ``aclose()`` ends the stream.
+
+        Raises, from ``anext``:
+            AgentDeletedError: the agent was deleted while it was followed, by any process (EVT-10). An agent that does
+                not exist yet can be followed: the stream waits for its first event.
+        """
         ...
 
     # --- history

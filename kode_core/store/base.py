@@ -16,6 +16,7 @@ from kode_core.protocols import Lease
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
 from kode_core.store.edits import ListEdits
+from kode_core.store.emitting import Emitter
 from kode_core.store.events import EventAppender, EventReader
 from kode_core.store.forks import Forks
 from kode_core.store.list_memory import ListMemory
@@ -57,8 +58,10 @@ class StoreBase:
         context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, observers=observers)
         memory = ListMemory(memory_limit_bytes)
         self._appender = EventAppender(context)
-        self._events = EventReader(context, self._appender, follow_poll_ms)
+        self._events = EventReader(context)
+        self._follow_poll_s = follow_poll_ms / 1000
         self._locks = Locks(context)
+        self._emitter = Emitter(context, self._appender, self._locks)
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
         self._search = Search(context)
@@ -79,13 +82,17 @@ class StoreBase:
     async def _run(self, name: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._context.run(METHODS[name], None, call, *args, **kwargs)
 
-    async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], TurnWrites]) -> None:
-        async def write() -> None:
+    async def _save(
+        self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], TurnWrites]
+    ) -> Sequence[int]:
+        """Write, and return the offsets of the events."""
+
+        async def write() -> Sequence[int]:
             check_agent_id(agent_id)
             with self._locks.fencing(agent_id, fence) as held:
-                await self._writer.write(agent_id, build, held)
+                return await self._writer.write(agent_id, build, held)
 
-        await self._context.run(METHODS[name], agent_id, write)
+        return await self._context.run(METHODS[name], agent_id, write)
 
     async def _fenced(
         self,

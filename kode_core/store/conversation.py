@@ -122,7 +122,7 @@ class ConversationMethods(StoreBase):
         events: Sequence[Timeline] = (),
         expect: str | None = None,
         fence: Lease | None = None,
-    ) -> None:
+    ) -> Sequence[int]:
         def build() -> TurnWrites:
             added, upserted = _given(append, "append"), _given(upsert_tool_calls, "upsert_tool_calls")
             if messages is not None and added:
@@ -149,7 +149,7 @@ class ConversationMethods(StoreBase):
                 expect=expect,
             )
 
-        await self._save("save_turn", agent_id, fence, build)
+        return await self._save("save_turn", agent_id, fence, build)
 
 
 def _given(records: object, what: str) -> bool:

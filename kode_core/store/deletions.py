@@ -63,6 +63,7 @@ class Deletions:
                 return isinstance(await self._context.commit(batch), Applied)
             finally:
                 self._memory.forget(agent_id)
+                self._appender.deleted(agent_id)
 
 
 class _Deletion:

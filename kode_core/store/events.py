@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Final
 
-from kode_core.authoring.waiting import waited_for
-from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Outcome
-from kode_core.engine import CALLER, Caller, Watch, idle_poll_ms, watch
+from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Fence, Refused
+from kode_core.engine import CALLER, Caller
 from kode_core.errors import (
-    CorruptRecordError,
     InvalidArgumentError,
     KodeError,
     OutcomeUnknownError,
@@ -28,13 +26,13 @@ from kode_core.pace import Pace
 from kode_core.store.context import Context, applied_or_raise
 from kode_core.store.methods import METHODS
 from kode_core.store.metrics import Method
+from kode_core.store.numbers import Numbers
 from kode_core.store.observing import TALLY
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.rows import INT64
 
-__all__ = ["EventAppender", "EventReader"]
+__all__ = ["EventAppender", "EventReader", "checked", "limit_after", "offsets_of", "stored_event"]
 
-_LOOK_ANYWAY_S = 2.0  # for engines that report appends
 _PATIENCE_S: Final = 0.02
 _MOST_EVENTS: Final = 1000
 _MOST_CHARACTERS: Final = 4 << 20
@@ -109,6 +107,7 @@ class EventAppender:
         self._ready: dict[str, _Queue] = {}
         self._waves: asyncio.Task[None] | None = None
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.numbers = Numbers()
         context.on_closing.append(self._wake_all)
 
     async def append(self, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
@@ -176,7 +175,7 @@ class EventAppender:
         TALLY.set(None)  # each call of the group counts its own events
         try:
             (outcome,) = await self._context.engine.commit([batch])
-            offsets = _offsets(batch, outcome)
+            offsets = offsets_of(batch, applied_or_raise(batch, outcome))
         except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting callers get it
             if len(group) > 1 and _is_for_one(exc):  # write them one by one, so that only the bad call fails
                 for item in group:
@@ -191,7 +190,7 @@ class EventAppender:
                 await item.tally.add(event.body for event in item.events)
             item.end(offsets[start : start + len(item.events)])
             start += len(item.events)
-        self.wake(agent_id)
+        self.stored(agent_id, events)
 
     async def drain(self, agent_id: str | None = None, *, seconds: float | None = None) -> None:
         """Wait for the appends that were accepted until now, for one agent or for all, for *seconds* at most."""
@@ -200,7 +199,18 @@ class EventAppender:
         if accepted:
             await asyncio.wait(accepted, timeout=seconds)
 
-    # --- followers
+    # --- followers and the numbers of events
+
+    def stored(self, agent_id: str, events: Sequence[EventWrite]) -> None:
+        """Note that events were stored."""
+        if events:
+            self.numbers.note(agent_id, max([event.seq for event in events]))
+            self.wake(agent_id)
+
+    def deleted(self, agent_id: str) -> None:
+        """Note that the agent was deleted, or perhaps was: its followers look at once."""
+        self.numbers.forget(agent_id)
+        self.wake(agent_id)
 
     def wake(self, agent_id: str) -> None:
         """Wake the followers in this process: there are new events."""
@@ -244,23 +254,20 @@ def _is_for_one(exc: Exception) -> bool:
     return isinstance(exc, StoreFullError) or (isinstance(exc, KodeError) and exc.retry is Retry.NEVER)
 
 
-def _offsets(batch: Batch, outcome: Outcome) -> Sequence[int]:
+def offsets_of(batch: Batch, outcome: Applied | Refused) -> Sequence[int]:
     """The offsets of the batch's events; raises the error of a failed batch."""
-    applied = applied_or_raise(batch, outcome)
-    assert isinstance(applied, Applied)
-    if len(applied.offsets) != len(batch.events):
-        problem = f"the engine gave {len(applied.offsets)} offsets for {len(batch.events)} events"
+    assert isinstance(outcome, Applied)
+    if len(outcome.offsets) != len(batch.events):
+        problem = f"the engine gave {len(outcome.offsets)} offsets for {len(batch.events)} events"
         raise StorageError(f"{problem}: Applied.offsets has one for each, repeated ones too")
-    return applied.offsets
+    return outcome.offsets
 
 
 class EventReader:
     """Streams events: never more than a page in memory, and no cursor stays open while the caller works."""
 
-    def __init__(self, context: Context, appender: EventAppender, poll_ms: int) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._appender = appender
-        self._poll = poll_ms / 1000
 
     async def _page(self, method: Method, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         return await self._context.run(method, agent_id, lambda: self._context.engine.events(agent_id, span))
@@ -269,7 +276,7 @@ class EventReader:
         self, agent_id: str, since: Bookmark | None, after_offset: int | None, channel: AgentChannel | None
     ) -> AsyncIterator[StoredEvent]:
         """The events that are stored now, and those appended while they are read."""
-        return self._read(agent_id, _checked(agent_id, since, after_offset, channel), after_offset, channel)
+        return self._read(agent_id, checked(agent_id, since, after_offset, channel), after_offset, channel)
 
     async def _read(
         self, agent_id: str, since_seq: int | None, after_offset: int | None, channel: AgentChannel | None
@@ -283,7 +290,7 @@ class EventReader:
             )
             rows = deque(await self._page(METHODS["read_events"], agent_id, span))
             is_last = len(rows) < limit
-            limit = _limit_after(rows, limit)
+            limit = limit_after(rows, limit)
             while rows:  # an event is released as soon as the caller is done with it
                 row = rows.popleft()
                 after = (row.seq, row.offset)
@@ -291,70 +298,8 @@ class EventReader:
             if is_last:
                 return
 
-    def follow(
-        self, agent_id: str, since: Bookmark | None, after_offset: int, channel: AgentChannel | None
-    ) -> AsyncIterator[StoredEvent]:
-        """The stored events, then new ones, by offset, until the caller stops."""
-        if after_offset is None:
-            raise InvalidArgumentError("after_offset must be an int; follow_events goes by offset")
-        return self._follow(agent_id, _checked(agent_id, since, after_offset, channel), after_offset, channel)
 
-    async def _follow(
-        self, agent_id: str, since_seq: int | None, after_offset: int, channel: AgentChannel | None
-    ) -> AsyncIterator[StoredEvent]:
-        with self._appender.watching(agent_id) as appended, ExitStack() as stack:
-            watching: Watch | None = None
-            limit, pace, pause = FIRST_PAGE, Pace(), self._poll
-            is_through = since_seq is None and channel is None
-            seen = after_offset if is_through else await self._some_offset(agent_id)
-            while True:
-                appended.clear()
-                span = EventRange(
-                    order="offset", after=(0, after_offset), since_seq=since_seq, channel=channel, limit=limit
-                )
-                if is_through:  # from here on every event is read once, so that no look skips the same ones again
-                    span = EventRange(order="offset", after=(0, after_offset), limit=limit)
-                rows = deque(await self._page(METHODS["follow_events"], agent_id, span))
-                is_last = len(rows) < limit
-                limit = _limit_after(rows, limit)
-                pause = self._poll if rows else min(2 * pause, self._longest_pause())
-                while rows:
-                    row = rows.popleft()
-                    after_offset = row.offset
-                    if since_seq is not None and row.seq <= since_seq:
-                        continue
-                    event = await stored_event(agent_id, row, pace)
-                    if channel in (None, event.event.channel):
-                        yield event
-                if is_last and not is_through:
-                    is_through, after_offset = True, max(after_offset, seen)
-                if watching is None and is_last:
-                    watching = watch(self._context.engine, agent_id, appended.set)
-                    if watching is not None:
-                        stack.callback(watching.close)
-                if is_last:
-                    await self._wait(appended, watching, pause)
-
-    async def _some_offset(self, agent_id: str) -> int:
-        """The offset of an event that is stored now: a later look can skip all offsets up to it (EVT-2)."""
-        try:
-            last = await self._context.run(
-                METHODS["follow_events"], agent_id, lambda: self._context.engine.last_event(agent_id)
-            )
-        except CorruptRecordError:  # the look at all events meets the damage behind the readable ones
-            return 0
-        return 0 if last is None else last.offset
-
-    def _longest_pause(self) -> float:
-        """The longest pause, in seconds, between two looks that find nothing."""
-        return max(self._poll, (idle_poll_ms(self._context.engine) or 0) / 1000)
-
-    async def _wait(self, appended: asyncio.Event, watching: Watch | None, pause: float) -> None:
-        """Wait until this store appends, or another store may have appended."""
-        await waited_for(appended, max(pause, _LOOK_ANYWAY_S) if watching is not None and watching.is_live else pause)
-
-
-def _checked(agent_id: str, since: object, after_offset: object, channel: object) -> int | None:
+def checked(agent_id: str, since: object, after_offset: object, channel: object) -> int | None:
     """The seq to start after; raises before the first page is read."""
     check_agent_id(agent_id)
     if since is not None and not isinstance(since, Bookmark):
@@ -370,7 +315,7 @@ def _checked(agent_id: str, since: object, after_offset: object, channel: object
     return None if since is None else max(INT64.start, min(since.seq, INT64.stop - 1))
 
 
-def _limit_after(rows: Sequence[EventRow], limit: int) -> int:
+def limit_after(rows: Sequence[EventRow], limit: int) -> int:
     """The limit of the page after this one."""
     return next_limit(len(rows), sum(len(row.body.text) for row in rows)) if rows else limit
 

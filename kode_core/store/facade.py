@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, overload
 
 from kode_core.batch import DocKind, DocWrite, EventWrite
 from kode_core.engine import Progress
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
     AgentChannel,
+    AgentEvent,
     AgentInfo,
     Bookmark,
     CompressionRecord,
@@ -25,13 +26,14 @@ from kode_core.model import (
     Timeline,
     TodoSnapshot,
 )
-from kode_core.protocols import ExtendedStore, Lease
+from kode_core.protocols import EventStream, ExtendedStore, Heartbeat, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
 # Imported here and not inside the methods: a process without free descriptors cannot import.
 from kode_core.store import backups, consistency, health, repairs, rows
 from kode_core.store.conversation import ConversationMethods
+from kode_core.store.following import follow
 from kode_core.store.forks import ForkCut
 from kode_core.store.kinds import COMPRESSIONS, MEDIA, RECOVERED, SNAPSHOTS, TODOS, WINDOWS
 from kode_core.store.locks import LeaseContext
@@ -137,6 +139,7 @@ class EngineStore(ConversationMethods, ExtendedStore):
     async def last_bookmark(self, agent_id: str) -> Bookmark | None:
         return await self._load("last_bookmark", agent_id, self._reader.last_bookmark)
 
+    @overload
     def follow_events(
         self,
         agent_id: str,
@@ -144,8 +147,49 @@ class EngineStore(ConversationMethods, ExtendedStore):
         since: Bookmark | None = None,
         after_offset: int = 0,
         channel: AgentChannel | None = None,
-    ) -> AsyncIterator[StoredEvent]:
-        return self._events.follow(agent_id, since, after_offset, channel)
+        heartbeat_ms: None = None,
+    ) -> EventStream[StoredEvent]: ...
+
+    @overload
+    def follow_events(
+        self,
+        agent_id: str,
+        *,
+        since: Bookmark | None = None,
+        after_offset: int = 0,
+        channel: AgentChannel | None = None,
+        heartbeat_ms: int | None,
+    ) -> EventStream[StoredEvent | Heartbeat]: ...
+
+    def follow_events(
+        self,
+        agent_id: str,
+        *,
+        since: Bookmark | None = None,
+        after_offset: int = 0,
+        channel: AgentChannel | None = None,
+        heartbeat_ms: int | None = None,
+    ) -> EventStream[StoredEvent | Heartbeat]:
+        given = (agent_id, since, after_offset, channel, heartbeat_ms)
+        return follow(self._context, self._appender, self._follow_poll_s, *given)
+
+    async def emit(
+        self,
+        agent_id: str,
+        type: str,  # noqa: A002 - as the field of AgentEvent
+        data: Mapping[str, Json] | None = None,
+        *,
+        channel: AgentChannel = "progress",
+        fence: Lease | None = None,
+    ) -> StoredEvent:
+        event = AgentEvent(channel, type, {} if data is None else data)  # type: ignore[arg-type]
+        (stored,) = await self._emitter.emit(METHODS["emit"], agent_id, (event,), fence)
+        return stored
+
+    async def emit_many(
+        self, agent_id: str, events: Sequence[AgentEvent], *, fence: Lease | None = None
+    ) -> Sequence[StoredEvent]:
+        return await self._emitter.emit(METHODS["emit_many"], agent_id, events, fence)
 
     # --- info and lifecycle
 

@@ -173,8 +173,11 @@ class Forks:
         Appends that were accepted before are written first, so that none of them brings the agent back (LIFE-3).
         """
         await self._appender.drain(agent_id)
-        await self._context.commit(self._context.batch(agent_id, fence=fence, delete=True))
-        self._memory.forget(agent_id)
+        try:
+            await self._context.commit(self._context.batch(agent_id, fence=fence, delete=True))
+            self._memory.forget(agent_id)
+        finally:
+            self._appender.deleted(agent_id)
 
 
 async def _child(agent_id: str, parent: AgentInfo, now: int, pace: Pace) -> Child:

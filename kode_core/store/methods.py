@@ -11,7 +11,7 @@ __all__ = ["METHODS"]
 _GROUPS: Final[dict[Group, str]] = {
     "saves": """
         save_messages append_messages save_tool_call_records upsert_tool_call_records save_turn save_todos
-        append_event append_events save_history_window save_compression_record save_recovered_file
+        append_event append_events emit emit_many save_history_window save_compression_record save_recovered_file
         save_media_cache save_snapshot save_info batch_fork fork
         pop_messages truncate_messages replace_message create_agent update_info
     """,

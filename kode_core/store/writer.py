@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from kode_core.batch import Applied, DocWrite, EventWrite, Fence, Info, ListHead, ListKind, ListWrite
 from kode_core.store.context import Context
-from kode_core.store.events import EventAppender
+from kode_core.store.events import EventAppender, offsets_of
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
@@ -88,8 +88,8 @@ class Writer:
         self._appender = appender
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def write(self, agent_id: str, build: Callable[[], TurnWrites], fence: Fence | None) -> None:
-        """Commit the turn that *build* makes from the arguments of a call."""
+    async def write(self, agent_id: str, build: Callable[[], TurnWrites], fence: Fence | None) -> Sequence[int]:
+        """Commit the turn that *build* makes from the arguments of a call; returns the offsets of its events."""
         turn = build()
         check_version(turn.expect)
         async with AsyncExitStack() as stack:
@@ -97,11 +97,15 @@ class Writer:
                 await stack.enter_async_context(self.in_turn(agent_id))
             rest = await turn.encode_rest()
             conflicts = 0
-            while not await self._attempt(agent_id, turn, rest, fence, whole=conflicts >= _CONFLICTS_BEFORE_WHOLE):
+            while True:
+                whole = conflicts >= _CONFLICTS_BEFORE_WHOLE
+                offsets = await self._attempt(agent_id, turn, rest, fence, whole=whole)
+                if offsets is not None:
+                    break
                 conflicts += 1
                 await pause_after(conflicts)
-        if rest.events:
-            self._appender.wake(agent_id)
+        self._appender.stored(agent_id, rest.events)
+        return offsets
 
     @asynccontextmanager
     async def in_turn(self, agent_id: str) -> AsyncIterator[None]:
@@ -156,8 +160,10 @@ class Writer:
                 self._memory.put(agent_id, kind, None)
         return isinstance(outcome, Applied)
 
-    async def _attempt(self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool) -> bool:
-        """Try once; False if another writer changed a list since it was remembered."""
+    async def _attempt(
+        self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool
+    ) -> Sequence[int] | None:
+        """Try once; None if another writer changed a list since it was remembered."""
         at = None
         if turn.expect is not None:
             at = demanded_update(agent_id, turn.expect, await self._context.engine.summary(agent_id))
@@ -178,7 +184,7 @@ class Writer:
             for kind, change in changes.items():
                 head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
                 self._memory.put(agent_id, kind, change.remember(head) if head.version else None)
-        return isinstance(outcome, Applied)
+        return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
     async def _change(self, agent_id: str, kind: ListKind, edit: ListEdit, *, whole: bool) -> Change:
         engine, now = self._context.engine, self._context.now()

@@ -46,6 +46,9 @@ _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
     "timeline": lambda agent_id, mark: samples.event(mark),
     "timelines": lambda agent_id, mark: samples.events(2, mark),
     "events": lambda agent_id, mark: samples.events(2, mark),
+    "type": lambda agent_id, mark: f"type {mark}",
+    "data": lambda agent_id, mark: {"mark": mark},
+    "channel": lambda agent_id, mark: "monitor",
     "window": lambda agent_id, mark: samples.window(f"win-{mark}"),
     "record": lambda agent_id, mark: samples.compression(f"cmp-{mark}"),
     "file": lambda agent_id, mark: samples.recovered(f"file-{mark}"),
@@ -62,6 +65,7 @@ _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
 
 _OTHERS: Final[Mapping[tuple[str, str], Callable[[str, int], Any]]] = {
     ("save_todos", "snapshot"): _VALUES["todos"],
+    ("emit_many", "events"): lambda agent_id, mark: [event.event for event in samples.events(2, mark)],
     ("save_media_cache", "records"): lambda agent_id, mark: [samples.media(f"sha256:{mark}")],
 }
 """Parameters that have the name of another one."""

@@ -42,6 +42,8 @@ def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Cal
         "snapshot": samples.snapshot(),
         "timeline": samples.event(0),
         "timelines": [],
+        "type": "text_chunk",
+        "events": [],
         "window": samples.window(),
         "record": samples.compression(),
         "file": samples.recovered(),

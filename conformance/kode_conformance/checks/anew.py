@@ -34,7 +34,8 @@ _DELETES: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]]
 
 
 def _writes(agent_id: str) -> list[FencedWrite]:
-    return [write for write in fenced_writes(agent_id) if write.method != "delete"]
+    """All but emits, which are new however often they are repeated."""
+    return [write for write in fenced_writes(agent_id) if write.method != "delete" and "emit" not in write.method]
 
 
 async def _begin(store: ExtendedStore, agent_id: str) -> None:
@@ -66,7 +67,7 @@ async def every_write_is_new_after_every_delete(ctx: Context) -> None:
             for i in (number, number + 1):
                 found = await portrait(stores[i % 2], agent)
                 ctx.equal(found, wanted, f"the agent after {write.name}, {way}, and {write.name} again")
-            if before is not None:
+            if before:
                 first, last = (list(x) if isinstance(x, Sequence) else [x] for x in (again, before))
                 ctx.true(first[0] > last[-1], f"offsets after {way} must be new: {last}, then {first}")
 

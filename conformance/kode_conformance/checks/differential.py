@@ -44,7 +44,7 @@ async def _outcome(store: Any, look: Look) -> tuple[str, Any]:
 
 
 def _normal(answer: Any, look: Look) -> Any:
-    if look.method.startswith("append_event") or look.method == "batch_fork":
+    if look.method.startswith("append_event") or look.method in ("batch_fork", "save_turn"):
         return len(answer) if isinstance(answer, Sequence) else 1
     if look.method.startswith(("query_", "iter_")):
         records = list(answer)

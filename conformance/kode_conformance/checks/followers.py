@@ -152,33 +152,6 @@ async def _write_everything(writers: _Writers) -> None:
     await writers.append(10_000, channel="control")
 
 
-@check("EVT-7", "EVT-2", under=(Dimension.CHANGES, Dimension.INSTANCES))
-async def following_goes_on_after_a_delete(ctx: Context) -> None:
-    """A follower of an agent that is deleted gets the events of the next agent of that id, whichever instance deleted
-    it, and none of the old ones again; a follower that begins later gets only the events of the next agent.
-    """
-    other = await ctx.another()
-    log = Log()
-    followers = [Follower(ctx, f"a follower in {name}", store, Asked()) for name, store in _named(ctx.store, other)]
-    async with _following(followers):
-        for round_, deleter in enumerate((ctx.store, other)):
-            await log.append(ctx, other, [samples.event(seq, cursor=round_, n=seq) for seq in (9, 3, 4)])
-            for follower in followers:
-                await follower.reach(log.last)
-            await deleter.delete("a")
-        gone = len(log.entries)
-        await log.append(ctx, ctx.store, [samples.event(seq, cursor=5) for seq in (1, 0)])
-        fresh = [Follower(ctx, f"a new follower in {name}", store, Asked()) for name, store in _named(ctx.store, other)]
-        async with _following(fresh):
-            for follower in (*followers, *fresh):
-                await follower.reach(log.last)
-            for follower in followers:
-                follower.compare(log, what=" over two deletes")
-            log.entries = log.entries[gone:]
-            for follower in fresh:
-                follower.compare(log, what=" after two deletes")
-
-
 def _named(*stores: ExtendedStore) -> list[tuple[str, ExtendedStore]]:
     return list(zip(("the same instance", "another instance"), stores, strict=True))
 

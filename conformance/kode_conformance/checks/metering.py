@@ -18,7 +18,7 @@ from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
 _GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "saves": ("save_", "append_", "upsert_"),
+    "saves": ("save_", "append_", "upsert_", "emit"),
     "loads": ("load_",),
     "queries": ("query_",),
     "deletes": ("delete",),

@@ -180,7 +180,7 @@ class Machine:
         got = await call
         named.pop("fence", None)
         want = getattr(self.model, step.op)(agent_id, *args, **named)
-        if step.op.startswith("append_event"):
+        if step.op.startswith("append_event") or step.op == "save_turn":
             offsets, entries = ([got], [want]) if step.op == "append_event" else (list(got), want)
             self._note(agent_id, offsets, entries)
         return [agent_id]

@@ -154,8 +154,8 @@ class StoreModel:
         todos: TodoSnapshot | None = None,
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
-    ) -> None:
-        """All of it."""
+    ) -> list[Logged]:
+        """All of it; returns the entries in the log."""
         if messages is not None:
             self.save_messages(agent_id, messages)
         if tool_calls is not None:
@@ -166,7 +166,7 @@ class StoreModel:
             self.save_info(agent_id, info)
         self.append_messages(agent_id, append)
         self.upsert_tool_call_records(agent_id, upsert_tool_calls)
-        self.append_events(agent_id, events)
+        return self.append_events(agent_id, events)
 
     # --- events
 

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from kode_core.model import Record
-from kode_core.protocols import ExtendedStore
+from kode_core.protocols import EventStream, ExtendedStore
 from kode_core.query import Page
 
 __all__ = ["Gives", "Kind", "ReadMethod", "WriteMethod", "kinds"]
@@ -99,7 +99,8 @@ def kinds() -> Mapping[type[Record], Kind]:
 
 _ELSEWHERE: Final = frozenset({"create_agent", "replace_message"})
 """Methods that write a record only where there is none, or in the place of another: they have their own checks."""
-_LISTS: Final = (list, Sequence, Page, AsyncIterator)
+_STREAMS: Final = (AsyncIterator, EventStream)
+_LISTS: Final = (list, Sequence, Page, *_STREAMS)
 
 
 def _records(hint: Any) -> Iterator[tuple[type[Record], bool]]:
@@ -119,7 +120,7 @@ def _is_many(hint: Any) -> bool:
 
 def _gives(returned: Any, hints: Mapping[str, Any]) -> Gives:
     of_one = hints.get("agent_id") is str
-    if typing.get_origin(returned) is AsyncIterator:
+    if typing.get_origin(returned) in _STREAMS:
         return Gives.STREAM if of_one else Gives.FOUND
     if typing.get_origin(returned) is Page:
         return Gives.PAGE

@@ -12,13 +12,11 @@ from typing import Any
 from kode_core import (
     AgentEvent,
     AgentInfo,
-    Bookmark,
     ExtendedStore,
     LockUnavailableError,
     Message,
     TextBlock,
     Timeline,
-    now_ms,
 )
 
 TEMPLATE = "web-chat"
@@ -54,7 +52,7 @@ class Answers:
         is_new = message_id not in {_id(message) for message in saved}
         if is_new:
             message = Message("user", [TextBlock(text)], metadata={"id": message_id})
-            said = _event(await self._next_seq(chat), "message", {"id": message_id, "text": text})
+            said = await self._next(chat, "message", {"id": message_id, "text": text})
             await self._store.save_turn(chat, append=[message], info=info, events=[said])
         self._begin(chat)
         return is_new
@@ -94,22 +92,20 @@ class Answers:
         question = _next_question(conversation)
         if question is None:
             return False
-        seq = await self._next_seq(chat)
-        await self._store.append_event(chat, _event(seq, "start", {"answers": _id(question), "worker": os.getpid()}))
+        await self._store.emit(chat, "start", {"answers": _id(question), "worker": os.getpid()})
         words = []
         async for word in model(conversation, question):
-            seq += 1
             words.append(word)
-            await self._store.append_event(chat, _event(seq, "delta", {"answers": _id(question), "text": word}))
+            await self._store.emit(chat, "delta", {"answers": _id(question), "text": word})
         text = "".join(words).rstrip()
         answer = Message("assistant", [TextBlock(text)], metadata={"answers": _id(question)})
-        done = _event(seq + 1, "done", {"answers": _id(question), "text": text})
+        done = await self._next(chat, "done", {"answers": _id(question), "text": text})
         await self._store.save_turn(chat, append=[answer], events=[done])
         return True
 
-    async def _next_seq(self, chat: str) -> int:
-        last = await self._store.last_bookmark(chat)
-        return 0 if last is None else last.seq + 1
+    async def _next(self, chat: str, kind: str, data: dict[str, Any]) -> Timeline:
+        """The entry of an event that is written together with a message; others are emitted."""
+        return Timeline.after(await self._store.last_bookmark(chat), AgentEvent("progress", kind, data))
 
     async def delete(self, chat: str) -> None:
         """Delete under the lock: otherwise an answer in progress would create the chat anew."""
@@ -137,7 +133,3 @@ def _next_question(conversation: Sequence[Message]) -> Message | None:
     """The oldest user message that no answer names. A message that was stored twice gets one answer."""
     answered = {message.metadata.get("answers") for message in conversation if message.metadata}
     return next((m for m in conversation if m.role == "user" and _id(m) not in answered), None)
-
-
-def _event(seq: int, kind: str, data: dict[str, Any]) -> Timeline:
-    return Timeline(seq, Bookmark(seq, now_ms()), AgentEvent("progress", kind, data))

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from kode_core import AgentInfo, LockUnavailableError, StorageError, create_extended_store, new_agent_id
 from web_chat.answers import TEMPLATE, Answers
-from web_chat.following import event_stream, follow, some_offset
+from web_chat.following import event_stream, some_offset
 
 HEARTBEAT_S = float(os.environ.get("CHAT_HEARTBEAT_S", "15"))
 ChatId = Annotated[str, Path(pattern=r"^agt-[0-9a-z]{26}$")]
@@ -99,13 +99,13 @@ async def events(
     after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
 ) -> Response:
     """Live events behind the last one that the browser has seen: an event's id is its offset in the store."""
-    info = await found(request, chat)
+    await found(request, chat)
     state = request.app.state
     await state.answers.begin_if_open(chat)  # the worker that had the question may have died
     offset = after if last_event_id is None else last_event_id
-    followed = follow(state.store, info, offset, heartbeat_s=HEARTBEAT_S, stopping=state.stopping)
+    events = state.store.follow_events(chat, after_offset=offset, heartbeat_ms=int(HEARTBEAT_S * 1000))
     return StreamingResponse(
-        event_stream(followed),
+        event_stream(events, state.stopping),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 import asyncpg
@@ -33,8 +34,9 @@ class Followers:
         self.seen[agent_id] = []
 
         async def follow() -> None:
-            async for event in self._store.follow_events(agent_id):
-                self.seen[agent_id].append(event.offset)
+            async with aclosing(self._store.follow_events(agent_id)) as events:
+                async for event in events:
+                    self.seen[agent_id].append(event.offset)
 
         self.tasks[agent_id] = asyncio.ensure_future(follow())
         listener = engine_of(self._store)._listener

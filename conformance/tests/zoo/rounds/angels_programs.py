@@ -5,11 +5,27 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
+
 from conformance.tests.zoo.angels import angel
 from conformance.tests.zoo.base import MemoryLayer, OnMemory, Wrapper
 from kode_core.query import make_cursor, message_query, session_query, tool_call_query
 
 _STEP = 1_000
+
+
+class _Stepped:
+    """A stream of events and heartbeats with other offsets."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.aclose = stream.aclose
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        return msgspec.structs.replace(item := await anext(self._stream), offset=item.offset * _STEP)
 
 
 @angel(OnMemory)
@@ -29,11 +45,22 @@ class GivesEveryThousandthOffset(Wrapper):
     async def append_events(self, agent_id: str, timelines: Any, *, fence: Any = None) -> Any:
         return [offset * _STEP for offset in await self.inner.append_events(agent_id, timelines, fence=fence)]
 
+    async def save_turn(self, agent_id: str, **parts: Any) -> Any:
+        return [offset * _STEP for offset in await self.inner.save_turn(agent_id, **parts)]
+
+    async def emit(self, agent_id: str, *args: Any, **given: Any) -> Any:
+        event = await self.inner.emit(agent_id, *args, **given)
+        return event.replace(offset=event.offset * _STEP)
+
+    async def emit_many(self, agent_id: str, events: Any, **given: Any) -> Any:
+        found = await self.inner.emit_many(agent_id, events, **given)
+        return [event.replace(offset=event.offset * _STEP) for event in found]
+
     def read_events(self, agent_id: str, *, after_offset: Any = None, **filters: Any) -> Any:
         return self._stepped(self.inner.read_events(agent_id, after_offset=self._before(after_offset), **filters))
 
     def follow_events(self, agent_id: str, *, after_offset: Any = 0, **filters: Any) -> Any:
-        return self._stepped(self.inner.follow_events(agent_id, after_offset=self._before(after_offset), **filters))
+        return _Stepped(self.inner.follow_events(agent_id, after_offset=self._before(after_offset), **filters))
 
     @staticmethod
     async def _stepped(events: Any) -> Any:

@@ -23,7 +23,7 @@ from conformance.tests.zoo.witnesses import each, happened, restart, seen, talk,
 from kode_core import create_extended_store
 from kode_core.batch import Applied, DocKind, DocWrite, ListKind
 from kode_core.codec import Body, digest
-from kode_core.errors import InvalidArgumentError, InvalidValueError
+from kode_core.errors import AgentDeletedError, InvalidArgumentError, InvalidValueError
 from kode_core.ids import check_agent_id
 from kode_core.layers import Layer
 from kode_core.metadata import metadata_index
@@ -412,8 +412,11 @@ async def _followed_over_a_delete(ctx: Any) -> object:
     store, found = ctx.store, []
 
     async def follow() -> None:
-        async for event in store.follow_events("a"):
-            found.append(event.bookmark.seq)
+        try:
+            async for event in store.follow_events("a"):
+                found.append(event.bookmark.seq)
+        except AgentDeletedError:
+            found.append(-1)
 
     await store.append_events("a", happened(1))
     task = asyncio.create_task(follow())
@@ -427,32 +430,24 @@ async def _followed_over_a_delete(ctx: Any) -> object:
 
 
 @fault(
+    "EVT-10",
     "EVT-7",
     "LIFE-4",
     source="tail -f keeps to the open file and not to the name: a log that was removed and made again is silent",
     witness=_followed_over_a_delete,
 )
 class CraFollowsTheOldFile(Wrapper):
-    """Yields nothing more to those who follow an agent that was deleted, when its id is used again."""
-
-    __slots__ = ("deletes",)
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__(inner)
-        self.deletes: dict[str, int] = {}
-
-    async def delete(self, agent_id: str, *, fence: Any = None) -> None:
-        await self.inner.delete(agent_id, fence=fence)
-        self.deletes[agent_id] = self.deletes.get(agent_id, 0) + 1
+    """Yields nothing more to those who follow an agent that was deleted, and raises nothing."""
 
     def follow_events(self, agent_id: str, **options: Any) -> Any:
         found = self.inner.follow_events(agent_id, **options)
 
         async def followed() -> Any:
-            begun = self.deletes.get(agent_id, 0)
-            async for event in found:
-                if self.deletes.get(agent_id, 0) == begun:
+            try:
+                async for event in found:
                     yield event
+            except AgentDeletedError:
+                await asyncio.Event().wait()
 
         return followed()
 

@@ -1,0 +1,187 @@
+"""EVT-9 and EVT-10: heartbeats, timeouts around a follower, and the end of a follower whose agent is deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+from typing import Any, Final
+
+from kode_conformance.checks.followers import next_event
+from kode_conformance.context import Context, Violation
+from kode_conformance.dimensions import Dimension
+from kode_conformance.registry import check
+from kode_conformance.settings import Tier
+from kode_conformance.values import samples
+from kode_core.errors import AgentDeletedError, InvalidArgumentError
+from kode_core.protocols import Heartbeat, Store
+
+_D = Dimension
+_SOON: Final = 20.0
+_MINUTE: Final = 60.0
+
+
+@check("EVT-9", "EVT-7", under=(_D.COMPANY, _D.INSTANCES, _D.NUMBERS))
+async def heartbeats_come_in_silence(ctx: Context) -> None:
+    """A follower gets a heartbeat after each quiet interval, with an offset from which another goes on, and no event
+    is lost or repeated between them; one that did not ask for heartbeats gets none.
+    """
+    other = await ctx.another()
+    offsets = list(await ctx.store.append_events("a", [samples.event(0), samples.event(1, "control")]))
+    async with aclosing(ctx.store.follow_events("a", channel="progress", heartbeat_ms=50)) as stream:
+        while isinstance(first := await _item(ctx, stream), Heartbeat):
+            ctx.equal(first.offset, 0, "the offset of a heartbeat before the first event was read")
+        ctx.equal(first, samples.event(0), "the first event")
+        _is_beat(ctx, [await _item(ctx, stream) for _ in range(2)], offsets)
+        seqs = [0]
+        for seq in range(2, 8):
+            await (ctx.store, other)[seq % 2].append_event("a", samples.event(seq))
+            while seqs[-1] != seq:
+                item = await _item(ctx, stream)
+                if not isinstance(item, Heartbeat):
+                    seqs.append(item.bookmark.seq)
+        ctx.equal(seqs, [0, *range(2, 8)], "the seqs among the heartbeats")
+        while not isinstance(beat := await _item(ctx, stream), Heartbeat):
+            raise Violation(f"an event came twice: {beat!r:.100}")
+    last = await ctx.store.append_event("a", samples.event(8))
+    async with aclosing(other.follow_events("a", after_offset=beat.offset)) as behind:
+        ctx.equal((await next_event(ctx, behind, "a follower behind a heartbeat", 0)).offset, last, "its first event")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                raise Violation(f"a follower without heartbeats got {await anext(behind)!r:.100} in silence")
+    for wrong in (0, -1, 1.5, "1000", True, 2**70):
+        await _refused(ctx, ctx.store, wrong)
+
+
+def _is_beat(ctx: Context, items: list[Any], offsets: list[int]) -> None:
+    for item in items:
+        ctx.true(isinstance(item, Heartbeat), f"in silence came {item!r:.100}")
+        ctx.true(offsets[0] <= item.offset <= offsets[-1], f"a heartbeat has the offset {item.offset}: {offsets}")
+
+
+async def _refused(ctx: Context, store: Store, wrong: Any) -> None:
+    async def follow() -> None:
+        await anext(store.follow_events("a", heartbeat_ms=wrong))
+
+    await ctx.raises(InvalidArgumentError, follow(), f"follow_events with heartbeat_ms={wrong!r}")
+
+
+async def _item(ctx: Context, stream: Any) -> Any:
+    async with asyncio.timeout(_SOON * ctx.harness.patience):
+        return await anext(stream)
+
+
+@check("EVT-9", "EVT-7", under=(_D.INTERRUPTIONS, _D.COMPANY, _D.INSTANCES, _D.ITEMS))
+async def a_cancelled_anext_loses_nothing(ctx: Context) -> None:
+    """A follower whose anext is cancelled, at whatever step, by a timeout, before and among events, gives each event
+    once; a second anext at once is refused, and leaves the first one waiting; aclose ends one that waits.
+    """
+    other = await ctx.another()
+    stream: Any = ctx.store.follow_events("a")
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await anext(stream)
+    await other.append_events("a", samples.events(150))
+    seen: list[int] = []
+    deadline = asyncio.get_running_loop().time() + _SOON * ctx.harness.patience
+    steps = 0
+    while len(seen) < 150 and asyncio.get_running_loop().time() < deadline:
+        upcoming = asyncio.ensure_future(anext(stream))
+        for _ in range(steps % 7):
+            await asyncio.sleep(0)
+        steps += 1
+        if steps % 5 == 0:
+            await asyncio.wait([upcoming], timeout=0.2)
+        upcoming.cancel()
+        with suppress(asyncio.CancelledError, StopAsyncIteration):
+            seen.append((await upcoming).bookmark.seq)
+    ctx.equal(seen, list(range(150)), "the seqs that came, though most calls of anext were cancelled")
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.02)
+    await ctx.raises(InvalidArgumentError, _next_of(stream), "a second anext at once")
+    await ctx.store.append_event("a", samples.event(150))
+    ctx.equal((await asyncio.wait_for(waiting, _SOON)).bookmark.seq, 150, "the seq that the first anext got")
+    waiting = asyncio.ensure_future(anext(stream, None))
+    await asyncio.sleep(0.02)
+    await stream.aclose()
+    ctx.equal(await asyncio.wait_for(waiting, _SOON), None, "what an anext gives when the stream is closed")
+    ctx.equal(await anext(stream, None), None, "what a closed stream gives")
+
+
+async def _next_of(stream: Any) -> Any:
+    return await anext(stream)
+
+
+@check("EVT-10", "EVT-7", "LIFE-4", under=(_D.CHANGES, _D.INSTANCES, _D.ITEMS, _D.ORDERS))
+async def following_ends_at_a_delete(ctx: Context) -> None:
+    """A follower of an agent that is deleted ends with AgentDeletedError, whichever instance deleted it; when the id is
+    used again at once, it gets none of the next agent's events. A follower that begins later gets all of them.
+    """
+    other = await ctx.another()
+    for round_, (deleter, writer) in enumerate(((ctx.store, other), (other, ctx.store), (ctx.store, ctx.store))):
+        entries = [samples.event(seq, cursor=round_, n=seq) for seq in (9, 3, 4)]
+        streams: dict[str, Any] = {}
+        for name, store in (("the same instance", ctx.store), ("another instance", other)):
+            streams[f"a follower in {name}"] = store.follow_events("a")
+            streams[f"a follower of a channel in {name}"] = store.follow_events("a", channel="progress")
+        await ctx.store.append_events("a", entries)
+        for name, stream in streams.items():
+            found = [await next_event(ctx, stream, name, n) for n in range(3)]
+            ctx.equal(found, entries, f"what {name} got before the delete")
+        await deleter.delete("a")
+        await writer.append_event("a", samples.event(1, cursor=round_, n=77))
+        for name, stream in streams.items():
+            await _ends(ctx, stream, name, _SOON)
+        fresh = other.follow_events("a")
+        ctx.equal(
+            await next_event(ctx, fresh, "a new follower", 0),
+            samples.event(1, cursor=round_, n=77),
+            "what a new follower got first",
+        )
+        await fresh.aclose()
+        await ctx.store.delete("a")
+
+
+@check("EVT-10", tier=Tier.STANDARD, under=(_D.INSTANCES, _D.CLOCKS))
+async def followers_in_silence_end_at_a_delete(ctx: Context) -> None:
+    """Followers that wait end within a minute when another instance deletes their agent, and nothing comes after, with
+    events or with nothing but an info; one of an agent that is not there yet goes on and gets its first event.
+    """
+    other = await ctx.another()
+    await ctx.store.append_events("events", samples.events(2))
+    await ctx.store.save_info("info", samples.info("info"))
+    streams: dict[str, Any] = {name: ctx.store.follow_events(name) for name in ("events", "info", "later")}
+    for n in range(2):
+        await next_event(ctx, streams["events"], "a follower", n)
+    waiting = {name: asyncio.ensure_future(_next_of(stream)) for name, stream in streams.items()}
+    await asyncio.sleep(0.5)
+    for name in streams:
+        await other.delete(name)
+    try:
+        gone = [waiting["events"], waiting["info"]]
+        await asyncio.wait(gone, timeout=_MINUTE * ctx.harness.patience)
+        for call, what in zip(gone, ("with two events", "with an info"), strict=True):
+            ctx.true(call.done(), f"the follower of an agent {what} goes on a minute after it was deleted")
+            ctx.true(isinstance(call.exception(), AgentDeletedError), f"the follower of an agent {what}: {call}")
+        await other.append_event("later", samples.event(5))
+        first = await asyncio.wait_for(waiting["later"], _SOON * ctx.harness.patience)
+        ctx.equal(first, samples.event(5), "the first event of an agent that was followed before it was there")
+    finally:
+        for call in waiting.values():
+            call.cancel()
+        await asyncio.gather(*waiting.values(), return_exceptions=True)
+        for stream in streams.values():
+            await stream.aclose()
+
+
+async def _ends(ctx: Context, stream: Any, name: str, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds * ctx.harness.patience):
+            found = await anext(stream)
+    except AgentDeletedError:
+        await stream.aclose()
+        return
+    except TimeoutError:
+        raise Violation(f"{name} goes on {seconds:g} s after its agent was deleted") from None
+    except StopAsyncIteration:
+        raise Violation(f"{name} ended without AgentDeletedError when its agent was deleted") from None
+    raise Violation(f"{name} got {found!r:.150}, an event of the next agent") from None
