@@ -1,4 +1,4 @@
-"""Opening stores: ``create_store`` and ``create_extended_store``."""
+"""Opening stores: ``create_store``, ``create_extended_store``, and ``lazy_store`` for code that cannot await."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypedDict, TypeVar
+from weakref import WeakKeyDictionary
 
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
-from kode_core.errors import IncompatibleBackendError, KodeError, StoreUnavailableError
+from kode_core.errors import ConfigurationError, IncompatibleBackendError, KodeError, StoreUnavailableError
 from kode_core.hybrid.companion import refuse_without_files
 from kode_core.opened import layered_engine, opened_engine, opened_store
 from kode_core.plugins import Backend, EngineLayer, registry
@@ -20,9 +21,25 @@ from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
 
-__all__ = ["BackendStore", "StoreKeywords", "StoreOpening", "create_extended_store", "create_store"]
+__all__ = [
+    "BackendStore",
+    "StoreKeywords",
+    "StoreOpening",
+    "Target",
+    "configuration_of",
+    "create_extended_store",
+    "create_store",
+    "lazy_store",
+    "open_configured",
+]
 
 S = TypeVar("S", bound=Store)
+
+Target: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | None
+"""The store that a caller names; None is the one that the environment names."""
+
+_CONFIGURED: Final[WeakKeyDictionary[EngineStore, Configured]] = WeakKeyDictionary()
+"""The configuration of each store that was made here."""
 
 
 class StoreOpening(Generic[S]):
@@ -56,16 +73,38 @@ class StoreOpening(Generic[S]):
             )
 
 
-def create_store(
-    target: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any
-) -> StoreOpening[Store]:
+def lazy_store(target: Target = None, /, **options: Any) -> ExtendedStore:
+    """A store that opens at its first use, for code that cannot await: a module, or a framework's constructor.
+
+    Takes what :func:`create_extended_store` takes, and checks it at once. Nothing is opened or created before the
+    first call, whose event loop the store then belongs to; a process that is forked before may use it, too. A store
+    that cannot be opened fails that call, and the next call tries again. Close it with ``await store.close()``, or use
+    ``async with store``. Code without an event loop uses :func:`kode_core.sync.open_store`::
+
+        store = lazy_store("sqlite:///agents.db")
+
+        async def answer(agent_id: str) -> None:
+            await store.load_messages(agent_id)
+
+    Raises:
+        ConfigurationError: the configuration is wrong; the message says what to change.
+        IncompatibleBackendError: the backend opens a whole store by itself, which needs an event loop.
+    """
+    configured = configure(target, options, registry.backend, os.environ)
+    if configured.backend.gives == "store":
+        raise IncompatibleBackendError(
+            f"the backend {configured.backend.name!r} opens a whole store, which needs an event loop: open it with "
+            "create_store, or with kode_core.sync.open_store"
+        )
+    return _over_engine(configured)
+
+
+def create_store(target: Target = None, /, **options: Any) -> StoreOpening[Store]:
     """A store of any backend, as :func:`create_extended_store`; the backend may implement only ``Store``."""
     return StoreOpening(lambda: _open(target, options))
 
 
-def create_extended_store(
-    target: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **options: Any
-) -> StoreOpening[ExtendedStore]:
+def create_extended_store(target: Target = None, /, **options: Any) -> StoreOpening[ExtendedStore]:
     """Open the store named by *target*, or by the environment without one.
 
     *target* is a URL (``sqlite:///agents.db``), a ``Path``, the name of a store in ``kode.toml``, or a mapping with a
@@ -83,26 +122,64 @@ def create_extended_store(
     """
 
     async def open_extended() -> ExtendedStore:
-        store = await _open(target, options)
-        if not isinstance(store, ExtendedStore):
-            raise IncompatibleBackendError(
-                f"{type(store).__name__} has only the methods of Store; open it with create_store"
-            )
-        return store
+        return _extended(await _open(target, options))
 
     return StoreOpening(open_extended)
 
 
-async def _open(target: str | os.PathLike[str] | Mapping[str, Any] | None, options: Mapping[str, Any]) -> Store:
-    configured = configure(target, options, registry.backend, os.environ)
-    if configured.backend.gives == "store":
-        return opened_store(configured.backend, await opened(configured))
-    store = EngineStore(lambda: open_engine(configured), **_settings(configured))
+def _extended(store: Store) -> ExtendedStore:
+    if not isinstance(store, ExtendedStore):
+        raise IncompatibleBackendError(
+            f"{type(store).__name__} has only the methods of Store; open it with create_store"
+        )
+    return store
+
+
+async def _open(target: Target, options: Mapping[str, Any]) -> Store:
+    store = await _made(configure(target, options, registry.backend, os.environ))
+    if not isinstance(store, EngineStore):
+        return store
     try:
         return await store.open()
     except BaseException:  # a cancelled open goes on without its caller, and its engine would never be closed
         await asyncio.shield(store.close())
         raise
+
+
+async def _made(configured: Configured) -> Store:
+    """The store: one over an engine, which opens at its first use, or the open one that the backend gives."""
+    if configured.backend.gives == "store":
+        return opened_store(configured.backend, await opened(configured))
+    return _over_engine(configured)
+
+
+def _over_engine(configured: Configured) -> EngineStore:
+    store = EngineStore(lambda: open_engine(configured), **_settings(configured))
+    _CONFIGURED[store] = configured
+    return store
+
+
+async def open_configured(configured: Configured) -> ExtendedStore:
+    """Another store of that configuration, for :mod:`kode_core.sync`; one over an engine opens at its first use."""
+    return _extended(await _made(configured))
+
+
+def configuration_of(target: Target | ExtendedStore, options: Mapping[str, Any]) -> Configured:
+    """The configuration that *target* names, or that the store *target* was made with; *options* come on top.
+
+    Raises:
+        ConfigurationError: the configuration is wrong, or the store was made without one, as over an engine.
+    """
+    if not isinstance(target, ExtendedStore):
+        return configure(target, options, registry.backend, os.environ)
+    configured = _CONFIGURED.get(target) if isinstance(target, EngineStore) else None
+    if configured is None:
+        raise ConfigurationError(
+            f"this {type(target).__name__} was not made from a configuration: give SyncStore a function that opens one"
+        )
+    if options:
+        raise ConfigurationError(f"the store has its options already, so that it takes no {min(options)}")
+    return configured
 
 
 def _settings(configured: Configured) -> dict[str, Any]:
@@ -193,3 +270,4 @@ class BackendStore(EngineStore):
         given = {name: value for name, value in options.items() if value is not None}
         configured = configure({"type": backend.name, **given}, {}, lambda _: backend, {})
         super().__init__(lambda: open_engine(configured), **_settings(configured))
+        _CONFIGURED[self] = configured
