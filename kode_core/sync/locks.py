@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from types import TracebackType
 from typing import Final
 
+from kode_core.errors import StoreClosedError
 from kode_core.protocols import AgentLock, Lease
 from kode_core.store.locks import ENTERED
 from kode_core.sync.thread import LoopThread
 
-__all__ = ["BLOCKS", "SyncAgentLock", "SyncLease", "lease_of"]
+__all__ = ["BLOCKS", "Block", "SyncAgentLock", "SyncLease", "lease_of"]
 
 
 class SyncLease:
@@ -45,7 +47,8 @@ class SyncLease:
 
     def release(self) -> None:
         """Let the next holder in. Releasing twice or too late does nothing (LOCK-4)."""
-        self._thread.run(self._lease.release)
+        with suppress(StoreClosedError):  # it ends by itself
+            self._thread.run(self._lease.release)
 
 
 def lease_of(fence: SyncLease | Lease | None) -> Lease | None:
@@ -63,8 +66,8 @@ class SyncAgentLock:
         self.keeper = keeper
         self.thread = thread
         self.agent_id = agent_id
-        self.lease: Lease | None = None
         self._lock = lock
+        self._block: Block | None = None
 
     def acquire(self) -> SyncLease:
         """A lease that ends after its time unless ``renew()`` is called; pass it as ``fence=`` to the writes."""
@@ -94,34 +97,46 @@ class SyncAgentLock:
                 self.thread.run(leave, to_the_end=True)
             raise
         ENTERED.set(context.get(ENTERED, ()))
-        self.lease = lease
-        BLOCKS.set((*BLOCKS.get(), _Block(self, lease)))
+        self._block = Block(self, lease)
+        BLOCKS.set((*(block for block in BLOCKS.get() if not block.is_replaced(self)), self._block))
         return SyncLease(self.keeper, self.thread, lease)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease, self.lease = self.lease, None
-        BLOCKS.set(tuple(block for block in BLOCKS.get() if block.lease is not lease))
-        ENTERED.set(tuple(held for held in ENTERED.get() if held is not lease))
+        block, self._block = self._block, None
+        assert block is not None
+        block.is_left = True
+        BLOCKS.set(tuple(other for other in BLOCKS.get() if other is not block))
+        ENTERED.set(tuple(held for held in ENTERED.get() if held is not block.lease))
 
         async def leave() -> None:
             await self._lock.__aexit__(kind, exc, trace)
 
-        self.thread.run(leave, to_the_end=True)
+        with suppress(StoreClosedError):
+            self.thread.run(leave, to_the_end=True)
 
 
-class _Block:
-    """A block that a thread is in, or was copied from one that was."""
+class Block:
+    """A ``with`` block of a lock, as the context of the thread knows it that is in it.
 
-    __slots__ = ("agent_id", "keeper", "lease", "thread")
+    Attributes:
+        is_left: True once it has ended; threads that have it still were started inside.
+    """
+
+    __slots__ = ("agent_id", "is_left", "keeper", "lease", "thread")
 
     def __init__(self, lock: SyncAgentLock, lease: Lease) -> None:
         self.keeper = lock.keeper
         self.thread = lock.thread
         self.agent_id = lock.agent_id
         self.lease = lease
+        self.is_left = False
+
+    def is_replaced(self, lock: SyncAgentLock) -> bool:
+        """True if a thread that enters the block of *lock* may forget this one, which it inherited."""
+        return self.is_left and self.keeper is lock.keeper and self.agent_id == lock.agent_id
 
 
-BLOCKS: Final[ContextVar[tuple[_Block, ...]]] = ContextVar("kode_sync_blocks", default=())
+BLOCKS: Final[ContextVar[tuple[Block, ...]]] = ContextVar("kode_sync_blocks", default=())
 """The blocks that this thread is in, innermost last."""

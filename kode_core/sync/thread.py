@@ -83,7 +83,7 @@ class Call(Generic[T]):
         """The result of the call that has ended."""
         task = self._task
         try:
-            if task is not None:  # otherwise the loop ended before the call could begin
+            if task is not None and task.done():  # otherwise the loop ended before the call did
                 return task.result()
         except asyncio.CancelledError:
             pass
@@ -126,11 +126,12 @@ class LoopThread:
         try:
             self.loop.run_forever()
         finally:
-            asyncio.set_event_loop(None)
             with self._beginning:
-                self.is_over = True
+                self.is_over = True  # no call begins any more
+            self.loop.run_until_complete(self._end_tasks())
             for call in list(self.calls):
                 call.end()
+            asyncio.set_event_loop(None)
             self.loop.close()
 
     async def store(self) -> ExtendedStore:
@@ -175,8 +176,9 @@ class LoopThread:
             with suppress(Exception):
                 await work()
 
-        with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(Call(self, quietly, Context()).begin)
+        if not self.is_over:
+            with suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(Call(self, quietly, Context()).begin)
 
     # --- the end
 
@@ -187,11 +189,12 @@ class LoopThread:
 
     async def _end_tasks(self) -> None:
         """Cancel what is left, as ``asyncio.run`` does."""
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=_AT_EXIT_S)
+        while left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in left:
+                task.cancel()
+            _, late = await asyncio.wait(left, timeout=_AT_EXIT_S)
+            if late:
+                break
         await self.loop.shutdown_asyncgens()
 
     def close(self) -> None:
@@ -202,15 +205,9 @@ class LoopThread:
                 try:
                     self.run(self._close, to_the_end=True)
                 finally:
-                    self._stop()
-
-    def _stop(self) -> None:
-        with suppress(StoreClosedError):
-            self.run(self._end_tasks, to_the_end=True)
-        with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        _running.discard(self)
+                    self.loop.call_soon_threadsafe(self.loop.stop)
+                    self._thread.join()
+                    _running.discard(self)
 
     def close_soon(self) -> None:
         """Close the store and end the thread without waiting: for finalizers."""
@@ -219,7 +216,6 @@ class LoopThread:
             try:
                 await self._close()
             finally:
-                await self._end_tasks()
                 self.loop.stop()
 
         _running.discard(self)
