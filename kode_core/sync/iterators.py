@@ -37,7 +37,7 @@ class _Steps(Generic[T]):
         loop = asyncio.get_running_loop()
         until = loop.time() + _GATHER_S
         while not self._has_ended and len(self._ready) < _GATHER_MOST:
-            step = self._step = self._step or loop.create_task(self._take())
+            step = self._step = self._step or self._begin(loop)
             if self._ready:
                 for _ in range(_TURNS):
                     if not step.done():
@@ -54,6 +54,11 @@ class _Steps(Generic[T]):
             if loop.time() > until:
                 break
         return bool(self._ready)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[bool]:
+        step = loop.create_task(self._take())
+        step.add_done_callback(lambda step: step.cancelled() or step.exception())  # it may be that no look meets it
+        return step
 
     def _is_failed(self, step: asyncio.Task[bool]) -> bool:
         """True if the step failed and items before it were not given yet: the next look meets its error."""

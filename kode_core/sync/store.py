@@ -30,9 +30,11 @@ class SyncStore(ExtendedStoreMethods):
     """Every method of :class:`~kode_core.ExtendedStore`, for code without an event loop.
 
     :func:`open_store` makes one from a URL or other configuration. The store runs in an event loop of its own, in a
-    thread that the first call starts. Any number of threads may use it at once. A process that is forked, before or
-    after the first use, opens the store anew at its own first call. Ctrl-C cancels the call that it interrupts, as
-    cancelling a task does (OPS-9).
+    thread that the first call starts. Any number of threads may use it at once. Ctrl-C cancels the call that it
+    interrupts, as cancelling a task does (OPS-9).
+
+    A process that is forked opens the store anew at its own first call. With SQLite the fork must come before the
+    store's first use: afterwards the forked process gets a KodeError, since SQLite would lose writes.
 
     Args:
         opener: opens the store, in the thread's event loop: for stores over an engine, pool or client of your own.
@@ -92,8 +94,10 @@ class SyncStore(ExtendedStoreMethods):
     def close(self) -> None:
         """Finish the accepted writes, release the store's resources and end its thread (OPS-5)."""
         with self._starting:
-            self._is_closed = True
             living = self._living
+            if living is not None:
+                living.refuse_own()
+            self._is_closed = True
         if living is not None:
             living.close()
 

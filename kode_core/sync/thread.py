@@ -146,10 +146,10 @@ class LoopThread:
         """Begin a call in *context*, a copy of the caller's unless it is given.
 
         Raises:
-            KodeError: this is the loop's own thread, which cannot wait for itself.
+            KodeError: this is the loop's own thread.
             StoreClosedError: the loop has ended.
         """
-        self._refuse_own()
+        self.refuse_own()
         call = Call(self, work, copy_context() if context is None else context)
         with self._beginning:
             if self.is_over:
@@ -158,7 +158,8 @@ class LoopThread:
             self.loop.call_soon_threadsafe(call.begin)
         return call
 
-    def _refuse_own(self) -> None:
+    def refuse_own(self) -> None:
+        """Raise KodeError in the loop's own thread, which cannot wait for itself."""
         if threading.current_thread() is self._thread:
             raise KodeError(
                 "a progress function or an observer runs in the thread of the store, and cannot call this store: let "
@@ -199,7 +200,7 @@ class LoopThread:
 
     def close(self) -> None:
         """Close the store and end the thread; a second call waits for the first."""
-        self._refuse_own()
+        self.refuse_own()
         with self._stopping:
             if not self.is_over:
                 try:
