@@ -93,7 +93,7 @@ async def in_thread(
         with suppress(RuntimeError):  # the test is over
             loop.call_soon_threadsafe(end, result, error)
 
-    threading.Thread(target=(context or copy_context()).run, args=(target,), daemon=True).start()
+    threading.Thread(target=(copy_context() if context is None else context).run, args=(target,), daemon=True).start()
     interruption.has_begun.wait()
     try:
         return await asyncio.shield(done)
