@@ -788,19 +788,33 @@ def test_a_process_forked_inside_a_block_is_told() -> None:
     told = script(
         FORKED
         + """
-with store.acquire_agent_lock("a") as lease:
+lock = store.acquire_agent_lock("a")
+with lock as lease:
     assert in_child(add) == 1
     store.append_messages("a", [Message.user("the parent")])
     import contextvars
     assert in_child(lambda: contextvars.Context().run(store.load_messages, "a")) == 0
+    assert in_child(lease.renew) == 1
+    assert in_child(lambda: [lease.release()]) == 0
+    stream = store.read_events("a")
+    assert in_child(lambda: next(stream)) == 1
+    assert in_child(lambda: stream.close()) == 0
+    def leave():
+        import contextlib
+        with contextlib.ExitStack() as stack:
+            stack.push(lock)
+    assert in_child(leave) == 0
+    store.append_messages("a", [Message.user("the parent still has the lock")])
 print(len(store.load_messages("a")))
 assert in_child(add) == 0
 store.close()
 """
     )
-    refused, count = told.splitlines()
+    refused, renewal, step, count = told.splitlines()
     assert "forked inside the block of a lock" in refused
-    assert count == "1"
+    assert renewal == step
+    assert renewal.startswith("StoreClosedError this was begun in another process")
+    assert count == "2"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

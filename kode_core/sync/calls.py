@@ -1,4 +1,4 @@
-"""What the methods of a synchronous store stand on."""
+"""The base of the methods of a synchronous store: how each call is made."""
 
 from __future__ import annotations
 

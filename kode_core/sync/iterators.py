@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 _GATHER_S: Final = 0.005
 _GATHER_MOST: Final = 256
-"""How much a look ahead takes: what is at hand within a moment, so that a change of threads serves many items."""
+"""The limits of a look ahead, which lets one change of threads serve many items."""
 _TURNS: Final = 3
 """The turns of the loop after which an item that did not arrive is not at hand."""
 
@@ -94,7 +94,7 @@ class _Steps(Generic[T]):
 class SyncIterator(Iterator[T]):
     """The items of a stream, for ``for`` and ``next``.
 
-    It reads a few items ahead: those that are at hand within 5 ms. A loop that ends early releases what the stream
+    It reads ahead the items that arrive within 5 ms, 256 at most. A loop that ends early releases what the stream
     holds as soon as the iterator is dropped; :meth:`close` or ``with`` do so at a known time. Several threads may share
     one; each item goes to one of them.
     """

@@ -113,7 +113,7 @@ class SyncStore(ExtendedStoreMethods):
     ) -> None:
         self.close()
 
-    # --- methods that differ from those of the protocols
+    # --- methods of another form
 
     def health_check(self) -> StoreHealthStatus:
         """Check whether the store can be used now. This never raises (OPS-1)."""
@@ -145,7 +145,7 @@ class SyncStore(ExtendedStoreMethods):
         return self._lock(agent_id, ttl_ms, wait_ms)
 
     def repair(self, agent_id: str | None = None, *, progress: Progress | None = None) -> RepairResult:
-        """End and remove at once what was left of one agent, or of all, which goes by itself some minutes later.
+        """Remove the leftovers of dead processes at once, of one agent or of all; they go by themselves minutes later.
 
         Changes nothing that can be read, and mends no damage. Safe at any time, next to readers and writers of other
         processes. The deadline applies to each step, not to the whole (OPS-16); *progress* is called with the number

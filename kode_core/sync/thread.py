@@ -97,7 +97,7 @@ class LoopThread:
 
     Attributes:
         loop: the event loop.
-        calls: those that other threads wait for.
+        calls: the calls whose threads are waiting.
         is_over: True once the loop has ended.
     """
 
@@ -110,6 +110,7 @@ class LoopThread:
         self._beginning = threading.Lock()
         self.calls: set[Call[Any]] = set()
         self.is_over = False
+        self._why_over = "this store is closed; open a new one"
         self._thread = threading.Thread(target=self._work, name="kode-store", daemon=True)
         try:
             self._thread.start()
@@ -153,7 +154,7 @@ class LoopThread:
         call = Call(self, work, copy_context() if context is None else context)
         with self._beginning:
             if self.is_over:
-                raise StoreClosedError("this store is closed; open a new one")
+                raise StoreClosedError(self._why_over)
             self.calls.add(call)
             self.loop.call_soon_threadsafe(call.begin)
         return call
@@ -189,7 +190,7 @@ class LoopThread:
                 await self._store.close()
 
     async def _end_tasks(self) -> None:
-        """Cancel what is left, as ``asyncio.run`` does."""
+        """Cancel the remaining tasks, as ``asyncio.run`` does."""
         while left := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in left:
                 task.cancel()
@@ -222,6 +223,12 @@ class LoopThread:
         _running.discard(self)
         self.soon(close)
 
+    def abandon(self) -> None:
+        """End in a process that was just forked, where the thread does not run, and its locks may be held for ever."""
+        self._beginning = self._stopping = threading.Lock()
+        self.is_over = True
+        self._why_over = "this was begun in another process, from which this one was forked; begin it anew"
+
     def close_at_exit(self) -> None:
         """Close a store that the program left open, if that takes only a moment: every returned write is durable."""
         warnings.warn(f"a store of kode_core.sync was not closed: {self!r}", ResourceWarning, stacklevel=2)
@@ -234,9 +241,11 @@ _running: Final[WeakSet[LoopThread]] = WeakSet()
 
 
 def forget() -> list[LoopThread]:
-    """The threads of the process from which this one was forked; they do not run here."""
+    """The threads of the process from which this one was forked; they do not run here, and take no more calls."""
     left = list(_running)
     _running.clear()
+    for thread in left:
+        thread.abandon()
     return left
 
 
