@@ -9,7 +9,7 @@ from typing import Final
 
 from kode_core.errors import StoreClosedError
 from kode_core.protocols import AgentLock, Lease
-from kode_core.store.locks import ENTERED
+from kode_core.store.locks import _entered
 from kode_core.sync.thread import LoopThread
 
 __all__ = ["BLOCKS", "Block", "SyncAgentLock", "SyncLease", "lease_of"]
@@ -96,7 +96,7 @@ class SyncAgentLock:
 
                 self.thread.run(leave, to_the_end=True)
             raise
-        ENTERED.set(context.get(ENTERED, ()))
+        _entered.set(context.get(_entered, ()))
         self._block = Block(self, lease)
         BLOCKS.set((*(block for block in BLOCKS.get() if not block.is_replaced(self)), self._block))
         return SyncLease(self.keeper, self.thread, lease)
@@ -108,7 +108,7 @@ class SyncAgentLock:
         assert block is not None
         block.is_left = True
         BLOCKS.set(tuple(other for other in BLOCKS.get() if other is not block))
-        ENTERED.set(tuple(held for held in ENTERED.get() if held is not block.lease))
+        _entered.set(tuple(held for held in _entered.get() if held is not block.lease))
 
         async def leave() -> None:
             await self._lock.__aexit__(kind, exc, trace)
