@@ -143,13 +143,13 @@ def _all(args: ast.arguments) -> list[ast.arg]:
 
 def _passed(method: str, args: ast.arguments) -> Iterator[str]:
     """The arguments of the call of the async store."""
-    for arg in (*args.posonlyargs, *args.args[1:]):
-        yield arg.arg
+    given = [arg.arg for arg in (*args.posonlyargs, *args.args)][1:]
+    yield from given
     if args.vararg:
         yield f"*{args.vararg.arg}"
     for arg in args.kwonlyargs:
         if arg.arg == "fence":
-            assert args.args[1].arg == "agent_id", f"{method} has a fence, and does not begin with agent_id"
+            assert given[:1] == ["agent_id"], f"{method} has a fence, and does not begin with agent_id"
             yield "fence=self._fence(agent_id, fence)"
         else:
             yield f"{arg.arg}={arg.arg}"
