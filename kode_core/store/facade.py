@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import Unpack
 
-from kode_core.batch import DocWrite, EventWrite, ListKind
+from kode_core.batch import EventWrite
 from kode_core.engine import Progress
-from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
     AgentChannel,
@@ -18,7 +16,6 @@ from kode_core.model import (
     CompressionRecord,
     HistoryWindow,
     MediaCacheRecord,
-    Message,
     RecoveredFile,
     Snapshot,
     StoredEvent,
@@ -26,196 +23,29 @@ from kode_core.model import (
     StoredToolCall,
     Timeline,
     TodoSnapshot,
-    ToolCallRecord,
-    now_ms,
 )
-from kode_core.operation import Observer
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
 # Imported here and not inside the methods: a process without free descriptors cannot import.
 from kode_core.store import backups, consistency, health, repairs, rows
-from kode_core.store.context import Context, Opener
-from kode_core.store.deletions import Deletions
-from kode_core.store.events import EventAppender, EventReader
-from kode_core.store.forks import Forks
+from kode_core.store.conversation import ConversationMethods
 from kode_core.store.kinds import COMPRESSIONS, MEDIA, RECOVERED, SNAPSHOTS, TODOS, WINDOWS
-from kode_core.store.list_memory import ListMemory
-from kode_core.store.lists import Append, Replace, Upsert
-from kode_core.store.locks import LeaseContext, Locks
+from kode_core.store.locks import LeaseContext
 from kode_core.store.methods import METHODS
-from kode_core.store.reader import Reader, Search, every
+from kode_core.store.reader import every
 from kode_core.store.steps import checked_progress
-from kode_core.store.writer import ListEdit, ListHow, Rest, TurnWrites, Writer
+from kode_core.store.writer import Rest, TurnWrites
 
 __all__ = ["EngineStore"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _Ids = list[str]  # the method ``list`` hides the builtin inside the class
 _Paths = list[Path]
 
 
-class EngineStore(ExtendedStore):
-    """An ExtendedStore over any engine.
-
-    Args:
-        opener: opens the engine; called once, on first use or by :meth:`open`.
-        timeout_ms: the deadline of every call (OPS-9).
-        follow_poll_ms: how often ``follow_events`` looks for events of other processes.
-        memory_limit_bytes: the most that remembered lists may take (OPS-14).
-        clock: gives milliseconds since the epoch.
-        observers: called with every :class:`~kode_core.operation.Operation`.
-    """
-
-    def __init__(
-        self,
-        opener: Opener,
-        *,
-        timeout_ms: int = 30_000,
-        follow_poll_ms: int = 100,
-        memory_limit_bytes: int = 64 * 2**20,
-        clock: Callable[[], int] = now_ms,
-        observers: Sequence[Observer] = (),
-    ) -> None:
-        context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, observers=tuple(observers))
-        memory = ListMemory(memory_limit_bytes)
-        self._appender = EventAppender(context)
-        self._events = EventReader(context, self._appender, follow_poll_ms)
-        self._locks = Locks(context)
-        self._writer = Writer(context, memory, self._appender)
-        self._reader = Reader(context, memory)
-        self._search = Search(context)
-        self._forks = Forks(context, memory, self._appender)
-        self._deletions = Deletions(context, memory, self._appender, self._locks)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._context!r}>"
-
-    def __del__(self) -> None:
-        context = getattr(self, "_context", None)
-        if context is not None:
-            context.warn_if_open()
-
-    async def _run(self, name: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._context.run(METHODS[name], None, call, *args, **kwargs)
-
-    async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], TurnWrites]) -> None:
-        async def write() -> None:
-            check_agent_id(agent_id)
-            with self._locks.fencing(agent_id, fence) as held:
-                await self._writer.write(agent_id, build, held)
-
-        await self._context.run(METHODS[name], agent_id, write)
-
-    async def _save_doc(
-        self, name: str, agent_id: str, fence: Lease | None, make: Callable[[Any], Awaitable[DocWrite]], given: Any
-    ) -> None:
-        async def rest() -> Rest:
-            return Rest(docs=(await make(given),))
-
-        await self._save(name, agent_id, fence, lambda: TurnWrites(encode_rest=rest))
-
-    async def _load(
-        self,
-        name: str,
-        agent_id: str,
-        call: Callable[Concatenate[str, P], Awaitable[T]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        async def load() -> T:
-            return await call(check_agent_id(agent_id), *args, **kwargs)
-
-        return await self._context.run(METHODS[name], agent_id, load)
-
-    async def _query(self, name: str, search: Callable[[Any], Awaitable[T]], filters: Any) -> T:
-        return await self._context.run(METHODS[name], filters.get("agent_id"), search, filters)
-
-    # --- opening and closing
-
-    async def open(self) -> Self:
-        """Open the store now instead of on first use."""
-        await self._context.open()
-        return self
-
-    async def close(self) -> None:
-        await self._context.close(self._appender.drain)
-
-    async def __aenter__(self) -> Self:
-        async with self._context.closed_if_cancelled(self.close):
-            return await self.open()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    # --- messages and tool calls
-
-    async def save_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
-        await self._save("save_messages", agent_id, fence, lambda: TurnWrites(_messages(Replace, messages)))
-
-    async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
-        await self._save("append_messages", agent_id, fence, lambda: TurnWrites(_messages(Append, messages)))
-
-    async def load_messages(self, agent_id: str) -> list[Message]:
-        return await self._load("load_messages", agent_id, self._reader.load_list, ListKind.MESSAGES)
-
-    async def save_tool_call_records(
-        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
-    ) -> None:
-        await self._save("save_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Replace, records)))
-
-    async def upsert_tool_call_records(
-        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
-    ) -> None:
-        await self._save("upsert_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Upsert, records)))
-
-    async def load_tool_call_records(self, agent_id: str) -> list[ToolCallRecord]:
-        return await self._load("load_tool_call_records", agent_id, self._reader.load_list, ListKind.TOOL_CALLS)
-
-    async def save_turn(
-        self,
-        agent_id: str,
-        *,
-        append: Sequence[Message] = (),
-        messages: Sequence[Message] | None = None,
-        tool_calls: Sequence[ToolCallRecord] | None = None,
-        upsert_tool_calls: Sequence[ToolCallRecord] = (),
-        todos: TodoSnapshot | None = None,
-        info: AgentInfo | None = None,
-        events: Sequence[Timeline] = (),
-        fence: Lease | None = None,
-    ) -> None:
-        def build() -> TurnWrites:
-            added, upserted = _given(append, "append"), _given(upsert_tool_calls, "upsert_tool_calls")
-            if messages is not None and added:
-                raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
-            if tool_calls is not None and upserted:
-                raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
-            taken = rows.records_of(Timeline, events, "events")
-
-            async def rest() -> Rest:
-                return Rest(
-                    docs=() if todos is None else (await TODOS.write(todos),),
-                    info=None if info is None else await rows.info_of(agent_id, info),
-                    events=await rows.event_writes(taken),
-                )
-
-            return TurnWrites(
-                lists={
-                    **({} if messages is None else _messages(Replace, messages)),
-                    **(_messages(Append, append) if added else {}),
-                    **({} if tool_calls is None else _calls(Replace, tool_calls)),
-                    **(_calls(Upsert, upsert_tool_calls) if upserted else {}),
-                },
-                encode_rest=rest,
-            )
-
-        await self._save("save_turn", agent_id, fence, build)
+class EngineStore(ConversationMethods, ExtendedStore):
+    """An ExtendedStore over any engine; the arguments are those of :class:`~kode_core.store.base.StoreBase`."""
 
     # --- todos, history, media, snapshots
 
@@ -403,18 +233,3 @@ class EngineStore(ExtendedStore):
 
     async def batch_fork(self, agent_id: str, count: int) -> _Ids:
         return await self._load("batch_fork", agent_id, self._forks.fork, count)
-
-
-def _given(records: object, what: str) -> bool:
-    """True if an optional list has entries."""
-    if not isinstance(records, (list, tuple)):
-        raise InvalidArgumentError(f"{what} must be a list, got {type(records).__name__}")
-    return len(records) > 0
-
-
-def _messages(how: ListHow, messages: Sequence[Message]) -> dict[ListKind, ListEdit]:
-    return {ListKind.MESSAGES: ListEdit(how, rows.records_of(Message, messages, "messages"))}
-
-
-def _calls(how: ListHow, records: Sequence[ToolCallRecord]) -> dict[ListKind, ListEdit]:
-    return {ListKind.TOOL_CALLS: ListEdit(how, rows.records_of(ToolCallRecord, records, "records"))}

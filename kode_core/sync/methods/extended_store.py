@@ -1,4 +1,4 @@
-"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.ExtendedStore``."""
+"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.extended.ExtendedStore``."""
 
 from __future__ import annotations
 

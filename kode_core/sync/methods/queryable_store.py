@@ -1,4 +1,4 @@
-"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.QueryableStore``."""
+"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.queryable.QueryableStore``."""
 
 from __future__ import annotations
 

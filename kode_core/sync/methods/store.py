@@ -1,4 +1,4 @@
-"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.Store``."""
+"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.store.Store``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,59 @@
+"""The protocol of stores that can be searched."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol, Unpack, runtime_checkable
+
+from kode_core.engine import Progress
+from kode_core.model import (
+    StoredMessage,
+    StoredToolCall,
+)
+from kode_core.protocols.methods import to_be_implemented
+from kode_core.protocols.store import Store
+from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
+
+__all__ = ["QueryableStore"]
+
+
+@runtime_checkable
+@to_be_implemented
+class QueryableStore(Store, Protocol):
+    """A store that can be searched over all agents. Filters are keyword arguments; see :mod:`kode_core.query`."""
+
+    async def query_sessions(self, **filters: Unpack[SessionFilter]) -> Page[SessionInfo]:
+        """Matching agents, newest first; 100 unless ``limit`` says otherwise."""
+        ...
+
+    async def query_messages(self, **filters: Unpack[MessageFilter]) -> Page[StoredMessage]:
+        """Matching messages, newest first, each with its agent and position."""
+        ...
+
+    async def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
+        """Matching tool calls, newest first, each with its agent and position."""
+        ...
+
+    def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:
+        """All matching agents, without a limit; takes no ``limit``, ``offset`` or ``cursor`` (QRY-6)."""
+        ...
+
+    def iter_messages(self, **filters: Unpack[MessageFilter]) -> AsyncIterator[StoredMessage]:
+        """All matching messages, without a limit."""
+        ...
+
+    def iter_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> AsyncIterator[StoredToolCall]:
+        """All matching tool calls, without a limit."""
+        ...
+
+    async def aggregate_stats(self, agent_id: str) -> AgentStats:
+        """Counts for one agent; zeros if it does not exist (QRY-7)."""
+        ...
+
+    async def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
+        """Delete every matching session, and return their number (LIFE-5). ``metadata={}`` alone is refused.
+
+        The deadline applies to each step, not to the whole call (OPS-16); *progress* is called after each one with the
+        number so far. An exception that ends the call early has that number in ``deleted`` and in its message.
+        """
+        ...

@@ -1,0 +1,125 @@
+"""The ground of the public store: its parts, how a call runs, opening and closing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from kode_core.batch import DocWrite
+from kode_core.ids import check_agent_id
+from kode_core.model import (
+    now_ms,
+)
+from kode_core.operation import Observer
+from kode_core.protocols import Lease
+from kode_core.store.context import Context, Opener
+from kode_core.store.deletions import Deletions
+from kode_core.store.events import EventAppender, EventReader
+from kode_core.store.forks import Forks
+from kode_core.store.list_memory import ListMemory
+from kode_core.store.locks import Locks
+from kode_core.store.methods import METHODS
+from kode_core.store.reader import Reader, Search
+from kode_core.store.writer import Rest, TurnWrites, Writer
+
+__all__ = ["StoreBase"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StoreBase:
+    """The ground of an ExtendedStore over any engine.
+
+    Args:
+        opener: opens the engine; called once, on first use or by :meth:`open`.
+        timeout_ms: the deadline of every call (OPS-9).
+        follow_poll_ms: how often ``follow_events`` looks for events of other processes.
+        memory_limit_bytes: the most that remembered lists may take (OPS-14).
+        clock: gives milliseconds since the epoch.
+        observers: called with every :class:`~kode_core.operation.Operation`.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        *,
+        timeout_ms: int = 30_000,
+        follow_poll_ms: int = 100,
+        memory_limit_bytes: int = 64 * 2**20,
+        clock: Callable[[], int] = now_ms,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, observers=tuple(observers))
+        memory = ListMemory(memory_limit_bytes)
+        self._appender = EventAppender(context)
+        self._events = EventReader(context, self._appender, follow_poll_ms)
+        self._locks = Locks(context)
+        self._writer = Writer(context, memory, self._appender)
+        self._reader = Reader(context, memory)
+        self._search = Search(context)
+        self._forks = Forks(context, memory, self._appender)
+        self._deletions = Deletions(context, memory, self._appender, self._locks)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._context!r}>"
+
+    def __del__(self) -> None:
+        context = getattr(self, "_context", None)
+        if context is not None:
+            context.warn_if_open()
+
+    async def _run(self, name: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._context.run(METHODS[name], None, call, *args, **kwargs)
+
+    async def _save(self, name: str, agent_id: str, fence: Lease | None, build: Callable[[], TurnWrites]) -> None:
+        async def write() -> None:
+            check_agent_id(agent_id)
+            with self._locks.fencing(agent_id, fence) as held:
+                await self._writer.write(agent_id, build, held)
+
+        await self._context.run(METHODS[name], agent_id, write)
+
+    async def _save_doc(
+        self, name: str, agent_id: str, fence: Lease | None, make: Callable[[Any], Awaitable[DocWrite]], given: Any
+    ) -> None:
+        async def rest() -> Rest:
+            return Rest(docs=(await make(given),))
+
+        await self._save(name, agent_id, fence, lambda: TurnWrites(encode_rest=rest))
+
+    async def _load(
+        self,
+        name: str,
+        agent_id: str,
+        call: Callable[Concatenate[str, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        async def load() -> T:
+            return await call(check_agent_id(agent_id), *args, **kwargs)
+
+        return await self._context.run(METHODS[name], agent_id, load)
+
+    async def _query(self, name: str, search: Callable[[Any], Awaitable[T]], filters: Any) -> T:
+        return await self._context.run(METHODS[name], filters.get("agent_id"), search, filters)
+
+    # --- opening and closing
+
+    async def open(self) -> Self:
+        """Open the store now instead of on first use."""
+        await self._context.open()
+        return self
+
+    async def close(self) -> None:
+        await self._context.close(self._appender.drain)
+
+    async def __aenter__(self) -> Self:
+        async with self._context.closed_if_cancelled(self.close):
+            return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

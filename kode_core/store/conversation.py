@@ -1,0 +1,104 @@
+"""The methods of the public store for messages, tool calls and turns; :mod:`kode_core.protocols` documents them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kode_core.batch import ListKind
+from kode_core.errors import InvalidArgumentError
+from kode_core.model import (
+    AgentInfo,
+    Message,
+    Timeline,
+    TodoSnapshot,
+    ToolCallRecord,
+)
+from kode_core.protocols import Lease
+from kode_core.store import rows
+from kode_core.store.base import StoreBase
+from kode_core.store.kinds import TODOS
+from kode_core.store.lists import Append, Replace, Upsert
+from kode_core.store.writer import ListEdit, ListHow, Rest, TurnWrites
+
+__all__ = ["ConversationMethods"]
+
+
+class ConversationMethods(StoreBase):
+    """The lists of one agent."""
+
+    async def save_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
+        await self._save("save_messages", agent_id, fence, lambda: TurnWrites(_messages(Replace, messages)))
+
+    async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
+        await self._save("append_messages", agent_id, fence, lambda: TurnWrites(_messages(Append, messages)))
+
+    async def load_messages(self, agent_id: str) -> list[Message]:
+        return await self._load("load_messages", agent_id, self._reader.load_list, ListKind.MESSAGES)
+
+    async def save_tool_call_records(
+        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
+    ) -> None:
+        await self._save("save_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Replace, records)))
+
+    async def upsert_tool_call_records(
+        self, agent_id: str, records: Sequence[ToolCallRecord], *, fence: Lease | None = None
+    ) -> None:
+        await self._save("upsert_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Upsert, records)))
+
+    async def load_tool_call_records(self, agent_id: str) -> list[ToolCallRecord]:
+        return await self._load("load_tool_call_records", agent_id, self._reader.load_list, ListKind.TOOL_CALLS)
+
+    async def save_turn(
+        self,
+        agent_id: str,
+        *,
+        append: Sequence[Message] = (),
+        messages: Sequence[Message] | None = None,
+        tool_calls: Sequence[ToolCallRecord] | None = None,
+        upsert_tool_calls: Sequence[ToolCallRecord] = (),
+        todos: TodoSnapshot | None = None,
+        info: AgentInfo | None = None,
+        events: Sequence[Timeline] = (),
+        fence: Lease | None = None,
+    ) -> None:
+        def build() -> TurnWrites:
+            added, upserted = _given(append, "append"), _given(upsert_tool_calls, "upsert_tool_calls")
+            if messages is not None and added:
+                raise InvalidArgumentError("give messages, which replaces, or append, which adds; not both")
+            if tool_calls is not None and upserted:
+                raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
+            taken = rows.records_of(Timeline, events, "events")
+
+            async def rest() -> Rest:
+                return Rest(
+                    docs=() if todos is None else (await TODOS.write(todos),),
+                    info=None if info is None else await rows.info_of(agent_id, info),
+                    events=await rows.event_writes(taken),
+                )
+
+            return TurnWrites(
+                lists={
+                    **({} if messages is None else _messages(Replace, messages)),
+                    **(_messages(Append, append) if added else {}),
+                    **({} if tool_calls is None else _calls(Replace, tool_calls)),
+                    **(_calls(Upsert, upsert_tool_calls) if upserted else {}),
+                },
+                encode_rest=rest,
+            )
+
+        await self._save("save_turn", agent_id, fence, build)
+
+
+def _given(records: object, what: str) -> bool:
+    """True if an optional list has entries."""
+    if not isinstance(records, (list, tuple)):
+        raise InvalidArgumentError(f"{what} must be a list, got {type(records).__name__}")
+    return len(records) > 0
+
+
+def _messages(how: ListHow, messages: Sequence[Message]) -> dict[ListKind, ListEdit]:
+    return {ListKind.MESSAGES: ListEdit(how, rows.records_of(Message, messages, "messages"))}
+
+
+def _calls(how: ListHow, records: Sequence[ToolCallRecord]) -> dict[ListKind, ListEdit]:
+    return {ListKind.TOOL_CALLS: ListEdit(how, rows.records_of(ToolCallRecord, records, "records"))}
