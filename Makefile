@@ -16,7 +16,7 @@ PROJECTS := pyproject.toml plugins/sqlite/pyproject.toml plugins/postgres/pyproj
 	plugins/dynamodb/pyproject.toml conformance/pyproject.toml
 PACKAGES := -p kode_core -p kode_sqlite -p kode_postgres -p kode_mongo -p kode_dynamodb -p kode_conformance -p kode_duckdb
 
-.PHONY: help demo test test-all chaos selftest lint format conformance matrix coverage bench docs version dist clean
+.PHONY: help demo test test-all chaos selftest lint format conformance matrix coverage bench docs sync-methods version dist clean
 
 help:
 	@echo "make demo    import 200 recorded agent runs into SQLite and show what is in them"
@@ -31,6 +31,7 @@ help:
 	@echo "make coverage  put the table of claims and conditions into docs/guides/conditions.md"
 	@echo "make bench   measure beside the bare drivers (results in bench/; ARGS=\"postgres turns\" for a part, ARGS=matrix for a table of all, ARGS=million for searches at a million messages, ARGS=costs for the tables of costs in the guides)"
 	@echo "make docs    build the documentation as a site, in site/; to read it: python3 -m http.server -d site"
+	@echo "make sync-methods  write the methods of kode_core.sync anew, after a change of the protocols"
 	@echo "make version  show the version of all distributions, or set it everywhere with V=0.2.0"
 	@echo "make dist    build the source distributions and wheels of all distributions into dist/"
 	@echo "make clean   remove what the targets made"
@@ -79,6 +80,9 @@ bench: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
+sync-methods: .venv/.dev
+	@$(BIN)/python scripts/sync_methods.py
 
 version:
 	@$(PYTHON) scripts/version.py $(V)

@@ -21,7 +21,7 @@ import typing
 from kode_core import errors, model
 from kode_core.codec import from_dict, to_dict
 from kode_core.errors import *  # noqa: F403
-from kode_core.factory import create_extended_store, create_store
+from kode_core.factory import create_extended_store, create_store, lazy_store
 from kode_core.ids import new_agent_id
 from kode_core.jsonable import to_json, to_jsonable
 from kode_core.keys import agent_key, agent_key_prefix
@@ -58,6 +58,7 @@ __all__ = [
     "create_extended_store",
     "create_store",
     "from_dict",
+    "lazy_store",
     "new_agent_id",
     "to_dict",
     "to_json",

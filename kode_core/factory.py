@@ -1,4 +1,4 @@
-"""Opening stores: ``create_store`` and ``create_extended_store``."""
+"""Opening stores: ``create_store``, ``create_extended_store``, and ``lazy_store`` for code that cannot await."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar
+from weakref import WeakKeyDictionary
 
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
@@ -21,9 +22,64 @@ from kode_core.protocols import ExtendedStore, Store
 from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
 
-__all__ = ["BackendStore", "StoreKeywords", "StoreOpening", "create_extended_store", "create_store"]
+__all__ = [
+    "BackendStore",
+    "Extension",
+    "Plan",
+    "StoreKeywords",
+    "StoreOpening",
+    "Target",
+    "create_extended_store",
+    "create_store",
+    "lazy_store",
+    "open_planned",
+    "plan_of",
+]
 
 S = TypeVar("S", bound=Store)
+
+Target: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | None
+"""The store that a caller names; None is the one that the environment names."""
+
+
+class Extension(NamedTuple):
+    """The layers and observers of one store, without the ones of plugins."""
+
+    layers: Sequence[EngineLayer] = ()
+    observers: Sequence[Observer] = ()
+
+    @classmethod
+    def checked(cls, layers: object = (), observers: object = ()) -> Extension:
+        """The extension from a caller's arguments.
+
+        Raises:
+            ConfigurationError: an argument is no list, or has a member of the wrong kind.
+        """
+        return cls(checked_layers(layers), checked_observers(observers))
+
+
+class Plan(NamedTuple):
+    """A checked configuration of a store, with the layers and observers that its caller gave."""
+
+    configured: Configured
+    extension: Extension
+
+    @classmethod
+    def of(cls, target: Target, options: Mapping[str, Any], extension: Extension) -> Plan:
+        """The plan for what *target* names; *options* come on top.
+
+        Raises:
+            ConfigurationError: the configuration is wrong, or the backend takes no layers and observers.
+        """
+        configured = configure(target, options, registry.backend, os.environ)
+        if configured.backend.gives == "store" and any(extension):
+            name = configured.backend.name
+            raise ConfigurationError(f"backend {name!r} opens a store of its own, which takes no layers and observers")
+        return cls(configured, extension)
+
+
+_PLANS: Final[WeakKeyDictionary[EngineStore, Plan]] = WeakKeyDictionary()
+"""The plan of each store that was made here."""
 
 
 class StoreOpening(Generic[S]):
@@ -57,24 +113,41 @@ class StoreOpening(Generic[S]):
             )
 
 
-class Extension(NamedTuple):
-    """The layers and observers of one store, without the ones of plugins."""
+def lazy_store(
+    target: Target = None,
+    /,
+    *,
+    layers: Sequence[EngineLayer] = (),
+    observers: Sequence[Observer] = (),
+    **options: Any,
+) -> ExtendedStore:
+    """A store that opens at its first use, for code that cannot await: a module, or a framework's constructor.
 
-    layers: Sequence[EngineLayer] = ()
-    observers: Sequence[Observer] = ()
+    Takes what :func:`create_extended_store` takes, and checks it at once. Nothing is opened or created before the
+    first call, whose event loop the store then belongs to; a process that is forked before may use it, too. A store
+    that cannot be opened fails that call, and the next call tries again. Close it with ``await store.close()``, or use
+    ``async with store``. Code without an event loop uses :func:`kode_core.sync.open_store`::
 
-    @classmethod
-    def checked(cls, layers: object = (), observers: object = ()) -> Extension:
-        """The extension from a caller's arguments.
+        store = lazy_store("sqlite:///agents.db")
 
-        Raises:
-            ConfigurationError: an argument is no list, or has a member of the wrong kind.
-        """
-        return cls(checked_layers(layers), checked_observers(observers))
+        async def answer(agent_id: str) -> None:
+            await store.load_messages(agent_id)
+
+    Raises:
+        ConfigurationError: the configuration is wrong; the message says what to change.
+        IncompatibleBackendError: the backend opens a whole store by itself, which needs an event loop.
+    """
+    plan = Plan.of(target, options, Extension.checked(layers, observers))
+    if plan.configured.backend.gives == "store":
+        raise IncompatibleBackendError(
+            f"the backend {plan.configured.backend.name!r} opens a whole store, which needs an event loop: open it "
+            "with create_store, or with kode_core.sync.open_store"
+        )
+    return _over_engine(plan)
 
 
 def create_store(
-    target: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    target: Target = None,
     /,
     *,
     layers: Sequence[EngineLayer] = (),
@@ -87,7 +160,7 @@ def create_store(
 
 
 def create_extended_store(
-    target: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    target: Target = None,
     /,
     *,
     layers: Sequence[EngineLayer] = (),
@@ -119,26 +192,23 @@ def create_extended_store(
     extension = Extension.checked(layers, observers)
 
     async def open_extended() -> ExtendedStore:
-        store = await _open(target, options, extension)
-        if not isinstance(store, ExtendedStore):
-            raise IncompatibleBackendError(
-                f"{type(store).__name__} has only the methods of Store; open it with create_store"
-            )
-        return store
+        return _extended(await _open(target, options, extension))
 
     return StoreOpening(open_extended)
 
 
-async def _open(
-    target: str | os.PathLike[str] | Mapping[str, Any] | None, options: Mapping[str, Any], extension: Extension
-) -> Store:
-    configured = configure(target, options, registry.backend, os.environ)
-    if configured.backend.gives == "store":
-        if any(extension):
-            told = f"backend {configured.backend.name!r} opens a store of its own, which takes no layers and observers"
-            raise ConfigurationError(told)
-        return opened_store(configured.backend, await opened(configured))
-    store = EngineStore(lambda: open_engine(configured, extension.layers), **_settings(configured, extension))
+def _extended(store: Store) -> ExtendedStore:
+    if not isinstance(store, ExtendedStore):
+        raise IncompatibleBackendError(
+            f"{type(store).__name__} has only the methods of Store; open it with create_store"
+        )
+    return store
+
+
+async def _open(target: Target, options: Mapping[str, Any], extension: Extension) -> Store:
+    store = await _store_of(Plan.of(target, options, extension))
+    if not isinstance(store, EngineStore):
+        return store
     try:
         return await store.open()
     except BaseException:  # a cancelled open goes on without its caller, and its engine would never be closed
@@ -146,15 +216,52 @@ async def _open(
         raise
 
 
-def _settings(configured: Configured, extension: Extension) -> dict[str, Any]:
+async def _store_of(plan: Plan) -> Store:
+    """The store: one over an engine, which opens at its first use, or the open one that the backend gives."""
+    if plan.configured.backend.gives == "store":
+        return opened_store(plan.configured.backend, await opened(plan.configured))
+    return _over_engine(plan)
+
+
+def _over_engine(plan: Plan) -> EngineStore:
+    store = EngineStore(lambda: open_engine(plan.configured, plan.extension.layers), **_settings(plan))
+    _PLANS[store] = plan
+    return store
+
+
+async def open_planned(plan: Plan) -> ExtendedStore:
+    """Another store of that plan, for :mod:`kode_core.sync`; one over an engine opens at its first use."""
+    return _extended(await _store_of(plan))
+
+
+def plan_of(target: Target | ExtendedStore, options: Mapping[str, Any], extension: Extension) -> Plan:
+    """The plan for what *target* names, or the plan that the store *target* was made by; *options* come on top.
+
+    Raises:
+        ConfigurationError: the configuration is wrong, or the store was made without one, as over an engine.
+    """
+    if not isinstance(target, ExtendedStore):
+        return Plan.of(target, options, extension)
+    plan = _PLANS.get(target) if isinstance(target, EngineStore) else None
+    if plan is None:
+        raise ConfigurationError(
+            f"this {type(target).__name__} was not made from a configuration: give SyncStore a function that opens one"
+        )
+    if options or any(extension):
+        name = min(options) if options else "layers and observers"
+        raise ConfigurationError(f"the store has its options already, so that it takes no {name}")
+    return plan
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
     """The settings of the store over the engine."""
     registry.load_all()
-    common = configured.store
+    common = plan.configured.store
     return {
         "timeout_ms": common.timeout_ms,
         "follow_poll_ms": common.follow_poll_ms,
         "memory_limit_bytes": common.memory_limit_bytes,
-        "observers": [*registry.observers(configured.options), *extension.observers],
+        "observers": [*registry.observers(plan.configured.options), *plan.extension.observers],
         "clock": clock,
     }
 
@@ -238,5 +345,6 @@ class BackendStore(EngineStore):
     def __init__(self, backend: Backend, **options: Any) -> None:
         given = {name: value for name, value in options.items() if value is not None}
         extension = Extension.checked(given.pop("layers", ()), given.pop("observers", ()))
-        configured = configure({"type": backend.name, **given}, {}, lambda _: backend, {})
-        super().__init__(lambda: open_engine(configured, extension.layers), **_settings(configured, extension))
+        plan = Plan(configure({"type": backend.name, **given}, {}, lambda _: backend, {}), extension)
+        super().__init__(lambda: open_engine(plan.configured, extension.layers), **_settings(plan))
+        _PLANS[self] = plan

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
-import secrets
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -30,6 +28,7 @@ from kode_core.errors import (
 from kode_core.operation import Observer
 from kode_core.report import StoreMetrics
 from kode_core.store.deadlines import Deadline, Deadlines
+from kode_core.store.home import Home
 from kode_core.store.metrics import CallMetrics, Method
 from kode_core.store.underway import Underway, is_in_doubt
 
@@ -64,19 +63,17 @@ class Context:
         self.underway = Underway()
         self.closing = asyncio.Event()
         self.on_closing: list[Callable[[], None]] = []
-        self._process = os.getpid()
+        self._home = Home()
         self._opener = opener
         self._engine: Engine | None = None
         self._opening: asyncio.Task[Engine] | None = None
         self._is_unhurried = False
         self._deadlines = Deadlines()
         self._opened_for: set[Deadline] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed: asyncio.Task[None] | None = None
         self._active = 0
         self._idle = asyncio.Event()
         self._op_ids = itertools.count()
-        self._op_prefix = secrets.token_hex(6)
 
     def __repr__(self) -> str:
         if self.is_closed:
@@ -107,8 +104,7 @@ class Context:
     async def _opened(self) -> Engine:
         if self._engine is None:
             if self._opening is None:
-                self._loop = asyncio.get_running_loop()
-                self._opening = self._loop.create_task(self._open())
+                self._opening = self._home.enter().create_task(self._open())
                 self._opening.add_done_callback(self._open_ended)
             self._engine = await asyncio.shield(self._opening)
         return self._engine
@@ -179,10 +175,7 @@ class Context:
         """Raise unless the store can be used in this process and event loop."""
         if self.is_closed:
             raise StoreClosedError("this store is closed; open a new one")
-        if self._process != os.getpid():
-            raise KodeError("this store was made in another process, from which this one was forked; open one in each")
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
-            raise KodeError("this store was opened in another event loop; open one store in each loop")
+        self._home.check()
 
     async def close(self, before: Callable[[], Awaitable[None]]) -> None:
         """Wait for the accepted writes, call *before*, close the engine. A second call waits for the first.
@@ -324,7 +317,7 @@ class Context:
 
     def batch(self, agent_id: str, *, fence: Fence | None = None, **contents: Any) -> Batch:
         """A batch with the present time."""
-        op_id = f"{self._op_prefix}-{next(self._op_ids)}"
+        op_id = f"{self._home.name}-{next(self._op_ids)}"
         return Batch(agent_id=agent_id, op_id=op_id, now=self.now(), fence=fence, **contents)
 
     async def commit(self, batch: Batch) -> Applied | Refused:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from kode_core.errors import KodeError
+
 __all__ = ["OpenFile", "note_closed", "note_open", "unused"]
 
 
@@ -35,6 +37,8 @@ class OpenFile:
 _BOOK: Final = threading.Lock()
 """Held only while counting: the event loop takes it, too."""
 _FILES: Final[dict[str, OpenFile]] = {}
+_INHERITED: Final[set[str]] = set()
+"""The files that were open in the process from which this one was forked."""
 
 
 def note_open(path: str) -> OpenFile:
@@ -65,6 +69,11 @@ def unused(path: str) -> Iterator[bool]:
 
 
 def _entered(path: str) -> OpenFile:
+    if path in _INHERITED:
+        raise KodeError(
+            f"{path} was open in the process from which this one was forked, and SQLite would lose writes: fork before "
+            "the store is opened, close it before the fork, or start processes by spawn"
+        )
     with _BOOK:
         file = _FILES.setdefault(path, OpenFile(path))
         file.users += 1
@@ -74,4 +83,19 @@ def _entered(path: str) -> OpenFile:
 def _left(file: OpenFile) -> None:
     file.users -= 1
     if not file.users:
-        del _FILES[file.path]
+        _FILES.pop(file.path, None)
+
+
+def _forked() -> None:
+    """Note, in a process that was just forked, the files that were open.
+
+    SQLite keeps the locks of a file in the memory of the process. The copy takes the locks of the other process for its
+    own, so that the other one removes the log in which the copy writes.
+    """
+    _INHERITED.update(path for path, file in _FILES.items() if file.connections)
+    _FILES.clear()
+    _BOOK.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_BOOK.acquire, after_in_parent=_BOOK.release, after_in_child=_forked)

@@ -1,0 +1,324 @@
+"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.extended.ExtendedStore``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from kode_core.engine import Progress
+from kode_core.model import (
+    AgentChannel,
+    AgentEvent,
+    AgentInfo,
+    Json,
+    Message,
+    StoredEvent,
+    StoredMessage,
+    Timeline,
+    TodoSnapshot,
+    ToolCallRecord,
+)
+from kode_core.query import Session
+from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
+from kode_core.sync.iterators import SyncIterator
+from kode_core.sync.locks import SyncLease
+from kode_core.sync.methods.queryable_store import QueryableStoreMethods
+
+__all__ = ["ExtendedStoreMethods"]
+
+_Messages: TypeAlias = list[Message]
+_ToolCalls: TypeAlias = list[ToolCallRecord]
+_Ids: TypeAlias = list[str]
+_Paths: TypeAlias = list[Path]
+
+
+class ExtendedStoreMethods(QueryableStoreMethods):
+    """The methods of :class:`~kode_core.ExtendedStore` for synchronous code."""
+
+    def load_messages(
+        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+    ) -> _Messages:
+        """The agent's messages, or a part of them, in the order given and as at one instant (MSG-2, MSG-9).
+
+        *after* and *before* are positions, counted from 0 and both exclusive; of the messages between them *last* takes
+        the last ones. The call costs what it returns, not what the list contains.
+        """
+        return self._call(lambda store: store.load_messages(agent_id, last=last, after=after, before=before))
+
+    def read_messages(
+        self, agent_id: str, *, after: int | None = None, before: int | None = None, reverse: bool = False
+    ) -> SyncIterator[StoredMessage]:
+        """Stream the agent's messages with their positions and times, in bounded memory (MSG-10).
+
+        *after* and *before* are positions, both exclusive; with *reverse* the last message comes first. A list that is
+        edited meanwhile is read as it is at each page.
+        """
+        return self._iterate(lambda store: store.read_messages(agent_id, after=after, before=before, reverse=reverse))
+
+    def load_tool_call_records(
+        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+    ) -> _ToolCalls:
+        """The agent's tool call records, or a part of them, as ``load_messages`` does for messages (MSG-9)."""
+        return self._call(lambda store: store.load_tool_call_records(agent_id, last=last, after=after, before=before))
+
+    def pop_messages(self, agent_id: str, count: int = 1, *, fence: SyncLease | None = None) -> _Messages:
+        """Remove the last *count* messages, or all if there are fewer, and return them in order (MSG-11).
+
+        No concurrent append is lost, and no message is returned to two callers.
+        """
+        return self._call(lambda store: store.pop_messages(agent_id, count, fence=self._fence(agent_id, fence)))
+
+    def truncate_messages(
+        self, agent_id: str, length: int, *, expect: str | None = None, fence: SyncLease | None = None
+    ) -> int:
+        """Remove all messages behind the first *length*, and return how many those were (MSG-11).
+
+        Raises:
+            ConflictError: the agent has another version than *expect*.
+        """
+        return self._call(
+            lambda store: store.truncate_messages(agent_id, length, expect=expect, fence=self._fence(agent_id, fence))
+        )
+
+    def replace_message(
+        self,
+        agent_id: str,
+        position: int,
+        message: Message,
+        *,
+        expect: str | None = None,
+        fence: SyncLease | None = None,
+    ) -> None:
+        """Replace the message at *position*, whose time stays (MSG-4, MSG-11).
+
+        Raises:
+            InvalidArgumentError: the list has no such position.
+            ConflictError: the agent has another version than *expect*.
+        """
+        self._call(
+            lambda store: store.replace_message(
+                agent_id, position, message, expect=expect, fence=self._fence(agent_id, fence)
+            )
+        )
+
+    def load_version(self, agent_id: str) -> str:
+        """The agent's version, which changes with every write of its messages, tool calls or info (VER-1).
+
+        Read the version first and the records then: a write with ``expect=version`` is refused if anything changed
+        since, so that an edit never replaces what its author did not see. An agent without any of these has a version
+        as well, which a write demands that has to be the first.
+        """
+        return self._call(lambda store: store.load_version(agent_id))
+
+    def save_messages(
+        self, agent_id: str, messages: Sequence[Message], *, expect: str | None = None, fence: SyncLease | None = None
+    ) -> None:
+        """Replace the agent's whole list of messages, atomically (MSG-1).
+
+        The cost depends on the changes: pass the whole list each time, and only new and changed messages are written
+        (MSG-5). A message keeps the time at which it was first saved (MSG-4).
+
+        Raises:
+            ConflictError: the agent has another version than *expect* (VER-2).
+        """
+        self._call(
+            lambda store: store.save_messages(agent_id, messages, expect=expect, fence=self._fence(agent_id, fence))
+        )
+
+    def save_tool_call_records(
+        self,
+        agent_id: str,
+        records: Sequence[ToolCallRecord],
+        *,
+        expect: str | None = None,
+        fence: SyncLease | None = None,
+    ) -> None:
+        """Replace the agent's whole list of tool call records, as ``save_messages`` does for messages (TC-1, VER-2).
+
+        Ids need not be unique, neither within the list nor among agents (TC-2).
+        """
+        self._call(
+            lambda store: store.save_tool_call_records(
+                agent_id, records, expect=expect, fence=self._fence(agent_id, fence)
+            )
+        )
+
+    def save_turn(
+        self,
+        agent_id: str,
+        *,
+        append: Sequence[Message] = (),
+        messages: Sequence[Message] | None = None,
+        tool_calls: Sequence[ToolCallRecord] | None = None,
+        upsert_tool_calls: Sequence[ToolCallRecord] = (),
+        todos: TodoSnapshot | None = None,
+        info: AgentInfo | None = None,
+        events: Sequence[Timeline] = (),
+        expect: str | None = None,
+        fence: SyncLease | None = None,
+    ) -> Sequence[int]:
+        """Write everything in one atomic commit (TURN-1): after a crash all of it is stored, or nothing.
+
+        ``append`` adds to the messages and ``messages`` replaces them; give one of the two. The same goes for
+        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4). Returns the offsets of
+        the events, in their order (TURN-2).
+
+        Raises:
+            ConflictError: the agent has another version than *expect* (VER-2).
+        """
+        return self._call(
+            lambda store: store.save_turn(
+                agent_id,
+                append=append,
+                messages=messages,
+                tool_calls=tool_calls,
+                upsert_tool_calls=upsert_tool_calls,
+                todos=todos,
+                info=info,
+                events=events,
+                expect=expect,
+                fence=self._fence(agent_id, fence),
+            )
+        )
+
+    def load_session(self, agent_id: str) -> Session | None:
+        """The agent as ``query_sessions`` shows it, with its number of tool calls and its version, of one instant.
+
+        None if the agent has no info.
+        """
+        return self._call(lambda store: store.load_session(agent_id))
+
+    def save_info(
+        self, agent_id: str, info: AgentInfo, *, expect: str | None = None, fence: SyncLease | None = None
+    ) -> None:
+        """Insert or replace the agent's info and nothing else (INFO-1); ``info.agent_id`` must be *agent_id* (ID-3).
+
+        Raises:
+            ConflictError: the agent has another version than *expect* (VER-2).
+        """
+        self._call(lambda store: store.save_info(agent_id, info, expect=expect, fence=self._fence(agent_id, fence)))
+
+    def create_agent(self, agent_id: str, info: AgentInfo, *, fence: SyncLease | None = None) -> None:
+        """Save the info of an agent that has none: of several callers exactly one creates the agent (INFO-4).
+
+        Raises:
+            ConflictError: the agent has an info.
+        """
+        self._call(lambda store: store.create_agent(agent_id, info, fence=self._fence(agent_id, fence)))
+
+    def update_info(
+        self, agent_id: str, metadata: Mapping[str, Json], *, remove: Sequence[str] = (), fence: SyncLease | None = None
+    ) -> AgentInfo:
+        """Set keys of the info's metadata, and remove others, without losing concurrent changes (INFO-5).
+
+        *metadata* has values by top-level key: each replaces the whole value of its key, and other keys stay. Keys in
+        *remove* that the metadata does not have are left out. Returns the info as it is stored then.
+
+        Raises:
+            AgentNotFoundError: the agent has no info.
+        """
+        return self._call(
+            lambda store: store.update_info(agent_id, metadata, remove=remove, fence=self._fence(agent_id, fence))
+        )
+
+    def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: SyncLease | None = None) -> None:
+        """Remove a snapshot; one that does not exist is none to remove (SNAP-2)."""
+        self._call(lambda store: store.delete_snapshot(agent_id, snapshot_id, fence=self._fence(agent_id, fence)))
+
+    def fork(
+        self, agent_id: str, new_id: str | None = None, *, length: int | None = None, snapshot_id: str | None = None
+    ) -> str:
+        """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
+
+        The fork has the id *new_id*, under which nothing may exist, or a new one. With *length* it takes only so many
+        messages from the beginning, with *snapshot_id* the messages of that snapshot, and of the tool calls the ones
+        that these messages use. The agent is held in memory meanwhile; ``batch_fork`` copies large agents inside the
+        backend.
+
+        Raises:
+            AgentNotFoundError: the agent has no info.
+            ConflictError: *new_id* exists; nothing was changed.
+        """
+        return self._call(lambda store: store.fork(agent_id, new_id, length=length, snapshot_id=snapshot_id))
+
+    def emit(
+        self,
+        agent_id: str,
+        type: str,
+        data: Mapping[str, Json] | None = None,
+        *,
+        channel: AgentChannel = "progress",
+        fence: SyncLease | None = None,
+    ) -> StoredEvent:
+        """Append an event, numbered by the store (EVT-8), and return it with its bookmark and its offset.
+
+        Its seq follows the highest one stored; the first event of an agent has seq 0. Emits of one store object have
+        distinct seqs, which ascend with their offsets. Two stores that emit for one agent in the same second may give
+        equal seqs, and both events are kept; stores that emit under the agent's lock never do. Every emit is an event
+        of its own, however much two of them are alike.
+
+        Raises:
+            InvalidValueError: *type* or *data* is not exactly JSON, or *channel* is no channel.
+            OutcomeUnknownError: it may be stored or not. Its ``timelines`` holds the entry with its numbers: give it to
+                ``append_events`` until that succeeds, and it is stored once.
+        """
+        return self._call(
+            lambda store: store.emit(agent_id, type, data, channel=channel, fence=self._fence(agent_id, fence))
+        )
+
+    def emit_many(
+        self, agent_id: str, events: Sequence[AgentEvent], *, fence: SyncLease | None = None
+    ) -> Sequence[StoredEvent]:
+        """Append *events* in one piece, numbered one after the other, as ``emit`` does for one (EVT-8)."""
+        return self._call(lambda store: store.emit_many(agent_id, events, fence=self._fence(agent_id, fence)))
+
+    def health_check(self) -> StoreHealthStatus:
+        """Check whether the store can be used now. This never raises (OPS-1)."""
+        return self._call(lambda store: store.health_check())
+
+    def check_consistency(
+        self, agent_id: str | None = None, *, progress: Progress | None = None
+    ) -> ConsistencyCheckResult:
+        """Read everything of one agent, or of all, and report inconsistencies (OPS-2). The check changes nothing.
+
+        The deadline applies to each step, not to the whole (OPS-16); *progress* is called with the number of checked
+        agents and their approximate total.
+        """
+        return self._call(lambda store: store.check_consistency(agent_id, progress=progress))
+
+    def iter_consistency(
+        self, agent_id: str | None = None, *, progress: Progress | None = None
+    ) -> SyncIterator[ConsistencyIssue]:
+        """Yield the issues of ``check_consistency`` as they are found, so that memory does not grow with the store."""
+        return self._iterate(lambda store: store.iter_consistency(agent_id, progress=progress))
+
+    def get_metrics(self) -> StoreMetrics:
+        """The store's calls since it was opened, and the size of its contents (OPS-3)."""
+        return self._call(lambda store: store.get_metrics())
+
+    def batch_fork(self, agent_id: str, count: int) -> _Ids:
+        """Make *count* copies of one instant of the agent and return their new ids (FORK-1).
+
+        Raises:
+            AgentNotFoundError: the agent has no info.
+        """
+        return self._call(lambda store: store.batch_fork(agent_id, count))
+
+    def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
+        """Copy one instant of the store to *target*, a new file or folder, while the store is in use (OPS-16).
+
+        A ``~`` is the home folder, and missing folders above *target* are created. The deadline applies to each step,
+        not to the whole call; *progress* is called after each step, in units of the backend. If it fails or is
+        cancelled, nothing is left of the copy.
+
+        Returns:
+            The paths of the copy: with ``file_store_base_dir`` also a folder next to the database's copy.
+
+        Raises:
+            UnsupportedError: the backend, such as the memory backend, cannot make backups.
+            InvalidArgumentError: *target* exists, or another backup to it is running.
+            StoreReadOnlyError: this process may not write the folder of *target*.
+            StoreFullError: there is not enough room.
+        """
+        return self._call(lambda store: store.backup(target, progress=progress))

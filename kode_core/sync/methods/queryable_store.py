@@ -1,0 +1,53 @@
+"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.queryable.QueryableStore``."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from kode_core.engine import Progress
+from kode_core.model import StoredMessage, StoredToolCall
+from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.sync.iterators import SyncIterator
+from kode_core.sync.methods.store import StoreMethods
+
+__all__ = ["QueryableStoreMethods"]
+
+
+class QueryableStoreMethods(StoreMethods):
+    """The methods of :class:`~kode_core.QueryableStore` for synchronous code."""
+
+    def query_sessions(self, **filters: Unpack[SessionFilter]) -> Page[SessionInfo]:
+        """Matching agents, newest first; 100 unless ``limit`` says otherwise."""
+        return self._call(lambda store: store.query_sessions(**filters))
+
+    def query_messages(self, **filters: Unpack[MessageFilter]) -> Page[StoredMessage]:
+        """Matching messages, newest first, each with its agent and position."""
+        return self._call(lambda store: store.query_messages(**filters))
+
+    def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
+        """Matching tool calls, newest first, each with its agent and position."""
+        return self._call(lambda store: store.query_tool_calls(**filters))
+
+    def iter_sessions(self, **filters: Unpack[SessionFilter]) -> SyncIterator[SessionInfo]:
+        """All matching agents, without a limit; takes no ``limit``, ``offset`` or ``cursor`` (QRY-6)."""
+        return self._iterate(lambda store: store.iter_sessions(**filters))
+
+    def iter_messages(self, **filters: Unpack[MessageFilter]) -> SyncIterator[StoredMessage]:
+        """All matching messages, without a limit."""
+        return self._iterate(lambda store: store.iter_messages(**filters))
+
+    def iter_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> SyncIterator[StoredToolCall]:
+        """All matching tool calls, without a limit."""
+        return self._iterate(lambda store: store.iter_tool_calls(**filters))
+
+    def aggregate_stats(self, agent_id: str) -> AgentStats:
+        """Counts for one agent; zeros if it does not exist (QRY-7)."""
+        return self._call(lambda store: store.aggregate_stats(agent_id))
+
+    def delete_many(self, *, progress: Progress | None = None, **filters: Unpack[SessionFilter]) -> int:
+        """Delete every matching session, and return their number (LIFE-5). ``metadata={}`` alone is refused.
+
+        The deadline applies to each step, not to the whole call (OPS-16); *progress* is called after each one with the
+        number so far. An exception that ends the call early has that number in ``deleted`` and in its message.
+        """
+        return self._call(lambda store: store.delete_many(progress=progress, **filters))
