@@ -15,6 +15,7 @@ from kode_core.sync.thread import LoopThread
 __all__ = ["SyncIterator"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _GATHER_S: Final = 0.005
 _GATHER_MOST: Final = 256
@@ -91,7 +92,7 @@ class _Steps(Generic[T]):
             await close()
 
 
-class SyncIterator(Iterator[T]):
+class SyncIterator(Iterator[T_co]):
     """The items of a stream, for ``for`` and ``next``.
 
     It reads ahead the items that arrive within 5 ms, 256 at most. A loop that ends early releases what the stream
@@ -99,20 +100,20 @@ class SyncIterator(Iterator[T]):
     one; each item goes to one of them.
     """
 
-    def __init__(self, keeper: object, thread: LoopThread, source: AsyncIterator[T]) -> None:
+    def __init__(self, keeper: object, thread: LoopThread, source: AsyncIterator[T_co]) -> None:
         self._keeper = keeper  # the store, which must not be finalized before
         self._thread = thread
-        self._ready: deque[T] = deque()
+        self._ready: deque[T_co] = deque()
         self._steps = _Steps(source, self._ready)
         self._is_closed = False
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> T:
+    def __next__(self) -> T_co:
         return self.next()
 
-    def next(self, timeout: float | None = None) -> T:
+    def next(self, timeout: float | None = None) -> T_co:
         """The next item; waits for it, at most *timeout* seconds. The stream can be read on after a timeout.
 
         Raises:
