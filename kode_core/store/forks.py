@@ -99,7 +99,7 @@ class Forks:
                 raise AgentNotFoundError(agent_id)
             copied = await self._copied(agent_id, summary, cut)
             if version_of(await engine.summary(agent_id)) != version_of(summary):
-                continue  # what was read is of more than one instant
+                continue  # these reads are of more than one instant
             if await engine.last_event(cut.new_id) is not None:
                 raise ConflictError(cut.new_id, ABSENT, "it has events, so that no fork can take its id")
             if isinstance(await context.commit(context.batch(cut.new_id, expect_updated_at=0, **copied)), Refused):
@@ -137,7 +137,7 @@ class Forks:
     async def _messages(
         self, agent_id: str, summary: AgentSummary, cut: ForkCut
     ) -> tuple[Sequence[Message], Sequence[int]]:
-        """The messages of the fork, and the times of those that are the parent's."""
+        """The messages of the fork, and the times that the first of them have in the parent."""
         engine, kind = self._context.engine, ListKind.MESSAGES
         if cut.length is not None and cut.length > summary.messages.count:
             raise InvalidArgumentError(

@@ -38,7 +38,7 @@ class Tally:
         self._is_known = True
 
     def give_up(self) -> None:
-        """Note that the call concerns records that nobody counts."""
+        """Note that the call concerns records that are not counted."""
         self._is_known = False
         self.rows = self.bytes = None
 

@@ -1,6 +1,6 @@
 """Parts of a list: the last records, the records between two positions, one record after the other.
 
-A part is read by positions, so that it costs what it contains and not what the list contains. Positions alone name
+A part is read by positions, so that its cost depends on the part and not on the list. Positions alone name
 nothing while other writers cut the list, so the length that a part was computed from, and its rows, have to be of one
 version of the list.
 """
