@@ -115,7 +115,7 @@ async def messages_are_streamed_with_their_places(ctx: Context) -> None:
 
 @check("MSG-10", needs=_E, under=(_D.COMPANY,))
 async def what_is_streamed_is_complete_next_to_appends(ctx: Context) -> None:
-    """Messages that are there before a stream begins are yielded once, in either direction, while others are added."""
+    """A stream yields the messages of its beginning once, in either direction, while others are added."""
     other, messages = await ctx.another(), samples.messages(150)
     await ctx.store.save_messages("a", messages)
     for reverse in (False, True):

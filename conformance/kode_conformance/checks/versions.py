@@ -118,8 +118,8 @@ async def a_write_that_demands_an_older_version_is_refused(ctx: Context) -> None
 
 @check("VER-2", "VER-1", needs=_E, under=(_D.COMPANY, _D.INSTANCES, _D.CHANGES))
 async def one_of_those_that_demand_a_version_wins(ctx: Context) -> None:
-    """Of several writes at once that demand the same version, by several instances and methods, one succeeds; the
-    version of an agent that does not exist is one as well.
+    """If several writes demand the same version at once, by several instances and methods, one succeeds; an agent that
+    does not exist has a version as well.
     """
     stores = [ctx.store, await ctx.another(), await ctx.another()]
     for round_ in range(_EACH[ctx.settings.tier]):
