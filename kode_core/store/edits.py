@@ -53,7 +53,7 @@ class ListEdits:
             if rows.version != head.version:
                 return None
             taken = await self._reader.decoded(agent_id, _KIND, rows.rows, start)  # a damaged one is not removed
-            return Edited(taken, *_cut(head, known, start))
+            return _cut(head, start, taken)
 
         popped: list[Message] = await self._writer.edit(agent_id, _KIND, plan, fence)
         return popped
@@ -65,7 +65,7 @@ class ListEdits:
         async def plan(head: ListHead, known: Remembered | None) -> Edited | None:
             if length >= head.count:
                 return Edited(0)
-            return Edited(head.count - length, *_cut(head, known, length))
+            return _cut(head, length, head.count - length)
 
         removed: int = await self._writer.edit(agent_id, _KIND, plan, fence, expect)
         return removed
@@ -92,15 +92,16 @@ class ListEdits:
                     return None
                 created_at = rows.rows[0][1]
             row = replace(one.row, created_at=created_at)
-            base = None if known is None else known.copy(len(known))
-            if base is not None:
-                base.hold(place, message, one.proof)
-                base.put(place, row)
-            return Edited(None, ListWrite(expect=head.version, put=((place, row),)), base)
+
+            def note(known: Remembered) -> None:
+                known.hold(place, message, one.proof)
+                known.put(place, row)
+
+            return Edited(None, ListWrite(expect=head.version, put=((place, row),)), note)
 
         await self._writer.edit(agent_id, _KIND, plan, fence, expect)
 
 
-def _cut(head: ListHead, known: Remembered | None, length: int) -> tuple[ListWrite, Remembered | None]:
-    """The write that cuts a list, and the remembered list after it."""
-    return ListWrite(expect=head.version, length=length), None if known is None else known.copy(length)
+def _cut(head: ListHead, length: int, result: Any) -> Edited:
+    """The edit that cuts a list."""
+    return Edited(result, ListWrite(expect=head.version, length=length), lambda known: known.cut(length))

@@ -243,6 +243,14 @@ class Remembered:
         copy._runs = {start: run for start, run in self._runs.items() if start + run[0] <= length}
         return copy
 
+    def cut(self, length: int) -> None:
+        """Note that the list was cut to *length*; ``newest`` stays, which is not too small."""
+        self._places = None
+        for column in (self.held, self.digests, self.created, self.proofs, self.keys):
+            del column[length:]
+        for start in [start for start, (count, _) in self._runs.items() if start + count > length]:
+            del self._runs[start]
+
     def hold(self, i: int, record: Any, proof: Proof | None) -> None:
         """Note that *record* is stored at a position."""
         self.held[i], self.proofs[i] = _held(record, proof), _digest(proof)

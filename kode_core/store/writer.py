@@ -67,12 +67,12 @@ class Edited(NamedTuple):
     Attributes:
         result: the result of the call.
         write: the change; None if there is nothing to do.
-        base: the list after the change, if it is remembered.
+        note: makes the same change to the remembered list, once it is written.
     """
 
     result: Any
     write: ListWrite | None = None
-    base: Remembered | None = None
+    note: Callable[[Remembered], None] | None = None
 
 
 Edit: TypeAlias = Callable[[ListHead, Remembered | None], Awaitable[Edited | None]]
@@ -131,14 +131,22 @@ class Writer:
                 at = demanded_update(agent_id, expect, summary)
                 head = ListHead() if summary is None else getattr(summary, kind.value)
                 known = self._memory.get(agent_id, kind)
-                edited = await plan(head, known if known is not None and known.version == head.version else None)
-                if edited is not None and await self._commit_edit(agent_id, kind, edited, fence, at):
+                if known is not None and known.version != head.version:
+                    known = None
+                edited = await plan(head, known)
+                if edited is not None and await self._commit_edit(agent_id, kind, edited, known, fence, at):
                     return edited.result
                 conflicts += 1
                 await pause_after(conflicts)
 
     async def _commit_edit(
-        self, agent_id: str, kind: ListKind, edited: Edited, fence: Fence | None, at: int | None
+        self,
+        agent_id: str,
+        kind: ListKind,
+        edited: Edited,
+        known: Remembered | None,
+        fence: Fence | None,
+        at: int | None,
     ) -> bool:
         """Try once; False if another writer changed the agent."""
         context, write = self._context, edited.write
@@ -153,11 +161,12 @@ class Writer:
             )
         finally:
             head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
-            if edited.base is not None and head.version:
-                edited.base.version = head.version
-                self._memory.put(agent_id, kind, edited.base)
+            if known is not None and edited.note is not None and head.version:
+                edited.note(known)
+                known.version = head.version
             else:
-                self._memory.put(agent_id, kind, None)
+                known = None
+            self._memory.put(agent_id, kind, known)
         return isinstance(outcome, Applied)
 
     async def _attempt(

@@ -2,13 +2,14 @@
 
 The parts startup, turns, loads, workers, streams, follow, searches and forks measure sqlite and postgres next to bare
 drivers; heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents
-(``agents=200`` for fewer than 2,000), measure json, too, and so does observers, what they cost a call; matrix is a
-table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some of them; the others have
-nothing else, and with matrix, memory is the backend of that name). contention measures all backends that several
-processes can use: stores and processes that all write one agent (``ARGS="contention mongo"`` for one of them). costs
-are counts of what calls ask of MongoDB and DynamoDB, which go alone, and are put into their guides (``ARGS="costs
-mongo"`` for one of them). peers, other projects that keep conversations, are measured only when they are named; and so
-is million, what searches touch in a store of a million messages, which takes minutes and goes alone.
+(``agents=200`` for fewer than 2,000), measure json, too, and so do observers, what they cost a call, and parts, the
+last messages of long lists; matrix is a table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"``
+for some of them; the others have nothing else, and with matrix, memory is the backend of that name). contention
+measures all backends that several processes can use: stores and processes that all write one agent (``ARGS="contention
+mongo"`` for one of them). costs are counts of what calls ask of MongoDB and DynamoDB, which go alone, and are put into
+their guides (``ARGS="costs mongo"`` for one of them). peers, other projects that keep conversations, are measured only
+when they are named; and so is million, what searches touch in a store of a million messages, which takes minutes and
+goes alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tests.benchmarks import (
     memory,
     million,
     observers,
+    parts,
     peers,
     searches,
     startup,
@@ -51,8 +53,9 @@ PARTS = {
     "heartbeat": heartbeat,
     "memory": memory,
     "observers": observers,
+    "parts": parts,
 }
-WITHOUT_FLOOR = (heartbeat, memory, observers)
+WITHOUT_FLOOR = (heartbeat, memory, observers, parts)
 EXTRAS = {"peers": peers}
 TABLES = ("matrix", "contention")
 AGENTS_OPTION = "agents="
