@@ -81,6 +81,7 @@ async def a_part_is_of_one_instant(ctx: Context) -> None:
             await asyncio.sleep(0)
 
     await asyncio.gather(replace(), look())
+    ctx.equal(await ctx.store.load_messages("a", last=5), states[-1][-5:], "the last messages in the end")
 
 
 @check("MSG-10", "MSG-4", needs=_E, under=(_D.ITEMS, _D.INSTANCES, _D.CHANGES))
@@ -184,6 +185,7 @@ async def edits_of_nothing_change_nothing(ctx: Context) -> None:
             InvalidArgumentError, ctx.store.replace_message("b", place, samples.message()), f"place {place}"
         )
     ctx.equal(await ctx.store.load_version("b"), before, "the version after edits of nothing")
+    ctx.equal(await ctx.store.exists("b"), True, "whether the agent is there")
 
 
 @check("MSG-11", "MSG-3", needs=_E, under=(_D.COMPANY, _D.INSTANCES, _D.ORDERS))
@@ -229,6 +231,8 @@ async def parts_and_edits_cost_what_they_contain(ctx: Context) -> None:
         told = f"{name} takes {short:,} bytes of memory with 100 messages, and {long:,} with {many:,}, {whole:,} bytes"
         ctx.true(long <= short + whole // 4, told)
         await ctx.close(fresh)
+    left = (await ctx.store.aggregate_stats("long")).total_messages
+    ctx.true(many - left >= 2, f"pops and cuts must remove messages: {left} of {many} are left")
 
 
 _TRIES: Final = 3
