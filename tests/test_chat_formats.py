@@ -397,7 +397,7 @@ BAD_OPENAI: dict[str, tuple[Any, str, str]] = {
         "a text or as parts",
     ),
     "an object": ({"role": "user", "content": object()}, "$.content", "object has no JSON form"),
-    "a cycle": ({"role": "user", "content": CYCLE}, "$.content[0]", "list that contains itself"),
+    "a cycle": ({"role": "user", "content": CYCLE}, "$.content[0]", "list contains itself"),
 }
 
 
