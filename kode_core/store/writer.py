@@ -16,15 +16,13 @@ from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
-from kode_core.store.versions import check_version, demanded_update
+from kode_core.store.versions import check_version, demanded_update, head_of
 
 __all__ = ["Edited", "ListEdit", "ListHow", "Rest", "TurnWrites", "Writer", "pause_after"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
 
 Change: TypeAlias = Replace | Append | Upsert
-
-
 ListHow: TypeAlias = type[Replace] | type[Append] | type[Upsert]
 
 
@@ -62,7 +60,7 @@ class TurnWrites(NamedTuple):
 
 
 class Edited(NamedTuple):
-    """A list as a call wants to change it, given its present head.
+    """The plan of a call for a list with its present head.
 
     Attributes:
         result: the result of the call.
@@ -129,7 +127,7 @@ class Writer:
             while True:
                 summary = await self._context.engine.summary(agent_id)
                 at = demanded_update(agent_id, expect, summary)
-                head = ListHead() if summary is None else getattr(summary, kind.value)
+                head = head_of(summary, kind)
                 known = self._memory.get(agent_id, kind)
                 if known is not None and known.version != head.version:
                     known = None
@@ -151,7 +149,7 @@ class Writer:
         """Try once; False if another writer changed the agent."""
         context, write = self._context, edited.write
         if write is None:
-            if fence is not None:  # a lease that has ended refuses also a call without effect
+            if fence is not None:  # with a lease that has ended, a call without effect is refused, too
                 await context.commit(context.batch(agent_id, fence=fence))
             return True
         outcome = None
@@ -160,7 +158,7 @@ class Writer:
                 context.batch(agent_id, fence=fence, expect_updated_at=at, **{kind.value: write})
             )
         finally:
-            head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
+            head = _head_after(outcome, kind)
             if known is not None and edited.note is not None and head.version:
                 edited.note(known)
                 known.version = head.version
@@ -191,7 +189,7 @@ class Writer:
             outcome = await self._context.commit(batch)
         finally:
             for kind, change in changes.items():
-                head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
+                head = _head_after(outcome, kind)
                 self._memory.put(agent_id, kind, change.remember(head) if head.version else None)
         return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
@@ -206,3 +204,8 @@ class Writer:
             known = Remembered.of_outline(await engine.outline(agent_id, kind))
         change = Replace.whole if whole else Replace.of
         return await change(codec, known, edit.records, now)
+
+
+def _head_after(outcome: object, kind: ListKind) -> ListHead:
+    """The head of a list after a commit; version 0 if it is not known to be written."""
+    return getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
