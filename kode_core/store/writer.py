@@ -126,13 +126,13 @@ class Writer:
             conflicts = 0
             while True:
                 summary = await self._context.engine.summary(agent_id)
-                at = demanded_update(agent_id, expect, summary)
+                updated_at = demanded_update(agent_id, expect, summary)
                 head = head_of(summary, kind)
                 known = self._memory.get(agent_id, kind)
                 if known is not None and known.version != head.version:
                     known = None
                 edited = await plan(head, known)
-                if edited is not None and await self._commit_edit(agent_id, kind, edited, known, fence, at):
+                if edited is not None and await self._commit_edit(agent_id, kind, edited, known, fence, updated_at):
                     return edited.result
                 conflicts += 1
                 await pause_after(conflicts)
@@ -144,9 +144,9 @@ class Writer:
         edited: Edited,
         known: Remembered | None,
         fence: Fence | None,
-        at: int | None,
+        updated_at: int | None,
     ) -> bool:
-        """Try once; False if another writer changed the agent."""
+        """Try once; False if another writer changed the list, or the agent is no longer of *updated_at*."""
         context, write = self._context, edited.write
         if write is None:
             if fence is not None:  # with a lease that has ended, a call without effect is refused, too
@@ -155,7 +155,7 @@ class Writer:
         outcome = None
         try:
             outcome = await context.commit(
-                context.batch(agent_id, fence=fence, expect_updated_at=at, **{kind.value: write})
+                context.batch(agent_id, fence=fence, expect_updated_at=updated_at, **{kind.value: write})
             )
         finally:
             head = _head_after(outcome, kind)
@@ -171,14 +171,14 @@ class Writer:
         self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool
     ) -> Sequence[int] | None:
         """Try once; None if another writer changed a list since it was remembered."""
-        at = None
+        updated_at = None
         if turn.expect is not None:
-            at = demanded_update(agent_id, turn.expect, await self._context.engine.summary(agent_id))
+            updated_at = demanded_update(agent_id, turn.expect, await self._context.engine.summary(agent_id))
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         batch = self._context.batch(
             agent_id,
             fence=fence,
-            expect_updated_at=at,
+            expect_updated_at=updated_at,
             info=rest.info,
             docs=rest.docs,
             events=rest.events,
