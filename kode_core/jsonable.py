@@ -32,7 +32,7 @@ Nan: TypeAlias = Literal["refuse", "null", "text"]
 
 _MAX_ITEMS: Final = 1_000_000
 _TEXTS: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-_FIRST, _LAST = 9, 2
+_FIRST_STEPS, _LAST_STEPS = 9, 2  # what an error shows of a long path
 _HINT: Final = "convert it first, or give to_jsonable a default= for it"
 
 
@@ -96,6 +96,7 @@ def to_json(value: object, *, nan: Nan = "refuse", default: Callable[[Any], obje
 
     Raises:
         InvalidValueError: as :func:`to_jsonable`.
+        InvalidArgumentError: *nan* or *default* is wrong.
     """
     return dump(to_jsonable(value, nan=nan, default=default, max_items=sys.maxsize))
 
@@ -115,12 +116,14 @@ class _Refused(Exception):
 
     @property
     def path(self) -> str:
-        steps = self.steps[::-1]
-        shown = steps if len(steps) <= _FIRST + _LAST + 1 else [*steps[:_FIRST], "…", *steps[-_LAST:]]
+        steps, most = self.steps[::-1], _FIRST_STEPS + _LAST_STEPS + 1
+        shown = steps if len(steps) <= most else [*steps[:_FIRST_STEPS], "…", *steps[-_LAST_STEPS:]]
         return "$" + "".join(map(path_step, shown))
 
 
 class _Converter:
+    """Converts one value; its methods convert values of one kind each, and call ``convert`` for what is inside."""
+
     def __init__(self, nan: Nan, default: Callable[[Any], object] | None, max_items: int) -> None:
         self._nan = nan
         self._default = default
@@ -139,7 +142,7 @@ class _Converter:
             return value if isfinite(value) else self._not_finite(value)
         mark = id(value)
         if mark in self._above:
-            raise _Refused(f"a {type_name(kind)} that contains itself; JSON has no cycles")
+            raise _Refused(f"{type_name(kind)} contains itself; JSON has no cycles")
         if len(self._above) > MAX_DEPTH:
             raise _Refused(f"nested deeper than {MAX_DEPTH} levels")
         self._above.add(mark)
@@ -150,7 +153,7 @@ class _Converter:
         except RecursionError:
             raise _Refused("nested too deep for this point of the program") from None
         except Exception as exc:
-            raise _Refused(f"the conversion of a {type_name(kind)} raised {type(exc).__name__}") from exc
+            raise _Refused(f"the conversion of {type_name(kind)} raised {type(exc).__name__}") from exc
         finally:
             self._above.discard(mark)
 
@@ -178,7 +181,7 @@ class _Converter:
             raise _Refused(_advice(value))
         return self.convert(self._default(value))
 
-    # --- Containers ---------------------------------------------------------------------------------------------------
+    # --- containers
 
     def items(self, values: Iterable[object]) -> list[Json]:
         out = []
@@ -361,6 +364,7 @@ def _rule_of_struct(kind: type) -> _Rule:
 
 
 def _dataclass_fields(value: object) -> list[str]:
+    """The names of the fields. Whoever made the class has imported the module, which is not imported here."""
     return [field.name for field in sys.modules["dataclasses"].fields(value)]
 
 

@@ -17,14 +17,14 @@ def checked_layers(layers: object) -> Sequence[EngineLayer]:
     """The layers that a caller gave, as a tuple.
 
     Raises:
-        ConfigurationError: it is no list, or has a member that cannot be called with an engine.
+        ConfigurationError: it is not a list, or has a member that cannot be called with an engine.
     """
     if not isinstance(layers, (list, tuple)):
         raise ConfigurationError(f"layers must be a list, got {type(layers).__name__}")
     for layer in layers:
         if not callable(layer):
             engine = "; give a function that puts it around an engine" if isinstance(layer, Engine) else ""
-            raise ConfigurationError(f"layers: {type(layer).__name__} is no function of an engine{engine}")
+            raise ConfigurationError(f"layers: {type(layer).__name__} is not a function that takes an engine{engine}")
         if inspect.iscoroutinefunction(layer):
             raise ConfigurationError("layers: a layer is a plain function and must not be async")
     return tuple(layers)
@@ -47,6 +47,8 @@ def opened_engine(backend: Backend, opened: object) -> Engine:
 
 def layered_engine(engine: Engine, around: object) -> Engine:
     """The engine that a layer made of *engine*, checked against the protocol."""
+    if around is None:
+        raise IncompatibleBackendError(f"a layer around {engine!r} returned None; return the engine")
     if not isinstance(around, Engine):
         what = f"a layer around {engine!r} gives a {type(around).__name__}"
         raise IncompatibleBackendError(_lacking(what, around, Engine))

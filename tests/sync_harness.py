@@ -20,7 +20,7 @@ from kode_sqlite.testing.harness import SqliteHarness
 
 from kode_core import ExtendedStore, Store
 from kode_core.protocols import Lease
-from kode_core.store.locks import _entered
+from kode_core.store.locks import ENTERED
 from kode_core.sync import SyncAgentLock, SyncIterator, SyncLease, SyncStore, open_store
 from kode_core.sync.locks import BLOCKS
 from kode_core.sync.thread import Call
@@ -165,7 +165,7 @@ class AsyncLock:
             self._adopt(context)
 
     def _adopt(self, context: Context) -> None:
-        for variable in (BLOCKS, _entered):
+        for variable in (BLOCKS, ENTERED):
             variable.set(context.get(variable, ()))  # type: ignore[attr-defined]
 
 

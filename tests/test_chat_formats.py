@@ -378,6 +378,7 @@ CYCLE.append(CYCLE)
 BAD_OPENAI: dict[str, tuple[Any, str, str]] = {
     "no object": (3, "$", "expected an object, got int"),
     "no role": ({"content": "x"}, "$", "'role' is missing"),
+    "a response": ({"choices": [{"message": {"role": "assistant"}}]}, "$", r"give its message, response\.choices"),
     "a role": ({"role": "x" * 500}, "$.role", "is none of assistant, developer"),
     "content": ({"role": "user", "content": 3}, "$.content", "expected a string, a list of parts or null"),
     "part": ({"role": "user", "content": ["x"]}, "$.content[0]", "expected an object, got str"),
@@ -397,7 +398,7 @@ BAD_OPENAI: dict[str, tuple[Any, str, str]] = {
         "a text or as parts",
     ),
     "an object": ({"role": "user", "content": object()}, "$.content", "object has no JSON form"),
-    "a cycle": ({"role": "user", "content": CYCLE}, "$.content[0]", "list that contains itself"),
+    "a cycle": ({"role": "user", "content": CYCLE}, "$.content[0]", "list contains itself"),
 }
 
 

@@ -29,7 +29,7 @@ from kode_core.engine import Engine
 from kode_core.layers import Layer
 from kode_core.protocols import ExtendedStore, Lease
 from kode_core.store import EngineStore
-from kode_core.store.locks import _entered
+from kode_core.store.locks import ENTERED
 
 TARGETS = ("memory:?name=leases", "sqlite:///a.db", "json:///a")
 
@@ -215,7 +215,7 @@ async def test_a_row_of_tasks_keeps_no_old_leases(store: ExtendedStore) -> None:
         if before is not None:
             await asyncio.wait([before])
         async with store.acquire_agent_lock("a"):
-            sizes.append(len(_entered.get()))
+            sizes.append(len(ENTERED.get()))
             await write(store)
             if left:
                 tasks.append(asyncio.ensure_future(turn(asyncio.current_task(), left - 1)))

@@ -183,8 +183,8 @@ class Nameless:
         ({"observers": [NoMethod()]}, "around of NoMethod is no method"),
         ({"layers": None}, "must be a list, got NoneType"),
         ({"layers": Layer}, "must be a list"),
-        ({"layers": ["x"]}, "str is no function of an engine"),
-        ({"layers": [Layer(Nameless())]}, "Layer is no function of an engine; give a function"),  # type: ignore[arg-type]
+        ({"layers": ["x"]}, "str is not a function that takes an engine"),
+        ({"layers": [Layer(Nameless())]}, "Layer is not a function that takes an engine; give a function"),  # type: ignore[arg-type]
         ({"layers": [later]}, "must not be async"),
     ],
 )

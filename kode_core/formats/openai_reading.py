@@ -41,6 +41,8 @@ NOTE: Final = "openai"
 
 def read(fields: Fields) -> Message:
     """The record of one message; raises Problem if it is none."""
+    if "choices" in fields and "role" not in fields:
+        raise Problem("this is a whole response; give its message, response.choices[0].message")
     role = required_text(fields, "role")
     if role in ("tool", "function"):
         return _read_result(fields, role)

@@ -37,7 +37,7 @@ _ToolCalls: TypeAlias = list[ToolCallRecord]
 @runtime_checkable
 @to_be_implemented
 class ExtendedStore(QueryableStore, Protocol):
-    """A store for operators and for many workers: health, metrics, locks, forks."""
+    """A store with parts and edits of lists, versions, emitted events, locks, forks and maintenance."""
 
     # --- parts of a list, and edits in place
 
@@ -47,7 +47,7 @@ class ExtendedStore(QueryableStore, Protocol):
         """The agent's messages, or a part of them, in the order given and as at one instant (MSG-2, MSG-9).
 
         *after* and *before* are positions, counted from 0 and both exclusive; of the messages between them *last* takes
-        the last ones. The call costs what it returns, not what the list contains.
+        the last ones. The cost of the call depends on its result, not on the length of the list.
         """
         ...
 
@@ -101,8 +101,8 @@ class ExtendedStore(QueryableStore, Protocol):
         """The agent's version, which changes with every write of its messages, tool calls or info (VER-1).
 
         Read the version first and the records then: a write with ``expect=version`` is refused if anything changed
-        since, so that an edit never replaces what its author did not see. An agent without any of these has a version
-        as well, which a write demands that has to be the first.
+        since, so that an edit never replaces what its author did not see. An agent without any of these has a version,
+        too: a write that must be the first demands it.
         """
         ...
 
@@ -186,7 +186,7 @@ class ExtendedStore(QueryableStore, Protocol):
         """Set keys of the info's metadata, and remove others, without losing concurrent changes (INFO-5).
 
         *metadata* has values by top-level key: each replaces the whole value of its key, and other keys stay. Keys in
-        *remove* that the metadata does not have are left out. Returns the info as it is stored then.
+        *remove* that the metadata does not have are ignored. Returns the info as it is stored then.
 
         Raises:
             AgentNotFoundError: the agent has no info.
@@ -194,7 +194,7 @@ class ExtendedStore(QueryableStore, Protocol):
         ...
 
     async def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: Lease | None = None) -> None:
-        """Remove a snapshot; one that does not exist is none to remove (SNAP-2)."""
+        """Remove a snapshot, if there is one of that id (SNAP-2)."""
         ...
 
     async def fork(
@@ -207,13 +207,14 @@ class ExtendedStore(QueryableStore, Protocol):
     ) -> str:
         """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
 
-        The fork has the id *new_id*, under which nothing may exist, or a new one. With *length* it takes only so many
-        messages from the beginning, with *snapshot_id* the messages of that snapshot, and of the tool calls the ones
-        that these messages use. The agent is held in memory meanwhile; ``batch_fork`` copies large agents inside the
+        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the
+        messages to the first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls
+        that its messages use. The agent is held in memory meanwhile; ``batch_fork`` copies large agents inside the
         backend.
 
         Raises:
             AgentNotFoundError: the agent has no info.
+            InvalidArgumentError: the agent has fewer than *length* messages, or no such snapshot.
             ConflictError: *new_id* exists; nothing was changed.
         """
         ...
@@ -234,7 +235,7 @@ class ExtendedStore(QueryableStore, Protocol):
         Its seq follows the highest one stored; the first event of an agent has seq 0. Emits of one store object have
         distinct seqs, which ascend with their offsets. Two stores that emit for one agent in the same second may give
         equal seqs, and both events are kept; stores that emit under the agent's lock never do. Every emit is an event
-        of its own, however much two of them are alike.
+        of its own, even if it equals another.
 
         Raises:
             InvalidValueError: *type* or *data* is not exactly JSON, or *channel* is no channel.

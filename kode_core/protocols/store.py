@@ -177,12 +177,12 @@ class Store(Protocol):
         """Stream the stored events and then all that any process appends, by offset, until the caller stops (EVT-7).
 
         With *heartbeat_ms*, from 1 to 86,400,000, the stream also gives a :class:`Heartbeat` whenever no event came
-        for so long: a server of server-sent events writes a comment then. A cancelled ``anext``, as by
-        ``asyncio.wait_for``, loses no event, and the next one goes on (EVT-9); ``aclose()`` ends the stream.
+        for so long: a server of server-sent events writes a comment then. A reader that stops waiting, after a timeout
+        for example, loses no event, and can read on (EVT-9). An agent that does not exist yet can be followed: the
+        stream waits for its first event.
 
-        Raises, from ``anext``:
-            AgentDeletedError: the agent was deleted while it was followed, by any process (EVT-10). An agent that does
-                not exist yet can be followed: the stream waits for its first event.
+        Raises, while the stream is read:
+            AgentDeletedError: the agent was deleted while it was followed, by any process (EVT-10).
         """
         ...
 

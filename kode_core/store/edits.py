@@ -1,7 +1,7 @@
 """Edits of a list in place: take messages from its end, cut it, replace one message.
 
-The list's version is the precondition of each edit, so that appends of other writers are neither lost nor taken for the
-messages that the caller saw.
+An edit is written only if the list still has the version from which it was planned, and planned anew otherwise, so that
+no append of another writer is lost or edited by mistake.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.model import Message
 from kode_core.pace import Pace
 from kode_core.store.context import Context
-from kode_core.store.parts import position
+from kode_core.store.parts import checked_number, checked_position
 from kode_core.store.reader import Reader
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS, check_class
@@ -26,11 +26,10 @@ __all__ = ["ListEdits"]
 _KIND = ListKind.MESSAGES
 
 
-def _needed(value: Any, name: str) -> int:
-    found = position(value, name)
-    if found is None:
+def _required(number: int | None, name: str) -> int:
+    if number is None:
         raise InvalidArgumentError(f"{name} must be an int, got None")
-    return found
+    return number
 
 
 class ListEdits:
@@ -43,7 +42,7 @@ class ListEdits:
 
     async def pop(self, agent_id: str, fence: Fence | None, count: int) -> list[Message]:
         """Remove the last messages, and return them."""
-        count = _needed(count, "count")
+        count = _required(checked_number(count, "count"), "count")
 
         async def plan(head: ListHead, known: Remembered | None) -> Edited | None:
             start = max(0, head.count - count)
@@ -60,7 +59,7 @@ class ListEdits:
 
     async def truncate(self, agent_id: str, fence: Fence | None, length: int, expect: str | None) -> int:
         """Cut the list to *length*, and return how many messages were removed."""
-        length = _needed(length, "length")
+        length = _required(checked_number(length, "length"), "length")
 
         async def plan(head: ListHead, known: Remembered | None) -> Edited | None:
             if length >= head.count:
@@ -74,7 +73,7 @@ class ListEdits:
         self, agent_id: str, fence: Fence | None, place: int, message: Message, expect: str | None
     ) -> None:
         """Replace the message at a position, which keeps the position's time (MSG-4)."""
-        place = _needed(place, "position")
+        place = _required(checked_position(place, "position"), "position")
         check_class(Message, message, "message")
         one = await LISTS[_KIND].row(place, message, self._context.now(), Pace())
 

@@ -92,11 +92,11 @@ class Emitter:
             raise InvalidArgumentError(f"agent {agent_id!r} has an event with the seq {first - 1}: none is left")
         pace, now = Pace(), self._context.now()
         entries = [Timeline(next(self._cursors), Bookmark(seq, now), event) for seq, event in enumerate(events, first)]
-        made = []
+        encoded = []
         for entry in entries:
-            made.append(await event_write(entry, pace))
+            encoded.append(await event_write(entry, pace))
             await pace.yield_to_loop()
-        writes += made
+        writes += encoded
         number.next = max(number.next or first, first + len(events))
         return entries
 

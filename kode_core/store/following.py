@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from kode_core.authoring.waiting import waited_for
 from kode_core.batch import EventRange, EventRow
@@ -22,6 +22,8 @@ from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE
 
 __all__ = ["Follower", "Wanted", "follow"]
+
+T = TypeVar("T")
 
 _LOOK_ANYWAY_S: Final = 2.0  # for engines that report appends
 _LOOKS_A_CHECK: Final = 10
@@ -102,7 +104,7 @@ class Follower:
         self._after = after_offset  # a look reads what comes after it
         self._anchor: int | None = None  # the size of the event at that offset, if it was read
         self._is_there = False  # the agent was there, before any of its events was read
-        self._is_through = wanted.is_everything
+        self._reads_all = wanted.is_everything  # otherwise looks leave out the events that are not wanted
         self._has_begun = False
         self._checked_at = 0.0
         self._limit = FIRST_PAGE
@@ -114,7 +116,7 @@ class Follower:
         self._is_busy = self._is_closed = self._is_deleted = False
         self._stack = ExitStack()
         self._appended: asyncio.Event | None = None
-        self._told: Watch | None = None
+        self._watch: Watch | None = None
         self._pace = Pace()
 
     def __aiter__(self) -> Follower:
@@ -229,7 +231,7 @@ class Follower:
         now = asyncio.get_running_loop().time()
         is_woken = self._appended.is_set()
         self._appended.clear()
-        last = None if self._has_begun or self._is_through else await self._some_event()
+        last = None if self._has_begun or self._reads_all else await self._some_event()
         is_suspicious = is_woken or self._is_behind or now - self._checked_at >= self._longest_trust()
         rows = await self._next_rows(is_suspicious=is_suspicious)
         if self._anchor is None and not self._has_begun:
@@ -249,19 +251,19 @@ class Follower:
         self._is_behind = bool(rows)
         self._rows.extend(rows)
         newest = rows[-1] if rows else None
-        if is_last and not self._is_through:
+        if is_last and not self._reads_all:
             # From here on every event is read once, so that no look skips the same ones again.
-            self._is_through = True
+            self._reads_all = True
             if last is not None and last.offset >= (newest.offset if newest else self._after):
                 newest = last
         if newest is not None:
             self._after, self._anchor = newest.offset, len(newest.body.text)
         self._look_at = None if is_last else 0.0
-        if is_last and self._told is None:
+        if is_last and self._watch is None:
             assert self._appended is not None
-            self._told = watch(self._context.engine, self._agent_id, self._appended.set)
-            if self._told is not None:
-                self._stack.callback(self._told.close)
+            self._watch = watch(self._context.engine, self._agent_id, self._appended.set)
+            if self._watch is not None:
+                self._stack.callback(self._watch.close)
 
     async def _next_rows(self, *, is_suspicious: bool) -> Sequence[EventRow]:
         """The rows after the last one; raises AgentDeletedError if that one is gone."""
@@ -294,27 +296,24 @@ class Follower:
     async def _page(self, after: int, limit: int = 0) -> Sequence[EventRow]:
         """A page of rows after an offset, and one more if that is before the last one."""
         limit = limit or self._limit + (self._after - after)
-        since_seq, channel = (None, None) if self._is_through else self._wanted
+        since_seq, channel = (None, None) if self._reads_all else self._wanted
         span = EventRange(order="offset", after=(0, after), since_seq=since_seq, channel=channel, limit=limit)
-        return await self._context.run(
-            METHODS["follow_events"], self._agent_id, lambda: self._context.engine.events(self._agent_id, span)
-        )
+        return await self._call(lambda: self._context.engine.events(self._agent_id, span))
+
+    async def _call(self, read: Callable[[], Awaitable[T]]) -> T:
+        return await self._context.run(METHODS["follow_events"], self._agent_id, read)
 
     async def _some_event(self) -> EventRow | None:
         """An event that is stored now: a later look can skip all offsets up to it (EVT-2)."""
         try:
-            return await self._context.run(
-                METHODS["follow_events"], self._agent_id, lambda: self._context.engine.last_event(self._agent_id)
-            )
+            return await self._call(lambda: self._context.engine.last_event(self._agent_id))
         except CorruptRecordError:  # the look at all events meets the damage behind the readable ones
             return None
 
     async def _agent_is_there(self) -> bool:
         """True if the agent's info, messages or tool calls are stored."""
         try:
-            summary = await self._context.run(
-                METHODS["follow_events"], self._agent_id, lambda: self._context.engine.summary(self._agent_id)
-            )
+            summary = await self._call(lambda: self._context.engine.summary(self._agent_id))
         except CorruptRecordError:
             return self._is_there
         return summary is not None and bool(
@@ -323,7 +322,7 @@ class Follower:
 
     def _wait_s(self) -> float:
         """How long to wait until the next look."""
-        is_live = self._told is not None and self._told.is_live
+        is_live = self._watch is not None and self._watch.is_live
         return max(self._pause, _LOOK_ANYWAY_S) if is_live else self._pause
 
     def _longest_trust(self) -> float:

@@ -11,15 +11,14 @@ from msgspec.structs import replace
 from kode_core.batch import FORKED_DOCS, AgentSummary, Child, DocWrite, Fence, ListKind, ListWrite, Refused
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError, StoreBusyError
 from kode_core.ids import check_agent_id, check_key, new_agent_id, quoted
-from kode_core.large import decode_in_slices
 from kode_core.model import AgentInfo, Message, ToolUseBlock
 from kode_core.pace import Pace
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.kinds import SNAPSHOTS
 from kode_core.store.list_memory import ListMemory
-from kode_core.store.parts import position
-from kode_core.store.reader import Reader
+from kode_core.store.parts import checked_number
+from kode_core.store.reader import Reader, decoded_info
 from kode_core.store.rows import LISTS, info_of
 from kode_core.store.versions import ABSENT, version_of
 
@@ -30,9 +29,10 @@ _ATTEMPTS: Final = 20
 
 
 class ForkCut(NamedTuple):
-    """The part of an agent that a fork to a given id takes.
+    """The id of a fork, and the part of the agent that it takes.
 
     Attributes:
+        new_id: the id of the fork.
         length: only so many messages from the beginning.
         snapshot_id: the messages of this snapshot instead.
     """
@@ -51,7 +51,7 @@ class ForkCut(NamedTuple):
             raise InvalidArgumentError("give length or snapshot_id, not both: each says which messages the fork takes")
         if snapshot_id is not None:
             check_key(snapshot_id, "snapshot id")
-        return cls(child, position(length, "length"), snapshot_id)
+        return cls(child, checked_number(length, "length"), snapshot_id)
 
     @property
     def is_whole(self) -> bool:
@@ -81,7 +81,7 @@ class Forks:
                 raise AgentNotFoundError(agent_id)
             now = self._context.now()
             pace = Pace()
-            parent = await decode_in_slices(AgentInfo, summary.info.body, f"the info of agent {agent_id!r}", pace)
+            parent = await decoded_info(agent_id, summary.info.body, pace)
             children = [await _child(agent_id, parent, now, pace) for _ in range(count)]
             if not children:
                 return []
@@ -112,7 +112,7 @@ class Forks:
         """The contents of the child's batch."""
         assert summary.info is not None
         engine, pace = self._context.engine, Pace()
-        parent = await decode_in_slices(AgentInfo, summary.info.body, f"the info of agent {agent_id!r}", pace)
+        parent = await decoded_info(agent_id, summary.info.body, pace)
         messages, times = await self._messages(agent_id, summary, cut)
         calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
         info = replace(

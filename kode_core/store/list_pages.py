@@ -11,6 +11,7 @@ from kode_core.engine import Engine
 from kode_core.errors import CorruptRecordError
 from kode_core.ids import row_name
 from kode_core.store.steps import Steps
+from kode_core.store.versions import head_of
 
 __all__ = ["ListPage", "PageSize", "pages_of"]
 
@@ -70,5 +71,4 @@ async def pages_of(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) 
 
 async def _count(engine: Engine, steps: Steps, agent_id: str, kind: ListKind) -> int:
     """The number of rows according to the head."""
-    summary = await steps(engine.summary, agent_id)
-    return 0 if summary is None else getattr(summary, kind.value).count
+    return head_of(await steps(engine.summary, agent_id), kind).count

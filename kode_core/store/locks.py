@@ -21,7 +21,7 @@ from kode_core.protocols import Lease
 from kode_core.store.context import Context
 from kode_core.store.methods import METHODS
 
-__all__ = ["HeldLease", "LeaseContext", "Locks"]
+__all__ = ["ENTERED", "HeldLease", "LeaseContext", "Locks"]
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ _STEPS_OF_A_FINALIZER: Final = 4
 """The turns that the event loop needs to start closing an async generator that was dropped."""
 _NO_FENCE: Final = nullcontext[Fence | None]()
 
-_entered: ContextVar[tuple[HeldLease, ...]] = ContextVar("kode_leases", default=())
+ENTERED: ContextVar[tuple[HeldLease, ...]] = ContextVar("kode_leases", default=())
 """The leases of the blocks that this context is in, innermost last. A task that is started inside gets a copy."""
 
 
@@ -109,7 +109,7 @@ class LeaseContext:
             self._is_entered = False
             raise
         self._lease = lease
-        _entered.set((*(held for held in _entered.get() if not _is_replaced(held, lease)), lease))
+        ENTERED.set((*(held for held in ENTERED.get() if not _is_replaced(held, lease)), lease))
         self._renewer = asyncio.get_running_loop().create_task(_keep(lease))
         return lease
 
@@ -154,9 +154,9 @@ async def _own_context() -> contextvars.Context | None:
 
 def _take_out(lease: HeldLease) -> None:
     """Remove the lease's block from this context."""
-    held = _entered.get()
+    held = ENTERED.get()
     if lease in held:
-        _entered.set(tuple(other for other in held if other is not lease))
+        ENTERED.set(tuple(other for other in held if other is not lease))
 
 
 def _is_replaced(old: HeldLease, new: HeldLease) -> bool:
@@ -199,7 +199,7 @@ class Locks:
 
     def _inside(self, agent_id: str) -> HeldLease | None:
         """The lease of this store and agent whose block is the innermost that this task is in."""
-        entered = _entered.get()
+        entered = ENTERED.get()
         if not entered:
             return None
         held = reversed(entered)

@@ -1,4 +1,4 @@
-"""Observers around the calls of a store, and the records that pass in each call. A store without observers has none."""
+"""Observers around the calls of a store, and the counts of the records that pass in each call."""
 
 from __future__ import annotations
 
@@ -198,5 +198,5 @@ class Observing:
         return Observed(operation, self._guards)
 
     def end(self, observed: Observed, seconds: float, error: BaseException | None) -> None:
-        """Leave them."""
+        """Leave the observers of the call, which then have its outcome."""
         observed.end(seconds, error, self._backend, self._store)

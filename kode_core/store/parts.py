@@ -1,8 +1,7 @@
 """Parts of a list: the last records, the records between two positions, one record after the other.
 
-A part is read by positions, so that its cost depends on the part and not on the list. Positions alone name
-nothing while other writers cut the list, so the length that a part was computed from, and its rows, have to be of one
-version of the list.
+A part is read by positions, so that its cost depends on the part and not on the list. Other writers may cut the list
+meanwhile, so the length from which the positions were computed and the rows have to be of one version of the list.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from kode_core.batch import FoundRow, ListHead, ListKind
+from kode_core.batch import FoundRow, ListKind
 from kode_core.codec import Body
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import quoted
@@ -20,26 +19,36 @@ from kode_core.store.context import Context
 from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.reader import Reader, stored_message
+from kode_core.store.versions import head_of
 
-__all__ = ["Parts", "Span", "head_of"]
+__all__ = ["Parts", "Span", "checked_number", "checked_position"]
 
 _ATTEMPTS: Final = 5
-_MOST: Final = 2**62
+_LARGEST: Final = 2**62
 
 
-def position(value: Any, name: str) -> int | None:
-    """A position, or a number of records, as a caller gave it."""
+def checked_number(value: Any, name: str, hint: str = "") -> int | None:
+    """The number of records that a caller gave, or None; one that no list reaches is cut to what engines can compare.
+
+    Raises:
+        InvalidArgumentError: it is not an int, or negative; *hint* ends the message of the latter.
+    """
     if value is None:
         return None
     if type(value) is not int:
         raise InvalidArgumentError(f"{name} must be an int, got {type(value).__name__}")
     if value < 0:
-        raise InvalidArgumentError(f"{name} must be 0 or more, got {quoted(value)}; positions count from 0")
-    return min(value, _MOST)
+        raise InvalidArgumentError(f"{name} must be 0 or more, got {quoted(value)}{hint}")
+    return min(value, _LARGEST)
+
+
+def checked_position(value: Any, name: str) -> int | None:
+    """The position that a caller gave, or None; raises as :func:`checked_number` does."""
+    return checked_number(value, name, "; positions count from 0")
 
 
 class Span(NamedTuple):
-    """The positions that a call asks for, both exclusive."""
+    """The part that a call asks for: the *last* records between two positions, which are both exclusive."""
 
     after: int | None
     before: int | None
@@ -48,7 +57,7 @@ class Span(NamedTuple):
     @classmethod
     def of(cls, after: Any, before: Any, last: Any = None) -> Span:
         """The checked arguments of a call."""
-        return cls(position(after, "after"), position(before, "before"), position(last, "last"))
+        return cls(checked_position(after, "after"), checked_position(before, "before"), checked_number(last, "last"))
 
     @property
     def is_whole(self) -> bool:
@@ -62,12 +71,6 @@ class Span(NamedTuple):
         if self.last is not None:
             start = max(start, stop - self.last)
         return range(min(start, stop), stop)
-
-
-async def head_of(context: Context, agent_id: str, kind: ListKind) -> ListHead:
-    """The version and length of a list."""
-    summary = await context.engine.summary(agent_id)
-    return ListHead() if summary is None else getattr(summary, kind.value)
 
 
 class Parts:
@@ -86,7 +89,7 @@ class Parts:
         """The position of the first row, and the rows."""
         engine = self._context.engine
         for _ in range(_ATTEMPTS):
-            head = await head_of(self._context, agent_id, kind)
+            head = head_of(await engine.summary(agent_id), kind)
             places = span.within(head.count)
             if not places:
                 return 0, ()

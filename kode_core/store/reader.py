@@ -43,7 +43,7 @@ from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.remembered import Remembered, Tail
 from kode_core.store.rows import LISTS
 
-__all__ = ["Reader", "Search", "left_out_of", "session_of", "stored_message"]
+__all__ = ["Reader", "Search", "decoded_info", "left_out_of", "session_of", "stored_message"]
 
 log = logging.getLogger("kode_core")
 
@@ -120,7 +120,7 @@ class Reader:
         summary = await self._context.engine.summary(agent_id)
         if summary is None or summary.info is None:
             return None
-        return replace(await _info(agent_id, summary.info.body, Pace()), message_count=summary.messages.count)
+        return replace(await decoded_info(agent_id, summary.info.body, Pace()), message_count=summary.messages.count)
 
     async def exists(self, agent_id: str) -> bool:
         """True if info was saved."""
@@ -169,7 +169,8 @@ def _label(agent_id: str, kind: DocKind, key: str) -> str:
     return f"{kind.value.removesuffix('s')} {key!r:.80} of agent {agent_id!r}"
 
 
-async def _info(agent_id: str, body: Body, pace: Pace) -> AgentInfo:
+async def decoded_info(agent_id: str, body: Body, pace: Pace) -> AgentInfo:
+    """The agent's info from its body."""
     return await decode_in_slices(AgentInfo, body, f"the info of agent {agent_id!r}", pace)
 
 
@@ -309,7 +310,7 @@ async def every(query: Callable[..., Awaitable[Page[T]]], filters: Mapping[str, 
 
 async def session_of(row: SessionRow, pace: Pace) -> SessionInfo:
     """The session of a row."""
-    info = await _info(row.agent_id, row.info, pace)
+    info = await decoded_info(row.agent_id, row.info, pace)
     return SessionInfo(
         agent_id=row.agent_id,
         template_id=info.template_id,

@@ -1,4 +1,4 @@
-"""One agent whole: its session and version, and changes of its info that lose nothing of others."""
+"""The session and the version of an agent, and changes of its info that lose no change of another writer."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from msgspec.structs import asdict, replace
 from kode_core.batch import AgentSummary, Applied, Fence, SessionRow
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError
 from kode_core.jsonvalue import type_name
-from kode_core.large import decode_in_slices
 from kode_core.model import AgentInfo
 from kode_core.pace import Pace
 from kode_core.query import Session
 from kode_core.store.context import Context
-from kode_core.store.reader import session_of
+from kode_core.store.reader import decoded_info, session_of
 from kode_core.store.rows import info_of
-from kode_core.store.versions import version_of
+from kode_core.store.versions import update_of, version_of
 from kode_core.store.writer import Writer, pause_after
 
 __all__ = ["Sessions"]
 
 
 class Sessions:
-    """Reads and changes the identity of agents."""
+    """Reads sessions and versions, and creates and changes infos."""
 
     def __init__(self, context: Context, writer: Writer) -> None:
         self._context = context
@@ -52,7 +51,7 @@ class Sessions:
             while True:
                 summary = await self._context.engine.summary(agent_id)
                 if summary is not None and summary.info is not None:
-                    raise ConflictError(agent_id, version_of(summary), "it has an info already: another writer made it")
+                    raise ConflictError(agent_id, version_of(summary), "it has an info already")
                 if await self._commit(agent_id, summary, fence, info=written):
                     return
                 conflicts += 1
@@ -69,7 +68,7 @@ class Sessions:
                 summary = await self._context.engine.summary(agent_id)
                 if summary is None or summary.info is None:
                     raise AgentNotFoundError(agent_id)
-                info = await decode_in_slices(AgentInfo, summary.info.body, f"the info of agent {agent_id!r}", Pace())
+                info = await decoded_info(agent_id, summary.info.body, Pace())
                 merged = {**{key: value for key, value in info.metadata.items() if key not in gone}, **changes}
                 changed = replace(info, metadata=merged)
                 if await self._commit(agent_id, summary, fence, info=await info_of(agent_id, changed)):
@@ -79,8 +78,7 @@ class Sessions:
 
     async def _commit(self, agent_id: str, summary: AgentSummary | None, fence: Fence | None, **contents: Any) -> bool:
         """Write if the agent is still as *summary* says."""
-        at = 0 if summary is None else summary.updated_at
-        batch = self._context.batch(agent_id, fence=fence, expect_updated_at=at, **contents)
+        batch = self._context.batch(agent_id, fence=fence, expect_updated_at=update_of(summary), **contents)
         return isinstance(await self._context.commit(batch), Applied)
 
 

@@ -1,14 +1,14 @@
-"""The version of an agent: a text that changes with its messages, tool calls and info (VER-1)."""
+"""The version of an agent, a text that changes with its messages, tool calls and info (VER-1), and of each list."""
 
 from __future__ import annotations
 
 from hashlib import blake2b
 from typing import Final
 
-from kode_core.batch import AgentSummary
+from kode_core.batch import AgentSummary, ListHead, ListKind
 from kode_core.errors import ConflictError, InvalidArgumentError
 
-__all__ = ["ABSENT", "check_version", "demanded_update", "version_of"]
+__all__ = ["ABSENT", "check_version", "demanded_update", "head_of", "update_of", "version_of"]
 
 ABSENT: Final = "0"
 """The version of an agent without messages, tool calls and info."""
@@ -28,8 +28,18 @@ def version_of(summary: AgentSummary | None) -> str:
     return blake2b(state, digest_size=12).hexdigest()
 
 
+def head_of(summary: AgentSummary | None, kind: ListKind) -> ListHead:
+    """The version and length of a list; those of an empty list if the agent does not exist."""
+    return ListHead() if summary is None else getattr(summary, kind.value)
+
+
+def update_of(summary: AgentSummary | None) -> int:
+    """The ``expect_updated_at`` of a write that demands the agent as *summary* has it; 0 if it must not exist."""
+    return 0 if summary is None else summary.updated_at
+
+
 def check_version(expect: object) -> None:
-    """Raise InvalidArgumentError for an *expect* that no version can be."""
+    """Raise InvalidArgumentError if *expect* is neither None nor a text that may be a version."""
     if expect is None:
         return
     if type(expect) is not str:
@@ -39,7 +49,9 @@ def check_version(expect: object) -> None:
 
 
 def demanded_update(agent_id: str, expect: str | None, summary: AgentSummary | None) -> int | None:
-    """The ``updated_at`` that a write demands, so that the engine refuses it once the agent has another version.
+    """The ``expect_updated_at`` of a write that demands the version *expect*, or None if it demands none.
+
+    With it the engine refuses the write once the agent has another version.
 
     Raises:
         ConflictError: the agent has another version than *expect*.
@@ -53,4 +65,4 @@ def demanded_update(agent_id: str, expect: str | None, summary: AgentSummary | N
             version,
             f"it has version {version} and the write demands {expect}: another write came between; load it again",
         )
-    return 0 if summary is None else summary.updated_at
+    return update_of(summary)

@@ -16,15 +16,13 @@ from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
-from kode_core.store.versions import check_version, demanded_update
+from kode_core.store.versions import check_version, demanded_update, head_of
 
 __all__ = ["Edited", "ListEdit", "ListHow", "Rest", "TurnWrites", "Writer", "pause_after"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
 
 Change: TypeAlias = Replace | Append | Upsert
-
-
 ListHow: TypeAlias = type[Replace] | type[Append] | type[Upsert]
 
 
@@ -62,7 +60,7 @@ class TurnWrites(NamedTuple):
 
 
 class Edited(NamedTuple):
-    """A list as a call wants to change it, given its present head.
+    """The plan of a call for a list with its present head.
 
     Attributes:
         result: the result of the call.
@@ -128,13 +126,13 @@ class Writer:
             conflicts = 0
             while True:
                 summary = await self._context.engine.summary(agent_id)
-                at = demanded_update(agent_id, expect, summary)
-                head = ListHead() if summary is None else getattr(summary, kind.value)
+                updated_at = demanded_update(agent_id, expect, summary)
+                head = head_of(summary, kind)
                 known = self._memory.get(agent_id, kind)
                 if known is not None and known.version != head.version:
                     known = None
                 edited = await plan(head, known)
-                if edited is not None and await self._commit_edit(agent_id, kind, edited, known, fence, at):
+                if edited is not None and await self._commit_edit(agent_id, kind, edited, known, fence, updated_at):
                     return edited.result
                 conflicts += 1
                 await pause_after(conflicts)
@@ -146,21 +144,21 @@ class Writer:
         edited: Edited,
         known: Remembered | None,
         fence: Fence | None,
-        at: int | None,
+        updated_at: int | None,
     ) -> bool:
-        """Try once; False if another writer changed the agent."""
+        """Try once; False if another writer changed the list, or the agent is no longer of *updated_at*."""
         context, write = self._context, edited.write
         if write is None:
-            if fence is not None:  # a lease that has ended refuses also a call without effect
+            if fence is not None:  # with a lease that has ended, a call without effect is refused, too
                 await context.commit(context.batch(agent_id, fence=fence))
             return True
         outcome = None
         try:
             outcome = await context.commit(
-                context.batch(agent_id, fence=fence, expect_updated_at=at, **{kind.value: write})
+                context.batch(agent_id, fence=fence, expect_updated_at=updated_at, **{kind.value: write})
             )
         finally:
-            head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
+            head = _head_after(outcome, kind)
             if known is not None and edited.note is not None and head.version:
                 edited.note(known)
                 known.version = head.version
@@ -173,14 +171,14 @@ class Writer:
         self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool
     ) -> Sequence[int] | None:
         """Try once; None if another writer changed a list since it was remembered."""
-        at = None
+        updated_at = None
         if turn.expect is not None:
-            at = demanded_update(agent_id, turn.expect, await self._context.engine.summary(agent_id))
+            updated_at = demanded_update(agent_id, turn.expect, await self._context.engine.summary(agent_id))
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         batch = self._context.batch(
             agent_id,
             fence=fence,
-            expect_updated_at=at,
+            expect_updated_at=updated_at,
             info=rest.info,
             docs=rest.docs,
             events=rest.events,
@@ -191,7 +189,7 @@ class Writer:
             outcome = await self._context.commit(batch)
         finally:
             for kind, change in changes.items():
-                head = getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()
+                head = _head_after(outcome, kind)
                 self._memory.put(agent_id, kind, change.remember(head) if head.version else None)
         return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
@@ -206,3 +204,8 @@ class Writer:
             known = Remembered.of_outline(await engine.outline(agent_id, kind))
         change = Replace.whole if whole else Replace.of
         return await change(codec, known, edit.records, now)
+
+
+def _head_after(outcome: object, kind: ListKind) -> ListHead:
+    """The head of a list after a commit; version 0 if it is not known to be written."""
+    return getattr(outcome, kind.value) if isinstance(outcome, Applied) else ListHead()

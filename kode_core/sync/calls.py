@@ -27,7 +27,7 @@ class Calls(abc.ABC):
     def _thread(self) -> LoopThread:
         thread = self._running()
         for block in BLOCKS.get():
-            if block.keeper is self and block.thread is not thread:
+            if block.store is self and block.thread is not thread:
                 raise KodeError(
                     f"this process was forked inside the block of a lock, of agent {block.agent_id!r}, which it does "
                     "not hold: fork outside of such blocks, or work in a context of your own (contextvars.Context.run)"
@@ -63,6 +63,6 @@ class Calls(abc.ABC):
         """The lease that protects a write: the given one, or the one of the block that this thread is in (LOCK-5)."""
         if fence is None:
             for block in reversed(BLOCKS.get()):
-                if block.keeper is self and block.agent_id == agent_id:
+                if block.store is self and block.agent_id == agent_id:
                     return block.lease
         return lease_of(fence)

@@ -100,8 +100,8 @@ class SyncIterator(Iterator[T_co]):
     one; each item goes to one of them.
     """
 
-    def __init__(self, keeper: object, thread: LoopThread, source: AsyncIterator[T_co]) -> None:
-        self._keeper = keeper  # the store, which must not be finalized before
+    def __init__(self, store: object, thread: LoopThread, source: AsyncIterator[T_co]) -> None:
+        self._store = store  # which is not finalized before this is
         self._thread = thread
         self._ready: deque[T_co] = deque()
         self._steps = _Steps(source, self._ready)

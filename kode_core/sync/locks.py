@@ -9,7 +9,7 @@ from typing import Final
 
 from kode_core.errors import StoreClosedError
 from kode_core.protocols import AgentLock, Lease
-from kode_core.store.locks import _entered
+from kode_core.store.locks import ENTERED
 from kode_core.sync.thread import LoopThread
 
 __all__ = ["BLOCKS", "Block", "SyncAgentLock", "SyncLease", "lease_of"]
@@ -18,8 +18,8 @@ __all__ = ["BLOCKS", "Block", "SyncAgentLock", "SyncLease", "lease_of"]
 class SyncLease:
     """A lock on one agent, held until it is released or its time runs out (LOCK-3)."""
 
-    def __init__(self, keeper: object, thread: LoopThread, lease: Lease) -> None:
-        self._keeper = keeper
+    def __init__(self, store: object, thread: LoopThread, lease: Lease) -> None:
+        self._store = store  # which is not finalized before this is
         self._thread = thread
         self._lease = lease
 
@@ -62,8 +62,8 @@ class SyncAgentLock:
     ``with`` renews the lease in the background and fences the writes that this thread makes inside.
     """
 
-    def __init__(self, keeper: object, thread: LoopThread, lock: AgentLock, agent_id: str) -> None:
-        self.keeper = keeper
+    def __init__(self, store: object, thread: LoopThread, lock: AgentLock, agent_id: str) -> None:
+        self.store = store
         self.thread = thread
         self.agent_id = agent_id
         self._lock = lock
@@ -77,7 +77,7 @@ class SyncAgentLock:
 
         call = self.thread.begin(acquire)
         try:
-            return SyncLease(self.keeper, self.thread, call.wait())
+            return SyncLease(self.store, self.thread, call.wait())
         except BaseException:
             if call.has_result:  # interrupted just after it was taken
                 self.thread.run(call.result().release, to_the_end=True)
@@ -96,10 +96,10 @@ class SyncAgentLock:
 
                 self.thread.run(leave, to_the_end=True)
             raise
-        _entered.set(context.get(_entered, ()))
+        ENTERED.set(context.get(ENTERED, ()))
         self._block = Block(self, lease)
         BLOCKS.set((*(block for block in BLOCKS.get() if not block.is_replaced(self)), self._block))
-        return SyncLease(self.keeper, self.thread, lease)
+        return SyncLease(self.store, self.thread, lease)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -108,7 +108,7 @@ class SyncAgentLock:
         assert block is not None
         block.is_left = True
         BLOCKS.set(tuple(other for other in BLOCKS.get() if other is not block))
-        _entered.set(tuple(held for held in _entered.get() if held is not block.lease))
+        ENTERED.set(tuple(held for held in ENTERED.get() if held is not block.lease))
 
         async def leave() -> None:
             await self._lock.__aexit__(kind, exc, trace)
@@ -124,10 +124,10 @@ class Block:
         is_left: True once it has ended; threads that have it still were started inside.
     """
 
-    __slots__ = ("agent_id", "is_left", "keeper", "lease", "thread")
+    __slots__ = ("agent_id", "is_left", "lease", "store", "thread")
 
     def __init__(self, lock: SyncAgentLock, lease: Lease) -> None:
-        self.keeper = lock.keeper
+        self.store = lock.store
         self.thread = lock.thread
         self.agent_id = lock.agent_id
         self.lease = lease
@@ -135,7 +135,7 @@ class Block:
 
     def is_replaced(self, lock: SyncAgentLock) -> bool:
         """True if a thread that enters the block of *lock* may forget this one, which it inherited."""
-        return self.is_left and self.keeper is lock.keeper and self.agent_id == lock.agent_id
+        return self.is_left and self.store is lock.store and self.agent_id == lock.agent_id
 
 
 BLOCKS: Final[ContextVar[tuple[Block, ...]]] = ContextVar("kode_sync_blocks", default=())

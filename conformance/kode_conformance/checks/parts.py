@@ -86,7 +86,7 @@ async def a_part_is_of_one_instant(ctx: Context) -> None:
 
 @check("MSG-10", "MSG-4", needs=_E, under=(_D.ITEMS, _D.INSTANCES, _D.CHANGES))
 async def messages_are_streamed_with_their_places(ctx: Context) -> None:
-    """read_messages yields every message with its agent, position and time, in both directions and between bounds."""
+    """read_messages yields each message with its agent, position and time, in both directions and between bounds."""
     other = await ctx.another()
     for count in in_time(ctx, counts(ctx.settings.tier, most=1025)):
         agent_id, messages = f"a{count}", samples.messages(count)
@@ -116,7 +116,7 @@ async def messages_are_streamed_with_their_places(ctx: Context) -> None:
 
 @check("MSG-10", needs=_E, under=(_D.COMPANY,))
 async def what_is_streamed_is_complete_next_to_appends(ctx: Context) -> None:
-    """A stream yields the messages of its beginning once, in either direction, while others are added."""
+    """While others append, a stream in either direction yields each message once that was there when it began."""
     other, messages = await ctx.another(), samples.messages(150)
     await ctx.store.save_messages("a", messages)
     for reverse in (False, True):

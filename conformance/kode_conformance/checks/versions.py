@@ -36,8 +36,8 @@ def _moves(write: FencedWrite) -> bool:
 
 @check("VER-1", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.EQUALS))
 async def versions_change_with_every_write_and_never_return(ctx: Context) -> None:
-    """The version changes with every write of messages, tool calls or info, the same again included, with no other
-    call, and is the same in every instance; after a deletion, with the same contents again, it is still another.
+    """The version changes with every write of messages, tool calls or info, even of the same contents, and with no
+    other call. Every instance gives the same one. After a deletion the same contents have a new one.
     """
     other, seen = await ctx.another(), dict[str, str]()
     absent = await ctx.store.load_version("a")
@@ -61,7 +61,7 @@ async def versions_change_with_every_write_and_never_return(ctx: Context) -> Non
 
 
 @check("VER-1", "MSG-6", needs=_E, under=(_D.CHANGES, _D.INSTANCES))
-async def a_session_is_of_one_instant(ctx: Context) -> None:
+async def a_session_is_that_of_a_query(ctx: Context) -> None:
     """load_session gives the session of query_sessions, with the number of tool calls and the version."""
     other = await ctx.another()
     await fill(ctx.store, "a")
@@ -210,7 +210,7 @@ async def updates_of_the_info_lose_nothing(ctx: Context) -> None:
 
 @check("SNAP-2", needs=_E, under=(_D.CHANGES, _D.INSTANCES))
 async def a_snapshot_can_be_deleted(ctx: Context) -> None:
-    """delete_snapshot removes the snapshot of that id alone; one that does not exist is none to remove."""
+    """delete_snapshot removes the snapshot of that id alone, and does nothing if there is none."""
     other = await ctx.another()
     for name in ("s", "S", "s "):
         await ctx.store.save_snapshot("a", samples.snapshot(name))

@@ -11,7 +11,7 @@ from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import talk
 from kode_core.errors import LockUnavailableError
 from kode_core.store import EngineStore
-from kode_core.store.locks import HeldLease, LeaseContext, Locks, _entered
+from kode_core.store.locks import ENTERED, HeldLease, LeaseContext, Locks
 
 
 async def _outcome(call: Any) -> str:
@@ -32,12 +32,12 @@ class _PutsBack(LeaseContext):
     """Puts back the leases that it found when it was entered."""
 
     async def __aenter__(self) -> HeldLease:
-        self._found = _entered.get()
+        self._found = ENTERED.get()
         return await super().__aenter__()
 
     async def __aexit__(self, *how: Any) -> None:
         await super().__aexit__(*how)
-        _entered.set(self._found)
+        ENTERED.set(self._found)
 
 
 @mutant(

@@ -11,7 +11,7 @@ from kode_conformance.context import Context
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import talk
 from kode_core.store import EngineStore
-from kode_core.store.locks import HeldLease, Locks, _entered
+from kode_core.store.locks import ENTERED, HeldLease, Locks
 
 _POOL = 20
 
@@ -79,7 +79,7 @@ async def _ten_blocks(ctx: Context) -> object:
 
 class _KnowsEight(Locks):
     def _inside(self, agent_id: str) -> HeldLease | None:
-        held = [lease for lease in _entered.get() if lease.locks is self][-8:]
+        held = [lease for lease in ENTERED.get() if lease.locks is self][-8:]
         return next((lease for lease in held if lease.agent_id == agent_id), None)
 
 
@@ -104,7 +104,7 @@ async def _two_databases(ctx: Context) -> object:
 
 class _OfAnyStore(Locks):
     def _inside(self, agent_id: str) -> HeldLease | None:
-        return next((lease for lease in reversed(_entered.get()) if lease.agent_id == agent_id), None)
+        return next((lease for lease in reversed(ENTERED.get()) if lease.agent_id == agent_id), None)
 
 
 @mutant(

@@ -16,7 +16,8 @@ from kode_core.batch import ListKind
 from kode_core.codec import Body
 from kode_core.model import Message, StoredMessage
 from kode_core.store import EngineStore
-from kode_core.store.parts import Parts, Span, head_of
+from kode_core.store.parts import Parts, Span
+from kode_core.store.versions import head_of
 
 
 @mutant(
@@ -40,7 +41,7 @@ class PartsBeginAtTheirBound(EngineStore):
 
 class _HastyParts(Parts):
     async def _rows(self, agent_id: str, kind: ListKind, span: Span) -> tuple[int, Sequence[tuple[Body, int]]]:
-        places = span.within((await head_of(self._context, agent_id, kind)).count)
+        places = span.within(head_of(await self._context.engine.summary(agent_id), kind).count)
         for _ in range(5):
             await asyncio.sleep(0)
         rows = await self._context.engine.rows_at(agent_id, kind, places.start, len(places)) if places else None

@@ -40,7 +40,7 @@ class VersionIsTheLength(EngineStore):
 
 @mutant(
     "VER-1",
-    killed_by="a_session_is_of_one_instant",
+    killed_by="a_session_is_that_of_a_query",
     source="a count that was copied from the line above",
     witness=seen(
         lambda s: s.save_turn("a", info=samples.info("a", created_at=1), tool_calls=[samples.tool_call()]),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from flask import Flask, Response, jsonify, request
 
-from kode_core import AgentEvent, Message, StorageError, Timeline, to_dict
+from kode_core import AgentEvent, Heartbeat, Message, StorageError, Timeline, to_json
 from kode_core.sync import open_store
 
 app = Flask(__name__)
@@ -29,7 +29,7 @@ def add(chat: str) -> Response:
 @app.get("/chats/<chat>/messages")
 def messages(chat: str) -> Response:
     """All messages of the chat."""
-    return jsonify([to_dict(message) for message in store.load_messages(chat)])
+    return Response(to_json(store.load_messages(chat)), mimetype="application/json")
 
 
 @app.get("/chats/<chat>/events")
@@ -38,16 +38,12 @@ def events(chat: str) -> Response:
     after = int(request.headers.get("Last-Event-ID", 0))
 
     def stream() -> Iterator[str]:
-        with store.follow_events(chat, after_offset=after) as found:
-            while True:
-                try:
-                    event = found.next(timeout=5)
-                except TimeoutError:
+        with store.follow_events(chat, after_offset=after, heartbeat_ms=5_000) as found:
+            for item in found:
+                if isinstance(item, Heartbeat):
                     yield ": nothing new\n\n"
-                except StopIteration:
-                    return
                 else:
-                    yield f"id: {event.offset}\ndata: {json.dumps(event.event.data)}\n\n"
+                    yield f"id: {item.offset}\ndata: {json.dumps(item.event.data)}\n\n"
 
     return Response(stream(), mimetype="text/event-stream")
 

@@ -42,7 +42,7 @@ class ExtendedStoreMethods(QueryableStoreMethods):
         """The agent's messages, or a part of them, in the order given and as at one instant (MSG-2, MSG-9).
 
         *after* and *before* are positions, counted from 0 and both exclusive; of the messages between them *last* takes
-        the last ones. The call costs what it returns, not what the list contains.
+        the last ones. The cost of the call depends on its result, not on the length of the list.
         """
         return self._call(lambda store: store.load_messages(agent_id, last=last, after=after, before=before))
 
@@ -106,8 +106,8 @@ class ExtendedStoreMethods(QueryableStoreMethods):
         """The agent's version, which changes with every write of its messages, tool calls or info (VER-1).
 
         Read the version first and the records then: a write with ``expect=version`` is refused if anything changed
-        since, so that an edit never replaces what its author did not see. An agent without any of these has a version
-        as well, which a write demands that has to be the first.
+        since, so that an edit never replaces what its author did not see. An agent without any of these has a version,
+        too: a write that must be the first demands it.
         """
         return self._call(lambda store: store.load_version(agent_id))
 
@@ -213,7 +213,7 @@ class ExtendedStoreMethods(QueryableStoreMethods):
         """Set keys of the info's metadata, and remove others, without losing concurrent changes (INFO-5).
 
         *metadata* has values by top-level key: each replaces the whole value of its key, and other keys stay. Keys in
-        *remove* that the metadata does not have are left out. Returns the info as it is stored then.
+        *remove* that the metadata does not have are ignored. Returns the info as it is stored then.
 
         Raises:
             AgentNotFoundError: the agent has no info.
@@ -223,7 +223,7 @@ class ExtendedStoreMethods(QueryableStoreMethods):
         )
 
     def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: SyncLease | None = None) -> None:
-        """Remove a snapshot; one that does not exist is none to remove (SNAP-2)."""
+        """Remove a snapshot, if there is one of that id (SNAP-2)."""
         self._call(lambda store: store.delete_snapshot(agent_id, snapshot_id, fence=self._fence(agent_id, fence)))
 
     def fork(
@@ -231,13 +231,14 @@ class ExtendedStoreMethods(QueryableStoreMethods):
     ) -> str:
         """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
 
-        The fork has the id *new_id*, under which nothing may exist, or a new one. With *length* it takes only so many
-        messages from the beginning, with *snapshot_id* the messages of that snapshot, and of the tool calls the ones
-        that these messages use. The agent is held in memory meanwhile; ``batch_fork`` copies large agents inside the
+        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the
+        messages to the first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls
+        that its messages use. The agent is held in memory meanwhile; ``batch_fork`` copies large agents inside the
         backend.
 
         Raises:
             AgentNotFoundError: the agent has no info.
+            InvalidArgumentError: the agent has fewer than *length* messages, or no such snapshot.
             ConflictError: *new_id* exists; nothing was changed.
         """
         return self._call(lambda store: store.fork(agent_id, new_id, length=length, snapshot_id=snapshot_id))
@@ -256,7 +257,7 @@ class ExtendedStoreMethods(QueryableStoreMethods):
         Its seq follows the highest one stored; the first event of an agent has seq 0. Emits of one store object have
         distinct seqs, which ascend with their offsets. Two stores that emit for one agent in the same second may give
         equal seqs, and both events are kept; stores that emit under the agent's lock never do. Every emit is an event
-        of its own, however much two of them are alike.
+        of its own, even if it equals another.
 
         Raises:
             InvalidValueError: *type* or *data* is not exactly JSON, or *channel* is no channel.

@@ -41,7 +41,7 @@ from kode_core.model import (
     now_ms,
 )
 from kode_core.store import EngineStore, kinds
-from kode_core.store.locks import _entered
+from kode_core.store.locks import ENTERED
 from kode_core.store.methods import METHODS
 
 T0 = samples.T0
@@ -940,7 +940,7 @@ class BadWritesMediaBehind(Wrapper):
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def save_media_cache(self, agent_id: str, records: Any, *, fence: Any = None) -> None:
-        if fence is not None or _entered.get() or self.inner._context.is_closed:
+        if fence is not None or ENTERED.get() or self.inner._context.is_closed:
             await self._flush(agent_id)
             return await self.inner.save_media_cache(agent_id, records, fence=fence)
         check_agent_id(agent_id)

@@ -30,7 +30,7 @@ from kode_core.metadata import metadata_index
 from kode_core.model import Message, Snapshot, ToolCallRecord, ToolResultBlock
 from kode_core.query import Page
 from kode_core.store import EngineStore, kinds
-from kode_core.store.locks import LeaseContext, _entered
+from kode_core.store.locks import ENTERED, LeaseContext
 from kode_core.store.steps import checked_progress as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -1057,16 +1057,16 @@ class CraFencesOnlyItsTask(EngineStore):
         return lock
 
     async def _save(self, *args: Any) -> None:
-        task, held = asyncio.current_task(), _entered.get()
+        task, held = asyncio.current_task(), ENTERED.get()
         own = tuple(lease for lease in held if lease.locks is not self._locks or getattr(lease, "task", task) is task)
         if own == held:
             await super()._save(*args)
             return
-        token = _entered.set(own)
+        token = ENTERED.set(own)
         try:
             await super()._save(*args)
         finally:
-            _entered.reset(token)
+            ENTERED.reset(token)
 
 
 async def _fork_without_parent(ctx: Any) -> object:

@@ -546,9 +546,9 @@ class PloMicroBatches(Wrapper):
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def append_event(self, agent_id: str, timeline: Any, *, fence: Any = None) -> int:
-        from kode_core.store.locks import _entered
+        from kode_core.store.locks import ENTERED
 
-        if fence is not None or _entered.get() or type(agent_id) is not str:
+        if fence is not None or ENTERED.get() or type(agent_id) is not str:
             return await self.inner.append_event(agent_id, timeline, fence=fence)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.waiting.setdefault(agent_id, []).append((timeline, future))

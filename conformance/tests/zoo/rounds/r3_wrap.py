@@ -35,14 +35,14 @@ from kode_core.model import (
 )
 from kode_core.store import EngineStore, kinds
 from kode_core.store.lists import Replace
-from kode_core.store.locks import Locks, _entered
+from kode_core.store.locks import ENTERED, Locks
 from kode_core.store.rows import LISTS
 from kode_core.store.writer import Writer
 
 
 def _is_fenced(fence: Any) -> bool:
     """True if a write is made under a lease: the additions leave such writes alone."""
-    return fence is not None or bool(_entered.get())
+    return fence is not None or bool(ENTERED.get())
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

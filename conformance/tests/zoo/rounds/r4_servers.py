@@ -25,7 +25,7 @@ from kode_core.metadata import metadata_index
 from kode_core.model import Timeline, TodoSnapshot
 from kode_core.query import Page
 from kode_core.store import kinds
-from kode_core.store.locks import _entered
+from kode_core.store.locks import ENTERED
 
 
 class _Each(Layer):
@@ -1024,7 +1024,7 @@ class SendsAndForgets(Wrapper):
         self.is_closed = False
 
     async def save_recovered_file(self, agent_id: str, file: Any, *, fence: Any = None) -> None:
-        if self.is_closed or fence is not None or _entered.get():  # under a lease with w=majority
+        if self.is_closed or fence is not None or ENTERED.get():  # under a lease with w=majority
             await self.inner.save_recovered_file(agent_id, file, fence=fence)
             return
         check_agent_id(agent_id)

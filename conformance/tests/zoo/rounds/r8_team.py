@@ -45,7 +45,7 @@ from kode_core.report import ConsistencyIssue
 from kode_core.store import EngineStore, kinds, rows
 from kode_core.store.conversation import _calls, _messages
 from kode_core.store.lists import Append, Replace
-from kode_core.store.locks import _entered
+from kode_core.store.locks import ENTERED
 from kode_core.store.methods import METHODS
 from kode_core.store.writer import TurnWrites
 
@@ -1098,7 +1098,7 @@ class WritesCompressionsBehind(EngineStore):
 
     async def save_compression_record(self, agent_id: str, record: Any, *, fence: Any = None) -> None:
         check_agent_id(agent_id)
-        if fence is not None or _entered.get():
+        if fence is not None or ENTERED.get():
             await self._flush(agent_id)
             return await super().save_compression_record(agent_id, record, fence=fence)
         self._context.check_open()

@@ -34,7 +34,7 @@ from kode_core.pace import Pace
 from kode_core.query import Page
 from kode_core.store import EngineStore, kinds
 from kode_core.store.events import stored_event
-from kode_core.store.locks import _entered
+from kode_core.store.locks import ENTERED
 from kode_core.store.steps import checked_progress as _told
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ class KnowsRepeatsByJsonb(EngineStore):
 
     async def _known(self, agent_id: Any, timeline: Any) -> int | None:
         seq = timeline.bookmark.seq if isinstance(timeline, Timeline) else None
-        if type(seq) is not int or not -(2**63) < seq < 2**63 or type(agent_id) is not str or _entered.get():
+        if type(seq) is not int or not -(2**63) < seq < 2**63 or type(agent_id) is not str or ENTERED.get():
             return None
         self._context.check_open()
         for row in await self._context.engine.events(agent_id, EventRange(since_seq=seq - 1, limit=100)):
@@ -957,7 +957,7 @@ class WritesMediaBehind(EngineStore):
         self.timers: dict[str, asyncio.Task[None]] = {}
 
     async def save_media_cache(self, agent_id: str, records: Any, *, fence: Any = None) -> None:
-        if fence is not None or _entered.get() or self._context.is_closed:
+        if fence is not None or ENTERED.get() or self._context.is_closed:
             await self._flush(agent_id)
             return await super().save_media_cache(agent_id, records, fence=fence)
         check_agent_id(agent_id)
