@@ -65,7 +65,7 @@ class StoreBase:
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
         self._search = Search(context)
-        self._parts = Parts(context, self._reader)
+        self._list_parts = Parts(context, self._reader)
         self._edits = ListEdits(context, self._reader, self._writer)
         self._sessions = Sessions(context, self._writer)
         self._forks = Forks(context, self._reader, memory, self._appender)

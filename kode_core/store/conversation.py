@@ -56,7 +56,7 @@ class ConversationMethods(StoreBase):
         span = Span.of(after, before, last)
         if span.is_whole:
             return await self._reader.load_list(agent_id, kind)
-        return await self._parts.load(agent_id, kind, span)
+        return await self._list_parts.load(agent_id, kind, span)
 
     def read_messages(
         self, agent_id: str, *, after: int | None = None, before: int | None = None, reverse: bool = False
@@ -64,7 +64,7 @@ class ConversationMethods(StoreBase):
         if type(reverse) is not bool:
             raise InvalidArgumentError(f"reverse must be a bool, got {type(reverse).__name__}")
         span = Span.of(after, before)
-        return self._parts.stream(self._context.run, check_agent_id(agent_id), span, reverse=reverse)
+        return self._list_parts.stream(self._context.run, check_agent_id(agent_id), span, reverse=reverse)
 
     async def pop_messages(self, agent_id: str, count: int = 1, *, fence: Lease | None = None) -> list[Message]:
         return await self._fenced("pop_messages", agent_id, fence, self._edits.pop, count)

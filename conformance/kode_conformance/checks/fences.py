@@ -110,6 +110,7 @@ async def each_write_under_the_lease_that_is_held_is_done(ctx: Context) -> None:
         for write in fenced_writes(agent_id, edits=True):
             if write.method == "delete":
                 before = await portrait(other, agent_id)
+                before["events"] = [event for *_, event in before["events"]]  # emits number and date them anew
             try:
                 await (write.act(ctx.store, agent_id, fence=fence) if fence else write.act(ctx.store, agent_id))
             except LockLostError as exc:

@@ -67,7 +67,7 @@ class CountsAndThenReads(EngineStore):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._parts = _HastyParts(self._context, self._reader)
+        self._list_parts = _HastyParts(self._context, self._reader)
 
 
 async def _two_from_the_end(ctx: Context) -> object:
