@@ -132,6 +132,25 @@ async def test_a_lost_lease_stops_edits(store: ExtendedStore) -> None:
             await call
 
 
+async def test_a_lost_lease_counts_before_a_conflict(store: ExtendedStore) -> None:
+    """A worker that takes ConflictError for "load again and go on" learns that it no longer holds the agent."""
+    old = await store.load_version("a")
+    await store.save_turn("a", info=info(), append=texts(2))
+    lease, absent = await store.acquire_agent_lock("a"), await store.acquire_agent_lock("nobody")
+    with pytest.raises(ConflictError):
+        await store.create_agent("a", info(), fence=lease)
+    await lease.release()
+    await absent.release()
+    for call in (
+        store.create_agent("a", info(), fence=lease),
+        store.update_info("nobody", {}, fence=absent),
+        store.save_messages("a", [], expect=old, fence=lease),
+        store.truncate_messages("a", 0, expect=old, fence=lease),
+    ):
+        with pytest.raises(LockLostError):
+            await call
+
+
 async def test_a_closed_store_says_so(store: ExtendedStore) -> None:
     """Every new call, the stream at its first message."""
     await store.close()

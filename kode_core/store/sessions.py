@@ -51,6 +51,7 @@ class Sessions:
             while True:
                 summary = await self._context.engine.summary(agent_id)
                 if summary is not None and summary.info is not None:
+                    await self._writer.check_held(agent_id, fence)
                     raise ConflictError(agent_id, version_of(summary), "it has an info already")
                 if await self._commit(agent_id, summary, fence, info=written):
                     return
@@ -67,6 +68,7 @@ class Sessions:
             while True:
                 summary = await self._context.engine.summary(agent_id)
                 if summary is None or summary.info is None:
+                    await self._writer.check_held(agent_id, fence)
                     raise AgentNotFoundError(agent_id)
                 info = await decoded_info(agent_id, summary.info.body, Pace())
                 merged = {**{key: value for key, value in info.metadata.items() if key not in gone}, **changes}

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
 from kode_core.batch import AgentSummary, Applied, DocWrite, EventWrite, Fence, Info, ListHead, ListKind, ListWrite
+from kode_core.errors import ConflictError
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender, offsets_of
 from kode_core.store.list_memory import ListMemory
@@ -137,7 +138,7 @@ class Writer:
             conflicts = 0
             while True:
                 summary = await self._context.engine.summary(agent_id)
-                updated_at = demanded_update(agent_id, expect, summary)
+                updated_at = await self._demanded(agent_id, expect, summary, fence)
                 head = head_of(summary, kind)
                 known = self._memory.get(agent_id, kind)
                 if known is not None and known.version != head.version:
@@ -160,8 +161,7 @@ class Writer:
         """Try once; False if another writer changed the list, or the agent is no longer of *updated_at*."""
         context, write = self._context, edited.write
         if write is None:
-            if fence is not None:  # with a lease that has ended, a call without effect is refused, too
-                await context.commit(context.batch(agent_id, fence=fence))
+            await self.check_held(agent_id, fence)
             return True
         outcome = None
         try:
@@ -184,7 +184,8 @@ class Writer:
         """Try once; None if another writer changed a list since it was remembered."""
         updated_at = None
         if turn.expect is not None:
-            updated_at = demanded_update(agent_id, turn.expect, await self._context.engine.summary(agent_id))
+            summary = await self._context.engine.summary(agent_id)
+            updated_at = await self._demanded(agent_id, turn.expect, summary, fence)
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         lists = {kind.value: change.write for kind, change in changes.items()}
         if rest.info is not None and not lists:
@@ -208,6 +209,21 @@ class Writer:
         if isinstance(outcome, Applied) and not (outcome.messages.version or outcome.tool_calls.version):
             self._memory.forget(agent_id)  # others deleted the agent since its lists were remembered
         return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
+
+    async def check_held(self, agent_id: str, fence: Fence | None) -> None:
+        """Raise LockLostError for a lease that has ended; it refuses also a call without effect (LOCK-5)."""
+        if fence is not None:
+            await self._context.commit(self._context.batch(agent_id, fence=fence))
+
+    async def _demanded(
+        self, agent_id: str, expect: str | None, summary: AgentSummary | None, fence: Fence | None
+    ) -> int | None:
+        """See :func:`demanded_update`. That the lease is lost is the reason that counts if both are refused."""
+        try:
+            return demanded_update(agent_id, expect, summary)
+        except ConflictError:
+            await self.check_held(agent_id, fence)
+            raise
 
     async def _first_list(self, agent_id: str) -> dict[str, ListWrite]:
         """See :func:`first_list`; an agent whose list is remembered has one, and need not be looked at."""
