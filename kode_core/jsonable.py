@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, 
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from itertools import islice
 from math import isfinite, isnan
 from pathlib import PurePath
 from typing import Any, Final, Literal, TypeAlias
@@ -207,7 +208,9 @@ class _Converter:
         return out
 
     def mapping(self, value: Mapping[Any, Any]) -> Json:
-        return self.fields([(self._key(key), item) for key, item in tuple(value.items())])
+        most = min(self._max_items, sys.maxsize - 1) + 1  # a mapping of a class of its own may have no end
+        taken = tuple(islice(value.items(), most))
+        return self.fields([(self._key(key), item) for key, item in taken])
 
     def _key(self, key: object) -> str:
         if type(key) is str:

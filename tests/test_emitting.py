@@ -38,6 +38,7 @@ class Troubled(Layer):
         super().__init__(inner)
         self.looks = 0
         self.fails: Exception | None = None
+        self.commit_fails: Exception | None = None  # before anything is written
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -47,6 +48,9 @@ class Troubled(Layer):
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         await self.gate.wait()
+        lost, self.commit_fails = self.commit_fails, None
+        if lost is not None:
+            return [lost for _ in batches]
         outcomes = await super().commit(batches)
         fails, self.fails = self.fails, None
         return [fails for _ in batches] if fails is not None else outcomes
@@ -145,6 +149,38 @@ async def test_a_failed_emit_leaves_no_number_to_be_given_twice() -> None:
         found = await seqs(store)
         assert found == sorted(set(found))
         assert len(found) >= 1 + 33 + 1
+
+
+async def test_the_numbers_of_writes_that_never_were_are_given_again() -> None:
+    """After a refused and a cancelled emit the first seq is 0; a caller that has its entries keeps their numbers."""
+    engine = Troubled(MemoryEngine())
+    async with opened(engine) as store:
+        lease = await store.acquire_agent_lock("a")
+        await lease.release()
+        with pytest.raises(LockLostError):
+            await store.emit_many("a", [AgentEvent("progress", "x")] * 3, fence=lease)
+        call = asyncio.ensure_future(store.emit("a", "x"))
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        assert (await store.emit("a", "x")).bookmark.seq == 0
+        engine.commit_fails = OutcomeUnknownError("the connection broke")
+        with pytest.raises(OutcomeUnknownError) as caught:
+            await store.emit("a", "y")
+        await asyncio.sleep(1.05)
+        assert (await store.emit("a", "z")).bookmark.seq == 2
+        await store.append_events("a", caught.value.timelines)
+        assert sorted(await seqs(store)) == [0, 1, 2]
+
+
+async def test_a_deleted_agent_begins_at_0_again(tmp_path: Path) -> None:
+    """Also when another store deleted it: the numbers of its former life are forgotten within a second."""
+    url = f"sqlite:///{tmp_path / 'agents.db'}"
+    async with create_extended_store(url) as store, create_extended_store(url) as other:
+        await store.emit_many("a", [AgentEvent("progress", "x")] * 5)
+        await other.delete("a")
+        await asyncio.sleep(1.05)
+        assert (await store.emit("a", "x")).bookmark.seq == 0
 
 
 async def test_numbers_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import collections.abc
 import dataclasses
 import enum
 import json
@@ -359,3 +360,25 @@ def test_answers_of_stores_have_a_json_text() -> None:
         to_json([object()])
     with pytest.raises(InvalidArgumentError, match="takes one record, got list; to_jsonable takes lists"):
         to_dict([stored])  # type: ignore[arg-type]
+
+
+def test_max_items_bounds_what_is_taken_from_a_mapping() -> None:
+    """One of a class of its own may have no end; taken whole, it would fill the memory."""
+    taken = 0
+
+    class Endless(collections.abc.Mapping[int, int]):
+        def __getitem__(self, key: int) -> int:
+            return key
+
+        def __iter__(self) -> collections.abc.Iterator[int]:
+            nonlocal taken
+            for n in range(100_000):
+                taken = n
+                yield n
+
+        def __len__(self) -> int:
+            return 1
+
+    with pytest.raises(InvalidValueError, match="more than 3 items"):
+        to_jsonable(Endless(), max_items=3)
+    assert taken < 10

@@ -18,12 +18,14 @@ from kode_core import (
     InvalidValueError,
     LockLostError,
     Message,
+    RecoveredFile,
     Snapshot,
     StoreClosedError,
     TodoItem,
     TodoSnapshot,
     create_extended_store,
 )
+from kode_core.batch import DocKind
 from kode_core.errors import CorruptRecordError
 from kode_core.layers import Layer
 from kode_core.store import EngineStore
@@ -130,6 +132,25 @@ async def test_a_lost_lease_stops_edits(store: ExtendedStore) -> None:
             await call
 
 
+async def test_a_lost_lease_counts_before_a_conflict(store: ExtendedStore) -> None:
+    """A worker that takes ConflictError for "load again and go on" learns that it no longer holds the agent."""
+    old = await store.load_version("a")
+    await store.save_turn("a", info=info(), append=texts(2))
+    lease, absent = await store.acquire_agent_lock("a"), await store.acquire_agent_lock("nobody")
+    with pytest.raises(ConflictError):
+        await store.create_agent("a", info(), fence=lease)
+    await lease.release()
+    await absent.release()
+    for call in (
+        store.create_agent("a", info(), fence=lease),
+        store.update_info("nobody", {}, fence=absent),
+        store.save_messages("a", [], expect=old, fence=lease),
+        store.truncate_messages("a", 0, expect=old, fence=lease),
+    ):
+        with pytest.raises(LockLostError):
+            await call
+
+
 async def test_a_closed_store_says_so(store: ExtendedStore) -> None:
     """Every new call, the stream at its first message."""
     await store.close()
@@ -175,6 +196,29 @@ async def test_an_agent_created_again_has_another_version() -> None:
         await store.create_agent("a", info(metadata={"n": 2}))
         with pytest.raises(ConflictError):
             await store.save_info("a", info(), expect=first)
+
+
+async def test_equal_infos_of_two_lives_have_two_versions() -> None:
+    """Though the clock stands still, and nothing but the info was ever saved (VER-1)."""
+    store, same, seen = EngineStore(_memory, clock=lambda: 1_000), info(created_at=5), set()
+
+    async def begin(n: int) -> None:
+        if n % 3 == 0:
+            await store.create_agent("a", same)
+        elif n % 3 == 1:
+            await store.save_info("a", same)
+        else:
+            await store.save_turn("a", info=same)
+
+    async with store:
+        for n in range(9):
+            await begin(n)
+            seen.add(await store.load_version("a"))
+            await store.save_info("a", same)
+            seen.add(await store.load_version("a"))
+            await store.delete("a")
+        assert len(seen) == 18
+        assert await store.load_session("a") is None
 
 
 async def _memory() -> Any:
@@ -257,3 +301,63 @@ async def test_parts_and_edits_of_100000_messages_read_what_they_contain() -> No
         assert await store.truncate_messages("a", 99_000) == 998
         assert [m.position async for m in store.read_messages("a", after=98_989)] == [*range(98_990, 99_000)]
         assert _Counted.rows_read < 100
+
+
+async def test_a_fork_takes_no_id_that_has_documents(store: ExtendedStore) -> None:
+    """They would be overwritten, or become part of the fork."""
+    await store.create_agent("a", info())
+    mine = TodoSnapshot(todos=[TodoItem(id="1", title="mine", status="pending")])
+    await store.save_todos("a", TodoSnapshot())
+    await store.save_todos("b", mine)
+    await store.save_recovered_file("c", RecoveredFile(path="p", content="x"))
+    for taken in ("b", "c"):
+        with pytest.raises(ConflictError):
+            await store.fork("a", taken)
+        assert not await store.exists(taken)
+    assert await store.load_todos("b") == mine
+
+
+async def test_a_fork_is_fenced_by_the_lock_of_its_own_id(store: ExtendedStore) -> None:
+    """A fork to an id whose lease was lost changes nothing (LOCK-5)."""
+    await store.create_agent("a", info())
+    async with store.acquire_agent_lock("b") as lease:
+        await lease.release()
+        with pytest.raises(LockLostError):
+            await store.fork("a", "b")
+    assert not await store.exists("b")
+    async with store.acquire_agent_lock("b"):
+        await store.fork("a", "b")
+    assert await store.exists("b")
+
+
+class _Late(Layer):
+    """Saves todos and a snapshot, one after the other, just before the first look at snapshots."""
+
+    is_armed = False
+    save: Any
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Any:
+        if self.is_armed and agent_id == "a" and kind is DocKind.SNAPSHOTS:
+            type(self).is_armed = False
+            await self.save()
+        return await super().docs(agent_id, kind, key)
+
+
+async def test_the_documents_of_a_fork_are_of_one_instant() -> None:
+    """Not the todos of before two saves with the snapshot of after (FORK-1)."""
+
+    async def opener() -> Any:
+        return _Late(await _memory())
+
+    async with EngineStore(opener) as store:
+        await store.create_agent("a", info())
+        todos = TodoSnapshot(todos=[TodoItem(id="1", title="new", status="pending")])
+
+        async def save() -> None:
+            await store.save_todos("a", todos)
+            await store.save_snapshot("a", Snapshot(id="s", messages=texts(1)))
+
+        _Late.save, _Late.is_armed = staticmethod(save), True
+        child = await store.fork("a")
+        assert len(await store.list_snapshots(child)) == 1
+        assert await store.load_todos(child) == todos

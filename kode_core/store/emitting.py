@@ -55,6 +55,8 @@ class Emitter:
         try:
             return await self._context.run(method, agent_id, self._emit, agent_id, events, fence, writes)
         except OutcomeUnknownError as exc:
+            if writes:
+                self._appender.numbers.keep(agent_id, writes[-1].seq)
             error = OutcomeUnknownError(
                 f"{exc}; to be sure that the emitted events are stored, and once, append the timelines of this error"
             )
@@ -70,7 +72,11 @@ class Emitter:
             async with number.lock:
                 entries = await self._numbered(agent_id, taken, number, held, writes)
             # Nothing is awaited here: the append is queued before the next call gets its numbers.
-            offsets = await self._appender.append(agent_id, tuple(writes), held)
+            try:
+                offsets = await self._appender.append(agent_id, tuple(writes), held)
+            except BaseException:
+                number.doubt()  # its numbers may have been used for nothing
+                raise
         return [
             StoredEvent(entry.cursor, entry.bookmark, entry.event, offset=offset)
             for entry, offset in zip(entries, offsets, strict=True)
@@ -97,17 +103,21 @@ class Emitter:
             encoded.append(await event_write(entry, pace))
             await pace.yield_to_loop()
         writes += encoded
-        number.next = max(number.next or first, first + len(events))
+        number.raise_to(first + len(events))
         return entries
 
     async def _next_seq(self, agent_id: str, number: Number, fence: Fence | None) -> int:
         now = asyncio.get_running_loop().time()
         is_known = number.next is not None and now - number.read_at < _KNOWN_S
         if not is_known or (fence is not None and fence != number.fence):
+            if number.users == 1:
+                # No other call has numbers once the cancelled ones have ended, so that the stored events alone count:
+                # the agent may have been deleted, or nothing be stored under the numbers that were given.
+                await self._context.underway.wait_for_left(agent_id)
+                number.next = number.kept
             last = await self._context.engine.last_event(agent_id)
-            following = 0 if last is None else last.seq + 1
             # Numbers that were given, and are not stored yet, are not given again.
-            number.next = following if number.next is None else max(number.next, following)
+            number.raise_to(0 if last is None else last.seq + 1)
             number.read_at = now
             number.fence = fence or number.fence
         assert number.next is not None

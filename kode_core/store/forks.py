@@ -8,7 +8,18 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from kode_core.batch import FORKED_DOCS, AgentSummary, Child, DocWrite, Fence, ListKind, ListWrite, Refused
+from kode_core.batch import (
+    FORKED_DOCS,
+    AgentSummary,
+    Child,
+    Doc,
+    DocKind,
+    DocWrite,
+    Fence,
+    ListKind,
+    ListWrite,
+    Refused,
+)
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError, StoreBusyError
 from kode_core.ids import check_agent_id, check_key, new_agent_id, quoted
 from kode_core.model import AgentInfo, Message, ToolUseBlock
@@ -90,30 +101,55 @@ class Forks:
                 return [child.agent_id for child in children]
         raise StoreBusyError(f"agent {agent_id!r}: its info kept changing while it was forked; nothing was written")
 
-    async def fork_to(self, agent_id: str, cut: ForkCut) -> str:
+    async def fork_to(self, agent_id: str, cut: ForkCut, fence: Fence | None) -> str:
         """Copy the agent, or the beginning of its conversation, to one new agent, in one commit."""
         context, engine = self._context, self._context.engine
+        await context.underway.wait_for_left(cut.new_id)
         for _ in range(_ATTEMPTS):
             summary = await engine.summary(agent_id)
             if summary is None or summary.info is None:
                 raise AgentNotFoundError(agent_id)
             copied = await self._copied(agent_id, summary, cut)
-            if version_of(await engine.summary(agent_id)) != version_of(summary):
+            if copied is None or version_of(await engine.summary(agent_id)) != version_of(summary):
                 continue  # these reads are of more than one instant
-            if await engine.last_event(cut.new_id) is not None:
-                raise ConflictError(cut.new_id, ABSENT, "it has events, so that no fork can take its id")
-            if isinstance(await context.commit(context.batch(cut.new_id, expect_updated_at=0, **copied)), Refused):
+            await self._check_empty(cut.new_id)
+            batch = context.batch(cut.new_id, fence=fence, expect_updated_at=0, **copied)
+            if isinstance(await context.commit(batch), Refused):
                 there = version_of(await engine.summary(cut.new_id))
                 raise ConflictError(cut.new_id, there, "it exists already; a fork replaces no agent")
             return cut.new_id
         raise StoreBusyError(f"agent {agent_id!r} kept changing while it was forked; nothing was written")
 
-    async def _copied(self, agent_id: str, summary: AgentSummary, cut: ForkCut) -> dict[str, Any]:
-        """The contents of the child's batch."""
+    async def _check_empty(self, new_id: str) -> None:
+        """Raise ConflictError for an id that has events or documents: a fork overwrites and inherits nothing."""
+        engine = self._context.engine
+        if await engine.last_event(new_id) is not None:
+            raise ConflictError(new_id, ABSENT, "it has events, so that no fork can take its id")
+        for kind in DocKind:
+            if kind is not DocKind.LAYER and await engine.docs(new_id, kind):
+                raise ConflictError(new_id, ABSENT, f"it has {kind.value}, so that no fork can take its id")
+
+    async def _docs(self, agent_id: str) -> dict[DocKind, Sequence[Doc]] | None:
+        """The documents that a fork copies, as they were when the last kind was read; None if others changed then.
+
+        The snapshots are read last, and once, since they are the largest.
+        """
+        engine = self._context.engine
+        found = {kind: await engine.docs(agent_id, kind) for kind in FORKED_DOCS}
+        for kind in FORKED_DOCS[:-1]:
+            if _state(await engine.docs(agent_id, kind)) != _state(found[kind]):
+                return None
+        return found
+
+    async def _copied(self, agent_id: str, summary: AgentSummary, cut: ForkCut) -> dict[str, Any] | None:
+        """The contents of the child's batch; None if the parent's documents changed while they were read."""
         assert summary.info is not None
-        engine, pace = self._context.engine, Pace()
+        pace = Pace()
+        docs = await self._docs(agent_id)
+        if docs is None:
+            return None
         parent = await decoded_info(agent_id, summary.info.body, pace)
-        messages, times = await self._messages(agent_id, summary, cut)
+        messages, times = await self._messages(agent_id, summary, cut, docs[DocKind.SNAPSHOTS])
         calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
         info = replace(
             parent,
@@ -126,16 +162,15 @@ class Forks:
             used = {block.id for message in messages for block in message.content if isinstance(block, ToolUseBlock)}
             calls = [call for call in calls if call.id in used]
             info = replace(info, last_sfp_index=min(info.last_sfp_index, len(messages) - 1), breakpoint=None)
-        docs = [DocWrite(kind, doc.key, doc) for kind in FORKED_DOCS for doc in await engine.docs(agent_id, kind)]
         return {
             "info": await info_of(cut.new_id, info),
             "messages": await self._list(ListKind.MESSAGES, messages, times),
-            "tool_calls": await self._list(ListKind.TOOL_CALLS, calls, []),
-            "docs": tuple(docs),
+            "tool_calls": await self._list(ListKind.TOOL_CALLS, calls, []) if calls else None,
+            "docs": tuple([DocWrite(kind, doc.key, doc) for kind, found in docs.items() for doc in found]),
         }
 
     async def _messages(
-        self, agent_id: str, summary: AgentSummary, cut: ForkCut
+        self, agent_id: str, summary: AgentSummary, cut: ForkCut, snapshots: Sequence[Doc]
     ) -> tuple[Sequence[Message], Sequence[int]]:
         """The messages of the fork, and the times that the first of them have in the parent."""
         engine, kind = self._context.engine, ListKind.MESSAGES
@@ -149,17 +184,15 @@ class Forks:
         times = [created_at for _, created_at in rows]
         if cut.snapshot_id is None:
             return messages, times
-        snapshot = await self._reader.load_doc(agent_id, SNAPSHOTS, cut.snapshot_id)
+        snapshot = await self._reader.decoded_doc(agent_id, SNAPSHOTS, snapshots, cut.snapshot_id)
         if snapshot is None:
             raise InvalidArgumentError(f"agent {agent_id!r} has no snapshot {cut.snapshot_id!r:.80}")
         pairs = zip(snapshot.messages, messages, strict=False)
         same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         return snapshot.messages, times[:same]
 
-    async def _list(self, kind: ListKind, records: Sequence[Any], times: Sequence[int]) -> ListWrite | None:
+    async def _list(self, kind: ListKind, records: Sequence[Any], times: Sequence[int]) -> ListWrite:
         """The write of a new list; records without a time in *times* are as new as the fork."""
-        if not records:
-            return None
         pace, now, rows = Pace(), max([self._context.now(), *times]), []
         for i, record in enumerate(records):
             one = (await LISTS[kind].row(i, record, now, pace)).row
@@ -178,6 +211,10 @@ class Forks:
             self._memory.forget(agent_id)
         finally:
             self._appender.deleted(agent_id)
+
+
+def _state(docs: Sequence[Doc]) -> list[tuple[str, int, bytes]]:
+    return [(doc.key, doc.time, doc.body.digest) for doc in docs]
 
 
 async def _child(agent_id: str, parent: AgentInfo, now: int, pace: Pace) -> Child:

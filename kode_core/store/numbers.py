@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -20,19 +21,29 @@ class Number:
     Attributes:
         lock: held while a call takes numbers and hands over its events, so that both have one order.
         next: the next seq; None if it is not known.
+        kept: the lowest seq above those that callers may still append; None if they have none.
         read_at: when the stored events were last looked at, in seconds of the event loop.
         fence: the lease under which they were last looked at.
         users: the number of calls that have numbers, or wait for some, and are not stored yet.
     """
 
-    __slots__ = ("fence", "lock", "next", "read_at", "users")
+    __slots__ = ("fence", "kept", "lock", "next", "read_at", "users")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.next: int | None = None
-        self.read_at = 0.0
+        self.kept: int | None = None
+        self.read_at = -math.inf
         self.fence: Fence | None = None
         self.users = 0
+
+    def raise_to(self, seq: int) -> None:
+        """Give no number below *seq*."""
+        self.next = seq if self.next is None else max(self.next, seq)
+
+    def doubt(self) -> None:
+        """Let the next call look at the stored events."""
+        self.read_at = -math.inf
 
 
 class Numbers:
@@ -63,8 +74,15 @@ class Numbers:
     def note(self, agent_id: str, seq: int) -> None:
         """An event with that seq was stored: the next emitted one gets a higher one."""
         number = self._numbers.get(agent_id)
-        if number is not None and number.next is not None:
-            number.next = max(number.next, seq + 1)
+        if number is not None:
+            number.raise_to(seq + 1)
+
+    def keep(self, agent_id: str, seq: int) -> None:
+        """The caller of an emit has its entry with that seq, and may append it at any time."""
+        number = self._numbers.get(agent_id)
+        if number is not None:
+            number.raise_to(seq + 1)
+            number.kept = number.next
 
     def forget(self, agent_id: str) -> None:
         """Forget the numbers of a deleted agent, unless calls have some of them."""

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import DocKind, Found, FoundRow, ListKind, SessionRow
+from kode_core.batch import Doc, DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import is_shortened, plain_text, row_name
@@ -105,8 +105,14 @@ class Reader:
 
     async def load_doc(self, agent_id: str, kind: Kind[R], key: str = "") -> R | None:
         """The record under a key."""
-        for doc in await self._context.engine.docs(agent_id, kind.kind, key):
-            return await decode_in_slices(kind.cls, doc.body, _label(agent_id, kind.kind, key), Pace())
+        docs = await self._context.engine.docs(agent_id, kind.kind, key)
+        return await self.decoded_doc(agent_id, kind, docs, key)
+
+    async def decoded_doc(self, agent_id: str, kind: Kind[R], docs: Sequence[Doc], key: str) -> R | None:
+        """The record under a key, among documents that were read."""
+        for doc in docs:
+            if doc.key == key:
+                return await decode_in_slices(kind.cls, doc.body, _label(agent_id, kind.kind, key), Pace())
         return None
 
     async def load_list_doc(self, agent_id: str, kind: Kind[R]) -> list[R]:

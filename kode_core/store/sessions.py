@@ -17,7 +17,7 @@ from kode_core.store.context import Context
 from kode_core.store.reader import decoded_info, session_of
 from kode_core.store.rows import info_of
 from kode_core.store.versions import update_of, version_of
-from kode_core.store.writer import Writer, pause_after
+from kode_core.store.writer import Writer, first_list, pause_after
 
 __all__ = ["Sessions"]
 
@@ -51,6 +51,7 @@ class Sessions:
             while True:
                 summary = await self._context.engine.summary(agent_id)
                 if summary is not None and summary.info is not None:
+                    await self._writer.check_held(agent_id, fence)
                     raise ConflictError(agent_id, version_of(summary), "it has an info already")
                 if await self._commit(agent_id, summary, fence, info=written):
                     return
@@ -67,6 +68,7 @@ class Sessions:
             while True:
                 summary = await self._context.engine.summary(agent_id)
                 if summary is None or summary.info is None:
+                    await self._writer.check_held(agent_id, fence)
                     raise AgentNotFoundError(agent_id)
                 info = await decoded_info(agent_id, summary.info.body, Pace())
                 merged = {**{key: value for key, value in info.metadata.items() if key not in gone}, **changes}
@@ -78,6 +80,7 @@ class Sessions:
 
     async def _commit(self, agent_id: str, summary: AgentSummary | None, fence: Fence | None, **contents: Any) -> bool:
         """Write if the agent is still as *summary* says."""
+        contents |= first_list(summary)
         batch = self._context.batch(agent_id, fence=fence, expect_updated_at=update_of(summary), **contents)
         return isinstance(await self._context.commit(batch), Applied)
 

@@ -265,8 +265,10 @@ async def a_fork_replaces_nothing(ctx: Context) -> None:
     await fill(ctx.store, "p")
     await fill(ctx.store, "there")
     await ctx.store.append_event("events only", samples.event(0))
+    await ctx.store.save_todos("todos only", samples.todos())
+    await ctx.store.save_history_window("windows only", samples.window("w"))
     before = await dump(ctx, "there")
-    for taken in ("there", "events only"):
+    for taken in ("there", "events only", "todos only", "windows only"):
         await ctx.raises(ConflictError, ctx.store.fork("p", taken), f"a fork to {taken!r}")
     ctx.equal(await dump(ctx, "there"), before, "the agent whose id was asked for")
     calls = [store.fork("p", "one") for store in (ctx.store, other) * 2]
