@@ -198,29 +198,6 @@ async def test_an_agent_created_again_has_another_version() -> None:
             await store.save_info("a", info(), expect=first)
 
 
-async def test_equal_infos_of_two_lives_have_two_versions() -> None:
-    """Though the clock stands still, and nothing but the info was ever saved (VER-1)."""
-    store, same, seen = EngineStore(_memory, clock=lambda: 1_000), info(created_at=5), set()
-
-    async def begin(n: int) -> None:
-        if n % 3 == 0:
-            await store.create_agent("a", same)
-        elif n % 3 == 1:
-            await store.save_info("a", same)
-        else:
-            await store.save_turn("a", info=same)
-
-    async with store:
-        for n in range(9):
-            await begin(n)
-            seen.add(await store.load_version("a"))
-            await store.save_info("a", same)
-            seen.add(await store.load_version("a"))
-            await store.delete("a")
-        assert len(seen) == 18
-        assert await store.load_session("a") is None
-
-
 async def _memory() -> Any:
     from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 

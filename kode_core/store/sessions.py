@@ -17,7 +17,7 @@ from kode_core.store.context import Context
 from kode_core.store.reader import decoded_info, session_of
 from kode_core.store.rows import info_of
 from kode_core.store.versions import update_of, version_of
-from kode_core.store.writer import Writer, first_list, pause_after
+from kode_core.store.writer import Writer, pause_after
 
 __all__ = ["Sessions"]
 
@@ -80,7 +80,6 @@ class Sessions:
 
     async def _commit(self, agent_id: str, summary: AgentSummary | None, fence: Fence | None, **contents: Any) -> bool:
         """Write if the agent is still as *summary* says."""
-        contents |= first_list(summary)
         batch = self._context.batch(agent_id, fence=fence, expect_updated_at=update_of(summary), **contents)
         return isinstance(await self._context.commit(batch), Applied)
 

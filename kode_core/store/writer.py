@@ -19,7 +19,7 @@ from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
 from kode_core.store.versions import check_version, demanded_update, head_of
 
-__all__ = ["Edited", "ListEdit", "ListHow", "Rest", "TurnWrites", "Writer", "first_list", "pause_after"]
+__all__ = ["Edited", "ListEdit", "ListHow", "Rest", "TurnWrites", "Writer", "pause_after"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
 
@@ -45,17 +45,6 @@ class Rest(NamedTuple):
 async def pause_after(conflicts: int) -> None:
     """Wait for a moment, longer after more conflicts, so that writers of one agent come apart."""
     await asyncio.sleep(random.uniform(0, min(conflicts, 20)) / 1000)  # noqa: S311
-
-
-def first_list(summary: AgentSummary | None) -> dict[str, ListWrite]:
-    """The write of an empty list that goes along with the info of an agent without lists.
-
-    Versions of lists never repeat. Without one the same info, saved at the same millisecond after a delete, would have
-    the version of before (VER-1).
-    """
-    if summary is not None and (summary.messages.version or summary.tool_calls.version):
-        return {}
-    return {ListKind.MESSAGES.value: ListWrite(expect=0)}
 
 
 async def _nothing() -> Rest:
@@ -187,9 +176,6 @@ class Writer:
             summary = await self._context.engine.summary(agent_id)
             updated_at = await self._demanded(agent_id, turn.expect, summary, fence)
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
-        lists = {kind.value: change.write for kind, change in changes.items()}
-        if rest.info is not None and not lists:
-            lists = await self._first_list(agent_id)
         batch = self._context.batch(
             agent_id,
             fence=fence,
@@ -197,7 +183,7 @@ class Writer:
             info=rest.info,
             docs=rest.docs,
             events=rest.events,
-            **lists,
+            **{kind.value: change.write for kind, change in changes.items()},
         )
         outcome = None
         try:
@@ -206,8 +192,6 @@ class Writer:
             for kind, change in changes.items():
                 head = _head_after(outcome, kind)
                 self._memory.put(agent_id, kind, change.remember(head) if head.version else None)
-        if isinstance(outcome, Applied) and not (outcome.messages.version or outcome.tool_calls.version):
-            self._memory.forget(agent_id)  # others deleted the agent since its lists were remembered
         return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
     async def check_held(self, agent_id: str, fence: Fence | None) -> None:
@@ -224,12 +208,6 @@ class Writer:
         except ConflictError:
             await self.check_held(agent_id, fence)
             raise
-
-    async def _first_list(self, agent_id: str) -> dict[str, ListWrite]:
-        """See :func:`first_list`; an agent whose list is remembered has one, and need not be looked at."""
-        if any(self._memory.get(agent_id, kind) is not None for kind in ListKind):
-            return {}
-        return first_list(await self._context.engine.summary(agent_id))
 
     async def _change(self, agent_id: str, kind: ListKind, edit: ListEdit, *, whole: bool) -> Change:
         engine, now = self._context.engine, self._context.now()
