@@ -72,7 +72,7 @@ _ENGINE: Final = _Kind(
             "summary, rows, rows_at, outline, and commit of lists and info: its preconditions, op_id",
             "MSG TC TURN VAL SNAP",
         ),
-        ("agent_ids, stored_ids, find_sessions, find_rows, stats, totals", "INFO LIFE QRY"),
+        ("agent_ids, stored_ids, find_sessions, find_rows, stats, totals", "INFO VER LIFE QRY"),
         ("acquire_lease, renew_lease, release_lease, fork, and the fence of commit", "LOCK FORK ID"),
         ("probes, inspect, backup", "OPS DUR"),
     ),

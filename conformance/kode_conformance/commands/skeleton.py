@@ -43,16 +43,25 @@ def skeleton_of(protocol: type, class_name: str, written: Collection[str] = ()) 
     methods = [node for node in definition.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     parts: list[str] = []
     end = max(node.end_lineno or 0 for node in definition.body if node.lineno < methods[0].lineno)
-    for method in methods:
-        if method.name not in written:
-            parts += [*lines[end : method.body[-1].lineno - 1], f"        {_unwritten(class_name, method.name)}"]
-        assert method.end_lineno is not None
-        end = method.end_lineno
     wanted = [method for method in methods if method.name not in written]
+    for method in methods:
+        assert method.end_lineno is not None
+        if method in wanted and _is_overload(method):  # the method's signatures for type checkers
+            parts += lines[end : method.end_lineno]
+        elif method in wanted:
+            parts += [*lines[end : method.body[-1].lineno - 1], f"        {_unwritten(class_name, method.name)}"]
+        end = method.end_lineno
     imports, aliases = _origins(
         _names_in(part for method in wanted for part in _signature(method)), sys.modules[protocol.__module__]
     )
-    return Skeleton(imports, aliases, "\n".join(parts).strip("\n"), tuple(method.name for method in wanted))
+    return Skeleton(
+        imports, aliases, "\n".join(parts).strip("\n"), tuple(dict.fromkeys(method.name for method in wanted))
+    )
+
+
+def _is_overload(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """True for a signature without a body, which stands before its method."""
+    return any(ast.unparse(decorator) == "overload" for decorator in method.decorator_list)
 
 
 def _unwritten(class_name: str, method: str) -> str:
@@ -66,7 +75,8 @@ def _names_in(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def _signature(method: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[ast.AST, ...]:
-    return (method.args,) if method.returns is None else (method.args, method.returns)
+    returned = [] if method.returns is None else [method.returns]
+    return (method.args, *returned, *method.decorator_list)
 
 
 def _origins(names: set[str], module: ModuleType) -> tuple[_Imports, tuple[str, ...]]:

@@ -23,12 +23,12 @@ AREAS: Final = {
     "MED": "media cache",
     "SNAP": "snapshots",
     "INFO": "agent info",
+    "VER": "versions",
     "LIFE": "lifecycle",
     "QRY": "queries",
     "OPS": "operations",
     "LOCK": "locks",
     "FORK": "forks",
-    "VER": "versions",
     "DUR": "durability",
     "HARNESS": "the harness",
 }

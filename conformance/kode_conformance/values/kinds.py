@@ -97,8 +97,10 @@ def kinds() -> Mapping[type[Record], Kind]:
     }
 
 
-_ELSEWHERE: Final = frozenset({"create_agent", "replace_message"})
-"""Methods that write a record only where there is none, or in the place of another: they have their own checks."""
+_ELSEWHERE: Final = frozenset({"create_agent", "replace_message", "read_messages"})
+"""Methods with checks of their own: they write a record only where there is none, or in the place of another, or give
+only what another method gives as well.
+"""
 _STREAMS: Final = (AsyncIterator, EventStream)
 _LISTS: Final = (list, Sequence, Page, *_STREAMS)
 
