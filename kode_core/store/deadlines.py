@@ -55,7 +55,7 @@ class Deadline:
             self._all.begin(self)
 
     def goes_on(self) -> None:
-        """Begin anew if it is counted still: what it is about may go on after its end."""
+        """Begin anew if it is counted still; its subject may go on after its end."""
         if self._all.counts(self):
             self.begin_anew()
 

@@ -49,7 +49,7 @@ _Paths = list[Path]
 
 
 class EngineStore(ConversationMethods, ExtendedStore):
-    """An ExtendedStore over any engine; the arguments are those of :class:`~kode_core.store.base.StoreBase`."""
+    """An ExtendedStore over any engine; :class:`~kode_core.store.base.StoreBase` documents the arguments."""
 
     # --- todos, history, media, snapshots
 

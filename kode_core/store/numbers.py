@@ -21,7 +21,7 @@ class Number:
     Attributes:
         lock: held while a call takes numbers and hands over its events, so that both have one order.
         next: the next seq; None if it is not known.
-        kept: the lowest seq above those that callers may still append; None if they have none.
+        kept: the lowest seq that no caller can still append; None if no caller has one.
         read_at: when the stored events were last looked at, in seconds of the event loop.
         fence: the lease under which they were last looked at.
         users: the number of calls that have numbers, or wait for some, and are not stored yet.

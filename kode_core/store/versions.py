@@ -29,7 +29,7 @@ def version_of(summary: AgentSummary | None) -> str:
 
 
 def head_of(summary: AgentSummary | None, kind: ListKind) -> ListHead:
-    """The version and length of a list; those of an empty list if the agent does not exist."""
+    """The version and length of a list, both 0 if the agent does not exist."""
     return ListHead() if summary is None else getattr(summary, kind.value)
 
 
