@@ -851,3 +851,14 @@ asyncio.run(opened())
     assert count == "40"
     assert refused.startswith("this store was opened in another process, from which this one was forked: open one")
     assert "kode_core.sync" in refused
+
+
+@pytest.mark.parametrize("timeout", ["1", -1, float("nan"), float("inf"), True, b""])
+def test_a_timeout_of_another_type_is_refused(timeout: Any) -> None:
+    """Before the stream is looked at."""
+    with (
+        open_store("memory:") as store,
+        store.follow_events("a") as stream,
+        pytest.raises(InvalidArgumentError, match="timeout"),
+    ):
+        stream.next(timeout)

@@ -87,6 +87,8 @@ class Message(Record, frozen=True, gc=True, weakref=True):
         has no field for is in ``metadata["openai"]`` and in the ``meta["openai"]`` of blocks, so that
         :meth:`to_openai` makes the same message again; null fields are as absent ones. ``arguments`` are parsed.
 
+        Values that JSON does not have, such as bytes, are converted as :func:`~kode_core.to_jsonable` does.
+
         Raises:
             InvalidValueError: it is no such message, or cannot be kept exactly; the error has the path.
         """
@@ -117,6 +119,8 @@ class Message(Record, frozen=True, gc=True, weakref=True):
         Thinking is a :class:`ReasoningBlock`, a document a :class:`FileBlock`. Whatever a record has no field for, such
         as ``cache_control`` and ``signature``, is in ``metadata["anthropic"]`` and in the ``meta["anthropic"]`` of
         blocks, so that :meth:`to_anthropic` makes the same message again; null fields are as absent ones.
+
+        Values that JSON does not have, such as bytes, are converted as :func:`~kode_core.to_jsonable` does.
 
         Raises:
             InvalidValueError: it is no such message, or cannot be kept exactly; the error has the path.

@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
-from kode_core.errors import StoreClosedError
+from kode_core.errors import InvalidArgumentError, StoreClosedError
 from kode_core.sync.thread import LoopThread
 
 __all__ = ["SyncIterator"]
@@ -119,7 +119,10 @@ class SyncIterator(Iterator[T_co]):
         Raises:
             TimeoutError: no item came in time.
             StopIteration: the stream has ended, or was closed, in another thread for example.
+            InvalidArgumentError: *timeout* is no number of seconds.
         """
+        if timeout is not None and not (type(timeout) in (int, float) and 0 <= timeout < float("inf")):
+            raise InvalidArgumentError(f"timeout must be a number of seconds, 0 or more, or None, got {timeout!r:.80}")
         while not self._is_closed:
             try:
                 return self._ready.popleft()
