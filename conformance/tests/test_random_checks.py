@@ -254,8 +254,14 @@ def test_faults_are_found_whatever_the_seed(fault: type, name: str, monkeypatch:
 
 
 def test_faults_between_processes_are_found() -> None:
-    """Appends of one process that undo those of another are told with what was lost."""
-    result = judge(CHECKS["processes_agree_on_one_order"], AppendsInFiles(), Settings(Tier.STANDARD))
+    """Appends of one process that undo those of another are told with what was lost.
+
+    Whether the processes meet depends on the machine: on a busy one they may run one after the other.
+    """
+    check = CHECKS["processes_agree_on_one_order"]
+    results = (judge(check, AppendsInFiles(), Settings(Tier.STANDARD, seed)) for seed in range(6))
+    result = next((one for one in results if one.status is not Status.PASS), None)
+    assert result is not None
     assert result.status is Status.FAIL
     assert "appended messages, 3 processes: lost" in result.message
 
