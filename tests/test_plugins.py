@@ -736,8 +736,17 @@ async def test_a_plugin_that_ends_the_program_is_an_error(install: Install, monk
         plugins.layers(MemoryOptions())
 
 
-@pytest.mark.parametrize("given", [None, 5, "engine"])
-async def test_a_layer_that_gives_no_engine_is_refused_at_once(given: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (None, "a layer around memory returned None; return the engine"),
+        (5, "layer around memory gives a int, .* commit"),
+        ("engine", "layer around memory gives a str, .* commit"),
+    ],
+)
+async def test_a_layer_that_gives_no_engine_is_refused_at_once(
+    given: object, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A store is not opened over what a layer gives in the place of an engine."""
     plugins = Plugins(())
 
@@ -748,7 +757,5 @@ async def test_a_layer_that_gives_no_engine_is_refused_at_once(given: object, mo
 
     plugins.add(Forgets())
     monkeypatch.setattr("kode_core.factory.registry", plugins)
-    with pytest.raises(
-        IncompatibleBackendError, match=f"layer around memory gives a {type(given).__name__}, .* commit"
-    ):
+    with pytest.raises(IncompatibleBackendError, match=problem):
         await create_extended_store("memory:")

@@ -165,6 +165,11 @@ GIVEN: Final[Mapping[str, Callable[[], Any]]] = {
     "channel": lambda: "progress",
     "after_offset": lambda: 0,
     "since": lambda: Bookmark(0, 0),
+    "type": lambda: "x",
+    "message": lambda: Message.user("hi"),
+    "position": lambda: 0,
+    "length": lambda: 0,
+    "metadata": dict,
 }
 FILTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "sessions": (
@@ -174,7 +179,10 @@ FILTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "messages": ("agent_id", "role", "content_type", "created_after", "created_before", "limit", "cursor"),
     "tool_calls": ("agent_id", "tool_name", "state", "is_error", "has_approval", "created_after", "order", "offset"),
 }
-WRITES: Final = ("save_", "append_", "upsert_", "delete", "batch_")
+WRITES: Final = (
+    *("save_", "append_", "upsert_", "delete", "batch_", "emit", "pop_", "truncate_", "replace_"),
+    *("create_", "update_", "fork"),
+)
 
 
 @pytest.fixture(params=URLS)
@@ -247,6 +255,9 @@ async def holdings(store: ExtendedStore) -> Any:
     )
 
 
+CUTS: Final = ("pop_messages", "truncate_messages", "replace_message")
+
+
 async def test_wrong_arguments(store: ExtendedStore) -> None:
     """Every argument of every method may be of any type: an error of the library says so, and nothing was written."""
     raw, written = [], []
@@ -263,7 +274,7 @@ async def test_wrong_arguments(store: ExtendedStore) -> None:
             if error is not None and after != before:
                 written.append(f"{name}({wrong}={type(value).__name__}): {error}")
             before = after
-            if error is None and name in {"delete", "delete_many", "save_messages", "save_turn"}:
+            if error is None and name in {"delete", "delete_many", "save_messages", "save_turn", *CUTS}:
                 await store.save_turn("a", messages=[Message.user("hi")], info=GIVEN["info"]())
                 before = await holdings(store)
     assert not raw + written, "\n".join(dict.fromkeys(raw + written))

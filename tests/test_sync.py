@@ -551,6 +551,15 @@ def test_a_store_is_closed_inside_a_block() -> None:
 # --- interruptions
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also if the shell that started the tests in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another thread")
 def test_ctrl_c_cancels_the_call_it_interrupts(two: tuple[SyncStore, SyncStore]) -> None:
     one, other = two

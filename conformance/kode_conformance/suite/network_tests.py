@@ -333,9 +333,12 @@ class NetworkTests:
         """
         write, look, expected = WRITES[name]
         store, direct = await link.by_the_proxy(max=2), await link.directly()
-        deleted_in_between = not_cut = 0
-        for attempt in range(80):
-            skip, agent_id = attempt // 2, f"lost-{attempt}"  # twice each: a new connection has more to say at first
+        deleted_in_between = not_cut = first = 0
+        for attempt in range(240):
+            skip, agent_id = (
+                (attempt - first) // 2,
+                f"lost-{attempt}",
+            )  # twice each: a new connection says more at first
             old = [samples.message(text="old")]
             await direct.save_turn(agent_id, messages=old, info=samples.info(agent_id), events=[samples.event(1)])
             await store.exists(agent_id)
@@ -352,7 +355,7 @@ class NetworkTests:
             link.proxy.cut_at()
             link.proxy.mode = Mode.FORWARD
             ends: Any = await asyncio.gather(call, return_exceptions=True)
-            assert ends[0] is None or isinstance(ends[0], (int, StorageError)), ends
+            assert not isinstance(ends[0], BaseException) or isinstance(ends[0], StorageError), ends
             if was_done and was_cut:
                 deleted_in_between += 1
                 await asyncio.sleep(0.1)
@@ -361,8 +364,10 @@ class NetworkTests:
                 assert await direct.load_todos(agent_id) is None, f"reply {skip} of {name} was lost: it came back"
                 assert await direct.list_snapshots(agent_id) == [], f"reply {skip} of {name} was lost: it came back"
             not_cut = 0 if was_cut else not_cut + 1
-            if not_cut == 3:
+            if not_cut == 3 and deleted_in_between:
                 break
+            if not_cut == 3:  # on a busy machine each write may have ended before the look: once more
+                first, not_cut = attempt + 1, 0
         assert deleted_in_between > 0
 
 
