@@ -19,9 +19,9 @@ from kode_core.store.parts import checked_number, checked_position
 from kode_core.store.reader import Reader
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS, check_class
-from kode_core.store.writer import Edited, Writer
+from kode_core.store.writer import PlannedEdit, Writer
 
-__all__ = ["ListEdits"]
+__all__ = ["MessageEdits"]
 
 _KIND = ListKind.MESSAGES
 
@@ -32,7 +32,7 @@ def _required(number: int | None, name: str) -> int:
     return number
 
 
-class ListEdits:
+class MessageEdits:
     """Edits messages in place."""
 
     def __init__(self, context: Context, reader: Reader, writer: Writer) -> None:
@@ -44,10 +44,10 @@ class ListEdits:
         """Remove the last messages, and return them."""
         count = _required(checked_number(count, "count"), "count")
 
-        async def plan(head: ListHead, known: Remembered | None) -> Edited | None:
+        async def plan(head: ListHead, known: Remembered | None) -> PlannedEdit | None:
             start = max(0, head.count - count)
             if start == head.count:
-                return Edited([])
+                return PlannedEdit([])
             rows = await self._context.engine.rows_at(agent_id, _KIND, start, head.count - start)
             if rows.version != head.version:
                 return None
@@ -61,9 +61,9 @@ class ListEdits:
         """Cut the list to *length*, and return how many messages were removed."""
         length = _required(checked_number(length, "length"), "length")
 
-        async def plan(head: ListHead, known: Remembered | None) -> Edited | None:
+        async def plan(head: ListHead, known: Remembered | None) -> PlannedEdit | None:
             if length >= head.count:
-                return Edited(0)
+                return PlannedEdit(0)
             return _cut(head, length, head.count - length)
 
         removed: int = await self._writer.edit(agent_id, _KIND, plan, fence, expect)
@@ -77,7 +77,7 @@ class ListEdits:
         check_class(Message, message, "message")
         one = await LISTS[_KIND].row(place, message, self._context.now(), Pace())
 
-        async def plan(head: ListHead, known: Remembered | None) -> Edited | None:
+        async def plan(head: ListHead, known: Remembered | None) -> PlannedEdit | None:
             if place >= head.count:
                 raise InvalidArgumentError(
                     f"agent {agent_id!r} has {head.count} messages and none at position {place}; "
@@ -96,11 +96,11 @@ class ListEdits:
                 known.hold(place, message, one.proof)
                 known.put(place, row)
 
-            return Edited(None, ListWrite(expect=head.version, put=((place, row),)), note)
+            return PlannedEdit(None, ListWrite(expect=head.version, put=((place, row),)), note)
 
         await self._writer.edit(agent_id, _KIND, plan, fence, expect)
 
 
-def _cut(head: ListHead, length: int, result: Any) -> Edited:
+def _cut(head: ListHead, length: int, result: Any) -> PlannedEdit:
     """The edit that cuts a list."""
-    return Edited(result, ListWrite(expect=head.version, length=length), lambda known: known.cut(length))
+    return PlannedEdit(result, ListWrite(expect=head.version, length=length), lambda known: known.cut(length))

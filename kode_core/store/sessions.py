@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from kode_core.batch import AgentSummary, Applied, Fence, SessionRow
+from kode_core.batch import AgentSummary, Applied, Fence, Info, SessionRow
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError
 from kode_core.jsonvalue import type_name
 from kode_core.model import AgentInfo
@@ -17,7 +17,7 @@ from kode_core.store.context import Context
 from kode_core.store.reader import decoded_info, session_of
 from kode_core.store.rows import info_of
 from kode_core.store.versions import update_of, version_of
-from kode_core.store.writer import Writer, pause_after
+from kode_core.store.writer import Writer, until_written
 
 __all__ = ["Sessions"]
 
@@ -46,42 +46,44 @@ class Sessions:
     async def create(self, agent_id: str, fence: Fence | None, info: AgentInfo) -> None:
         """Save the info of an agent that has none."""
         written = await info_of(agent_id, info)
+
+        async def attempt(_: int) -> Info | None:
+            summary = await self._context.engine.summary(agent_id)
+            if summary is not None and summary.info is not None:
+                await self._writer.check_held(agent_id, fence)
+                raise ConflictError(agent_id, version_of(summary), "it has an info already")
+            return await self._committed(agent_id, summary, fence, written)
+
         async with self._writer.in_turn(agent_id):
-            conflicts = 0
-            while True:
-                summary = await self._context.engine.summary(agent_id)
-                if summary is not None and summary.info is not None:
-                    await self._writer.check_held(agent_id, fence)
-                    raise ConflictError(agent_id, version_of(summary), "it has an info already")
-                if await self._commit(agent_id, summary, fence, info=written):
-                    return
-                conflicts += 1
-                await pause_after(conflicts)
+            await until_written(attempt)
 
     async def update_info(
         self, agent_id: str, fence: Fence | None, metadata: Mapping[str, Any], remove: Sequence[str]
     ) -> AgentInfo:
         """Set and remove keys of the metadata; returns the info as it is stored then."""
         changes, gone = _checked(metadata, remove)
-        async with self._writer.in_turn(agent_id):
-            conflicts = 0
-            while True:
-                summary = await self._context.engine.summary(agent_id)
-                if summary is None or summary.info is None:
-                    await self._writer.check_held(agent_id, fence)
-                    raise AgentNotFoundError(agent_id)
-                info = await decoded_info(agent_id, summary.info.body, Pace())
-                merged = {**{key: value for key, value in info.metadata.items() if key not in gone}, **changes}
-                changed = replace(info, metadata=merged)
-                if await self._commit(agent_id, summary, fence, info=await info_of(agent_id, changed)):
-                    return replace(changed, message_count=summary.messages.count)
-                conflicts += 1
-                await pause_after(conflicts)
 
-    async def _commit(self, agent_id: str, summary: AgentSummary | None, fence: Fence | None, **contents: Any) -> bool:
-        """Write if the agent is still as *summary* says."""
-        batch = self._context.batch(agent_id, fence=fence, expect_updated_at=update_of(summary), **contents)
-        return isinstance(await self._context.commit(batch), Applied)
+        async def attempt(_: int) -> AgentInfo | None:
+            summary = await self._context.engine.summary(agent_id)
+            if summary is None or summary.info is None:
+                await self._writer.check_held(agent_id, fence)
+                raise AgentNotFoundError(agent_id)
+            info = await decoded_info(agent_id, summary.info.body, Pace())
+            merged = {**{key: value for key, value in info.metadata.items() if key not in gone}, **changes}
+            changed = replace(info, metadata=merged)
+            if await self._committed(agent_id, summary, fence, await info_of(agent_id, changed)) is None:
+                return None
+            return replace(changed, message_count=summary.messages.count)
+
+        async with self._writer.in_turn(agent_id):
+            return await until_written(attempt)
+
+    async def _committed(
+        self, agent_id: str, summary: AgentSummary | None, fence: Fence | None, info: Info
+    ) -> Info | None:
+        """Write *info* if the agent is still as *summary* says; None if it is not."""
+        batch = self._context.batch(agent_id, fence=fence, expect_updated_at=update_of(summary), info=info)
+        return info if isinstance(await self._context.commit(batch), Applied) else None
 
 
 def _checked(metadata: object, remove: object) -> tuple[dict[str, Any], frozenset[str]]:

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 from kode_core.batch import AgentSummary, Applied, DocWrite, EventWrite, Fence, Info, ListHead, ListKind, ListWrite
@@ -19,9 +19,11 @@ from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
 from kode_core.store.versions import check_version, demanded_update, head_of
 
-__all__ = ["Edited", "ListEdit", "ListHow", "Rest", "TurnWrites", "Writer", "pause_after"]
+__all__ = ["ListEdit", "ListHow", "PlannedEdit", "Rest", "TurnWrites", "Writer", "until_written"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
+
+T = TypeVar("T")
 
 Change: TypeAlias = Replace | Append | Upsert
 ListHow: TypeAlias = type[Replace] | type[Append] | type[Upsert]
@@ -42,9 +44,16 @@ class Rest(NamedTuple):
     events: tuple[EventWrite, ...] = ()
 
 
-async def pause_after(conflicts: int) -> None:
-    """Wait for a moment, longer after more conflicts, so that writers of one agent come apart."""
-    await asyncio.sleep(random.uniform(0, min(conflicts, 20)) / 1000)  # noqa: S311
+async def until_written(attempt: Callable[[int], Awaitable[T | None]]) -> T:
+    """Make an attempt, given the number of conflicts before it, until its result is not None.
+
+    After a conflict it waits for a moment, longer after more of them, so that writers of one agent come apart.
+    """
+    conflicts = 0
+    while (result := await attempt(conflicts)) is None:
+        conflicts += 1
+        await asyncio.sleep(random.uniform(0, min(conflicts, 20)) / 1000)  # noqa: S311
+    return result
 
 
 async def _nothing() -> Rest:
@@ -60,7 +69,7 @@ class TurnWrites(NamedTuple):
     """The version that the agent must have."""
 
 
-class Edited(NamedTuple):
+class PlannedEdit(NamedTuple):
     """The plan of a call for a list with its present head.
 
     Attributes:
@@ -74,7 +83,7 @@ class Edited(NamedTuple):
     note: Callable[[Remembered], None] | None = None
 
 
-Edit: TypeAlias = Callable[[ListHead, Remembered | None], Awaitable[Edited | None]]
+EditPlan: TypeAlias = Callable[[ListHead, Remembered | None], Awaitable[PlannedEdit | None]]
 """Plans a change; None if the list was found changed, so that the plan has to be made again."""
 
 
@@ -95,14 +104,12 @@ class Writer:
             if turn.lists:
                 await stack.enter_async_context(self.in_turn(agent_id))
             rest = await turn.encode_rest()
-            conflicts = 0
-            while True:
+
+            async def attempt(conflicts: int) -> Sequence[int] | None:
                 whole = conflicts >= _CONFLICTS_BEFORE_WHOLE
-                offsets = await self._attempt(agent_id, turn, rest, fence, whole=whole)
-                if offsets is not None:
-                    break
-                conflicts += 1
-                await pause_after(conflicts)
+                return await self._attempt(agent_id, turn, rest, fence, whole=whole)
+
+            offsets = await until_written(attempt)
         self._appender.stored(agent_id, rest.events)
         return offsets
 
@@ -115,7 +122,7 @@ class Writer:
             yield
 
     async def edit(
-        self, agent_id: str, kind: ListKind, plan: Edit, fence: Fence | None, expect: str | None = None
+        self, agent_id: str, kind: ListKind, plan: EditPlan, fence: Fence | None, expect: str | None = None
     ) -> Any:
         """Commit the change of a list that *plan* makes from its present head, and make it anew after a conflict.
 
@@ -123,32 +130,33 @@ class Writer:
             ConflictError: the agent has another version than *expect*.
         """
         check_version(expect)
+
+        async def attempt(_: int) -> PlannedEdit | None:
+            summary = await self._context.engine.summary(agent_id)
+            updated_at = await self._demanded(agent_id, expect, summary, fence)
+            head = head_of(summary, kind)
+            known = self._memory.get(agent_id, kind)
+            if known is not None and known.version != head.version:
+                known = None
+            edit = await plan(head, known)
+            if edit is None or not await self._commit_edit(agent_id, kind, edit, known, fence, updated_at):
+                return None
+            return edit
+
         async with self.in_turn(agent_id):
-            conflicts = 0
-            while True:
-                summary = await self._context.engine.summary(agent_id)
-                updated_at = await self._demanded(agent_id, expect, summary, fence)
-                head = head_of(summary, kind)
-                known = self._memory.get(agent_id, kind)
-                if known is not None and known.version != head.version:
-                    known = None
-                edited = await plan(head, known)
-                if edited is not None and await self._commit_edit(agent_id, kind, edited, known, fence, updated_at):
-                    return edited.result
-                conflicts += 1
-                await pause_after(conflicts)
+            return (await until_written(attempt)).result
 
     async def _commit_edit(
         self,
         agent_id: str,
         kind: ListKind,
-        edited: Edited,
+        edit: PlannedEdit,
         known: Remembered | None,
         fence: Fence | None,
         updated_at: int | None,
     ) -> bool:
         """Try once; False if another writer changed the list, or the agent is no longer of *updated_at*."""
-        context, write = self._context, edited.write
+        context, write = self._context, edit.write
         if write is None:
             await self.check_held(agent_id, fence)
             return True
@@ -159,8 +167,8 @@ class Writer:
             )
         finally:
             head = _head_after(outcome, kind)
-            if known is not None and edited.note is not None and head.version:
-                edited.note(known)
+            if known is not None and edit.note is not None and head.version:
+                edit.note(known)
                 known.version = head.version
             else:
                 known = None
