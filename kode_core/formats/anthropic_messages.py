@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from kode_core.errors import InvalidArgumentError
 from kode_core.formats.notes import (
     Fields,
     Losses,
@@ -17,7 +16,6 @@ from kode_core.formats.notes import (
     checked,
     content_of,
     given_list,
-    kept,
     note_of,
     object_of,
     optional_text,
@@ -28,6 +26,7 @@ from kode_core.formats.notes import (
     under,
     with_note,
     without_nulls,
+    write_checked,
 )
 from kode_core.jsonable import to_jsonable
 from kode_core.jsonvalue import Problem
@@ -43,7 +42,7 @@ from kode_core.model import (
     ToolUseBlock,
     UnknownBlock,
 )
-from kode_core.shapes import class_of_block, write_struct
+from kode_core.shapes import class_of_block
 
 __all__ = ["messages_from_anthropic", "messages_to_anthropic", "read_anthropic", "write_anthropic"]
 
@@ -107,14 +106,7 @@ def _read_checked(raw: Json, name: str) -> Message:
 
 
 def _write_checked(message: Message, losses: Losses, name: str) -> dict[str, Json]:
-    if not isinstance(message, Message):
-        raise InvalidArgumentError(f"{name} must be a Message, got {type(message).__name__}")
-    with raised_as(name):
-        write_struct(Message, message, None)  # refuses values that no record can have
-        written = _write(message, losses)
-        if not losses:
-            kept(message, [_read(written)], _NOTE)
-    return written
+    return write_checked(message, losses, name, _write, lambda written: [_read(written)], _NOTE)
 
 
 def _normal(raw: Json) -> Json:

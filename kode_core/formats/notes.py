@@ -16,6 +16,7 @@ from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.jsonable import to_jsonable
 from kode_core.jsonvalue import Problem, encode_json, type_name
 from kode_core.model import ContentBlock, Json, Message, Record, UnknownBlock
+from kode_core.shapes import write_struct
 
 __all__ = [
     "Fields",
@@ -38,6 +39,7 @@ __all__ = [
     "with_note",
     "without_notes",
     "without_nulls",
+    "write_checked",
 ]
 
 Loss: TypeAlias = Literal["blocks", "is_error", "json", "metadata", "order", "reasoning"]
@@ -112,6 +114,25 @@ def is_same(one: Json, other: Json) -> bool:
     """True if two JSON values are the same, types included, whatever the order of keys."""
     first, second = (json.dumps(value, sort_keys=True) for value in (one, other))
     return first == second
+
+
+def write_checked(
+    message: object,
+    losses: Losses,
+    name: str,
+    write: Callable[[Message, Losses], T],
+    read: Callable[[T], Sequence[Message]],
+    note: str,
+) -> T:
+    """The result of *write*, which *read* makes the same message again unless losses are allowed."""
+    if not isinstance(message, Message):
+        raise InvalidArgumentError(f"{name} must be a Message, got {type(message).__name__}")
+    with raised_as(name):
+        write_struct(Message, message, None)  # refuses values that no record can have
+        written = write(message, losses)
+        if not losses:
+            kept(message, read(written), note)
+    return written
 
 
 def kept(message: Message, back: Sequence[Message], note: str) -> None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kode_core.errors import InvalidArgumentError
 from kode_core.formats.notes import (
     Losses,
     Lossy,
     checked,
     given_list,
-    kept,
     raised_as,
     without_nulls,
+    write_checked,
 )
 from kode_core.formats.openai_reading import NOTE, read
 from kode_core.formats.openai_writing import write
@@ -25,7 +24,6 @@ from kode_core.model import (
     Json,
     Message,
 )
-from kode_core.shapes import write_struct
 
 __all__ = ["messages_from_openai", "messages_to_openai", "read_openai", "write_openai"]
 
@@ -66,14 +64,7 @@ def _write_one(message: Message) -> Json:
 
 
 def _write_checked(message: Message, losses: Losses, name: str) -> list[dict[str, Json]]:
-    if not isinstance(message, Message):
-        raise InvalidArgumentError(f"{name} must be a Message, got {type(message).__name__}")
-    with raised_as(name):
-        write_struct(Message, message, None)  # refuses values that no record can have
-        written = write(message, losses)
-        if not losses:
-            kept(message, [read(raw) for raw in written], NOTE)
-    return written
+    return write_checked(message, losses, name, write, lambda written: [read(raw) for raw in written], NOTE)
 
 
 def _normal(raw: Json) -> Json:
