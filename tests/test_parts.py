@@ -335,6 +335,6 @@ async def test_the_documents_of_a_fork_are_of_one_instant() -> None:
             await store.save_snapshot("a", Snapshot(id="s", messages=texts(1)))
 
         _Late.save, _Late.is_armed = staticmethod(save), True
-        child = await store.fork("a")
+        child = await store.fork("a", "b")
         assert len(await store.list_snapshots(child)) == 1
         assert await store.load_todos(child) == todos

@@ -316,6 +316,8 @@ class EngineStore(ConversationMethods, ExtendedStore):
         snapshot_id: str | None = None,
     ) -> str:
         async def fork(agent_id: str) -> str:
+            if (new_id, length, snapshot_id) == (None, None, None):  # the backend copies it, however large
+                return (await self._forks.fork(agent_id, 1))[0]
             cut = ForkCut.of(agent_id, new_id, length, snapshot_id)
             with self._locks.fencing(cut.new_id, None) as held:
                 return await self._forks.fork_to(agent_id, cut, held)

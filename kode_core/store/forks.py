@@ -151,13 +151,7 @@ class Forks:
         parent = await decoded_info(agent_id, summary.info.body, pace)
         messages, times = await self._messages(agent_id, summary, cut, docs[DocKind.SNAPSHOTS])
         calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
-        info = replace(
-            parent,
-            agent_id=cut.new_id,
-            lineage=(*parent.lineage, agent_id),
-            created_at=self._context.now(),
-            last_bookmark=None,
-        )
+        info = _child_info(agent_id, parent, cut.new_id, self._context.now())
         if not cut.is_whole:
             used = {block.id for message in messages for block in message.content if isinstance(block, ToolUseBlock)}
             calls = [call for call in calls if call.id in used]
@@ -178,15 +172,18 @@ class Forks:
             raise InvalidArgumentError(
                 f"length is {cut.length} and agent {agent_id!r} has {summary.messages.count} messages"
             )
+        snapshot = None
         length = summary.messages.count if cut.length is None else cut.length
+        if cut.snapshot_id is not None:
+            snapshot = await self._reader.decoded_doc(agent_id, SNAPSHOTS, snapshots, cut.snapshot_id)
+            if snapshot is None:
+                raise InvalidArgumentError(f"agent {agent_id!r} has no snapshot {cut.snapshot_id!r:.80}")
+            length = min(length, len(snapshot.messages))
         rows = (await engine.rows_at(agent_id, kind, 0, length)).rows if length else ()
         messages = await self._reader.decoded(agent_id, kind, rows, 0)
         times = [created_at for _, created_at in rows]
-        if cut.snapshot_id is None:
-            return messages, times
-        snapshot = await self._reader.decoded_doc(agent_id, SNAPSHOTS, snapshots, cut.snapshot_id)
         if snapshot is None:
-            raise InvalidArgumentError(f"agent {agent_id!r} has no snapshot {cut.snapshot_id!r:.80}")
+            return messages, times
         pairs = zip(snapshot.messages, messages, strict=False)
         same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         return snapshot.messages, times[:same]
@@ -220,11 +217,15 @@ def _state(docs: Sequence[Doc]) -> list[tuple[str, int, bytes]]:
 async def _child(agent_id: str, parent: AgentInfo, now: int, pace: Pace) -> Child:
     await pace.yield_to_loop()
     child_id = new_agent_id()
-    info = replace(
+    return Child(child_id, await info_of(child_id, _child_info(agent_id, parent, child_id, now)))
+
+
+def _child_info(agent_id: str, parent: AgentInfo, child_id: str, now: int) -> AgentInfo:
+    """The info of a fork of the agent, whose own info is *parent*."""
+    return replace(
         parent,
         agent_id=child_id,
         lineage=(*parent.lineage, agent_id),
         created_at=now,
         last_bookmark=None,  # the fork has an event log of its own
     )
-    return Child(child_id, await info_of(child_id, info))

@@ -110,6 +110,7 @@ class Parts:
             if not rows:
                 return
             found = [FoundRow(agent_id, place, at, body) for place, (body, at) in enumerate(rows, start)]
+            is_last = len(rows) < limit
             span = span._replace(before=start) if reverse else span._replace(after=found[-1].position)
             limit = next_limit(len(rows), sum(len(body.text) for body, _ in rows))
             if not reverse:
@@ -117,6 +118,8 @@ class Parts:
             del rows
             while found:  # a message is released as soon as the caller is done with it
                 yield await stored_message(found.pop(), pace)
+            if is_last:
+                return
 
     async def _page(
         self, agent_id: str, span: Span, limit: int, reverse: bool

@@ -233,8 +233,8 @@ class ExtendedStoreMethods(QueryableStoreMethods):
 
         The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the
         messages to the first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls
-        that its messages use. The agent is held in memory meanwhile; ``batch_fork`` copies large agents inside the
-        backend.
+        that its messages use. Without arguments the backend copies the agent, as for ``batch_fork``;
+        otherwise it is held in memory meanwhile.
 
         Raises:
             AgentNotFoundError: the agent has no info.
