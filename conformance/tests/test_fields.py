@@ -81,7 +81,7 @@ EDITS: Final = {
     *("delete", "delete_snapshot", "pop_messages", "truncate_messages", "replace_message"),
     *("create_agent", "update_info", "emit", "emit_many"),
 }
-"""Methods that remove or change what is there, write only where nothing is, or make their records themselves."""
+"""Methods that remove or change records, write only for a new agent, or make their records themselves."""
 
 
 def test_every_method_that_writes_is_one_of_a_kind() -> None:

@@ -254,7 +254,7 @@ def test_faults_are_found_whatever_the_seed(fault: type, name: str, monkeypatch:
 
 
 def test_faults_between_processes_are_found() -> None:
-    """Appends of one process that undo those of another are told with what was lost.
+    """The check finds appends of one process that undo appends of another, and names the lost messages.
 
     Whether the processes meet depends on the machine: on a busy one they may run one after the other.
     """

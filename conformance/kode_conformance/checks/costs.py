@@ -257,8 +257,8 @@ class _Comparison:
         """Make each call some times, by the instances in turn: none may cost more with the long lists, by any counter,
         nor may all together.
 
-        A server counts the writes of everybody, also those of its own maintenance, so that a cost that it alone saw
-        has to be seen again once the server is quiet.
+        A server's counter includes its own maintenance and the writes of other clients. A growth that this counter
+        alone shows is measured again once the server is quiet.
 
         Raises:
             Unverified: no counter sees the writes.

@@ -185,7 +185,7 @@ async def edits_of_nothing_change_nothing(ctx: Context) -> None:
             InvalidArgumentError, ctx.store.replace_message("b", place, samples.message()), f"place {place}"
         )
     ctx.equal(await ctx.store.load_version("b"), before, "the version after edits of nothing")
-    ctx.equal(await ctx.store.exists("b"), True, "whether the agent is there")
+    ctx.equal(await ctx.store.exists("b"), True, "whether the agent exists")
 
 
 @check("MSG-11", "MSG-3", needs=_E, under=(_D.COMPANY, _D.INSTANCES, _D.ORDERS))

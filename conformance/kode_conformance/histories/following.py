@@ -60,7 +60,7 @@ class _Follower:
             got: StoredEvent = await anext(self._stream)
         except AgentDeletedError:
             if any(logged.offset == self.last for logged in log):
-                raise Violation(f"the event at {self.last} is there, and its follower was told of a delete") from None
+                raise Violation(f"the event at {self.last} is stored, and its follower reported a delete") from None
             await self._stream.aclose()
             self._stream = self._store.follow_events(self.agent_id, **{**self.how, "after_offset": self.last})
             got = await anext(self._stream)
