@@ -94,7 +94,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("cli")
     url = f"sqlite:///{folder}/agents.db"
     asyncio.run(fill(url))
+    before = asyncio.run(contents(url))
     yield url
+    assert asyncio.run(contents(url)) == before, "a test changed the database that all tests of this module read"
+
+
+async def contents(url: str) -> list[Any]:
+    """What the store holds of each agent."""
+    async with create_extended_store(url) as store:
+        return [await store.load_session(agent_id) for agent_id in await store.list()]
 
 
 async def fill(url: str) -> None:
@@ -608,12 +616,13 @@ def test_follow_says_that_it_waits_for_an_agent(store: str) -> None:
 
 def test_follow_ends_when_the_agent_is_deleted(store: str) -> None:
     """A note says so, on stderr, and the exit code is 0; another process deleted it."""
-    command = (*KODE, "events", "agt-0", "--follow", "--json", "--store", store)
+    url = copy(store)
+    command = (*KODE, "events", "agt-0", "--follow", "--json", "--store", url)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
         try:
             assert follower.stdout is not None
             assert json.loads(follower.stdout.readline())["offset"]
-            kode("delete", "agt-0", "--yes", "--store", store)
+            kode("delete", "agt-0", "--yes", "--store", url)
             _, err = follower.communicate(timeout=30)
         finally:
             follower.kill()

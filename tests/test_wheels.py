@@ -105,6 +105,7 @@ def together(commands: Iterable[tuple[list[str | Path], Path]]) -> None:
 def build(folder: Path) -> Built:
     """Build a source distribution from each folder of the repository, and from that a wheel; install the wheels."""
     dist, unpacked = folder / "dist", folder / "unpacked"
+    dist.mkdir()  # hatchling makes it without exist_ok, and several run at the same time
     hatch = [sys.executable, "-m", "hatchling", "build", "-d", dist, "-t"]
     together(([*hatch, "sdist"], project) for project in PROJECTS)
     sdists = {path.name.rpartition("-")[0]: path for path in dist.glob("*.tar.gz")}

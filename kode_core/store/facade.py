@@ -316,7 +316,7 @@ class EngineStore(ConversationMethods, ExtendedStore):
         snapshot_id: str | None = None,
     ) -> str:
         async def fork(agent_id: str) -> str:
-            if (new_id, length, snapshot_id) == (None, None, None):  # the backend copies it, however large
+            if new_id is None and length is None and snapshot_id is None:  # the backend copies it, however large
                 return (await self._forks.fork(agent_id, 1))[0]
             cut = ForkCut.of(agent_id, new_id, length, snapshot_id)
             with self._locks.fencing(cut.new_id, None) as held:
