@@ -22,10 +22,12 @@ import msgspec
 from msgspec.structs import replace
 
 from kode_core.codec import Body
+from kode_core.docs import ABSENT_DOC, FORKED_DOCS, Doc, DocKind, DocSpan, DocWrite
 from kode_core.errors import KodeError
 from kode_core.found import EngineIssue, Found, SessionRow, Totals
 
 __all__ = [
+    "ABSENT_DOC",
     "FORKED_DOCS",
     "AgentSummary",
     "Applied",
@@ -33,6 +35,7 @@ __all__ = [
     "Child",
     "Doc",
     "DocKind",
+    "DocSpan",
     "DocWrite",
     "EngineIssue",
     "EventRange",
@@ -64,23 +67,6 @@ class ListKind(StrEnum):
 
     MESSAGES = "messages"
     TOOL_CALLS = "tool_calls"
-
-
-class DocKind(StrEnum):
-    """The kinds of documents. A document's key is empty where an agent has only one of the kind."""
-
-    TODOS = "todos"
-    WINDOWS = "windows"
-    COMPRESSIONS = "compressions"
-    RECOVERED = "recovered"
-    MEDIA = "media"
-    SNAPSHOTS = "snapshots"
-    LAYER = "layer"
-    """Belongs to a layer, never to a caller: reads, counts and forks leave these documents out."""
-
-
-FORKED_DOCS = (DocKind.TODOS, DocKind.MEDIA, DocKind.SNAPSHOTS)
-"""The kinds of documents that a fork copies, besides info, messages and tool calls (FORK-1)."""
 
 
 class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -157,14 +143,6 @@ class Info(_Value, frozen=True):
     template_id: str
     created_at: int
     metadata: tuple[tuple[str, str], ...] = ()
-
-
-class Doc(_Value, frozen=True):
-    """A document; ``time``, in milliseconds, orders the documents of one kind."""
-
-    key: str
-    time: int
-    body: Body
 
 
 class EventRow(_Value, frozen=True):
@@ -283,14 +261,6 @@ class ListWrite(_Value, frozen=True, kw_only=True):
         return replace(self, append=tuple(rows))
 
 
-class DocWrite(_Value, frozen=True):
-    """A document to insert or replace; if ``doc`` is None, the document to remove."""
-
-    kind: DocKind
-    key: str
-    doc: Doc | None
-
-
 class EventWrite(_Value, frozen=True):
     """An event to append. The same (seq, digest) again is not stored twice (EVT-4)."""
 
@@ -353,6 +323,16 @@ class Batch(_Value, frozen=True, kw_only=True):
             return Refused("tool_calls")
         return None
 
+    @property
+    def demanded_docs(self) -> Mapping[str, bytes]:
+        """The digests that documents of the kind ``DOCUMENTS`` must have, by key; empty for one that must not exist."""
+        return {write.key: write.expect.digest for write in self.docs if write.expect is not None}
+
+    def docs_refusal(self, digests: Mapping[str, bytes]) -> Refused | None:
+        """The refusal of a batch that demands other documents; *digests* has those of the demanded keys that exist."""
+        holds = all(digests.get(key, b"") == digest for key, digest in self.demanded_docs.items())
+        return None if holds else Refused("docs")
+
 
 def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
     """A copy of *batch* with every body replaced by the result of *change*; bodies come in a fixed order."""
@@ -364,6 +344,8 @@ def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
         return replace(write, put=put, append=tuple(replace(row, body=change(row.body)) for row in write.append))
 
     def doc(write: DocWrite) -> DocWrite:
+        if write.expect is not None and write.expect != ABSENT_DOC:
+            write = replace(write, expect=change(write.expect))
         return write if write.doc is None else replace(write, doc=replace(write.doc, body=change(write.doc.body)))
 
     return replace(
@@ -391,7 +373,7 @@ class Applied(_Value, frozen=True):
 class Refused(_Value, frozen=True):
     """A precondition did not hold and nothing was written; ``by`` names the precondition."""
 
-    by: Literal["fence", "messages", "tool_calls", "updated_at"]
+    by: Literal["fence", "messages", "tool_calls", "updated_at", "docs"]
 
 
 Outcome: TypeAlias = Applied | Refused | KodeError

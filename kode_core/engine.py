@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 from kode_core.batch import (
     AgentSummary,
@@ -17,6 +17,7 @@ from kode_core.batch import (
     Child,
     Doc,
     DocKind,
+    DocSpan,
     EngineIssue,
     EventRange,
     EventRow,
@@ -30,6 +31,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
+from kode_core.errors import UnsupportedError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 from kode_core.report import ConnectionUse, RepairResult
 
@@ -41,10 +43,13 @@ __all__ = [
     "Medium",
     "Notifies",
     "Progress",
+    "RangesDocs",
     "Repairs",
     "Watch",
     "connection_use",
+    "docs_in",
     "idle_poll_ms",
+    "keeps_documents",
     "repair",
     "unwatched",
     "watch",
@@ -284,3 +289,36 @@ class Repairs(Protocol):
 async def repair(engine: Engine, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
     """Repair what *engine* can; nothing where nothing is ever left."""
     return await engine.repair(agent_id, progress) if isinstance(engine, Repairs) else RepairResult()
+
+
+class RangesDocs(Protocol):
+    """An optional interface of an engine: it keeps documents of the caller's own (DOC clauses).
+
+    ``commit`` then checks ``DocWrite.expect`` in the same atomic step as the write, and refuses a batch by ``docs``.
+    """
+
+    keeps_documents: bool
+    """True; a layer says what the engine inside it says."""
+
+    async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+        """The agent's documents of a range, in its order.
+
+        The cost depends on the documents that are returned, not on the number of the agent's documents.
+        """
+        ...
+
+
+def keeps_documents(engine: Engine) -> bool:
+    """Whether *engine* has the interface :class:`RangesDocs`."""
+    return bool(getattr(engine, "keeps_documents", False))
+
+
+async def docs_in(engine: Engine, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+    """The documents of a range.
+
+    Raises:
+        UnsupportedError: *engine* keeps no documents of the caller's own.
+    """
+    if not keeps_documents(engine):
+        raise UnsupportedError(f"the backend {engine.name} keeps no documents of the caller's own")
+    return await cast(RangesDocs, engine).docs_in(agent_id, span)

@@ -16,8 +16,10 @@ from kode_core.model import now_ms
 
 __all__ = [
     "MAX_AGENT_ID_BYTES",
+    "MAX_DOCUMENT_KEY_BYTES",
     "MAX_KEY_BYTES",
     "check_agent_id",
+    "check_document_key",
     "check_key",
     "index_text",
     "is_shortened",
@@ -31,6 +33,7 @@ __all__ = [
 
 MAX_AGENT_ID_BYTES: Final = 256
 MAX_KEY_BYTES: Final = 4096
+MAX_DOCUMENT_KEY_BYTES: Final = 400
 
 _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _UNSAFE_IN_INDEX: Final = re.compile("[\0\n\\\\\ud800-\udfff]")
@@ -63,6 +66,11 @@ def check_agent_id(agent_id: str) -> str:
 def check_key(key: str, what: str) -> str:
     """Return *key*, called *what* in errors (``snapshot id``), if it may name a record (ID-4), else raise."""
     return _check(key, what, MAX_KEY_BYTES)
+
+
+def check_document_key(key: str, what: str = "document key") -> str:
+    """Return *key* if it may name a document of the caller's own (DOC-1), else raise InvalidArgumentError."""
+    return _check(key, what, MAX_DOCUMENT_KEY_BYTES)
 
 
 def _check(name: str, what: str, limit: int) -> str:

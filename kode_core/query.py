@@ -7,18 +7,15 @@ InvalidArgumentError and is never ignored (QRY-1).
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
 
+from kode_core.cursors import is_agent_id, is_int64, make_cursor, parse_cursor
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, index_text, nearest, quoted
-from kode_core.jsonvalue import decode_json, encode_json
 from kode_core.metadata import metadata_index
 from kode_core.model import Json
 from kode_core.model.sessions import AgentStats, Session, SessionInfo
@@ -263,7 +260,7 @@ class _FilterArguments:
         cursor = self.take("cursor", _text) if self.filters.get("cursor") is not None else None
         if cursor is not None and offset:
             raise InvalidArgumentError("give cursor or offset, not both: a cursor already says where to go on")
-        after = None if cursor is None else _parse_cursor(cursor, _query_hash(query), _KEY_TYPES[type(query)])
+        after = None if cursor is None else parse_cursor(cursor, _unpaged(query), _KEY_PARTS[type(query)])
         return msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
 
 
@@ -339,43 +336,16 @@ def time_ms(name: str, value: Any) -> int:
 
 # --- Cursors ----------------------------------------------------------------------------------------------------------
 
-_CURSOR_VERSION: Final = 1
-_KEY_TYPES: Final[dict[type, tuple[type, ...]]] = {SessionQuery: (int, str), RowQuery: (int, str, int)}
+_KEY_PARTS: Final[dict[type, tuple[Callable[[Any], bool], ...]]] = {
+    SessionQuery: (is_int64, is_agent_id),
+    RowQuery: (is_int64, is_agent_id, is_int64),
+}
 
 
-def _query_hash(query: SessionQuery | RowQuery) -> str:
-    same = msgspec.structs.replace(query, limit=0, offset=0, after=None)
-    return blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
+def _unpaged(query: SessionQuery | RowQuery) -> msgspec.Struct:
+    return msgspec.structs.replace(query, limit=0, offset=0, after=None)
 
 
-def make_cursor(query: SessionQuery | RowQuery, key: tuple[Any, ...]) -> str:
+def page_cursor(query: SessionQuery | RowQuery, key: tuple[Any, ...]) -> str:
     """The cursor of the page after the record at *key*."""
-    raw = encode_json([_CURSOR_VERSION, _query_hash(query), *key], "cursor").encode()
-    return base64.urlsafe_b64encode(blake2b(raw, digest_size=4).digest() + raw).rstrip(b"=").decode()
-
-
-def _parse_cursor(cursor: str, query_hash: str, kinds: tuple[type, ...]) -> Any:
-    try:
-        data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        sound = blake2b(data[4:], digest_size=4).digest() == data[:4]
-        fields = decode_json(data[4:].decode()) if sound else None
-    except (ValueError, RecursionError, binascii.Error):
-        fields = None
-    if not isinstance(fields, list) or len(fields) != len(kinds) + 2 or fields[0] != _CURSOR_VERSION:
-        raise InvalidArgumentError("this is no cursor that a store gave: pass next_cursor of a page, unchanged")
-    if fields[1] != query_hash:
-        raise InvalidArgumentError("this cursor belongs to a query with other filters or another order")
-    key = tuple(fields[2:])
-    if not all(type(part) is kind and _is_of_key(part) for part, kind in zip(key, kinds, strict=True)):
-        raise InvalidArgumentError("this is no cursor that a store gave: pass next_cursor of a page, unchanged")
-    return key
-
-
-def _is_of_key(part: Any) -> bool:
-    """True if *part* can be a time, a position or an agent id: cursors travel through clients, which may forge them."""
-    if isinstance(part, int):
-        return -(2**63) <= part < 2**63
-    try:
-        return bool(check_agent_id(part))
-    except InvalidArgumentError:
-        return False
+    return make_cursor(_unpaged(query), key)

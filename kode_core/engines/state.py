@@ -7,7 +7,7 @@ have its place in the file.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, cast
@@ -20,6 +20,8 @@ from kode_core.batch import (
     Batch,
     Doc,
     DocKind,
+    DocSpan,
+    DocWrite,
     EventRange,
     EventRow,
     EventWrite,
@@ -225,7 +227,7 @@ class EventLog:
 class AgentState:
     """Everything that is stored for one agent."""
 
-    __slots__ = ("agent_id", "docs", "info", "last_op", "last_outcome", "lists", "log", "updated_at")
+    __slots__ = ("_keys", "agent_id", "docs", "info", "last_op", "last_outcome", "lists", "log", "updated_at")
 
     def __init__(self, agent_id: str, next_offset: int = 1, bodies: Bodies | None = None) -> None:
         self.agent_id = agent_id
@@ -233,6 +235,8 @@ class AgentState:
         self.updated_at = 0
         self.lists = {kind: ListState() for kind in ListKind}
         self.docs: dict[tuple[DocKind, str], Doc] = {}
+        self._keys: list[str] = []
+        """The keys of the documents of the kind DOCUMENTS, in their order."""
         self.log = EventLog(next_offset, bodies)
         self.last_op = ""
         self.last_outcome = Applied()
@@ -252,7 +256,11 @@ class AgentState:
 
     def refusal(self, batch: Batch) -> Refused | None:
         """The reason why *batch* must not be applied, apart from the fence."""
-        return batch.refusal(self.updated_at, *(rows.head for rows in self.lists.values()))
+        refused = batch.refusal(self.updated_at, *(rows.head for rows in self.lists.values()))
+        if refused is not None or not batch.demanded_docs:
+            return refused
+        found = {key: self.docs.get((DocKind.DOCUMENTS, key)) for key in batch.demanded_docs}
+        return batch.docs_refusal({key: doc.body.digest for key, doc in found.items() if doc is not None})
 
     def outcome(self, batch: Batch) -> Applied:
         """The outcome of applying *batch*; changes nothing."""
@@ -263,7 +271,12 @@ class AgentState:
         )
 
     def stamped(self, batch: Batch) -> Batch:
-        """*batch* with a time after the last change, whatever the clock says (INFO-2), and its messages too (MSG-4)."""
+        """*batch* with a time after the last change, whatever the clock says (INFO-2), and its messages too (MSG-4).
+
+        It demands no documents any more: a file that repeats it would find its own.
+        """
+        if batch.demanded_docs:
+            batch = replace(batch, docs=tuple(replace(write, expect=None) for write in batch.docs))
         if batch.is_touching and batch.now <= self.updated_at:
             batch = replace(batch, now=self.updated_at + 1)
         if batch.messages is not None and batch.messages.is_blind:
@@ -277,15 +290,22 @@ class AgentState:
         for kind, write in batch.lists.items():
             self.lists[kind].apply(write, getattr(outcome, kind.value))
         for change in batch.docs:
-            if change.doc is None:
-                self.docs.pop((change.kind, change.key), None)
-            else:
-                self.docs[change.kind, change.key] = change.doc
+            self._apply_doc(change)
         if batch.events:  # a rewritten file repeats the last outcome without its events
             self.log.apply(batch.events, outcome.offsets)
         if batch.is_touching:
             self.updated_at = max(self.updated_at, batch.now)
         self.last_op, self.last_outcome = batch.op_id, outcome
+
+    def _apply_doc(self, change: DocWrite) -> None:
+        name, is_own = (change.kind, change.key), change.kind is DocKind.DOCUMENTS
+        if change.doc is None:
+            if self.docs.pop(name, None) is not None and is_own:
+                del self._keys[bisect_left(self._keys, change.key)]
+            return
+        if is_own and name not in self.docs:
+            insort(self._keys, change.key)
+        self.docs[name] = change.doc
 
     # --- reads
 
@@ -329,12 +349,21 @@ class AgentState:
             return [] if doc is None else [doc]
         return [doc for (k, _), doc in self.docs.items() if k == kind]
 
+    def docs_in(self, span: DocSpan) -> list[Doc]:
+        first, end = bisect_left(self._keys, span.start), bisect_left(self._keys, span.stop)
+        if span.descending:
+            keys = self._keys[max(first, end - span.limit) : end][::-1]
+        else:
+            keys = self._keys[first : min(end, first + span.limit)]
+        return [self.docs[DocKind.DOCUMENTS, key] for key in keys]
+
     def stats(self) -> AgentStats:
         calls = [cast(ToolCallIndex, row.index) for row in self.lists[ListKind.TOOL_CALLS].rows]
         return AgentStats(
             total_messages=len(self.lists[ListKind.MESSAGES].rows),
             total_tool_calls=len(calls),
             total_snapshots=sum(kind == DocKind.SNAPSHOTS for kind, _ in self.docs),
+            total_documents=len(self._keys),
             tool_calls_by_name=dict(Counter(call.tool_name for call in calls)),
             tool_calls_by_state=dict(Counter(call.state for call in calls)),
         )

@@ -12,6 +12,7 @@ from kode_core.batch import (
     Child,
     Doc,
     DocKind,
+    DocSpan,
     EngineIssue,
     EventRange,
     EventRow,
@@ -31,7 +32,9 @@ from kode_core.engine import (
     Progress,
     Watch,
     connection_use,
+    docs_in,
     idle_poll_ms,
+    keeps_documents,
     repair,
     unwatched,
     watch,
@@ -80,6 +83,15 @@ class Layer:
 
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
         return await self.around("docs", self.inner.docs, agent_id, kind, key)
+
+    @property
+    def keeps_documents(self) -> bool:
+        """Whether the engine inside keeps documents of the caller's own."""
+        return keeps_documents(self.inner)
+
+    async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+        """See :class:`kode_core.engine.RangesDocs`; UnsupportedError where *inner* is none."""
+        return await self.around("docs_in", docs_in, self.inner, agent_id, span)
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         return await self.around("events", self.inner.events, agent_id, span)

@@ -23,6 +23,7 @@ from kode_core.model.content import (
     UnknownBlock,
     VideoBlock,
 )
+from kode_core.model.documents import ABSENT, DeleteDocument, Document, DocumentWrite, PutDocument
 from kode_core.model.history import (
     AgentInfo,
     CompressionConfig,
@@ -49,6 +50,7 @@ from kode_core.model.runtime import (
 from kode_core.model.stored import StoredEvent, StoredMessage, StoredToolCall
 
 __all__ = [
+    "ABSENT",
     "CHANNELS",
     "AgentChannel",
     "AgentEvent",
@@ -58,6 +60,9 @@ __all__ = [
     "CompressionConfig",
     "CompressionRecord",
     "ContentBlock",
+    "DeleteDocument",
+    "Document",
+    "DocumentWrite",
     "FileBlock",
     "HistoryStats",
     "HistoryWindow",
@@ -65,6 +70,7 @@ __all__ = [
     "Json",
     "MediaCacheRecord",
     "Message",
+    "PutDocument",
     "ReasoningBlock",
     "Record",
     "RecoveredFile",

@@ -60,5 +60,6 @@ class AgentStats(Shown, frozen=True, kw_only=True):
     total_messages: int = 0
     total_tool_calls: int = 0
     total_snapshots: int = 0
+    total_documents: int = 0
     tool_calls_by_name: dict[str, int] = msgspec.field(default_factory=dict)
     tool_calls_by_state: dict[str, int] = msgspec.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The public interface of stores, in three layers: Store, QueryableStore, ExtendedStore.
+"""The public interface of stores, in layers: Store, QueryableStore, DocumentStore, ExtendedStore.
 
 ``create_store`` and ``create_extended_store`` return an object that implements all of it. A store of your own may
 implement one of these protocols directly, or be an :class:`kode_core.engine.Engine`, from which the core makes a
@@ -17,10 +17,20 @@ Rules for every method:
 
 from __future__ import annotations
 
+from kode_core.protocols.documents import DocumentStore
 from kode_core.protocols.extended import ExtendedStore
 from kode_core.protocols.following import EventStream, Heartbeat
 from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.queryable import QueryableStore
 from kode_core.protocols.store import Store
 
-__all__ = ["AgentLock", "EventStream", "ExtendedStore", "Heartbeat", "Lease", "QueryableStore", "Store"]
+__all__ = [
+    "AgentLock",
+    "DocumentStore",
+    "EventStream",
+    "ExtendedStore",
+    "Heartbeat",
+    "Lease",
+    "QueryableStore",
+    "Store",
+]

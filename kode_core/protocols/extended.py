@@ -12,6 +12,7 @@ from kode_core.model import (
     AgentChannel,
     AgentEvent,
     AgentInfo,
+    DocumentWrite,
     Json,
     Message,
     StoredEvent,
@@ -20,9 +21,9 @@ from kode_core.model import (
     TodoSnapshot,
     ToolCallRecord,
 )
+from kode_core.protocols.documents import DocumentStore
 from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.methods import to_be_implemented
-from kode_core.protocols.queryable import QueryableStore
 from kode_core.query import Session
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
 
@@ -36,7 +37,7 @@ _ToolCalls: TypeAlias = list[ToolCallRecord]
 
 @runtime_checkable
 @to_be_implemented
-class ExtendedStore(QueryableStore, Protocol):
+class ExtendedStore(DocumentStore, Protocol):
     """A store with parts and edits of lists, versions, emitted events, locks, forks and maintenance."""
 
     # --- parts of a list, and edits in place
@@ -139,17 +140,19 @@ class ExtendedStore(QueryableStore, Protocol):
         todos: TodoSnapshot | None = None,
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
+        documents: Sequence[DocumentWrite] = (),
         expect: str | None = None,
         fence: Lease | None = None,
     ) -> Sequence[int]:
         """Write everything in one atomic commit (TURN-1): after a crash all of it is stored, or nothing.
 
         ``append`` adds to the messages and ``messages`` replaces them; give one of the two. The same goes for
-        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4). Returns the offsets of
+        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4).
+        ``documents`` are written as by ``write_documents`` (DOC-3). Returns the offsets of
         the events, in their order (TURN-2).
 
         Raises:
-            ConflictError: the agent has another version than *expect* (VER-2).
+            ConflictError: the agent has another version than *expect* (VER-2), or a document than its own (DOC-2).
         """
         ...
 
@@ -204,13 +207,14 @@ class ExtendedStore(QueryableStore, Protocol):
         *,
         length: int | None = None,
         snapshot_id: str | None = None,
+        documents: bool = False,
     ) -> str:
         """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
 
-        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the
-        messages to the first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls
-        that its messages use. Without arguments the backend copies the agent, as for ``batch_fork``;
-        otherwise it is held in memory meanwhile.
+        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the messages to the
+        first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls that its messages
+        use. *documents* takes the documents of all collections along (DOC-5). Without arguments the backend copies the
+        agent, as for ``batch_fork``; otherwise it is held in memory meanwhile.
 
         Raises:
             AgentNotFoundError: the agent has no info.

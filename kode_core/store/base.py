@@ -15,6 +15,7 @@ from kode_core.operation import Observer
 from kode_core.protocols import Lease
 from kode_core.store.context import Context, Opener
 from kode_core.store.deletions import Deletions
+from kode_core.store.documents import Documents
 from kode_core.store.edits import MessageEdits
 from kode_core.store.emitting import Emitter
 from kode_core.store.events import EventAppender, EventReader
@@ -67,6 +68,7 @@ class StoreBase:
         self._search = Search(context)
         self._list_parts = Parts(context, self._reader)
         self._edits = MessageEdits(context, self._reader, self._writer)
+        self._documents = Documents(context, self._writer)
         self._sessions = Sessions(context, self._writer)
         self._forks = Forks(context, self._reader, memory, self._appender)
         self._deletions = Deletions(context, memory, self._appender, self._locks)

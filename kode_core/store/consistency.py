@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from kode_core.batch import (
     AgentSummary,
     Doc,
+    DocSpan,
     EngineIssue,
     EventRange,
     Info,
@@ -22,7 +23,7 @@ from kode_core.batch import (
     ListKind,
 )
 from kode_core.codec import Body
-from kode_core.engine import Engine, Progress
+from kode_core.engine import Engine, Progress, docs_in, keeps_documents
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, SchemaVersionError
 from kode_core.ids import row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices
@@ -33,9 +34,11 @@ from kode_core.model import (
     Timeline,
     ToolCallRecord,
 )
+from kode_core.model.documents import StoredDocument
 from kode_core.pace import Pace
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
+from kode_core.store.documents import LAST_KEY
 from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.list_pages import PageSize, pages_of
 from kode_core.store.methods import METHODS
@@ -191,7 +194,15 @@ class _Agent:
 
     async def issues(self) -> AsyncIterator[ConsistencyIssue]:
         """The issues of the agent; if one part cannot be read, the others are checked anyway."""
-        for part in (self._info, self._messages, self._tool_calls, self._docs, self._events, self._own):
+        for part in (
+            self._info,
+            self._messages,
+            self._tool_calls,
+            self._docs,
+            self._documents,
+            self._events,
+            self._own,
+        ):
             try:
                 async for issue in part():
                     self.is_there = True
@@ -324,6 +335,26 @@ class _Agent:
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)
+
+    async def _documents(self) -> AsyncIterator[ConsistencyIssue]:
+        start, size = "", PageSize()
+        while keeps_documents(self._engine):
+            span = DocSpan(start=start, stop=LAST_KEY, limit=size.limit + 1)
+            try:
+                docs = await self._steps(docs_in, self._engine, self._agent_id, span)
+            except CorruptRecordError as exc:
+                yield self._corrupt(exc)
+                return
+            for doc in docs[: size.limit]:
+                what = f"document {doc.key!r:.80} of agent {self._agent_id!r}"
+                problem = await self._unsound(decode_in_slices, StoredDocument, doc.body, what)
+                if problem:
+                    yield self._issue("corrupt_record", problem)
+                await asyncio.sleep(0)
+            if len(docs) <= size.limit:
+                return
+            start = docs[-1].key
+            size.saw([doc.body for doc in docs])
 
     async def _events(self) -> AsyncIterator[ConsistencyIssue]:
         after, size = 0, PageSize()

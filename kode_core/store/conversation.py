@@ -10,6 +10,7 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id
 from kode_core.model import (
     AgentInfo,
+    DocumentWrite,
     Message,
     StoredMessage,
     Timeline,
@@ -19,9 +20,10 @@ from kode_core.model import (
 from kode_core.protocols import Lease
 from kode_core.store import rows
 from kode_core.store.base import StoreBase
+from kode_core.store.documents import writes_of
 from kode_core.store.kinds import TODOS
 from kode_core.store.lists import Append, Replace, Upsert
-from kode_core.store.parts import Span
+from kode_core.store.parts import Span, checked_flag
 from kode_core.store.writer import ListEdit, ListHow, Rest, TurnWrites
 
 __all__ = ["ConversationMethods"]
@@ -61,10 +63,8 @@ class ConversationMethods(StoreBase):
     def read_messages(
         self, agent_id: str, *, after: int | None = None, before: int | None = None, reverse: bool = False
     ) -> AsyncIterator[StoredMessage]:
-        if type(reverse) is not bool:
-            raise InvalidArgumentError(f"reverse must be a bool, got {type(reverse).__name__}")
-        span = Span.of(after, before)
-        return self._list_parts.stream(self._context.run, check_agent_id(agent_id), span, reverse=reverse)
+        span, backwards = Span.of(after, before), checked_flag(reverse, "reverse")
+        return self._list_parts.stream(self._context.run, check_agent_id(agent_id), span, reverse=backwards)
 
     async def pop_messages(self, agent_id: str, count: int = 1, *, fence: Lease | None = None) -> list[Message]:
         return await self._fenced("pop_messages", agent_id, fence, self._edits.pop, count)
@@ -120,6 +120,7 @@ class ConversationMethods(StoreBase):
         todos: TodoSnapshot | None = None,
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
+        documents: Sequence[DocumentWrite] = (),
         expect: str | None = None,
         fence: Lease | None = None,
     ) -> Sequence[int]:
@@ -131,9 +132,15 @@ class ConversationMethods(StoreBase):
                 raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
             taken = rows.records_of(Timeline, events, "events")
 
+            if _given(documents, "documents"):
+                self._documents.check_supported()
+
             async def rest() -> Rest:
                 return Rest(
-                    docs=() if todos is None else (await TODOS.write(todos),),
+                    docs=(
+                        *(() if todos is None else (await TODOS.write(todos),)),
+                        *await writes_of(documents, self._context.now()),
+                    ),
                     info=None if info is None else await rows.info_of(agent_id, info),
                     events=await rows.event_writes(taken),
                 )

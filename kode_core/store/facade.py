@@ -32,7 +32,7 @@ from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairRes
 
 # Imported here and not inside the methods: a process without free descriptors cannot import.
 from kode_core.store import backups, consistency, health, repairs, rows
-from kode_core.store.conversation import ConversationMethods
+from kode_core.store.document_methods import DocumentMethods
 from kode_core.store.following import follow
 from kode_core.store.forks import ForkCut
 from kode_core.store.kinds import COMPRESSIONS, MEDIA, RECOVERED, SNAPSHOTS, TODOS, WINDOWS
@@ -48,7 +48,7 @@ _Ids = list[str]  # the method ``list`` hides the builtin inside the class
 _Paths = list[Path]
 
 
-class EngineStore(ConversationMethods, ExtendedStore):
+class EngineStore(DocumentMethods, ExtendedStore):
     """An ExtendedStore over any engine; :class:`~kode_core.store.base.StoreBase` documents the arguments."""
 
     # --- todos, history, media, snapshots
@@ -314,11 +314,12 @@ class EngineStore(ConversationMethods, ExtendedStore):
         *,
         length: int | None = None,
         snapshot_id: str | None = None,
+        documents: bool = False,
     ) -> str:
         async def fork(agent_id: str) -> str:
-            if new_id is None and length is None and snapshot_id is None:  # the backend copies it, however large
+            cut = ForkCut.of(agent_id, new_id, length, snapshot_id, documents)
+            if new_id is None and cut.is_whole and not documents:  # the backend copies it, however large
                 return (await self._forks.fork(agent_id, 1))[0]
-            cut = ForkCut.of(agent_id, new_id, length, snapshot_id)
             with self._locks.fencing(cut.new_id, None) as held:
                 return await self._forks.fork_to(agent_id, cut, held)
 

@@ -22,16 +22,17 @@ from kode_core.batch import (
 )
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError, StoreBusyError
 from kode_core.ids import check_agent_id, check_key, new_agent_id, quoted
-from kode_core.model import AgentInfo, Message, ToolUseBlock
+from kode_core.model import ABSENT, AgentInfo, Message, ToolUseBlock
 from kode_core.pace import Pace
 from kode_core.store.context import Context
+from kode_core.store.documents import stored_documents
 from kode_core.store.events import EventAppender
 from kode_core.store.kinds import SNAPSHOTS
 from kode_core.store.list_memory import ListMemory
-from kode_core.store.parts import checked_number
+from kode_core.store.parts import checked_flag, checked_number
 from kode_core.store.reader import Reader, decoded_info
 from kode_core.store.rows import LISTS, info_of
-from kode_core.store.versions import ABSENT, version_of
+from kode_core.store.versions import version_of
 
 __all__ = ["ForkCut", "Forks"]
 
@@ -46,14 +47,16 @@ class ForkCut(NamedTuple):
         new_id: the id of the fork.
         length: only so many messages from the beginning.
         snapshot_id: the messages of this snapshot instead.
+        documents: also the documents of the caller's own.
     """
 
     new_id: str
     length: int | None = None
     snapshot_id: str | None = None
+    documents: bool = False
 
     @classmethod
-    def of(cls, agent_id: str, new_id: Any, length: Any, snapshot_id: Any) -> ForkCut:
+    def of(cls, agent_id: str, new_id: Any, length: Any, snapshot_id: Any, documents: Any) -> ForkCut:
         """The checked arguments of a call."""
         child = new_agent_id() if new_id is None else check_agent_id(new_id)
         if child == agent_id:
@@ -62,7 +65,7 @@ class ForkCut(NamedTuple):
             raise InvalidArgumentError("give length or snapshot_id, not both: each says which messages the fork takes")
         if snapshot_id is not None:
             check_key(snapshot_id, "snapshot id")
-        return cls(child, checked_number(length, "length"), snapshot_id)
+        return cls(child, checked_number(length, "length"), snapshot_id, checked_flag(documents, "documents"))
 
     @property
     def is_whole(self) -> bool:
@@ -126,8 +129,10 @@ class Forks:
         if await engine.last_event(new_id) is not None:
             raise ConflictError(new_id, ABSENT, "it has events, so that no fork can take its id")
         for kind in DocKind:
-            if kind is not DocKind.LAYER and await engine.docs(new_id, kind):
+            if kind not in (DocKind.LAYER, DocKind.DOCUMENTS) and await engine.docs(new_id, kind):
                 raise ConflictError(new_id, ABSENT, f"it has {kind.value}, so that no fork can take its id")
+        async for _ in stored_documents(engine, new_id):
+            raise ConflictError(new_id, ABSENT, "it has documents, so that no fork can take its id")
 
     async def _docs(self, agent_id: str) -> dict[DocKind, Sequence[Doc]] | None:
         """The documents that a fork copies, as they were when the last kind was read; None if others changed then.
@@ -151,6 +156,7 @@ class Forks:
         parent = await decoded_info(agent_id, summary.info.body, pace)
         messages, times = await self._messages(agent_id, summary, cut, docs[DocKind.SNAPSHOTS])
         calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
+        own = [doc async for doc in stored_documents(self._context.engine, agent_id)] if cut.documents else []
         info = _child_info(agent_id, parent, cut.new_id, self._context.now())
         if not cut.is_whole:
             used = {block.id for message in messages for block in message.content if isinstance(block, ToolUseBlock)}
@@ -160,7 +166,13 @@ class Forks:
             "info": await info_of(cut.new_id, info),
             "messages": await self._list(ListKind.MESSAGES, messages, times),
             "tool_calls": await self._list(ListKind.TOOL_CALLS, calls, []) if calls else None,
-            "docs": tuple([DocWrite(kind, doc.key, doc) for kind, found in docs.items() for doc in found]),
+            "docs": tuple(
+                [
+                    DocWrite(kind, doc.key, doc)
+                    for kind, some in (*docs.items(), (DocKind.DOCUMENTS, own))
+                    for doc in some
+                ]
+            ),
         }
 
     async def _messages(

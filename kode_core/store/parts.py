@@ -21,7 +21,7 @@ from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.reader import Reader, stored_message
 from kode_core.store.versions import head_of
 
-__all__ = ["Parts", "Span", "checked_number", "checked_position"]
+__all__ = ["Parts", "Span", "checked_flag", "checked_number", "checked_position"]
 
 _ATTEMPTS: Final = 5
 _LARGEST: Final = 2**62
@@ -40,6 +40,13 @@ def checked_number(value: Any, name: str, hint: str = "") -> int | None:
     if value < 0:
         raise InvalidArgumentError(f"{name} must be 0 or more, got {quoted(value)}{hint}")
     return min(value, _LARGEST)
+
+
+def checked_flag(value: Any, name: str) -> bool:
+    """The flag that a caller gave; raises InvalidArgumentError if it is no bool."""
+    if type(value) is not bool:
+        raise InvalidArgumentError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
 
 
 def checked_position(value: Any, name: str) -> int | None:

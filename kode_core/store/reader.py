@@ -30,8 +30,8 @@ from kode_core.query import (
     RowQuery,
     SessionInfo,
     SessionQuery,
-    make_cursor,
     message_query,
+    page_cursor,
     session_query,
     tool_call_query,
 )
@@ -281,7 +281,7 @@ async def _page(
         if shown == len(rows):
             break
         if len(items) == query.limit:
-            cursor = make_cursor(query, key(rows[shown - 1]))
+            cursor = page_cursor(query, key(rows[shown - 1]))
         asked = replace(asked, after=key(rows[shown - 1]), offset=0)
         most = max(query.limit - len(items), min(2 * most, FIRST_PAGE))  # or a row at a time, where many are damaged
     page = SizedPage(items, cursor, tuple(left_out))

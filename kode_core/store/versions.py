@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final
 
-from kode_core.batch import AgentSummary, ListHead, ListKind
+from kode_core.batch import AgentSummary, DocWrite, ListHead, ListKind
+from kode_core.engine import Engine
 from kode_core.errors import ConflictError, InvalidArgumentError
+from kode_core.model import ABSENT
 
-__all__ = ["ABSENT", "check_version", "demanded_update", "head_of", "update_of", "version_of"]
+__all__ = ["check_version", "demanded_update", "document_conflict", "head_of", "update_of", "version_of"]
 
-ABSENT: Final = "0"
-"""The version of an agent without messages, tool calls and info."""
 _LONGEST: Final = 64
 
 
@@ -66,3 +67,19 @@ def demanded_update(agent_id: str, expect: str | None, summary: AgentSummary | N
             f"it has version {version} and the write demands {expect}: another write came between; load it again",
         )
     return update_of(summary)
+
+
+async def document_conflict(engine: Engine, agent_id: str, writes: Sequence[DocWrite]) -> ConflictError | None:
+    """The error of a turn that was refused for its documents; None if they are by now as it demands."""
+    for write in writes:
+        if write.expect is None:
+            continue
+        found = await engine.docs(agent_id, write.kind, write.key)
+        there = found[0].body.digest if found else b""
+        if there != write.expect.digest:
+            demanded, version = write.expect.digest.hex() or ABSENT, there.hex() or ABSENT
+            what = f"has version {version}" if there else "does not exist"
+            wanted = f"version {demanded}" if write.expect.digest else "that it does not exist"
+            problem = f"document {write.key!r:.80} {what}, and the write demands {wanted}: load it again"
+            return ConflictError(agent_id, version, problem)
+    return None

@@ -9,7 +9,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
-from kode_core.batch import AgentSummary, Applied, DocWrite, EventWrite, Fence, Info, ListHead, ListKind, ListWrite
+from kode_core.batch import (
+    AgentSummary,
+    Applied,
+    DocWrite,
+    EventWrite,
+    Fence,
+    Info,
+    ListHead,
+    ListKind,
+    ListWrite,
+    Refused,
+)
 from kode_core.errors import ConflictError
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender, offsets_of
@@ -17,7 +28,7 @@ from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
-from kode_core.store.versions import check_version, demanded_update, head_of
+from kode_core.store.versions import check_version, demanded_update, document_conflict, head_of
 
 __all__ = ["ListEdit", "ListHow", "PlannedEdit", "Rest", "TurnWrites", "Writer", "until_written"]
 
@@ -200,6 +211,10 @@ class Writer:
             for kind, change in changes.items():
                 head = _head_after(outcome, kind)
                 self._memory.put(agent_id, kind, change.remember(head) if head.version else None)
+        if isinstance(outcome, Refused) and outcome.by == "docs":
+            conflict = await document_conflict(self._context.engine, agent_id, rest.docs)
+            if conflict is not None:
+                raise conflict
         return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
     async def check_held(self, agent_id: str, fence: Fence | None) -> None:

@@ -33,6 +33,7 @@ from kode_core.batch import (
     Child,
     Doc,
     DocKind,
+    DocSpan,
     EngineIssue,
     EventRange,
     EventRow,
@@ -73,6 +74,7 @@ class JsonFilesEngine:
     """
 
     name = "json"
+    keeps_documents = True
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -240,6 +242,12 @@ class JsonFilesEngine:
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
         def read(state: AgentState, reader: BodyReader) -> list[Doc]:
             return [replace(doc, body=reader.text(doc.body)) for doc in state.docs_of(kind, key)]
+
+        return await self._read(agent_id, read)
+
+    async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+        def read(state: AgentState, reader: BodyReader) -> list[Doc]:
+            return [replace(doc, body=reader.text(doc.body)) if span.bodies else doc for doc in state.docs_in(span)]
 
         return await self._read(agent_id, read)
 

@@ -23,6 +23,7 @@ from kode_core.batch import (
     Child,
     Doc,
     DocKind,
+    DocSpan,
     EngineIssue,
     EventRange,
     EventRow,
@@ -77,6 +78,7 @@ class MemoryEngine:
     """See :class:`kode_core.engine.Engine`. Engines of one space see each other's writes."""
 
     name = "memory"
+    keeps_documents = True
 
     def __init__(self, space: MemorySpace | None = None) -> None:
         self._space = space or MemorySpace()
@@ -128,6 +130,10 @@ class MemoryEngine:
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
         with self._space.lock:
             return self._space.state(agent_id).docs_of(kind, key)
+
+    async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+        with self._space.lock:
+            return self._space.state(agent_id).docs_in(span)
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         with self._space.lock:

@@ -11,6 +11,7 @@ from kode_core.model import (
     AgentChannel,
     AgentEvent,
     AgentInfo,
+    DocumentWrite,
     Json,
     Message,
     StoredEvent,
@@ -23,7 +24,7 @@ from kode_core.query import Session
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
 from kode_core.sync.iterators import SyncIterator
 from kode_core.sync.locks import SyncLease
-from kode_core.sync.methods.queryable_store import QueryableStoreMethods
+from kode_core.sync.methods.document_store import DocumentStoreMethods
 
 __all__ = ["ExtendedStoreMethods"]
 
@@ -33,7 +34,7 @@ _Ids: TypeAlias = list[str]
 _Paths: TypeAlias = list[Path]
 
 
-class ExtendedStoreMethods(QueryableStoreMethods):
+class ExtendedStoreMethods(DocumentStoreMethods):
     """The methods of :class:`~kode_core.ExtendedStore` for synchronous code."""
 
     def load_messages(
@@ -155,17 +156,19 @@ class ExtendedStoreMethods(QueryableStoreMethods):
         todos: TodoSnapshot | None = None,
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
+        documents: Sequence[DocumentWrite] = (),
         expect: str | None = None,
         fence: SyncLease | None = None,
     ) -> Sequence[int]:
         """Write everything in one atomic commit (TURN-1): after a crash all of it is stored, or nothing.
 
         ``append`` adds to the messages and ``messages`` replaces them; give one of the two. The same goes for
-        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4). Returns the offsets of
+        ``upsert_tool_calls`` and ``tool_calls``. No two of ``events`` may be identical (EVT-4).
+        ``documents`` are written as by ``write_documents`` (DOC-3). Returns the offsets of
         the events, in their order (TURN-2).
 
         Raises:
-            ConflictError: the agent has another version than *expect* (VER-2).
+            ConflictError: the agent has another version than *expect* (VER-2), or a document than its own (DOC-2).
         """
         return self._call(
             lambda store: store.save_turn(
@@ -177,6 +180,7 @@ class ExtendedStoreMethods(QueryableStoreMethods):
                 todos=todos,
                 info=info,
                 events=events,
+                documents=documents,
                 expect=expect,
                 fence=self._fence(agent_id, fence),
             )
@@ -227,21 +231,29 @@ class ExtendedStoreMethods(QueryableStoreMethods):
         self._call(lambda store: store.delete_snapshot(agent_id, snapshot_id, fence=self._fence(agent_id, fence)))
 
     def fork(
-        self, agent_id: str, new_id: str | None = None, *, length: int | None = None, snapshot_id: str | None = None
+        self,
+        agent_id: str,
+        new_id: str | None = None,
+        *,
+        length: int | None = None,
+        snapshot_id: str | None = None,
+        documents: bool = False,
     ) -> str:
         """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
 
-        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the
-        messages to the first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls
-        that its messages use. Without arguments the backend copies the agent, as for ``batch_fork``;
-        otherwise it is held in memory meanwhile.
+        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the messages to the
+        first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls that its messages
+        use. *documents* takes the documents of all collections along (DOC-5). Without arguments the backend copies the
+        agent, as for ``batch_fork``; otherwise it is held in memory meanwhile.
 
         Raises:
             AgentNotFoundError: the agent has no info.
             InvalidArgumentError: the agent has fewer than *length* messages, or no such snapshot.
             ConflictError: *new_id* exists; nothing was changed.
         """
-        return self._call(lambda store: store.fork(agent_id, new_id, length=length, snapshot_id=snapshot_id))
+        return self._call(
+            lambda store: store.fork(agent_id, new_id, length=length, snapshot_id=snapshot_id, documents=documents)
+        )
 
     def emit(
         self,

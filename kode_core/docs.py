@@ -1,0 +1,79 @@
+"""Documents as they pass between the core and a storage engine; import the names from :mod:`kode_core.batch`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from kode_core.codec import Body
+
+__all__ = ["ABSENT_DOC", "FORKED_DOCS", "Doc", "DocKind", "DocSpan", "DocWrite"]
+
+
+class DocKind(StrEnum):
+    """The kinds of documents. A document's key is empty where an agent has only one of the kind."""
+
+    TODOS = "todos"
+    WINDOWS = "windows"
+    COMPRESSIONS = "compressions"
+    RECOVERED = "recovered"
+    MEDIA = "media"
+    SNAPSHOTS = "snapshots"
+    DOCUMENTS = "documents"
+    """Documents of the caller's own: read by key and in ranges of keys, see :class:`kode_core.engine.RangesDocs`."""
+    LAYER = "layer"
+    """Belongs to a layer, never to a caller: reads, counts and forks leave these documents out."""
+
+
+FORKED_DOCS: Final = (DocKind.TODOS, DocKind.MEDIA, DocKind.SNAPSHOTS)
+"""The kinds of documents that a fork copies, besides info, messages and tool calls (FORK-1)."""
+
+
+class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    pass
+
+
+class Doc(_Value, frozen=True):
+    """A document; ``time``, in milliseconds, orders the documents of one kind."""
+
+    key: str
+    time: int
+    body: Body
+
+
+ABSENT_DOC: Final = Body("", b"")
+"""The ``expect`` of a write that must find no document under its key."""
+
+
+class DocWrite(_Value, frozen=True):
+    """A document to insert or replace; if ``doc`` is None, the document to remove.
+
+    Attributes:
+        expect: precondition: the stored document has the digest of this body, or does not exist for ``ABSENT_DOC``;
+            None accepts any. It refers to the state before the batch. Only documents of the kind ``DOCUMENTS`` have
+            one.
+    """
+
+    kind: DocKind
+    key: str
+    doc: Doc | None
+    expect: Body | None = None
+
+
+class DocSpan(_Value, frozen=True, kw_only=True):
+    """A range of documents of the kind ``DOCUMENTS``, in the order of their keys by code point.
+
+    Attributes:
+        start: the least key, inclusive.
+        stop: the keys are below this one.
+        limit: the greatest number of documents.
+        bodies: False to leave out the texts; the digests are always there.
+    """
+
+    start: str
+    stop: str
+    descending: bool = False
+    limit: int
+    bodies: bool = True

@@ -1,0 +1,258 @@
+"""Documents of the caller's own: put, load, delete, and list in ranges of keys (DOC clauses).
+
+An engine knows a document by one key, ``COLLECTION/KEY``: a collection has no slash, so that the documents of one
+collection are a range of keys. The version of a document is the digest of its stored form, which has a nonce.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from kode_core.batch import ABSENT_DOC, Doc, DocKind, DocSpan, DocWrite, Fence
+from kode_core.codec import Body
+from kode_core.cursors import make_cursor, parse_cursor
+from kode_core.engine import Engine, docs_in, keeps_documents
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, UnsupportedError
+from kode_core.ids import check_document_key, prefix_end, quoted
+from kode_core.jsonvalue import type_name
+from kode_core.large import decode_in_slices, write_body
+from kode_core.model import ABSENT, DeleteDocument, Document, DocumentWrite, PutDocument
+from kode_core.model.documents import StoredDocument
+from kode_core.pace import Pace
+from kode_core.query import MAX_LIMIT, Page
+from kode_core.store.context import Context
+from kode_core.store.methods import METHODS
+from kode_core.store.pages import FIRST_PAGE, next_limit
+from kode_core.store.parts import checked_flag, checked_number
+from kode_core.store.writer import Rest, TurnWrites, Writer
+
+__all__ = ["LAST_KEY", "DocRange", "Documents", "stored_documents", "writes_of"]
+
+_COLLECTION: Final = re.compile("[A-Za-z0-9._-]{1,64}")
+_VERSION: Final = re.compile("[0-9a-f]{32}")
+LAST_KEY: Final = "~"
+"""Above every engine's key, since a collection has no such character."""
+
+
+def _checked_collection(collection: Any) -> str:
+    if type(collection) is not str:
+        raise InvalidArgumentError(f"collection must be a str, got {type(collection).__name__}")
+    if _COLLECTION.fullmatch(collection) is None:
+        raise InvalidArgumentError(
+            f"collection must be 1 to 64 of the characters A-Z a-z 0-9 . _ -, got {quoted(collection)}"
+        )
+    return collection
+
+
+def _key_of(collection: Any, key: Any) -> str:
+    """The engine's key of a document."""
+    return f"{_checked_collection(collection)}/{check_document_key(key)}"
+
+
+def _expected(expect: Any) -> Body | None:
+    """The precondition of a write that demands a version."""
+    if expect is None:
+        return None
+    if type(expect) is not str:
+        raise InvalidArgumentError(f"expect must be a version, a str, got {type(expect).__name__}")
+    if expect == ABSENT:
+        return ABSENT_DOC
+    if _VERSION.fullmatch(expect) is None:
+        raise InvalidArgumentError(
+            "expect is no version of a document: pass one that a load or a put returned, or ABSENT"
+        )
+    return Body("", bytes.fromhex(expect))
+
+
+def _version_of(doc: Doc | None) -> str:
+    """The version of a document."""
+    return ABSENT if doc is None else doc.body.digest.hex()
+
+
+async def writes_of(documents: Any, now: int) -> tuple[DocWrite, ...]:
+    """The checked writes of one call, of which no two are of one document."""
+    if not isinstance(documents, (list, tuple)):
+        raise InvalidArgumentError(f"documents must be a list, got {type_name(type(documents))}")
+    pace, writes = Pace(), dict[str, DocWrite]()
+    for i, given in enumerate(tuple(documents)):
+        if type(given) not in (PutDocument, DeleteDocument):
+            raise InvalidArgumentError(
+                f"documents[{i}] must be a PutDocument or a DeleteDocument, got {type_name(type(given))}"
+            )
+        key = _key_of(given.collection, given.key)
+        if key in writes:
+            raise InvalidArgumentError(f"document {key!r:.80} is written twice in one call")
+        doc = None
+        if type(given) is PutDocument:
+            stored = StoredDocument(value=given.value, nonce=secrets.token_hex(8))
+            doc = Doc(key, now, await write_body(StoredDocument, stored, f"document {key!r:.80}", pace))
+        writes[key] = DocWrite(DocKind.DOCUMENTS, key, doc, _expected(given.expect))
+        await pace.yield_to_loop()
+    return tuple(writes.values())
+
+
+class DocRange(msgspec.Struct, frozen=True):
+    """The documents that a call lists.
+
+    Attributes:
+        start: the engine's least key, inclusive.
+        stop: the engine's keys are below this one.
+    """
+
+    collection: str
+    start: str
+    stop: str
+    descending: bool
+
+    @classmethod
+    def of(cls, collection: Any, prefix: Any, start: Any, stop: Any, reverse: Any) -> DocRange:
+        """The checked arguments of a call."""
+        _checked_collection(collection)
+        if type(prefix) is not str:
+            raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
+        if prefix:
+            check_document_key(prefix, "prefix")
+        whole = f"{collection}/"
+        least, below = whole + prefix, prefix_end(whole + prefix) or ""
+        if start is not None:
+            least = max(least, whole + check_document_key(start, "start"))
+        if stop is not None:
+            below = min(below, whole + check_document_key(stop, "stop"))
+        return cls(collection, least, below, checked_flag(reverse, "reverse"))
+
+    def span(self, limit: int, *, bodies: bool) -> DocSpan:
+        """The range as an engine gets it."""
+        return DocSpan(start=self.start, stop=self.stop, descending=self.descending, limit=limit, bodies=bodies)
+
+    def at(self, cursor: Any) -> DocRange:
+        """The rest of the range from a cursor on."""
+        if cursor is None:
+            return self
+        if type(cursor) is not str:
+            raise InvalidArgumentError(f"cursor must be a str, got {type(cursor).__name__}")
+        return self.rest(parse_cursor(cursor, self, (self._is_key,))[0])
+
+    def rest(self, key: str) -> DocRange:
+        """The rest of the range: from *key* on, or below *key* in descending order."""
+        if self.descending:
+            return msgspec.structs.replace(self, stop=key)
+        return msgspec.structs.replace(self, start=key)
+
+    def _is_key(self, key: Any) -> bool:
+        if type(key) is not str or not self.start <= key < self.stop:
+            return False
+        try:
+            return bool(check_document_key(key[len(self.collection) + 1 :]))
+        except InvalidArgumentError:
+            return False
+
+
+class Documents:
+    """Reads and writes the documents of one agent."""
+
+    def __init__(self, context: Context, writer: Writer) -> None:
+        self._context = context
+        self._writer = writer
+
+    async def write(self, agent_id: str, fence: Fence | None, documents: Sequence[DocumentWrite]) -> list[str]:
+        """Write several documents in one commit; returns the versions after it, ABSENT for deleted documents."""
+        self.check_supported()
+        writes = await writes_of(documents, self._context.now())
+
+        async def rest() -> Rest:
+            return Rest(docs=writes)
+
+        if writes:
+            await self._writer.write(agent_id, lambda: TurnWrites(encode_rest=rest), fence)
+        else:
+            await self._writer.check_held(agent_id, fence)
+        return [_version_of(write.doc) for write in writes]
+
+    def check_supported(self) -> None:
+        """Raise UnsupportedError if the engine keeps no documents: it would ignore what a write demands."""
+        engine = self._context.engine
+        if not keeps_documents(engine):
+            raise UnsupportedError(f"the backend {engine.name} keeps no documents of the caller's own")
+
+    async def load(self, agent_id: str, collection: str, key: str) -> Document | None:
+        """The document under a key."""
+        engine_key = _key_of(collection, key)
+        self.check_supported()
+        for doc in await self._context.engine.docs(agent_id, DocKind.DOCUMENTS, engine_key):
+            return await _document(agent_id, doc, Pace())
+        return None
+
+    async def page(self, agent_id: str, given: DocRange, limit: Any, cursor: Any) -> Page[Document]:
+        """A page of documents, with the names of those that cannot be read."""
+        found, next_cursor = await self._page(agent_id, given, limit, cursor, bodies=True)
+        pace, page = Pace(), Page[Document]((), next_cursor)
+        left_out = []
+        for doc in found:
+            try:
+                page.append(await _document(agent_id, doc, pace))
+            except CorruptRecordError as exc:
+                left_out.append(exc.record)
+        page.left_out = tuple(left_out)
+        return page
+
+    async def key_page(self, agent_id: str, given: DocRange, limit: Any, cursor: Any) -> Page[str]:
+        """A page of keys."""
+        found, next_cursor = await self._page(agent_id, given, limit, cursor, bodies=False)
+        return Page([doc.key.partition("/")[2] for doc in found], next_cursor)
+
+    async def _page(
+        self, agent_id: str, given: DocRange, limit: Any, cursor: Any, *, bodies: bool
+    ) -> tuple[Sequence[Doc], str | None]:
+        most = checked_number(limit, "limit")
+        if most is None or most > MAX_LIMIT:
+            raise InvalidArgumentError(f"limit is from 0 to {MAX_LIMIT}, got {quoted(limit)}; follow next_cursor")
+        part = given.at(cursor)
+        if not most or part.start >= part.stop:
+            self.check_supported()
+            return (), None
+        found = await docs_in(self._context.engine, agent_id, part.span(most + 1, bodies=bodies))
+        if len(found) <= most:
+            return found, None
+        return found[:most], make_cursor(given, (found[most - 1 if given.descending else most].key,))
+
+    async def stream(
+        self, run: Callable[..., Awaitable[Any]], agent_id: str, given: DocRange
+    ) -> AsyncIterator[Document]:
+        """The documents of a range, one after the other; *run* makes the call that reads a page."""
+        pace, limit = Pace(), FIRST_PAGE
+        part = given
+        while part.start < part.stop:
+            span = part.span(limit + 1, bodies=True)
+            found = list(await run(METHODS["iter_documents"], agent_id, docs_in, self._context.engine, agent_id, span))
+            if len(found) <= limit:
+                part = msgspec.structs.replace(part, stop=part.start)
+            else:
+                following = found.pop()
+                part = part.rest(found[-1].key if part.descending else following.key)
+            limit = next_limit(len(found), sum(len(doc.body.text) for doc in found))
+            found.reverse()
+            while found:  # a document is released as soon as the caller is done with it
+                yield await _document(agent_id, found.pop(), pace)
+
+
+async def stored_documents(engine: Engine, agent_id: str) -> AsyncIterator[Doc]:
+    """All documents of an agent in their stored form; none if the engine keeps none."""
+    start, limit = "", FIRST_PAGE
+    while keeps_documents(engine):
+        found = await docs_in(engine, agent_id, DocSpan(start=start, stop=LAST_KEY, limit=limit + 1))
+        for doc in found[:limit]:
+            yield doc
+        if len(found) <= limit:
+            return
+        start, limit = found[-1].key, next_limit(len(found), sum(len(doc.body.text) for doc in found))
+
+
+async def _document(agent_id: str, doc: Doc, pace: Pace) -> Document:
+    stored = await decode_in_slices(StoredDocument, doc.body, f"document {doc.key!r:.80} of agent {agent_id!r}", pace)
+    collection, _, key = doc.key.partition("/")
+    return Document(collection=collection, key=key, value=stored.value, version=_version_of(doc), updated_at=doc.time)
