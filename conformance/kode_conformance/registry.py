@@ -29,7 +29,9 @@ class Capability(Flag):
     """It is a ``QueryableStore``."""
     EXTENDED = auto()
     """It is an ``ExtendedStore``."""
-    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED
+    DOCUMENTS = auto()
+    """It keeps documents of the caller's own."""
+    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS
 
 
 CheckFunction = Callable[[Context], Awaitable[None]]

@@ -61,6 +61,8 @@ async def absence_problem(harness: StoreHarness, lacked: Capability) -> str:
                 return await _not_offered(context, QueryableStore, lacked)
             if lacked is Capability.EXTENDED:
                 return await _not_offered(context, ExtendedStore, lacked)
+            if lacked is Capability.DOCUMENTS:
+                return await _not_kept(context)
             return await _not_shared(context, lacked)
     except NotImplementedError as exc:
         return f"the store is not far enough to see it: {exc}"
@@ -77,6 +79,17 @@ async def _not_offered(context: Context, protocol: type, lacked: Capability) -> 
         f"the store is a {protocol.__name__} and its methods work, but the harness says that it lacks {lacked.name}: "
         "remove it from lacks, so that it is checked"
     )
+
+
+async def _not_kept(context: Context) -> str:
+    """A store without documents refuses them; one that ignored them would lose them."""
+    if not isinstance(context.store, ExtendedStore):
+        return ""
+    try:
+        await context.store.put_document(AGENT, "c", "k", 1)
+    except (UnsupportedError, NotImplementedError):
+        return ""
+    return "put_document is not refused, but the harness says that the store lacks DOCUMENTS: remove it from lacks"
 
 
 async def _not_shared(context: Context, lacked: Capability) -> str:
