@@ -10,7 +10,7 @@ from kode_sqlite.engine import SqliteEngine
 
 from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.backends.memory.engine import MemoryEngine
-from kode_core.engine import Connects, Engine, Notifies, Repairs
+from kode_core.engine import Connects, Engine, Notifies, RangesDocs, Repairs
 from kode_core.hybrid.engine import HybridEngine
 from kode_core.layers import Layer
 
@@ -21,8 +21,9 @@ def verbs(cls: type) -> set[str]:
 
 def test_a_layer_forwards_every_verb() -> None:
     """The base of layers has every verb of an engine, with the same parameters: none falls through."""
-    assert verbs(Layer) - {"around"} == verbs(Engine) | verbs(Notifies) | verbs(Connects) | verbs(Repairs)
-    for protocol in (Engine, Notifies, Connects, Repairs):
+    protocols = (Engine, Notifies, Connects, Repairs, RangesDocs)
+    assert verbs(Layer) - {"around"} == {verb for protocol in protocols for verb in verbs(protocol)}
+    for protocol in protocols:
         for verb in verbs(protocol):
             ours, theirs = inspect.signature(getattr(Layer, verb)), inspect.signature(getattr(protocol, verb))
             assert list(ours.parameters) == list(theirs.parameters), verb

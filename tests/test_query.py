@@ -8,7 +8,7 @@ import pytest
 
 from kode_core import InvalidArgumentError
 from kode_core.ids import check_agent_id, index_text, is_shortened, new_agent_id, plain_text
-from kode_core.query import MAX_LIMIT, Page, make_cursor, message_query, metadata_index, session_query, time_ms
+from kode_core.query import MAX_LIMIT, Page, message_query, metadata_index, page_cursor, session_query, time_ms
 
 
 def test_a_misspelt_filter_is_answered_with_the_right_one() -> None:
@@ -63,7 +63,7 @@ def test_equal_metadata_has_one_index() -> None:
 def test_cursors_belong_to_their_query() -> None:
     """A cursor works with the same filters, and is refused with others or when it was changed."""
     query = session_query({"template_id": "t"})
-    cursor = make_cursor(query, (5, "a"))
+    cursor = page_cursor(query, (5, "a"))
     assert session_query({"template_id": "t", "cursor": cursor, "limit": 3}).after == (5, "a")
     with pytest.raises(InvalidArgumentError, match="other filters"):
         session_query({"template_id": "u", "cursor": cursor})

@@ -22,12 +22,14 @@ from kode_core import (
     Bookmark,
     CompressionRecord,
     ConfigurationError,
+    DeleteDocument,
     ExtendedStore,
     HistoryWindow,
     InvalidArgumentError,
     KodeError,
     MediaCacheRecord,
     Message,
+    PutDocument,
     RecoveredFile,
     Snapshot,
     StorageError,
@@ -128,6 +130,9 @@ WRONG: Final[tuple[Callable[[], Any], ...]] = (
     lambda: HistoryWindow(id="w", messages="text"),
     lambda: HistoryWindow(id="w", timestamp="now"),  # type: ignore[arg-type]
     lambda: CompressionRecord(id=Hostile(), window_id="w"),  # type: ignore[arg-type]
+    lambda: [PutDocument(Hostile(), [], object(), 5)],  # type: ignore[arg-type]
+    lambda: [PutDocument("c", "k", {1: Hostile()})],  # type: ignore[dict-item]
+    lambda: [DeleteDocument("c", "k", Hostile())],  # type: ignore[arg-type]
     lambda: RecoveredFile(path=5, content="x"),  # type: ignore[arg-type]
     lambda: RecoveredFile(path="p", content="x", mtime=math.nan),
     lambda: Snapshot(id=None),  # type: ignore[arg-type]
@@ -170,6 +175,10 @@ GIVEN: Final[Mapping[str, Callable[[], Any]]] = {
     "position": lambda: 0,
     "length": lambda: 0,
     "metadata": dict,
+    "collection": lambda: "c",
+    "key": lambda: "k",
+    "value": lambda: 1,
+    "documents": lambda: [PutDocument("c", "k", 1)],
 }
 FILTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "sessions": (
@@ -181,7 +190,7 @@ FILTERS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 WRITES: Final = (
     *("save_", "append_", "upsert_", "delete", "batch_", "emit", "pop_", "truncate_", "replace_"),
-    *("create_", "update_", "fork"),
+    *("create_", "update_", "fork", "put_", "write_"),
 )
 
 
@@ -250,6 +259,7 @@ async def holdings(store: ExtendedStore) -> Any:
         await store.load_info("a"),
         await store.load_tool_call_records("a"),
         [event async for event in store.read_events("a")],
+        await store.list_documents("a", "c"),
         await store.load_todos("a"),
         await store.list(),
     )

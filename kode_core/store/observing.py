@@ -99,6 +99,7 @@ _BODIES: Final[Mapping[str, Callable[[Any], Iterable[Body]]]] = {
     "rows": lambda found: (body for body, _ in found.rows),
     "rows_at": lambda found: (body for body, _ in found.rows),
     "docs": lambda docs: (doc.body for doc in docs),
+    "docs_in": lambda docs: (doc.body for doc in docs),
     "events": lambda events: (event.body for event in events),
     "last_event": lambda event: () if event is None else (event.body,),
     "find_sessions": lambda found: (row.info for row in found),

@@ -25,6 +25,7 @@ from kode_core.batch import (
     Child,
     Doc,
     DocKind,
+    DocSpan,
     EventRange,
     EventRow,
     Found,
@@ -151,6 +152,12 @@ class Encryption(Layer):
 
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
         return [self._opened(doc) for doc in await super().docs(agent_id, kind, key)]
+
+    async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+        found = await super().docs_in(agent_id, span)
+        if span.bodies:
+            return [self._opened(doc) for doc in found]
+        return [replace(doc, body=Body("", self._keys.shown(doc.body.digest))) for doc in found]
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         return [self._opened(event) for event in await super().events(agent_id, span)]

@@ -1,0 +1,309 @@
+"""Documents of the caller's own: arguments, versions, ranges, pages and streams (DOC clauses)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tracemalloc
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from kode_core import (
+    ABSENT,
+    AgentInfo,
+    ConflictError,
+    CorruptRecordError,
+    DeleteDocument,
+    ExtendedStore,
+    InvalidArgumentError,
+    InvalidValueError,
+    LockLostError,
+    Message,
+    PutDocument,
+    UnsupportedError,
+    create_extended_store,
+)
+from kode_core.backends.memory.engine import MemoryEngine
+from kode_core.engine import Engine
+from kode_core.layers import Layer
+from kode_core.store.facade import EngineStore
+
+URLS: Final = ("memory:", "json:///store", "sqlite:///agents.db")
+KEYS: Final = (
+    *(" ", "!", "%", "*", "A", "_", "a", "a ", "a/b", "aa", "b", "|", "}", "~", "\x7f"),
+    *("e\u0301", "é", "\uffff", "😀"),
+)
+
+
+@pytest.fixture(params=URLS)
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[ExtendedStore]:
+    async with create_extended_store(request.param) as opened:
+        yield opened
+
+
+async def test_keys_are_in_the_order_of_code_points(store: ExtendedStore) -> None:
+    """In both directions, in pages of any size, and for every prefix and bound."""
+    await store.write_documents("a", [PutDocument("c", key, key) for key in reversed(KEYS)])
+    await store.write_documents("a", [PutDocument(near, "x", 1) for near in ("b", "c0", "c-", "c.", "d", "C")])
+    ordered = sorted(KEYS)
+
+    assert [document.key async for document in store.iter_documents("a", "c")] == ordered
+    assert [document.value async for document in store.iter_documents("a", "c", reverse=True)] == ordered[::-1]
+    for prefix in ("", *KEYS, "a/", "\U0010ffff"):
+        found = await store.list_document_keys("a", "c", prefix=prefix)
+        assert found == [key for key in ordered if key.startswith(prefix)]
+    for start, stop, reverse in itertools.product((None, *KEYS), (None, *KEYS), (False, True)):
+        found = await store.list_document_keys("a", "c", start=start, stop=stop, reverse=reverse)
+        wanted = [key for key in ordered if (start is None or key >= start) and (stop is None or key < stop)]
+        assert found == (wanted[::-1] if reverse else wanted), (start, stop)
+    for limit, reverse in itertools.product((1, 2, 7, len(KEYS), 100), (False, True)):
+        assert await all_pages(store, limit, reverse) == (ordered[::-1] if reverse else ordered)
+
+
+async def all_pages(store: ExtendedStore, limit: int, reverse: bool) -> list[str]:
+    keys: list[str] = []
+    cursor = None
+    while True:
+        page = await store.list_document_keys("a", "c", limit=limit, reverse=reverse, cursor=cursor)
+        keys += page
+        cursor = page.next_cursor
+        if cursor is None:
+            return keys
+        assert len(page) == limit
+
+
+async def test_a_page_goes_on_whatever_is_written_meanwhile(store: ExtendedStore) -> None:
+    """The document that a cursor leads to may be deleted, and others may come before and behind it."""
+    await store.write_documents("a", [PutDocument("c", f"k{i}", i) for i in range(6)])
+    for reverse, first, rest in ((False, ["k0", "k1"], ["k3", "k4", "k5"]), (True, ["k5", "k4"], ["k2", "k1", "k0"])):
+        page = await store.list_document_keys("a", "c", limit=2, reverse=reverse)
+        gone = "k3" if reverse else "k2"
+        await store.delete_document("a", "c", gone)
+        assert page == first
+        assert await store.list_document_keys("a", "c", reverse=reverse, cursor=page.next_cursor) == rest
+        await store.put_document("a", "c", gone, 1)
+
+
+async def test_exactly_one_of_many_writers_wins(store: ExtendedStore) -> None:
+    """Of puts that demand the absence, or one version; and a counter by compare-and-set loses nothing."""
+    for i in range(20):
+        puts = [store.put_document("a", "c", f"one-{i}", n, expect=ABSENT) for n in range(10)]
+        outcomes = await asyncio.gather(*puts, return_exceptions=True)
+        versions = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        conflicts = [outcome for outcome in outcomes if isinstance(outcome, ConflictError)]
+        assert (len(versions), len(conflicts)) == (1, 9)
+        assert {conflict.version for conflict in conflicts} == set(versions)
+
+    async def count() -> None:
+        for _ in range(10):
+            while True:
+                found = await store.load_document("a", "c", "counter")
+                number, version = (0, ABSENT) if found is None else (int(str(found.value)), found.version)
+                try:
+                    await store.put_document("a", "c", "counter", number + 1, expect=version)
+                    break
+                except ConflictError:
+                    continue
+
+    await asyncio.gather(*(count() for _ in range(5)))
+    found = await store.load_document("a", "c", "counter")
+    assert found is not None and found.value == 50
+
+
+async def test_versions_never_return(store: ExtendedStore) -> None:
+    """Not for an equal value, not after a delete, and not for another agent's or key's document."""
+    versions = [await store.put_document(agent, "c", key, 1) for agent in "ab" for key in "kk"]
+    await store.delete_document("a", "c", "k", expect=versions[1])
+    versions.append(await store.put_document("a", "c", "k", 1, expect=ABSENT))
+    await store.delete("a")
+    versions.append(await store.put_document("a", "c", "k", 1, expect=ABSENT))
+    assert len(set(versions)) == len(versions)
+    with pytest.raises(ConflictError) as caught:
+        await store.delete_document("a", "c", "k", expect=versions[0])
+    assert caught.value.version == versions[-1]
+    with pytest.raises(ConflictError, match="does not exist") as caught:
+        await store.put_document("a", "c", "other", 1, expect=versions[0])
+    assert caught.value.version == ABSENT
+
+
+async def test_several_and_a_turn_are_one_commit(store: ExtendedStore) -> None:
+    """A demand that fails refuses everything, and a lease that ended, too."""
+    version = await store.put_document("a", "c", "k", 1)
+    writes = [PutDocument("c", "new", 1), PutDocument("c", "k", 2, expect=ABSENT)]
+    with pytest.raises(ConflictError):
+        await store.save_turn("a", append=[Message.user("x")], documents=writes)
+    lease = await store.acquire_agent_lock("a", ttl_ms=1000)
+    await lease.release()
+    with pytest.raises(LockLostError):
+        await store.write_documents("a", [PutDocument("c", "new", 1)], fence=lease)
+    with pytest.raises(LockLostError):
+        await store.write_documents("a", [], fence=lease)
+    assert await store.load_messages("a") == []
+    assert await store.list_document_keys("a", "c") == ["k"]
+
+    writes = [PutDocument("c", "new", None), DeleteDocument("c", "k", version), DeleteDocument("c", "never")]
+    await store.save_turn("a", append=[Message.user("x")], documents=writes)
+    assert await store.list_document_keys("a", "c") == ["new"]
+    found = await store.load_document("a", "c", "new")
+    assert found is not None and found.value is None
+    assert len(await store.load_messages("a")) == 1
+    assert await store.write_documents("a", []) == []
+
+
+WRONG: Final[tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...]] = (
+    ("put_document", ("", "k", 1), {}),
+    ("put_document", ("c/d", "k", 1), {}),
+    ("put_document", ("é", "k", 1), {}),
+    ("put_document", ("c" * 65, "k", 1), {}),
+    ("put_document", ("c\n", "k", 1), {}),
+    ("put_document", (b"c", "k", 1), {}),
+    ("put_document", ("c", "", 1), {}),
+    ("put_document", ("c", "k" * 401, 1), {}),
+    ("put_document", ("c", "é" * 201, 1), {}),
+    ("put_document", ("c", "\0", 1), {}),
+    ("put_document", ("c", "\ud800", 1), {}),
+    ("put_document", ("c", None, 1), {}),
+    ("put_document", ("c", "k", 1), {"expect": ""}),
+    ("put_document", ("c", "k", 1), {"expect": 0}),
+    ("put_document", ("c", "k", 1), {"expect": "00"}),
+    ("put_document", ("c", "k", 1), {"expect": "A" * 32}),
+    ("write_documents", (PutDocument("c", "k", 1),), {}),
+    ("write_documents", ([("c", "k", 1)],), {}),
+    ("write_documents", ([PutDocument("c", "k", 1), DeleteDocument("c", "k")],), {}),
+    ("list_documents", ("c",), {"limit": -1}),
+    ("list_documents", ("c",), {"limit": 10_001}),
+    ("list_documents", ("c",), {"limit": None}),
+    ("list_documents", ("c",), {"limit": True}),
+    ("list_documents", ("c",), {"reverse": 1}),
+    ("list_documents", ("c",), {"start": ""}),
+    ("list_documents", ("c",), {"stop": 5}),
+    ("list_documents", ("c",), {"prefix": None}),
+    ("list_documents", ("c",), {"prefix": "\0"}),
+    ("list_documents", ("c",), {"cursor": "x"}),
+    ("list_documents", ("c",), {"cursor": b"x"}),
+    ("list_documents", ("c",), {"cursor": "\ud800"}),
+)
+
+
+@pytest.mark.parametrize(("method", "args", "options"), WRONG, ids=range(len(WRONG)))
+async def test_wrong_arguments_are_refused(method: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """With a sentence, and nothing is written."""
+    async with create_extended_store("memory:") as store:
+        with pytest.raises(InvalidArgumentError):
+            await getattr(store, method)("a", *args, **options)
+        assert (await store.aggregate_stats("a")).total_documents == 0
+
+
+NO_JSON: Final = (float("nan"), 2 + 1j, {1: 2}, {"a": object()}, b"x", ..., [set()])
+
+
+@pytest.mark.parametrize("value", NO_JSON, ids=range(len(NO_JSON)))
+async def test_values_that_are_no_json_are_refused(value: Any) -> None:
+    """The error names the document and the place in it."""
+    async with create_extended_store("memory:") as store:
+        with pytest.raises(InvalidValueError, match=r"document 'c/k'.*value"):
+            await store.put_document("a", "c", "k", value)
+
+
+async def test_a_cursor_belongs_to_its_range(store: ExtendedStore) -> None:
+    """A cursor of another collection, range or direction is refused, and so is a forged one."""
+    await store.write_documents("a", [PutDocument(c, f"k{i}", i) for c in "cd" for i in range(4)])
+    page = await store.list_documents("a", "c", limit=2)
+    for collection, options in (("d", {}), ("c", {"reverse": True}), ("c", {"prefix": "k"}), ("c", {"stop": "k3"})):
+        with pytest.raises(InvalidArgumentError, match="other filters"):
+            await store.list_documents("a", collection, cursor=page.next_cursor, **options)  # type: ignore[arg-type]
+    assert page.next_cursor is not None
+    with pytest.raises(InvalidArgumentError, match="no cursor"):
+        await store.list_documents("a", "c", cursor=page.next_cursor[:-2])
+    assert (await store.list_documents("a", "c", limit=0)).next_cursor is None
+
+
+async def test_many_documents_stream_in_bounded_memory() -> None:
+    """20,000 documents of 2 KB are read page by page, and a page costs what is in it."""
+    async with create_extended_store("sqlite:///many.db", durability="fast") as store:
+        text = "x" * 2000
+        for i in range(0, 20_000, 1000):
+            await store.write_documents("a", [PutDocument("c", f"{n:06}", text) for n in range(i, i + 1000)])
+        tracemalloc.start()
+        count = 0
+        async for _ in store.iter_documents("a", "c", reverse=True):
+            count += 1
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert count == 20_000
+        assert peak < 15_000_000, f"{peak:,} bytes for 40,000,000 bytes of documents"
+        assert (await store.aggregate_stats("a")).total_documents == 20_000
+
+
+async def test_forks_take_documents_along(store: ExtendedStore) -> None:
+    """Only when they are asked to; both are independent then."""
+    await store.save_info("a", AgentInfo(agent_id="a", template_id="t"))
+    version = await store.put_document("a", "c", "k", [1])
+    await store.write_documents("a", [PutDocument("many", f"{i:04}", i) for i in range(200)])
+    plain, whole = await store.fork("a"), await store.fork("a", "b", documents=True)
+    assert await store.load_document(plain, "c", "k") is None
+    found = await store.load_document(whole, "c", "k")
+    assert found is not None and (found.value, found.version) == ([1], version)
+    assert len(await store.list_document_keys(whole, "many", limit=1000)) == 200
+    await store.delete("a")
+    assert await store.load_document(whole, "c", "k") == found
+    with pytest.raises(ConflictError, match="documents"):
+        await store.put_document("taken", "c", "k", 1)
+        await store.fork(whole, "taken")
+
+
+class WithoutDocuments(Layer):
+    """A third-party engine of before: it knows nothing of documents, and would ignore what a write demands."""
+
+    keeps_documents = False  # type: ignore[assignment]
+
+
+async def test_an_engine_without_documents_serves_the_rest() -> None:
+    """All methods for documents are refused, nothing is written, and everything else works."""
+
+    async def opened() -> Engine:
+        return WithoutDocuments(MemoryEngine())
+
+    async with EngineStore(opened) as store:
+        for call in (
+            store.put_document("a", "c", "k", 1),
+            store.load_document("a", "c", "k"),
+            store.delete_document("a", "c", "k"),
+            store.write_documents("a", [PutDocument("c", "k", 1)]),
+            store.list_documents("a", "c"),
+            store.list_documents("a", "c", limit=0),
+            store.list_document_keys("a", "c"),
+            store.save_turn("a", append=[Message.user("x")], documents=[PutDocument("c", "k", 1)]),
+        ):
+            with pytest.raises(UnsupportedError, match="keeps no documents"):
+                await call
+        with pytest.raises(UnsupportedError):
+            await anext(store.iter_documents("a", "c"))
+        await store.save_turn("a", append=[Message.user("x")], info=AgentInfo(agent_id="a", template_id="t"))
+        assert (await store.check_consistency()).consistent
+        assert await store.load_info(await store.fork("a", "b", length=1))
+
+
+async def test_a_damaged_document_is_named(tmp_path: Path) -> None:
+    """A page leaves it out and names it; a load, a stream and the check of consistency report it."""
+    import sqlite3
+
+    async with create_extended_store("sqlite:///damaged.db") as store:
+        await store.write_documents("a", [PutDocument("c", f"k{i}", i) for i in range(3)])
+        with sqlite3.connect("damaged.db") as db:
+            db.execute("UPDATE kode_docs SET body = '{\"value\":7}' WHERE key = 'c/k1'")
+        db.close()
+        page = await store.list_documents("a", "c")
+        assert [document.key for document in page] == ["k0", "k2"]
+        assert page.left_out == ("document 'c/k1' of agent 'a'",)
+        with pytest.raises(CorruptRecordError, match="c/k1"):
+            await store.load_document("a", "c", "k1")
+        with pytest.raises(CorruptRecordError, match="c/k1"):
+            _ = [document async for document in store.iter_documents("a", "c")]
+        (issue,) = (await store.check_consistency("a")).issues
+        assert issue.code == "corrupt_record" and "c/k1" in issue.message
+        await store.put_document("a", "c", "k1", 1)
+        assert (await store.check_consistency("a")).consistent
