@@ -25,6 +25,7 @@ __all__ = [
     "MAX_LIMIT",
     "AgentStats",
     "MessageFilter",
+    "OnCorrupt",
     "Page",
     "Session",
     "SessionFilter",
@@ -40,6 +41,9 @@ Time = int | datetime
 """Milliseconds since the epoch, or an aware datetime (VAL-5)."""
 Order = Literal["desc", "asc"]
 SortBy = Literal["created_at", "updated_at", "message_count"]
+
+OnCorrupt = Literal["raise", "skip"]
+"""How a load treats records that cannot be read: it raises CorruptRecordError, or leaves them out and names them."""
 
 T = TypeVar("T")
 

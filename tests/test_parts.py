@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +341,50 @@ async def test_the_documents_of_a_fork_are_of_one_instant() -> None:
         child = await store.fork("a", "b")
         assert len(await store.list_snapshots(child)) == 1
         assert await store.load_todos(child) == todos
+
+
+async def test_a_load_steps_around_what_cannot_be_read() -> None:
+    """Damaged rows are named, others come in their order; without damage nothing is named (OPS-21)."""
+    async with create_extended_store("sqlite:///damaged.db") as store:
+        await store.save_messages("a", [Message.user(f"message {i}") for i in range(40)])
+        assert (await store.load_messages("a", on_corrupt="skip")).left_out == ()
+        with closing(sqlite3.connect("damaged.db")) as db:
+            db.execute("UPDATE kode_messages SET body = replace(body, 'message', 'massage') WHERE position IN (3, 20)")
+            db.execute("UPDATE kode_messages SET digest = 5 WHERE position = 21")
+            db.commit()
+        with pytest.raises(CorruptRecordError):
+            await store.load_messages("a")
+        found = await store.load_messages("a", on_corrupt="skip")
+        assert [message.text for message in found] == [f"message {i}" for i in range(40) if i not in (3, 20, 21)]
+        assert sorted(found.left_out) == sorted(f"message {i} of agent 'a'" for i in (3, 20, 21))
+        part = await store.load_messages("a", last=20, before=22, on_corrupt="skip")
+        assert [message.text for message in part] == [f"message {i}" for i in range(2, 20) if i != 3]
+        assert await store.load_tool_call_records("a", on_corrupt="skip") == []
+        for wrong in ("no", None, 1, b"skip"):
+            with pytest.raises(InvalidArgumentError, match="on_corrupt"):
+                await store.load_messages("a", on_corrupt=wrong)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("url", ["memory:", "json:///s", "sqlite:///s.db"])
+async def test_agents_without_info_are_listed_when_they_are_asked_for(url: str) -> None:
+    """Whatever was stored under their ids, for every prefix, and in the order of code points (LIFE-2)."""
+    ids = ["a", "a\x01", "a\x01b", "ab", "ab\U0010ffff", "ac", "b", "\ue000", "\ue001x", "\ud7ff", "é", "\U0010ffff"]
+    async with create_extended_store(url) as store:
+        writes = itertools.cycle(
+            (
+                lambda one: store.append_messages(one, [Message.user("x")]),
+                lambda one: store.save_todos(one, TodoSnapshot(todos=[TodoItem(id="1", title="x")])),
+                lambda one: store.emit(one, "x"),
+                lambda one: store.save_info(one, AgentInfo(agent_id=one, template_id="t")),
+            )
+        )
+        for one, write in zip(ids, writes, strict=False):
+            await write(one)
+        for prefix in ("", *ids, "a\x02", "zz", "a" * 256, "a" * 300):
+            wanted = sorted(one for one in ids if one.startswith(prefix))
+            assert await store.list(prefix, without_info=True) == wanted, prefix
+            assert await store.list(prefix) == [one for one in wanted if ids.index(one) % 4 == 3]
+        await store.delete("a")
+        assert "a" not in await store.list(without_info=True)
+        with pytest.raises(InvalidArgumentError, match="without_info"):
+            await store.list("", without_info=1)  # type: ignore[arg-type]

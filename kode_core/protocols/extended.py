@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, Self, TypeAlias, overload, runtime_checkable
 
 from kode_core.engine import Progress
 from kode_core.model import (
@@ -24,7 +24,7 @@ from kode_core.model import (
 from kode_core.protocols.documents import DocumentStore
 from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.methods import to_be_implemented
-from kode_core.query import Session
+from kode_core.query import OnCorrupt, Page, Session
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
 
 __all__ = ["ExtendedStore"]
@@ -42,13 +42,47 @@ class ExtendedStore(DocumentStore, Protocol):
 
     # --- parts of a list, and edits in place
 
+    @overload
     async def load_messages(
-        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["raise"] = "raise",
+    ) -> _Messages: ...
+
+    @overload
+    async def load_messages(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["skip"],
+    ) -> Page[Message]: ...
+
+    async def load_messages(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: OnCorrupt = "raise",
     ) -> _Messages:
         """The agent's messages, or a part of them, in the order given and as at one instant (MSG-2, MSG-9).
 
         *after* and *before* are positions, counted from 0 and both exclusive; of the messages between them *last* takes
         the last ones. The cost of the call depends on its result, not on the length of the list.
+
+        With ``on_corrupt="skip"`` messages that cannot be read are left out of the result, a :class:`~kode_core.Page`
+        whose ``left_out`` names them (OPS-21).
+
+        Raises:
+            CorruptRecordError: a message cannot be read (OPS-4).
         """
         ...
 
@@ -62,10 +96,38 @@ class ExtendedStore(DocumentStore, Protocol):
         """
         ...
 
+    @overload
     async def load_tool_call_records(
-        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["raise"] = "raise",
+    ) -> _ToolCalls: ...
+
+    @overload
+    async def load_tool_call_records(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["skip"],
+    ) -> Page[ToolCallRecord]: ...
+
+    async def load_tool_call_records(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: OnCorrupt = "raise",
     ) -> _ToolCalls:
-        """The agent's tool call records, or a part of them, as ``load_messages`` does for messages (MSG-9)."""
+        """The agent's tool call records, or a part of them, as ``load_messages`` does for messages (MSG-9, OPS-21)."""
         ...
 
     async def pop_messages(self, agent_id: str, count: int = 1, *, fence: Lease | None = None) -> _Messages:
@@ -157,6 +219,13 @@ class ExtendedStore(DocumentStore, Protocol):
         ...
 
     # --- one agent
+
+    async def list(self, prefix: str = "", *, without_info: bool = False) -> _Ids:
+        """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2).
+
+        *without_info* adds the ids under which only other records are stored, such as events or documents alone.
+        """
+        ...
 
     async def load_session(self, agent_id: str) -> Session | None:
         """The agent as ``query_sessions`` shows it, with its number of tool calls and its version, of one instant.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from kode_core.batch import ListKind
 from kode_core.errors import InvalidArgumentError
-from kode_core.ids import check_agent_id
+from kode_core.ids import check_agent_id, quoted
 from kode_core.model import (
     AgentInfo,
     DocumentWrite,
@@ -18,12 +18,14 @@ from kode_core.model import (
     ToolCallRecord,
 )
 from kode_core.protocols import Lease
+from kode_core.query import OnCorrupt, Page
 from kode_core.store import rows
 from kode_core.store.base import StoreBase
 from kode_core.store.documents import writes_of
 from kode_core.store.kinds import TODOS
 from kode_core.store.lists import Append, Replace, Upsert
-from kode_core.store.parts import Span, checked_flag
+from kode_core.store.parts import Span
+from kode_core.store.steps import checked_flag
 from kode_core.store.writer import ListEdit, ListHow, Rest, TurnWrites
 
 __all__ = ["ConversationMethods"]
@@ -47,15 +49,54 @@ class ConversationMethods(StoreBase):
     async def append_messages(self, agent_id: str, messages: Sequence[Message], *, fence: Lease | None = None) -> None:
         await self._save("append_messages", agent_id, fence, lambda: TurnWrites(_messages(Append, messages)))
 
+    @overload
     async def load_messages(
-        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["raise"] = "raise",
+    ) -> list[Message]: ...
+
+    @overload
+    async def load_messages(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["skip"],
+    ) -> Page[Message]: ...
+
+    async def load_messages(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: OnCorrupt = "raise",
     ) -> list[Message]:
-        return await self._load("load_messages", agent_id, self._list, ListKind.MESSAGES, last, after, before)
+        given = (last, after, before, on_corrupt)
+        return await self._load("load_messages", agent_id, self._list, ListKind.MESSAGES, *given)
 
     async def _list(
-        self, agent_id: str, kind: ListKind, last: int | None, after: int | None, before: int | None
+        self,
+        agent_id: str,
+        kind: ListKind,
+        last: int | None,
+        after: int | None,
+        before: int | None,
+        on_corrupt: Any,
     ) -> list[Any]:
         span = Span.of(after, before, last)
+        if type(on_corrupt) is not str or on_corrupt not in ("raise", "skip"):
+            raise InvalidArgumentError(f'on_corrupt must be "raise" or "skip", got {quoted(on_corrupt)}')
+        if on_corrupt == "skip":
+            return await self._list_parts.load_readable(agent_id, kind, span)
         if span.is_whole:
             return await self._reader.load_list(agent_id, kind)
         return await self._list_parts.load(agent_id, kind, span)
@@ -102,12 +143,39 @@ class ConversationMethods(StoreBase):
     ) -> None:
         await self._save("upsert_tool_call_records", agent_id, fence, lambda: TurnWrites(_calls(Upsert, records)))
 
+    @overload
     async def load_tool_call_records(
-        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["raise"] = "raise",
+    ) -> list[ToolCallRecord]: ...
+
+    @overload
+    async def load_tool_call_records(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["skip"],
+    ) -> Page[ToolCallRecord]: ...
+
+    async def load_tool_call_records(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: OnCorrupt = "raise",
     ) -> list[ToolCallRecord]:
-        return await self._load(
-            "load_tool_call_records", agent_id, self._list, ListKind.TOOL_CALLS, last, after, before
-        )
+        given = (last, after, before, on_corrupt)
+        return await self._load("load_tool_call_records", agent_id, self._list, ListKind.TOOL_CALLS, *given)
 
     async def save_turn(
         self,

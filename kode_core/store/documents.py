@@ -28,7 +28,8 @@ from kode_core.query import MAX_LIMIT, Page
 from kode_core.store.context import Context
 from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE, next_limit
-from kode_core.store.parts import checked_flag, checked_number
+from kode_core.store.parts import checked_number
+from kode_core.store.steps import checked_flag
 from kode_core.store.writer import Rest, TurnWrites, Writer
 
 __all__ = ["LAST_KEY", "DocRange", "Documents", "stored_documents", "writes_of"]

@@ -29,9 +29,10 @@ from kode_core.store.documents import stored_documents
 from kode_core.store.events import EventAppender
 from kode_core.store.kinds import SNAPSHOTS
 from kode_core.store.list_memory import ListMemory
-from kode_core.store.parts import checked_flag, checked_number
+from kode_core.store.parts import checked_number
 from kode_core.store.reader import Reader, decoded_info
 from kode_core.store.rows import LISTS, info_of
+from kode_core.store.steps import checked_flag
 from kode_core.store.versions import version_of
 
 __all__ = ["ForkCut", "Forks"]

@@ -11,17 +11,20 @@ from typing import Any, Final, NamedTuple
 
 from kode_core.batch import FoundRow, ListKind
 from kode_core.codec import Body
-from kode_core.errors import InvalidArgumentError
-from kode_core.ids import quoted
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, StoreBusyError
+from kode_core.ids import quoted, row_name
+from kode_core.large import decode_in_slices
 from kode_core.model import StoredMessage
 from kode_core.pace import Pace
+from kode_core.query import Page
 from kode_core.store.context import Context
 from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.reader import Reader, stored_message
+from kode_core.store.rows import LISTS
 from kode_core.store.versions import head_of
 
-__all__ = ["Parts", "Span", "checked_flag", "checked_number", "checked_position"]
+__all__ = ["Parts", "Span", "checked_number", "checked_position"]
 
 _ATTEMPTS: Final = 5
 _LARGEST: Final = 2**62
@@ -40,13 +43,6 @@ def checked_number(value: Any, name: str, hint: str = "") -> int | None:
     if value < 0:
         raise InvalidArgumentError(f"{name} must be 0 or more, got {quoted(value)}{hint}")
     return min(value, _LARGEST)
-
-
-def checked_flag(value: Any, name: str) -> bool:
-    """The flag that a caller gave; raises InvalidArgumentError if it is no bool."""
-    if type(value) is not bool:
-        raise InvalidArgumentError(f"{name} must be a bool, got {type(value).__name__}")
-    return value
 
 
 def checked_position(value: Any, name: str) -> int | None:
@@ -106,6 +102,43 @@ class Parts:
         whole = await engine.rows(agent_id, kind)  # other writers keep changing it: one read sees one instant
         places = span.within(len(whole.rows))
         return places.start, whole.rows[places.start : places.stop]
+
+    async def load_readable(self, agent_id: str, kind: ListKind, span: Span) -> Page[Any]:
+        """The records of a part that can be read, and the names of the others (OPS-21).
+
+        Raises:
+            StoreBusyError: other writers keep changing the list.
+        """
+        engine, pace = self._context.engine, Pace()
+        for _ in range(_ATTEMPTS):
+            head = head_of(await engine.summary(agent_id), kind)
+            found, left_out = Page[Any](), list[str]()
+            pending = [span.within(head.count)]
+            is_still = True
+            while pending and is_still:
+                places = pending.pop()
+                if not places:
+                    continue
+                try:
+                    rows = await engine.rows_at(agent_id, kind, places.start, len(places))
+                except CorruptRecordError as exc:
+                    if len(places) == 1:
+                        left_out.append(exc.record)
+                    else:
+                        half = len(places) // 2
+                        pending += [places[half:], places[:half]]
+                    continue
+                is_still = rows.version == head.version
+                for position, (body, _) in enumerate(rows.rows, places.start):
+                    name = row_name(kind, position, agent_id)
+                    try:
+                        found.append(await decode_in_slices(LISTS[kind].cls, body, name, pace))
+                    except CorruptRecordError as exc:
+                        left_out.append(exc.record)
+            if is_still:
+                found.left_out = tuple(left_out)
+                return found
+        raise StoreBusyError(f"agent {agent_id!r}: other writers keep changing the list; try again")
 
     async def stream(
         self, run: Callable[..., Awaitable[Any]], agent_id: str, span: Span, *, reverse: bool

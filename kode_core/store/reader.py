@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from kode_core.batch import Doc, DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
-from kode_core.ids import is_shortened, plain_text, row_name
+from kode_core.ids import MAX_AGENT_ID_BYTES, is_shortened, plain_text, prefix_end, row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices, decode_run_in_slices
 from kode_core.model import (
     AgentInfo,
@@ -42,6 +43,7 @@ from kode_core.store.list_memory import ListMemory
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.remembered import Remembered, Tail
 from kode_core.store.rows import LISTS
+from kode_core.store.steps import checked_flag
 
 __all__ = ["Reader", "Search", "decoded_info", "left_out_of", "session_of", "stored_message"]
 
@@ -138,20 +140,45 @@ class Reader:
         row = await self._context.engine.last_event(agent_id)
         return None if row is None else (await stored_event(agent_id, row, Pace())).bookmark
 
-    async def list_ids(self, prefix: str) -> list[str]:
-        """Ids of agents with info."""
+    async def list_ids(self, prefix: str, without_info: bool) -> list[str]:
+        """Ids of agents with info; *without_info* adds those under which only other records are stored."""
+        everyone = checked_flag(without_info, "without_info")
         if type(prefix) is not str:
             raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
         ids: list[str] = []
         if "\0" in prefix or any("\ud800" <= c <= "\udfff" for c in prefix):
             return ids  # no agent can have such an id
-        while True:
-            page = await self._context.engine.agent_ids(prefix, ids[-1] if ids else None, _IDS_AT_ONCE)
+        async for page in self._id_pages(prefix, everyone=everyone):
             for name in left_out_of(page):
                 log.error("%s is damaged and was left out", name)
             ids.extend(page)
+        return ids
+
+    async def _id_pages(self, prefix: str, *, everyone: bool) -> AsyncIterator[Sequence[str]]:
+        engine, after = self._context.engine, None
+        while not everyone:
+            page = await engine.agent_ids(prefix, after, _IDS_AT_ONCE)
+            yield page
             if len(page) < _IDS_AT_ONCE:
-                return ids
+                return
+            after = page[-1]
+        end, after = prefix_end(prefix), _below(prefix)
+        while page := await engine.stored_ids(after, _IDS_AT_ONCE):
+            yield Found((one for one in page if one.startswith(prefix)), left_out_of(page))
+            after = page[-1]
+            if end is not None and after >= end:
+                return
+
+
+def _below(prefix: str) -> str | None:
+    """A text below all ids with the prefix, and above nearly all ids before them; None for the empty prefix."""
+    if not prefix:
+        return None
+    code = ord(prefix[-1]) - 1
+    if not code:
+        return prefix[:-1] or None
+    text = prefix[:-1] + chr(0xD7FF if 0xD800 <= code < 0xE000 else code)
+    return text + chr(sys.maxunicode) * ((MAX_AGENT_ID_BYTES - len(text.encode())) // 4)
 
 
 def _next_run(pending: list[tuple[Body, int]]) -> list[tuple[Body, int]]:

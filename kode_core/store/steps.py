@@ -12,10 +12,17 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.store.context import Context
 from kode_core.store.metrics import Method
 
-__all__ = ["Steps", "checked_progress"]
+__all__ = ["Steps", "checked_flag", "checked_progress"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def checked_flag(value: Any, name: str) -> bool:
+    """The flag that a caller gave; raises InvalidArgumentError if it is no bool."""
+    if type(value) is not bool:
+        raise InvalidArgumentError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
 
 
 def checked_progress(progress: Progress | None) -> Progress:

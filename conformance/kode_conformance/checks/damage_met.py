@@ -234,3 +234,34 @@ def _see_errors(ctx: Context, ends: Sequence[Any], case: str) -> None:
     for error in ends:
         is_strange = isinstance(error, BaseException) and not isinstance(error, KodeError)
         ctx.true(not is_strange, f"a call {case} raised {error!r}")
+
+
+@check("OPS-21", "OPS-4", needs=_E, under=(Dimension.DAMAGE, Dimension.ITEMS, Dimension.INSTANCES))
+async def loads_step_around_what_is_damaged(ctx: Context) -> None:
+    """A load that skips damage gives every other record of each part, in order, and names the damaged one, in each
+    instance and for lists of many lengths; a sound list has nothing left out, and a plain load still raises.
+    """
+    if not ctx.harness.has("corrupt"):
+        raise Unverified("the harness has no hook corrupt")
+    for length in (1, 2, 5, 101):
+        agent_id = f"of-{length}"
+        messages = samples.messages(length)
+        writer = await ctx.another()
+        await writer.save_turn(agent_id, messages=messages, tool_calls=[samples.tool_call()])
+        sound = await writer.load_messages(agent_id, on_corrupt="skip")
+        await ctx.close(writer)  # nothing is on its way to the place that is damaged next
+        ctx.equal((list(sound), sound.left_out), (messages, ()), f"{length} sound messages, and what was left out")
+        await ctx.harness.corrupt(ctx.handle, agent_id)
+        for store in (ctx.store, await ctx.another()):
+            found = await store.load_messages(agent_id, on_corrupt="skip")
+            ctx.equal(list(found), messages[1:], f"the readable ones of {length} messages")
+            named = f"exactly one name, of message 0 of {agent_id!r}, is left out of {length}, got {found.left_out}"
+            ctx.true(len(found.left_out) == 1 and "message 0" in found.left_out[0], named)
+            ctx.true(repr(agent_id) in found.left_out[0], named)
+            behind = await store.load_messages(agent_id, after=0, on_corrupt="skip")
+            ctx.equal((list(behind), behind.left_out), (messages[1:], ()), "a part behind the damage")
+            first = await store.load_messages(agent_id, before=2, on_corrupt="skip")
+            ctx.equal((list(first), len(first.left_out)), (messages[1:2], 1), "a part with the damage")
+            calls = await store.load_tool_call_records(agent_id, on_corrupt="skip")
+            ctx.equal((list(calls), calls.left_out), ([samples.tool_call()], ()), "the tool calls")
+            await ctx.raises(CorruptRecordError, store.load_messages(agent_id), "a load that skips nothing")

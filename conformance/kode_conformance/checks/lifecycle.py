@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from kode_conformance.calls.ways import at_once
@@ -54,6 +55,39 @@ async def the_prefix_is_literal(ctx: Context) -> None:
         wanted = sorted(agent for agent in ids if agent.startswith(prefix))
         ctx.equal(await ctx.store.list(prefix), wanted, f"list({prefix!r})")
     await ctx.raises(InvalidArgumentError, ctx.store.list(5), "a prefix that is no string")  # type: ignore[arg-type]
+
+
+@check("LIFE-2", needs=Capability.EXTENDED, under=(Dimension.CHANGES, Dimension.ITEMS, Dimension.INSTANCES))
+async def agents_without_info_are_listed_when_asked_for(ctx: Context) -> None:
+    """list(without_info=True) gives every id under which any kind is stored, and no id that is deleted or was only
+    read or locked; list gives the ones with info alone.
+    """
+    writes: dict[str, Callable[[str], Awaitable[object]]] = {
+        "calls": lambda one: ctx.store.save_tool_call_records(one, [samples.tool_call()]),
+        "compression": lambda one: ctx.store.save_compression_record(one, samples.compression()),
+        "event": lambda one: ctx.store.append_event(one, samples.event(0)),
+        "info": lambda one: ctx.store.save_info(one, samples.info(one)),
+        "media": lambda one: ctx.store.save_media_cache(one, [samples.media()]),
+        "messages": lambda one: ctx.store.save_messages(one, samples.messages(1)),
+        "recovered": lambda one: ctx.store.save_recovered_file(one, samples.recovered()),
+        "snapshot": lambda one: ctx.store.save_snapshot(one, samples.snapshot()),
+        "todos": lambda one: ctx.store.save_todos(one, samples.todos("x")),
+        "window": lambda one: ctx.store.save_history_window(one, samples.window()),
+    }
+    for name, write in writes.items():
+        for prefix in ("a_", "b_"):
+            await write(prefix + name)
+        await write(f"gone_{name}")
+        await ctx.store.delete(f"gone_{name}")
+    async with ctx.store.acquire_agent_lock("a_locked"):
+        await ctx.store.load_messages("a_read")
+    for store in (ctx.store, await ctx.another()):
+        for prefix in ("a_", "b_"):
+            wanted = [prefix + name for name in sorted(writes)]
+            ctx.equal(await store.list(prefix, without_info=True), wanted, f"all ids that begin with {prefix!r}")
+            ctx.equal(await store.list(prefix), [f"{prefix}info"], f"the ids with info that begin with {prefix!r}")
+        everyone = await store.list(without_info=True)
+        ctx.equal(everyone, sorted(prefix + name for prefix in ("a_", "b_") for name in writes), "all ids")
 
 
 _LISTED: Final = (1_200, 5_001, 10_001)

@@ -178,3 +178,41 @@ class SetsDamagedFilesAside(Folder):
             except CorruptRecordError:
                 path.rename(path.with_suffix(".bad"))
         super().open()
+
+
+async def _skipping(ctx: Context) -> object:
+    await ctx.store.save_messages("a", samples.messages(3))
+    await ctx.harness.corrupt(ctx.handle, "a")
+    store = await ctx.another()
+    found = await store.load_messages("a", on_corrupt="skip")
+    return len(found), found.left_out
+
+
+@mutant(
+    "OPS-21",
+    killed_by="loads_step_around_what_is_damaged",
+    on=OnSqlite,
+    witness=_skipping,
+    source="`except CorruptRecordError: pass`",
+)
+class SkipsWithoutNames(EngineStore):
+    """Leaves damaged messages out and names none."""
+
+    async def load_messages(self, agent_id: str, **options: Any) -> Any:
+        found = await super().load_messages(agent_id, **options)
+        return Page(found) if isinstance(found, Page) else found
+
+
+@mutant(
+    "OPS-21",
+    killed_by="loads_step_around_what_is_damaged",
+    on=OnSqlite,
+    witness=_skipping,
+    source="a page that is read in one statement",
+)
+class SkipsWholePages(EngineStore):
+    """Leaves out everything that it read together with a damaged message."""
+
+    async def load_messages(self, agent_id: str, **options: Any) -> Any:
+        found = await super().load_messages(agent_id, **options)
+        return Page((), None, found.left_out) if isinstance(found, Page) and found.left_out else found

@@ -48,6 +48,25 @@ class ExistsByMetadata(EngineStore):
         return bool(info and info.metadata)
 
 
+@mutant(
+    "LIFE-2",
+    killed_by="agents_without_info_are_listed_when_asked_for",
+    source="SELECT DISTINCT agent_id FROM messages",
+    witness=seen(
+        lambda s: s.append_event("a", samples.event(0)),
+        lambda s: s.save_messages("b", talk("1")),
+        lambda s: s.list(without_info=True),
+    ),
+)
+class ListsThoseWithMessages(EngineStore):
+    """Lists agents without info only if they have messages."""
+
+    async def list(self, prefix: str = "", *, without_info: bool = False) -> list[str]:
+        found = await super().list(prefix, without_info=without_info)
+        named = await super().list(prefix) if without_info else found
+        return [one for one in found if one in named or await self.load_messages(one)]
+
+
 class _Matches(Layer):
     """Lists the agents that fit a prefix in another way."""
 

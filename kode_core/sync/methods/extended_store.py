@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias, overload
 
 from kode_core.engine import Progress
 from kode_core.model import (
@@ -20,7 +20,7 @@ from kode_core.model import (
     TodoSnapshot,
     ToolCallRecord,
 )
-from kode_core.query import Session
+from kode_core.query import OnCorrupt, Page, Session
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
 from kode_core.sync.iterators import SyncIterator
 from kode_core.sync.locks import SyncLease
@@ -37,15 +37,51 @@ _Paths: TypeAlias = list[Path]
 class ExtendedStoreMethods(DocumentStoreMethods):
     """The methods of :class:`~kode_core.ExtendedStore` for synchronous code."""
 
+    @overload
     def load_messages(
-        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["raise"] = "raise",
+    ) -> _Messages: ...
+
+    @overload
+    def load_messages(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["skip"],
+    ) -> Page[Message]: ...
+
+    def load_messages(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: OnCorrupt = "raise",
     ) -> _Messages:
         """The agent's messages, or a part of them, in the order given and as at one instant (MSG-2, MSG-9).
 
         *after* and *before* are positions, counted from 0 and both exclusive; of the messages between them *last* takes
         the last ones. The cost of the call depends on its result, not on the length of the list.
+
+        With ``on_corrupt="skip"`` messages that cannot be read are left out of the result, a :class:`~kode_core.Page`
+        whose ``left_out`` names them (OPS-21).
+
+        Raises:
+            CorruptRecordError: a message cannot be read (OPS-4).
         """
-        return self._call(lambda store: store.load_messages(agent_id, last=last, after=after, before=before))
+        return self._call(
+            lambda store: store.load_messages(agent_id, last=last, after=after, before=before, on_corrupt=on_corrupt)
+        )
 
     def read_messages(
         self, agent_id: str, *, after: int | None = None, before: int | None = None, reverse: bool = False
@@ -57,11 +93,43 @@ class ExtendedStoreMethods(DocumentStoreMethods):
         """
         return self._iterate(lambda store: store.read_messages(agent_id, after=after, before=before, reverse=reverse))
 
+    @overload
     def load_tool_call_records(
-        self, agent_id: str, *, last: int | None = None, after: int | None = None, before: int | None = None
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["raise"] = "raise",
+    ) -> _ToolCalls: ...
+
+    @overload
+    def load_tool_call_records(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: Literal["skip"],
+    ) -> Page[ToolCallRecord]: ...
+
+    def load_tool_call_records(
+        self,
+        agent_id: str,
+        *,
+        last: int | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        on_corrupt: OnCorrupt = "raise",
     ) -> _ToolCalls:
-        """The agent's tool call records, or a part of them, as ``load_messages`` does for messages (MSG-9)."""
-        return self._call(lambda store: store.load_tool_call_records(agent_id, last=last, after=after, before=before))
+        """The agent's tool call records, or a part of them, as ``load_messages`` does for messages (MSG-9, OPS-21)."""
+        return self._call(
+            lambda store: store.load_tool_call_records(
+                agent_id, last=last, after=after, before=before, on_corrupt=on_corrupt
+            )
+        )
 
     def pop_messages(self, agent_id: str, count: int = 1, *, fence: SyncLease | None = None) -> _Messages:
         """Remove the last *count* messages, or all if there are fewer, and return them in order (MSG-11).
@@ -185,6 +253,13 @@ class ExtendedStoreMethods(DocumentStoreMethods):
                 fence=self._fence(agent_id, fence),
             )
         )
+
+    def list(self, prefix: str = "", *, without_info: bool = False) -> _Ids:
+        """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2).
+
+        *without_info* adds the ids under which only other records are stored, such as events or documents alone.
+        """
+        return self._call(lambda store: store.list(prefix, without_info=without_info))
 
     def load_session(self, agent_id: str) -> Session | None:
         """The agent as ``query_sessions`` shows it, with its number of tool calls and its version, of one instant.
