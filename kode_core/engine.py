@@ -275,11 +275,11 @@ def connection_use(engine: Engine) -> ConnectionUse | None:
 class Repairs(Protocol):
     """An optional part of an engine: processes that died may have left something behind, which it can remove.
 
-    An engine whose database undoes by itself what was not finished does without.
+    An engine over a database with transactions does without.
     """
 
     async def repair(self, agent_id: str | None, progress: Progress = unwatched) -> RepairResult:
-        """End or remove what was left of one agent, or of all; next to writers, and as often as anybody likes.
+        """End or remove the leftovers of one agent, or of all, while others write.
 
         Nothing that can be read is changed. The store's deadline begins anew with each *progress* (OPS-16).
         """

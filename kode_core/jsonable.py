@@ -256,7 +256,7 @@ class _Converter:
         return self.convert(plain)
 
     def record(self, value: Any) -> Json:
-        """A record under its stored names, of which those that are None are absent (VAL-3)."""
+        """A record under its stored names, without the fields that are None (VAL-3)."""
         cls: type = type(value)
         plan = plan_of(cls)
         pairs: list[tuple[str, object]] = [] if plan.tag is None else [("type", plan.tag)]
@@ -367,7 +367,7 @@ def _rule_of_struct(kind: type) -> _Rule:
 
 
 def _dataclass_fields(value: object) -> list[str]:
-    """The names of the fields. Whoever made the class has imported the module, which is not imported here."""
+    """The names of the fields. The module of the class has imported ``dataclasses``, which this one does not."""
     return [field.name for field in sys.modules["dataclasses"].fields(value)]
 
 
