@@ -2,9 +2,10 @@
 
 The parts startup, turns, loads, workers, streams, follow, searches and forks measure sqlite and postgres next to bare
 drivers; heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents
-(``agents=200`` for fewer than 2,000), measure json, too, and so do observers, what they cost a call, and parts, the
-last messages of long lists; matrix is a table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"``
-for some of them; the others have nothing else, and with matrix, memory is the backend of that name). contention
+(``agents=200`` for fewer than 2,000), measure json, too, and so do observers, what they cost a call, parts, the last
+messages of long lists, and documents, their puts, pages and counters; matrix is a table of all backends, emulators
+marked as such (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory
+is the backend of that name). contention
 measures all backends that several processes can use: stores and processes that all write one agent (``ARGS="contention
 mongo"`` for one of them). costs are counts of what calls ask of MongoDB and DynamoDB, which go alone, and are put into
 their guides (``ARGS="costs mongo"`` for one of them). peers, other projects that keep conversations, are measured only
@@ -22,6 +23,7 @@ from types import ModuleType
 from tests.benchmarks import (
     contention,
     costs,
+    documents,
     follow,
     forks,
     heartbeat,
@@ -54,8 +56,9 @@ PARTS = {
     "memory": memory,
     "observers": observers,
     "parts": parts,
+    "documents": documents,
 }
-WITHOUT_FLOOR = (heartbeat, memory, observers, parts)
+WITHOUT_FLOOR = (heartbeat, memory, observers, parts, documents)
 EXTRAS = {"peers": peers}
 TABLES = ("matrix", "contention")
 AGENTS_OPTION = "agents="
