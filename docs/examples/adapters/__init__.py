@@ -1,0 +1,1 @@
+"""Stores of other frameworks, over a store of kode_core."""
