@@ -26,7 +26,7 @@ from kode_core.ids import new_agent_id
 from kode_core.jsonable import to_json, to_jsonable
 from kode_core.keys import agent_key, agent_key_prefix
 from kode_core.model import *  # noqa: F403
-from kode_core.protocols import EventStream, ExtendedStore, Heartbeat, Lease, QueryableStore, Store
+from kode_core.protocols import DocumentStore, EventStream, ExtendedStore, Heartbeat, Lease, QueryableStore, Store
 from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
@@ -36,6 +36,7 @@ __all__ = [
     "AgentStats",
     "ConsistencyCheckResult",
     "ConsistencyIssue",
+    "DocumentStore",
     "EventStream",
     "ExtendedStore",
     "Heartbeat",

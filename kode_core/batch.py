@@ -329,7 +329,7 @@ class Batch(_Value, frozen=True, kw_only=True):
         return {write.key: write.expect.digest for write in self.docs if write.expect is not None}
 
     def docs_refusal(self, digests: Mapping[str, bytes]) -> Refused | None:
-        """The refusal of a batch that demands other documents; *digests* has those of the demanded keys that exist."""
+        """The refusal of a batch that demands other documents; *digests* has the stored ones by key."""
         holds = all(digests.get(key, b"") == digest for key, digest in self.demanded_docs.items())
         return None if holds else Refused("docs")
 

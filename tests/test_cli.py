@@ -29,6 +29,7 @@ from kode_core import (
     AgentInfo,
     Bookmark,
     Message,
+    PutDocument,
     RepairResult,
     Snapshot,
     Timeline,
@@ -169,7 +170,7 @@ def test_version_is_that_of_the_distribution(arguments: tuple[str, ...]) -> None
 
 
 COMMANDS = ("sessions", "messages", "tool-calls", "stats", "events", "import", "delete", "backup", "doctor", "plugins")
-COMMANDS += ("schema",)
+COMMANDS += ("schema", "documents")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -543,11 +544,12 @@ def test_stats_counts_one_agent(store: str) -> None:
         "totalMessages": 5,
         "totalToolCalls": 2,
         "totalSnapshots": 1,
+        "totalDocuments": 0,
         "toolCallsByName": {"book": 1, "weather": 1},
         "toolCallsByState": {"COMPLETED": 1, "FAILED": 1},
     }
     out, _ = kode("stats", "agt-0", "--store", store)
-    assert out.startswith("agt-0: 5 messages, 2 tool calls, 1 snapshot\n")
+    assert out.startswith("agt-0: 5 messages, 2 tool calls, 1 snapshot, 0 documents\n")
 
 
 def test_stats_without_an_agent_count_the_store(store: str) -> None:
@@ -557,6 +559,112 @@ def test_stats_without_an_agent_count_the_store(store: str) -> None:
     assert size == {"totalAgents": 4, "totalMessages": 20, "totalToolCalls": 8}
     out, _ = kode("stats", "--store", store)
     assert out.startswith("4 agents, 20 messages, 8 tool calls, 0.")
+
+
+# --- Documents --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with documents in two collections, and hostile ones in a third. Tests only read it."""
+    url = f"json:///{tmp_path_factory.mktemp('documents')}/store"
+
+    async def fill() -> None:
+        async with create_extended_store(url) as store:
+            await store.put_document("agt-0", "notes", "none", None)
+            puts = [PutDocument("notes", f"2025-{day:03}", {"day": day, "text": "long " * 100}) for day in range(250)]
+            await store.write_documents("agt-0", [*puts, PutDocument("other", "2025-000", [1.0, "é"])])
+            hostile = [PutDocument("hostile", key, {key: "\x1b]0;title\x07[/red]\ud83d\u202e"}) for key in HOSTILE]
+            await store.write_documents("agt-0", hostile)
+
+    asyncio.run(fill())
+    return url
+
+
+def test_documents_are_listed_in_the_order_of_their_keys(documents: str) -> None:
+    """By prefix, in ranges, in reverse, in pages, all of them, and with null as a value."""
+
+    def query(*options: str) -> Any:
+        return found_by("documents", "agt-0", "notes", *options, "--store", documents)
+
+    def keys(*options: str) -> list[str]:
+        return [document["key"] for document in query(*options)["documents"]]
+
+    (found,) = query("--prefix", "n")["documents"]
+    assert (found["collection"], found["key"], found["value"]) == ("notes", "none", None)
+    assert len(found["version"]) == 32 and found["updatedAt"] > 1_700_000_000_000
+    assert keys("--start", "2025-007", "--stop", "2025-010") == ["2025-007", "2025-008", "2025-009"]
+    assert keys("--reverse", "--limit", "2") == ["none", "2025-249"]
+    first = query()
+    assert len(first["documents"]) == 100
+    second = query("--cursor", first["nextCursor"])
+    assert second["documents"][0]["key"] == "2025-100"
+    assert len(keys("--all")) == 251
+    assert query("--prefix", "zzz") == {"documents": [], "nextCursor": None}
+
+
+def test_documents_are_shown_as_a_table(documents: str) -> None:
+    """A line for each, its value cut; the last line says how to see the others."""
+    out, err = kode("documents", "agt-0", "notes", "-n", "3", "--prefix", "2025-1", "--store", documents)
+
+    head, *lines = out.splitlines()
+    assert head.split("  ")[0] == "KEY"
+    assert [line.split()[0] for line in lines] == ["2025-100", "2025-101", "2025-102"]
+    assert '{"day": 100, "text": "long long' in lines[0] and len(lines[0]) < 260
+    assert err == "3 documents; there are more: --all, --limit or --cursor\n"
+    assert kode("documents", "agt-0", "empty", "--store", documents) == ("", "0 documents\n")
+    out, _ = kode("stats", "agt-0", "--store", documents)
+    assert out == f"agt-0: 0 messages, 0 tool calls, 0 snapshots, {252 + len(HOSTILE)} documents\n"
+
+
+def test_hostile_documents_are_shown_escaped_and_exact_in_json(documents: str) -> None:
+    """Keys and values alike."""
+    out, _ = kode("documents", "agt-0", "hostile", "--store", documents)
+
+    assert not [c for c in out if c != "\n" and (ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0x202A <= ord(c) <= 0x202E)]
+    assert sum(line.startswith("new\\nline") for line in out.splitlines()) == 1
+    found = kode_json("documents", "agt-0", "hostile", "--store", documents)["documents"]
+    assert {document["key"] for document in found} == set(HOSTILE)
+    assert all(document["value"] == {document["key"]: "\x1b]0;title\x07[/red]\ud83d\u202e"} for document in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("agt-0",), "error: give a collection, as in: kode documents AGENT COLLECTION"),
+        (("agt-0", "a/b"), "error: collection must be 1 to 64 of the characters"),
+        (("agt-0", "notes", "--all", "--limit", "5"), "error: --all lists every document"),
+        (("agt-0", "notes", "--limit", "10001"), "error: limit is from 0 to 10000"),
+        (("agt-0", "notes", "--cursor", "x"), "error: this is no cursor that a store gave"),
+        (("agt-0", "notes", "--prefix", "x" * 401), "error: prefix must be at most 400 bytes"),
+        (("nobody", "notes"), "error: no agent 'nobody' in this store"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_mistakes_with_documents_are_one_line(documents: str, arguments: tuple[str, ...], problem: str) -> None:
+    """One line that says what to give, and exit code 2."""
+    out, err = kode("documents", *arguments, "--store", documents, code=2)
+
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(problem)
+
+
+def test_a_damaged_document_is_named(tmp_path: Path) -> None:
+    """The others are listed."""
+    url = f"json:///{tmp_path}/store"
+
+    async def fill() -> None:
+        async with create_extended_store(url) as store:
+            await store.write_documents("agt-0", [PutDocument("c", key, f"value-{key}") for key in "abc"])
+
+    asyncio.run(fill())
+    (file,) = [path for path in (tmp_path / "store").rglob("*") if path.is_file() and b"value-b" in path.read_bytes()]
+    file.write_bytes(file.read_bytes().replace(b"value-b", b"value-\xff"))
+
+    out, err = kode("documents", "agt-0", "c", "--store", url)
+
+    assert "value-a" in out and "value-c" in out
+    assert "document 'c/b' of agent 'agt-0' cannot be read" in err
 
 
 # --- Events -----------------------------------------------------------------------------------------------------------

@@ -209,6 +209,8 @@ async def fill() -> None:
                 info=kode_core.AgentInfo(agent_id="agt-1", template_id="assistant"),
                 upsert_tool_calls=[kode_core.ToolCallRecord(id="c", name="bash", state="FAILED", is_error=True)],
             )
+    async with kode_core.create_extended_store("sqlite:///data/agents.db") as store:
+        await store.put_document("agt-1", "notes", "2025-06-01", {"text": "a note"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -43,12 +43,22 @@ async def fetch(
     return await query(**filters)
 
 
-def report(page: Page[T], noun: str, key: str, as_json: bool, draw: Callable[[Page[T]], RenderableType]) -> None:
-    """Print a page: as JSON under *key*, or drawn as a table with a note of the number of results."""
+def report(
+    page: Page[T],
+    noun: str,
+    key: str,
+    as_json: bool,
+    draw: Callable[[Page[T]], RenderableType],
+    following: str = "--all, --limit or --offset",
+) -> None:
+    """Print a page: as JSON under *key*, or drawn as a table with a note of the number of results.
+
+    *following* names the options that lead to the rest.
+    """
     if as_json:
         print_json({key: page, "nextCursor": page.next_cursor})
         return
     if page:
         show(draw(page))
-    more = "; there are more: --all, --limit or --offset" if page.next_cursor else ""
+    more = f"; there are more: {following}" if page.next_cursor else ""
     print_note(f"{count(len(page), noun)}{more}")

@@ -27,7 +27,7 @@ def stats(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the messages, snapshots and tool calls of AGENT; without AGENT, print the totals of the whole store."""
+    """Count the messages, tool calls, snapshots and documents of AGENT; without AGENT, print the store's totals."""
     if agent is None:
         size = run(_size(store))
         if as_json:
@@ -43,6 +43,7 @@ def stats(
         count(found.total_messages, "message"),
         count(found.total_tool_calls, "tool call"),
         count(found.total_snapshots, "snapshot"),
+        count(found.total_documents, "document"),
     )
     show(Text(f"{visible(agent)}: {', '.join(totals)}"))
     if found.total_tool_calls:
