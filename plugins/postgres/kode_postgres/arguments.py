@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from kode_core.batch import (
     Applied,
     Batch,
@@ -19,19 +21,22 @@ from kode_core.batch import (
     Row,
     first_version,
 )
+from kode_postgres.parts import LISTS, PUTS, Part
 from kode_postgres.schema import KEPT_OPS, OF_AN_AGENT, Tables
-from kode_postgres.statements import LISTS, LOCK_WAIT, NOW, PUTS, Part, WriteStatement, sync
+from kode_postgres.statements import LOCK_WAIT, NOW, WriteStatement, digest_of, sync
 
 __all__ = [
     "HeadAfterRefusal",
     "Statements",
     "applied",
     "doc_text",
+    "has_demands",
     "is_unseen",
     "key_hash",
     "needs_lock",
     "offsets_of",
     "op_number",
+    "unconditional",
 ]
 
 _NO_PARTS: Final = Part(0)
@@ -62,6 +67,34 @@ def is_unseen(batch: Batch) -> bool:
     return batch.messages is not None and batch.messages.is_blind
 
 
+def has_demands(batch: Batch) -> bool:
+    """True if documents have to be looked up that the batch demands."""
+    return any(write.expect is not None for write in batch.docs)
+
+
+def unconditional(batch: Batch) -> Batch:
+    """The batch without the preconditions checked under the lock.
+
+    Unless it deletes, versions, age and documents are demanded still: an agent that had no head to lock may have one
+    by now.
+    """
+    if not batch.delete:
+        return replace(batch, fence=None)
+
+    def free(write: ListWrite | None) -> ListWrite | None:
+        return None if write is None else replace(write, expect=None)
+
+    return replace(
+        batch,
+        fence=None,
+        expect_updated_at=None,
+        delete=False,
+        messages=free(batch.messages),
+        tool_calls=free(batch.tool_calls),
+        docs=tuple(replace(write, expect=None) for write in batch.docs),
+    )
+
+
 def parts_of(batches: Sequence[Batch]) -> Part:
     """The parts that the batches need."""
     parts = Part.SEVERAL if len(batches) > 1 else _NO_PARTS
@@ -74,6 +107,7 @@ def parts_of(batches: Sequence[Batch]) -> Part:
             (Part.DOCS, bool(batch.docs)),
             (Part.EVENTS, bool(batch.events)),
             (Part.UNSEEN, is_unseen(batch)),
+            (Part.DEMANDS, has_demands(batch)),
         ):
             if has:
                 parts |= part
@@ -107,6 +141,10 @@ class Statements:
         self.offsets = (
             f'SELECT e.seq, e.digest, e."offset" FROM {tables.events} e JOIN unnest($2::bigint[], $3::bytea[])'
             " i (seq, digest) ON (e.seq, e.digest) = (i.seq, i.digest) WHERE e.agent_id = $1"
+        )
+        self.digests = (
+            f"SELECT i.n, i.key, {digest_of(tables, 'i.agent_id', 'i')}"
+            " FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::text[]) i (n, agent_id, key_hash, key)"
         )
         self.empty = [f"DELETE FROM {getattr(tables, name)} WHERE agent_id = ANY ($1::text[])" for name in OF_AN_AGENT]
         self.bury = (
@@ -172,6 +210,8 @@ def _input(batch: Batch, parts: Part, since: int) -> tuple[Any, ...]:
         values.append(len(batch.events))
     if Part.UNSEEN in parts:
         values.append(min(batch.messages.times()) if batch.messages is not None and is_unseen(batch) else None)
+    if Part.DEMANDS in parts:
+        values.append(has_demands(batch))
     return tuple(values)
 
 
@@ -227,12 +267,18 @@ def _event_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
             yield (n, k, event.seq, event.channel, event.body.digest, event.body.text)
 
 
+def _demand_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    for key, digest in batch.demanded_docs.items():
+        yield (n, key_hash(key), key, digest)
+
+
 _ROWS: Final[dict[Part, Any]] = {
     Part.MESSAGES: lambda n, batch: _list_rows(ListKind.MESSAGES, n, batch),
     Part.TOOL_CALLS: lambda n, batch: _list_rows(ListKind.TOOL_CALLS, n, batch),
     Part.INFO: _info_rows,
     Part.DOCS: _doc_rows,
     Part.EVENTS: _event_rows,
+    Part.DEMANDS: _demand_rows,
 }
 
 
@@ -264,11 +310,12 @@ class HeadAfterRefusal:
         """True if an operation from that time may have been applied and pushed out by later ones."""
         return len(self.ops) >= KEPT_OPS and self._oldest is not None and since <= self._oldest <= self._now
 
-    def refusal(self, batch: Batch, *, is_held: bool) -> Refused | None:
-        """The precondition that fails, or None."""
+    def refusal(self, batch: Batch, digests: Mapping[str, bytes], *, is_held: bool) -> Refused | None:
+        """The precondition that fails, or None; *digests* are of the demanded documents."""
         if batch.fence is not None and not is_held:
             return Refused("fence")
-        return batch.refusal(self.updated_at, self.messages, self.tool_calls)
+        refused = batch.refusal(self.updated_at, self.messages, self.tool_calls)
+        return refused if refused is not None or not has_demands(batch) else batch.docs_refusal(digests)
 
 
 def applied(batch: Batch, row: Sequence[Any]) -> Applied:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from kode_core.batch import Applied, Batch, Fence, ListWrite, Outcome
+from kode_core.batch import ABSENT_DOC, Applied, Batch, Fence, Outcome, Refused
 from kode_core.errors import (
     KodeError,
     OutcomeUnknownError,
@@ -21,7 +21,18 @@ from kode_core.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from kode_postgres.arguments import HeadAfterRefusal, Statements, applied, is_unseen, needs_lock, offsets_of, op_number
+from kode_postgres.arguments import (
+    HeadAfterRefusal,
+    Statements,
+    applied,
+    has_demands,
+    is_unseen,
+    key_hash,
+    needs_lock,
+    offsets_of,
+    op_number,
+    unconditional,
+)
 from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
 from kode_postgres.errors import is_conflict, is_locked_out
@@ -38,6 +49,11 @@ _ATTEMPTS_WITHOUT_LOCK: Final = 3
 
 While its statement is on its way, others may write so much that the head could have forgotten it.
 """
+
+_LATE: Final = (
+    "the connection broke, and a document is there by now that the write demands to be absent: it is refused, unless"
+    " it is delivered once that document is deleted; read first"
+)
 
 
 class Committer:
@@ -165,7 +181,8 @@ class Committer:
         except Exception as exc:  # noqa: BLE001 - whatever it is, the caller gets it
             return exc
         end, pause = time.monotonic() + self._connections.locked_s, 0.002
-        without_lock = 0 if is_unseen(batch) else _ATTEMPTS_WITHOUT_LOCK  # under the lock no writer comes in between
+        is_looking = is_unseen(batch) or has_demands(batch)  # under the lock no writer comes in between
+        without_lock = 0 if is_looking else _ATTEMPTS_WITHOUT_LOCK
         for attempt in itertools.count():
             async with self._alone:
                 if len(unanswered) >= _UNANSWERED:
@@ -214,8 +231,10 @@ class Committer:
         missing = [i for i in range(len(batches)) if i not in outcomes]
         if missing:
             some = [batches[i] for i in missing]
+            # Before the heads: if those do not know an operation, these documents are not its own.
+            digests = await self._digests(session, some)
             heads = await self._heads(session, some, self._statements.heads)
-            found = await self._explained(session, some, heads, self._statements.leases)
+            found = await self._explained(session, some, heads, digests, self._statements.leases)
             outcomes |= {missing[i]: outcome for i, outcome in found.items()}
         return outcomes
 
@@ -232,8 +251,25 @@ class Committer:
             session.clock.heard(rows[-1][8])
         return {row[0]: HeadAfterRefusal(row) for row in rows}
 
+    async def _digests(self, session: Session, batches: Sequence[Batch]) -> list[dict[str, bytes]]:
+        """For each batch, the digests of the demanded documents by key; a missing document has none."""
+        digests: list[dict[str, bytes]] = [{} for _ in batches]
+        demanded = [(i, key) for i, batch in enumerate(batches) for key in batch.demanded_docs]
+        if demanded:
+            numbers, keys = [i for i, _ in demanded], [key for _, key in demanded]
+            names = [batches[i].agent_id for i in numbers], list(map(key_hash, keys)), keys
+            for i, key, found in await session.fetch(self._statements.digests, numbers, *names):
+                if found is not None:
+                    digests[i][key] = found
+        return digests
+
     async def _explained(
-        self, session: Session, batches: Sequence[Batch], heads: Mapping[str, HeadAfterRefusal], leases: str
+        self,
+        session: Session,
+        batches: Sequence[Batch],
+        heads: Mapping[str, HeadAfterRefusal],
+        digests: Sequence[Mapping[str, bytes]],
+        leases: str,
     ) -> dict[int, Outcome]:
         """The outcomes of batches that were applied before, and of batches with a precondition that fails."""
         fences = [(batch.agent_id, batch.fence) for batch in batches if batch.fence is not None]
@@ -245,7 +281,9 @@ class Committer:
         for i, batch in enumerate(batches):
             head = heads.get(batch.agent_id) or HeadAfterRefusal(None)
             is_held = batch.fence is None or (batch.agent_id, batch.fence) in held
-            outcome = await self._known(session, batch, head) or head.refusal(batch, is_held=is_held)
+            outcome = await self._known(session, batch, head) or head.refusal(batch, digests[i], is_held=is_held)
+            if session.is_retry and outcome == Refused("docs") and ABSENT_DOC.digest in batch.demanded_docs.values():
+                outcome = OutcomeUnknownError(_LATE)
             if outcome is not None:
                 outcomes[i] = outcome
         return outcomes
@@ -298,7 +336,8 @@ class Committer:
                 others = (await self._heads(session, some, statements.heads)).keys() - heads.keys()
                 places = [i for i in places if batches[i].agent_id not in others]
                 some = [batches[i] for i in places]
-            explained = await self._explained(session, some, heads, statements.lock_leases)
+            digests = await self._digests(session, some)  # after the lock, so that they are the last ones
+            explained = await self._explained(session, some, heads, digests, statements.lock_leases)
             known = {places[i]: outcome for i, outcome in explained.items() if isinstance(outcome, Applied)}
             decided |= {places[i]: outcome for i, outcome in explained.items() if places[i] not in known}
             # An agent without a head has nothing else, and no lock that would keep others from creating it meanwhile.
@@ -316,7 +355,7 @@ class Committer:
         if deletes:
             await self._delete(session, deletes)
         outcomes: dict[int, Outcome] = {i: Applied() for i, batch in todo.items() if batch.is_empty}
-        rest = {i: _unconditional(batch) for i, batch in todo.items() if not batch.is_empty}
+        rest = {i: unconditional(batch) for i, batch in todo.items() if not batch.is_empty}
         if rest:
             found = await self._apply(session, list(rest.values()))
             if len(found) < len(rest):
@@ -342,19 +381,3 @@ def _concerns_all(exc: Exception) -> bool:
     if _may_be_of_others(exc) or isinstance(exc, StoreTimeoutError):
         return False
     return isinstance(exc, OutcomeUnknownError) or (isinstance(exc, KodeError) and exc.retry is Retry.LATER)
-
-
-def _unconditional(batch: Batch) -> Batch:
-    """The batch without the preconditions checked under the lock; list versions still apply, unless it deletes."""
-
-    def free(write: ListWrite | None) -> ListWrite | None:
-        return replace(write, expect=None) if write is not None and batch.delete else write
-
-    return replace(
-        batch,
-        fence=None,
-        expect_updated_at=None,
-        delete=False,
-        messages=free(batch.messages),
-        tool_calls=free(batch.tool_calls),
-    )

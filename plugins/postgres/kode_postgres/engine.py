@@ -64,6 +64,7 @@ class PostgresEngine:
     """See :class:`kode_core.engine.Engine`."""
 
     name = "postgres"
+    keeps_documents = True
 
     def __init__(self, connections: Connections, tables: Tables, *, durable: bool) -> None:
         self.tables = tables
@@ -140,6 +141,7 @@ class PostgresEngine:
     rows_at = _verb(Reads.rows_at, _of_agent)
     outline = _verb(Reads.outline, _of_agent)
     docs = _verb(Reads.docs, _of_agent)
+    docs_in = _verb(Reads.docs_in, _of_agent)
     events = _verb(Reads.events, _of_agent)
     last_event = _verb(Reads.last_event, _of_agent)
     agent_ids = _verb(Reads.agent_ids, _of_all)

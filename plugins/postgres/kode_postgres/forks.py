@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from kode_core.batch import FORKED_DOCS, Child, first_version
 from kode_core.codec import Body
 from kode_postgres.doubts import Never
+from kode_postgres.parts import ROWS, Part
 from kode_postgres.schema import Tables
 from kode_postgres.session import Session
-from kode_postgres.statements import NOW, ROWS, Part, sync
+from kode_postgres.statements import NOW, sync
 from kode_postgres.trouble import AgainError
 
 __all__ = ["Forks"]

@@ -14,6 +14,7 @@ from kode_core.batch import (
     AgentSummary,
     Doc,
     DocKind,
+    DocSpan,
     EventRange,
     EventRow,
     Found,
@@ -38,6 +39,7 @@ from kode_postgres.schema import (
     EARLY,
     KIND,
     KIND_LENGTH,
+    OWN_DOCS,
     RARE_ROLE,
     RARE_STATE,
     RARE_TYPES,
@@ -177,6 +179,19 @@ class Reads(Overview):
         found = await session.fetch(statement, *args)
         read = json.loads if kind == DocKind.LAYER else str
         return [Doc(row[0], row[1], Body(read(row[2]), row[3])) for row in found]
+
+    def docs_statement(self, agent_id: str, span: DocSpan) -> tuple[str, list[Any]]:
+        """The statement of a page of documents in the order of their keys, and its arguments."""
+        text = "body::text" if span.bodies else "''"
+        return (
+            f"SELECT key, time, {text}, digest FROM {self._tables.docs}"
+            f" WHERE agent_id = $1 AND {OWN_DOCS} AND key >= $2 AND key < $3"
+            f" ORDER BY key {'DESC' if span.descending else 'ASC'} LIMIT $4::bigint"
+        ), [agent_id, span.start, span.stop, span.limit]
+
+    async def docs_in(self, session: Session, agent_id: str, span: DocSpan) -> list[Doc]:
+        statement, args = self.docs_statement(agent_id, span)
+        return [Doc(row[0], row[1], Body(row[2], row[3])) for row in await session.fetch(statement, *args)]
 
     # --- events
 
@@ -341,19 +356,20 @@ class Reads(Overview):
         found = await session.fetch(
             "SELECT NULL, NULL, a.message_count, (SELECT count(*) FROM"
             f" {t.docs} WHERE agent_id = $1 AND kind = $2), a.tool_call_count,"
+            f" (SELECT count(*) FROM {t.docs} WHERE agent_id = $1 AND {OWN_DOCS}),"
             f" EXISTS (SELECT FROM {t.messages} WHERE agent_id = $1)"
             f" FROM (SELECT) one LEFT JOIN {t.agents} a ON a.agent_id = $1"
-            f" UNION ALL SELECT tool_name, state, count(*), 0, 0, false FROM {t.tool_calls} WHERE agent_id = $1"
+            f" UNION ALL SELECT tool_name, state, count(*), 0, 0, 0, false FROM {t.tool_calls} WHERE agent_id = $1"
             " GROUP BY tool_name, state",
             agent_id,
             DocKind.SNAPSHOTS.value,
         )
         by_name: dict[str, int] = {}
         by_state: dict[str, int] = {}
-        messages = snapshots = calls = 0
-        for name, state, count, more, counted, has_messages in found:
+        messages = snapshots = calls = documents = 0
+        for name, state, count, more, counted, own, has_messages in found:
             if name is None:
-                messages, snapshots, calls = count or 0, more, counted or 0
+                messages, snapshots, calls, documents = count or 0, more, counted or 0, own
                 check_head_numbers((messages, calls), agent_id)
                 if has_messages and not messages:
                     raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
@@ -367,6 +383,7 @@ class Reads(Overview):
             total_messages=messages,
             total_tool_calls=sum(by_name.values()),
             total_snapshots=snapshots,
+            total_documents=documents,
             tool_calls_by_name=by_name,
             tool_calls_by_state=by_state,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from kode_core.batch import DocKind
 from kode_core.errors import InvalidArgumentError
 from kode_postgres.options import PostgresOptions
 
@@ -141,6 +142,8 @@ EARLY: Final = "created_at = greatest(created_at, updated_at) AND created_at <> 
 
 The planner correctly takes it for rare; for ``created_at > updated_at`` it would expect a third of the rows.
 """
+OWN_DOCS: Final = f"kind = '{DocKind.DOCUMENTS.value}'"
+"""True for a document of the caller's own: only their keys are short enough for an index, and read in order."""
 
 _INDEXES_2: Final[tuple[tuple[str, str, str], ...]] = (
     ("agents", "counts", "(message_count, agent_id) INCLUDE (tool_call_count) WHERE created_at IS NOT NULL"),
@@ -151,6 +154,8 @@ _INDEXES_2: Final[tuple[tuple[str, str, str], ...]] = (
     ("tool_calls", "states", f"(state, created_at, agent_id, position) WHERE {RARE_STATE}"),
     ("tool_calls", "approvals", "(created_at, agent_id, position) WHERE has_approval"),
 )
+
+_INDEXES_3: Final[tuple[tuple[str, str, str], ...]] = (("docs", "keys", f"(agent_id, key) WHERE {OWN_DOCS}"),)
 
 
 class Tables:
@@ -223,17 +228,25 @@ def _first(tables: Tables, partitions: int) -> list[Step]:
     return [Step(statements)]
 
 
-def _second(tables: Tables, partitions: int) -> list[Step]:
-    """Indexes only: an open store of version 1 continues to work, and each step may be interrupted."""
+def _index_steps(tables: Tables, indexes: Sequence[tuple[str, str, str]]) -> list[Step]:
+    """Indexes only: an open store of an older version continues to work, and each step may be interrupted."""
     index_steps = []
-    for table, name, what in _INDEXES_2:
+    for table, name, what in indexes:
         index = f'"{tables.prefix}{table}_{name}"'
         statement = f"CREATE INDEX IF NOT EXISTS {index} ON {tables.qualified(table)} {what}"
         index_steps.append(Step([statement], index if tables.schema is None else f'"{tables.schema}".{index}'))
     return index_steps
 
 
-MIGRATIONS: Final = (_first, _second)
+def _second(tables: Tables, partitions: int) -> list[Step]:
+    return _index_steps(tables, _INDEXES_2)
+
+
+def _third(tables: Tables, partitions: int) -> list[Step]:
+    return _index_steps(tables, _INDEXES_3)
+
+
+MIGRATIONS: Final = (_first, _second, _third)
 """The migrations from each version to the next. Append to it; never change a released one."""
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)

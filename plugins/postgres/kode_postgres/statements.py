@@ -8,15 +8,14 @@ contents of the group, so that an append of events does not pay for lists.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Flag, auto
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final
 
-from kode_core.batch import ListKind
-from kode_postgres.schema import KEPT_OPS, Tables
+from kode_postgres.parts import INPUT, LISTS, ONE, PUTS, ROWS, Column, Part
+from kode_postgres.schema import KEPT_OPS, OWN_DOCS, Tables
 from kode_postgres.watch import channel_of
 
-__all__ = ["LISTS", "LOCK_WAIT", "NOW", "PUTS", "Column", "Part", "WriteStatement", "sync"]
+__all__ = ["LOCK_WAIT", "NOW", "WriteStatement", "digest_of", "sync"]
 
 LOCK_WAIT: Final = "30ms"
 """How long a statement waits for a lock.
@@ -27,104 +26,6 @@ A call that must wait longer tries again, and holds no connection meanwhile.
 _CROWDED: Final = 0.75
 """The share of the server's notification queue above which no notification is added: the rest is left to others."""
 
-
-class Part(Flag):
-    """A kind of contents of a group."""
-
-    SEVERAL = auto()
-    FENCE = auto()
-    AGE = auto()
-    TOUCH = auto()
-    MESSAGES = auto()
-    MESSAGES_PUT = auto()
-    TOOL_CALLS = auto()
-    TOOL_CALLS_PUT = auto()
-    INFO = auto()
-    DOCS = auto()
-    EVENTS = auto()
-    UNSEEN = auto()
-
-
-class Column(NamedTuple):
-    """A column of the input arrays."""
-
-    name: str
-    type: str
-
-
-def _list_columns(one: str) -> tuple[Column, ...]:
-    """The input columns of a list in a batch.
-
-    They are the version before the first, NULL if the list is not written; the addition to the version; the expected
-    version; and the new length and the number of appended rows.
-
-    ``least`` is the least length of the list after rows were put.
-    """
-    return (
-        Column(f"{one}_first", "bigint"),
-        Column(f"{one}_step", "bigint"),
-        Column(f"{one}_expect", "bigint"),
-        Column(f"{one}_length", "bigint"),
-        Column(f"{one}_least", "bigint"),
-        Column(f"{one}_append", "bigint"),
-    )
-
-
-INPUT: Final[dict[Part | None, tuple[Column, ...]]] = {
-    None: (Column("agent_id", "text"), Column("op", "bigint"), Column("since", "bigint")),
-    Part.FENCE: (Column("fence_owner", "text"), Column("fence_token", "bigint")),
-    Part.AGE: (Column("expect_updated_at", "bigint"),),
-    Part.TOUCH: (Column("now", "bigint"),),
-    Part.MESSAGES: _list_columns("message"),
-    Part.TOOL_CALLS: _list_columns("tool_call"),
-    Part.INFO: (Column("has_info", "boolean"), Column("template_id", "text"), Column("created_at", "bigint")),
-    Part.EVENTS: (Column("events", "bigint"),),
-    Part.UNSEEN: (Column("message_oldest", "bigint"),),
-}
-"""The input columns of each batch, by the part that needs them.
-
-``since`` is when the first attempt that may have been applied was sent, by the server's clock, and never later than it
-was.
-"""
-
-_ROW: Final = (Column("n", "bigint"), Column("position", "bigint"), Column("created_at", "bigint"))
-_BODY: Final = (Column("digest", "bytea"), Column("body", "text"))
-ROWS: Final[dict[Part, tuple[Column, ...]]] = {
-    Part.MESSAGES: (*_ROW, Column("role", "text"), Column("content_types", "text"), *_BODY),
-    Part.TOOL_CALLS: (
-        *_ROW,
-        Column("call_id", "text"),
-        Column("tool_name", "text"),
-        Column("state", "text"),
-        Column("is_error", "boolean"),
-        Column("has_approval", "boolean"),
-        *_BODY,
-    ),
-    Part.INFO: (Column("n", "bigint"), Column("metadata", "text"), *_BODY),
-    Part.DOCS: (
-        Column("n", "bigint"),
-        Column("kind", "text"),
-        Column("key_hash", "bytea"),
-        Column("key", "text"),
-        Column("time", "bigint"),
-        *_BODY,
-    ),
-    Part.EVENTS: (
-        Column("n", "bigint"),
-        Column("k", "bigint"),
-        Column("seq", "bigint"),
-        Column("channel", "text"),
-        *_BODY,
-    ),
-}
-"""The rows for each table; ``n`` is the number of the batch, from 1.
-
-A position below 0 belongs to an appended row: -1 is the first of them.
-"""
-
-LISTS: Final = {ListKind.MESSAGES: Part.MESSAGES, ListKind.TOOL_CALLS: Part.TOOL_CALLS}
-PUTS: Final = {Part.MESSAGES: Part.MESSAGES_PUT, Part.TOOL_CALLS: Part.TOOL_CALLS_PUT}
-_ONE: Final = {Part.MESSAGES: "message", Part.TOOL_CALLS: "tool_call"}
 
 NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
@@ -158,6 +59,8 @@ class WriteStatement:
         ctes = [f"input AS MATERIALIZED (SELECT i.* FROM {limit}, {unnested} WHERE {begun})"]
         if Part.FENCE in self:
             ctes.append(f"fence AS ({self._fence()})")
+        if Part.DEMANDS in self:
+            ctes.append(f"unmet AS MATERIALIZED ({self._unmet(tables.pop(Part.DEMANDS))})")
         if Part.SEVERAL in self:
             order = f"SELECT a.agent_id FROM {self._tables.agents} a JOIN input i USING (agent_id)"
             ctes.append(f"locked AS MATERIALIZED ({order} ORDER BY a.agent_id FOR UPDATE OF a SKIP LOCKED)")
@@ -187,8 +90,16 @@ class WriteStatement:
             f" ORDER BY l.agent_id FOR SHARE OF l{wait}"
         )
 
+    def _unmet(self, rows: str) -> str:
+        """The batches that demand documents other than the statement sees; an empty digest demands that none exists."""
+        stored = digest_of(self._tables, "i.agent_id", "r")
+        return (
+            f"SELECT r.n FROM {rows} JOIN input i ON i.n = r.n"
+            f" WHERE {stored} IS DISTINCT FROM nullif(r.digest, ''::bytea)"
+        )
+
     def _lists(self) -> list[tuple[Part, str]]:
-        return [(part, _ONE[part]) for part in LISTS.values() if part in self]
+        return [(part, ONE[part]) for part in LISTS.values() if part in self]
 
     def _update(self) -> str:
         """Update existing heads, unless they know the operation, or may have known it and forgotten it since."""
@@ -218,25 +129,27 @@ class WriteStatement:
         if Part.AGE in self:
             holds.append("(i.expect_updated_at IS NULL OR i.expect_updated_at = a.updated_at)")
         if Part.UNSEEN in self:
-            holds.append(f"(i.message_oldest IS NULL OR a.message_version = {self._seen_version()})")
+            holds.append(f"(i.message_oldest IS NULL OR a.message_version = {self._seen('message_version')})")
+        if Part.DEMANDS in self:
+            holds.append(f"(NOT i.has_demands OR a.ops = {self._seen('ops')})")
         source = "input i" + (" JOIN locked k USING (agent_id)" if Part.SEVERAL in self else "")
         return (
             f"UPDATE {self._tables.agents} a SET {', '.join(sets)} FROM {source}"
-            f" WHERE {' AND '.join([*holds, *self._fenced()])} RETURNING i.n, {self._returned('a')}"
+            f" WHERE {' AND '.join([*holds, *self._conditions()])} RETURNING i.n, {self._returned('a')}"
         )
 
-    def _seen_version(self) -> str:
-        """The version that the statement sees.
+    def _seen(self, column: str) -> str:
+        """The head's value of a column that changes with the rows, as the statement sees it.
 
-        A statement that waited for the lock finds another version in the head, and does not see all rows.
+        A statement that waited for the lock finds another value in the head, and does not see all rows.
         """
-        return f"(SELECT s.message_version FROM {self._tables.agents} s WHERE s.agent_id = i.agent_id)"
+        return f"(SELECT s.{column} FROM {self._tables.agents} s WHERE s.agent_id = i.agent_id)"
 
     def _insert(self) -> str:
         """Insert missing heads; if another session inserts one first, the batch is left out."""
         values = {
             "agent_id": "i.agent_id",
-            **{f"{one}_{what}": "0" for one in _ONE.values() for what in ("version", "count")},
+            **{f"{one}_{what}": "0" for one in ONE.values() for what in ("version", "count")},
             "updated_at": "0",
             "last_offset": "i.events" if Part.EVENTS in self else "0",
             "ops": "ARRAY[i.op]",
@@ -255,14 +168,18 @@ class WriteStatement:
             holds.append("coalesce(i.expect_updated_at, 0) = 0")
         return (
             f"INSERT INTO {self._tables.agents} AS a ({', '.join(values)}) SELECT {', '.join(values.values())}"
-            f" FROM input i WHERE {' AND '.join([*holds, *self._fenced()])} ORDER BY i.agent_id"
+            f" FROM input i WHERE {' AND '.join([*holds, *self._conditions()])} ORDER BY i.agent_id"
             f" ON CONFLICT (agent_id) DO NOTHING RETURNING {self._returned('a')}"
         )
 
-    def _fenced(self) -> list[str]:
-        if Part.FENCE not in self:
-            return []
-        return ["(i.fence_owner IS NULL OR EXISTS (SELECT FROM fence f WHERE f.agent_id = i.agent_id))"]
+    def _conditions(self) -> list[str]:
+        """The conditions of the write that other tables than the heads decide."""
+        holds = []
+        if Part.FENCE in self:
+            holds.append("(i.fence_owner IS NULL OR EXISTS (SELECT FROM fence f WHERE f.agent_id = i.agent_id))")
+        if Part.DEMANDS in self:
+            holds.append("NOT EXISTS (SELECT FROM unmet u WHERE u.n = i.n)")
+        return holds
 
     def _returned(self, table: str) -> str:
         names = ("agent_id", "message_version", "message_count", "tool_call_version", "tool_call_count", "last_offset")
@@ -298,7 +215,7 @@ class WriteStatement:
         return {Part.INFO: self._info, Part.DOCS: self._docs, Part.EVENTS: self._events}[part](rows)
 
     def _list_writes(self, part: Part, rows: str) -> list[str]:
-        one, columns = _ONE[part], [c.name for c in ROWS[part][1:]]
+        one, columns = ONE[part], [c.name for c in ROWS[part][1:]]
         table = getattr(self._tables, f"{one}s")
         place = f"CASE WHEN r.position < 0 THEN h.{one}_count - h.{one}_append - 1 - r.position ELSE r.position END"
         values = ["h.agent_id", place, *(_value(c) for c in columns[1:])]
@@ -390,6 +307,16 @@ def sync(durable: bool) -> str:
         "(SELECT CASE WHEN current_setting('synchronous_commit') IN ('off', 'local')"
         " THEN set_config('synchronous_commit', 'on', true) END)"
     )
+
+
+def digest_of(tables: Tables, agent_id: str, name: str) -> str:
+    """The digest of a document of the caller's own, as a subquery; *name* is the row with its key and the hash of it.
+
+    Both are compared: by one of them alone, a plan that was made while the table was small may search in the index of
+    the other one, and read all documents of the agent.
+    """
+    own = f"t.agent_id = {agent_id} AND t.{OWN_DOCS} AND t.key_hash = {name}.key_hash AND t.key = {name}.key"
+    return f"(SELECT t.digest FROM {tables.docs} t WHERE {own})"
 
 
 def _value(column: str) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["explained", "touched"]
+__all__ = ["explained", "explained_again", "touched"]
 
 
 def _literal(value: Any) -> str:
@@ -35,6 +35,11 @@ async def explained(
     """
     await con.execute(f"PREPARE asked AS {statement}")
     await con.execute(";".join([_call(args if before is None else before)] * 6))
+    return await explained_again(con, args)
+
+
+async def explained_again(con: Any, args: Sequence[Any]) -> dict[str, Any]:
+    """The plan that the connection has by now for the statement of ``explained``."""
     (found,) = json.loads(await con.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {_call(args)}"))
     plan: dict[str, Any] = found["Plan"]
     return plan

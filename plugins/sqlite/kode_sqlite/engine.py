@@ -79,6 +79,7 @@ class SqliteEngine:
     """
 
     name = "sqlite"
+    keeps_documents = True
 
     def __init__(self, options: SqliteOptions, writer: Connection) -> None:
         self._options = options
@@ -230,6 +231,7 @@ class SqliteEngine:
     rows_at = _verb(reads.rows_at)
     outline = _verb(reads.outline)
     docs = _verb(reads.docs)
+    docs_in = _verb(reads.docs_in)
     events = _verb(reads.events)
     last_event = _verb(reads.last_event)
     agent_ids = _verb(reads.agent_ids, scans=True)

@@ -13,6 +13,7 @@ from kode_core.batch import (
     AgentSummary,
     Doc,
     DocKind,
+    DocSpan,
     EventRange,
     EventRow,
     Found,
@@ -45,6 +46,8 @@ __all__ = [
     "TABLE",
     "agent_ids",
     "docs",
+    "docs_in",
+    "docs_statement",
     "event_ways",
     "events",
     "events_statement",
@@ -157,9 +160,29 @@ def docs(db: DB, agent_id: str, kind: DocKind, key: str | None = None) -> list[D
         args.append(key)
     rows = []
     for row in db.execute(statement, args).fetchall():  # a cursor that an error leaves half read keeps an old instant
-        see(row, (TEXT, INT, TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
-        rows.append(Doc(row[0], row[1], Body(row[2], row[3])))
+        rows.append(_doc(agent_id, kind, row))
     return rows
+
+
+def docs_statement(agent_id: str, span: DocSpan) -> tuple[LiteralString, list[Any]]:
+    """The statement of a page of documents in the order of their keys, and its arguments."""
+    text: LiteralString = DOCS.own("body") if span.bodies else "''"
+    statement: LiteralString = (
+        f"SELECT i.key, r.time, {text}, {DOCS.own('digest')} FROM {DOCS.source}"
+        " WHERE i.agent_id = ? AND i.kind = ? AND i.key >= ? AND i.key < ?"
+        f" ORDER BY i.key {'DESC' if span.descending else 'ASC'} LIMIT ?"
+    )
+    return statement, [agent_id, DocKind.DOCUMENTS.value, span.start, span.stop, span.limit]
+
+
+def docs_in(db: DB, agent_id: str, span: DocSpan) -> list[Doc]:
+    statement, args = docs_statement(agent_id, span)
+    return [_doc(agent_id, DocKind.DOCUMENTS, row) for row in db.execute(statement, args).fetchall()]
+
+
+def _doc(agent_id: str, kind: DocKind, row: tuple[Any, ...]) -> Doc:
+    see(row, (TEXT, INT, TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
+    return Doc(row[0], row[1], Body(row[2], row[3]))
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -271,6 +294,7 @@ STATS: Final = (
     "SELECT tool_name, state, count(*) FROM kode_tool_calls INDEXED BY kode_tool_calls_agent WHERE agent_id = ?"
     " GROUP BY tool_name, state"
 )
+COUNT_DOCS: Final = "SELECT count(*) FROM kode_docs WHERE agent_id = ? AND kind = ?"
 _HAS_MESSAGES: Final = "SELECT 1 FROM kode_messages WHERE agent_id = ? LIMIT 1"
 
 
@@ -288,13 +312,12 @@ def stats(db: DB, agent_id: str) -> AgentStats:
     (_, messages), some = in_one_instant(db, LIST_HEAD["messages"], agent_id, _HAS_MESSAGES, (agent_id,))
     if some and not messages:
         raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
-    snapshots = db.execute(
-        "SELECT count(*) FROM kode_docs WHERE agent_id = ? AND kind = ?", (agent_id, DocKind.SNAPSHOTS.value)
-    ).fetchone()
+    counts = [db.execute(COUNT_DOCS, (agent_id, kind)).fetchone()[0] for kind in (DocKind.SNAPSHOTS, DocKind.DOCUMENTS)]
     return AgentStats(
         total_messages=messages,
         total_tool_calls=sum(by_name.values()),
-        total_snapshots=snapshots[0],
+        total_snapshots=counts[0],
+        total_documents=counts[1],
         tool_calls_by_name=by_name,
         tool_calls_by_state=by_state,
     )

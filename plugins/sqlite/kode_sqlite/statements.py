@@ -9,7 +9,7 @@ from typing import Any, Final, LiteralString, NamedTuple
 from kode_core.batch import ListKind, MessageIndex, Row, ToolCallIndex
 from kode_sqlite.entries import DOCS, EVENTS_BY_OFFSET, INFOS, LISTED, Entries
 
-__all__ = ["EVENTS", "KEYED_BY_AGENT", "LISTS", "OF_AN_AGENT", "Insert", "row_values"]
+__all__ = ["DOC_ROWS", "EVENTS", "KEYED_BY_AGENT", "LISTS", "OF_AN_AGENT", "Insert", "row_values"]
 
 
 class Insert:
@@ -74,6 +74,12 @@ LISTS: Final = {
     ListKind.MESSAGES: _list_statements(ListKind.MESSAGES, _ROW_COLUMNS[ListKind.MESSAGES]),
     ListKind.TOOL_CALLS: _list_statements(ListKind.TOOL_CALLS, _ROW_COLUMNS[ListKind.TOOL_CALLS]),
 }
+DOC_ROWS: Final = Insert(
+    "INSERT INTO kode_docs (agent_id, kind, key, time, body, digest) VALUES",
+    6,
+    "ON CONFLICT (agent_id, kind, key) DO UPDATE SET"
+    f" time = excluded.time, body = excluded.body, digest = excluded.digest {DOCS.kept}",
+)
 EVENTS: Final = Insert(
     'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest) VALUES', columns=6
 )

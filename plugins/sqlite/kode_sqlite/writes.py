@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, LiteralString, NamedTuple
 
 from kode_core.authoring.reading import MOST, check_head_numbers
 from kode_core.batch import (
@@ -13,6 +13,7 @@ from kode_core.batch import (
     Applied,
     Batch,
     Child,
+    DocKind,
     DocWrite,
     EventWrite,
     Info,
@@ -28,10 +29,12 @@ from kode_core.errors import CorruptRecordError, KodeError
 from kode_sqlite.entries import DOCS, EVENTS_BY_SEQ, INFOS, misled
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.leases import Leases
-from kode_sqlite.sound import text_of
-from kode_sqlite.statements import EVENTS, KEYED_BY_AGENT, LISTS, OF_AN_AGENT, row_values
+from kode_sqlite.sound import RAW, TEXT, see, text_of
+from kode_sqlite.statements import DOC_ROWS, EVENTS, KEYED_BY_AGENT, LISTS, OF_AN_AGENT, row_values
 
 __all__ = ["Transaction"]
+
+_KEYS_AT_ONCE: Final = 500
 
 
 class _ListsState(NamedTuple):
@@ -107,15 +110,17 @@ class Transaction:
             self._write_head(batch.agent_id, after)
         if batch.info is not None:
             self._write_info(batch.agent_id, batch.info)
-        for doc in batch.docs:
-            self._write_doc(batch.agent_id, doc)
+        self._write_docs(batch.agent_id, batch.docs)
         offsets = self._append(batch.agent_id, batch.events)
         return Applied(after.messages, after.tool_calls, offsets)
 
     def _refusal(self, batch: Batch, head: _ListsState) -> Refused | None:
         if batch.fence is not None and not self.leases.holds(batch.agent_id, batch.fence):
             return Refused("fence")
-        return batch.refusal(head.updated_at, head.messages, head.tool_calls)
+        refused = batch.refusal(head.updated_at, head.messages, head.tool_calls)
+        if refused is not None or not batch.demanded_docs:
+            return refused
+        return batch.docs_refusal(self._digests(batch.agent_id, list(batch.demanded_docs)))
 
     def _delete(self, agent_id: str) -> None:
         for table in KEYED_BY_AGENT:
@@ -227,20 +232,28 @@ class Transaction:
         ).fetchone()
         return write if latest is None else write.not_before(latest)
 
-    def _write_doc(self, agent_id: str, write: DocWrite) -> None:
-        key = (agent_id, write.kind.value, write.key)
-        name = f"{write.kind.value} {write.key!r:.80} of agent {agent_id!r}"
-        if write.doc is None:
-            DOCS.remove(self._db, "i.agent_id = ? AND i.kind = ? AND i.key = ?", key, name)
-            return
-        written = self._db.execute(
-            "INSERT INTO kode_docs (agent_id, kind, key, time, body, digest) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (agent_id, kind, key) DO UPDATE SET"
-            f" time = excluded.time, body = excluded.body, digest = excluded.digest {DOCS.kept}",
-            (*key, write.doc.time, *write.doc.body),
-        )
-        if not written.rowcount:
-            raise misled(name)
+    def _digests(self, agent_id: str, keys: Sequence[str]) -> dict[str, bytes]:
+        """The digests of the caller's own documents under these keys; a missing document has none."""
+        found: dict[str, bytes] = {}
+        kind = DocKind.DOCUMENTS
+        for where, args in _docs_with(agent_id, kind, keys):
+            rows = self._db.execute(f"SELECT i.key, {DOCS.own('digest')} FROM {DOCS.source} WHERE {where}", args)
+            for row in rows.fetchall():
+                see(row, (TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
+                found[row[0]] = row[1]
+        return found
+
+    def _write_docs(self, agent_id: str, writes: Sequence[DocWrite]) -> None:
+        """Write the last of the writes of each document."""
+        last = {(write.kind, write.key): write.doc for write in writes}
+        for kind in DocKind:
+            of_kind = {key: doc for (k, key), doc in last.items() if k == kind}
+            for where, args in _docs_with(agent_id, kind, [key for key, doc in of_kind.items() if doc is None]):
+                DOCS.remove(self._db, where, args, _docs_name(agent_id, kind, args[2:]))
+            put = {key: doc for key, doc in of_kind.items() if doc is not None}
+            rows = [(agent_id, kind.value, key, doc.time, *doc.body) for key, doc in put.items()]
+            if DOC_ROWS.run(self._db, rows) < len(rows):
+                raise misled(_docs_name(agent_id, kind, list(put)))
 
     # --- events
 
@@ -316,6 +329,19 @@ class Transaction:
                 " WHERE i.agent_id = ? AND i.kind = ?",
                 (child_id, agent_id, kind.value),
             )
+
+
+def _docs_with(agent_id: str, kind: DocKind, keys: Sequence[str]) -> Iterator[tuple[LiteralString, tuple[str, ...]]]:
+    """Conditions for the entries of documents, and their arguments: the agent, the kind and some of the keys."""
+    for i in range(0, len(keys), _KEYS_AT_ONCE):
+        some = keys[i : i + _KEYS_AT_ONCE]
+        marks: LiteralString = ", ".join(["?"] * len(some))
+        yield f"i.agent_id = ? AND i.kind = ? AND i.key IN ({marks})", (agent_id, kind.value, *some)
+
+
+def _docs_name(agent_id: str, kind: DocKind, keys: Sequence[str]) -> str:
+    one = f"{kind.value} {keys[0]!r:.80}" if len(keys) == 1 else f"the {kind.value}"
+    return f"{one} of agent {agent_id!r}"
 
 
 def _is_events_only(batch: Batch) -> bool:

@@ -16,13 +16,16 @@ from kode_conformance.values import samples
 from kode_sqlite import SqliteStore, migrations, queries
 
 from kode_core import (
+    ABSENT,
     AgentEvent,
     AgentInfo,
     Bookmark,
+    ConflictError,
     CorruptRecordError,
     ExtendedStore,
     ImageBlock,
     Message,
+    PutDocument,
     Timeline,
     ToolCallRecord,
 )
@@ -69,6 +72,7 @@ async def _fill(store: ExtendedStore) -> None:
             await store.upsert_tool_call_records(agent_id, [_call(agent_id, i)])
             await store.append_events(agent_id, [_event(agent_id, i)])
             await store.save_snapshot(agent_id, samples.snapshot(f"{agent_id} {i}"))
+            await store.put_document(agent_id, "c", f"{i}", f"{agent_id} {i}")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,9 @@ async def _read(store: ExtendedStore, agent_id: str) -> dict[str, Any]:
         "todos": lambda: store.load_todos(agent_id),
         "snapshots": lambda: store.list_snapshots(agent_id),
         "snapshot": lambda: store.load_snapshot(agent_id, f"{agent_id} 2"),
+        "documents": lambda: store.list_documents(agent_id, "c"),
+        "keys of documents": lambda: store.list_document_keys(agent_id, "c", reverse=True),
+        "document": lambda: store.load_document(agent_id, "c", "2"),
         "events": events,
         "events by offset": lambda: events(after_offset=0),
         "events of a channel": lambda: events(channel="monitor"),
@@ -144,14 +151,19 @@ async def _write(store: ExtendedStore) -> None:
         lambda: store.save_info("a", AgentInfo(agent_id="a", template_id="new")),
         lambda: store.save_todos("a", samples.todos()),
         lambda: store.save_snapshot("a", samples.snapshot("a 2")),
+        lambda: store.put_document("a", "c", "2", "new", expect=ABSENT),
+        lambda: store.write_documents("a", [PutDocument("c", f"{i}", "new") for i in range(6)]),
+        lambda: store.delete_document("a", "c", "2"),
         lambda: store.append_events("a", [_event("a", i) for i in range(6)]),
         lambda: store.batch_fork("a", 1),
         lambda: store.delete("a"),
     ):
         try:
             await write()
+        except ConflictError:
+            pass
         except CorruptRecordError as exc:
-            assert "'c'" not in exc.record
+            assert "agent 'c'" not in exc.record
 
 
 @pytest.mark.parametrize("kind", ["another's row", "an own row"])
