@@ -42,6 +42,7 @@ from kode_core.engines.record.batches import (
     take,
 )
 from kode_core.engines.record.debts import RecordDebts
+from kode_core.engines.record.docs import demanded_digests
 from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.names import known_of_batches
 from kode_core.engines.record.plan import Plan
@@ -176,8 +177,10 @@ class RecordWriter:
             try:
                 old, is_fresh = await self._head(agent_id, batches, turns, until, in_doubt=doubt is not None)
                 known = await known_of_batches(self._io.store, old, batches)
-                plan = Plan(agent_id, old, known, await self._latest(old, batches))
+                digests = await demanded_digests(self._io, old, batches)
+                plan = Plan(agent_id, old, known, await self._latest(old, batches), digests)
             except MovedError:
+                self.forget(agent_id)
                 await _pause(attempt)
                 continue
             except CorruptRecordError:  # a delete needs nothing from the head, so it may replace a damaged one
