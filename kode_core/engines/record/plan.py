@@ -233,7 +233,10 @@ class Plan:
 
     def _take_back(self, first: str, last: str) -> None:
         """Drop the puts of this swap with keys from the first to the last."""
-        self._puts = {key: item for key, item in self._puts.items() if not first <= key <= last}
+        if first == last:
+            self._puts.pop(first, None)
+        else:
+            self._puts = {key: item for key, item in self._puts.items() if not first <= key <= last}
         self._is_changed = True
 
     # --- events

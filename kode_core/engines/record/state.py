@@ -328,8 +328,12 @@ class Overlay:
     def __init__(self, steps: Iterable[Step] = ()) -> None:
         self._put: dict[str, Item] = {}
         self._cuts: list[Cut] = []
+        self._removed: dict[str, int] = {}
+        """The revisions of cuts of one key each: a write may remove thousands of documents."""
         for step in steps:
-            if isinstance(step, Cut):
+            if isinstance(step, Cut) and step.first == step.last:
+                self._removed[step.first] = max(step.rev, self._removed.get(step.first, step.rev))
+            elif isinstance(step, Cut):
                 self._cuts.append(step)
             elif isinstance(step, Item):
                 self._put[step.key] = step
@@ -349,7 +353,8 @@ class Overlay:
         return self._put.get(item.key) or (None if self._is_cut(item) else item)
 
     def _is_cut(self, item: Item) -> bool:
-        return any(cut.first <= item.key <= cut.last and item.rev < cut.rev for cut in self._cuts)
+        is_removed = item.rev < self._removed.get(item.key, item.rev)
+        return is_removed or any(cut.first <= item.key <= cut.last and item.rev < cut.rev for cut in self._cuts)
 
 
 def _key(item: Item, keys: KeyRange) -> str:

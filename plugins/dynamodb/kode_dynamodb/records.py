@@ -241,20 +241,23 @@ class DynamoRecords:
 
         with _after_commit(place):
             await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
-            for change in changes:
-                if isinstance(change, Cut):
-                    await self._cut(place, change)
+            cuts = [change for change in changes if isinstance(change, Cut)]
+            singles = [cut for cut in cuts if cut.first == cut.last]  # a write may remove thousands of documents
+            await each(lambda cut: self._cut_one(place, cut, cut.first), singles, at_once=AT_ONCE)
+            for cut in cuts:
+                if cut.first != cut.last:
+                    await self._cut(place, cut)
 
     async def _cut(self, place: ItemsPlace, cut: Cut) -> None:
-        rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
-
-        async def cut_one(one: Record) -> None:
-            await self.connection.repeat("put_item", Item=item_values(place, removed(one["sk"]["S"], cut.rev)), **rev)
-
         wanted = _between(items_pk(place), cut.first, cut.last, "sk")
         async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
-            older = [one for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
-            await each(cut_one, older, at_once=AT_ONCE)
+            older = [one["sk"]["S"] for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
+            await each(lambda key: self._cut_one(place, cut, key), older, at_once=AT_ONCE)
+
+    async def _cut_one(self, place: ItemsPlace, cut: Cut, key: str) -> None:
+        """Turn an item into the tombstone of its removal, unless it is newer; where there is none, do nothing."""
+        rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
+        await self.connection.repeat("put_item", Item=item_values(place, removed(key, cut.rev)), **rev)
 
     async def drop(self, place: ItemsPlace) -> None:
         for pk in (items_pk(place), parts_pk(place)):
