@@ -209,6 +209,24 @@ async def test_an_outdated_head_refuses_nothing(options: dict[str, Any]) -> None
         await engine.close()
 
 
+async def test_an_outdated_head_refuses_nothing_before_the_items_show_it() -> None:
+    """The other store has swapped the head, and not removed the item yet."""
+    contents = Contents()
+    one, slow = RecordEngine(MemoryRecords(contents)), Held(MemoryRecords(contents), "apply")
+    other = RecordEngine(slow)
+    assert isinstance((await one.commit([_batch("1", _put("c/k", "1", None))]))[0], Applied)
+    while not contents.heads["a"].is_settled:  # or the other one would settle it first
+        await asyncio.sleep(0.01)
+    removing = asyncio.ensure_future(other.commit([_batch("2", DocWrite(DocKind.DOCUMENTS, "c/k", None))]))
+    await slow.reached.wait()
+    assert isinstance((await one.commit([_batch("3", _put("c/k", "3", ABSENT_DOC))]))[0], Applied)
+    slow.let_go.set()
+    assert isinstance((await removing)[0], Applied)
+    assert [doc.body for doc in await one.docs("a", DocKind.DOCUMENTS, "c/k")] == [_body("3")]
+    await one.close()
+    await other.close()
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 async def test_pending_changes_count_for_a_demand(options: dict[str, Any]) -> None:
     """Also where the next writer takes them over, before they were applied to an item."""
@@ -343,7 +361,7 @@ async def test_a_writer_that_died_put_its_document_or_not(options: dict[str, Any
 
 
 class Counters(Run):
-    """Three processes that count in one document and remove it now and then, a reader, and a sweeper."""
+    """Three processes that count in one document and its twin and remove them now and then, a reader, a sweeper."""
 
     async def counts(self, store: EngineStore, engine: RecordEngine) -> None:
         for _ in range(6):
@@ -351,10 +369,11 @@ class Counters(Run):
                 found = await store.load_document("a", "c", "n")
                 value, version = (0, ABSENT) if found is None else (int(found.value.rstrip(".")), found.version)
                 if value > 3 and self.world.chance(0.5):
-                    await store.delete_document("a", "c", "n", expect=version)
+                    await store.write_documents("a", [DeleteDocument("c", "n", version), DeleteDocument("c", "twin")])
                 else:
                     text = f"{value + 1}".ljust(self.world.rng.choice([3, 200]), ".")
-                    await store.put_document("a", "c", "n", text, expect=version)
+                    puts = [PutDocument("c", "n", text, version), PutDocument("c", "twin", text)]
+                    await store.write_documents("a", puts)
             except KodeError as exc:
                 if not exc.retry:
                     raise
