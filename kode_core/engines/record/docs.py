@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 from msgspec.structs import replace
 
 from kode_core.authoring.parallel import each
-from kode_core.batch import Batch, DocKind, DocSpan
+from kode_core.batch import Batch, Doc, DocKind, DocSpan
 from kode_core.engines.record.doc_keys import doc_keys, own_keys, rest_of
 from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.state import OpenedHead, Overlay
-from kode_core.engines.record.store import Item, KeyRange, RecordStore
+from kode_core.engines.record.store import DocIndex, Item, KeyRange, RecordStore
 
-__all__ = ["OwnDocs", "demanded_digests"]
+__all__ = ["OwnDocs", "demanded_digests", "doc_of"]
 
 _MORE: Final = 8
 _MOST: Final = 1000
@@ -32,6 +32,11 @@ async def demanded_digests(io: RecordIO, head: OpenedHead | None, batches: Seque
     docs = OwnDocs(io.store, head, await io.overlay(head))
     digests = zip(demanded, await each(docs.digest, demanded), strict=True)
     return {key: digest for key, digest in digests if digest is not None}
+
+
+def doc_of(item: Item) -> Doc:
+    """The document of an item."""
+    return Doc(cast(DocIndex, item.index).key, item.time, item.body)
 
 
 class OwnDocs:

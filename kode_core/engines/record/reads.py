@@ -30,7 +30,7 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.engines.record.doc_keys import doc_keys
-from kode_core.engines.record.docs import OwnDocs
+from kode_core.engines.record.docs import OwnDocs, doc_of
 from kode_core.engines.record.io import MissingError, MovedError, RecordIO
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import (
@@ -44,7 +44,7 @@ from kode_core.engines.record.state import (
     row_keys,
     seq_keys,
 )
-from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, Item, ItemsPlace, KeyRange
+from kode_core.engines.record.store import EventIndex, FoundItem, Item, ItemsPlace, KeyRange
 from kode_core.errors import CorruptRecordError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
@@ -201,17 +201,19 @@ class RecordReads:
             items = await self._io.whole(instant.place, await self.items(instant, doc_keys(kind, key)))
             if key is None:
                 await self.still(instant)
-            return [_doc(item) for item in items]
+            return [doc_of(item) for item in items]
 
         return await self.at_once(agent_id, read, [])
 
     async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+        """See :meth:`kode_core.engine.RangesDocs.docs_in`."""
+
         async def read(instant: Instant) -> list[Doc]:
             items = await OwnDocs(self._io.store, *instant).within(span)
             if span.bodies:
                 items = await self._io.whole(instant.place, items)
             await self.still(instant)
-            return [_doc(item) for item in items]
+            return [doc_of(item) for item in items]
 
         return await self.at_once(agent_id, read, [])
 
@@ -403,10 +405,6 @@ def _left_out(found: Sequence[object]) -> Sequence[str]:
 def _outlined(item: Item) -> tuple[int, bytes, int, str | None]:
     key = item.index.call_id if isinstance(item.index, ToolCallIndex) else None
     return position_of(item.key), item.body.digest, item.time, key
-
-
-def _doc(item: Item) -> Doc:
-    return Doc(cast(DocIndex, item.index).key, item.time, item.body)
 
 
 def _event_row(item: Item) -> EventRow:

@@ -22,15 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from kode_core.batch import (
-    Fence,
-    Info,
-    ListHead,
-    MessageIndex,
-    SessionRow,
-    ToolCallIndex,
-    Totals,
-)
+from kode_core.batch import Fence, Info, ListHead, MessageIndex, SessionRow, ToolCallIndex, Totals
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.query import RowQuery, SessionQuery

@@ -90,8 +90,7 @@ class RecordWriter:
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
-        loop = asyncio.get_running_loop()
-        now = time.monotonic()
+        loop, now = asyncio.get_running_loop(), time.monotonic()
         waiting = [Waiting(batch, CALLER.get(), now, loop.create_future()) for batch in batches]
         for one in waiting:
             agent_id = one.batch.agent_id
@@ -168,8 +167,7 @@ class RecordWriter:
         """
         batches, fence = [one.batch for one in group], group[0].batch.fence
         doubt: int | None = None
-        doubted_at = 0.0
-        was_lost = False
+        doubted_at, was_lost = 0.0, False
         turns, until = self._turns.of(agent_id), Until.of(group)
         for attempt in range(_ATTEMPTS):
             if doubt is None and attempt and time.monotonic() > until.turn:
