@@ -283,7 +283,7 @@ class DynamoRecords:
         return [bytes(part["b"]["B"]) for part in await self.connection.query(**wanted)]
 
     async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
-        wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
+        wanted = _parts_between(place, first, last)
         async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
             keys = [
                 {"pk": part["pk"], "sk": part["sk"]}
@@ -293,7 +293,7 @@ class DynamoRecords:
             await self.connection.delete_all(keys)
 
     async def part_keys(self, place: ItemsPlace, first: str, last: str) -> list[tuple[str, int]]:
-        wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
+        wanted = _parts_between(place, first, last)
         found = await self.connection.query(**wanted, ProjectionExpression=_REVS)
         keys = ((part["sk"]["S"].rsplit("/", 2)[0], int(part["rev"]["N"])) for part in found)
         return [key for key in dict.fromkeys(keys) if first <= key[0] <= last]
@@ -401,6 +401,11 @@ def _put(place: ItemsPlace, item: Item) -> Record:
         "ConditionExpression": _UNLESS_NEWER,
         "ExpressionAttributeValues": {":rev": {"N": str(item.rev)}},
     }
+
+
+def _parts_between(place: ItemsPlace, first: str, last: str) -> Record:
+    """The query of the parts of a range of keys; of one key it reads no others, which may begin with that key."""
+    return _between(parts_pk(place), f"{first}/" if first == last else first, f"{last}/~", "sk")
 
 
 def _between(pk: Record, first: str, last: str, sk: str) -> Record:
