@@ -127,7 +127,8 @@ class MemoryRecords:
                 self._put(place, [change])
             else:
                 items = self.contents.items[place]
-                for key, item in items.items():
+                near = {change.first} & items.keys() if change.first == change.last else items
+                for key, item in [(key, items[key]) for key in near]:
                     if change.first <= key <= change.last and item.rev < change.rev and not item.is_removed:
                         items[key] = removed(key, change.rev)
 

@@ -58,6 +58,7 @@ class Rules(NamedTuple):
     notes: bool = True  # 13
     barriers: bool = True  # 14
     reserves: bool = True  # 15
+    demands_at_head: bool = True  # 21
     cleans_up: bool = True  # this and the next two only save time and room
     drops_stashes: bool = True
     takes_over: bool = True
@@ -120,6 +121,7 @@ class Commit(NamedTuple):
     head: Head
     value: Value
     op: str | None = None
+    absent: int | None = None
 
 
 class Disk(NamedTuple):
@@ -148,13 +150,17 @@ class Heads(NamedTuple):
 
 
 class Swap(NamedTuple):
-    """Commits. The rows that it adds to the agent's, or has in their place, and whose they are, are for the log."""
+    """Commits. The rows that it adds to the agent's, or has in their place, and whose they are, are for the log.
+
+    So is the key that its writer demands to be absent.
+    """
 
     old: int
     new: Head
     adds: Value = ()
     is_whole: bool = False
     op: str | None = None
+    absent: int | None = None
 
 
 class Settle(NamedTuple):
@@ -218,11 +224,11 @@ def perform(disk: Disk, call: Call, rules: Rules) -> tuple[Any, Disk]:
     match call:
         case Heads():
             return disk.head, disk
-        case Swap(old, new, adds, is_whole, op):
+        case Swap(old, new, adds, is_whole, op, absent):
             if rules.swaps_by_rev and disk.head.rev != old:
                 return False, disk
             value = adds if is_whole else (*disk.log[-1].value, *adds)
-            return True, disk._replace(head=new, weak=None, log=(*disk.log, Commit(new, value, op)))
+            return True, disk._replace(head=new, weak=None, log=(*disk.log, Commit(new, value, op, absent)))
         case Settle(head, is_durable):
             if rules.settles_by_rev and disk.head.rev != head.rev:
                 return False, disk

@@ -34,7 +34,7 @@ from tests.record_disk import (
     Value,
 )
 
-__all__ = ["BUSY", "CORRUPT", "Saw", "Write", "Wrote", "collect", "fork", "read", "write"]
+__all__ = ["BUSY", "CORRUPT", "Refused", "Saw", "Write", "Wrote", "collect", "fork", "read", "write"]
 
 BUSY: Final = "busy"
 CORRUPT: Final = "corrupt"
@@ -109,6 +109,7 @@ class Write(NamedTuple):
         save: the list is replaced by one of so many rows.
         append: so many rows are appended.
         is_large: what is pending does not fit into the head.
+        absent: no row with this key may exist: the precondition of a document.
     """
 
     op: str
@@ -116,6 +117,7 @@ class Write(NamedTuple):
     append: int = 0
     is_large: bool = False
     is_delete: bool = False
+    absent: int | None = None
 
     def needs_settled(self, old: Head, rules: Rules) -> bool:
         """Whether what is pending has to be applied first. An append takes it over, a delete leaves the epoch."""
@@ -143,6 +145,14 @@ class Wrote(NamedTuple):
     ops: tuple[str, ...]
 
 
+class Refused(NamedTuple):
+    """An operation whose precondition did not hold: the key existed at this revision."""
+
+    op: str
+    rev: int
+    key: int
+
+
 class Saw(NamedTuple):
     """What a reader saw, and the revision that it began with."""
 
@@ -165,6 +175,13 @@ def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
                         continue
             if one.op in old.ops:
                 break
+            if one.absent is not None:
+                row = yield from _row(old, one.absent, rules)
+                if row is not None and (row.rev > old.rev or known is not None):
+                    known = None
+                    continue
+                if row is not None:
+                    return Refused(one.op, old.rev, one.absent)
             known = yield from _commit(old, one, attempt, rules)
             if known is not None:
                 untold = None if one.is_large or one.is_delete else known
@@ -174,6 +191,19 @@ def write(rules: Rules, *writes: Write, attempts: int = 2) -> Calls:
     if untold is not None:
         yield from _settle(untold, rules)
     return Wrote(tuple(one.op for one in writes))
+
+
+def _row(head: Head, key: int, rules: Rules) -> Calls:
+    """The row with a key as the head knows it, or a newer one."""
+    row = yield Row(head.epoch, key)
+    if row is not None and row.rev > head.rev:
+        return row
+    for change in head.pending if rules.demands_at_head else ():
+        if isinstance(change, Put) and change.key == key:
+            row = change
+        elif isinstance(change, Cut) and row is not None and key >= change.first and row.rev < change.rev:
+            row = None
+    return None if row is None or row.value is None else row
 
 
 def _commit(old: Head, one: Write, attempt: int, rules: Rules) -> Calls:
@@ -190,7 +220,7 @@ def _commit(old: Head, one: Write, attempt: int, rules: Rules) -> Calls:
     else:
         changes = (*taken, *changes)
         new = new._replace(pending=changes)
-    answer = yield Swap(old.rev, new, adds, one.is_delete or one.save is not None, one.op)
+    answer = yield Swap(old.rev, new, adds, one.is_delete or one.save is not None, one.op, one.absent)
     if answer is False and new.stash is not None:
         yield DropParts(new.epoch, new.rev, new.stash)
     if answer is not True:

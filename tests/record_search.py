@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from tests.record_disk import (
@@ -22,7 +23,7 @@ from tests.record_disk import (
     Value,
     perform,
 )
-from tests.record_model import CORRUPT, Saw, Write, Wrote, collect, read, write
+from tests.record_model import CORRUPT, Refused, Saw, Write, Wrote, collect, read, write
 
 __all__ = ["Fault", "Found", "explore"]
 
@@ -243,6 +244,10 @@ def judge(result: Any, disk: Disk) -> Fault | None:
             return Fault("torn", f"a reader saw {result.value}; from when it began the agent was {values}")
     if isinstance(result, Wrote) and not {commit.op for commit in disk.log}.issuperset(result.ops):
         return Fault("lost", f"a writer was told that {result.ops} is done")
+    if isinstance(result, Refused):
+        then = next(dict(commit.value) for commit in disk.log if commit.head.rev == result.rev)
+        if result.key not in then or result.op in {commit.op for commit in disk.log}:
+            return Fault("refused", f"a writer was told {result}; the agent was {then}")
     return None
 
 
@@ -265,6 +270,9 @@ def afterwards(disk: Disk, rules: Rules) -> Fault | None:
     ops = [commit.op for commit in disk.log if commit.op is not None]
     if len(ops) > len(set(ops)):
         return Fault("doubled", f"{ops} were committed")
+    for before, commit in pairwise(disk.log):
+        if commit.absent in dict(before.value):
+            return Fault("unmet", f"{commit.op} demands that there is no {commit.absent}, and the agent was {before}")
     fault = _seen(disk, disk.log[-1].value, rules)
     if fault is not None:
         return fault

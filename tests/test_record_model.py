@@ -77,6 +77,12 @@ SCENES = {
     "documents are removed": Scene(
         ONE_ROW, [writer(APPEND), writer(Write("b", save=0)), reader_of_documents], ["late", "lost"], 20_000
     ),
+    "documents are put if absent": Scene(
+        EMPTY,
+        [writer(Write("a", append=1, absent=0)), writer(Write("b", append=1, absent=0)), writer(Write("c", save=0))],
+        ["late", "lost"],
+        20_000,
+    ),
     "a delete": Scene(ONE_ROW, [writer(APPEND), writer(DELETE), collect], ["late", "stale"], 20_000),
     "a delete, and a new beginning": Scene(
         ONE_ROW, [writer(DELETE, Write("b", append=1)), writer(APPEND), reader()], ["late", "stale"], 20_000
@@ -104,6 +110,7 @@ NEEDED = {
     "notes": ("a delete", "left"),
     "barriers": ("a large new beginning", "unreadable"),
     "reserves": ("a fork", "unreadable"),
+    "demands_at_head": ("documents are put if absent", "unmet"),
 }
 """The scene in which a fault is found without the rule, and of which kind it is."""
 

@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import pytest
 
+from kode_conformance.suite.record_doc_tests import OpenRecords, RecordDocTests
 from kode_conformance.values import samples
 from kode_core.batch import Fence, Info, ListHead, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
@@ -40,8 +41,6 @@ from kode_core.model import UnknownBlock
 from kode_core.store import EngineStore
 
 __all__ = ["PLACE", "Held", "OpenRecords", "RecordStoreTests", "a_head", "a_message"]
-
-OpenRecords: TypeAlias = Callable[[], Awaitable[RecordStore]]
 
 PLACE: Final = ItemsPlace("a", "0" * 16)
 """Where the items of the tests are."""
@@ -98,7 +97,7 @@ def _store(records: Any) -> EngineStore:
     return EngineStore(engine)
 
 
-class RecordStoreTests:
+class RecordStoreTests(RecordDocTests):
     """Subclass it, and give it the fixture ``another``, which opens the same place as often as it is called."""
 
     @pytest.fixture

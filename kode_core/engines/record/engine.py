@@ -53,6 +53,8 @@ class RecordEngine:
     *idle_poll_ms* is for a store that charges for reads: see :func:`kode_core.engine.idle_poll_ms`.
     """
 
+    keeps_documents = True
+
     def __init__(self, store: RecordStore, *, idle_poll_ms: int | None = None) -> None:
         self.store = store
         self.idle_poll_ms = idle_poll_ms
@@ -96,6 +98,7 @@ class RecordEngine:
     rows_at = _verb(RecordReads.rows_at)
     outline = _verb(RecordReads.outline)
     docs = _verb(RecordReads.docs)
+    docs_in = _verb(RecordReads.docs_in)
     events = _verb(RecordReads.events)
     last_event = _verb(RecordReads.last_event)
     agent_ids = _verb(RecordReads.agent_ids)

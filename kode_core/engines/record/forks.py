@@ -13,11 +13,12 @@ from kode_core.authoring.parallel import each
 from kode_core.batch import FORKED_DOCS, Child, ListHead, ListKind, first_version
 from kode_core.codec import Body
 from kode_core.engine import CALLER
+from kode_core.engines.record.doc_keys import doc_keys
 from kode_core.engines.record.io import MovedError, RecordIO, wall_clock
 from kode_core.engines.record.plan import new_head, nonce
 from kode_core.engines.record.reads import Instant, RecordReads
 from kode_core.engines.record.recovery import FORK_DEAD_SECONDS
-from kode_core.engines.record.state import KEPT_OPS, AppliedOperation, OpenedHead, State, doc_keys, list_head, list_of
+from kode_core.engines.record.state import KEPT_OPS, AppliedOperation, OpenedHead, State, list_head, list_of
 from kode_core.engines.record.store import HeadRecord, Item
 from kode_core.errors import KodeError, OutcomeUnknownError, StorageError, StoreBusyError
 

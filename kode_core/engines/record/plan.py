@@ -26,6 +26,7 @@ from kode_core.batch import (
     first_version,
 )
 from kode_core.codec import Body
+from kode_core.engines.record.doc_keys import doc_key
 from kode_core.engines.record.state import (
     KEPT_OPS,
     UNNAMED,
@@ -35,7 +36,6 @@ from kode_core.engines.record.state import (
     State,
     Step,
     call_key,
-    doc_key,
     event_key,
     list_head,
     list_of,
@@ -51,6 +51,7 @@ from kode_core.engines.record.store import Cut, DocIndex, EventIndex, HeadRecord
 __all__ = ["Plan", "new_head"]
 
 _NO_LIST: Final = ListHead()
+_NO_DIGESTS: Final[Mapping[str, bytes]] = {}
 
 
 def new_head(agent_id: str) -> HeadRecord:
@@ -76,6 +77,7 @@ class Plan:
         old: the agent's settled head; None without one.
         known: offsets of stored events, by (seq, digest).
         latest: the greatest time of a message, if the head does not say it.
+        digests: the digests of the existing ones among the documents that the batches demand, by key.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Plan:
         old: OpenedHead | None,
         known: Mapping[tuple[int, bytes], int],
         latest: int | None = None,
+        digests: Mapping[str, bytes] = _NO_DIGESTS,
     ) -> None:
         head = OpenedHead(new_head(agent_id), State()) if old is None else old
         self.head = head.record
@@ -93,6 +96,7 @@ class Plan:
         self.rev = self.head.rev + 1
         self.info_body: Body | None = None
         self._known = dict(known)
+        self._digests = dict(digests)
         self._of_seq = Counter(seq for seq, _ in known)
         if self.state.named_from is None:
             self.state = replace(self.state, named_from=self.state.next_offset)
@@ -123,6 +127,7 @@ class Plan:
         if known is not None:
             return Applied(known.messages, known.tool_calls, self._offsets(batch.events, known.first_offset))
         refusal = batch.refusal(self.head.updated_at, self.head.messages, self.head.tool_calls)
+        refusal = refusal or batch.docs_refusal(self._digests)
         if refusal is not None:
             return refusal
         was_changed, self._is_changed = self._is_changed, batch.is_touching
@@ -151,7 +156,7 @@ class Plan:
     def _delete(self) -> None:
         was_used = self.head.is_used or bool(self._puts)
         self._puts, self._cuts, self._freed, self._known, self.info_body = {}, [], [], {}, None
-        self._of_seq = Counter[int]()
+        self._of_seq, self._digests = Counter[int](), {}
         if not was_used:
             return
         self._counts = dict.fromkeys(ListKind, 0)
@@ -204,6 +209,8 @@ class Plan:
 
     def _write_doc(self, write: DocWrite) -> None:
         key = doc_key(write.kind, write.key)
+        if write.kind is DocKind.DOCUMENTS:
+            self._digests[write.key] = b"" if write.doc is None else write.doc.body.digest
         if write.doc is None:
             self._take_back(key, key)
             self._cuts.append(Cut(first=key, last=key, rev=self.rev))
@@ -226,7 +233,10 @@ class Plan:
 
     def _take_back(self, first: str, last: str) -> None:
         """Drop the puts of this swap with keys from the first to the last."""
-        self._puts = {key: item for key, item in self._puts.items() if not first <= key <= last}
+        if first == last:
+            self._puts.pop(first, None)
+        else:
+            self._puts = {key: item for key, item in self._puts.items() if not first <= key <= last}
         self._is_changed = True
 
     # --- events

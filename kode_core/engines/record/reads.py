@@ -17,6 +17,7 @@ from kode_core.batch import (
     AgentSummary,
     Doc,
     DocKind,
+    DocSpan,
     EventRange,
     EventRow,
     Found,
@@ -28,13 +29,14 @@ from kode_core.batch import (
     ToolCallIndex,
     Totals,
 )
+from kode_core.engines.record.doc_keys import doc_keys
+from kode_core.engines.record.docs import OwnDocs, doc_of
 from kode_core.engines.record.io import MissingError, MovedError, RecordIO
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import (
     OpenedHead,
     Overlay,
     call_keys,
-    doc_keys,
     event_keys,
     list_head,
     list_of,
@@ -42,7 +44,7 @@ from kode_core.engines.record.state import (
     row_keys,
     seq_keys,
 )
-from kode_core.engines.record.store import DocIndex, EventIndex, FoundItem, Item, ItemsPlace, KeyRange
+from kode_core.engines.record.store import EventIndex, FoundItem, Item, ItemsPlace, KeyRange
 from kode_core.errors import CorruptRecordError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
@@ -199,7 +201,19 @@ class RecordReads:
             items = await self._io.whole(instant.place, await self.items(instant, doc_keys(kind, key)))
             if key is None:
                 await self.still(instant)
-            return [Doc(cast(DocIndex, item.index).key, item.time, item.body) for item in items]
+            return [doc_of(item) for item in items]
+
+        return await self.at_once(agent_id, read, [])
+
+    async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+        """See :meth:`kode_core.engine.RangesDocs.docs_in`."""
+
+        async def read(instant: Instant) -> list[Doc]:
+            items = await OwnDocs(self._io.store, *instant).within(span)
+            if span.bodies:
+                items = await self._io.whole(instant.place, items)
+            await self.still(instant)
+            return [doc_of(item) for item in items]
 
         return await self.at_once(agent_id, read, [])
 
@@ -207,12 +221,14 @@ class RecordReads:
         async def read(instant: Instant) -> AgentStats:
             items = await self.list_items(instant, ListKind.TOOL_CALLS, bodies=False)
             snapshots = await self.items(instant, doc_keys(DocKind.SNAPSHOTS, bodies=False))
+            documents = await OwnDocs(self._io.store, *instant).count()
             await self.still(instant)
             calls = [cast(ToolCallIndex, item.index) for item in items]
             return AgentStats(
                 total_messages=instant.head.record.messages.count,
                 total_tool_calls=len(calls),
                 total_snapshots=len(snapshots),
+                total_documents=documents,
                 tool_calls_by_name=dict(Counter(call.tool_name for call in calls)),
                 tool_calls_by_state=dict(Counter(call.state for call in calls)),
             )

@@ -9,8 +9,9 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from kode_core.batch import DocKind, ListHead, ListKind, ListWrite
+from kode_core.batch import ListHead, ListKind, ListWrite
 from kode_core.codec import Body
+from kode_core.engines.record.doc_keys import hashed
 from kode_core.engines.record.store import Change, Cut, EventIndex, HeadRecord, Item, KeyRange
 from kode_core.errors import CorruptRecordError
 
@@ -23,8 +24,6 @@ __all__ = [
     "State",
     "call_key",
     "call_keys",
-    "doc_key",
-    "doc_keys",
     "event_key",
     "event_keys",
     "info_key",
@@ -53,10 +52,6 @@ _LAST_OFFSET: Final = 2**63 - 1
 _END: Final = "~"
 
 
-def _hash(text: str) -> str:
-    return blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def new_epoch() -> str:
     return secrets.token_hex(8)
 
@@ -83,23 +78,11 @@ def position_of(key: str) -> int:
 
 def call_key(call_id: str, position: int) -> str:
     """The second key of a tool call."""
-    return f"t/{_hash(call_id)}/{position:012d}"
+    return f"t/{hashed(call_id)}/{position:012d}"
 
 
 def call_keys(call_id: str) -> KeyRange:
     return KeyRange(first=call_key(call_id, 0), last=call_key(call_id, _LAST_POSITION), by_alt=True, bodies=False)
-
-
-def doc_key(kind: DocKind, key: str) -> str:
-    """A document's key. It holds a hash, because callers' keys have any length."""
-    return f"d/{kind.value}/{_hash(key)}"
-
-
-def doc_keys(kind: DocKind, key: str | None = None, *, bodies: bool = True) -> KeyRange:
-    first, last = f"d/{kind.value}/", f"d/{kind.value}/{_END}"
-    if key is not None:
-        first = last = doc_key(kind, key)
-    return KeyRange(first=first, last=last, bodies=bodies)
 
 
 def event_key(offset: int) -> str:
@@ -345,8 +328,12 @@ class Overlay:
     def __init__(self, steps: Iterable[Step] = ()) -> None:
         self._put: dict[str, Item] = {}
         self._cuts: list[Cut] = []
+        self._removed: dict[str, int] = {}
+        """The revisions of cuts of one key each: a write may remove thousands of documents."""
         for step in steps:
-            if isinstance(step, Cut):
+            if isinstance(step, Cut) and step.first == step.last:
+                self._removed[step.first] = max(step.rev, self._removed.get(step.first, step.rev))
+            elif isinstance(step, Cut):
                 self._cuts.append(step)
             elif isinstance(step, Item):
                 self._put[step.key] = step
@@ -366,7 +353,8 @@ class Overlay:
         return self._put.get(item.key) or (None if self._is_cut(item) else item)
 
     def _is_cut(self, item: Item) -> bool:
-        return any(cut.first <= item.key <= cut.last and item.rev < cut.rev for cut in self._cuts)
+        is_removed = item.rev < self._removed.get(item.key, item.rev)
+        return is_removed or any(cut.first <= item.key <= cut.last and item.rev < cut.rev for cut in self._cuts)
 
 
 def _key(item: Item, keys: KeyRange) -> str:

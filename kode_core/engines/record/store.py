@@ -22,15 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from kode_core.batch import (
-    Fence,
-    Info,
-    ListHead,
-    MessageIndex,
-    SessionRow,
-    ToolCallIndex,
-    Totals,
-)
+from kode_core.batch import Fence, Info, ListHead, MessageIndex, SessionRow, ToolCallIndex, Totals
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.query import RowQuery, SessionQuery
@@ -90,7 +82,8 @@ class Item(_Value, frozen=True, kw_only=True, tag="item"):
     """A message, tool call, document or event.
 
     Attributes:
-        key: its place among the agent's items: ASCII, at most 100 characters, in the order of its characters.
+        key: its place among the agent's items: ASCII, at most 900 characters, in the order of its characters. No key
+            begins with another one and a slash.
         rev: the revision of the head that wrote it.
         body: the text is empty when it is in parts, or was not asked for; the digest is always there.
         time: milliseconds since the epoch; ``created_at`` of messages and tool calls.

@@ -42,6 +42,7 @@ from kode_core.engines.record.batches import (
     take,
 )
 from kode_core.engines.record.debts import RecordDebts
+from kode_core.engines.record.docs import demanded_digests
 from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.names import known_of_batches
 from kode_core.engines.record.plan import Plan
@@ -89,8 +90,7 @@ class RecordWriter:
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
-        loop = asyncio.get_running_loop()
-        now = time.monotonic()
+        loop, now = asyncio.get_running_loop(), time.monotonic()
         waiting = [Waiting(batch, CALLER.get(), now, loop.create_future()) for batch in batches]
         for one in waiting:
             agent_id = one.batch.agent_id
@@ -167,8 +167,7 @@ class RecordWriter:
         """
         batches, fence = [one.batch for one in group], group[0].batch.fence
         doubt: int | None = None
-        doubted_at = 0.0
-        was_lost = False
+        doubted_at, was_lost = 0.0, False
         turns, until = self._turns.of(agent_id), Until.of(group)
         for attempt in range(_ATTEMPTS):
             if doubt is None and attempt and time.monotonic() > until.turn:
@@ -176,8 +175,10 @@ class RecordWriter:
             try:
                 old, is_fresh = await self._head(agent_id, batches, turns, until, in_doubt=doubt is not None)
                 known = await known_of_batches(self._io.store, old, batches)
-                plan = Plan(agent_id, old, known, await self._latest(old, batches))
+                digests = await demanded_digests(self._io, old, batches)
+                plan = Plan(agent_id, old, known, await self._latest(old, batches), digests)
             except MovedError:
+                self.forget(agent_id)
                 await _pause(attempt)
                 continue
             except CorruptRecordError:  # a delete needs nothing from the head, so it may replace a damaged one

@@ -241,20 +241,23 @@ class DynamoRecords:
 
         with _after_commit(place):
             await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
-            for change in changes:
-                if isinstance(change, Cut):
-                    await self._cut(place, change)
+            cuts = [change for change in changes if isinstance(change, Cut)]
+            singles = [cut for cut in cuts if cut.first == cut.last]  # a write may remove thousands of documents
+            await each(lambda cut: self._cut_one(place, cut, cut.first), singles, at_once=AT_ONCE)
+            for cut in cuts:
+                if cut.first != cut.last:
+                    await self._cut(place, cut)
 
     async def _cut(self, place: ItemsPlace, cut: Cut) -> None:
-        rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
-
-        async def cut_one(one: Record) -> None:
-            await self.connection.repeat("put_item", Item=item_values(place, removed(one["sk"]["S"], cut.rev)), **rev)
-
         wanted = _between(items_pk(place), cut.first, cut.last, "sk")
         async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
-            older = [one for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
-            await each(cut_one, older, at_once=AT_ONCE)
+            older = [one["sk"]["S"] for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
+            await each(lambda key: self._cut_one(place, cut, key), older, at_once=AT_ONCE)
+
+    async def _cut_one(self, place: ItemsPlace, cut: Cut, key: str) -> None:
+        """Turn an item into the tombstone of its removal, unless it is newer; where there is none, do nothing."""
+        rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
+        await self.connection.repeat("put_item", Item=item_values(place, removed(key, cut.rev)), **rev)
 
     async def drop(self, place: ItemsPlace) -> None:
         for pk in (items_pk(place), parts_pk(place)):
@@ -280,7 +283,7 @@ class DynamoRecords:
         return [bytes(part["b"]["B"]) for part in await self.connection.query(**wanted)]
 
     async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
-        wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
+        wanted = _parts_between(place, first, last)
         async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
             keys = [
                 {"pk": part["pk"], "sk": part["sk"]}
@@ -290,7 +293,7 @@ class DynamoRecords:
             await self.connection.delete_all(keys)
 
     async def part_keys(self, place: ItemsPlace, first: str, last: str) -> list[tuple[str, int]]:
-        wanted = _between(parts_pk(place), first, f"{last}/~", "sk")
+        wanted = _parts_between(place, first, last)
         found = await self.connection.query(**wanted, ProjectionExpression=_REVS)
         keys = ((part["sk"]["S"].rsplit("/", 2)[0], int(part["rev"]["N"])) for part in found)
         return [key for key in dict.fromkeys(keys) if first <= key[0] <= last]
@@ -398,6 +401,11 @@ def _put(place: ItemsPlace, item: Item) -> Record:
         "ConditionExpression": _UNLESS_NEWER,
         "ExpressionAttributeValues": {":rev": {"N": str(item.rev)}},
     }
+
+
+def _parts_between(place: ItemsPlace, first: str, last: str) -> Record:
+    """The query of the parts of a range of keys; of one key it reads no others, which may begin with that key."""
+    return _between(parts_pk(place), f"{first}/" if first == last else first, f"{last}/~", "sk")
 
 
 def _between(pk: Record, first: str, last: str, sk: str) -> Record:

@@ -56,6 +56,8 @@ async def store(options: DynamoDBOptions) -> AsyncIterator[DynamoDBStore]:
 
 
 class TestPieces(RecordStoreTests):
+    many_documents = 400  # the emulators take milliseconds for each put
+
     @pytest.fixture
     def another(self, options: DynamoDBOptions) -> OpenRecords:
         return lambda: open_records(options)

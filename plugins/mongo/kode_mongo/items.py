@@ -160,13 +160,13 @@ class Items:
     async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
         """See ``RecordStore.drop_parts``."""
         wanted = _cut(place, Cut(first=first, last=last, rev=rev))
-        wanted["_id"] = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
+        wanted["_id"] = _part_bounds(place, first, last)
         wanted["key"] = {"$gte": first, "$lte": last}
         await self._delete(self._parts, wanted)
 
     async def part_keys(self, place: ItemsPlace, first: str, last: str) -> list[tuple[str, int]]:
         """See ``RecordStore.part_keys``."""
-        bounds = {"$gte": id_of(place, first), "$lt": id_of(place, f"{last}~")}
+        bounds = _part_bounds(place, first, last)
         wanted = {"agent_id": place.agent_id, "key": {"$gte": first, "$lte": last}}
         found = await self._connection.pages(self._parts, wanted, "_id", bounds, projection={"key": 1, "rev": 1})
         return list(dict.fromkeys((part["key"], int(part["rev"])) for part in found))
@@ -195,6 +195,12 @@ def _guarded(document: Document) -> Document:
     rev = document["rev"]
     is_before = {"$or": [{"rev": {"$lt": rev}}, {"rev": rev, "gone": True}]}
     return {"_id": document["_id"], "agent_id": document["agent_id"], **is_before}
+
+
+def _part_bounds(place: ItemsPlace, first: str, last: str) -> Document:
+    """Bounds of the ids of parts, and of no other key's parts if it is one key: keys may begin with other keys."""
+    start = f"{first}/" if first == last else first
+    return {"$gte": id_of(place, start), "$lt": id_of(place, f"{start}~" if first == last else f"{last}~")}
 
 
 def _cut(place: ItemsPlace, cut: Cut) -> Document:
