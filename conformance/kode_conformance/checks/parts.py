@@ -25,7 +25,7 @@ _WRITERS: Final = 4
 _EACH: Final = {Tier.QUICK: 8, Tier.STANDARD: 25, Tier.THOROUGH: 100}
 
 
-def _bounds(count: int) -> Iterator[dict[str, int]]:
+def _bounds(count: int) -> Iterator[dict[str, Any]]:
     """Arguments of parts of a list of so many records: around its ends, its middle and the length of pages."""
     places = sorted({0, 1, 63, 64, 65, count // 2, count - 2, count - 1, count, count + 1, 2**31, 2**63} - {-2, -1})
     yield {}
