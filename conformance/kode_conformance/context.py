@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_conformance.harness import BorrowedClient, Costs, Handle, HarnessError, Space, StoreHarness
+from kode_conformance.harness import BorrowedClient, Costs, Handle, HarnessError, Space, StoreHarness, judging
 from kode_conformance.instruments.layering import layers_put
 from kode_conformance.settings import Settings
 from kode_core.plugins import EngineLayer
@@ -301,6 +301,7 @@ async def _patience(seconds: float, failing: str) -> AsyncIterator[None]:
 @asynccontextmanager
 async def prepared(harness: StoreHarness, settings: Settings = _DEFAULT, check_id: str = "") -> AsyncIterator[Context]:
     """A context on a store of its own, taken down at the end whatever happens."""
+    judging(harness)
     with tempfile.TemporaryDirectory(prefix="kode-conf-", ignore_cleanup_errors=True) as folder:
         space = Space(f"conf_{uuid.uuid4().hex[:16]}", Path(folder))
         handle = await harness.provision(space)

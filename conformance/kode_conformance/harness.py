@@ -8,6 +8,7 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, entry_points
 from pathlib import Path
@@ -28,6 +29,8 @@ __all__ = [
     "StoreHarness",
     "declared",
     "find_harness",
+    "judging",
+    "keeps_documents",
     "load_harness",
 ]
 
@@ -223,6 +226,21 @@ def _is_text(value: object) -> bool:
 
 def _all_texts(value: object) -> bool:
     return isinstance(value, (list, tuple, set, frozenset)) and all(map(_is_text, value))
+
+
+_LACKED: Final[ContextVar[frozenset[str]]] = ContextVar("_LACKED", default=frozenset())
+
+
+def judging(harness: StoreHarness) -> None:
+    """Note the capabilities that the store of this task, and of the tasks that it starts, lacks."""
+    _LACKED.set(frozenset(harness.lacks))
+
+
+def keeps_documents() -> bool:
+    """True if the store that is judged keeps documents of the caller's own; calls of every method leave them out
+    otherwise.
+    """
+    return not {"EXTENDED", "DOCUMENTS"} & _LACKED.get()
 
 
 _DECLARED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {

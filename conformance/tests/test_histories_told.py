@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from kode_conformance import StoreHarness, load_checks
 from kode_conformance.builtin import MemoryHarness
+from kode_conformance.calls.methods import DOCUMENT_METHODS
 from kode_conformance.context import prepared
 from kode_conformance.histories.answers import _FOUND, _OF_AGENT
 from kode_conformance.histories.changes import CHANGES, chains, full_state
@@ -32,7 +33,7 @@ from kode_conformance.settings import Settings
 from conformance.tests.zoo import changes, told
 from conformance.tests.zoo.base import PlainMemory
 from kode_core.model import Message
-from kode_core.protocols import ExtendedStore, QueryableStore, Store
+from kode_core.protocols import DocumentStore, ExtendedStore, QueryableStore, Store
 from kode_core.query import MessageFilter, SessionFilter, ToolCallFilter
 
 CHECKS = {check.id: check for check in load_checks()}
@@ -49,6 +50,7 @@ NOT_OF_THE_MODEL: Final = {
     **dict.fromkeys(("pop_messages", "truncate_messages", "replace_message"), "MSG-11 has races of its own"),
     **dict.fromkeys(("load_version", "load_session"), "VER-1 asks for them after every write"),
     **dict.fromkeys(("create_agent", "update_info"), "INFO-4 and INFO-5 have races of their own"),
+    **dict.fromkeys(DOCUMENT_METHODS, "DOC-1 to DOC-4 have models of their own"),
     "delete_snapshot": "SNAP-2 deletes each of several",
     **dict.fromkeys(("emit", "emit_many"), "EVT-8 emits from several stores; the store chooses the numbers"),
     "fork": "FORK-4 forks at every point",
@@ -60,8 +62,13 @@ NOT_OF_THE_MODEL: Final = {
 
 
 def methods() -> set[str]:
-    """Of all three protocols."""
-    found = {name for p in (Store, QueryableStore, ExtendedStore) for name, v in vars(p).items() if callable(v)}
+    """Of all protocols of stores."""
+    found = {
+        name
+        for p in (Store, QueryableStore, DocumentStore, ExtendedStore)
+        for name, v in vars(p).items()
+        if callable(v)
+    }
     return {name for name in found if not name.startswith("_") or name in NOT_OF_THE_MODEL}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -91,7 +92,7 @@ class Layer:
 
     async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
         """See :class:`kode_core.engine.RangesDocs`; UnsupportedError where *inner* is none."""
-        return await self.around("docs_in", docs_in, self.inner, agent_id, span)
+        return await self.around("docs_in", partial(docs_in, self.inner), agent_id, span)
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         return await self.around("events", self.inner.events, agent_id, span)

@@ -6,7 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from kode_conformance.calls.methods import DOCUMENT_METHODS
+from kode_conformance.harness import keeps_documents
 from kode_conformance.values import samples
+from kode_core.model import PutDocument
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["FENCED_METHODS", "FencedWrite", "fenced_writes"]
@@ -60,17 +63,24 @@ _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
     "metadata": lambda agent_id, mark: {"mark": mark},
     "remove": lambda agent_id, mark: ["userId"],
     "snapshot_id": lambda agent_id, mark: "sfp-1",
+    "collection": lambda agent_id, mark: "c",
+    "key": lambda agent_id, mark: f"key {mark}",
+    "value": lambda agent_id, mark: {"mark": mark},
+    "documents": lambda agent_id, mark: [PutDocument("c", f"key {mark}", {"mark": mark})],
 }
 """A value for each parameter."""
 
 _OTHERS: Final[Mapping[tuple[str, str], Callable[[str, int], Any]]] = {
     ("save_todos", "snapshot"): _VALUES["todos"],
     ("emit_many", "events"): lambda agent_id, mark: [event.event for event in samples.events(2, mark)],
+    ("delete_document", "key"): lambda agent_id, mark: "k",
     ("save_media_cache", "records"): lambda agent_id, mark: [samples.media(f"sha256:{mark}")],
 }
 """Parameters that have the name of another one."""
 
-_EDITS: Final = frozenset({"delete_snapshot", "pop_messages", "replace_message", "truncate_messages", "update_info"})
+_EDITS: Final = frozenset(
+    {"delete_document", "delete_snapshot", "pop_messages", "replace_message", "truncate_messages", "update_info"}
+)
 """Methods that need something that they change or remove."""
 
 
@@ -84,11 +94,13 @@ def fenced_writes(agent_id: str, mark: int = 70, *, edits: bool = False) -> list
     for method in FENCED_METHODS:
         if method == "create_agent" or (method in _EDITS and not edits):
             continue  # an agent that has an info is never created, whatever the lease
+        if method in DOCUMENT_METHODS and not keeps_documents():
+            continue
         parameters = inspect.signature(getattr(ExtendedStore, method)).parameters.values()
         mine = [p for p in parameters if p.name not in ("self", "agent_id", "fence", "expect")]
         values = {p.name: _value(method, p.name, agent_id, mark + len(writes) + i) for i, p in enumerate(mine)}
         needed = {p.name: values[p.name] for p in mine if p.default is p.empty}
-        parts = [p.name for p in mine if p.default is not p.empty]
+        parts = [p.name for p in mine if p.default is not p.empty and (p.name != "documents" or keeps_documents())]
         if needed or not parts:
             writes.append(FencedWrite(method, method, needed))
         writes += [FencedWrite(f"{method}({name})", method, {**needed, name: values[name]}) for name in parts]

@@ -6,15 +6,19 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from kode_conformance.harness import keeps_documents
 from kode_conformance.values import samples
-from kode_core.protocols import ExtendedStore
+from kode_core.protocols import DocumentStore, ExtendedStore
 
-__all__ = ["PROTOCOL_METHODS", "Call", "calls_of", "drive", "takes"]
+__all__ = ["DOCUMENT_METHODS", "PROTOCOL_METHODS", "Call", "calls_of", "drive", "takes"]
 
 PROTOCOL_METHODS: Final = tuple(
     name for name in dir(ExtendedStore) if not name.startswith("_") and name not in ("close", "health_check")
 )
 """All methods but the two that also work on a closed store."""
+
+DOCUMENT_METHODS: Final = frozenset(name for name in vars(DocumentStore) if not name.startswith("_"))
+"""The methods that a store without documents of the caller's own refuses."""
 
 
 class Call(NamedTuple):
@@ -25,7 +29,7 @@ class Call(NamedTuple):
 
 
 _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
-    "fork": {"snapshot_id": None},
+    "fork": {"snapshot_id": None, "documents": False},
     "truncate_messages": {"length": 0},
     "save_todos": {"snapshot": samples.todos()},
     "save_media_cache": {"records": []},
@@ -54,11 +58,17 @@ def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Cal
         "length": None,
         "metadata": {},
         "count": 1,
+        "collection": "c",
+        "key": "k",
+        "value": {"v": 1},
+        "documents": [],
         "target": target,
     }
     calls = {}
     for name in PROTOCOL_METHODS:
         if not hasattr(store, name):  # another check sees that the parameters are complete
+            continue
+        if name in DOCUMENT_METHODS and not keeps_documents():
             continue
         parameters = inspect.signature(getattr(ExtendedStore, name)).parameters
         given = {p: v for p, v in common.items() if p in parameters}

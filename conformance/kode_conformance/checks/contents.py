@@ -57,8 +57,11 @@ def marked_writes() -> list[FencedWrite]:
 
 
 def _marked_arguments(write: FencedWrite) -> dict[str, Any]:
-    """The arguments with their contents marked; the channel of an event is one of three words."""
-    return {name: value if name == "channel" else marked(value) for name, value in write.arguments.items()}
+    """The arguments with their contents marked; the channel of an event is one of three words, and names stay."""
+    return {name: value if name in _UNMARKED else marked(value) for name, value in write.arguments.items()}
+
+
+_UNMARKED: Final = ("channel", "collection", "key")
 
 
 @check(

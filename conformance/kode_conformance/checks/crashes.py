@@ -11,7 +11,7 @@ from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
 from kode_conformance.kills.points import kill_at_points, kill_first_opens, kill_recoveries, killer
 from kode_conformance.kills.series import kill_forks
-from kode_conformance.kills.writes import WRITES, write_named
+from kode_conformance.kills.writes import DOCUMENT_WRITES, WRITES, write_named
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -78,6 +78,22 @@ async def events_and_documents_killed_at_their_calls(ctx: Context) -> None:
     """
     others = {write.name for write in WRITES} - {*_OF_THE_AGENT, "delete", "save_turn"}
     await _kill(ctx, sorted(others), first=("append_event",))
+
+
+@check(
+    "DOC-3",
+    "DUR-3",
+    "DUR-1",
+    needs=Capability.PERSISTENT | Capability.EXTENDED | Capability.DOCUMENTS,
+    tier=Tier.STANDARD,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
+async def documents_killed_at_their_calls(ctx: Context) -> None:
+    """Writes of documents, killed at each call that can matter, are whole or absent, and are kept once acknowledged."""
+    async with killer(ctx) as kills:
+        for write in DOCUMENT_WRITES:
+            await kill_at_points(ctx, kills, write, others=ctx.effort.kills // 2)
+        await kill_at_points(ctx, kills, DOCUMENT_WRITES[0], others=0, with_seed=False)
 
 
 @check(

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation, difference
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.kills.writes import LOOKS, Portrait, portrait
 from kode_conformance.registry import Capability, check
@@ -48,8 +49,9 @@ class Damaging(Layer):
         found = await call(*args, **kwargs)
         if verb not in self.verbs:
             return found
-        if args and isinstance(args[0], str):
-            is_meant = args[0] == _BAD and self.kind in (None, *map(str, args[1:2]))
+        names = [*filter(_is_text, args[:2]), *(["documents"] if verb == "docs_in" else [])]
+        if names:
+            is_meant = names[0] == _BAD and self.kind in (None, *names[1:2])
             return _damaged(found) if is_meant else found
         if isinstance(found, (list, tuple)):  # of a search over many agents
             shown = [_damaged(one) if getattr(one, "agent_id", None) == _BAD else one for one in found]
@@ -59,8 +61,16 @@ class Damaging(Layer):
         return found
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _other_text(text: str) -> str:
-    """The text with one letter changed; a text that a layer encrypted may have no "e"."""
+    """The text with one letter changed; a text that a layer encrypted may have no "e", and one that was not
+    asked for is empty.
+    """
+    if not text:
+        return text
     place = text.find("e")
     place = len(text) // 2 if place < 0 else place
     return f"{text[:place]}{'y' if text[place] == 'x' else 'x'}{text[place + 1 :]}"
@@ -90,8 +100,14 @@ PARTS: Final[dict[str, tuple[frozenset[str], str | None, tuple[str, ...]]]] = {
     "snapshots": (frozenset({"docs"}), "snapshots", ("snapshots",)),
     "events": (frozenset({"events", "last_event"}), None, ("events",)),
     "info": (frozenset({"summary", "find_sessions"}), None, ("info",)),
+    "documents": (frozenset({"docs", "docs_in"}), "documents", ("documents",)),
 }
 """By part of an agent: the reads that show it, its kind, and the loads that then fail."""
+
+
+def damaged_parts() -> dict[str, tuple[frozenset[str], str | None, tuple[str, ...]]]:
+    """The parts that the store keeps."""
+    return {part: how for part, how in PARTS.items() if part != "documents" or keeps_documents()}
 
 
 async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:
@@ -107,7 +123,7 @@ async def damaging(ctx: Context) -> tuple[ExtendedStore, Damaging]:
 
 async def damage_each_part(ctx: Context) -> AsyncIterator[tuple[str, ExtendedStore]]:
     """One store after the other in which another part of the agent ``a`` is damaged, with the name of the part."""
-    for part, (verbs, kind, _) in PARTS.items():
+    for part, (verbs, kind, _) in damaged_parts().items():
         store, layer = await damaging(ctx)
         layer.verbs, layer.kind = verbs, kind
         yield part, store
@@ -123,7 +139,7 @@ async def damage_of_any_kind_is_named_and_stays_where_it_is(ctx: Context) -> Non
         await fill(ctx.store, agent_id)
     before = {agent_id: await portrait(ctx.store, agent_id) for agent_id in (_BAD, _SOUND)}
     store, layer = await damaging(ctx)
-    for part, (verbs, kind, unreadable) in PARTS.items():
+    for part, (verbs, kind, unreadable) in damaged_parts().items():
         layer.verbs, layer.kind = verbs, kind
         for name, look in LOOKS.items():
             if name in unreadable:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kode_conformance.checks.damage import PARTS, damaging, paged
+from kode_conformance.checks.damage import PARTS, damaged_parts, damaging, paged
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
@@ -89,7 +89,7 @@ async def who_read_before_meets_the_damage_too(ctx: Context) -> None:
     """
     await fill(ctx.store, _BAD)
     before = await portrait(ctx.store, _BAD)
-    for part, (verbs, kind, names) in PARTS.items():
+    for part, (verbs, kind, names) in damaged_parts().items():
         for has_read in (True, False):
             store, layer = await damaging(ctx)
             if has_read:
@@ -190,7 +190,7 @@ async def what_is_called_next_to_damage_succeeds(ctx: Context) -> None:
     await fill(ctx.store, _BAD)
     wanted: dict[Write, Expected] = {}
     store, layer = await damaging(ctx)
-    for number, part in enumerate(in_time(ctx, PARTS)):
+    for number, part in enumerate(in_time(ctx, damaged_parts())):
         writes = [WRITES[(number * _SOUND_WRITES + i) % len(WRITES)] for i in range(_SOUND_WRITES)]
         layer.verbs = frozenset()
         for write in writes:

@@ -10,6 +10,7 @@ from kode_conformance.calls.ways import at_once
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -30,6 +31,8 @@ async def fill(store: ExtendedStore, agent: str) -> None:
     await store.save_recovered_file(agent, samples.recovered())
     await store.save_media_cache(agent, [samples.media()])
     await store.save_snapshot(agent, samples.snapshot())
+    if keeps_documents():
+        await store.put_document(agent, "c", "k", {"filled": [1, None]})
 
 
 @check("LIFE-1", under=(Dimension.CHANGES, Dimension.ORDERS))

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -217,6 +218,7 @@ async def dump(ctx: Context, agent: str = "a") -> dict[str, object]:
     """Everything of an agent, by kind."""
     store = ctx.store
     info = await store.load_info(agent)
+    documents = {"documents": [one async for one in store.iter_documents(agent, "c")]} if keeps_documents() else {}
     return {
         "messages": await store.load_messages(agent),
         "tool calls": await store.load_tool_call_records(agent),
@@ -228,6 +230,7 @@ async def dump(ctx: Context, agent: str = "a") -> dict[str, object]:
         "recovered": await store.load_recovered_files(agent),
         "media": await store.load_media_cache(agent),
         "event": [event async for event in store.read_events(agent)],
+        **documents,
     }
 
 

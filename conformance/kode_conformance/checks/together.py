@@ -11,6 +11,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
@@ -67,6 +68,8 @@ async def _change(store: ExtendedStore, n: int) -> None:
     await store.save_recovered_file("a", samples.recovered(content=f"{n}"))
     await store.save_media_cache("a", [samples.media(f"k{n}")])
     await store.save_snapshot("a", samples.snapshot(created_at=n))
+    if keeps_documents():
+        await store.put_document("a", "c", "k", n)
 
 
 @check("TURN-1", "EVT-1", "MSG-3", "TC-3", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ITEMS))

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, cast
 
-from kode_conformance.harness import Handle, StoreHarness, load_harness
+from kode_conformance.harness import Handle, StoreHarness, judging, load_harness
 from kode_conformance.kills.bigwrites import BIG
 from kode_conformance.kills.writes import add_writes, portrait, seed, write_named
 from kode_conformance.processes.scripts import tell
@@ -252,6 +252,7 @@ def main() -> None:
     """Answer requests until there are no more."""
     add_writes(BIG)
     harness = load_harness(sys.argv[1])
+    judging(harness)
     for request in _requests():
         if "modules" in request:
             _prepare(harness, request)

@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kode_conformance.context import Violation, difference
+from kode_conformance.harness import keeps_documents
 from kode_conformance.values import samples
-from kode_core.model import AgentInfo, Message
+from kode_core.model import AgentInfo, DeleteDocument, DocumentWrite, Message, PutDocument
 from kode_core.protocols import ExtendedStore
 
 __all__ = [
+    "DOCUMENT_WRITES",
     "FORK",
     "LOOKS",
     "WRITES",
@@ -21,6 +23,7 @@ __all__ = [
     "add_writes",
     "expected",
     "forked",
+    "missing_kinds",
     "overwrite",
     "portrait",
     "seed",
@@ -46,6 +49,8 @@ async def seed(store: ExtendedStore, agent_id: str) -> None:
         events=samples.events(2),
     )
     await store.save_snapshot(agent_id, samples.snapshot())
+    if keeps_documents():
+        await store.put_document(agent_id, "c", "seeded", {"n": 1})
 
 
 class Write(NamedTuple):
@@ -71,6 +76,8 @@ async def overwrite(store: ExtendedStore, agent_id: str) -> None:
     await store.save_compression_record(agent_id, samples.compression(timestamp=1))
     await store.save_recovered_file(agent_id, samples.recovered(content="last"))
     await store.save_media_cache(agent_id, [samples.media("last")])
+    if keeps_documents():
+        await store.write_documents(agent_id, [PutDocument("c", "seeded", "last"), DeleteDocument("c", "new")])
 
 
 async def _save_messages(store: ExtendedStore, agent_id: str) -> None:
@@ -102,7 +109,11 @@ async def _save_turn(store: ExtendedStore, agent_id: str) -> None:
         todos=samples.todos("second", "third"),
         info=samples.info(agent_id, breakpoint="PRE_MODEL"),
         events=samples.events(2, 50),
+        documents=_CHANGED if keeps_documents() else (),
     )
+
+
+_CHANGED: Final[Sequence[DocumentWrite]] = (DeleteDocument("c", "seeded"), PutDocument("c", "new", [1, 2]))
 
 
 WRITES: Final[tuple[Write, ...]] = (
@@ -125,7 +136,14 @@ WRITES: Final[tuple[Write, ...]] = (
     Write("save_media_cache", lambda store, agent_id: store.save_media_cache(agent_id, [samples.media()])),
     Write("delete", lambda store, agent_id: store.delete(agent_id)),
 )
-"""Every kind of write to one agent."""
+"""Every kind of write to one agent that every store has."""
+
+DOCUMENT_WRITES: Final[tuple[Write, ...]] = (
+    Write("put_document", lambda store, agent_id: store.put_document(agent_id, "c", "new", "put")),
+    Write("delete_document", lambda store, agent_id: store.delete_document(agent_id, "c", "seeded")),
+    Write("write_documents", lambda store, agent_id: store.write_documents(agent_id, _CHANGED)),
+)
+"""The writes of documents of the caller's own."""
 
 FORK: Final = Write("batch_fork", lambda store, agent_id: store.batch_fork(agent_id, FORKS))
 """The write that makes other agents."""
@@ -141,7 +159,7 @@ def add_writes(writes: Iterable[Write]) -> None:
 
 def write_named(name: str) -> Write:
     """The write of that name."""
-    return _more.get(name) or next(write for write in (*WRITES, FORK) if write.name == name)
+    return _more.get(name) or next(write for write in (*WRITES, *DOCUMENT_WRITES, FORK) if write.name == name)
 
 
 # --- What an agent looks like -----------------------------------------------------------------------------------------
@@ -159,6 +177,12 @@ async def _events(store: ExtendedStore, agent_id: str) -> list[object]:
     return [(event.bookmark, event.cursor, event.event) async for event in store.read_events(agent_id)]
 
 
+async def _documents(store: ExtendedStore, agent_id: str) -> list[object]:
+    if not keeps_documents():
+        return []
+    return [(one.key, one.value) async for one in store.iter_documents(agent_id, "c")]
+
+
 LOOKS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[Any]]]] = {
     "exists": lambda store, agent_id: store.exists(agent_id),
     "listed": _listed,
@@ -172,13 +196,19 @@ LOOKS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[Any]]]] = {
     "recovered files": lambda store, agent_id: store.load_recovered_files(agent_id),
     "media": lambda store, agent_id: store.load_media_cache(agent_id),
     "events": _events,
+    "documents": _documents,
 }
 """How each kind is read."""
 
 
 async def portrait(store: ExtendedStore, agent_id: str) -> Portrait:
-    """Everything of an agent, read with the methods of Store alone."""
+    """Everything of an agent, read with the methods of Store alone, and its documents where there are any."""
     return {kind: await look(store, agent_id) for kind, look in LOOKS.items()}
+
+
+def missing_kinds(found: Portrait) -> list[str]:
+    """The kinds of which an agent has nothing, among those that the store keeps."""
+    return [kind for kind, records in found.items() if not records and (kind != "documents" or keeps_documents())]
 
 
 def _nameless(info: AgentInfo | None, agent_id: str) -> AgentInfo | None:

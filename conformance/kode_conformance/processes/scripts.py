@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Any, Final, cast
 
+from kode_conformance.calls import documents
 from kode_conformance.checks.leases import ENDS
-from kode_conformance.harness import Handle, load_harness
+from kode_conformance.harness import Handle, judging, load_harness
 from kode_conformance.histories.clients import LOGS, REGISTERS, append_and_read, write_and_read
 from kode_conformance.kills.writes import seed, write_named
 from kode_conformance.processes import remote
@@ -139,6 +140,14 @@ async def count_up(store: ExtendedStore, agent_id: str, rounds: int) -> None:
                 tell(n=n + 1, token=lease.token)
         except LockError:
             continue
+
+
+async def count_documents(store: ExtendedStore, agent_id: str, tries: int, gate: str) -> None:
+    """Wait for the gate, then count a document up by compare and set, and report how often it succeeded."""
+    tell(ready=agent_id)
+    while not Path(gate).exists():
+        await asyncio.sleep(0.001)
+    tell(done=await documents.count_up(store, agent_id, tries))
 
 
 async def open_only(store: ExtendedStore, agent_id: str) -> None:
@@ -299,6 +308,7 @@ SCRIPTS: Final = {
         hold_locks,
         stopped_holder,
         count_up,
+        count_documents,
         open_only,
         leave_open,
         leave_all_open,
@@ -314,7 +324,9 @@ SCRIPTS: Final = {
 
 async def run(spec: str, handle: Handle, script: str, args: list[Any]) -> None:
     """Open the store and run the script."""
-    store = cast(ExtendedStore, await load_harness(spec).open(handle))
+    harness = load_harness(spec)
+    judging(harness)
+    store = cast(ExtendedStore, await harness.open(handle))
     await SCRIPTS[script](store, *args)
     close = getattr(store, "close", None)
     if close is not None and not script.startswith("leave_"):

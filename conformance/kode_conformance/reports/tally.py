@@ -24,6 +24,7 @@ AREAS: Final = {
     "SNAP": "snapshots",
     "INFO": "agent info",
     "VER": "versions",
+    "DOC": "documents of the caller's own",
     "LIFE": "lifecycle",
     "QRY": "queries",
     "OPS": "operations",

@@ -83,10 +83,11 @@ async def _not_offered(context: Context, protocol: type, lacked: Capability) -> 
 
 async def _not_kept(context: Context) -> str:
     """A store without documents refuses them; one that ignored them would lose them."""
-    if not isinstance(context.store, ExtendedStore):
+    store: object = context.store
+    if not isinstance(store, ExtendedStore):
         return ""
     try:
-        await context.store.put_document(AGENT, "c", "k", 1)
+        await store.put_document(AGENT, "c", "k", 1)
     except (UnsupportedError, NotImplementedError):
         return ""
     return "put_document is not refused, but the harness says that the store lacks DOCUMENTS: remove it from lacks"

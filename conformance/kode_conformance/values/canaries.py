@@ -20,7 +20,7 @@ _NAMES: Final = frozenset(
     {
         *("id", "agent_id", "window_id", "tool_use_id", "key", "path", "filename", "name", "lineage"),
         *("role", "type", "state", "status", "channel", "kind", "decision", "template_id", "breakpoint"),
-        *("created_at", "recovered_files", "config_version"),
+        *("created_at", "recovered_files", "config_version", "collection", "expect"),
     }
 )
 """Fields that name a record, or by which it is found: errors and logs may contain these."""

@@ -13,6 +13,7 @@ import msgspec
 from kode_conformance.calls.methods import PROTOCOL_METHODS
 from kode_conformance.values import samples
 from kode_core import query
+from kode_core.cursors import make_cursor
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["FIELD_JUNK", "Parameter", "forged_cursors", "junk_for", "parameters", "variants"]
@@ -152,6 +153,6 @@ def forged_cursors(given: str, kind: str) -> Iterator[str]:
     sound: tuple[Any, ...] = (5, "a") if kind == "query_sessions" else (5, "a", 0)
     for place in range(len(sound)):
         for key in _KEYS:
-            yield query.make_cursor(asked, (*sound[:place], key, *sound[place + 1 :]))
+            yield make_cursor(asked, (*sound[:place], key, *sound[place + 1 :]))
     for length in range(len(sound) + 2):
-        yield query.make_cursor(asked, (*sound, 0, 0)[:length])
+        yield make_cursor(asked, (*sound, 0, 0)[:length])

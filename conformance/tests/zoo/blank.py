@@ -106,8 +106,10 @@ class NullStore:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name.startswith("list_document"):
+            return lambda *_, **__: _gives(Page())
         if name.startswith(("load_", "list_", "last_")):
-            one = name in ("load_todos", "load_snapshot", "load_info", "last_bookmark")
+            one = name in ("load_todos", "load_snapshot", "load_info", "load_document", "last_bookmark")
             return functools.partial(_gives, None if one else [])
         if name.startswith(("query_",)):
             return lambda **_: _gives(Page())
@@ -122,7 +124,7 @@ class NullStore:
     def read_events(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
         return _nothing()
 
-    follow_events = iter_sessions = iter_messages = iter_tool_calls = iter_consistency = read_events
+    follow_events = iter_sessions = iter_messages = iter_tool_calls = iter_consistency = iter_documents = read_events
 
     async def exists(self, *_: Any) -> bool:
         return False

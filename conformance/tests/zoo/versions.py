@@ -205,8 +205,9 @@ class ForksAllCalls(EngineStore):
         *,
         length: int | None = None,
         snapshot_id: str | None = None,
+        documents: bool = False,
     ) -> str:
-        child = await super().fork(agent_id, new_id, length=length, snapshot_id=snapshot_id)
+        child = await super().fork(agent_id, new_id, length=length, snapshot_id=snapshot_id, documents=documents)
         await self.save_tool_call_records(child, await self.load_tool_call_records(agent_id))
         return child
 
@@ -231,10 +232,11 @@ class ForksOverAnother(EngineStore):
         *,
         length: int | None = None,
         snapshot_id: str | None = None,
+        documents: bool = False,
     ) -> str:
         try:
-            return await super().fork(agent_id, new_id, length=length, snapshot_id=snapshot_id)
+            return await super().fork(agent_id, new_id, length=length, snapshot_id=snapshot_id, documents=documents)
         except ConflictError:
             assert new_id is not None
             await self.delete(new_id)
-            return await super().fork(agent_id, new_id, length=length, snapshot_id=snapshot_id)
+            return await super().fork(agent_id, new_id, length=length, snapshot_id=snapshot_id, documents=documents)
