@@ -71,7 +71,7 @@ def calls_of(store: Any, agent_id: str = "a", target: str = "") -> dict[str, Cal
         if name in DOCUMENT_METHODS and not keeps_documents():
             continue
         parameters = inspect.signature(getattr(ExtendedStore, name)).parameters
-        given = {p: v for p, v in common.items() if p in parameters}
+        given = {p: v for p, v in common.items() if p in parameters and (p != "documents" or keeps_documents())}
         calls[name] = Call(getattr(store, name), {**given, **_SPECIAL.get(name, {})})
     return calls
 

@@ -102,6 +102,7 @@ async def _save_info(store: ExtendedStore, agent_id: str) -> None:
 
 
 async def _save_turn(store: ExtendedStore, agent_id: str) -> None:
+    more: Any = {"documents": _CHANGED} if keeps_documents() else {}
     await store.save_turn(
         agent_id,
         append=samples.messages(2, 40),
@@ -109,7 +110,7 @@ async def _save_turn(store: ExtendedStore, agent_id: str) -> None:
         todos=samples.todos("second", "third"),
         info=samples.info(agent_id, breakpoint="PRE_MODEL"),
         events=samples.events(2, 50),
-        documents=_CHANGED if keeps_documents() else (),
+        **more,
     )
 
 
